@@ -1,0 +1,13 @@
+"""The errors that a user can meet; each message is one sentence that says what was wrong and what to do."""
+
+
+class MshError(Exception):
+    """Something failed; the program ends with exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(MshError, ValueError):
+    """Something that the user gave (an option, a file, an array) is wrong; the program ends with exit code 2."""
+
+    exit_code = 2
