@@ -1,0 +1,148 @@
+"""`Session`: one conversation, frame by frame, without threads and without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from .codec import Mimi
+from .errors import InputError
+from .generate import LmGen
+from .models.lm import Lm
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler
+from .text import TextStream
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long the stages of one frame took, in seconds."""
+
+    encode: float
+    step: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        """All stages, one after the other, in seconds."""
+        return self.encode + self.step + self.decode
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What Moshi says in one frame (80 ms).
+
+    `pcm` is its voice, `[1920]` float32 at 24 kHz, about in [−1, 1] (not clamped); `text` what became complete of its text, a
+    leading space starting a word, "" if nothing did; `token` the text token behind it.
+    """
+
+    pcm: npt.NDArray[np.float32]
+    text: str
+    token: int
+    timings: Timings
+
+
+class Session:
+    """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
+
+    Several sessions may share the model and the codec; each has a state of its own. A session belongs to one thread at a time.
+
+    Parameters
+    ----------
+    lm
+        As from `load_lm`.
+    mimi
+        As from `load_mimi`, with as many codebooks as `lm` speaks and hears.
+    tokenizer
+        As from `load_tokenizer`, with the vocabulary of `lm`.
+    text_sampler, audio_sampler
+        How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
+    seed
+        The same seed, sound and machine give the same conversation, also after `reset`. None: a new one every time.
+
+    Raises
+    ------
+    InputError
+        The three do not belong together; the message says why.
+    """
+
+    def __init__(
+        self,
+        lm: Lm,
+        mimi: Mimi,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        *,
+        text_sampler: Sampler = TEXT_SAMPLER,
+        audio_sampler: Sampler = AUDIO_SAMPLER,
+        seed: int | None = None,
+    ) -> None:
+        config = lm.config
+        if tokenizer.GetPieceSize() != config.text_card:
+            raise InputError(
+                f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {config.text_card}; give the model's own."
+            )
+        need = max(config.dep_q, config.user_q)
+        if mimi.num_codebooks < need:
+            raise InputError(
+                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}; load it with as many."
+            )
+        if mimi.config["bins"] != config.card:
+            raise InputError(
+                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}; give the model's own codec."
+            )
+        self.sample_rate: int = mimi.sample_rate
+        self.frame_rate: float = mimi.frame_rate
+        self.frame_size: int = mimi.frame_size
+        self._user_q = config.user_q
+        self._encoder = mimi.encoder()
+        self._decoder = mimi.decoder()
+        self._gen = LmGen(lm, text_sampler=text_sampler, audio_sampler=audio_sampler, seed=seed)
+        self._tokenizer = tokenizer
+        self._text = TextStream(tokenizer, config.padding_ids)
+
+    def push(self, pcm: npt.NDArray[np.float32]) -> Frame:
+        """Hear one frame of the user and say one.
+
+        Parameters
+        ----------
+        pcm
+            The user's sound: `[1920]` float32 at 24 kHz in [−1, 1].
+
+        Returns
+        -------
+        Frame
+            Moshi's. Its sound is silence for as long as its first frame is not complete (not at all with the published
+            models).
+
+        Raises
+        ------
+        InputError
+            `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
+        """
+        if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.shape != (self.frame_size,):
+            given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+            raise InputError(f"A frame is float32[{self.frame_size}], and this is {given}.")
+        if not np.isfinite(pcm).all():
+            raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the frame is not a finite number.")
+        begin = perf_counter()
+        codes = self._encoder.step(pcm)
+        encoded = perf_counter()
+        step = self._gen.step(codes[: self._user_q])
+        stepped = perf_counter()
+        if step.frame is None:
+            reply = np.zeros(self.frame_size, np.float32)
+        else:
+            reply = self._decoder.step(step.frame[:, None])
+        decoded = perf_counter()
+        text = self._text.push(step.text_token)
+        return Frame(reply, text, step.text_token, Timings(encoded - begin, stepped - encoded, decoded - stepped))
+
+    def reset(self) -> None:
+        """Start a new conversation from fresh state; model and codec stay loaded."""
+        self._encoder.reset()
+        self._decoder.reset()
+        self._gen.reset()
+        self._text.flush()

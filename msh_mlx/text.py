@@ -1,0 +1,104 @@
+"""Text: from SentencePiece tokens to characters, and from characters to words with a time."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+
+from .errors import InputError
+
+_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
+    """Load a SentencePiece model.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no SentencePiece model.
+    """
+    path = Path(path).expanduser()
+    try:
+        proto = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"There is no tokenizer {path}.") from None
+    except IsADirectoryError:
+        raise InputError(f"The tokenizer {path} is a folder; give the .model file in it.") from None
+    except OSError as error:
+        raise InputError(f"The tokenizer {path} cannot be read: {error.strerror}.") from None
+    tokenizer = sentencepiece.SentencePieceProcessor()
+    try:
+        if not proto:
+            raise ValueError("empty")
+        tokenizer.LoadFromSerializedProto(proto)
+    except (RuntimeError, ValueError):
+        raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
+    return tokenizer
+
+
+class TextStream:
+    """Turns tokens into text, one at a time.
+
+    Byte pieces (`<0xE2>`) are collected until they make a character; bytes that never do become U+FFFD. Padding and
+    control tokens give no text.
+    """
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, padding_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._silent = frozenset(padding_ids)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Take a token and return the text that is complete with it; "" if there is none."""
+        if token in self._silent or self._tokenizer.IsControl(token):
+            return ""
+        piece: str = self._tokenizer.IdToPiece(token)
+        if self._tokenizer.IsByte(token):
+            return self._utf8.decode(bytes([int(piece[3:-1], 16)]))
+        return self.flush() + piece.replace(_SPACE, " ")
+
+    def flush(self) -> str:
+        """Return what is left of an incomplete character, as U+FFFD."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, and the time at which it began, in seconds."""
+
+    start: float
+    text: str
+
+
+class Words:
+    """Puts pieces of text together into words; a space starts a new one."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._text = ""
+
+    def push(self, time: float, text: str) -> list[Word]:
+        """Take the text that came at `time` (seconds), return the words that it completes."""
+        done: list[Word] = []
+        for character in text:
+            if character.isspace():
+                done += self.flush()
+                continue
+            if not self._text:
+                self._start = time
+            self._text += character
+        return done
+
+    def flush(self) -> list[Word]:
+        """Return the word that was being put together, if there is one."""
+        done = [Word(self._start, self._text)] if self._text else []
+        self._text = ""
+        return done
