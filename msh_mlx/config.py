@@ -120,7 +120,10 @@ class LmConfig:
                 self.depformer_dim % self.depformer_num_heads == 0,
                 f"depformer_dim = {self.depformer_dim} is not a multiple of depformer_num_heads = {self.depformer_num_heads}",
             ),
-            (self.depformer_context >= self.dep_q, f"depformer_context = {self.depformer_context} is less than dep_q = {self.dep_q}"),
+            (
+                self.depformer_context >= self.dep_q,
+                f"depformer_context = {self.depformer_context} is less than dep_q = {self.dep_q}",
+            ),
             (self.existing_text_padding_id < self.text_card, "existing_text_padding_id is not below text_card"),
         ]  # fmt: skip
         for good, what in checks:

@@ -132,10 +132,7 @@ class Session:
         encoded = perf_counter()
         step = self._gen.step(codes[: self._user_q])
         stepped = perf_counter()
-        if step.frame is None:
-            reply = np.zeros(self.frame_size, np.float32)
-        else:
-            reply = self._decoder.step(step.frame[:, None])
+        reply = np.zeros(self.frame_size, np.float32) if step.frame is None else self._decoder.step(step.frame[:, None])
         decoded = perf_counter()
         text = self._text.push(step.text_token)
         return Frame(reply, text, step.text_token, Timings(encoded - begin, stepped - encoded, decoded - stepped))

@@ -25,7 +25,6 @@ _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-_FLOATS = ("F32", "BF16", "F16")
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (32, 64, 128)
 
@@ -115,7 +114,8 @@ _PYTORCH_NAMES = [
     (re.compile(r"depformer_in\.(\d+)\.weight"), r"depformer.slices.\1.linear_in.weight"),
     (re.compile(r"linears\.(\d+)\.weight"), r"depformer.slices.\1.linear_out.weight"),
     (re.compile(r"depformer_text_emb\.weight"), "depformer.slices.0.emb.weight"),
-    (re.compile(r"depformer\.layers\.(\d+)\.gating\.(\d+)\.linear_(in|out)\.weight"), r"depformer.slices.\2.transformer.layers.\1.gating.linear_\3.weight"),
+    (re.compile(r"depformer\.layers\.(\d+)\.gating\.(\d+)\.linear_(in|out)\.weight"),
+     r"depformer.slices.\2.transformer.layers.\1.gating.linear_\3.weight"),
 ]  # fmt: skip
 _DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.weight")
 _DEPFORMER_ATTENTION = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
@@ -151,7 +151,7 @@ def to_mlx_layout(name: str, array: mx.array, dep_q: int) -> Iterator[tuple[str,
 
 
 def default_dtype() -> mx.Dtype:
-    """Choose the activations' dtype for the default device: float32 on the CPU, where bfloat16 is ten times slower; else bfloat16."""
+    """Choose the activations' dtype by the device: float32 on the CPU, where bfloat16 is ten times slower, else bfloat16."""
     return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
 
 
@@ -252,13 +252,13 @@ def _check(path: Path, lm: Lm, weights: Mapping[str, mx.array]) -> dict[str, Qua
     modules = dict(lm.named_modules())
     quantizations: dict[str, Quantization] = {}
     missing, expected = [], set()
-    for name, parameter in tree_flatten(lm.parameters()):
+    for name, parameter in cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())):
         expected.add(name)
         array = weights.get(name)
         if array is None:
             missing.append(name)
             continue
-        shape = cast(mx.array, parameter).shape
+        shape = parameter.shape
         module = name.removesuffix(".weight")
         if f"{module}.scales" in weights and isinstance(modules[module], nn.Linear | nn.Embedding):
             expected |= {f"{module}.scales", f"{module}.biases"}
@@ -269,7 +269,7 @@ def _check(path: Path, lm: Lm, weights: Mapping[str, mx.array]) -> dict[str, Qua
         elif array.shape != shape:
             raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
         elif not mx.issubdtype(array.dtype, mx.floating):
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; {' or '.join(_FLOATS)} is expected.")
+            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float is expected.")
     for names, what in ((missing, "is missing"), (sorted(set(weights) - expected), "does not belong to this model")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -288,12 +288,13 @@ def _quantization(path: Path, module: str, weights: Mapping[str, mx.array], shap
         if not rest and not rest_bits and bits in _BITS and group_size in _GROUPS:
             if weight.dtype != mx.uint32 or not mx.issubdtype(scales.dtype, mx.floating):
                 raise InputError(
-                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales {_dtype_name(scales)}; U32 with floats is expected."
+                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}; "
+                    "uint32 with floats is expected."
                 )
             return Quantization(bits, group_size)
     raise InputError(
-        f"{path}: {module} has a quantized weight {list(weight.shape)} with scales {list(scales.shape)}, which does not fit the "
-        f"expected shape {list(shape)}."
+        f"{path}: {module} has a quantized weight {list(weight.shape)} with scales {list(scales.shape)}, "
+        f"which does not fit the expected shape {list(shape)}."
     )
 
 
