@@ -94,7 +94,7 @@ def _tensor_info(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
-    if not isinstance(name, str) or not whole or end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
+    if not name.isprintable() or not whole or end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
         raise ValueError(name)
     return TensorInfo(entry["dtype"], shape), begin, end
 

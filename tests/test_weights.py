@@ -1,0 +1,246 @@
+"""Checkpoints: both layouts, quantized or not, and every wrong file with its sentence."""
+
+import json
+import struct
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+
+from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
+from msh_mlx.weights import default_dtype, read_header
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = GOLDEN / "lm-small"
+QUANT = GOLDEN / "lm-quant"
+MLX_FILE = SMALL / "lm_mlx_f32.safetensors"
+
+
+def says(path, config=SMALL / "config.json", **options):
+    """The one sentence with which loading fails."""
+    with pytest.raises(InputError) as error:
+        load_lm(path, config, **options)
+    message = str(error.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Write the small model with some tensors changed: None removes one."""
+
+    def write(source=MLX_FILE, **changes):
+        weights = load_file(source)
+        for name, array in changes.items():
+            if array is None:
+                del weights[name]
+            else:
+                weights[name] = array
+        path = tmp_path / "changed.safetensors"
+        save_file(weights, path)
+        return path
+
+    return write
+
+
+def test_both_layouts_give_the_same_weights():
+    a, b = (
+        dict(tree_flatten(load_lm(SMALL / f"{name}.safetensors", SMALL / "config.json", mx.float32).parameters()))
+        for name in ("lm_pytorch", "lm_mlx_f32")
+    )
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        assert mx.array_equal(array, b[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("layout", ["lm_pytorch", "lm_mlx_f32"])
+def test_half_precision_files_are_taken(layout, dtype, tmp_path):
+    arrays = mx.load(str(SMALL / f"{layout}.safetensors"))
+    path = tmp_path / "half.safetensors"
+    mx.save_safetensors(str(path), {name: array.astype(getattr(mx, dtype)) for name, array in arrays.items()})
+    lm = load_lm(path, SMALL / "config.json", mx.float32)
+    exact = arrays["text_linear.weight"].astype(getattr(mx, dtype)).astype(mx.float32)
+    assert mx.array_equal(lm.text_linear.weight, exact)
+
+
+def test_mixed_quantization_is_read_off_the_tensors(tmp_path):
+    """Some weights at 8 bits, some at 4, some not quantized at all, groups of two sizes: as stored, so it is run."""
+    plain = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
+    arrays = mx.load(str(QUANT / "lm_mlx_q8.safetensors"))
+    q4 = mx.load(str(QUANT / "lm_mlx_q4.safetensors"))
+    for part in ("weight", "scales", "biases"):
+        arrays[f"text_emb.{part}"] = q4[f"text_emb.{part}"]
+    head = [arrays.pop(f"text_linear.{part}") for part in ("weight", "scales", "biases")]
+    arrays["text_linear.weight"] = mx.dequantize(*head, group_size=64, bits=8)
+    mx.save_safetensors(str(tmp_path / "mixed.safetensors"), arrays)
+    lm = load_lm(tmp_path / "mixed.safetensors", QUANT / "config.json", mx.float32)
+    assert (lm.text_emb.bits, lm.text_emb.group_size) == (4, 32)
+    assert (lm.audio_embs[0].bits, lm.audio_embs[0].group_size) == (8, 64)
+    assert not hasattr(lm.text_linear, "bits")
+    tokens = mx.array([[96, 64, 64, 64, 64]], mx.int32)
+    _, logits = lm(tokens, lm.make_cache(), 0)
+    # The start row of the text embedding is all that differs: about a 4-bit step of it.
+    _, exact = plain(tokens, plain.make_cache(), 0)
+    assert 0 < mx.abs(logits - exact).max().item() < 0.3
+
+
+def test_dtype_follows_the_device():
+    assert default_dtype() == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
+    assert load_lm(MLX_FILE, SMALL / "config.json").text_linear.weight.dtype == default_dtype()
+
+
+def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch):
+    folder = tmp_path / "models@main"
+    folder.mkdir()
+    (folder / "lm.safetensors").write_bytes(MLX_FILE.read_bytes())
+    (folder / "config.json").write_bytes((SMALL / "config.json").read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json")
+    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).frame is not None
+
+
+def test_quantized_must_be_what_the_file_is():
+    assert "quantized to 8 bits, not 4" in says(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", quantized=4)
+    assert "quantized to 4 bits, not 8" in says(QUANT / "lm_mlx_q4.safetensors", QUANT / "config.json", quantized=8)
+    assert "is not quantized" in says(MLX_FILE, quantized=8)
+
+
+def test_files_that_are_none(tmp_path):
+    assert "There is no file" in says(tmp_path / "nothing.safetensors")
+    assert "is a folder" in says(tmp_path)
+    contents = {
+        "empty": (b"", "is empty"),
+        "short": (b"\x10\0\0", "not a safetensors file"),
+        "html": (b"<!DOCTYPE html><html><body>404</body></html>" * 20, "not a safetensors file"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "not a safetensors file"),
+        "huge header": (struct.pack("<Q", 1 << 40) + b"{}", "not a safetensors file"),
+        "no json": (struct.pack("<Q", 4) + b"{abc", "broken safetensors header"),
+        "a list": (struct.pack("<Q", 2) + b"{]", "broken safetensors header"),
+        "deep": (struct.pack("<Q", 90000) + b'{"a":' + b"[" * 89995, "broken safetensors header"),
+        "dtype": (header({"x": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
+        "shape": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
+        "offsets": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"\0" * 8, "place of x"),
+        "huge": (header({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}) + b"\0", "cut off"),
+        "longer": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 8, "longer than"),
+    }
+    for name, (data, sentence) in contents.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert sentence in says(path), name
+
+
+def header(entries):
+    raw = json.dumps(entries).encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+@pytest.mark.parametrize("keep", [100, 5000, -1])
+def test_truncated_files(keep, tmp_path):
+    data = MLX_FILE.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[:keep])
+    assert "cut off" in says(path)
+
+
+def test_wrong_models(changed):
+    assert "is a Mimi codec" in says(GOLDEN / "mimi-tiny" / "mimi.safetensors")
+    assert "not a Moshi language model" in says(SMALL / "greedy_f32.safetensors")
+    assert "text_emb.weight has shape [97, 64]; [32001, 4096] is expected" in says(MLX_FILE, None)
+    wider = {**json.loads((QUANT / "config.json").read_text()), "dim": 512, "num_heads": 8}
+    assert "norm1.weight has shape [256]; [512] is expected" in says(QUANT / "lm_mlx_q8.safetensors", wider)
+    assert "text_linear.weight has shape [96, 63]; [96, 64]" in says(
+        changed(**{"text_linear.weight": np.zeros((96, 63), np.float32)})
+    )
+    assert "text_linear.weight is of type int32" in says(
+        changed(**{"text_linear.weight": np.zeros((96, 64), np.int32)})
+    )
+    assert "text_linear.weight is missing" in says(changed(**{"text_linear.weight": None}))
+    two = changed(**{"text_linear.weight": None, "text_emb.weight": None})
+    assert "text_emb.weight and 1 more are missing" in says(two)
+    assert "more.weight does not belong to this model" in says(changed(**{"more.weight": np.zeros(3, np.float32)}))
+    pytorch = SMALL / "lm_pytorch.safetensors"
+    assert "odd.alpha does not belong" in says(changed(pytorch, **{"odd.alpha": np.zeros(3, np.float32)}))
+    rows = {"depformer.layers.0.self_attn.in_proj_weight": np.zeros((383, 32), np.float32)}
+    assert "depformer" in says(changed(pytorch, **rows))
+
+
+def test_wrong_quantized_tensors(changed):
+    def says_changed(**changes):
+        return says(changed(QUANT / "lm_mlx_q8.safetensors", **changes), QUANT / "config.json")
+
+    assert "text_emb.biases is missing" in says_changed(**{"text_emb.biases": None})
+    assert "text_emb has a quantized weight" in says_changed(**{"text_emb.scales": np.zeros((97, 3), np.float32)})
+    assert "text_emb has a quantized weight" in says_changed(**{"text_emb.weight": np.zeros((97, 65), np.uint32)})
+    assert "text_emb is packed as int32" in says_changed(**{"text_emb.weight": np.zeros((97, 64), np.int32)})
+    assert "out_norm.scales does not belong" in says_changed(**{"out_norm.scales": np.zeros((1, 4), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"dimension": 4}', "keys that are not known: dimension"),
+        ('{"norm": "layer_norm"}', "norm = 'layer_norm'; only 'rms_norm_f32'"),
+        ('{"dim": "64"}', "dim = '64'"),
+        ('{"dim": 0}', "dim = 0"),
+        ('{"dim": true}', "dim = True"),
+        ('{"dim": 100000000000000}', "dim = 100000000000000"),
+        ('{"delays": [0, 1]}', "delays has 2 entries"),
+        ('{"delays": 3}', "delays = 3"),
+        ('{"dep_q": 17}', "dep_q = 17 is larger than n_q = 16"),
+        ('{"num_heads": 33}', "not an even multiple of num_heads"),
+        ('{"depformer_context": 4}', "depformer_context = 4 is less than dep_q = 8"),
+        ('{"max_period": NaN}', "max_period = nan"),
+    ],
+)
+def test_wrong_configurations(text, sentence, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert sentence in says(MLX_FILE, path)
+
+
+def test_configuration_defaults_and_keys_that_do_not_matter():
+    assert LmConfig.from_dict({}) == LmConfig()
+    assert LmConfig.from_dict({"lm_gen_config": {"temp": 1}, "model_id": {}, "cross_attention": False}) == LmConfig()
+    assert (LmConfig().hidden, LmConfig().depformer_hidden, LmConfig().user_q) == (11264, 2816, 8)
+    with pytest.raises(InputError, match="cross_attention"):
+        LmConfig.from_dict({"cross_attention": True})
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        LmConfig.from_file("nowhere.json")
+
+
+SMALL_BYTES = MLX_FILE.read_bytes()
+HEADER_END = 8 + int.from_bytes(SMALL_BYTES[:8], "little")
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, HEADER_END - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.booleans(),
+)
+def test_damaged_headers_end_in_a_sentence_or_a_model(changes, cut, tmp_path):
+    """Whatever bytes of the header are wrong, there is one clear error, or they did not matter."""
+    data = bytearray(SMALL_BYTES)
+    for place, value in changes:
+        data[place] = value
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(bytes(data[: changes[0][0]] if cut else data))
+    try:
+        load_lm(path, SMALL / "config.json")
+    except InputError as error:
+        message = str(error)
+    else:
+        assert len(read_header(path)) == len(read_header(MLX_FILE))
+        return
+    assert message.endswith(".")
+    assert "\n" not in message
