@@ -1,0 +1,433 @@
+"""Sound files: every format against what soundfile and soxr make of it in one go, and every kind of damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from msh_mlx.audio import Recording, WavWriter, open_recording, read_frames, resample
+from msh_mlx.errors import InputError, MshError
+
+RATE, SIZE = 24000, 1920
+
+
+def sound(rate: int, channels: int, seconds: float = 1.3, seed: int = 0) -> np.ndarray:
+    """Tones below 3 kHz and a little noise, `[samples, channels]` float32."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(rate * seconds))[:, None] / rate
+    tones = sum(np.sin(2 * np.pi * (f * time + rng.random(channels))) for f in rng.uniform(100, 3000, 5))
+    return (0.1 * tones + 0.003 * rng.normal(size=(len(time), channels))).astype(np.float32)
+
+
+def read_all(path: Path) -> np.ndarray:
+    with open_recording(str(path)) as recording:
+        return np.concatenate(list(recording.blocks()))
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with open_recording(str(path)) as recording:
+        return np.concatenate(list(read_frames(recording, RATE, SIZE)))
+
+
+FORMATS = [
+    *[("wav", "WAV", s) for s in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "MS_ADPCM")],
+    *[("wav", "WAVEX", s) for s in ("PCM_16", "PCM_24", "FLOAT")],
+    ("flac", "FLAC", "PCM_16"),
+    ("flac", "FLAC", "PCM_24"),
+    ("ogg", "OGG", "VORBIS"),
+    ("opus", "OGG", "OPUS"),
+    ("mp3", "MP3", "MPEG_LAYER_III"),
+    ("aiff", "AIFF", "PCM_16"),
+]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("suffix", "form", "subtype"), FORMATS)
+def test_reads_what_soundfile_reads(tmp_path: Path, suffix: str, form: str, subtype: str, channels: int) -> None:
+    path = tmp_path / f"in.{suffix}"
+    soundfile.write(path, sound(48000, channels), 48000, format=form, subtype=subtype)
+    expected, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with open_recording(str(path)) as recording:
+        assert (recording.rate, recording.channels, recording.samples) == (rate, channels, len(expected))
+        assert recording.can_reopen
+        got = np.concatenate(list(recording.blocks()))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "suffix"), [(8000, "wav"), (16000, "mp3"), (44100, "flac"), (48000, "ogg"), (96000, "wav")]
+)
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_resamples_as_in_one_go(tmp_path: Path, rate: int, suffix: str, channels: int) -> None:
+    if suffix == "mp3" and channels > 2:
+        pytest.skip("MP3 has two channels at most")
+    path = tmp_path / f"in.{suffix}"
+    soundfile.write(path, sound(rate, channels, 2.03), rate)
+    mono = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+    expected = soxr.resample(mono, rate, RATE)
+    got = frames_of(path)
+    assert len(got) == -(-len(expected) // SIZE) * SIZE
+    np.testing.assert_allclose(got[: len(expected)], expected, atol=2e-6)
+    assert not got[len(expected) :].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_resampling_does_not_depend_on_the_blocks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rate = int(rng.choice([8000, 11025, 22050, 44100, 48000]))
+    pcm = sound(rate, 1)[:, 0]
+    cuts = np.sort(rng.integers(0, len(pcm), rng.integers(1, 60)))
+    got = np.concatenate(list(resample(np.split(pcm, cuts), rate, RATE)))
+    np.testing.assert_allclose(got, soxr.resample(pcm, rate, RATE), atol=2e-6)
+
+
+def test_the_right_rate_passes_unchanged_and_the_last_frame_is_filled_up(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).integers(-32768, 32768, 2 * SIZE + 1).astype(np.int16)
+    soundfile.write(tmp_path / "in.wav", numbers, RATE)
+    got = frames_of(tmp_path / "in.wav")
+    assert len(got) == 3 * SIZE
+    assert np.array_equal(got[: len(numbers)], numbers / np.float32(32768))
+    assert not got[len(numbers) :].any()
+
+
+def test_a_whole_number_of_frames_gets_no_further_one(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", sound(RATE, 1)[: 3 * SIZE], RATE)
+    assert len(frames_of(tmp_path / "in.wav")) == 3 * SIZE
+
+
+def test_a_single_sample_is_a_frame(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", np.ones(1, np.float32), 192000)
+    assert len(frames_of(tmp_path / "in.wav")) == SIZE
+
+
+def test_tilde_and_at_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    soundfile.write(tmp_path / "a@b.wav", sound(RATE, 1), RATE)
+    assert len(read_all(Path("~/a@b.wav"))) == len(sound(RATE, 1))
+
+
+def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
+    for name in ("a.raw", "a.txt", "a"):
+        soundfile.write(tmp_path / "a.flac", sound(RATE, 1), RATE)
+        (tmp_path / name).write_bytes((tmp_path / "a.flac").read_bytes())
+        assert len(read_all(tmp_path / name)) == len(sound(RATE, 1))
+
+
+# ---- pipes ---------------------------------------------------------------------------------------------------------------
+
+
+def through_pipe(data: bytes) -> tuple[Recording, threading.Thread]:
+    """Open a named pipe through which `data` comes."""
+    read_end, write_end = os.pipe()
+
+    def feed() -> None:
+        try:
+            with os.fdopen(write_end, "wb") as file:
+                file.write(data)
+        except BrokenPipeError:
+            pass
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        return open_recording(f"/dev/fd/{read_end}"), thread
+    finally:
+        os.close(read_end)
+
+
+def streamed(data: bytes, riff: int, size: int) -> bytes:
+    """A WAV file with other sizes in its header."""
+    at = data.index(b"data")
+    return data[:4] + struct.pack("<I", riff) + data[8 : at + 4] + struct.pack("<I", size) + data[at + 8 :]
+
+
+def encoded(form: str, subtype: str | None = None, rate: int = 48000, channels: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound(rate, channels), rate, format=form, subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_reads_every_format_from_a_pipe(form: str) -> None:
+    data = encoded(form)
+    recording, thread = through_pipe(data)
+    with recording:
+        assert not recording.can_reopen
+        got = np.concatenate(list(recording.blocks()))
+    thread.join(10)
+    expected = soundfile.read(io.BytesIO(data), dtype="float32")[0].mean(axis=1)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("subtype", ["ULAW", "IMA_ADPCM"])
+def test_reads_compressed_wav_from_a_pipe(subtype: str) -> None:
+    data = encoded("WAV", subtype)
+    recording, _ = through_pipe(data)
+    with recording:
+        got = np.concatenate(list(recording.blocks()))
+    np.testing.assert_allclose(got, soundfile.read(io.BytesIO(data), dtype="float32")[0].mean(axis=1), atol=1e-6)
+
+
+# Left behind by: a pipe that was never told, ffmpeg, ffmpeg's neighbours, sox, arecord, Python's wave.
+MARKERS = [
+    (0, 0),
+    (0xFFFFFFFF, 0xFFFFFFFF),
+    (0xFFFFFFFF, 0xFFFFFFDB),
+    (0x7FFFF024, 0x7FFFF000),
+    (0x80000024, 0x80000000),
+    (36, 0),
+]
+
+
+@pytest.mark.parametrize(("riff", "size"), MARKERS)
+@pytest.mark.parametrize("piped", [False, True])
+def test_wav_streams_of_unknown_length(tmp_path: Path, riff: int, size: int, piped: bool) -> None:
+    data = encoded("WAV", "PCM_16")
+    expected = read_all(write(tmp_path / "in.wav", data))
+    changed = streamed(data, riff, size)
+    if piped:
+        recording, _ = through_pipe(changed)
+        with recording:
+            got = np.concatenate(list(recording.blocks()))
+    else:
+        got = read_all(write(tmp_path / "in.wav", changed))
+    assert np.array_equal(got, expected)
+
+
+def test_a_wav_stream_is_heard_before_it_ends() -> None:
+    data = streamed(encoded("WAV", "PCM_16", RATE, 1), 0xFFFFFFFF, 0xFFFFFFFF)
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, data[: 44 + 2 * 8192])
+        with open_recording(f"/dev/fd/{read_end}") as recording:
+            frames = read_frames(recording, RATE, SIZE)
+            first = [next(frames) for _ in range(4)]
+            os.write(write_end, data[44 + 2 * 8192 :])
+            os.close(write_end)
+            got = np.concatenate([*first, *frames])
+    finally:
+        os.close(read_end)
+    expected = np.frombuffer(data[44:], "<i2") / np.float32(32768)
+    assert np.array_equal(got[: len(expected)], expected)
+
+
+def test_a_long_stream_needs_no_memory() -> None:
+    """Half an hour, 690 MB of it, passes through less than 60 MB."""
+    code = """
+import resource, sys
+import numpy as np
+from msh_mlx.audio import open_recording, read_frames
+with open_recording("-") as recording:
+    frames = read_frames(recording, 24000, 1920)
+    next(frames)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = 1 + sum(1 for _ in frames)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unit = 1 if sys.platform == "darwin" else 1024
+print(count, (after - before) * unit)
+"""
+    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 0, b"WAVE", b"fmt ", 16, 3, 1, 96000, 384000, 4, 32, b"data", 0)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(header)
+        second = np.zeros(96000, np.float32).tobytes()
+        for _ in range(1800):
+            process.stdin.write(second)
+        process.stdin.close()
+        count, grown = map(int, process.stdout.read().split())
+    assert count == 1800 * 12.5
+    assert grown < 60e6
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("part", [0.001, 0.02, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("form", "subtype"),
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("WAV", "ULAW"),
+        ("FLAC", None),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", None),
+    ],
+)
+def test_cut_off(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str, subtype: str | None, part: float, piped: bool
+) -> None:
+    data = encoded(form, subtype)
+    cut = data[: max(1, int(part * len(data)))]
+    assert_refused(tmp_path, cut, piped)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_in_the_middle(tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str, seed: int) -> None:
+    data = bytearray(encoded(form))
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(seed).bytes(3000)
+    with pytest.raises(InputError) as caught, open_recording(str(write(tmp_path / "in", bytes(data)))) as recording:
+        recording.check()
+    assert_sentence(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
+    data = encoded("MP3")
+    bare = data[data.index(b"\xff\xfb", 100) :]
+    # Without the count the decoder neither knows the length nor cuts its own delay away.
+    got, expected = read_all(write(tmp_path / "in.mp3", bare)), read_all(write(tmp_path / "whole.mp3", data))
+    delay = 576
+    assert len(got) >= len(expected) + delay
+    np.testing.assert_allclose(got[delay : delay + len(expected)], expected, atol=1e-6)
+    with pytest.raises(InputError):
+        read_all(write(tmp_path / "in.mp3", bare[:-100]))
+    # A tag behind the sound is no damage.
+    tagged = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + data + b"TAG" + bytes(125)
+    assert len(read_all(write(tmp_path / "in.mp3", tagged))) == len(sound(48000, 2))
+
+
+def test_a_flac_that_was_piped_does_not_know_its_length(tmp_path: Path) -> None:
+    data = bytearray(encoded("FLAC"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    path = write(tmp_path / "in.flac", bytes(data))
+    with open_recording(str(path)) as recording:
+        assert recording.samples is None
+    assert len(read_all(path)) == len(sound(48000, 2))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_samples_that_are_no_numbers(tmp_path: Path, subtype: str, value: float) -> None:
+    pcm = sound(RATE, 2).astype(np.float64)
+    pcm[12000, 1] = value
+    soundfile.write(tmp_path / "in.wav", pcm, RATE, subtype=subtype)
+    with pytest.raises(InputError, match=r"first at 0\.500 s"):
+        read_all(tmp_path / "in.wav")
+
+
+def odd_wav(rate: int = RATE, channels: int = 1, chunks: bytes = b"", size: int = 0) -> bytes:
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2, 2 * max(channels, 1), 16)
+    body = b"WAVE" + chunks + fmt + struct.pack("<4sI", b"data", size) + bytes(size)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+NOT_RECORDINGS = {
+    "empty": b"",
+    "one byte": b"R",
+    "text": b"This is a letter, not a recording.\n" * 50,
+    "0 samples": odd_wav(),
+    "0 samples and a tag": odd_wav() + b"LIST\x04\0\0\0INFO",
+    "a rate of 0": odd_wav(rate=0, size=4000),
+    "a rate of a GHz": odd_wav(rate=10**9, size=4000),
+    "0 channels": odd_wav(channels=0, size=4000),
+    "no format": b"RIFF\x24\0\0\0WAVEdata\x10\0\0\0" + bytes(16),
+    "a header alone": odd_wav(size=4000)[:40],
+    "a huge chunk": odd_wav(chunks=struct.pack("<4sI", b"junk", 0xF0000000)),
+    "zeros": bytes(10000),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(1000),
+    "no FLAC": b"fLaC" + bytes(1000),
+    "no OGG": b"OggS" + bytes(1000),
+    "no MP3": b"ID3" + bytes(1000),
+    "hardly MP3": b"\xff\xfb" + bytes(1000),
+}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("what", NOT_RECORDINGS)
+def test_not_a_recording(tmp_path: Path, capfd: pytest.CaptureFixture[str], what: str, piped: bool) -> None:
+    data = NOT_RECORDINGS[what]
+    if what == "0 samples and a tag":
+        data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    assert_refused(tmp_path, data, piped)
+    assert capfd.readouterr().err == ""
+
+
+def test_no_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.wav", tmp_path, tmp_path / "none" / "x.wav", "", f"{tmp_path}\0"):
+        with pytest.raises(InputError) as caught:
+            open_recording(str(path))
+        assert_sentence(caught.value)
+
+
+def assert_refused(tmp_path: Path, data: bytes, piped: bool) -> None:
+    def check() -> None:
+        recording = through_pipe(data)[0] if piped else open_recording(str(write(tmp_path / "in", data)))
+        with recording:
+            recording.check()
+
+    with pytest.raises(InputError) as caught:
+        check()
+    assert_sentence(caught.value)
+
+
+def assert_sentence(error: InputError) -> None:
+    text = str(error)
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert text[0].isupper() or text[0] == "/"
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_writes_and_clips(tmp_path: Path, channels: int) -> None:
+    pcm = np.array([[0.0, 0.5], [1.0, -1.0], [1.5, -1.5], [100.0, -100.0], [-0.25, 3e38]], np.float32)[:, :channels]
+    with (tmp_path / "out.wav").open("wb") as file:
+        writer = WavWriter(file, RATE, channels)
+        for row in pcm:
+            writer.write(row[None])
+        writer.finish()
+    got, rate = soundfile.read(tmp_path / "out.wav", dtype="int16", always_2d=True)
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (rate, info.format, info.subtype, info.channels) == (RATE, "WAV", "PCM_16", channels)
+    expected = [[0, 16384], [32767, -32768], [32767, -32768], [32767, -32768], [-8192, 32767]]
+    assert np.array_equal(got, np.array(expected)[:, :channels])
+
+
+def test_16_bit_sound_survives(tmp_path: Path) -> None:
+    numbers = np.arange(-32768, 32768).astype(np.int16)
+    soundfile.write(tmp_path / "in.wav", numbers, RATE)
+    with (tmp_path / "out.wav").open("wb") as file:
+        writer = WavWriter(file, RATE, 1)
+        writer.write(read_all(tmp_path / "in.wav"))
+        writer.finish()
+    assert (tmp_path / "out.wav").read_bytes() == (tmp_path / "in.wav").read_bytes()
+
+
+def test_a_wav_file_ends_at_4_gib(tmp_path: Path) -> None:
+    class Nowhere(io.BytesIO):
+        def write(self, data: object) -> int:
+            return 0
+
+    writer = WavWriter(Nowhere(), RATE, 2)
+    block = np.zeros((1 << 24, 2), np.float32)
+
+    for _ in range(63):
+        writer.write(block)
+    with pytest.raises(MshError, match="4 GiB"):
+        writer.write(block)
