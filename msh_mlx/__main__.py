@@ -1,0 +1,11 @@
+"""`python -m msh_mlx`: the program `msh-mlx`."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from .cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # before `main` could look after signals
+        sys.exit(130)

@@ -1,0 +1,159 @@
+"""Where files are found, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from .errors import InputError, MshError
+
+
+class NewFile:
+    """A file that is written under another name beside `path` and gets its own when it is complete.
+
+    Used as `with NewFile(path) as new: new.file.write(…); new.commit()`: leaving without `commit` leaves nothing. A link is
+    followed: what it names is replaced.
+
+    Raises
+    ------
+    InputError
+        The folder is not there or cannot be written to, or `path` is no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        if self.path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file.")
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{path} is no regular file; give another name.")
+        if not self.path.parent.is_dir():
+            raise InputError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
+        self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
+        try:
+            self.file: BinaryIO = self._temporary.open("xb")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+    def commit(self) -> None:
+        """Give the file its name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(self.path, self._temporary)
+        os.replace(self._temporary, self.path)
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Find out before any work whether the outputs can be written.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be written, is another one as well, or is one of the inputs, be it through a link.
+    """
+    sources = [path for path in inputs if path.exists()]
+    seen: set[str] = set()
+    for path in outputs:
+        for source in sources:
+            if path.exists() and path.samefile(source):
+                raise InputError(f"{path} is read and would be overwritten; give the output another name.")
+        place = os.path.realpath(path)
+        if sys.platform == "darwin":  # whose file names differ in more than case and composition
+            place = unicodedata.normalize("NFC", place).casefold()
+        if place in seen:
+            raise InputError(f"{path} would be written twice; give every output a name of its own.")
+        seen.add(place)
+        NewFile(path).__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model; `config` None is the published architecture."""
+
+    model: Path
+    mimi: Path
+    tokenizer: Path
+    config: Path | None
+
+    @property
+    def all(self) -> list[Path]:
+        """Those that are there."""
+        return [path for path in (self.model, self.mimi, self.tokenizer, self.config) if path]
+
+
+def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
+    """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `config.json`).
+
+    Raises
+    ------
+    InputError
+        A file is missing or a folder, or there is not exactly one tokenizer beside the model.
+    """
+    model_file = _existing(model, "model")
+    mimi_file = _existing(mimi, "codec")
+    if tokenizer is None:
+        beside = sorted(path for path in model_file.parent.glob("tokenizer*.model") if path.is_file())
+        if len(beside) != 1:
+            found = "no tokenizer" if not beside else f"{len(beside)} tokenizers"
+            raise InputError(f"There is {found} (tokenizer*.model) beside {model}; give one with --tokenizer.")
+        tokenizer_file = beside[0]
+    else:
+        tokenizer_file = _existing(tokenizer, "tokenizer")
+    config_file = _existing(config, "configuration") if config is not None else model_file.with_name("config.json")
+    return ModelFiles(model_file, mimi_file, tokenizer_file, config_file if config_file.is_file() else None)
+
+
+def demo_folder() -> Path:
+    """Return the folder of the demo model: in the package as installed, beside it in a checkout.
+
+    Raises
+    ------
+    MshError
+        It is in neither.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "assets" / "demo", package.parent / "assets" / "demo"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise MshError("The demo model is missing from this installation; install the package again.")
+
+
+def find_demo() -> ModelFiles:
+    """Find the files of the demo model; raises MshError if it is not installed."""
+    folder = demo_folder()
+    return find_model(str(folder / "model.q8.safetensors"), str(folder / "mimi.safetensors"))
+
+
+def _existing(path: str, what: str) -> Path:
+    found = Path(path).expanduser() if path else Path()
+    try:
+        mode = found.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"There is no {what} {path}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not path or stat.S_ISDIR(mode):
+        raise InputError(f"The {what} {path or '(an empty name)'} is a folder; give the file in it.")
+    return found
