@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -85,7 +86,7 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     `debug` shows the traceback of errors that nobody expected.
     """
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -116,10 +117,9 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 
 
 def _complain(message: str) -> None:
-    try:
+    # Without a standard error the exit code has to do.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):
-        pass  # there is no standard error; the exit code has to do
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,12 +201,31 @@ def _parser() -> Parser:
         help="hear so much silence after the recording (default: 0)",
     )
     add = parser.add_argument_group("conversation").add_argument
-    add("--temperature", type=number, default=0.8, help="of the voice; 0 is greedy (default: %(default)s)")
-    add("--text-temperature", type=number, default=0.7, help="of the text; 0 is greedy (default: %(default)s)")
-    add("--top-k", type=whole(0), default=250, help="choices for the voice; 0 is all (default: %(default)s)")
-    add("--text-top-k", type=whole(0), default=25, help="choices for the text; 0 is all (default: %(default)s)")
+    add("--temperature", metavar="T", type=number, default=0.8, help="of the voice; 0 is greedy (default: %(default)s)")
+    add(
+        "--text-temperature",
+        metavar="T",
+        type=number,
+        default=0.7,
+        help="of the text; 0 is greedy (default: %(default)s)",
+    )
+    add(
+        "--top-k",
+        metavar="K",
+        type=whole(0),
+        default=250,
+        help="choices for the voice; 0 is all (default: %(default)s)",
+    )
+    add(
+        "--text-top-k",
+        metavar="K",
+        type=whole(0),
+        default=25,
+        help="choices for the text; 0 is all (default: %(default)s)",
+    )
     add(
         "--seed",
+        metavar="N",
         type=whole(0, 1 << 64),
         help="the same seed gives the same conversation (default: a new one every time)",
     )

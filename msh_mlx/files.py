@@ -51,7 +51,7 @@ class NewFile:
         self.file.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.copymode(self.path, self._temporary)
-        os.replace(self._temporary, self.path)
+        self._temporary.replace(self.path)
 
     def __enter__(self) -> NewFile:
         return self
