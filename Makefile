@@ -1,0 +1,68 @@
+# `make` lists what there is. Every target makes or refreshes .venv first; that takes a moment when nothing has changed.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test test-rust test-python lint format wheels check-wheels check pin clean
+
+# What the caller's shell has set for another environment must not leak into this one.
+unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+PY := .venv/bin/python
+CARGO := cargo
+RUST := --manifest-path rust/Cargo.toml --locked
+SHELL_SCRIPTS := scripts/*.sh .ci/run
+# Two linters that are no Python packages; .ci/run installs them.
+if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make or refresh the environment in .venv
+	@sh scripts/setup.sh
+
+demo: setup ## play six spoken digits to the embedded model and keep its answer in out/
+	@mkdir -p out
+	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
+
+test: test-rust test-python ## run all tests
+
+test-rust: setup
+	$(CARGO) test $(RUST) --release -p mimi
+
+test-python: setup
+	$(PY) -m pytest
+
+lint: setup ## check format, style and types, in Rust, Python and shell
+	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
+	$(CARGO) clippy $(RUST) --workspace --all-targets -- -D warnings
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest mimi
+	$(call if-there,shellcheck,$(SHELL_SCRIPTS))
+	$(call if-there,actionlint,)
+	@sh scripts/check_tree.sh
+
+format: setup ## format the sources
+	$(CARGO) fmt --manifest-path rust/Cargo.toml --all
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+wheels: setup ## build the wheels of the extension and the package into dist/
+	rm -rf dist
+	$(PY) -m maturin build --release --locked --out dist -m rust/mimi-pyo3/Cargo.toml
+	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist
+
+check-wheels: wheels ## install the wheels into an empty environment and run the demo from there
+	@sh scripts/check_wheels.sh
+
+check: lint test check-wheels ## all of the above
+
+pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the newest versions)
+	@sh scripts/pin.sh
+
+clean: ## remove what was built, .venv too
+	rm -rf .venv dist out rust/target .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Resolves pyproject.toml into requirements.txt, for every supported Python on Linux and macOS. Versions that still fit
+# stay (UPGRADE=1 takes the newest). With --check nothing is written: it fails if requirements.txt is out of date.
+set -eu
+cd "$(dirname "$0")/.."
+
+uv_version=0.13.9
+uv=.cache/uv/bin/uv
+if [ "$("$uv" --version 2>/dev/null | awk '{ print $2 }')" != $uv_version ]; then
+  rm -rf .cache/uv
+  .venv/bin/python -m venv .cache/uv
+  .cache/uv/bin/python -m pip --disable-pip-version-check install --quiet uv==$uv_version
+fi
+
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+# The extension is built here, not fetched.
+grep -v '"msh-mimi==' pyproject.toml >"$place/pyproject.toml"
+cp README.md "$place/"
+grep -v '^#' requirements.txt >"$place/requirements.txt"
+# Answers come from the registry that uv is set up for; no address is written.
+"$uv" pip compile --quiet --universal --python-version 3.10 --group "$place/pyproject.toml:dev" \
+  ${UPGRADE:+--upgrade} --no-emit-index-url --no-annotate --no-header --output-file "$place/requirements.txt" "$place/pyproject.toml"
+{
+  echo "# Pinned for every Python from 3.10 to 3.14 on Linux and macOS; made by 'make pin' from pyproject.toml."
+  cat "$place/requirements.txt"
+} >"$place/pinned.txt"
+if [ "${1:-}" = --check ]; then
+  diff -u requirements.txt "$place/pinned.txt" || {
+    echo "requirements.txt is out of date: run 'make pin'." >&2
+    exit 1
+  }
+  echo 'requirements.txt fits pyproject.toml'
+else
+  cp "$place/pinned.txt" requirements.txt
+fi

@@ -1,0 +1,227 @@
+#!/bin/sh
+# Leaves a working environment in .venv: the pinned packages, the extension built in release mode, and the package
+# itself (editable). Does only what is missing or has changed, repairs what is broken, and needs the network only when
+# there is something new to fetch. Called by `make setup`; PYTHON=/path/to/python3 chooses the interpreter.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
+cd "$root"
+
+# What the caller's shell has set for another environment must not leak into this one.
+unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV \
+  PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_PYTHON CARGO_BUILD_TARGET
+# Nor may this environment, should it be the one activated, be what the next one is made from.
+PATH=$(printf '%s' "$PATH" | tr ':' '\n' | grep -vxF "$root/.venv/bin" | paste -s -d : -)
+PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+export PATH
+
+venv=.venv
+py=$venv/bin/python
+stamps=$venv/.stamps
+manifest=rust/mimi-pyo3/Cargo.toml
+packages='' # system packages to install
+minimum_rust=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' rust/Cargo.toml)
+minimum_rust=${minimum_rust:-1.85}
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+  printf 'setup: %s\n' "$*" >&2
+  exit 1
+}
+
+# --- stamps: what has been done, by content ---------------------------------------------------------------------------
+
+stamped() { [ -f "$stamps/$1" ] && [ "$(cat "$stamps/$1")" = "$2" ]; }
+stamp() { printf '%s' "$2" >"$stamps/$1"; }
+checksum() { cksum <"$1"; }
+
+# The sources, and what is installed: a debug build put there by `maturin dev` is replaced by a release build.
+extension_state() {
+  {
+    find rust \( -name target -o -name __pycache__ \) -prune -o -type f ! -name '*.so' ! -name '*.pyc' -exec cksum {} +
+    find $venv/lib rust/mimi-pyo3 -name target -prune -o -type f -name '*mimi*.so' -exec cksum {} +
+  } | LC_ALL=C sort | cksum
+}
+
+# --- system packages --------------------------------------------------------------------------------------------------
+
+as_root=''
+can_install() {
+  command -v apt-get >/dev/null 2>&1 || return 1
+  [ "$(id -u)" -ne 0 ] || return 0
+  as_root='sudo -n'
+  command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null
+}
+
+install_packages() {
+  [ -n "$packages" ] || return 0
+  can_install || die "these system packages are missing; install them with 'sudo apt-get install$packages' and run this again."
+  say "installing the system packages$packages"
+  # shellcheck disable=SC2086 # a list, and a prefix of two words
+  {
+    $as_root apt-get update -qq </dev/null || true
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null ||
+      die "apt-get could not install$packages; install them and run this again."
+  }
+}
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+# Prints the interpreter that an environment can be made from, if $1 is one that fits.
+base_python() {
+  "$1" -c '
+import os, sys, sysconfig
+base = getattr(sys, "_base_executable", None) or sys.executable
+base = base if os.path.exists(base) else sys.executable
+fits = (3, 10) <= sys.version_info[:2] <= (3, 14) and sys.maxsize > 2**32 and not sysconfig.get_config_var("Py_GIL_DISABLED")
+print(base) if fits else sys.exit(1)' 2>/dev/null
+}
+
+find_python() {
+  if [ -n "${PYTHON:-}" ]; then
+    base=$(base_python "$PYTHON") || die "PYTHON=$PYTHON does not fit: Python 3.10 to 3.14 (64 bits, with the GIL) is needed."
+    return
+  fi
+  for name in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do
+    base=$(base_python "$name") && return
+  done
+  if [ "$(uname)" = Darwin ]; then
+    die "Python 3.10 to 3.14 is needed; install it with 'brew install python@3.13', or name one with 'make setup PYTHON=/path/to/python3'."
+  fi
+  die "Python 3.10 to 3.14 is needed; install python3 and python3-venv with your system's packages, or name one with 'make setup PYTHON=/path/to/python3'."
+}
+
+# MLX has wheels for Apple silicon from macOS 14, and for Linux with glibc from 2.35.
+check_platform() {
+  "$base" -c '
+import platform, sys
+if sys.platform == "darwin":
+    if platform.machine() != "arm64":
+        sys.exit("MLX needs a Python for Apple silicon; this one is for " + platform.machine() + ".")
+    if int(platform.mac_ver()[0].split(".")[0]) < 14:
+        sys.exit("MLX needs macOS 14 or later; this is " + platform.mac_ver()[0] + ".")
+elif sys.platform == "linux":
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
+        sys.exit("MLX needs glibc 2.35 or later (Debian 12, Ubuntu 22.04); this is " + (name + " " + version).strip() + ".")
+else:
+    sys.exit("MLX runs on macOS and Linux, not on " + sys.platform + ".")' || exit 1
+}
+
+has_ensurepip() { "$base" -c 'import ensurepip, venv' 2>/dev/null; }
+
+make_environment() {
+  rm -rf $venv
+  say "making $venv with $("$base" --version) ($base)"
+  "$base" -m venv $venv || die "$base could not make $venv."
+  mkdir -p $stamps
+  : >$venv/.incomplete
+}
+
+# --- Rust -------------------------------------------------------------------------------------------------------------
+
+rustup_command="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+check_rust() {
+  found=$(rustc --version 2>/dev/null | sed -n 's/^rustc \([0-9]*\.[0-9]*\).*/\1/p')
+  if [ -n "$found" ] && cargo --version >/dev/null 2>&1; then
+    printf '%s\n' "$minimum_rust" "$found" | awk -F. '{ v[NR] = $1 * 1000 + $2 } END { exit v[2] < v[1] }' && return
+    if command -v rustup >/dev/null 2>&1; then
+      die "Rust $minimum_rust or later is needed to build the extension and this is $found; update it with: rustup update stable"
+    fi
+    die "Rust $minimum_rust or later is needed to build the extension and this is $found; install a newer one with: $rustup_command"
+  fi
+  if command -v rustup >/dev/null 2>&1; then
+    die "Rust $minimum_rust or later is needed to build the extension; install it with: rustup default stable"
+  fi
+  die "Rust $minimum_rust or later is needed to build the extension; install it with: $rustup_command"
+}
+
+check_compilers() {
+  # Rust links with the C compiler; MLX calls the C++ compiler when it compiles a function for the CPU.
+  if cc --version >/dev/null 2>&1 && c++ --version >/dev/null 2>&1; then return; fi
+  [ "$(uname)" != Darwin ] || die "a C compiler is needed; install it with: xcode-select --install"
+  packages="$packages gcc g++ libc6-dev"
+}
+
+# --- what is there, and what is to do ---------------------------------------------------------------------------------
+
+reason=''
+if [ ! -e $venv ] && [ ! -L $venv ]; then
+  reason='new'
+elif [ -e $venv/.incomplete ]; then
+  reason='an earlier setup did not finish'
+elif [ -f $stamps/root ] && ! stamped root "$root"; then
+  reason="it was made in $(cat $stamps/root)"
+elif ! reason=$("$py" -I scripts/check_environment.py 2>/dev/null); then
+  reason=${reason:-'its Python does not run'}
+elif [ -n "${PYTHON:-}" ]; then
+  find_python
+  if [ "$("$py" -c 'import sys; print(sys.version)')" != "$("$base" -c 'import sys; print(sys.version)')" ]; then
+    reason="another Python was asked for"
+  fi
+fi
+
+do_requirements=no do_extension=no do_package=no
+requirements=$(checksum requirements.txt)
+package=$(checksum pyproject.toml)
+if [ -n "$reason" ]; then
+  do_requirements=yes do_extension=yes do_package=yes
+else
+  stamped requirements "$requirements" || do_requirements=yes
+  stamped extension "$(extension_state)" || do_extension=yes
+  stamped package "$package" || do_package=yes
+fi
+case $do_requirements$do_extension$do_package in
+  nonono)
+    say "$venv is up to date"
+    exit 0
+    ;;
+esac
+
+# Everything that can be missing is looked for before the first download.
+if [ -n "$reason" ]; then
+  find_python
+  check_platform
+  check_compilers
+  if ! has_ensurepip; then
+    packages="$packages python$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+  fi
+fi
+[ $do_extension = no ] || check_rust
+install_packages
+if [ -n "$reason" ]; then
+  has_ensurepip || die "$base has no venv module (ensurepip is missing); install its venv package or name another Python with PYTHON=."
+  [ "$reason" = new ] || say "making $venv anew: $reason"
+  make_environment
+fi
+mkdir -p $stamps
+
+VIRTUAL_ENV=$root/$venv
+export VIRTUAL_ENV
+pip() { "$py" -m pip --disable-pip-version-check --no-input "$@"; }
+
+if [ $do_requirements = yes ]; then
+  say 'installing the pinned packages'
+  : >$venv/.incomplete
+  pip install -q -r requirements.txt || die 'the packages of requirements.txt could not be installed.'
+  stamp requirements "$requirements"
+  rm -f $venv/.incomplete
+fi
+
+if [ $do_extension = yes ]; then
+  say 'building the extension in release mode'
+  # The tests' crates too, so that `make test` needs no network later.
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  cargo fetch --quiet --locked --manifest-path rust/Cargo.toml --target "$host" || die 'the crates of rust/Cargo.lock could not be fetched.'
+  "$py" -m maturin develop --quiet --release --locked -m $manifest || die 'the extension could not be built.'
+  stamp extension "$(extension_state)"
+fi
+
+if [ $do_package = yes ]; then
+  pip install -q --no-deps --no-build-isolation -e . || die 'the package could not be installed.'
+  stamp package "$package"
+fi
+
+"$py" -c 'import mimi, mlx.core, msh_mlx' || die "what is in $venv cannot be imported; 'make clean setup' makes it anew."
+stamp root "$root"
+say "$venv is ready"
