@@ -28,7 +28,7 @@ demo: setup ## play six spoken digits to the embedded model and keep its answer 
 test: test-rust test-python ## run all tests
 
 test-rust: setup
-	$(CARGO) test $(RUST) --release -p mimi
+	$(CARGO) test $(RUST) -p mimi
 
 test-python: setup
 	$(PY) -m pytest
