@@ -161,6 +161,35 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def load_session(
+    files: ModelFiles,
+    quantized: int | None,
+    *,
+    voice: tuple[float, int],
+    text: tuple[float, int],
+    seed: int | None,
+) -> Session:
+    """Load a model, what is small first; `voice` and `text` are temperature and top-k.
+
+    Raises
+    ------
+    InputError
+        A file is wrong, or the files do not belong together.
+    """
+    from .codec import load_mimi
+    from .config import LmConfig
+    from .sampling import Sampler
+    from .session import Session
+    from .text import load_tokenizer
+    from .weights import load_lm
+
+    config = LmConfig.of(files.config)
+    tokenizer = load_tokenizer(files.tokenizer)
+    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
+    lm = load_lm(files.model, config=config, quantized=quantized)
+    return Session(lm, mimi, tokenizer, text_sampler=Sampler(*text), audio_sampler=Sampler(*voice), seed=seed)
+
+
 # ---- the conversation with recordings ------------------------------------------------------------------------------------
 
 
@@ -262,7 +291,13 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
             display(event)
 
         begin = perf_counter()
-        session = _session(args, files)
+        session = load_session(
+            files,
+            args.quantized,
+            voice=(args.temperature, args.top_k),
+            text=(args.text_temperature, args.text_top_k),
+            seed=args.seed,
+        )
         display.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
@@ -339,26 +374,3 @@ def _checked(path: str) -> Recording | None:
     with recording:
         recording.check()
     return None
-
-
-def _session(args: argparse.Namespace, files: ModelFiles) -> Session:
-    """Load everything, what is small first."""
-    from .codec import load_mimi
-    from .config import LmConfig
-    from .sampling import Sampler
-    from .session import Session
-    from .text import load_tokenizer
-    from .weights import load_lm
-
-    config = LmConfig.of(files.config)
-    tokenizer = load_tokenizer(files.tokenizer)
-    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    lm = load_lm(files.model, config=config, quantized=args.quantized)
-    return Session(
-        lm,
-        mimi,
-        tokenizer,
-        text_sampler=Sampler(args.text_temperature, args.text_top_k),
-        audio_sampler=Sampler(args.temperature, args.top_k),
-        seed=args.seed,
-    )

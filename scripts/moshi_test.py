@@ -1,0 +1,63 @@
+"""Lets the model hear a recording, and says what it answered and how long its steps took.
+
+PYTHONPATH=. python scripts/moshi_test.py --moshi-weights F --mimi-weights F --tokenizer F [RECORDING] [--output OUT.wav]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from msh_mlx.cli import Parser, Signals, guard, load_session, number, whole
+
+
+def main() -> int:
+    """Run the script and return its exit code."""
+    parser = Parser(prog="moshi_test.py", description="Let the model hear a recording.")
+    parser.add_argument("--moshi-weights", metavar="FILE", required=True, help="the language model (.safetensors)")
+    parser.add_argument("--mimi-weights", metavar="FILE", required=True, help="the codec (.safetensors)")
+    parser.add_argument("--tokenizer", metavar="FILE", required=True, help="the tokenizer (.model)")
+    parser.add_argument("--config", metavar="FILE", help="default: the config.json beside the model, if there is one")
+    parser.add_argument("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
+    parser.add_argument("--temperature", type=number, default=0.8, help="of the voice (default: %(default)s)")
+    parser.add_argument("--text-temperature", type=number, default=0.7, help="of the text (default: %(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole(0, 1 << 64), help="default: a new one every time")
+    parser.add_argument("--steps", metavar="N", type=whole(1), help="stop after N steps")
+    parser.add_argument("--output", metavar="FILE", help="write Moshi's voice there (WAV)")
+    parser.add_argument("input", metavar="RECORDING", nargs="?", help="default: the recording of the demo")
+    return guard(lambda signals: try_model(parser.parse_args(), signals))
+
+
+def try_model(args: argparse.Namespace, signals: Signals) -> int:
+    """Do it, and print a report."""
+    from msh_mlx.files import check_outputs, demo_folder, find_model
+
+    files = find_model(args.moshi_weights, args.mimi_weights, args.tokenizer, args.config)
+    source = args.input or str(demo_folder() / "digits.flac")
+    output = Path(args.output).expanduser() if args.output else None
+    check_outputs([output] if output else [], [*files.all, Path(source).expanduser()])
+
+    from rich.console import Console
+
+    from msh_mlx.audio import open_recording
+    from msh_mlx.run import Event, Plan, converse
+    from msh_mlx.ui import Display, timing_line
+
+    with open_recording(source) as recording, Display(Console(highlight=False), plain=True) as display:
+
+        def listener(event: Event) -> None:
+            signals.check()
+            display(event)
+
+        session = load_session(
+            files, args.quantized, voice=(args.temperature, 250), text=(args.text_temperature, 25), seed=args.seed
+        )
+        summary = converse(session, recording, Plan(reply=output, max_steps=args.steps), listener)
+        for what, times in (("Encoding", summary.encode), ("The model", summary.step), ("Decoding", summary.decode)):
+            display.say(timing_line(what, [times]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The two scripts, from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "assets" / "demo"
+MIMI = ["scripts/mimi_test.py", "--weights", str(DEMO / "mimi.safetensors")]
+FILES = ["--mimi-weights", str(DEMO / "mimi.safetensors"), "--tokenizer", str(DEMO / "tokenizer.model")]
+MOSHI = ["scripts/moshi_test.py", *FILES, "--moshi-weights", str(DEMO / "model.q8.safetensors")]
+
+
+def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": "."}
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_codec(tmp_path: Path) -> None:
+    result = run(*MIMI, "--output", tmp_path / "out.wav")
+    assert (result.returncode, result.stderr) == (0, "")
+    table = re.findall(r"^ *(\d+) +(\d+) +(\d+\.\d+)$", result.stdout, re.MULTILINE)
+    assert [int(row[0]) for row in table] == list(range(8))
+    assert all(1 < int(distinct) <= 164 and 0 < float(entropy) < 7.4 for _, distinct, entropy in table)
+    assert "codes and those of the whole: the same" in result.stdout
+    assert float(re.findall(r"differ by (\S+) at most", result.stdout)[0]) < 1e-4
+    assert re.search(r"round trip: -?\d+\.\d dB", result.stdout)
+    assert len(re.findall(r"\d+\.\d ms p50, \d+\.\d ms p95", result.stdout)) == 2
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.frames, info.samplerate) == (164 * 1920, 24000)
+
+
+def test_the_model(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.flac", soundfile.read(DEMO / "digits.flac", stop=80000)[0], 24000)
+    result = run(
+        *MOSHI, tmp_path / "in.flac", "--text-temperature", "0", "--temperature", "0", "--output", tmp_path / "out.wav"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Said: four one\n" in result.stdout
+    assert len(re.findall(r"\d+\.\d ms p50, \d+\.\d ms p95", result.stdout)) == 4
+    assert soundfile.info(tmp_path / "out.wav").frames == 42 * 1920
+
+
+def test_the_recording_of_the_demo_is_the_default() -> None:
+    result = run(*MOSHI, "--quantized", "8", "--steps", "5")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "digits.flac" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["scripts/mimi_test.py"], "--weights"),
+        (["scripts/mimi_test.py", "--weights", "none"], "none"),
+        (["scripts/mimi_test.py", "--weights", "LICENSE"], "LICENSE"),
+        ([*MIMI, "none.wav"], "none.wav"),
+        ([*MIMI, "LICENSE"], "LICENSE"),
+        ([*MIMI, "--output", "none/out.wav"], "none"),
+        ([*MIMI, "--output", str(DEMO / "digits.flac")], "digits.flac"),
+        ([*MIMI, "--codebooks", "0"], "--codebooks"),
+        ([*MIMI, "--colour"], "--colour"),
+        (["scripts/moshi_test.py", *FILES], "--moshi-weights"),
+        ([*MOSHI, "none.wav"], "none.wav"),
+        ([*MOSHI, "--quantized", "4"], "8"),
+        ([*MOSHI, "--steps", "0"], "--steps"),
+        ([*MOSHI, "--config", "none"], "none"),
+        ([*MOSHI, "--tokenizer", "LICENSE"], "LICENSE"),
+        ([*MOSHI, "--moshi-weights", "LICENSE"], "LICENSE"),
+        ([*MOSHI, "--output", str(DEMO / "model.q8.safetensors")], "model.q8.safetensors"),
+    ],
+)
+def test_refused_in_one_sentence(command: list[str], word: str) -> None:
+    result = run(*command)
+    assert result.returncode == 2, result.stderr
+    assert re.fullmatch(r"\S.*\.\n", result.stderr), result.stderr
+    assert word in result.stderr
+    assert "Listening" not in result.stdout
+
+
+def test_sound_that_is_cut_off(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", np.zeros(24000), 24000)
+    data = (tmp_path / "in.wav").read_bytes()
+    (tmp_path / "in.wav").write_bytes(data[:30000])
+    for command in (MIMI, MOSHI):
+        result = run(*command, tmp_path / "in.wav")
+        assert result.returncode == 2
+        assert "cut off" in result.stderr
