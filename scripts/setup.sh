@@ -11,7 +11,7 @@ cd "$root"
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV \
   PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_PYTHON CARGO_BUILD_TARGET
 # Nor may this environment, should it be the one activated, be what the next one is made from.
-PATH=$(printf '%s' "$PATH" | tr ':' '\n' | grep -vxF "$root/.venv/bin" | paste -s -d : -)
+PATH=$(printf '%s\n' "$PATH" | tr ':' '\n' | grep -vxF "$root/.venv/bin" | paste -s -d : -)
 PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 export PATH
 
@@ -209,11 +209,14 @@ if [ $do_requirements = yes ]; then
 fi
 
 if [ $do_extension = yes ]; then
-  say 'building the extension in release mode'
+  say 'building the extension in release mode (a minute or two)'
   # The tests' crates too, so that `make test` needs no network later.
   host=$(rustc -vV | sed -n 's/^host: //p')
   cargo fetch --quiet --locked --manifest-path rust/Cargo.toml --target "$host" || die 'the crates of rust/Cargo.lock could not be fetched.'
-  "$py" -m maturin develop --quiet --release --locked -m $manifest || die 'the extension could not be built.'
+  "$py" -m maturin develop --release --locked -m $manifest >$stamps/build.log 2>&1 || {
+    cat $stamps/build.log >&2
+    die 'the extension could not be built.'
+  }
   stamp extension "$(extension_state)"
 fi
 
