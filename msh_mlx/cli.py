@@ -100,9 +100,8 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
         _complain("Stopped.")
         return 128 + number
     except BrokenPipeError:
-        # Python would try to write the rest when it ends.
+        # Whoever read the standard output has gone, as with `| head`. Python would try to write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _complain("The standard output was closed before the end.")
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
@@ -274,7 +273,7 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
-    check_outputs(outputs, [*files.all, *(Path(path).expanduser() for path in args.input if path != STDIN)])
+    check_outputs(outputs, [*files.all, *(0 if path == STDIN else Path(path).expanduser() for path in args.input)])
     recordings = [_checked(path) for path in args.input]
 
     from rich.console import Console
@@ -291,13 +290,14 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
             display(event)
 
         begin = perf_counter()
-        session = load_session(
-            files,
-            args.quantized,
-            voice=(args.temperature, args.top_k),
-            text=(args.text_temperature, args.text_top_k),
-            seed=args.seed,
-        )
+        with display.busy(f"Loading {files.model.name}"):
+            session = load_session(
+                files,
+                args.quantized,
+                voice=(args.temperature, args.top_k),
+                text=(args.text_temperature, args.text_top_k),
+                seed=args.seed,
+            )
         display.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()

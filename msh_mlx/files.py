@@ -65,20 +65,22 @@ class NewFile:
             self._temporary.unlink(missing_ok=True)
 
 
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Find out before any work whether the outputs can be written.
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> None:
+    """Find out before any work whether the outputs can be written; inputs are paths or open descriptors.
 
     Raises
     ------
     InputError
         One of them cannot be written, is another one as well, or is one of the inputs, be it through a link.
     """
-    sources = [path for path in inputs if path.exists()]
+    sources = []
+    for source in inputs:
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it will complain
+            sources.append(os.stat(source))  # noqa: PTH116
     seen: set[str] = set()
     for path in outputs:
-        for source in sources:
-            if path.exists() and path.samefile(source):
-                raise InputError(f"{path} is read and would be overwritten; give the output another name.")
+        if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
+            raise InputError(f"{path} is read and would be overwritten; give the output another name.")
         place = os.path.realpath(path)
         if sys.platform == "darwin":  # whose file names differ in more than case and composition
             place = unicodedata.normalize("NFC", place).casefold()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from rich.console import Console, Group
@@ -44,6 +45,10 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line, as it is."""
         self._console.print(Text(printable(text)), soft_wrap=True)
+
+    def busy(self, text: str) -> AbstractContextManager[object]:
+        """Return a context during which a terminal shows `text` and that something is going on."""
+        return nullcontext() if self._plain else self._console.status(Text(printable(text)))
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

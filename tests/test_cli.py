@@ -197,10 +197,10 @@ REFUSED = {
     "no such configuration": (f"{MODEL} --config none {IO}", "none"),
     "configuration is no JSON": (f"{MODEL} --config no.json {IO}", "no.json"),
     "configuration is odd": (f"{MODEL} --config odd.json {IO}", "colour"),
-    "another configuration": (f"{MODEL} --config {{golden}}/lm-small/config.json {IO}", "config"),
+    "another configuration": (f"{MODEL} --config {{golden}}/lm-small/config.json {IO}", "shape"),
     "published architecture, demo model": (
         f"--model model/q8.safetensors --mimi model/mimi.safetensors {IO}",
-        "config",
+        "shape",
     ),
     "said 4, is 8": (f"{MODEL} --quantized 4 {IO}", "8"),
     "said 8, is 4": (f"--model {{golden}}/lm-quant/lm_mlx_q4.safetensors {MODEL4} --quantized 8 {IO}", "4"),
@@ -277,8 +277,16 @@ def test_an_output_that_nobody_reads(shelf: Path, tmp_path: Path) -> None:
         process.stdout.close()
         message = process.stderr.read().decode()
         assert process.wait(LIMIT) == 1
-    assert message == "The standard output was closed before the end.\n"
+    assert message == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_the_standard_input_is_not_overwritten(shelf: Path) -> None:
+    with (shelf / "good.wav").open("rb") as file:
+        command = [sys.executable, str(ROOT / "local_mlx.py"), "--demo", "--input", "-", "--output", "good.wav"]
+        assert "good.wav" in assert_refused(
+            subprocess.run(command, cwd=shelf, stdin=file, capture_output=True, timeout=LIMIT)
+        )
 
 
 def test_file_names_cannot_write_to_the_terminal(shelf: Path) -> None:
@@ -359,7 +367,7 @@ def stop(process: subprocess.Popen[bytes], number: signal.Signals) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.15, 0.3, 0.5, 0.8, 1.2, 2.0, 4.0])
+@pytest.mark.parametrize("after", [0.15, 0.4, 0.8, 1.5, 3.0])
 def test_stopped_at_any_moment(shelf: Path, tmp_path: Path, after: float, number: signal.Signals) -> None:
     process = start(shelf, tmp_path, "--input", "good.wav")
     time.sleep(after)
