@@ -1,0 +1,66 @@
+//! The codec's errors as Python exceptions.
+
+use std::io::ErrorKind;
+
+use mimi::Error;
+use pyo3::PyErr;
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyIsADirectoryError, PyOSError, PyPermissionError, PyRuntimeError, PyTypeError, PyValueError,
+};
+
+pyo3::create_exception!(
+    mimi,
+    MimiError,
+    PyValueError,
+    "A checkpoint or a configuration that cannot be used; the message says what is wrong with it."
+);
+
+/// Whatever a call can raise.
+pub enum Failure {
+    /// From the codec itself.
+    Codec(Error),
+    /// An argument of the wrong type.
+    Type(String),
+    /// An argument of the right type that cannot be used.
+    Value(String),
+    /// A stream that another thread is using, or that broke while it was used.
+    State(String),
+    /// Raised by Python on the way.
+    Python(PyErr),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Codec(error)
+    }
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl From<Failure> for PyErr {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Codec(error) => {
+                let message = error.to_string();
+                match error {
+                    Error::Io { source, .. } => match source.kind() {
+                        ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
+                        ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
+                        ErrorKind::IsADirectory => PyIsADirectoryError::new_err(message),
+                        _ => PyOSError::new_err(message),
+                    },
+                    Error::Checkpoint { .. } | Error::Config(_) => MimiError::new_err(message),
+                    Error::Input(_) => PyValueError::new_err(message),
+                }
+            }
+            Failure::Type(message) => PyTypeError::new_err(message),
+            Failure::Value(message) => PyValueError::new_err(message),
+            Failure::State(message) => PyRuntimeError::new_err(message),
+            Failure::Python(error) => error,
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The Python extension `mimi._mimi`: it checks, converts, releases the GIL and maps errors; no arithmetic is in here.
+
+mod arrays;
+mod error;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, TryLockError};
+
+use numpy::{PyArray1, PyArray2};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyMapping};
+
+use error::{Failure, MimiError};
+
+/// The weights of a codec: immutable, to be shared between threads and streams.
+///
+/// Parameters
+/// ----------
+/// path : str or os.PathLike
+///     A safetensors checkpoint with exactly the tensors of its configuration, in float32, bfloat16 or float16.
+/// num_codebooks : int
+///     Codebooks to encode to and to decode from, 1 to the configuration's ``n_q``.
+/// num_threads : int or None
+///     Threads that share the work of a step, the caller's included; None picks a number.
+/// config : mapping, str, os.PathLike or None
+///     The architecture, as a mapping or a JSON file; keys left out take the published values. None takes the
+///     checkpoint's metadata key ``config``, or the published values.
+///
+/// Raises
+/// ------
+/// OSError
+///     A file is missing, is a directory or cannot be read (FileNotFoundError, IsADirectoryError, PermissionError).
+/// MimiError
+///     The checkpoint or the configuration is not usable.
+/// ValueError
+///     ``num_codebooks`` or ``num_threads`` is out of range.
+#[pyclass(module = "mimi", frozen)]
+struct Mimi(mimi::Mimi);
+
+/// Runs `work` without the GIL.
+fn without_gil<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure>
+where
+    Failure: Send,
+{
+    py.detach(work)
+}
+
+/// Runs `work` on a stream without the GIL, unless another thread is using the stream.
+fn with_stream<S: Send, T: Send>(
+    py: Python<'_>,
+    stream: &Mutex<S>,
+    name: &str,
+    work: impl FnOnce(&mut S) -> mimi::Result<T> + Send,
+) -> Result<T, Failure> {
+    without_gil(py, || match stream.try_lock() {
+        Ok(mut stream) => Ok(work(&mut stream)?),
+        Err(TryLockError::WouldBlock) => Err(Failure::State(format!(
+            "This {name} is being used by another thread; give each thread one of its own."
+        ))),
+        Err(TryLockError::Poisoned(_)) => {
+            Err(Failure::State(format!("This {name} broke in an earlier call; make a new one.")))
+        }
+    })
+}
+
+fn read_config(config: &Bound<'_, PyAny>) -> Result<mimi::Config, Failure> {
+    if let Ok(mapping) = config.cast::<PyMapping>() {
+        let plain = PyDict::new(config.py());
+        plain.update(mapping)?;
+        let text: String = config.py().import("json")?.call_method1("dumps", (plain,))?.extract()?;
+        return Ok(mimi::Config::from_json(&text)?);
+    }
+    let Ok(path) = config.extract::<PathBuf>() else {
+        let kind = config.get_type().name()?;
+        return Err(Failure::Type(format!("config must be a mapping or the path of a JSON file, not {kind}.")));
+    };
+    let bytes = std::fs::read(&path).map_err(|source| mimi::Error::Io { path: path.clone(), source })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| mimi::Error::Config(format!("{} is not a text file in UTF-8", path.display())))?;
+    mimi::Config::from_json(&text).map_err(|e| match e {
+        mimi::Error::Config(reason) => mimi::Error::Config(format!("in {}, {reason}", path.display())).into(),
+        other => other.into(),
+    })
+}
+
+fn count(value: i64) -> usize {
+    usize::try_from(value).unwrap_or(0)
+}
+
+#[pymethods]
+impl Mimi {
+    #[new]
+    #[pyo3(signature = (path, *, num_codebooks=8, num_threads=None, config=None))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        num_codebooks: i64,
+        num_threads: Option<i64>,
+        config: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Self, Failure> {
+        let options = mimi::Options {
+            num_codebooks: count(num_codebooks),
+            num_threads: num_threads.map(count),
+            config: config.map(read_config).transpose()?,
+            ..mimi::Options::default()
+        };
+        without_gil(py, || Ok(Self(mimi::Mimi::load(&path, &options)?)))
+    }
+
+    /// Samples per second.
+    #[getter]
+    fn sample_rate(&self) -> usize {
+        self.0.config().sample_rate
+    }
+
+    /// Frames per second.
+    #[getter]
+    fn frame_rate(&self) -> f64 {
+        self.0.config().frame_rate
+    }
+
+    /// Samples per frame.
+    #[getter]
+    fn frame_size(&self) -> usize {
+        self.0.frame_size()
+    }
+
+    /// Rows of the codes.
+    #[getter]
+    fn num_codebooks(&self) -> usize {
+        self.0.num_codebooks()
+    }
+
+    /// The configuration in effect, all keys with their values; a new dict each time.
+    #[getter]
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("json")?.call_method1("loads", (self.0.config().to_json().to_string(),))
+    }
+
+    /// Encodes a whole recording with a stream of its own.
+    ///
+    /// ``pcm [T] float32`` in [-1, 1] gives codes ``[num_codebooks, ceil(T / frame_size)] uint32``; zeros complete the
+    /// last frame. Working memory does not grow with T.
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape or a sample that is not finite.
+    fn encode<'py>(&self, py: Python<'py>, pcm: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray2<u32>>, Failure> {
+        let pcm = arrays::pcm(pcm)?;
+        let codes = without_gil(py, || Ok(self.0.encode(&pcm)?))?;
+        Ok(arrays::to_rows(py, &codes, self.0.num_codebooks())?)
+    }
+
+    /// The latents that ``encode`` quantizes.
+    ///
+    /// ``pcm [T] float32`` gives ``[dimension, ceil(T / frame_size)] float32``. Raises what ``encode`` raises.
+    fn encode_latent<'py>(
+        &self,
+        py: Python<'py>,
+        pcm: &Bound<'py, PyAny>,
+    ) -> Result<Bound<'py, PyArray2<f32>>, Failure> {
+        let pcm = arrays::pcm(pcm)?;
+        let latents = without_gil(py, || Ok(self.0.encode_latent(&pcm)?))?;
+        Ok(arrays::to_rows(py, &latents, self.0.config().dimension)?)
+    }
+
+    /// Decodes a whole recording with a stream of its own.
+    ///
+    /// ``codes [K, m]`` of any integer type, K from 1 to ``num_codebooks``, gives ``[m * frame_size] float32``, which
+    /// can leave [-1, 1].
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape or a code out of range.
+    fn decode<'py>(&self, py: Python<'py>, codes: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let codes = arrays::codes(codes)?;
+        let pcm = without_gil(py, || Ok(self.0.decode(&codes.values, codes.rows)?))?;
+        Ok(PyArray1::from_vec(py, pcm))
+    }
+
+    /// A new stream from audio to codes.
+    fn encoder(&self) -> Encoder {
+        Encoder { stream: Mutex::new(self.0.encoder()), num_codebooks: self.0.num_codebooks() }
+    }
+
+    /// A new stream from codes to audio.
+    fn decoder(&self) -> Decoder {
+        Decoder { stream: Mutex::new(self.0.decoder()) }
+    }
+}
+
+/// A stream from audio to codes; made by ``Mimi.encoder()``.
+///
+/// It may be used by one thread at a time. A call that raises leaves it as it was.
+#[pyclass(module = "mimi", frozen)]
+struct Encoder {
+    stream: Mutex<mimi::Encoder>,
+    num_codebooks: usize,
+}
+
+#[pymethods]
+impl Encoder {
+    /// Takes any number of samples and gives the codes of the frames that they complete.
+    ///
+    /// ``pcm [n] float32`` in [-1, 1] gives ``[num_codebooks, m] uint32``; samples that fill no frame wait for more.
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape or a sample that is not finite, RuntimeError
+    /// when another thread is using the stream.
+    fn step<'py>(&self, py: Python<'py>, pcm: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray2<u32>>, Failure> {
+        let pcm = arrays::pcm(pcm)?;
+        let codes = with_stream(py, &self.stream, "Encoder", |stream| stream.step(&pcm))?;
+        Ok(arrays::to_rows(py, &codes, self.num_codebooks)?)
+    }
+
+    /// Begins a new stream; samples that wait for more are forgotten.
+    ///
+    /// Raises RuntimeError when another thread is using the stream.
+    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+        with_stream(py, &self.stream, "Encoder", |stream| {
+            stream.reset();
+            Ok(())
+        })
+    }
+}
+
+/// A stream from codes to audio; made by ``Mimi.decoder()``.
+///
+/// It may be used by one thread at a time. A call that raises leaves it as it was.
+#[pyclass(module = "mimi", frozen)]
+struct Decoder {
+    stream: Mutex<mimi::Decoder>,
+}
+
+#[pymethods]
+impl Decoder {
+    /// Decodes any number of frames.
+    ///
+    /// ``codes [K, m]`` of any integer type, K from 1 to ``num_codebooks``, gives ``[m * frame_size] float32``, which
+    /// can leave [-1, 1].
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape or a code out of range, RuntimeError when
+    /// another thread is using the stream.
+    fn step<'py>(&self, py: Python<'py>, codes: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let codes = arrays::codes(codes)?;
+        let pcm = with_stream(py, &self.stream, "Decoder", |stream| stream.step(&codes.values, codes.rows))?;
+        Ok(PyArray1::from_vec(py, pcm))
+    }
+
+    /// Begins a new stream.
+    ///
+    /// Raises RuntimeError when another thread is using the stream.
+    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+        with_stream(py, &self.stream, "Decoder", |stream| {
+            stream.reset();
+            Ok(())
+        })
+    }
+}
+
+#[pymodule]
+fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Mimi>()?;
+    module.add_class::<Encoder>()?;
+    module.add_class::<Decoder>()?;
+    module.add("MimiError", module.py().get_type::<MimiError>())
+}

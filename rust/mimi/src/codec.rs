@@ -1,0 +1,369 @@
+//! The model, and the two kinds of stream through it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::conv::{Conv, History};
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, Kernels, Sink};
+use crate::quantizer::{self, Quantizer};
+use crate::seanet::{self, sized};
+use crate::transformer::{self, Transformer};
+use crate::weights::Weights;
+
+/// Transformer steps per frame: the stride of the last resampling.
+const STEPS: usize = 2;
+
+/// Frames that are computed together at most. More would save little and take working memory.
+const BLOCK: usize = 8;
+
+/// How to load a codec.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Codebooks to encode to and to decode from, 1 to the configuration's `n_q`.
+    pub num_codebooks: usize,
+    /// Threads that share the work of a step, the caller's included; `None` picks a number.
+    pub num_threads: Option<usize>,
+    /// The architecture; `None` takes the checkpoint's metadata key `config`, or the published values.
+    pub config: Option<Config>,
+    /// The instruction set; `None` picks the fastest that the machine has.
+    pub isa: Option<Isa>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { num_codebooks: 8, num_threads: None, config: None, isa: None }
+    }
+}
+
+/// The layers of a codec.
+#[derive(Debug)]
+struct Layers {
+    encoder: seanet::Encoder,
+    encoder_transformer: Transformer,
+    downsample: Conv,
+    quantizer: Quantizer,
+    /// Depthwise, `[dimension, 4]`.
+    upsample: Vec<f32>,
+    decoder_transformer: Transformer,
+    decoder: seanet::Decoder,
+}
+
+impl Layers {
+    fn load(weights: &mut Weights, config: &Config, num_codebooks: usize) -> Result<Self> {
+        let d = config.dimension;
+        Ok(Self {
+            encoder: seanet::Encoder::load(weights, config)?,
+            encoder_transformer: Transformer::load(weights, "encoder_transformer", config)?,
+            downsample: Conv::load(weights, "downsample.conv.conv.conv", [d, d, 2 * STEPS, STEPS], false)?,
+            quantizer: Quantizer::load(weights, config, num_codebooks)?,
+            upsample: weights.take("upsample.convtr.convtr.convtr.weight", &[d, 1, 2 * STEPS])?,
+            decoder_transformer: Transformer::load(weights, "decoder_transformer", config)?,
+            decoder: seanet::Decoder::load(weights, config)?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Model {
+    config: Config,
+    num_codebooks: usize,
+    kernels: Kernels,
+    layers: Layers,
+}
+
+/// A loaded codec: immutable, cheap to clone, to be shared between threads and streams.
+#[derive(Clone, Debug)]
+pub struct Mimi(Arc<Model>);
+
+impl Mimi {
+    /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there.
+    pub fn load(path: &Path, options: &Options) -> Result<Self> {
+        let mut checkpoint = Checkpoint::open(path)?;
+        let config = match (&options.config, &checkpoint.config) {
+            (Some(config), _) => config.clone(),
+            (None, Some(text)) => Config::from_json(text).map_err(|e| match e {
+                Error::Config(reason) => {
+                    Error::checkpoint(path, format!("in the configuration in its metadata, {reason}"))
+                }
+                other => other,
+            })?,
+            (None, None) => Config::default(),
+        };
+        let n = options.num_codebooks;
+        if n == 0 || n > config.n_q {
+            return Err(Error::Input(format!("num_codebooks is {n}, but 1 to {} are expected", config.n_q)));
+        }
+        let mut plan = Weights::plan();
+        Layers::load(&mut plan, &config, n)?;
+        if let Weights::Plan(expected) = plan {
+            checkpoint.check(&expected)?;
+        }
+        let layers = Layers::load(&mut Weights::Read(&mut checkpoint), &config, n)?;
+        let threads = match options.num_threads {
+            Some(n @ 1..=64) => n,
+            Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),
+            None => std::thread::available_parallelism().map_or(1, usize::from).min(2),
+        };
+        let isa = options.isa.unwrap_or_else(|| Isa::available()[0]);
+        Ok(Self(Arc::new(Model { config, num_codebooks: n, kernels: Kernels::new(isa, threads), layers })))
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Samples per frame.
+    pub fn frame_size(&self) -> usize {
+        self.0.config.frame_size()
+    }
+
+    /// Rows of the codes.
+    pub fn num_codebooks(&self) -> usize {
+        self.0.num_codebooks
+    }
+
+    /// A new stream from audio to codes.
+    pub fn encoder(&self) -> Encoder {
+        Encoder::new(self.clone())
+    }
+
+    /// A new stream from codes to audio.
+    pub fn decoder(&self) -> Decoder {
+        Decoder::new(self.clone())
+    }
+
+    /// Encodes a whole recording; zeros complete its last frame. Codes are `[frames, codebooks]`.
+    pub fn encode(&self, pcm: &[f32]) -> Result<Vec<u32>> {
+        let mut encoder = self.encoder();
+        let mut codes = encoder.step(pcm)?;
+        codes.extend(encoder.finish());
+        Ok(codes)
+    }
+
+    /// The latents that [`encode`](Self::encode) quantizes, `[frames, dimension]`.
+    pub fn encode_latent(&self, pcm: &[f32]) -> Result<Vec<f32>> {
+        check_pcm(pcm)?;
+        let mut encoder = self.encoder();
+        let mut latents = Vec::with_capacity(pcm.len().div_ceil(self.frame_size()) * self.config().dimension);
+        for block in pcm.chunks(BLOCK * self.frame_size()) {
+            latents.extend_from_slice(encoder.latents(block));
+        }
+        Ok(latents)
+    }
+
+    /// Decodes a whole recording of codes `[frames, rows]`.
+    pub fn decode(&self, codes: &[u32], rows: usize) -> Result<Vec<f32>> {
+        self.decoder().step(codes, rows)
+    }
+}
+
+fn check_pcm(pcm: &[f32]) -> Result<()> {
+    match pcm.iter().position(|x| !x.is_finite()) {
+        Some(at) => Err(Error::Input(format!("sample {at} of pcm is {}, but finite numbers are expected", pcm[at]))),
+        None => Ok(()),
+    }
+}
+
+/// A stream from audio to codes.
+#[derive(Debug)]
+pub struct Encoder {
+    mimi: Mimi,
+    /// Samples that do not fill a frame yet.
+    pending: Vec<f32>,
+    seanet: seanet::State,
+    transformer: transformer::State,
+    downsample: History,
+    /// Whether a frame has been encoded: the downsampling pads the stream with its own first step.
+    started: bool,
+    latents: Vec<f32>,
+    scratch: quantizer::Scratch,
+}
+
+impl Encoder {
+    fn new(mimi: Mimi) -> Self {
+        let layers = &mimi.0.layers;
+        Self {
+            pending: Vec::with_capacity(mimi.frame_size()),
+            seanet: layers.encoder.state(),
+            transformer: layers.encoder_transformer.state(STEPS * BLOCK),
+            downsample: layers.downsample.history(),
+            started: false,
+            latents: Vec::new(),
+            scratch: quantizer::Scratch::default(),
+            mimi,
+        }
+    }
+
+    /// Begins a new stream; samples that did not fill a frame are forgotten.
+    pub fn reset(&mut self) {
+        self.pending.clear();
+        self.seanet.reset();
+        self.transformer.reset();
+        self.started = false;
+    }
+
+    /// Begins a new stream as if `position` transformer steps had passed. For tests: nobody waits for a year.
+    #[doc(hidden)]
+    pub fn reset_at(&mut self, position: u64) {
+        self.reset();
+        self.transformer.start_at(position);
+    }
+
+    /// Takes any number of samples and gives the codes of the frames they complete, `[frames, codebooks]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a sample is not finite; the state is then as before.
+    pub fn step(&mut self, pcm: &[f32]) -> Result<Vec<u32>> {
+        check_pcm(pcm)?;
+        let size = self.mimi.frame_size();
+        let frames = (self.pending.len() + pcm.len()) / size;
+        let mut codes = Vec::with_capacity(frames * self.mimi.num_codebooks());
+        let mut rest = pcm;
+        if !self.pending.is_empty() {
+            let (head, tail) = rest.split_at(rest.len().min(size - self.pending.len()));
+            self.pending.extend_from_slice(head);
+            rest = tail;
+            if self.pending.len() == size {
+                let frame = std::mem::take(&mut self.pending);
+                self.block(&frame, &mut codes);
+                self.pending = frame;
+                self.pending.clear();
+            }
+        }
+        let (whole, tail) = rest.split_at(rest.len() / size * size);
+        for block in whole.chunks(BLOCK * size) {
+            self.block(block, &mut codes);
+        }
+        self.pending.extend_from_slice(tail);
+        Ok(codes)
+    }
+
+    /// Completes a last frame with zeros, if samples wait for one, and gives its codes.
+    fn finish(&mut self) -> Vec<u32> {
+        let mut codes = Vec::new();
+        if !self.pending.is_empty() {
+            let frame = std::mem::take(&mut self.pending);
+            self.block(&frame, &mut codes);
+        }
+        codes
+    }
+
+    fn block(&mut self, pcm: &[f32], codes: &mut Vec<u32>) {
+        let frames = self.latents(pcm).len() / self.mimi.config().dimension;
+        let model = &*self.mimi.0;
+        let start = codes.len();
+        codes.resize(start + frames * model.num_codebooks, 0);
+        let latents = &self.latents[..frames * model.config.dimension];
+        model.layers.quantizer.encode(&model.kernels, &mut self.scratch, latents, &mut codes[start..]);
+    }
+
+    /// The latents of at most [`BLOCK`] frames, `[frames, dimension]`; the last frame is completed with zeros.
+    fn latents(&mut self, pcm: &[f32]) -> &[f32] {
+        let Model { config, kernels, layers, .. } = &*self.mimi.0;
+        let frames = pcm.len().div_ceil(config.frame_size());
+        let samples = frames * config.frame_size();
+        let input = self.seanet.input.fresh(samples);
+        input[..pcm.len()].copy_from_slice(pcm);
+        input[pcm.len()..].fill(0.0);
+        let rows = self.downsample.fresh(STEPS * frames);
+        layers.encoder.run(kernels, &mut self.seanet, samples, rows);
+        layers.encoder_transformer.run(kernels, &mut self.transformer, rows);
+        if !self.started {
+            self.started = true;
+            self.downsample.repeat_first();
+        }
+        let latents = sized(&mut self.latents, frames * config.dimension);
+        layers.downsample.run(kernels, &mut self.downsample, STEPS * frames, Sink::Store(latents));
+        latents
+    }
+}
+
+/// A stream from codes to audio.
+#[derive(Debug)]
+pub struct Decoder {
+    mimi: Mimi,
+    scratch: quantizer::Scratch,
+    /// Latents; the upsampling needs the last one of the step before.
+    upsample: History,
+    transformer: transformer::State,
+    seanet: seanet::State,
+}
+
+impl Decoder {
+    fn new(mimi: Mimi) -> Self {
+        let layers = &mimi.0.layers;
+        Self {
+            scratch: quantizer::Scratch::default(),
+            upsample: History::new(mimi.config().dimension, 1),
+            transformer: layers.decoder_transformer.state(STEPS * BLOCK),
+            seanet: layers.decoder.state(),
+            mimi,
+        }
+    }
+
+    /// Begins a new stream.
+    pub fn reset(&mut self) {
+        self.upsample.reset();
+        self.transformer.reset();
+        self.seanet.reset();
+    }
+
+    /// Begins a new stream as if `position` transformer steps had passed. For tests: nobody waits for a year.
+    #[doc(hidden)]
+    pub fn reset_at(&mut self, position: u64) {
+        self.reset();
+        self.transformer.start_at(position);
+    }
+
+    /// Decodes codes `[frames, rows]`, `rows` from 1 to the number of codebooks, to `frames × frame size` samples.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when `rows` or a code is out of range; the state is then as before.
+    pub fn step(&mut self, codes: &[u32], rows: usize) -> Result<Vec<f32>> {
+        let Model { config, num_codebooks, .. } = &*self.mimi.0;
+        if rows == 0 || rows > *num_codebooks {
+            return Err(Error::Input(format!("codes has {rows} rows, but 1 to {num_codebooks} are expected")));
+        }
+        if !codes.len().is_multiple_of(rows) {
+            return Err(Error::Input(format!("{} codes are not a whole number of frames of {rows}", codes.len())));
+        }
+        if let Some(at) = codes.iter().position(|code| *code as usize >= config.bins) {
+            return Err(Error::Input(format!(
+                "codes[{}, {}] is {}, but 0 to {} are expected",
+                at % rows,
+                at / rows,
+                codes[at],
+                config.bins - 1
+            )));
+        }
+        let size = config.frame_size();
+        let mut pcm = vec![0.0; codes.len() / rows * size];
+        for (codes, pcm) in codes.chunks(BLOCK * rows).zip(pcm.chunks_mut(BLOCK * size)) {
+            self.block(codes, rows, pcm);
+        }
+        Ok(pcm)
+    }
+
+    fn block(&mut self, codes: &[u32], rows: usize, pcm: &mut [f32]) {
+        let Model { config, kernels, layers, .. } = &*self.mimi.0;
+        let d = config.dimension;
+        let frames = codes.len() / rows;
+        layers.quantizer.decode(kernels, &mut self.scratch, codes, rows, self.upsample.fresh(frames));
+        let steps = self.seanet.input.fresh(STEPS * frames);
+        let latents = self.upsample.window();
+        for (step, out) in steps.chunks_exact_mut(d).enumerate() {
+            let (frame, tap) = (step / STEPS, step % STEPS);
+            let (before, now) = (&latents[frame * d..][..d], &latents[(frame + 1) * d..][..d]);
+            for (c, w) in self.mimi.0.layers.upsample.chunks_exact(2 * STEPS).enumerate() {
+                out[c] = w[tap] * now[c] + w[tap + STEPS] * before[c];
+            }
+        }
+        self.upsample.advance(frames);
+        layers.decoder_transformer.run(kernels, &mut self.transformer, steps);
+        layers.decoder.run(kernels, &mut self.seanet, STEPS * frames, pcm);
+    }
+}

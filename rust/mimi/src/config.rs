@@ -1,0 +1,257 @@
+//! The architecture as numbers, read strictly from JSON.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// Bounds every size, so that products of a few of them cannot overflow.
+const MAX_SIZE: usize = 1 << 20;
+
+/// The architecture of a codec. Keys that a JSON object leaves out take the published "v0.1" values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Samples per second.
+    pub sample_rate: usize,
+    /// Frames per second.
+    pub frame_rate: f64,
+    /// Audio channels; only 1 is supported.
+    pub channels: usize,
+    /// Width of the transformers and of the latent.
+    pub dimension: usize,
+    /// Channels after the first convolution.
+    pub n_filters: usize,
+    /// Strides of the decoder, outermost last.
+    pub ratios: Vec<usize>,
+    /// Kernel of the first convolution.
+    pub kernel_size: usize,
+    /// Kernel of the first convolution in a residual block.
+    pub residual_kernel_size: usize,
+    /// Kernel of the last convolution.
+    pub last_kernel_size: usize,
+    /// By how much a residual block narrows its inside.
+    pub compress: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Layers of each transformer.
+    pub num_layers: usize,
+    /// Width inside a feed-forward.
+    pub dim_feedforward: usize,
+    /// Attention window in transformer steps, of which a frame has two.
+    pub context: usize,
+    /// The longest period of the rotary embedding.
+    pub max_period: f64,
+    /// Codebooks in the checkpoint.
+    pub n_q: usize,
+    /// Entries of a codebook.
+    pub bins: usize,
+    /// Width of a codebook's entries.
+    pub codebook_dim: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sample_rate: 24000,
+            frame_rate: 12.5,
+            channels: 1,
+            dimension: 512,
+            n_filters: 64,
+            ratios: vec![8, 6, 5, 4],
+            kernel_size: 7,
+            residual_kernel_size: 3,
+            last_kernel_size: 3,
+            compress: 2,
+            num_heads: 8,
+            num_layers: 8,
+            dim_feedforward: 2048,
+            context: 250,
+            max_period: 10000.0,
+            n_q: 32,
+            bins: 2048,
+            codebook_dim: 256,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a JSON object; an unknown key, a value of the wrong kind or sizes that do not fit together are errors.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| Error::Config(format!("it is not valid JSON ({e})")))?;
+        let Value::Object(object) = value else {
+            return Err(Error::Config("it must be a JSON object".into()));
+        };
+        Self::from_object(&object)
+    }
+
+    fn from_object(object: &Map<String, Value>) -> Result<Self> {
+        let mut config = Self::default();
+        for (key, value) in object {
+            match key.as_str() {
+                "sample_rate" => config.sample_rate = size(key, value)?,
+                "frame_rate" => config.frame_rate = number(key, value)?,
+                "channels" => config.channels = size(key, value)?,
+                "dimension" => config.dimension = size(key, value)?,
+                "n_filters" => config.n_filters = size(key, value)?,
+                "ratios" => config.ratios = sizes(key, value)?,
+                "kernel_size" => config.kernel_size = size(key, value)?,
+                "residual_kernel_size" => config.residual_kernel_size = size(key, value)?,
+                "last_kernel_size" => config.last_kernel_size = size(key, value)?,
+                "compress" => config.compress = size(key, value)?,
+                "num_heads" => config.num_heads = size(key, value)?,
+                "num_layers" => config.num_layers = size(key, value)?,
+                "dim_feedforward" => config.dim_feedforward = size(key, value)?,
+                "context" => config.context = size(key, value)?,
+                "max_period" => config.max_period = number(key, value)?,
+                "n_q" => config.n_q = size(key, value)?,
+                "bins" => config.bins = size(key, value)?,
+                "codebook_dim" => config.codebook_dim = size(key, value)?,
+                _ => {
+                    let known = config.to_json();
+                    let known: Vec<&str> =
+                        known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
+                    return Err(Error::Config(format!("`{key}` is not one of its keys ({})", known.join(", "))));
+                }
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let fail = |reason: String| Err(Error::Config(reason));
+        if self.channels != 1 {
+            return fail(format!("`channels` is {}, but only 1 is supported", self.channels));
+        }
+        if self.dimension % self.num_heads != 0 || !(self.dimension / self.num_heads).is_multiple_of(2) {
+            return fail(format!(
+                "`dimension` ({}) must be an even multiple of `num_heads` ({})",
+                self.dimension, self.num_heads
+            ));
+        }
+        if !self.n_filters.is_multiple_of(self.compress) {
+            return fail(format!(
+                "`n_filters` ({}) must be a multiple of `compress` ({})",
+                self.n_filters, self.compress
+            ));
+        }
+        if self.ratios.is_empty() || self.ratios.len() > 8 {
+            return fail(format!("`ratios` has {} entries, but 1 to 8 are expected", self.ratios.len()));
+        }
+        let stride = self.ratios.iter().try_fold(2usize, |a, r| a.checked_mul(*r)).filter(|s| *s <= MAX_SIZE);
+        let Some(stride) = stride else {
+            return fail(format!("the product of `ratios` is too large (a frame may have at most {MAX_SIZE} samples)"));
+        };
+        if (self.frame_rate * stride as f64 - self.sample_rate as f64).abs() > 1e-6 {
+            return fail(format!(
+                "`sample_rate` ({}) must be `frame_rate` ({}) times twice the product of `ratios` ({stride})",
+                self.sample_rate, self.frame_rate
+            ));
+        }
+        if self.n_filters << self.ratios.len() > MAX_SIZE {
+            return fail("`n_filters` doubled once per entry of `ratios` is too large".into());
+        }
+        if self.max_period < 1.0 {
+            return fail(format!("`max_period` is {}, but at least 1 is expected", self.max_period));
+        }
+        for (key, value, most) in [
+            ("num_layers", self.num_layers, 1024),
+            ("n_q", self.n_q, 1024),
+            ("context", self.context, 65536),
+            ("kernel_size", self.kernel_size, 1024),
+            ("residual_kernel_size", self.residual_kernel_size, 1024),
+            ("last_kernel_size", self.last_kernel_size, 1024),
+        ] {
+            if value > most {
+                return fail(format!("`{key}` is {value}, but at most {most} is supported"));
+            }
+        }
+        Ok(())
+    }
+
+    /// All keys with their values, as they are used.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "sample_rate": self.sample_rate, "frame_rate": self.frame_rate, "channels": self.channels,
+            "dimension": self.dimension, "n_filters": self.n_filters, "ratios": self.ratios,
+            "kernel_size": self.kernel_size, "residual_kernel_size": self.residual_kernel_size,
+            "last_kernel_size": self.last_kernel_size, "compress": self.compress, "num_heads": self.num_heads,
+            "num_layers": self.num_layers, "dim_feedforward": self.dim_feedforward, "context": self.context,
+            "max_period": self.max_period, "n_q": self.n_q, "bins": self.bins, "codebook_dim": self.codebook_dim,
+        })
+    }
+
+    /// Samples per frame.
+    pub fn frame_size(&self) -> usize {
+        2 * self.ratios.iter().product::<usize>()
+    }
+
+    /// Channels at the deepest convolutions.
+    pub(crate) fn deepest(&self) -> usize {
+        self.n_filters << self.ratios.len()
+    }
+}
+
+fn size(key: &str, value: &Value) -> Result<usize> {
+    match value.as_u64() {
+        Some(n) if n >= 1 && n <= MAX_SIZE as u64 => Ok(n as usize),
+        _ => Err(Error::Config(format!("`{key}` must be a whole number from 1 to {MAX_SIZE}, not {}", brief(value)))),
+    }
+}
+
+fn sizes(key: &str, value: &Value) -> Result<Vec<usize>> {
+    match value {
+        Value::Array(items) => items.iter().map(|item| size(key, item)).collect(),
+        _ => Err(Error::Config(format!("`{key}` must be a list of whole numbers, not {}", brief(value)))),
+    }
+}
+
+fn number(key: &str, value: &Value) -> Result<f64> {
+    match value.as_f64() {
+        Some(x) if x > 0.0 && x.is_finite() => Ok(x),
+        _ => Err(Error::Config(format!("`{key}` must be a positive number, not {}", brief(value)))),
+    }
+}
+
+/// A value for a message, cut short.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_keys_take_the_published_values() {
+        let config = Config::from_json(r#"{"context": 24}"#).unwrap();
+        assert_eq!(config, Config { context: 24, ..Config::default() });
+        assert_eq!(Config::from_json(&config.to_json().to_string()).unwrap(), config);
+        assert_eq!(Config::default().frame_size(), 1920);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, part) in [
+            (r#"{"contxt": 24}"#, "`contxt`"),
+            (r#"{"context": -1}"#, "`context`"),
+            (r#"{"context": "24"}"#, "`context`"),
+            (r#"{"context": 2.5}"#, "`context`"),
+            (r#"{"num_heads": 7}"#, "`num_heads`"),
+            (r#"{"ratios": [8, 6, 5]}"#, "`ratios`"),
+            (r#"{"ratios": 4}"#, "`ratios`"),
+            (r#"{"channels": 2}"#, "`channels`"),
+            (r#"{"max_period": 0}"#, "`max_period`"),
+            (r#"{"num_layers": 9999999}"#, "`num_layers`"),
+            ("[]", "object"),
+            ("{", "JSON"),
+        ] {
+            let message = Config::from_json(text).unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+}

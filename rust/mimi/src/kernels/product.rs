@@ -1,0 +1,420 @@
+//! `C = A · W + bias` with what follows it done while the numbers are in registers.
+//!
+//! W is packed once, at load, into panels of [`NR`] columns in the order in which the inner loop reads them. A is any
+//! buffer with a row stride, rows may overlap: that makes a causal convolution a product over its own history.
+
+use std::ops::Range;
+use std::ptr;
+
+use super::math::{elu, fma, gelu};
+use super::{BASELINE_FMA, Isa, Kernels, dispatch};
+
+/// Columns of a panel.
+const NR: usize = 16;
+
+/// Most rows of a tile: 6 × 16 sums fill 12 of the 16 vector registers of AVX2.
+const MR: usize = 6;
+
+/// Weights up to this many bytes stay in the second-level cache while all rows pass by.
+const SMALL_WEIGHTS: usize = 128 * 1024;
+
+/// Products with fewer multiplications are not worth waking other threads for.
+const SHARED_WORK: usize = 1 << 17;
+
+/// One row of a panel, aligned so that a vector load never crosses a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Lane([f32; NR]);
+
+/// A packed weight matrix `[k, n]` with its bias.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    k: usize,
+    n: usize,
+    /// `[n / NR, k, NR]`, padded with zeros; for n = 1 the single column in rows of `NR`.
+    panels: Vec<Lane>,
+    /// `[n / NR, NR]`, padded with zeros.
+    bias: Vec<Lane>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Activation {
+    Elu,
+    Gelu,
+}
+
+/// Where the rows of a product `v` go; each buffer is `[m, n]` without gaps.
+pub(crate) enum Sink<'a> {
+    /// `out = v`
+    Store(&'a mut [f32]),
+    /// `out += v`
+    Add(&'a mut [f32]),
+    /// `out = act(v)`
+    Act(Activation, &'a mut [f32]),
+    /// `raw = v`, `out = act(v)`
+    StoreAct(&'a mut [f32], Activation, &'a mut [f32]),
+    /// `out = act(raw + v)`
+    AddAct(&'a [f32], Activation, &'a mut [f32]),
+}
+
+impl Matrix {
+    /// Packs `weight(row, column)`, `[k, n]`; `bias` has n numbers.
+    pub fn pack(k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Self {
+        let zero = Lane([0.0; NR]);
+        let panels = if n == 1 {
+            let mut panels = vec![zero; k.div_ceil(NR)];
+            for row in 0..k {
+                panels[row / NR].0[row % NR] = weight(row, 0);
+            }
+            panels
+        } else {
+            let mut panels = vec![zero; n.div_ceil(NR) * k];
+            for column in 0..n {
+                for row in 0..k {
+                    panels[column / NR * k + row].0[column % NR] = weight(row, column);
+                }
+            }
+            panels
+        };
+        let mut lanes = vec![zero; n.div_ceil(NR)];
+        for (column, b) in bias.unwrap_or_default().iter().enumerate() {
+            lanes[column / NR].0[column % NR] = *b;
+        }
+        Self { k, n, panels, bias: lanes }
+    }
+
+    pub fn columns(&self) -> usize {
+        self.n
+    }
+}
+
+/// A product in progress, as every thread sees it. The pointers are good for all rows and columns.
+struct Task<'a> {
+    w: &'a Matrix,
+    a: *const f32,
+    stride: usize,
+    /// Added to the result, or null.
+    add: *const f32,
+    /// Takes the result, or null.
+    raw: *mut f32,
+    /// Takes its activation, or null.
+    act: *mut f32,
+    activation: Activation,
+}
+
+// SAFETY: threads write disjoint rows or columns of `raw` and `act`; `a` and `w` are only read, and `add` is only read
+// where the same thread writes, or not written at all.
+unsafe impl Sync for Task<'_> {}
+
+impl Kernels {
+    /// Multiplies the `m` rows of `w.k` numbers that begin every `stride` numbers in `a` with `w`.
+    pub fn product(&self, a: &[f32], stride: usize, m: usize, w: &Matrix, sink: Sink<'_>) {
+        if m == 0 {
+            return;
+        }
+        assert!((m - 1) * stride + w.k <= a.len(), "the left matrix is too short");
+        let size = m * w.n;
+        let null = ptr::null_mut();
+        let (add, raw, activation, act) = match sink {
+            Sink::Store(out) => (ptr::null(), checked(out, size), Activation::Elu, null),
+            Sink::Add(out) => {
+                let out = checked(out, size);
+                (out.cast_const(), out, Activation::Elu, null)
+            }
+            Sink::Act(activation, out) => (ptr::null(), null, activation, checked(out, size)),
+            Sink::StoreAct(raw, activation, out) => (ptr::null(), checked(raw, size), activation, checked(out, size)),
+            Sink::AddAct(add, activation, out) => {
+                assert!(add.len() >= size, "an operand is too short");
+                (add.as_ptr(), null, activation, checked(out, size))
+            }
+        };
+        let task = &Task { w, a: a.as_ptr(), stride, add, raw, act, activation };
+        let isa = self.isa;
+        let rows_first = w.n == 1 || w.panels.len() * size_of::<Lane>() <= SMALL_WEIGHTS;
+        let panels = w.bias.len();
+        let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { 4 * self.pool.threads() };
+        // Threads share the rows when the weights are small, else the columns. Chunks hold whole tiles.
+        let (len, unit) = if rows_first { (m, MR) } else { (panels, 4) };
+        let chunk = len.div_ceil(parts).next_multiple_of(unit);
+        self.pool.run(len.div_ceil(chunk), &|i| {
+            let part = i * chunk..len.min((i + 1) * chunk);
+            let (rows, columns) = if rows_first { (part, 0..panels) } else { (0..m, part) };
+            dispatch!(isa, block(task: &Task<'_>, rows: Range<usize>, columns: Range<usize>, rows_first: bool));
+        });
+    }
+}
+
+fn checked(out: &mut [f32], size: usize) -> *mut f32 {
+    assert!(out.len() >= size, "an output is too short");
+    out.as_mut_ptr()
+}
+
+/// The tiles of some rows and panels.
+#[inline(always)]
+fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usize>, rows_first: bool) {
+    if task.w.n == 1 {
+        for row in rows {
+            // SAFETY: `product` has checked the buffers for all rows.
+            unsafe { single_column::<FMA>(task, row) };
+        }
+        return;
+    }
+    if rows_first {
+        for_tiles(rows, |row, height| columns::<FMA>(task, row, height, panels.clone()));
+    } else {
+        // Few rows: several panels at once, to have enough independent sums.
+        let wide = match rows.len() {
+            1 => 4,
+            2 | 3 => 2,
+            _ => 1,
+        };
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let end = panels.end.min(panel + wide);
+            for_tiles(rows.clone(), |row, height| columns::<FMA>(task, row, height, panel..end));
+            panel = end;
+        }
+    }
+}
+
+/// Cuts rows into tiles of at most `MR` and of nearly the same height.
+#[inline(always)]
+fn for_tiles(rows: Range<usize>, mut each: impl FnMut(usize, usize)) {
+    let mut left = rows.len().div_ceil(MR);
+    let mut row = rows.start;
+    while left > 0 {
+        let height = (rows.end - row).div_ceil(left);
+        each(row, height);
+        row += height;
+        left -= 1;
+    }
+}
+
+/// The tiles of `height` rows and some panels.
+#[inline(always)]
+fn columns<const FMA: bool>(task: &Task<'_>, row: usize, height: usize, panels: Range<usize>) {
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let left = panels.end - panel;
+        // SAFETY: `product` has checked the buffers for all rows and columns; the tile stays within both.
+        panel += unsafe {
+            match height {
+                1 if left >= 4 => tile::<FMA, 1, 4>(task, row, panel),
+                1 => tile::<FMA, 1, 1>(task, row, panel),
+                2 if left >= 2 => tile::<FMA, 2, 2>(task, row, panel),
+                2 => tile::<FMA, 2, 1>(task, row, panel),
+                3 if left >= 2 => tile::<FMA, 3, 2>(task, row, panel),
+                3 => tile::<FMA, 3, 1>(task, row, panel),
+                4 => tile::<FMA, 4, 1>(task, row, panel),
+                5 => tile::<FMA, 5, 1>(task, row, panel),
+                _ => tile::<FMA, MR, 1>(task, row, panel),
+            }
+        };
+    }
+}
+
+/// `M` rows times `P` panels. Each sum runs over k in order, whatever the shape of the tile. Returns P.
+///
+/// # Safety
+/// Rows `row..row + M` and panels `panel..panel + P` must exist.
+#[inline(always)]
+unsafe fn tile<const FMA: bool, const M: usize, const P: usize>(task: &Task<'_>, row: usize, panel: usize) -> usize {
+    let (k, stride) = (task.w.k, task.stride);
+    let mut sums = [[[0.0f32; NR]; P]; M];
+    // SAFETY: the caller's promise; a row has k numbers and a panel k lanes.
+    unsafe {
+        let a = task.a.add(row * stride);
+        let b = task.w.panels.as_ptr().add(panel * k);
+        for i in 0..k {
+            for p in 0..P {
+                let lane = &(*b.add(p * k + i)).0;
+                for r in 0..M {
+                    let x = *a.add(r * stride + i);
+                    for j in 0..NR {
+                        sums[r][p][j] = fma::<FMA>(x, lane[j], sums[r][p][j]);
+                    }
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (p, sums) in sums.iter().enumerate() {
+                finish::<FMA>(task, row + r, panel + p, sums);
+            }
+        }
+    }
+    P
+}
+
+/// A row times the only column.
+///
+/// # Safety
+/// The row must exist.
+#[inline(always)]
+unsafe fn single_column<const FMA: bool>(task: &Task<'_>, row: usize) {
+    let k = task.w.k;
+    let mut sums = [0.0f32; NR];
+    // SAFETY: the caller's promise; a row has k numbers.
+    let a = unsafe { std::slice::from_raw_parts(task.a.add(row * task.stride), k) };
+    let (whole, rest) = a.as_chunks::<NR>();
+    for (x, lane) in whole.iter().zip(&task.w.panels) {
+        for j in 0..NR {
+            sums[j] = fma::<FMA>(x[j], lane.0[j], sums[j]);
+        }
+    }
+    for (j, x) in rest.iter().enumerate() {
+        sums[j] = fma::<FMA>(*x, task.w.panels[whole.len()].0[j], sums[j]);
+    }
+    let mut result = [0.0; NR];
+    result[0] = super::rows::total(sums);
+    // SAFETY: the caller's promise.
+    unsafe { finish::<FMA>(task, row, 0, &result) };
+}
+
+/// Adds the bias and what the sink asks for, and writes one lane of results.
+///
+/// # Safety
+/// The row and the panel must exist.
+#[inline(always)]
+unsafe fn finish<const FMA: bool>(task: &Task<'_>, row: usize, panel: usize, sums: &[f32; NR]) {
+    let n = task.w.n;
+    let at = row * n + panel * NR;
+    let width = NR.min(n - panel * NR);
+    let mut v = *sums;
+    // SAFETY: the caller's promise; a panel's lane lies within `bias`, and `width` numbers at `at` within the buffers.
+    unsafe {
+        let bias = &task.w.bias.get_unchecked(panel).0;
+        for j in 0..NR {
+            v[j] += bias[j];
+        }
+        if !task.add.is_null() {
+            let mut old = [0.0; NR];
+            copy(task.add.add(at), old.as_mut_ptr(), width);
+            for j in 0..NR {
+                v[j] += old[j];
+            }
+        }
+        if !task.raw.is_null() {
+            copy(v.as_ptr(), task.raw.add(at), width);
+        }
+        if !task.act.is_null() {
+            match task.activation {
+                Activation::Elu => v.iter_mut().for_each(|x| *x = elu::<FMA>(*x)),
+                Activation::Gelu => v.iter_mut().for_each(|x| *x = gelu::<FMA>(*x)),
+            }
+            copy(v.as_ptr(), task.act.add(at), width);
+        }
+    }
+}
+
+/// # Safety
+/// Both must be good for `width` numbers, which is at most `NR`.
+#[inline(always)]
+unsafe fn copy(from: *const f32, to: *mut f32, width: usize) {
+    // SAFETY: the caller's promise. The known size of the common case makes it two vector moves.
+    unsafe {
+        if width == NR {
+            ptr::copy_nonoverlapping(from, to, NR);
+        } else {
+            ptr::copy_nonoverlapping(from, to, width);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn slow(a: &[f32], stride: usize, m: usize, w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {
+        let k = w.len() / n;
+        let mut out = Vec::new();
+        for row in 0..m {
+            for column in 0..n {
+                let sum: f64 = (0..k).map(|i| f64::from(a[row * stride + i]) * f64::from(w[i * n + column])).sum();
+                out.push(sum + f64::from(bias[column]));
+            }
+        }
+        out
+    }
+
+    fn close(a: &[f32], b: impl Iterator<Item = f64>, what: &str) {
+        for (i, (x, y)) in a.iter().zip(b).enumerate() {
+            assert!((f64::from(*x) - y).abs() < 1e-5 * (1.0 + y.abs()), "{what}: {x} for {y} at {i}");
+        }
+    }
+
+    /// Every instruction set, thread count, shape of tile and sink, on overlapping rows.
+    #[test]
+    fn agrees_with_float64() {
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                let kernels = Kernels::new(isa, threads);
+                for (m, k, n) in [
+                    (1, 40, 70),
+                    (2, 33, 48),
+                    (2, 700, 512),
+                    (3, 17, 33),
+                    (4, 5, 16),
+                    (5, 64, 8),
+                    (6, 64, 100),
+                    (13, 9, 20),
+                    (16, 300, 160),
+                    (25, 7, 1),
+                    (40, 192, 1),
+                    (700, 24, 32),
+                    (31, 2, 3),
+                ] {
+                    let stride = 1 + k / 2;
+                    let a = numbers((m - 1) * stride + k, 1);
+                    let (w, bias, old) = (numbers(k * n, 2), numbers(n, 3), numbers(m * n, 4));
+                    let packed = Matrix::pack(k, n, Some(&bias), |i, j| w[i * n + j]);
+                    let want = slow(&a, stride, m, &w, n, &bias);
+                    let what = format!("{isa:?} {threads} {m} {k} {n}");
+                    let elu = |v: f64| if v > 0.0 { v } else { v.exp_m1() };
+
+                    let mut out = vec![0.0; m * n];
+                    kernels.product(&a, stride, m, &packed, Sink::Store(&mut out));
+                    close(&out, want.iter().copied(), &what);
+                    let stored = out.clone();
+                    kernels.product(&a, stride, m, &packed, Sink::Act(Activation::Elu, &mut out));
+                    close(&out, want.iter().map(|v| elu(*v)), &what);
+                    kernels.product(&a, stride, m, &packed, Sink::AddAct(&old, Activation::Elu, &mut out));
+                    close(&out, want.iter().zip(&old).map(|(v, o)| elu(v + f64::from(*o))), &what);
+                    let mut raw = vec![0.0; m * n];
+                    kernels.product(&a, stride, m, &packed, Sink::StoreAct(&mut raw, Activation::Gelu, &mut out));
+                    assert_eq!(raw, stored, "{what}");
+                    kernels.product(&a, stride, m, &packed, Sink::Add(&mut raw));
+                    close(&raw, want.iter().map(|v| 2.0 * v), &what);
+                }
+            }
+        }
+    }
+
+    /// Rows computed together or alone give the same bits: streaming and offline rest on it.
+    #[test]
+    fn the_number_of_rows_changes_no_bit() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa, 2);
+            for (k, n) in [(96, 72), (600, 200), (50, 1)] {
+                let (a, w) = (numbers(23 * k, 5), numbers(k * n, 6));
+                let packed = Matrix::pack(k, n, None, |i, j| w[i * n + j]);
+                let mut all = vec![0.0; 23 * n];
+                kernels.product(&a, k, 23, &packed, Sink::Store(&mut all));
+                for m in 1..=7 {
+                    let mut some = vec![0.0; m * n];
+                    kernels.product(&a[5 * k..], k, m, &packed, Sink::Store(&mut some));
+                    assert_eq!(some, all[5 * n..(5 + m) * n], "{isa:?} {m} {k} {n}");
+                }
+            }
+        }
+    }
+}
