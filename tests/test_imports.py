@@ -14,11 +14,11 @@ LEVELS = [
     {"cli"},
     {"ui", "run"},
     {"session"},
-    {"codec", "generate", "audio", "text", "weights"},
+    {"codec", "generate", "audio", "files", "text", "weights"},
     {"sampling", "models.lm"},
     {"models.transformer", "models.cache", "models"},
     {"config"},
-    {"errors", "assets"},
+    {"errors"},
 ]
 
 
