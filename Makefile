@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-rust test-python lint format wheels check-wheels check pin clean
+.PHONY: help setup demo test test-rust test-python lint lint-rust lint-python lint-rest format wheels check-wheels check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -33,16 +33,22 @@ test-rust: setup
 test-python: setup
 	$(PY) -m pytest
 
-lint: setup ## check format, style and types, in Rust, Python and shell
+lint: lint-rust lint-python lint-rest ## check format, style and types, in Rust, Python and shell
+
+lint-rust: setup
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
 	$(CARGO) clippy $(RUST) --workspace --all-targets -- -D warnings
+
+lint-python: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest mimi
+
+lint-rest:
 	$(call if-there,shellcheck,$(SHELL_SCRIPTS))
 	$(call if-there,actionlint,)
-	@sh scripts/check_tree.sh
+	sh scripts/check_tree.sh
 
 format: setup ## format the sources
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all
@@ -65,4 +71,5 @@ pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the ne
 
 clean: ## remove what was built, .venv too
 	rm -rf .venv dist out rust/target .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache build
+	rm -f rust/mimi-pyo3/python/mimi/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
