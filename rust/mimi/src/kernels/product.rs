@@ -150,6 +150,8 @@ fn checked(out: &mut [f32], size: usize) -> *mut f32 {
 }
 
 /// The tiles of some rows and panels.
+///
+/// A closure would be compiled for the baseline: from here on there are only loops and functions that are inlined.
 #[inline(always)]
 fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usize>, rows_first: bool) {
     if task.w.n == 1 {
@@ -159,34 +161,26 @@ fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usi
         }
         return;
     }
-    if rows_first {
-        for_tiles(rows, |row, height| columns::<FMA>(task, row, height, panels.clone()));
-    } else {
-        // Few rows: several panels at once, to have enough independent sums.
-        let wide = match rows.len() {
-            1 => 4,
-            2 | 3 => 2,
-            _ => 1,
-        };
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let end = panels.end.min(panel + wide);
-            for_tiles(rows.clone(), |row, height| columns::<FMA>(task, row, height, panel..end));
-            panel = end;
+    // Few rows: several panels at once, to have enough independent sums.
+    let wide = match rows.len() {
+        _ if rows_first => panels.len(),
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let end = panels.end.min(panel + wide);
+        // Tiles of nearly the same height.
+        let mut left = rows.len().div_ceil(MR);
+        let mut row = rows.start;
+        while left > 0 {
+            let height = (rows.end - row).div_ceil(left);
+            columns::<FMA>(task, row, height, panel..end);
+            row += height;
+            left -= 1;
         }
-    }
-}
-
-/// Cuts rows into tiles of at most `MR` and of nearly the same height.
-#[inline(always)]
-fn for_tiles(rows: Range<usize>, mut each: impl FnMut(usize, usize)) {
-    let mut left = rows.len().div_ceil(MR);
-    let mut row = rows.start;
-    while left > 0 {
-        let height = (rows.end - row).div_ceil(left);
-        each(row, height);
-        row += height;
-        left -= 1;
+        panel = end;
     }
 }
 
@@ -298,8 +292,16 @@ unsafe fn finish<const FMA: bool>(task: &Task<'_>, row: usize, panel: usize, sum
         }
         if !task.act.is_null() {
             match task.activation {
-                Activation::Elu => v.iter_mut().for_each(|x| *x = elu::<FMA>(*x)),
-                Activation::Gelu => v.iter_mut().for_each(|x| *x = gelu::<FMA>(*x)),
+                Activation::Elu => {
+                    for x in &mut v {
+                        *x = elu::<FMA>(*x);
+                    }
+                }
+                Activation::Gelu => {
+                    for x in &mut v {
+                        *x = gelu::<FMA>(*x);
+                    }
+                }
             }
             copy(v.as_ptr(), task.act.add(at), width);
         }
