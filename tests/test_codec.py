@@ -300,7 +300,7 @@ def test_other_arrays_of_samples_are_refused(pcm, tiny):
     for call in (tiny.encode, tiny.encoder().step):
         with pytest.raises((TypeError, ValueError)) as error:
             call(pcm)
-        assert "float32" in str(error.value)
+        assert "pcm" in str(error.value)
 
 
 def test_wrong_codes_change_nothing(tiny, golden):
