@@ -30,6 +30,7 @@ Pcm = npt.NDArray[np.float32]
 
 STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once
+_MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _MAX_CHUNK = 1 << 26  # bytes before the sound that a WAV file may spend on pictures and the like
 _RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
 _MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
@@ -60,7 +61,8 @@ class Recording(ABC):
         Raises
         ------
         InputError
-            The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite.
+            The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite or far
+            outside [−1, 1].
         """
         count = 0
         try:
@@ -72,6 +74,11 @@ class Recording(ABC):
                     second = (count + int(np.argmin(finite))) / self.rate
                     raise InputError(
                         f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s; export it again."
+                    )
+                if len(mono) and float(np.abs(mono).max()) > _MAX_SAMPLE:
+                    raise InputError(
+                        f"{self.name} has samples up to {np.abs(mono).max():.3g}, and sound lies between -1 and 1; "
+                        "export it again."
                     )
                 count += len(mono)
                 yield mono

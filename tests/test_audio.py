@@ -329,6 +329,14 @@ def test_samples_that_are_no_numbers(tmp_path: Path, subtype: str, value: float)
         read_all(tmp_path / "in.wav")
 
 
+def test_samples_in_other_units(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", 10 * sound(RATE, 1), RATE, subtype="FLOAT")
+    assert np.abs(read_all(tmp_path / "in.wav")).max() > 1
+    soundfile.write(tmp_path / "in.wav", 32768 * sound(RATE, 1), RATE, subtype="FLOAT")
+    with pytest.raises(InputError, match="between -1 and 1"):
+        read_all(tmp_path / "in.wav")
+
+
 def odd_wav(rate: int = RATE, channels: int = 1, chunks: bytes = b"", size: int = 0) -> bytes:
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2, 2 * max(channels, 1), 16)
     body = b"WAVE" + chunks + fmt + struct.pack("<4sI", b"data", size) + bytes(size)

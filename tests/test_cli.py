@@ -341,6 +341,20 @@ def test_the_screen_knows_nothing_of_the_model() -> None:
         assert f"'{module}'" not in result.stdout
 
 
+def test_the_demo_of_an_installed_package(shelf: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "msh_mlx", site / "msh_mlx", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "msh_mlx", "--demo", "--input", str(shelf / "good.wav"), "--output", "out.wav"]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=LIMIT)
+    assert "demo model is missing" in assert_refused(result, code=1)
+    (site / "msh_mlx" / "assets").mkdir()
+    (site / "msh_mlx" / "assets" / "demo").symlink_to(DEMO)
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=LIMIT)
+    assert result.returncode == 0, result.stderr
+    assert soundfile.info(tmp_path / "out.wav").frames == 13 * 1920
+
+
 # ---- being stopped -------------------------------------------------------------------------------------------------------
 
 
