@@ -112,10 +112,6 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), file, entries, config, data_start })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Checks that exactly the `expected` tensors are there, each with its shape and a type that can be read.
     /// Names ending in `._initialized` may be there or not.
     pub fn check(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {

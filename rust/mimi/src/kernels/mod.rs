@@ -8,6 +8,7 @@ mod math;
 mod pool;
 mod product;
 mod rows;
+mod vector;
 
 pub(crate) use pool::Pool;
 pub(crate) use product::{Activation, Matrix, Sink};
@@ -18,39 +19,54 @@ pub enum Isa {
     /// x86-64 with AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What every processor of the target has: SSE2 on x86-64, NEON on aarch64.
-    Baseline,
+    /// aarch64, which always has it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// Plain code for any processor; products are rounded before they are added.
+    Portable,
 }
 
 impl Isa {
     /// All that this machine can run, the fastest first.
     pub fn available() -> Vec<Self> {
-        let mut all = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.push(Self::Avx2);
+        vec![
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon,
+            Self::Portable,
+        ]
+        .into_iter()
+        .filter(|isa| isa.is_available())
+        .collect()
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
+            Self::Portable => true,
         }
-        all.push(Self::Baseline);
-        all
     }
 }
 
-/// Whether the baseline has a fused multiply-add; where it has not, `f32::mul_add` would be a function call.
-const BASELINE_FMA: bool = cfg!(target_arch = "aarch64");
-
-/// Runs a kernel `fn kernel<const FMA: bool>(args)` compiled for the instruction set of `$isa`.
+/// Runs a kernel `fn kernel<V: Vector>(args)` compiled for the instruction set `$isa`, which must be available.
 macro_rules! dispatch {
     ($isa:expr, $kernel:ident($($arg:ident: $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         fn avx2($($arg: $ty),*) {
-            $kernel::<true>($($arg),*)
+            $kernel::<$crate::kernels::vector::Avx2>($($arg),*)
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Isa::Avx2` is only made by `Isa::available` after detection (`Kernels::new` checks it again).
+            // SAFETY: the machine has it: `Kernels::new` has checked.
             Isa::Avx2 => unsafe { avx2($($arg),*) },
-            Isa::Baseline => $kernel::<{ BASELINE_FMA }>($($arg),*),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => $kernel::<$crate::kernels::vector::Neon>($($arg),*),
+            Isa::Portable => $kernel::<Portable>($($arg),*),
         }
     }};
 }
@@ -66,11 +82,23 @@ pub(crate) struct Kernels {
 impl Kernels {
     /// Panics if the machine does not have `isa`.
     pub fn new(isa: Isa, threads: usize) -> Self {
-        assert!(Isa::available().contains(&isa), "{isa:?} is not available on this machine");
+        assert!(isa.is_available(), "{isa:?} is not available on this machine");
         Self { isa, pool: Pool::new(threads) }
     }
 
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
+}
+
+/// Seeded numbers in [-1, 1).
+#[cfg(test)]
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
 }

@@ -6,11 +6,13 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::math::{elu, fma, gelu};
-use super::{BASELINE_FMA, Isa, Kernels, dispatch};
+use super::math::{elu, gelu};
+use super::rows::{DOT, sum_pairs};
+use super::vector::{LANES, Portable, Vector};
+use super::{Isa, Kernels, dispatch};
 
 /// Columns of a panel.
-const NR: usize = 16;
+const NR: usize = 2 * LANES;
 
 /// Most rows of a tile: 6 × 16 sums fill 12 of the 16 vector registers of AVX2.
 const MR: usize = 6;
@@ -26,13 +28,32 @@ const SHARED_WORK: usize = 1 << 17;
 #[repr(align(64))]
 struct Lane([f32; NR]);
 
+impl Lane {
+    #[inline(always)]
+    fn halves<V: Vector>(&self) -> [V; 2] {
+        let halves = self.0.as_chunks::<LANES>().0;
+        [V::load(&halves[0]), V::load(&halves[1])]
+    }
+
+    #[inline(always)]
+    fn from_halves<V: Vector>(halves: [V; 2]) -> Self {
+        let mut lane = Self([0.0; NR]);
+        let to = lane.0.as_chunks_mut::<LANES>().0;
+        halves[0].store(&mut to[0]);
+        halves[1].store(&mut to[1]);
+        lane
+    }
+}
+
 /// A packed weight matrix `[k, n]` with its bias.
 #[derive(Debug)]
 pub(crate) struct Matrix {
     k: usize,
     n: usize,
-    /// `[n / NR, k, NR]`, padded with zeros; for n = 1 the single column in rows of `NR`.
+    /// `[n / NR, k, NR]`, padded with zeros; empty when there is one column only.
     panels: Vec<Lane>,
+    /// The only column, `[k]`; empty when there are more.
+    column: Vec<f32>,
     /// `[n / NR, NR]`, padded with zeros.
     bias: Vec<Lane>,
 }
@@ -61,26 +82,22 @@ impl Matrix {
     /// Packs `weight(row, column)`, `[k, n]`; `bias` has n numbers.
     pub fn pack(k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Self {
         let zero = Lane([0.0; NR]);
-        let panels = if n == 1 {
-            let mut panels = vec![zero; k.div_ceil(NR)];
-            for row in 0..k {
-                panels[row / NR].0[row % NR] = weight(row, 0);
-            }
-            panels
+        let (mut panels, mut single) = (Vec::new(), Vec::new());
+        if n == 1 {
+            single.extend((0..k).map(|row| weight(row, 0)));
         } else {
-            let mut panels = vec![zero; n.div_ceil(NR) * k];
+            panels.resize(n.div_ceil(NR) * k, zero);
             for column in 0..n {
                 for row in 0..k {
                     panels[column / NR * k + row].0[column % NR] = weight(row, column);
                 }
             }
-            panels
-        };
+        }
         let mut lanes = vec![zero; n.div_ceil(NR)];
         for (column, b) in bias.unwrap_or_default().iter().enumerate() {
             lanes[column / NR].0[column % NR] = *b;
         }
-        Self { k, n, panels, bias: lanes }
+        Self { k, n, panels, column: single, bias: lanes }
     }
 
     pub fn columns(&self) -> usize {
@@ -150,14 +167,12 @@ fn checked(out: &mut [f32], size: usize) -> *mut f32 {
 }
 
 /// The tiles of some rows and panels.
-///
-/// A closure would be compiled for the baseline: from here on there are only loops and functions that are inlined.
 #[inline(always)]
-fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usize>, rows_first: bool) {
+fn block<V: Vector>(task: &Task<'_>, rows: Range<usize>, panels: Range<usize>, rows_first: bool) {
     if task.w.n == 1 {
         for row in rows {
             // SAFETY: `product` has checked the buffers for all rows.
-            unsafe { single_column::<FMA>(task, row) };
+            unsafe { single_column::<V>(task, row) };
         }
         return;
     }
@@ -176,7 +191,7 @@ fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usi
         let mut row = rows.start;
         while left > 0 {
             let height = (rows.end - row).div_ceil(left);
-            columns::<FMA>(task, row, height, panel..end);
+            columns::<V>(task, row, height, panel..end);
             row += height;
             left -= 1;
         }
@@ -186,22 +201,22 @@ fn block<const FMA: bool>(task: &Task<'_>, rows: Range<usize>, panels: Range<usi
 
 /// The tiles of `height` rows and some panels.
 #[inline(always)]
-fn columns<const FMA: bool>(task: &Task<'_>, row: usize, height: usize, panels: Range<usize>) {
+fn columns<V: Vector>(task: &Task<'_>, row: usize, height: usize, panels: Range<usize>) {
     let mut panel = panels.start;
     while panel < panels.end {
         let left = panels.end - panel;
         // SAFETY: `product` has checked the buffers for all rows and columns; the tile stays within both.
         panel += unsafe {
             match height {
-                1 if left >= 4 => tile::<FMA, 1, 4>(task, row, panel),
-                1 => tile::<FMA, 1, 1>(task, row, panel),
-                2 if left >= 2 => tile::<FMA, 2, 2>(task, row, panel),
-                2 => tile::<FMA, 2, 1>(task, row, panel),
-                3 if left >= 2 => tile::<FMA, 3, 2>(task, row, panel),
-                3 => tile::<FMA, 3, 1>(task, row, panel),
-                4 => tile::<FMA, 4, 1>(task, row, panel),
-                5 => tile::<FMA, 5, 1>(task, row, panel),
-                _ => tile::<FMA, MR, 1>(task, row, panel),
+                1 if left >= 4 => tile::<V, 1, 4>(task, row, panel),
+                1 => tile::<V, 1, 1>(task, row, panel),
+                2 if left >= 2 => tile::<V, 2, 2>(task, row, panel),
+                2 => tile::<V, 2, 1>(task, row, panel),
+                3 if left >= 2 => tile::<V, 3, 2>(task, row, panel),
+                3 => tile::<V, 3, 1>(task, row, panel),
+                4 => tile::<V, 4, 1>(task, row, panel),
+                5 => tile::<V, 5, 1>(task, row, panel),
+                _ => tile::<V, MR, 1>(task, row, panel),
             }
         };
     }
@@ -212,27 +227,29 @@ fn columns<const FMA: bool>(task: &Task<'_>, row: usize, height: usize, panels: 
 /// # Safety
 /// Rows `row..row + M` and panels `panel..panel + P` must exist.
 #[inline(always)]
-unsafe fn tile<const FMA: bool, const M: usize, const P: usize>(task: &Task<'_>, row: usize, panel: usize) -> usize {
+unsafe fn tile<V: Vector, const M: usize, const P: usize>(task: &Task<'_>, row: usize, panel: usize) -> usize {
     let (k, stride) = (task.w.k, task.stride);
-    let mut sums = [[[0.0f32; NR]; P]; M];
+    let mut sums = [[[V::splat(0.0); 2]; P]; M];
     // SAFETY: the caller's promise; a row has k numbers and a panel k lanes.
     unsafe {
         let a = task.a.add(row * stride);
         let b = task.w.panels.as_ptr().add(panel * k);
         for i in 0..k {
+            let mut xs = [V::splat(0.0); M];
+            for r in 0..M {
+                xs[r] = V::splat(*a.add(r * stride + i));
+            }
             for p in 0..P {
-                let lane = &(*b.add(p * k + i)).0;
+                let lane = (*b.add(p * k + i)).halves::<V>();
                 for r in 0..M {
-                    let x = *a.add(r * stride + i);
-                    for j in 0..NR {
-                        sums[r][p][j] = fma::<FMA>(x, lane[j], sums[r][p][j]);
-                    }
+                    sums[r][p][0] = xs[r].mul_add(lane[0], sums[r][p][0]);
+                    sums[r][p][1] = xs[r].mul_add(lane[1], sums[r][p][1]);
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (p, sums) in sums.iter().enumerate() {
-                finish::<FMA>(task, row + r, panel + p, sums);
+        for r in 0..M {
+            for p in 0..P {
+                finish(task, row + r, panel + p, sums[r][p]);
             }
         }
     }
@@ -244,24 +261,15 @@ unsafe fn tile<const FMA: bool, const M: usize, const P: usize>(task: &Task<'_>,
 /// # Safety
 /// The row must exist.
 #[inline(always)]
-unsafe fn single_column<const FMA: bool>(task: &Task<'_>, row: usize) {
+unsafe fn single_column<V: Vector>(task: &Task<'_>, row: usize) {
     let k = task.w.k;
-    let mut sums = [0.0f32; NR];
     // SAFETY: the caller's promise; a row has k numbers.
     let a = unsafe { std::slice::from_raw_parts(task.a.add(row * task.stride), k) };
-    let (whole, rest) = a.as_chunks::<NR>();
-    for (x, lane) in whole.iter().zip(&task.w.panels) {
-        for j in 0..NR {
-            sums[j] = fma::<FMA>(x[j], lane.0[j], sums[j]);
-        }
-    }
-    for (j, x) in rest.iter().enumerate() {
-        sums[j] = fma::<FMA>(*x, task.w.panels[whole.len()].0[j], sums[j]);
-    }
-    let mut result = [0.0; NR];
-    result[0] = super::rows::total(sums);
+    let sum = sum_pairs::<V, DOT>(a, &task.w.column);
+    let mut lanes = [0.0; LANES];
+    lanes[0] = sum;
     // SAFETY: the caller's promise.
-    unsafe { finish::<FMA>(task, row, 0, &result) };
+    unsafe { finish(task, row, 0, [V::load(&lanes), V::splat(0.0)]) };
 }
 
 /// Adds the bias and what the sink asks for, and writes one lane of results.
@@ -269,41 +277,29 @@ unsafe fn single_column<const FMA: bool>(task: &Task<'_>, row: usize) {
 /// # Safety
 /// The row and the panel must exist.
 #[inline(always)]
-unsafe fn finish<const FMA: bool>(task: &Task<'_>, row: usize, panel: usize, sums: &[f32; NR]) {
+unsafe fn finish<V: Vector>(task: &Task<'_>, row: usize, panel: usize, sums: [V; 2]) {
     let n = task.w.n;
     let at = row * n + panel * NR;
     let width = NR.min(n - panel * NR);
-    let mut v = *sums;
     // SAFETY: the caller's promise; a panel's lane lies within `bias`, and `width` numbers at `at` within the buffers.
     unsafe {
-        let bias = &task.w.bias.get_unchecked(panel).0;
-        for j in 0..NR {
-            v[j] += bias[j];
-        }
+        let bias = task.w.bias.get_unchecked(panel).halves::<V>();
+        let mut v = [sums[0].add(bias[0]), sums[1].add(bias[1])];
         if !task.add.is_null() {
-            let mut old = [0.0; NR];
-            copy(task.add.add(at), old.as_mut_ptr(), width);
-            for j in 0..NR {
-                v[j] += old[j];
-            }
+            let mut old = Lane([0.0; NR]);
+            copy(task.add.add(at), old.0.as_mut_ptr(), width);
+            let old = old.halves::<V>();
+            v = [v[0].add(old[0]), v[1].add(old[1])];
         }
         if !task.raw.is_null() {
-            copy(v.as_ptr(), task.raw.add(at), width);
+            copy(Lane::from_halves(v).0.as_ptr(), task.raw.add(at), width);
         }
         if !task.act.is_null() {
-            match task.activation {
-                Activation::Elu => {
-                    for x in &mut v {
-                        *x = elu::<FMA>(*x);
-                    }
-                }
-                Activation::Gelu => {
-                    for x in &mut v {
-                        *x = gelu::<FMA>(*x);
-                    }
-                }
-            }
-            copy(v.as_ptr(), task.act.add(at), width);
+            v = match task.activation {
+                Activation::Elu => [elu(v[0]), elu(v[1])],
+                Activation::Gelu => [gelu(v[0]), gelu(v[1])],
+            };
+            copy(Lane::from_halves(v).0.as_ptr(), task.act.add(at), width);
         }
     }
 }
@@ -324,17 +320,8 @@ unsafe fn copy(from: *const f32, to: *mut f32, width: usize) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::numbers;
     use super::*;
-
-    fn numbers(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn slow(a: &[f32], stride: usize, m: usize, w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {
         let k = w.len() / n;

@@ -2,48 +2,57 @@
 
 use std::ops::Range;
 
-use super::math::{exp, fma};
-use super::{BASELINE_FMA, Isa, Kernels, dispatch};
+use super::math::exp;
+use super::vector::{LANES, Portable, Vector};
+use super::{Isa, Kernels, dispatch};
 
-/// Sums are kept in this many lanes.
-const LANES: usize = 16;
+/// What [`sum_pairs`] adds up.
+pub const DOT: u8 = 0;
+const SQUARED_DIFFERENCE: u8 = 1;
 
 /// The sum of the lanes, halved again and again so that the order does not depend on the instruction set.
 #[inline(always)]
-pub fn total(mut lanes: [f32; LANES]) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for j in 0..half {
-            lanes[j] += lanes[j + half];
-        }
-    }
-    lanes[0]
+pub fn total<V: Vector>(sums: [V; 2]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    sums[0].add(sums[1]).store(&mut lanes);
+    ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 }
 
-/// What [`sum_pairs`] adds up.
-const DOT: u8 = 0;
-const SQUARED_DIFFERENCE: u8 = 1;
-
-/// The sum of `x · y` or of `(x - y)²` over two slices of the same length. (The choice is a constant and no closure:
-/// a closure would be compiled for the baseline.)
+/// Up to [`LANES`] numbers, filled up with `rest`.
 #[inline(always)]
-fn sum_pairs<const FMA: bool, const TERM: u8>(a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0.0f32; LANES];
-    for (x, y) in a.iter().zip(b) {
-        for j in 0..LANES {
-            sums[j] = term::<FMA, TERM>(x[j], y[j], sums[j]);
-        }
+fn load_part<V: Vector>(from: &[f32], rest: f32) -> V {
+    let mut lanes = [rest; LANES];
+    for (lane, x) in lanes.iter_mut().zip(from) {
+        *lane = *x;
     }
-    for (j, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[j] = term::<FMA, TERM>(*x, *y, sums[j]);
+    V::load(&lanes)
+}
+
+#[inline(always)]
+fn term<V: Vector, const TERM: u8>(x: V, y: V, sum: V) -> V {
+    if TERM == DOT {
+        x.mul_add(y, sum)
+    } else {
+        let difference = x.sub(y);
+        difference.mul_add(difference, sum)
+    }
+}
+
+/// The sum of `x · y` or of `(x - y)²` over two slices of the same length.
+#[inline(always)]
+pub fn sum_pairs<V: Vector, const TERM: u8>(a: &[f32], b: &[f32]) -> f32 {
+    let (pairs_a, rest_a) = a.as_chunks::<{ 2 * LANES }>();
+    let (pairs_b, rest_b) = b.as_chunks::<{ 2 * LANES }>();
+    let mut sums = [V::splat(0.0); 2];
+    for (x, y) in pairs_a.iter().zip(pairs_b) {
+        let (x, y) = (x.as_chunks::<LANES>().0, y.as_chunks::<LANES>().0);
+        sums[0] = term::<V, TERM>(V::load(&x[0]), V::load(&y[0]), sums[0]);
+        sums[1] = term::<V, TERM>(V::load(&x[1]), V::load(&y[1]), sums[1]);
+    }
+    for (i, (x, y)) in rest_a.chunks(LANES).zip(rest_b.chunks(LANES)).enumerate() {
+        sums[i] = term::<V, TERM>(load_part(x, 0.0), load_part(y, 0.0), sums[i]);
     }
     total(sums)
-}
-
-#[inline(always)]
-fn term<const FMA: bool, const TERM: u8>(x: f32, y: f32, sum: f32) -> f32 {
-    if TERM == DOT { fma::<FMA>(x, y, sum) } else { fma::<FMA>(x - y, x - y, sum) }
 }
 
 impl Kernels {
@@ -76,92 +85,83 @@ impl Kernels {
 }
 
 #[inline(always)]
-fn distances<const FMA: bool>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+fn distances<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(x.len()).zip(out) {
-        *out = sum_pairs::<FMA, SQUARED_DIFFERENCE>(x, row);
+        *out = sum_pairs::<V, SQUARED_DIFFERENCE>(x, row);
     }
 }
 
 #[inline(always)]
-fn layer_norm<const FMA: bool>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+fn layer_norm<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
     let width = weight.len();
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let mut sums = [0.0f32; LANES];
-        for chunk in x.chunks(LANES) {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum += *x;
-            }
+        let (whole, rest) = x.as_chunks::<LANES>();
+        let mut sum = V::splat(0.0);
+        for x in whole {
+            sum = sum.add(V::load(x));
         }
-        let mean = total(sums) / width as f32;
-        let mut sums = [0.0f32; LANES];
-        for chunk in x.chunks(LANES) {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum = fma::<FMA>(*x - mean, *x - mean, *sum);
-            }
+        sum = sum.add(load_part(rest, 0.0));
+        let mean = total([sum, V::splat(0.0)]) / width as f32;
+        let mut sum = V::splat(0.0);
+        for x in whole {
+            let x = V::load(x).sub(V::splat(mean));
+            sum = x.mul_add(x, sum);
         }
-        let variance = total(sums) / width as f32;
+        let x_rest = load_part::<V>(rest, mean).sub(V::splat(mean));
+        sum = x_rest.mul_add(x_rest, sum);
+        let variance = total([sum, V::splat(0.0)]) / width as f32;
         let scale = 1.0 / (variance + 1e-5).sqrt();
         for ((out, x), (w, b)) in out.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
-            *out = fma::<FMA>((x - mean) * scale, *w, *b);
+            *out = (x - mean) * scale * w + b;
         }
     }
 }
 
 #[inline(always)]
-fn attend<const FMA: bool>(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    parts: &[Range<usize>; 2],
-    scores: &mut [f32],
-    out: &mut [f32],
-) {
+fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2], scores: &mut [f32], out: &mut [f32]) {
     let width = q.len();
-    let keys = parts[0].len() + parts[1].len();
-    let scores = &mut scores[..keys];
-    let (first, second) = scores.split_at_mut(parts[0].len());
+    let (first, second) = scores[..parts[0].len() + parts[1].len()].split_at_mut(parts[0].len());
     for (scores, part) in [first, second].into_iter().zip(parts) {
         let rows = &k[part.start * width..part.end * width];
         for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
-            *score = sum_pairs::<FMA, DOT>(q, row);
+            *score = sum_pairs::<V, DOT>(q, row);
         }
     }
 
-    let mut most = [f32::NEG_INFINITY; LANES];
-    for chunk in scores.chunks(LANES) {
-        for (m, x) in most.iter_mut().zip(chunk) {
-            *m = if *x > *m { *x } else { *m };
-        }
+    let scores = &mut scores[..parts[0].len() + parts[1].len()];
+    let mut most = f32::NEG_INFINITY;
+    for score in scores.iter() {
+        most = if *score > most { *score } else { most };
     }
-    let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let (whole, rest) = scores.as_chunks_mut::<LANES>();
-    let mut sums = [0.0f32; LANES];
+    let mut sum = V::splat(0.0);
     for chunk in whole {
-        for j in 0..LANES {
-            chunk[j] = exp::<FMA>(chunk[j] - most);
-            sums[j] += chunk[j];
-        }
+        let weights = exp(V::load(chunk).sub(V::splat(most)));
+        weights.store(chunk);
+        sum = sum.add(weights);
     }
-    for (j, x) in rest.iter_mut().enumerate() {
-        *x = exp::<FMA>(*x - most);
-        sums[j] += *x;
+    let mut last = [0.0; LANES];
+    exp(load_part::<V>(rest, most).sub(V::splat(most))).store(&mut last);
+    let mut sum = total([sum, V::splat(0.0)]);
+    for (score, weight) in rest.iter_mut().zip(last) {
+        *score = weight;
+        sum += weight;
     }
-    let scale = 1.0 / total(sums);
+    let scale = 1.0 / sum;
 
     let mut at = 0;
     while at < width {
-        let left = width - at;
-        at += match left {
-            64.. => weighted::<FMA, 64>(v, width, parts, scores, scale, at, out),
-            16.. => weighted::<FMA, 16>(v, width, parts, scores, scale, at, out),
-            _ => weighted::<FMA, 1>(v, width, parts, scores, scale, at, out),
+        at += match width - at {
+            64.. => weighted::<V, 8>(v, width, parts, scores, scale, at, out),
+            8.. => weighted::<V, 1>(v, width, parts, scores, scale, at, out),
+            _ => weighted_one(v, width, parts, scores, scale, at, out),
         };
     }
 }
 
-/// `N` columns of the weighted sum of the values, from column `at`. Returns N.
+/// `N` vectors of the weighted sum of the values, from column `at`. Returns the number of columns.
 #[inline(always)]
-fn weighted<const FMA: bool, const N: usize>(
+fn weighted<V: Vector, const N: usize>(
     v: &[f32],
     width: usize,
     parts: &[Range<usize>; 2],
@@ -170,19 +170,92 @@ fn weighted<const FMA: bool, const N: usize>(
     at: usize,
     out: &mut [f32],
 ) -> usize {
-    let mut sums = [0.0f32; N];
+    let mut sums = [V::splat(0.0); N];
     let (first, second) = weights.split_at(parts[0].len());
     for (weights, part) in [first, second].into_iter().zip(parts) {
         let rows = &v[part.start * width..part.end * width];
         for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
-            let row: &[f32; N] = row[at..].first_chunk().expect("N columns are left");
+            let row = &row[at..at + N * LANES].as_chunks::<LANES>().0[..N];
             for j in 0..N {
-                sums[j] = fma::<FMA>(*weight, row[j], sums[j]);
+                sums[j] = V::splat(*weight).mul_add(V::load(&row[j]), sums[j]);
             }
         }
     }
+    let out = &mut out[at..at + N * LANES].as_chunks_mut::<LANES>().0[..N];
     for j in 0..N {
-        out[at + j] = sums[j] * scale;
+        sums[j].mul(V::splat(scale)).store(&mut out[j]);
     }
-    N
+    N * LANES
+}
+
+/// The same for one column, of a width that is no multiple of eight.
+fn weighted_one(
+    v: &[f32],
+    width: usize,
+    parts: &[Range<usize>; 2],
+    weights: &[f32],
+    scale: f32,
+    at: usize,
+    out: &mut [f32],
+) -> usize {
+    let steps = parts[0].clone().chain(parts[1].clone());
+    out[at] = scale * weights.iter().zip(steps).map(|(weight, step)| weight * v[step * width + at]).sum::<f32>();
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::numbers;
+    use super::*;
+
+    #[test]
+    fn attention_agrees_with_float64() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa, 1);
+            for width in [4, 10, 16, 64, 86] {
+                for parts in [[0..1, 0..0], [3..40, 0..0], [30..41, 0..13]] {
+                    let (q, k, v) = (numbers(width, 1), numbers(41 * width, 2), numbers(41 * width, 3));
+                    let (mut scores, mut out) = (vec![0.0; 41], vec![0.0; width]);
+                    kernels.attend(&q, &k, &v, &parts, &mut scores, &mut out);
+                    let steps: Vec<usize> = parts[0].clone().chain(parts[1].clone()).collect();
+                    let weights: Vec<f64> = steps
+                        .iter()
+                        .map(|s| (0..width).map(|i| f64::from(q[i]) * f64::from(k[s * width + i])).sum::<f64>().exp())
+                        .collect();
+                    for i in 0..width {
+                        let sum: f64 = steps.iter().zip(&weights).map(|(s, w)| w * f64::from(v[s * width + i])).sum();
+                        let want = sum / weights.iter().sum::<f64>();
+                        assert!((f64::from(out[i]) - want).abs() < 2e-6, "{isa:?} {width} {parts:?} {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_and_distances_agree_with_float64() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa, 1);
+            for width in [3, 8, 20, 64, 100] {
+                let (x, w, b) = (numbers(3 * width, 1), numbers(width, 2), numbers(width, 3));
+                // Small enough for eps to count.
+                let x: Vec<f32> = x.iter().map(|x| 5.0 + 0.01 * x).collect();
+                let mut out = vec![0.0; 3 * width];
+                kernels.layer_norm(&x, &w, &b, &mut out);
+                let mut distances = vec![0.0; 3];
+                kernels.distances(&w, &x, &mut distances);
+                for (row, distance) in distances.iter().enumerate() {
+                    let x: Vec<f64> = x[row * width..(row + 1) * width].iter().map(|x| f64::from(*x)).collect();
+                    let mean = x.iter().sum::<f64>() / width as f64;
+                    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    for i in 0..width {
+                        let want = (x[i] - mean) / (variance + 1e-5).sqrt() * f64::from(w[i]) + f64::from(b[i]);
+                        assert!((f64::from(out[row * width + i]) - want).abs() < 3e-4, "{isa:?} {width}");
+                    }
+                    let want: f64 = x.iter().zip(&w).map(|(x, w)| (x - f64::from(*w)).powi(2)).sum();
+                    assert!((f64::from(*distance) / want - 1.0).abs() < 1e-6, "{isa:?} {width}");
+                }
+            }
+        }
+    }
 }
