@@ -531,7 +531,10 @@ def _quiet_mpg123() -> Iterator[None]:
 
 
 def _check_ogg(file: BinaryIO, name: str) -> None:
-    """Walk over the pages of an OGG file and raise InputError if one is cut off, or a stream in it has no last page."""
+    """Walk over the pages of an OGG file and raise InputError if one is cut off, or a stream in it has no last page.
+
+    So does a chain of streams, of which libsndfile would read the first alone.
+    """
     end, offset = _size(file), 0
     unfinished: set[int] = set()
     while offset < end:
@@ -543,6 +546,8 @@ def _check_ogg(file: BinaryIO, name: str) -> None:
         if len(head) < 27 or len(sizes) < head[26]:
             raise InputError(f"{name} is cut off or damaged at byte {offset}; get it again.")
         flags, serial = head[5], struct.unpack("<I", head[14:18])[0]
+        if flags & 2 and offset and not unfinished:
+            raise InputError(f"{name} holds several recordings, one behind the other; save it as one.")
         offset += 27 + len(sizes) + sum(sizes)
         if flags & 4:
             unfinished.discard(serial)

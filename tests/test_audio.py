@@ -294,6 +294,13 @@ def test_damaged_in_the_middle(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
 
 
+def test_a_chain_of_ogg_streams(tmp_path: Path) -> None:
+    data = encoded("OGG")
+    assert len(read_all(write(tmp_path / "in.ogg", data + b"something else"))) == len(sound(48000, 2))
+    with pytest.raises(InputError, match="several"):
+        read_all(write(tmp_path / "in.ogg", data + encoded("OGG", "OPUS")))
+
+
 def test_an_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
     data = encoded("MP3")
     bare = data[data.index(b"\xff\xfb", 100) :]
