@@ -123,7 +123,7 @@ impl Config {
         if self.channels != 1 {
             return fail(format!("`channels` is {}, but only 1 is supported", self.channels));
         }
-        if self.dimension % self.num_heads != 0 || !(self.dimension / self.num_heads).is_multiple_of(2) {
+        if !self.dimension.is_multiple_of(self.num_heads) || !(self.dimension / self.num_heads).is_multiple_of(2) {
             return fail(format!(
                 "`dimension` ({}) must be an even multiple of `num_heads` ({})",
                 self.dimension, self.num_heads

@@ -49,7 +49,7 @@ pub fn elu<V: Vector>(x: V) -> V {
 fn erf<V: Vector>(x: V) -> V {
     // Chebyshev fits: erf(x) / x in x² on [0, 1], and -log(1 - erf(t)) on [1, 4], past which erf rounds to 1.
     const SMALL: [f32; 8] = [
-        1.128_379_2,
+        std::f32::consts::FRAC_2_SQRT_PI,
         -0.376_126_38,
         0.112_837_83,
         -0.026_865_438,
@@ -143,7 +143,7 @@ mod tests {
             for x in grid(-6.0, 6.0) {
                 let x64 = f64::from(x);
                 let want = 0.5 * x64 * (1.0 + erf_slow(x64 * std::f64::consts::FRAC_1_SQRT_2));
-                assert!((at(isa, GELU, x) - want).abs() < 4e-7, "{isa:?} gelu({x})");
+                assert!((at(isa, GELU, x) - want).abs() < 2e-7 * (1.0 + x64.abs()), "{isa:?} gelu({x})");
             }
             assert_eq!(at(isa, GELU, 100.0), 100.0);
             assert_eq!(at(isa, GELU, -100.0), 0.0);
