@@ -311,7 +311,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if not args.input:
         raise InputError("A live conversation is not possible yet; give a recording with --input.")
     if args.demo:
-        for name in ("model", "mimi", "tokenizer", "config", "quantized"):
+        for name in ("model", "mimi", "tokenizer", "config"):
             if getattr(args, name) is not None:
                 raise InputError(f"--demo brings its own model; leave --{name} out.")
     elif not args.model:

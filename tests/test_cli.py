@@ -203,6 +203,7 @@ REFUSED = {
         "shape",
     ),
     "said 4, is 8": (f"{MODEL} --quantized 4 {IO}", "8"),
+    "said 4, the demo is 8": (f"--demo --quantized 4 {IO}", "8"),
     "said 8, is 4": (f"--model {{golden}}/lm-quant/lm_mlx_q4.safetensors {MODEL4} --quantized 8 {IO}", "4"),
     "said 8, is unquantized": (
         f"--model {{golden}}/lm-small/lm_mlx_f32.safetensors {MODEL4} --config {{golden}}/lm-small/config.json "

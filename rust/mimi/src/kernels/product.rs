@@ -23,6 +23,9 @@ const SMALL_WEIGHTS: usize = 128 * 1024;
 /// Products with fewer multiplications are not worth waking other threads for.
 const SHARED_WORK: usize = 1 << 17;
 
+/// Rows of a panel to ask for ahead of their use.
+const AHEAD: usize = 16;
+
 /// One row of a panel, aligned so that a vector load never crosses a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -240,7 +243,12 @@ unsafe fn tile<V: Vector, const M: usize, const P: usize>(task: &Task<'_>, row: 
                 *x = V::splat(*a.add(r * stride + i));
             }
             for p in 0..P {
-                let lane = (*b.add(p * k + i)).halves::<V>();
+                let lane = b.add(p * k + i);
+                if M <= 3 {
+                    // Few rows wait for the weights, and the processor's own prefetching stops at the end of a page.
+                    V::prefetch(lane.wrapping_add(AHEAD));
+                }
+                let lane = (*lane).halves::<V>();
                 for (x, sums) in xs.iter().zip(&mut sums) {
                     sums[p][0] = x.mul_add(lane[0], sums[p][0]);
                     sums[p][1] = x.mul_add(lane[1], sums[p][1]);

@@ -26,6 +26,9 @@ pub unsafe trait Vector: Copy {
     fn copysign(self, sign: Self) -> Self;
     /// 2ⁿ, for `self` = n + 1.5·2²³, -127 < n < 128: the number n is in the low bits of such a float.
     fn exp2_of_low_bits(self) -> Self;
+    /// Asks for the cache line at an address, which need not be one of the program's. A hint: it may do nothing.
+    #[inline(always)]
+    fn prefetch<T>(_: *const T) {}
 }
 
 /// Plain arrays, for processors without one of the others, and to compare with.
@@ -174,6 +177,10 @@ mod x86 {
                 let exponent = _mm256_add_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(127));
                 Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
             })
+        }
+        #[inline(always)]
+        fn prefetch<T>(address: *const T) {
+            with_avx2!(_mm_prefetch::<_MM_HINT_T0>(address.cast()));
         }
     }
 }
