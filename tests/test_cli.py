@@ -297,12 +297,10 @@ def test_file_names_cannot_write_to_the_terminal(shelf: Path) -> None:
 
 
 @pytest.mark.parametrize("program", [["local_mlx.py"], ["-m", "msh_mlx"]])
-def test_help_and_version_are_quick_and_whole(program: list[str]) -> None:
-    begin = time.perf_counter()
+def test_help_and_version_are_whole(program: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
     )
-    assert time.perf_counter() - begin < 5
     assert result.returncode == 0
     assert not result.stderr
     for option in (
