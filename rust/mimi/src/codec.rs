@@ -105,7 +105,8 @@ impl Mimi {
         let threads = match options.num_threads {
             Some(n @ 1..=64) => n,
             Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),
-            None => std::thread::available_parallelism().map_or(1, usize::from).min(2),
+            // Two streams and a language model run side by side in the app: leave them the other cores.
+            None => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 2)),
         };
         let isa = options.isa.unwrap_or_else(|| Isa::available()[0]);
         Ok(Self(Arc::new(Model { config, num_codebooks: n, kernels: Kernels::new(isa, threads), layers })))

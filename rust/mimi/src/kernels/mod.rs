@@ -5,6 +5,7 @@
 //! threads, so a stream cut into other pieces gives the same bits.
 
 mod math;
+mod memory;
 mod pool;
 mod product;
 mod rows;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::ptr;
 
 use super::math::{elu, gelu};
+use super::memory::{Aligned, Plain};
 use super::rows::{DOT, sum_pairs};
 use super::vector::{LANES, Portable, Vector};
 use super::{Isa, Kernels, dispatch};
@@ -31,6 +32,9 @@ const AHEAD: usize = 16;
 #[repr(align(64))]
 struct Lane([f32; NR]);
 
+// SAFETY: floats.
+unsafe impl Plain for Lane {}
+
 impl Lane {
     #[inline(always)]
     fn halves<V: Vector>(&self) -> [V; 2] {
@@ -54,7 +58,7 @@ pub(crate) struct Matrix {
     k: usize,
     n: usize,
     /// `[n / NR, k, NR]`, padded with zeros; empty when there is one column only.
-    panels: Vec<Lane>,
+    panels: Aligned<Lane>,
     /// The only column, `[k]`; empty when there are more.
     column: Vec<f32>,
     /// `[n / NR, NR]`, padded with zeros.
@@ -85,11 +89,11 @@ impl Matrix {
     /// Packs `weight(row, column)`, `[k, n]`; `bias` has n numbers.
     pub fn pack(k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Self {
         let zero = Lane([0.0; NR]);
-        let (mut panels, mut single) = (Vec::new(), Vec::new());
+        let mut panels = Aligned::<Lane>::zeroed(if n == 1 { 0 } else { n.div_ceil(NR) * k });
+        let mut single = Vec::new();
         if n == 1 {
             single.extend((0..k).map(|row| weight(row, 0)));
         } else {
-            panels.resize(n.div_ceil(NR) * k, zero);
             for column in 0..n {
                 for row in 0..k {
                     panels[column / NR * k + row].0[column % NR] = weight(row, column);
@@ -154,7 +158,7 @@ impl Kernels {
         let panels = w.bias.len();
         let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { 4 * self.pool.threads() };
         // Threads share the rows when the weights are small, else the columns. Chunks hold whole tiles.
-        let (len, unit) = if rows_first { (m, MR) } else { (panels, 4) };
+        let (len, unit) = if rows_first { (m, MR) } else { (panels, 12) };
         let chunk = len.div_ceil(parts).next_multiple_of(unit);
         self.pool.run(len.div_ceil(chunk), &|i| {
             let part = i * chunk..len.min((i + 1) * chunk);
@@ -183,7 +187,8 @@ fn block<V: Vector>(task: &Task<'_>, rows: Range<usize>, panels: Range<usize>, r
     let wide = match rows.len() {
         _ if rows_first => panels.len(),
         1 => 4,
-        2 | 3 => 2,
+        2 => 3,
+        3 => 2,
         _ => 1,
     };
     let mut panel = panels.start;
@@ -213,6 +218,7 @@ fn columns<V: Vector>(task: &Task<'_>, row: usize, height: usize, panels: Range<
             match height {
                 1 if left >= 4 => tile::<V, 1, 4>(task, row, panel),
                 1 => tile::<V, 1, 1>(task, row, panel),
+                2 if left >= 3 => tile::<V, 2, 3>(task, row, panel),
                 2 if left >= 2 => tile::<V, 2, 2>(task, row, panel),
                 2 => tile::<V, 2, 1>(task, row, panel),
                 3 if left >= 2 => tile::<V, 3, 2>(task, row, panel),

@@ -1,0 +1,121 @@
+//! The codec through its public face, on the embedded demo checkpoint: what Python cannot reach.
+
+use std::path::PathBuf;
+
+use mimi::{Isa, Mimi, Options};
+
+fn demo(options: &Options) -> Mimi {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo/mimi.safetensors");
+    Mimi::load(&path, options).unwrap()
+}
+
+/// A seeded sound with some structure: a gliding tone with noise.
+fn sound(samples: usize) -> Vec<f32> {
+    let (mut state, mut phase) = (1u64, 0.0f64);
+    (0..samples)
+        .map(|i| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            phase += 0.02 + 0.02 * (i as f64 / 9000.0).sin();
+            (0.3 * phase.sin() + 0.1 * ((state >> 40) as f64 / (1u64 << 24) as f64 - 0.5)) as f32
+        })
+        .collect()
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+/// Attention depends on differences of positions only, so a stream that is a year old sounds like a new one. With
+/// angles in float32 it would not by far.
+#[test]
+fn positions_never_run_out() {
+    let mimi = demo(&Options::default());
+    let pcm = sound(40 * 1920); // past the window of 24 steps
+    let codes = mimi.encode(&pcm).unwrap();
+    let decoded = mimi.decode(&codes, 8).unwrap();
+    // Past 2^24, 2^32 and at a year of steps.
+    for position in [16_777_217, 4_294_967_290, 788_400_001] {
+        let (mut encoder, mut decoder) = (mimi.encoder(), mimi.decoder());
+        encoder.reset_at(position);
+        decoder.reset_at(position);
+        assert_eq!(encoder.step(&pcm).unwrap(), codes, "from step {position}");
+        let difference = worst(&decoder.step(&codes, 8).unwrap(), &decoded);
+        assert!(difference < 1e-5, "from step {position}: {difference}");
+    }
+    // At the end of the count it goes on.
+    let (mut encoder, mut decoder) = (mimi.encoder(), mimi.decoder());
+    encoder.reset_at(u64::MAX - 5);
+    decoder.reset_at(u64::MAX - 5);
+    assert_eq!(encoder.step(&pcm).unwrap().len(), codes.len());
+    assert!(decoder.step(&codes, 8).unwrap().iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn every_instruction_set_gives_the_same() {
+    let pcm = sound(20 * 1920 + 77);
+    let mut results = Vec::new();
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            let mimi = demo(&Options { isa: Some(isa), num_threads: Some(threads), ..Options::default() });
+            let latents = mimi.encode_latent(&pcm).unwrap();
+            let codes = mimi.encode(&pcm).unwrap();
+            let decoded = mimi.decode(&codes, 8).unwrap();
+            results.push((isa, latents, codes, decoded));
+        }
+    }
+    let (first, latents, codes, decoded) = &results[0];
+    for (isa, other_latents, other_codes, other_decoded) in &results[1..] {
+        let (difference, largest) = (worst(latents, other_latents), worst(latents, &vec![0.0; latents.len()]));
+        assert!(difference < 1e-5 * largest.max(1.0), "{first:?} {isa:?}: {difference} of {largest}");
+        assert_eq!(codes, other_codes, "{first:?} {isa:?}");
+        assert!(worst(decoded, other_decoded) < 1e-5, "{first:?} {isa:?}");
+        if isa == first {
+            assert_eq!(decoded, other_decoded, "threads change no bit");
+        }
+    }
+}
+
+/// Pieces of any size give the very bits of the whole.
+#[test]
+fn streaming_equals_offline_to_the_bit() {
+    let mimi = demo(&Options::default());
+    let pcm = sound(50 * 1920 + 5);
+    let codes = mimi.encode(&pcm).unwrap();
+    let decoded = mimi.decode(&codes, 8).unwrap();
+    for size in [1, 333, 1920, 1921, 10_000] {
+        let mut encoder = mimi.encoder();
+        let streamed: Vec<u32> = pcm.chunks(size).flat_map(|piece| encoder.step(piece).unwrap()).collect();
+        assert_eq!(streamed, codes[..50 * 8], "{size} samples at a time");
+    }
+    for frames in [1, 2, 7, 20] {
+        let mut decoder = mimi.decoder();
+        let streamed: Vec<f32> = codes.chunks(8 * frames).flat_map(|piece| decoder.step(piece, 8).unwrap()).collect();
+        assert_eq!(streamed, decoded, "{frames} frames at a time");
+    }
+}
+
+/// A header can announce what it likes: memory is asked for only as far as the file goes.
+#[test]
+fn headers_that_lie_are_errors() {
+    let directory = std::env::temp_dir().join(format!("mimi-test-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("liar.safetensors");
+    let name = "encoder.model.0.conv.conv.bias";
+    for (length, header) in [
+        (u64::MAX, "{}".to_owned()),
+        (1 << 40, "{}".to_owned()),
+        (0, format!(r#"{{"{name}":{{"dtype":"F32","shape":[64],"data_offsets":[0,9999999999999]}}}}"#)),
+        (0, format!(r#"{{"{name}":{{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,0]}}}}"#)),
+        (0, format!(r#"{{"{name}":{{"dtype":"F32","shape":[64],"data_offsets":[8,4]}}}}"#)),
+        (0, format!(r#"{{"{name}":{{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}}}"#)),
+        (0, format!(r#"{{"{name}":[]}}"#)),
+        (0, "[".repeat(5000)),
+    ] {
+        let length = if length == 0 { header.len() as u64 } else { length };
+        std::fs::write(&path, [&length.to_le_bytes(), header.as_bytes()].concat()).unwrap();
+        let message = Mimi::load(&path, &Options::default()).unwrap_err().to_string();
+        assert!(message.contains("liar.safetensors") && message.ends_with('.'), "{message}");
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
+}
