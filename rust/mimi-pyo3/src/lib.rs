@@ -83,8 +83,8 @@ fn read_config(config: &Bound<'_, PyAny>) -> Result<mimi::Config, Failure> {
     })
 }
 
-fn count(value: i64) -> usize {
-    usize::try_from(value).unwrap_or(0)
+fn count(name: &str, value: i64) -> Result<usize, Failure> {
+    usize::try_from(value).map_err(|_| Failure::Value(format!("{name} is {value}, but at least 1 is expected.")))
 }
 
 #[pymethods]
@@ -99,8 +99,8 @@ impl Mimi {
         config: Option<&Bound<'_, PyAny>>,
     ) -> Result<Self, Failure> {
         let options = mimi::Options {
-            num_codebooks: count(num_codebooks),
-            num_threads: num_threads.map(count),
+            num_codebooks: count("num_codebooks", num_codebooks)?,
+            num_threads: num_threads.map(|n| count("num_threads", n)).transpose()?,
             config: config.map(read_config).transpose()?,
             ..mimi::Options::default()
         };

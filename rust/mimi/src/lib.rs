@@ -12,11 +12,14 @@
 //! Everything is causal. A whole recording is encoded by a stream, too, some frames at a time, and each number is
 //! computed by the same operations in the same order whatever the size of the pieces.
 
+#![deny(unsafe_code)]
+
 mod checkpoint;
 mod codec;
 mod config;
 mod conv;
 mod error;
+#[allow(unsafe_code)]
 mod kernels;
 mod quantizer;
 mod seanet;
