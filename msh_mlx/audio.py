@@ -94,7 +94,9 @@ class Recording(ABC):
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
-        self._file.close()
+        # Since Python 3.14 closing a pipe of which something is left unread fails on its way, for nothing.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> Recording:
         return self

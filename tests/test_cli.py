@@ -217,7 +217,7 @@ REFUSED = {
 def test_refused_in_one_sentence(shelf: Path, case: str) -> None:
     command, word = REFUSED[case]
     before = listing(shelf)
-    result = run(*[part.strip("'") for part in command.format(golden=GOLDEN).split()], cwd=shelf)
+    result = run(*[part.strip("'").format(golden=GOLDEN) for part in command.split()], cwd=shelf)
     message = assert_refused(result)
     assert word in message
     assert not result.stdout.count(b"Listening")
