@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from ..config import LmConfig
 from .cache import KeyValueRing
-from .transformer import Cache, StepCache, Transformer, TransformerShape
+from .transformer import NORM_EPS, Cache, StepCache, Transformer, TransformerShape
 
 Sample = Callable[[mx.array, int], mx.array]
 
@@ -70,7 +70,7 @@ class Lm(nn.Module):
                 config.dim, config.num_layers, config.num_heads, hidden or config.hidden, config.max_period
             )
         )
-        self.out_norm = nn.RMSNorm(config.dim, eps=self.transformer.layers[0].norm1.eps)
+        self.out_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.text_linear = nn.Linear(config.dim, config.text_card, bias=False)
         self.depformer = Depformer(config, depformer_hidden or config.depformer_hidden)
 

@@ -21,7 +21,7 @@ use error::{Failure, MimiError};
 /// num_codebooks : int
 ///     Codebooks to encode to and to decode from, 1 to the configuration's ``n_q``.
 /// num_threads : int or None
-///     Threads that share the work of a step, the caller's included; None picks a number.
+///     Threads that share the work of a step, the caller's included; None takes half the cores, at most 2.
 /// config : mapping, str, os.PathLike or None
 ///     The architecture, as a mapping or a JSON file; keys left out take the published values. None takes the
 ///     checkpoint's metadata key ``config``, or the published values.

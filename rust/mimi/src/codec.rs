@@ -24,7 +24,7 @@ const BLOCK: usize = 8;
 pub struct Options {
     /// Codebooks to encode to and to decode from, 1 to the configuration's `n_q`.
     pub num_codebooks: usize,
-    /// Threads that share the work of a step, the caller's included; `None` picks a number.
+    /// Threads that share the work of a step, the caller's included; `None` takes half the cores, at most 2.
     pub num_threads: Option<usize>,
     /// The architecture; `None` takes the checkpoint's metadata key `config`, or the published values.
     pub config: Option<Config>,
