@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-rust test-python lint lint-rust lint-python lint-rest format wheels check-wheels check pin clean
+.PHONY: help setup demo test test-rust test-python lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -16,7 +16,7 @@ SHELL_SCRIPTS := scripts/*.sh .ci/run
 if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make or refresh the environment in .venv
 	@sh scripts/setup.sh
@@ -63,6 +63,9 @@ wheels: setup ## build the wheels of the extension and the package into dist/
 
 check-wheels: wheels ## install the wheels into an empty environment and run the demo from there
 	@sh scripts/check_wheels.sh
+
+check-aarch64: setup ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
+	@sh scripts/check_aarch64.sh
 
 check: lint test check-wheels ## all of the above
 

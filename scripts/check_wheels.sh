@@ -1,6 +1,8 @@
 #!/bin/sh
-# Installs the wheels in dist/ into an empty environment, as somebody without Rust and without this repository would,
-# plays the demo recording to the demo model from there and compares its words with those expected.
+# Installs wheels into an empty environment, as somebody without Rust and without this repository would, plays the demo
+# recording to the demo model from there and compares its words with those expected.
+#   check_wheels.sh                 the wheels in dist/, on this machine
+#   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, by QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 python=$root/.venv/bin/python
@@ -9,20 +11,57 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 trap 'exit 130' INT TERM
 
-cp "$root/requirements.txt" "$root/assets/demo/digits.flac" "$root"/dist/*.whl "$place"
-"$("$python" -c 'import sys; print(sys._base_executable)')" -m venv "$place/venv"
-cd "$place"
-venv/bin/python -m pip --disable-pip-version-check --no-input install --quiet --only-binary :all: --constraint requirements.txt ./*.whl
-venv/bin/python -m pip --disable-pip-version-check check
+cp "$root/requirements.txt" "$root/assets/demo/digits.flac" "$place"
+pip() { # pip PYTHON ARGUMENT...
+  with=$1
+  shift
+  "$with" -m pip --disable-pip-version-check --no-input "$@"
+}
+case ${1:-} in
+  '')
+    cp "$root"/dist/*.whl "$place"
+    "$("$python" -c 'import sys; print(sys._base_executable)')" -m venv "$place/venv"
+    cd "$place"
+    pip venv/bin/python install --quiet --only-binary :all: --constraint requirements.txt ./*.whl
+    pip venv/bin/python check
+    clean() { env -i HOME="$place" PATH="$place/venv/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 "$@"; }
+    from_wheels() { clean venv/bin/python -I "$@"; }
+    program() { clean msh-mlx "$@"; }
+    ;;
+  aarch64)
+    system=$(cd "$2" && pwd -P)
+    cp "$root"/dist/aarch64/*.whl "$place"
+    cd "$place"
+    mkdir bin tmp
+    # MLX compiles for the processor it runs on with the compiler it finds.
+    ln -s "$(command -v aarch64-linux-gnu-g++)" bin/g++
+    from_wheels() {
+      env -i HOME="$place" TMPDIR="$place/tmp" PATH="$place/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 PYTHONPATH="$place/site" PYTHONNOUSERSITE=1 \
+        qemu-aarch64-static -L "$system" "$system/usr/bin/python3" "$@"
+    }
+    program() { from_wheels -m msh_mlx "$@"; }
+    version=$(from_wheels -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    glibc=$(from_wheels -c 'import platform; print(platform.libc_ver()[1].split(".")[1])')
+    platforms='--platform manylinux2014_aarch64'
+    for minor in $(seq 17 "$glibc"); do platforms="$platforms --platform manylinux_2_${minor}_aarch64"; done
+    # shellcheck disable=SC2086 # options
+    pip "$python" install --quiet --only-binary :all: --constraint requirements.txt \
+      --implementation cp --python-version "$version" $platforms --target site ./*.whl
+    ;;
+  *)
+    echo "check_wheels.sh: no such architecture: $1" >&2
+    exit 2
+    ;;
+esac
 
-clean() { env -i HOME="$place" PATH="$place/venv/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 "$@"; }
-clean venv/bin/python -I -c '
-import mimi, msh_mlx, sys
-inside = [m.__name__ for m in (mimi, msh_mlx) if not m.__file__.startswith(sys.prefix)]
-sys.exit("not imported from the wheels: " + ", ".join(inside) if inside else 0)'
-clean msh-mlx --version
-clean msh-mlx --demo --input digits.flac --output reply.wav --transcript reply.jsonl --tail 2 --temperature 0 --text-temperature 0
-clean venv/bin/python - "$root/assets/demo/expected.json" <<'END'
+from_wheels -c '
+import mimi, msh_mlx, os, platform, sys
+place = os.path.realpath(sys.argv[1])
+outside = [m.__name__ for m in (mimi, msh_mlx) if not os.path.realpath(m.__file__).startswith(place)]
+sys.exit("not imported from the wheels: " + ", ".join(outside) if outside else print(platform.machine(), platform.python_version()))' "$place"
+program --version
+program --demo --input digits.flac --output reply.wav --transcript reply.jsonl --tail 2 --temperature 0 --text-temperature 0
+from_wheels - "$root/assets/demo/expected.json" <<'END'
 import json, sys
 from pathlib import Path
 import soundfile
