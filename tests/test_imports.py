@@ -12,8 +12,11 @@ PACKAGE = Path(msh_mlx.__file__).parent
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"ui", "run"},
-    {"session"},
+    {"live"},
+    {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
+    {"pipeline", "devices"},
+    {"session", "metrics", "keys"},
+    {"events"},
     {"codec", "generate", "audio", "files", "text", "weights"},
     {"sampling", "models.lm"},
     {"models.transformer", "models.cache", "models"},

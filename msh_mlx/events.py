@@ -1,0 +1,129 @@
+"""What a live conversation tells those who watch it: the screen, the recorder, the trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .text import Word
+
+Pcm = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up"."""
+
+    stage: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
+
+    conversation: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Frame `index` (from 0) of the user goes to the model: `pcm` `[1920]` float32 at 24 kHz, silence while muted."""
+
+    index: int
+    pcm: Pcm
+
+
+@dataclass(frozen=True)
+class Said:
+    """Frame `index` of Moshi's voice goes to the loudspeaker: `pcm` `[1920]` float32 at 24 kHz."""
+
+    index: int
+    pcm: Pcm
+
+
+@dataclass(frozen=True)
+class Spoke:
+    """Text of Moshi's: the `text` that became complete in frame `index`, a leading space starting a word."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SpokeWord:
+    """A word is complete; `word.start` is in seconds of this conversation (index × 80 ms)."""
+
+    word: Word
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stage worked on frame `index` from `begin` to `end`, seconds on `time.perf_counter`'s clock.
+
+    `stage` is "encode", "step" or "decode".
+    """
+
+    stage: str
+    index: int
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Sizes of queues at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
+
+    `microphone` is sound that waits to be heard, `codes` and `frames` what waits for the model and the decoder, `loudspeaker`
+    what waits to be played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
+    """
+
+    time: float
+    microphone: float
+    codes: float
+    frames: float
+    loudspeaker: float
+    cushion: float
+    dropped: float
+    underruns: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The model fell behind: `seconds` of the user's sound were given up at frame `index`."""
+
+    index: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Underrun:
+    """The loudspeaker ran dry; `count` so far."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user should know, in one sentence: a device is lost or back, the recording ended, a file was saved.
+
+    `kind` names it for programs, such as "device-lost"; `level` is "info", "warning" or "error".
+    """
+
+    kind: str
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A part broke; the conversation is over. `where` is "encoder", "model", "decoder" or "start"."""
+
+    where: str
+    error: BaseException
+
+
+Event = Loading | Ready | Heard | Said | Spoke | SpokeWord | Span | Levels | Dropped | Underrun | Notice | Failed
