@@ -45,6 +45,19 @@ class Frame:
     timings: Timings
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """What the model says in one step.
+
+    `text` and `token` are those of `Frame`; `frame` is the codes of its voice, `[K]` uint32 for its K codebooks, or None while
+    its first frame is incomplete.
+    """
+
+    text: str
+    token: int
+    frame: npt.NDArray[np.uint32] | None
+
+
 class Session:
     """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
 
@@ -122,24 +135,65 @@ class Session:
         InputError
             `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
         """
+        begin = perf_counter()
+        codes = self.encode(pcm)
+        encoded = perf_counter()
+        spoken = self.step(codes)
+        stepped = perf_counter()
+        reply = self.decode(spoken.frame)
+        decoded = perf_counter()
+        timings = Timings(encoded - begin, stepped - encoded, decoded - stepped)
+        return Frame(reply, spoken.text, spoken.token, timings)
+
+    def reset(self) -> None:
+        """Start a new conversation from fresh state; model and codec stay loaded."""
+        self.reset_encoder()
+        self.reset_model()
+        self.reset_decoder()
+
+    # The stages of `push`, for those who run each on a thread of its own: they share no state.
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+        """Turn one frame of the user's sound into codes, `[K]` for the K codebooks that the model hears.
+
+        `pcm` is what `push` takes.
+
+        Raises
+        ------
+        InputError
+            `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
+        """
         if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.shape != (self.frame_size,):
             given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
             raise InputError(f"A frame is float32[{self.frame_size}], and this is {given}.")
         if not np.isfinite(pcm).all():
             raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the frame is not a finite number.")
-        begin = perf_counter()
-        codes = self._encoder.step(pcm)
-        encoded = perf_counter()
-        step = self._gen.step(codes[: self._user_q])
-        stepped = perf_counter()
-        reply = np.zeros(self.frame_size, np.float32) if step.frame is None else self._decoder.step(step.frame[:, None])
-        decoded = perf_counter()
-        text = self._text.push(step.text_token)
-        return Frame(reply, text, step.text_token, Timings(encoded - begin, stepped - encoded, decoded - stepped))
+        return self._encoder.step(pcm)[: self._user_q, 0]
 
-    def reset(self) -> None:
-        """Start a new conversation from fresh state; model and codec stay loaded."""
+    def step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
+        """Let the model hear the codes of one frame, `[K]` as from `encode`, and speak.
+
+        Raises
+        ------
+        InputError
+            The codes have another shape, are no integers or out of range; the conversation is as before.
+        """
+        step = self._gen.step(codes)
+        return Spoken(self._text.push(step.text_token), step.text_token, step.frame)
+
+    def decode(self, frame: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.float32]:
+        """Turn the codes of a `Spoken` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
+        return np.zeros(self.frame_size, np.float32) if frame is None else self._decoder.step(frame[:, None])
+
+    def reset_encoder(self) -> None:
+        """Do the part of `reset` that concerns `encode`."""
         self._encoder.reset()
-        self._decoder.reset()
+
+    def reset_model(self) -> None:
+        """Do the part of `reset` that concerns `step`."""
         self._gen.reset()
         self._text.flush()
+
+    def reset_decoder(self) -> None:
+        """Do the part of `reset` that concerns `decode`."""
+        self._decoder.reset()
