@@ -1,0 +1,243 @@
+"""The keyboard during a live conversation: which key does what, and reading single keys from a terminal."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import select
+import signal
+import sys
+import termios
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TextIO
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key: the character it sends, how it is called on screen, the action it stands for, in a word and in a sentence."""
+
+    character: str
+    name: str
+    action: str
+    word: str
+    sentence: str
+
+
+KEYS = (
+    Key("m", "m", "mute", "mute", "mute the microphone, or let Moshi hear it again"),
+    Key(" ", "space", "talk", "talk", "push to talk: press to speak, press again to be silent"),
+    Key("r", "r", "new", "new", "begin a new conversation; the model stays loaded"),
+    Key("s", "s", "save", "save", "save the transcript and the recording so far"),
+    Key("d", "d", "device", "device", "take the next input device"),
+    Key("?", "?", "help", "help", "show or hide this help"),
+    Key("q", "q", "quit", "quit", "end the conversation (Ctrl-C does, too)"),
+)
+
+_ACTIONS = {key.character: key.action for key in KEYS}
+
+
+def action(character: str) -> str | None:
+    """Return the action of the key that sends `character`, in either case; None if it has none."""
+    return _ACTIONS.get(character.lower())
+
+
+_ESCAPE, _BELL = "\x1b", "\x07"
+_PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
+_IMPATIENCE = 0.1  # a sequence comes at once; what follows so many seconds after the escape key is a key of its own
+
+
+class KeyStream:
+    """Tells keys that were pressed from what else a terminal sends: escape sequences, mouse reports, pasted text."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._sequence = ""  # what came of an escape sequence that is not complete
+        self._pasting = False
+        self._time = 0.0
+
+    def push(self, data: bytes, now: float) -> list[str]:
+        """Take the bytes that came at `now` (seconds, any clock), return the keys that are complete with them.
+
+        Control characters and letters pressed together with Alt are no keys.
+        """
+        if now - self._time > _IMPATIENCE:
+            self._sequence = ""
+            if now - self._time > 10 * _IMPATIENCE:
+                self._pasting = False
+        self._time = now
+        keys = []
+        for character in self._utf8.decode(data):
+            if character == _ESCAPE and not self._is_string():
+                self._sequence = _ESCAPE
+            elif self._sequence:
+                self._sequence += character
+                if self._is_complete():
+                    if self._sequence in (_PASTE_BEGINS, _PASTE_ENDS):
+                        self._pasting = self._sequence == _PASTE_BEGINS
+                    self._sequence = ""
+            elif not self._pasting and character.isprintable():
+                keys.append(character)
+        return keys
+
+    def _is_string(self) -> bool:
+        # OSC, DCS, SOS, PM, APC: answers of the terminal, of any length.
+        return self._sequence[1:2] in tuple("]PX^_")
+
+    def _is_complete(self) -> bool:
+        kind, last = self._sequence[1], self._sequence[-1]
+        if self._is_string():
+            return last == _BELL or self._sequence.endswith("\x1b\\")
+        if kind == "[":
+            if self._sequence[2:3] == "M":  # a mouse report of the old kind: button, column, row
+                return len(self._sequence) == 6
+            if self._sequence[2:3] == "[":  # a function key of the Linux console
+                return len(self._sequence) == 4
+            return len(self._sequence) > 2 and "@" <= last <= "~"
+        return kind != "O" or len(self._sequence) == 3
+
+
+class Keys:
+    """Reads keys, one at a time, without waiting for Return and without showing them; Ctrl-C stays a signal.
+
+    A context manager that leaves the terminal as it was, also while the program is stopped by Ctrl-Z: then `suspend` is
+    called before and `resume` after, from `poll`. Does nothing if `source` (default: the standard input) is no terminal.
+    To be used on the main thread, which gets the signals.
+    """
+
+    def __init__(
+        self,
+        source: TextIO | None = None,
+        *,
+        suspend: Callable[[], None] = lambda: None,
+        resume: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fd: int | None = None
+        with suppress(OSError, ValueError, AttributeError):  # closed, or no file
+            fd = (source or sys.stdin).fileno()
+            self._fd = fd if os.isatty(fd) else None
+        self._suspend, self._resume = suspend, resume
+        self._stream = KeyStream()
+        self._keys: deque[str] = deque()
+        self._original: list[Any] | None = None  # how the terminal was
+        self._taken = False
+        self._handlers: dict[int, Any] = {}
+        self._wake: tuple[int, int] | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the terminal has gone, so that no key will come any more."""
+        return self._closed
+
+    def __enter__(self) -> Keys:
+        if self._fd is None:
+            return self
+        self._wake = os.pipe()
+        for end in self._wake:
+            os.set_blocking(end, False)
+        for number, handler in ((signal.SIGTSTP, self._on_signal), (signal.SIGCONT, self._on_signal)):
+            with suppress(ValueError):  # not the main thread
+                self._handlers[number] = signal.signal(number, handler)
+        with suppress(termios.error, OSError):
+            self._original = termios.tcgetattr(self._fd)
+        self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        self._give_back()
+        if self._wake:
+            for end in self._wake:
+                os.close(end)
+            self._wake = None
+
+    def poll(self, timeout: float) -> str | None:
+        """Wait at most `timeout` seconds for a key and return it; None if none came."""
+        if self._keys:
+            return self._keys.popleft()
+        if self._fd is None or self._wake is None:
+            time.sleep(timeout)
+            return None
+        self._take()  # in case the program is back in the foreground
+        sources = [self._wake[0]]
+        if not self._closed and self._in_foreground():
+            sources.append(self._fd)
+        ready, _, _ = select.select(sources, [], [], timeout)
+        if self._wake[0] in ready:
+            self._signalled()
+        elif ready:
+            self._read(self._fd)
+        return self._keys.popleft() if self._keys else None
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._closed = not data
+        self._keys += self._stream.push(data, time.monotonic())
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        # What has to be done writes to the terminal, which another writer may be in the middle of: `poll` does it.
+        if self._wake:
+            with suppress(BlockingIOError):
+                os.write(self._wake[1], bytes([number]))
+
+    def _signalled(self) -> None:
+        assert self._wake
+        numbers = os.read(self._wake[0], 4096)
+        if signal.SIGTSTP in numbers:
+            self._suspend()
+            self._give_back()
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)
+            # Here the program stands still until it is continued.
+            signal.signal(signal.SIGTSTP, self._on_signal)
+            self._resume()
+        # After SIGSTOP, too: the shell has set the terminal up for itself.
+        self._taken = False
+        self._take()
+
+    def _in_foreground(self) -> bool:
+        # Reading from the background, or setting the terminal up, would stop the program.
+        assert self._fd is not None
+        try:
+            return os.tcgetpgrp(self._fd) == os.getpgrp()
+        except OSError:
+            return True  # not the controlling terminal, or gone: then reading says so
+
+    def _take(self) -> None:
+        if self._fd is None or self._original is None or self._taken or not self._in_foreground():
+            return
+        mode = list(self._original)
+        mode[3] &= ~(termios.ECHO | termios.ICANON)
+        mode[6] = list(mode[6])
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        with suppress(termios.error, OSError):
+            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
+            self._bracket_pastes(True)
+            self._taken = True
+
+    def _give_back(self) -> None:
+        if self._fd is None or not self._taken:
+            return
+        self._taken = False
+        self._bracket_pastes(False)
+        with suppress(termios.error, OSError):
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._original or [])
+
+    def _bracket_pastes(self, on: bool) -> None:
+        # Else the letters of a pasted text would be keys.
+        assert self._fd is not None
+        if os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+            with suppress(OSError):
+                os.write(self._fd, b"\x1b[?2004h" if on else b"\x1b[?2004l")
