@@ -46,6 +46,19 @@ pub fn pcm(object: &Bound<'_, PyAny>) -> Result<Vec<f32>, Failure> {
     Ok(array.as_array().iter().copied().collect())
 }
 
+/// `pcm [samples] float32` for all of `channels`, or `[samples, channels]`; interleaved.
+pub fn interleaved(object: &Bound<'_, PyAny>, channels: usize) -> Result<Vec<f32>, Failure> {
+    let Ok(array) = object.cast::<PyArray2<f32>>() else {
+        return Ok(pcm(object)?.into_iter().flat_map(|sample| std::iter::repeat_n(sample, channels)).collect());
+    };
+    let array = array.try_readonly().map_err(PyErr::from)?;
+    let array = array.as_array();
+    if array.ncols() != channels {
+        return Err(Failure::Value(format!("pcm has {} channels, but {channels} are expected.", array.ncols())));
+    }
+    Ok(array.iter().copied().collect())
+}
+
 /// `codes [rows, frames]` of any integer type.
 pub fn codes(object: &Bound<'_, PyAny>) -> Result<Codes, Failure> {
     let want = "integer codes";

@@ -2,6 +2,7 @@
 
 mod arrays;
 mod error;
+mod rings;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, TryLockError};
@@ -258,5 +259,7 @@ fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Mimi>()?;
     module.add_class::<Encoder>()?;
     module.add_class::<Decoder>()?;
+    module.add_class::<rings::Capture>()?;
+    module.add_class::<rings::Playback>()?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

@@ -2,8 +2,11 @@
 
 ``Mimi`` holds the weights and may be shared between threads. ``Mimi.encoder()`` and ``Mimi.decoder()`` give independent
 streams; each may be used by one thread at a time.
+
+``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
+and take no lock, the interpreter's included.
 """
 
-from mimi._mimi import Decoder, Encoder, Mimi, MimiError
+from mimi._mimi import Capture, Decoder, Encoder, Mimi, MimiError, Playback
 
-__all__ = ["Decoder", "Encoder", "Mimi", "MimiError"]
+__all__ = ["Capture", "Decoder", "Encoder", "Mimi", "MimiError", "Playback"]

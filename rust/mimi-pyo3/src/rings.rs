@@ -1,0 +1,293 @@
+//! `Capture` and `Playback`: the rings between a sound device and Python.
+
+use std::ffi::{c_ulong, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arrays;
+use crate::error::Failure;
+use crate::without_gil;
+
+/// A number that may be 0.
+fn natural(name: &str, value: i64) -> Result<usize, Failure> {
+    usize::try_from(value).map_err(|_| Failure::Value(format!("{name} is {value}, but at least 0 is expected.")))
+}
+
+macro_rules! dict {
+    ($py:expr, $stats:expr, $($key:ident),*) => {{
+        let dict = PyDict::new($py);
+        $(dict.set_item(stringify!($key), $stats.$key)?;)*
+        dict
+    }};
+}
+
+/// What a microphone heard and nobody has read yet: mono float32 samples, from the device's thread to another.
+///
+/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback writes
+/// the mean of the channels; samples that are not finite become 0.
+///
+/// Parameters
+/// ----------
+/// rate : int
+///     Samples per second of the device.
+/// channels : int
+///     Channels of the device.
+/// seconds : float
+///     Room for sound that waits, 0.1 to 600.
+///
+/// Raises
+/// ------
+/// ValueError
+///     An argument is out of range.
+#[pyclass(module = "mimi", frozen)]
+pub struct Capture(Arc<rings::Capture>);
+
+#[pymethods]
+impl Capture {
+    #[new]
+    #[pyo3(signature = (rate, *, channels=1, seconds=4.0))]
+    fn new(rate: i64, channels: i64, seconds: f64) -> Result<Self, Failure> {
+        let capture = rings::Capture::new(natural("rate", rate)?, natural("channels", channels)?, seconds);
+        Ok(Self(Arc::new(capture.map_err(Failure::Value)?)))
+    }
+
+    /// Address of the callback, a ``PaStreamCallback`` for interleaved float32 input.
+    #[getter]
+    fn callback(&self) -> usize {
+        rings::Capture::CALLBACK as usize
+    }
+
+    /// Address that the callback takes as ``userData``.
+    #[getter]
+    fn userdata(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Samples that wait.
+    #[getter]
+    fn available(&self) -> usize {
+        self.0.available()
+    }
+
+    /// Calls the callback as a device would, without the GIL.
+    ///
+    /// ``pcm [n] float32`` goes to all channels, ``pcm [n, channels]`` is taken as it is. A device that runs at the same
+    /// time makes samples lost.
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape.
+    fn feed(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
+        let channels = self.0.channels();
+        let pcm = arrays::interleaved(pcm, channels)?;
+        without_gil(py, || {
+            let frames = (pcm.len() / channels) as c_ulong;
+            let user = Arc::as_ptr(&self.0).cast_mut().cast::<c_void>();
+            // SAFETY: `user` is the capture, and `pcm` has `frames` times its channels.
+            unsafe {
+                rings::Capture::CALLBACK(pcm.as_ptr().cast(), ptr::null_mut(), frames, ptr::null(), 0, user);
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits without the GIL until ``n`` samples wait and takes them.
+    ///
+    /// Gives ``[n] float32``, or None if they have not come within ``timeout`` seconds; then nothing is taken.
+    ///
+    /// Raises ValueError for an ``n`` beyond the room or a ``timeout`` that is no time.
+    fn read<'py>(&self, py: Python<'py>, n: i64, timeout: f64) -> Result<Option<Bound<'py, PyArray1<f32>>>, Failure> {
+        let count = natural("n", n)?;
+        if count > self.0.capacity() {
+            return Err(Failure::Value(format!("n is {n}, but there is room for {} samples.", self.0.capacity())));
+        }
+        let timeout = Duration::try_from_secs_f64(timeout)
+            .map_err(|_| Failure::Value(format!("timeout is {timeout}, but seconds from 0 are expected.")))?;
+        let pcm = without_gil(py, || Ok(self.0.read(count, timeout)))?;
+        Ok(pcm.map(|pcm| PyArray1::from_vec(py, pcm)))
+    }
+
+    /// Forgets the oldest samples so that ``keep`` wait; nothing if fewer do.
+    ///
+    /// The next read begins with a crossfade of 5 ms from the forgotten sound. Returns how many samples were dropped.
+    ///
+    /// Raises ValueError for a negative ``keep``.
+    fn trim(&self, keep: i64) -> Result<usize, Failure> {
+        Ok(self.0.trim(natural("keep", keep)?))
+    }
+
+    /// The counts since the object was made, in a new dict.
+    ///
+    /// ``callbacks``; ``samples`` heard; ``lost``: samples that came while the ring was full; ``device_overflows``:
+    /// callbacks before which the device lost input; ``idle``: seconds since the last callback, or since the object was
+    /// made; ``longest_gap`` between callbacks and ``longest_callback``, seconds; ``all_zero_seconds``: length of the
+    /// run of exact zeros that the sound ends with. Since the last call of this method only: ``peak``, the largest
+    /// magnitude; ``rms``; ``clipped``, samples of magnitude 0.999 or more.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.0.stats();
+        Ok(dict!(
+            py,
+            stats,
+            callbacks,
+            samples,
+            lost,
+            device_overflows,
+            idle,
+            longest_gap,
+            longest_callback,
+            peak,
+            rms,
+            clipped,
+            all_zero_seconds
+        ))
+    }
+}
+
+/// Sound that was written and not played yet: mono float32 samples, from a thread to the device's.
+///
+/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback writes
+/// the same to all channels, always finite and in [-1, 1].
+///
+/// Play begins when a cushion of samples waits, at first a frame, and fades in. When the sound runs dry it fades out, an
+/// underrun is counted, and the cushion grows by a quarter of a frame, up to four frames; after a minute that would have
+/// passed with a smaller one it shrinks. Delay that the cushion does not ask for is dropped, and delay that it lacks is
+/// added, in steps of some milliseconds that are not heard; this takes blocks of at least 20 ms in ``write``.
+///
+/// Parameters
+/// ----------
+/// rate : int
+///     Samples per second of the device.
+/// channels : int
+///     Channels of the device.
+/// frame : int
+///     Samples that come at a time, and the smallest cushion.
+/// seconds : float
+///     Room for sound that waits, 0.1 to 600, at least five frames.
+///
+/// Raises
+/// ------
+/// ValueError
+///     An argument is out of range.
+#[pyclass(module = "mimi", frozen)]
+pub struct Playback(Arc<rings::Playback>);
+
+#[pymethods]
+impl Playback {
+    #[new]
+    #[pyo3(signature = (rate, *, channels=1, frame, seconds=4.0))]
+    fn new(rate: i64, channels: i64, frame: i64, seconds: f64) -> Result<Self, Failure> {
+        let (rate, channels, frame) =
+            (natural("rate", rate)?, natural("channels", channels)?, natural("frame", frame)?);
+        Ok(Self(Arc::new(rings::Playback::new(rate, channels, frame, seconds).map_err(Failure::Value)?)))
+    }
+
+    /// Address of the callback, a ``PaStreamCallback`` for interleaved float32 output.
+    #[getter]
+    fn callback(&self) -> usize {
+        rings::Playback::CALLBACK as usize
+    }
+
+    /// Address that the callback takes as ``userData``.
+    #[getter]
+    fn userdata(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    /// Samples that wait.
+    #[getter]
+    fn queued(&self) -> usize {
+        self.0.queued()
+    }
+
+    /// Calls the callback as a device would, without the GIL, and gives what it plays, ``[n, channels] float32``.
+    ///
+    /// It plays silence if a device runs at the same time.
+    ///
+    /// Raises ValueError for an ``n`` that is negative or larger than a device asks for.
+    fn render<'py>(&self, py: Python<'py>, n: i64) -> Result<Bound<'py, PyArray2<f32>>, Failure> {
+        let (frames, channels) = (natural("n", n)?, self.0.channels());
+        if frames > 1 << 24 {
+            return Err(Failure::Value(format!("n is {n}, but at most {} samples are expected.", 1 << 24)));
+        }
+        let pcm = without_gil(py, || {
+            let mut pcm = vec![0f32; frames * channels];
+            let user = Arc::as_ptr(&self.0).cast_mut().cast::<c_void>();
+            // SAFETY: `user` is the playback, and `pcm` has `frames` times its channels.
+            unsafe {
+                rings::Playback::CALLBACK(
+                    ptr::null(),
+                    pcm.as_mut_ptr().cast(),
+                    frames as c_ulong,
+                    ptr::null(),
+                    0,
+                    user,
+                );
+            }
+            Ok(pcm)
+        })?;
+        Ok(PyArray1::from_vec(py, pcm).reshape([frames, channels])?)
+    }
+
+    /// Adds ``pcm [n] float32`` to what waits, and never waits itself.
+    ///
+    /// What does not fit is dropped; a sample that is not finite becomes 0.
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape.
+    fn write(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
+        let pcm = arrays::pcm(pcm)?;
+        without_gil(py, || {
+            self.0.write(pcm);
+            Ok(())
+        })
+    }
+
+    /// Says that nothing follows for now: what waits is played to its end, and the silence after it is no underrun.
+    fn pause(&self) {
+        self.0.pause();
+    }
+
+    /// Lets the sound fade out in 5 ms and forgets what waits; then a new cushion is awaited.
+    fn clear(&self) {
+        self.0.clear();
+    }
+
+    /// The counts since the object was made, in a new dict.
+    ///
+    /// ``callbacks``; ``samples`` rendered, silence included; ``written`` and, of these, ``played``; ``underruns``;
+    /// ``silent``: samples rendered between running dry and the next sound; ``lost``: samples that did not fit;
+    /// ``cleared``: samples forgotten by ``clear``; ``trimmed`` and ``inserted``: samples dropped and repeated to keep
+    /// the delay; ``cushion`` and ``queued``, samples; ``device_underflows``: callbacks that came too late for the
+    /// device; ``idle``: seconds since the last callback, or since the object was made; ``longest_gap`` between
+    /// callbacks and ``longest_callback``, seconds. Since the last call of this method only: ``peak``, the largest
+    /// magnitude that was rendered, and ``rms``.
+    ///
+    /// While no callback runs, ``written + inserted - trimmed - lost == played + cleared + queued``.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.0.stats();
+        Ok(dict!(
+            py,
+            stats,
+            callbacks,
+            samples,
+            written,
+            played,
+            underruns,
+            silent,
+            lost,
+            cleared,
+            trimmed,
+            inserted,
+            cushion,
+            queued,
+            device_underflows,
+            idle,
+            longest_gap,
+            longest_callback,
+            peak,
+            rms
+        ))
+    }
+}

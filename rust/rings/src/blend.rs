@@ -1,0 +1,65 @@
+//! Cuts that are not heard: crossfades, and the search for the best place for one.
+
+use std::ops::RangeInclusive;
+
+/// `from` at 0, `to` at 1, a straight line between; never beyond both.
+fn mix(from: f32, to: f32, at: f32) -> f32 {
+    from + (to - from) * at
+}
+
+/// A crossfade from sound that is left out into what comes instead.
+#[derive(Default)]
+pub struct Blend {
+    old: Vec<f32>,
+    done: usize,
+}
+
+impl Blend {
+    /// Begins a crossfade from `old`, which would have come next.
+    pub fn begin(&mut self, old: Vec<f32>) {
+        *self = Self { old, done: 0 };
+    }
+
+    /// Blends the samples that come next in place.
+    pub fn apply(&self, next: &mut [f32]) {
+        let steps = (self.old.len() + 1) as f32;
+        for (i, (sample, old)) in next.iter_mut().zip(self.old.iter().skip(self.done)).enumerate() {
+            *sample = mix(*old, *sample, (self.done + i + 1) as f32 / steps);
+        }
+    }
+
+    /// Goes on by `count` samples.
+    pub fn advance(&mut self, count: usize) {
+        self.done = (self.done + count).min(self.old.len());
+    }
+}
+
+/// Drops (`shorten`) or repeats some samples of `pcm` by a crossfade of `overlap` samples between the two places that
+/// match best and whose distance is in `distances`. Gives that distance, or None where `pcm` is too short.
+pub fn splice(pcm: &mut Vec<f32>, shorten: bool, distances: RangeInclusive<usize>, overlap: usize) -> Option<usize> {
+    let (early, late) = best_match(pcm, distances, overlap)?;
+    let (from, to) = if shorten { (early, late) } else { (late, early) };
+    let mut blend = Blend::default();
+    blend.begin(pcm[from..from + overlap].to_vec());
+    let mut rest = pcm[to..].to_vec();
+    blend.apply(&mut rest);
+    pcm.truncate(from);
+    pcm.extend(rest);
+    Some(late - early)
+}
+
+/// The two places whose next `overlap` samples differ least, so that quiet places and whole periods win.
+fn best_match(pcm: &[f32], distances: RangeInclusive<usize>, overlap: usize) -> Option<(usize, usize)> {
+    let mut best = (f32::INFINITY, None);
+    for early in (0..pcm.len()).step_by(overlap) {
+        for distance in distances.clone().rev() {
+            let late = early + distance;
+            let (Some(a), Some(b)) = (pcm.get(early..early + overlap), pcm.get(late..late + overlap)) else { continue };
+            let difference = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+            if difference < best.0 {
+                best = (difference, Some((early, late)));
+            }
+        }
+    }
+    best.1
+}

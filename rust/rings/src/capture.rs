@@ -1,0 +1,182 @@
+//! From the device to the program.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::blend::Blend;
+use crate::device::{self, Exclusive, StreamCallback};
+use crate::gauge::{Counter, Level, Timing};
+use crate::ring::Ring;
+
+/// What a microphone heard and nobody has read yet.
+pub struct Capture {
+    rate: usize,
+    channels: usize,
+    fade: usize,
+    ring: Ring,
+    /// The zeros in a row up to now; whoever holds it may write to the ring.
+    heard: Exclusive<u64>,
+    /// Whoever holds it may take from the ring.
+    reader: Mutex<Blend>,
+    samples: Counter,
+    lost: Counter,
+    overflows: Counter,
+    zeros: Counter,
+    level: Level,
+    timing: Timing,
+}
+
+/// What a [`Capture`] has counted since it was made, and the levels since the last time that somebody asked.
+#[derive(Clone, Debug)]
+pub struct CaptureStats {
+    /// Calls of the callback.
+    pub callbacks: u64,
+    /// Samples heard.
+    pub samples: u64,
+    /// Samples that came while the ring was full.
+    pub lost: u64,
+    /// Callbacks before which the device lost some input.
+    pub device_overflows: u64,
+    /// Seconds since the last callback, or since the ring was made.
+    pub idle: f64,
+    /// The longest time between the beginnings of two callbacks, in seconds.
+    pub longest_gap: f64,
+    /// The longest time in a callback, in seconds.
+    pub longest_callback: f64,
+    /// The largest magnitude of a sample.
+    pub peak: f32,
+    /// The root of the mean square.
+    pub rms: f64,
+    /// Samples of magnitude 0.999 or more.
+    pub clipped: u64,
+    /// The length of the run of exact zeros that the sound ends with, in seconds.
+    pub all_zero_seconds: f64,
+}
+
+/// The mean of a frame's channels; what is not finite is nothing.
+fn mean(frame: &[f32]) -> f32 {
+    let sum: f32 = frame.iter().filter(|sample| sample.is_finite()).sum();
+    let mean = sum / frame.len() as f32;
+    if mean.is_finite() { mean } else { 0.0 }
+}
+
+impl Capture {
+    /// The C function for the device; its user data is this object's address.
+    pub const CALLBACK: StreamCallback = device::capture;
+
+    /// Room for `seconds` of sound; the error says which argument is out of range.
+    pub fn new(rate: usize, channels: usize, seconds: f64) -> Result<Self, String> {
+        let capacity = crate::capacity(rate, channels, seconds)?;
+        Ok(Self {
+            rate,
+            channels,
+            fade: crate::fade_length(rate),
+            ring: Ring::new(capacity, 0),
+            heard: Exclusive::new(0),
+            reader: Mutex::default(),
+            samples: Counter::default(),
+            lost: Counter::default(),
+            overflows: Counter::default(),
+            zeros: Counter::default(),
+            level: Level::default(),
+            timing: Timing::new(),
+        })
+    }
+
+    /// Channels of the device.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The most samples that can wait.
+    pub fn capacity(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    /// What the callback does with interleaved `input`.
+    pub(crate) fn take(&self, input: &[f32], overflow: bool) {
+        self.timing.measure(|| {
+            let frames = || input.chunks_exact(self.channels).map(mean);
+            let heard = frames().len();
+            self.overflows.add(usize::from(overflow));
+            self.samples.add(heard);
+            self.level.add(frames());
+            let pushed = self.heard.try_with(|zeros| {
+                let at_the_end = frames().rev().take_while(|sample| *sample == 0.0).count();
+                *zeros = if at_the_end == heard { zeros.saturating_add(heard as u64) } else { at_the_end as u64 };
+                self.zeros.set(*zeros);
+                self.ring.push(frames())
+            });
+            self.lost.add(heard.saturating_sub(pushed.unwrap_or(0)));
+        });
+    }
+
+    /// Samples that wait.
+    pub fn available(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Waits until `count` samples wait and takes them; None, and nothing is taken, if that takes longer than `timeout`.
+    pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
+        let begin = Instant::now();
+        loop {
+            if let Some(pcm) = self.try_read(count) {
+                return Some(pcm);
+            }
+            let left = timeout.checked_sub(begin.elapsed())?;
+            let missing = count.saturating_sub(self.available()) as f64 / self.rate as f64;
+            thread::sleep(Duration::from_secs_f64(missing.clamp(0.001, 0.002)).min(left));
+        }
+    }
+
+    fn try_read(&self, count: usize) -> Option<Vec<f32>> {
+        let mut blend = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.ring.len() < count {
+            return None;
+        }
+        let pcm = self.next(&blend, count);
+        blend.advance(count);
+        self.ring.advance_to(self.ring.tail() + count as u64);
+        Some(pcm)
+    }
+
+    /// The samples that come next.
+    fn next(&self, blend: &Blend, count: usize) -> Vec<f32> {
+        let mut pcm: Vec<f32> = self.ring.samples(self.ring.tail(), count).collect();
+        blend.apply(&mut pcm);
+        pcm
+    }
+
+    /// Forgets the oldest samples so that `keep` wait, and says how many those are; what is read next begins with a
+    /// crossfade.
+    pub fn trim(&self, keep: usize) -> usize {
+        let mut blend = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.ring.len();
+        let dropped = waiting.saturating_sub(keep);
+        if dropped > 0 {
+            let old = self.next(&blend, self.fade.min(waiting));
+            blend.begin(old);
+            self.ring.advance_to(self.ring.tail() + dropped as u64);
+        }
+        dropped
+    }
+
+    /// The counts; the span of the levels begins anew.
+    pub fn stats(&self) -> CaptureStats {
+        let (times, levels) = (self.timing.get(), self.level.take());
+        CaptureStats {
+            callbacks: times.callbacks,
+            samples: self.samples.get(),
+            lost: self.lost.get(),
+            device_overflows: self.overflows.get(),
+            idle: times.idle,
+            longest_gap: times.longest_gap,
+            longest_callback: times.longest_callback,
+            peak: levels.peak,
+            rms: levels.rms,
+            clipped: levels.clipped,
+            all_zero_seconds: self.zeros.get() as f64 / self.rate as f64,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The buffers between a sound device and the rest of the program, with the policy of their delay.
+//!
+//! ```text
+//! Capture   device ─▶ callback (mean of the channels) ─▶ ring ─▶ read, trim
+//! Playback  write (splices) ─▶ ring ─▶ callback (cushion, fades, all channels) ─▶ device
+//! ```
+//!
+//! Sound is mono float32 at the device's rate. A callback is a C function as PortAudio calls it from a thread that must
+//! never wait: it copies, counts and reads the monotonic clock for the statistics, and does nothing else. What takes
+//! time or memory is done by the thread at the other end of the ring. Decisions depend on counts of samples only, so
+//! that the same calls with the same samples always give the same sound.
+
+#![deny(unsafe_code)]
+
+mod blend;
+mod capture;
+#[allow(unsafe_code)]
+mod device;
+mod gauge;
+mod playback;
+mod ring;
+
+pub use capture::{Capture, CaptureStats};
+pub use device::StreamCallback;
+pub use playback::{Playback, PlaybackStats};
+
+/// The length of a fade, a crossfade included, in samples: 5 ms.
+fn fade_length(rate: usize) -> usize {
+    (rate / 200).max(1)
+}
+
+/// Checks what both rings are made with, and gives the capacity in samples.
+fn capacity(rate: usize, channels: usize, seconds: f64) -> Result<usize, String> {
+    if !(1_000..=1_000_000).contains(&rate) {
+        return Err(format!("rate is {rate}, but 1000 to 1000000 samples per second are expected."));
+    }
+    if !(1..=1024).contains(&channels) {
+        return Err(format!("channels is {channels}, but 1 to 1024 are expected."));
+    }
+    if !(0.1..=600.0).contains(&seconds) {
+        return Err(format!("seconds is {seconds}, but 0.1 to 600 are expected."));
+    }
+    Ok((seconds * rate as f64).ceil() as usize)
+}
