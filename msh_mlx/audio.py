@@ -194,6 +194,15 @@ def to_int16(pcm: Pcm) -> npt.NDArray[np.int16]:
     return scaled
 
 
+def wav_header(rate: int, channels: int, size: int) -> bytes:
+    """Return the 44 bytes before `size` bytes of 16-bit sound in a WAV file."""
+    step = 2 * channels
+    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * step, step, 16)
+    return b"RIFF%sWAVEfmt %s%sdata%s" % tuple(
+        part if isinstance(part, bytes) else struct.pack("<I", part) for part in (36 + size, 16, fmt, size)
+    )
+
+
 class WavWriter:
     """Writes a 16-bit WAV file, block by block, into a file that can seek.
 
@@ -210,7 +219,7 @@ class WavWriter:
         self._rate = rate
         self._channels = channels
         self._size = 0
-        file.write(self._header())
+        file.write(wav_header(rate, channels, 0))
 
     def write(self, pcm: Pcm) -> None:
         """Append `[samples]` or `[samples, channels]` float32; what is outside [−1, 1] is clipped.
@@ -229,15 +238,7 @@ class WavWriter:
     def finish(self) -> None:
         """Write the length into the header."""
         self._file.seek(0)
-        self._file.write(self._header())
-
-    def _header(self) -> bytes:
-        step = 2 * self._channels
-        fmt = struct.pack("<HHIIHH", 1, self._channels, self._rate, self._rate * step, step, 16)
-        return b"RIFF%sWAVEfmt %s%sdata%s" % tuple(
-            part if isinstance(part, bytes) else struct.pack("<I", part)
-            for part in (36 + self._size, 16, fmt, self._size)
-        )
+        self._file.write(wav_header(self._rate, self._channels, self._size))
 
 
 def _examine(file: BinaryIO, name: str, regular: bool) -> Recording:
