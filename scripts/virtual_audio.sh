@@ -7,9 +7,10 @@
 #
 # The devices: moshi_mic hears what is played into the sink micsrc (paplay --device=micsrc); what moshi_speaker plays can be
 # heard at speaker.monitor (parec --device=speaker.monitor, or the device moshi_echo); moshi_spare is another. The default is
-# moshi_mic with moshi_speaker. To unplug the loudspeaker, and to plug it in again:
-#   pactl unload-module "$(pactl list short modules | sed -n 's/^\([0-9]*\).*sink_name=speaker .*/\1/p')"
-#   virtual_audio.sh plug speaker
+# moshi_mic with moshi_speaker. In the environment that is printed:
+#
+#   virtual_audio.sh unplug        takes the loudspeaker away
+#   virtual_audio.sh plug          brings it back
 set -eu
 
 usage() {
@@ -18,9 +19,10 @@ usage() {
 }
 
 # Without rewinds a null sink keeps time from its first sample on, instead of up to two seconds later.
-sink() { printf 'module-null-sink sink_name=%s rate=24000 channels=%s norewinds=1' "$1" "${2:-1}"; }
+sink() { printf 'module-null-sink sink_name=%s rate=24000 channels=1 norewinds=1' "$1"; }
 
-# PulseAudio moves the streams of a sink that vanishes to the default sink, the first: the spare one, so never the microphone.
+# PulseAudio moves the streams of a sink that vanishes to the default sink, the first: not the microphone's, but a spare one,
+# which is suspended, so that the stream stands still as that of a device does that was unplugged.
 start() {
   mkdir -p "$1/run" "$1/home"
   dir=$(cd "$1" && pwd)
@@ -42,6 +44,7 @@ END
     -L module-native-protocol-unix -L "$(sink spare)" -L "$(sink speaker)" -L "$(sink micsrc)" \
     -L 'module-remap-source master=micsrc.monitor source_name=mic' 2>"$dir/error.log" ||
     { cat "$dir/error.log" "$dir/pulseaudio.log" >&2; return 1; }
+  pactl suspend-sink spare 1
 }
 
 # PulseAudio and ALSA find everything by these, and leave the configuration of the user alone.
@@ -70,10 +73,12 @@ case ${1-} in
       done
     fi
     ;;
+  unplug)
+    pactl unload-module "$(pactl list short modules | sed -n 's/^\([0-9]*\).*sink_name=speaker .*/\1/p')"
+    ;;
   plug)
-    [ $# -eq 2 ] || usage
     # shellcheck disable=SC2046 # one argument per word
-    pactl load-module $(sink "$2") >/dev/null
+    pactl load-module $(sink speaker) >/dev/null
     ;;
   run)
     [ $# -ge 2 ] || usage
