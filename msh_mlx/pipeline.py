@@ -36,7 +36,7 @@ _SWITCH_INTERVAL = 1e-3  # seconds
 
 
 class Source(Protocol):
-    """Where the user's sound comes from, 24 kHz mono; used by the encoder thread alone."""
+    """Where the user's sound comes from, 24 kHz mono; used by one thread at a time."""
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for `n` samples and return them, `[n]` float32; None if they are not there after `timeout` seconds."""
@@ -127,11 +127,8 @@ class _Frame(Generic[T]):
     data: T
 
 
-@dataclass(frozen=True)
 class _Restart:
     """A new conversation begins behind this."""
-
-    conversation: int
 
 
 class _Pause:
@@ -272,8 +269,7 @@ class Pipeline:
 
     def _run_model(self) -> None:
         session = self._start_up()
-        self._conversation = 1
-        self._events(Ready(1))
+        self._listen()
         self._begin_thread("encoder", lambda: self._run_encoder(session))
         self._begin_thread("decoder", lambda: self._run_decoder(session))
         words, latest, measured = Words(), 0, 0.0
@@ -326,6 +322,12 @@ class Pipeline:
         self._events(Loading("warm-up", perf_counter() - loaded))
         return session
 
+    def _listen(self) -> None:
+        """Begin the next conversation with what is heard from now on."""
+        self._source.trim(0)
+        self._conversation += 1
+        self._events(Ready(self._conversation))
+
     def _spoke(self, words: list[Word]) -> None:
         for word in words:
             self.metrics.words += 1
@@ -337,7 +339,6 @@ class Pipeline:
     def _run_encoder(self, session: Session) -> None:
         silence = np.zeros(session.frame_size, np.float32)
         index = missed = 0
-        self._source.trim(0)
         while True:
             if self._restart:
                 self._start_anew(session)
@@ -367,12 +368,11 @@ class Pipeline:
     def _start_anew(self, session: Session) -> None:
         """Begin a new conversation as soon as everything of the old one has gone through all stages."""
         self._restart = False
-        self._conversation += 1
         session.reset_encoder()
         self._codes.wait_for_room()
-        self._codes.put(_Restart(self._conversation))
+        self._codes.put(_Restart())
         self._restarted.get()
-        self._source.trim(0)
+        self._listen()
 
     def _look_around(self, session: Session, index: int) -> None:
         """Keep the delay within its limit, and tell of drops, underruns and queues."""
@@ -418,7 +418,6 @@ class Pipeline:
             elif isinstance(item, _Restart):
                 session.reset_decoder()
                 self._sink.clear()
-                self._events(Ready(item.conversation))
                 self._restarted.put(item)
             else:
                 self._sink.pause()
