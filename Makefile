@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-rust test-python lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
+.PHONY: help setup talk demo test test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -11,7 +11,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 PY := .venv/bin/python
 CARGO := cargo
 RUST := --manifest-path rust/Cargo.toml --locked
-SHELL_SCRIPTS := scripts/*.sh .ci/run
+SHELL_SCRIPTS := scripts/*.sh .ci/run Moshi.command
 # Two linters that are no Python packages; .ci/run installs them.
 if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
 
@@ -21,6 +21,10 @@ help: ## list the targets
 setup: ## make or refresh the environment in .venv
 	@sh scripts/setup.sh
 
+talk: ## talk with Moshi, by microphone and loudspeaker (the demo model, if no weights are in weights/; OPTIONS='…')
+	@sh scripts/setup.sh live
+	@sh Moshi.command $(OPTIONS)
+
 demo: setup ## play six spoken digits to the embedded model and keep its answer in out/
 	@mkdir -p out
 	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
@@ -28,10 +32,17 @@ demo: setup ## play six spoken digits to the embedded model and keep its answer 
 test: test-rust test-python ## run all tests
 
 test-rust: setup
-	$(CARGO) test $(RUST) -p mimi
+	$(CARGO) test $(RUST) -p mimi -p rings
 
 test-python: setup
 	$(PY) -m pytest
+
+test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
+	@sh scripts/setup.sh live virtual
+	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/live
+
+soak: setup ## drive the live path on the demo model for ten hours of conversation, as fast as it goes
+	$(PY) benchmarks/soak.py --hours 10
 
 lint: lint-rust lint-python lint-rest ## check format, style and types, in Rust, Python and shell
 

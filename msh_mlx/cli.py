@@ -9,13 +9,14 @@ import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError, MshError
+from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from .audio import Recording
@@ -34,52 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---- what every program of ours shares -----------------------------------------------------------------------------------
 
 
-class Stopped(KeyboardInterrupt):
-    """The user or the system asked the program to end, by the signal `number`."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class Signals:
-    """While entered, raises `Stopped` in the main thread when the program is asked to end."""
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._received: int | None = None
-
-    def check(self) -> None:
-        """Raise `Stopped` if a signal came whose exception got lost in a callback of some library."""
-        if self._received is not None:
-            raise Stopped(self._received)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        # Once is enough: the cleaning up that follows shall not be interrupted.
-        for other in self._before:
-            signal.signal(other, signal.SIG_IGN)
-        self._received = number
-        raise Stopped(number)
-
-    def __enter__(self) -> Signals:
-        for number in self._NUMBERS:
-            # `nohup` ignores SIGHUP on purpose. (SIGINT is ignored by accident in scripts, behind "&".)
-            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-                try:
-                    self._before[number] = signal.signal(number, self._receive)
-                except ValueError:  # not the main thread, which alone gets signals
-                    break
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     """Run `program` and return its exit code; what goes wrong becomes one line on the standard error.
 
@@ -89,9 +44,19 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    with Signals() as signals:
+        code = _exit_code(program, signals, debug)
+        if signals.end_process:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os._exit(code)
+    return code
+
+
+def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
-        with Signals() as signals:
-            return program(signals)
+        return program(signals)
     except MshError as error:
         _complain(str(error))
         return error.exit_code
@@ -110,8 +75,9 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
         _complain(f"{error.filename or 'A file'}: {error.strerror or error}.")
     except Exception as error:
         if debug:
-            raise
-        _complain(f"An unexpected {type(error).__name__} ended the program ({error}); --debug shows where.")
+            traceback.print_exc()
+        else:
+            _complain(f"An unexpected {type(error).__name__} ended the program ({error}); --debug shows where.")
     return MshError.exit_code
 
 
@@ -189,14 +155,19 @@ def load_session(
     return Session(lm, mimi, tokenizer, text_sampler=Sampler(*text), audio_sampler=Sampler(*voice), seed=seed)
 
 
-# ---- the conversation with recordings ------------------------------------------------------------------------------------
+# ---- the conversation, live or with recordings ---------------------------------------------------------------------------
+
+# Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
+_FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
+_LIVE_OPTIONS = ("input_device", "output_device", "record", "trace", "duration", "mute_start", "measure_latency")
 
 
 def _parser() -> Parser:
     from . import __version__
 
     parser = Parser(
-        prog="msh-mlx", description="Let Moshi hear a recording, and keep what it says as sound and as text."
+        prog="msh-mlx",
+        description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", metavar="FILE", help="the language model (.safetensors)")
@@ -209,7 +180,20 @@ def _parser() -> Parser:
     )
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
-    add = parser.add_argument_group("sound").add_argument
+    add = parser.add_argument_group("live").add_argument
+    add("--list-devices", action="store_true", help="list the sound devices and end")
+    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
+    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
+    add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
+    add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
+    add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add("--mute-start", action="store_true", help="begin with the microphone muted")
+    add(
+        "--measure-latency",
+        action="store_true",
+        help="play clicks, find them in the microphone, say how long that took, and end",
+    )
+    add = parser.add_argument_group("recordings").add_argument
     add(
         "--input",
         metavar="FILE",
@@ -221,13 +205,8 @@ def _parser() -> Parser:
     add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line")
     add("--output-dir", metavar="FOLDER", help="write NAME.wav and NAME.jsonl there for every input")
     add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
-    add(
-        "--tail",
-        metavar="SECONDS",
-        type=number,
-        default=0.0,
-        help="hear so much silence after the recording (default: 0)",
-    )
+    add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
+    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
     add = parser.add_argument_group("conversation").add_argument
     add("--temperature", metavar="T", type=number, default=0.8, help="of the voice; 0 is greedy (default: %(default)s)")
     add(
@@ -257,9 +236,9 @@ def _parser() -> Parser:
         type=whole(0, 1 << 64),
         help="the same seed gives the same conversation (default: a new one every time)",
     )
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
     add = parser.add_argument_group("program").add_argument
     add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
     add("--debug", action="store_true", help="show where an unexpected error came from")
     add("--version", action="version", version=f"msh-mlx {__version__}")
     return parser
@@ -267,6 +246,60 @@ def _parser() -> Parser:
 
 def _converse(args: argparse.Namespace, signals: Signals) -> int:
     _check_options(args)
+    if args.list_devices:
+        return _list_devices(args)
+    if args.measure_latency:
+        return _measure_latency(args)
+    return _with_recordings(args, signals) if args.input else _talk(args, signals)
+
+
+def _load(files: ModelFiles, args: argparse.Namespace) -> Session:
+    return load_session(
+        files,
+        args.quantized,
+        voice=(args.temperature, args.top_k),
+        text=(args.text_temperature, args.text_top_k),
+        seed=args.seed,
+    )
+
+
+def _list_devices(args: argparse.Namespace) -> int:
+    from .devices import list_devices
+
+    print(list_devices(as_json=args.json))
+    return 0
+
+
+def _measure_latency(args: argparse.Namespace) -> int:
+    from .devices import Devices
+    from .latency import measure_latency
+
+    raise NotImplementedError(Devices, measure_latency)
+
+
+def _talk(args: argparse.Namespace, signals: Signals) -> int:
+    from .live import Options, Prepared, talk
+    from .weights import file_bits, read_header
+
+    def prepare() -> Prepared:
+        files = _model_files(args)
+        bits = None if args.demo else file_bits(read_header(files.model)) or 16
+        return Prepared(lambda: _load(files, args), bits)
+
+    options = Options(
+        input_device=args.input_device,
+        output_device=args.output_device,
+        record=Path(args.record).expanduser() if args.record else None,
+        trace=Path(args.trace).expanduser() if args.trace else None,
+        duration=args.duration,
+        muted=args.mute_start,
+        plain=args.plain,
+        as_json=args.json,
+    )
+    return talk(prepare, options, signals)
+
+
+def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     files = _model_files(args)
     from .audio import STDIN, open_recording
     from .files import check_outputs
@@ -291,13 +324,7 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 
         begin = perf_counter()
         with display.busy(f"Loading {files.model.name}"):
-            session = load_session(
-                files,
-                args.quantized,
-                voice=(args.temperature, args.top_k),
-                text=(args.text_temperature, args.text_top_k),
-                seed=args.seed,
-            )
+            session = _load(files, args)
         display.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
@@ -308,8 +335,16 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
-    if not args.input:
-        raise InputError("A live conversation is not possible yet; give a recording with --input.")
+    for name in _LIVE_OPTIONS if args.input else _FILE_OPTIONS:
+        if getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is for live conversations; leave it or --input out."
+                if args.input
+                else f"{option} is for conversations with recordings; give one with --input."
+            )
+    if args.list_devices or args.measure_latency:
+        return
     if args.demo:
         for name in ("model", "mimi", "tokenizer", "config"):
             if getattr(args, name) is not None:
@@ -318,6 +353,10 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("There is no model; give one with --model and --mimi, or try --demo.")
     elif not args.mimi:
         raise InputError("There is no codec; give one with --mimi.")
+    if not args.input:
+        return
+    if args.json:
+        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
     if not (args.output or args.transcript or args.output_dir):
         raise InputError("Nothing would be kept; give --output, --transcript or --output-dir.")
     if args.output_dir and (args.output or args.transcript):
@@ -353,7 +392,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     from .run import Plan
 
     def plan(reply: Path | None, transcript: Path | None) -> Plan:
-        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail, max_steps=args.steps)
+        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
         return [plan(*(Path(path).expanduser() if path else None for path in (args.output, args.transcript)))]

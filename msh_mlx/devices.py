@@ -820,6 +820,7 @@ class Devices:
         self._notify = notify
         self.microphone = Microphone(system)
         self.loudspeaker = Loudspeaker(system)
+        self.known: list[Device] = []  # when they were last asked for
         self._suspicions = 0
         self._next = False  # the next microphone is wanted
         self._news: Notice | None = None
@@ -836,7 +837,7 @@ class Devices:
         MshError
             There is no device at all, one of them cannot be opened, or PortAudio is missing or does not answer.
         """
-        devices = find_devices(self._system)
+        devices = self.known = find_devices(self._system)
         for kind, wanted in self._wanted.items():
             self._current[kind] = choose_device(devices, wanted, kind)
             if wanted is not None:
@@ -898,7 +899,7 @@ class Devices:
             try:
                 self._close_both()
                 self._system.refresh()
-                devices = self._system.devices()
+                devices = self.known = self._system.devices()
                 alone = not self._choose_again(devices)
                 self._open_both()
             except (

@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from msh_mlx.cli import Parser, Signals, guard, load_session, number, whole
+from msh_mlx.cli import Parser, guard, load_session, number, whole
+from msh_mlx.signals import Signals
 
 
 def main() -> int:

@@ -143,6 +143,21 @@ check_compilers() {
   packages="$packages gcc g++ libc6-dev"
 }
 
+is_library() { [ -n "$(find /usr/lib /usr/lib64 /usr/local/lib -name "$1" 2>/dev/null)" ]; }
+
+# On macOS PortAudio comes with its Python package.
+check_live() {
+  [ "$(uname)" != Linux ] || is_library 'libportaudio.so.2*' || packages="$packages libportaudio2"
+}
+
+check_virtual() {
+  [ "$(uname)" = Linux ] || die 'virtual sound devices are made with PulseAudio, on Linux.'
+  for tool in pulseaudio:pulseaudio pactl:pulseaudio-utils tmux:tmux; do
+    command -v ${tool%%:*} >/dev/null 2>&1 || packages="$packages ${tool##*:}"
+  done
+  is_library libasound_module_pcm_pulse.so || packages="$packages libasound2-plugins"
+}
+
 # --- what is there, and what is to do ---------------------------------------------------------------------------------
 
 reason=''
@@ -171,7 +186,14 @@ else
   stamped extension "$(extension_state)" || do_extension=yes
   stamped package "$package" || do_package=yes
 fi
-case $do_requirements$do_extension$do_package in
+for extra; do
+  case $extra in
+    live) check_live ;;
+    virtual) check_virtual ;;
+    *) die "there is no $extra to set up; live and virtual can be named." ;;
+  esac
+done
+case $do_requirements$do_extension$do_package$packages in
   nonono)
     say "$venv is up to date"
     exit 0

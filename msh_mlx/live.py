@@ -1,0 +1,369 @@
+"""A live conversation: devices, pipeline, screen, keys, recorder and trace, put together on the main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from .devices import Device, Devices
+from .errors import MshError
+from .events import Event, Failed, Levels, Loading, Notice, Ready, Span
+from .hints import Hints, terminal_name
+from .hints import Sample as HintSample
+from .keys import Keys, action
+from .pipeline import Pipeline
+from .recorder import Recorder
+from .screen import Percentiles, Screen, Status, Summary, open_screen
+from .signals import Signals
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from .session import Session
+
+_TICK = 1 / 15  # seconds between two looks at keys, events and devices
+_FRAME = 0.08  # seconds
+_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
+    which the model listens; whether the microphone is `muted` at first; and which face the screen has.
+    """
+
+    input_device: str | None = None
+    output_device: str | None = None
+    record: Path | None = None
+    trace: Path | None = None
+    duration: float | None = None
+    muted: bool = False
+    plain: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose files were found: `load` loads it; `bits` per weight, None where there is no smaller one to choose."""
+
+    load: Callable[[], Session]
+    bits: int | None = None
+
+
+def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) -> int:
+    """Hold a conversation until the user ends it, and return the exit code.
+
+    Parameters
+    ----------
+    prepare
+        Finds the files of the model. What it returns is loaded on the thread of the model.
+    options
+        What the user asked for.
+    signals
+        Tell when the program shall end. From now on it ends without waiting for threads that nothing can interrupt.
+
+    Raises
+    ------
+    InputError
+        A device, a file or the model is not usable.
+    MshError
+        There is no device, or the model or the codec failed; the details of what nobody expected are in a log file.
+    Stopped
+        A signal came, or the terminal has gone.
+    """
+    signals.end_process = True
+    with ExitStack() as stack:
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        keys = Keys(suspend=screen.suspend, resume=screen.resume)
+        signals.at_once = _closer(screen, keys)
+        stack.enter_context(_closed(screen))
+        stack.enter_context(keys)
+        conversation = _Conversation(options, screen, signals)
+        stack.enter_context(contextlib.closing(conversation))
+        conversation.begin(prepare)
+        conversation.run(keys)
+    return 0
+
+
+class _Conversation:
+    """What is open during a conversation, and the loop that looks after it."""
+
+    def __init__(self, options: Options, screen: Screen, signals: Signals) -> None:
+        self._options = options
+        self._screen = screen
+        self._signals = signals
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._trace: Trace | None = None
+        self._recorder: Recorder | None = None
+        self._devices: Devices | None = None
+        self._pipeline: Pipeline | None = None
+        self._hints: Hints | None = None
+        self._heard_by: Device | None = None  # the microphone that the hints are about
+        self._begun: float | None = None  # when the model began to listen
+        self._ended: float | None = None
+        self._stack = ExitStack()
+
+    # ---- the beginning ---------------------------------------------------------------------------------------------------
+
+    def begin(self, prepare: Callable[[], Prepared]) -> None:
+        """Open everything that can be missing, then let the model load."""
+        options = self._options
+        begin = perf_counter()
+        self._screen.handle(Loading("files"))
+        model = prepare()
+        if options.trace:
+            self._trace = Trace(options.trace, self._events.put)
+        self._recorder = Recorder(self._events.put, options.record)
+        self._screen.handle(Loading("files", perf_counter() - begin))
+        self._devices = Devices(options.input_device, options.output_device, self._notify)
+        self._devices.open()
+        terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
+        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME)
+        self._pipeline = Pipeline(model.load, self._devices.microphone, self._devices.loudspeaker, self._observe)
+        self._pipeline.mute(options.muted)
+        self._stack.enter_context(_awake())
+        self._signals.defer()
+        self._pipeline.start()
+
+    def _observe(self, event: Event) -> None:
+        """Pass an event on to everybody who watches; on the threads of the pipeline."""
+        if self._trace:
+            self._trace(event)
+        if self._recorder:
+            self._recorder(event)
+        if not isinstance(event, _FOR_FILES):
+            self._events.put(event)
+
+    def _notify(self, notice: Notice) -> None:
+        if self._trace:
+            self._trace(notice)
+        self._events.put(notice)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------------
+
+    def run(self, keys: Keys) -> None:
+        """Look after everything until the user has had enough, or something fails."""
+        assert self._devices
+        assert self._pipeline
+        while True:
+            key = keys.poll(_TICK)
+            self._signals.check()
+            if keys.closed:
+                self._signals.stop(signal.SIGHUP)
+            if key and not self._press(action(key)):
+                return
+            self._devices.poll()
+            self._show_events()
+            if failure := self._pipeline.failure:
+                raise _sorry(failure)
+            self._screen.tick(self._status())
+            duration = self._options.duration
+            if duration is not None and self._elapsed() >= duration and self._begun is not None:
+                return
+
+    def _show_events(self) -> None:
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except Empty:
+                return
+            if isinstance(event, Ready) and self._begun is None:
+                self._begun = perf_counter()
+            if self._hints:
+                self._hints.handle(event)
+            if not isinstance(event, Failed):
+                self._screen.handle(event)
+
+    def _press(self, pressed: str | None) -> bool:
+        """Do what a key stands for; return whether the conversation goes on."""
+        assert self._devices
+        assert self._pipeline
+        assert self._recorder
+        if pressed == "quit":
+            return False
+        if pressed in ("mute", "talk"):
+            self._pipeline.mute(not self._pipeline.muted)
+        elif pressed == "new":
+            self._pipeline.reset()
+        elif pressed == "save":
+            self._recorder.save(Path.cwd())
+        elif pressed == "device":
+            self._devices.next_input()
+        elif pressed == "help":
+            self._screen.help()
+        return True
+
+    def _elapsed(self) -> float:
+        if self._begun is None:
+            return 0.0
+        return (self._ended or perf_counter()) - self._begun
+
+    def _status(self) -> Status:
+        assert self._devices
+        assert self._pipeline
+        metrics = self._pipeline.metrics
+        microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
+        heard, said = microphone.level(), loudspeaker.level()
+        known = metrics.frames > 0
+        p95 = 1000 * metrics.step.recent(95) if known else None
+        return Status(
+            elapsed=self._elapsed(),
+            microphone=heard.peak,
+            loudspeaker=said.peak,
+            microphone_clipped=heard.clipped > 0,
+            loudspeaker_clipped=said.clipped > 0,
+            muted=self._pipeline.muted,
+            step_p50=1000 * metrics.step.recent(50) if known else None,
+            step_p95=p95,
+            delay=1000 * metrics.delay.recent(50) if known else None,
+            dropped=metrics.dropped,
+            underruns=metrics.underruns,
+            memory_active=metrics.memory.active,
+            memory_cache=metrics.memory.cache,
+            memory_peak=metrics.memory.peak,
+            input_device=microphone.device.name if microphone.device else "",
+            output_device=loudspeaker.device.name if loudspeaker.device else "",
+            recording=str(self._options.record or ""),
+            hints=self._current_hints(heard.clipped > 0, p95),
+        )
+
+    def _current_hints(self, clipped: bool, step_p95: float | None) -> tuple[str, ...]:
+        assert self._devices
+        assert self._pipeline
+        assert self._hints
+        microphone = self._devices.microphone
+        device = microphone.device
+        if device is None:
+            return ()
+        if device != self._heard_by:
+            outputs = [other.name for other in self._devices.known if other.output_channels]
+            self._hints.use_device(device.name, device.rate, outputs)
+            self._heard_by = device
+        silent = float(microphone.stats().get("all_zero_seconds", 0.0))
+        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, self._pipeline.metrics.dropped))
+
+    # ---- the end ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release the devices, complete the files, and say how it was. Never raises what the terminal has to say."""
+        self._ended = perf_counter()
+        if self._pipeline:
+            self._pipeline.stop(0.3)
+        if self._devices:
+            self._devices.close()
+        self._stack.close()
+        for observer in (self._recorder, self._trace):
+            if observer:
+                observer.close(0.5)
+        with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
+            self._show_events()
+            if self._begun is not None:
+                self._screen.summary(self._summary())
+
+    def _summary(self) -> Summary:
+        assert self._pipeline
+        metrics = self._pipeline.metrics
+        stages = {}
+        for name in ("encode", "step", "decode"):
+            spread = getattr(metrics, name).all()
+            if spread.count:
+                stages[name] = Percentiles(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
+        files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
+        if self._trace:
+            files.append(str(self._trace.path))
+        return Summary(
+            seconds=self._elapsed(),
+            words=metrics.words,
+            stages=stages,
+            dropped=metrics.dropped,
+            underruns=metrics.underruns,
+            memory_peak=metrics.memory.peak,
+            files=tuple(files),
+        )
+
+
+def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
+    """Return what leaves the terminal in order, whatever state it is in."""
+
+    def close() -> None:
+        for end in (screen.suspend, lambda: keys.__exit__(None, None, None)):
+            with contextlib.suppress(Exception):
+                end()
+
+    return close
+
+
+@contextlib.contextmanager
+def _closed(screen: Screen) -> Iterator[None]:
+    """Close the screen at the end, also when its terminal has gone."""
+    try:
+        with contextlib.suppress(OSError):
+            screen.__enter__()
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            screen.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _awake() -> Iterator[None]:
+    """Keep a Mac from going to sleep; it may again when this process has ended, in whatever way."""
+    command = {"darwin": ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]}.get(sys.platform)
+    process = None
+    if command:
+        with contextlib.suppress(OSError):
+            process = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        if process:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------------
+
+_PARTS = {"encoder": "The codec", "model": "The model", "decoder": "The codec", "start": "The start"}
+
+
+def _sorry(failure: Failed) -> MshError:
+    """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
+    if isinstance(failure.error, MshError):
+        return failure.error
+    if isinstance(failure.error, MemoryError):
+        return MshError("There is not enough memory; close other programs, or take a smaller model.")
+    what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
+    log = write_log(failure.error)
+    details = f"; details are in {log}" if log else ""
+    return MshError(f"{_PARTS[failure.where]} failed ({what}), and the conversation is over{details}.")
+
+
+def write_log(error: BaseException) -> Path | None:
+    """Write the traceback of `error` into a new file where logs belong, and return its path; None if that is impossible."""
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Logs" / "msh-mlx"
+    else:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
+    text = "".join(traceback.format_exception(error))
+    for place in (folder, Path(tempfile.gettempdir())):
+        path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return path
+    return None

@@ -1,0 +1,78 @@
+"""How a program is asked to end: by signals, which become an exception where the program is ready for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system asked the program to end, by the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """While entered, raises `Stopped` in the main thread when the program is asked to end.
+
+    The first request is enough: while the program cleans up, more are ignored, or, once `at_once` is set, a second one calls it
+    and ends the process on the spot. After `defer`, requests raise nothing; `check` does, where the program is ready for it.
+
+    `end_process` says that threads may be left in native code that nothing can interrupt, so that the process shall end
+    without waiting for them once everything is written.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._received: int | None = None
+        self._deferred = False
+        self.at_once: Callable[[], None] | None = None
+        self.end_process = False
+
+    def defer(self) -> None:
+        """From now on leave it to `check` to raise."""
+        self._deferred = True
+
+    def stop(self, number: int) -> NoReturn:
+        """Raise `Stopped`, as if the signal `number` had come."""
+        raise Stopped(number)
+
+    def check(self) -> None:
+        """Raise `Stopped` if a signal came that was deferred, or whose exception got lost in a callback of some library."""
+        if self._received is not None:
+            raise Stopped(self._received)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        for other in self._before:
+            signal.signal(other, self._end if self.at_once else signal.SIG_IGN)
+        self._received = number
+        if not self._deferred:
+            raise Stopped(number)
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        if self.at_once:
+            self.at_once()
+        os._exit(128 + number)
+
+    def __enter__(self) -> Signals:
+        for number in self._NUMBERS:
+            # `nohup` ignores SIGHUP on purpose. (SIGINT is ignored by accident in scripts, behind "&".)
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                try:
+                    self._before[number] = signal.signal(number, self._receive)
+                except ValueError:  # not the main thread, which alone gets signals
+                    break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
