@@ -1,0 +1,86 @@
+"""Ends for a pipeline without a sound card: the rings that real devices have, with clocks that a program moves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from mimi import Capture, Playback
+
+from msh_mlx.devices import FRAME, RATE, CaptureSource
+
+Pcm = npt.NDArray[np.float32]
+SIZE = round(FRAME * RATE)  # samples of a frame
+BLOCK = RATE // 100  # samples of a device's callback
+
+
+def speech(path: Path) -> Iterator[Pcm]:
+    """Yield a recording (24 kHz mono), again and again, in blocks `[240]` float32."""
+    pcm, rate = soundfile.read(path, dtype="float32")
+    assert rate == RATE
+    blocks = pcm[: len(pcm) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    return (blocks[i % len(blocks)] for i in count())
+
+
+class Ends:
+    """A microphone and a loudspeaker; whoever has them moves their clocks by `hear` and `play`."""
+
+    def __init__(self) -> None:
+        self.capture = Capture(RATE)
+        self.playback = Playback(RATE, frame=SIZE)
+        self.source = CaptureSource(self.capture, RATE)
+        self.answers = threading.Semaphore(0)  # one for each frame written
+
+    def hear(self, pcm: Pcm) -> None:
+        """Let the microphone's callback bring some samples."""
+        self.capture.feed(pcm)
+
+    def play(self, samples: int) -> Pcm:
+        """Let the loudspeaker's callback fetch some samples, `[samples]`."""
+        return self.playback.render(samples)[:, 0]
+
+    # As the pipeline's sink.
+
+    def write(self, pcm: Pcm) -> None:
+        self.playback.write(pcm)
+        self.answers.release()
+
+    def pause(self) -> None:
+        self.playback.pause()
+
+    def clear(self) -> None:
+        self.playback.clear()
+
+    def stats(self) -> dict[str, Any]:
+        return self.playback.stats()
+
+
+class Clock(threading.Thread):
+    """Moves the clocks of both ends as time goes by, `speed` times as fast, in steps of 10 ms."""
+
+    def __init__(self, ends: Ends, blocks: Iterator[Pcm], speed: float) -> None:
+        super().__init__(name="clock", daemon=True)
+        self._ends, self._blocks, self._seconds = ends, blocks, BLOCK / RATE / speed
+        self._ending = threading.Event()
+        self.late = 0.0  # seconds, the most
+
+    def run(self) -> None:
+        begin = perf_counter()
+        for i in count():
+            ahead = begin + i * self._seconds - perf_counter()
+            self.late = max(self.late, -ahead)
+            if self._ending.wait(ahead) if ahead > 0 else self._ending.is_set():
+                break
+            self._ends.hear(next(self._blocks))
+            self._ends.play(BLOCK)
+
+    def stop(self) -> None:
+        self._ending.set()
+        self.join()

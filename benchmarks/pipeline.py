@@ -1,0 +1,245 @@
+"""How long each stage of a live conversation takes, what overlapping them gains, and whether the screen costs any sound.
+
+Drives the whole pipeline with synthetic devices: first as fast as it goes, against the same stages one after the other in the
+same run; then by the clock, without a screen, with one that repaints, and with one on a terminal that cannot keep up. Prints
+tables; --json keeps the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import pty
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+from ends import BLOCK, SIZE, Clock, Ends, speech
+
+from msh_mlx.cli import load_session
+from msh_mlx.devices import FRAME
+from msh_mlx.events import Event, Failed, Ready
+from msh_mlx.files import ModelFiles, find_demo, find_model
+from msh_mlx.metrics import Metrics
+from msh_mlx.pipeline import Pipeline
+from msh_mlx.screen import Screen, Status, open_screen
+from msh_mlx.session import Session
+
+DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
+REPAINTS = 15  # a second
+SLOW_READ = 256, 0.02  # bytes, seconds: what the busy terminal takes
+ROWS = {
+    "encode": "encode",
+    "step": "step",
+    "decode": "decode",
+    "codes_wait": "wait for the model",
+    "frames_wait": "wait for the decoder",
+    "reply": "reply: from last sample heard to first written",
+    "delay": "delay: that, and what waits to be played",
+}
+
+
+@dataclass
+class Baseline:
+    """The stages one after the other: seconds of each, summed over the frames, and of all."""
+
+    frames: int = 0
+    encode: float = 0.0
+    step: float = 0.0
+    decode: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.encode + self.step + self.decode
+
+    def measure(self, session: Session, frames: int) -> None:
+        blocks = speech(DIGITS)
+        for _ in range(frames):
+            pcm = np.concatenate([next(blocks) for _ in range(SIZE // BLOCK)])
+            timings = session.push(pcm).timings
+            self.encode += timings.encode
+            self.step += timings.step
+            self.decode += timings.decode
+        self.frames = frames
+
+
+class Conversation:
+    """A pipeline between synthetic ends, with its events in a queue."""
+
+    def __init__(self, load: Callable[[], Session]) -> None:
+        self.ends = Ends()
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.pipeline = Pipeline(load, self.ends.source, self.ends, self.events.put)
+
+    def __enter__(self) -> Conversation:
+        self.pipeline.start()
+        while not isinstance(event := self.events.get(), Ready):
+            self.check(event)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.stop(10)
+
+    def check(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            raise event.error
+
+    def drain(self, screen: Screen | None = None) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                event = self.events.get_nowait()
+                self.check(event)
+                if screen:
+                    screen.handle(event)
+
+
+def as_fast_as_it_goes(load: Callable[[], Session], frames: int) -> tuple[Baseline, float, Metrics]:
+    """Return the baseline, the seconds that the pipeline took for as many frames, and its figures."""
+    baseline = Baseline()
+
+    def load_and_measure() -> Session:
+        session = load()
+        baseline.measure(session, 25)  # to warm up
+        session.reset()
+        *_, baseline.encode, baseline.step, baseline.decode = 0.0, 0.0, 0.0
+        baseline.measure(session, frames)
+        return session
+
+    blocks = speech(DIGITS)
+    with Conversation(load_and_measure) as talk:
+        begin = perf_counter()
+        ahead = 4  # frames on their way: enough for every thread to have one, too few to be dropped
+        for i in range(frames + ahead):
+            if i >= ahead:
+                while not talk.ends.answers.acquire(timeout=1):
+                    talk.drain()
+                talk.ends.play(SIZE)
+            if i < frames:
+                for _ in range(SIZE // BLOCK):
+                    talk.ends.hear(next(blocks))
+        seconds = perf_counter() - begin
+        talk.drain()
+    return baseline, seconds, talk.pipeline.metrics
+
+
+def by_the_clock(load: Callable[[], Session], seconds: float, speed: float, ui: str) -> tuple[Metrics, float]:
+    """Return the pipeline's figures, and how late the clock was at worst, in seconds."""
+    with Conversation(load) as talk, screen(ui) as painted:
+        clock = Clock(talk.ends, speech(DIGITS), speed)
+        clock.start()
+        begin, metrics, level = perf_counter(), talk.pipeline.metrics, np.random.default_rng(0)
+        while (elapsed := perf_counter() - begin) < seconds / speed:
+            talk.drain(painted)
+            if painted:
+                memory = metrics.memory
+                painted.tick(
+                    Status(
+                        elapsed,
+                        microphone=level.uniform(),
+                        loudspeaker=level.uniform(),
+                        step_p50=1000 * metrics.step.recent(50),
+                        step_p95=1000 * metrics.step.recent(95),
+                        delay=1000 * metrics.delay.recent(50),
+                        dropped=metrics.dropped,
+                        underruns=metrics.underruns,
+                        memory_active=memory.active,
+                        memory_cache=memory.cache,
+                        memory_peak=memory.peak,
+                    )
+                )
+            sleep(1 / REPAINTS)
+        clock.stop()
+        metrics.underruns = talk.ends.stats()["underruns"]
+    return metrics, clock.late
+
+
+@contextlib.contextmanager
+def screen(ui: str) -> Iterator[Screen | None]:
+    """Give a screen on a terminal of its own, which takes what is painted ("on") or falls behind ("busy"); None for "off"."""
+    if ui == "off":
+        yield None
+        return
+    os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    reader, writer = pty.openpty()
+    size, pause = SLOW_READ if ui == "busy" else (1 << 16, 0.0)
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while os.read(reader, size):
+                sleep(pause)
+
+    threading.Thread(target=read, daemon=True).start()
+    with (
+        os.fdopen(writer, "w") as out,
+        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME) as painted,
+    ):
+        yield painted
+
+
+def table(metrics: Metrics) -> str:
+    lines = [f"{'ms':<48}{'p50':>8}{'p95':>8}{'p99':>8}{'max':>8}"]
+    for stage, name in ROWS.items():
+        spread = getattr(metrics, stage).all()
+        figures = (spread.p50, spread.p95, spread.p99, spread.most)
+        lines.append(f"{name:<48}" + "".join(f"{1000 * value:8.1f}" for value in figures))
+    losses = f"{metrics.dropped:.2f} s dropped in {metrics.drops} cuts, {metrics.underruns} underruns"
+    return "\n".join([*lines, f"{metrics.frames} frames, {metrics.words} words, {losses}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", metavar="FILE", help="a language model; default: the demo")
+    parser.add_argument("--mimi", metavar="FILE", help="its codec")
+    parser.add_argument("--tokenizer", metavar="FILE", help="its tokenizer; default: the one beside the model")
+    parser.add_argument("--config", metavar="FILE", help="its configuration; default: the one beside the model")
+    parser.add_argument("--seconds", type=float, default=20.0, help="sound to hear in each run (default: %(default)s)")
+    parser.add_argument("--speed", type=float, default=1.0, help="of the clock; 1 is real time (default: %(default)s)")
+    parser.add_argument("--ui", choices=("off", "on", "busy", "all"), default="all", help="screens (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    args = parser.parse_args()
+    files: ModelFiles = find_model(args.model, args.mimi, args.tokenizer, args.config) if args.model else find_demo()
+
+    def load() -> Session:
+        return load_session(files, None, voice=(0.8, 250), text=(0.7, 25), seed=0)
+
+    frames = round(args.seconds / FRAME)
+    baseline, seconds, metrics = as_fast_as_it_goes(load, frames)
+    one_by_one, overlapped = 1000 * baseline.total / frames, 1000 * seconds / frames
+    parts = (1000 * part / frames for part in (baseline.encode, baseline.step, baseline.decode))
+    print(f"{files.model.name} on {platform.machine()}, {os.cpu_count()} cores; a frame lasts {1000 * FRAME:.0f} ms\n")
+    print("As fast as it goes")
+    print(table(metrics))
+    print("One after the other: {:.2f} + {:.2f} + {:.2f}".format(*parts), end=" ")
+    print(
+        f"= {one_by_one:.2f} ms a frame; overlapped: {overlapped:.2f} ms, {one_by_one / overlapped:.2f} times as fast\n"
+    )
+    result: dict[str, Any] = {
+        "model": files.model.name,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "frames": frames,
+        "one_by_one": vars(baseline),
+        "overlapped": {"seconds": seconds, **metrics.summary()},
+        "speed": args.speed,
+        "ui": {},
+    }
+    for ui in ("off", "on", "busy") if args.ui == "all" else (args.ui,):
+        metrics, late = by_the_clock(load, args.seconds, args.speed, ui)
+        print(f"By the clock, {args.speed:g} times real time, screen: {ui}")
+        print(f"{table(metrics)}; clock at most {1000 * late:.1f} ms late\n")
+        result["ui"][ui] = {"clock_late": late, **metrics.summary()}
+    print("Underruns by screen:", ", ".join(f"{ui} {run['underruns']}" for ui, run in result["ui"].items()))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
