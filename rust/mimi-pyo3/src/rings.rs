@@ -1,7 +1,5 @@
 //! `Capture` and `Playback`: the rings between a sound device and Python.
 
-use std::ffi::{c_ulong, c_void};
-use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,15 +79,9 @@ impl Capture {
     ///
     /// Raises TypeError for another dtype, ValueError for another shape.
     fn feed(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
-        let channels = self.0.channels();
-        let pcm = arrays::interleaved(pcm, channels)?;
+        let pcm = arrays::interleaved(pcm, self.0.channels())?;
         without_gil(py, || {
-            let frames = (pcm.len() / channels) as c_ulong;
-            let user = Arc::as_ptr(&self.0).cast_mut().cast::<c_void>();
-            // SAFETY: `user` is the capture, and `pcm` has `frames` times its channels.
-            unsafe {
-                rings::Capture::CALLBACK(pcm.as_ptr().cast(), ptr::null_mut(), frames, ptr::null(), 0, user);
-            }
+            self.0.feed(&pcm);
             Ok(())
         })
     }
@@ -154,7 +146,7 @@ impl Capture {
 /// Play begins when a cushion of samples waits, at first a frame, and fades in. When the sound runs dry it fades out, an
 /// underrun is counted, and the cushion grows by a quarter of a frame, up to four frames; after a minute that would have
 /// passed with a smaller one it shrinks. Delay that the cushion does not ask for is dropped, and delay that it lacks is
-/// added, in steps of some milliseconds that are not heard; this takes blocks of at least 20 ms in ``write``.
+/// added, in steps of some milliseconds where the sound allows it; this takes blocks of at least 20 ms in ``write``.
 ///
 /// Parameters
 /// ----------
@@ -214,18 +206,7 @@ impl Playback {
         }
         let pcm = without_gil(py, || {
             let mut pcm = vec![0f32; frames * channels];
-            let user = Arc::as_ptr(&self.0).cast_mut().cast::<c_void>();
-            // SAFETY: `user` is the playback, and `pcm` has `frames` times its channels.
-            unsafe {
-                rings::Playback::CALLBACK(
-                    ptr::null(),
-                    pcm.as_mut_ptr().cast(),
-                    frames as c_ulong,
-                    ptr::null(),
-                    0,
-                    user,
-                );
-            }
+            self.0.render(&mut pcm);
             Ok(pcm)
         })?;
         Ok(PyArray1::from_vec(py, pcm).reshape([frames, channels])?)

@@ -32,6 +32,10 @@ impl Blend {
     pub fn advance(&mut self, count: usize) {
         self.done = (self.done + count).min(self.old.len());
     }
+
+    pub fn is_over(&self) -> bool {
+        self.done == self.old.len()
+    }
 }
 
 /// Drops (`shorten`) or repeats some samples of `pcm` by a crossfade of `overlap` samples between the two places that
@@ -62,4 +66,41 @@ fn best_match(pcm: &[f32], distances: RangeInclusive<usize>, overlap: usize) -> 
         }
     }
     best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_splice_cuts_where_the_sound_matches() {
+        // Of all distances from 30 to 80, only 50 is a period.
+        let sine: Vec<f32> = (0..1000).map(|i| (std::f32::consts::TAU * i as f32 / 50.0).sin()).collect();
+        for (shorten, length) in [(true, 950), (false, 1050)] {
+            let mut pcm = sine.clone();
+            assert_eq!(splice(&mut pcm, shorten, 30..=80, 40), Some(50));
+            assert_eq!(pcm.len(), length);
+            for (i, sample) in pcm.iter().enumerate() {
+                assert!((sample - sine[i % 50]).abs() < 1e-4, "sample {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_splice_takes_the_quiet_place() {
+        let mut pcm: Vec<f32> =
+            (0..1000).map(|i| if (400..600).contains(&i) { 0.0 } else { (i * i % 97) as f32 }).collect();
+        let loud: Vec<f32> = pcm.iter().copied().filter(|sample| *sample != 0.0).collect();
+        assert_eq!(splice(&mut pcm, true, 30..=80, 40), Some(80));
+        assert_eq!(pcm.into_iter().filter(|sample| *sample != 0.0).collect::<Vec<_>>(), loud);
+    }
+
+    #[test]
+    fn a_splice_needs_room() {
+        let mut pcm = vec![0.5; 69];
+        assert_eq!(splice(&mut pcm, true, 30..=80, 40), None);
+        pcm.push(0.5);
+        assert_eq!(splice(&mut pcm, false, 30..=80, 40), Some(30));
+        assert_eq!(pcm, [0.5; 100]);
+    }
 }

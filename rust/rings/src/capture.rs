@@ -94,6 +94,11 @@ impl Capture {
         self.ring.capacity()
     }
 
+    /// Calls the callback with interleaved `input` as a device would.
+    pub fn feed(&self, input: &[f32]) {
+        device::feed(self, input);
+    }
+
     /// What the callback does with interleaved `input`.
     pub(crate) fn take(&self, input: &[f32], overflow: bool) {
         self.timing.measure(|| {

@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_ulong, c_void};
+use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -101,4 +102,20 @@ pub unsafe extern "C" fn playback(
         playback.give(samples, status & OUTPUT_UNDERFLOW != 0);
     }
     CONTINUE
+}
+
+/// Calls the callback of `capture` as a device would.
+pub fn feed(capture: &Capture, input: &[f32]) {
+    let frames = (input.len() / capture.channels()) as c_ulong;
+    let user = ptr::from_ref(capture).cast_mut().cast();
+    // SAFETY: `user` is a capture, which is only read, and `input` has that many frames.
+    unsafe { self::capture(input.as_ptr().cast(), ptr::null_mut(), frames, ptr::null(), 0, user) };
+}
+
+/// Calls the callback of `playback` as a device would.
+pub fn render(playback: &Playback, output: &mut [f32]) {
+    let frames = (output.len() / playback.channels()) as c_ulong;
+    let user = ptr::from_ref(playback).cast_mut().cast();
+    // SAFETY: `user` is a playback, which is only read, and `output` has that many frames.
+    unsafe { self::playback(ptr::null(), output.as_mut_ptr().cast(), frames, ptr::null(), 0, user) };
 }

@@ -28,6 +28,8 @@ pub struct Playback {
     writer: Mutex<Blend>,
     /// Samples before this number are to be forgotten.
     cleared_to: AtomicU64,
+    /// How often `clear` was called.
+    clears: AtomicU64,
     /// The writer said that nothing follows for now when this many samples had been written.
     paused_at: AtomicU64,
     /// Samples that the writer shall drop, or repeat if negative.
@@ -123,7 +125,7 @@ impl Terms {
             reserve: rate / 100,
             dead_band: rate / 200,
             shortest_splice: rate / 400,
-            longest_splice: rate / 80,
+            longest_splice: rate / 50,
             window: 2 * rate,
             minute: 60 * rate,
         }
@@ -176,7 +178,12 @@ impl Watch {
         let [_, b, c] = self.lows;
         self.lows = [b, c, self.low];
         self.complete = (self.complete + 1).min(WINDOWS);
+        let above = self.low.saturating_sub(target);
         (self.low, self.elapsed) = (usize::MAX, 0);
+        if above > terms.frame {
+            // No drift does that in a window, so there was a burst; it is not worth waiting.
+            return above as i64;
+        }
         if self.complete < WINDOWS {
             return 0;
         }
@@ -216,6 +223,8 @@ enum State {
 struct Render {
     state: State,
     cushion: usize,
+    /// The calls of `clear` that were obeyed.
+    clears: u64,
     /// The gain, in steps of a fade's length.
     gain: usize,
     watch: Watch,
@@ -245,11 +254,13 @@ impl Playback {
             render: Exclusive::new(Render {
                 state: State::Waiting { starved: false },
                 cushion: frame,
+                clears: 0,
                 gain: 0,
                 watch: Watch::new(),
             }),
             writer: Mutex::default(),
             cleared_to: AtomicU64::new(0),
+            clears: AtomicU64::new(0),
             paused_at: AtomicU64::new(0),
             correction: AtomicI64::new(0),
             counts,
@@ -261,6 +272,11 @@ impl Playback {
     /// Channels of the device.
     pub fn channels(&self) -> usize {
         self.channels
+    }
+
+    /// Calls the callback for interleaved `output` as a device would.
+    pub fn render(&self, output: &mut [f32]) {
+        device::render(self, output);
     }
 
     /// What the callback does with interleaved `output`, which is zero.
@@ -281,12 +297,13 @@ impl Playback {
             *sample = 0.0;
         }
         blend.apply(&mut pcm);
-        blend.advance(pcm.len());
         self.correct(&mut pcm);
         let fit = self.ring.push(pcm.iter().copied());
+        blend.advance(fit);
         let lost = &pcm[fit..];
-        if !lost.is_empty() {
-            self.counts.lost.add(lost.len());
+        self.counts.lost.add(lost.len());
+        // While nothing fits, what would have followed the last sample in the ring stays the same.
+        if !lost.is_empty() && (fit > 0 || blend.is_over()) {
             blend.begin(lost[..lost.len().min(self.terms.fade)].to_vec());
         }
     }
@@ -298,8 +315,9 @@ impl Playback {
             return;
         }
         let (left, terms) = (wanted.unsigned_abs() as usize, &self.terms);
-        let most = (left + terms.shortest_splice).min(terms.longest_splice);
-        let Some(done) = splice(pcm, wanted > 0, terms.shortest_splice..=most, terms.fade) else { return };
+        let most = (left + terms.shortest_splice).min(terms.longest_splice).min(pcm.len() / 4);
+        let least = (most / 2).max(terms.shortest_splice);
+        let Some(done) = splice(pcm, wanted > 0, least..=most, terms.fade) else { return };
         if wanted > 0 { &self.counts.trimmed } else { &self.counts.inserted }.add(done);
         let left = left.saturating_sub(done);
         let left = if left <= terms.shortest_splice { 0 } else { left as i64 * wanted.signum() };
@@ -318,6 +336,7 @@ impl Playback {
         let mut blend = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         *blend = Blend::default();
         self.cleared_to.store(self.ring.head(), Ordering::Release);
+        self.clears.fetch_add(1, Ordering::Release);
     }
 
     /// Says that nothing follows for now: what waits is played, and the silence after it is no underrun.
@@ -358,7 +377,8 @@ impl Render {
     /// Fills `output`, which is silent; runs in the callback.
     fn fill(&mut self, shared: &Playback, output: &mut [f32]) {
         let (ring, terms, counts) = (&shared.ring, &shared.terms, &shared.counts);
-        // In this order: neither mark can be beyond the head.
+        // In this order: the mark of a clear that is seen is seen, too, and no mark is beyond the head.
+        let clears = shared.clears.load(Ordering::Acquire);
         let cleared_to = shared.cleared_to.load(Ordering::Acquire);
         let paused_at = shared.paused_at.load(Ordering::Acquire);
         let head = ring.head();
@@ -366,6 +386,12 @@ impl Render {
         // Silence is no underrun as long as nothing was written since.
         let calm = paused || cleared_to == head;
         let rendered = output.len().checked_div(shared.channels).unwrap_or(0);
+        if clears != self.clears {
+            self.clears = clears;
+            if self.state == State::Playing {
+                self.state = State::Fading { starved: false, back: 0 };
+            }
+        }
         let mut frames = output.chunks_exact_mut(shared.channels);
         while frames.len() > 0 {
             let tail = ring.tail();
@@ -390,7 +416,6 @@ impl Render {
                     }
                     break;
                 }
-                State::Playing if cleared_to > tail => self.state = State::Fading { starved: false, back: 0 },
                 State::Playing if queued == 0 => {
                     let starved = !calm;
                     if starved {

@@ -1,0 +1,125 @@
+//! Capture, fed by a simulated device.
+
+use std::f32::consts::TAU;
+use std::thread;
+use std::time::Duration;
+
+use rings::Capture;
+
+const NOW: Duration = Duration::ZERO;
+
+#[test]
+fn what_is_fed_is_read_in_order_across_threads() {
+    let total = 2_000_000;
+    let capture = Capture::new(48000, 1, 0.1).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = 0;
+            while next < total {
+                let block = (1 + next * 7 % 1000).min(total - next);
+                // A device would not wait; here nothing may be lost.
+                while capture.available() + block > capture.capacity() {
+                    thread::yield_now();
+                }
+                let samples: Vec<f32> = (next..next + block).map(|i| i as f32).collect();
+                capture.feed(&samples);
+                next += block;
+            }
+        });
+        let mut next = 0;
+        while next < total {
+            let count = (1 + next * 13 % 1500).min(total - next);
+            let pcm = capture.read(count, Duration::from_secs(10)).unwrap();
+            for (i, sample) in pcm.iter().enumerate() {
+                assert_eq!(*sample, (next + i) as f32);
+            }
+            next += count;
+        }
+    });
+    let stats = capture.stats();
+    assert_eq!((stats.samples, stats.lost, capture.available()), (total as u64, 0, 0));
+}
+
+#[test]
+fn channels_become_their_mean_and_odd_samples_become_nothing() {
+    let capture = Capture::new(48000, 2, 1.0).unwrap();
+    capture.feed(&[0.5, 0.25, f32::NAN, 0.5, f32::INFINITY, f32::NAN, f32::MAX, f32::MAX, -1.0, 1.0]);
+    assert_eq!(capture.read(5, NOW).unwrap(), [0.375, 0.25, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn a_read_that_is_not_complete_takes_nothing() {
+    let capture = Capture::new(48000, 1, 1.0).unwrap();
+    capture.feed(&[0.5; 10]);
+    assert_eq!(capture.read(11, Duration::from_millis(5)), None);
+    assert_eq!(capture.read(10, NOW).unwrap(), [0.5; 10]);
+    assert_eq!(capture.read(0, NOW).unwrap(), []);
+}
+
+#[test]
+fn a_full_ring_keeps_the_oldest_and_counts_the_rest() {
+    let capture = Capture::new(1000, 1, 0.1).unwrap();
+    let samples: Vec<f32> = (0..130).map(|i| i as f32).collect();
+    capture.feed(&samples);
+    assert_eq!((capture.stats().lost, capture.available()), (30, 100));
+    assert_eq!(capture.read(100, NOW).unwrap(), samples[..100]);
+}
+
+#[test]
+fn trimming_crossfades_from_the_forgotten_sound() {
+    let (rate, period) = (48000, 100);
+    let step = TAU / period as f32;
+    let sine: Vec<f32> = (0..20000).map(|i| (step * i as f32).sin()).collect();
+    for keep in [5000, 300, 200, 7, 0] {
+        let capture = Capture::new(rate, 1, 1.0).unwrap();
+        capture.feed(&sine[..10000]);
+        let mut heard = capture.read(1000, NOW).unwrap();
+        assert_eq!(capture.trim(keep), 9000 - keep);
+        assert_eq!(capture.trim(keep), 0);
+        assert_eq!(capture.available(), keep);
+        capture.feed(&sine[10000..]);
+        // In pieces, and cut again within the crossfade.
+        heard.extend(capture.read(50, NOW).unwrap());
+        let rest = capture.available();
+        assert_eq!(capture.trim(rest - 50), 50);
+        heard.extend(capture.read(rest - 50, NOW).unwrap());
+        let steepest = heard.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(0.0, f32::max);
+        assert!(steepest < 3.0 * step + 1.0 / 240.0, "a step of {steepest} with {keep} kept");
+        assert_eq!(heard[1300..], sine[sine.len() - (heard.len() - 1300)..]);
+    }
+}
+
+#[test]
+fn statistics_describe_the_sound_since_they_were_asked_for() {
+    let capture = Capture::new(1000, 1, 1.0).unwrap();
+    capture.feed(&[0.5, -1.0, 0.0, 0.5]);
+    capture.feed(&[0.0; 10]);
+    let stats = capture.stats();
+    assert_eq!((stats.callbacks, stats.samples, stats.peak, stats.clipped), (2, 14, 1.0, 1));
+    assert!((stats.rms - (1.5f64 / 14.0).sqrt()).abs() < 1e-6);
+    assert_eq!(stats.all_zero_seconds, 0.01);
+    capture.feed(&[0.0; 10]);
+    let stats = capture.stats();
+    assert_eq!((stats.peak, stats.rms, stats.clipped, stats.all_zero_seconds), (0.0, 0.0, 0, 0.02));
+    capture.feed(&[0.0, 0.25]);
+    assert_eq!(capture.stats().all_zero_seconds, 0.0);
+}
+
+#[test]
+fn the_callback_bears_any_buffer() {
+    let capture = Capture::new(48000, 1, 1.0).unwrap();
+    let user = std::ptr::from_ref(&capture).cast_mut().cast();
+    let nothing: *mut std::ffi::c_void = std::ptr::null_mut();
+    let buffer = [0.5f32; 4];
+    let input = buffer.as_ptr().cast();
+    for (input, frames, user) in
+        [(nothing.cast_const(), 0, user), (nothing.cast_const(), 100, user), (input, 0, user), (input, 4, nothing)]
+    {
+        // SAFETY: `input` has four samples or is null, and `user` is a capture or null.
+        assert_eq!(unsafe { Capture::CALLBACK(input, nothing, frames, nothing, 2, user) }, 0);
+    }
+    // SAFETY: no buffer has that many samples, so it is left alone.
+    assert_eq!(unsafe { Capture::CALLBACK(input, nothing, std::ffi::c_ulong::MAX, nothing, 0, user) }, 0);
+    let stats = capture.stats();
+    assert_eq!((stats.callbacks, stats.device_overflows, stats.samples, capture.available()), (4, 3, 0, 0));
+}
