@@ -104,13 +104,15 @@ IO = "--input good.wav --output out.wav"
 
 REFUSED = {
     # what is said: the command
-    "no options": ("", "--input"),
-    "no input": ("--demo", "--input"),
+    "no options": ("", "--demo"),
     "no input, but an output": ("--demo --output out.wav", "--input"),
     "no model": (IO, "--demo"),
     "no codec": (f"--model model/q8.safetensors {IO}", "--mimi"),
     "no output": ("--demo --input good.wav", "--output"),
     "demo and model": (f"--demo --model model/q8.safetensors {IO}", "--model"),
+    "live option with an input": (f"--demo {IO} --record folder", "--record"),
+    "live display with an input": (f"--demo {IO} --json", "--transcript"),
+    "file option without an input": ("--demo --tail 3", "--input"),
     "unknown option": (f"--demo {IO} --colour red", "--colour"),
     "abbreviated option": (f"--demo {IO} --step 3", "--step"),
     "word without option": (f"talk --demo {IO}", "talk"),
@@ -125,6 +127,7 @@ REFUSED = {
             "text-top-k": ["-2", "x"],
             "tail": ["-1", "nan", "inf", "long"],
             "steps": ["0", "-3", "2.5"],
+            "duration": ["-1", "inf", "long"],
             "seed": ["-1", "x", "18446744073709551616"],
         }.items()
         for value in values
@@ -355,6 +358,19 @@ def test_the_demo_of_an_installed_package(shelf: Path, tmp_path: Path) -> None:
 
 
 # ---- being stopped -------------------------------------------------------------------------------------------------------
+
+
+CARDS = Path("/proc/asound/cards")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or (CARDS.exists() and "[" in CARDS.read_text()), reason="there are devices"
+)
+def test_without_any_device(tmp_path: Path) -> None:
+    result = run(
+        "--demo", "--plain", cwd=tmp_path, env={"PULSE_SERVER": f"unix:{tmp_path}/none", "ALSA_CONFIG_PATH": ""}
+    )
+    assert "--input" in assert_refused(result, code=1)
 
 
 def start(shelf: Path, out: Path, *args: str) -> subprocess.Popen[bytes]:
