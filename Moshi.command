@@ -47,7 +47,9 @@ fi
 
 # What the caller's shell has set for another environment must not leak into this one.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+# A shell that Finder opens may know nothing of these.
+homebrew=${HOMEBREW_PREFIX:-/opt/homebrew}/bin
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:$homebrew:$HOME/.local/bin
 export PATH
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ find_python() {
   fi
   frameworks=/Library/Frameworks/Python.framework/Versions
   for name in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do
-    for folder in '' "${HOMEBREW_PREFIX:-/opt/homebrew}/bin/" "$frameworks/${name#python}/bin/" "$HOME/.local/bin/"; do
+    for folder in '' "$homebrew/" "$frameworks/${name#python}/bin/" "$HOME/.local/bin/"; do
       python=$(command -v "$folder$name") || continue
       [ "$python" != /usr/bin/python3 ] || has_compilers || continue
       ! fits "$python" || return 0

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .audio import to_int16, wav_header
 from .errors import InputError
-from .events import Event, Heard, Notice, Said, SpokeWord
+from .events import Event, Heard, Notice, Ready, Said, SpokeWord
 from .text import Word
 
 T = TypeVar("T")
@@ -39,6 +39,9 @@ _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 1_000_000_000  # bytes that temporary files leave free
 _BLOCK = 64  # frames that are copied at once
 _LATE = 250  # frames that one side may be behind the other
+
+
+_Recorded = Ready | Heard | Said | SpokeWord
 
 
 class Background(Generic[T]):
@@ -145,17 +148,15 @@ class Recorder:
         self.folders: list[Path] = []  # what has been recorded and saved so far
         self._planned: set[Path] = set()
         self._take: _Take | None = None
-        self._before: _Take | None = None  # the conversation before, of which something may still be under way
+        self._over = True  # whether what comes next begins a conversation
         self._ended = False
         self._ending = threading.Lock()
         self._abort = False
-        self._background = Background[Heard | Said | SpokeWord | Path | _Order](
-            "recorder", self._handle, self._tick, queue
-        )
+        self._background = Background[_Recorded | Path | _Order]("recorder", self._handle, self._tick, queue)
 
     def __call__(self, event: Event) -> None:
         """Take an event; those that say nothing of sound or words are left alone."""
-        if self._ended or not isinstance(event, Heard | Said | SpokeWord):
+        if self._ended or not isinstance(event, _Recorded):
             return
         if not self._background.put(event):
             self._end("the disk is too slow")
@@ -191,7 +192,7 @@ class Recorder:
 
     # ---- on the recorder's thread ----------------------------------------------------------------------------------------
 
-    def _handle(self, thing: Heard | Said | SpokeWord | Path | _Order) -> None:
+    def _handle(self, thing: _Recorded | Path | _Order) -> None:
         if thing is _Order.FINISH:
             self._finish()
         elif thing is _Order.REPORT:
@@ -202,48 +203,43 @@ class Recorder:
             with self._failures():
                 self._write(thing)
 
-    def _write(self, event: Heard | Said | SpokeWord) -> None:
-        # The encoder is ahead of the others: its first frame begins a conversation, and what is later than the last frame
-        # that it heard belongs to the conversation before.
-        if self._take is None or (isinstance(event, Heard) and event.index <= self._take.heard):
+    def _write(self, event: _Recorded) -> None:
+        if isinstance(event, Ready):
+            self._over = True
+            return
+        # Not before there is something: where nothing is said, no files are left.
+        if self._over or not self._take:
             self._begin()
         assert self._take
-        index = round(event.word.start * _RATE / _SIZE) if isinstance(event, SpokeWord) else event.index
-        late = not isinstance(event, Heard) and self._before is not None and index > self._take.heard
-        take = self._before if late and self._before else self._take
         if isinstance(event, SpokeWord):
-            take.write_word(event.word)
+            self._take.write_word(event.word)
             return
-        if isinstance(event, Heard):
-            take.heard = index
-        part = take.write(0 if isinstance(event, Heard) else 1, index, to_int16(event.pcm))
+        part = self._take.write(0 if isinstance(event, Heard) else 1, event.index, to_int16(event.pcm))
         if part and self._parent is not None:
             self._notify(
                 Notice("recording-part", f"The files of the recording are full; it goes on in those of part {part}.")
             )
 
     def _begin(self) -> None:
+        before, self._take, self._over = self._take, None, False
         if self._parent is None:
-            if self._take:
-                self._take.close()
+            if before:
+                before.close()
             self._take = _Take(None, self._limit)
             return
-        if self._before:
-            self._before.finish()
-        self._before, self._take = self._take, None
+        if before:
+            before.finish()
         folder = _fresh(self._parent)
         self.folders.append(folder)
         self._take = _Take(folder, self._limit)
         self._notify(Notice("recording", f"Recording into {folder}."))
 
     def _tick(self) -> None:
-        if self._ended:
+        if self._ended or not self._take:
             return
         with self._failures():
-            for take in (self._before, self._take):
-                if take:
-                    take.sync()
-            if self._parent is None and self._take and self._take.free() < self._reserve:
+            self._take.sync()
+            if self._parent is None and self._take.free() < self._reserve:
                 self._end(f"less than {self._reserve / 1e9:g} GB is free on the disk of temporary files")
 
     @contextlib.contextmanager
@@ -259,7 +255,8 @@ class Recorder:
             if self._ended:
                 return
             self._ended = True
-        after = _clock(self._take.heard + 1) if self._take else "0:00:00"
+        take = self._take  # which another thread may change
+        after = _clock(take.frames if take else 0)
         if self._parent is None:
             message = f"What is said from now on ({after}) cannot be saved: {reason}."
         elif self.folders:
@@ -271,15 +268,10 @@ class Recorder:
 
     def _finish(self) -> None:
         """Bring the files of a recording to their end; what is in temporary files stays, to be saved."""
-        if self._parent is None:
-            return
-        for take in (self._before, self._take):
-            if take:
-                try:
-                    take.finish()
-                except Exception as error:
-                    self._end(disk_error(error))
-        self._before = self._take = None
+        if self._parent is not None and self._take:
+            with self._failures():
+                self._take.finish()
+            self._take = None
 
     def _report(self) -> None:
         self._tick()
@@ -326,14 +318,10 @@ class _RemovedError(Exception):
 
 
 class _Take:
-    """The files of one conversation: in `folder`, or temporary ones for the two sides if it is None.
-
-    `heard` is the last frame that the user has spoken, −1 before the first.
-    """
+    """The files of one conversation: in `folder`, or temporary ones for the two sides if it is None."""
 
     def __init__(self, folder: Path | None, limit: int) -> None:
         self._folder = folder
-        self.heard = -1
         # All files go on in a next part at the same frame, that of the stereo file.
         part = (limit - _HEADER) // (4 * _SIZE) if folder else 1 << 48
         self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]

@@ -116,15 +116,15 @@ def test_what_a_side_lacks_is_silence(tmp_path: Path, notices: list[Notice], see
     gone = rng.random((2, 40)) < 0.3
     gone[0, 39] = False
     recorder = Recorder(notices.append, tmp_path)
-    late = 0
+    said = 0
     for index in range(40):
         if not gone[0, index]:
             recorder(Heard(index, user[index]))
-            for moment in range(late, index + 1 if rng.random() < 0.7 else late):
-                if not gone[1, moment]:
-                    recorder(Said(moment, moshi[moment]))
-                late = moment + 1
-    gone[1, late:] = True
+        for late in range(said, index + 1 if rng.random() < 0.5 else said):
+            if not gone[1, late]:
+                recorder(Said(late, moshi[late]))
+            said = late + 1
+    gone[1, said:] = True
     assert recorder.close(10)
     user[gone[0]], moshi[gone[1]] = 0, 0
     check(recorder.folders[0], user, moshi)
@@ -141,27 +141,17 @@ def test_files_can_be_read_while_they_grow(tmp_path: Path, notices: list[Notice]
 
 
 def test_every_conversation_gets_a_folder(tmp_path: Path, notices: list[Notice]) -> None:
-    """Also where its first frames are heard before the last of the one before is said."""
-    first, second, third = [(voice(i, 9 + i), voice(i + 10, 9 + i)) for i in range(3)]
+    takes = [(voice(i, 9 + i), voice(i + 10, 9 + i), [Word(0.08 * i, f"word{i}")]) for i in range(3)]
     recorder = Recorder(notices.append, tmp_path)
-    talk(recorder, first[0], first[1][:7], [Word(0.0, "one")])
-    recorder(Heard(0, second[0][0]))
-    recorder(Said(7, first[1][7]))
-    recorder(SpokeWord(Word(0.64, "late")))
-    recorder(Heard(1, second[0][1]))
-    recorder(Said(8, first[1][8]))
-    recorder(Ready(2))
-    for index in range(10):
-        if index >= 2:
-            recorder(Heard(index, second[0][index]))
-        recorder(Said(index, second[1][index]))
-    recorder(Ready(3))
-    talk(recorder, *third, [Word(0.16, "three")])
+    for conversation, take in enumerate(takes, start=1):
+        recorder(Ready(conversation))
+        talk(recorder, *take)
+    recorder(Ready(4))
     assert recorder.close(10)
-    assert len(set(recorder.folders)) == 3
-    check(recorder.folders[0], *first, [Word(0.0, "one"), Word(0.64, "late")])
-    check(recorder.folders[1], *second)
-    check(recorder.folders[2], *third, [Word(0.16, "three")])
+    assert sorted(tmp_path.iterdir()) == sorted(recorder.folders)
+    assert kinds(notices) == ["recording"] * 3
+    for folder, take in zip(recorder.folders, takes, strict=True):
+        check(folder, *take)
 
 
 def test_nothing_is_overwritten(tmp_path: Path, notices: list[Notice]) -> None:
@@ -235,6 +225,7 @@ def test_saves_what_was_not_recorded(tmp_path: Path, notices: list[Notice]) -> N
 def test_saves_the_conversation_that_goes_on(tmp_path: Path, notices: list[Notice]) -> None:
     recorder = Recorder(notices.append)
     talk(recorder, voice(8, 9), voice(9, 9), [Word(0.0, "old")])
+    recorder(Ready(2))
     talk(recorder, voice(10, 5), voice(11, 4), [Word(0.08, "new")])
     path = recorder.save(tmp_path)
     assert recorder.close(10)
