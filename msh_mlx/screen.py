@@ -191,10 +191,11 @@ class Flow:
         self.line = (self.line + _one_line(text)).lstrip(" ")
         full = []
         while cell_len(self.line.rstrip(" ")) > width:
-            head = chop_cells(self.line, width)[0]
-            # A space right after the head ends its last word.
-            end = self.line.rfind(" ", 0, len(head) + 1)
-            end = len(head) if end <= 0 else end
+            # At least a character, even where the terminal is narrower than that.
+            room = max(len(chop_cells(self.line[: width + 1], width)[0]), 1)
+            # A space right after what there is room for ends its last word.
+            end = self.line.rfind(" ", 0, room + 1)
+            end = room if end <= 0 else end
             full.append(self.line[:end].rstrip(" "))
             self.line = self.line[end:].lstrip(" ")
         return full
