@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import signal
@@ -272,9 +273,31 @@ def _list_devices(args: argparse.Namespace) -> int:
 
 def _measure_latency(args: argparse.Namespace) -> int:
     from .devices import Devices
+    from .events import Notice
     from .latency import measure_latency
 
-    raise NotImplementedError(Devices, measure_latency)
+    def notify(notice: Notice) -> None:
+        raise MshError(notice.message)
+
+    devices = Devices(args.input_device, args.output_device, notify)
+    try:
+        devices.open()
+        ends = {"microphone": devices.microphone.describe(), "loudspeaker": devices.loudspeaker.describe()}
+        if not args.json:
+            for name, end in ends.items():
+                print(f"{name.capitalize()}: {end}", flush=True)
+            print("Playing clicks…", flush=True)
+        trip = measure_latency(devices.microphone, devices.loudspeaker)
+    finally:
+        devices.close()
+    if args.json:
+        print(json.dumps({**ends, **vars(trip)}, ensure_ascii=False))
+    else:
+        print(
+            f"From the loudspeaker's queue to the microphone's: {trip.median:.0f} ms, "
+            f"give or take {trip.spread / 2:.0f} ({trip.heard} of {trip.played} clicks heard)"
+        )
+    return 0
 
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
