@@ -616,14 +616,12 @@ def test_a_good_end_does_not(mac: Machine, code: int) -> None:
 
 
 def test_ctrl_c_is_left_to_the_program(mac: Machine) -> None:
-    code = """import signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: (time.sleep(0.3), print("released"), sys.exit(130)))
-print("Ctrl-C to close. ", end="", flush=True)
+    code = """import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: (time.sleep(0.3), os.write(1, b"released"), os._exit(130)))
+os.write(1, b"Ctrl-C to close. ")
 time.sleep(20)"""
     (mac.fake / "program.py").write_text(code)
-    mac.script(
-        mac.ready().folder / ".venv" / "bin" / "python", f'#!/bin/sh\nexec {sys.executable} "$FAKE/program.py"\n'
-    )
+    mac.ready().script(mac.fake / "program", f'#!/bin/sh\nexec {sys.executable} "$FAKE/program.py"\n')
     status, seen = in_terminal(mac, b"\x03")
     assert status == 130
     assert "released" in seen
