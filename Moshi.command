@@ -134,7 +134,11 @@ find_python() {
 }
 
 install_python() {
-  say "Python 3.10 to 3.14$native is needed$(there_is python3 && has_compilers && python3 -c 'import platform; print(", and python3 is", platform.python_version(), end="")' 2>/dev/null)."
+  found=''
+  if there_is python3 && has_compilers; then
+    found=$(python3 -c 'import platform; print(", and python3 is", platform.python_version())' 2>/dev/null)
+  fi
+  say "Python 3.10 to 3.14$native is needed$found."
   if there_is uv; then
     set -- uv python install 3.13
   elif there_is brew; then

@@ -31,7 +31,7 @@ PROGRAM = RECORD + '[ "$1" != local_mlx.py ] || exit "$(cat "$FAKE/exit" 2>/dev/
 # An interpreter: `-c` tells whether it fits, `-m venv` makes an environment.
 PYTHON = """
 case $1 in
-  -c) case $2 in *python_version*) printf ', and python3 is 3.9.6' ;; *) exit %d ;; esac ;;
+  -c) case $2 in *python_version*) echo ', and python3 is 3.9.6' ;; *) exit %d ;; esac ;;
   -m) mkdir -p "$3/bin"; cp "$FAKE/program" "$3/bin/python" ;;
 esac
 """
