@@ -74,10 +74,10 @@ class Clock(threading.Thread):
     def run(self) -> None:
         begin = perf_counter()
         for i in count():
-            ahead = begin + i * self._seconds - perf_counter()
-            self.late = max(self.late, -ahead)
-            if self._ending.wait(ahead) if ahead > 0 else self._ending.is_set():
+            due = begin + i * self._seconds
+            if self._ending.wait(max(0.0, due - perf_counter())):
                 break
+            self.late = max(self.late, perf_counter() - due)
             self._ends.hear(next(self._blocks))
             self._ends.play(BLOCK)
 
