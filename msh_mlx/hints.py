@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -105,19 +107,19 @@ class EchoDetector:
     """Finds out whether the microphone hears the loudspeaker, by comparing their levels over time.
 
     Levels come in steps of 40 ms. The loudspeaker's of the last seconds in which it was loud are correlated with the
-    microphone's that many steps later, in decibels and without what changes slowly (that people take turns). It is an echo if
-    the correlation is high, and at the same delay for some seconds.
+    microphone's so many steps later, in decibels and without what changes slowly (that people take turns). It is an echo if
+    the correlation is high, and highest at the same delay for a while.
     """
 
     STEP = 0.04  # seconds
     _LAGS = 19  # 0 to 0.72 s: cushion, devices and the way through the air
     _HISTORY = 500
     _ENOUGH, _MOST = 90, 200  # steps that are compared
+    _FEWEST = 5  # syllables in them
     _SLOW = 25  # steps: what changes over more than about a second does not count
-    _FLOOR, _AUDIBLE = -60.0, -50.0  # decibels
+    _FLOOR, _AUDIBLE, _RISE = -60.0, -50.0, 3.0  # decibels
     _EVERY = 15  # steps between two looks
     _LOOKS = 3  # that have to agree
-    _SURE = 0.55
 
     def __init__(self) -> None:
         self._levels: deque[tuple[float, float]] = deque(maxlen=self._HISTORY)
@@ -130,8 +132,7 @@ class EchoDetector:
         self._until_next -= 1
         if self._until_next == 0:
             self._until_next = self._EVERY
-            correlation, lag = self.look()
-            self._lags.append(lag if correlation > self._SURE else None)
+            self._lags.append(self._look())
 
     @property
     def heard(self) -> bool:
@@ -139,20 +140,24 @@ class EchoDetector:
         lags = [lag for lag in self._lags if lag is not None]
         return len(lags) == self._LOOKS and max(lags) - min(lags) <= 2
 
-    def look(self) -> tuple[float, int]:
-        """Return the highest correlation and its delay in steps; 0 if there is not enough to compare."""
+    def _look(self) -> int | None:
+        """Return the delay, in steps, at which what is heard resembles what was played; None if it does not."""
         if len(self._levels) < self._ENOUGH + self._LAGS:
-            return 0.0, 0
+            return None
         decibels = 20 * np.log10(np.maximum(np.array(self._levels).T, 10 ** (self._FLOOR / 20)))
         played, heard = (_without_slow(row, self._SLOW) for row in decibels)
         loud = np.convolve(decibels[0] > self._AUDIBLE, np.ones(9), "same") > 0
-        best = 0.0, 0
+        begins = np.diff(played > self._RISE, prepend=False) & (played > self._RISE)
+        best: tuple[float, int | None] = 0.0, None
         for lag in range(self._LAGS):
-            end = len(loud) - lag
-            chosen = np.flatnonzero(loud[:end])[-self._MOST :]
-            if len(chosen) >= self._ENOUGH:
-                best = max(best, (_correlation(played[chosen], heard[chosen + lag]), lag))
-        return best
+            chosen = np.flatnonzero(loud[: len(loud) - lag])[-self._MOST :]
+            syllables = np.count_nonzero(begins[chosen])
+            if len(chosen) < self._ENOUGH or syllables < self._FEWEST:
+                continue
+            # The fewer syllables, the easier it is for others to resemble them by chance.
+            chance = 0.4 + 1.1 / math.sqrt(syllables)
+            best = max(best, (_correlation(played[chosen], heard[chosen + lag]) - chance, lag), key=itemgetter(0))
+        return best[1]
 
 
 _Row = npt.NDArray[np.float64]
