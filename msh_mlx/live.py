@@ -115,6 +115,7 @@ class _Conversation:
         self._heard_by: Device | None = None  # the microphone that the hints are about
         self._begun: float | None = None  # when the model began to listen
         self._ended: float | None = None
+        self._patience = 0.5  # seconds for the files to be completed
         self._stack = ExitStack()
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
@@ -126,8 +127,8 @@ class _Conversation:
         self._screen.handle(Loading("files"))
         model = prepare()
         if options.trace:
-            self._trace = Trace(options.trace, self._events.put)
-        self._recorder = Recorder(self._events.put, options.record)
+            self._trace = Trace(options.trace, self._notify)
+        self._recorder = Recorder(self._notify, options.record)
         self._screen.handle(Loading("files", perf_counter() - begin))
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
@@ -165,7 +166,7 @@ class _Conversation:
             if keys.closed:
                 self._signals.stop(signal.SIGHUP)
             if key and not self._press(action(key)):
-                return
+                break
             self._devices.poll()
             self._show_events()
             if failure := self._pipeline.failure:
@@ -173,7 +174,8 @@ class _Conversation:
             self._screen.tick(self._status())
             duration = self._options.duration
             if duration is not None and self._elapsed() >= duration and self._begun is not None:
-                return
+                break
+        self._patience = 10.0  # nobody is in a hurry
 
     def _show_events(self) -> None:
         while True:
@@ -200,7 +202,7 @@ class _Conversation:
         elif pressed == "new":
             self._pipeline.reset()
         elif pressed == "save":
-            self._recorder.save(Path.cwd())
+            self._recorder.save(Path("conversations").absolute())
         elif pressed == "device":
             self._devices.next_input()
         elif pressed == "help":
@@ -268,7 +270,7 @@ class _Conversation:
         self._stack.close()
         for observer in (self._recorder, self._trace):
             if observer:
-                observer.close(0.5)
+                observer.close(self._patience)
         with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
             self._show_events()
             if self._begun is not None:
