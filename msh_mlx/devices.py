@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import asdict, dataclass
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ _LATENCY = 0.02  # seconds that PortAudio is asked for; less costs a callback ev
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
 _ANSWER = 10.0  # seconds within which the sound system has to open a stream
-_CLOSE = 1.0  # seconds to wait for a stream to close: one whose device is gone may never do so
+_CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
 _RETRY = 1.0  # seconds between two attempts to get a device back
 
 
@@ -205,8 +205,12 @@ class PortAudio:
         """
         with self._lock:
             sd = _sounddevice()
-            apis = [api["name"] for api in sd.query_hostapis()]
-            default_input, default_output = sd.default.device
+            try:
+                apis = [api["name"] for api in sd.query_hostapis()]
+                default_input, default_output = sd.default.device
+                infos = sd.query_devices()
+            except sd.PortAudioError as error:
+                raise _no_start(error) from None
             return [
                 Device(
                     info["index"],
@@ -218,7 +222,7 @@ class PortAudio:
                     info["index"] == default_input,
                     info["index"] == default_output,
                 )
-                for info in sd.query_devices()
+                for info in infos
             ]
 
     def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream:
@@ -250,7 +254,7 @@ class PortAudio:
                     stream.close()
                     raise
             except sd.PortAudioError as error:
-                raise StreamError(device, kind, error.args) from None
+                raise StreamError(device, kind, *error.args) from None
             opened = _PortAudioStream(self, stream, ring)
             self._streams.add(opened)
             return opened
@@ -272,7 +276,7 @@ class PortAudio:
                     sd._terminate()
                 sd._initialize()
             except sd.PortAudioError as error:
-                raise MshError(f"The sound system does not start: {error.args[0]}.") from None
+                raise _no_start(error) from None
 
     def _close(self, stream: _PortAudioStream) -> None:
         with self._lock:
@@ -302,27 +306,25 @@ class _PortAudioStream:
 
 
 class StreamError(MshError):
-    """A stream cannot be opened; `code` is PortAudio's, 0 if it gave none."""
+    """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
 
-    BUSY = -9985
+    _REASONS = (
+        ("busy", "is in use by another program; close that, or choose another device"),
+        ("gone", "is not there any more; connect it again, or choose another device"),
+        ("rate", "opens neither at 24000 Hz nor at its own rate; choose another device"),
+        ("denied", "may not be used ({}); allow it in the system's privacy settings"),
+        ("", "cannot be opened ({}); choose another device"),
+    )
+    _CODES: ClassVar = {-9985: "busy", -9996: "gone", -9997: "rate"}  # PortAudio's
 
-    def __init__(self, device: Device, kind: Kind, details: tuple[Any, ...]) -> None:
-        text, code, host = (*details, "", 0, None)[: len(details)] + ("", 0, None)[len(details) :]
-        self.code: int = code
-        reason = str(host[2] if host else text).strip().rstrip(".")
-        denied = re.search(r"permi(ssion|tted)|not allowed|denied", reason, re.IGNORECASE)
-        what = f'The {_NOUN[kind]} "{device.name}"'
-        if code == self.BUSY:
-            message = f"{what} is in use by another program; close that, or choose another device."
-        elif denied:
-            message = f"{what} may not be used ({reason}); allow it in the system's privacy settings."
-        elif code == -9997:
-            message = f"{what} opens neither at {RATE} Hz nor at its own rate; choose another device."
-        elif code == -9996:
-            message = f"{what} is not there any more; connect it again, or choose another device."
-        else:
-            message = f"{what} cannot be opened ({reason}); choose another device."
-        super().__init__(message)
+    def __init__(
+        self, device: Device, kind: Kind, text: str, code: int = 0, host: tuple[int, int, str] | None = None
+    ) -> None:
+        said = (host[2] if host else text).strip().rstrip(".")
+        self.reason: str = self._CODES.get(code, "")
+        if not self.reason and re.search(r"permission|permitted|not allowed|denied", said, re.IGNORECASE):
+            self.reason = "denied"
+        super().__init__(f'The {_NOUN[kind]} "{device.name}" {dict(self._REASONS)[self.reason].format(said)}.')
 
 
 def _sounddevice() -> Any:
@@ -334,8 +336,12 @@ def _sounddevice() -> Any:
             "or give --input FILE, which needs none."
         ) from None
     except Exception as error:
-        raise MshError(f"The sound system does not start: {str(error).rstrip('.')}.") from None
+        raise _no_start(error) from None
     return sounddevice
+
+
+def _no_start(error: Exception) -> MshError:
+    return MshError(f"The sound system does not start: {str(error).rstrip('.')}.")
 
 
 PORTAUDIO = PortAudio()  # the library has one state for the whole process
@@ -617,7 +623,7 @@ class _End:
                 stream = self._system.open(device, self.kind, rate, channels, ring)
             except StreamError as error:
                 trouble = error
-                if error.code == StreamError.BUSY:
+                if error.reason == "busy":
                     break
             else:
                 return _Line(device, rate, channels, ring, stream, monotonic())
@@ -625,7 +631,7 @@ class _End:
         raise trouble
 
     def close(self) -> None:
-        """Close the stream, within a second even if its device is gone."""
+        """Close the stream, promptly even if its device is gone."""
         line, self._line = self._line, None
         if not line:
             return
@@ -699,7 +705,7 @@ class Microphone(_End):
         self._available.set()
 
     def close(self) -> None:
-        """Close the stream, within a second even if its device is gone; `read` waits until it is opened again."""
+        """Close the stream, promptly even if its device is gone; `read` waits until it is opened again."""
         self._available.clear()
         self._source = None
         super().close()
@@ -752,7 +758,7 @@ class Loudspeaker(_End):
         self._sink = PlaybackSink(line.ring, line.rate)
 
     def close(self) -> None:
-        """Fade out and close the stream, within a second even if its device is gone; what is written then is forgotten."""
+        """Fade out and close the stream, promptly even if its device is gone; what is written then is forgotten."""
         line, sink = self._line, self._sink
         if line and sink and not self.lost:
             sink.clear()
@@ -883,7 +889,7 @@ class Devices:
             self._start("device-changed")
 
     def close(self) -> None:
-        """Close both, within two seconds whatever the sound system does."""
+        """Close both, within a second whatever the sound system does."""
         self._stopping.set()
         if self._worker:
             self._worker.join(_CLOSE)
@@ -896,16 +902,16 @@ class Devices:
     def _reopen(self, kind: str) -> None:
         """Close both and try to open them again until it works. Runs on a thread, because the sound system may take long."""
         while not self._stopping.is_set():
+            changing = self._next
             try:
                 self._close_both()
                 self._system.refresh()
                 devices = self.known = self._system.devices()
                 alone = not self._choose_again(devices)
                 self._open_both()
-            except (
-                Exception
-            ):  # whatever it is, the user is told that the devices are lost; the next attempt may succeed
-                self._stopping.wait(_RETRY)
+            except Exception:  # whatever it is, the user knows that the devices are lost; the next attempt may succeed
+                self._next |= changing  # a microphone that cannot be opened is passed over
+                self._stopping.wait(0 if changing else _RETRY)
                 continue
             heard, said = (self._current[kind].name for kind in ("input", "output"))
             message = f'Listening to "{heard}", speaking through "{said}".'

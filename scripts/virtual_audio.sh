@@ -85,6 +85,9 @@ case ${1-} in
     shift
     folder=$(mktemp -d)
     trap 'stop "$folder"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     (start "$folder")
     environment "$folder"
     "$@"

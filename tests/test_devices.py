@@ -74,7 +74,7 @@ class FakeSystem:
         self.opening()
         code = self.refuse(device, kind, rate, channels) or (0 if device in self.present else -9996)
         if code:
-            raise StreamError(device, kind, ("Refused", code))
+            raise StreamError(device, kind, "Refused", code)
         self.streams.append(FakeStream(self, ring))
         return self.streams[-1]
 
@@ -280,7 +280,7 @@ def test_what_a_device_can(takes: tuple[int, int], opened: tuple[int, int]) -> N
     ],
 )
 def test_why_a_stream_does_not_open(details: tuple[Any, ...], word: str) -> None:
-    message = str(StreamError(USB, "output", details))
+    message = str(StreamError(USB, "output", *details))
     assert re.fullmatch(r'The loudspeaker "USB Audio" [^\n]*[^.]\.', message)
     assert word in message
 
@@ -308,7 +308,9 @@ def test_a_sound_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     microphone.open(BUILT_IN)
     go_on.clear()
     system.closing = lambda: go_on.wait(DEADLINE)
+    begin = time.monotonic()
     microphone.close()
+    assert time.monotonic() - begin < DEADLINE / 2
     assert len(system.streams) == 1
     assert microphone.read(1920, 0) is None
     go_on.set()
@@ -494,6 +496,16 @@ def test_other_microphones_by_key() -> None:
     until(lambda: not watched.devices.lost, watched.feed)
     assert watched.names()[0] == "New"
     assert "no other microphone" in watched.notices[-1].message
+    watched.devices.close()
+
+
+def test_a_microphone_that_is_in_use_is_passed_over() -> None:
+    system = FakeSystem(ALL)
+    watched = Watched(system, "airpods", None)
+    system.refuse = lambda device, *_: -9985 if device == USB else 0
+    watched.devices.next_input()
+    until(lambda: not watched.devices.lost, watched.feed)
+    assert watched.names()[0] == "USB Audio 2"
     watched.devices.close()
 
 
