@@ -580,8 +580,8 @@ class LiveScreen(Screen):
             try:
                 self._after_resize()
             finally:
-                self._region.lines = []
                 live.stop()
+                self._region.lines = []
         self._print_done()
 
     def resume(self) -> None:
