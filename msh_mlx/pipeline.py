@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from collections import deque
@@ -318,6 +319,9 @@ class Pipeline:
                 raise _ClosedError
             took.append(session.push(silence).timings.total)
         session.reset()
+        # Python's collector would stop all threads to look through what was loaded, again and again.
+        gc.collect()
+        gc.freeze()
         self.metrics.memory = Memory.now()
         self._events(Loading("warm-up", perf_counter() - loaded))
         return session
