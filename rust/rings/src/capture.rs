@@ -1,5 +1,6 @@
 //! From the device to the program.
 
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::ring::Ring;
 /// What a microphone heard and nobody has read yet.
 pub struct Capture {
     rate: usize,
-    channels: usize,
+    channels: NonZeroUsize,
     fade: usize,
     ring: Ring,
     /// The zeros in a row up to now; whoever holds it may write to the ring.
@@ -67,7 +68,7 @@ impl Capture {
 
     /// Room for `seconds` of sound; the error says which argument is out of range.
     pub fn new(rate: usize, channels: usize, seconds: f64) -> Result<Self, String> {
-        let capacity = crate::capacity(rate, channels, seconds)?;
+        let (channels, capacity) = crate::checked(rate, channels, seconds)?;
         Ok(Self {
             rate,
             channels,
@@ -86,7 +87,7 @@ impl Capture {
 
     /// Channels of the device.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.channels.get()
     }
 
     /// The most samples that can wait.
@@ -102,7 +103,7 @@ impl Capture {
     /// What the callback does with interleaved `input`.
     pub(crate) fn take(&self, input: &[f32], overflow: bool) {
         self.timing.measure(|| {
-            let frames = || input.chunks_exact(self.channels).map(mean);
+            let frames = || input.chunks_exact(self.channels.get()).map(mean);
             let heard = frames().len();
             self.overflows.add(usize::from(overflow));
             self.samples.add(heard);

@@ -20,6 +20,8 @@ mod gauge;
 mod playback;
 mod ring;
 
+use std::num::NonZeroUsize;
+
 pub use capture::{Capture, CaptureStats};
 pub use device::StreamCallback;
 pub use playback::{Playback, PlaybackStats};
@@ -29,16 +31,16 @@ fn fade_length(rate: usize) -> usize {
     (rate / 200).max(1)
 }
 
-/// Checks what both rings are made with, and gives the capacity in samples.
-fn capacity(rate: usize, channels: usize, seconds: f64) -> Result<usize, String> {
+/// Checks what both rings are made with, and gives the channels and the capacity in samples.
+fn checked(rate: usize, channels: usize, seconds: f64) -> Result<(NonZeroUsize, usize), String> {
     if !(1_000..=1_000_000).contains(&rate) {
         return Err(format!("rate is {rate}, but 1000 to 1000000 samples per second are expected."));
     }
-    if !(1..=1024).contains(&channels) {
+    let Some(channels) = NonZeroUsize::new(channels).filter(|channels| channels.get() <= 1024) else {
         return Err(format!("channels is {channels}, but 1 to 1024 are expected."));
-    }
+    };
     if !(0.1..=600.0).contains(&seconds) {
         return Err(format!("seconds is {seconds}, but 0.1 to 600 are expected."));
     }
-    Ok((seconds * rate as f64).ceil() as usize)
+    Ok((channels, (seconds * rate as f64).ceil() as usize))
 }

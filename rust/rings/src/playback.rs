@@ -6,10 +6,11 @@
 //!
 //! With the cushion goes a target for the lowest fill, as it is just before a frame comes: what the cushion holds beyond
 //! that frame and a reserve. The callback takes the lowest fill of windows of 2 s; when three windows in a row agree
-//! that it is off the target by more than a dead band (a burst after a late frame, or clocks that drift), it asks the
-//! writer to drop or repeat as much. The writer does so in steps of some milliseconds, at most one for each block that
+//! that it is off the target by more than a dead band (clocks that drift), or one that it is more than a frame above (a
+//! burst after late frames), it asks the writer to drop or repeat as much. The writer does so in steps of some milliseconds, at most one for each block that
 //! is written, where the sound before and after the cut match best; meanwhile nothing is measured.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,7 +21,7 @@ use crate::ring::Ring;
 
 /// Sound that was written and not played yet.
 pub struct Playback {
-    channels: usize,
+    channels: NonZeroUsize,
     terms: Terms,
     ring: Ring,
     render: Exclusive<Render>,
@@ -236,7 +237,7 @@ impl Playback {
 
     /// Room for `seconds` of sound, written in frames of `frame` samples; the error says which argument is out of range.
     pub fn new(rate: usize, channels: usize, frame: usize, seconds: f64) -> Result<Self, String> {
-        let capacity = crate::capacity(rate, channels, seconds)?;
+        let (channels, capacity) = crate::checked(rate, channels, seconds)?;
         // The largest cushion, and a frame that comes when it is full.
         if frame < 1 || frame > capacity / 5 {
             return Err(format!(
@@ -271,7 +272,7 @@ impl Playback {
 
     /// Channels of the device.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.channels.get()
     }
 
     /// Calls the callback for interleaved `output` as a device would.
@@ -283,9 +284,9 @@ impl Playback {
     pub(crate) fn give(&self, output: &mut [f32], underflow: bool) {
         self.timing.measure(|| {
             self.counts.device_underflows.add(usize::from(underflow));
-            self.counts.samples.add(output.len().checked_div(self.channels).unwrap_or(0));
+            self.counts.samples.add(output.len() / self.channels);
             self.render.try_with(|render| render.fill(self, output));
-            self.level.add(output.chunks_exact(self.channels).filter_map(|frame| frame.first().copied()));
+            self.level.add(output.chunks_exact(self.channels.get()).filter_map(|frame| frame.first().copied()));
         });
     }
 
@@ -385,14 +386,14 @@ impl Render {
         let paused = paused_at == head;
         // Silence is no underrun as long as nothing was written since.
         let calm = paused || cleared_to == head;
-        let rendered = output.len().checked_div(shared.channels).unwrap_or(0);
+        let rendered = output.len() / shared.channels;
         if clears != self.clears {
             self.clears = clears;
             if self.state == State::Playing {
                 self.state = State::Fading { starved: false, back: 0 };
             }
         }
-        let mut frames = output.chunks_exact_mut(shared.channels);
+        let mut frames = output.chunks_exact_mut(shared.channels.get());
         while frames.len() > 0 {
             let tail = ring.tail();
             let queued = head.saturating_sub(tail) as usize;
