@@ -90,9 +90,10 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
+        log = stack.enter_context(_Log())
         stack.enter_context(_closed(screen))
         stack.enter_context(keys)
-        conversation = _Conversation(options, screen, signals)
+        conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
         conversation.begin(prepare)
         conversation.run(keys)
@@ -102,8 +103,9 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
 class _Conversation:
     """What is open during a conversation, and the loop that looks after it."""
 
-    def __init__(self, options: Options, screen: Screen, signals: Signals) -> None:
+    def __init__(self, options: Options, screen: Screen, signals: Signals, log: _Log) -> None:
         self._options = options
+        self._log = log
         self._screen = screen
         self._signals = signals
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -170,7 +172,7 @@ class _Conversation:
             self._devices.poll()
             self._show_events()
             if failure := self._pipeline.failure:
-                raise _sorry(failure)
+                raise _sorry(failure, self._log)
             self._screen.tick(self._status())
             duration = self._options.duration
             if duration is not None and self._elapsed() >= duration and self._begun is not None:
@@ -343,29 +345,47 @@ def _awake() -> Iterator[None]:
 _PARTS = {"encoder": "The codec", "model": "The model", "decoder": "The codec", "start": "The start"}
 
 
-def _sorry(failure: Failed) -> MshError:
+def _sorry(failure: Failed, log: _Log) -> MshError:
     """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
     if isinstance(failure.error, MshError):
         return failure.error
     if isinstance(failure.error, MemoryError):
         return MshError("There is not enough memory; close other programs, or take a smaller model.")
     what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
-    log = write_log(failure.error)
-    details = f"; details are in {log}" if log else ""
+    path = log.write(failure.error)
+    details = f"; details are in {path}" if path else ""
     return MshError(f"{_PARTS[failure.where]} failed ({what}), and the conversation is over{details}.")
 
 
-def write_log(error: BaseException) -> Path | None:
-    """Write the traceback of `error` into a new file where logs belong, and return its path; None if that is impossible."""
-    if sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Logs" / "msh-mlx"
-    else:
-        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
-    text = "".join(traceback.format_exception(error))
-    for place in (folder, Path(tempfile.gettempdir())):
-        path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
-        with contextlib.suppress(OSError):
-            place.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            return path
-    return None
+class _Log:
+    """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
+
+    def __enter__(self) -> _Log:
+        self._noise = tempfile.TemporaryFile()
+        self._original: int | None = None
+        with contextlib.suppress(OSError):  # there may be no standard error
+            self._original = os.dup(2)
+            os.dup2(self._noise.fileno(), 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._original is not None:
+            os.dup2(self._original, 2)
+            os.close(self._original)
+        self._noise.close()
+
+    def write(self, error: BaseException) -> Path | None:
+        """Write a log file with the traceback of `error` and the noise where logs belong; None if that is impossible."""
+        if sys.platform == "darwin":
+            folder = Path.home() / "Library" / "Logs" / "msh-mlx"
+        else:
+            folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
+        self._noise.seek(0)
+        text = "".join(traceback.format_exception(error)).encode() + self._noise.read()
+        for place in (folder, Path(tempfile.gettempdir())):
+            path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
+            with contextlib.suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(text)
+                return path
+        return None
