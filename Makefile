@@ -29,13 +29,13 @@ demo: setup ## play six spoken digits to the embedded model and keep its answer 
 	@mkdir -p out
 	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
 
-test: test-rust test-python ## run all tests
+test: test-rust test-python ## run all tests but those that need sound devices (test-live)
 
 test-rust: setup
 	$(CARGO) test $(RUST) -p mimi -p rings
 
 test-python: setup
-	$(PY) -m pytest
+	$(PY) -m pytest --ignore tests/live
 
 test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
 	@sh scripts/setup.sh live virtual

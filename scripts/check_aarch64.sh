@@ -37,6 +37,8 @@ fi
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L $system"
 cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p mimi
+# The simulations of hours would take long, and know nothing of the processor.
+cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p rings --lib --test capture
 
 rm -rf dist/aarch64
 .venv/bin/python -m maturin build --release --locked --target $target --out dist/aarch64 -m rust/mimi-pyo3/Cargo.toml

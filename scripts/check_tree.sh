@@ -21,7 +21,7 @@ found=$(git ls-files -ci --exclude-standard)
 $found"
 found=$(git ls-files | grep -E '\.(whl|so|dylib|pyd|wav|jsonl)$') && fail "built files are tracked:
 $found"
-for script in scripts/*.sh .ci/run; do
+for script in scripts/*.sh .ci/run Moshi.command; do
   [ -x "$script" ] || fail "$script is not executable"
 done
 exit $status
