@@ -26,7 +26,7 @@ _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.5  # of full scale
 _CLEAR = 8.0  # times the noise after the matched filter; noise alone exceeds five of them in one round of fifty
 _FAINTEST = 1e-3  # of the matched filter: below it there is nothing but rounding
-_AGREE = 0.005  # seconds within which round trips are the same
+_AGREE = 0.02  # seconds within which round trips are the same, on a machine that may be busy
 
 
 class Hearing(Protocol):
