@@ -21,8 +21,7 @@ help: ## list the targets
 setup: ## make or refresh the environment in .venv
 	@sh scripts/setup.sh
 
-talk: ## talk with Moshi, by microphone and loudspeaker (the demo model, if no weights are in weights/; OPTIONS='…')
-	@sh scripts/setup.sh live
+talk: ## talk with Moshi by microphone and loudspeaker: with the best weights on this disk, else the demo model (OPTIONS=…)
 	@sh Moshi.command $(OPTIONS)
 
 demo: setup ## play six spoken digits to the embedded model and keep its answer in out/

@@ -150,8 +150,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _gigabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e9:.1f}"
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "?"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _count(number: int, noun: str) -> str:
@@ -171,7 +173,7 @@ def summary_lines(summary: Summary) -> list[str]:
         )
     lines.append(_losses(summary.dropped, summary.underruns))
     if summary.memory_peak is not None:
-        lines.append(f"Memory: {_gigabytes(summary.memory_peak)} GB at most")
+        lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]
 
@@ -694,8 +696,8 @@ class LiveScreen(Screen):
             Segment(_count(status.underruns, "underrun"), _LOUD if status.underruns else _DIM),
         ]
         if status.memory_active is not None:
-            active, cache, peak = map(_gigabytes, (status.memory_active, status.memory_cache, status.memory_peak))
-            figures.append(Segment(f"memory {active} + {cache} GB, peak {peak}", _DIM))
+            active, cache, peak = map(_bytes, (status.memory_active, status.memory_cache, status.memory_peak))
+            figures.append(Segment(f"memory {active} + {cache}, peak {peak}", _DIM))
         if status.recording:
             name = _one_line(PurePath(status.recording).name or status.recording)
             figures.append(Segment(f"recording to {_shortened(name, 24)}", _DIM))

@@ -236,7 +236,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "delay 168 ms",
         "dropped 0.2 s",
         "1 underrun",
-        "memory 4.1 + 0.2 GB, peak 4.4",
+        "memory 4.1 GB + 0.2 GB, peak 4.4 GB",
         "recording to monday",
     ]
     separator = " · " if encoding == "utf-8" else " | "
