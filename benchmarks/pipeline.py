@@ -156,12 +156,15 @@ def screen(ui: str) -> Iterator[Screen | None]:
             while os.read(reader, size):
                 sleep(pause)
 
-    threading.Thread(target=read, daemon=True).start()
+    thread = threading.Thread(target=read)
+    thread.start()
     with (
         os.fdopen(writer, "w") as out,
         open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME) as painted,
     ):
         yield painted
+    thread.join()
+    os.close(reader)
 
 
 def table(metrics: Metrics) -> str:
