@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import asdict, dataclass
@@ -582,7 +583,7 @@ class _Line:
     opened: float
 
 
-class _End:
+class _End(ABC):
     """What a microphone and a loudspeaker have in common: a stream that can be closed and opened again on other devices."""
 
     kind: Kind
@@ -593,11 +594,13 @@ class _End:
         self._line: _Line | None = None
         self._meter = _Meter()
 
+    @abstractmethod
     def _ring(self, rate: int, channels: int) -> Ring:
-        raise NotImplementedError
+        """Return a new ring for a device with that rate and so many channels."""
 
+    @abstractmethod
     def _opened(self, line: _Line) -> None:
-        raise NotImplementedError
+        """Use a new stream from now on."""
 
     def open(self, device: Device) -> None:
         """Open a stream of `device`, at 24 kHz in mono if it can, else at its own rate and channels; close the one before.
@@ -867,6 +870,8 @@ class Devices:
                 if self._news:
                     self._notify(self._news)
                     self._news = None
+                if self._next:  # it was wanted when this change had been decided
+                    self.next_input()
             return
         lost = [end for end in (self.microphone, self.loudspeaker) if end.lost]
         # Twice, because a process that was stopped and goes on has not heard of its devices for long either.
@@ -911,7 +916,7 @@ class Devices:
                 self._open_both()
             except Exception:  # whatever it is, the user knows that the devices are lost; the next attempt may succeed
                 self._next |= changing  # a microphone that cannot be opened is passed over
-                self._stopping.wait(0 if changing else _RETRY)
+                self._stopping.wait(_RETRY)
                 continue
             heard, said = (self._current[kind].name for kind in ("input", "output"))
             message = f'Listening to "{heard}", speaking through "{said}".'

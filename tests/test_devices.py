@@ -499,6 +499,20 @@ def test_other_microphones_by_key() -> None:
     watched.devices.close()
 
 
+def test_the_key_counts_while_devices_change() -> None:
+    system = FakeSystem(ALL)
+    watched = Watched(system, None, None)
+    opening, go_on = threading.Event(), threading.Event()
+    system.opening = lambda: (opening.set(), go_on.wait(DEADLINE))
+    watched.devices.next_input()
+    assert opening.wait(DEADLINE)
+    watched.devices.next_input()
+    go_on.set()
+    until(lambda: len(watched.notices) == 2, watched.feed)
+    assert watched.names()[0] == "USB Audio"
+    watched.devices.close()
+
+
 def test_a_microphone_that_is_in_use_is_passed_over() -> None:
     system = FakeSystem(ALL)
     watched = Watched(system, "airpods", None)
