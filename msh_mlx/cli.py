@@ -266,8 +266,11 @@ def _load(files: ModelFiles, args: argparse.Namespace) -> Session:
 
 def _list_devices(args: argparse.Namespace) -> int:
     from .devices import list_devices
+    from .log import Log
 
-    print(list_devices(as_json=args.json))
+    with Log():
+        devices = list_devices(as_json=args.json)
+    print(devices)
     return 0
 
 
@@ -275,12 +278,13 @@ def _measure_latency(args: argparse.Namespace) -> int:
     from .devices import Devices
     from .events import Notice
     from .latency import measure_latency
+    from .log import Log
 
     def notify(notice: Notice) -> None:
         raise MshError(notice.message)
 
     devices = Devices(args.input_device, args.output_device, notify)
-    try:
+    with Log(), contextlib.closing(devices):
         devices.open()
         ends = {"microphone": devices.microphone.describe(), "loudspeaker": devices.loudspeaker.describe()}
         if not args.json:
@@ -288,8 +292,6 @@ def _measure_latency(args: argparse.Namespace) -> int:
                 print(f"{name.capitalize()}: {end}", flush=True)
             print("Playing clicks…", flush=True)
         trip = measure_latency(devices.microphone, devices.loudspeaker)
-    finally:
-        devices.close()
     if args.json:
         print(json.dumps({**ends, **vars(trip)}, ensure_ascii=False))
     else:

@@ -7,12 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -24,6 +21,7 @@ from .events import Event, Failed, Levels, Loading, Notice, Ready, Span
 from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
+from .log import Log
 from .pipeline import Pipeline
 from .recorder import Recorder
 from .screen import Percentiles, Screen, Status, Summary, open_screen
@@ -90,7 +88,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
-        log = stack.enter_context(_Log())
+        log = stack.enter_context(Log())
         stack.enter_context(_closed(screen))
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
@@ -103,7 +101,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
 class _Conversation:
     """What is open during a conversation, and the loop that looks after it."""
 
-    def __init__(self, options: Options, screen: Screen, signals: Signals, log: _Log) -> None:
+    def __init__(self, options: Options, screen: Screen, signals: Signals, log: Log) -> None:
         self._options = options
         self._log = log
         self._screen = screen
@@ -345,7 +343,7 @@ def _awake() -> Iterator[None]:
 _PARTS = {"encoder": "The codec", "model": "The model", "decoder": "The codec", "start": "The start"}
 
 
-def _sorry(failure: Failed, log: _Log) -> MshError:
+def _sorry(failure: Failed, log: Log) -> MshError:
     """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
     if isinstance(failure.error, MshError):
         return failure.error
@@ -355,37 +353,3 @@ def _sorry(failure: Failed, log: _Log) -> MshError:
     path = log.write(failure.error)
     details = f"; details are in {path}" if path else ""
     return MshError(f"{_PARTS[failure.where]} failed ({what}), and the conversation is over{details}.")
-
-
-class _Log:
-    """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
-
-    def __enter__(self) -> _Log:
-        self._noise = tempfile.TemporaryFile()
-        self._original: int | None = None
-        with contextlib.suppress(OSError):  # there may be no standard error
-            self._original = os.dup(2)
-            os.dup2(self._noise.fileno(), 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._original is not None:
-            os.dup2(self._original, 2)
-            os.close(self._original)
-        self._noise.close()
-
-    def write(self, error: BaseException) -> Path | None:
-        """Write a log file with the traceback of `error` and the noise where logs belong; None if that is impossible."""
-        if sys.platform == "darwin":
-            folder = Path.home() / "Library" / "Logs" / "msh-mlx"
-        else:
-            folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
-        self._noise.seek(0)
-        text = "".join(traceback.format_exception(error)).encode() + self._noise.read()
-        for place in (folder, Path(tempfile.gettempdir())):
-            path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
-            with contextlib.suppress(OSError):
-                place.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(text)
-                return path
-        return None

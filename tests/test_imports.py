@@ -21,7 +21,7 @@ LEVELS = [
     {"sampling", "models.lm"},
     {"models.transformer", "models.cache", "models"},
     {"config"},
-    {"errors", "signals"},
+    {"errors", "signals", "log"},
 ]
 
 
