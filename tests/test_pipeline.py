@@ -594,6 +594,24 @@ def test_a_listener_may_stop_the_conversation():
     assert run.pipeline.failure is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_after_a_stop_the_system_knows_no_thread_of_ours_either():
+    """MLX cleans up behind the back of Python, which must not end meanwhile."""
+    import mlx.core as mx
+
+    def compile_on_the_way(stage):
+        if stage == "push":
+            for _ in range(20):
+                mx.compile(lambda x: x + 1)(mx.ones(3))
+
+    for _ in range(20):
+        with Run(Toy(compile_on_the_way)) as run:
+            run.ready()
+            threads = [Path(f"/proc/self/task/{thread.native_id}") for thread in our_threads()]
+            assert run.pipeline.stop(PATIENT)
+            assert not any(thread.exists() for thread in threads)
+
+
 def test_a_stage_that_hangs_does_not_hang_the_stop():
     gate = threading.Event()
     with Run(Toy(lambda stage: stage == "step" and gate.wait(PATIENT))) as run:
