@@ -5,10 +5,11 @@
 //! the cushion, every minute that would have passed with a smaller one makes it smaller.
 //!
 //! With the cushion goes a target for the lowest fill, as it is just before a frame comes: what the cushion holds beyond
-//! that frame and a reserve. The callback takes the lowest fill of windows of 2 s; when three windows in a row agree
-//! that it is off the target by more than a dead band (clocks that drift), or one that it is more than a frame above (a
-//! burst after late frames), it asks the writer to drop or repeat as much. The writer does so in steps of some milliseconds, at most one for each block that
-//! is written, where the sound before and after the cut match best; meanwhile nothing is measured.
+//! that frame, a reserve, and a block of the device, because a frame that comes a moment too late for one block is a whole
+//! block late. The callback takes the lowest fill of windows of 2 s; when three windows in a row agree that it is off the
+//! target by more than a dead band (clocks that drift), or one that it is more than a frame above (a burst after late
+//! frames), it asks the writer to drop or repeat as much. The writer does so in steps of some milliseconds, at most one for
+//! each block that is written, where the sound before and after the cut match best; meanwhile nothing is measured.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -132,9 +133,9 @@ impl Terms {
         }
     }
 
-    /// What the lowest fill should be.
-    fn target(&self, cushion: usize) -> usize {
-        cushion.saturating_sub(self.frame).saturating_add(self.reserve)
+    /// What the lowest fill should be for blocks of so many samples.
+    fn target(&self, cushion: usize, block: usize) -> usize {
+        cushion.saturating_sub(self.frame).saturating_add(self.reserve).saturating_add(block)
     }
 }
 
@@ -228,6 +229,8 @@ struct Render {
     clears: u64,
     /// The gain, in steps of a fade's length.
     gain: usize,
+    /// The largest block that the device wanted lately, half a frame at most.
+    block: usize,
     watch: Watch,
 }
 
@@ -257,6 +260,7 @@ impl Playback {
                 cushion: frame,
                 clears: 0,
                 gain: 0,
+                block: 0,
                 watch: Watch::new(),
             }),
             writer: Mutex::default(),
@@ -470,15 +474,18 @@ impl Render {
     /// Looks at the fill after `samples` were played.
     fn regulate(&mut self, shared: &Playback, samples: usize, fill: usize) {
         let terms = &shared.terms;
-        let low = self.watch.minute(samples, fill, terms);
-        if low.is_some_and(|low| low >= terms.quarter.saturating_add(terms.reserve)) {
-            self.set_cushion(shared, self.cushion.saturating_sub(terms.quarter).max(terms.frame));
+        self.block = self.block.max(samples.min(terms.frame / 2));
+        if let Some(low) = self.watch.minute(samples, fill, terms) {
+            if low >= terms.quarter.saturating_add(terms.reserve).saturating_add(self.block) {
+                self.set_cushion(shared, self.cushion.saturating_sub(terms.quarter).max(terms.frame));
+            }
+            self.block = 0;
         }
         if shared.correction.load(Ordering::Relaxed) != 0 {
             self.watch.forget_windows();
             return;
         }
-        let surplus = self.watch.surplus(samples, fill, terms.target(self.cushion), terms);
+        let surplus = self.watch.surplus(samples, fill, terms.target(self.cushion, self.block), terms);
         if surplus != 0 {
             shared.correction.store(surplus, Ordering::Relaxed);
         }

@@ -124,9 +124,10 @@ fn without_trouble_every_sample_comes_out_as_it_was() {
 #[test]
 fn clocks_that_drift_for_ten_hours() {
     // All lengths follow the rate; a low one is simulated sooner.
-    let (rate, frame, block, cycles) = (8000, 640, 170, 16);
+    let (rate, frame, cycles) = (8000, 640, 16);
     let sound = sine(frame, cycles);
-    for drift in [1e-4, -1e-4] {
+    // With a divisor of the frame, the two clocks slip past each other by a whole block now and then.
+    for (drift, block) in [(1e-4, 170), (-1e-4, 170), (1e-4, 80), (-1e-4, 80), (-1e-4, 160)] {
         let mut device = Device::new(rate, frame);
         let mut frames = 0f64;
         for minute in 1..=600 {
@@ -148,7 +149,7 @@ fn clocks_that_drift_for_ten_hours() {
         // Ten hours at 100 ppm are 3.6 s.
         let corrected = stats.inserted.abs_diff(stats.trimmed) as f64 / rate as f64;
         assert!((3.4..3.8).contains(&corrected), "{stats:?}");
-        assert!(stats.inserted.min(stats.trimmed) < rate as u64 / 10, "{stats:?}");
+        assert!(stats.inserted.min(stats.trimmed) < rate as u64 / 4, "{stats:?}");
         assert!(device.step < largest_step(rate, frame, cycles));
     }
 }
@@ -191,7 +192,7 @@ fn a_conversation_with_small_trouble_settles_at_a_small_delay() {
             let stats = device.playback.stats();
             assert!(stats.underruns <= 2 && stats.lost == 0, "{stats:?}");
             let (low, high) = device.range();
-            assert!(low > 0 && high - frame < frame, "{low} to {high} at {rate} in the last minute");
+            assert!(low > 0 && high - frame < frame + frame / 2, "{low} to {high} at {rate} in the last minute");
         }
     }
 }
