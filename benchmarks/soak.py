@@ -41,14 +41,19 @@ UNDERRUNS = 2  # at most
 
 
 class Aged(Session):
-    """A session that has always talked for `hours` already: the model's rings are full and its positions high.
-
-    The codec's streams begin at zero; rust/mimi/tests/streams.rs lets them begin after a year.
-    """
+    """A session that has always talked for `hours` already: positions are high, and the model's rings full."""
 
     def __init__(self, *parts: Any, hours: float, **options: Any) -> None:
         super().__init__(*parts, **options)
         self._hours = hours
+        # The codec's transformers go at 25 steps a second, two a frame.
+        self._codec_position = 2 * int(hours * 3600 / FRAME)
+
+    def reset_encoder(self) -> None:
+        self._encoder.reset(position=self._codec_position)
+
+    def reset_decoder(self) -> None:
+        self._decoder.reset(position=self._codec_position)
 
     def reset_model(self) -> None:
         super().reset_model()

@@ -269,6 +269,17 @@ def test_reset_starts_a_new_stream(tiny, golden):
     assert np.abs(decoder.step(golden["codes"]) - golden["decoded"]).max() < 1e-4
 
 
+def test_a_stream_of_any_age_is_like_a_new_one(tiny, golden):
+    """Ten days in, positions are beyond what a float32 can count; the window sees the same."""
+    position = 25 * 86400 * 10 + 1
+    encoder, decoder = tiny.encoder(), tiny.decoder()
+    encoder.reset(position=position)
+    decoder.reset(position=position)
+    codes = encoder.step(golden["pcm"])
+    np.testing.assert_array_equal(codes, tiny.encoder().step(golden["pcm"]))
+    np.testing.assert_allclose(decoder.step(codes), tiny.decoder().step(codes), atol=1e-5)
+
+
 def test_kinds_of_arrays(tiny, golden):
     codes = golden["codes"][:, :4]
     pcm = tiny.decode(codes.astype(np.uint32))

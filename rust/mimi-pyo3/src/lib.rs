@@ -211,10 +211,13 @@ impl Encoder {
 
     /// Begins a new stream; samples that wait for more are forgotten.
     ///
+    /// ``position`` is how many steps of the transformer shall count as passed, to try streams of any age.
+    ///
     /// Raises RuntimeError when another thread is using the stream.
-    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+    #[pyo3(signature = (*, position=0))]
+    fn reset(&self, py: Python<'_>, position: u64) -> Result<(), Failure> {
         with_stream(py, &self.stream, "Encoder", |stream| {
-            stream.reset();
+            stream.reset_at(position);
             Ok(())
         })
     }
@@ -245,10 +248,13 @@ impl Decoder {
 
     /// Begins a new stream.
     ///
+    /// ``position`` is how many steps of the transformer shall count as passed, to try streams of any age.
+    ///
     /// Raises RuntimeError when another thread is using the stream.
-    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+    #[pyo3(signature = (*, position=0))]
+    fn reset(&self, py: Python<'_>, position: u64) -> Result<(), Failure> {
         with_stream(py, &self.stream, "Decoder", |stream| {
-            stream.reset();
+            stream.reset_at(position);
             Ok(())
         })
     }

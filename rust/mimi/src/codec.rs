@@ -207,8 +207,7 @@ impl Encoder {
         self.started = false;
     }
 
-    /// Begins a new stream as if `position` transformer steps had passed. For tests: nobody waits for a year.
-    #[doc(hidden)]
+    /// Begins a new stream as if `position` transformer steps had passed: nobody waits for a year to see it work.
     pub fn reset_at(&mut self, position: u64) {
         self.reset();
         self.transformer.start_at(position);
@@ -313,8 +312,7 @@ impl Decoder {
         self.seanet.reset();
     }
 
-    /// Begins a new stream as if `position` transformer steps had passed. For tests: nobody waits for a year.
-    #[doc(hidden)]
+    /// Begins a new stream as if `position` transformer steps had passed: nobody waits for a year to see it work.
     pub fn reset_at(&mut self, position: u64) {
         self.reset();
         self.transformer.start_at(position);
