@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import pty
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Clock, Ends, speech
 
-from msh_mlx.cli import load_session
+from msh_mlx.cli import Parser, guard, load_session
 from msh_mlx.devices import FRAME
+from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.files import ModelFiles, find_demo, find_model
 from msh_mlx.metrics import Metrics
@@ -177,8 +179,8 @@ def table(metrics: Metrics) -> str:
     return "\n".join([*lines, f"{metrics.frames} frames, {metrics.words} words, {losses}"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="FILE", help="a language model; default: the demo")
     parser.add_argument("--mimi", metavar="FILE", help="its codec")
     parser.add_argument("--tokenizer", metavar="FILE", help="its tokenizer; default: the one beside the model")
@@ -188,6 +190,8 @@ def main() -> None:
     parser.add_argument("--ui", choices=("off", "on", "busy", "all"), default="all", help="screens (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args()
+    if args.model and not args.mimi:
+        raise InputError("There is no codec; give one with --mimi.")
     files: ModelFiles = find_model(args.model, args.mimi, args.tokenizer, args.config) if args.model else find_demo()
 
     def load() -> Session:
@@ -215,7 +219,8 @@ def main() -> None:
     print("Underruns by screen:", ", ".join(f"{ui} {run['underruns']}" for ui, run in result["ui"].items()))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guard(lambda _: main()))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Ends, speech
 
+from msh_mlx.cli import guard
 from msh_mlx.codec import load_mimi
 from msh_mlx.config import LmConfig
 from msh_mlx.devices import FRAME, RATE
@@ -230,4 +231,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard(lambda _: main()))
