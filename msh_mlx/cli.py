@@ -127,6 +127,14 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def _delay(text: str) -> float:
+    # Two frames are under way even if nothing is late.
+    value = number(text)
+    if value < 200:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
+    return value
+
+
 def load_session(
     files: ModelFiles,
     quantized: int | None,
@@ -160,7 +168,7 @@ def load_session(
 
 # Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
-_LIVE_OPTIONS = ("input_device", "output_device", "record", "trace", "duration", "mute_start", "measure_latency")
+_LIVE_OPTIONS = ("input_device", "output_device", "record", "trace", "duration", "max_delay", "mute_start", "measure_latency")
 
 
 def _parser() -> Parser:
@@ -188,6 +196,12 @@ def _parser() -> Parser:
     add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
     add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
     add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add(
+        "--max-delay",
+        metavar="MS",
+        type=_delay,
+        help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
+    )
     add("--mute-start", action="store_true", help="begin with the microphone muted")
     add(
         "--measure-latency",
@@ -317,6 +331,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
         record=Path(args.record).expanduser() if args.record else None,
         trace=Path(args.trace).expanduser() if args.trace else None,
         duration=args.duration,
+        **({} if args.max_delay is None else {"max_delay": args.max_delay / 1000}),
         muted=args.mute_start,
         plain=args.plain,
         as_json=args.json,

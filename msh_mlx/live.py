@@ -22,7 +22,7 @@ from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
 from .log import Log
-from .pipeline import Pipeline
+from .pipeline import DELAY_LIMIT, Pipeline
 from .recorder import Recorder
 from .screen import Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
@@ -41,7 +41,8 @@ class Options:
     """What the user asked for.
 
     Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
-    which the model listens; whether the microphone is `muted` at first; and which face the screen has.
+    which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
+    microphone is `muted` at first; and which face the screen has.
     """
 
     input_device: str | None = None
@@ -49,6 +50,7 @@ class Options:
     record: Path | None = None
     trace: Path | None = None
     duration: float | None = None
+    max_delay: float = DELAY_LIMIT
     muted: bool = False
     plain: bool = False
     as_json: bool = False
@@ -134,7 +136,8 @@ class _Conversation:
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME)
-        self._pipeline = Pipeline(model.load, self._devices.microphone, self._devices.loudspeaker, self._observe)
+        ends = self._devices.microphone, self._devices.loudspeaker
+        self._pipeline = Pipeline(model.load, *ends, self._observe, delay_limit=options.max_delay)
         self._pipeline.mute(options.muted)
         self._stack.enter_context(_awake())
         self._signals.defer()

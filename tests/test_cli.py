@@ -128,6 +128,7 @@ REFUSED = {
             "tail": ["-1", "nan", "inf", "long"],
             "steps": ["0", "-3", "2.5"],
             "duration": ["-1", "inf", "long"],
+            "max-delay": ["100", "x"],
             "seed": ["-1", "x", "18446744073709551616"],
         }.items()
         for value in values

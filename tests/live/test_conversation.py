@@ -350,14 +350,14 @@ def test_a_second_signal_ends_at_once(virtual_audio: VirtualAudio) -> None:
 class Terminal:
     """A conversation in a terminal of its own, whose screen is read back."""
 
-    def __init__(self, audio: VirtualAudio, columns: int, *args: str, cwd: Path, rows: int = 30) -> None:
+    def __init__(self, audio: VirtualAudio, columns: int, command: list[str], cwd: Path, rows: int = 30) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.pid, self._fd = pty.fork()
         if not self.pid:
             os.chdir(cwd)
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.execvpe(PROGRAM[0], [*PROGRAM, *args], {**audio.env, "TERM": "xterm-256color"})
+            os.execvpe(command[0], command, {**audio.env, "TERM": "xterm-256color"})
         self.before = termios.tcgetattr(self._fd)
 
     def until(self, *words: str, limit: float = LOADED) -> str:
@@ -370,10 +370,12 @@ class Terminal:
 
     def read(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if select.select([self._fd], [], [], max(0, end - time.monotonic()))[0]:
-                with suppress(OSError):
+        while (left := end - time.monotonic()) > 0:
+            try:
+                if select.select([self._fd], [], [], left)[0]:
                     self._stream.feed(os.read(self._fd, 65536))
+            except OSError:  # the other side has gone, or this one
+                time.sleep(left)
 
     @property
     def text(self) -> str:
@@ -385,23 +387,31 @@ class Terminal:
     def close(self) -> None:
         os.close(self._fd)
 
-    def wait(self) -> int:
-        """Return the exit code."""
-        end = time.monotonic() + LIMIT
+    def wait(self, limit: float = LOADED) -> int:
+        """Read until the program ends, and return its exit code."""
+        end = time.monotonic() + limit
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
             assert time.monotonic() < end, "it does not end"
-            time.sleep(0.02)
+            self.read(0.02)
+
+    def left(self) -> str:
+        """Return what is on the screen after the end, and make sure that the terminal is as it was."""
+        self.read(0.3)
+        assert not self.screen.cursor.hidden
+        assert pyte.modes.DECTCEM in self.screen.mode
+        assert termios.tcgetattr(self._fd) == self.before
+        return self.text
 
 
 @pytest.fixture
 def terminal(virtual_audio: VirtualAudio, tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     opened: list[Terminal] = []
 
-    def open_terminal(columns: int, *args: str) -> Terminal:
-        opened.append(Terminal(virtual_audio, columns, *args, cwd=tmp_path))
+    def open_terminal(columns: int, command: list[str] = PROGRAM) -> Terminal:
+        opened.append(Terminal(virtual_audio, columns, command, tmp_path))
         return opened[-1]
 
     yield open_terminal
@@ -442,11 +452,13 @@ def test_keys(virtual_audio: VirtualAudio, terminal: Callable[..., Terminal], tm
     one.until("Listening to")
     one.press("q")
     assert one.wait() == 0
-    one.read(0.3)
-    assert "Talked for" in one.text
-    assert not one.screen.cursor.hidden
-    assert pyte.modes.DECTCEM in one.screen.mode
-    assert termios.tcgetattr(one._fd) == one.before
+    assert "Talked for" in one.left()
+
+
+def test_a_failure_in_a_terminal(terminal: Callable[..., Terminal]) -> None:
+    one = terminal(80, wrapped("every('decode', 40, fail)"))
+    assert one.wait() == 1
+    assert "it broke" in one.left()
 
 
 def test_ctrl_c_in_a_terminal(virtual_audio: VirtualAudio, terminal: Callable[..., Terminal]) -> None:
@@ -455,9 +467,7 @@ def test_ctrl_c_in_a_terminal(virtual_audio: VirtualAudio, terminal: Callable[..
     one.read(0.5)
     one.press("\x03")
     assert one.wait() == 130
-    one.read(0.3)
-    assert "Talked for" in one.text
-    assert termios.tcgetattr(one._fd) == one.before
+    assert "Talked for" in one.left()
 
 
 def test_a_terminal_that_is_closed(virtual_audio: VirtualAudio, terminal: Callable[..., Terminal]) -> None:
