@@ -280,6 +280,22 @@ def test_a_stream_of_any_age_is_like_a_new_one(tiny, golden):
     np.testing.assert_allclose(decoder.step(codes), tiny.decoder().step(codes), atol=1e-5)
 
 
+def test_stage_seconds_add_up(tiny, golden):
+    for stream, data in ((tiny.encoder(), golden["pcm"]), (tiny.decoder(), golden["codes"])):
+        assert stream.stage_seconds() == {"seanet": 0.0, "transformer": 0.0, "quantizer": 0.0}
+        begin = time.perf_counter()
+        stream.step(data)
+        taken = time.perf_counter() - begin
+        once = stream.stage_seconds()
+        assert min(once.values()) > 0
+        assert sum(once.values()) < taken
+        stream.step(data)
+        twice = stream.stage_seconds()
+        assert all(twice[stage] > once[stage] for stage in once)
+        stream.reset()
+        assert not any(stream.stage_seconds().values())
+
+
 def test_kinds_of_arrays(tiny, golden):
     codes = golden["codes"][:, :4]
     pcm = tiny.decode(codes.astype(np.uint32))

@@ -88,6 +88,14 @@ fn count(name: &str, value: i64) -> Result<usize, Failure> {
     usize::try_from(value).map_err(|_| Failure::Value(format!("{name} is {value}, but at least 1 is expected.")))
 }
 
+fn stage_seconds(py: Python<'_>, times: mimi::StageTimes) -> Result<Bound<'_, PyDict>, Failure> {
+    let seconds = PyDict::new(py);
+    seconds.set_item("seanet", times.seanet.as_secs_f64())?;
+    seconds.set_item("transformer", times.transformer.as_secs_f64())?;
+    seconds.set_item("quantizer", times.quantizer.as_secs_f64())?;
+    Ok(seconds)
+}
+
 #[pymethods]
 impl Mimi {
     #[new]
@@ -209,6 +217,15 @@ impl Encoder {
         Ok(arrays::to_rows(py, &codes, self.num_codebooks)?)
     }
 
+    /// Seconds that the steps since the stream began have taken, by stage; a new dict each time.
+    ///
+    /// ``seanet``, ``transformer`` and ``quantizer``, the last with the resampling between it and the transformer.
+    ///
+    /// Raises RuntimeError when another thread is using the stream.
+    fn stage_seconds<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>, Failure> {
+        stage_seconds(py, with_stream(py, &self.stream, "Encoder", |stream| Ok(stream.stage_times()))?)
+    }
+
     /// Begins a new stream; samples that wait for more are forgotten.
     ///
     /// ``position`` is how many steps of the transformer shall count as passed, to try streams of any age.
@@ -244,6 +261,15 @@ impl Decoder {
         let codes = arrays::codes(codes)?;
         let pcm = with_stream(py, &self.stream, "Decoder", |stream| stream.step(&codes.values, codes.rows))?;
         Ok(PyArray1::from_vec(py, pcm))
+    }
+
+    /// Seconds that the steps since the stream began have taken, by stage; a new dict each time.
+    ///
+    /// ``seanet``, ``transformer`` and ``quantizer``, the last with the resampling between it and the transformer.
+    ///
+    /// Raises RuntimeError when another thread is using the stream.
+    fn stage_seconds<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyDict>, Failure> {
+        stage_seconds(py, with_stream(py, &self.stream, "Decoder", |stream| Ok(stream.stage_times()))?)
     }
 
     /// Begins a new stream.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
@@ -169,6 +170,33 @@ fn check_pcm(pcm: &[f32]) -> Result<()> {
     }
 }
 
+/// How long the steps of a stream have taken so far, by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    /// The convolutions between audio and 25 steps per second.
+    pub seanet: Duration,
+    /// The transformer.
+    pub transformer: Duration,
+    /// The quantizer, and the resampling between it and the transformer.
+    pub quantizer: Duration,
+}
+
+/// Reads the clock between stages.
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Adds the time since the last call to `stage`.
+    fn lap(&mut self, stage: &mut Duration) {
+        let now = Instant::now();
+        *stage += now - self.0;
+        self.0 = now;
+    }
+}
+
 /// A stream from audio to codes.
 #[derive(Debug)]
 pub struct Encoder {
@@ -182,6 +210,7 @@ pub struct Encoder {
     started: bool,
     latents: Vec<f32>,
     scratch: quantizer::Scratch,
+    times: StageTimes,
 }
 
 impl Encoder {
@@ -195,12 +224,19 @@ impl Encoder {
             started: false,
             latents: Vec::new(),
             scratch: quantizer::Scratch::default(),
+            times: StageTimes::default(),
             mimi,
         }
     }
 
+    /// How long the steps since the stream began have taken.
+    pub fn stage_times(&self) -> StageTimes {
+        self.times
+    }
+
     /// Begins a new stream; samples that did not fill a frame are forgotten.
     pub fn reset(&mut self) {
+        self.times = StageTimes::default();
         self.pending.clear();
         self.seanet.reset();
         self.transformer.reset();
@@ -218,10 +254,22 @@ impl Encoder {
     /// # Errors
     /// [`Error::Input`] when a sample is not finite; the state is then as before.
     pub fn step(&mut self, pcm: &[f32]) -> Result<Vec<u32>> {
+        let mut codes = Vec::new();
+        self.step_into(pcm, &mut codes)?;
+        Ok(codes)
+    }
+
+    /// [`step`](Self::step) into a buffer, whose contents it replaces. After a first step that completed as many
+    /// frames it allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a sample is not finite; the state and the buffer are then as before.
+    pub fn step_into(&mut self, pcm: &[f32], codes: &mut Vec<u32>) -> Result<()> {
         check_pcm(pcm)?;
         let size = self.mimi.frame_size();
         let frames = (self.pending.len() + pcm.len()) / size;
-        let mut codes = Vec::with_capacity(frames * self.mimi.num_codebooks());
+        codes.clear();
+        codes.reserve(frames * self.mimi.num_codebooks());
         let mut rest = pcm;
         if !self.pending.is_empty() {
             let (head, tail) = rest.split_at(rest.len().min(size - self.pending.len()));
@@ -229,17 +277,17 @@ impl Encoder {
             rest = tail;
             if self.pending.len() == size {
                 let frame = std::mem::take(&mut self.pending);
-                self.block(&frame, &mut codes);
+                self.block(&frame, codes);
                 self.pending = frame;
                 self.pending.clear();
             }
         }
         let (whole, tail) = rest.split_at(rest.len() / size * size);
         for block in whole.chunks(BLOCK * size) {
-            self.block(block, &mut codes);
+            self.block(block, codes);
         }
         self.pending.extend_from_slice(tail);
-        Ok(codes)
+        Ok(())
     }
 
     /// Completes a last frame with zeros, if samples wait for one, and gives its codes.
@@ -257,8 +305,10 @@ impl Encoder {
         let model = &*self.mimi.0;
         let start = codes.len();
         codes.resize(start + frames * model.num_codebooks, 0);
+        let mut watch = Stopwatch::start();
         let latents = &self.latents[..frames * model.config.dimension];
         model.layers.quantizer.encode(&model.kernels, &mut self.scratch, latents, &mut codes[start..]);
+        watch.lap(&mut self.times.quantizer);
     }
 
     /// The latents of at most [`BLOCK`] frames, `[frames, dimension]`; the last frame is completed with zeros.
@@ -266,18 +316,22 @@ impl Encoder {
         let Model { config, kernels, layers, .. } = &*self.mimi.0;
         let frames = pcm.len().div_ceil(config.frame_size());
         let samples = frames * config.frame_size();
+        let mut watch = Stopwatch::start();
         let input = self.seanet.input.fresh(samples);
         input[..pcm.len()].copy_from_slice(pcm);
         input[pcm.len()..].fill(0.0);
         let rows = self.downsample.fresh(STEPS * frames);
         layers.encoder.run(kernels, &mut self.seanet, samples, rows);
+        watch.lap(&mut self.times.seanet);
         layers.encoder_transformer.run(kernels, &mut self.transformer, rows);
+        watch.lap(&mut self.times.transformer);
         if !self.started {
             self.started = true;
             self.downsample.repeat_first();
         }
         let latents = sized(&mut self.latents, frames * config.dimension);
         layers.downsample.run(kernels, &mut self.downsample, STEPS * frames, Sink::Store(latents));
+        watch.lap(&mut self.times.quantizer);
         latents
     }
 }
@@ -291,6 +345,7 @@ pub struct Decoder {
     upsample: History,
     transformer: transformer::State,
     seanet: seanet::State,
+    times: StageTimes,
 }
 
 impl Decoder {
@@ -301,12 +356,19 @@ impl Decoder {
             upsample: History::new(mimi.config().dimension, 1),
             transformer: layers.decoder_transformer.state(STEPS * BLOCK),
             seanet: layers.decoder.state(),
+            times: StageTimes::default(),
             mimi,
         }
     }
 
+    /// How long the steps since the stream began have taken.
+    pub fn stage_times(&self) -> StageTimes {
+        self.times
+    }
+
     /// Begins a new stream.
     pub fn reset(&mut self) {
+        self.times = StageTimes::default();
         self.upsample.reset();
         self.transformer.reset();
         self.seanet.reset();
@@ -323,6 +385,17 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`] when `rows` or a code is out of range; the state is then as before.
     pub fn step(&mut self, codes: &[u32], rows: usize) -> Result<Vec<f32>> {
+        let mut pcm = Vec::new();
+        self.step_into(codes, rows, &mut pcm)?;
+        Ok(pcm)
+    }
+
+    /// [`step`](Self::step) into a buffer, whose contents it replaces. After a first step with as many frames it
+    /// allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when `rows` or a code is out of range; the state and the buffer are then as before.
+    pub fn step_into(&mut self, codes: &[u32], rows: usize, pcm: &mut Vec<f32>) -> Result<()> {
         let Model { config, num_codebooks, .. } = &*self.mimi.0;
         if rows == 0 || rows > *num_codebooks {
             return Err(Error::Input(format!("codes has {rows} rows, but 1 to {num_codebooks} are expected")));
@@ -340,17 +413,19 @@ impl Decoder {
             )));
         }
         let size = config.frame_size();
-        let mut pcm = vec![0.0; codes.len() / rows * size];
+        pcm.clear();
+        pcm.resize(codes.len() / rows * size, 0.0);
         for (codes, pcm) in codes.chunks(BLOCK * rows).zip(pcm.chunks_mut(BLOCK * size)) {
             self.block(codes, rows, pcm);
         }
-        Ok(pcm)
+        Ok(())
     }
 
     fn block(&mut self, codes: &[u32], rows: usize, pcm: &mut [f32]) {
         let Model { config, kernels, layers, .. } = &*self.mimi.0;
         let d = config.dimension;
         let frames = codes.len() / rows;
+        let mut watch = Stopwatch::start();
         layers.quantizer.decode(kernels, &mut self.scratch, codes, rows, self.upsample.fresh(frames));
         let steps = self.seanet.input.fresh(STEPS * frames);
         let latents = self.upsample.window();
@@ -362,7 +437,10 @@ impl Decoder {
             }
         }
         self.upsample.advance(frames);
+        watch.lap(&mut self.times.quantizer);
         layers.decoder_transformer.run(kernels, &mut self.transformer, steps);
+        watch.lap(&mut self.times.transformer);
         layers.decoder.run(kernels, &mut self.seanet, STEPS * frames, pcm);
+        watch.lap(&mut self.times.seanet);
     }
 }

@@ -26,7 +26,7 @@ mod seanet;
 mod transformer;
 mod weights;
 
-pub use codec::{Decoder, Encoder, Mimi, Options};
+pub use codec::{Decoder, Encoder, Mimi, Options, StageTimes};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use kernels::Isa;
