@@ -3,11 +3,15 @@
 //! A step of the codec is some hundred products of 10 to 300 microseconds, so a worker spins for a short while after a
 //! job before it sleeps. Chunks are claimed one by one: a worker that wakes late, or never, costs nothing, for the
 //! caller goes on with the rest. When the pool is busy with another stream's job the caller does its own alone.
+//!
+//! No lock is involved: claiming is a compare-and-swap, a sleeper is woken by `unpark`, and to find the pool busy takes
+//! one swap. All that a caller can wait for is a chunk that a worker has claimed and not finished yet. Nothing is
+//! allocated either.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::{hint, ptr};
 
 /// Turns of the waiting loop before a worker sleeps: some 100 microseconds.
@@ -16,25 +20,33 @@ const SPINS: u32 = 4000;
 /// What 16 bits can count.
 const MOST_CHUNKS: u64 = 0xffff;
 
+/// As many workers as `Shared::asleep` has bits.
+const MOST_WORKERS: usize = 64;
+
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// Keeps what one side polls off the cache lines that the other writes; two lines, for they are fetched in pairs.
+#[repr(align(128))]
+struct Apart<T>(T);
 
 struct Shared {
     /// Job number (high 32 bits), its chunks (16 bits) and the next chunk to claim (low 16 bits).
-    claim: AtomicU64,
+    claim: Apart<AtomicU64>,
+    /// Chunks of the current job that are finished.
+    done: Apart<AtomicUsize>,
     /// Points to the caller's `Job` while chunks of it are unclaimed or running.
     job: AtomicPtr<()>,
-    done: AtomicUsize,
+    /// Worker i has set bit i and sleeps, or is about to; whoever clears it must wake the worker.
+    asleep: AtomicU64,
     failed: AtomicBool,
     stop: AtomicBool,
-    sleepers: Mutex<usize>,
-    wake: Condvar,
 }
 
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held while a job runs.
-    gate: Mutex<()>,
+    /// While a job runs.
+    busy: AtomicBool,
 }
 
 impl std::fmt::Debug for Pool {
@@ -51,13 +63,13 @@ fn is_open(claim: u64) -> bool {
 impl Shared {
     /// Claims a chunk of the current job, or of none.
     fn claim(&self) -> Option<(*const Job<'static>, usize)> {
-        let mut claim = self.claim.load(Ordering::Acquire);
+        let mut claim = self.claim.0.load(Ordering::Acquire);
         loop {
             if !is_open(claim) {
                 return None;
             }
             let job = self.job.load(Ordering::Relaxed);
-            match self.claim.compare_exchange_weak(claim, claim + 1, Ordering::AcqRel, Ordering::Acquire) {
+            match self.claim.0.compare_exchange_weak(claim, claim + 1, Ordering::AcqRel, Ordering::Acquire) {
                 // The claim is as it was before `job` was read, so that is this job's: the caller changes it only
                 // when all chunks are claimed and done.
                 Ok(_) => return Some((job.cast_const().cast(), (claim & MOST_CHUNKS) as usize)),
@@ -77,12 +89,12 @@ impl Shared {
             if catch_unwind(AssertUnwindSafe(|| job(chunk))).is_err() {
                 self.failed.store(true, Ordering::Relaxed);
             }
-            self.done.fetch_add(1, Ordering::Release);
+            self.done.0.fetch_add(1, Ordering::Release);
         }
         helped
     }
 
-    fn work(&self) {
+    fn work(&self, index: usize) {
         let mut idle = 0;
         while !self.stop.load(Ordering::Relaxed) {
             if self.help() {
@@ -91,13 +103,36 @@ impl Shared {
                 idle += 1;
                 hint::spin_loop();
             } else {
-                let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-                *sleepers += 1;
-                while !is_open(self.claim.load(Ordering::Acquire)) && !self.stop.load(Ordering::Relaxed) {
-                    sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
-                }
-                *sleepers -= 1;
+                self.sleep(1 << index);
                 idle = 0;
+            }
+        }
+    }
+
+    /// Returns when there is something to do, or somebody thought so.
+    fn sleep(&self, bit: u64) {
+        self.asleep.fetch_or(bit, Ordering::SeqCst);
+        // Sequentially consistent, as in `publish`: either this sees the job or the caller sees the bit.
+        while !is_open(self.claim.0.load(Ordering::SeqCst))
+            && !self.stop.load(Ordering::SeqCst)
+            && self.asleep.load(Ordering::SeqCst) & bit != 0
+        {
+            thread::park();
+        }
+        self.asleep.fetch_and(!bit, Ordering::SeqCst);
+    }
+
+    fn publish(&self, job: *mut (), chunks: usize, workers: &[JoinHandle<()>]) {
+        self.job.store(job, Ordering::Relaxed);
+        self.done.0.store(0, Ordering::Relaxed);
+        let number = (self.claim.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        self.claim.0.store(number << 32 | (chunks as u64) << 16, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) != 0 {
+            let asleep = self.asleep.swap(0, Ordering::SeqCst);
+            for (index, worker) in workers.iter().enumerate() {
+                if asleep & 1 << index != 0 {
+                    worker.thread().unpark();
+                }
             }
         }
     }
@@ -107,22 +142,21 @@ impl Pool {
     /// A pool in which the caller's thread is one of `threads`.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
-            claim: AtomicU64::new(0),
+            claim: Apart(AtomicU64::new(0)),
+            done: Apart(AtomicUsize::new(0)),
             job: AtomicPtr::new(ptr::null_mut()),
-            done: AtomicUsize::new(0),
+            asleep: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            sleepers: Mutex::new(0),
-            wake: Condvar::new(),
         });
-        let workers = (1..threads)
-            .filter_map(|i| {
+        let workers = (1..threads.min(MOST_WORKERS + 1))
+            .map_while(|i| {
                 let shared = Arc::clone(&shared);
                 // Where the system gives no more threads, the caller works with fewer.
-                std::thread::Builder::new().name(format!("mimi-{i}")).spawn(move || shared.work()).ok()
+                thread::Builder::new().name(format!("mimi-{i}")).spawn(move || shared.work(i - 1)).ok()
             })
             .collect();
-        Self { shared, workers, gate: Mutex::new(()) }
+        Self { shared, workers, busy: AtomicBool::new(false) }
     }
 
     pub fn threads(&self) -> usize {
@@ -134,29 +168,24 @@ impl Pool {
         if chunks <= 1 || chunks as u64 > MOST_CHUNKS || self.workers.is_empty() {
             return (0..chunks).for_each(job);
         }
-        let Ok(_gate) = self.gate.try_lock() else {
+        if self.busy.swap(true, Ordering::Acquire) {
             return (0..chunks).for_each(job);
-        };
-        let shared = &*self.shared;
-        shared.job.store(ptr::from_ref(&job).cast_mut().cast(), Ordering::Relaxed);
-        shared.done.store(0, Ordering::Relaxed);
-        let number = (shared.claim.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        shared.claim.store(number << 32 | (chunks as u64) << 16, Ordering::Release);
-        if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
-            shared.wake.notify_all();
         }
+        let shared = &*self.shared;
+        shared.publish(ptr::from_ref(&job).cast_mut().cast(), chunks, &self.workers);
         shared.help();
         let mut turns = 0u32;
-        while shared.done.load(Ordering::Acquire) < chunks {
+        while shared.done.0.load(Ordering::Acquire) < chunks {
             turns += 1;
             if turns.is_multiple_of(1024) {
-                std::thread::yield_now();
+                thread::yield_now();
             } else {
                 hint::spin_loop();
             }
         }
-        if shared.failed.swap(false, Ordering::Relaxed) {
-            drop(_gate);
+        let failed = shared.failed.swap(false, Ordering::Relaxed);
+        self.busy.store(false, Ordering::Release);
+        if failed {
             resume_unwind(Box::new("a chunk of work in the codec's threads panicked"));
         }
     }
@@ -180,10 +209,9 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        drop(self.shared.sleepers.lock());
-        self.shared.wake.notify_all();
+        self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
+            worker.thread().unpark();
             let _ = worker.join();
         }
     }

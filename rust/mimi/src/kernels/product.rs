@@ -157,8 +157,8 @@ impl Kernels {
         let rows_first = w.n == 1 || w.panels.len() * size_of::<Lane>() <= SMALL_WEIGHTS;
         let panels = w.bias.len();
         let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { 4 * self.pool.threads() };
-        // Threads share the rows when the weights are small, else the columns. Chunks hold whole tiles.
-        let (len, unit) = if rows_first { (m, MR) } else { (panels, 12) };
+        // Threads share the rows, in whole tiles, when the weights are small, else the columns.
+        let (len, unit) = if rows_first { (m, MR) } else { (panels, 1) };
         let chunk = len.div_ceil(parts).next_multiple_of(unit);
         self.pool.run(len.div_ceil(chunk), &|i| {
             let part = i * chunk..len.min((i + 1) * chunk);
