@@ -5,8 +5,21 @@ streams; each may be used by one thread at a time.
 
 ``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
 and take no lock, the interpreter's included.
+
+``Tokenizer``, ``StreamTokenizer`` and ``write_wav`` are those of the package ``rustymimi``, on top of the codec.
 """
 
 from mimi._mimi import Capture, Decoder, Encoder, Mimi, MimiError, Playback
+from mimi.tokenizer import StreamTokenizer, Tokenizer, write_wav
 
-__all__ = ["Capture", "Decoder", "Encoder", "Mimi", "MimiError", "Playback"]
+__all__ = [
+    "Capture",
+    "Decoder",
+    "Encoder",
+    "Mimi",
+    "MimiError",
+    "Playback",
+    "StreamTokenizer",
+    "Tokenizer",
+    "write_wav",
+]
