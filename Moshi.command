@@ -218,7 +218,12 @@ elif ! made_from_wheels; then
   else
     say "  - Python's packages (about 300 MB) are installed into .venv, in this folder;"
     say '  - the codec is built with Rust in rust/target, in this folder (about 700 MB).'
-    say 'Nothing outside this folder is changed without asking. It takes some minutes.'
+    if [ "$system" = Darwin ]; then
+      say 'Nothing outside this folder is changed without asking. It takes some minutes.'
+    else
+      say '  - system packages that are missing are installed with apt-get where that is possible without asking.'
+      say 'It takes some minutes.'
+    fi
     if [ "$system" = Darwin ]; then
       has_compilers || install_compilers
       find_python || install_python
