@@ -307,16 +307,65 @@ def test_kinds_of_arrays(tiny, golden):
     assert (tiny.encode(strided) == golden["codes"][:, :3]).all()
 
 
+def extreme(kind, n):
+    """What microphones rarely hear, n samples of it."""
+    rng, t = np.random.default_rng(1), np.arange(n)
+    noise = rng.standard_normal(n)
+    samples = {
+        "silence": np.zeros(n),
+        "denormals": noise * 1e-40,
+        "almost denormals": noise * 1e-37,
+        "decay": noise * 10.0 ** (-60 * t / n),  # through all that a float32 can hold
+        "constant": np.ones(n),
+        "square": np.where(t // 27 % 2, 1.0, -1.0),
+        "every other": np.where(t % 2, 1.0, -1.0),
+        "impulse": np.where(t == n // 2, 1.0, 0.0),
+        "too loud": noise * 30,
+    }
+    return samples[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "silence",
+        "denormals",
+        "almost denormals",
+        "decay",
+        "constant",
+        "square",
+        "every other",
+        "impulse",
+        "too loud",
+    ],
+)
+def test_extreme_sound_and_speech_after_it_equal_the_slow_version(kind, tiny, speech):
+    slow = SlowMimi(load_file(TINY / "mimi.safetensors"), TINY_CONFIG)
+    pcm = np.concatenate([extreme(kind, 14 * FRAME), speech[40000 : 40000 + 6 * FRAME]])
+    latent = slow.latent(pcm)
+    assert np.abs(tiny.encode_latent(pcm) - latent).max() < 2e-5 * max(1, np.abs(latent).max())
+    codes, margins = slow.quantize(latent, 8)
+    streamed_codes = streamed(tiny, pcm, np.random.default_rng(2), 3000)
+    same_codes(streamed_codes, codes, margins)
+    decoded = tiny.decode(streamed_codes)
+    assert np.isfinite(decoded).all()
+    assert np.abs(decoded - slow.decode(streamed_codes)).max() < 1e-4
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_change_nothing(bad, tiny, golden):
+@pytest.mark.parametrize("place", [0, 1234, 839, 840, 30000, 39999])
+def test_samples_that_are_no_numbers_change_nothing(bad, place, tiny, golden):
     encoder = tiny.encoder()
-    assert encoder.step(golden["pcm"][:3000]).shape == (8, 1)
-    wrong = golden["pcm"][:4000].copy()
-    wrong[1234] = bad
-    with pytest.raises(ValueError, match="1234"):
+    assert encoder.step(golden["pcm"][:3000]).shape == (8, 1)  # 840 samples complete the second frame
+    taken = encoder.stage_seconds()
+    wrong = golden["pcm"][:40000].copy()
+    wrong[place] = bad
+    with pytest.raises(ValueError, match=f"sample {place} "):
         encoder.step(wrong)
-    with pytest.raises(ValueError, match="1234"):
-        tiny.encode(wrong)
+    for call in (tiny.encode, tiny.encode_latent):
+        with pytest.raises(ValueError, match=f"sample {place} "):
+            call(wrong)
+    assert encoder.stage_seconds() == taken
     assert (encoder.step(golden["pcm"][3000:]) == golden["codes"][:, 1:]).all()
 
 
