@@ -1,0 +1,491 @@
+"""How fast the codec is, how much memory it needs, and how far each of its parts is from what the machine can do.
+
+Each contender is a process of its own: ours with each number of threads and, with --peer, the package rustymimi, for which an
+environment is made in .cache. They take turns, some frames each, so that whatever else the machine does hits all alike. The
+input is speech, and all decode the same codes. Prints tables, and says which aims are met in this run; --json keeps the
+figures. It ends with 0 whatever they are.
+
+What a frame costs is counted from the configuration. A convolution or product of weights [out, in] at n places takes
+2·n·out·in operations and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer: two
+steps through 4·d² + 2·d·feedforward weights a layer, and for each step the window's keys and values, 2·context·d numbers,
+with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the distances to every entry of
+each codebook. What is kept from step to step in between counts as free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from msh_mlx.cli import Parser, guard, whole
+from msh_mlx.errors import InputError
+from msh_mlx.files import check_outputs
+from msh_mlx.ui import printable
+
+ROOT = Path(__file__).parents[1]
+WORKER = Path(__file__).with_name("codec_worker.py")
+DIGITS = ROOT / "assets" / "demo" / "digits.flac"
+WEIGHTS = ROOT / ".cache" / "mimi-full-seed7.safetensors"
+PEER, PEER_VERSION = ROOT / ".cache" / "peer-rustymimi", "0.4.1"
+FRAME = 1920
+BLOCK = 10  # frames of one turn
+CODES = 150  # frames that are decoded, again and again
+AGES = 1_000, 100_000  # frames
+WAYS = "encode", "decode"
+STAGES = "seanet", "transformer", "quantizer"
+
+
+class Process:
+    """A worker, and a way to ask it."""
+
+    def __init__(self, name: str, python: Path, threads: int, kind: str, *arguments: object) -> None:
+        self.name = name
+        # The pools of both codecs, and of whatever numpy multiplies with.
+        pools = ("RAYON", "OPENBLAS", "OMP", "MKL")
+        env = {**os.environ, **{f"{pool}_NUM_THREADS": str(threads) for pool in pools}}
+        env |= {"VECLIB_MAXIMUM_THREADS": str(threads), "RUST_BACKTRACE": "0"}
+        # A session of its own: Ctrl-C is for the benchmark, and the workers end with their input.
+        self._process = subprocess.Popen(
+            [str(python), str(WORKER), kind, *map(str, arguments)],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, command: str, **options: Any) -> Any:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([command, options]) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        answer = json.loads(self._process.stdout.readline() or '{"error": "it ended"}')
+        if "error" in answer:
+            raise InputError(f"{self.name} failed: {answer['error'].rstrip('.')}.")
+        return answer["result"]
+
+    def close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass
+class Contender:
+    """One codec with one number of threads; seconds and bytes."""
+
+    kind: str
+    threads: int
+    python: Path
+    loads: list[dict[str, float]] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    peak: int = 0
+
+    @property
+    def name(self) -> str:
+        name = "ours" if self.kind == "ours" else f"rustymimi {PEER_VERSION}"
+        return f"{name}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def load(self) -> float:
+        """From the call to the first encoded frame, the median of several processes."""
+        return median(load["encoded"] for load in self.loads)
+
+    def spread(self, way: str) -> dict[str, float]:
+        values = np.array(self.times[way])
+        return {"min": float(values.min()), **{f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}}
+
+    @property
+    def total(self) -> float:
+        """Of both directions, at the median."""
+        return sum(self.spread(way)["p50"] for way in WAYS)
+
+    def start(self, weights: Path, pcm: Path) -> Process:
+        return Process(self.name, self.python, self.threads, self.kind, weights, self.threads, pcm)
+
+    def summary(self) -> dict[str, Any]:
+        spreads = {way: self.spread(way) for way in WAYS}
+        figures = {"kind": self.kind, "threads": self.threads, **spreads, "sum": self.total}
+        return {**figures, "loads": self.loads, "load": self.load, "peak": self.peak, "times": self.times}
+
+
+def make_weights() -> Path:
+    """Make the full-size checkpoint with seeded random weights, if it is not there."""
+    if not WEIGHTS.exists():
+        sys.path.insert(0, str(ROOT / "scripts"))
+        from make_mimi_weights import V01, tensors
+        from safetensors.numpy import save_file
+
+        print(f"Making {WEIGHTS.name}", flush=True)
+        WEIGHTS.parent.mkdir(exist_ok=True)
+        part = WEIGHTS.with_suffix(".part")
+        save_file(tensors(V01, 7), part)
+        part.rename(WEIGHTS)
+    return WEIGHTS
+
+
+def make_peer() -> Path:
+    """Make the peer's environment, if it is not there, and return its interpreter."""
+    python = PEER / "bin" / "python"
+    check = f"import numpy, rustymimi, importlib.metadata as m; assert m.version('rustymimi') == {PEER_VERSION!r}"
+    if python.exists() and not subprocess.run([python, "-c", check], capture_output=True).returncode:
+        return python
+    print(f"Installing rustymimi {PEER_VERSION} in an environment of its own", flush=True)
+    shutil.rmtree(PEER, ignore_errors=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
+    commands: list[list[Any]] = [[sys.executable, "-m", "venv", PEER], [*pip, f"rustymimi=={PEER_VERSION}", "numpy"]]
+    for command in commands:
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
+            raise InputError(f"The environment of rustymimi cannot be made: {printable(reason).rstrip('.')}.")
+    return python
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Path]:
+    """Give a file with the recording, whole frames of it, float32."""
+    pcm, _ = soundfile.read(DIGITS, dtype="float32")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pcm.npy"
+        np.save(path, pcm[: len(pcm) // FRAME * FRAME])
+        yield path
+
+
+def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, loads: int) -> dict[str, Any]:
+    """Let the contenders take turns; return what ours alone are asked, by number of threads, and what else there is to know."""
+    result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}, "busy_elsewhere": None}
+    with contextlib.ExitStack() as stack:
+        pcm = stack.enter_context(recording())
+        workers: list[Process] = []
+        for turn in range(loads):
+            for contender in contenders:
+                process = contender.start(weights, pcm)
+                stack.callback(process.close)
+                contender.loads.append(process.ask("load"))
+                if turn < loads - 1:
+                    process.close()
+                else:
+                    workers.append(process)
+        ours = [(c, w) for c, w in zip(contenders, workers, strict=True) if c.kind == "ours"]
+        result["config"] = config = ours[0][1].ask("config")
+        if config["sample_rate"] / config["frame_rate"] != FRAME:
+            raise InputError(f"{printable(weights.name)} has other frames than those of {FRAME} samples.")
+        with contenders[0].start(weights, pcm) as fresh:  # so that its codes are those of the recording's beginning
+            fresh.ask("load")
+            codes = fresh.ask("codes", count=CODES)
+        for worker in workers:
+            worker.ask("take_codes", codes=codes)
+        machine = {c.threads: stack.enter_context(Process("numpy", c.python, c.threads, "machine")) for c, _ in ours}
+        limits = {threads: {"product": 0.0, "read": 0.0} for threads in machine}
+
+        def look_at_machine() -> None:
+            for threads, process in machine.items():
+                for name, best in limits[threads].items():
+                    limits[threads][name] = max(best, process.ask(name))
+
+        look_at_machine()
+        seconds = {c.threads: {way: dict.fromkeys(STAGES, 0.0) for way in WAYS} for c, _ in ours}
+        for worker in workers:
+            for way in WAYS:
+                worker.ask(way, count=warm_up)
+        begin, busy_before = perf_counter(), busy_elsewhere(workers)
+        for at in range(0, frames, BLOCK):
+            for contender, worker in zip(contenders, workers, strict=True):
+                before = worker.ask("stages") if contender.kind == "ours" else None
+                for way in WAYS:
+                    contender.times[way] += worker.ask(way, count=min(BLOCK, frames - at))
+                if before:
+                    after = worker.ask("stages")
+                    for way in WAYS:
+                        for stage in STAGES:
+                            seconds[contender.threads][way][stage] += after[way][stage] - before[way][stage]
+        if busy_before is not None and (busy_after := busy_elsewhere(workers)) is not None:
+            result["busy_elsewhere"] = max(0.0, busy_after - busy_before) / (perf_counter() - begin)
+        for contender, worker in zip(contenders, workers, strict=True):
+            contender.peak = worker.ask("peak")
+        for contender, worker in ours:
+            threads = contender.threads
+            result["stages"][threads] = {
+                way: {stage: s / frames for stage, s in stages.items()} for way, stages in seconds[threads].items()
+            }
+            runs = [worker.ask("together", count=BLOCK) for _ in range(max(1, frames // BLOCK // 2))]
+            result["together"][threads] = {key: median(r[key] for r in runs) / BLOCK for key in (*WAYS, "both")}
+            kinds = worker.ask("inputs", count=max(BLOCK, frames // 2))
+            result["inputs"][threads] = {kind: medians(times) for kind, times in kinds.items()}
+            ages = worker.ask("ages", count=frames, ages=AGES)
+            result["ages"][threads] = dict(zip(AGES, map(medians, ages), strict=True))
+        look_at_machine()
+        result["machine"] = limits
+    return result
+
+
+def busy_elsewhere(workers: list[Process]) -> float | None:
+    """Return for how many seconds processors have worked so far for anything but the workers, if the system says so."""
+    try:
+        total = sum(
+            int(n) for i, n in enumerate(Path("/proc/stat").read_text().split()[1:9]) if i not in (3, 4)
+        )  # not idle
+        stats = [Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() for worker in workers]
+    except OSError:
+        return None
+    return (total - sum(int(stat[11]) + int(stat[12]) for stat in stats)) / os.sysconf("SC_CLK_TCK")
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {way: median(seconds) for way, seconds in times.items()}
+
+
+def costs(config: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return operations and bytes of a frame by direction and stage; the module's docstring says how they are counted."""
+    d, filters, compress = config["dimension"], config["n_filters"], config["compress"]
+    rate = config["sample_rate"] / config["frame_rate"]  # samples a frame
+
+    def conv(into: float, out: float, kernel: float, places: float) -> tuple[float, float]:
+        return 2 * places * into * out * kernel, 4 * into * out * kernel
+
+    def add(*parts: tuple[float, float]) -> tuple[float, float]:
+        operations, read = zip(*parts, strict=True)
+        return sum(operations), sum(read)
+
+    def block(channels: float, places: float) -> tuple[float, float]:
+        narrow = channels // compress
+        return add(conv(channels, narrow, config["residual_kernel_size"], places), conv(narrow, channels, 1, places))
+
+    ends = conv(filters * config["channels"], 1, config["kernel_size"], rate)
+    inner = conv(filters * config["channels"], 1, config["last_kernel_size"], rate)
+    down, up, channels, places = [ends], [inner], filters, rate
+    for ratio in reversed(config["ratios"]):
+        # The transposed convolution of the decoder is the same one the other way round: each place of the slower side takes
+        # part in every weight.
+        resample = conv(channels, 2 * channels, 2 * ratio, places / ratio)
+        down += [block(channels, places), resample]
+        up += [block(channels, places), resample]
+        channels, places = 2 * channels, places / ratio
+    down.append(conv(channels, d, config["last_kernel_size"], places))
+    up.append(conv(channels, d, config["kernel_size"], places))
+
+    steps = places  # at the transformer's rate
+    layer = add(
+        conv(4 * d + 2 * config["dim_feedforward"], d, 1, steps),
+        (steps * 2 * 2 * config["context"] * d, 4 * 2 * config["context"] * d),
+    )
+    transformer = add(*[layer] * config["num_layers"])
+
+    codebooks, width = config["num_codebooks"], config["codebook_dim"]
+    projections = conv(d, width, 1, 1 if codebooks == 1 else 2)
+    if codebooks > 1:
+        projections = projections[0], 2 * projections[1]
+    search = conv(config["bins"], width, 1, 1)
+    lookup = (float(width), 4.0 * width)
+    return {
+        "encode": {
+            "seanet": add(*down),
+            "transformer": transformer,
+            "quantizer": add(conv(d, d, 4, 1), projections, *[search] * codebooks),
+        },
+        "decode": {
+            "seanet": add(*up),
+            "transformer": transformer,
+            "quantizer": add(conv(d, 1, 4, 1), projections, *[lookup] * codebooks),
+        },
+    }
+
+
+def aims(contenders: list[Contender], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the wanted figures, each with what it is in this run; those beside the peer only if it ran."""
+    found: list[dict[str, Any]] = []
+
+    def want(name: str, value: float, limit: float, least: bool = False) -> None:
+        met = value >= limit if least else value <= limit
+        found.append({"name": name, "value": value, "limit": limit, "least": least, "met": met})
+
+    ours = {c.threads: c for c in contenders if c.kind == "ours"}
+    peers = [c for c in contenders if c.kind == "peer"]
+    if peers:
+        best = min(peers, key=lambda c: c.total)
+        for threads, times in ((1, 4.0), (2, 6.0)):
+            if threads in ours:
+                name = f"times as fast as the peer at its best, {ours[threads].name}"
+                want(name, best.total / ours[threads].total, times, least=True)
+    for contender in ours.values():
+        if peers:
+            want(f"of the peer's memory, {contender.name}", contender.peak / min(c.peak for c in peers), 0.6)
+            want(f"of the peer's time to load, {contender.name}", contender.load / min(c.load for c in peers), 0.5)
+        for way in WAYS:
+            spread = contender.spread(way)
+            want(f"p99 / median, {way}, {contender.name}", spread["p99"] / spread["p50"], 1.5)
+        kinds = result["inputs"][contender.threads]
+        worst = max(kinds[kind][way] / kinds["speech"][way] for kind in kinds for way in WAYS)
+        want(f"of speech: the slowest of silence, denormals and a square wave, {contender.name}", worst, 1.5)
+        young, old = (result["ages"][contender.threads][age] for age in AGES)
+        worst = max(old[way] / young[way] for way in WAYS)
+        want(f"at frame {AGES[1]:,} of frame {AGES[0]:,}, {contender.name}", worst, 1.1)
+        both = result["together"][contender.threads]
+        slower = max(both[way] for way in WAYS)
+        if 2 * contender.threads <= (os.cpu_count() or 1):  # with fewer cores they cannot but wait for each other
+            want(
+                f"of the slower one: encoder and decoder at the same time, {contender.name}", both["both"] / slower, 1.1
+            )
+    if 1 in ours and 2 in ours:
+        want("of one thread's time, two threads", ours[2].total / ours[1].total, 1.0)
+    return found
+
+
+def report(contenders: list[Contender], result: dict[str, Any]) -> None:
+    """Print the tables."""
+    peers = [c for c in contenders if c.kind == "peer"]
+    if result["busy_elsewhere"] is not None:
+        print(f"Meanwhile, other processes took {result['busy_elsewhere']:.2f} of the {os.cpu_count()} cores")
+    best = min((c.total for c in peers), default=None)
+    columns = "".join(f"{column:>8}" for _ in WAYS for column in ("p50", "p95", "p99", "min"))
+    print(f"\n{'ms a frame':<28}{'encode':>8}{'':24}{'decode':>8}{'':24}")
+    print(f"{'':<28}{columns}{'sum':>8}{'p99/p50':>12}{'times as fast':>15}")
+    for c in contenders:
+        spreads = [c.spread(way) for way in WAYS]
+        figures = "".join(f"{1000 * s[key]:8.2f}" for s in spreads for key in ("p50", "p95", "p99", "min"))
+        tails = "/".join(f"{s['p99'] / s['p50']:.2f}" for s in spreads)
+        ratio = f"{best / c.total:15.2f}" if best else f"{'-':>15}"
+        print(f"{c.name:<28}{figures}{1000 * c.total:8.2f}{tails:>12}{ratio}")
+    least_load, least_peak = (min((getattr(c, k) for c in peers), default=None) for k in ("load", "peak"))
+    print(f"\n{'':<28}{'load, ms':>12}{'of peer':>10}{'peak, MB':>12}{'of peer':>10}")
+    for c in contenders:
+        load, peak = (f"{v / w:10.2f}" if w else f"{'-':>10}" for v, w in ((c.load, least_load), (c.peak, least_peak)))
+        print(f"{c.name:<28}{1000 * c.load:12.0f}{load}{c.peak / 1e6:12.0f}{peak}")
+    print(
+        "load: from the call to the first encoded frame; peak: resident memory of the process, Python and numpy included"
+    )
+
+    for c in contenders:
+        if c.kind != "ours":
+            continue
+        limits = result["machine"][c.threads]
+        rates = f"product {limits['product'] / 1e9:.0f} GFLOP/s, read {limits['read'] / 1e9:.1f} GB/s"
+        print(f"\n{c.name}; numpy with as many on this machine now: {rates}")
+        print(f"{'':<22}{'ms':>8}{'GFLOP':>8}{'MB':>8}{'GFLOP/s':>10}{'of it':>7}{'GB/s':>8}{'of it':>7}")
+        for way in WAYS:
+            for stage in STAGES:
+                seconds = result["stages"][c.threads][way][stage]
+                operations, read = result["costs"][way][stage]
+                speed, flow = operations / seconds, read / seconds
+                cost = f"{1000 * seconds:8.2f}{operations / 1e9:8.3f}{read / 1e6:8.1f}"
+                shares = (
+                    f"{speed / 1e9:10.1f}{speed / limits['product']:7.0%}{flow / 1e9:8.1f}{flow / limits['read']:7.0%}"
+                )
+                print(f"{way + ', ' + stage:<22}{cost}{shares}")
+        both = result["together"][c.threads]
+        alone = [both[way] for way in WAYS]
+        print(f"At the same time from two Python threads: {1000 * both['both']:.2f} ms a frame;", end=" ")
+        print(
+            f"alone {1000 * alone[0]:.2f} and {1000 * alone[1]:.2f}: {both['both'] / max(alone):.2f} of the slower one,",
+            end=" ",
+        )
+        print(f"{both['both'] / sum(alone):.2f} of their sum")
+        kinds = result["inputs"][c.threads]
+        for kind, times in kinds.items():
+            shares = ", ".join(
+                f"{way} {1000 * times[way]:.2f} ms ({times[way] / kinds['speech'][way]:.2f})" for way in WAYS
+            )
+            print(f"On {kind}: {shares}")
+        for age, times in result["ages"][c.threads].items():
+            print(f"At frame {age:,}: " + ", ".join(f"{way} {1000 * times[way]:.2f} ms" for way in WAYS))
+
+    print()
+    for aim in result["aims"]:
+        word = "at least" if aim["least"] else "at most"
+        verdict = "met" if aim["met"] else "NOT met"
+        print(f"{aim['value']:6.2f} {aim['name']}: wanted {word} {aim['limit']:g}, {verdict}")
+    if not peers:
+        print("The peer was not run: nothing is said about it. --peer does.")
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", metavar="FILE", help="a codec; default: full-size random weights, made in .cache")
+    count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
+    parser.add_argument("--frames", default=100, help="to measure in each direction (default: %(default)s)", **count)
+    parser.add_argument("--warm-up", default=20, help="frames before them (default: %(default)s)", **count)
+    parser.add_argument("--threads", default=[1, 2], nargs="+", help="each of them (default: 1 2)", **count)
+    parser.add_argument("--loads", default=3, help="processes to measure loading in (default: %(default)s)", **count)
+    parser.add_argument(
+        "--peer", action="store_true", help=f"measure rustymimi {PEER_VERSION}, too, installed if need be"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    args = parser.parse_args()
+    given = Path(args.weights).expanduser() if args.weights else None
+    output = Path(args.json).expanduser() if args.json else None
+    check_outputs([output] if output else [], [given or WEIGHTS])
+    weights = given or make_weights()
+    try:
+        with weights.open("rb") as file:
+            while file.read(1 << 24):  # all of them find it in the system's cache
+                pass
+    except OSError as error:
+        raise InputError(f"{printable(str(weights))} cannot be read: {error.strerror}.") from None
+
+    threads = sorted(set(args.threads))
+    contenders = [Contender("ours", n, Path(sys.executable)) for n in threads]
+    if args.peer:
+        python = make_peer()
+        contenders += [Contender("peer", n, python) for n in threads]
+    print(
+        f"{printable(weights.name)} on {platform.machine()}, {os.cpu_count()} cores",
+        end="; ",
+    )
+    print(f"{args.frames} frames of 80 ms after {args.warm_up}, in turns of {BLOCK}", flush=True)
+    result = run(contenders, weights, args.frames, args.warm_up, args.loads)
+    result["costs"] = costs(result["config"])
+    result["aims"] = aims(contenders, result)
+    report(contenders, result)
+    if output:
+        facts = {"weights": weights.name, "machine_kind": platform.machine(), "cores": os.cpu_count()}
+        facts |= {"frames": args.frames, "warm_up": args.warm_up, "peer": args.peer}
+        figures = {**facts, "contenders": [c.summary() for c in contenders], **result}
+        output.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guard(lambda _: main()))

@@ -1,0 +1,209 @@
+"""One codec in a process of its own, for codec.py: takes commands as lines of JSON, and answers each with a line.
+
+Needs nothing but numpy and the codec, so that the interpreter of any environment runs it.
+"""
+
+import json
+import sys
+import threading
+import traceback
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+FRAME = 1920
+BLOCK = 10  # frames
+
+
+class Ours:
+    """The codec under its own names."""
+
+    def __init__(self, weights, threads):
+        import mimi
+
+        self._load = lambda: mimi.Mimi(weights, num_threads=threads)
+
+    def load(self):
+        self.codec = self._load()
+        self.encoder, self.decoder = self.codec.encoder(), self.codec.decoder()
+        self.encode, self.decode = self.encoder.step, self.decoder.step
+
+
+class Peer:
+    """The other one; the same shapes for whoever calls."""
+
+    def __init__(self, weights, threads):
+        import rustymimi
+
+        self._load = lambda: rustymimi.Tokenizer(weights, num_codebooks=8)
+
+    def load(self):
+        self._tokenizer = self._load()
+
+    def encode(self, pcm):
+        return self._tokenizer.encode_step(pcm[None, None])[0]
+
+    def decode(self, codes):
+        return self._tokenizer.decode_step(codes[None])[0, 0]
+
+
+class Worker:
+    """What can be asked of either, and, where a docstring says so, of ours alone."""
+
+    def __init__(self, kind, weights, threads, pcm):
+        self.codec = {"ours": Ours, "peer": Peer}[kind](weights, threads)
+        self.frames = np.load(pcm).reshape(-1, FRAME)
+        self.at = {"encode": 0, "decode": 0}
+
+    def load(self):
+        begin = perf_counter()
+        self.codec.load()
+        loaded = perf_counter()
+        self.codec.encode(self.frames[0])
+        return {"loaded": loaded - begin, "encoded": perf_counter() - begin}
+
+    def config(self):
+        """Of ours."""
+        return {**self.codec.codec.config, "num_codebooks": self.codec.codec.num_codebooks}
+
+    def codes(self, count):
+        """Encode the first frames at once, as a stream."""
+        return self.codec.encode(np.ascontiguousarray(self.frames[:count].reshape(-1))).tolist()
+
+    def take_codes(self, codes):
+        """Hear what there is to decode."""
+        # A frame's codes have to be contiguous for the peer.
+        self.columns = [np.array(column, np.uint32)[:, None] for column in zip(*codes, strict=True)]
+
+    def encode(self, count):
+        return self._time("encode", self.codec.encode, self.frames, count)
+
+    def decode(self, count):
+        return self._time("decode", self.codec.decode, self.columns, count)
+
+    def _time(self, name, step, frames, count):
+        seconds = []
+        for _ in range(count):
+            frame = frames[self.at[name] % len(frames)]
+            self.at[name] += 1
+            begin = perf_counter()
+            step(frame)
+            seconds.append(perf_counter() - begin)
+        return seconds
+
+    def stages(self):
+        """Seconds of ours so far, by direction and stage."""
+        return {"encode": self.codec.encoder.stage_seconds(), "decode": self.codec.decoder.stage_seconds()}
+
+    def peak(self):
+        """The most memory that was in use, in bytes."""
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, where there is no /proc
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+    def together(self, count):
+        """Wall seconds of `count` frames of ours: encoded, decoded, and both at the same time from two threads."""
+        tasks = [lambda: self.encode(count), lambda: self.decode(count)]
+        alone = []
+        for task in tasks:
+            begin = perf_counter()
+            task()
+            alone.append(perf_counter() - begin)
+        threads = [threading.Thread(target=task) for task in tasks]
+        begin = perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"encode": alone[0], "decode": alone[1], "both": perf_counter() - begin}
+
+    def inputs(self, count):
+        """Seconds of ours for each step on several kinds of sound, and on the codes of them."""
+        n = len(self.frames) * FRAME
+        square = np.where(np.arange(n) // 27 % 2, -1, 1)  # about 444 Hz
+        sounds = {"speech": self.frames, "silence": np.zeros(n), "denormals": np.full(n, 1e-40), "square wave": square}
+        sounds = {name: np.float32(sound).reshape(-1, FRAME) for name, sound in sounds.items()}
+        codec = self.codec.codec
+        streams = {name: (codec.encoder(), codec.decoder()) for name in sounds}
+        result = {name: {"encode": [], "decode": []} for name in sounds}
+        for at in range(-BLOCK, count, BLOCK):  # the first block is for warming up
+            for name, (encoder, decoder) in streams.items():
+                for i in range(at + BLOCK, at + 2 * BLOCK):
+                    frame = sounds[name][i % len(self.frames)]
+                    begin = perf_counter()
+                    codes = encoder.step(frame)
+                    middle = perf_counter()
+                    decoder.step(codes)
+                    end = perf_counter()
+                    if at >= 0:
+                        result[name]["encode"].append(middle - begin)
+                        result[name]["decode"].append(end - middle)
+        return result
+
+    def ages(self, count, ages):
+        """Seconds of ours for each step of streams that have gone on for so many frames; their windows are full."""
+        codec, full = self.codec.codec, -(-self.codec.codec.config["context"] // 2) + 1
+        full = min(full, len(self.frames), len(self.columns))
+        streams = []
+        for age in ages:
+            encoder, decoder = codec.encoder(), codec.decoder()
+            encoder.reset(position=2 * max(0, age - full))
+            decoder.reset(position=2 * max(0, age - full))
+            encoder.step(self.frames[:full].reshape(-1))
+            decoder.step(np.concatenate(self.columns[:full], axis=1))
+            streams.append((encoder, decoder))
+        result = [{"encode": [], "decode": []} for _ in ages]
+        for at in range(0, count, BLOCK):
+            for (encoder, decoder), seconds in zip(streams, result, strict=True):
+                for i in range(at, at + BLOCK):
+                    begin = perf_counter()
+                    encoder.step(self.frames[i % len(self.frames)])
+                    middle = perf_counter()
+                    decoder.step(self.columns[i % len(self.columns)])
+                    end = perf_counter()
+                    seconds["encode"].append(middle - begin)
+                    seconds["decode"].append(end - middle)
+        return result
+
+
+class Machine:
+    """What numpy gets out of the machine."""
+
+    def product(self, size=1024, times=12):
+        """FLOP/s of a float32 matrix product, at best."""
+        a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+        out = np.empty_like(a)
+        return 2 * size**3 / min(self._time(lambda: np.matmul(a, a, out), times))
+
+    def read(self, size=64 << 20, times=8):
+        """Bytes a second of reading float32 numbers from memory one after the other, at best."""
+        a = np.ones(size, np.float32)
+        return a.nbytes / min(self._time(lambda: np.dot(a, a), times))
+
+    def _time(self, work, times):
+        for _ in range(times):
+            begin = perf_counter()
+            work()
+            yield perf_counter() - begin
+
+
+def main():
+    kind, *arguments = sys.argv[1:]
+    try:
+        worker = Machine() if kind == "machine" else Worker(kind, arguments[0], int(arguments[1]), arguments[2])
+        print(json.dumps({"result": None}), flush=True)
+        for line in sys.stdin:
+            name, options = json.loads(line)
+            print(json.dumps({"result": getattr(worker, name)(**options)}), flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        print(json.dumps({"error": str(error).partition("\n")[0]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
