@@ -6,16 +6,26 @@
 //!
 //! No lock is involved: claiming is a compare-and-swap, a sleeper is woken by `unpark`, and to find the pool busy takes
 //! one swap. All that a caller can wait for is a chunk that a worker has claimed and not finished yet. Nothing is
-//! allocated either.
+//! allocated either. Where other programs want the cores, the system stops a worker in the middle of a chunk for
+//! milliseconds, more than a whole step takes; so a caller that had to wait that long shares nothing for a while, the
+//! longer the more often it happens.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use std::{hint, ptr};
 
 /// Turns of the waiting loop before a worker sleeps: some 100 microseconds.
 const SPINS: u32 = 4000;
+
+/// What a caller waits for a worker beyond the time that it worked itself, before the worker counts as late.
+const GRACE: Duration = Duration::from_micros(50);
+
+/// Jobs that are not shared after a worker was late; a step has some 60. Doubled up to the most each time.
+const SHORT_BREAK: u32 = 32;
+const LONG_BREAK: u32 = 1024;
 
 /// What 16 bits can count.
 const MOST_CHUNKS: u64 = 0xffff;
@@ -45,8 +55,12 @@ struct Shared {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// While a job runs.
+    /// While a job runs; it guards the two below.
     busy: AtomicBool,
+    /// Jobs that the caller does alone yet.
+    alone: AtomicU32,
+    /// How many it will be when a worker is late the next time.
+    next_break: AtomicU32,
 }
 
 impl std::fmt::Debug for Pool {
@@ -156,7 +170,13 @@ impl Pool {
                 thread::Builder::new().name(format!("mimi-{i}")).spawn(move || shared.work(i - 1)).ok()
             })
             .collect();
-        Self { shared, workers, busy: AtomicBool::new(false) }
+        Self {
+            shared,
+            workers,
+            busy: AtomicBool::new(false),
+            alone: AtomicU32::new(0),
+            next_break: AtomicU32::new(SHORT_BREAK),
+        }
     }
 
     pub fn threads(&self) -> usize {
@@ -171,23 +191,46 @@ impl Pool {
         if self.busy.swap(true, Ordering::Acquire) {
             return (0..chunks).for_each(job);
         }
+        let alone = self.alone.load(Ordering::Relaxed);
+        if alone > 0 {
+            self.alone.store(alone - 1, Ordering::Relaxed);
+            self.busy.store(false, Ordering::Release);
+            return (0..chunks).for_each(job);
+        }
         let shared = &*self.shared;
+        let begin = Instant::now();
         shared.publish(ptr::from_ref(&job).cast_mut().cast(), chunks, &self.workers);
         shared.help();
-        let mut turns = 0u32;
-        while shared.done.0.load(Ordering::Acquire) < chunks {
-            turns += 1;
-            if turns.is_multiple_of(1024) {
-                thread::yield_now();
-            } else {
-                hint::spin_loop();
-            }
-        }
+        self.wait(chunks, begin);
         let failed = shared.failed.swap(false, Ordering::Relaxed);
         self.busy.store(false, Ordering::Release);
         if failed {
             resume_unwind(Box::new("a chunk of work in the codec's threads panicked"));
         }
+    }
+
+    /// Waits for the chunks of others in a job that began at `begin`.
+    fn wait(&self, chunks: usize, begin: Instant) {
+        let done = || self.shared.done.0.load(Ordering::Acquire) == chunks;
+        let next_break = self.next_break.load(Ordering::Relaxed);
+        if !done() {
+            let worked = Instant::now();
+            let mut turns = 0u32;
+            while !done() {
+                turns = turns.wrapping_add(1);
+                if turns.is_multiple_of(1024) {
+                    thread::yield_now();
+                } else {
+                    hint::spin_loop();
+                }
+            }
+            if worked.elapsed() > worked - begin + GRACE {
+                self.alone.store(next_break, Ordering::Relaxed);
+                self.next_break.store(LONG_BREAK.min(2 * next_break), Ordering::Relaxed);
+                return;
+            }
+        }
+        self.next_break.store(SHORT_BREAK.max(next_break - 1), Ordering::Relaxed);
     }
 
     /// Cuts `data` into pieces of `len` (the last may be shorter) and calls `job(index, piece)` for each.
