@@ -450,3 +450,152 @@ impl Decoder {
         watch.lap(&mut self.times.seanet);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a stage costs per frame.
+    #[derive(Default)]
+    struct Cost {
+        /// Multiplications with an addition.
+        products: usize,
+        /// Numbers of the weights that are read.
+        weights: usize,
+        /// Numbers of the stream's own that are read, as far as they do not stay in a near cache.
+        state: usize,
+    }
+
+    impl Cost {
+        fn matrix(&mut self, rows: usize, k: usize, n: usize) {
+            self.products += rows * k * n;
+            self.weights += k * n;
+        }
+
+        fn conv(&mut self, rows: usize, k: usize, n: usize) {
+            self.matrix(rows, k, n);
+            self.weights += n;
+        }
+
+        fn residual(&mut self, rows: usize, channels: usize, config: &Config) {
+            let inner = channels / config.compress;
+            self.conv(rows, config.residual_kernel_size * channels, inner);
+            self.conv(rows, inner, channels);
+        }
+
+        /// Its line in the table of the crate's documentation.
+        fn line(&self, stage: &str) -> String {
+            let mflop = 2.0 * self.products as f64 / 1e6;
+            let megabytes = 4.0 * (self.weights + self.state) as f64 / 1e6;
+            format!("//! | {stage} | {mflop:.1} | {megabytes:.1} |\n")
+        }
+    }
+
+    fn encoder_seanet(config: &Config) -> Cost {
+        let mut cost = Cost::default();
+        let (mut rows, mut channels) = (config.frame_size(), config.n_filters);
+        cost.conv(rows, config.kernel_size, channels);
+        for stride in config.ratios.iter().rev() {
+            cost.residual(rows, channels, config);
+            rows /= stride;
+            cost.conv(rows, 2 * stride * channels, 2 * channels);
+            channels *= 2;
+        }
+        cost.conv(rows, config.last_kernel_size * channels, config.dimension);
+        cost
+    }
+
+    fn decoder_seanet(config: &Config) -> Cost {
+        let mut cost = Cost::default();
+        let (mut rows, mut channels) = (STEPS, config.deepest());
+        cost.conv(rows, config.kernel_size * config.dimension, channels);
+        for stride in &config.ratios {
+            channels /= 2;
+            // One bias for all steps of the stride.
+            cost.matrix(rows, 4 * channels, stride * channels);
+            cost.weights += channels;
+            rows *= stride;
+            cost.residual(rows, channels, config);
+        }
+        cost.conv(rows, config.last_kernel_size * channels, 1);
+        cost
+    }
+
+    fn transformer(config: &Config) -> Cost {
+        let (d, wide) = (config.dimension, config.dim_feedforward);
+        let mut cost = Cost::default();
+        for _ in 0..config.num_layers {
+            for (k, n) in [(d, 3 * d), (d, d), (d, wide), (wide, d)] {
+                cost.matrix(STEPS, k, n);
+            }
+            cost.weights += 4 * d; // the norms
+            cost.products += STEPS * 2 * config.context * d;
+            cost.state += 2 * config.context * d;
+        }
+        cost
+    }
+
+    fn encoder_quantizer(config: &Config, codebooks: usize) -> Cost {
+        let mut cost = Cost::default();
+        cost.matrix(1, 2 * STEPS * config.dimension, config.dimension);
+        cost.matrix(1, config.dimension, 2 * config.codebook_dim);
+        for _ in 0..codebooks {
+            cost.matrix(1, config.codebook_dim, config.bins);
+        }
+        cost
+    }
+
+    fn decoder_quantizer(config: &Config, codebooks: usize) -> Cost {
+        let mut cost = Cost::default();
+        cost.weights += codebooks * config.codebook_dim;
+        cost.matrix(1, 2 * config.codebook_dim, config.dimension);
+        cost.products += STEPS * 2 * config.dimension;
+        cost.weights += 2 * STEPS * config.dimension;
+        cost
+    }
+
+    #[test]
+    fn the_documented_costs_are_those_of_the_published_configuration() {
+        let config = Config::default();
+        let codebooks = Options::default().num_codebooks;
+        let encoder = [encoder_seanet(&config), transformer(&config), encoder_quantizer(&config, codebooks)];
+        let decoder = [decoder_quantizer(&config, codebooks), transformer(&config), decoder_seanet(&config)];
+        let mut table = String::new();
+        for (name, costs, stages) in [
+            ("encoder", &encoder, ["seanet", "transformer", "downsample and quantizer"]),
+            ("decoder", &decoder, ["quantizer and upsample", "transformer", "seanet"]),
+        ] {
+            let mut total = Cost::default();
+            for (stage, cost) in stages.into_iter().zip(costs) {
+                table += &cost.line(&format!("{name}: {stage}"));
+                total.products += cost.products;
+                total.weights += cost.weights;
+                total.state += cost.state;
+            }
+            table += &total.line(&format!("{name}, all"));
+        }
+        assert!(include_str!("lib.rs").contains(&table), "the table should be\n{table}");
+    }
+
+    /// The weights counted above are those of the checkpoint.
+    #[test]
+    fn the_counted_weights_are_there() {
+        let config = Config { n_filters: 16, ratios: vec![3, 5, 2], compress: 4, num_layers: 3, ..Config::default() };
+        let mut plan = Weights::plan();
+        Layers::load(&mut plan, &config, 5).unwrap();
+        let Weights::Plan(tensors) = plan else { unreachable!("a plan stays one") };
+        let stored = |prefix: &str| -> usize {
+            let wanted = tensors.iter().filter(|(name, _)| name.starts_with(prefix) && !name.ends_with(".scale"));
+            wanted.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+        };
+        assert_eq!(encoder_seanet(&config).weights, stored("encoder.model"));
+        assert_eq!(decoder_seanet(&config).weights, stored("decoder.model"));
+        assert_eq!(transformer(&config).weights, stored("encoder_transformer."));
+        assert_eq!(transformer(&config).weights, stored("decoder_transformer."));
+        let books = 5 * config.bins * config.codebook_dim;
+        let projections = 2 * config.codebook_dim * config.dimension;
+        assert_eq!(encoder_quantizer(&config, 5).weights, stored("downsample.") + projections + books);
+        let entries = 5 * config.codebook_dim;
+        assert_eq!(decoder_quantizer(&config, 5).weights, stored("upsample.") + projections + entries);
+    }
+}
