@@ -7,9 +7,9 @@ figures. It ends with 0 whatever they are.
 
 What a frame costs is counted from the configuration. A convolution or product of weights [out, in] at n places takes
 2·n·out·in operations and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer: two
-steps through 4·d² + 2·d·feedforward weights a layer, and for each step the window's keys and values, 2·context·d numbers,
-with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the distances to every entry of
-each codebook. What is kept from step to step in between counts as free.
+steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values of the window as far as it is
+full, 2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the
+distances to every entry of each codebook. What is kept from step to step in between counts as free.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def recording() -> Iterator[Path]:
 
 def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, loads: int) -> dict[str, Any]:
     """Let the contenders take turns; return what ours alone are asked, by number of threads, and what else there is to know."""
-    result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}, "busy_elsewhere": None}
+    result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}}
     with contextlib.ExitStack() as stack:
         pcm = stack.enter_context(recording())
         workers: list[Process] = []
@@ -224,14 +224,14 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
         def look_at_machine() -> None:
             for threads, process in machine.items():
                 for name, best in limits[threads].items():
-                    limits[threads][name] = max(best, process.ask(name))
+                    limits[threads][name] = max(best, process.ask(name, threads=threads))
 
         look_at_machine()
         seconds = {c.threads: {way: dict.fromkeys(STAGES, 0.0) for way in WAYS} for c, _ in ours}
         for worker in workers:
             for way in WAYS:
                 worker.ask(way, count=warm_up)
-        begin, busy_before = perf_counter(), busy_elsewhere(workers)
+        clock = Clock(workers)
         for at in range(0, frames, BLOCK):
             for contender, worker in zip(contenders, workers, strict=True):
                 before = worker.ask("stages") if contender.kind == "ours" else None
@@ -242,8 +242,7 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
                     for way in WAYS:
                         for stage in STAGES:
                             seconds[contender.threads][way][stage] += after[way][stage] - before[way][stage]
-        if busy_before is not None and (busy_after := busy_elsewhere(workers)) is not None:
-            result["busy_elsewhere"] = max(0.0, busy_after - busy_before) / (perf_counter() - begin)
+        result["busy_elsewhere"] = {"in turns": clock.busy_elsewhere()}
         for contender, worker in zip(contenders, workers, strict=True):
             contender.peak = worker.ask("peak")
         for contender, worker in ours:
@@ -257,29 +256,44 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
             result["inputs"][threads] = {kind: medians(times) for kind, times in kinds.items()}
             ages = worker.ask("ages", count=frames, ages=AGES)
             result["ages"][threads] = dict(zip(AGES, map(medians, ages), strict=True))
+        result["busy_elsewhere"]["afterwards"] = clock.busy_elsewhere()
         look_at_machine()
         result["machine"] = limits
     return result
 
 
-def busy_elsewhere(workers: list[Process]) -> float | None:
-    """Return for how many seconds processors have worked so far for anything but the workers, if the system says so."""
-    try:
-        total = sum(
-            int(n) for i, n in enumerate(Path("/proc/stat").read_text().split()[1:9]) if i not in (3, 4)
-        )  # not idle
-        stats = [Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() for worker in workers]
-    except OSError:
-        return None
-    return (total - sum(int(stat[11]) + int(stat[12]) for stat in stats)) / os.sysconf("SC_CLK_TCK")
+class Clock:
+    """Tells how much of the machine others take while the workers are measured."""
+
+    def __init__(self, workers: list[Process]) -> None:
+        self._workers = workers
+        self._last = self._read()
+
+    def busy_elsewhere(self) -> float | None:
+        """Return how many processors worked for others since the last call, on average; None if the system does not say."""
+        (then, before), (now, after) = self._last, self._read()
+        self._last = now, after
+        return None if before is None or after is None else max(0.0, after - before) / (now - then)
+
+    def _read(self) -> tuple[float, float | None]:
+        try:
+            numbers = list(map(int, Path("/proc/stat").read_text().split()[1:9]))
+            stats = [Path(f"/proc/{w.pid}/stat").read_text().rpartition(")")[2].split() for w in self._workers]
+        except OSError:
+            return perf_counter(), None
+        busy = sum(numbers) - numbers[3] - numbers[4]  # less idle, and waiting for disks
+        return perf_counter(), (busy - sum(int(s[11]) + int(s[12]) for s in stats)) / os.sysconf("SC_CLK_TCK")
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:
     return {way: median(seconds) for way, seconds in times.items()}
 
 
-def costs(config: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return operations and bytes of a frame by direction and stage; the module's docstring says how they are counted."""
+def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return operations and bytes of a frame by direction and stage; the module's docstring says how they are counted.
+
+    `window` is how many steps a step of the transformer looks at, on average.
+    """
     d, filters, compress = config["dimension"], config["n_filters"], config["compress"]
     rate = config["sample_rate"] / config["frame_rate"]  # samples a frame
 
@@ -310,7 +324,7 @@ def costs(config: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
     steps = places  # at the transformer's rate
     layer = add(
         conv(4 * d + 2 * config["dim_feedforward"], d, 1, steps),
-        (steps * 2 * 2 * config["context"] * d, 4 * 2 * config["context"] * d),
+        (steps * 2 * 2 * window * d, 4 * 2 * window * d),
     )
     transformer = add(*[layer] * config["num_layers"])
 
@@ -377,8 +391,9 @@ def aims(contenders: list[Contender], result: dict[str, Any]) -> list[dict[str, 
 def report(contenders: list[Contender], result: dict[str, Any]) -> None:
     """Print the tables."""
     peers = [c for c in contenders if c.kind == "peer"]
-    if result["busy_elsewhere"] is not None:
-        print(f"Meanwhile, other processes took {result['busy_elsewhere']:.2f} of the {os.cpu_count()} cores")
+    busy = [f"{share:.2f} {when}" for when, share in result["busy_elsewhere"].items() if share is not None]
+    if busy:
+        print(f"Cores that worked for others meanwhile: {', '.join(busy)}")
     best = min((c.total for c in peers), default=None)
     columns = "".join(f"{column:>8}" for _ in WAYS for column in ("p50", "p95", "p99", "min"))
     print(f"\n{'ms a frame':<28}{'encode':>8}{'':24}{'decode':>8}{'':24}")
@@ -476,7 +491,10 @@ def main() -> int:
     )
     print(f"{args.frames} frames of 80 ms after {args.warm_up}, in turns of {BLOCK}", flush=True)
     result = run(contenders, weights, args.frames, args.warm_up, args.loads)
-    result["costs"] = costs(result["config"])
+    config = result["config"]
+    # Two steps a frame; loading has encoded one.
+    window = np.mean([min(config["context"], 2 * (1 + args.warm_up + i) + 1.5) for i in range(args.frames)])
+    result["costs"] = costs(config, float(window))
     result["aims"] = aims(contenders, result)
     report(contenders, result)
     if output:
