@@ -298,6 +298,27 @@ mod tests {
     }
 
     #[test]
+    fn a_late_worker_is_left_alone_for_a_while() {
+        let pool = Pool::new(2);
+        let caller = thread::current().id();
+        let others_chunks = |own: u64, others: u64| {
+            let count = AtomicUsize::new(0);
+            pool.run(4, &|_| {
+                let other = thread::current().id() != caller;
+                thread::sleep(Duration::from_millis(if other { others } else { own }));
+                count.fetch_add(usize::from(other), Ordering::Relaxed);
+            });
+            count.into_inner()
+        };
+        let mut late = |_| others_chunks(1, 40) > 0 && pool.alone.load(Ordering::Relaxed) > 0;
+        assert!((0..100).any(&mut late), "the worker never woke");
+        for _ in 0..SHORT_BREAK {
+            assert_eq!(others_chunks(0, 0), 0);
+        }
+        assert!((0..100).any(|_| others_chunks(1, 0) > 0), "the break never ended");
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller() {
         let pool = Pool::new(2);
         let run = || pool.run(8, &|i| assert_ne!(i, 5));
