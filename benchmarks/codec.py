@@ -47,6 +47,7 @@ FRAME = 1920
 BLOCK = 10  # frames of one turn
 CODES = 150  # frames that are decoded, again and again
 AGES = 1_000, 100_000  # frames
+QUIET = 0.1  # cores that others may take
 WAYS = "encode", "decode"
 STAGES = "seanet", "transformer", "quantizer"
 
@@ -452,6 +453,8 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
         word = "at least" if aim["least"] else "at most"
         verdict = "met" if aim["met"] else "NOT met"
         print(f"{aim['value']:6.2f} {aim['name']}: wanted {word} {aim['limit']:g}, {verdict}")
+    if any(share and share > QUIET for share in result["busy_elsewhere"].values()):
+        print("The machine was not quiet: others worked on it, see above.")
     if not peers:
         print("The peer was not run: nothing is said about it. --peer does.")
 
