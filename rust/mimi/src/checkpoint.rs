@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -24,6 +25,9 @@ struct Entry {
     begin: u64,
     end: u64,
 }
+
+/// Bytes that are read at a time; a multiple of the size of every type.
+const PIECE: usize = 1 << 18;
 
 /// An open safetensors file whose header has been checked against the file's size.
 #[derive(Debug)]
@@ -157,28 +161,38 @@ impl Checkpoint {
     }
 
     /// The values of a tensor that [`check`](Self::check) has found, row-major, as float32.
-    pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+    /// Any number of threads may read at a time.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
         let entry = &self.entries[name];
         let dtype = self.dtype(name, entry)?;
-        let mut bytes = vec![0; (entry.end - entry.begin) as usize];
-        self.file
-            .seek(SeekFrom::Start(self.data_start + entry.begin))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(|e| Error::io(&self.path, e))?;
-        let values: Vec<f32> = match dtype {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
-            Dtype::Bf16 => bytes
-                .chunks_exact(2)
-                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
-                .collect(),
-        };
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => {
-                Err(self.fail(format!("`{name}` holds {} at position {at}, finite numbers are expected", values[at])))
+        let mut left = (entry.end - entry.begin) as usize;
+        let mut values = Vec::with_capacity(left / dtype.size());
+        // In pieces that stay in the cache.
+        let mut piece = vec![0; left.min(PIECE)];
+        while left > 0 {
+            let bytes = &mut piece[..left.min(PIECE)];
+            let from = self.data_start + entry.end - left as u64;
+            self.file.read_exact_at(bytes, from).map_err(|e| Error::io(&self.path, e))?;
+            left -= bytes.len();
+            let start = values.len();
+            match dtype {
+                Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+                Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16_to_f32(u16::from_le_bytes(*b)))),
+                Dtype::Bf16 => {
+                    let widen = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                    values.extend(bytes.as_chunks().0.iter().map(widen));
+                }
             }
-            None => Ok(values),
+            let new: &[f32] = &values[start..];
+            // Without an early end the compiler makes it wide.
+            if !new.iter().fold(true, |all, v| all & v.is_finite()) {
+                let at = start + new.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                return Err(
+                    self.fail(format!("`{name}` holds {} at position {at}, finite numbers are expected", values[at]))
+                );
+            }
         }
+        Ok(values)
     }
 
     fn dtype(&self, name: &str, entry: &Entry) -> Result<Dtype> {

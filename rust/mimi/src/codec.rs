@@ -59,15 +59,36 @@ struct Layers {
 impl Layers {
     fn load(weights: &mut Weights, config: &Config, num_codebooks: usize) -> Result<Self> {
         let d = config.dimension;
-        Ok(Self {
-            encoder: seanet::Encoder::load(weights, config)?,
-            encoder_transformer: Transformer::load(weights, "encoder_transformer", config)?,
-            downsample: Conv::load(weights, "downsample.conv.conv.conv", [d, d, 2 * STEPS, STEPS], false)?,
-            quantizer: Quantizer::load(weights, config, num_codebooks)?,
-            upsample: weights.take("upsample.convtr.convtr.convtr.weight", &[d, 1, 2 * STEPS])?,
-            decoder_transformer: Transformer::load(weights, "decoder_transformer", config)?,
-            decoder: seanet::Decoder::load(weights, config)?,
-        })
+        let encoding = |weights: &mut Weights| -> Result<_> {
+            Ok((
+                seanet::Encoder::load(weights, config)?,
+                Transformer::load(weights, "encoder_transformer", config)?,
+                Conv::load(weights, "downsample.conv.conv.conv", [d, d, 2 * STEPS, STEPS], false)?,
+                Quantizer::load(weights, config, num_codebooks)?,
+            ))
+        };
+        let decoding = |weights: &mut Weights| -> Result<_> {
+            Ok((
+                weights.take("upsample.convtr.convtr.convtr.weight", &[d, 1, 2 * STEPS])?,
+                Transformer::load(weights, "decoder_transformer", config)?,
+                seanet::Decoder::load(weights, config)?,
+            ))
+        };
+        let (one, other) = match weights {
+            Weights::Plan(_) => (encoding(weights), decoding(weights)),
+            // Half of the time goes into fresh memory, half into packing: two threads share both.
+            Weights::Read(checkpoint) => {
+                let checkpoint = *checkpoint;
+                std::thread::scope(|scope| {
+                    let other = scope.spawn(|| decoding(&mut Weights::Read(checkpoint)));
+                    let one = encoding(&mut Weights::Read(checkpoint));
+                    (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                })
+            }
+        };
+        let (encoder, encoder_transformer, downsample, quantizer) = one?;
+        let (upsample, decoder_transformer, decoder) = other?;
+        Ok(Self { encoder, encoder_transformer, downsample, quantizer, upsample, decoder_transformer, decoder })
     }
 }
 
@@ -86,7 +107,7 @@ pub struct Mimi(Arc<Model>);
 impl Mimi {
     /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
-        let mut checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open(path)?;
         let config = match (&options.config, &checkpoint.config) {
             (Some(config), _) => config.clone(),
             (None, Some(text)) => Config::from_json(text).map_err(|e| match e {
@@ -106,7 +127,7 @@ impl Mimi {
         if let Weights::Plan(expected) = plan {
             checkpoint.check(&expected)?;
         }
-        let layers = Layers::load(&mut Weights::Read(&mut checkpoint), &config, n)?;
+        let layers = Layers::load(&mut Weights::Read(&checkpoint), &config, n)?;
         let threads = match options.num_threads {
             Some(n @ 1..=64) => n,
             Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),

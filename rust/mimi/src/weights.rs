@@ -13,7 +13,7 @@ pub(crate) enum Weights<'a> {
     /// Notes the names and shapes asked for.
     Plan(BTreeMap<String, Vec<usize>>),
     /// Reads them.
-    Read(&'a mut Checkpoint),
+    Read(&'a Checkpoint),
 }
 
 impl Weights<'_> {
@@ -44,7 +44,13 @@ impl Weights<'_> {
     }
 
     /// [`Matrix::pack`], or an empty matrix while planning.
-    pub fn pack(&self, k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Matrix {
+    pub fn pack(
+        &self,
+        k: usize,
+        n: usize,
+        bias: Option<&[f32]>,
+        weight: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Matrix {
         if self.planning() { Matrix::pack(0, 1, None, weight) } else { Matrix::pack(k, n, bias, weight) }
     }
 }

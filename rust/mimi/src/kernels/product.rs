@@ -93,10 +93,13 @@ impl Matrix {
         let mut single = Vec::new();
         if n == 1 {
             single.extend((0..k).map(|row| weight(row, 0)));
-        } else {
-            for column in 0..n {
-                for row in 0..k {
-                    panels[column / NR * k + row].0[column % NR] = weight(row, column);
+        } else if k > 0 {
+            for (panel, lanes) in panels.chunks_exact_mut(k).enumerate() {
+                let columns = panel * NR..n.min((panel + 1) * NR);
+                for (row, lane) in lanes.iter_mut().enumerate() {
+                    for (value, column) in lane.0.iter_mut().zip(columns.clone()) {
+                        *value = weight(row, column);
+                    }
                 }
             }
         }
