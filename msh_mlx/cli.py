@@ -168,7 +168,16 @@ def load_session(
 
 # Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
-_LIVE_OPTIONS = ("input_device", "output_device", "record", "trace", "duration", "max_delay", "mute_start", "measure_latency")
+_LIVE_OPTIONS = (
+    "input_device",
+    "output_device",
+    "record",
+    "trace",
+    "duration",
+    "max_delay",
+    "mute_start",
+    "measure_latency",
+)
 
 
 def _parser() -> Parser:
