@@ -128,11 +128,11 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
 
 
 def _delay(text: str) -> float:
-    # Two frames are under way even if nothing is late.
+    """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
     value = number(text)
     if value < 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
-    return value
+    return value / 1000
 
 
 def load_session(
@@ -340,7 +340,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
         record=Path(args.record).expanduser() if args.record else None,
         trace=Path(args.trace).expanduser() if args.trace else None,
         duration=args.duration,
-        **({} if args.max_delay is None else {"max_delay": args.max_delay / 1000}),
+        max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,
         plain=args.plain,
         as_json=args.json,

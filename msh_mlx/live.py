@@ -190,8 +190,7 @@ class _Conversation:
                 self._begun = perf_counter()
             if self._hints:
                 self._hints.handle(event)
-            if not isinstance(event, Failed):
-                self._screen.handle(event)
+            self._screen.handle(event)
 
     def _press(self, pressed: str | None) -> bool:
         """Do what a key stands for; return whether the conversation goes on."""
@@ -264,7 +263,7 @@ class _Conversation:
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Release the devices, complete the files, and say how it was. Never raises what the terminal has to say."""
+        """Release the devices, complete the files, and say how it was; a terminal that has gone does not hinder that."""
         self._ended = perf_counter()
         if self._pipeline:
             self._pipeline.stop(0.3)
