@@ -613,15 +613,21 @@ def test_after_a_stop_the_system_knows_no_thread_of_ours_either():
 
 
 def test_a_stage_that_hangs_does_not_hang_the_stop():
-    gate = threading.Event()
-    with Run(Toy(lambda stage: stage == "step" and gate.wait(PATIENT))) as run:
+    hangs, gate = threading.Event(), threading.Event()
+
+    def hang(stage):
+        if stage == "step":
+            hangs.set()
+            gate.wait(PATIENT)
+
+    with Run(Toy(hang)) as run:
         run.ready()
         run.tape.give(number(1))
-        eventually(lambda: run.of(Heard))
+        assert hangs.wait(PATIENT)
         begin = time.monotonic()
         assert not run.pipeline.stop(0.1)
         assert time.monotonic() - begin < PATIENT / 2
-        assert [thread.name for thread in our_threads()] == ["msh-model"]
+        eventually(lambda: [thread.name for thread in our_threads()] == ["msh-model"])
         assert all(thread.daemon for thread in our_threads())
         gate.set()
         assert run.pipeline.join(PATIENT)
