@@ -62,6 +62,7 @@ class FakeSystem:
         self.present = devices
         self.streams: list[FakeStream] = []
         self.log: list[tuple[object, ...]] = []
+        self.opened = 0
         self.refuse: Callable[[Device, str, int, int], int] = lambda *_: 0
         self.closing: Callable[[], object] = lambda: None
         self.opening: Callable[[], object] = lambda: None
@@ -75,8 +76,10 @@ class FakeSystem:
         code = self.refuse(device, kind, rate, channels) or (0 if device in self.present else -9996)
         if code:
             raise StreamError(device, kind, "Refused", code)
-        self.streams.append(FakeStream(self, ring))
-        return self.streams[-1]
+        stream = FakeStream(self, ring)
+        self.streams.append(stream)
+        self.opened += 1
+        return stream
 
     def refresh(self) -> None:
         assert not self.streams, "PortAudio must not be initialised while a stream is open"
@@ -304,7 +307,8 @@ def test_a_sound_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MshError, match="has not answered"):
         microphone.open(BUILT_IN)
     go_on.set()
-    until(lambda: system.log and not system.streams)  # what was opened too late was closed again
+    until(lambda: system.opened and not system.streams)  # what was opened too late was closed again
+    monkeypatch.setattr(module, "_ANSWER", DEADLINE)
     microphone.open(BUILT_IN)
     go_on.clear()
     system.closing = lambda: go_on.wait(DEADLINE)
