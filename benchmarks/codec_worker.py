@@ -192,6 +192,18 @@ class Machine:
             seconds = min(min(self._time(lambda w=w: list(pool.map(w, parts)), times)) for w in works)
         return parts.nbytes / seconds
 
+    def reads_together(self, threads, size=64 << 20, times=15):
+        """Wall time of two reads from memory at the same time, `threads` for each, as a share of that of one; the median."""
+        parts = np.ones((2, threads, size // 4 // threads), np.float32)
+        with ThreadPoolExecutor(2 * threads) as pool:
+
+            def read(parts):
+                return list(pool.map(lambda b: np.dot(b, b), parts))
+
+            one = list(self._time(lambda: read(parts[0]), times))
+            two = list(self._time(lambda: read(parts.reshape(2 * threads, -1)), times))
+        return float(np.median(two) / np.median(one))
+
     def _time(self, work, times):
         for _ in range(times):
             begin = perf_counter()

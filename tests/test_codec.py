@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from make_mimi_weights import V01, tensors
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from slow_mimi import SlowMimi
 
@@ -544,3 +547,53 @@ def test_damaged_files_never_crash(tmp_path):
             assert codec.encode(pcm).shape == (8, 1)
             continue
         assert message.endswith(".")
+
+
+def test_codecs_of_one_file_share_their_weights(full_path):
+    """In a process of its own: the first takes the weights' 305 MB, further ones almost nothing, until the last has gone."""
+    program = """
+import gc, sys
+from pathlib import Path
+import mimi
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) >> 10
+
+path, sizes = sys.argv[1], [resident()]
+codecs = [mimi.Mimi(path)]
+sizes.append(resident())
+codecs += [mimi.Mimi(path), mimi.Mimi(path, num_codebooks=4), mimi.Mimi(path, num_threads=2)]
+streams = [stream for codec in codecs for stream in (codec.encoder(), codec.decoder())]
+sizes.append(resident())
+del codecs, streams
+gc.collect()
+sizes.append(resident())
+print(*sizes)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not say what memory is in use")
+    run = subprocess.run([sys.executable, "-c", program, full_path], capture_output=True, text=True, check=True)
+    before, one, four, none = map(int, run.stdout.split())
+    assert 250 < one - before < 330
+    assert four - one < 60
+    assert none - before < 60
+
+
+@pytest.mark.parametrize("wait", [0, 1.1])
+def test_a_file_that_has_changed_is_read_again(tmp_path, speech, wait):
+    """Also one that changes in place, keeping its size, while a codec of it lives."""
+    path, pcm = tmp_path / "mimi.safetensors", speech[: 12 * FRAME]
+    weights = load_file(DEMO / "mimi.safetensors")
+    config = safe_open(DEMO / "mimi.safetensors", "np").metadata()
+    save_file(weights, path, config)
+    time.sleep(wait)
+    first = mimi.Mimi(path)
+    before = first.decode(first.encode(pcm))
+    name = "decoder.model.14.conv.conv.bias"
+    weights[name] = weights[name] + np.float32(0.5)
+    save_file(weights, tmp_path / "new.safetensors", config)
+    path.write_bytes((tmp_path / "new.safetensors").read_bytes())
+    second = mimi.Mimi(path)
+    assert np.abs(second.decode(first.encode(pcm)) - before - 0.5).max() < 1e-5
+    assert (first.decode(first.encode(pcm)) == before).all()

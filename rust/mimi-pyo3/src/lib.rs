@@ -15,6 +15,8 @@ use error::{Failure, MimiError};
 
 /// The weights of a codec: immutable, to be shared between threads and streams.
 ///
+/// Codecs of the same file and configuration share them by themselves, unless the file was written within the last second.
+///
 /// Parameters
 /// ----------
 /// path : str or os.PathLike

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::shared::FileId;
 
 /// How the numbers of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,7 +28,7 @@ struct Entry {
 }
 
 /// Bytes that are read at a time; a multiple of the size of every type.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 16;
 
 /// An open safetensors file whose header has been checked against the file's size.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Checkpoint {
     path: PathBuf,
     file: File,
     entries: BTreeMap<String, Entry>,
+    /// Says which file this is, unless it is too young to say so.
+    pub id: Option<FileId>,
     /// The metadata key `config`, if there is one.
     pub config: Option<String>,
     data_start: u64,
@@ -113,7 +116,7 @@ impl Checkpoint {
                 format!("it is too long: {needed} bytes of tensors are announced but {available} are there"),
             ));
         }
-        Ok(Self { path: path.to_owned(), file, entries, config, data_start })
+        Ok(Self { path: path.to_owned(), file, entries, id: FileId::of(&meta), config, data_start })
     }
 
     /// Checks that exactly the `expected` tensors are there, each with its shape and a type that can be read.
@@ -163,36 +166,18 @@ impl Checkpoint {
     /// The values of a tensor that [`check`](Self::check) has found, row-major, as float32.
     /// Any number of threads may read at a time.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let mut values = self.values(name)?;
+        let mut all = vec![0.0; values.len];
+        values.read(&mut all)?;
+        Ok(all)
+    }
+
+    /// The same, to be read in parts.
+    pub fn values<'a>(&'a self, name: &'a str) -> Result<Values<'a>> {
         let entry = &self.entries[name];
         let dtype = self.dtype(name, entry)?;
-        let mut left = (entry.end - entry.begin) as usize;
-        let mut values = Vec::with_capacity(left / dtype.size());
-        // In pieces that stay in the cache.
-        let mut piece = vec![0; left.min(PIECE)];
-        while left > 0 {
-            let bytes = &mut piece[..left.min(PIECE)];
-            let from = self.data_start + entry.end - left as u64;
-            self.file.read_exact_at(bytes, from).map_err(|e| Error::io(&self.path, e))?;
-            left -= bytes.len();
-            let start = values.len();
-            match dtype {
-                Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-                Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16_to_f32(u16::from_le_bytes(*b)))),
-                Dtype::Bf16 => {
-                    let widen = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                    values.extend(bytes.as_chunks().0.iter().map(widen));
-                }
-            }
-            let new: &[f32] = &values[start..];
-            // Without an early end the compiler makes it wide.
-            if !new.iter().fold(true, |all, v| all & v.is_finite()) {
-                let at = start + new.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                return Err(
-                    self.fail(format!("`{name}` holds {} at position {at}, finite numbers are expected", values[at]))
-                );
-            }
-        }
-        Ok(values)
+        let len = (entry.end - entry.begin) as usize / dtype.size();
+        Ok(Values { checkpoint: self, name, dtype, from: self.data_start + entry.begin, len, at: 0, piece: Vec::new() })
     }
 
     fn dtype(&self, name: &str, entry: &Entry) -> Result<Dtype> {
@@ -206,6 +191,55 @@ impl Checkpoint {
 
     fn fail(&self, reason: String) -> Error {
         Error::checkpoint(&self.path, reason)
+    }
+}
+
+/// The values of a tensor in the file, from the first to the last.
+#[derive(Debug)]
+pub(crate) struct Values<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    dtype: Dtype,
+    /// Where the tensor begins in the file.
+    from: u64,
+    len: usize,
+    /// Values that have been read.
+    at: usize,
+    piece: Vec<u8>,
+}
+
+impl Values<'_> {
+    /// Reads the next `out.len()` values, which must be there.
+    pub fn read(&mut self, out: &mut [f32]) -> Result<()> {
+        assert!(out.len() <= self.len - self.at, "a tensor is not read beyond its end");
+        let size = self.dtype.size();
+        // In pieces that stay in the cache.
+        for out in out.chunks_mut(PIECE / size) {
+            self.piece.resize(out.len() * size, 0);
+            let from = self.from + (self.at * size) as u64;
+            let checkpoint = self.checkpoint;
+            checkpoint.file.read_exact_at(&mut self.piece, from).map_err(|e| Error::io(&checkpoint.path, e))?;
+            let halves = || self.piece.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+            match self.dtype {
+                Dtype::F32 => {
+                    out.iter_mut().zip(self.piece.as_chunks().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b))
+                }
+                Dtype::F16 => out.iter_mut().zip(halves()).for_each(|(v, b)| *v = f16_to_f32(b)),
+                Dtype::Bf16 => out.iter_mut().zip(halves()).for_each(|(v, b)| *v = f32::from_bits(u32::from(b) << 16)),
+            }
+            // Without an early end the compiler makes it wide.
+            if !out.iter().fold(true, |all, v| all & v.is_finite()) {
+                let at = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                return Err(checkpoint.fail(format!(
+                    "`{}` holds {} at position {}, finite numbers are expected",
+                    self.name,
+                    out[at],
+                    self.at + at
+                )));
+            }
+            self.at += out.len();
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Isa, Kernels, Sink};
 use crate::quantizer::{self, Quantizer};
 use crate::seanet::{self, sized};
+use crate::shared::{FileId, Shared};
 use crate::transformer::{self, Transformer};
 use crate::weights::Weights;
 
@@ -43,13 +44,12 @@ impl Default for Options {
     }
 }
 
-/// The layers of a codec.
+/// The layers of a codec, but for the quantizer, which depends on the number of codebooks.
 #[derive(Debug)]
 struct Layers {
     encoder: seanet::Encoder,
     encoder_transformer: Transformer,
     downsample: Conv,
-    quantizer: Quantizer,
     /// Depthwise, `[dimension, 4]`.
     upsample: Vec<f32>,
     decoder_transformer: Transformer,
@@ -57,14 +57,13 @@ struct Layers {
 }
 
 impl Layers {
-    fn load(weights: &mut Weights, config: &Config, num_codebooks: usize) -> Result<Self> {
+    fn load(weights: &mut Weights, config: &Config) -> Result<Self> {
         let d = config.dimension;
         let encoding = |weights: &mut Weights| -> Result<_> {
             Ok((
                 seanet::Encoder::load(weights, config)?,
                 Transformer::load(weights, "encoder_transformer", config)?,
                 Conv::load(weights, "downsample.conv.conv.conv", [d, d, 2 * STEPS, STEPS], false)?,
-                Quantizer::load(weights, config, num_codebooks)?,
             ))
         };
         let decoding = |weights: &mut Weights| -> Result<_> {
@@ -77,18 +76,18 @@ impl Layers {
         let (one, other) = match weights {
             Weights::Plan(_) => (encoding(weights), decoding(weights)),
             // Half of the time goes into fresh memory, half into packing: two threads share both.
-            Weights::Read(checkpoint) => {
+            Weights::Read(checkpoint, _) => {
                 let checkpoint = *checkpoint;
                 std::thread::scope(|scope| {
-                    let other = scope.spawn(|| decoding(&mut Weights::Read(checkpoint)));
-                    let one = encoding(&mut Weights::Read(checkpoint));
+                    let other = scope.spawn(|| decoding(&mut Weights::read(checkpoint)));
+                    let one = encoding(&mut Weights::read(checkpoint));
                     (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 })
             }
         };
-        let (encoder, encoder_transformer, downsample, quantizer) = one?;
+        let (encoder, encoder_transformer, downsample) = one?;
         let (upsample, decoder_transformer, decoder) = other?;
-        Ok(Self { encoder, encoder_transformer, downsample, quantizer, upsample, decoder_transformer, decoder })
+        Ok(Self { encoder, encoder_transformer, downsample, upsample, decoder_transformer, decoder })
     }
 }
 
@@ -97,15 +96,20 @@ struct Model {
     config: Config,
     num_codebooks: usize,
     kernels: Kernels,
-    layers: Layers,
+    layers: Arc<Layers>,
+    quantizer: Arc<Quantizer>,
 }
+
+static LAYERS: Shared<(FileId, Config), Layers> = Shared::new();
+static QUANTIZERS: Shared<(FileId, Config, usize), Quantizer> = Shared::new();
 
 /// A loaded codec: immutable, cheap to clone, to be shared between threads and streams.
 #[derive(Clone, Debug)]
 pub struct Mimi(Arc<Model>);
 
 impl Mimi {
-    /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there.
+    /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there. Codecs of the
+    /// same file and configuration share their weights, unless the file was written within the last second.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let config = match (&options.config, &checkpoint.config) {
@@ -123,11 +127,18 @@ impl Mimi {
             return Err(Error::Input(format!("num_codebooks is {n}, but 1 to {} are expected", config.n_q)));
         }
         let mut plan = Weights::plan();
-        Layers::load(&mut plan, &config, n)?;
+        Layers::load(&mut plan, &config)?;
+        Quantizer::load(&mut plan, &config, n)?;
         if let Weights::Plan(expected) = plan {
             checkpoint.check(&expected)?;
         }
-        let layers = Layers::load(&mut Weights::Read(&checkpoint), &config, n)?;
+        let id = checkpoint.id.clone();
+        let layers = LAYERS.get(id.clone().map(|id| (id, config.clone())), || {
+            Layers::load(&mut Weights::read(&checkpoint), &config)
+        })?;
+        let quantizer = QUANTIZERS.get(id.map(|id| (id, config.clone(), n)), || {
+            Quantizer::load(&mut Weights::read(&checkpoint), &config, n)
+        })?;
         let threads = match options.num_threads {
             Some(n @ 1..=64) => n,
             Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),
@@ -135,7 +146,7 @@ impl Mimi {
             None => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 2)),
         };
         let isa = options.isa.unwrap_or_else(|| Isa::available()[0]);
-        Ok(Self(Arc::new(Model { config, num_codebooks: n, kernels: Kernels::new(isa, threads), layers })))
+        Ok(Self(Arc::new(Model { config, num_codebooks: n, kernels: Kernels::new(isa, threads), layers, quantizer })))
     }
 
     /// The architecture.
@@ -332,7 +343,7 @@ impl Encoder {
         codes.resize(start + frames * model.num_codebooks, 0);
         let mut watch = Stopwatch::start();
         let latents = &self.latents[..frames * model.config.dimension];
-        model.layers.quantizer.encode(&model.kernels, &mut self.scratch, latents, &mut codes[start..]);
+        model.quantizer.encode(&model.kernels, &mut self.scratch, latents, &mut codes[start..]);
         watch.lap(&mut self.times.quantizer);
     }
 
@@ -449,11 +460,11 @@ impl Decoder {
     }
 
     fn block(&mut self, codes: &[u32], rows: usize, pcm: &mut [f32]) {
-        let Model { config, kernels, layers, .. } = &*self.mimi.0;
+        let Model { config, kernels, layers, quantizer, .. } = &*self.mimi.0;
         let d = config.dimension;
         let frames = codes.len() / rows;
         let mut watch = Stopwatch::start();
-        layers.quantizer.decode(kernels, &mut self.scratch, codes, rows, self.upsample.fresh(frames));
+        quantizer.decode(kernels, &mut self.scratch, codes, rows, self.upsample.fresh(frames));
         let steps = self.seanet.input.fresh(STEPS * frames);
         let latents = self.upsample.window();
         for (step, out) in steps.chunks_exact_mut(d).enumerate() {
@@ -603,7 +614,8 @@ mod tests {
     fn the_counted_weights_are_there() {
         let config = Config { n_filters: 16, ratios: vec![3, 5, 2], compress: 4, num_layers: 3, ..Config::default() };
         let mut plan = Weights::plan();
-        Layers::load(&mut plan, &config, 5).unwrap();
+        Layers::load(&mut plan, &config).unwrap();
+        Quantizer::load(&mut plan, &config, 5).unwrap();
         let Weights::Plan(tensors) = plan else { unreachable!("a plan stays one") };
         let stored = |prefix: &str| -> usize {
             let wanted = tensors.iter().filter(|(name, _)| name.starts_with(prefix) && !name.ends_with(".scale"));

@@ -73,24 +73,15 @@ impl Conv {
         [inputs, outputs, kernel, stride]: [usize; 4],
         has_bias: bool,
     ) -> Result<Self> {
-        let w = weights.take(&format!("{name}.weight"), &[outputs, inputs, kernel])?;
         let bias = if has_bias { Some(weights.take(&format!("{name}.bias"), &[outputs])?) } else { None };
-        let weight = weights.pack(kernel * inputs, outputs, bias.as_deref(), |row, column| {
-            w[(column * inputs + row % inputs) * kernel + row / inputs]
-        });
+        let weight = weights.matrix(&format!("{name}.weight"), &[outputs, inputs, kernel], bias.as_deref(), None)?;
         Ok(Self { weight, inputs, stride, keep: kernel - stride })
     }
 
     /// A transposed convolution of the stored weight `[inputs, outputs, 2 · stride]`.
     pub fn load_transposed(weights: &mut Weights, name: &str, [inputs, outputs, stride]: [usize; 3]) -> Result<Self> {
-        let kernel = 2 * stride;
-        let w = weights.take(&format!("{name}.weight"), &[inputs, outputs, kernel])?;
         let bias = weights.take(&format!("{name}.bias"), &[outputs])?.repeat(stride);
-        // The older step of the window meets the kernel's second half, the present one its first.
-        let weight = weights.pack(2 * inputs, stride * outputs, Some(&bias), |row, column| {
-            let tap = column / outputs + if row < inputs { stride } else { 0 };
-            w[(row % inputs * outputs + column % outputs) * kernel + tap]
-        });
+        let weight = weights.transposed(&format!("{name}.weight"), [inputs, outputs, stride], &bias)?;
         Ok(Self { weight, inputs, stride: 1, keep: 1 })
     }
 

@@ -44,6 +44,7 @@ mod error;
 mod kernels;
 mod quantizer;
 mod seanet;
+mod shared;
 mod transformer;
 mod weights;
 

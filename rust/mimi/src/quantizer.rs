@@ -42,10 +42,8 @@ impl Quantizer {
             inputs.push(weights.take(&format!("quantizer.{part}.input_proj.weight"), &[width, d, 1])?);
             outputs.push(weights.take(&format!("quantizer.{part}.output_proj.weight"), &[d, width, 1])?);
         }
-        let input_proj =
-            weights.pack(d, 2 * width, None, |row, column| inputs[column / width][column % width * d + row]);
-        let output_proj =
-            weights.pack(2 * width, d, None, |row, column| outputs[row / width][column * width + row % width]);
+        let input_proj = weights.pack(d, 2 * width, |row, column| inputs[column / width][column % width * d + row]);
+        let output_proj = weights.pack(2 * width, d, |row, column| outputs[row / width][column * width + row % width]);
 
         let mut books = Vec::new();
         for k in 0..config.n_q {

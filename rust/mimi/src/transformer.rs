@@ -42,10 +42,7 @@ impl Layer {
         let scale1 = weights.take(&format!("{name}.layer_scale_1.scale"), &[d])?;
         let scale2 = weights.take(&format!("{name}.layer_scale_2.scale"), &[d])?;
         let mut linear = |part: &str, inputs: usize, outputs: usize, scale: Option<&[f32]>| -> Result<Matrix> {
-            let w = weights.take(&format!("{name}.{part}"), &[outputs, inputs])?;
-            Ok(weights.pack(inputs, outputs, None, |row, column| {
-                w[column * inputs + row] * scale.map_or(1.0, |scale| scale[column])
-            }))
+            weights.matrix(&format!("{name}.{part}"), &[outputs, inputs], None, scale)
         };
         Ok(Self {
             in_proj: linear("self_attn.in_proj_weight", d, 3 * d, None)?,

@@ -8,27 +8,32 @@ use std::collections::BTreeMap;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::kernels::Matrix;
+use crate::seanet::sized;
 
 pub(crate) enum Weights<'a> {
     /// Notes the names and shapes asked for.
     Plan(BTreeMap<String, Vec<usize>>),
-    /// Reads them.
-    Read(&'a Checkpoint),
+    /// Reads them; a matrix is packed while it is read, a few columns at a time.
+    Read(&'a Checkpoint, Vec<f32>),
 }
 
-impl Weights<'_> {
+impl<'a> Weights<'a> {
     pub fn plan() -> Self {
         Self::Plan(BTreeMap::new())
+    }
+
+    pub fn read(checkpoint: &'a Checkpoint) -> Self {
+        Self::Read(checkpoint, Vec::new())
     }
 
     /// A tensor's values, row-major; nothing while planning.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         match self {
-            Self::Plan(expected) => {
-                expected.insert(name.to_owned(), shape.to_vec());
+            Self::Plan(_) => {
+                self.expect(name, shape);
                 Ok(Vec::new())
             }
-            Self::Read(checkpoint) => checkpoint.read(name),
+            Self::Read(checkpoint, _) => checkpoint.read(name),
         }
     }
 
@@ -39,18 +44,55 @@ impl Weights<'_> {
         }
     }
 
-    pub fn planning(&self) -> bool {
-        matches!(self, Self::Plan(_))
+    /// The matrix of a tensor `[outputs, inputs]` or `[outputs, inputs, taps]`: its column j is output j, multiplied by
+    /// `scale[j]`, and its row `tap · inputs + i` is input i of that tap. An empty matrix while planning.
+    pub fn matrix(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        bias: Option<&[f32]>,
+        scale: Option<&[f32]>,
+    ) -> Result<Matrix> {
+        self.expect(name, shape);
+        let Self::Read(checkpoint, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
+        let (outputs, taps) = (shape[0], shape.get(2).copied().unwrap_or(1));
+        let k = shape[1] * taps;
+        let mut matrix = Matrix::zeros(k, outputs, bias);
+        let mut values = checkpoint.values(name)?;
+        for first in (0..outputs).step_by(Matrix::PANEL) {
+            let columns = sized(scratch, Matrix::PANEL.min(outputs - first) * k);
+            values.read(columns)?;
+            for (column, scale) in columns.chunks_exact_mut(k).zip(scale.into_iter().flat_map(|scale| &scale[first..]))
+            {
+                column.iter_mut().for_each(|v| *v *= scale);
+            }
+            matrix.set_columns(first, taps, columns);
+        }
+        Ok(matrix)
+    }
+
+    /// The matrix of a transposed convolution's tensor `[inputs, outputs, 2 · stride]`: its column `j · outputs + o` is
+    /// step j of output o. The older step of the window, rows 0 to inputs, meets the kernel's second half, the present one
+    /// its first. An empty matrix while planning.
+    pub fn transposed(&mut self, name: &str, [inputs, outputs, stride]: [usize; 3], bias: &[f32]) -> Result<Matrix> {
+        let kernel = 2 * stride;
+        self.expect(name, &[inputs, outputs, kernel]);
+        let Self::Read(checkpoint, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
+        let mut matrix = Matrix::zeros(2 * inputs, stride * outputs, Some(bias));
+        let mut values = checkpoint.values(name)?;
+        let row = sized(scratch, outputs * kernel);
+        for i in 0..inputs {
+            values.read(row)?;
+            for j in 0..stride {
+                matrix.set_part_of_row(i, j * outputs, kernel, stride + j, row);
+                matrix.set_part_of_row(inputs + i, j * outputs, kernel, j, row);
+            }
+        }
+        Ok(matrix)
     }
 
     /// [`Matrix::pack`], or an empty matrix while planning.
-    pub fn pack(
-        &self,
-        k: usize,
-        n: usize,
-        bias: Option<&[f32]>,
-        weight: impl Fn(usize, usize) -> f32 + Sync,
-    ) -> Matrix {
-        if self.planning() { Matrix::pack(0, 1, None, weight) } else { Matrix::pack(k, n, bias, weight) }
+    pub fn pack(&self, k: usize, n: usize, weight: impl Fn(usize, usize) -> f32) -> Matrix {
+        if let Self::Plan(_) = self { Matrix::zeros(0, 1, None) } else { Matrix::pack(k, n, None, weight) }
     }
 }

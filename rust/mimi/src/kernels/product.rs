@@ -86,28 +86,71 @@ pub(crate) enum Sink<'a> {
 }
 
 impl Matrix {
+    /// Columns that are set at a time.
+    pub const PANEL: usize = NR;
+
+    /// All zeros, to be filled; `bias` has n numbers.
+    pub fn zeros(k: usize, n: usize, bias: Option<&[f32]>) -> Self {
+        let panels = Aligned::<Lane>::zeroed(if n == 1 { 0 } else { n.div_ceil(NR) * k });
+        let column = vec![0.0; if n == 1 { k } else { 0 }];
+        let mut lanes = vec![Lane([0.0; NR]); n.div_ceil(NR)];
+        for (column, b) in bias.unwrap_or_default().iter().enumerate() {
+            lanes[column / NR].0[column % NR] = *b;
+        }
+        Self { k, n, panels, column, bias: lanes }
+    }
+
     /// Packs `weight(row, column)`, `[k, n]`; `bias` has n numbers.
     pub fn pack(k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Self {
-        let zero = Lane([0.0; NR]);
-        let mut panels = Aligned::<Lane>::zeroed(if n == 1 { 0 } else { n.div_ceil(NR) * k });
-        let mut single = Vec::new();
-        if n == 1 {
-            single.extend((0..k).map(|row| weight(row, 0)));
-        } else if k > 0 {
-            for (panel, lanes) in panels.chunks_exact_mut(k).enumerate() {
-                let columns = panel * NR..n.min((panel + 1) * NR);
-                for (row, lane) in lanes.iter_mut().enumerate() {
-                    for (value, column) in lane.0.iter_mut().zip(columns.clone()) {
-                        *value = weight(row, column);
+        let mut matrix = Self::zeros(k, n, bias);
+        for column in 0..n {
+            for row in 0..k {
+                matrix.set(row, column, weight(row, column));
+            }
+        }
+        matrix
+    }
+
+    #[inline]
+    fn set(&mut self, row: usize, column: usize, value: f32) {
+        if self.n == 1 {
+            self.column[row] = value;
+        } else {
+            self.panels[column / NR * self.k + row].0[column % NR] = value;
+        }
+    }
+
+    /// Sets the columns from `first`, a multiple of [`PANEL`](Self::PANEL), on, at most as many as that: `columns` is
+    /// `[columns, k / taps, taps]`, and row `tap · k / taps + i` of the matrix takes `[.., i, tap]`.
+    pub fn set_columns(&mut self, first: usize, taps: usize, columns: &[f32]) {
+        let k = self.k;
+        if self.n == 1 {
+            for (i, step) in columns.chunks_exact(taps).enumerate() {
+                for (tap, value) in step.iter().enumerate() {
+                    self.column[tap * (k / taps) + i] = *value;
+                }
+            }
+            return;
+        }
+        let lanes = &mut self.panels[first / NR * k..][..k];
+        for (tap, lanes) in lanes.chunks_exact_mut(k / taps).enumerate() {
+            // A column is read in pieces of a cache line: columns often lie so that they cannot all stay in the cache.
+            for (piece, lanes) in lanes.chunks_mut(NR).enumerate() {
+                for (c, column) in columns.chunks_exact(k).enumerate() {
+                    let values = column[piece * NR * taps..].iter().skip(tap).step_by(taps);
+                    for (lane, value) in lanes.iter_mut().zip(values) {
+                        lane.0[c] = *value;
                     }
                 }
             }
         }
-        let mut lanes = vec![zero; n.div_ceil(NR)];
-        for (column, b) in bias.unwrap_or_default().iter().enumerate() {
-            lanes[column / NR].0[column % NR] = *b;
+    }
+
+    /// Sets `row` to `values`, `[n, taps]`, of which it takes one tap.
+    pub fn set_part_of_row(&mut self, row: usize, first: usize, taps: usize, tap: usize, values: &[f32]) {
+        for (i, value) in values.iter().skip(tap).step_by(taps).enumerate() {
+            self.set(row, first + i, *value);
         }
-        Self { k, n, panels, column: single, bias: lanes }
     }
 
     pub fn columns(&self) -> usize {

@@ -1,0 +1,64 @@
+//! One set of weights for all codecs of a file.
+//!
+//! Whoever loads a file that a living codec was loaded from gets that codec's weights. What is shared is never written, and
+//! goes when the last codec of it goes.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use crate::error::Result;
+
+/// A file that changed so recently may change again without its times showing it: its weights are not shared.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What tells a file, in the state that it is in, from all others.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileId {
+    /// `None` if the file has changed just now.
+    pub fn of(meta: &Metadata) -> Option<Self> {
+        let changed = Duration::new(meta.ctime().try_into().ok()?, meta.ctime_nsec().try_into().ok()?);
+        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
+        (age >= SETTLED).then(|| Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// The living values, each with what it was made from.
+#[derive(Debug)]
+pub(crate) struct Shared<K, V>(Mutex<Vec<(K, Weak<V>)>>);
+
+impl<K: PartialEq, V> Shared<K, V> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// The living value of `key`, or a new one by `make`. Of two threads that want the same at once, one waits for the
+    /// other. Without a key the value is nobody else's.
+    pub fn get(&self, key: Option<K>, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+        let Some(key) = key else { return make().map(Arc::new) };
+        // What a panic left is whole: a value is entered when it is made.
+        let mut living = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        living.retain(|(_, value)| value.strong_count() > 0);
+        if let Some(value) = living.iter().find(|(k, _)| *k == key).and_then(|(_, value)| value.upgrade()) {
+            return Ok(value);
+        }
+        let value = Arc::new(make()?);
+        living.push((key, Arc::downgrade(&value)));
+        Ok(value)
+    }
+}
