@@ -195,7 +195,9 @@ def main() -> int:
     files: ModelFiles = find_model(args.model, args.mimi, args.tokenizer, args.config) if args.model else find_demo()
 
     def load() -> Session:
-        return load_session(files, None, voice=(0.8, 250), text=(0.7, 25), seed=0)
+        return load_session(
+            files, None, voice={"temperature": 0.8, "top_k": 250}, text={"temperature": 0.7, "top_k": 25}, seed=0
+        )
 
     fast = as_fast_as_it_goes(load, round(args.seconds / FRAME))
     overlapped, parts = fast["overlapped"], [fast[stage] for stage in ("encode", "step", "decode")]

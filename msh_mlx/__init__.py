@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .codec import Mimi, load_mimi
     from .config import LmConfig
-    from .errors import InputError, MshError
+    from .errors import InputError, InUseError, MshError
     from .generate import LmGen, Step
     from .models.lm import Lm
-    from .sampling import Sampler
+    from .sampling import Sampler, TextSampler
     from .session import Frame, Session, Timings
     from .text import TextStream, Word, Words, load_tokenizer
     from .weights import load_lm
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Frame": "session",
+    "InUseError": "errors",
     "InputError": "errors",
     "Lm": "models.lm",
     "LmConfig": "config",
@@ -34,6 +35,7 @@ _HOMES = {
     "Sampler": "sampling",
     "Session": "session",
     "Step": "generate",
+    "TextSampler": "sampling",
     "TextStream": "text",
     "Timings": "session",
     "Word": "text",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Frame",
+    "InUseError",
     "InputError",
     "Lm",
     "LmConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "Sampler",
     "Session",
     "Step",
+    "TextSampler",
     "TextStream",
     "Timings",
     "Word",

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,15 +100,42 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
 
 
-def number(text: str) -> float:
-    """Parse an option that is a finite number ≥ 0."""
+def signed(text: str) -> float:
+    """Parse an option that is a finite number."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def number(text: str) -> float:
+    """Parse an option that is a finite number ≥ 0."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if (value := signed(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+
+
+def positive(text: str) -> float:
+    """Parse an option that is a finite number > 0."""
+    if (value := number(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse an option that is a number from 0 to 1."""
+    if (value := number(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive_share(text: str) -> float:
+    """Parse an option that is a number above 0 and up to 1."""
+    return min(positive(text), share(text))
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
@@ -139,29 +166,31 @@ def load_session(
     files: ModelFiles,
     quantized: int | None,
     *,
-    voice: tuple[float, int],
-    text: tuple[float, int],
+    voice: Mapping[str, Any],
+    text: Mapping[str, Any],
     seed: int | None,
+    kv_bits: int | None = None,
 ) -> Session:
-    """Load a model, what is small first; `voice` and `text` are temperature and top-k.
+    """Load a model, what is small first; `voice` and `text` are the arguments of `Sampler` and `TextSampler`.
 
     Raises
     ------
     InputError
-        A file is wrong, or the files do not belong together.
+        A file or a value is wrong, or the files do not belong together.
     """
     from .codec import load_mimi
     from .config import LmConfig
-    from .sampling import Sampler
+    from .sampling import Sampler, TextSampler
     from .session import Session
     from .text import load_tokenizer
     from .weights import load_lm
 
+    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     config = LmConfig.of(files.config)
     tokenizer = load_tokenizer(files.tokenizer)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     lm = load_lm(files.model, config=config, quantized=quantized)
-    return Session(lm, mimi, tokenizer, text_sampler=Sampler(*text), audio_sampler=Sampler(*voice), seed=seed)
+    return Session(lm, mimi, tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
 
 
 # ---- the conversation, live or with recordings ---------------------------------------------------------------------------
@@ -254,6 +283,48 @@ def _parser() -> Parser:
         default=25,
         help="choices for the text; 0 is all (default: %(default)s)",
     )
+    for name, of in (("", "voice"), ("text-", "text")):
+        add(
+            f"--{name}top-p",
+            metavar="P",
+            type=positive_share,
+            default=1.0,
+            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
+        )
+        add(
+            f"--{name}min-p",
+            metavar="P",
+            type=share,
+            default=0.0,
+            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
+        )
+    add(
+        "--repetition-penalty",
+        metavar="X",
+        type=positive,
+        default=1.0,
+        help="make Moshi avoid its last words: above 1, say 1.1 (default: 1, off)",
+    )
+    add(
+        "--repetition-words",
+        metavar="N",
+        type=whole(1, 1001),
+        default=32,
+        help="how many of its last words --repetition-penalty looks at (default: %(default)s)",
+    )
+    add(
+        "--padding-bonus",
+        metavar="X",
+        type=signed,
+        default=0.0,
+        help="make Moshi talk less (above 0, say 2) or more (below 0; default: 0)",
+    )
+    add(
+        "--kv-bits",
+        type=int,
+        choices=(8,),
+        help="keep what the model remembers in 8 bits: half the memory, a little less exact",
+    )
     add(
         "--seed",
         metavar="N",
@@ -281,8 +352,17 @@ def _load(files: ModelFiles, args: argparse.Namespace) -> Session:
     return load_session(
         files,
         args.quantized,
-        voice=(args.temperature, args.top_k),
-        text=(args.text_temperature, args.text_top_k),
+        voice={"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
+        text={
+            "temperature": args.text_temperature,
+            "top_k": args.text_top_k,
+            "top_p": args.text_top_p,
+            "min_p": args.text_min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "repetition_words": args.repetition_words,
+            "padding_bonus": args.padding_bonus,
+        },
+        kv_bits=args.kv_bits,
         seed=args.seed,
     )
 

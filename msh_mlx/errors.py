@@ -11,3 +11,7 @@ class InputError(MshError, ValueError):
     """Something that the user gave (an option, a file, an array) is wrong; the program ends with exit code 2."""
 
     exit_code = 2
+
+
+class InUseError(MshError, RuntimeError):
+    """A conversation was used on two threads at once; nothing of it has changed."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Lock
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError
+from .config import LmConfig
+from .errors import InputError, InUseError
+from .models.cache import Ring, capacities
 from .models.lm import Lm
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler
+from .position import AS_SAID, Outcome, Position
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 
@@ -36,8 +42,9 @@ class LmGen:
     `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
     on the number of steps.
 
-    State: the caches of `lm`; the last text token `[1]` and own codes `[1, dep_q]` as sampled, int32, on the device; the
-    own codes of the last `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host.
+    State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
+    `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
+    used on another, but by one at a time.
 
     Parameters
     ----------
@@ -47,6 +54,15 @@ class LmGen:
         How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
     seed
         The same seed, codes and machine give the same conversation, also after `reset`. None: a new one every time.
+    kv_bits
+        8 keeps keys and values in 8 bits, in about half the memory of bfloat16; None in the activations' dtype.
+    word_starts
+        Text tokens with which a word begins, for the repetition penalty; by default those that follow padding.
+
+    Raises
+    ------
+    InputError
+        The seed is not in [0, 2^64), or `kv_bits` does not suit the model.
     """
 
     def __init__(
@@ -56,25 +72,41 @@ class LmGen:
         text_sampler: Sampler = TEXT_SAMPLER,
         audio_sampler: Sampler = AUDIO_SAMPLER,
         seed: int | None = None,
+        kv_bits: int | None = None,
+        word_starts: Collection[int] | None = None,
     ) -> None:
         if seed is not None and not 0 <= seed < 1 << 64:
             raise InputError(f"The seed {seed} is not between 0 and 2^64 − 1.")
+        if not isinstance(text_sampler, TextSampler):
+            text_sampler = TextSampler(**asdict(text_sampler))
         self.lm = lm
         self.text_sampler = text_sampler
         self.audio_sampler = audio_sampler
         self.seed = seed
+        self._form = lm.ring_format(kv_bits)
+        self._run = Position(lm, text_sampler, audio_sampler, self._form)
+        self._words = _RecentWords(text_sampler, lm.config, word_starts)
+        self._in_use = Lock()
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation: the next step is as the first one was."""
-        config = self.lm.config
-        self._position = 0
-        self._caches = self.lm.make_cache()
-        self._text = mx.full((1,), config.text_card, mx.int32)
-        self._own = mx.full((1, config.dep_q), config.card, mx.int32)
-        self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
-        self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
-        self._seed = secrets.randbits(64) if self.seed is None else self.seed
+        """Forget the conversation: the next step is as the first one was.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with _one_at_a_time(self._in_use):
+            config = self.lm.config
+            self._position = 0
+            self._said: mx.array | None = None
+            self._rings: list[Ring] = []
+            self._outcome: Outcome | None = None
+            self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
+            self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
+            self._words.clear()
+            self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
         """Hear one frame of the user and say one.
@@ -88,13 +120,74 @@ class LmGen:
         ------
         InputError
             The codes have another shape, are no integers or out of range; the conversation is as before.
+        InUseError
+            Another thread is in the middle of a step.
         """
         codes = self._checked(user_codes)
-        if self._position == 0:
-            self._advance()
-        self._user.append(codes)
-        text_token = self._advance()
-        return Step(text_token, self._complete_frame())
+        with _one_at_a_time(self._in_use):
+            # Nobody waits for the priming step: what it says stays on the device, where the next one takes it.
+            said = [self._enqueue()] if self._position == 0 else []
+            self._user.append(codes)
+            said.append(self._enqueue())
+            for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
+                self._words.push(text_token := int(row[0]))
+                self._sampled.append(row[1:].astype(np.uint32))
+            return Step(text_token, self._complete_frame())
+
+    def warm_up(self) -> None:
+        """Let MLX compile all that a conversation of any length will need, on this thread; the conversation stays as it is.
+
+        For a moment it takes the memory of the full cache.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with _one_at_a_time(self._in_use):
+            config = self.lm.config
+            tokens = np.zeros(1 + config.n_q, np.int32)
+            for capacity in capacities(config.context):
+                said = mx.zeros((1 + config.dep_q,), mx.int32)
+                rings = self._empty_rings(capacity)
+                for position in (0, 1):  # the second takes what the first one made, as a conversation does
+                    outcome = self._run(position, tokens, said, rings, self._key(position), self._words.tokens())
+                    said, rings = outcome.said, outcome.rings
+                to_host(said)
+            del outcome, rings
+            mx.clear_cache()
+
+    @property
+    def text_logits(self) -> mx.array:
+        """Text logits of the newest position, `[text_card]`, on the device, before the sampler changed any.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        return self._newest().text_logits[0]
+
+    @property
+    def audio_logits(self) -> mx.array:
+        """Logits of the newest position's codes, `[dep_q, card]`, on the device.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        return mx.concatenate(self._newest().audio_logits)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that are held now."""
+        return sum(array.nbytes for ring in self._rings for array in ring)
+
+    def _newest(self) -> Outcome:
+        if self._outcome is None:
+            raise InputError("There was no step yet, and so there are no logits.")
+        return self._outcome
 
     def _checked(self, user_codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
         config = self.lm.config
@@ -110,40 +203,42 @@ class LmGen:
             raise InputError(f"The user's code {codes[wrong][0]} is not in [0, {config.card}).")
         return codes.astype(np.int32)
 
-    def _advance(self) -> int:
-        """Run one position, and bring what it says to the host."""
-        keys = self._keys()
-        h, logits = self.lm(self._tokens(), self._caches, self._position)
-        self._text = self.text_sampler(logits, keys[0])
-        self._own = self.lm.depformer(h, self._text, lambda logits, k: self.audio_sampler(logits, keys[1 + k]))
-        host = to_host(mx.concatenate([self._text[:, None], self._own], axis=1))[0]
-        self._sampled.append(host[1:].astype(np.uint32))
+    def _enqueue(self) -> mx.array:
+        """Enqueue one position and return what it says, `[1 + dep_q]` int32 on the device."""
+        config = self.lm.config
+        if self._said is None:
+            self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
+            self._rings = self._empty_rings(capacities(config.context)[0])
+        elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
+            larger = min(2 * capacity, config.context)
+            self._rings = [self._form.grown(ring, larger) for ring in self._rings]
+        rings, self._rings = self._rings, []
+        self._outcome = None
+        outcome = self._run(
+            self._position, self._tokens(), self._said, rings, self._key(self._position), self._words.tokens()
+        )
+        self._outcome, self._said, self._rings = outcome, outcome.said, outcome.rings
         self._position += 1
-        return int(host[0])
+        return outcome.said
 
-    def _keys(self) -> list[mx.array] | list[None]:
-        """Make the random keys of this position: one for the text, one a codebook. They follow from seed and position."""
-        count = 1 + self.lm.config.dep_q
-        if self.text_sampler.greedy and self.audio_sampler.greedy:
-            return [None] * count
+    def _empty_rings(self, capacity: int) -> list[Ring]:
+        return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
+
+    def _key(self, position: int) -> mx.array:
+        """Make the random key of a position: it follows from seed and position."""
         # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
-        key = mx.random.key((self._seed + _GOLDEN_RATIO * self._position) % (1 << 64))
-        return list(mx.random.split(key, count))
+        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
 
-    def _tokens(self) -> mx.array:
-        """Collect the input of this position, `[1, 1 + n_q]` int32, from the streams and their delays."""
-        config, position = self.lm.config, self._position
-        user = np.full(config.user_q, config.card, np.int32)
-        for k, delay in enumerate(config.delays[1 + config.dep_q :]):
-            if delay < len(self._user):
-                user[k] = self._user[-1 - delay][k]
-        tokens = mx.concatenate([self._text[:, None], self._own, mx.array(user)[None]], axis=1)
-        if position <= config.max_delay:
-            # A stream of delay d has said nothing of its own before position d + 1.
-            start = np.array([config.text_card] + [config.card] * config.n_q, np.int32)
-            early = position <= np.array(config.delays)
-            early[1 + config.dep_q :] = False
-            tokens = mx.where(mx.array(early)[None], mx.array(start)[None], tokens)
+    def _tokens(self) -> npt.NDArray[np.int32]:
+        """Collect the input of this position, `[1 + n_q]`, from the streams and their delays."""
+        config = self.lm.config
+        tokens = np.full(1 + config.n_q, AS_SAID, np.int32)
+        for i, delay in enumerate(config.delays):
+            if i > config.dep_q:
+                tokens[i] = self._user[-1 - delay][i - 1 - config.dep_q] if delay < len(self._user) else config.card
+            elif self._position <= delay:
+                # A stream of delay d has said nothing of its own before position d + 1.
+                tokens[i] = config.card if i else config.text_card
         return tokens
 
     def _complete_frame(self) -> npt.NDArray[np.uint32] | None:
@@ -153,6 +248,47 @@ class LmGen:
         # Own frame f's codebook of delay d was sampled at position f + d; the newest position is f + max_delay.
         delays = config.delays[1 : 1 + config.dep_q]
         return np.array([self._sampled[d - config.max_delay - 1][k] for k, d in enumerate(delays)], np.uint32)
+
+
+class _RecentWords:
+    """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
+
+    def __init__(self, sampler: TextSampler, config: LmConfig, starts: Collection[int] | None) -> None:
+        self._size = sampler.recent_size
+        self._nothing = config.text_card
+        self._padding = config.padding_ids
+        self._starts = None if starts is None else frozenset(starts)
+        self._words: deque[list[int]] = deque(maxlen=sampler.repetition_words)
+        self._after_padding = True
+
+    def clear(self) -> None:
+        self._words.clear()
+        self._after_padding = True
+
+    def push(self, token: int) -> None:
+        padding = token in self._padding
+        if not padding:
+            if not self._words or (self._after_padding if self._starts is None else token in self._starts):
+                self._words.append([])
+            self._words[-1].append(token)
+        self._after_padding = padding
+
+    def tokens(self) -> npt.NDArray[np.int32]:
+        tokens = np.full(self._size, self._nothing, np.int32)
+        if self._size:
+            said = [token for word in self._words for token in word][-self._size :]
+            tokens[: len(said)] = said
+        return tokens
+
+
+@contextmanager
+def _one_at_a_time(lock: Lock) -> Iterator[None]:
+    if not lock.acquire(blocking=False):
+        raise InUseError("The conversation is in the middle of a step on another thread; use it on one at a time.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def to_host(array: mx.array) -> npt.NDArray[np.int32]:

@@ -327,7 +327,7 @@ class Pipeline:
             self._spoke(words.flush())
 
     def _start_up(self) -> Session:
-        """Load the session, let it run on silence until it is warm, and return it as new."""
+        """Load the session, warm it up, let it run on silence until its time is steady, and return it as new."""
         import mlx.core as mx
 
         mx.set_cache_limit(_CACHE)
@@ -337,6 +337,7 @@ class Pipeline:
         loaded = perf_counter()
         self._events(Loading("loading", loaded - begin))
         self._events(Loading("warm-up"))
+        session.warm_up()
         silence = np.zeros(session.frame_size, np.float32)
         took: list[float] = []
         while len(took) < _WARM_UP[0] or (took[-1] > _WARM * min(took) and len(took) < _WARM_UP[1]):

@@ -13,8 +13,8 @@ from .codec import Mimi
 from .errors import InputError
 from .generate import LmGen
 from .models.lm import Lm
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler
-from .text import TextStream
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .text import TextStream, word_starts
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Spoken:
 class Session:
     """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
 
-    Several sessions may share the model and the codec; each has a state of its own. A session belongs to one thread at a time.
+    Several sessions may share the model and the codec; each has a state of its own. A session may be made on one thread and
+    used on another, but by one at a time: two at once are an `InUseError`.
 
     Parameters
     ----------
@@ -75,11 +76,13 @@ class Session:
         How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
     seed
         The same seed, sound and machine give the same conversation, also after `reset`. None: a new one every time.
+    kv_bits
+        8 keeps the model's keys and values in 8 bits; None in its own dtype.
 
     Raises
     ------
     InputError
-        The three do not belong together; the message says why.
+        The three do not belong together, or the seed or `kv_bits` is wrong; the message says why.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Session:
         text_sampler: Sampler = TEXT_SAMPLER,
         audio_sampler: Sampler = AUDIO_SAMPLER,
         seed: int | None = None,
+        kv_bits: int | None = None,
     ) -> None:
         config = lm.config
         if tokenizer.GetPieceSize() != config.text_card:
@@ -110,9 +114,17 @@ class Session:
         self.frame_rate: float = mimi.frame_rate
         self.frame_size: int = mimi.frame_size
         self._user_q = config.user_q
+        self._mimi = mimi
         self._encoder = mimi.encoder()
         self._decoder = mimi.decoder()
-        self._gen = LmGen(lm, text_sampler=text_sampler, audio_sampler=audio_sampler, seed=seed)
+        self._gen = LmGen(
+            lm,
+            text_sampler=text_sampler,
+            audio_sampler=audio_sampler,
+            seed=seed,
+            kv_bits=kv_bits,
+            word_starts=word_starts(tokenizer) if isinstance(text_sampler, TextSampler) else None,
+        )
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)
 
@@ -150,6 +162,14 @@ class Session:
         self.reset_encoder()
         self.reset_model()
         self.reset_decoder()
+
+    def warm_up(self) -> None:
+        """Make the first step as fast as the others, and those after it; the conversation stays as it is.
+
+        MLX compiles by thread: call this on the thread that will call `push` or `step`.
+        """
+        self._gen.warm_up()
+        self._mimi.decoder().step(self._mimi.encoder().step(np.zeros(self.frame_size, np.float32)))
 
     # The stages of `push`, for those who run each on a thread of its own: they share no state.
 

@@ -42,6 +42,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
     return tokenizer
 
 
+def word_starts(tokenizer: sentencepiece.SentencePieceProcessor) -> frozenset[int]:
+    """List the tokens whose text begins with a space, and so a word."""
+    return frozenset(i for i in range(tokenizer.GetPieceSize()) if tokenizer.IdToPiece(i).startswith(_SPACE))
+
+
 class TextStream:
     """Turns tokens into text, one at a time.
 

@@ -52,7 +52,11 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
             display(event)
 
         session = load_session(
-            files, args.quantized, voice=(args.temperature, 250), text=(args.text_temperature, 25), seed=args.seed
+            files,
+            args.quantized,
+            voice={"temperature": args.temperature, "top_k": 250},
+            text={"temperature": args.text_temperature, "top_k": 25},
+            seed=args.seed,
         )
         summary = converse(session, recording, Plan(reply=output, max_steps=args.steps), listener)
         for what, times in (("Encoding", summary.encode), ("The model", summary.step), ("Decoding", summary.decode)):

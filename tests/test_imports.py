@@ -18,8 +18,10 @@ LEVELS = [
     {"session", "metrics", "keys"},
     {"events"},
     {"codec", "generate", "audio", "files", "text", "weights"},
+    {"position"},
     {"sampling", "models.lm"},
-    {"models.transformer", "models.cache", "models"},
+    {"models.transformer"},
+    {"models.layers", "models.cache", "models"},
     {"config"},
     {"errors", "signals", "log"},
 ]

@@ -11,28 +11,12 @@ from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, inputs, rotate
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.models.cache import KeyValueRing
-from msh_mlx.models.transformer import rotation
+from msh_mlx.models.cache import capacities, rotation
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"
 GREEDY = Sampler(temperature=0)
-
-
-class Recorder(Sampler):
-    """Greedy, and remembers the logits that it saw and what it chose."""
-
-    def __init__(self):
-        super().__init__(temperature=0)
-        object.__setattr__(self, "logits", [])
-        object.__setattr__(self, "tokens", [])
-
-    def __call__(self, logits, key):
-        token = super().__call__(logits, key)
-        self.logits.append(np.array(logits[0].astype(mx.float32)))
-        self.tokens.append(int(token[0]))
-        return token
 
 
 def talk(gen, user_codes):
@@ -41,20 +25,35 @@ def talk(gen, user_codes):
     return [s.text_token for s in steps], np.array([s.frame for s in steps]).T
 
 
-def recorded(lm, user_codes):
+class Recorder:
+    """Runs a greedy conversation and keeps what every position, the priming step included, chose and from what."""
+
+    def __init__(self, lm, **options):
+        self.gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY, **options)
+        self.text, self.tokens, self.text_logits, self.audio_logits, self.frames = [], [], [], [], []
+        enqueue = self.gen._enqueue
+
+        def keep():
+            said = enqueue()
+            row = np.array(said)
+            self.text.append(int(row[0]))
+            self.tokens.append(row[1:])
+            self.text_logits.append(np.array(self.gen.text_logits.astype(mx.float32)))
+            self.audio_logits.append(np.array(self.gen.audio_logits.astype(mx.float32)))
+            return said
+
+        self.gen._enqueue = keep
+
+    def talk(self, user_codes):
+        self.frames += [self.gen.step(user_codes[:, t]).frame for t in range(user_codes.shape[1])]
+        return self
+
+
+def recorded(lm, user_codes, **options):
     """Run greedily and return, with the priming step first: text tokens, text logits, depformer tokens and logits, frames."""
-    text, audio = Recorder(), Recorder()
-    gen = LmGen(lm, text_sampler=text, audio_sampler=audio)
-    _, frames = talk(gen, user_codes)
-    dep_q = lm.config.dep_q
-    tokens = np.array(audio.tokens).reshape(-1, dep_q).T
-    return (
-        np.array(text.tokens),
-        np.array(text.logits),
-        tokens,
-        np.array(audio.logits).reshape(-1, dep_q, lm.config.card),
-        frames,
-    )
+    r = Recorder(lm, **options).talk(user_codes)
+    arrays = (r.text, r.text_logits, np.array(r.tokens).T, r.audio_logits, np.array(r.frames).T)
+    return tuple(np.array(array) for array in arrays)
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +112,13 @@ def test_other_delays(delays):
     config = {**json.loads((SMALL / "config.json").read_text()), "delays": delays}
     user = np.random.default_rng(6).integers(0, config["card"], (4, 30))
     lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
-    text, audio = Recorder(), Recorder()
-    gen = LmGen(lm, text_sampler=text, audio_sampler=audio)
-    frames = [gen.step(user[:, t]).frame for t in range(30)]
-    tokens = np.array(audio.tokens).reshape(-1, 4).T
+    r = Recorder(lm).talk(user)
+    tokens = np.array(r.tokens).T
     slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config)
-    _, logits = slow.temporal(inputs(config, text.tokens, tokens, user))
-    assert np.abs(np.array(text.logits) - logits).max() < 1e-4
+    _, logits = slow.temporal(inputs(config, r.text, tokens, user))
+    assert np.abs(np.array(r.text_logits) - logits).max() < 1e-4
     largest = max(delays)
-    for t, frame in enumerate(frames):
+    for t, frame in enumerate(r.frames):
         own = t + 1 - largest
         if own < 0:
             assert frame is None
@@ -143,40 +140,52 @@ def test_a_missing_code_adds_nothing():
 
 @pytest.mark.parametrize("position", [0, 1, 3750, 1_080_000, 10**9])
 def test_rotation_is_exact_at_any_position(position):
-    x = np.random.default_rng(position).standard_normal((1, 4, 1, 64))
-    freqs = rotation(position, 64, 10000.0)
-    fast = mx.fast.rope(
-        mx.array(x.astype(np.float32)), 64, traditional=True, base=None, scale=1.0, offset=1, freqs=freqs
+    x = np.random.default_rng(position).standard_normal((3, 4, 1, 64))
+    factors = rotation(position, 64, 10000.0)
+    assert factors.dtype == np.float32
+    pairs = x.reshape(3, 4, 1, 32, 2)
+    turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).reshape(x.shape)
+    query, key = (rotate(x[i], np.array([float(position)]), 10000.0) for i in (0, 1))
+    assert np.abs(turned[0] * 8 - query).max() < 5e-6  # 8 = √64
+    assert np.abs(turned[1] - key).max() < 5e-6
+    assert (turned[2] == x[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("context", "steps"), [(3000, [256, 512, 1024, 2048, 3000]), (150, [150]), (256, [256]), (257, [256, 257])]
+)
+def test_capacities_double_up_to_the_context(context, steps):
+    assert capacities(context) == steps
+
+
+def test_the_cache_grows_with_the_conversation_up_to_the_window():
+    """Over two doublings and the turn of the ring, the logits are those of a version that keeps everything."""
+    config = {**json.loads((SMALL / "config.json").read_text()), "context": 600}
+    user = np.random.default_rng(15).integers(0, config["card"], (4, 700))
+    lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
+    r = Recorder(lm)
+    held = set()
+    for t in range(700):
+        r.talk(user[:, t : t + 1])
+        held.add(r.gen.kv_bytes)
+    assert sorted(held) == [lm.ring_format().nbytes(n) * config["num_layers"] for n in (256, 512, 600)]
+    _, slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config).temporal(
+        inputs(config, r.text, np.array(r.tokens).T, user)
     )
-    assert np.abs(np.array(fast)[0] - rotate(x[0], np.array([float(position)]), 10000.0)).max() < 5e-6
-
-
-def test_ring_holds_the_last_context_steps_and_grows_by_doubling():
-    ring, context = KeyValueRing(150), 150
-    capacities = set()
-    for p in range(400):
-        step = mx.full((1, 1, 1, 1), float(p))
-        keys, values = ring.update(p, step, -step)
-        seen = sorted(np.array(keys).ravel().tolist())
-        assert seen == [float(q) for q in range(max(0, p + 1 - context), p + 1)]
-        assert (np.array(values) == -np.array(keys)).all()
-        capacities.add(ring.keys.shape[2])
-    assert capacities == {64, 128, 150}
-    assert ring.nbytes == 2 * 150 * 4
+    assert np.abs(np.array(r.text_logits) - slow).max() < 1e-4
 
 
 def test_bfloat16_stays_near_float32(small_golden):
     user = small_golden["user_codes"][:, :40]
     lm = load_lm(SMALL / "lm_pytorch.safetensors", SMALL / "config.json", mx.bfloat16)
     assert lm.text_linear.weight.dtype == mx.bfloat16
-    gen = LmGen(lm, text_sampler=(text := Recorder()), audio_sampler=GREEDY)
-    talk(gen, user[:, :1])
-    h, logits = lm(mx.zeros((1, 9), mx.int32), lm.make_cache(), 0)
-    assert h.dtype == logits.dtype == mx.bfloat16
+    r = Recorder(lm).talk(user)
+    assert r.gen.text_logits.dtype == r.gen.audio_logits.dtype == mx.bfloat16
+    assert r.gen.kv_bytes == lm.ring_format().nbytes(lm.config.context) * lm.config.num_layers
     # The first two positions have the same inputs in either precision.
     same = load_lm(SMALL / "lm_pytorch.safetensors", SMALL / "config.json", mx.float32)
     _, exact, _, _, _ = recorded(same, user[:, :1])
-    assert np.abs(text.logits[0] - exact[0]).max() < 0.05 * np.abs(exact[0]).max()
+    assert np.abs(r.text_logits[0] - exact[0]).max() < 0.05 * np.abs(exact[0]).max()
 
 
 def test_sampling_follows_the_seed(small_golden):

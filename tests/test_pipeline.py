@@ -131,6 +131,9 @@ class Toy:
         self.on("decode")
         return np.full(SIZE, frame[0] / 1000, np.float32)
 
+    def warm_up(self):
+        self.on("warm_up")
+
     def push(self, pcm):
         self.on("push")
         self.pushed += 1
@@ -313,7 +316,7 @@ def test_loading_and_the_warm_up_are_told_and_all_model_work_is_on_one_thread():
     assert numbers(run.reel.frames) == [1]
     model, encoder, decoder = {"msh-model"}, {"msh-encoder"}, {"msh-decoder"}
     assert where == {
-        **dict.fromkeys(["load", "push", "reset", "step", "reset_model"], model),
+        **dict.fromkeys(["load", "warm_up", "push", "reset", "step", "reset_model"], model),
         **dict.fromkeys(["encode", "reset_encoder"], encoder),
         **dict.fromkeys(["decode", "reset_decoder"], decoder),
     }

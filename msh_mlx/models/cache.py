@@ -1,47 +1,170 @@
-"""Keys and values of the steps that a query can still see."""
+"""Keys and values of the positions that a query can still see.
+
+A *ring* is the state of one attention layer, a list of arrays that a step takes and gives back. They hold the keys and the
+values, `[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales,
+biases; groups along `head_dim`). Position p lies in slot `p % context`. Slots are in no order of time once the ring has
+turned: keys carry their position in their rotation, so attention does not need one.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
-_FIRST_CAPACITY = 64
+from ..errors import InputError
+
+_FIRST_CAPACITY = 256
+
+Ring = list[mx.array]
 
 
-class KeyValueRing:
-    """The last `context` keys and values of one attention layer.
+def capacities(context: int) -> list[int]:
+    """List the capacities that a ring of `context` slots goes through: doublings, and `context` at the end."""
+    sizes = [min(_FIRST_CAPACITY, context)]
+    while sizes[-1] < context:
+        sizes.append(min(2 * sizes[-1], context))
+    return sizes
 
-    State: `keys`, `values`, each `[batch, heads, capacity, head_dim]`, in the activations' dtype. Position p lies in slot
-    `p % context`; capacity doubles up to `context` and stays there. Slots are in no order of time once the ring has
-    turned: keys carry their position in their rotation, so attention does not need one.
+
+@dataclass(frozen=True)
+class RingFormat:
+    """The shape of the rings of one model.
+
+    `heads` and `head_dim` are those of the attention, `dtype` that of the activations, `bits` 8 or None for the activations'
+    own dtype.
+
+    Raises
+    ------
+    InputError
+        `bits` is another number, or `head_dim` does not fit groups of 32.
     """
 
-    def __init__(self, context: int) -> None:
-        self.context = context
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+    heads: int
+    head_dim: int
+    dtype: mx.Dtype
+    bits: int | None = None
 
-    def update(self, position: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Store the keys and values of one step and return all that its query sees.
-
-        `position` counts the steps from 0, without a gap. `keys`, `values` are `[batch, heads, 1, head_dim]`; the result
-        is `[batch, heads, min(position + 1, context), head_dim]`.
-        """
-        slot = position % self.context
-        if self.keys is None or self.values is None:
-            capacity = min(_FIRST_CAPACITY, self.context)
-            shape = (*keys.shape[:2], capacity, keys.shape[3])
-            self.keys, self.values = mx.zeros(shape, keys.dtype), mx.zeros(shape, values.dtype)
-        elif slot == self.keys.shape[2]:
-            more = min(slot, self.context - slot)
-            room = mx.zeros((*keys.shape[:2], more, keys.shape[3]), keys.dtype)
-            self.keys = mx.concatenate([self.keys, room], axis=2)
-            self.values = mx.concatenate([self.values, room], axis=2)
-        self.keys[:, :, slot : slot + 1] = keys
-        self.values[:, :, slot : slot + 1] = values
-        seen = min(position + 1, self.context)
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 8):
+            raise InputError(f"A key/value cache of {self.bits!r} bits is not there; give 8, or leave it out.")
+        if self.bits and self.head_dim % 32:
+            raise InputError(
+                f"An 8-bit key/value cache needs heads of a multiple of 32, and these have {self.head_dim}."
+            )
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that the ring holds now."""
-        return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
+    def group_size(self) -> int:
+        """How many values share a scale and a bias with 8 bits."""
+        return 64 if self.head_dim % 64 == 0 else 32
+
+    def empty(self, capacity: int) -> Ring:
+        """Make a ring that has seen nothing."""
+        shape = (2, self.heads, capacity)
+        if self.bits is None:
+            return [mx.zeros((*shape, self.head_dim), self.dtype)]
+        groups = (*shape, self.head_dim // self.group_size)
+        packed = mx.zeros((*shape, self.head_dim * self.bits // 32), mx.uint32)
+        return [packed, mx.zeros(groups, self.dtype), mx.zeros(groups, self.dtype)]
+
+    def grown(self, ring: Ring, capacity: int) -> Ring:
+        """Return the ring with more slots behind those that are there."""
+        more = self.empty(capacity - ring[0].shape[2])
+        return [mx.concatenate([old, new], axis=2) for old, new in zip(ring, more, strict=True)]
+
+    def nbytes(self, capacity: int) -> int:
+        """Bytes of one layer's ring."""
+        values = 2 * self.heads * capacity * self.head_dim
+        if self.bits is None:
+            return values * self.dtype.size
+        return values * self.bits // 8 + 2 * (values // self.group_size) * self.dtype.size
+
+    def store(self, ring: Ring, new: mx.array, slot: mx.array) -> Ring:
+        """Put keys and values, `[2, heads, 1, head_dim]`, into slot `slot`, int32 `[1]`."""
+        parts = [new] if self.bits is None else mx.quantize(new, group_size=self.group_size, bits=self.bits)
+        return [mx.slice_update(old, part, slot, axes=(2,)) for old, part in zip(ring, parts, strict=True)]
+
+    def attend(self, query: mx.array, ring: Ring, seen: mx.array) -> mx.array:
+        """Attend from a query that is scaled already to the slots that are seen.
+
+        `query` is `[1, heads, 1, head_dim]`, as is the result; `seen` is bool `[capacity]`.
+        """
+        if self.bits is None:
+            keys, values = mx.split(ring[0], 2)
+            return mx.fast.scaled_dot_product_attention(query, keys, values, scale=1.0, mask=seen)
+        (keys, key_scales, key_biases), (values, scales, biases) = zip(
+            *(mx.split(part, 2) for part in ring), strict=True
+        )
+        group, bits = self.group_size, self.bits
+        scores = mx.quantized_matmul(query, keys, key_scales, key_biases, transpose=True, group_size=group, bits=bits)
+        weights = mx.softmax(mx.where(seen, scores, -math.inf), axis=-1, precise=True)
+        return mx.quantized_matmul(weights, values, scales, biases, transpose=False, group_size=group, bits=bits)
+
+
+def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.float32]:
+    """Return what turns queries, keys and values of one position into what is stored and compared.
+
+    The result, `[2, 3, 1, 1, head_dim / 2, 2]` float32, holds the factors of each pair and of the pair swapped, for queries,
+    keys and values: interleaved rotary embedding (Su et al. 2021) by `position · max_period^(−2i / head_dim)` for the first
+    two, with attention's `1 / √head_dim` in those of the queries, and nothing for the values. The angle is computed and reduced
+    in float64, so it is as exact after a week as at the start.
+    """
+    angle = position * max_period ** (-2.0 * np.arange(head_dim // 2, dtype=np.float64) / head_dim)
+    angle %= 2 * math.pi
+    factors = np.zeros((2, 3, 1, 1, head_dim // 2, 2))
+    factors[0] = np.cos(angle)[:, None]
+    factors[1] = np.sin(angle)[:, None] * [-1.0, 1.0]
+    factors[:, 0] *= head_dim**-0.5
+    factors[0, 2], factors[1, 2] = 1.0, 0.0
+    return factors.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a position goes and what it sees: `slot` int32 `[1]`, `seen` bool `[capacity]`, `factors` as from `rotation`."""
+
+    slot: mx.array
+    seen: mx.array
+    factors: mx.array
+
+
+class RingCache:
+    """Attention of one position of a conversation; `ring` is the new one afterwards."""
+
+    def __init__(self, ring: Ring, form: RingFormat, place: Place) -> None:
+        self.ring = ring
+        self._form = form
+        self._place = place
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take a projected row, `[1, 3 · dim]`, store its keys and values, and return `[1, dim]`."""
+        form, factors = self._form, self._place.factors
+        pairs = qkv.reshape(3, form.heads, 1, form.head_dim // 2, 2)
+        turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).astype(qkv.dtype)
+        query, new = mx.split(turned.reshape(3, form.heads, 1, form.head_dim), [1])
+        self.ring = form.store(self.ring, new, self._place.slot)
+        return form.attend(query, self.ring, self._place.seen).astype(qkv.dtype).reshape(1, -1)
+
+
+class StepCache:
+    """Attention among the few steps of one depformer pass: no window, no position, gone afterwards."""
+
+    def __init__(self, heads: int) -> None:
+        self._heads = heads
+        self._seen: mx.array | None = None
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take a projected row, `[1, 3 · dim]`, and return `[1, dim]`: what it makes of all rows so far."""
+        dim = qkv.shape[1] // 3
+        heads = qkv.reshape(3, self._heads, 1, dim // self._heads)
+        if self._seen is None:
+            self._seen = heads[1:]
+            return qkv[:, 2 * dim :]  # of one value, attention makes that value
+        query, new = mx.split(heads, [1])
+        self._seen = mx.concatenate([self._seen, new], axis=2)
+        keys, values = mx.split(self._seen, 2)
+        scale = (dim // self._heads) ** -0.5
+        return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale).reshape(1, dim)

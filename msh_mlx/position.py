@@ -1,0 +1,111 @@
+"""One position of a conversation, as one function that MLX compiles: transformers, sampling and state."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .models.cache import Place, Ring, RingCache, RingFormat, rotation
+from .models.layers import on_cpu
+from .models.lm import Lm
+from .sampling import Sampler, TextSampler
+
+# In place of a token: take what the position before has said.
+AS_SAID = -2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a position leaves behind, all on the device.
+
+    `said` is the text token and the codes, `[1 + dep_q]` int32; `rings` the new state; `text_logits` `[1, text_card]` and
+    `audio_logits`, `dep_q` times `[1, card]`, what they were chosen from, before samplers changed anything.
+    """
+
+    said: mx.array
+    rings: list[Ring]
+    text_logits: mx.array
+    audio_logits: list[mx.array]
+
+
+class Position:
+    """Runs positions of one conversation.
+
+    Nothing that changes from position to position is a number of Python, which would be compiled in: one trace serves all
+    positions of a ring's capacity. MLX keeps traces by thread: the first call on another thread traces anew.
+    """
+
+    def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
+        lm.prepare()
+        self._lm = lm
+        self._text_sampler = text_sampler
+        self._audio_sampler = audio_sampler
+        self._form = form
+        config = lm.config
+        self._text_noise = text_sampler.noise_size(config.text_card)
+        self._audio_noise = audio_sampler.noise_size(config.card)
+        # MLX compiles for the CPU with g++; without one, the same function runs as it is.
+        self._function = mx.compile(self._run) if not on_cpu() or shutil.which("g++") else self._run
+
+    def __call__(
+        self,
+        position: int,
+        tokens: npt.NDArray[np.int32],
+        said: mx.array,
+        rings: list[Ring],
+        key: mx.array,
+        recent: npt.NDArray[np.int32],
+    ) -> Outcome:
+        """Enqueue a position; nothing is waited for.
+
+        Parameters
+        ----------
+        position
+            How many positions there were before.
+        tokens
+            `[1 + n_q]`, the input; `AS_SAID` stands for what `said` holds there, −1 for nothing.
+        said, rings
+            Those of the position before; one ring a layer, with room for this position. The caller lets go of the rings, so
+            that they are changed in place.
+        key
+            As from `mx.random.key`: the position's randomness.
+        recent
+            As `TextSampler.adjusted` takes it.
+        """
+        config, capacity = self._lm.config, rings[0][0].shape[2]
+        slot = position % config.context
+        place = np.array([slot, min(position, capacity - 1)], np.int32)
+        factors = rotation(position, self._form.head_dim, config.max_period)
+        numbers = mx.array(np.concatenate([place, tokens, recent]))
+        return Outcome(*self._function(numbers, mx.array(factors), said, rings, key))
+
+    def _run(
+        self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
+    ) -> tuple[mx.array, list[Ring], mx.array, list[mx.array]]:
+        lm, config = self._lm, self._lm.config
+        own = 1 + config.dep_q
+        slot, last, tokens, recent = mx.split(numbers, [1, 2, 3 + config.n_q])
+        mine, user = mx.split(tokens, [own])
+        tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
+        place = Place(slot, mx.arange(rings[0][0].shape[2]) <= last, factors)
+        caches = [RingCache(ring, self._form, place) for ring in rings]
+        h, text_logits = lm(tokens, caches)
+
+        draws = self._text_noise + config.dep_q * self._audio_noise
+        noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
+        text_noise, audio_noise = mx.split(noise, [self._text_noise])
+        audio_parts = mx.split(audio_noise, config.dep_q)
+        adjusted = self._text_sampler.adjusted(text_logits, recent, config.existing_text_padding_id)
+        text = self._text_sampler(adjusted, text_noise)
+        audio_logits: list[mx.array] = []
+
+        def choose(logits: mx.array, k: int) -> mx.array:
+            audio_logits.append(logits)
+            return self._audio_sampler(logits, audio_parts[k])
+
+        codes = lm.depformer(h, text, choose)
+        return mx.concatenate([text, codes]), [cache.ring for cache in caches], text_logits, audio_logits
