@@ -19,8 +19,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,17 +30,17 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from processes import ROOT, Process, make_peer
 
 from msh_mlx.cli import Parser, guard, whole
 from msh_mlx.errors import InputError
 from msh_mlx.files import check_outputs
 from msh_mlx.ui import printable
 
-ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("codec_worker.py")
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 WEIGHTS = ROOT / ".cache" / "mimi-full-seed7.safetensors"
-PEER, PEER_VERSION = ROOT / ".cache" / "peer-rustymimi", "0.4.1"
+PEER_VERSION = "0.4.1"
 FRAME = 1920
 BLOCK = 10  # frames of one turn
 CODES = 150  # frames that are decoded, again and again
@@ -50,67 +48,6 @@ AGES = 1_000, 100_000  # frames
 QUIET = 0.1  # cores that others may take
 WAYS = "encode", "decode"
 STAGES = "seanet", "transformer", "quantizer"
-
-
-class Process:
-    """A worker, and a way to ask it."""
-
-    def __init__(self, name: str, python: Path, threads: int, kind: str, *arguments: object) -> None:
-        self.name = name
-        # The pools of both codecs, and of whatever numpy multiplies with.
-        pools = ("RAYON", "OPENBLAS", "OMP", "MKL")
-        env = {**os.environ, **{f"{pool}_NUM_THREADS": str(threads) for pool in pools}}
-        env |= {"VECLIB_MAXIMUM_THREADS": str(threads), "RUST_BACKTRACE": "0"}
-        # A session of its own: Ctrl-C is for the benchmark, and the workers end with their input.
-        self._process = subprocess.Popen(
-            [str(python), str(WORKER), kind, *map(str, arguments)],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, command: str, **options: Any) -> Any:
-        assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([command, options]) + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        answer = json.loads(self._process.stdout.readline() or '{"error": "it ended"}')
-        if "error" in answer:
-            raise InputError(f"{self.name} failed: {answer['error'].rstrip('.')}.")
-        return answer["result"]
-
-    def close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass
@@ -144,7 +81,7 @@ class Contender:
         return sum(self.spread(way)["p50"] for way in WAYS)
 
     def start(self, weights: Path, pcm: Path) -> Process:
-        return Process(self.name, self.python, self.threads, self.kind, weights, self.threads, pcm)
+        return Process(self.name, self.python, WORKER, self.threads, self.kind, weights, self.threads, pcm)
 
     def summary(self) -> dict[str, Any]:
         spreads = {way: self.spread(way) for way in WAYS}
@@ -165,24 +102,6 @@ def make_weights() -> Path:
         save_file(tensors(V01, 7), part)
         part.rename(WEIGHTS)
     return WEIGHTS
-
-
-def make_peer() -> Path:
-    """Make the peer's environment, if it is not there, and return its interpreter."""
-    python = PEER / "bin" / "python"
-    check = f"import numpy, rustymimi, importlib.metadata as m; assert m.version('rustymimi') == {PEER_VERSION!r}"
-    if python.exists() and not subprocess.run([python, "-c", check], capture_output=True).returncode:
-        return python
-    print(f"Installing rustymimi {PEER_VERSION} in an environment of its own", flush=True)
-    shutil.rmtree(PEER, ignore_errors=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
-    commands: list[list[Any]] = [[sys.executable, "-m", "venv", PEER], [*pip, f"rustymimi=={PEER_VERSION}", "numpy"]]
-    for command in commands:
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
-            raise InputError(f"The environment of rustymimi cannot be made: {printable(reason).rstrip('.')}.")
-    return python
 
 
 @contextlib.contextmanager
@@ -222,7 +141,9 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
             codes = fresh.ask("codes", count=CODES)
         for worker in workers:
             worker.ask("take_codes", codes=codes)
-        machine = {c.threads: stack.enter_context(Process("numpy", c.python, c.threads, "machine")) for c, _ in ours}
+        machine = {
+            c.threads: stack.enter_context(Process("numpy", c.python, WORKER, c.threads, "machine")) for c, _ in ours
+        }
         limits = {threads: {"product": 0.0, "read": 0.0} for threads in machine}
 
         def look_at_machine() -> None:
@@ -505,7 +426,7 @@ def main() -> int:
     threads = sorted(set(args.threads))
     contenders = [Contender("ours", n, Path(sys.executable)) for n in threads]
     if args.peer:
-        python = make_peer()
+        python = make_peer("rustymimi", PEER_VERSION)
         contenders += [Contender("peer", n, python) for n in threads]
     print(
         f"{printable(weights.name)} on {platform.machine()}, {os.cpu_count()} cores",

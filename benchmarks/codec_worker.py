@@ -3,15 +3,12 @@
 Needs nothing but numpy and the codec, so that the interpreter of any environment runs it.
 """
 
-import json
-import sys
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from serving import peak_memory, serve
 
 FRAME = 1920
 BLOCK = 10  # frames
@@ -99,13 +96,7 @@ class Worker:
 
     def peak(self):
         """The most memory that was in use, in bytes."""
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-        except OSError:
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, where there is no /proc
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+        return peak_memory()
 
     def together(self, count):
         """Wall seconds of `count` frames of ours: encoded, decoded, and both at the same time from two threads."""
@@ -211,18 +202,12 @@ class Machine:
             yield perf_counter() - begin
 
 
-def main():
-    kind, *arguments = sys.argv[1:]
-    try:
-        worker = Machine() if kind == "machine" else Worker(kind, arguments[0], int(arguments[1]), arguments[2])
-        print(json.dumps({"result": None}), flush=True)
-        for line in sys.stdin:
-            name, options = json.loads(line)
-            print(json.dumps({"result": getattr(worker, name)(**options)}), flush=True)
-    except Exception as error:
-        traceback.print_exc()
-        print(json.dumps({"error": str(error).partition("\n")[0]}), flush=True)
+def make(kind, *arguments):
+    if kind == "machine":
+        return Machine()
+    weights, threads, pcm = arguments
+    return Worker(kind, weights, int(threads), pcm)
 
 
 if __name__ == "__main__":
-    main()
+    serve(make)

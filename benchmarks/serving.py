@@ -1,0 +1,29 @@
+"""The other end of `processes.Process`: answers commands. Needs nothing but Python, whatever the environment."""
+
+import json
+import sys
+import traceback
+
+
+def serve(make):
+    """Make a worker of the command line's arguments and call its methods: `[name, options]` a line, an answer a line."""
+    try:
+        worker = make(*sys.argv[1:])
+        print(json.dumps({"result": None}), flush=True)
+        for line in sys.stdin:
+            name, options = json.loads(line)
+            print(json.dumps({"result": getattr(worker, name)(**options)}), flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        print(json.dumps({"error": str(error).partition("\n")[0]}), flush=True)
+
+
+def peak_memory():
+    """The most memory that this process has used, in bytes."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes, where there is no /proc
