@@ -108,4 +108,9 @@ class Position:
             return self._audio_sampler(logits, audio_parts[k])
 
         codes = lm.depformer(h, text, choose)
-        return mx.concatenate([text, codes]), [cache.ring for cache in caches], text_logits, audio_logits
+        return (
+            mx.concatenate([text, *codes]).astype(mx.int32),
+            [cache.ring for cache in caches],
+            text_logits,
+            audio_logits,
+        )

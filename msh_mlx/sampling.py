@@ -62,17 +62,17 @@ class Sampler:
         return min(self.top_k, vocabulary) or vocabulary
 
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
-        """Choose tokens `[batch]` int32.
+        """Choose tokens `[batch]` uint32.
 
         `logits` are `[batch, vocabulary]`; `noise` is `[noise_size]` or `[batch, noise_size]`, independent draws of the
         standard Gumbel distribution: the largest sum of logit and noise is a draw from the softmax (Gumbel-max).
         """
         if self.greedy:
-            return mx.argmax(logits, axis=-1).astype(mx.int32)
+            return mx.argmax(logits, axis=-1)
         logits = logits.astype(mx.float32) * (1.0 / max(self.temperature, _COLDEST))
         tokens: mx.array | None = None
         if 0 < self.top_k < logits.shape[-1]:
-            tokens = mx.argpartition(-logits, self.top_k - 1, axis=-1)[:, : self.top_k]
+            tokens = mx.argpartition(logits, -self.top_k, axis=-1)[:, -self.top_k :]
             logits = mx.take_along_axis(logits, tokens, axis=-1)
         if self.top_p < 1:
             order = mx.argsort(-logits, axis=-1)
@@ -87,7 +87,7 @@ class Sampler:
         drawn = mx.argmax(logits + noise, axis=-1, keepdims=True)
         if tokens is not None:
             drawn = mx.take_along_axis(tokens, drawn, axis=-1)
-        return drawn.reshape(-1).astype(mx.int32)
+        return drawn.reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .layers import attend
 
 _FIRST_CAPACITY = 256
 
@@ -94,7 +95,7 @@ class RingFormat:
         """
         if self.bits is None:
             keys, values = mx.split(ring[0], 2)
-            return mx.fast.scaled_dot_product_attention(query, keys, values, scale=1.0, mask=seen)
+            return attend(query, keys, values, 1.0, seen)
         (keys, key_scales, key_biases), (values, scales, biases) = zip(
             *(mx.split(part, 2) for part in ring), strict=True
         )
@@ -166,5 +167,4 @@ class StepCache:
         query, new = mx.split(heads, [1])
         self._seen = mx.concatenate([self._seen, new], axis=2)
         keys, values = mx.split(self._seen, 2)
-        scale = (dim // self._heads) ** -0.5
-        return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale).reshape(1, dim)
+        return attend(query, keys, values, (dim // self._heads) ** -0.5).reshape(1, dim)

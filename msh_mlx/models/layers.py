@@ -5,6 +5,7 @@ What is laid out shares its memory with the modules that it comes from: their pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -76,14 +77,13 @@ class Projection(_Stack):
     def _as_stored(self) -> list[mx.array]:
         return self.arrays if self.quantized else [self.arrays[0].T]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[1, in]` to `[1, out]`."""
-        if self.quantized:
-            packed, scales, biases = self.arrays
-            return mx.quantized_matmul(
-                x, packed, scales, biases, transpose=True, group_size=self.group_size, bits=self.bits
-            )
-        return x @ self.arrays[0]
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """`[1, in]` to `[1, out]`, added to `onto`, if that is given."""
+        if not self.quantized:
+            return x @ self.arrays[0] if onto is None else mx.addmm(onto, x, self.arrays[0])
+        packed, scales, biases = self.arrays
+        y = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=self.group_size, bits=self.bits)
+        return y if onto is None else onto + y
 
 
 class Table(_Stack):
@@ -98,9 +98,9 @@ class Table(_Stack):
         return taken[0]
 
 
-def project(linear: nn.Linear, x: mx.array) -> mx.array:
-    """`[1, in]` to `[1, out]`, by a linear module that was laid out."""
-    return linear.projection(x)  # type: ignore[no-any-return]
+def project(linear: nn.Linear, x: mx.array, onto: mx.array | None = None) -> mx.array:
+    """`[1, in]` to `[1, out]`, by a linear module that was laid out; added to `onto`, if that is given."""
+    return linear.projection(x, onto)  # type: ignore[no-any-return]
 
 
 def normalize(norm: nn.RMSNorm, x: mx.array) -> mx.array:
@@ -109,6 +109,19 @@ def normalize(norm: nn.RMSNorm, x: mx.array) -> mx.array:
         # MLX composes `rms_norm` of several operations there; a row's product with itself is one, the rest compiles into one.
         return x * mx.rsqrt((x @ x.T) * (1.0 / x.shape[1]) + norm.eps) * norm.weight
     return mx.fast.rms_norm(x, norm.weight, norm.eps)
+
+
+def attend(query: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
+    """Attend from one query, `[1, heads, 1, head_dim]`, as is the result, to keys and values `[1, heads, n, head_dim]`.
+
+    `seen`, bool `[n]`, says which of them count; None: all.
+    """
+    if not on_cpu():
+        return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale, mask=seen)
+    # What MLX composes that of on the CPU, with scale and mask inside the product.
+    mask = mx.array(0.0, query.dtype) if seen is None else mx.where(seen, 0.0, -math.inf).astype(query.dtype)
+    scores = mx.addmm(mask, query, keys.swapaxes(-1, -2), alpha=scale)
+    return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
 def lay_out(model: nn.Module) -> None:

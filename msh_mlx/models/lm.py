@@ -46,11 +46,11 @@ class Depformer(nn.Module):
         self._inputs = [Projection(group) for group in ([inputs] if alike(inputs) else [[one] for one in inputs])]
         self._tables = [Table([part.emb]) for part in self.slices]
 
-    def __call__(self, h: mx.array, text_token: mx.array, choose: Choose) -> mx.array:
+    def __call__(self, h: mx.array, text_token: mx.array, choose: Choose) -> list[mx.array]:
         """Choose the codes of one step.
 
-        `h` is the temporal output `[1, dim]`, `text_token` the token `[1]` int32 chosen in this step,
-        `choose(logits [1, card], k) -> [1]` int32 chooses codebook k's code. The result is `[dep_q]` int32.
+        `h` is the temporal output `[1, dim]`, `text_token` the token `[1]` chosen in this step,
+        `choose(logits [1, card], k) -> [1]` chooses codebook k's code, an integer. The result is `dep_q` times `[1]`.
         """
         caches = [StepCache(self._heads) for _ in self.slices[0].transformer.layers]
         heard = [
@@ -63,7 +63,7 @@ class Depformer(nn.Module):
             x = part.transformer(heard[k] + table(previous), caches)
             previous = choose(project(part.linear_out, x), k)
             codes.append(previous)
-        return mx.concatenate(codes)
+        return codes
 
 
 class Lm(nn.Module):

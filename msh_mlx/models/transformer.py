@@ -32,9 +32,9 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        """`[1, dim]` in and out."""
-        return project(self.out_proj, cache.attend(project(self.in_proj, x)))
+    def __call__(self, x: mx.array, cache: Cache, onto: mx.array) -> mx.array:
+        """`[1, dim]` in and out; the result is added to `onto`."""
+        return project(self.out_proj, cache.attend(project(self.in_proj, x)), onto)
 
 
 class Gating(nn.Module):
@@ -45,10 +45,10 @@ class Gating(nn.Module):
         self.linear_in = nn.Linear(dim, 2 * hidden, bias=False)
         self.linear_out = nn.Linear(hidden, dim, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[1, dim]` in and out."""
+    def __call__(self, x: mx.array, onto: mx.array) -> mx.array:
+        """`[1, dim]` in and out; the result is added to `onto`."""
         a, b = mx.split(project(self.linear_in, x), 2, axis=-1)
-        return project(self.linear_out, a * mx.sigmoid(a) * b)
+        return project(self.linear_out, a * mx.sigmoid(a) * b, onto)
 
 
 class Layer(nn.Module):
@@ -63,8 +63,8 @@ class Layer(nn.Module):
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
         """`[1, dim]` in and out."""
-        x = x + self.self_attn(normalize(self.norm1, x), cache)
-        return x + self.gating(normalize(self.norm2, x))
+        x = self.self_attn(normalize(self.norm1, x), cache, x)
+        return self.gating(normalize(self.norm2, x), x)
 
 
 @dataclass(frozen=True)
