@@ -327,7 +327,8 @@ def _measure_latency(args: argparse.Namespace) -> int:
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from .live import Options, Prepared, talk
-    from .weights import file_bits, read_header
+    from .tensors import read_header
+    from .weights import file_bits
 
     def prepare() -> Prepared:
         files = _model_files(args)

@@ -17,10 +17,11 @@ LEVELS = [
     {"pipeline", "devices"},
     {"session", "metrics", "keys"},
     {"events"},
+    {"convert"},
     {"codec", "generate", "audio", "files", "text", "weights"},
-    {"sampling", "models.lm"},
-    {"models.transformer", "models.cache", "models"},
-    {"config"},
+    {"sampling", "models.lm", "lora"},
+    {"models.transformer", "models.cache", "models", "layout"},
+    {"config", "tensors", "memory"},
     {"errors", "signals", "log"},
 ]
 
