@@ -14,15 +14,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
 
 from .config import LmConfig
 from .errors import InputError
 from .files import NewFile, check_outputs, config_beside
-from .lora import SCALING
+from .lora import SCALING, Adapter
 from .models.lm import Lm
 from .tensors import TensorInfo, TensorWriter, read_tensor
 from .weights import Checkpoint, Quantization, load_lm, open_checkpoint
 
+_Logits = npt.NDArray[np.float64]
 PLAIN = 16  # bits of a weight that is not quantized: bfloat16
 TARGET_BITS = (4, 6, 8, PLAIN)
 _CHECK_STEPS = 48
@@ -160,7 +162,7 @@ def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, Tenso
 
 
 def _rows(
-    checkpoint: Checkpoint, module: str, how: Quantization | None, adapter: Any
+    checkpoint: Checkpoint, module: str, how: Quantization | None, adapter: Adapter | None
 ) -> Iterator[tuple[int, str, mx.array]]:
     """Yield pieces of a module's tensors as they are written: the first row, the name of the part, the rows."""
     if len(checkpoint.shapes[module]) == 1:
@@ -195,7 +197,7 @@ class Divergence:
     agree: float
 
 
-def compare(before: Callable[[], Lm], after: Callable[[], Lm], steps: int = _CHECK_STEPS) -> Divergence:
+def _compare(before: Callable[[], Lm], after: Callable[[], Lm], steps: int) -> Divergence:
     """Load two models, one after the other, and let both read the same seeded random voices and the first one's text."""
     first = _text_logits(before(), steps)
     mx.clear_cache()
@@ -209,18 +211,31 @@ def compare(before: Callable[[], Lm], after: Callable[[], Lm], steps: int = _CHE
     )
 
 
-def check(result: Converted, path: str | os.PathLike[str], config: Any, lora: Any, lora_scaling: float) -> Divergence:
-    """Compare what was converted with what it was made from: `compare` on the two files, adapters merged in both."""
-    return compare(
-        lambda: load_lm(path, config, lora=lora, lora_scaling=lora_scaling),
-        lambda: load_lm(result.path, result.config),
+def check(
+    result: Converted,
+    path: str | os.PathLike[str],
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float = SCALING,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Divergence:
+    """Compare what `convert` wrote with what it made it from, adapters merged in both; arguments are those of `convert`."""
+
+    def part(begin: float) -> Callable[[float], None] | None:
+        return (lambda fraction: progress(begin + fraction / 2)) if progress else None
+
+    return _compare(
+        lambda: load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)),
+        lambda: load_lm(result.path, result.config, progress=part(0.5)),
+        _CHECK_STEPS,
     )
 
 
-def _text_logits(lm: Lm, steps: int, text: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-    """Run `lm` on seeded random codes and the tokens `text` `[steps]`, or its own best ones; return `[steps, text_card]` float64."""
+def _text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None) -> _Logits:
+    """Run `lm` on seeded random codes, and on `text` `[steps]` or its own best tokens; return `[steps, text_card]` float64."""
     config = lm.config
-    codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q))
+    codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q)).tolist()
     caches = lm.make_cache()
     tokens = [config.text_card]
     rows = []
@@ -231,6 +246,7 @@ def _text_logits(lm: Lm, steps: int, text: np.ndarray[Any, Any] | None = None) -
     return np.stack(rows)
 
 
-def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _log_softmax(logits: _Logits) -> _Logits:
     shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    logs: _Logits = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs

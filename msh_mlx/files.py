@@ -106,7 +106,7 @@ class ModelFiles:
 
 
 def config_beside(model: Path) -> Path:
-    """Name the configuration that is written beside a model's file and belongs to it alone: model.json for model.safetensors."""
+    """Name the configuration that is beside a model's file and belongs to it alone: model.json for model.safetensors."""
     return model.with_suffix(".json")
 
 

@@ -36,8 +36,8 @@ def read_lora(
 ) -> dict[str, Adapter]:
     """Read the adapters of a safetensors file, by the names that their modules have in the MLX layout.
 
-    The file holds `X.lora_A.weight` `[rank, in]` and `X.lora_B.weight` `[out, rank]` for some linear layers X, named as in either
-    layout. Where PyTorch's has one layer for all slices of the depformer, stacked along the rows, so is `lora_B`.
+    The file holds `X.lora_A.weight` `[rank, in]` and `X.lora_B.weight` `[out, rank]` for some linear layers X, named as in
+    either layout. Where PyTorch's has one layer for all slices of the depformer, stacked along the rows, so is `lora_B`.
 
     Parameters
     ----------
@@ -60,11 +60,15 @@ def read_lora(
         module, _, part = name.rpartition(".lora_")
         other = f"{module}.lora_{'B' if part == 'A.weight' else 'A'}.weight"
         if not module or part not in ("A.weight", "B.weight"):
-            raise InputError(f"{path} is no file of LoRA adapters: {name} is neither a lora_A.weight nor a lora_B.weight.")
+            raise InputError(
+                f"{path} is no file of LoRA adapters: {name} is neither a lora_A.weight nor a lora_B.weight."
+            )
         if other not in header:
             raise InputError(f"{path} has {name} but no {other}.")
         if info.dtype not in FLOATS or len(info.shape) != 2:
-            raise InputError(f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}; a float matrix is expected.")
+            raise InputError(
+                f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}; a float matrix is expected."
+            )
         if part == "B.weight":
             continue
         stacked = stacked_names(f"{module}.weight", dep_q)

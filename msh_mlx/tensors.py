@@ -144,6 +144,7 @@ class TensorWriter:
         if array.dtype == mx.bfloat16:
             array = array.view(mx.uint16)
         data = np.ascontiguousarray(np.array(array, copy=False))
-        assert (data.dtype, data.shape) == (_NUMPY[place.dtype], place.shape), name
+        assert data.dtype == _NUMPY[place.dtype], name
+        assert data.shape == place.shape, name
         self._file.seek(place.begin)
         self._file.write(data.data)

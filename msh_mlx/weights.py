@@ -196,7 +196,7 @@ def _read_module(checkpoint: Checkpoint, module: str, adapter: Adapter | None, d
             weight = rows.astype(dtype)
             pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
             mx.eval(pieces[-1])
-        arrays = [mx.concatenate(column) for column in zip(*pieces, strict=True)]
+        arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
     return dict(zip(parts, arrays, strict=True))
 
 
