@@ -557,6 +557,10 @@ def _rule(text: str) -> tuple[str, int]:
     return pattern, int(bits or 16)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def _convert(arguments: list[str], signals: Signals) -> int:
     args = _convert_parser().parse_args(arguments)
     _check_lora(args)
@@ -592,7 +596,7 @@ def _convert(arguments: list[str], signals: Signals) -> int:
             )
         seconds = perf_counter() - begin
         if not args.json:
-            sizes = f"{result.bytes_after / 1e9:.2f} GB, from {result.bytes_before / 1e9:.2f}"
+            sizes = f"{_size(result.bytes_after)}, from {_size(result.bytes_before)}"
             display.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"

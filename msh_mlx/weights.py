@@ -21,7 +21,7 @@ from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-_CHUNK = 4 << 20  # weights that are computed with at a time
+_CHUNK = 1 << 20  # weights that are computed with at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -175,10 +175,10 @@ def load_lm(
         mx.eval(list(arrays.values()))
         weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
         done += sum(info.nbytes for info in checkpoint.parts(module).values())
+        mx.clear_cache()  # else what was in use for one module stays beside the next
     lm.load_weights(weights, strict=True)
     lm.freeze()
     lm.eval()
-    mx.clear_cache()
     if progress:
         progress(1.0)
     return lm
