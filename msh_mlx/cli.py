@@ -174,7 +174,7 @@ def load_session(
     from .weights import load_lm
 
     set_limits()
-    config = LmConfig.of(files.config)
+    config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     scaling = SCALING if lora_scaling is None else lora_scaling

@@ -93,7 +93,7 @@ def convert(
     out = Path(out).expanduser()
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
-    checkpoint = open_checkpoint(path, config)
+    checkpoint = open_checkpoint(path, config, lora=lora is not None)
     adapters = checkpoint.adapters(lora, lora_scaling)
     check_outputs([out, out_config], [Path(file).expanduser() for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)

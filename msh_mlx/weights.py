@@ -103,11 +103,16 @@ def open_checkpoint(
     path: str | os.PathLike[str],
     config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     quantized: int | None = None,
+    *,
+    lora: bool = False,
 ) -> Checkpoint:
-    """Read a file's header and compare it with the configuration; arguments and errors are `load_lm`'s."""
+    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s.
+
+    With `lora` the configuration may say that there are adapters: they will be merged.
+    """
     path = Path(path).expanduser()
     header = read_header(path)
-    lm_config = LmConfig.of(config)
+    lm_config = LmConfig.of(config, lora=lora)
     _check_kind(path, header)
     _check_quantized(path, header, quantized)
     tensors = to_mlx_layout(header, lm_config.dep_q)
@@ -159,7 +164,7 @@ def load_lm(
     InputError
         A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
     """
-    checkpoint = open_checkpoint(path, config, quantized)
+    checkpoint = open_checkpoint(path, config, quantized, lora=lora is not None)
     adapters = checkpoint.adapters(lora, lora_scaling)
     if dtype is None:
         dtype = default_dtype()

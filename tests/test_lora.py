@@ -1,5 +1,6 @@
 """LoRA adapters: merged at load and at conversion, in every form that the published layout takes."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -154,6 +155,17 @@ def test_on_the_command_line(adapters, tmp_path):
     none, two, less = (load_lm(out, out.with_suffix(".json"), mx.float32).text_linear.weight for out in outs)
     ratio = mx.linalg.norm(less - none) / mx.linalg.norm(two - none)
     assert ratio.item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_configuration_may_say_that_there_are_adapters(adapters, tmp_path):
+    path, _ = adapters({"text_linear": (96, 64)})
+    config = {**json.loads(CONFIG.read_text()), "lora": True, "lora_rank": 4, "lora_scaling": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json is of a model with LoRA adapters; give them with --lora\."):
+        load_lm(PYTORCH, tmp_path / "config.json")
+    load_lm(PYTORCH, tmp_path / "config.json", lora=path)
+    result = convert(PYTORCH, tmp_path / "o.safetensors", bits=8, config=config, lora=path)
+    load_lm(result.path, result.config)
 
 
 def test_wrong_files(adapters, tmp_path):

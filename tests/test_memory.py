@@ -118,7 +118,10 @@ def test_loading_never_holds_two_copies(kind, lora, models):
     assert found["active"] == pytest.approx(found["held"], rel=0.02)
     assert found["peak"] <= 1.15 * found["held"]
     if mx.default_device() == mx.cpu:  # else what is held may be elsewhere
-        assert found["rss"] <= 1.15 * found["held"]
+        merging = (
+            (16 << 20) if lora else 0
+        )  # of the few rows in work, and what the allocator keeps of them, at any size
+        assert found["rss"] <= 1.15 * found["held"] + merging
         assert found["rss"] > 0.8 * found["held"]
 
 
