@@ -271,7 +271,7 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
         elif array.shape != shape:
             raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
         elif array.dtype not in FLOATS:
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float is expected.")
+            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
     for names, what in ((missing, "is missing"), (sorted(set(tensors) - expected), "does not belong to this model")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -157,6 +157,24 @@ def test_on_the_command_line(adapters, tmp_path):
     assert ratio.item() == pytest.approx(0.75, abs=0.01)
 
 
+def test_conversations_take_them_and_the_limits_are_set_first(tmp_path, monkeypatch, capsys):
+    told = []
+
+    def load(path, **options):
+        told.append(options)
+        raise InputError("Enough.")
+
+    monkeypatch.setattr("msh_mlx.weights.load_lm", load)
+    monkeypatch.setattr("msh_mlx.memory.set_limits", lambda: told.append("limits"))
+    recording = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
+    outputs = ["--input", str(recording), "--output", str(tmp_path / "o.wav")]
+    assert main(["--demo", *outputs, "--lora", "x.safetensors", "--lora-scaling", "0.5"]) == 2
+    assert capsys.readouterr().err == "Enough.\n"
+    limits, options = told
+    assert limits == "limits"
+    assert (options["lora"], options["lora_scaling"]) == ("x.safetensors", 0.5)
+
+
 def test_a_configuration_may_say_that_there_are_adapters(adapters, tmp_path):
     path, _ = adapters({"text_linear": (96, 64)})
     config = {**json.loads(CONFIG.read_text()), "lora": True, "lora_rank": 4, "lora_scaling": 2.0}
