@@ -118,9 +118,8 @@ def test_loading_never_holds_two_copies(kind, lora, models):
     assert found["active"] == pytest.approx(found["held"], rel=0.02)
     assert found["peak"] <= 1.15 * found["held"]
     if mx.default_device() == mx.cpu:  # else what is held may be elsewhere
-        merging = (
-            (16 << 20) if lora else 0
-        )  # of the few rows in work, and what the allocator keeps of them, at any size
+        # The few rows that are merged at a time, and what the allocator keeps of them: the same for a model of any size.
+        merging = 16 << 20 if lora else 0
         assert found["rss"] <= 1.15 * found["held"] + merging
         assert found["rss"] > 0.8 * found["held"]
 
@@ -137,7 +136,7 @@ def test_converting_takes_less_than_the_largest_tensor(tmp_path):
     try:
         assert largest > 100e6
         found = measured("convert", path, tmp_path / "config.json", tmp_path / "out.safetensors")
-        assert found["rss"] < 0.5 * largest
+        assert found["rss"] < 0.75 * largest
         assert found["peak"] < 0.2 * largest
     finally:
         for file in tmp_path.glob("*.safetensors"):
