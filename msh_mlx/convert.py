@@ -22,11 +22,10 @@ from .files import NewFile, check_outputs, config_beside
 from .lora import SCALING, Adapter
 from .models.lm import Lm
 from .tensors import TensorInfo, TensorWriter, read_tensor
-from .weights import Checkpoint, Quantization, load_lm, open_checkpoint
+from .weights import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
 
 _Logits = npt.NDArray[np.float64]
 PLAIN = 16  # bits of a weight that is not quantized: bfloat16
-TARGET_BITS = (4, 6, 8, PLAIN)
 _CHECK_STEPS = 48
 
 
@@ -72,7 +71,7 @@ def convert(
     Parameters
     ----------
     bits
-        4, 6 or 8, or 16 for bfloat16.
+        2, 3, 4, 5, 6 or 8, or 16 for bfloat16.
     group_size
         How many weights share a scale: 32, 64 or 128.
     keep
@@ -87,9 +86,14 @@ def convert(
     Raises
     ------
     InputError
-        A file or the configuration is wrong, `out` is an input or cannot be written, a rule fits nothing, or a weight has fewer
-        bits already.
+        A file, the configuration or a number is wrong, `out` is an input or cannot be written, a rule fits nothing, or a weight
+        has fewer bits already.
     """
+    for wanted in (bits, *(rule.bits for rule in keep)):
+        if wanted not in (*BITS, PLAIN):
+            raise InputError(f"Weights cannot have {wanted} bits, only {', '.join(map(str, BITS))} or {PLAIN}.")
+    if group_size not in GROUP_SIZES:
+        raise InputError(f"Groups cannot have {group_size} weights, only {', '.join(map(str, GROUP_SIZES))}.")
     out = Path(out).expanduser()
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]

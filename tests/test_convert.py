@@ -181,6 +181,9 @@ def test_refusals_leave_nothing(tmp_path):
     copy.write_bytes(PYTORCH.read_bytes())
     config = tmp_path / "out.json"
     config.write_bytes(CONFIG.read_bytes())
+    assert "cannot have 7 bits" in refused(tmp_path, bits=7)
+    assert "cannot have 1 bits" in refused(tmp_path, keep=[Rule("*", 1)])
+    assert "cannot have 48 weights" in refused(tmp_path, group_size=48)
     assert "fits '*embeddings*'" in refused(tmp_path, keep=[Rule("*embeddings*", 8)])
     assert "is read and would be overwritten" in refused(tmp_path, copy, config=config)
     assert "[32001, 4096] is expected" in refused(tmp_path, copy, config=None)
