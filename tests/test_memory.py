@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from msh_mlx import memory
+from msh_mlx.tensors import TensorInfo, TensorWriter
 
 LAYERS, DEPFORMER_LAYERS, SLICES = 14, 4, 4
 CONFIG = {
@@ -50,8 +52,8 @@ print(json.dumps({"held": held, "active": mx.get_active_memory(), "peak": mx.get
 """
 
 
-def pytorch_model(config):
-    """A model of random bfloat16 weights in PyTorch's layout, by name, not computed yet."""
+def write_model(path, config):
+    """Write a model of random bfloat16 weights in PyTorch's layout, one after the other; return the largest one's bytes."""
     c, dim, small = config, config["dim"], config["depformer_dim"]
     hidden, small_hidden = 11 * dim // 4, 2 * c["depformer_dim_feedforward"] // 3
     shapes = {"text_emb.weight": (c["text_card"] + 1, dim), "text_linear.weight": (c["text_card"], dim)}
@@ -81,8 +83,16 @@ def pytorch_model(config):
             shapes[f"{layer}.gating.{k}.linear_in.weight"] = (2 * small_hidden, small)
             shapes[f"{layer}.gating.{k}.linear_out.weight"] = (small, small_hidden)
         shapes |= {f"{layer}.norm{n}.alpha": (1, 1, small) for n in (1, 2)}
-    mx.random.seed(3)
-    return {name: (0.05 * mx.random.normal(shape)).astype(mx.bfloat16) for name, shape in shapes.items()}
+    tensors = {name: TensorInfo("BF16", shape) for name, shape in shapes.items()}
+    rng = np.random.default_rng(3)
+    with path.open("wb") as file:
+        writer = TensorWriter(file, tensors)
+        for name, info in tensors.items():
+            bits = rng.integers(0x3C00, 0x3D80, info.shape, np.uint16)  # from 0.008 to 0.06
+            writer.write(name, mx.array(bits | rng.integers(0, 2, info.shape, np.uint16) << 15).view(mx.bfloat16))
+    mx.clear_cache()
+    mx.reset_peak_memory()  # other tests look at it
+    return max(info.nbytes for info in tensors.values())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +100,7 @@ def models(tmp_path_factory):
     """A model of 110 MB, in bfloat16 in PyTorch's layout and with 4 bits in MLX's, its configuration, and adapters for it."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    mx.save_safetensors(str(folder / "bf16.safetensors"), pytorch_model(CONFIG))
+    write_model(folder / "bf16.safetensors", CONFIG)
     adapters = {}
     for i in range(LAYERS):
         adapters[f"transformer.layers.{i}.gating.linear_in.lora_A.weight"] = mx.random.normal((8, 512))
@@ -129,10 +139,7 @@ def test_converting_takes_less_than_the_largest_tensor(tmp_path):
     config = {**CONFIG, "num_layers": 1, "depformer_num_layers": 1, "text_card": 100_000}
     (tmp_path / "config.json").write_text(json.dumps(config))
     path = tmp_path / "large.safetensors"
-    arrays = pytorch_model(config)
-    largest = max(array.nbytes for array in arrays.values())
-    mx.save_safetensors(str(path), arrays)
-    del arrays
+    largest = write_model(path, config)
     try:
         assert largest > 100e6
         found = measured("convert", path, tmp_path / "config.json", tmp_path / "out.safetensors")
