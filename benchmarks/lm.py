@@ -1,7 +1,7 @@
 """How fast a step of the language model is, what it asks of the machine, and what it needs of memory.
 
-Each contender is a process of its own: ours and, with --peer, the package moshi-mlx, for which an environment is made in .cache.
-They load the same seeded random weights, hear the same codes and sample alike (0.7 / 25 and 0.8 / 250), and take turns, some
+Each contender is a process of its own: ours and, with --peer, the package moshi-mlx, for which an environment is made in
+.cache. They load the same seeded random weights, hear the same codes and sample alike (0.7 / 25 and 0.8 / 250), and take turns, some
 steps each, so that whatever else the machine does hits all alike. Prints tables, and says which aims are met in this run;
 --json keeps the figures. It ends with 0 whatever they are.
 

@@ -5,8 +5,8 @@ Needs nothing but numpy, MLX and the model's package, so that the interpreter of
 
 import io
 import json
-import os
 import re
+from pathlib import Path
 from time import perf_counter
 
 import mlx.core as mx
@@ -40,8 +40,7 @@ class Peer:
     """The other one, as its own program uses it; the same shapes for whoever calls."""
 
     def __init__(self, weights, config, dtype, bits, kv_bits=None):
-        with open(config, encoding="utf-8") as file:
-            self._config = json.load(file)
+        self._config = json.loads(Path(config).read_text())
         self._weights, self._dtype, self._bits = weights, dtype, int(bits)
 
     def load(self):
@@ -161,8 +160,7 @@ class Worker:
 
     def __init__(self, kind, weights, config, dtype, bits, *more):
         self.model = {"ours": Ours, "peer": Peer}[kind](weights, config, dtype, bits, *map(int, more))
-        with open(config, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json.loads(Path(config).read_text())
         # The user's codes, the same for all: seeded, and soon again from the beginning.
         self.codes = np.random.default_rng(1).integers(0, values["card"], (256, values["n_q"] - values["dep_q"]))
         self.at = 0
@@ -199,10 +197,10 @@ class Worker:
         return {k: getattr(counts, k) / count for k in ("syncs", "evaluations", "primitives")}
 
     def memory(self):
-        """MLX's memory now and at most since the last call, what the process has used at most, and its resident memory, in bytes."""
+        """MLX's memory now and at most since the last call, and what the process has used at most, in bytes."""
         held, peak = mx.get_active_memory(), mx.get_peak_memory()
         mx.reset_peak_memory()
-        return {"held": held, "peak": peak, "process_peak": peak_memory(), "resident": resident()}
+        return {"held": held, "peak": peak, "process_peak": peak_memory()}
 
     def reset(self):
         """Of ours: a new conversation."""
@@ -210,14 +208,6 @@ class Worker:
 
     def device(self):
         return {"mlx": mx.__version__, "device": str(mx.default_device())}
-
-
-def resident():
-    try:
-        with open("/proc/self/statm", encoding="utf-8") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

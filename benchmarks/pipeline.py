@@ -55,7 +55,7 @@ class Conversation:
     def __init__(self, load: Callable[[], Session]) -> None:
         self.ends = Ends()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        self.pipeline = Pipeline(load, self.ends.source, self.ends, self.events.put)
+        self.pipeline = Pipeline(lambda _: load(), self.ends.source, self.ends, self.events.put)
 
     def __enter__(self) -> Conversation:
         self.pipeline.start()

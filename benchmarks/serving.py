@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from pathlib import Path
 
 
 def serve(make):
@@ -21,8 +22,8 @@ def serve(make):
 def peak_memory():
     """The most memory that this process has used, in bytes."""
     try:
-        with open("/proc/self/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     except OSError:
         import resource
 

@@ -26,6 +26,7 @@ from msh_mlx.config import LmConfig
 from msh_mlx.devices import FRAME, RATE
 from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.files import find_demo
+from msh_mlx.memory import set_limits
 from msh_mlx.metrics import Durations
 from msh_mlx.pipeline import Pipeline
 from msh_mlx.session import Session
@@ -71,6 +72,7 @@ class Aged(Session):
 
 def load(hours: float) -> Session:
     files = find_demo()
+    set_limits()
     config = LmConfig.of(files.config)
     parts = load_lm(files.model, config=config), load_mimi(files.mimi), load_tokenizer(files.tokenizer)
     return Aged(*parts, hours=hours, seed=0)
@@ -126,7 +128,7 @@ def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
         elif isinstance(event, Ready | Failed):
             ready.set()
 
-    pipeline = Pipeline(lambda: load(hours), ends.source, ends, note)
+    pipeline = Pipeline(lambda _: load(hours), ends.source, ends, note)
     answered = 0
 
     def answer(heard: int) -> None:

@@ -29,8 +29,17 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with `argv` (default: the process's arguments) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # The conversation takes options only, so that a first word without a dash is free for commands.
-    return guard(lambda signals: _converse(_parser().parse_args(arguments), signals), debug="--debug" in arguments)
+    return guard(lambda signals: _run(arguments, signals), debug="--debug" in arguments)
+
+
+def _run(arguments: list[str], signals: Signals) -> int:
+    # The conversation takes options only, so that a first word without a dash is a command.
+    if not arguments or arguments[0].startswith("-"):
+        return _converse(_parser().parse_args(arguments), signals)
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
+    return _COMMANDS[name](rest, signals)
 
 
 # ---- what every program of ours shares -----------------------------------------------------------------------------------
@@ -170,8 +179,14 @@ def load_session(
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
+    lora: str | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Session:
-    """Load a model, what is small first; `voice` and `text` are the arguments of `Sampler` and `TextSampler`.
+    """Set MLX's limits and load a model, what is small first.
+
+    `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and `Session`,
+    `lora_scaling` None the usual one.
 
     Raises
     ------
@@ -180,16 +195,20 @@ def load_session(
     """
     from .codec import load_mimi
     from .config import LmConfig
+    from .lora import SCALING
+    from .memory import set_limits
     from .sampling import Sampler, TextSampler
     from .session import Session
     from .text import load_tokenizer
     from .weights import load_lm
 
+    set_limits()
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
-    config = LmConfig.of(files.config)
+    config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    lm = load_lm(files.model, config=config, quantized=quantized)
+    scaling = SCALING if lora_scaling is None else lora_scaling
+    lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
     return Session(lm, mimi, tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
 
 
@@ -215,6 +234,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="msh-mlx",
         description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
+        epilog="Commands: msh-mlx convert --help.",
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", metavar="FILE", help="the language model (.safetensors)")
@@ -223,8 +243,9 @@ def _parser() -> Parser:
     add(
         "--config",
         metavar="FILE",
-        help="the model's configuration; default: the config.json beside it, if there is one",
+        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
     )
+    _add_lora(add)
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
     add = parser.add_argument_group("live").add_argument
@@ -339,6 +360,11 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_lora(add: Callable[..., object]) -> None:
+    add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
+    add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
+
+
 def _converse(args: argparse.Namespace, signals: Signals) -> int:
     _check_options(args)
     if args.list_devices:
@@ -348,7 +374,7 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
-def _load(files: ModelFiles, args: argparse.Namespace) -> Session:
+def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float], None]) -> Session:
     return load_session(
         files,
         args.quantized,
@@ -364,6 +390,9 @@ def _load(files: ModelFiles, args: argparse.Namespace) -> Session:
         },
         kv_bits=args.kv_bits,
         seed=args.seed,
+        lora=args.lora,
+        lora_scaling=args.lora_scaling,
+        progress=progress,
     )
 
 
@@ -407,12 +436,13 @@ def _measure_latency(args: argparse.Namespace) -> int:
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from .live import Options, Prepared, talk
-    from .weights import file_bits, read_header
+    from .tensors import read_header
+    from .weights import file_bits
 
     def prepare() -> Prepared:
         files = _model_files(args)
         bits = None if args.demo else file_bits(read_header(files.model)) or 16
-        return Prepared(lambda: _load(files, args), bits)
+        return Prepared(lambda progress: _load(files, args, progress), bits)
 
     options = Options(
         input_device=args.input_device,
@@ -452,14 +482,22 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
             display(event)
 
         begin = perf_counter()
-        with display.busy(f"Loading {files.model.name}"):
-            session = _load(files, args)
+        with display.progress(f"Loading {files.model.name}") as progress:
+            session = _load(files, args, _interruptible(progress, signals))
         display.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
             with recording or open_recording(path) as source:
                 converse(session, source, plan, listener)
     return 0
+
+
+def _interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:
+    def tell(fraction: float) -> None:
+        signals.check()
+        progress(fraction)
+
+    return tell
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -474,6 +512,7 @@ def _check_options(args: argparse.Namespace) -> None:
             )
     if args.list_devices or args.measure_latency:
         return
+    _check_lora(args)
     if args.demo:
         for name in ("model", "mimi", "tokenizer", "config"):
             if getattr(args, name) is not None:
@@ -510,6 +549,11 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("The standard input can be heard only once; give - once.")
 
 
+def _check_lora(args: argparse.Namespace) -> None:
+    if args.lora_scaling is not None and args.lora is None:
+        raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
+
+
 def _model_files(args: argparse.Namespace) -> ModelFiles:
     from .files import find_demo, find_model
 
@@ -542,3 +586,124 @@ def _checked(path: str) -> Recording | None:
     with recording:
         recording.check()
     return None
+
+
+# ---- convert -------------------------------------------------------------------------------------------------------------
+
+
+def _convert_parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx convert",
+        description="Write a language model, in PyTorch's or MLX's layout, with other bits a weight, for MLX. "
+        "Its configuration is written beside it, as OUT with .json in place of .safetensors, where it is found.",
+    )
+    add = parser.add_argument
+    add("model", metavar="IN", help="the language model (.safetensors)")
+    add("out", metavar="OUT", help="the file to write (.safetensors)")
+    bits = "4, 6 or 8 bits a weight, or 16 for bfloat16"
+    add("--bits", type=int, choices=(4, 6, 8, 16), required=True, help=bits)
+    add(
+        "--group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="weights that share a scale (default: 32 with 4 bits, else 64)",
+    )
+    add(
+        "--keep",
+        metavar="PATTERN[=BITS]",
+        type=_rule,
+        action="append",
+        default=[],
+        help="other bits (default: 16) for weights with such names, as in --keep '*emb*=8' --keep text_linear; "
+        "the first that fits counts",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
+    )
+    _add_lora(add)
+    add("--check", action="store_true", help="compare the text logits of before and after on a fixed input")
+    add("--plain", action="store_true", help="show no progress, also in a terminal")
+    add("--json", action="store_true", help="print the outcome as a JSON object")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+    return parser
+
+
+def _rule(text: str) -> tuple[str, int]:
+    """Parse a pattern with bits, or without for 16."""
+    pattern, equals, bits = text.partition("=")
+    if not pattern or (equals and bits not in ("4", "6", "8", "16")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern, or a pattern = 4, 6, 8 or 16 bits")
+    return pattern, int(bits or 16)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _convert(arguments: list[str], signals: Signals) -> int:
+    args = _convert_parser().parse_args(arguments)
+    _check_lora(args)
+    from rich.console import Console
+
+    from .convert import Rule, check, convert
+    from .files import existing, find_config
+    from .lora import SCALING
+    from .memory import set_limits
+    from .ui import Display
+
+    model = existing(args.model, "model")
+    config = existing(args.config, "configuration") if args.config is not None else find_config(model)
+    scaling = SCALING if args.lora_scaling is None else args.lora_scaling
+    group_size = args.group_size or (32 if args.bits == 4 else 64)
+    set_limits()
+    console = Console(highlight=False)
+    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    divergence = None
+    with Display(console, plain=plain) as display:
+        begin = perf_counter()
+        with display.progress(f"Converting {model.name}") as progress:
+            result = convert(
+                model,
+                args.out,
+                bits=args.bits,
+                group_size=group_size,
+                keep=[Rule(*rule) for rule in args.keep],
+                config=config,
+                lora=args.lora,
+                lora_scaling=scaling,
+                progress=_interruptible(progress, signals),
+            )
+        seconds = perf_counter() - begin
+        if not args.json:
+            sizes = f"{_size(result.bytes_after)}, from {_size(result.bytes_before)}"
+            display.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
+            if result.unpacked:
+                some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
+                display.say(f"{some}: their rows are no whole number of groups of {group_size}")
+        if args.check:
+            with display.progress("Comparing before and after") as progress:
+                divergence = check(
+                    result, model, config, args.lora, scaling, progress=_interruptible(progress, signals)
+                )
+            if not args.json:
+                display.say(
+                    f"Text logits of before and after, {divergence.steps} steps: at most {divergence.largest:.3g} apart; "
+                    f"mean KL divergence {divergence.kl:.3g}; the same best token in {100 * divergence.agree:.1f} %"
+                )
+    if args.json:
+        outcome = {
+            "model": str(result.path),
+            "config": str(result.config),
+            "bytes_before": result.bytes_before,
+            "bytes_after": result.bytes_after,
+            "unpacked": result.unpacked,
+            "seconds": seconds,
+            "divergence": vars(divergence) if divergence else None,
+        }
+        print(json.dumps(outcome, ensure_ascii=False))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str], Signals], int]] = {"convert": _convert}

@@ -156,8 +156,10 @@ class LmConfig:
         return frozenset({0, self.existing_text_padding_id})
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "The model's configuration") -> LmConfig:
-        """Read the keys of a `config.json`; missing keys take the v0.1 value.
+    def from_dict(
+        cls, values: Mapping[str, Any], source: str = "The model's configuration", *, lora: bool = False
+    ) -> LmConfig:
+        """Read the keys of a `config.json`; missing keys take the v0.1 value. With `lora` it may be one with adapters.
 
         Raises
         ------
@@ -170,6 +172,10 @@ class LmConfig:
             raise InputError(f"{source} has keys that are not known: {', '.join(map(str, unknown))}.")
         for key, only in _FIXED.items():
             if key in values and values[key] != only:
+                if key == "lora" and values[key] is True:
+                    if lora:
+                        continue
+                    raise InputError(f"{source} is of a model with LoRA adapters; give them with --lora.")
                 raise InputError(f"{source} has {key} = {values[key]!r}; only {only!r} can be run.")
         given = {key: value for key, value in values.items() if key in known}
         # A depformer always sees all of its steps; v0.1's value is only right for v0.1's dep_q.
@@ -177,8 +183,8 @@ class LmConfig:
         return cls(**given)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> LmConfig:
-        """Read a `config.json`.
+    def from_file(cls, path: str | os.PathLike[str], *, lora: bool = False) -> LmConfig:
+        """Read a `config.json`; `lora` as for `from_dict`.
 
         Raises
         ------
@@ -194,18 +200,20 @@ class LmConfig:
             raise InputError(f"The configuration {path} is not valid JSON.") from None
         if not isinstance(values, dict):
             raise InputError(f"The configuration {path} is not a JSON object.")
-        return cls.from_dict(values, f"The configuration {path}")
+        return cls.from_dict(values, f"The configuration {path}", lora=lora)
 
     @classmethod
-    def of(cls, config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> LmConfig:
-        """Take a configuration in any form: an `LmConfig`, a dict, a path, or None for v0.1."""
+    def of(
+        cls, config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None, *, lora: bool = False
+    ) -> LmConfig:
+        """Take a configuration in any form: an `LmConfig`, a dict, a path, or None for v0.1; `lora` as for `from_dict`."""
         if config is None:
             return cls()
         if isinstance(config, LmConfig):
             return config
         if isinstance(config, Mapping):
-            return cls.from_dict(config)
-        return cls.from_file(config)
+            return cls.from_dict(config, lora=lora)
+        return cls.from_file(config, lora=lora)
 
 
 def _is_int(value: object) -> bool:

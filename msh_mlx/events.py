@@ -16,10 +16,14 @@ Pcm = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Loading:
-    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up"."""
+    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up".
+
+    While the model is loaded, `fraction`, from 0 to 1, says how much of it is there; else it is None.
+    """
 
     stage: str
     seconds: float | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True)

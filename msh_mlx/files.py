@@ -105,16 +105,29 @@ class ModelFiles:
         return [path for path in (self.model, self.mimi, self.tokenizer, self.config) if path]
 
 
+def config_beside(model: Path) -> Path:
+    """Name the configuration that is beside a model's file and belongs to it alone: model.json for model.safetensors."""
+    return model.with_suffix(".json")
+
+
+def find_config(model: Path) -> Path | None:
+    """Find the configuration beside a model: the one of its own name, else the folder's `config.json`, else None."""
+    for path in (config_beside(model), model.with_name("config.json")):
+        if path.is_file():
+            return path
+    return None
+
+
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
-    """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `config.json`).
+    """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `find_config`).
 
     Raises
     ------
     InputError
         A file is missing or a folder, or there is not exactly one tokenizer beside the model.
     """
-    model_file = _existing(model, "model")
-    mimi_file = _existing(mimi, "codec")
+    model_file = existing(model, "model")
+    mimi_file = existing(mimi, "codec")
     if tokenizer is None:
         beside = sorted(path for path in model_file.parent.glob("tokenizer*.model") if path.is_file())
         if len(beside) != 1:
@@ -122,9 +135,9 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
             raise InputError(f"There is {found} (tokenizer*.model) beside {model}; give one with --tokenizer.")
         tokenizer_file = beside[0]
     else:
-        tokenizer_file = _existing(tokenizer, "tokenizer")
-    config_file = _existing(config, "configuration") if config is not None else model_file.with_name("config.json")
-    return ModelFiles(model_file, mimi_file, tokenizer_file, config_file if config_file.is_file() else None)
+        tokenizer_file = existing(tokenizer, "tokenizer")
+    config_file = existing(config, "configuration") if config is not None else find_config(model_file)
+    return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
 
 
 def demo_folder() -> Path:
@@ -148,7 +161,8 @@ def find_demo() -> ModelFiles:
     return find_model(str(folder / "model.q8.safetensors"), str(folder / "mimi.safetensors"))
 
 
-def _existing(path: str, what: str) -> Path:
+def existing(path: str, what: str) -> Path:
+    """Return the path of a file, `what` it is to be, or raise InputError if it is not there or a folder."""
     found = Path(path).expanduser() if path else Path()
     try:
         mode = found.stat().st_mode

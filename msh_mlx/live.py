@@ -58,9 +58,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model whose files were found: `load` loads it; `bits` per weight, None where there is no smaller one to choose."""
+    """A model whose files were found.
 
-    load: Callable[[], Session]
+    `load` loads it, as for `Pipeline`; `bits` per weight, None where there is no smaller one to choose.
+    """
+
+    load: Callable[[Callable[[float], None]], Session]
     bits: int | None = None
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 DELAY_LIMIT = 0.4  # seconds
 
 _QUEUE = 2  # frames between two stages
-_CACHE = 512 << 20  # bytes that MLX keeps for reuse; unlimited, it takes all there are
 _WARM_UP = 5, 25  # frames, at least and at most
 _WARM = 1.5  # times the fastest frame: no slower is warm
 _PATIENCE = 0.1  # seconds, after which the encoder thread looks around though there is no sound or no room
@@ -171,7 +170,7 @@ class Pipeline:
     Parameters
     ----------
     load
-        Makes the session; called once, on the model thread.
+        Makes the session; called once, on the model thread, with what it may tell the loaded fraction to, from 0 to 1.
     source, sink
         The ends. The caller opens and closes them, and may do so while the pipeline runs: with a source that gives nothing
         everybody waits.
@@ -193,7 +192,7 @@ class Pipeline:
 
     def __init__(
         self,
-        load: Callable[[], Session],
+        load: Callable[[Callable[[float], None]], Session],
         source: Source,
         sink: Sink,
         events: Callable[[Event], None],
@@ -328,12 +327,9 @@ class Pipeline:
 
     def _start_up(self) -> Session:
         """Load the session, warm it up, let it run on silence until its time is steady, and return it as new."""
-        import mlx.core as mx
-
-        mx.set_cache_limit(_CACHE)
         begin = perf_counter()
         self._events(Loading("loading"))
-        session = self._load()
+        session = self._load(lambda fraction: self._events(Loading("loading", fraction=fraction)))
         loaded = perf_counter()
         self._events(Loading("loading", loaded - begin))
         self._events(Loading("warm-up"))

@@ -76,23 +76,20 @@ class Position:
         recent
             As `TextSampler.adjusted` takes it.
         """
-        config, capacity = self._lm.config, rings[0][0].shape[2]
-        slot = position % config.context
-        place = np.array([slot, min(position, capacity - 1)], np.int32)
-        factors = rotation(position, self._form.head_dim, config.max_period)
-        numbers = mx.array(np.concatenate([place, tokens, recent]))
-        return Outcome(*self._function(numbers, mx.array(factors), said, rings, key))
+        config = self._lm.config
+        numbers = mx.array(np.concatenate([_slot(position, config.context, rings), tokens, recent]))
+        factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
+        return Outcome(*self._function(numbers, factors, said, rings, key))
 
     def _run(
         self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
     ) -> tuple[mx.array, list[Ring], mx.array, list[mx.array]]:
         lm, config = self._lm, self._lm.config
         own = 1 + config.dep_q
-        slot, last, tokens, recent = mx.split(numbers, [1, 2, 3 + config.n_q])
+        slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
         mine, user = mx.split(tokens, [own])
         tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
-        place = Place(slot, mx.arange(rings[0][0].shape[2]) <= last, factors)
-        caches = [RingCache(ring, self._form, place) for ring in rings]
+        caches = _caches(rings, self._form, slot, factors)
         h, text_logits = lm(tokens, caches)
 
         draws = self._text_noise + config.dep_q * self._audio_noise
@@ -114,3 +111,36 @@ class Position:
             text_logits,
             audio_logits,
         )
+
+
+class Reader:
+    """The temporal transformer alone, on tokens that are given: what a model would say, to compare models with."""
+
+    def __init__(self, lm: Lm, kv_bits: int | None = None) -> None:
+        lm.prepare()
+        self._lm = lm
+        self._form = lm.ring_format(kv_bits)
+        self._rings = [self._form.empty(lm.config.context) for _ in range(lm.config.num_layers)]
+        self._position = 0
+
+    def read(self, tokens: npt.NDArray[np.int32]) -> mx.array:
+        """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
+        config = self._lm.config
+        slot = mx.array(_slot(self._position, config.context, self._rings))
+        factors = mx.array(rotation(self._position, self._form.head_dim, config.max_period))
+        caches = _caches(self._rings, self._form, slot, factors)
+        _, logits = self._lm(mx.array(tokens), caches)
+        self._rings = [cache.ring for cache in caches]
+        self._position += 1
+        return logits[0]
+
+
+def _slot(position: int, context: int, rings: list[Ring]) -> npt.NDArray[np.int32]:
+    """Tell where a position goes, and the last slot that it sees."""
+    return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
+
+
+def _caches(rings: list[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
+    """Make the caches of one position; `slot` is what `_slot` says."""
+    place = Place(slot[:1], mx.arange(rings[0][0].shape[2]) <= slot[1], factors)
+    return [RingCache(ring, form, place) for ring in rings]

@@ -243,7 +243,8 @@ class JsonScreen(Screen):
     def handle(self, event: Event) -> None:
         """Write an event, if it is one of those above."""
         if isinstance(event, Loading):
-            self._write("loading", {"stage": event.stage, "seconds": event.seconds})
+            if event.fraction is None:
+                self._write("loading", {"stage": event.stage, "seconds": event.seconds})
         elif isinstance(event, Ready):
             self._write("ready", {"conversation": event.conversation})
         elif isinstance(event, SpokeWord):
@@ -483,6 +484,7 @@ class LiveScreen(Screen):
         self._status: Status | None = None
         self._meters = (Meter(), Meter())
         self._loading: tuple[str, float] | None = None
+        self._loaded: float | None = None  # the fraction, if it is told
         self._listening = False
         self._last_index: int | None = None  # of the last piece of text
         self._spoken_at = 0.0
@@ -505,9 +507,10 @@ class LiveScreen(Screen):
         if isinstance(event, Spoke):
             self._spoke(event)
         elif isinstance(event, Loading):
-            if event.seconds is None:
+            self._loaded = event.fraction
+            if event.seconds is None and event.fraction is None:
                 self._loading = (_stage(event), self._now())
-            else:
+            elif event.seconds is not None:
                 self._loading = None
                 self._keep(f"{self._glyphs.done} {_stage(event)}", _DIM)
         elif isinstance(event, Ready):
@@ -652,7 +655,8 @@ class LiveScreen(Screen):
             doing, since = self._loading
             seconds = self._now() - since
             wait = self._glyphs.wait[int(10 * seconds) % len(self._glyphs.wait)]
-            return [Segment(f"{wait} {doing}"), Segment(f"  {seconds:.1f} s", _DIM)]
+            loaded = "" if self._loaded is None else f"  {100 * self._loaded:.0f} %"
+            return [Segment(f"{wait} {doing}"), Segment(f"{loaded}  {seconds:.1f} s", _DIM)]
         if self._listening and self._last_index is None:
             return [Segment("Moshi is listening", _DIM)]
         line = [Segment(self._flow.line)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console, Group
@@ -46,9 +47,14 @@ class Display:
         """Print a line, as it is."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
-    def busy(self, text: str) -> AbstractContextManager[object]:
-        """Return a context during which a terminal shows `text` and that something is going on."""
-        return nullcontext() if self._plain else self._console.status(Text(printable(text)))
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[float], None]]:
+        """Return a context during which a terminal shows `text` and the fraction, 0 to 1, that its value is called with."""
+        if self._plain:
+            yield lambda _: None
+            return
+        with self._console.status(Text(printable(text))) as status:
+            yield lambda fraction: status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

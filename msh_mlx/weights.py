@@ -1,12 +1,9 @@
-"""Checkpoints: the one place that reads, checks and renames the language model's tensors."""
+"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,24 +14,17 @@ from mlx.utils import tree_flatten
 
 from .config import LmConfig
 from .errors import InputError
+from .layout import is_pytorch, to_mlx_layout
+from .lora import SCALING, Adapter, read_lora
 from .models.lm import Lm
+from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
-# https://huggingface.co/docs/safetensors: the header is at most 100 MB.
-_MAX_HEADER = 100_000_000
-_DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
-_BITS = (2, 3, 4, 5, 6, 8)
-_GROUPS = (32, 64, 128)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of a tensor: its dtype, as there ("F32", "BF16", …), and shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+_CHUNK = 1 << 20  # weights that are computed with at a time
+_DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
+    f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
 
 
 @dataclass(frozen=True)
@@ -45,109 +35,92 @@ class Quantization:
     group_size: int
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file; no tensor is read.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A language model's file that was checked; no tensor has been read.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read, is no safetensors file, or is shorter or longer than its header says.
+    Attributes
+    ----------
+    path, config
+        The file, and what it is said to hold.
+    lm
+        The model without its weights: those that it has are never computed, and nothing in it is quantized.
+    shapes
+        The shapes of the modules' weights, unpacked, by the modules' names, in the order of the model.
+    tensors
+        Where the tensors are, by their names in the MLX layout. Several may share a place.
+    quantizations
+        The modules whose weights are quantized, and how.
+    """
+
+    path: Path
+    config: LmConfig
+    lm: Lm
+    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, TensorInfo]
+    quantizations: dict[str, Quantization]
+
+    def parts(self, module: str) -> dict[str, TensorInfo]:
+        """Say where the tensors of a module are: "weight", and "scales" and "biases" of one that is quantized."""
+        names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
+        return {name: self.tensors[f"{module}.{name}"] for name in names}
+
+    def adapters(self, lora: str | os.PathLike[str] | None, scaling: float) -> dict[str, Adapter]:
+        """Read the adapters for this model from the file `lora`, as `read_lora` does; none if there is none."""
+        if lora is None:
+            return {}
+        linear = {name for name, module in self.lm.named_modules() if isinstance(module, nn.Linear)}
+        shapes = {name: shape for name, shape in self.shapes.items() if name in linear}
+        return read_lora(lora, scaling, shapes, self.config.dep_q)
+
+    def rows(self, module: str, adapter: Adapter | None = None) -> Iterator[tuple[int, mx.array]]:
+        """Read a matrix some rows at a time: yield the first one's number, and the rows in float32.
+
+        What is quantized is unpacked; what `adapter` adds is added.
+        """
+        rows, columns = self.shapes[module]
+        how, parts = self.quantizations.get(module), self.parts(module)
+        step = _rows_at_a_time(columns)
+        for row in range(0, rows, step):
+            weight, *rest = (read_tensor(self.path, part.rows(row, row + step)) for part in parts.values())
+            if how:
+                scales, biases = (part.astype(mx.float32) for part in rest)
+                weight = mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
+            yield row, adapter.merge(weight, row) if adapter else weight.astype(mx.float32)
+
+    def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, mx.array]]:
+        """Read a matrix as it is stored, some rows at a time: yield the first one's number, and the rows."""
+        step = _rows_at_a_time(info.shape[1])
+        for row in range(0, info.shape[0], step):
+            yield row, read_tensor(self.path, info.rows(row, row + step))
+
+
+def _rows_at_a_time(columns: int) -> int:
+    return max(1, _CHUNK // columns)
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    quantized: int | None = None,
+    *,
+    lora: bool = False,
+) -> Checkpoint:
+    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s.
+
+    With `lora` the configuration may say that there are adapters: they will be merged.
     """
     path = Path(path).expanduser()
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            raw = file.read(length) if len(start) == 8 and length <= min(_MAX_HEADER, size - 8) else b""
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the .safetensors file in it.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    if size == 0:
-        raise InputError(f"{path} is empty; fetch the file again.")
-    if not raw.startswith(b"{"):
-        if len(start) == 8 and size - 8 < length <= _MAX_HEADER and size < _MAX_HEADER and not start.isascii():
-            raise InputError(f"{path} is cut off in its header; fetch the file again.")
-        raise InputError(f"{path} is not a safetensors file.")
-    try:
-        header = json.loads(raw)
-        tensors = {name: _tensor_info(name, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} has a broken safetensors header; fetch the file again.") from None
-    end = 0
-    for name, (_, begin, stop) in sorted(tensors.items(), key=lambda item: item[1][1:]):
-        if begin != end:
-            raise InputError(f"{path} has a broken safetensors header: the place of {name} is wrong.")
-        end = stop
-    if end != size - 8 - length:
-        what = "cut off" if end > size - 8 - length else "longer than its header says"
-        raise InputError(
-            f"{path} is {what}: {size:,} bytes in place of {8 + length + end:,}; fetch the file again."
-        )  # fmt: skip
-    return {name: info for name, (info, _, _) in tensors.items()}
-
-
-def _tensor_info(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
-    shape = tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
-    if not name.isprintable() or not whole or end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
-        raise ValueError(name)
-    return TensorInfo(entry["dtype"], shape), begin, end
-
-
-def _is_pytorch(names: Mapping[str, object]) -> bool:
-    return "out_norm.alpha" in names
-
-
-_PYTORCH_NAMES = [
-    (re.compile(r"text_emb\.weight|text_linear\.weight"), r"\g<0>"),
-    (re.compile(r"emb\.(\d+)\.weight"), r"audio_embs.\1.weight"),
-    (re.compile(r"out_norm\.alpha"), "out_norm.weight"),
-    (re.compile(r"transformer\.layers\.(\d+)\.self_attn\.in_proj_weight"), r"transformer.layers.\1.self_attn.in_proj.weight"),
-    (re.compile(r"transformer\.layers\.\d+\.self_attn\.out_proj\.weight"), r"\g<0>"),
-    (re.compile(r"transformer\.layers\.\d+\.gating\.linear_(in|out)\.weight"), r"\g<0>"),
-    (re.compile(r"(transformer\.layers\.\d+\.norm[12])\.alpha"), r"\1.weight"),
-    (re.compile(r"depformer_in\.(\d+)\.weight"), r"depformer.slices.\1.linear_in.weight"),
-    (re.compile(r"linears\.(\d+)\.weight"), r"depformer.slices.\1.linear_out.weight"),
-    (re.compile(r"depformer_text_emb\.weight"), "depformer.slices.0.emb.weight"),
-    (re.compile(r"depformer\.layers\.(\d+)\.gating\.(\d+)\.linear_(in|out)\.weight"),
-     r"depformer.slices.\2.transformer.layers.\1.gating.linear_\3.weight"),
-]  # fmt: skip
-_DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.weight")
-_DEPFORMER_ATTENTION = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
-_DEPFORMER_NORM = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
-
-
-def to_mlx_layout(name: str, array: mx.array, dep_q: int) -> Iterator[tuple[str, mx.array]]:
-    """Rename one tensor of the PyTorch layout to the MLX layout, splitting what is stacked and copying what is shared.
-
-    A name that is not known comes back as it is, for the strict load to name it.
-    """
-    if name.endswith(".alpha"):
-        array = array.reshape(-1)
-    if match := _DEPFORMER_ATTENTION.fullmatch(name):
-        layer, proj = match.groups()
-        if array.ndim == 2 and array.shape[0] % dep_q == 0:
-            for k, rows in enumerate(mx.split(array, dep_q, axis=0)):
-                yield f"depformer.slices.{k}.transformer.layers.{layer}.self_attn.{proj}_proj.weight", rows
-            return
-    elif match := _DEPFORMER_NORM.fullmatch(name):
-        layer, norm = match.groups()
-        for k in range(dep_q):
-            yield f"depformer.slices.{k}.transformer.layers.{layer}.{norm}.weight", array
-        return
-    elif match := _DEPFORMER_EMB.fullmatch(name):
-        yield f"depformer.slices.{int(match[1]) + 1}.emb.weight", array
-        return
-    for pattern, new in _PYTORCH_NAMES:
-        if match := pattern.fullmatch(name):
-            yield match.expand(new), array
-            return
-    yield name, array
+    header = read_header(path)
+    lm_config = LmConfig.of(config, lora=lora)
+    _check_kind(path, header)
+    _check_quantized(path, header, quantized)
+    tensors = to_mlx_layout(header, lm_config.dep_q)
+    lm = Lm(lm_config, *_hidden_widths(tensors))
+    quantizations = _check(path, lm, tensors)
+    parameters = cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters()))
+    shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in parameters}
+    return Checkpoint(path, lm_config, lm, shapes, tensors, quantizations)
 
 
 def default_dtype() -> mx.Dtype:
@@ -161,10 +134,14 @@ def load_lm(
     dtype: mx.Dtype | None = None,
     *,
     quantized: int | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float = SCALING,
+    progress: Callable[[float], None] | None = None,
 ) -> Lm:
     """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
 
-    Which weights are quantized, with how many bits and in what groups, is read off the stored tensors.
+    Which weights are quantized, with how many bits and in what groups, is read off the stored tensors. They are read one module
+    after the other, so that beyond the weights as they are held there is never more than one module in memory.
 
     Parameters
     ----------
@@ -176,38 +153,65 @@ def load_lm(
         Of the activations, and of the weights that are not quantized; None chooses by the device (`default_dtype`).
     quantized
         The bits that the caller believes the file to have; another number is an error.
+    lora
+        A file of adapters to add to the weights (`read_lora`), `lora_scaling` times. It is computed in float32; a weight that
+        is quantized is so again afterwards, in the same way.
+    progress
+        Called with the fraction of the bytes that are loaded, from 0 to 1.
 
     Raises
     ------
     InputError
-        The file or the configuration is wrong, or they do not fit each other; the message says which tensor.
+        A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
     """
-    path = Path(path).expanduser()
-    header = read_header(path)
-    lm_config = LmConfig.of(config)
-    _check_kind(path, header)
-    _check_quantized(path, header, quantized)
+    checkpoint = open_checkpoint(path, config, quantized, lora=lora is not None)
+    adapters = checkpoint.adapters(lora, lora_scaling)
     if dtype is None:
         dtype = default_dtype()
-    raw = mx.load(str(path))
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} is not a safetensors file.")
-    weights: dict[str, mx.array] = raw
-    if _is_pytorch(header):
-        weights = {
-            new: part for name, array in raw.items() for new, part in to_mlx_layout(name, array, lm_config.dep_q)
-        }
-    del raw
-    lm = Lm(lm_config, *_hidden_widths(weights))
-    quantizations = _check(path, lm, weights)
-    _quantize(lm, quantizations)
-    return _fill(lm, weights, dtype)
+    lm = checkpoint.lm
+    _quantize(lm, checkpoint.quantizations)
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    done = 0
+    weights: list[tuple[str, mx.array]] = []
+    for module in checkpoint.shapes:
+        if progress:
+            progress(done / total)
+        arrays = _read_module(checkpoint, module, adapters.get(module), dtype)
+        mx.eval(list(arrays.values()))
+        weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
+        done += sum(info.nbytes for info in checkpoint.parts(module).values())
+        mx.clear_cache()  # else what was in use for one module stays beside the next
+    lm.load_weights(weights, strict=True)
+    weights.clear()
+    lm.freeze()
+    lm.eval()
+    lm.prepare()
+    mx.clear_cache()
+    if progress:
+        progress(1.0)
+    return lm
+
+
+def _read_module(checkpoint: Checkpoint, module: str, adapter: Adapter | None, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Read a module's tensors as they are held, with `adapter` merged."""
+    how, parts = checkpoint.quantizations.get(module), checkpoint.parts(module)
+    if adapter is None:
+        arrays = [read_tensor(checkpoint.path, info) for info in parts.values()]
+        arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
+    else:
+        pieces = []
+        for _, rows in checkpoint.rows(module, adapter):
+            weight = rows.astype(dtype)
+            pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
+            mx.eval(pieces[-1])
+        arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
+    return dict(zip(parts, arrays, strict=True))
 
 
 def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
     if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
         raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi.")
-    if "out_norm.weight" not in header and not _is_pytorch(header):
+    if "out_norm.weight" not in header and not is_pytorch(header):
         raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
 
 
@@ -224,22 +228,23 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read off a header the bits of the text head's weights, for which no configuration is needed; None: not quantized.
+    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
 
+    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
     `out_norm` tells the width of the rows that are packed there.
     """
-    weight, norm = header.get("text_linear.weight"), header.get("out_norm.weight")
+    weight, norm = header.get("transformer.layers.0.gating.linear_in.weight"), header.get("out_norm.weight")
     if weight is None or norm is None or weight.dtype != "U32" or len(weight.shape) != 2 or norm.shape in ((), (0,)):
         return None
     return weight.shape[1] * 32 // norm.shape[0]
 
 
-def _hidden_widths(weights: Mapping[str, mx.array]) -> tuple[int | None, int | None]:
+def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int | None]:
     """Read the feed-forward widths, of the temporal transformer and of the depformer, off the tensors' shapes."""
 
     def half_rows(name: str) -> int | None:
-        array = weights.get(name)
-        return array.shape[0] // 2 if array is not None and array.ndim == 2 else None
+        array = tensors.get(name)
+        return array.shape[0] // 2 if array is not None and len(array.shape) == 2 else None
 
     return (
         half_rows("transformer.layers.0.gating.linear_in.weight"),
@@ -247,30 +252,30 @@ def _hidden_widths(weights: Mapping[str, mx.array]) -> tuple[int | None, int | N
     )
 
 
-def _check(path: Path, lm: Lm, weights: Mapping[str, mx.array]) -> dict[str, Quantization]:
+def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
     """Compare the stored tensors with what `lm` needs; return the modules that are quantized, and how."""
     modules = dict(lm.named_modules())
     quantizations: dict[str, Quantization] = {}
     missing, expected = [], set()
     for name, parameter in cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())):
         expected.add(name)
-        array = weights.get(name)
+        array = tensors.get(name)
         if array is None:
             missing.append(name)
             continue
         shape = parameter.shape
         module = name.removesuffix(".weight")
-        if f"{module}.scales" in weights and isinstance(modules[module], nn.Linear | nn.Embedding):
+        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding):
             expected |= {f"{module}.scales", f"{module}.biases"}
-            if f"{module}.biases" not in weights:
+            if f"{module}.biases" not in tensors:
                 missing.append(f"{module}.biases")
                 continue
-            quantizations[module] = _quantization(path, module, weights, shape)
+            quantizations[module] = _quantization(path, module, tensors, shape)
         elif array.shape != shape:
             raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
-        elif not mx.issubdtype(array.dtype, mx.floating):
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float is expected.")
-    for names, what in ((missing, "is missing"), (sorted(set(weights) - expected), "does not belong to this model")):
+        elif array.dtype not in FLOATS:
+            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
+    for names, what in ((missing, "is missing"), (sorted(set(tensors) - expected), "does not belong to this model")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             verb = what if not more else what.replace("is ", "are ").replace("does ", "do ")
@@ -278,15 +283,15 @@ def _check(path: Path, lm: Lm, weights: Mapping[str, mx.array]) -> dict[str, Qua
     return quantizations
 
 
-def _quantization(path: Path, module: str, weights: Mapping[str, mx.array], shape: tuple[int, ...]) -> Quantization:
-    weight, scales, biases = (weights[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
+def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> Quantization:
+    weight, scales, biases = (tensors[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
     rows, columns = shape
-    fits = weight.ndim == scales.ndim == 2 and scales.shape == biases.shape and scales.shape[1] > 0
+    fits = len(weight.shape) == len(scales.shape) == 2 and scales.shape == biases.shape and scales.shape[1] > 0
     if fits and weight.shape[0] == scales.shape[0] == rows:
         group_size, rest = divmod(columns, scales.shape[1])
         bits, rest_bits = divmod(weight.shape[1] * 32, columns)
-        if not rest and not rest_bits and bits in _BITS and group_size in _GROUPS:
-            if weight.dtype != mx.uint32 or not mx.issubdtype(scales.dtype, mx.floating):
+        if not rest and not rest_bits and bits in BITS and group_size in GROUP_SIZES:
+            if weight.dtype != "U32" or scales.dtype not in FLOATS or biases.dtype not in FLOATS:
                 raise InputError(
                     f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}; "
                     "uint32 with floats is expected."
@@ -298,8 +303,8 @@ def _quantization(path: Path, module: str, weights: Mapping[str, mx.array], shap
     )
 
 
-def _dtype_name(array: mx.array) -> str:
-    return str(array.dtype).removeprefix("mlx.core.")
+def _dtype_name(info: TensorInfo) -> str:
+    return _DTYPE_NAMES.get(info.dtype, info.dtype)
 
 
 def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
@@ -309,18 +314,3 @@ def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
 
     if quantizations:
         nn.quantize(lm, class_predicate=how)
-
-
-def _fill(lm: Lm, weights: dict[str, mx.array], dtype: mx.Dtype) -> Lm:
-    """Put the weights into `lm`, and read them from the file one layer at a time, so that nothing is held twice."""
-    for name, array in weights.items():
-        if mx.issubdtype(array.dtype, mx.floating):
-            weights[name] = array.astype(dtype)
-    lm.load_weights(list(weights.items()), strict=True)
-    weights.clear()
-    lm.freeze()
-    lm.eval()
-    for layer in [*lm.transformer.layers, *lm.depformer.slices]:
-        mx.eval(layer.parameters())
-    mx.eval(lm.parameters())
-    return lm

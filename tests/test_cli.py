@@ -509,3 +509,16 @@ def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
 def test_nothing_said() -> None:
     lines = shown(lambda display: display(Summary("in.wav", Plan())), plain=True).splitlines()
     assert lines[0] == "Said: (nothing)"
+
+
+def test_progress_in_a_terminal_and_not_elsewhere() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80)
+    with Display(console, plain=False) as display, display.progress("Loading x") as progress:
+        progress(0.426)
+        time.sleep(0.3)
+    assert "Loading x  43 %" in out.getvalue()
+    plain = io.StringIO()
+    with Display(Console(file=plain), plain=True) as display, display.progress("Loading x") as progress:
+        progress(0.5)
+    assert not plain.getvalue()

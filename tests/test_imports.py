@@ -17,12 +17,13 @@ LEVELS = [
     {"pipeline", "devices"},
     {"session", "metrics", "keys"},
     {"events"},
+    {"convert"},
     {"codec", "generate", "audio", "files", "text", "weights"},
     {"position"},
-    {"sampling", "models.lm"},
+    {"sampling", "models.lm", "lora"},
     {"models.transformer"},
-    {"models.layers", "models.cache", "models"},
-    {"config"},
+    {"models.layers", "models.cache", "models", "layout"},
+    {"config", "tensors", "memory"},
     {"errors", "signals", "log"},
 ]
 

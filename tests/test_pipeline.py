@@ -166,7 +166,7 @@ class Run:
             self.events.append(event)
             on(event)
 
-        self.pipeline = Pipeline(load or (lambda: self.session), self.tape, self.reel, events, **options)
+        self.pipeline = Pipeline(load or (lambda progress: self.session), self.tape, self.reel, events, **options)
 
     def __enter__(self):
         self.pipeline.start()
@@ -205,7 +205,7 @@ def speech():
     return pcm[: 80 * SIZE].reshape(80, SIZE)
 
 
-def load_demo(seed=5):
+def load_demo(progress=None, seed=5):
     lm = load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json")
     return Session(lm, load_mimi(DEMO / "mimi.safetensors"), load_tokenizer(DEMO / "tokenizer.model"), seed=seed)
 
@@ -292,8 +292,9 @@ def test_loading_and_the_warm_up_are_told_and_all_model_work_is_on_one_thread():
 
     session = Toy(note)
 
-    def load():
+    def load(progress):
         note("load")
+        progress(0.5)
         return session
 
     with Run(load=load, tape=Tape([number(999)])) as run:
@@ -306,11 +307,12 @@ def test_loading_and_the_warm_up_are_told_and_all_model_work_is_on_one_thread():
         run.pipeline.reset()
         run.ready(2)
     told = run.events[: run.events.index(Ready(1))]
-    assert [(event.stage, event.seconds is None) for event in told] == [
-        ("loading", True),
-        ("loading", False),
-        ("warm-up", True),
-        ("warm-up", False),
+    assert [(event.stage, event.seconds is None, event.fraction) for event in told] == [
+        ("loading", True, None),
+        ("loading", True, 0.5),
+        ("loading", False, None),
+        ("warm-up", True, None),
+        ("warm-up", False, None),
     ]
     assert all(isinstance(event, Loading) for event in told)
     assert numbers(run.reel.frames) == [1]

@@ -211,6 +211,10 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         now.now += 1.5
         screen.tick()
         assert "Loading the model  1.5 s" in "\n".join(terminal.lines())
+        screen.handle(Loading("loading", fraction=0.426))
+        now.now += 0.5
+        screen.tick()
+        assert "Loading the model  43 %  2.0 s" in "\n".join(terminal.lines())
         screen.handle(Loading("loading", 2.25))
         screen.handle(Ready(1))
         now.now += 1

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.weights import default_dtype, read_header
+from msh_mlx.tensors import read_header
+from msh_mlx.weights import default_dtype
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = GOLDEN / "lm-small"
