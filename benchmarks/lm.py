@@ -1,9 +1,9 @@
 """How fast a step of the language model is, what it asks of the machine, and what it needs of memory.
 
 Each contender is a process of its own: ours and, with --peer, the package moshi-mlx, for which an environment is made in
-.cache. They load the same seeded random weights, hear the same codes and sample alike (0.7 / 25 and 0.8 / 250), and take turns, some
-steps each, so that whatever else the machine does hits all alike. Prints tables, and says which aims are met in this run;
---json keeps the figures. It ends with 0 whatever they are.
+.cache. They load the same seeded random weights, hear the same codes, sample alike (0.7 / 25 and 0.8 / 250), and take turns,
+some steps each, so that whatever else the machine does hits all alike. Prints tables, and says which aims are met in this
+run; --json keeps the figures. It ends with 0 whatever they are.
 
 The sizes: "graph" has the real depth (32 layers, 8 × 6 in the depformer) and hardly any width, so that a step is launches,
 framework and Python; "1b" is dim 2048, 16 layers, 16 codebooks, 4 bits in groups of 32.
@@ -37,9 +37,9 @@ WORKER = Path(__file__).with_name("lm_worker.py")
 PEER_VERSION = "0.3.0"
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {
-        "dim": 64, "num_layers": 32, "num_heads": 4, "context": 3000, "max_period": 10000.0, "text_card": 512, "n_q": 16,
-        "dep_q": 8, "card": 256, "depformer_dim": 64, "depformer_num_layers": 6, "depformer_num_heads": 4,
-        "depformer_dim_feedforward": 264,
+        "dim": 32, "num_layers": 32, "num_heads": 4, "context": 3000, "max_period": 10000.0, "text_card": 512, "n_q": 16,
+        "dep_q": 8, "card": 256, "depformer_dim": 32, "depformer_num_layers": 6, "depformer_num_heads": 4,
+        "depformer_dim_feedforward": 132,
     },
     "1b": {
         "dim": 2048, "num_layers": 16, "num_heads": 16, "context": 3000, "max_period": 100000.0, "text_card": 48000,
@@ -47,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "depformer_dim_feedforward": 4224,
     },
 }  # fmt: skip
-BITS = {"graph": 0, "1b": 4}
+BITS = {"graph": 16, "1b": 4}
 GROUP = 32
 SEED = 11
 
@@ -91,23 +91,12 @@ def make_model(size: str, context: int | None = None) -> tuple[Path, Path]:
         import mlx.core as mx
         from mlx.utils import tree_flatten
 
+        from msh_mlx.bench import random_lm
         from msh_mlx.config import LmConfig
-        from msh_mlx.models.lm import Lm
 
         print(f"Making {weights.name}", flush=True)
-        rng = np.random.default_rng(SEED)
-        tensors = {}
-        for name, like in cast("list[tuple[str, mx.array]]", tree_flatten(Lm(LmConfig.from_dict(config)).parameters())):
-            if len(like.shape) == 1:
-                tensors[name] = mx.ones(like.shape, mx.bfloat16)
-                continue
-            # As wide as keeps activations of about the same size from layer to layer.
-            tensor = mx.array(rng.standard_normal(like.shape, np.float32) / np.float32(like.shape[1] ** 0.5))
-            parts = mx.quantize(tensor, group_size=GROUP, bits=BITS[size]) if BITS[size] else [tensor]
-            for part, array in zip(("weight", "scales", "biases"), parts, strict=False):
-                full = name.removesuffix("weight") + part
-                tensors[full] = array if array.dtype == mx.uint32 else array.astype(mx.bfloat16)
-            mx.eval(tensors)
+        lm = random_lm(LmConfig.from_dict(config), BITS[size], GROUP, SEED, mx.bfloat16)
+        tensors = dict(cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())))
         part = weights.with_suffix(".part.safetensors")
         mx.save_safetensors(str(part), tensors)
         part.rename(weights)
@@ -131,12 +120,12 @@ def compare(size: str, contenders: list[Contender], steps: int, block: int, peer
                     process.close()
             workers = [processes[contender.name] for contender in contenders]
         for contender, worker in zip(contenders, workers, strict=True):
-            contender.early = worker.ask("steps", count=1 if contender.kind == "peer" and bits else 5)
+            contender.early = worker.ask("steps", count=1 if contender.kind == "peer" and bits < 16 else 5)
         while len(contenders[0].times) < steps:
             for contender, worker in zip(contenders, workers, strict=True):
                 contender.times += worker.ask("steps", count=peer_block if contender.kind == "peer" else block)
         for contender, worker in zip(contenders, workers, strict=True):
-            contender.counts = worker.ask("count", count=1 if contender.kind == "peer" and bits else 5)
+            contender.counts = worker.ask("count", count=1 if contender.kind == "peer" and bits < 16 else 5)
             contender.memory = worker.ask("memory")
 
 
@@ -263,7 +252,7 @@ def main() -> int:
             contenders += [Contender(f"moshi-mlx {PEER_VERSION}, {dtype}", "peer", peer, dtype) for dtype in dtypes]
         result[size] = contenders
         if size == "graph":
-            compare(size, contenders, args.steps, 10, 10, args.starts)
+            compare(size, contenders, args.steps, 20, 20, args.starts)
         else:
             compare(size, contenders, 20, 10, 2, 1)
     ages: dict[str, float] = {}

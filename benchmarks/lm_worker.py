@@ -79,7 +79,7 @@ class Peer:
         )
         self.lm = models.Lm(config)
         self.lm.set_dtype(getattr(mx, self._dtype))
-        if self._bits:
+        if self._bits < 16:
             nn.quantize(self.lm, bits=self._bits, group_size={4: 32, 8: 64}[self._bits])
         self.lm.load_weights(self._weights, strict=True)
         self.gen = models.LmGen(

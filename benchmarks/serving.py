@@ -16,7 +16,8 @@ def serve(make):
             print(json.dumps({"result": getattr(worker, name)(**options)}), flush=True)
     except Exception as error:
         traceback.print_exc()
-        print(json.dumps({"error": str(error).partition("\n")[0]}), flush=True)
+        text = str(error).partition("\n")[0]
+        print(json.dumps({"error": text if " " in text else repr(error)}), flush=True)
 
 
 def peak_memory():

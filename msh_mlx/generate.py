@@ -129,15 +129,25 @@ class LmGen:
             said = [self._enqueue()] if self._position == 0 else []
             self._user.append(codes)
             said.append(self._enqueue())
-            for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
-                self._words.push(text_token := int(row[0]))
-                self._sampled.append(row[1:].astype(np.uint32))
+            text_token = self._take(said)
             return Step(text_token, self._complete_frame())
 
-    def warm_up(self) -> None:
-        """Let MLX compile all that a conversation of any length will need, on this thread; the conversation stays as it is.
+    def prime(self) -> None:
+        """Run the priming step now, if it was not run, so that the first step is as fast as any.
 
-        For a moment it takes the memory of the full cache.
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with _one_at_a_time(self._in_use):
+            if self._position == 0:
+                self._take([self._enqueue()])
+
+    def warm_up(self) -> None:
+        """Let MLX compile all that a conversation of any length will need, on this thread, and `prime`.
+
+        What is said stays as it would be. For a moment it takes the memory of the full cache.
 
         Raises
         ------
@@ -148,14 +158,11 @@ class LmGen:
             config = self.lm.config
             tokens = np.zeros(1 + config.n_q, np.int32)
             for capacity in capacities(config.context):
-                said = mx.zeros((1 + config.dep_q,), mx.int32)
-                rings = self._empty_rings(capacity)
-                for position in (0, 1):  # the second takes what the first one made, as a conversation does
-                    outcome = self._run(position, tokens, said, rings, self._key(position), self._words.tokens())
-                    said, rings = outcome.said, outcome.rings
-                to_host(said)
-            del outcome, rings
+                said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
+                to_host(self._run(0, tokens, said, rings, self._key(0), self._words.tokens()).said)
+                del rings
             mx.clear_cache()
+        self.prime()
 
     @property
     def text_logits(self) -> mx.array:
@@ -220,6 +227,13 @@ class LmGen:
         self._outcome, self._said, self._rings = outcome, outcome.said, outcome.rings
         self._position += 1
         return outcome.said
+
+    def _take(self, said: list[mx.array]) -> int:
+        """Bring what positions said to the host, remember it, and return the last text token."""
+        for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
+            self._words.push(int(row[0]))
+            self._sampled.append(row[1:].astype(np.uint32))
+        return int(row[0])
 
     def _empty_rings(self, capacity: int) -> list[Ring]:
         return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]

@@ -212,6 +212,7 @@ class Session:
     def reset_model(self) -> None:
         """Do the part of `reset` that concerns `step`."""
         self._gen.reset()
+        self._gen.prime()  # now, while nobody waits for an answer
         self._text.flush()
 
     def reset_decoder(self) -> None:

@@ -17,7 +17,7 @@ LEVELS = [
     {"pipeline", "devices"},
     {"session", "metrics", "keys"},
     {"events"},
-    {"convert"},
+    {"convert", "bench"},
     {"codec", "generate", "audio", "files", "text", "weights"},
     {"position"},
     {"sampling", "models.lm", "lora"},

@@ -152,7 +152,7 @@ def test_rotation_is_exact_at_any_position(position):
 
 
 @pytest.mark.parametrize(
-    ("context", "steps"), [(3000, [256, 512, 1024, 2048, 3000]), (150, [150]), (256, [256]), (257, [256, 257])]
+    ("context", "steps"), [(3000, [128, 256, 512, 1024, 2048, 3000]), (150, [128, 150]), (128, [128]), (100, [100])]
 )
 def test_capacities_double_up_to_the_context(context, steps):
     assert capacities(context) == steps
@@ -168,7 +168,7 @@ def test_the_cache_grows_with_the_conversation_up_to_the_window():
     for t in range(700):
         r.talk(user[:, t : t + 1])
         held.add(r.gen.kv_bytes)
-    assert sorted(held) == [lm.ring_format().nbytes(n) * config["num_layers"] for n in (256, 512, 600)]
+    assert sorted(held) == [lm.ring_format().nbytes(n) * config["num_layers"] for n in (128, 256, 512, 600)]
     _, slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config).temporal(
         inputs(config, r.text, np.array(r.tokens).T, user)
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from .layers import attend
 
-_FIRST_CAPACITY = 256
+_FIRST_CAPACITY = 128
 
 Ring = list[mx.array]
 

@@ -1,0 +1,297 @@
+"""How fast a model is on this machine: what `msh-mlx bench` measures, with real weights or random ones."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from . import __version__
+from .codec import Mimi
+from .config import LmConfig
+from .generate import LmGen
+from .memory import machine_memory
+from .models.lm import Lm
+
+FRAME = 0.08  # seconds
+
+# Models to make of random weights: the published 7 B one, and the next smaller size.
+SIZES = {
+    "7b": LmConfig(),
+    "1b": LmConfig(dim=2048, num_layers=16, num_heads=16, max_period=100000.0, text_card=48000),
+}
+
+
+def random_lm(
+    config: LmConfig,
+    bits: int,
+    group_size: int,
+    seed: int,
+    dtype: mx.Dtype,
+    progress: Callable[[float], None] | None = None,
+) -> Lm:
+    """Make a model of seeded random weights, one matrix after the other and packed from the start.
+
+    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`; `progress` gets the fraction
+    that is there. Every weight has the variance 1 / columns, so that activations stay about as large from layer to layer.
+    """
+    lm = Lm(config)
+    if bits < 16:
+        nn.quantize(lm, group_size=group_size, bits=bits)
+    key = mx.random.key(seed)
+    parameters = _parameters(lm)
+    like = dict(parameters)
+    made: list[tuple[str, mx.array]] = []
+    for name, parameter in parameters:
+        if progress:
+            progress(len(made) / len(parameters))
+        module, _, part = name.rpartition(".")
+        columns = parameter.shape[-1]
+        if f"{module}.scales" in like:
+            columns = like[f"{module}.weight"].shape[-1] * 32 // bits
+        # Numbers of so many bits, evenly distributed, have this deviation before they are scaled.
+        scale = columns**-0.5 * (12 / ((1 << bits) ** 2 - 1)) ** 0.5
+        if parameter.dtype == mx.uint32:
+            key, own = mx.random.split(key)
+            array = cast("Any", mx.random).bits(parameter.shape, key=own)
+        elif part == "scales":
+            array = mx.full(parameter.shape, scale, dtype)
+        elif part == "biases":
+            array = mx.full(parameter.shape, -scale * ((1 << bits) - 1) / 2, dtype)
+        elif parameter.ndim == 1:
+            array = mx.ones(parameter.shape, dtype)
+        else:
+            key, own = mx.random.split(key)
+            array = mx.random.normal(parameter.shape, dtype, scale=columns**-0.5, key=own)
+        mx.eval(array)
+        mx.clear_cache()
+        made.append((name, array))
+    lm.load_weights(made, strict=True)
+    made.clear()
+    lm.freeze()
+    lm.prepare()
+    mx.clear_cache()
+    return lm
+
+
+def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> int:
+    """Count the bytes that a step has to read: every matrix once, one row of each embedding, keys and values.
+
+    `positions` is how many the attention sees, on average.
+    """
+    total = 0.0
+    for module in _modules(lm):
+        size = sum(array.nbytes for array in module.parameters().values() if isinstance(array, mx.array))
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            size //= module.weight.shape[0]
+        total += size
+    return int(total + lm.config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions)
+
+
+def _parameters(lm: Lm) -> list[tuple[str, mx.array]]:
+    return cast("list[tuple[str, mx.array]]", tree_flatten(cast("Any", lm).parameters()))
+
+
+def _modules(lm: Lm) -> list[Any]:
+    return [module for _, module in cast("Any", lm).named_modules()]
+
+
+def bandwidth(size: int = 1 << 28, times: int = 5) -> float:
+    """Measure how fast MLX reads memory, in bytes a second: the fastest of several sums over `size` bytes."""
+    array = mx.ones((size // 4 // 4096, 4096))
+    mx.eval(array)
+    best = 0.0
+    for _ in range(times):
+        begin = perf_counter()
+        mx.eval(mx.sum(array, axis=-1))
+        best = max(best, size / (perf_counter() - begin))
+    return best
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Percentiles:
+        """Take them of times in seconds."""
+        return cls(*(1000 * float(np.percentile(seconds, p)) for p in (50, 95, 99)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured.
+
+    Times are in milliseconds, sizes in bytes, rates in bytes a second. `real_time` is how many times as fast as speech a frame
+    is encoded, answered and decoded one after the other, at the medians; without a codec, answered alone. `share` is that of
+    `bandwidth` that the median step reaches with `bytes_per_step`.
+    """
+
+    version: str
+    chip: str
+    cores: int
+    memory: int
+    system: str
+    mlx: str
+    device: str
+    model: str
+    bits: str
+    dtype: str
+    steps: int
+    step: Percentiles
+    encode: Percentiles | None
+    decode: Percentiles | None
+    real_time: float
+    warm_up: float
+    peak: int
+    weights: int
+    bytes_per_step: int
+    bandwidth: float
+    share: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lay it out for people, in two columns."""
+
+        def times(p: Percentiles | None) -> str:
+            return f"{p.p50:.1f} / {p.p95:.1f} / {p.p99:.1f} ms" if p else "not measured"
+
+        return [
+            ("msh-mlx", self.version),
+            ("chip", f"{self.chip}, {self.cores} cores"),
+            ("memory", f"{self.memory / 2**30:.1f} GiB"),
+            ("system", self.system),
+            ("MLX", f"{self.mlx} on {self.device}"),
+            ("model", self.model),
+            ("bits", f"{self.bits}, activations {self.dtype}"),
+            ("weights", f"{self.weights / 1e9:.2f} GB"),
+            (f"step p50 / p95 / p99 ({self.steps} steps)", times(self.step)),
+            ("encode p50 / p95 / p99", times(self.encode)),
+            ("decode p50 / p95 / p99", times(self.decode)),
+            ("real-time factor", f"{self.real_time:.2f} {'with' if self.encode else 'without'} the codec"),
+            ("warm-up", f"{self.warm_up / 1000:.1f} s"),
+            ("memory peak", f"{self.peak / 1e9:.2f} GB"),
+            ("bytes read a step", f"{self.bytes_per_step / 1e9:.3f} GB"),
+            ("bandwidth reached", f"{self.share:.0%} of {self.bandwidth / 1e9:.1f} GB/s measured"),
+        ]
+
+    def table(self) -> str:
+        """Return a table in Markdown, which is one to the eye as well."""
+        rows = [("", ""), *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+        lines = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+        ]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join(lines)
+
+
+def measure(
+    lm: Lm,
+    name: str,
+    mimi: Mimi | None = None,
+    *,
+    steps: int = 100,
+    kv_bits: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    """Measure steps of `lm` on seeded random codes, and the codec's on noise, one after the other.
+
+    `progress` gets the fraction that is done.
+    """
+    config = lm.config
+    reached = bandwidth()
+    gen = LmGen(lm, seed=0, kv_bits=kv_bits)
+    mx.reset_peak_memory()
+    begin = perf_counter()
+    gen.warm_up()
+    warm_up = perf_counter() - begin
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, config.card, (steps + 1, config.user_q))
+    times: dict[str, list[float]] = {"step": [], "encode": [], "decode": []}
+
+    stages: list[tuple[str, Callable[[Any], Any]]] = [("step", gen.step)]
+    if mimi:
+        stages += [("encode", mimi.encoder().step), ("decode", mimi.decoder().step)]
+        noise = 0.1 * rng.standard_normal(mimi.frame_size, np.float32)
+    gen.step(codes[0])
+    for t in range(steps):
+        if progress:
+            progress(t / steps)
+        given: Any = None
+        for what, work in stages:
+            # The decoder gets what the encoder made.
+            given = {"step": codes[1 + t], "encode": noise if mimi else None, "decode": given}[what]
+            begin = perf_counter()
+            given = work(given)
+            times[what].append(perf_counter() - begin)
+    spreads = {what: Percentiles.of(seconds) if seconds else None for what, seconds in times.items()}
+    step = cast("Percentiles", spreads["step"])
+    together = sum(spread.p50 for spread in spreads.values() if spread)
+    seen = np.mean([min(t + 3, config.context) for t in range(steps)])
+    read = bytes_per_step(lm, float(seen), kv_bits)
+    packed = [module for module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
+    kinds = sorted({getattr(module, "bits", 8 * module.weight.dtype.size) for module in packed})
+    dtype = str(lm.out_norm.weight.dtype).removeprefix("mlx.core.")
+    return Outcome(
+        version=__version__,
+        chip=chip(),
+        cores=os.cpu_count() or 1,
+        memory=machine_memory(),
+        system=f"{_system()}, Python {platform.python_version()}",
+        mlx=version("mlx"),
+        device=str(mx.default_device()).removeprefix("Device(").split(",")[0],
+        model=name,
+        bits=" and ".join(map(str, kinds)),
+        dtype=dtype,
+        steps=steps,
+        step=step,
+        encode=spreads["encode"],
+        decode=spreads["decode"],
+        real_time=1000 * FRAME / together,
+        warm_up=1000 * warm_up,
+        peak=mx.get_peak_memory(),
+        weights=sum(array.nbytes for _, array in _parameters(lm)),
+        bytes_per_step=read,
+        bandwidth=reached,
+        share=read / (step.p50 / 1000) / reached,
+    )
+
+
+def chip() -> str:
+    """Name the processor as the system does."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    else:
+        try:
+            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    return f"{platform.system()} {platform.release()}"

@@ -1,0 +1,124 @@
+"""`msh-mlx bench`: what it counts, what it makes, and what it prints."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from msh_mlx import LmConfig, LmGen, load_lm
+from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
+
+ROOT = Path(__file__).parents[1]
+QUANT = ROOT / "tests" / "golden" / "lm-quant"
+LIMIT = 60
+TINY = LmConfig(
+    dim=128, num_layers=2, num_heads=2, context=20, text_card=100, card=50, n_q=4, dep_q=2, delays=(0, 0, 1, 0, 1),
+    hidden_scale=3.0, depformer_dim=64, depformer_num_layers=1, depformer_num_heads=2, depformer_dim_feedforward=96,
+)  # fmt: skip
+
+
+def bench(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "msh_mlx", "bench", *options], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
+    )
+
+
+def test_the_demo_model_without_any_option():
+    result = bench("--steps", "5")
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = dict(re.findall(r"^\| (\S.*?) +\| (\S.*?) +\|$", result.stdout, re.MULTILINE))
+    wanted = ["chip", "memory", "MLX", "model", "bits", "step p50 / p95 / p99 (5 steps)", "encode p50 / p95 / p99",
+              "real-time factor", "memory peak", "bytes read a step", "bandwidth reached"]  # fmt: skip
+    assert set(wanted) <= set(rows)
+    assert rows["model"] == "model.q8.safetensors"
+    assert rows["bits"].startswith("8, activations ")
+    assert len({len(line) for line in result.stdout.splitlines()}) == 1
+
+
+def test_json_of_a_model_without_a_codec():
+    model = str(QUANT / "lm_mlx_q4.safetensors")
+    result = bench("--model", model, "--config", str(QUANT / "config.json"), "--steps", "4", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = json.loads(result.stdout)
+    assert figures["encode"] is None
+    assert figures["steps"] == 4
+    assert 0 < figures["step"]["p50"] <= figures["step"]["p95"] <= figures["step"]["p99"]
+    assert figures["real_time"] == pytest.approx(80 / figures["step"]["p50"])
+    assert figures["share"] == pytest.approx(
+        figures["bytes_per_step"] / (figures["step"]["p50"] / 1000) / figures["bandwidth"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--size 7b --model x", "leave --model"),
+        ("--bits 4", "--size"),
+        ("--config x", "--model"),
+        ("--size 3b", "--size"),
+        ("--model nothing.safetensors", "nothing.safetensors"),
+        ("--steps 0", "--steps"),
+    ],
+)
+def test_wrong_options(options, says):
+    result = bench(*options.split())
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_bytes_of_a_step_counted_by_hand():
+    lm = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
+    c = lm.config
+
+    def matrix(rows, columns):
+        return rows * columns + 2 * 4 * rows * columns // 64  # a byte each; a scale and a bias, float32, for 64 of them
+
+    def layers(count, dim, hidden):
+        return count * (matrix(4 * dim, dim) + 3 * matrix(hidden, dim) + 2 * 4 * dim)
+
+    hidden = lm.transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    inner = lm.depformer.slices[0].transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    wanted = layers(c.num_layers, c.dim, hidden) + 4 * c.dim + matrix(c.text_card, c.dim)
+    wanted += (1 + c.n_q) * matrix(1, c.dim)
+    d = c.depformer_dim
+    wanted += c.dep_q * (layers(c.depformer_num_layers, d, inner) + matrix(d, c.dim) + matrix(c.card, d) + matrix(1, d))
+    assert bytes_per_step(lm) == wanted
+    assert bytes_per_step(lm, 10) == wanted + c.num_layers * 10 * 2 * c.dim * 4
+
+
+@pytest.mark.parametrize("bits", [16, 8, 6, 4])
+def test_random_models_are_seeded_and_keep_their_size(bits):
+    one, same, other = (random_lm(TINY, bits, 64, seed, mx.float32) for seed in (1, 1, 2))
+    a, b, c = (np.array(lm.transformer.layers[0].gating.linear_in.weight) for lm in (one, same, other))
+    assert (a == b).all()
+    assert (a != c).any()
+    layer = one.transformer.layers[1].gating.linear_in
+    weight = np.array(
+        layer.weight
+        if bits == 16
+        else mx.dequantize(layer.weight, layer.scales, layer.biases, group_size=64, bits=bits)
+    )
+    assert weight.shape == (2 * TINY.hidden, TINY.dim)
+    assert abs(weight.mean()) < 0.01
+    assert weight.std() == pytest.approx(TINY.dim**-0.5, rel=0.05)
+    gen = LmGen(one, seed=0)
+    gen.step([1, 2])
+    logits = np.array(gen.text_logits)
+    assert np.isfinite(logits).all()
+    assert 0.3 < logits.std() < 3
+
+
+def test_the_published_size_is_the_default():
+    assert SIZES["7b"] == LmConfig()
+
+
+def test_percentiles_are_milliseconds():
+    assert Percentiles.of([0.001 * n for n in range(101)]) == Percentiles(
+        pytest.approx(50), pytest.approx(95), pytest.approx(99)
+    )
