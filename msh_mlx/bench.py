@@ -65,7 +65,8 @@ def random_lm(
         scale = columns**-0.5 * (12 / ((1 << bits) ** 2 - 1)) ** 0.5
         if parameter.dtype == mx.uint32:
             key, own = mx.random.split(key)
-            array = cast("Any", mx.random).bits(parameter.shape, key=own)
+            low, high = mx.random.randint(0, 1 << 16, (2, *parameter.shape), mx.uint32, own)
+            array = low + (high << 16)
         elif part == "scales":
             array = mx.full(parameter.shape, scale, dtype)
         elif part == "biases":
