@@ -47,6 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "depformer_dim_feedforward": 4224,
     },
 }  # fmt: skip
+FRAME = 0.08  # seconds
 BITS = {"graph": 16, "1b": 4}
 GROUP = 32
 SEED = 11
@@ -162,6 +163,45 @@ def long_run(ours: Contender, steps: int) -> list[int]:
     return peaks
 
 
+def eight_bits(windows: int = 4) -> dict[str, float]:
+    """Say how far an 8-bit cache moves the text logits of the demo model, over several windows of the same input."""
+    from msh_mlx.convert import diverge, text_logits
+    from msh_mlx.files import find_demo
+    from msh_mlx.weights import load_lm
+
+    files = find_demo()
+    lm = load_lm(files.model, files.config)
+    exact = text_logits(lm, windows * lm.config.context)
+    found = diverge(exact, text_logits(lm, len(exact), exact.argmax(1), kv_bits=8))
+    spread = float(exact.max() - exact.min())
+    return {"steps": found.steps, "largest": found.largest, "kl": found.kl, "agree": found.agree, "range": spread}
+
+
+def memory_table() -> None:
+    """Print how much the published size takes, with activations and keys and values in bfloat16, by arithmetic."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    from msh_mlx.config import LmConfig
+    from msh_mlx.models.cache import RingFormat, capacities
+    from msh_mlx.models.lm import Lm
+
+    config = LmConfig()
+    print(f"{'7 B, GB':<12}{'weights':>10}", end="")
+    sizes = capacities(config.context)
+    print("".join(f"{f'{n * FRAME:.0f} s':>9}" for n in sizes) + "  of keys and values; with 8 bits at most")
+    forms = [RingFormat(config.num_heads, config.dim // config.num_heads, mx.bfloat16, bits) for bits in (None, 8)]
+    for name, bits, group in (("q4", 4, 32), ("q8", 8, 64), ("bf16", 16, 0)):
+        lm = Lm(config)
+        lm.set_dtype(mx.bfloat16)
+        if bits < 16:
+            nn.quantize(lm, group_size=group, bits=bits)
+        weights = sum(array.nbytes for _, array in cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())))
+        plain, packed = ([form.nbytes(n) * config.num_layers / 1e9 for n in sizes] for form in forms)
+        print(f"{name:<12}{weights / 1e9:10.2f}" + "".join(f"{n:9.2f}" for n in plain) + f"{packed[-1]:9.2f}")
+
+
 def aims(result: dict[str, list[Contender]], ages: dict[str, float], peaks: list[int]) -> list[dict[str, Any]]:
     """Return the wanted figures, each with what it is in this run; those beside the peer only if it ran."""
     found: list[dict[str, Any]] = []
@@ -230,8 +270,12 @@ def main() -> int:
     parser.add_argument(
         "--peer", action="store_true", help=f"measure moshi-mlx {PEER_VERSION}, too, installed if need be"
     )
+    parser.add_argument("--memory", action="store_true", help="print what the published size takes, and end")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args()
+    if args.memory:
+        memory_table()
+        return 0
     output = Path(args.json).expanduser() if args.json else None
     check_outputs([output] if output else [], [])
     if args.quick:
@@ -260,10 +304,16 @@ def main() -> int:
     if "graph" in args.sizes and not args.quick:
         ages = age(result["graph"][0], 250, 50)
         peaks = long_run(result["graph"][0], args.long)
+    moved = eight_bits()
     with result[args.sizes[0]][0].open(make_model(args.sizes[0]), BITS[args.sizes[0]]) as worker:
         device = worker.ask("device")
     print(f"MLX {device['mlx']} on {device['device']}, {platform.machine()}, {os.cpu_count()} cores")
     report(result, ages, peaks)
+    print(
+        f"an 8-bit cache, demo model, {moved['steps']} steps: logits (from one end to the other {moved['range']:.1f}) move by ",
+        end="",
+    )
+    print(f"{moved['largest']:.3f} at most, KL {moved['kl']:.2g}, the same best token in {moved['agree']:.1%}")
     found = aims(result, ages, peaks)
     print()
     for aim in found:
@@ -276,7 +326,10 @@ def main() -> int:
         sizes = {size: [{**vars(c), "python": "", **c.spread()} for c in cs] for size, cs in result.items()}
         figures = {**device, "machine_kind": platform.machine(), "cores": os.cpu_count(), "peer": args.peer}
         output.write_text(
-            json.dumps({**figures, "sizes": sizes, "ages": ages, "peaks": peaks, "aims": found}, indent=1) + "\n"
+            json.dumps(
+                {**figures, "sizes": sizes, "ages": ages, "peaks": peaks, "eight_bits": moved, "aims": found}, indent=1
+            )
+            + "\n"
         )
     return 0
 

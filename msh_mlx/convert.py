@@ -25,7 +25,7 @@ from .position import Reader
 from .tensors import TensorInfo, TensorWriter, read_tensor
 from .weights import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
 
-_Logits = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float64]
 PLAIN = 16  # bits of a weight that is not quantized: bfloat16
 _CHECK_STEPS = 48
 
@@ -202,14 +202,11 @@ class Divergence:
     agree: float
 
 
-def _compare(before: Callable[[], Lm], after: Callable[[], Lm], steps: int) -> Divergence:
-    """Load two models, one after the other, and let both read the same seeded random voices and the first one's text."""
-    first = _text_logits(before(), steps)
-    mx.clear_cache()
-    second = _text_logits(after(), steps, first.argmax(1))
+def diverge(first: Logits, second: Logits) -> Divergence:
+    """Compare text logits of the same input, each `[steps, text_card]`."""
     p, q = _log_softmax(first), _log_softmax(second)
     return Divergence(
-        steps,
+        len(first),
         float(np.abs(first - second).max()),
         float((np.exp(p) * (p - q)).sum(1).mean()),
         float((first.argmax(1) == second.argmax(1)).mean()),
@@ -230,18 +227,18 @@ def check(
     def part(begin: float) -> Callable[[float], None] | None:
         return (lambda fraction: progress(begin + fraction / 2)) if progress else None
 
-    return _compare(
-        lambda: load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)),
-        lambda: load_lm(result.path, result.config, progress=part(0.5)),
-        _CHECK_STEPS,
-    )
+    # One after the other, so that only one is in memory.
+    first = text_logits(load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)), _CHECK_STEPS)
+    mx.clear_cache()
+    after = load_lm(result.path, result.config, progress=part(0.5))
+    return diverge(first, text_logits(after, _CHECK_STEPS, first.argmax(1)))
 
 
-def _text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None) -> _Logits:
+def text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None, *, kv_bits: int | None = None) -> Logits:
     """Run `lm` on seeded random codes, and on `text` `[steps]` or its own best tokens; return `[steps, text_card]` float64."""
     config = lm.config
     codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q)).tolist()
-    reader = Reader(lm)
+    reader = Reader(lm, kv_bits)
     tokens = [config.text_card]
     rows = []
     for step in range(steps):
@@ -251,7 +248,7 @@ def _text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None) -
     return np.stack(rows)
 
 
-def _log_softmax(logits: _Logits) -> _Logits:
+def _log_softmax(logits: Logits) -> Logits:
     shifted = logits - logits.max(1, keepdims=True)
-    logs: _Logits = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    logs: Logits = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return logs

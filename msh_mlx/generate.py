@@ -97,7 +97,7 @@ class LmGen:
         InUseError
             Another thread is in the middle of a step.
         """
-        with _one_at_a_time(self._in_use):
+        with one_at_a_time(self._in_use):
             config = self.lm.config
             self._position = 0
             self._said: mx.array | None = None
@@ -124,7 +124,7 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         codes = self._checked(user_codes)
-        with _one_at_a_time(self._in_use):
+        with one_at_a_time(self._in_use):
             # Nobody waits for the priming step: what it says stays on the device, where the next one takes it.
             said = [self._enqueue()] if self._position == 0 else []
             self._user.append(codes)
@@ -140,7 +140,7 @@ class LmGen:
         InUseError
             Another thread is in the middle of a step.
         """
-        with _one_at_a_time(self._in_use):
+        with one_at_a_time(self._in_use):
             if self._position == 0:
                 self._take([self._enqueue()])
 
@@ -154,7 +154,7 @@ class LmGen:
         InUseError
             Another thread is in the middle of a step.
         """
-        with _one_at_a_time(self._in_use):
+        with one_at_a_time(self._in_use):
             config = self.lm.config
             tokens = np.zeros(1 + config.n_q, np.int32)
             for capacity in capacities(config.context):
@@ -296,9 +296,10 @@ class _RecentWords:
 
 
 @contextmanager
-def _one_at_a_time(lock: Lock) -> Iterator[None]:
+def one_at_a_time(lock: Lock) -> Iterator[None]:
+    """Hold `lock`, or raise `InUseError` if another thread does."""
     if not lock.acquire(blocking=False):
-        raise InUseError("The conversation is in the middle of a step on another thread; use it on one at a time.")
+        raise InUseError("The conversation is in the middle of a frame on another thread; use it on one at a time.")
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import sentencepiece
 
 from .codec import Mimi
 from .errors import InputError
-from .generate import LmGen
+from .generate import LmGen, one_at_a_time
 from .models.lm import Lm
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
 from .text import TextStream, word_starts
@@ -115,6 +116,8 @@ class Session:
         self.frame_size: int = mimi.frame_size
         self._user_q = config.user_q
         self._mimi = mimi
+        # The stages may be on three threads, each of them on one at a time; `LmGen` looks after its own.
+        self._encoding, self._decoding = Lock(), Lock()
         self._encoder = mimi.encoder()
         self._decoder = mimi.decoder()
         self._gen = LmGen(
@@ -146,6 +149,8 @@ class Session:
         ------
         InputError
             `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
+        InUseError
+            Another thread is using the session.
         """
         begin = perf_counter()
         codes = self.encode(pcm)
@@ -188,7 +193,8 @@ class Session:
             raise InputError(f"A frame is float32[{self.frame_size}], and this is {given}.")
         if not np.isfinite(pcm).all():
             raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the frame is not a finite number.")
-        return self._encoder.step(pcm)[: self._user_q, 0]
+        with one_at_a_time(self._encoding):
+            return self._encoder.step(pcm)[: self._user_q, 0]
 
     def step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
         """Let the model hear the codes of one frame, `[K]` as from `encode`, and speak.
@@ -203,7 +209,8 @@ class Session:
 
     def decode(self, frame: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.float32]:
         """Turn the codes of a `Spoken` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
-        return np.zeros(self.frame_size, np.float32) if frame is None else self._decoder.step(frame[:, None])
+        with one_at_a_time(self._decoding):
+            return np.zeros(self.frame_size, np.float32) if frame is None else self._decoder.step(frame[:, None])
 
     def reset_encoder(self) -> None:
         """Do the part of `reset` that concerns `encode`."""

@@ -1,13 +1,14 @@
 """A session against its parts, on the demo model."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from msh_mlx import InputError, LmGen, Sampler, Session, TextStream, load_lm, load_mimi, load_tokenizer
+from msh_mlx import InputError, InUseError, LmGen, Sampler, Session, TextStream, load_lm, load_mimi, load_tokenizer
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 GOLDEN = Path(__file__).parent / "golden"
@@ -74,6 +75,46 @@ def test_sessions_side_by_side_do_not_meet(parts, speech):
         frames.append(one.push(pcm))
         other.push(quiet)
     assert (np.concatenate([f.pcm for f in frames]) == alone[0]).all()
+
+
+def test_made_on_one_thread_and_used_on_others(parts, speech):
+    """Each stage on a thread of its own, all of them other than the one on which everything was loaded and made."""
+
+    def on_a_thread(work):
+        result = []
+        thread = threading.Thread(target=lambda: result.append(work()))
+        thread.start()
+        thread.join(10)
+        return result[0]
+
+    wanted = heard(Session(*parts, **GREEDY), speech[:12])
+    loaded = on_a_thread(
+        lambda: (
+            load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json"),
+            load_mimi(DEMO / "mimi.safetensors"),
+            load_tokenizer(DEMO / "tokenizer.model"),
+        )
+    )
+    session = on_a_thread(lambda: Session(*loaded, **GREEDY))
+    on_a_thread(session.warm_up)
+    codes = on_a_thread(lambda: [session.encode(pcm) for pcm in speech[:12]])
+    spoken = on_a_thread(lambda: [session.step(c) for c in codes])
+    reply = on_a_thread(lambda: [session.decode(s.frame) for s in spoken])
+    assert [s.token for s in spoken] == wanted[1]
+    assert (np.concatenate(reply) == wanted[0]).all()
+    session.reset()
+    assert heard(session, speech[:12])[1:] == wanted[1:]
+
+
+def test_two_threads_at_once_are_told(parts, speech):
+    session = Session(*parts, **GREEDY)
+    for lock, work in (
+        (session._encoding, lambda: session.push(speech[0])),
+        (session._gen._in_use, lambda: session.push(speech[0])),
+        (session._decoding, lambda: session.decode(None)),
+    ):
+        with lock, pytest.raises(InUseError, match="another thread"):
+            work()
 
 
 @pytest.mark.parametrize(
