@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from processes import ROOT, Process, make_peer
 
 from msh_mlx.cli import Parser, guard, whole
 from msh_mlx.files import check_outputs
+from msh_mlx.weights import default_dtype
 
 WORKER = Path(__file__).with_name("lm_worker.py")
 PEER_VERSION = "0.3.0"
@@ -90,14 +91,13 @@ def make_model(size: str, context: int | None = None) -> tuple[Path, Path]:
     description.write_text(json.dumps(config) + "\n")
     if not weights.exists():
         import mlx.core as mx
-        from mlx.utils import tree_flatten
 
         from msh_mlx.bench import random_lm
         from msh_mlx.config import LmConfig
 
         print(f"Making {weights.name}", flush=True)
         lm = random_lm(LmConfig.from_dict(config), BITS[size], GROUP, SEED, mx.bfloat16)
-        tensors = dict(cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())))
+        tensors = dict(lm.named_parameters())
         part = weights.with_suffix(".part.safetensors")
         mx.save_safetensors(str(part), tensors)
         part.rename(weights)
@@ -181,7 +181,6 @@ def memory_table() -> None:
     """Print how much the published size takes, with activations and keys and values in bfloat16, by arithmetic."""
     import mlx.core as mx
     import mlx.nn as nn
-    from mlx.utils import tree_flatten
 
     from msh_mlx.config import LmConfig
     from msh_mlx.models.cache import RingFormat, capacities
@@ -197,7 +196,7 @@ def memory_table() -> None:
         lm.set_dtype(mx.bfloat16)
         if bits < 16:
             nn.quantize(lm, group_size=group, bits=bits)
-        weights = sum(array.nbytes for _, array in cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())))
+        weights = sum(array.nbytes for _, array in lm.named_parameters())
         plain, packed = ([form.nbytes(n) * config.num_layers / 1e9 for n in sizes] for form in forms)
         print(f"{name:<12}{weights / 1e9:10.2f}" + "".join(f"{n:9.2f}" for n in plain) + f"{packed[-1]:9.2f}")
 
@@ -287,9 +286,8 @@ def main() -> int:
         else None
     )
     result: dict[str, list[Contender]] = {}
-    device: dict[str, str] = {}
     for size in args.sizes:
-        own = "float32" if _on_cpu() else "bfloat16"
+        own = str(default_dtype()).removeprefix("mlx.core.")
         contenders = [Contender("ours", "ours", Path(sys.executable), own)]
         if peer:
             dtypes = ("float32", "bfloat16") if size == "graph" else ("bfloat16",)
@@ -332,12 +330,6 @@ def main() -> int:
             + "\n"
         )
     return 0
-
-
-def _on_cpu() -> bool:
-    from msh_mlx.models.layers import on_cpu
-
-    return on_cpu()
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from . import __version__
 from .codec import Mimi
 from .config import LmConfig
 from .generate import LmGen
 from .memory import machine_memory
+from .models.layers import on_cpu
 from .models.lm import Lm
 
 FRAME = 0.08  # seconds
@@ -51,7 +51,7 @@ def random_lm(
     if bits < 16:
         nn.quantize(lm, group_size=group_size, bits=bits)
     key = mx.random.key(seed)
-    parameters = _parameters(lm)
+    parameters = lm.named_parameters()
     like = dict(parameters)
     made: list[tuple[str, mx.array]] = []
     for name, parameter in parameters:
@@ -101,22 +101,25 @@ def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> 
     return int(total + lm.config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions)
 
 
-def _parameters(lm: Lm) -> list[tuple[str, mx.array]]:
-    return cast("list[tuple[str, mx.array]]", tree_flatten(cast("Any", lm).parameters()))
-
-
 def _modules(lm: Lm) -> list[Any]:
     return [module for _, module in cast("Any", lm).named_modules()]
 
 
 def bandwidth(size: int = 1 << 28, times: int = 5) -> float:
-    """Measure how fast MLX reads memory, in bytes a second: the fastest of several sums over `size` bytes."""
-    array = mx.ones((size // 4 // 4096, 4096))
-    mx.eval(array)
+    """Measure how fast the device reads memory, in bytes a second: the fastest of several sums over `size` bytes.
+
+    MLX sums on a GPU. On the CPU its sums are bound by arithmetic, and numpy multiplies a vector by itself.
+    """
     best = 0.0
+    vector = np.ones(size // 4, np.float32)
+    array = mx.array(vector).reshape(-1, 4096)
+    mx.eval(array)
     for _ in range(times):
         begin = perf_counter()
-        mx.eval(mx.sum(array, axis=-1))
+        if on_cpu():
+            np.dot(vector, vector)
+        else:
+            mx.eval(mx.sum(array, axis=-1))
         best = max(best, size / (perf_counter() - begin))
     return best
 
@@ -136,7 +139,7 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Report:
     """What was measured.
 
     Times are in milliseconds, sizes in bytes, rates in bytes a second. `real_time` is how many times as fast as speech a frame
@@ -214,7 +217,7 @@ def measure(
     steps: int = 100,
     kv_bits: int | None = None,
     progress: Callable[[float], None] | None = None,
-) -> Outcome:
+) -> Report:
     """Measure steps of `lm` on seeded random codes, and the codec's on noise, one after the other.
 
     `progress` gets the fraction that is done.
@@ -253,7 +256,7 @@ def measure(
     packed = [module for module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
     kinds = sorted({getattr(module, "bits", 8 * module.weight.dtype.size) for module in packed})
     dtype = str(lm.out_norm.weight.dtype).removeprefix("mlx.core.")
-    return Outcome(
+    return Report(
         version=__version__,
         chip=chip(),
         cores=os.cpu_count() or 1,
@@ -271,7 +274,7 @@ def measure(
         real_time=1000 * FRAME / together,
         warm_up=1000 * warm_up,
         peak=mx.get_peak_memory(),
-        weights=sum(array.nbytes for _, array in _parameters(lm)),
+        weights=sum(array.nbytes for _, array in lm.named_parameters()),
         bytes_per_step=read,
         bandwidth=reached,
         share=read / (step.p50 / 1000) / reached,

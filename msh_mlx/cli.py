@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .files import ModelFiles
     from .run import Event, Plan
     from .session import Session
+    from .ui import Display
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,17 +235,13 @@ def _parser() -> Parser:
     parser = Parser(
         prog="msh-mlx",
         description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
-        epilog="Commands: msh-mlx convert --help.",
+        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
     add("--model", metavar="FILE", help="the language model (.safetensors)")
     add("--mimi", metavar="FILE", help="the codec (.safetensors)")
     add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
-    add(
-        "--config",
-        metavar="FILE",
-        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
-    )
+    _add_config(add)
     _add_lora(add)
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
@@ -360,6 +357,14 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_config(add: Callable[..., object]) -> None:
+    add(
+        "--config",
+        metavar="FILE",
+        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
+    )
+
+
 def _add_lora(add: Callable[..., object]) -> None:
     add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
     add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
@@ -468,14 +473,9 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     check_outputs(outputs, [*files.all, *(0 if path == STDIN else Path(path).expanduser() for path in args.input)])
     recordings = [_checked(path) for path in args.input]
 
-    from rich.console import Console
-
     from .run import converse
-    from .ui import Display
 
-    console = Console(highlight=False)
-    plain = args.plain or not sys.stdout.isatty() or console.is_dumb_terminal
-    with Display(console, plain=plain) as display:
+    with _display(args) as display:
 
         def listener(event: Event) -> None:
             signals.check()
@@ -490,6 +490,15 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
             with recording or open_recording(path) as source:
                 converse(session, source, plan, listener)
     return 0
+
+
+def _display(args: argparse.Namespace) -> Display:
+    from rich.console import Console
+
+    from .ui import Display
+
+    console = Console(highlight=False)
+    return Display(console, plain=args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal)
 
 
 def _interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:
@@ -588,6 +597,15 @@ def _checked(path: str) -> Recording | None:
     return None
 
 
+# ---- what the commands share ---------------------------------------------------------------------------------------------
+
+
+def _add_printing(add: Callable[..., object]) -> None:
+    add("--plain", action="store_true", help="show no progress, also in a terminal")
+    add("--json", action="store_true", help="print the outcome as a JSON object")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+
+
 # ---- convert -------------------------------------------------------------------------------------------------------------
 
 
@@ -617,16 +635,10 @@ def _convert_parser() -> Parser:
         help="other bits (default: 16) for weights with such names, as in --keep '*emb*=8' --keep text_linear; "
         "the first that fits counts",
     )
-    add(
-        "--config",
-        metavar="FILE",
-        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
-    )
+    _add_config(add)
     _add_lora(add)
     add("--check", action="store_true", help="compare the text logits of before and after on a fixed input")
-    add("--plain", action="store_true", help="show no progress, also in a terminal")
-    add("--json", action="store_true", help="print the outcome as a JSON object")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    _add_printing(add)
     return parser
 
 
@@ -645,23 +657,18 @@ def _size(count: int) -> str:
 def _convert(arguments: list[str], signals: Signals) -> int:
     args = _convert_parser().parse_args(arguments)
     _check_lora(args)
-    from rich.console import Console
-
     from .convert import Rule, check, convert
     from .files import existing, find_config
     from .lora import SCALING
     from .memory import set_limits
-    from .ui import Display
 
     model = existing(args.model, "model")
     config = existing(args.config, "configuration") if args.config is not None else find_config(model)
     scaling = SCALING if args.lora_scaling is None else args.lora_scaling
     group_size = args.group_size or (32 if args.bits == 4 else 64)
     set_limits()
-    console = Console(highlight=False)
-    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
     divergence = None
-    with Display(console, plain=plain) as display:
+    with _display(args) as display:
         begin = perf_counter()
         with display.progress(f"Converting {model.name}") as progress:
             result = convert(
@@ -706,7 +713,7 @@ def _convert(arguments: list[str], signals: Signals) -> int:
     return 0
 
 
-# ---- msh-mlx bench -------------------------------------------------------------------------------------------------------
+# ---- bench ---------------------------------------------------------------------------------------------------------------
 
 
 def _bench_parser() -> Parser:
@@ -718,19 +725,13 @@ def _bench_parser() -> Parser:
     add = parser.add_argument
     add("--model", metavar="FILE", help="the language model (.safetensors)")
     add("--mimi", metavar="FILE", help="the codec (.safetensors), to be measured, too")
-    add(
-        "--config",
-        metavar="FILE",
-        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
-    )
+    _add_config(add)
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--size", choices=("7b", "1b"), help="random weights of this size, made in memory, in place of a model")
     add("--bits", type=int, choices=(4, 6, 8, 16), help="of the random weights (default: 4)")
     add("--steps", metavar="N", type=whole(1), default=100, help="to measure (default: %(default)s)")
     add("--kv-bits", type=int, choices=(8,), help="keep keys and values in 8 bits")
-    add("--plain", action="store_true", help="show no progress, also in a terminal")
-    add("--json", action="store_true", help="print the figures as a JSON object")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    _add_printing(add)
     return parser
 
 
@@ -742,21 +743,16 @@ def _bench(arguments: list[str], signals: Signals) -> int:
         raise InputError("--bits is for random weights; give --size with it.")
     if (args.config or args.quantized) and not args.model:
         raise InputError("--config and --quantized are for a model; give one with --model.")
-    from rich.console import Console
-
     from .bench import SIZES, measure, random_lm
     from .codec import load_mimi
     from .config import LmConfig
     from .files import existing, find_config, find_demo
     from .memory import set_limits
-    from .ui import Display
     from .weights import default_dtype, load_lm
 
     set_limits()
-    console = Console(highlight=False)
-    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
-    with Display(console, plain=plain) as display:
+    with _display(args) as display:
         if args.size:
             bits = args.bits or 4
             config, name = SIZES[args.size], f"{args.size}, random weights"

@@ -276,26 +276,27 @@ class _RecentWords:
         self._nothing = config.text_card
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
-        self._words: deque[list[int]] = deque(maxlen=sampler.repetition_words)
-        self._after_padding = True
+        self._count = sampler.repetition_words
+        # The newest tokens, each with the number of its word: what is older than `size` tokens is of no use.
+        self._tokens: deque[tuple[int, int]] = deque(maxlen=self._size)
+        self.clear()
 
     def clear(self) -> None:
-        self._words.clear()
+        self._tokens.clear()
+        self._word = 0
         self._after_padding = True
 
     def push(self, token: int) -> None:
         padding = token in self._padding
         if not padding:
-            if not self._words or (self._after_padding if self._starts is None else token in self._starts):
-                self._words.append([])
-            self._words[-1].append(token)
+            self._word += self._after_padding if self._starts is None else token in self._starts
+            self._tokens.append((self._word, token))
         self._after_padding = padding
 
     def tokens(self) -> npt.NDArray[np.int32]:
         tokens = np.full(self._size, self._nothing, np.int32)
-        if self._size:
-            said = [token for word in self._words for token in word][-self._size :]
-            tokens[: len(said)] = said
+        said = [token for word, token in self._tokens if word > self._word - self._count]
+        tokens[: len(said)] = said
         return tokens
 
 

@@ -120,13 +120,14 @@ class Session:
         self._encoding, self._decoding = Lock(), Lock()
         self._encoder = mimi.encoder()
         self._decoder = mimi.decoder()
+        penalty = isinstance(text_sampler, TextSampler) and text_sampler.recent_size
         self._gen = LmGen(
             lm,
             text_sampler=text_sampler,
             audio_sampler=audio_sampler,
             seed=seed,
             kv_bits=kv_bits,
-            word_starts=word_starts(tokenizer) if isinstance(text_sampler, TextSampler) else None,
+            word_starts=word_starts(tokenizer) if penalty else None,
         )
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)

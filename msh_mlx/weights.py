@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from .config import LmConfig
 from .errors import InputError
@@ -118,8 +117,7 @@ def open_checkpoint(
     tensors = to_mlx_layout(header, lm_config.dep_q)
     lm = Lm(lm_config, *_hidden_widths(tensors))
     quantizations = _check(path, lm, tensors)
-    parameters = cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters()))
-    shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in parameters}
+    shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     return Checkpoint(path, lm_config, lm, shapes, tensors, quantizations)
 
 
@@ -257,7 +255,7 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
     modules = dict(lm.named_modules())
     quantizations: dict[str, Quantization] = {}
     missing, expected = [], set()
-    for name, parameter in cast("list[tuple[str, mx.array]]", tree_flatten(lm.parameters())):
+    for name, parameter in lm.named_parameters():
         expected.add(name)
         array = tensors.get(name)
         if array is None:

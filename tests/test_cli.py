@@ -323,6 +323,8 @@ def test_help_and_version_are_whole(program: list[str]) -> None:
         "--input",
         "--output",
         "--transcript",
+        "msh-mlx bench",
+        "msh-mlx convert",
     ):
         assert option in result.stdout
     result = subprocess.run(

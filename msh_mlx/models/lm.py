@@ -6,10 +6,12 @@ Parameters are named as in the published MLX checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from ..config import LmConfig
 from .cache import RingFormat, StepCache
@@ -98,6 +100,10 @@ class Lm(nn.Module):
         lay_out(self)
         mx.eval(self.parameters(), self._rows)
         self._prepared = True
+
+    def named_parameters(self) -> list[tuple[str, mx.array]]:
+        """List all weights with their published names."""
+        return cast("list[tuple[str, mx.array]]", tree_flatten(self.parameters()))
 
     def ring_format(self, bits: int | None = None) -> RingFormat:
         """Describe the state of one layer; `bits` 8 makes it half as large as bfloat16 does."""
