@@ -32,9 +32,9 @@ import numpy as np
 import soundfile
 from processes import ROOT, Process, make_peer
 
-from msh_mlx.cli import Parser, guard, whole
 from msh_mlx.errors import InputError
 from msh_mlx.files import check_outputs
+from msh_mlx.options import Parser, guard, whole
 from msh_mlx.ui import printable
 
 WORKER = Path(__file__).with_name("codec_worker.py")

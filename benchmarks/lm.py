@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from processes import ROOT, Process, make_peer
 
-from msh_mlx.cli import Parser, guard, whole
 from msh_mlx.files import check_outputs
+from msh_mlx.options import Parser, guard, whole
 from msh_mlx.weights import default_dtype
 
 WORKER = Path(__file__).with_name("lm_worker.py")

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Clock, Ends, speech
 
-from msh_mlx.cli import Parser, guard, load_session
 from msh_mlx.devices import FRAME
 from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.files import ModelFiles, find_demo, find_model
 from msh_mlx.metrics import Metrics
+from msh_mlx.options import Parser, guard, load_session
 from msh_mlx.pipeline import Pipeline
 from msh_mlx.screen import Screen, Status, open_screen
 from msh_mlx.session import Session

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Ends, speech
 
-from msh_mlx.cli import guard
 from msh_mlx.codec import load_mimi
 from msh_mlx.config import LmConfig
 from msh_mlx.devices import FRAME, RATE
@@ -28,6 +27,7 @@ from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.files import find_demo
 from msh_mlx.memory import set_limits
 from msh_mlx.metrics import Durations
+from msh_mlx.options import guard
 from msh_mlx.pipeline import Pipeline
 from msh_mlx.session import Session
 from msh_mlx.text import load_tokenizer

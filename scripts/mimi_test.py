@@ -11,7 +11,7 @@ from array import array
 from pathlib import Path
 from time import perf_counter
 
-from msh_mlx.cli import Parser, guard, whole
+from msh_mlx.options import Parser, guard, whole
 from msh_mlx.signals import Signals
 
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from msh_mlx.cli import Parser, guard, load_session, number, whole
+from msh_mlx.options import Parser, guard, load_session, number, whole
 from msh_mlx.signals import Signals
 
 

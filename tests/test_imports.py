@@ -12,6 +12,8 @@ PACKAGE = Path(msh_mlx.__file__).parent
 LEVELS = [
     {"__main__"},
     {"cli"},
+    {"commands", "commands.bench", "commands.convert"},
+    {"options"},
     {"live"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
     {"pipeline", "devices"},

@@ -1,0 +1,230 @@
+"""What the programs share: how they end, how options are read, and how a session is loaded from them.
+
+Heavy modules are imported late: help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import InputError, MshError
+from .signals import Signals, Stopped
+
+if TYPE_CHECKING:
+    from .files import ModelFiles
+    from .session import Session
+    from .ui import Display
+
+
+def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
+    """Run `program` and return its exit code; what goes wrong becomes one line on the standard error.
+
+    `debug` shows the traceback of errors that nobody expected.
+    """
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    with Signals() as signals:
+        code = _exit_code(program, signals, debug)
+        if signals.end_process:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os._exit(code)
+    return code
+
+
+def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
+    try:
+        return program(signals)
+    except MshError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        _complain("Stopped.")
+        return 128 + number
+    except BrokenPipeError:
+        # Whoever read the standard output has gone, as with `| head`. Python would try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except ModuleNotFoundError as error:
+        _complain(f"The module {error.name} is missing; install the program as its README says.")
+    except MemoryError:
+        _complain("There is not enough memory.")
+    except OSError as error:
+        _complain(f"{error.filename or 'A file'}: {error.strerror or error}.")
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            _complain(f"An unexpected {type(error).__name__} ended the program ({error}); --debug shows where.")
+    return MshError.exit_code
+
+
+def _complain(message: str) -> None:
+    # Without a standard error the exit code has to do.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the options, as `InputError`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        message = message.removeprefix("argument ").rstrip(".")
+        raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+
+
+def signed(text: str) -> float:
+    """Parse an option that is a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def number(text: str) -> float:
+    """Parse an option that is a finite number ≥ 0."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if (value := signed(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+
+
+def positive(text: str) -> float:
+    """Parse an option that is a finite number > 0."""
+    if (value := number(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse an option that is a number from 0 to 1."""
+    if (value := number(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive_share(text: str) -> float:
+    """Parse an option that is a number above 0 and up to 1."""
+    return min(positive(text), share(text))
+
+
+def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
+    """Return a parser for an option that is a whole number ≥ `least` and < `limit`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (limit is not None and value >= limit):
+            beyond = "" if limit is None else f" and less than {limit}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
+        return value
+
+    return parse
+
+
+def load_session(
+    files: ModelFiles,
+    quantized: int | None,
+    *,
+    voice: Mapping[str, Any],
+    text: Mapping[str, Any],
+    seed: int | None,
+    kv_bits: int | None = None,
+    lora: str | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Session:
+    """Set MLX's limits and load a model, what is small first.
+
+    `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and `Session`,
+    `lora_scaling` None the usual one.
+
+    Raises
+    ------
+    InputError
+        A file or a value is wrong, or the files do not belong together.
+    """
+    from .codec import load_mimi
+    from .config import LmConfig
+    from .lora import SCALING
+    from .memory import set_limits
+    from .sampling import Sampler, TextSampler
+    from .session import Session
+    from .text import load_tokenizer
+    from .weights import load_lm
+
+    set_limits()
+    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
+    config = LmConfig.of(files.config, lora=lora is not None)
+    tokenizer = load_tokenizer(files.tokenizer)
+    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
+    scaling = SCALING if lora_scaling is None else lora_scaling
+    lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
+    return Session(lm, mimi, tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+
+
+def add_printing(add: Callable[..., object]) -> None:
+    add("--plain", action="store_true", help="show no progress, also in a terminal")
+    add("--json", action="store_true", help="print the outcome as a JSON object")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+
+
+def add_config(add: Callable[..., object]) -> None:
+    add(
+        "--config",
+        metavar="FILE",
+        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
+    )
+
+
+def add_lora(add: Callable[..., object]) -> None:
+    add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
+    add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
+
+
+def display(args: argparse.Namespace) -> Display:
+    from rich.console import Console
+
+    from .ui import Display
+
+    console = Console(highlight=False)
+    return Display(console, plain=args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal)
+
+
+def interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:
+    def tell(fraction: float) -> None:
+        signals.check()
+        progress(fraction)
+
+    return tell
+
+
+def check_lora(args: argparse.Namespace) -> None:
+    if args.lora_scaling is not None and args.lora is None:
+        raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
