@@ -140,8 +140,10 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
     return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
 
 
-def demo_folder() -> Path:
-    """Return the folder of the demo model: in the package as installed, beside it in a checkout.
+def asset(name: str, what: str) -> Path:
+    """Return the path of a file that comes with the program: in the package as installed, beside it in a checkout.
+
+    `what` names it in the error.
 
     Raises
     ------
@@ -149,10 +151,15 @@ def demo_folder() -> Path:
         It is in neither.
     """
     package = Path(__file__).resolve().parent
-    for folder in (package / "assets" / "demo", package.parent / "assets" / "demo"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise MshError("The demo model is missing from this installation; install the package again.")
+    for folder in (package, package.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise MshError(f"{what} is missing from this installation; install the package again.")
+
+
+def demo_folder() -> Path:
+    """Return the folder of the demo model; raises MshError if it is not installed."""
+    return asset("assets/demo/config.json", "The demo model").parent
 
 
 def find_demo() -> ModelFiles:

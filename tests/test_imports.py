@@ -20,12 +20,13 @@ LEVELS = [
     {"session", "metrics", "keys"},
     {"events"},
     {"convert", "bench"},
-    {"codec", "generate", "audio", "files", "text", "weights"},
+    {"codec", "generate", "audio", "text", "weights"},
     {"position"},
     {"sampling", "models.lm", "lora"},
     {"models.transformer"},
     {"models.layers", "models.cache", "models", "layout"},
-    {"config", "tensors", "memory"},
+    {"catalogue"},
+    {"files", "config", "tensors", "memory"},
     {"errors", "signals", "log"},
 ]
 
