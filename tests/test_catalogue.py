@@ -145,7 +145,7 @@ def test_own_entries_come_beside_and_before(tmp_path):
     assert list(entries) == [*published, "mine"]
     assert entries["moshiko-q8"].about == "A model of hers"
     assert entries["moshiko-q8"].source == more
-    with pytest.raises(InputError, match="There is no model 'x' in the catalogue, only moshiko-bf16, .* and mine"):
+    with pytest.raises(InputError, match=r"There is no model 'x' in the catalogue, only moshiko-bf16, .* and mine"):
         find_entry(entries, "x")
 
 
