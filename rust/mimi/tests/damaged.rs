@@ -273,15 +273,15 @@ impl Draft {
 
 fn damaged(good: &Draft, random: &mut Random) -> Vec<u8> {
     let mut draft = good.clone();
-    let kind = random.below(4);
-    for _ in 0..[0, 1, 1, 2 + random.below(3)][kind] {
+    let kind = random.below(5);
+    for _ in 0..[0, 1, 1, 2 + random.below(3), 0][kind] {
         draft.damage(random);
     }
-    // Sizes that agree with each other are not refused at once.
-    if kind > 0 && random.below(4) == 0 {
-        for key in [12, 13] {
-            draft.config[key].1 = random.of(&["1", "5", "250", "4096", "4097", "65536", "1048576", "1e300"]).to_owned();
-        }
+    // What no tensor's shape contradicts.
+    if kind == 4 {
+        draft.config[9].1 = random.of(&["1", "2"]).to_owned();
+        draft.config[12].1 = random.of(&["1", "5", "250", "4095", "4096", "4097", "65536", "1048576"]).to_owned();
+        draft.config[13].1 = random.of(&["1", "1.5", "1e-3", "1e300", "10000"]).to_owned();
     }
     let mut bytes = draft.bytes();
     if kind > 0 && random.below(3) > 0 {
@@ -357,7 +357,7 @@ fn main() {
         let Ok(survived) = result else { panic!("DAMAGED_FIRST={seed} DAMAGED_COUNT=1 shows it again") };
         loaded += u64::from(survived);
         let taken = MOST.load(Ordering::Relaxed) - before;
-        assert!(taken < 32 * bytes.len() + (8 << 20), "seed {seed}: {taken} bytes taken for a file of {}", bytes.len());
+        assert!(taken < 32 * bytes.len() + (2 << 20), "seed {seed}: {taken} bytes taken for a file of {}", bytes.len());
         assert!(begin.elapsed() < Duration::from_secs(5), "seed {seed} took {:?}", begin.elapsed());
         most = most.max(taken);
     }
