@@ -27,6 +27,7 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
+    {"inputs"},
     {"errors", "signals", "log"},
 ]
 
