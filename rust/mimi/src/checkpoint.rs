@@ -114,7 +114,8 @@ impl Checkpoint {
         }
         let mut start = vec![0; size.min(64) as usize];
         file.read_exact_at(&mut start, 0).map_err(|e| Error::io(path, e))?;
-        if let Some(what) = foreign(&start) {
+        // A header's length may begin with any byte.
+        if let Some(what) = foreign(&start).filter(|_| start.get(8) != Some(&b'{')) {
             return Err(Error::checkpoint(path, format!("{what}, a safetensors file is expected")));
         }
         let Some(length) = start.first_chunk() else {
