@@ -75,7 +75,7 @@ def tiny(path):
     mx.save_safetensors(str(path), dict(tree_flatten(lm.parameters())))
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    return [[name, entry] for name, entry in json.loads(data[8:end]).items()], data[end:]
+    return [[name, entry] for name, entry in json.loads(data[8:end]).items() if entry], data[end:]
 
 
 def damaged(rng, entries, data):
@@ -118,7 +118,7 @@ def damaged(rng, entries, data):
 
 
 def test_damaged_models(tmp_path, traced):
-    """100,000 seeded ones: the header and the checks of all, the weights of some."""
+    """100,000 seeded ones: the header of all, the checks of those that pass and are every fourth, the weights of some."""
     path = tmp_path / "lm.safetensors"
     entries, data = tiny(path)
     load_lm(path, TINY)
@@ -128,6 +128,9 @@ def test_damaged_models(tmp_path, traced):
         file = damaged(rng, entries, data)
         with path.open("wb", buffering=0) as out:
             out.write(file)
+        if seed % 4:
+            survives(lambda: describe(read_header(path)), len(file), seed)
+            continue
         read = survives(lambda: open_checkpoint(path, config, rng.choice([None, None, None, 4])), len(file), seed)
         counts[0] += read
         if seed % 20 == 0 and read:
@@ -135,17 +138,16 @@ def test_damaged_models(tmp_path, traced):
             survives(lambda: find_not_finite(path), len(file) + (5 << 22), seed)
         if seed % 50 == 0:
             survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, 1), len(file), seed)
-    assert counts[0] > 5_000
-    assert counts[1] > 200
+    assert counts[0] > 1_000
+    assert counts[1] > 50
 
 
 def test_damaged_configurations_and_catalogues(tmp_path, traced):
     path = tmp_path / "config.json"
-    entries, _ = tiny(tmp_path / "lm.safetensors")
+    tiny(tmp_path / "lm.safetensors")
     good = {**TINY, "max_period": 100.0, "hidden_scale": 4.125, "norm": "rms_norm_f32"}
     catalogue = (ROOT / "weights.toml").read_bytes()
-    del entries
-    for seed in range(10_000):
+    for seed in range(4_000):
         rng = random.Random(seed)
         pairs = [[json.dumps(key), json.dumps(value)] for key, value in good.items()]
         for _ in range(rng.randrange(1, 3)):

@@ -145,9 +145,10 @@ impl Checkpoint {
         let (mut entries, mut config) = (BTreeMap::<String, Entry>::new(), None);
         for (name, value) in header {
             if name == "__metadata__" {
-                let metadata: HashMap<String, String> = serde_json::from_str(value.get())
+                // MLX writes null if there is none.
+                let metadata: Option<HashMap<String, String>> = serde_json::from_str(value.get())
                     .map_err(|_| fail("its metadata is no JSON object whose values are strings"))?;
-                config = metadata.get("config").cloned();
+                config = metadata.unwrap_or_default().remove("config");
                 continue;
             }
             let Some(entry) = parse_entry(value) else {
