@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
+from itertools import chain
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -546,7 +547,7 @@ class _Listener(socketserver.TCPServer):
         self.errors: list[BaseException] = []
         self._loop: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._connections: dict[threading.Thread, list[socket.socket]] = {}  # what a thread may be waiting for
 
     def start(self) -> None:
         if self._loop is None:
@@ -563,7 +564,7 @@ class _Listener(socketserver.TCPServer):
             self.socket = _bound(self.port)
         with self._lock:
             connections = dict(self._connections)
-        for connection in connections.values():
+        for connection in chain.from_iterable(connections.values()):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in connections:
@@ -578,8 +579,15 @@ class _Listener(socketserver.TCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(target=self._serve, args=(request, client_address), daemon=True)
         with self._lock:
-            self._connections[thread] = request
+            self._connections[thread] = [request]
         thread.start()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Let a connection that this thread has made end with the one that it serves."""
+        with self._lock:
+            if self._loop is None:
+                raise _HangUp
+            self._connections[threading.current_thread()].append(connection)
 
     def _serve(self, request: socket.socket, client_address: Any) -> None:
         try:
@@ -703,9 +711,11 @@ class _ProxyHandler(_Handler):
         try:
             target = url._replace(scheme="", netloc="").geturl()
             kept = {name: value for name, value in request.headers.items() if name not in own}
+            upstream.connect()
+            self.proxy._listener.adopt(upstream.sock)
             upstream.request(request.method, target, headers=kept)
             response = upstream.getresponse()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             request.status = 502
             self.wfile.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
