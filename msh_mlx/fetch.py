@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 PARALLEL = 4  # files at a time
 RETRIES = 5  # times in a row without anything to show for it
+PAUSE = 1.0  # seconds before the first of them; twice as long each time, up to eight times
 PATIENCE = 10.0  # seconds without a byte, after which a connection is given up
 CONNECT = 5.0  # seconds, after which the hub cannot be reached
 LONGEST_WAIT = 60.0  # seconds; who tells us to wait longer is told to the user
@@ -296,7 +297,7 @@ class _Job:
 
     def pause(self, trouble: _Transient, attempt: int, what: str) -> None:
         """Wait before the next attempt, longer each time."""
-        seconds = trouble.after if trouble.after is not None else float(min(2**attempt, 8))
+        seconds = trouble.after if trouble.after is not None else PAUSE * min(2**attempt, 8)
         if seconds >= 4:
             self.say(f"{what}: {str(trouble.error).split(';')[0].rstrip('.')}; trying again in {seconds:.0f} s.")
         self.wait(seconds)
