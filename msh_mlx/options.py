@@ -47,7 +47,12 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 
 def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
-        return program(signals)
+        try:
+            return program(signals)
+        except Exception:
+            # What a signal interrupts may raise anything, the import of a native module above all.
+            signals.check()
+            raise
     except MshError as error:
         _complain(str(error))
         return error.exit_code
