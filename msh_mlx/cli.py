@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "convert")
+_COMMANDS = ("bench", "convert", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ PACKAGE = Path(msh_mlx.__file__).parent
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"commands", "commands.bench", "commands.convert"},
+    {"commands", "commands.bench", "commands.convert", "commands.doctor"},
+    {"doctor"},
     {"options"},
     {"live"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
@@ -27,7 +28,7 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
-    {"errors", "signals", "log"},
+    {"errors", "signals", "log", "machine"},
 ]
 
 
