@@ -32,7 +32,7 @@ from .log import log_folder
 from .options import size
 
 if TYPE_CHECKING:
-    from .devices import Device, Level, Loudspeaker, Microphone
+    from .devices import Device, Level, Loudspeaker
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 
@@ -48,6 +48,7 @@ _COLUMNS, _LINES = 60, 10
 _FULL = 100 * _MB  # below it, nothing can be written that is worth it
 _RECORDING = _GB  # about two hours of a recorded conversation
 _QUIET, _LOUDEST = -60.0, 0.99  # peaks: in dBFS, of a microphone that hardly hears, and of one that is clipped
+_RESTART = "Restart the sound system or the computer."
 _AGAIN = "Install the program again, as its README says."
 
 
@@ -63,12 +64,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """Something to look at, in `limit` seconds at most; `doing` is what a person is told meanwhile."""
+    """Something to look at, in `limit` seconds at most.
+
+    `late` is what to do if it takes longer, `doing` what a person is told meanwhile.
+    """
 
     name: str
     run: Callable[[], Finding]
-    doing: str = ""
     limit: float = _LIMIT
+    late: str = "Run it again when the computer is less busy."
+    doing: str = ""
 
 
 def all_checks(
@@ -80,6 +85,10 @@ def all_checks(
     """
     devices: list[Device] = []
     doing = f"Listening for {LISTENING:.0f} s: say something" if listen else ""
+
+    def hear() -> Finding:
+        return check_microphone(devices, input_device, listen=listen)
+
     return [
         Check("system", check_system),
         Check("python", check_python),
@@ -91,9 +100,9 @@ def all_checks(
         Check("memory", check_memory),
         Check("terminal", lambda: check_terminal(Console(), keys=_is_terminal(sys.stdin))),
         Check("files", check_files),
-        Check("sound", lambda: check_sound(devices), limit=3.0),
-        Check("speaker", lambda: check_speaker(devices, output_device, play=listen), limit=3.0),
-        Check("microphone", lambda: check_microphone(devices, input_device, listen=listen), doing, LISTENING + 3),
+        Check("sound", lambda: check_sound(devices), 3.0, _RESTART),
+        Check("speaker", lambda: check_speaker(devices, output_device, play=listen), 3.0, _RESTART),
+        Check("microphone", hear, LISTENING + 3, _RESTART, doing),
     ]
 
 
@@ -129,8 +138,7 @@ def examine(check: Check, seconds: float) -> Finding:
     except TimeoutError as error:
         if future.done():
             return _unexpected(check, error)
-        advice = "Restart the sound system or the computer." if check.limit < _LIMIT else "Run it again."
-        return Finding(check.name, "problem", f"no answer for {limit:.0f} s", advice)
+        return Finding(check.name, "problem", f"no answer for {limit:.0f} s", check.late)
     except Exception as error:
         return _unexpected(check, error)
 
@@ -171,7 +179,7 @@ def judge_system(kind: str, processor: str, found: str, *, macos: str = "", tran
     if processor != "arm64":
         return Finding(name, "problem", f"{found}: no Apple silicon, which MLX needs", "Use a Mac with Apple silicon.")
     if macos.split(".")[0].isdecimal() and int(macos.split(".")[0]) < _MACOS:
-        advice = f"Update to macOS {_MACOS} or newer in System Settings → General → Software Update."
+        advice = f"Update to macOS {_MACOS} or newer in System Settings > General > Software Update."
         return Finding(name, "problem", f"{found} is too old for MLX", advice)
     return Finding(name, "ok", found)
 
@@ -437,7 +445,7 @@ def check_terminal(console: Console, *, keys: bool) -> Finding:
     name = "terminal"
     if not console.is_terminal:
         return Finding(name, "skipped", "the output is no terminal; a conversation prints plain lines there")
-    found = f"{console.width} × {console.height}, {console.encoding}"
+    found = f"{console.width} by {console.height}, {console.encoding}"
     if console.is_dumb_terminal:
         advice = "Set TERM to what your terminal is, such as xterm-256color, to see the screen."
         return Finding(name, "warning", f"{found}: shows plain lines only", advice)
@@ -446,7 +454,7 @@ def check_terminal(console: Console, *, keys: bool) -> Finding:
         advice = "Start it without a pipe into it, for its keys to work; Ctrl-C ends it."
         return Finding(name, "warning", f"{found}, but no keyboard", advice)
     if console.width < _COLUMNS or console.height < _LINES:
-        advice = f"Make the window {_COLUMNS} × {_LINES} or larger, to see all of a conversation's screen."
+        advice = f"Make the window {_COLUMNS} by {_LINES} or larger, to see all of a conversation's screen."
         return Finding(name, "warning", f"{found}: small", advice)
     if not console.encoding.lower().startswith("utf"):
         advice = "Set LANG to a locale with UTF-8, such as C.UTF-8, for words that have more than English letters."
@@ -460,6 +468,7 @@ def _is_terminal(stream: Any) -> bool:
 
 # ---- sound ---------------------------------------------------------------------------------------------------------------
 
+_FIRST = 2.0  # seconds within which a device has to begin
 _CONNECT = "Connect one; with recordings (--input FILE) it works without."
 _ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this user."
 
@@ -475,7 +484,7 @@ def check_sound(devices: list[Device]) -> Finding:
         found, _, advice = str(error).rstrip(".").partition(": install")
         if advice:
             return Finding(name, "problem", found, f"Install{advice}.")
-        return Finding(name, "problem", found, "Restart the sound system or the computer.")
+        return Finding(name, "problem", found, _RESTART)
     import sounddevice
 
     version = sounddevice.get_portaudio_version()[1].partition(",")[0].removesuffix("-devel")
@@ -511,7 +520,7 @@ def check_speaker(devices: list[Device], wanted: str | None = None, *, play: boo
     loudspeaker = Loudspeaker()
     loudspeaker.open(device)
     try:
-        return judge_speaker(found, running=_calls(loudspeaker))
+        return judge_speaker(loudspeaker.describe(), running=_calls(loudspeaker))
     finally:
         loudspeaker.close()
 
@@ -524,9 +533,9 @@ def judge_speaker(found: str, *, running: bool) -> Finding:
     return Finding("speaker", "problem", f"{found}: plays nothing", advice)
 
 
-def _calls(end: Loudspeaker | Microphone) -> bool:
-    """Wait a second for a device to call back."""
-    deadline = monotonic() + 1
+def _calls(end: Loudspeaker) -> bool:
+    """Wait for a device to call back; return whether it did."""
+    deadline = monotonic() + _FIRST
     while not end.stats()["callbacks"]:
         if monotonic() > deadline:
             return False
@@ -554,11 +563,12 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     microphone = Microphone()
     microphone.open(device)
     try:
+        found = microphone.describe()
         heard = 0
         for _ in range(round(LISTENING / FRAME)):
-            heard += microphone.read(round(FRAME * RATE), 1.0) is not None
-            if not heard:
+            if microphone.read(round(FRAME * RATE), _FIRST) is None:
                 break
+            heard += 1
         level = microphone.level() if heard else None
     finally:
         microphone.close()
@@ -587,7 +597,7 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
         advice = "Turn it on in the system's sound settings, or choose another one with --input-device."
         if terminal:
             advice = (
-                f"Allow {terminal} in System Settings → Privacy & Security → Microphone, then quit and reopen it. "
+                f"Allow {terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it. "
                 "If it is allowed, the microphone is muted."
             )
         return Finding(name, "problem", f"{found}: hears nothing, not even noise", advice)
