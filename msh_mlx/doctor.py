@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +40,7 @@ Status = Literal["ok", "warning", "problem", "skipped"]
 TOTAL = 9.0  # seconds for all checks together
 LISTENING = 2.0  # seconds
 _LIMIT = 5.0  # seconds for a check
+_SOUND = 3.0  # seconds for one of the sound system that does not listen
 _MB, _GB = 10**6, 10**9
 _PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that are supported
 _MACOS = 14
@@ -100,8 +102,8 @@ def all_checks(
         Check("memory", check_memory),
         Check("terminal", lambda: check_terminal(Console(), keys=_is_terminal(sys.stdin))),
         Check("files", check_files),
-        Check("sound", lambda: check_sound(devices), 3.0, _RESTART),
-        Check("speaker", lambda: check_speaker(devices, output_device, play=listen), 3.0, _RESTART),
+        Check("sound", lambda: check_sound(devices), _SOUND, _RESTART),
+        Check("speaker", lambda: check_speaker(devices, output_device, play=listen), _SOUND, _RESTART),
         Check("microphone", hear, LISTENING + 3, _RESTART, doing),
     ]
 
@@ -120,31 +122,37 @@ def examine(check: Check, seconds: float) -> Finding:
             check.name, "skipped", "there was no time left for it", "Mend what took so long, then run it again."
         )
     future: Future[Finding] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(check.run())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, name=check.name, daemon=True).start()
+    Thread(target=lambda: future.set_result(_made(check)), name=check.name, daemon=True).start()
     try:
         return future.result(limit)
+    except TimeoutError:
+        return Finding(check.name, "problem", f"no answer for {limit:.0f} s", check.late)
+
+
+def _made(check: Check) -> Finding:
+    try:
+        return check.run()
     except MshError as error:
         found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding(check.name, "problem", found, _sentence(advice))
+        return Finding(check.name, "problem", found, _sentence(advice) or _AGAIN)
     except ModuleNotFoundError as error:
         return Finding(check.name, "problem", f"the module {error.name} is missing", _AGAIN)
-    except TimeoutError as error:
-        if future.done():
-            return _unexpected(check, error)
-        return Finding(check.name, "problem", f"no answer for {limit:.0f} s", check.late)
-    except Exception as error:
-        return _unexpected(check, error)
+    except BaseException as error:
+        return Finding(check.name, "problem", f"{type(error).__name__}: {error}", _AGAIN)
 
 
-def _unexpected(check: Check, error: Exception) -> Finding:
-    return Finding(check.name, "problem", f"{type(error).__name__}: {error}", _AGAIN)
+def death_of(code: str, seconds: float) -> str:
+    """Try code in another process, since native code may end this one; return the signal that ended it, "" if none did.
+
+    Raises
+    ------
+    subprocess.TimeoutExpired
+        It took longer than `seconds`.
+    """
+    command = [sys.executable, "-I", "-c", code]
+    null = subprocess.DEVNULL
+    done = subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=seconds)
+    return signal.Signals(-done.returncode).name if done.returncode < 0 else ""
 
 
 def _sentence(text: str) -> str:
@@ -247,6 +255,9 @@ def _published() -> dict[str, Entry]:
 def check_mlx() -> Finding:
     """Compute a small product with MLX on its default device, and see whether it could compile for the processor."""
     name = "mlx"
+    if death := death_of("import mlx.core as mx; mx.eval(mx.zeros(1) + 1)", _LIMIT - 1):
+        advice = "Run it on the computer itself, not in a virtual machine, and update the system."
+        return Finding(name, "problem", f"it dies ({death})", advice)
     try:
         import mlx.core as mx
         import numpy as np
@@ -478,6 +489,14 @@ def check_sound(devices: list[Device]) -> Finding:
     from .devices import find_devices
 
     name = "sound"
+    try:
+        death = death_of("import sounddevice; sounddevice.query_devices()", _SOUND - 0.5)
+    except subprocess.TimeoutExpired:
+        return Finding(name, "problem", "the sound system does not answer", _RESTART)
+    if death:
+        return Finding(
+            name, "problem", f"the sound system dies ({death})", "Mend its configuration, such as ~/.asoundrc."
+        )
     try:
         devices += find_devices()
     except MshError as error:
