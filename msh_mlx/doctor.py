@@ -28,9 +28,8 @@ from rich.console import Console
 from . import machine
 from .catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
 from .errors import InputError, MshError
-from .files import asset, find_demo
+from .files import asset, find_demo, human_size
 from .log import log_folder
-from .options import size
 
 if TYPE_CHECKING:
     from .devices import Device, Level, Loudspeaker
@@ -167,7 +166,7 @@ def check_system() -> Finding:
     return judge_system(
         sys.platform,
         platform.machine(),
-        f"{machine.chip()}, {size(machine.physical_memory())}, {machine.system()}",
+        f"{machine.chip()}, {human_size(machine.physical_memory())}, {machine.system()}",
         macos=platform.mac_ver()[0],
         translated=machine.is_translated(),
     )
@@ -234,13 +233,13 @@ def check_memory() -> Finding:
 def judge_memory(available: int | None, whole: int, entries: Mapping[str, Entry]) -> Finding:
     """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
     name = "memory"
-    found = f"{size(whole)}, {'?' if available is None else size(available)} free"
+    found = f"{human_size(whole)}, {'?' if available is None else human_size(available)} free"
     least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
     if whole < least:
-        advice = f"The smallest published model, {model}, takes {size(least)} while talking; try the demo model."
+        advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
         return Finding(name, "warning", f"{found}: too little for the published models", advice)
     if available is not None and available < least:
-        advice = f"Close other programs: {model} takes {size(least)} while talking."
+        advice = f"Close other programs: {model} takes {human_size(least)} while talking."
         return Finding(name, "warning", f"{found}: too little just now", advice)
     return Finding(name, "ok", found)
 
@@ -347,7 +346,7 @@ def check_demo() -> Finding:
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
         return Finding(name, "problem", found, _AGAIN)
-    return Finding(name, "ok", f"{len(files.all)} files, {size(sum(path.stat().st_size for path in files.all))}")
+    return Finding(name, "ok", f"{len(files.all)} files, {human_size(sum(path.stat().st_size for path in files.all))}")
 
 
 def check_models() -> Finding:
@@ -427,8 +426,8 @@ def judge_disk(cache: Place, here: Place, entries: Mapping[str, Entry]) -> Findi
     """Judge where models and recordings are written to; the former by the size of the smallest model."""
     name = "disk"
     # The same number to a tenth of a gigabyte: the same disk.
-    free = [f"{size(place.free)} free for {place.purpose}" for place in (cache, here)]
-    found = f"{size(here.free)} free" if size(cache.free) == size(here.free) else ", ".join(free)
+    free = [f"{human_size(place.free)} free for {place.purpose}" for place in (cache, here)]
+    found = f"{human_size(here.free)} free" if human_size(cache.free) == human_size(here.free) else ", ".join(free)
     least, model = min(((entry.size, entry.name) for entry in entries.values() if entry.size), default=(0, ""))
     elsewhere = "set HF_HOME to a folder on another disk"
     for place in (cache, here):
@@ -440,7 +439,7 @@ def judge_disk(cache: Place, here: Place, entries: Mapping[str, Entry]) -> Findi
         advice = f"Make {cache.path} writable, or set HF_HOME to a folder that is."
         return Finding(name, "warning", f"{found}, but nothing can be written to {cache.path}", advice)
     if cache.free < least:
-        advice = f"{model} takes {size(least)}: delete what you do not need, or {elsewhere}."
+        advice = f"{model} takes {human_size(least)}: delete what you do not need, or {elsewhere}."
         return Finding(name, "warning", f"{found}: too little for any published model", advice)
     if not here.writable:
         advice = "Go to another folder before you record or save a conversation."

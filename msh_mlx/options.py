@@ -224,7 +224,3 @@ def interruptible(progress: Callable[[float], None], signals: Signals) -> Callab
 def check_lora(args: argparse.Namespace) -> None:
     if args.lora_scaling is not None and args.lora is None:
         raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
-
-
-def size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
