@@ -112,7 +112,7 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
         try:
             return _choose(args, watch)
         except (_NothingSuitsError, UnreachableError) as error:
-            if not args.or_demo:
+            if not args.or_demo or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{str(error).split('; ')[0].rstrip('.')}; so this is the demo model, which repeats digits.")
             return Choice(find_demo(), "the demo model", is_demo=True)

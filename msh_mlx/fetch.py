@@ -147,7 +147,8 @@ def list_files(repository: str, revision: str, watch: Watch | None = None) -> li
     def work(_: object) -> None:
         def ask() -> list[str]:
             with _errors(HubFile(repository, "", revision)):
-                return HfApi(endpoint=constants.ENDPOINT).list_repo_files(repository, revision=revision)
+                info = HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision, timeout=CONNECT)
+                return [sibling.rfilename for sibling in info.siblings or []]
 
         found.extend(_retried(ask, job, repository))
 

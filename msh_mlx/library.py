@@ -118,8 +118,8 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
     for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
         for kind in ("bf16", "q8", "q4"):
             lm = place / lm_name(QUANTIZATIONS[kind])
-            mimis, tokenizers = list(place.glob(MIMIS)), list(place.glob(TOKENIZERS))
-            if not (lm.is_file() and len(mimis) == len(tokenizers) == 1):
+            mimis, tokenizers = (list(filter(_is_there, place.glob(pattern))) for pattern in (MIMIS, TOKENIZERS))
+            if not (_is_there(lm) and len(mimis) == len(tokenizers) == 1):
                 continue
             files: dict[str, Reference] = {
                 "lm": LocalFile(lm), "mimi": LocalFile(mimis[0]), "tokenizer": LocalFile(tokenizers[0])
@@ -139,6 +139,10 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
                 source=place,
             )
     return found
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def lm_name(bits: int | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import serve
 from hub_server import HubServer, Proxy
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
@@ -25,20 +26,6 @@ from msh_mlx.hub import Watch
 LARGE = np.random.default_rng(0).bytes(3_000_000)
 SMALL = b'{"dim": 64}'
 FILES = {"model.safetensors": LARGE, "folder/config.json": SMALL, "tokenizer.model": LARGE[:200_000]}
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(fetch, "PAUSE", 0.01)
-        yield server
 
 
 class Seen:
@@ -77,12 +64,9 @@ def partials():
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_files_come_and_other_programs_find_them(monkeypatch, tmp_path, relative):
+def test_files_come_and_other_programs_find_them(monkeypatch, cache, relative):
     with HubServer(resolve_cache=relative) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        serve(server, monkeypatch)
         commit = server.add("us/model", FILES)
         seen = Seen()
         assert get(*FILES, seen=seen) == list(FILES.values())
@@ -93,9 +77,9 @@ def test_files_come_and_other_programs_find_them(monkeypatch, tmp_path, relative
         server.forget()
         # What huggingface-hub sees of it: its own download needs no body, and its scan finds nothing to complain of.
         for path, data in FILES.items():
-            assert Path(hf_hub_download("us/model", path, cache_dir=tmp_path)).read_bytes() == data
+            assert Path(hf_hub_download("us/model", path, cache_dir=cache)).read_bytes() == data
         assert bodies(server) == 0
-        scan = scan_cache_dir(tmp_path)
+        scan = scan_cache_dir(cache)
         assert not scan.warnings
         (repository,) = scan.repos
         (revision,) = repository.revisions
