@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "convert", "models")
+_COMMANDS = ("bench", "convert", "doctor", "models")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

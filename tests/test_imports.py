@@ -12,8 +12,8 @@ PACKAGE = Path(msh_mlx.__file__).parent
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"commands", "commands.bench", "commands.convert", "commands.models"},
-    {"choice"},
+    {"commands", "commands.bench", "commands.convert", "commands.doctor", "commands.models"},
+    {"choice", "doctor"},
     {"options"},
     {"live"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
@@ -30,7 +30,7 @@ LEVELS = [
     {"hub"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
-    {"errors", "signals", "log"},
+    {"errors", "signals", "log", "machine"},
 ]
 
 
