@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from . import machine
-from .catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
+from .catalogue import Entry, LocalFile, listed, load_catalogue, read_catalogue, user_file
 from .errors import InputError, MshError
 from .files import asset, find_demo, human_size
 from .log import log_folder
@@ -350,16 +350,39 @@ def check_demo() -> Finding:
 
 
 def check_models() -> Finding:
-    """Look at the catalogue of models, the user's own entries included."""
+    """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
+    from . import hub
+    from .library import load_library
+
     name = "models"
     try:
-        entries = load_catalogue()
+        entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
         return Finding(name, "problem", str(error).rstrip("."), advice)
-    own = sum(entry.source == user_file() for entry in entries.values())
-    found = f"{len(entries)} in the catalogue" + (f", {own} of your own" if own else "")
-    return Finding(name, "ok", found)
+    there = [entry for entry in entries.values() if hub.is_on_disk(entry)]
+    if not there:
+        found = f"none of the {len(entries)} in the catalogue on disk"
+        advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
+        return Finding(name, "warning", found, advice)
+    from .tensors import read_header
+    from .text import load_tokenizer
+
+    checked = True
+    for entry in there:
+        for role, path in hub.paths(entry).items():
+            assert path
+            try:
+                if role in ("lm", "mimi"):
+                    read_header(path)
+                elif role == "tokenizer":
+                    load_tokenizer(path)
+            except InputError as error:
+                advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
+                return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
+            checked = checked and hub.is_verified(path)
+    found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
+    return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
 
 
 def check_files() -> Finding:
@@ -408,9 +431,9 @@ class Place:
 
 def check_disk() -> Finding:
     """Look at the free disk of the hub's cache and of the current folder."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from .hub import cache_folder
 
-    cache = Path(HF_HUB_CACHE).expanduser()
+    cache = cache_folder()
     try:
         here = Path.cwd()
     except OSError:

@@ -381,7 +381,8 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     check_space(remotes)
     whole = {remote.blob: remote for remote in remotes}
     total = sum(remote.size for remote in whole.values())
-    job = _Job(watch, total, total - sum(remote.missing for remote in whole.values()))
+    came = [remote for remote in whole.values() if remote.missing]
+    job = _Job(watch, total, total - sum(remote.missing for remote in came))
 
     def work(remote: Remote) -> None:
         try:
@@ -392,6 +393,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     job.run(work, whole.values())
     for remote in remotes:
         _link(remote)
+    hub.note_verified(remote.pointer for remote in came)
     return [remote.pointer for remote in remotes]
 
 

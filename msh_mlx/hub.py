@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -171,6 +174,48 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
     if file.sha256 and digest.sha256 != file.sha256:
         return f"its sha256 is {digest.sha256}, and {file.sha256} is expected"
     return None
+
+
+# ---- what was checked ----------------------------------------------------------------------------------------------------
+#
+# Reading gigabytes takes long; that they were read and were right is noted, by the path, with what changes when the file does.
+
+
+def _notes() -> Path:
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    return folder / "msh-mlx" / "verified.json"
+
+
+def _read_notes() -> dict[str, Any]:
+    try:
+        notes = json.loads(_notes().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def note_verified(paths: Iterable[Path]) -> None:
+    """Note that the contents of files have been checked."""
+    with contextlib.suppress(OSError):  # else they are checked once more
+        notes = {name: state for name, state in _read_notes().items() if Path(name).exists()}
+        notes |= {str(path.resolve()): _state(path) for path in paths}
+        _notes().parent.mkdir(parents=True, exist_ok=True)
+        temporary = _notes().with_name(f"verified.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        temporary.replace(_notes())
+
+
+def is_verified(path: Path) -> bool:
+    """Tell whether a file was checked and has not changed since."""
+    return _read_notes().get(str(path.resolve())) == _state(path)
 
 
 # ---- removing ------------------------------------------------------------------------------------------------------------

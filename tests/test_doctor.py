@@ -26,6 +26,7 @@ from msh_mlx.doctor import Check, Finding, Place, examine
 from msh_mlx.errors import MshError
 
 ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "assets" / "demo"
 NAMES = ["system", "python", "mlx", "codec", "demo model", "models", "disk", "memory", "terminal", "files",
          "sound", "speaker", "microphone"]  # fmt: skip
 GB = 10**9
@@ -69,7 +70,7 @@ def test_this_machine() -> None:
     checks, code = outcome()
     assert time.monotonic() - begin < 20  # on a busy machine
     assert list(checks) == NAMES
-    for name in ("python", "codec", "demo model", "models"):
+    for name in ("python", "codec", "demo model"):
         assert checks[name]["status"] == "ok", checks[name]
     assert checks["mlx"]["status"] == "ok" or not shutil.which("g++")
     assert mimi.kernels() in checks["codec"]["found"]
@@ -106,7 +107,7 @@ def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     assert code == 1
     assert checks[name]["status"] == "problem"
     assert "it is broken" in checks[name]["found"]
-    assert checks["models"]["status"] == "ok"
+    assert checks["models"]["status"] == ("problem" if package == "huggingface_hub" else "warning")
     assert list(checks) == NAMES
 
 
@@ -175,7 +176,31 @@ def test_weights_of_the_user(home: Path) -> None:
     own.with_name("lm").rmdir()
     own.with_name("lm").touch()
     assert doctor.check_files().status == "ok"
-    assert doctor.check_models().found == "9 in the catalogue, 1 of your own"
+
+
+def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert doctor.check_models().status == "warning"
+    assert doctor.check_models().found == "none of the 8 in the catalogue on disk"
+    own = home / "config" / "msh-mlx" / "weights.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer"}\n')
+    for name, file in (("lm", "model.q8.safetensors"), ("mimi", "mimi.safetensors"), ("tokenizer", "tokenizer.model")):
+        shutil.copy(DEMO / file, own.with_name(name))
+    found = doctor.check_models()
+    assert (found.status, found.found) == ("ok", "mine on disk, not verified yet")
+    assert run("--quick").stdout.count("models verify") == 1
+    command = [sys.executable, str(ROOT / "local_mlx.py"), "models", "verify"]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    assert doctor.check_models().found == "mine on disk, verified"
+    # A change is noticed; what is no model any more is a problem.
+    own.with_name("lm").touch()
+    assert doctor.check_models().found == "mine on disk, not verified yet"
+    own.with_name("mimi").write_bytes((DEMO / "mimi.safetensors").read_bytes()[:-1])
+    found = doctor.check_models()
+    assert found.status == "problem"
+    assert found.found.startswith(f"mine: {own.with_name('mimi')} is cut off")
+    assert found.advice == "'msh-mlx models verify --repair mine' fetches it again."
 
 
 def test_logs_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,7 @@ def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     (entry,) = shelf.named
     files = _files(entry)
     if len(files) < len(entry.files):
-        raise MshError(f"{entry.name} is not on disk; fetch it with: msh-mlx models get {entry.name}")
+        raise MshError(f"{entry.name} is not on disk; 'msh-mlx models get {entry.name}' fetches it.")
     if args.json:
         _print_json({"name": entry.name, "files": files})
     else:
@@ -282,6 +282,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                     shown.say(f"{entry.name}: {_name(file)}: {wrong or 'as it should be'}")
         if not named and not args.json:
             shown.say("There is no model on disk; 'msh-mlx models get NAME' fetches one.")
+    hub.note_verified(path for path, wrong in known.items() if wrong is None)
     bad = [finding for finding in findings if finding.wrong]
     if bad and args.repair:
         bad = _repair(args, shelf, bad, signals)
