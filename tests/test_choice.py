@@ -262,10 +262,10 @@ def test_the_table(place: Place) -> None:
     place.catalogue()
     lines = place.good("models").splitlines()
     assert re.split(r"  +", lines[0].strip()) == ["name", "on disk", "size", "memory", "here", "what it is"]
-    rows = {line[2:].split()[0]: line for line in lines[1:-2]}
+    rows = {line[3:].split()[0]: line for line in lines[1:-2]}
     assert list(rows)[-1] == "digits-q8"
     assert len(rows) == 9
-    assert rows["digits-q8"].startswith("* digits-q8 ")
+    assert rows["digits-q8"].startswith("*  digits-q8 ")
     assert re.search(r" no +20\.0 MB +100\.0 MB +suits +Repeats digits, MIT", rows["digits-q8"])
     assert re.search(r" no +8\.6 GB +10\.8 GB ", rows["moshiko-q8"])
     assert "* is taken without --variant." in lines[-1]
