@@ -38,4 +38,8 @@ def load_mimi(
     except (MimiError, ValueError) as error:
         raise InputError(str(error)) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+        # The extension's own sentence is whole.
+        message = str(error).replace("\0", "?").rstrip(".")
+        raise InputError(
+            f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
+        ) from None

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .inputs import brief, read_small
+
+# A configuration has about a kilobyte; what is much larger is something else.
+_MAX_SIZE = 1 << 20
+_MAX_FLOAT = 1e12
 
 # Keys that change the architecture, with the one value that this implementation has.
 _FIXED: dict[str, Any] = {
@@ -94,20 +99,20 @@ class LmConfig:
             if field.name == "delays":
                 if not isinstance(value, list | tuple) or not all(_is_int(d) and 0 <= d < 1000 for d in value):
                     raise InputError(
-                        f"The model's configuration has delays = {value!r}; a list of whole numbers ≥ 0 is expected."
+                        f"The model's configuration has delays = {brief(value)}; a list of whole numbers ≥ 0 is expected."
                     )
                 object.__setattr__(self, "delays", tuple(value))
             elif field.type == "float":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_FLOAT:
                     raise InputError(
-                        f"The model's configuration has {field.name} = {value!r}; a number > 0 is expected."
+                        f"The model's configuration has {field.name} = {brief(value)}; a number > 0 and up to 1e12 is expected."
                     )
                 object.__setattr__(self, field.name, float(value))
             else:
                 least = 0 if field.name == "existing_text_padding_id" else 1
                 if not _is_int(value) or not least <= value <= 1 << 24:
                     raise InputError(
-                        f"The model's configuration has {field.name} = {value!r}; a whole number ≥ {least} is expected."
+                        f"The model's configuration has {field.name} = {brief(value)}; a whole number ≥ {least} is expected."
                     )
         self._check_together()
 
@@ -143,12 +148,12 @@ class LmConfig:
     @property
     def hidden(self) -> int:
         """Width of the temporal feed-forward's inner layer; a checkpoint's shapes have the last word."""
-        return int(2 * self.hidden_scale * self.dim / 3)
+        return max(1, int(2 * self.hidden_scale * self.dim / 3))
 
     @property
     def depformer_hidden(self) -> int:
         """Width of the depformer feed-forward's inner layer; a checkpoint's shapes have the last word."""
-        return 2 * self.depformer_dim_feedforward // 3
+        return max(1, 2 * self.depformer_dim_feedforward // 3)
 
     @property
     def padding_ids(self) -> frozenset[int]:
@@ -169,14 +174,14 @@ class LmConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED)
         if unknown:
-            raise InputError(f"{source} has keys that are not known: {', '.join(map(str, unknown))}.")
+            raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():
             if key in values and values[key] != only:
                 if key == "lora" and values[key] is True:
                     if lora:
                         continue
                     raise InputError(f"{source} is of a model with LoRA adapters; give them with --lora.")
-                raise InputError(f"{source} has {key} = {values[key]!r}; only {only!r} can be run.")
+                raise InputError(f"{source} has {key} = {brief(values[key])}; only {only!r} can be run.")
         given = {key: value for key, value in values.items() if key in known}
         # A depformer always sees all of its steps; v0.1's value is only right for v0.1's dep_q.
         given.setdefault("depformer_context", max(8, given["dep_q"]) if _is_int(given.get("dep_q")) else 8)
@@ -192,10 +197,11 @@ class LmConfig:
             The file cannot be read, is not a JSON object, or `from_dict` refuses it.
         """
         path = Path(path).expanduser()
+        raw = read_small(path, "The configuration", _MAX_SIZE)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+            values = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct)
+        except InputError as error:
+            raise InputError(f"The configuration {path} {error}.") from None
         except (ValueError, RecursionError):
             raise InputError(f"The configuration {path} is not valid JSON.") from None
         if not isinstance(values, dict):
@@ -214,6 +220,19 @@ class LmConfig:
         if isinstance(config, Mapping):
             return cls.from_dict(config, lora=lora)
         return cls.from_file(config, lora=lora)
+
+
+def _listed(keys: list[Any]) -> str:
+    shown = [str(key) if str(key).isprintable() and len(str(key)) < 60 else brief(key) for key in keys[:5]]
+    return ", ".join(shown) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise InputError(f"has {brief(next(key for key in keys if keys.count(key) > 1))} twice")
+    return found
 
 
 def _is_int(value: object) -> bool:

@@ -55,6 +55,10 @@ def read_lora(
     if not math.isfinite(scaling):
         raise InputError(f"A scaling of {scaling} cannot be used; give a finite number.")
     header = read_header(path)
+    if "out_norm.weight" in header or "out_norm.alpha" in header:
+        raise InputError(f"{path} is no file of LoRA adapters but a language model; give it as --model.")
+    if any(name.startswith("quantizer.") for name in header):
+        raise InputError(f"{path} is no file of LoRA adapters but a Mimi codec; give it as --mimi.")
     found: dict[str, Adapter] = {}
     for name, info in header.items():
         module, _, part = name.rpartition(".lora_")

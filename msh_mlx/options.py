@@ -177,13 +177,14 @@ def load_session(
     from .memory import set_limits
     from .sampling import Sampler, TextSampler
     from .session import Session
-    from .text import load_tokenizer
+    from .text import check_vocabulary, load_tokenizer
     from .weights import load_lm
 
     set_limits()
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
+    check_vocabulary(tokenizer, config.text_card)  # before gigabytes are read
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     scaling = SCALING if lora_scaling is None else lora_scaling
     lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)

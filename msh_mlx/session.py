@@ -15,7 +15,7 @@ from .errors import InputError
 from .generate import LmGen, one_at_a_time
 from .models.lm import Lm
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
-from .text import TextStream, word_starts
+from .text import TextStream, check_vocabulary, word_starts
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,7 @@ class Session:
         kv_bits: int | None = None,
     ) -> None:
         config = lm.config
-        if tokenizer.GetPieceSize() != config.text_card:
-            raise InputError(
-                f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {config.text_card}; give the model's own."
-            )
+        check_vocabulary(tokenizer, config.text_card)
         need = max(config.dep_q, config.user_q)
         if mimi.num_codebooks < need:
             raise InputError(

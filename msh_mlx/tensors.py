@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,9 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InputError
+from .inputs import brief, cannot_read, check_file, foreign
 
 # https://huggingface.co/docs/safetensors: the header is at most 100 MB.
 _MAX_HEADER = 100_000_000
+_MAX_NAME = 512
+_MAX_AXES = 16
 _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -55,33 +58,43 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         The file cannot be read, is no safetensors file, or is shorter or longer than its header says.
     """
     path = Path(path).expanduser()
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            raw = file.read(length) if len(start) == 8 and length <= min(_MAX_HEADER, size - 8) else b""
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the .safetensors file in it.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    size = check_file(path)
     if size == 0:
         raise InputError(f"{path} is empty; fetch the file again.")
-    if not raw.startswith(b"{"):
-        if len(start) == 8 and size - 8 < length <= _MAX_HEADER and size < _MAX_HEADER and not start.isascii():
-            raise InputError(f"{path} is cut off in its header; fetch the file again.")
-        raise InputError(f"{path} is not a safetensors file.")
     try:
-        header = json.loads(raw)
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            raw = file.read(length) if size >= 8 and length <= min(_MAX_HEADER, size - 8) else b""
+    except OSError as error:
+        raise cannot_read(str(path), error) from None
+    if (other := foreign(start)) is not None:
+        raise InputError(f"{path} is {other}.")
+    if not raw.startswith(b"{"):
+        if size >= 9 and start[8:9] == b"{" and length > _MAX_HEADER:
+            raise InputError(
+                f"{path} is not a safetensors file: its header would have {length:,} bytes; fetch the file again."
+            )
+        if size >= 8 and size - 8 < length <= _MAX_HEADER and (start[8:9] == b"{" or not start[:8].isascii()):
+            raise InputError(f"{path} is cut off in its header; fetch the file again.")
+        raise InputError(f"{path} is not a safetensors file; fetch the file again.")
+    try:
+        header = json.loads(raw, object_pairs_hook=_distinct)
         places = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    except _TwiceError as error:
+        raise InputError(
+            f"{path} has a broken safetensors header: {brief(error.key)} is there twice; fetch the file again."
+        ) from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path} has a broken safetensors header; fetch the file again.") from None
     end = 0
     for name, (_, begin, stop) in sorted(places.items(), key=lambda item: item[1][1:]):
         if begin != end:
-            raise InputError(f"{path} has a broken safetensors header: the place of {name} is wrong.")
+            what = "overlaps another tensor" if begin < end else "leaves a gap before it"
+            raise InputError(
+                f"{path} has a broken safetensors header: the place of {name} {what}; fetch the file again."
+            )
         end = stop
     data = 8 + length
     if end != size - data:
@@ -90,11 +103,27 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     return {name: TensorInfo(info.dtype, info.shape, data + begin) for name, (info, begin, _) in places.items()}
 
 
+class _TwiceError(ValueError):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise _TwiceError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return found
+
+
 def _place(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
-    if not name.isprintable() or not whole or end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63 for n in (*shape, begin, end))
+    # Products of many large numbers would take for ever.
+    if not name.isprintable() or len(name) > _MAX_NAME or len(shape) > _MAX_AXES or not whole:
+        raise ValueError(name)
+    if end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
         raise ValueError(name)
     return TensorInfo(entry["dtype"], shape), begin, end
 
@@ -115,6 +144,70 @@ def read_tensor(path: Path, info: TensorInfo) -> mx.array:
     if info.dtype == "BF16":
         array = array.view(mx.bfloat16)
     return array.reshape(info.shape)
+
+
+# Of each float: how numpy reads its bits, the bits of its exponent, which are all set in what is not finite, and those of
+# its fraction, which are not all 0 if it is no number.
+_EXPONENTS: dict[str, tuple[Any, int, int]] = {
+    "F16": (np.uint16, 0x7C00, 0x3FF),
+    "BF16": (np.uint16, 0x7F80, 0x7F),
+    "F32": (np.uint32, 0x7F80_0000, 0x7F_FFFF),
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000, 0xF_FFFF_FFFF_FFFF),
+}
+_PIECE = 1 << 22
+
+
+def find_not_finite(
+    path: str | os.PathLike[str], progress: Callable[[float], None] | None = None
+) -> tuple[str, int, float] | None:
+    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or no number.
+
+    Parameters
+    ----------
+    path
+        The file, of whatever model; quantized weights are no floats, their scales and biases are.
+    progress
+        Called with the fraction of the floats' bytes that are read, from 0 to 1.
+
+    Returns
+    -------
+    tuple or None
+        The tensor's name, the position in it, row-major, and the value (inf, −inf or nan). None: all are finite.
+
+    Raises
+    ------
+    InputError
+        `read_header` refuses the file, or it became shorter while it was read.
+    """
+    path = Path(path).expanduser()
+    floats = {name: info for name, info in read_header(path).items() if info.dtype in _EXPONENTS}
+    total, done = sum(info.nbytes for info in floats.values()), 0
+    buffer = bytearray(_PIECE)
+    with path.open("rb", buffering=0) as file:
+        for name, info in sorted(floats.items(), key=lambda item: item[1].begin):
+            kind, exponent, fraction = _EXPONENTS[info.dtype]
+            file.seek(info.begin)
+            for first in range(0, info.nbytes, _PIECE):
+                piece = memoryview(buffer)[: min(_PIECE, info.nbytes - first)]
+                filled = 0
+                while filled < len(piece):
+                    count = file.readinto(piece[filled:])
+                    if not count:
+                        raise InputError(f"{path} became shorter while it was read.")
+                    filled += count
+                bits = np.frombuffer(piece, kind)
+                wrong = (bits & kind(exponent)) == kind(exponent)
+                if wrong.any():
+                    at = int(wrong.argmax())
+                    value = math.nan if int(bits[at]) & fraction else math.inf
+                    negative = int(bits[at]) >> (8 * bits.itemsize - 1)
+                    return name, first // bits.itemsize + at, -value if negative else value
+                done += len(piece)
+                if progress:
+                    progress(done / total)
+    if progress and not total:
+        progress(1.0)
+    return None
 
 
 class TensorWriter:

@@ -11,6 +11,10 @@ from pathlib import Path
 import sentencepiece
 
 from .errors import InputError
+from .inputs import read_small
+
+# The published one has half a megabyte.
+_MAX_SIZE = 1 << 26
 
 _SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
@@ -24,14 +28,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
         The file cannot be read, or is no SentencePiece model.
     """
     path = Path(path).expanduser()
-    try:
-        proto = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"There is no tokenizer {path}.") from None
-    except IsADirectoryError:
-        raise InputError(f"The tokenizer {path} is a folder; give the .model file in it.") from None
-    except OSError as error:
-        raise InputError(f"The tokenizer {path} cannot be read: {error.strerror}.") from None
+    proto = read_small(path, "The tokenizer", _MAX_SIZE)
     tokenizer = sentencepiece.SentencePieceProcessor()
     try:
         if not proto:
@@ -40,6 +37,20 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
     except (RuntimeError, ValueError):
         raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
     return tokenizer
+
+
+def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card: int) -> None:
+    """Find out whether a tokenizer is of a model with `text_card` text tokens.
+
+    Raises
+    ------
+    InputError
+        It has another number of pieces.
+    """
+    if tokenizer.GetPieceSize() != text_card:
+        raise InputError(
+            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}; give the model's own."
+        )
 
 
 def word_starts(tokenizer: sentencepiece.SentencePieceProcessor) -> frozenset[int]:

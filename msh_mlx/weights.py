@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,14 @@ class Checkpoint:
         names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
+    def held_bytes(self, dtype: mx.Dtype) -> int:
+        """Say how many bytes the model takes in memory when `load_lm` has loaded it with `dtype`."""
+        return sum(
+            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * dtype.size
+            for module in self.shapes
+            for info in self.parts(module).values()
+        )
+
     def adapters(self, lora: str | os.PathLike[str] | None, scaling: float) -> dict[str, Adapter]:
         """Read the adapters for this model from the file `lora`, as `read_lora` does; none if there is none."""
         if lora is None:
@@ -114,6 +124,7 @@ def open_checkpoint(
     lm_config = LmConfig.of(config, lora=lora)
     _check_kind(path, header)
     _check_quantized(path, header, quantized)
+    _check_sizes(path, header, lm_config)
     tensors = to_mlx_layout(header, lm_config.dep_q)
     lm = Lm(lm_config, *_hidden_widths(tensors))
     quantizations = _check(path, lm, tensors)
@@ -207,10 +218,40 @@ def _read_module(checkpoint: Checkpoint, module: str, adapter: Adapter | None, d
 
 
 def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
-    if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
-        raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi.")
-    if "out_norm.weight" not in header and not is_pytorch(header):
+    kind = _kind(header)
+    if kind == "mimi":
+        raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi, and the model as --model.")
+    if kind == "lora":
+        raise InputError(
+            f"{path} holds LoRA adapters, not a language model; give it as --lora, and the model as --model."
+        )
+    if kind != "lm":
         raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
+
+
+def _kind(header: Mapping[str, TensorInfo]) -> str | None:
+    if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
+        return "mimi"
+    if "out_norm.weight" in header or is_pytorch(header):
+        return "lm"
+    return "lora" if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in header) else None
+
+
+def describe(header: Mapping[str, TensorInfo]) -> str:
+    """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
+    kind = _kind(header)
+    if kind != "lm":
+        return {"mimi": "a Mimi codec", "lora": "LoRA adapters"}.get(kind or "", "no file of Moshi's")
+    layout = "PyTorch's" if is_pytorch(header) else "MLX's"
+    what = f"a Moshi language model in {layout} layout"
+    bits = file_bits(header)
+    if bits is None:
+        dtypes = sorted({_dtype_name(info) for info in header.values() if info.dtype in FLOATS})
+        return f"{what}, not quantized ({' and '.join(dtypes) or 'no floats'})"
+    scales = header.get("transformer.layers.0.gating.linear_in.scales")
+    groups = scales.shape[-1] if scales is not None and scales.shape else 0
+    size = f" in groups of {header['out_norm.weight'].shape[0] // groups}" if groups else ""
+    return f"{what}, {bits} bits{size}"
 
 
 def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: int | None) -> None:
@@ -218,10 +259,56 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
         return
     bits = file_bits(header)
     if bits is None:
-        raise InputError(f"{path} is not quantized; leave --quantized {quantized} out.")
+        raise InputError(f"{path} is not quantized: it is {describe(header)}; leave --quantized {quantized} out.")
     if bits != quantized:
         raise InputError(
-            f"{path} is quantized to {bits} bits, not {quantized}; give --quantized {bits}, or leave it out."
+            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}; "
+            f"give --quantized {bits}, or leave it out."
+        )
+
+
+# What is counted, and the names by which it is, in either layout.
+_COUNTED = {
+    "num_layers": re.compile(r"transformer\.layers\.(\d+)\."),
+    "n_q": re.compile(r"(?:audio_embs|emb)\.(\d+)\."),
+    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|depformer_in\.)(\d+)\."),
+    "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
+}
+
+
+def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
+    for name in header:
+        for key, pattern in _COUNTED.items():
+            if match := pattern.match(name):
+                counted[key].add(match[1])
+    found = {key: len(numbers) for key, numbers in counted.items()}
+    norm = header.get("out_norm.weight") or header.get("out_norm.alpha")
+    if norm is not None:
+        found["dim"] = math.prod(norm.shape)
+    for key, more, names in (
+        ("text_card", 1, ("text_emb.weight",)),
+        ("card", 1, ("audio_embs.0.weight", "emb.0.weight")),
+        ("depformer_dim", 0, ("depformer.slices.0.linear_in.weight", "depformer_in.0.weight")),
+    ):
+        for name in names:
+            if (info := header.get(name)) is not None and len(info.shape) == 2:
+                found[key] = info.shape[0] - more
+    return found
+
+
+def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
+    """Compare what can be read off with the configuration before a model of its sizes is made."""
+    other = {key: size for key, size in sizes(header).items() if size != getattr(config, key)}
+    if other:
+        found, said = (
+            ", ".join(f"{key} = {value}" for key, value in values.items())
+            for values in (other, {key: getattr(config, key) for key in other})
+        )
+        raise InputError(
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
+            f"{said}; give the model's own with --config."
         )
 
 
@@ -232,7 +319,13 @@ def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
     `out_norm` tells the width of the rows that are packed there.
     """
     weight, norm = header.get("transformer.layers.0.gating.linear_in.weight"), header.get("out_norm.weight")
-    if weight is None or norm is None or weight.dtype != "U32" or len(weight.shape) != 2 or norm.shape in ((), (0,)):
+    if (
+        weight is None
+        or norm is None
+        or weight.dtype != "U32"
+        or len(weight.shape) != 2
+        or not all(norm.shape[:1] or (0,))
+    ):
         return None
     return weight.shape[1] * 32 // norm.shape[0]
 
@@ -242,7 +335,9 @@ def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int |
 
     def half_rows(name: str) -> int | None:
         array = tensors.get(name)
-        return array.shape[0] // 2 if array is not None and len(array.shape) == 2 else None
+        # A tensor of no bytes may claim to have any shape.
+        fits = array is not None and len(array.shape) == 2 and 0 < array.shape[0] < 1 << 24
+        return array.shape[0] // 2 if array is not None and fits else None
 
     return (
         half_rows("transformer.layers.0.gating.linear_in.weight"),
@@ -273,12 +368,19 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
             raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
         elif array.dtype not in FLOATS:
             raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
-    for names, what in ((missing, "is missing"), (sorted(set(tensors) - expected), "does not belong to this model")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            verb = what if not more else what.replace("is ", "are ").replace("does ", "do ")
-            raise InputError(f"{path} does not fit the configuration: {names[0]}{more} {verb}.")
+    surplus = sorted(set(tensors) - expected)
+    wrong = [_listed(missing, "is missing", "are missing")] if missing else []
+    wrong += [_listed(surplus, "does not belong to this model", "do not belong to this model")] if surplus else []
+    if wrong:
+        raise InputError(f"{path} does not fit the configuration: {', and '.join(wrong)}.")
     return quantizations
+
+
+def _listed(names: list[str], one: str, several: str) -> str:
+    if len(names) == 1:
+        return f"{names[0]} {one}"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} ({len(names)} tensors) {several}"
 
 
 def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> Quantization:

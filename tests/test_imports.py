@@ -30,6 +30,7 @@ LEVELS = [
     {"hub"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
+    {"inputs"},
     {"errors", "signals", "log", "machine"},
 ]
 

@@ -77,13 +77,7 @@ fn read_config(config: &Bound<'_, PyAny>) -> Result<mimi::Config, Failure> {
         let kind = config.get_type().name()?;
         return Err(Failure::Type(format!("config must be a mapping or the path of a JSON file, not {kind}.")));
     };
-    let bytes = std::fs::read(&path).map_err(|source| mimi::Error::Io { path: path.clone(), source })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| mimi::Error::Config(format!("{} is not a text file in UTF-8", path.display())))?;
-    mimi::Config::from_json(&text).map_err(|e| match e {
-        mimi::Error::Config(reason) => mimi::Error::Config(format!("in {}, {reason}", path.display())).into(),
-        other => other.into(),
-    })
+    Ok(mimi::Config::from_file(&path)?)
 }
 
 fn count(name: &str, value: i64) -> Result<usize, Failure> {

@@ -1,14 +1,16 @@
 //! Reads a safetensors file strictly: one tensor at a time, nothing held twice, nothing allocated beyond the file's size.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::shared::FileId;
 
 /// How the numbers of a tensor are stored.
@@ -43,103 +45,188 @@ pub(crate) struct Checkpoint {
     data_start: u64,
 }
 
+/// The format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// What describes one tensor has some hundred bytes.
+const MAX_ENTRY: usize = 4096;
+
+/// The keys of a JSON object with their values as they are written, in order; a key may be there twice.
+#[derive(Debug)]
+pub(crate) struct Pairs<'a>(pub Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Pairs<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Pairs<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Pairs<'de>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Visit)
+    }
+}
+
+/// What else a file is that begins so, and what to do; `None` if that is not known.
+pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    Some(match text {
+        [b'<', ..] => "it is a web page that was saved in place of the file (fetch the file itself)",
+        _ if text.starts_with(b"version https://git-lfs") => {
+            "it is a git-lfs pointer, which only names the file (fetch the file itself, with `git lfs pull`)"
+        }
+        _ if start.starts_with(b"GGUF") => "it is a GGUF file (take the .safetensors file)",
+        _ if start.starts_with(b"PK\x03\x04")
+            || matches!(start, [0x80, 2..=5, b'}' | b']' | b'c' | 0x8a | 0x95, ..]) =>
+        {
+            "it is a PyTorch file in the pickle format (take the .safetensors file)"
+        }
+        _ => return None,
+    })
+}
+
 impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |reason: &str| Error::checkpoint(path, reason);
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+        // Before it is opened: that would wait for the other end of a pipe.
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if meta.is_dir() {
             return Err(Error::io(path, io::Error::from(io::ErrorKind::IsADirectory)));
         }
         if !meta.is_file() {
-            return Err(fail("it is not a regular file"));
+            return Err(fail("a regular file is expected, not a pipe or a device"));
         }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
         let size = meta.len();
         if size == 0 {
-            return Err(fail("the file is empty, a safetensors file is expected"));
+            return Err(fail("the file is empty, a safetensors file is expected (fetch it again)"));
         }
-        let mut length = [0; 8];
-        if size < 8 {
-            return Err(fail("the file is too short to be a safetensors file"));
+        let mut start = vec![0; size.min(64) as usize];
+        file.read_exact_at(&mut start, 0).map_err(|e| Error::io(path, e))?;
+        if let Some(what) = foreign(&start) {
+            return Err(Error::checkpoint(path, format!("{what}, a safetensors file is expected")));
         }
-        file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
-        if length.trim_ascii_start().starts_with(b"<") {
-            return Err(fail("the file is a web page, a safetensors file is expected (download it again)"));
-        }
-        let header_len = u64::from_le_bytes(length);
-        if header_len < 2 || header_len > size - 8 {
+        let Some(length) = start.first_chunk() else {
+            return Err(fail("the file is too short to be a safetensors file (fetch it again)"));
+        };
+        let header_len = u64::from_le_bytes(*length);
+        if header_len < 2 || header_len > size - 8 || header_len > MAX_HEADER {
             return Err(Error::checkpoint(
                 path,
                 format!(
                     "its first eight bytes announce a header of {header_len} bytes but {} follow, so it is not a \
-                     safetensors file or is cut short (download it again)",
+                     safetensors file or is cut short (fetch it again)",
                     size - 8
                 ),
             ));
         }
         let mut header = vec![0; header_len as usize];
-        file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
-        let header: Value = serde_json::from_slice(&header)
+        file.read_exact_at(&mut header, 8).map_err(|e| Error::io(path, e))?;
+        if header[0] != b'{' {
+            return Err(fail("its safetensors header is not a JSON object (fetch it again)"));
+        }
+        let Pairs(header) = serde_json::from_slice(&header)
             .map_err(|e| Error::checkpoint(path, format!("its safetensors header is not valid JSON ({e})")))?;
-        let Value::Object(header) = header else {
-            return Err(fail("its safetensors header is not a JSON object"));
-        };
 
         let data_start = 8 + header_len;
         let available = size - data_start;
-        let (mut entries, mut config) = (BTreeMap::new(), None);
+        let (mut entries, mut config) = (BTreeMap::<String, Entry>::new(), None);
         for (name, value) in header {
             if name == "__metadata__" {
-                match value.get("config") {
-                    None => {}
-                    Some(Value::String(text)) => config = Some(text.clone()),
-                    Some(_) => return Err(fail("its metadata key `config` is not a string")),
-                }
+                let metadata: HashMap<String, String> = serde_json::from_str(value.get())
+                    .map_err(|_| fail("its metadata is no JSON object whose values are strings"))?;
+                config = metadata.get("config").cloned();
                 continue;
             }
-            let entry = parse_entry(&value)
-                .ok_or_else(|| Error::checkpoint(path, format!("its header describes the tensor `{name}` wrongly")))?;
+            let Some(entry) = parse_entry(value) else {
+                let reason = format!("its header describes the tensor `{}` wrongly (fetch it again)", shown(&name));
+                return Err(Error::checkpoint(path, reason));
+            };
+            if let Some((name, _)) = entries.get_key_value(&name) {
+                let reason = format!("its header has the tensor `{}` twice (fetch it again)", shown(name));
+                return Err(Error::checkpoint(path, reason));
+            }
             entries.insert(name, entry);
         }
-        let needed = entries.values().map(|e| e.end).max().unwrap_or(0);
+        let mut places: Vec<(&String, &Entry)> = entries.iter().collect();
+        places.sort_by_key(|(_, entry)| (entry.begin, entry.end));
+        let mut needed = 0;
+        for (name, entry) in places {
+            if entry.begin != needed {
+                let what = if entry.begin < needed { "overlaps another one" } else { "leaves a gap before it" };
+                let reason = format!("the place of the tensor `{}` {what} (fetch it again)", shown(name));
+                return Err(Error::checkpoint(path, reason));
+            }
+            needed = entry.end;
+        }
         if needed > available {
             return Err(Error::checkpoint(
                 path,
                 format!(
-                    "it is cut short: {needed} bytes of tensors are announced but {available} are there (download it again)"
+                    "it is cut short: {needed} bytes of tensors are announced but {available} are there (fetch it again)"
                 ),
             ));
         }
         if needed < available {
             return Err(Error::checkpoint(
                 path,
-                format!("it is too long: {needed} bytes of tensors are announced but {available} are there"),
+                format!(
+                    "it is too long: {needed} bytes of tensors are announced but {available} are there (fetch it again)"
+                ),
             ));
         }
         Ok(Self { path: path.to_owned(), file, entries, id: FileId::of(&meta), config, data_start })
     }
 
+    /// Checks that it is a codec at all, by its tensors' names.
+    pub fn check_kind(&self) -> Result<()> {
+        let any = |wanted: fn(&str) -> bool| self.entries.keys().any(|name| wanted(name));
+        let what = if any(|name| name.starts_with("quantizer.") || name.starts_with("encoder.")) {
+            return Ok(());
+        } else if any(|name| name.ends_with(".lora_A.weight")) {
+            "it holds LoRA adapters for a language model, give it as --lora and the codec as --mimi"
+        } else if any(|name| name == "out_norm.weight" || name == "out_norm.alpha" || name == "text_emb.weight") {
+            "it is a Moshi language model, give it as --model and the codec as --mimi"
+        } else if self.entries.is_empty() {
+            "it holds no tensors (fetch it again)"
+        } else {
+            "none of its tensors is one of a Mimi codec, whose names begin with `encoder.`, `decoder.` or `quantizer.`"
+        };
+        Err(self.fail(what.into()))
+    }
+
     /// Checks that exactly the `expected` tensors are there, each with its shape and a type that can be read.
     /// Names ending in `._initialized` may be there or not.
     pub fn check(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
-        let listed = |names: Vec<&String>| {
-            let first: Vec<String> = names.iter().take(3).map(|n| format!("`{n}`")).collect();
+        let listed = |names: &[&String]| {
+            let first: Vec<String> = names.iter().take(3).map(|n| format!("`{}`", shown(n))).collect();
             let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
             format!("{}{more}", first.join(", "))
         };
         let missing: Vec<_> = expected.keys().filter(|name| !self.entries.contains_key(*name)).collect();
-        if !missing.is_empty() {
-            return Err(self.fail(format!("the configuration asks for tensors that it lacks: {}", listed(missing))));
-        }
         let optional = |name: &str| {
             name.strip_suffix("._initialized")
                 .is_some_and(|book| expected.contains_key(&format!("{book}.cluster_usage")))
         };
         let surplus: Vec<_> = self.entries.keys().filter(|n| !expected.contains_key(*n) && !optional(n)).collect();
-        if !surplus.is_empty() {
-            return Err(
-                self.fail(format!("it has tensors that the configuration has no place for: {}", listed(surplus)))
-            );
+        let lacks = || format!("the configuration asks for tensors that it lacks: {}", listed(&missing));
+        let has = || format!("it has tensors that the configuration has no place for: {}", listed(&surplus));
+        match (missing.is_empty(), surplus.is_empty()) {
+            (true, true) => {}
+            (false, true) => return Err(self.fail(lacks())),
+            (true, false) => return Err(self.fail(has())),
+            (false, false) => return Err(self.fail(format!("{}; {}", lacks(), has()))),
         }
         for (name, shape) in expected {
             let entry = &self.entries[name];
@@ -185,7 +272,9 @@ impl Checkpoint {
             "F32" => Ok(Dtype::F32),
             "F16" => Ok(Dtype::F16),
             "BF16" => Ok(Dtype::Bf16),
-            other => Err(self.fail(format!("`{name}` has the type {other}, but F32, BF16 or F16 is expected"))),
+            other => {
+                Err(self.fail(format!("`{name}` has the type {}, but F32, BF16 or F16 is expected", shown(other))))
+            }
         }
     }
 
@@ -252,13 +341,27 @@ impl Dtype {
     }
 }
 
-fn parse_entry(value: &Value) -> Option<Entry> {
-    let shape: Option<Vec<u64>> = value.get("shape")?.as_array()?.iter().map(Value::as_u64).collect();
-    let offsets = value.get("data_offsets")?.as_array()?;
-    let [begin, end] = offsets.as_slice() else { return None };
-    let (begin, end) = (begin.as_u64()?, end.as_u64()?);
-    (begin <= end).then_some(())?;
-    Some(Entry { dtype: value.get("dtype")?.as_str()?.to_owned(), shape: shape?, begin, end })
+fn parse_entry(value: &RawValue) -> Option<Entry> {
+    let text = value.get();
+    if text.len() > MAX_ENTRY || !text.starts_with('{') {
+        return None;
+    }
+    let Pairs(pairs) = serde_json::from_str(text).ok()?;
+    let (mut dtype, mut shape, mut offsets) = (None, None, None);
+    for (key, value) in pairs {
+        let value = value.get();
+        let again = match key.as_str() {
+            "dtype" => dtype.replace(serde_json::from_str::<String>(value).ok()?).is_some(),
+            "shape" => shape.replace(serde_json::from_str::<Vec<u64>>(value).ok()?).is_some(),
+            "data_offsets" => offsets.replace(serde_json::from_str::<[u64; 2]>(value).ok()?).is_some(),
+            _ => true,
+        };
+        if again {
+            return None;
+        }
+    }
+    let ([begin, end], shape, dtype) = (offsets?, shape?, dtype?);
+    (begin <= end).then_some(Entry { dtype, shape, begin, end })
 }
 
 /// IEEE half precision, subnormals included.

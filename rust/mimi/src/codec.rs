@@ -122,6 +122,7 @@ impl Mimi {
             })?,
             (None, None) => Config::default(),
         };
+        checkpoint.check_kind()?;
         let n = options.num_codebooks;
         if n == 0 || n > config.n_q {
             return Err(Error::Input(format!("num_codebooks is {n}, but 1 to {} are expected", config.n_q)));

@@ -1,11 +1,22 @@
 //! The architecture as numbers, read strictly from JSON.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::checkpoint::{Pairs, foreign};
+use crate::error::{Error, Result, shown};
 
 /// Bounds every size, so that products of a few of them cannot overflow.
 const MAX_SIZE: usize = 1 << 20;
+
+/// Samples of a frame at most: a stream's working memory is a multiple of it, whatever the weights' sizes.
+const MAX_FRAME: usize = 1 << 14;
+
+/// A configuration has some hundred bytes; what is much larger is something else.
+const MAX_FILE: u64 = 1 << 20;
 
 /// The architecture of a codec. Keys that a JSON object leaves out take the published "v0.1" values.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,13 +85,50 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads a JSON object; an unknown key, a value of the wrong kind or sizes that do not fit together are errors.
+    /// Reads a JSON file, as [`from_json`](Self::from_json) does.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let fail = |reason: String| Error::Config(format!("in {}, {reason}", path.display()));
+        // Before it is opened: that would wait for the other end of a pipe.
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if meta.is_dir() {
+            return Err(Error::io(path, io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        if !meta.is_file() {
+            return Err(fail("a regular file is expected, not a pipe or a device".into()));
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+        if let Some(what) = foreign(&bytes) {
+            return Err(fail(format!("{what}, a JSON file is expected")));
+        }
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(fail("there is more than 1 MiB, a configuration is expected".into()));
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|_| fail("there is no text in UTF-8".into()))?;
+        Self::from_json(text).map_err(|e| match e {
+            Error::Config(reason) => fail(reason),
+            other => other,
+        })
+    }
+
+    /// Reads a JSON object; an unknown key, a key that is there twice, a value of the wrong kind or sizes that do not fit
+    /// together are errors.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| Error::Config(format!("it is not valid JSON ({e})")))?;
-        let Value::Object(object) = value else {
+        if !text.trim_ascii_start().starts_with('{') {
             return Err(Error::Config("it must be a JSON object".into()));
-        };
+        }
+        let Pairs(pairs) =
+            serde_json::from_str(text).map_err(|e| Error::Config(format!("it is not valid JSON ({e})")))?;
+        let mut object = Map::new();
+        for (key, raw) in pairs {
+            let value = serde_json::from_str(raw.get())
+                .map_err(|e| Error::Config(format!("`{}` is not valid JSON ({e})", shown(&key))))?;
+            if object.contains_key(&key) {
+                return Err(Error::Config(format!("`{}` is there twice", shown(&key))));
+            }
+            object.insert(key, value);
+        }
         Self::from_object(&object)
     }
 
@@ -110,7 +158,11 @@ impl Config {
                     let known = config.to_json();
                     let known: Vec<&str> =
                         known.as_object().into_iter().flat_map(Map::keys).map(String::as_str).collect();
-                    return Err(Error::Config(format!("`{key}` is not one of its keys ({})", known.join(", "))));
+                    return Err(Error::Config(format!(
+                        "`{}` is not one of its keys ({})",
+                        shown(key),
+                        known.join(", ")
+                    )));
                 }
             }
         }
@@ -138,9 +190,11 @@ impl Config {
         if self.ratios.is_empty() || self.ratios.len() > 8 {
             return fail(format!("`ratios` has {} entries, but 1 to 8 are expected", self.ratios.len()));
         }
-        let stride = self.ratios.iter().try_fold(2usize, |a, r| a.checked_mul(*r)).filter(|s| *s <= MAX_SIZE);
+        let stride = self.ratios.iter().try_fold(2usize, |a, r| a.checked_mul(*r)).filter(|s| *s <= MAX_FRAME);
         let Some(stride) = stride else {
-            return fail(format!("the product of `ratios` is too large (a frame may have at most {MAX_SIZE} samples)"));
+            return fail(format!(
+                "the product of `ratios` is too large (a frame may have at most {MAX_FRAME} samples)"
+            ));
         };
         if (self.frame_rate * stride as f64 - self.sample_rate as f64).abs() > 1e-6 {
             return fail(format!(
@@ -155,9 +209,12 @@ impl Config {
             return fail(format!("`max_period` is {}, but at least 1 is expected", self.max_period));
         }
         for (key, value, most) in [
-            ("num_layers", self.num_layers, 1024),
+            // What is not in the shapes of the weights must be small: it decides on memory, too.
+            ("num_layers", self.num_layers, 256),
             ("n_q", self.n_q, 1024),
-            ("context", self.context, 65536),
+            ("context", self.context, 4096),
+            ("num_heads", self.num_heads, 1024),
+            ("dimension", self.dimension, 65536),
             ("kernel_size", self.kernel_size, 1024),
             ("residual_kernel_size", self.residual_kernel_size, 1024),
             ("last_kernel_size", self.last_kernel_size, 1024),
@@ -213,13 +270,9 @@ fn number(key: &str, value: &Value) -> Result<f64> {
     }
 }
 
-/// A value for a message, cut short.
+/// A value for a message.
 fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    shown(&value.to_string())
 }
 
 #[cfg(test)]
@@ -247,6 +300,10 @@ mod tests {
             (r#"{"channels": 2}"#, "`channels`"),
             (r#"{"max_period": 0}"#, "`max_period`"),
             (r#"{"num_layers": 9999999}"#, "`num_layers`"),
+            (r#"{"context": 65536}"#, "`context`"),
+            (r#"{"context": 24, "context": 25}"#, "`context` is there twice"),
+            (r#"{"ratios": [64, 64, 64], "sample_rate": 6553600}"#, "`sample_rate`"),
+            (r#"{"ratios": [64, 64, 64]}"#, "`ratios` is too large"),
             ("[]", "object"),
             ("{", "JSON"),
         ] {
