@@ -1,6 +1,6 @@
 #!/bin/sh
 # Double-click this in Finder to talk with Moshi. It sets up what is missing, saying so before and asking before anything
-# is installed outside this folder, and starts a conversation with the best model that is on disk, else with the demo.
+# is installed outside this folder, and starts a conversation with the best model that suits this machine, else the demo.
 # In a terminal, options are passed on: ./Moshi.command --help
 set -u
 
@@ -63,9 +63,6 @@ if [ "$system" = Darwin ]; then
   [ "$(uname -m)" = arm64 ] || fail 'A Mac with Apple silicon (M1 or later) is needed; this one has an Intel processor.'
   version=$(sw_vers -productVersion)
   [ "${version%%.*}" -ge 14 ] 2>/dev/null || fail "macOS 14 or later is needed; this is macOS $version."
-  memory=$(sysctl -n hw.memsize)
-  memory=$((memory / 1073741824))
-  chip=$(sysctl -n machdep.cpu.brand_string 2>/dev/null)
   for file in "$here" "$self" "$here/local_mlx.py"; do
     if xattr -p com.apple.quarantine "$file" >/dev/null 2>&1; then
       say "Removing the mark of a download (com.apple.quarantine) from $here, so that macOS lets it run."
@@ -73,10 +70,6 @@ if [ "$system" = Darwin ]; then
       break
     fi
   done
-else
-  memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
-  memory=$(((${memory:-0} + 1048575) / 1048576))
-  chip=''
 fi
 
 # --- what setting up needs --------------------------------------------------------------------------------------------
@@ -237,74 +230,10 @@ elif ! made_from_wheels; then
   say 'Everything is set up.'
 fi
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-chosen=no # whether the user has chosen a model
-bits=''
-previous=''
-for argument; do
-  case $argument in
-    --model | --model=* | --mimi | --mimi=* | --tokenizer | --tokenizer=* | --config | --config=* | --demo) chosen=yes ;;
-    --help | -h | --version | --list-devices) chosen=yes ;;
-  esac
-  case "$previous $argument" in
-    '--quantized 4' | *' --quantized=4') bits=4 ;;
-    '--quantized 8' | *' --quantized=8') bits=8 ;;
-  esac
-  previous=$argument
-done
-
-# A step reads all of a model, 12.5 times a second: without quantization that is too much for most chips.
-too_big=''
-if [ -n "$bits" ]; then
-  kinds=q$bits
-elif [ "$memory" -ge 32 ]; then
-  case $chip in *Max* | *Ultra*) kinds='bf16 q8 q4' ;; *) kinds='q8 q4 bf16' ;; esac
-elif [ "$memory" -ge 16 ]; then
-  kinds='q8 q4' too_big='bf16'
-else
-  kinds='q4' too_big='q8 bf16'
-fi
-
-# Puts the files of a complete model of a kind (q4, q8, bf16) into $model, $mimi and $tokenizer.
-find_model() {
-  case $1 in bf16) file=model.safetensors ;; *) file=model.$1.safetensors ;; esac
-  hub=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}
-  for folder in weights weights/* "$hub"/models--kyutai--moshiko-mlx-"$1"/snapshots/* "$hub"/models--kyutai--moshika-mlx-"$1"/snapshots/*; do
-    model=$folder/$file
-    tokenizer=$folder/tokenizer_spm_32k_3.model
-    if [ ! -s "$model" ] || [ ! -s "$tokenizer" ]; then continue; fi
-    for mimi in "$folder"/tokenizer-*.safetensors; do
-      [ ! -s "$mimi" ] || return 0
-    done
-  done
-  return 1
-}
-
-if [ $chosen = no ]; then
-  for kind in $kinds; do
-    find_model "$kind" || continue
-    chosen=yes
-    say "The model is $model."
-    [ "$kind" = bf16 ] || [ -n "$bits" ] || set -- --quantized "${kind#q}" "$@"
-    set -- --model "$model" --mimi "$mimi" --tokenizer "$tokenizer" "$@"
-    break
-  done
-fi
-if [ $chosen = no ]; then
-  for kind in $too_big; do
-    ! find_model "$kind" || say "$model needs more than the $memory GB of memory of this machine."
-  done
-  [ -z "$bits" ] || fail "There is no model of $bits bits in weights/ or in the cache of Hugging Face."
-  recommended=q8
-  [ "$memory" -ge 16 ] || recommended=q4
-  say 'There is no model that fits on this disk, so this is the demo, which repeats digits. For a conversation, download'
-  say "all files of https://huggingface.co/kyutai/moshiko-mlx-$recommended into $here/weights and open this again."
-  set -- --demo "$@"
-fi
-
 # --- the conversation -------------------------------------------------------------------------------------------------
 
+# The program chooses the model. A person who has opened this shall hear something in any case.
+case ${1:-} in '' | -*) set -- --or-demo "$@" ;; esac
 if [ ! -t 0 ] || [ ! -t 2 ] || [ -n "${MAKELEVEL:-}" ]; then
   exec .venv/bin/python local_mlx.py "$@"
 fi

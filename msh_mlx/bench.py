@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
@@ -21,6 +18,7 @@ from . import __version__
 from .codec import Mimi
 from .config import LmConfig
 from .generate import LmGen
+from .machine import chip, system
 from .memory import machine_memory
 from .models.layers import on_cpu
 from .models.lm import Lm
@@ -261,7 +259,7 @@ def measure(
         chip=chip(),
         cores=os.cpu_count() or 1,
         memory=machine_memory(),
-        system=f"{_system()}, Python {platform.python_version()}",
+        system=f"{system()}, Python {platform.python_version()}",
         mlx=version("mlx"),
         device=str(mx.default_device()).removeprefix("Device(").split(",")[0],
         model=name,
@@ -279,23 +277,3 @@ def measure(
         bandwidth=reached,
         share=read / (step.p50 / 1000) / reached,
     )
-
-
-def chip() -> str:
-    """Name the processor as the system does."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    else:
-        try:
-            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()
-
-
-def _system() -> str:
-    if sys.platform == "darwin":
-        return f"macOS {platform.mac_ver()[0]}"
-    return f"{platform.system()} {platform.release()}"

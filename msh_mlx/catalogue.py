@@ -168,11 +168,12 @@ def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
         There is none; the message says which there are.
     """
     if name not in entries:
-        raise InputError(f"There is no model {name!r} in the catalogue, only {_listed(entries)}.")
+        raise InputError(f"There is no model {name!r} in the catalogue, only {listed(entries)}.")
     return entries[name]
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """Write words as a list in a sentence."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -241,7 +242,7 @@ class _Table:
         revision = self._text_of("revision", _is_revision, "a branch, a tag or a commit")
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
-        quantization = self._text_of("quantization", QUANTIZATIONS.__contains__, _listed(QUANTIZATIONS))
+        quantization = self._text_of("quantization", QUANTIZATIONS.__contains__, listed(QUANTIZATIONS))
         return Entry(
             name=name,
             about=self._text_of("about") or "",
@@ -256,7 +257,7 @@ class _Table:
 
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
-            raise self._wrong(f"has no files; {_listed(ROLES[:3])} are needed")
+            raise self._wrong(f"has no files; {listed(ROLES[:3])} are needed")
         files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
         files._only(ROLES)
         hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
@@ -267,7 +268,7 @@ class _Table:
             sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
             if text is None:
                 if role != "config":
-                    raise files._wrong(f"has no {role}; {_listed(ROLES[:3])} are needed")
+                    raise files._wrong(f"has no {role}; {listed(ROLES[:3])} are needed")
                 continue
             try:
                 if repository and not text.startswith(("hf:", "file:")):
@@ -284,7 +285,7 @@ class _Table:
     def _only(self, known: Iterable[str]) -> None:
         for key in self._values:
             if key not in known:
-                raise self._wrong(f"is not known; {_listed(known)} are", key)
+                raise self._wrong(f"is not known; {listed(known)} are", key)
 
     def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
         value = self._values.get(key)

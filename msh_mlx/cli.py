@@ -15,10 +15,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from .choice import Choice, add_model, check_model, choose
 from .errors import InputError, MshError
 from .options import (
     Parser,
-    add_config,
     add_lora,
     check_lora,
     display,
@@ -36,11 +36,13 @@ from .signals import Signals
 
 if TYPE_CHECKING:
     from .audio import Recording
+    from .events import Notice
     from .files import ModelFiles
+    from .pipeline import Load
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "convert")
+_COMMANDS = ("bench", "convert", "doctor", "models")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,13 +96,8 @@ def _parser() -> Parser:
         epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="FILE", help="the language model (.safetensors)")
-    add("--mimi", metavar="FILE", help="the codec (.safetensors)")
-    add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
-    add_config(add)
+    add_model(add)
     add_lora(add)
-    add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
-    add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
     add = parser.add_argument_group("live").add_argument
     add("--list-devices", action="store_true", help="list the sound devices and end")
     add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
@@ -256,7 +253,6 @@ def _list_devices(args: argparse.Namespace) -> int:
 
 def _measure_latency(args: argparse.Namespace) -> int:
     from .devices import Devices
-    from .events import Notice
     from .latency import measure_latency
     from .log import Log
 
@@ -287,10 +283,15 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from .tensors import read_header
     from .weights import file_bits
 
+    choice = choose(args, signals)
+
     def prepare() -> Prepared:
-        files = _model_files(args)
-        bits = None if args.demo else file_bits(read_header(files.model)) or 16
-        return Prepared(lambda progress: _load(files, args, progress), bits)
+        bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
+        return Prepared(
+            lambda progress: _load(choice.files, args, progress),
+            bits,
+            _Lighter(choice, args) if choice.suited else None,
+        )
 
     options = Options(
         input_device=args.input_device,
@@ -306,15 +307,52 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     return talk(prepare, options, signals)
 
 
+class _Lighter:
+    """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
+
+    def __init__(self, choice: Choice, args: argparse.Namespace) -> None:
+        self._choice = choice
+        self._args = args
+        self._entry = choice.entry if choice.suited else None
+
+    def __call__(self, p95: float, notify: Callable[[Notice], None]) -> tuple[Load, int | None] | None:
+        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, and its bits."""
+        from .events import Notice
+        from .hub import Watch
+        from .library import SLOW, lighter, obtain
+
+        slow, entries = self._entry, self._choice.entries
+        if slow is None or entries is None or p95 <= SLOW:
+            return None
+        self._entry = instead = lighter(slow, self._choice.suited)
+        said = f"{slow.name} is too slow here: one step in twenty takes {1000 * p95:.0f} ms or more of the 80"
+        if instead is None:
+            notify(Notice("slow", f"{said}, and there is no lighter model; close other programs.", "warning"))
+            return None
+        notify(Notice("lighter", f"{said}; taking {instead.name}.", "warning"))
+
+        def load(progress: Callable[[float], None]) -> Session:
+            def say(sentence: str) -> None:
+                notify(Notice("fetch", sentence))
+
+            files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
+            return _load(files, self._args, progress)
+
+        return load, instead.bits
+
+
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
-    files = _model_files(args)
     from .audio import STDIN, open_recording
     from .files import check_outputs
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
-    check_outputs(outputs, [*files.all, *(0 if path == STDIN else Path(path).expanduser() for path in args.input)])
+    inputs = [0 if path == STDIN else Path(path).expanduser() for path in args.input]
+    # What is wrong here is said before gigabytes are fetched.
+    check_outputs(outputs, inputs)
     recordings = [_checked(path) for path in args.input]
+    files = choose(args, signals).files
+    check_outputs(outputs, files.all)
 
     from .run import converse
 
@@ -348,14 +386,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.list_devices or args.measure_latency:
         return
     check_lora(args)
-    if args.demo:
-        for name in ("model", "mimi", "tokenizer", "config"):
-            if getattr(args, name) is not None:
-                raise InputError(f"--demo brings its own model; leave --{name} out.")
-    elif not args.model:
-        raise InputError("There is no model; give one with --model and --mimi, or try --demo.")
-    elif not args.mimi:
-        raise InputError("There is no codec; give one with --mimi.")
+    check_model(args)
     if not args.input:
         return
     if args.json:
@@ -382,12 +413,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError(f"--output writes a WAV file; name it {Path(args.output).with_suffix('.wav').name}, say.")
     if args.input.count("-") > 1:
         raise InputError("The standard input can be heard only once; give - once.")
-
-
-def _model_files(args: argparse.Namespace) -> ModelFiles:
-    from .files import find_demo, find_model
-
-    return find_demo() if args.demo else find_model(args.model, args.mimi, args.tokenizer, args.config)
 
 
 def _plans(args: argparse.Namespace) -> list[Plan]:

@@ -17,6 +17,10 @@ from typing import BinaryIO
 
 from .errors import InputError, MshError
 
+# The names of the codec and the tokenizer in the published repositories.
+MIMIS = "tokenizer-*.safetensors"
+TOKENIZERS = "tokenizer*.model"
+
 
 class NewFile:
     """A file that is written under another name beside `path` and gets its own when it is complete.
@@ -118,6 +122,14 @@ def find_config(model: Path) -> Path | None:
     return None
 
 
+def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
+    """Find the file beside a model that fits a pattern; None if there is none, InputError if there are several."""
+    found = sorted(path for path in model.parent.glob(pattern) if path.is_file())
+    if len(found) > 1:
+        raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}; name one with {option}.")
+    return found[0] if found else None
+
+
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
     """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `find_config`).
 
@@ -128,14 +140,12 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
     """
     model_file = existing(model, "model")
     mimi_file = existing(mimi, "codec")
-    if tokenizer is None:
-        beside = sorted(path for path in model_file.parent.glob("tokenizer*.model") if path.is_file())
-        if len(beside) != 1:
-            found = "no tokenizer" if not beside else f"{len(beside)} tokenizers"
-            raise InputError(f"There is {found} (tokenizer*.model) beside {model}; give one with --tokenizer.")
-        tokenizer_file = beside[0]
+    if tokenizer is not None:
+        tokenizer_file: Path | None = existing(tokenizer, "tokenizer")
     else:
-        tokenizer_file = existing(tokenizer, "tokenizer")
+        tokenizer_file = beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
+    if tokenizer_file is None:
+        raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}; give one with --tokenizer.")
     config_file = existing(config, "configuration") if config is not None else find_config(model_file)
     return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
 
@@ -180,3 +190,8 @@ def existing(path: str, what: str) -> Path:
     if not path or stat.S_ISDIR(mode):
         raise InputError(f"The {what} {path or '(an empty name)'} is a folder; give the file in it.")
     return found
+
+
+def human_size(count: float) -> str:
+    """Write a number of bytes with its unit."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -193,7 +193,7 @@ class Hints:
 
     def __init__(self, *, terminal: str | None, bits: int | None, frame_seconds: float) -> None:
         self._terminal = terminal
-        self._smaller = "choose the q4 model" if bits in (8, 16) else ""
+        self.use_model(bits)
         self._frame_seconds = frame_seconds
         self._silent = Latch(0.0, 1.0)
         self._slow = Latch(5.0, 10.0)
@@ -207,6 +207,10 @@ class Hints:
         self._echo = EchoDetector()
         self._played: dict[int, list[float]] = {}
         self._heard: dict[int, list[float]] = {}
+
+    def use_model(self, bits: int | None) -> None:
+        """Say how small the model is from now on; None: there is no smaller one to choose."""
+        self._smaller = "choose the q4 model" if bits in (8, 16) else ""
 
     def use_device(self, name: str, rate: float, outputs: Collection[str]) -> None:
         """Say which input device is in use from now on: its name, its default rate in Hz, the names of all output devices."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from .devices import Device, Devices
 from .errors import MshError
@@ -22,14 +21,11 @@ from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
 from .log import Log
-from .pipeline import DELAY_LIMIT, Pipeline
+from .pipeline import DELAY_LIMIT, Load, Pipeline
 from .recorder import Recorder
 from .screen import Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
 from .trace import Trace
-
-if TYPE_CHECKING:
-    from .session import Session
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
 _FRAME = 0.08  # seconds
@@ -60,11 +56,14 @@ class Options:
 class Prepared:
     """A model whose files were found.
 
-    `load` loads it, as for `Pipeline`; `bits` per weight, None where there is no smaller one to choose.
+    `load` loads it, as for `Pipeline`; `bits` per weight, None where there is no smaller one to choose. `lighter` gets the 95th
+    percentile of the step times in warm-up, in seconds, and what tells the user; it may return what loads a lighter model
+    instead, and its bits.
     """
 
-    load: Callable[[Callable[[float], None]], Session]
+    load: Load
     bits: int | None = None
+    lighter: Callable[[float, Callable[[Notice], None]], tuple[Load, int | None] | None] | None = None
 
 
 def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) -> int:
@@ -140,11 +139,27 @@ class _Conversation:
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME)
         ends = self._devices.microphone, self._devices.loudspeaker
-        self._pipeline = Pipeline(model.load, *ends, self._observe, delay_limit=options.max_delay)
+        lighter = self._lighter(model) if model.lighter else None
+        self._pipeline = Pipeline(model.load, *ends, self._observe, delay_limit=options.max_delay, lighter=lighter)
         self._pipeline.mute(options.muted)
         self._stack.enter_context(_awake())
         self._signals.defer()
         self._pipeline.start()
+
+    def _lighter(self, model: Prepared) -> Callable[[float], Load | None]:
+        """Return what the pipeline asks, on its model thread, when it knows how long the steps take."""
+
+        def lighter(p95: float) -> Load | None:
+            assert model.lighter
+            assert self._hints
+            instead = model.lighter(p95, self._notify)
+            if instead is None:
+                return None
+            load, bits = instead
+            self._hints.use_model(bits)
+            return load
+
+        return lighter
 
     def _observe(self, event: Event) -> None:
         """Pass an event on to everybody who watches; on the threads of the pipeline."""

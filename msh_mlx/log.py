@@ -11,6 +11,13 @@ from datetime import datetime
 from pathlib import Path
 
 
+def log_folder() -> Path:
+    """Name the folder for log files; it may not be there yet."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Logs" / "msh-mlx"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
+
+
 class Log:
     """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
 
@@ -30,13 +37,9 @@ class Log:
 
     def write(self, error: BaseException) -> Path | None:
         """Write a log file with the traceback of `error` and the noise where logs belong; None if that is impossible."""
-        if sys.platform == "darwin":
-            folder = Path.home() / "Library" / "Logs" / "msh-mlx"
-        else:
-            folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "msh-mlx"
         self._noise.seek(0)
         text = "".join(traceback.format_exception(error)).encode() + self._noise.read()
-        for place in (folder, Path(tempfile.gettempdir())):
+        for place in (log_folder(), Path(tempfile.gettempdir())):
             path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
             with contextlib.suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)

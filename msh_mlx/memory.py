@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import mlx.core as mx
+
+from .machine import physical_memory
 
 _MB = 1 << 20
 
@@ -12,7 +12,7 @@ _MB = 1 << 20
 def machine_memory() -> int:
     """Return the bytes of memory that the device has, or the machine where the device does not say."""
     size = mx.device_info().get("memory_size") or mx.device_info().get("total_memory")
-    return int(size) if size else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(size) if size else physical_memory()
 
 
 def cache_limit(memory: int) -> int:

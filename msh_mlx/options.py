@@ -47,7 +47,12 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 
 def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
-        return program(signals)
+        try:
+            return program(signals)
+        except Exception:
+            # What a signal interrupts may raise anything, the import of a native module above all.
+            signals.check()
+            raise
     except MshError as error:
         _complain(str(error))
         return error.exit_code
@@ -225,7 +230,3 @@ def interruptible(progress: Callable[[float], None], signals: Signals) -> Callab
 def check_lora(args: argparse.Namespace) -> None:
     if args.lora_scaling is not None and args.lora is None:
         raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
-
-
-def size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,15 @@ from .metrics import Durations, Memory, Metrics
 from .text import Word, Words
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Session, Timings
+
+Load: TypeAlias = "Callable[[Callable[[float], None]], Session]"
 
 DELAY_LIMIT = 0.4  # seconds
 
 _QUEUE = 2  # frames between two stages
 _WARM_UP = 5, 25  # frames, at least and at most
+_MEASURED = 25  # frames by which a model is judged
 _WARM = 1.5  # times the fastest frame: no slower is warm
 _PATIENCE = 0.1  # seconds, after which the encoder thread looks around though there is no sound or no room
 _PAUSE_AFTER = 3  # times: the microphone gives nothing
@@ -179,6 +182,9 @@ class Pipeline:
         change the sound in them. What it raises ends the conversation.
     delay_limit
         How old the user's sound may become on its way through the pipeline, in seconds.
+    lighter
+        Gets the 95th percentile of the model's step times in warm-up, in seconds, on the model thread; what it returns makes
+        another session in place of this one, None keeps it.
 
     Attributes
     ----------
@@ -192,12 +198,13 @@ class Pipeline:
 
     def __init__(
         self,
-        load: Callable[[Callable[[float], None]], Session],
+        load: Load,
         source: Source,
         sink: Sink,
         events: Callable[[Event], None],
         *,
         delay_limit: float = DELAY_LIMIT,
+        lighter: Callable[[float], Load | None] | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.failure: Failed | None = None
@@ -207,6 +214,7 @@ class Pipeline:
         self._sink = sink
         self._events = events
         self._delay_limit = delay_limit
+        self._lighter = lighter
         self._codes: _Queue[_Frame[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
         self._frames: _Queue[_Frame[_Codes | None] | _Restart | _Pause] = _Queue(_QUEUE)
         self._restarted: _Queue[_Restart] = _Queue(1)  # from the decoder thread back to the encoder thread
@@ -326,20 +334,20 @@ class Pipeline:
             self._spoke(words.flush())
 
     def _start_up(self) -> Session:
-        """Load the session, warm it up, let it run on silence until its time is steady, and return it as new."""
-        begin = perf_counter()
-        self._events(Loading("loading"))
-        session = self._load(lambda fraction: self._events(Loading("loading", fraction=fraction)))
-        loaded = perf_counter()
-        self._events(Loading("loading", loaded - begin))
-        self._events(Loading("warm-up"))
-        session.warm_up()
-        silence = np.zeros(session.frame_size, np.float32)
-        took: list[float] = []
-        while len(took) < _WARM_UP[0] or (took[-1] > _WARM * min(took) and len(took) < _WARM_UP[1]):
-            if self._over:
-                raise _ClosedError
-            took.append(session.push(silence).timings.total)
+        """Load a session that is fast enough, let it run on silence until its time is steady, and return it as new."""
+        load: Load | None = self._load
+        while load:
+            begin = perf_counter()
+            self._events(Loading("loading"))
+            session = load(lambda fraction: self._events(Loading("loading", fraction=fraction)))
+            loaded = perf_counter()
+            self._events(Loading("loading", loaded - begin))
+            self._events(Loading("warm-up"))
+            p95 = self._warm_up(session)
+            load = self._lighter(p95) if self._lighter else None
+            if load:
+                del session  # before the next one comes
+                gc.collect()
         session.reset()
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
@@ -347,6 +355,23 @@ class Pipeline:
         self.metrics.memory = Memory.now()
         self._events(Loading("warm-up", perf_counter() - loaded))
         return session
+
+    def _warm_up(self, session: Session) -> float:
+        """Let a session run on silence until its time is steady; return the 95th percentile of its steps from then on."""
+        session.warm_up()
+        silence = np.zeros(session.frame_size, np.float32)
+
+        def push() -> Timings:
+            if self._over:
+                raise _ClosedError
+            return session.push(silence).timings
+
+        took: list[float] = []
+        while len(took) < _WARM_UP[0] or (took[-1] > _WARM * min(took) and len(took) < _WARM_UP[1]):
+            took.append(push().total)
+        if self._lighter is None:
+            return 0.0
+        return float(np.percentile([push().step for _ in range(_MEASURED)], 95))
 
     def _listen(self) -> None:
         """Begin the next conversation with what is heard from now on."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
+from .files import human_size
 from .run import Began, Event, Spoke, Stepped, Summary
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
@@ -55,6 +66,45 @@ class Display:
             return
         with self._console.status(Text(printable(text))) as status:
             yield lambda fraction: status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+    @contextmanager
+    def transfer(self) -> Iterator[Callable[[int, int], None]]:
+        """Return a context that shows how far a transfer is: its value is called with the bytes that are there, and all.
+
+        A terminal shows the speed and the time left; plain lines come at every tenth.
+        """
+        if self._plain:
+            yield self._tenths()
+            return
+        columns = DownloadColumn(), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left")
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task: TaskID | None = None
+
+            def tell(done: int, total: int) -> None:
+                nonlocal task
+                if task is None:
+                    # The speed is that of what comes from now on.
+                    task = progress.add_task("", total=total, completed=done)
+                progress.update(task, completed=min(done, total), total=total)
+
+            yield tell
+
+    def _tenths(self) -> Callable[[int, int], None]:
+        told: int | None = None
+        begin, had = perf_counter(), 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told, had
+            tenth = 10 * done // total if total else 10
+            if told is None:
+                told, had = tenth, done
+            elif tenth > told:
+                told = tenth
+                speed = (done - had) / (perf_counter() - begin)
+                left = f", {(total - done) / speed:.0f} s left" if speed > 0 and done < total else ""
+                self.say(f"{10 * tenth} % of {human_size(total)}, {human_size(speed)}/s{left}")
+
+        return tell
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

@@ -33,8 +33,13 @@ def run(
     *args: str | Path, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, str(ROOT / "local_mlx.py"), *map(str, args)]
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(cwd / "no cache"),
+        "XDG_CONFIG_HOME": str(cwd / "no configuration"),
+    }
     return subprocess.run(
-        command, cwd=cwd, input=stdin, capture_output=True, timeout=LIMIT, env={**os.environ, **(env or {})}
+        command, cwd=cwd, input=stdin, capture_output=True, timeout=LIMIT, env={**os.environ, **own, **(env or {})}
     )
 
 
@@ -104,10 +109,15 @@ IO = "--input good.wav --output out.wav"
 
 REFUSED = {
     # what is said: the command
-    "no options": ("", "--demo"),
     "no input, but an output": ("--demo --output out.wav", "--input"),
-    "no model": (IO, "--demo"),
-    "no codec": (f"--model model/q8.safetensors {IO}", "--mimi"),
+    "codec without a model": (f"--mimi model/q8.safetensors {IO}", "--model"),
+    "tokenizer of a variant": (f"--variant moshiko-q8 --tokenizer t.model {IO}", "--tokenizer"),
+    "variant and repository": (f"--variant moshiko-q8 --hf-repo a/b {IO}", "--hf-repo"),
+    "no such variant": (f"--variant moshiko {IO}", "moshiko-q8"),
+    "other bits than the variant's": (f"--variant moshiko-q8 --quantized 4 {IO}", "8 bits"),
+    "no such weights": (f"--weights none.toml {IO}", "none.toml"),
+    "wrong weights": (f"--weights good.wav {IO}", "good.wav"),
+    "no repository": (f"--model hf:a/b {IO}", "hf:OWNER/NAME/FILE"),
     "no output": ("--demo --input good.wav", "--output"),
     "demo and model": (f"--demo --model model/q8.safetensors {IO}", "--model"),
     "live option with an input": (f"--demo {IO} --record folder", "--record"),
@@ -198,7 +208,6 @@ REFUSED = {
     "tokenizer is cut off": (f"{MODEL} --tokenizer cut-tokenizer {IO}", "cut-tokenizer"),
     "tokenizer is a letter": (f"{MODEL} --tokenizer letter.wav {IO}", "letter.wav"),
     "tokenizer is empty": (f"{MODEL} --tokenizer empty.wav {IO}", "empty.wav"),
-    "no tokenizer beside the model": (f"--model lone.safetensors --mimi model/mimi.safetensors {IO}", "--tokenizer"),
     "two tokenizers beside the model": (
         f"--model two/q8.safetensors --mimi model/mimi.safetensors {IO}",
         "--tokenizer",

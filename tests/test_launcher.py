@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "Moshi.command"
 TOOLS = {"sh", "basename", "cat", "chmod", "cksum", "cp", "dirname", "env", "mkdir", "readlink", "rm", "sed", "touch"}
-GB = 1 << 30
 SHELLS = [path for path in map(shutil.which, ("dash", "bash", "zsh")) if path]
 
 # Keeps a record of how it was called.
@@ -60,7 +59,7 @@ class Machine:
             "uname", f'[ "${{1:-}}" = -m ] && echo {"arm64" if system == "Darwin" else "x86_64"} || echo {system}'
         )
         self.command("sleep", 'touch "$FAKE/slept"')
-        self.translated, self.memory, self.chip = 0, 16, "Apple M2"
+        self.translated = 0
         if system == "Darwin":
             self.sysctl()
             self.command("sw_vers", "echo 14.5")
@@ -82,8 +81,6 @@ class Machine:
             "sysctl",
             f"""case $2 in
   sysctl.proc_translated) echo "${{TRANSLATED:-{self.translated}}}" ;;
-  hw.memsize) echo {self.memory * GB} ;;
-  machdep.cpu.brand_string) echo '{self.chip}' ;;
 esac""",
         )
 
@@ -102,16 +99,6 @@ esac""",
         (self.folder / ".venv" / ".stamps").mkdir()
         (self.folder / ".venv" / ".stamps" / "root").write_text("")
         return self
-
-    def model(self, folder: Path, kind: str, leave_out: str = "") -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "model.safetensors" if kind == "bf16" else f"model.{kind}.safetensors"
-        for file in (name, "tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model"):
-            (folder / file).write_text("" if file.startswith(leave_out or "never") else "weights")
-        return folder / name
-
-    def cached(self, kind: str, voice: str = "moshiko") -> Path:
-        return self.home / f".cache/huggingface/hub/models--kyutai--{voice}-mlx-{kind}/snapshots/0123"
 
     def run(
         self, *args: str, answers: str = "", shell: str = "/bin/sh", **env: str
@@ -182,19 +169,18 @@ def test_it_can_be_double_clicked() -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_sets_up_and_starts_the_demo(mac: Machine, shell: str) -> None:
+def test_sets_up_and_starts(mac: Machine, shell: str) -> None:
     mac.python()
     mac.rust()
     result = mac.run(shell=shell)
     assert (result.returncode, result.stderr) == (0, "")
-    assert mac.started() == "[--demo]"
+    assert mac.started() == "[--or-demo]"
     assert mac.calls("setup.sh", "PYTHON=" + str(mac.bin / "python3")) == [
         "setup.sh [live]",
         f"PYTHON={mac.bin / 'python3'}",
     ]
     words = result.stdout
     assert words.index("first start") < words.index(".venv") < words.index("Everything is set up")
-    assert "moshiko-mlx-q8" in words
     assert "[y/n]" not in words
 
 
@@ -203,13 +189,8 @@ def test_the_next_start_asks_and_says_nothing(mac: Machine) -> None:
     mac.rust()
     mac.run()
     mac.log.unlink()
-    weights = mac.model(mac.folder / "weights", "q8")
     result = mac.run()
-    assert (result.returncode, result.stdout, result.stderr) == (
-        0,
-        f"The model is {weights.relative_to(mac.folder)}.\n",
-        "",
-    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert mac.calls("setup.sh") == ["setup.sh [live]"]
     # The setup chooses its Python itself: another one would make the environment anew.
     assert "PYTHON=" in mac.log.read_text().splitlines()
@@ -220,7 +201,7 @@ def test_linux(tmp_path: Path) -> None:
     linux.rust()
     result = linux.run()
     assert (result.returncode, result.stderr) == (0, "")
-    assert linux.started() == "[--demo]"
+    assert linux.started() == "[--or-demo]"
     assert "PYTHON=" in linux.log.read_text().splitlines()  # the setup knows how to get one
 
 
@@ -248,7 +229,7 @@ def test_through_links(mac: Machine, link: str) -> None:
         ["/bin/sh", path], cwd="/", env=mac.environment(), capture_output=True, text=True, timeout=30
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert mac.started() == "[--demo]"
+    assert mac.started() == "[--or-demo]"
 
 
 def test_copied_elsewhere(mac: Machine) -> None:
@@ -268,7 +249,7 @@ def test_leaves_rosetta(mac: Machine) -> None:
     result = mac.run("--seed", "a b")
     assert (result.returncode, result.stderr) == (0, "")
     assert mac.calls("arch") == [f"arch [-arm64] [/bin/sh] [{mac.folder}/Moshi.command] [--seed] [a b]"]
-    assert mac.started() == "[--demo] [--seed] [a b]"
+    assert mac.started() == "[--or-demo] [--seed] [a b]"
 
 
 def test_rosetta_that_cannot_be_left(mac: Machine) -> None:
@@ -337,7 +318,7 @@ def test_no_command_line_tools(mac: Machine) -> None:
     calls = mac.calls("xcode-select", "sleep", "setup.sh")
     order = [calls.index(call) for call in ("xcode-select [--install]", "sleep [5]", "setup.sh [live]")]
     assert order == sorted(order)
-    assert mac.started() == "[--demo]"
+    assert mac.started() == "[--or-demo]"
 
 
 @pytest.mark.parametrize("answers", ["n\n", "\n", ""])
@@ -425,7 +406,7 @@ done"""
     assert mac.calls("curl") == ["curl [--proto] [=https] [--tlsv1.2] [-sSf] [https://sh.rustup.rs]"]
     assert sorted(path.name for path in cargo.iterdir()) == ["cargo", "rustc"]
     assert ".rustup" in result.stdout
-    assert mac.started() == "[--demo]"
+    assert mac.started() == "[--or-demo]"
 
 
 def test_no_rust_and_no_network(mac: Machine) -> None:
@@ -451,7 +432,7 @@ def test_wheels_need_no_rust(mac: Machine, place: str, tools: bool) -> None:
     assert install.endswith(f"[--constraint] [requirements.txt] [{place}/{names[0]}] [{place}/{names[1]}]")
     assert mac.calls("setup.sh", "curl") == []
     assert "[y/n]" not in result.stdout
-    assert mac.started() == "[--demo]"
+    assert mac.started() == "[--or-demo]"
     # Again: nothing to do. With another wheel: anew.
     mac.log.unlink()
     assert "first start" not in mac.run().stdout
@@ -473,100 +454,26 @@ def test_wheels_for_another_machine(mac: Machine) -> None:
 # ---- the model -----------------------------------------------------------------------------------------------------------
 
 
-def options(weights: Path, bits: int | None) -> str:
-    files = f"[--model] [{weights}] [--mimi] [{weights.parent}/tokenizer-e351c8d8-checkpoint125.safetensors]"
-    files += f" [--tokenizer] [{weights.parent}/tokenizer_spm_32k_3.model]"
-    return files + (f" [--quantized] [{bits}]" if bits else "")
-
-
-@pytest.mark.parametrize(
-    ("memory", "chip", "kinds", "best"),
-    [
-        (8, "Apple M1", "q4 q8 bf16", "q4"),
-        (16, "Apple M1", "q4 q8 bf16", "q8"),
-        (16, "Apple M3", "q4 bf16", "q4"),
-        (18, "Apple M3 Pro", "q4 q8", "q8"),
-        (32, "Apple M2 Pro", "q4 q8 bf16", "q8"),
-        (32, "Apple M2 Pro", "bf16", "bf16"),
-        (64, "Apple M4 Max", "q4 q8 bf16", "bf16"),
-        (128, "Apple M2 Ultra", "q4 q8", "q8"),
-        (8, "Apple M1", "q8 bf16", None),
-        (16, "Apple M1", "bf16", None),
-    ],
-)
-@pytest.mark.parametrize("place", ["weights", "folders", "cache"])
-def test_the_best_model(mac: Machine, memory: int, chip: str, kinds: str, best: str | None, place: str) -> None:
-    mac.ready()
-    mac.memory, mac.chip = memory, chip
-    mac.sysctl()
-    files = {}
-    for kind in kinds.split():
-        folder = {"weights": Path("weights"), "folders": Path("weights") / kind, "cache": mac.cached(kind)}[place]
-        mac.model(mac.folder / folder, kind)
-        files[kind] = folder / ("model.safetensors" if kind == "bf16" else f"model.{kind}.safetensors")
-    result = mac.run()
-    assert (result.returncode, result.stderr) == (0, "")
-    if best:
-        assert mac.started() == options(files[best], None if best == "bf16" else int(best[1:]))
-        assert f"The model is {files[best]}." in result.stdout
-    else:
-        assert mac.started() == "[--demo]"
-        assert f"needs more than the {memory} GB" in result.stdout
-
-
-def test_either_voice_and_another_cache(mac: Machine) -> None:
-    mac.ready()
-    weights = mac.model(mac.home / "hub" / "models--kyutai--moshika-mlx-q4" / "snapshots" / "a b", "q4")
-    assert mac.run(HF_HUB_CACHE=str(mac.home / "hub")).returncode == 0
-    assert mac.started() == options(weights, 4)
-
-
-@pytest.mark.parametrize("missing", ["model", "tokenizer-", "tokenizer_"])
-@pytest.mark.parametrize("how", ["empty", "gone", "link"])
-def test_an_incomplete_model_is_none(mac: Machine, missing: str, how: str) -> None:
-    mac.ready()
-    mac.model(mac.cached("q8"), "q8", leave_out=missing)
-    (file,) = mac.cached("q8").glob(f"{missing}*")
-    if how != "empty":
-        file.unlink()
-    if how == "link":
-        file.symlink_to(mac.home / "blobs" / "none")
-    weights = mac.model(mac.cached("q4", "moshika"), "q4")
-    assert mac.run().returncode == 0
-    assert mac.started() == options(weights, 4)
-
-
 @pytest.mark.parametrize(
     "args",
     [
+        [],
         ["--demo", "--plain"],
         ["--model", "my model", "--mimi=codec"],
         ["--help"],
-        ["--list-devices"],
+        ["--record", "a folder", ""],
     ],
 )
-def test_the_users_choice(mac: Machine, args: list[str]) -> None:
-    mac.ready().model(mac.folder / "weights", "q8")
-    assert mac.run(*args).returncode == 0
-    assert mac.started() == " ".join(f"[{arg}]" for arg in args)
+def test_the_program_chooses_the_model(mac: Machine, args: list[str]) -> None:
+    mac.ready()
+    result = mac.run(*args)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert mac.started() == " ".join(f"[{arg}]" for arg in ["--or-demo", *args])
 
 
-def test_other_options_come_after(mac: Machine) -> None:
-    weights = mac.ready().model(mac.folder / "weights", "q8")
-    assert mac.run("--record", "a folder", "").returncode == 0
-    assert mac.started() == options(weights.relative_to(mac.folder), 8) + " [--record] [a folder] []"
-
-
-@pytest.mark.parametrize("option", [["--quantized", "4"], ["--quantized=4"]])
-def test_bits_that_were_asked_for(mac: Machine, option: list[str]) -> None:
-    mac.ready().model(mac.folder / "weights", "q8")
-    result = mac.run(*option)
-    assert (result.returncode, mac.started()) == (1, None)
-    assert "4 bits" in result.stderr
-    mac.model(mac.folder / "weights", "q4")
-    assert mac.run(*option).returncode == 0
-    expected = options(Path("weights/model.q4.safetensors"), None)
-    assert mac.started() == " ".join([expected, *(f"[{word}]" for word in option)])
+def test_commands(mac: Machine) -> None:
+    assert mac.ready().run("models", "get", "moshiko-q8").returncode == 0
+    assert mac.started() == "[models] [get] [moshiko-q8]"
 
 
 # ---- how it ends ---------------------------------------------------------------------------------------------------------

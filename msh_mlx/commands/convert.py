@@ -6,7 +6,7 @@ import argparse
 import json
 from time import perf_counter
 
-from ..options import Parser, add_config, add_lora, add_printing, check_lora, display, interruptible, size
+from ..options import Parser, add_config, add_lora, add_printing, check_lora, display, interruptible
 from ..signals import Signals
 
 
@@ -55,7 +55,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     args = _parser().parse_args(arguments)
     check_lora(args)
     from ..convert import Rule, check, convert
-    from ..files import existing, find_config
+    from ..files import existing, find_config, human_size
     from ..lora import SCALING
     from ..memory import set_limits
 
@@ -81,7 +81,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             )
         seconds = perf_counter() - begin
         if not args.json:
-            sizes = f"{size(result.bytes_after)}, from {size(result.bytes_before)}"
+            sizes = f"{human_size(result.bytes_after)}, from {human_size(result.bytes_before)}"
             shown.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"

@@ -282,6 +282,12 @@ impl Decoder {
     }
 }
 
+/// The instruction set of the codec's kernels on this machine: ``"AVX2"``, ``"NEON"`` or, much slower, ``"portable"``.
+#[pyfunction]
+fn kernels() -> String {
+    mimi::Isa::available()[0].to_string()
+}
+
 #[pymodule]
 fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Mimi>()?;
@@ -289,5 +295,6 @@ fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Decoder>()?;
     module.add_class::<rings::Capture>()?;
     module.add_class::<rings::Playback>()?;
+    module.add_function(wrap_pyfunction!(kernels, module)?)?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

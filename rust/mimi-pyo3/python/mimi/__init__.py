@@ -6,10 +6,12 @@ streams; each may be used by one thread at a time.
 ``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
 and take no lock, the interpreter's included.
 
+``kernels()`` names the instruction set that the codec computes with on this machine.
+
 ``Tokenizer``, ``StreamTokenizer`` and ``write_wav`` are those of the package ``rustymimi``, on top of the codec.
 """
 
-from mimi._mimi import Capture, Decoder, Encoder, Mimi, MimiError, Playback
+from mimi._mimi import Capture, Decoder, Encoder, Mimi, MimiError, Playback, kernels
 from mimi.tokenizer import StreamTokenizer, Tokenizer, write_wav
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "Playback",
     "StreamTokenizer",
     "Tokenizer",
+    "kernels",
     "write_wav",
 ]

@@ -5,7 +5,9 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Capture", "Decoder", "Encoder", "Mimi", "MimiError", "Playback"]
+__all__ = ["Capture", "Decoder", "Encoder", "Mimi", "MimiError", "Playback", "kernels"]
+
+def kernels() -> str: ...
 
 class MimiError(ValueError):
     """A checkpoint or a configuration that cannot be used; the message says what is wrong with it."""

@@ -11,6 +11,8 @@ mod product;
 mod rows;
 mod vector;
 
+use std::fmt;
+
 pub(crate) use pool::Pool;
 pub(crate) use product::{Activation, Matrix, Sink};
 
@@ -50,6 +52,18 @@ impl Isa {
             Self::Neon => true,
             Self::Portable => true,
         }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "NEON",
+            Self::Portable => "portable",
+        })
     }
 }
 

@@ -1,0 +1,371 @@
+"""`msh-mlx models`: which models there are, and what is on disk of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..choice import add_weights, watching
+from ..errors import InputError, MshError
+from ..options import Parser, add_printing, display
+from ..signals import Signals
+
+if TYPE_CHECKING:
+    from ..catalogue import Entry, Reference
+    from ..library import Machine
+
+_ACTIONS = ("get", "verify", "remove", "path")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx models",
+        description="List the models that this program can run: the published ones, and your own (--weights, weights/).",
+        epilog="Commands: " + "; ".join(f"msh-mlx models {name} --help" for name in _ACTIONS) + ".",
+    )
+    add_weights(parser.add_argument)
+    add_printing(parser.add_argument)
+    return parser
+
+
+def _action_parser(action: str) -> Parser:
+    about = {
+        "get": "Fetch models from the hub into Hugging Face's cache; what is there already stays.",
+        "verify": "Read all files of models on disk: whether their hashes are the hub's, and they hold what they should.",
+        "remove": "Remove a model's files from Hugging Face's cache.",
+        "path": "Print the paths of a model's files, a line each: model, codec, tokenizer, and configuration if it has one.",
+    }
+    parser = Parser(prog=f"msh-mlx models {action}", description=about[action])
+    add = parser.add_argument
+    if action == "get":
+        add("names", metavar="NAME", nargs="+", help="of the model, as 'msh-mlx models' lists it")
+    elif action == "verify":
+        add("names", metavar="NAME", nargs="*", help="of the model; default: all that are on disk")
+        add("--repair", action="store_true", help="remove files that are wrong, and fetch them again")
+    else:
+        add("names", metavar="NAME", nargs=1, help="of the model, as 'msh-mlx models' lists it")
+    add_weights(add)
+    add_printing(add)
+    return parser
+
+
+def run(arguments: list[str], signals: Signals) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        action, *rest = arguments
+        if action not in _ACTIONS:
+            raise InputError(
+                f"There is no command {action!r} of models, only {', '.join(_ACTIONS)}; --help lists them."
+            )
+        args = _action_parser(action).parse_args(rest)
+        work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
+        return work(args, _Shelf(args), signals)
+    args = _parser().parse_args(arguments)
+    return _list(args, _Shelf(args))
+
+
+class _Shelf:
+    """The models that there are, and those of them that were named."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..catalogue import find_entry
+        from ..library import load_library
+
+        self.entries = load_library(args.weights)
+        names = dict.fromkeys(getattr(args, "names", []))
+        self.named = [find_entry(self.entries, name) for name in names]
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------
+
+
+def _list(args: argparse.Namespace, shelf: _Shelf) -> int:
+    from ..library import suitable, this_machine
+
+    machine = this_machine()
+    default = next(iter(suitable(shelf.entries, machine)), None)
+    if args.json:
+        models = [_as_dict(entry, machine, entry == default) for entry in shelf.entries.values()]
+        _print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
+    else:
+        _table(args, shelf, machine, default)
+    return 0
+
+
+def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
+    from .. import hub
+    from ..library import judge
+
+    verdict = judge(entry, machine)
+    return {
+        "name": entry.name,
+        "about": entry.about,
+        "quantization": entry.quantization,
+        "size": entry.size,
+        "memory": entry.memory,
+        "step_bytes": entry.step_bytes,
+        "licence": entry.licence,
+        "source": str(entry.source),
+        "files": {role: str(file) for role, file in entry.files.items()},
+        "on_disk": hub.is_on_disk(entry),
+        "paths": {role: path and str(path) for role, path in hub.paths(entry).items()},
+        "fits": verdict.fits,
+        "step_seconds": verdict.step,
+        "suits": verdict.suits,
+        "default": default,
+    }
+
+
+def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: Entry | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..files import human_size
+    from ..library import STEP_LIMIT, judge
+    from ..ui import printable
+
+    def known(size: int | None) -> str:
+        return "?" if size is None else human_size(size)
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("here", no_wrap=True)
+    table.add_column("what it is")
+    for entry in shelf.entries.values():
+        about = (
+            f"{entry.about}, {entry.licence}" if entry.licence and entry.about else entry.about or entry.licence or ""
+        )
+        verdict = judge(entry, machine)
+        cells = (
+            "*" if entry == default else "",
+            entry.name,
+            _state(entry),
+            known(entry.size),
+            known(entry.memory),
+            verdict.words,
+            about,
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold" if entry == default else "")
+    console = Console(highlight=False)
+    if not console.is_terminal or args.plain:
+        console = Console(highlight=False, width=max(console.width, 160), no_color=True)
+    console.print(table)
+    limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
+    mark = "* is taken without --variant. " if default else ""
+    end = "" if default else " None does: --variant NAME takes one all the same, --demo needs none."
+    console.print(
+        Text(f"\n{mark}What suits takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
+        soft_wrap=True,
+    )
+
+
+def _state(entry: Entry) -> str:
+    from .. import hub
+    from ..catalogue import HubFile
+
+    missing = hub.missing(entry)
+    if not missing:
+        return "yes"
+    begun = any(hub.partials(file.repository) for file in missing if isinstance(file, HubFile))
+    return "in part" if begun or len(missing) < len(entry.files) else "no"
+
+
+# ---- get, remove, path ---------------------------------------------------------------------------------------------------
+
+
+def _get(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from .. import hub
+    from ..library import obtain
+
+    had = {entry.name: hub.is_on_disk(entry) for entry in shelf.named}
+    with watching(args, signals) as watch:
+        for entry in shelf.named:
+            obtain(entry, shelf.entries, watch)
+    if args.json:
+        _print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in shelf.named]})
+        return 0
+    for entry in shelf.named:
+        print(f"{entry.name} {'was on disk already' if had[entry.name] else 'is on disk, and its hashes are right'}")
+    return 0
+
+
+def _files(entry: Entry) -> dict[str, str]:
+    from .. import hub
+
+    return {role: str(path) for role, path in hub.paths(entry).items() if path}
+
+
+def _remove(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from ..files import human_size
+    from ..hub import remove
+
+    signals.check()
+    (entry,) = shelf.named
+    try:
+        done = remove(entry, shelf.entries.values())
+    except OSError as error:
+        raise MshError(f"{error.filename} cannot be removed: {error.strerror}.") from None
+    if args.json:
+        _print_json(
+            {
+                "name": entry.name,
+                "freed": done.freed,
+                "removed": [str(path) for path in done.removed],
+                "kept": [str(file) for file in done.kept],
+            }
+        )
+        return 0
+    if not done.removed and not done.freed:
+        print(f"{entry.name} is not on disk" if not done.kept else f"Nothing of {entry.name} was removed")
+    else:
+        print(f"Removed {entry.name}: {human_size(done.freed)} are free now")
+    for file in done.kept:
+        print(f"Kept {file.path}, which another model needs")
+    return 0
+
+
+def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    signals.check()
+    (entry,) = shelf.named
+    files = _files(entry)
+    if len(files) < len(entry.files):
+        raise MshError(f"{entry.name} is not on disk; 'msh-mlx models get {entry.name}' fetches it.")
+    if args.json:
+        _print_json({"name": entry.name, "files": files})
+    else:
+        print(*files.values(), sep="\n")
+    return 0
+
+
+# ---- verify --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What was found out about a file; `wrong` is None if it is as it should be."""
+
+    entry: Entry
+    role: str
+    file: Reference
+    path: Path | None
+    wrong: str | None
+
+
+def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from .. import hub
+
+    named = shelf.named or [entry for entry in shelf.entries.values() if hub.is_on_disk(entry)]
+    findings: list[_Finding] = []
+    known: dict[Path, str | None] = {}
+    with display(args) as shown:
+        for entry in named:
+            for role, file in entry.files.items():
+                path = hub.find(file)
+                if path is None:
+                    wrong: str | None = "it is not on disk"
+                elif path in known:
+                    wrong = known[path]
+                else:
+                    with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
+                        wrong = known[path] = _wrong(role, file, path, progress, signals)
+                findings.append(_Finding(entry, role, file, path, wrong))
+                if not args.json:
+                    shown.say(f"{entry.name}: {_name(file)}: {wrong or 'as it should be'}")
+        if not named and not args.json:
+            shown.say("There is no model on disk; 'msh-mlx models get NAME' fetches one.")
+    hub.note_verified(path for path, wrong in known.items() if wrong is None)
+    bad = [finding for finding in findings if finding.wrong]
+    if bad and args.repair:
+        bad = _repair(args, shelf, bad, signals)
+    if args.json:
+        _print_json({"ok": not bad, "files": [_finding_as_dict(finding) for finding in findings]})
+    elif bad:
+        names = " ".join(dict.fromkeys(finding.entry.name for finding in bad))
+        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {names}' fetches them again.")
+    return 1 if bad else 0
+
+
+def _name(file: Reference) -> str:
+    return Path(file.path).name
+
+
+def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
+    return {
+        "model": finding.entry.name,
+        "role": finding.role,
+        "path": finding.path and str(finding.path),
+        "ok": finding.wrong is None,
+        "wrong": finding.wrong,
+    }
+
+
+def _wrong(role: str, file: Reference, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
+    """Say what is wrong with a file; None if nothing is."""
+    from .. import hub
+
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        signals.check()
+        done += count
+        progress(0.5 * done / max(size, 1))
+
+    def further(fraction: float) -> None:
+        signals.check()
+        progress(0.5 + 0.5 * fraction)
+
+    try:
+        size = path.stat().st_size
+        return hub.wrong_hash(file, path, told) or _wrong_contents(role, path, further)
+    except MshError as error:
+        return str(error).rstrip(".")
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def _wrong_contents(role: str, path: Path, progress: Callable[[float], None]) -> str | None:
+    """Say what is wrong with the contents of a file, or raise InputError as the loaders do; None if nothing is."""
+    from ..config import LmConfig
+    from ..tensors import find_not_finite
+    from ..text import load_tokenizer
+
+    if role == "tokenizer":
+        load_tokenizer(path)
+    elif role == "config":
+        LmConfig.from_file(path, lora=True)
+    else:
+        found = find_not_finite(path, progress)
+        if found:
+            name, position, value = found
+            return f"{name} holds {value} at position {position}"
+    return None
+
+
+def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Finding], signals: Signals) -> list[_Finding]:
+    """Fetch wrong files again; return those of which that is no use, because they are the user's own."""
+    from .. import hub
+    from ..catalogue import HubFile
+    from ..library import obtain
+
+    own = [finding for finding in bad if not isinstance(finding.file, HubFile)]
+    for finding in bad:
+        if finding not in own and finding.path:
+            blob = hub.blob_of(finding.path)
+            finding.path.unlink(missing_ok=True)
+            if blob:
+                blob.unlink(missing_ok=True)
+    with watching(args, signals) as watch:
+        for entry in {finding.entry.name: finding.entry for finding in bad if finding not in own}.values():
+            obtain(entry, shelf.entries, watch)
+            watch.say(f"{entry.name} is complete again.")
+    return own

@@ -1,0 +1,273 @@
+"""The models of the catalogue on this machine: which of them suit it, which are on disk, and how to get one.
+
+A model **fits** if what it takes while talking is at most three quarters of the memory and leaves 4 GiB to the system. It is
+**fast enough** if the memory's measured bandwidth brings the bytes of a step in 45 ms, a little more than half of the 80 ms
+that there are: attention, launches and everything else come on top. Of those that suit, the one with the most bits a weight
+is the best; those on disk come before those that would have to be fetched. If one step in twenty then takes more than 70 ms in
+warm-up, the next lighter one is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import hub
+from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue
+from .errors import InputError, MshError
+from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
+from .hub import Watch
+
+STEP_LIMIT = 0.045  # seconds in which the bytes of a step must be read
+SLOW = 0.07  # seconds: a model whose steps take longer, one in twenty, is too slow
+_SYSTEM = 4 << 30  # bytes that are left to it, at least
+# What a conversation takes besides the file of a model of the published size: keys and values, and 1 GB for the rest.
+_BESIDES = 2_600_000_000
+_KEYS_AND_VALUES = 1_600_000_000
+_ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The bytes of memory, and how many bytes of it can be read in a second."""
+
+    memory: int
+    bandwidth: float
+
+    @property
+    def room(self) -> int:
+        """Bytes that a model may take."""
+        return room(self.memory)
+
+
+def room(memory: int) -> int:
+    """Return how many bytes a model may take of a machine's memory."""
+    return memory - max(memory // 4, _SYSTEM)
+
+
+def this_machine() -> Machine:
+    """Measure the machine; takes about a second."""
+    from .bench import bandwidth
+    from .memory import machine_memory
+
+    return Machine(machine_memory(), bandwidth())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be expected of a model on a machine; None is not known.
+
+    `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
+    """
+
+    entry: Entry
+    fits: bool | None
+    step: float | None
+
+    @property
+    def suits(self) -> bool:
+        """Whether it may be chosen without having been named."""
+        return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
+
+    @property
+    def words(self) -> str:
+        """The verdict in a few words."""
+        if self.fits is None or self.step is None:
+            return "not known"
+        if not self.fits:
+            return "too little memory"
+        return "suits" if self.suits else f"too slow: {1000 * self.step:.0f} ms a step"
+
+
+def judge(entry: Entry, machine: Machine) -> Verdict:
+    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    return Verdict(
+        entry,
+        None if entry.memory is None else entry.memory <= machine.room,
+        None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth,
+    )
+
+
+def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
+    """List the models that suit a machine: those on disk first, then the best."""
+    good = [entry for entry in entries.values() if judge(entry, machine).suits]
+    return sorted(good, key=lambda entry: (not hub.is_on_disk(entry), -(entry.bits or 0)))
+
+
+def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
+    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
+    fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
+    # Stable: what is on disk comes first, then the best.
+    return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)
+
+
+def _voice(entry: Entry) -> str:
+    return entry.name.rpartition("-")[0]
+
+
+def load_library(extra: str | None = None) -> dict[str, Entry]:
+    """Read the catalogue (see `load_catalogue`), and add the models in `weights/` where the program was started."""
+    return load_catalogue(extra) | _in_weights(Path("weights"))
+
+
+def _in_weights(folder: Path) -> dict[str, Entry]:
+    """Find models in a folder and the folders in it, by the names of their files: repositories that were downloaded by hand."""
+    found: dict[str, Entry] = {}
+    for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+        for kind in ("bf16", "q8", "q4"):
+            lm = place / lm_name(QUANTIZATIONS[kind])
+            mimis, tokenizers = (list(filter(_is_there, place.glob(pattern))) for pattern in (MIMIS, TOKENIZERS))
+            if not (_is_there(lm) and len(mimis) == len(tokenizers) == 1):
+                continue
+            files: dict[str, Reference] = {
+                "lm": LocalFile(lm), "mimi": LocalFile(mimis[0]), "tokenizer": LocalFile(tokenizers[0])
+            }  # fmt: skip
+            if config := find_config(lm):
+                files["config"] = LocalFile(config)
+            size = lm.stat().st_size
+            found[str(lm)] = Entry(
+                name=str(lm),
+                about=f"Your own, in {place}/",
+                files=files,
+                quantization=kind,
+                size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
+                memory=size + _BESIDES,
+                step_bytes=size + _KEYS_AND_VALUES,
+                licence=None,
+                source=place,
+            )
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def lm_name(bits: int | None) -> str:
+    """Name the model's file in a published MLX repository."""
+    return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
+
+
+# ---- getting one ---------------------------------------------------------------------------------------------------------
+
+
+def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
+    """Return the files of a model, after fetching what is not on disk.
+
+    Raises
+    ------
+    InputError
+        A file of the user's own is not there; the hub has no such file, or not for this user.
+    MshError
+        A file cannot be fetched; the message says what would work without network.
+    """
+    if hub.missing(entry):
+        _fetch(entry, entries, watch)
+    found = hub.paths(entry)
+    model, mimi, tokenizer = (found[role] for role in ("lm", "mimi", "tokenizer"))
+    if not (model and mimi and tokenizer):
+        raise MshError(f"Files of {entry.name} went away while they were fetched; try again.")
+    return ModelFiles(model, mimi, tokenizer, found.get("config"))
+
+
+def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:
+    """Return the path of one file, `what` it is to be, after fetching it if it is the hub's and not on disk; as `obtain`."""
+    found = hub.find(reference)
+    if found is None:
+        entry = Entry(f"the {what}", "", {"file": reference}, None, None, None, None, None, Path())
+        _fetch(entry, entries, watch)
+        found = hub.find(reference)
+    if found is None:
+        raise MshError(f"The {what} went away while it was fetched; try again.")
+    return found
+
+
+def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
+    for role, file in entry.files.items():
+        if isinstance(file, LocalFile) and hub.find(file) is None:
+            raise InputError(f"The {_ROLES.get(role, 'file')} of {entry.name}, {file.path}, is not there.")
+    from . import fetch
+
+    # All of them: were the branch at another commit by now, those on disk would be of the old one.
+    files = [file for file in entry.files.values() if isinstance(file, HubFile)]
+    try:
+        remotes = fetch.look_up(files, watch)
+        size = sum(remote.missing for remote in remotes)
+        count = sum(remote.missing > 0 for remote in remotes)
+        if size:
+            what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
+            watch.say(f"Fetching {entry.name} from {fetch.host()} into {hub.cache_folder()}: {what}")
+        fetch.fetch(remotes, watch)
+    except fetch.UnreachableError as error:
+        gone = [str(file.path) for file in hub.missing(entry)]
+        there = [other.name for other in entries.values() if hub.is_on_disk(other)]
+        instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
+        raise fetch.UnreachableError(
+            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk; "
+            f"{instead or 'without network there is only --demo'}."
+        ) from None
+
+
+def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
+    """Describe a repository of the published form that is not in the catalogue, by the names of its files.
+
+    `bits` chooses a model's file, where there are several.
+
+    Raises
+    ------
+    InputError
+        It is no such repository, or there is none.
+    MshError
+        The hub cannot be asked, and the repository is not on disk.
+    """
+    from . import fetch
+
+    name, _, revision = repository.partition("@")
+    revision = revision or "main"
+    try:
+        names = fetch.list_files(name, revision, watch)
+    except fetch.UnreachableError as error:
+        commit = hub.commit_of(name, revision)
+        folder = hub.repository_folder(name) / "snapshots" / (commit or "")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
+        if not names:
+            raise fetch.UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
+    said: dict[str, object] = {}
+    files: dict[str, Reference] = {}
+    if "config.json" in names:
+        config = HubFile(name, "config.json", revision)
+        files["config"] = config
+        try:
+            values = json.loads(obtain_file(config, "configuration", {}, watch).read_text(encoding="utf-8"))
+            said = values if isinstance(values, dict) else {}
+        except (OSError, ValueError, RecursionError):
+            said = {}  # whoever reads the configuration will complain
+    wanted = [lm_name(bits)] if bits else [lm_name(16), lm_name(8), lm_name(4)]
+    for role, key, usual in (
+        ("lm", "moshi_name", [path for path in wanted if path in names]),
+        ("mimi", "mimi_name", [path for path in names if Path(path).match(MIMIS)]),
+        ("tokenizer", "tokenizer_name", [path for path in names if Path(path).match(TOKENIZERS)]),
+    ):
+        path = said.get(key)
+        if isinstance(path, str) and path in names and not (role == "lm" and bits):
+            files[role] = HubFile(name, path, revision)
+        elif len(usual) == 1 or (role == "lm" and usual and not bits):
+            files[role] = HubFile(name, usual[0], revision)
+        else:
+            what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
+            of = f" of {bits} bits ({wanted[0]})" if role == "lm" and bits else ""
+            raise InputError(
+                f"The repository {name} has {what}{of}; give the files with --model, --mimi and --tokenizer."
+            )
+    files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
+    return Entry(repository, "", files, None, None, None, None, None, Path())
+
+
+def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
+    """Return the codec or the tokenizer of the catalogue, for a model that came without: one on disk if there is one."""
+    files = [entry.files[role] for entry in entries.values() if role in entry.files]
+    if not files:
+        raise InputError(f"The catalogue has no {_ROLES[role]}; give one with --{role}.")
+    return next((file for file in files if hub.find(file)), files[0])

@@ -1,0 +1,39 @@
+"""What tests of several modules need."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import constants
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of the hub's in place of the user's, without a token, and no catalogue of the user's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return folder
+
+
+def serve(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface-hub ask `server`, as if HF_ENDPOINT had named it when the test began."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
+    """A hub that is asked in place of the real one, and an empty cache."""
+    from msh_mlx import fetch
+
+    with HubServer() as server:
+        serve(server, monkeypatch)
+        monkeypatch.setattr(fetch, "PAUSE", 0.01)
+        yield server
