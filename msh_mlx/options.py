@@ -178,13 +178,15 @@ def load_session(
     from .sampling import Sampler, TextSampler
     from .session import Session
     from .text import check_vocabulary, load_tokenizer
-    from .weights import load_lm
+    from .weights import load_lm, open_checkpoint
 
     set_limits()
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
-    check_vocabulary(tokenizer, config.text_card)  # before gigabytes are read
+    # Before gigabytes are read; what is wrong with the model itself comes first.
+    open_checkpoint(files.model, config, quantized, lora=lora is not None)
+    check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     scaling = SCALING if lora_scaling is None else lora_scaling
     lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
