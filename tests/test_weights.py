@@ -175,10 +175,14 @@ def test_truncated_files(keep, tmp_path):
 def test_wrong_models(changed):
     assert "is a Mimi codec" in says(GOLDEN / "mimi-tiny" / "mimi.safetensors")
     assert "not a Moshi language model" in says(SMALL / "greedy_f32.safetensors")
-    with pytest.raises(InputError, match=r"shapes of its tensors say num_layers = 2, .*dim = 64.*configuration num_layers = 32"):
+    with pytest.raises(
+        InputError, match=r"shapes of its tensors say num_layers = 2, .*dim = 64.*configuration num_layers = 32"
+    ):
         load_lm(MLX_FILE)
     wider = {**json.loads((QUANT / "config.json").read_text()), "dim": 512, "num_heads": 8}
-    assert "shapes of its tensors say dim = 256, and the configuration dim = 512" in says(QUANT / "lm_mlx_q8.safetensors", wider)
+    assert "shapes of its tensors say dim = 256, and the configuration dim = 512" in says(
+        QUANT / "lm_mlx_q8.safetensors", wider
+    )
     assert "text_linear.weight has shape [96, 63]; [96, 64]" in says(
         changed(**{"text_linear.weight": np.zeros((96, 63), np.float32)})
     )
