@@ -69,7 +69,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             raw = file.read(length) if size >= 8 and length <= min(_MAX_HEADER, size - 8) else b""
     except OSError as error:
         raise cannot_read(str(path), error) from None
-    if (other := foreign(start)) is not None:
+    if start[8:9] != b"{" and (other := foreign(start)) is not None:
         raise InputError(f"{path} is {other}.")
     if not raw.startswith(b"{"):
         if size >= 9 and start[8:9] == b"{" and length > _MAX_HEADER:

@@ -34,6 +34,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
         if not proto:
             raise ValueError("empty")
         tokenizer.LoadFromSerializedProto(proto)
+        for token in range(tokenizer.GetPieceSize()):  # SentencePiece does not look at what the pieces hold
+            piece = tokenizer.IdToPiece(token)
+            if tokenizer.IsByte(token):
+                bytes([int(piece[3:-1], 16)])
     except (RuntimeError, ValueError):
         raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
     return tokenizer

@@ -114,7 +114,8 @@ impl Checkpoint {
         }
         let mut start = vec![0; size.min(64) as usize];
         file.read_exact_at(&mut start, 0).map_err(|e| Error::io(path, e))?;
-        if let Some(what) = foreign(&start) {
+        // A header's length may begin with any byte.
+        if let Some(what) = foreign(&start).filter(|_| start.get(8) != Some(&b'{')) {
             return Err(Error::checkpoint(path, format!("{what}, a safetensors file is expected")));
         }
         let Some(length) = start.first_chunk() else {
@@ -144,9 +145,10 @@ impl Checkpoint {
         let (mut entries, mut config) = (BTreeMap::<String, Entry>::new(), None);
         for (name, value) in header {
             if name == "__metadata__" {
-                let metadata: HashMap<String, String> = serde_json::from_str(value.get())
+                // MLX writes null if there is none.
+                let metadata: Option<HashMap<String, String>> = serde_json::from_str(value.get())
                     .map_err(|_| fail("its metadata is no JSON object whose values are strings"))?;
-                config = metadata.get("config").cloned();
+                config = metadata.unwrap_or_default().remove("config");
                 continue;
             }
             let Some(entry) = parse_entry(value) else {
