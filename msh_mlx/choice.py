@@ -110,12 +110,28 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
 
     with watching(args, signals) as watch:
         try:
-            return _choose(args, watch)
+            choice = _choose(args, watch)
+            _check_files(choice, args, watch)
+            return choice
         except (_NothingSuitsError, UnreachableError) as error:
             if not args.or_demo or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{str(error).split('; ')[0].rstrip('.')}; so this is the demo model, which repeats digits.")
             return Choice(find_demo(), "the demo model", is_demo=True)
+
+
+def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
+    """Compare the model's file with its configuration and the options, and its needs with the machine, before it is loaded."""
+    from .config import LmConfig
+    from .library import check_memory, memory_needed
+    from .memory import machine_memory
+    from .weights import open_checkpoint
+
+    lora = args.lora is not None
+    config = LmConfig.of(choice.files.config, lora=lora)
+    checkpoint = open_checkpoint(choice.files.model, config, args.quantized, lora=lora)
+    if warning := check_memory(choice.name, memory_needed(checkpoint, args.kv_bits), machine_memory()):
+        watch.say(warning)
 
 
 class _NothingSuitsError(InputError):

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import hub
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue
@@ -20,12 +21,16 @@ from .errors import InputError, MshError
 from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
 from .hub import Watch
 
+if TYPE_CHECKING:
+    from .weights import Checkpoint
+
 STEP_LIMIT = 0.045  # seconds in which the bytes of a step must be read
 SLOW = 0.07  # seconds: a model whose steps take longer, one in twenty, is too slow
 _SYSTEM = 4 << 30  # bytes that are left to it, at least
-# What a conversation takes besides the file of a model of the published size: keys and values, and 1 GB for the rest.
-_BESIDES = 2_600_000_000
+# What a conversation takes besides the weights: keys and values, here of the published size, and the codec, what MLX keeps of
+# freed buffers, and the program.
 _KEYS_AND_VALUES = 1_600_000_000
+_THE_REST = 1_000_000_000
 _ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
 
 
@@ -133,7 +138,7 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
                 files=files,
                 quantization=kind,
                 size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
-                memory=size + _BESIDES,
+                memory=size + _KEYS_AND_VALUES + _THE_REST,
                 step_bytes=size + _KEYS_AND_VALUES,
                 licence=None,
                 source=place,
@@ -148,6 +153,31 @@ def _is_there(path: Path) -> bool:
 def lm_name(bits: int | None) -> str:
     """Name the model's file in a published MLX repository."""
     return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
+
+
+def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None) -> int:
+    """Count the bytes that a conversation with a model takes once its window is full, as `Entry.memory` does."""
+    from .models.cache import RingFormat
+    from .weights import default_dtype
+
+    config, dtype = checkpoint.config, default_dtype()
+    ring = RingFormat(config.num_heads, config.dim // config.num_heads, dtype, kv_bits)
+    return checkpoint.held_bytes(dtype) + config.num_layers * ring.nbytes(config.context) + _THE_REST
+
+
+def check_memory(name: str, need: int, memory: int) -> str | None:
+    """Compare the bytes that a model needs with those that the machine has; return a warning if there is little left.
+
+    Raises
+    ------
+    MshError
+        It needs more than there is.
+    """
+    what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
+    instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
+    if need > memory:
+        raise MshError(f"{what}; {instead}.")
+    return f"{what}: it may become slow; {instead}." if need > room(memory) else None
 
 
 # ---- getting one ---------------------------------------------------------------------------------------------------------

@@ -49,8 +49,8 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
     try:
         try:
             return program(signals)
-        except Exception:
-            # What a signal interrupts may raise anything, the import of a native module above all.
+        except BaseException:
+            # What a signal interrupts may raise anything: a native module that is being imported, a panic of Rust.
             signals.check()
             raise
     except MshError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+from hub_server import HubServer, serve
 from huggingface_hub import constants
 
 
@@ -19,13 +19,6 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return folder
-
-
-def serve(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let huggingface-hub ask `server`, as if HF_ENDPOINT had named it when the test began."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture

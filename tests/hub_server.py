@@ -34,6 +34,9 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 Origin = Literal["hub", "cdn"]
 Kind = Literal[
     "status",
@@ -131,6 +134,13 @@ class _Answer:
     data: bytes | None = None  # the file of which the body is the whole or a part
     start: int = 0  # where in the file the body begins
     change: Callable[[bytes], None] | None = None  # gives the file other contents
+
+
+def serve(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface-hub in this process ask `server`, as if HF_ENDPOINT had named it when the process began."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def git_blob(data: bytes) -> str:

@@ -184,8 +184,14 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     assert doctor.check_models().found == "none of the 8 in the catalogue on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
-    own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer"}\n')
-    for name, file in (("lm", "model.q8.safetensors"), ("mimi", "mimi.safetensors"), ("tokenizer", "tokenizer.model")):
+    own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')
+    files = {
+        "lm": "model.q8.safetensors",
+        "mimi": "mimi.safetensors",
+        "tokenizer": "tokenizer.model",
+        "config": "config.json",
+    }
+    for name, file in files.items():
         shutil.copy(DEMO / file, own.with_name(name))
     found = doctor.check_models()
     assert (found.status, found.found) == ("ok", "mine on disk, not verified yet")
@@ -218,7 +224,7 @@ def test_logs_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch
         ("model.q8.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut off"),
         ("mimi.safetensors", lambda path: path.unlink(), "There is no codec"),
         ("config.json", lambda path: path.write_text('{"dimension": 3}'), "dimension"),
-        ("tokenizer.model", lambda path: path.write_text("<html>"), "SentencePiece"),
+        ("tokenizer.model", lambda path: path.write_text("<html>"), "is a web page"),
     ],
 )
 def test_a_demo_model_that_is_broken(

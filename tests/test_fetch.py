@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import serve
-from hub_server import HubServer, Proxy
+from hub_server import HubServer, Proxy, serve
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 from msh_mlx import fetch, hub

@@ -5,6 +5,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,7 @@ class Toy:
     """A session that says what it hears, at once; counts its steps as state. `on(stage)` is called as each stage begins."""
 
     sample_rate, frame_size, frame_rate = RATE, SIZE, 12.5
+    TIMINGS = SimpleNamespace(total=0.001, step=0.0005)
 
     def __init__(self, on=lambda stage: None):
         self.on = on
@@ -137,7 +139,7 @@ class Toy:
     def push(self, pcm):
         self.on("push")
         self.pushed += 1
-        return SimpleNamespace(timings=SimpleNamespace(total=0.001))
+        return SimpleNamespace(timings=self.TIMINGS)
 
     def reset(self):
         self.steps = 0
@@ -322,6 +324,58 @@ def test_loading_and_the_warm_up_are_told_and_all_model_work_is_on_one_thread():
         **dict.fromkeys(["encode", "reset_encoder"], encoder),
         **dict.fromkeys(["decode", "reset_decoder"], decoder),
     }
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_a_lighter_model_takes_the_place_of_one_that_is_too_slow(slow):
+    loaded, times = [], []
+
+    def load(progress):
+        loaded.append(Toy())
+        return loaded[-1]
+
+    def lighter(p95):
+        times.append(p95)
+        assert threading.current_thread().name == "msh-model"
+        assert loaded[-1].pushed >= 25
+        return load if len(times) <= slow else None
+
+    with Run(load=load, lighter=lighter) as run:
+        run.ready()
+        run.tape.give(number(1))
+        run.answered(1)
+    assert len(loaded) == len(times) == slow + 1
+    # What a toy says of its steps.
+    assert times == [Toy.TIMINGS.step] * len(times)
+    assert [session.steps for session in loaded] == [0] * slow + [1]
+    stages = [event.stage for event in run.of(Loading) if event.seconds is None]
+    assert stages == ["loading", "warm-up"] * (slow + 1)
+    assert numbers(run.reel.frames) == [1]
+
+
+def test_the_next_model_is_loaded_when_the_last_one_has_gone():
+    sessions = []
+
+    def load(progress):
+        assert all(session() is None for session in sessions)
+        session = load_demo()
+        sessions.append(weakref.ref(session))
+        return session
+
+    with Run(load=load, lighter=lambda p95: load if p95 > 0 and len(sessions) < 2 else None) as run:
+        run.ready()
+    assert len(sessions) == 2
+
+
+def test_a_lighter_model_that_cannot_be_loaded():
+    def fail(progress):
+        raise ValueError("gone")
+
+    run = Run(lighter=lambda p95: fail)
+    run.pipeline.start()
+    eventually(lambda: run.pipeline.failure)
+    assert (run.pipeline.failure.where, str(run.pipeline.failure.error)) == ("start", "gone")
+    assert run.pipeline.stop(PATIENT)
 
 
 def test_every_frame_is_told_and_measured():

@@ -276,7 +276,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                     wrong = known[path]
                 else:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
-                        wrong = known[path] = _wrong(role, file, path, progress, signals)
+                        wrong = known[path] = _wrong(entry, role, path, progress, signals)
                 findings.append(_Finding(entry, role, file, path, wrong))
                 if not args.json:
                     shown.say(f"{entry.name}: {_name(file)}: {wrong or 'as it should be'}")
@@ -308,8 +308,8 @@ def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
     }
 
 
-def _wrong(role: str, file: Reference, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
-    """Say what is wrong with a file; None if nothing is."""
+def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
+    """Say what is wrong with a file of a model; None if nothing is."""
     from .. import hub
 
     done = 0
@@ -326,28 +326,36 @@ def _wrong(role: str, file: Reference, path: Path, progress: Callable[[float], N
 
     try:
         size = path.stat().st_size
-        return hub.wrong_hash(file, path, told) or _wrong_contents(role, path, further)
+        return hub.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
     except MshError as error:
         return str(error).rstrip(".")
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
 
 
-def _wrong_contents(role: str, path: Path, progress: Callable[[float], None]) -> str | None:
+def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[float], None]) -> str | None:
     """Say what is wrong with the contents of a file, or raise InputError as the loaders do; None if nothing is."""
+    from .. import hub
+    from ..codec import load_mimi
     from ..config import LmConfig
     from ..tensors import find_not_finite
     from ..text import load_tokenizer
+    from ..weights import open_checkpoint
 
     if role == "tokenizer":
         load_tokenizer(path)
-    elif role == "config":
+        return None
+    if role == "config":
         LmConfig.from_file(path, lora=True)
+        return None
+    if role == "mimi":
+        load_mimi(path)
     else:
-        found = find_not_finite(path, progress)
-        if found:
-            name, position, value = found
-            return f"{name} holds {value} at position {position}"
+        config = hub.find(entry.files["config"]) if "config" in entry.files else None
+        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+    if found := find_not_finite(path, progress):
+        name, position, value = found
+        return f"{name} holds {value} at position {position}"
     return None
 
 

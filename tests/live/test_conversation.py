@@ -480,6 +480,30 @@ def test_a_terminal_that_is_closed(virtual_audio: VirtualAudio, terminal: Callab
     assert one.wait() == 129
 
 
+def test_a_model_that_is_too_slow_gives_way_to_a_lighter_one(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
+    """Real models and times; the limit is one that the first of them cannot keep."""
+    entry = "quantization = '{0}'\nmemory = 100_000_000\nstep-bytes = {1}\n" + "".join(
+        f"files.{role} = '{DEMO}/{file}'\n"
+        for role, file in (("lm", "model.q8.safetensors"), ("mimi", "mimi.safetensors"),
+                           ("tokenizer", "tokenizer.model"), ("config", "config.json"))
+    )  # fmt: skip
+    models = (("digits-bf16", "bf16", 9000), ("digits-q8", "q8", 8000))
+    weights = tmp_path / "weights.toml"
+    weights.write_text("".join(f"[{name}]\n{entry.format(kind, size)}\n" for name, kind, size in models))
+    change = "from msh_mlx import library; library.SLOW = 0.0001"
+    command = [sys.executable, "-c", WRAPPER.format(change=change), "--weights", str(weights)]
+    with Talk(virtual_audio, "--duration", "1", command=command) as talk:
+        talk.until_ready()
+        errors = talk.end(0)
+    assert errors == "The model is digits-bf16.\n"
+    notices = [(event["kind"], event["message"]) for event in talk.events if event["event"] == "notice"]
+    assert [kind for kind, _ in notices] == ["lighter", "slow"]
+    assert notices[0][1].startswith("digits-bf16 is too slow here: one step in twenty takes ")
+    assert notices[0][1].endswith("; taking digits-q8.")
+    assert "digits-q8 is too slow here" in notices[1][1]
+    assert [event["stage"] for event in talk.events if event["event"] == "loading"].count("warm-up") == 3
+
+
 def test_the_launcher(virtual_audio: VirtualAudio) -> None:
     """From a double click to a conversation; here with the demo model, because no weights are on this disk."""
     command = ["sh", str(ROOT / "Moshi.command"), "--duration", "2", "--plain"]
