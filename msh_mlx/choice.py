@@ -134,6 +134,16 @@ def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None
         watch.say(warning)
 
 
+def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
+    """Find the files of the model that `--variant` names, and fetch what is missing; errors are those of `choose`."""
+    from .catalogue import find_entry
+    from .library import load_library, obtain
+
+    entries = load_library(args.weights)
+    with watching(args, signals) as watch:
+        return obtain(find_entry(entries, args.variant), entries, watch)
+
+
 class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 

@@ -255,6 +255,14 @@ def test_interrupted_while_fetching(place: Place) -> None:
     assert place.sent() - sent < SIZE - 3_000_000
 
 
+def test_bench(place: Place) -> None:
+    place.catalogue()
+    found = place.json("bench", "--variant", "digits-q8", "--steps", "3")
+    assert (found["model"], found["bits"]) == ("model.q8.safetensors", "8")
+    assert found["encode"]
+    assert "--variant brings" in place.refused(2, "bench", "--variant", "digits-q8", "--size", "1b")
+
+
 # ---- msh-mlx models ------------------------------------------------------------------------------------------------------
 
 

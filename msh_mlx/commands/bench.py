@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from ..choice import add_weights, named_files
 from ..errors import InputError
 from ..options import Parser, add_config, add_printing, display, interruptible, whole
 from ..signals import Signals
@@ -16,6 +17,10 @@ def _parser() -> Parser:
         "Without --model or --size it is the small model that comes with the program.",
     )
     add = parser.add_argument
+    add(
+        "--variant", metavar="NAME", help="a model of the catalogue, with its codec; it is fetched if it is not on disk"
+    )
+    add_weights(add)
     add("--model", metavar="FILE", help="the language model (.safetensors)")
     add("--mimi", metavar="FILE", help="the codec (.safetensors), to be measured, too")
     add_config(add)
@@ -30,11 +35,13 @@ def _parser() -> Parser:
 
 def run(arguments: list[str], signals: Signals) -> int:
     args = _parser().parse_args(arguments)
+    if args.variant and (args.model or args.mimi or args.config or args.size):
+        raise InputError("--variant brings its own files; leave --model, --mimi, --config and --size out.")
     if args.size and (args.model or args.config or args.quantized):
         raise InputError("--size makes a model; leave --model, --config and --quantized out.")
     if args.bits and not args.size:
         raise InputError("--bits is for random weights; give --size with it.")
-    if (args.config or args.quantized) and not args.model:
+    if (args.config or args.quantized) and not (args.model or args.variant):
         raise InputError("--config and --quantized are for a model; give one with --model.")
     from ..bench import SIZES, measure, random_lm
     from ..codec import load_mimi
@@ -57,8 +64,8 @@ def run(arguments: list[str], signals: Signals) -> int:
                 model = existing(args.model, "model")
                 given = existing(args.config, "configuration") if args.config is not None else find_config(model)
             else:
-                demo = find_demo()
-                model, given, codec = demo.model, demo.config, codec or demo.mimi
+                files = named_files(args, signals) if args.variant else find_demo()
+                model, given, codec = files.model, files.config, codec or files.mimi
             config, name = LmConfig.of(given), model.name
             with shown.progress(f"Loading {name}") as progress:
                 lm = load_lm(model, config, quantized=args.quantized, progress=interruptible(progress, signals))
