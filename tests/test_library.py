@@ -12,8 +12,10 @@ from msh_mlx import hub, library
 from msh_mlx.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.fetch import UnreachableError
+from msh_mlx.generate import LmGen
 from msh_mlx.hub import Watch
 from msh_mlx.library import Machine, judge, lighter, load_library, obtain, repository_entry, suitable
+from msh_mlx.weights import load_lm, open_checkpoint
 
 GIB = 1 << 30
 DATA = np.random.default_rng(0).bytes(50_000)
@@ -362,3 +364,27 @@ def test_files_that_go_away_while_they_are_fetched(mine, monkeypatch):
     monkeypatch.setattr(library, "_fetch", lambda *_: None)
     with pytest.raises(MshError, match="went away"):
         obtain(mine["mine-q8"], mine, quiet()[1])
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_that_a_model_needs():
+    demo = Path(__file__).parent.parent / "assets" / "demo"
+    checkpoint = open_checkpoint(demo / "model.q8.safetensors", demo / "config.json")
+    session = LmGen(load_lm(demo / "model.q8.safetensors", demo / "config.json"))
+    weights = sum(array.nbytes for _, array in session.lm.named_parameters())
+    for kv_bits in (None, 8):
+        config, ring = checkpoint.config, session.lm.ring_format(kv_bits)
+        cache = sum(array.nbytes for array in ring.empty(config.context)) * config.num_layers
+        assert library.memory_needed(checkpoint, kv_bits) == weights + cache + 1_000_000_000
+
+
+def test_memory_is_compared_before_anything_is_loaded():
+    assert library.check_memory("m", 12 * GIB, 16 * GIB) is None
+    warning = library.check_memory("m", 13 * GIB, 16 * GIB)
+    assert warning.startswith(
+        "m takes 14.0 GB of memory while talking, and this machine has 17.2 GB: it may become slow;"
+    )
+    with pytest.raises(MshError, match=r"m takes 18.3 GB .* has 17.2 GB; 'msh-mlx models' shows lighter ones"):
+        library.check_memory("m", 17 * GIB, 16 * GIB)
