@@ -77,17 +77,21 @@ class Display:
             yield self._tenths()
             return
         columns = DownloadColumn(), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left")
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task: TaskID | None = None
+        progress = Progress(*columns, console=self._console, transient=True)
+        task: TaskID | None = None
 
-            def tell(done: int, total: int) -> None:
-                nonlocal task
-                if task is None:
-                    # The speed is that of what comes from now on.
-                    task = progress.add_task("", total=total, completed=done)
-                progress.update(task, completed=min(done, total), total=total)
+        def tell(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                # The speed is that of what comes from now on.
+                task = progress.add_task("", total=total, completed=done)
+                progress.start()
+            progress.update(task, completed=min(done, total), total=total)
 
+        try:
             yield tell
+        finally:
+            progress.stop()
 
     def _tenths(self) -> Callable[[int, int], None]:
         told: int | None = None
