@@ -127,6 +127,14 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     return LocalFile(place if folder is None else folder / place)
 
 
+def parse_repository(text: str) -> tuple[str, str]:
+    """Read what names a repository, `OWNER/NAME[@REVISION]`: its name and the revision; raises InputError for what does not."""
+    name, at, revision = text.removeprefix("hf:").partition("@")
+    if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
+        raise InputError(f"{text!r} names no repository on the hub; the form is OWNER/NAME or OWNER/NAME@REVISION.")
+    return name, revision or "main"
+
+
 def _is_path(text: str) -> bool:
     return _PATH.fullmatch(text) is not None and not {".", ".."} & set(text.split("/"))
 

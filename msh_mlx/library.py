@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hub
-from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue
+from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue, parse_repository
 from .errors import InputError, MshError
 from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
 from .hub import Watch
@@ -254,8 +254,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     """
     from . import fetch
 
-    name, _, revision = repository.partition("@")
-    revision = revision or "main"
+    name, revision = parse_repository(repository)
     try:
         names = fetch.list_files(name, revision, watch)
     except fetch.UnreachableError as error:
