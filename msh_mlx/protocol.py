@@ -230,7 +230,10 @@ class Page:
 
     @property
     def samples(self) -> int:
-        """The sound in its packets, in samples at 48 kHz. 800 bytes can hold 30 s of it, so look before decoding."""
+        """The sound in its packets, in samples at 48 kHz.
+
+        800 bytes can hold 30 s of it, and `sphn`'s decoder is of no use any more after 5 s at once: look before decoding.
+        """
         return sum(self.durations)
 
 
