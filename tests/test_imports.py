@@ -31,6 +31,7 @@ LEVELS = [
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
     {"inputs"},
+    {"protocol"},
     {"errors", "signals", "log", "machine"},
 ]
 
