@@ -60,6 +60,7 @@ place = os.path.realpath(sys.argv[1])
 outside = [m.__name__ for m in (mimi, msh_mlx) if not os.path.realpath(m.__file__).startswith(place)]
 sys.exit("not imported from the wheels: " + ", ".join(outside) if outside else print(platform.machine(), platform.python_version()))' "$place"
 program --version
+program models --json | grep moshiko-q8 >/dev/null
 program --demo --input digits.flac --output reply.wav --transcript reply.jsonl --tail 2 --temperature 0 --text-temperature 0
 from_wheels - "$root/assets/demo/expected.json" <<'END'
 import json, sys
