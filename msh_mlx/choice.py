@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import InputError
+from .errors import InputError, UnreachableError
 from .files import MIMIS, TOKENIZERS, ModelFiles, beside, existing, find_config, find_demo
 from .options import add_config
 from .signals import Signals
@@ -106,8 +106,6 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     """
     if args.demo:
         return Choice(find_demo(), "the demo model", is_demo=True)
-    from .fetch import UnreachableError
-
     with watching(args, signals) as watch:
         try:
             choice = _choose(args, watch)

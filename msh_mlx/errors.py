@@ -15,3 +15,7 @@ class InputError(MshError, ValueError):
 
 class InUseError(MshError, RuntimeError):
     """A conversation was used on two threads at once; nothing of it has changed."""
+
+
+class UnreachableError(MshError):
+    """The hub does not answer, or must not be asked; what is on disk can be used."""

@@ -36,7 +36,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from . import hub
 from .catalogue import HubFile
-from .errors import InputError, MshError
+from .errors import InputError, MshError, UnreachableError
 from .files import human_size
 from .hub import Watch
 
@@ -64,10 +64,6 @@ _BUSY = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 T = TypeVar("T")
-
-
-class UnreachableError(MshError):
-    """The hub does not answer, or must not be asked; what is on disk can be used."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from . import hub
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue, parse_repository
-from .errors import InputError, MshError
+from .errors import InputError, MshError, UnreachableError
 from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
 from .hub import Watch
 
@@ -230,11 +230,11 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
             what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
             watch.say(f"Fetching {entry.name} from {fetch.host()} into {hub.cache_folder()}: {what}")
         fetch.fetch(remotes, watch)
-    except fetch.UnreachableError as error:
+    except UnreachableError as error:
         gone = [str(file.path) for file in hub.missing(entry)]
         there = [other.name for other in entries.values() if hub.is_on_disk(other)]
         instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
-        raise fetch.UnreachableError(
+        raise UnreachableError(
             f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk; "
             f"{instead or 'without network there is only --demo'}."
         ) from None
@@ -257,12 +257,12 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     name, revision = parse_repository(repository)
     try:
         names = fetch.list_files(name, revision, watch)
-    except fetch.UnreachableError as error:
+    except UnreachableError as error:
         commit = hub.commit_of(name, revision)
         folder = hub.repository_folder(name) / "snapshots" / (commit or "")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
         if not names:
-            raise fetch.UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
+            raise UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
     said: dict[str, object] = {}
     files: dict[str, Reference] = {}
     if "config.json" in names:

@@ -18,8 +18,8 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 from msh_mlx import fetch, hub
 from msh_mlx.catalogue import HubFile
-from msh_mlx.errors import InputError, MshError
-from msh_mlx.fetch import UnreachableError, look_up
+from msh_mlx.errors import InputError, MshError, UnreachableError
+from msh_mlx.fetch import look_up
 from msh_mlx.hub import Watch
 
 LARGE = np.random.default_rng(0).bytes(3_000_000)

@@ -10,8 +10,7 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 from msh_mlx import hub, library
 from msh_mlx.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
-from msh_mlx.errors import InputError, MshError
-from msh_mlx.fetch import UnreachableError
+from msh_mlx.errors import InputError, MshError, UnreachableError
 from msh_mlx.generate import LmGen
 from msh_mlx.hub import Watch
 from msh_mlx.library import Machine, judge, lighter, load_library, obtain, repository_entry, suitable
