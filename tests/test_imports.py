@@ -17,7 +17,7 @@ LEVELS = [
     {"options"},
     {"live"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
-    {"pipeline", "devices"},
+    {"pipeline", "devices", "opus"},
     {"session", "metrics", "keys"},
     {"events"},
     {"convert", "bench", "library"},
