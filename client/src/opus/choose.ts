@@ -1,6 +1,6 @@
 // Which way to do Opus works here. A browser's word is not taken for it: a tone goes through.
 
-import { packetSamples } from "../ogg";
+import { GRANULE_RATE, packetSamples } from "../ogg";
 import { PACKET_SAMPLES, SAMPLE_RATE } from "../protocol";
 import type { Codec } from "./codec";
 import { wasm } from "./wasm";
@@ -38,7 +38,7 @@ async function works(codec: Codec): Promise<boolean> {
         });
         closers.push(decoder);
         const encoder = await codec.encoder((packet) => {
-          encoded += packetSamples(packet) / 48_000;
+          encoded += packetSamples(packet) / GRANULE_RATE;
           decoder.decode(packet);
         });
         closers.push(encoder);

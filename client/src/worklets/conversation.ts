@@ -26,7 +26,6 @@ class Conversation extends AudioWorkletProcessor {
     const output = outputs[0]?.[0];
     if (!output) return true;
     this.#cushion.pull(output);
-    if (this.#used + output.length > this.#size) this.#tell();
     const input = inputs[0]?.[0]; // none while the microphone is being changed
     if (input) this.#heard.set(input, this.#used);
     this.#played.set(output, this.#used);
