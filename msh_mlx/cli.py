@@ -20,16 +20,14 @@ from .errors import InputError, MshError
 from .options import (
     Parser,
     add_lora,
+    add_sampling,
     check_lora,
     display,
     guard,
     interruptible,
     load_session,
     number,
-    positive,
-    positive_share,
-    share,
-    signed,
+    samplers,
     whole,
 )
 from .signals import Signals
@@ -132,76 +130,7 @@ def _parser() -> Parser:
     add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
     add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
     add = parser.add_argument_group("conversation").add_argument
-    add("--temperature", metavar="T", type=number, default=0.8, help="of the voice; 0 is greedy (default: %(default)s)")
-    add(
-        "--text-temperature",
-        metavar="T",
-        type=number,
-        default=0.7,
-        help="of the text; 0 is greedy (default: %(default)s)",
-    )
-    add(
-        "--top-k",
-        metavar="K",
-        type=whole(0),
-        default=250,
-        help="choices for the voice; 0 is all (default: %(default)s)",
-    )
-    add(
-        "--text-top-k",
-        metavar="K",
-        type=whole(0),
-        default=25,
-        help="choices for the text; 0 is all (default: %(default)s)",
-    )
-    for name, of in (("", "voice"), ("text-", "text")):
-        add(
-            f"--{name}top-p",
-            metavar="P",
-            type=positive_share,
-            default=1.0,
-            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
-        )
-        add(
-            f"--{name}min-p",
-            metavar="P",
-            type=share,
-            default=0.0,
-            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
-        )
-    add(
-        "--repetition-penalty",
-        metavar="X",
-        type=positive,
-        default=1.0,
-        help="make Moshi avoid its last words: above 1, say 1.1 (default: 1, off)",
-    )
-    add(
-        "--repetition-words",
-        metavar="N",
-        type=whole(1, 1001),
-        default=32,
-        help="how many of its last words --repetition-penalty looks at (default: %(default)s)",
-    )
-    add(
-        "--padding-bonus",
-        metavar="X",
-        type=signed,
-        default=0.0,
-        help="make Moshi talk less (above 0, say 2) or more (below 0; default: 0)",
-    )
-    add(
-        "--kv-bits",
-        type=int,
-        choices=(8,),
-        help="keep what the model remembers in 8 bits: half the memory, a little less exact",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=whole(0, 1 << 64),
-        help="the same seed gives the same conversation (default: a new one every time)",
-    )
+    add_sampling(add)
     add = parser.add_argument_group("program").add_argument
     add("--plain", action="store_true", help="print plain lines, also in a terminal")
     add("--json", action="store_true", help="print one JSON object a line for every event (live)")
@@ -223,16 +152,7 @@ def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float
     return load_session(
         files,
         args.quantized,
-        voice={"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
-        text={
-            "temperature": args.text_temperature,
-            "top_k": args.text_top_k,
-            "top_p": args.text_top_p,
-            "min_p": args.text_min_p,
-            "repetition_penalty": args.repetition_penalty,
-            "repetition_words": args.repetition_words,
-            "padding_bonus": args.padding_bonus,
-        },
+        **samplers(args),
         kv_bits=args.kv_bits,
         seed=args.seed,
         lora=args.lora,

@@ -212,6 +212,72 @@ def add_lora(add: Callable[..., object]) -> None:
     add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
 
 
+def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
+    """Add the options of how Moshi talks.
+
+    With `remote` there are only those that the wire protocol knows, and what is not given is None: the server has its own.
+    """
+
+    def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
+        value, said = (None, "the server's") if remote else (default, said)
+        add(name, default=value, help=help.format(f"default: {said}"), **options)
+
+    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=number)
+    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=number)
+    option("--top-k", 250, "250", "choices for the voice; 0 is all ({})", metavar="K", type=whole(0))
+    option("--text-top-k", 25, "25", "choices for the text; 0 is all ({})", metavar="K", type=whole(0))
+    for name, of in () if remote else (("", "voice"), ("text-", "text")):
+        add(
+            f"--{name}top-p",
+            metavar="P",
+            type=positive_share,
+            default=1.0,
+            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
+        )
+        add(
+            f"--{name}min-p",
+            metavar="P",
+            type=share,
+            default=0.0,
+            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
+        )
+    avoid = "make Moshi avoid its last words: above 1, say 1.1 ({})"
+    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=positive)
+    looks = "how many of its last words --repetition-penalty looks at ({})"
+    option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
+    less = "make Moshi talk less (above 0, say 2) or more (below 0; {})"
+    option("--padding-bonus", 0.0, "0", less, metavar="X", type=signed)
+    if not remote:
+        add(
+            "--kv-bits",
+            type=int,
+            choices=(8,),
+            help="keep what the model remembers in 8 bits: half the memory, a little less exact",
+        )
+    add(
+        "--seed",
+        metavar="N",
+        type=whole(0, 1 << 64),
+        help="the same seed gives the same conversation (default: a new one every time)",
+    )
+
+
+def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return `voice` and `text` for `load_session`, from the options of `add_sampling`."""
+    return {
+        "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
+        "text": {
+            "temperature": args.text_temperature,
+            "top_k": args.text_top_k,
+            "top_p": args.text_top_p,
+            "min_p": args.text_min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "repetition_words": args.repetition_words,
+            "padding_bonus": args.padding_bonus,
+        },
+    }
+
+
 def display(args: argparse.Namespace) -> Display:
     from rich.console import Console
 
