@@ -28,6 +28,7 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"fetch"},
     {"hub"},
+    {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
     {"inputs"},
