@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .audio import Recording
     from .events import Notice
     from .files import ModelFiles
+    from .live import Ends
     from .pipeline import Load
     from .run import Event, Plan
     from .session import Session
@@ -200,18 +201,26 @@ def _measure_latency(args: argparse.Namespace) -> int:
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from .live import Options, Prepared, talk
+    from .pipeline import Pipeline
     from .tensors import read_header
     from .weights import file_bits
 
     choice = choose(args, signals)
 
+    def middle(ends: Ends) -> Pipeline:
+        lighter = _Lighter(choice, args, ends) if choice.suited else None
+        return Pipeline(
+            lambda progress: _load(choice.files, args, progress),
+            ends.source,
+            ends.sink,
+            ends.events,
+            delay_limit=ends.delay_limit,
+            lighter=lighter,
+        )
+
     def prepare() -> Prepared:
         bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
-        return Prepared(
-            lambda progress: _load(choice.files, args, progress),
-            bits,
-            _Lighter(choice, args) if choice.suited else None,
-        )
+        return Prepared(middle, bits)
 
     options = Options(
         input_device=args.input_device,
@@ -230,17 +239,19 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 class _Lighter:
     """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
 
-    def __init__(self, choice: Choice, args: argparse.Namespace) -> None:
+    def __init__(self, choice: Choice, args: argparse.Namespace, ends: Ends) -> None:
         self._choice = choice
         self._args = args
+        self._ends = ends
         self._entry = choice.entry if choice.suited else None
 
-    def __call__(self, p95: float, notify: Callable[[Notice], None]) -> tuple[Load, int | None] | None:
-        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, and its bits."""
+    def __call__(self, p95: float) -> Load | None:
+        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
         from .events import Notice
         from .hub import Watch
         from .library import SLOW, lighter, obtain
 
+        notify = self._ends.events
         slow, entries = self._entry, self._choice.entries
         if slow is None or entries is None or p95 <= SLOW:
             return None
@@ -258,7 +269,8 @@ class _Lighter:
             files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
             return _load(files, self._args, progress)
 
-        return load, instead.bits
+        self._ends.use_model(instead.bits)
+        return load
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
