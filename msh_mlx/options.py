@@ -22,7 +22,7 @@ from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from .files import ModelFiles
-    from .session import Session
+    from .session import Parts, Session
     from .ui import Display
 
 
@@ -171,17 +171,32 @@ def load_session(
     InputError
         A file or a value is wrong, or the files do not belong together.
     """
+    from .sampling import Sampler, TextSampler
+    from .session import Session
+
+    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
+    parts = load_parts(files, quantized, lora=lora, lora_scaling=lora_scaling, progress=progress)
+    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+
+
+def load_parts(
+    files: ModelFiles,
+    quantized: int | None,
+    *,
+    lora: str | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Parts:
+    """Set MLX's limits and load what sessions share; arguments and errors are those of `load_session`."""
     from .codec import load_mimi
     from .config import LmConfig
     from .lora import SCALING
     from .memory import set_limits
-    from .sampling import Sampler, TextSampler
-    from .session import Session
+    from .session import Parts
     from .text import check_vocabulary, load_tokenizer
     from .weights import load_lm, open_checkpoint
 
     set_limits()
-    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
     # Before gigabytes are read; what is wrong with the model itself comes first.
@@ -190,7 +205,7 @@ def load_session(
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     scaling = SCALING if lora_scaling is None else lora_scaling
     lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
-    return Session(lm, mimi, tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+    return Parts(lm, mimi, tokenizer)
 
 
 def add_printing(add: Callable[..., object]) -> None:
