@@ -12,11 +12,12 @@ PACKAGE = Path(msh_mlx.__file__).parent
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"commands", "commands.bench", "commands.convert", "commands.doctor", "commands.models"},
+    {"commands", "commands.bench", "commands.client", "commands.convert", "commands.doctor", "commands.models"},
     {"choice", "doctor"},
     {"options"},
     {"live"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
+    {"remote"},
     {"pipeline", "devices", "opus"},
     {"session", "metrics", "keys"},
     {"events"},
