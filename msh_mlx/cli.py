@@ -20,16 +20,14 @@ from .errors import InputError, MshError
 from .options import (
     Parser,
     add_lora,
+    add_sampling,
     check_lora,
     display,
     guard,
     interruptible,
     load_session,
     number,
-    positive,
-    positive_share,
-    share,
-    signed,
+    samplers,
     whole,
 )
 from .signals import Signals
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from .audio import Recording
     from .events import Notice
     from .files import ModelFiles
+    from .live import Ends
     from .pipeline import Load
     from .run import Event, Plan
     from .session import Session
@@ -132,76 +131,7 @@ def _parser() -> Parser:
     add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
     add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
     add = parser.add_argument_group("conversation").add_argument
-    add("--temperature", metavar="T", type=number, default=0.8, help="of the voice; 0 is greedy (default: %(default)s)")
-    add(
-        "--text-temperature",
-        metavar="T",
-        type=number,
-        default=0.7,
-        help="of the text; 0 is greedy (default: %(default)s)",
-    )
-    add(
-        "--top-k",
-        metavar="K",
-        type=whole(0),
-        default=250,
-        help="choices for the voice; 0 is all (default: %(default)s)",
-    )
-    add(
-        "--text-top-k",
-        metavar="K",
-        type=whole(0),
-        default=25,
-        help="choices for the text; 0 is all (default: %(default)s)",
-    )
-    for name, of in (("", "voice"), ("text-", "text")):
-        add(
-            f"--{name}top-p",
-            metavar="P",
-            type=positive_share,
-            default=1.0,
-            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
-        )
-        add(
-            f"--{name}min-p",
-            metavar="P",
-            type=share,
-            default=0.0,
-            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
-        )
-    add(
-        "--repetition-penalty",
-        metavar="X",
-        type=positive,
-        default=1.0,
-        help="make Moshi avoid its last words: above 1, say 1.1 (default: 1, off)",
-    )
-    add(
-        "--repetition-words",
-        metavar="N",
-        type=whole(1, 1001),
-        default=32,
-        help="how many of its last words --repetition-penalty looks at (default: %(default)s)",
-    )
-    add(
-        "--padding-bonus",
-        metavar="X",
-        type=signed,
-        default=0.0,
-        help="make Moshi talk less (above 0, say 2) or more (below 0; default: 0)",
-    )
-    add(
-        "--kv-bits",
-        type=int,
-        choices=(8,),
-        help="keep what the model remembers in 8 bits: half the memory, a little less exact",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=whole(0, 1 << 64),
-        help="the same seed gives the same conversation (default: a new one every time)",
-    )
+    add_sampling(add)
     add = parser.add_argument_group("program").add_argument
     add("--plain", action="store_true", help="print plain lines, also in a terminal")
     add("--json", action="store_true", help="print one JSON object a line for every event (live)")
@@ -223,16 +153,7 @@ def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float
     return load_session(
         files,
         args.quantized,
-        voice={"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
-        text={
-            "temperature": args.text_temperature,
-            "top_k": args.text_top_k,
-            "top_p": args.text_top_p,
-            "min_p": args.text_min_p,
-            "repetition_penalty": args.repetition_penalty,
-            "repetition_words": args.repetition_words,
-            "padding_bonus": args.padding_bonus,
-        },
+        **samplers(args),
         kv_bits=args.kv_bits,
         seed=args.seed,
         lora=args.lora,
@@ -280,18 +201,26 @@ def _measure_latency(args: argparse.Namespace) -> int:
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from .live import Options, Prepared, talk
+    from .pipeline import Pipeline
     from .tensors import read_header
     from .weights import file_bits
 
     choice = choose(args, signals)
 
+    def middle(ends: Ends) -> Pipeline:
+        lighter = _Lighter(choice, args, ends) if choice.suited else None
+        return Pipeline(
+            lambda progress: _load(choice.files, args, progress),
+            ends.source,
+            ends.sink,
+            ends.events,
+            delay_limit=ends.delay_limit,
+            lighter=lighter,
+        )
+
     def prepare() -> Prepared:
         bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
-        return Prepared(
-            lambda progress: _load(choice.files, args, progress),
-            bits,
-            _Lighter(choice, args) if choice.suited else None,
-        )
+        return Prepared(middle, bits)
 
     options = Options(
         input_device=args.input_device,
@@ -310,17 +239,19 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 class _Lighter:
     """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
 
-    def __init__(self, choice: Choice, args: argparse.Namespace) -> None:
+    def __init__(self, choice: Choice, args: argparse.Namespace, ends: Ends) -> None:
         self._choice = choice
         self._args = args
+        self._ends = ends
         self._entry = choice.entry if choice.suited else None
 
-    def __call__(self, p95: float, notify: Callable[[Notice], None]) -> tuple[Load, int | None] | None:
-        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, and its bits."""
+    def __call__(self, p95: float) -> Load | None:
+        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
         from .events import Notice
         from .hub import Watch
         from .library import SLOW, lighter, obtain
 
+        notify = self._ends.events
         slow, entries = self._entry, self._choice.entries
         if slow is None or entries is None or p95 <= SLOW:
             return None
@@ -338,7 +269,8 @@ class _Lighter:
             files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
             return _load(files, self._args, progress)
 
-        return load, instead.bits
+        self._ends.use_model(instead.bits)
+        return load
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:

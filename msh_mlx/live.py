@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
+from typing import Protocol
 
 from .devices import Device, Devices
 from .errors import MshError
@@ -21,7 +22,8 @@ from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
 from .log import Log
-from .pipeline import DELAY_LIMIT, Load, Pipeline
+from .metrics import Metrics
+from .pipeline import DELAY_LIMIT, Sink, Source
 from .recorder import Recorder
 from .screen import Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
@@ -52,18 +54,49 @@ class Options:
     as_json: bool = False
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model whose files were found.
+class Middle(Protocol):
+    """What is between the devices, as `Pipeline` is."""
 
-    `load` loads it, as for `Pipeline`; `bits` per weight, None where there is no smaller one to choose. `lighter` gets the 95th
-    percentile of the step times in warm-up, in seconds, and what tells the user; it may return what loads a lighter model
-    instead, and its bits.
+    metrics: Metrics
+    failure: Failed | None
+    muted: bool
+
+    def start(self) -> None:
+        """Begin, on threads: events tell how it goes."""
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+
+    def mute(self, muted: bool) -> None:
+        """Let the model hear silence in place of the user, or the user again."""
+
+    def stop(self, timeout: float = 1.0) -> bool:
+        """End the conversation and wait up to `timeout` seconds for the threads; False if one is left."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a middle is put between: microphone, loudspeaker and who watches.
+
+    `delay_limit` is in seconds; `use_model` wants to hear the bits of another model that takes the place of the first.
     """
 
-    load: Load
+    source: Source
+    sink: Sink
+    events: Callable[[Event], None]
+    delay_limit: float
+    use_model: Callable[[int | None], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that was found: what makes the middle with it, and its bits per weight.
+
+    These are None where there is no smaller one to choose.
+    """
+
+    middle: Callable[[Ends], Middle]
     bits: int | None = None
-    lighter: Callable[[float, Callable[[Notice], None]], tuple[Load, int | None] | None] | None = None
 
 
 def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) -> int:
@@ -72,7 +105,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
     Parameters
     ----------
     prepare
-        Finds the files of the model. What it returns is loaded on the thread of the model.
+        Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
     options
         What the user asked for.
     signals
@@ -114,7 +147,7 @@ class _Conversation:
         self._trace: Trace | None = None
         self._recorder: Recorder | None = None
         self._devices: Devices | None = None
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Middle | None = None
         self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
         self._begun: float | None = None  # when the model began to listen
@@ -138,31 +171,16 @@ class _Conversation:
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME)
-        ends = self._devices.microphone, self._devices.loudspeaker
-        lighter = self._lighter(model) if model.lighter else None
-        self._pipeline = Pipeline(model.load, *ends, self._observe, delay_limit=options.max_delay, lighter=lighter)
+        microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
+        ends = Ends(microphone, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
+        self._pipeline = model.middle(ends)
         self._pipeline.mute(options.muted)
         self._stack.enter_context(_awake())
         self._signals.defer()
         self._pipeline.start()
 
-    def _lighter(self, model: Prepared) -> Callable[[float], Load | None]:
-        """Return what the pipeline asks, on its model thread, when it knows how long the steps take."""
-
-        def lighter(p95: float) -> Load | None:
-            assert model.lighter
-            assert self._hints
-            instead = model.lighter(p95, self._notify)
-            if instead is None:
-                return None
-            load, bits = instead
-            self._hints.use_model(bits)
-            return load
-
-        return lighter
-
     def _observe(self, event: Event) -> None:
-        """Pass an event on to everybody who watches; on the threads of the pipeline."""
+        """Pass an event on to everybody who watches; on the threads of the middle."""
         if self._trace:
             self._trace(event)
         if self._recorder:
@@ -240,8 +258,8 @@ class _Conversation:
         metrics = self._pipeline.metrics
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         heard, said = microphone.level(), loudspeaker.level()
-        known = metrics.frames > 0
-        p95 = 1000 * metrics.step.recent(95) if known else None
+        # What is not known is 0.
+        p95 = 1000 * metrics.step.recent(95) or None
         return Status(
             elapsed=self._elapsed(),
             microphone=heard.peak,
@@ -249,14 +267,14 @@ class _Conversation:
             microphone_clipped=heard.clipped > 0,
             loudspeaker_clipped=said.clipped > 0,
             muted=self._pipeline.muted,
-            step_p50=1000 * metrics.step.recent(50) if known else None,
+            step_p50=1000 * metrics.step.recent(50) or None,
             step_p95=p95,
-            delay=1000 * metrics.delay.recent(50) if known else None,
+            delay=1000 * metrics.delay.recent(50) or None,
             dropped=metrics.dropped,
             underruns=metrics.underruns,
-            memory_active=metrics.memory.active,
-            memory_cache=metrics.memory.cache,
-            memory_peak=metrics.memory.peak,
+            memory_active=metrics.memory.active if metrics.memory.peak else None,
+            memory_cache=metrics.memory.cache if metrics.memory.peak else None,
+            memory_peak=metrics.memory.peak or None,
             input_device=microphone.device.name if microphone.device else "",
             output_device=loudspeaker.device.name if loudspeaker.device else "",
             recording=str(self._options.record or ""),
@@ -313,7 +331,7 @@ class _Conversation:
             stages=stages,
             dropped=metrics.dropped,
             underruns=metrics.underruns,
-            memory_peak=metrics.memory.peak,
+            memory_peak=metrics.memory.peak or None,
             files=tuple(files),
         )
 
@@ -360,7 +378,13 @@ def _awake() -> Iterator[None]:
 
 # ---- failures ------------------------------------------------------------------------------------------------------------
 
-_PARTS = {"encoder": "The codec", "model": "The model", "decoder": "The codec", "start": "The start"}
+_PARTS = {
+    "encoder": "The codec",
+    "model": "The model",
+    "decoder": "The codec",
+    "start": "The start",
+    "connection": "The connection",
+}
 
 
 def _sorry(failure: Failed, log: Log) -> MshError:

@@ -22,7 +22,7 @@ from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from .files import ModelFiles
-    from .session import Session
+    from .session import Parts, Session
     from .ui import Display
 
 
@@ -171,17 +171,32 @@ def load_session(
     InputError
         A file or a value is wrong, or the files do not belong together.
     """
+    from .sampling import Sampler, TextSampler
+    from .session import Session
+
+    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
+    parts = load_parts(files, quantized, lora=lora, lora_scaling=lora_scaling, progress=progress)
+    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+
+
+def load_parts(
+    files: ModelFiles,
+    quantized: int | None,
+    *,
+    lora: str | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Parts:
+    """Set MLX's limits and load what sessions share; arguments and errors are those of `load_session`."""
     from .codec import load_mimi
     from .config import LmConfig
     from .lora import SCALING
     from .memory import set_limits
-    from .sampling import Sampler, TextSampler
-    from .session import Session
+    from .session import Parts
     from .text import check_vocabulary, load_tokenizer
     from .weights import load_lm, open_checkpoint
 
     set_limits()
-    samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
     # Before gigabytes are read; what is wrong with the model itself comes first.
@@ -190,7 +205,7 @@ def load_session(
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     scaling = SCALING if lora_scaling is None else lora_scaling
     lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
-    return Session(lm, mimi, tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+    return Parts(lm, mimi, tokenizer)
 
 
 def add_printing(add: Callable[..., object]) -> None:
@@ -210,6 +225,72 @@ def add_config(add: Callable[..., object]) -> None:
 def add_lora(add: Callable[..., object]) -> None:
     add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
     add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
+
+
+def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
+    """Add the options of how Moshi talks.
+
+    With `remote` there are only those that the wire protocol knows, and what is not given is None: the server has its own.
+    """
+
+    def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
+        value, said = (None, "the server's") if remote else (default, said)
+        add(name, default=value, help=help.format(f"default: {said}"), **options)
+
+    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=number)
+    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=number)
+    option("--top-k", 250, "250", "choices for the voice; 0 is all ({})", metavar="K", type=whole(0))
+    option("--text-top-k", 25, "25", "choices for the text; 0 is all ({})", metavar="K", type=whole(0))
+    for name, of in () if remote else (("", "voice"), ("text-", "text")):
+        add(
+            f"--{name}top-p",
+            metavar="P",
+            type=positive_share,
+            default=1.0,
+            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
+        )
+        add(
+            f"--{name}min-p",
+            metavar="P",
+            type=share,
+            default=0.0,
+            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
+        )
+    avoid = "make Moshi avoid its last words: above 1, say 1.1 ({})"
+    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=positive)
+    looks = "how many of its last words --repetition-penalty looks at ({})"
+    option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
+    less = "make Moshi talk less (above 0, say 2) or more (below 0; {})"
+    option("--padding-bonus", 0.0, "0", less, metavar="X", type=signed)
+    if not remote:
+        add(
+            "--kv-bits",
+            type=int,
+            choices=(8,),
+            help="keep what the model remembers in 8 bits: half the memory, a little less exact",
+        )
+    add(
+        "--seed",
+        metavar="N",
+        type=whole(0, 1 << 64),
+        help="the same seed gives the same conversation (default: a new one every time)",
+    )
+
+
+def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return `voice` and `text` for `load_session`, from the options of `add_sampling`."""
+    return {
+        "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
+        "text": {
+            "temperature": args.text_temperature,
+            "top_k": args.text_top_k,
+            "top_p": args.text_top_p,
+            "min_p": args.text_min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "repetition_words": args.repetition_words,
+            "padding_bonus": args.padding_bonus,
+        },
+    }
 
 
 def display(args: argparse.Namespace) -> Display:

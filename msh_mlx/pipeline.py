@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Load: TypeAlias = "Callable[[Callable[[float], None]], Session]"
 
 DELAY_LIMIT = 0.4  # seconds
+SWITCH_INTERVAL = 1e-3  # seconds
 
 _QUEUE = 2  # frames between two stages
 _WARM_UP = 5, 25  # frames, at least and at most
@@ -38,7 +39,6 @@ _PAUSE_AFTER = 3  # times: the microphone gives nothing
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
-_SWITCH_INTERVAL = 1e-3  # seconds
 
 
 class Source(Protocol):
@@ -185,6 +185,8 @@ class Pipeline:
     lighter
         Gets the 95th percentile of the model's step times in warm-up, in seconds, on the model thread; what it returns makes
         another session in place of this one, None keeps it.
+    alone
+        False: others run in this process. `load` gives a session that is warm and new, and the process stays as it is.
 
     Attributes
     ----------
@@ -205,6 +207,7 @@ class Pipeline:
         *,
         delay_limit: float = DELAY_LIMIT,
         lighter: Callable[[float], Load | None] | None = None,
+        alone: bool = True,
     ) -> None:
         self.metrics = Metrics()
         self.failure: Failed | None = None
@@ -215,6 +218,7 @@ class Pipeline:
         self._events = events
         self._delay_limit = delay_limit
         self._lighter = lighter
+        self._alone = alone
         self._codes: _Queue[_Frame[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
         self._frames: _Queue[_Frame[_Codes | None] | _Restart | _Pause] = _Queue(_QUEUE)
         self._restarted: _Queue[_Restart] = _Queue(1)  # from the decoder thread back to the encoder thread
@@ -231,9 +235,10 @@ class Pipeline:
 
     def start(self) -> None:
         """Load, warm up and begin, on threads: events tell how it goes."""
-        self._switch_interval = sys.getswitchinterval()
-        # A thread that comes back from native code waits so long while another, such as the screen's, runs Python.
-        sys.setswitchinterval(_SWITCH_INTERVAL)
+        if self._alone:
+            self._switch_interval = sys.getswitchinterval()
+            # A thread that comes back from native code waits so long while another, such as the screen's, runs Python.
+            sys.setswitchinterval(SWITCH_INTERVAL)
         self._begin_thread("model", self._run_model)
 
     def reset(self) -> None:
@@ -301,7 +306,7 @@ class Pipeline:
     # ---- the model thread ------------------------------------------------------------------------------------------------
 
     def _run_model(self) -> None:
-        session = self._start_up()
+        session = self._start_up() if self._alone else self._load(lambda _: None)
         self._listen()
         self._begin_thread("encoder", lambda: self._run_encoder(session))
         self._begin_thread("decoder", lambda: self._run_decoder(session))
@@ -315,14 +320,15 @@ class Pipeline:
                     self.metrics.codes_wait.add(begin - item.ready)
                     spoken = session.step(item.data)
                     end = perf_counter()
-                    self._frames.put(_Frame(item.index, item.heard, end, spoken.frame))
-                    self._worked("step", item.index, begin, end)
+                    # First the text of a frame, then its sound.
                     if spoken.text:
                         latest = item.index
                         self._events(Spoke(item.index, spoken.text))
                         self._spoke(words.push(item.index / session.frame_rate, spoken.text))
                     elif item.index == latest + _WORD_ENDS:
                         self._spoke(words.flush())
+                    self._frames.put(_Frame(item.index, item.heard, end, spoken.frame))
+                    self._worked("step", item.index, begin, end)
                     if end - measured > _MEMORY_EVERY:
                         self.metrics.memory, measured = Memory.now(), end
                 else:

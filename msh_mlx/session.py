@@ -59,6 +59,15 @@ class Spoken:
     frame: npt.NDArray[np.uint32] | None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
+
+    lm: Lm
+    mimi: Mimi
+    tokenizer: sentencepiece.SentencePieceProcessor
+
+
 class Session:
     """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
 

@@ -1,0 +1,807 @@
+"""`Remote`: a live conversation with a model behind a websocket (`/api/chat`), with the same face as `Pipeline`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+import aiohttp
+import numpy as np
+from yarl import URL
+
+from . import protocol
+from .errors import InputError, MshError
+from .events import (
+    Dropped,
+    Event,
+    Failed,
+    Heard,
+    Levels,
+    Loading,
+    Notice,
+    Pcm,
+    Ready,
+    Said,
+    Span,
+    Spoke,
+    SpokeWord,
+    Underrun,
+)
+from .metrics import Durations, Memory, Metrics, resident_bytes
+from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
+from .pipeline import DELAY_LIMIT, Sink, Source
+from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, ProtocolError, Text
+from .text import Word, Words
+from .tls import KnownServers, fingerprint, peer_certificate, server_name
+
+HOST, PORT = "127.0.0.1", 9998
+PATH = "/api/chat"
+FRAME_SIZE = 2 * PACKET_SAMPLES
+_FRAME = FRAME_SIZE / SAMPLE_RATE  # seconds
+
+_CONNECT = 10.0  # seconds for a connection to be there
+_SILENT = 10.0  # seconds in which a server that hears something sends nothing: it has gone
+_ANSWER = 3.0  # seconds for a new conversation to begin on the same connection; published servers do not do that
+_PATIENT = 5.0  # seconds without a beginning that are worth a word
+_PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; the last one stays
+_CLOSE = 0.2  # seconds to say goodbye
+_POLL = 0.005  # seconds between two looks for sound
+_PINGED = 2  # frames between two pings
+_UNHEARD = (
+    12  # frames that may be under way to a live server, so that a slow network makes the microphone drop, not lag
+)
+_UNANSWERED = 25  # frames of a recording that may be without a reply
+_WORD_ENDS = 12  # frames without text after which the last word is complete
+_LEVELS_EVERY = 0.05  # seconds, at least
+_MEMORY_EVERY = 1.0  # seconds, at least
+_SENTENCE = 500  # characters of what a server says that are shown
+
+
+# ---- where the server is -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a conversation is held, and with which parameters; as text it is host and port, without the token."""
+
+    host: str = HOST
+    port: int = PORT
+    secure: bool = False
+    path: str = PATH
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, host: str, port: int, *, secure: bool, query: Mapping[str, str]) -> Address:
+        """Check a host's name or number, an IPv6 one with or without brackets.
+
+        Raises
+        ------
+        InputError
+            It is something else.
+        """
+        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
+            raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
+        address = cls(bare, port, secure, query=query)
+        address.url()
+        return address
+
+    @classmethod
+    def from_url(cls, url: str, query: Mapping[str, str]) -> Address:
+        """Read an address that begins with ws://, wss://, http:// or https://; `query` goes before the parameters in it.
+
+        Without `/api/chat` at its end, that is added.
+
+        Raises
+        ------
+        InputError
+            It is no such address.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        # The address itself is not repeated: there may be a token in it.
+        if not host or parts.scheme not in ("ws", "wss", "http", "https"):
+            raise InputError("--url is not a whole address; give one such as wss://moshi.example:9998.")
+        if parts.username is not None or parts.password is not None:
+            raise InputError("--url has a user's name in it, which these servers do not know; leave it out.")
+        secure = parts.scheme in ("wss", "https")
+        path = parts.path.rstrip("/")
+        path = path if path.endswith(PATH) else path + PATH
+        values = {**dict(parse_qsl(parts.query)), **query}
+        address = cls(host, (443 if secure else 80) if port is None else port, secure, path, values)
+        address.url()
+        return address
+
+    def url(self) -> URL:
+        """Return the whole address, with the parameters; raises InputError if it cannot be one."""
+        try:
+            return URL.build(
+                scheme="wss" if self.secure else "ws",
+                host=self.host,
+                port=self.port,
+                path=self.path,
+                query=self.query,
+            )
+        except ValueError:  # of Unicode, of numbers
+            raise InputError(f"{self.host!r} is not the name of a host; give its name or number.") from None
+
+    def __str__(self) -> str:
+        return server_name(self.host, self.port)
+
+
+# ---- the conversation ----------------------------------------------------------------------------------------------------
+
+
+class _LostError(Exception):
+    """The connection is lost; the message says how, in the middle of a sentence."""
+
+
+class _AgainError(Exception):
+    """A new conversation needs a new connection."""
+
+
+class UnansweredError(MshError):
+    """There is no way to the server now; there may be one later."""
+
+
+class _Steps(Durations):
+    """The times of the model's steps as the server tells them, in seconds: its median and its 95th percentile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = 0.0, 0.0
+
+    def tell(self, p50: float, p95: float) -> None:
+        self._told = p50, p95
+
+    def recent(self, percent: float) -> float:
+        return self._told[percent > 50]
+
+
+@dataclass
+class _Talk:
+    """What is known of a connection, and, from `taken` on, of the conversation that is held on it."""
+
+    begun: float = field(default_factory=perf_counter)
+    latest: float = 0.0  # when something came
+    listening: bool = False  # the server does
+    asked: float | None = None  # when it was asked for a new conversation
+    waiting: object = None  # which place in line we have
+    complaint: str = ""  # of the server's, since it last sent sound
+    decoder: OpusDecoder = field(default_factory=OpusDecoder)
+    taken: int = 0  # frames, sent in all conversations of this connection
+    arrived: int | None = None  # of these; None: it never told
+    sent: int = 0  # frames
+    received: int = 0  # frames
+    sent_at: float = 0.0  # when a frame last was
+    text_at: int = 0  # in which frame text came last
+    given_up: int = 0  # frames of ours, by the server
+    encoder: OpusEncoder = field(default_factory=OpusEncoder)
+    words: Words = field(default_factory=Words)
+    rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
+    # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
+    heard: deque[float] = field(default_factory=deque)
+
+    def begin(self) -> None:
+        """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
+        self.sent = self.received = self.text_at = self.given_up = 0
+        self.encoder, self.words = OpusEncoder(), Words()
+        self.rest = np.zeros(0, np.float32)
+        self.heard.clear()
+        self.listening, self.asked, self.complaint = True, None, ""
+
+
+class Remote:
+    """A conversation between `source` and `sink` with a model elsewhere, on a thread of its own.
+
+    Sound goes out from the server's handshake on, silence while muted. What waits in `source` beyond `delay_limit` is given up,
+    the oldest first; and while the server, or the way to it, does not take what was sent, it waits there. A connection that is
+    lost is made anew, with a new conversation, until `stop`; the first one must succeed.
+
+    Parameters
+    ----------
+    address
+        The server.
+    source, sink
+        The ends, as for `Pipeline`.
+    events
+        Gets every event, on the thread of the connection, as for `Pipeline`.
+    delay_limit
+        How much of the user's sound may wait, in seconds.
+    recording
+        The sound is a recording's: nothing of it is given up, no more is sent than the server answers, and a lost connection
+        ends the conversation.
+    known
+        The servers whose certificates are remembered.
+
+    Attributes
+    ----------
+    metrics, failure, muted
+        As `Pipeline`'s; the times of steps are what the server tells.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        source: Source,
+        sink: Sink,
+        events: Callable[[Event], None],
+        *,
+        delay_limit: float = DELAY_LIMIT,
+        recording: bool = False,
+        known: KnownServers | None = None,
+    ) -> None:
+        self.metrics = Metrics()
+        self.metrics.step = self._steps = _Steps()
+        self.failure: Failed | None = None
+        self.muted = False
+        self._address = address
+        self._source = source
+        self._sink = sink
+        self._events = events
+        self._delay_limit = delay_limit
+        self._recording = recording
+        self._known = known or KnownServers()
+        self._thread: threading.Thread | None = None
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._restart = False
+        self._conversation = 0  # 0 until the first begins
+        self._lost = False  # whether the user was told so
+        self._attempts = 0  # to connect again, in vain
+        self._told = 0.0  # when `Levels` were
+        self._measured = 0.0  # when memory was
+        self._refusal = ""  # what the server said when it did not want us
+        self._talk = _Talk()
+
+    # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect and begin, on a thread: events tell how it goes."""
+        self._task = self._loop.create_task(self._run())
+        self._thread = threading.Thread(target=self._run_thread, name="msh-remote", daemon=True)
+        self._thread.start()
+
+    def reset(self) -> None:
+        """Begin a new conversation; `Ready` says when."""
+        self._restart = True
+
+    def mute(self, muted: bool) -> None:
+        """Let the model hear silence in place of the user, or the user again."""
+        self.muted = muted
+
+    def stop(self, timeout: float = 1.0) -> bool:
+        """End the conversation and wait up to `timeout` seconds for the thread; may be called again."""
+        if self._task:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._task.cancel)
+        return self.join(timeout)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until `stop` or a failure has ended the thread; False if that is not so after `timeout` seconds."""
+        if not self._thread:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # ---- the thread ------------------------------------------------------------------------------------------------------
+
+    def _run_thread(self) -> None:
+        assert self._task
+        try:
+            self._loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            self.failure = Failed("connection", error)
+            with contextlib.suppress(Exception):
+                self._events(self.failure)
+        finally:
+            # Not what waits for a name's address in another thread: that may take long.
+            self._loop.close()
+
+    async def _run(self) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(self._read_refusal)
+        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+            while True:
+                with contextlib.suppress(_AgainError):
+                    await self._attempt(session)
+
+    async def _attempt(self, session: aiohttp.ClientSession) -> None:
+        """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
+        try:
+            connection = await self._connect(session)
+            try:
+                await self._converse(connection)
+            finally:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(connection.close(), _CLOSE)
+        except (_LostError, UnansweredError) as error:
+            if not self._conversation or self._recording:
+                if isinstance(error, UnansweredError):
+                    raise
+                when = f"after {self._talk.received * _FRAME:.0f} s" if self._conversation else "before it began"
+                raise MshError(f"The connection to {self._address} was lost {when}: {error}; try again.") from None
+            if not self._lost:
+                self._lost = True
+                self._sink.pause()
+                sentence = (
+                    f"The connection to {self._address} is lost ({str(error).rstrip('.')}); trying to connect again."
+                )
+                self._events(Notice("connection-lost", sentence, "warning"))
+            await asyncio.sleep(_PAUSES[min(self._attempts, len(_PAUSES) - 1)])
+            self._attempts += 1
+
+    # ---- the connection --------------------------------------------------------------------------------------------------
+
+    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+        """Connect to the server.
+
+        Raises
+        ------
+        UnansweredError
+            It cannot be reached, or is busy.
+        InputError, MshError
+            It can, but it is no such server, or another one than before, or does not want this client.
+        """
+        begin = perf_counter()
+        first = not self._conversation
+        if first:
+            self._events(Loading("connecting"))
+        try:
+            connection = await asyncio.wait_for(self._open(session), _CONNECT)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+            if isinstance(error, MshError):
+                raise
+            raise self._sorry(error) from None
+        if first:
+            self._events(Loading("connecting", perf_counter() - begin))
+            self._events(Loading("waiting"))
+        return connection
+
+    async def _open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+        trusted: bool | aiohttp.Fingerprint = True
+        if self._address.secure:
+            certificate = await peer_certificate(self._address.host, self._address.port)
+            if certificate is not None:
+                if self._known.check(self._address.host, self._address.port, certificate):
+                    said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
+                    self._events(
+                        Notice("certificate", f"{said}; from now on it is expected there ({self._known.path}).")
+                    )
+                trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
+        # Pongs say how much of the sound has arrived.
+        return await session.ws_connect(
+            self._address.url(), ssl=trusted, autoping=False, max_msg_size=protocol.MAX_MESSAGE
+        )
+
+    def _sorry(self, error: Exception) -> MshError:
+        """Return what to say about a connection that could not be made."""
+        server = self._address
+        match error:
+            case asyncio.TimeoutError() | TimeoutError():
+                return UnansweredError(f"{server} does not answer; see whether the server runs there.")
+            case aiohttp.ServerFingerprintMismatch():
+                return MshError(f"The certificate of {server} changed in between; try again.")
+            case aiohttp.WSServerHandshakeError():
+                return self._refused(error)
+            case aiohttp.ClientSSLError() | ssl.SSLError():
+                return MshError(f"{server} does not speak TLS as it should; if it speaks none, leave --https out.")
+            case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+                return UnansweredError(
+                    f"There is no host {server.host}, or no way to look it up; see how it is spelled."
+                )
+            case aiohttp.ClientConnectorError() | ConnectionRefusedError():
+                return UnansweredError(
+                    f"Nothing can be reached at {server} ({_reason(error)}); start the server, or say where it is with "
+                    "--host and --port."
+                )
+            case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+                hint = "" if server.secure else "; if it speaks TLS, give --https"
+                return UnansweredError(f"{server} does not answer as a server of conversations does{hint}.")
+        return UnansweredError(f"{server} cannot be reached ({_reason(error)}); see whether the server runs there.")
+
+    def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
+        said = self._refusal or f"it answers {error.status}"
+        if error.status in (400, 401, 403):
+            return InputError(f"{self._address} refuses: {said}")
+        if error.status in (429, 500, 502, 503, 504):
+            return UnansweredError(f"{self._address} cannot talk now: {said}")
+        return MshError(f"{self._address} is no server of conversations ({said}); see whether host and port are right.")
+
+    async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
+        """Keep what the server says in place of going on; the error that follows has no room for it."""
+        self._refusal = ""
+        response = params.response
+        if response.status != 101 and response.content_type == "text/plain":
+            with contextlib.suppress(aiohttp.ClientError):
+                body = await response.content.read(_SENTENCE)
+                self._refusal = _line(body.decode(errors="replace"))
+
+    # ---- the conversation on a connection --------------------------------------------------------------------------------
+
+    async def _converse(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> NoReturn:
+        """Hold conversations on a connection until it is lost or something fails, which is raised."""
+        self._talk = _Talk()
+        tasks = [asyncio.create_task(work) for work in (self._hear(connection), self._speak(connection), self._watch())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._spoke(self._talk.words.flush())
+        for task in tasks:  # what came first explains the others
+            if task in done:
+                await task
+        raise AssertionError("none of them returns")
+
+    async def _watch(self) -> None:
+        """Find out when the server does not do what it should."""
+        talk, told = self._talk, False
+        while True:
+            await asyncio.sleep(_PAUSES[0] / 5)
+            now = perf_counter()
+            if talk.asked is not None and now - talk.asked > _ANSWER:
+                raise _AgainError
+            if talk.listening and talk.sent_at > talk.latest and now - talk.latest > _SILENT:
+                raise _LostError(f"nothing came for {_SILENT:.0f} s")
+            if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
+                told = True
+                self._events(
+                    Notice("waiting", f"{self._address} does not listen yet; it may be busy with somebody else.")
+                )
+
+    # ---- what goes out ---------------------------------------------------------------------------------------------------
+
+    async def _speak(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> None:
+        talk = self._talk
+        silence = np.zeros(FRAME_SIZE, np.float32)
+        while True:
+            if self._restart:
+                self._restart = False
+                talk.asked, talk.listening = perf_counter(), False
+                await connection.send_bytes(protocol.encode(Control.RESTART))
+            pcm = None
+            if talk.listening:
+                self._look_around()
+                if self._may_send():
+                    pcm = self._source.read(FRAME_SIZE, 0.0)
+            if pcm is None:
+                await asyncio.sleep(_POLL)
+                continue
+            begin = perf_counter()
+            index, heard = talk.sent, begin - self._source.backlog()
+            if self.muted:
+                pcm = silence
+            self._events(Heard(index, pcm))
+            data = talk.encoder.encode(pcm)
+            self._worked("encode", index, begin)
+            talk.heard.append(heard)
+            talk.sent += 1
+            talk.taken += 1
+            talk.sent_at = perf_counter()
+            try:
+                await connection.send_bytes(protocol.encode(Audio(data)))
+                if talk.taken % _PINGED == 0:
+                    await connection.ping(str(talk.taken).encode())
+            except (ConnectionError, aiohttp.ClientError):
+                # Whoever hears knows why; perhaps there is an explanation yet to be heard.
+                await asyncio.sleep(math.inf)
+
+    def _may_send(self) -> bool:
+        talk = self._talk
+        if self._recording:
+            return talk.sent - talk.received < _UNANSWERED
+        return talk.arrived is None or talk.taken - talk.arrived < _UNHEARD
+
+    def _look_around(self) -> None:
+        """Keep what waits within its limit, and tell of drops, underruns and queues."""
+        talk, metrics = self._talk, self.metrics
+        backlog = self._source.backlog()
+        if backlog > self._delay_limit and not self._recording:
+            dropped = self._source.trim(_FRAME)
+            backlog -= dropped
+            self._dropped(dropped)
+        stats = self._sink.stats()
+        underruns = stats.get("underruns", 0)
+        if underruns != metrics.underruns:
+            metrics.underruns = underruns
+            self._events(Underrun(underruns))
+        now = perf_counter()
+        if now - self._told > _LEVELS_EVERY:
+            self._told = now
+            queued, cushion = (stats.get(name, 0) / SAMPLE_RATE for name in ("queued", "cushion"))
+            under_way = _FRAME * max(0, talk.sent - talk.received - talk.given_up)
+            self._events(Levels(now, backlog, under_way, 0.0, queued, cushion, metrics.dropped, underruns))
+        if now - self._measured > _MEMORY_EVERY:
+            self._measured = now
+            metrics.memory = Memory(rss=resident_bytes())
+
+    def _dropped(self, seconds: float) -> None:
+        if seconds > 0:
+            self.metrics.drops += 1
+            self.metrics.dropped += seconds
+            self._events(Dropped(self._talk.sent, seconds))
+
+    # ---- what comes in ---------------------------------------------------------------------------------------------------
+
+    async def _hear(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> None:
+        talk = self._talk
+        while True:
+            message = await connection.receive()
+            if message.type is aiohttp.WSMsgType.BINARY:
+                talk.latest = perf_counter()
+                with contextlib.suppress(ProtocolError):  # it is discarded, as published clients do
+                    if (known := protocol.decode(message.data)) is not None:
+                        self._take(known)
+            elif message.type is aiohttp.WSMsgType.PING:
+                await connection.pong(message.data)
+            elif message.type is aiohttp.WSMsgType.PONG:
+                with contextlib.suppress(ValueError):
+                    talk.arrived = min(int(message.data), talk.taken)
+            elif message.type is not aiohttp.WSMsgType.TEXT:
+                if talk.complaint:
+                    raise MshError(f"{self._address} ended the conversation: {talk.complaint}")
+                raise _LostError(_ending(message.type, message.data, message.extra))
+
+    def _take(self, message: protocol.Message) -> None:
+        talk = self._talk
+        match message:
+            case Handshake():
+                self._begin()
+            case Audio(data):
+                self._play(self._decode(data))
+            case Text(text) | ColoredText(_, text) if self._conversation:
+                self._events(Spoke(talk.received, text))
+                self._spoke(talk.words.push(talk.received * _FRAME, text))
+                talk.text_at = talk.received
+            case MetaData(values):
+                self._learn(values)
+            case Error(text):
+                talk.complaint = _line(text) or "it says no more than that something went wrong."
+                self._events(Notice("server-error", f"{self._address} says: {talk.complaint}", "error"))
+
+    def _begin(self) -> None:
+        """Begin the next conversation with what is heard from now on."""
+        self._spoke(self._talk.words.flush())
+        self._talk.begin()
+        self._attempts = 0
+        if self._conversation:
+            self._sink.clear()
+        self._source.trim(0)
+        self._conversation += 1
+        self._events(Ready(self._conversation))
+        if self._lost:
+            self._lost = False
+            self._events(Notice("connection-back", f"{self._address} is there again; this is a new conversation."))
+
+    def _decode(self, data: bytes) -> Pcm:
+        """Decode sound; what comes before the handshake is not for us."""
+        talk = self._talk
+        try:
+            return talk.decoder.decode(data, keep=talk.listening or talk.asked is not None)
+        except ProtocolError as error:
+            raise MshError(f"{self._address} sends no Opus: {error}") from None
+
+    def _play(self, pcm: Pcm) -> None:
+        talk = self._talk
+        if len(pcm):
+            talk.complaint = ""
+        talk.rest = np.concatenate([talk.rest, pcm])
+        while len(talk.rest) >= FRAME_SIZE:
+            frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
+            index, now = talk.received, perf_counter()
+            queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
+            self._sink.write(frame)
+            self.metrics.frames += 1
+            if talk.heard:
+                heard = talk.heard.popleft()
+                self.metrics.reply.add(now - heard)
+                self.metrics.delay.add(now - heard + queued)
+            talk.received += 1
+            self._events(Said(index, frame))
+            if index == talk.text_at + _WORD_ENDS:
+                self._spoke(talk.words.flush())
+
+    def _learn(self, values: Mapping[str, Any]) -> None:
+        """Take what the server tells about itself; published ones tell other things."""
+        talk = self._talk
+        place = values.get("waiting")
+        if not talk.listening and place is not None and place != talk.waiting:
+            talk.waiting = place
+            self._events(Notice("waiting", f"{self._address} is busy; we are number {_line(str(place))} in line."))
+        p50, p95, dropped = (_number(values.get(name)) for name in ("step_p50_ms", "step_p95_ms", "dropped_s"))
+        if p50 is not None and p95 is not None:
+            self._steps.tell(p50 / 1000, p95 / 1000)
+        if dropped is not None and talk.listening:
+            frames = round(dropped / _FRAME)
+            new = frames - talk.given_up
+            talk.given_up = frames
+            for _ in range(min(max(new, 0), len(talk.heard))):
+                talk.heard.popleft()
+            self._dropped(new * _FRAME)
+
+    # ---- both ways -------------------------------------------------------------------------------------------------------
+
+    def _spoke(self, words: list[Word]) -> None:
+        for word in words:
+            self.metrics.words += 1
+            # A time on the clock of the conversation, without the noise of binary fractions.
+            self._events(SpokeWord(Word(round(word.start, 3), word.text)))
+
+    def _worked(self, stage: str, index: int, begin: float) -> None:
+        end = perf_counter()
+        durations: Durations = getattr(self.metrics, stage)
+        durations.add(end - begin)
+        self._events(Span(stage, index, begin, end))
+
+
+def _line(text: str) -> str:
+    """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:_SENTENCE]).split())
+
+
+def _number(value: object) -> float | None:
+    """Return what the other side sent as a number ≥ 0; None if it is none."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
+
+
+def _reason(error: BaseException) -> str:
+    """Say in a few words what the system says."""
+    while isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+
+
+def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:
+    """Say how a connection ended, from the last message, in the middle of a sentence."""
+    if kind is aiohttp.WSMsgType.ERROR:
+        return f"{type(data).__name__}: {_line(str(data))}"
+    said = _line(extra or "") if kind is aiohttp.WSMsgType.CLOSE else ""
+    return f"the server ended it: {said}" if said else "the server ended it"
+
+
+# ---- a conversation with a recording -------------------------------------------------------------------------------------
+
+
+class _Feed:
+    """A source that has the frames of a recording, as fast as they are taken or in real time, and then silence for ever.
+
+    Given on one thread and taken on another.
+    """
+
+    ROOM = 2 * _UNANSWERED  # frames
+
+    def __init__(self, realtime: bool) -> None:
+        self._realtime = realtime
+        self._frames: deque[Pcm] = deque()
+        self._ended = False
+        self._due: float | None = None  # when the next frame is, in real time
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._frames) < self.ROOM
+
+    def give(self, pcm: Pcm) -> None:
+        self._frames.append(pcm)
+
+    def end(self) -> None:
+        self._ended = True
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        now = perf_counter()
+        if self._realtime:
+            if self._due is None:
+                self._due = now + n / SAMPLE_RATE
+            if now < self._due:
+                return None
+        if self._frames:
+            pcm = self._frames.popleft()
+        elif self._ended and self._realtime:
+            # Published servers answer a little less than they hear; so they get there.
+            pcm = np.zeros(n, np.float32)
+        else:
+            return None
+        if self._due is not None:
+            self._due += n / SAMPLE_RATE
+        return pcm
+
+    def backlog(self) -> float:
+        return 0.0
+
+    def trim(self, keep: float) -> float:
+        return 0.0
+
+
+class _Nowhere:
+    """A sink that forgets: what is said is in the events."""
+
+    def write(self, pcm: Pcm) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def stats(self) -> Mapping[str, Any]:
+        return {}
+
+
+def answers(
+    address: Address,
+    frames: Iterator[Pcm],
+    *,
+    realtime: bool,
+    notify: Callable[[str], None],
+    check: Callable[[], None],
+) -> Iterator[tuple[Pcm, Pcm, str]]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz; yield each with its reply and the text that came with that.
+
+    Parameters
+    ----------
+    realtime
+        Send no faster than one speaks, as published servers want it. Else the address says that the server may take its time.
+    notify
+        Gets what the user should know, a sentence at a time.
+    check
+        Is called several times a second, and may raise to end it all.
+
+    Raises
+    ------
+    MshError
+        There is no conversation with the server, or it is lost.
+    """
+    events: SimpleQueue[Event] = SimpleQueue()
+    feed = _Feed(realtime)
+    remote = Remote(address, feed, _Nowhere(), events.put, recording=True)
+    heard: deque[Pcm] = deque()
+    said: deque[tuple[Pcm, str]] = deque()
+    text, ended = "", False
+    remote.start()
+    try:
+        while heard or not ended:
+            check()
+            while feed.has_room and not ended:
+                pcm = next(frames, None)
+                if pcm is None:
+                    ended = True
+                    feed.end()
+                else:
+                    heard.append(pcm)
+                    feed.give(pcm)
+            while heard and said:
+                yield heard.popleft(), *said.popleft()
+            try:
+                event = events.get(timeout=0.1)
+            except Empty:
+                continue
+            match event:
+                case Spoke(_, piece):
+                    text += piece
+                case Said(_, pcm):
+                    said.append((pcm, text))
+                    text = ""
+                case Notice(_, message):
+                    notify(message)
+                case Failed(_, error):
+                    raise error
+    finally:
+        remote.stop()
