@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "convert", "doctor", "models")
+_COMMANDS = ("bench", "convert", "doctor", "models", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
