@@ -14,6 +14,9 @@ export interface AudioEvents {
   onRunning(running: boolean): void;
 }
 
+/** A part of the page did not load. */
+export class IncompleteError extends Error {}
+
 export class Sound {
   muted = false;
   cushion: CushionState = { fill: 0, target: 0, underruns: 0, skipped: 0, dropped: 0 };
@@ -57,12 +60,14 @@ export class Sound {
     return this.#context.resume().catch(() => undefined);
   }
 
-  /** Starts it all. Throws what getUserMedia throws, or an Error of the sound's. */
+  /** Starts it all. Throws what getUserMedia throws, or an IncompleteError. */
   async open(deviceId: string): Promise<void> {
     const worklet = this.#context.audioWorklet.addModule(workletUrl);
     worklet.catch(() => undefined); // awaited below, after the question for the microphone
     await this.useMicrophone(deviceId);
-    await worklet;
+    await worklet.catch(() => {
+      throw new IncompleteError();
+    });
     if (this.#closed) return;
     this.#node = new AudioWorkletNode(this.#context, PROCESSOR, {
       numberOfInputs: 1,

@@ -1,6 +1,6 @@
 // From the press of the button to the end: microphone, connection, sound, words, recording.
 
-import { Sound } from "./audio";
+import { IncompleteError, Sound } from "./audio";
 import { Figures, level } from "./figures";
 import { Link } from "./link";
 import { GRANULE_RATE, join, OggReader, OggWriter, packetKind, packetSamples } from "./ogg";
@@ -138,7 +138,7 @@ export class Conversation {
     try {
       await this.#open(microphone);
     } catch (error) {
-      this.#fail(microphoneTrouble(error));
+      this.#fail(error instanceof IncompleteError ? { cause: "incomplete" } : microphoneTrouble(error));
       return;
     }
     if (this.#isOver()) return;
@@ -149,8 +149,9 @@ export class Conversation {
       this.codecName = codec.name;
       this.#encoder = await codec.encoder((packet) => this.#onPacket(packet));
       this.#decoder = await codec.decoder((samples, rate) => this.#sound.play(samples, rate));
-    } catch (error) {
-      this.#fail({ cause: "sound", detail: error instanceof Error ? error.message : String(error) });
+    } catch {
+      // The browser's own codec was tried out before; what can fail is to fetch the other one.
+      this.#fail({ cause: "incomplete" });
       return;
     }
     if (this.#isOver()) {

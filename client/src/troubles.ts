@@ -3,6 +3,7 @@
 export type Trouble =
   | { cause: "insecure"; host: string; port: string }
   | { cause: "unsupported" }
+  | { cause: "incomplete" }
   | { cause: "permission" }
   | { cause: "no-microphone" }
   | { cause: "microphone-busy" }
@@ -32,6 +33,7 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
   insecure: ({ host, port }) =>
     `The browser gives the microphone to secure pages only: start the server with --ssl DIR and open https://${host}${port ? `:${port}` : ""}/ instead.`,
   unsupported: () => "This browser is too old for a conversation: it has no AudioWorklet or no WebAssembly.",
+  incomplete: () => "A part of the page did not load: is the server running? Reload the page to try again.",
   permission: () =>
     "The page may not use the microphone: allow it in the browser's settings for this page, then press the button again.",
   "no-microphone": () => "There is no microphone: connect one, then press the button again.",

@@ -166,17 +166,19 @@ export function python(program: string, ...args: string[]): string {
   return execFileSync(PYTHON, ["-c", program, ...args], { encoding: "utf8", cwd: REPOSITORY });
 }
 
+/** With the recording as its microphone. */
 export function launchChromium(...more: string[]): Promise<Browser> {
-  return chromium.launch({
-    executablePath: CHROMIUM,
-    args: [
-      "--no-sandbox",
-      "--use-fake-ui-for-media-stream",
-      "--use-fake-device-for-media-stream",
-      `--use-file-for-fake-audio-capture=${digitsWav()}%noloop`,
-      ...more,
-    ],
-  });
+  return launchBareChromium(
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    `--use-file-for-fake-audio-capture=${digitsWav()}%noloop`,
+    ...more,
+  );
+}
+
+/** With the microphones that the machine has. */
+export function launchBareChromium(...more: string[]): Promise<Browser> {
+  return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...more] });
 }
 
 export interface Opened {

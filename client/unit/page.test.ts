@@ -89,6 +89,7 @@ describe("troubles", () => {
   const all: Trouble[] = [
     { cause: "insecure", host: "box", port: "9998" },
     { cause: "unsupported" },
+    { cause: "incomplete" },
     { cause: "permission" },
     { cause: "no-microphone" },
     { cause: "microphone-busy" },
