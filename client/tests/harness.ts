@@ -204,6 +204,7 @@ export async function openPage(
     colorScheme: options.dark ? "dark" : "light",
   });
   const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
   const complaints: string[] = [];
   page.on("console", (message) => {
     // What a browser writes when a server does not answer is no fault of the page's.
