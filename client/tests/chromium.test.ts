@@ -46,9 +46,9 @@ test.each([
   await page.click("#open-settings");
   await page.click("summary");
   await page.waitForTimeout(700);
-  const details = await page.innerText("#details");
+  const details = await page.textContent("#details");
   expect(details).toContain(codec);
-  console.log(details.replaceAll("\n", " "));
+  console.log(details);
   expect(await page.textContent("#figures")).toBe("");
   expect(await page.textContent("#trouble")).toBe("");
   await page.click("#settings-cancel");
