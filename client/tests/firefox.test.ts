@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import puppeteer, { type Browser, type Page } from "puppeteer-core";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { digitsWav, FIREFOX } from "./harness";
+import { prepare } from "./inside";
 import { GREEDY, RealServer, spokenWords, WORDS } from "./server";
 
 let browser: Browser;
@@ -21,32 +22,6 @@ afterAll(async () => {
 afterEach(async () => {
   for (const page of (await browser.pages()).slice(1)) await page.close();
 });
-
-/** Before the page's own script: the microphone plays the recording, and what is saved can be had as text. */
-function prepare(wav: string, webCodecs: boolean): void {
-  if (!webCodecs) {
-    for (const name of ["AudioEncoder", "AudioDecoder"]) Reflect.deleteProperty(window, name);
-  }
-  navigator.mediaDevices.getUserMedia = async () => {
-    const context = new AudioContext();
-    const bytes = Uint8Array.from(atob(wav), (letter) => letter.charCodeAt(0));
-    const source = context.createBufferSource();
-    source.buffer = await context.decodeAudioData(bytes.buffer);
-    const destination = context.createMediaStreamDestination();
-    source.connect(destination);
-    source.start();
-    return destination.stream;
-  };
-  const create = URL.createObjectURL;
-  URL.createObjectURL = (content: Blob) => {
-    const reader = new FileReader();
-    reader.onload = () => {
-      (window as unknown as { saved: string }).saved = String(reader.result).replace(/^[^,]*,/, "");
-    };
-    reader.readAsDataURL(content);
-    return create(content);
-  };
-}
 
 async function open(webCodecs: boolean): Promise<{ page: Page; complaints: string[] }> {
   const page = await browser.newPage();
