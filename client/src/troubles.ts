@@ -42,7 +42,8 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
     "The microphone does not start: another program may have it to itself; close that one, then press the button again.",
   "microphone-gone": () => "The microphone is gone: connect it again or choose another one.",
   sound: ({ detail }) => `The browser's sound does not start (${detail}): reload the page to try again.`,
-  "sound-stopped": () => "The browser has stopped the sound: press “Resume” to go on.",
+  "sound-stopped": () =>
+    "The browser has stopped the sound: press “Resume” to go on, or connect a loudspeaker if there is none.",
   waiting: ({ place }) =>
     place <= 1
       ? "The server is busy with another conversation: you are next in line."
