@@ -53,7 +53,7 @@ export class Link {
   /** Sends pages, unless the network stands still: then they are dropped and it says false. */
   sendAudio(pages: Uint8Array): boolean {
     if (!this.talking || !this.#socket || this.#socket.bufferedAmount > MAX_UNSENT) return false;
-    this.#socket.send(encodeAudio(pages));
+    this.#send(encodeAudio(pages));
     return true;
   }
 
