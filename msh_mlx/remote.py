@@ -90,7 +90,7 @@ class Address:
         InputError
             It is something else.
         """
-        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
             raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
         address = cls(bare, port, secure, query=query)
