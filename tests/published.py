@@ -101,8 +101,7 @@ class Server:
         self.errors = []
         self._sockets = set()
         self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def __enter__(self):
         self._thread.start()
@@ -125,12 +124,8 @@ class Server:
 
         self._loop.call_soon_threadsafe(cut)
 
-    def _run(self):
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
     async def _serve(self):
-        self._over = asyncio.Event()
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
         app.router.add_get("/api/chat", self._chat)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
