@@ -135,6 +135,7 @@ class Server:
         self.port = runner.addresses[0][1]
         self._ready.set()
         await self._over.wait()
+        await site.stop()  # before anybody connects again
         for transport in list(self._sockets):
             transport.abort()
         await runner.cleanup()
