@@ -42,6 +42,7 @@ from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
 from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, ProtocolError, Text
+from .run import Answer
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
 
@@ -752,8 +753,8 @@ def answers(
     realtime: bool,
     notify: Callable[[str], None],
     check: Callable[[], None],
-) -> Iterator[tuple[Pcm, Pcm, str]]:
-    """Let a server hear frames `[1920]` float32 at 24 kHz; yield each with its reply and the text that came with that.
+) -> Iterator[Answer]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what it says to each.
 
     Parameters
     ----------
@@ -768,6 +769,8 @@ def answers(
     ------
     MshError
         There is no conversation with the server, or it is lost.
+    Exception
+        Whatever `frames` and `check` raise.
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
@@ -788,7 +791,7 @@ def answers(
                     heard.append(pcm)
                     feed.give(pcm)
             while heard and said:
-                yield heard.popleft(), *said.popleft()
+                yield Answer(heard.popleft(), *said.popleft())
             try:
                 event = events.get(timeout=0.1)
             except Empty:
