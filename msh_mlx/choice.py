@@ -46,19 +46,20 @@ def add_weights(add: Callable[..., object]) -> None:
     )
 
 
-def add_model(add: Callable[..., object]) -> None:
-    """Add the options that say which model."""
+def add_model(add: Callable[..., object], *, served: bool = False) -> None:
+    """Add the options that say which model; with `served` also under the names of the published servers."""
+    model, mimi, config = ["--model"], ["--mimi"], "--config"
+    if served:
+        model, mimi, config = [*model, "--moshi-weights"], [*mimi, "--mimi-weights"], "--lm-config"
     add(
         "--variant",
         metavar="NAME",
         help="a model of the catalogue ('msh-mlx models' lists them); default: the best that suits this machine",
     )
-    add("--model", metavar="FILE", help="the language model (.safetensors): a file, or hf:OWNER/NAME/FILE on the hub")
-    add(
-        "--mimi", metavar="FILE", help="the codec (.safetensors); default: the tokenizer-*.safetensors beside the model"
-    )
+    add(*model, metavar="FILE", help="the language model (.safetensors): a file, or hf:OWNER/NAME/FILE on the hub")
+    add(*mimi, metavar="FILE", help="the codec (.safetensors); default: the tokenizer-*.safetensors beside the model")
     add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
-    add_config(add)
+    add_config(add, config)
     add("--hf-repo", metavar="REPOSITORY", help="a repository on the hub that has all files of a model: OWNER/NAME")
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -172,6 +172,15 @@ def demo_folder() -> Path:
     return asset("assets/demo/config.json", "The demo model").parent
 
 
+def client_folder() -> Path | None:
+    """Find the built web page, in the installed package or where `npm run build` leaves it; None if it is not there."""
+    package = Path(__file__).parent
+    for folder in (package / "assets" / "client", package.parent / "client" / "dist"):
+        if (folder / "index.html").is_file():
+            return folder
+    return None
+
+
 def find_demo() -> ModelFiles:
     """Find the files of the demo model; raises MshError if it is not installed."""
     folder = demo_folder()

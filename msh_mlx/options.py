@@ -217,9 +217,10 @@ def add_printing(add: Callable[..., object]) -> None:
     add("--debug", action="store_true", help="show where an unexpected error came from")
 
 
-def add_config(add: Callable[..., object]) -> None:
+def add_config(add: Callable[..., object], name: str = "--config") -> None:
     add(
-        "--config",
+        name,
+        dest="config",
         metavar="FILE",
         help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
     )

@@ -399,7 +399,7 @@ class ChatParameters:
     text_topk, audio_topk
         At least 0; 0 takes all tokens.
     max_steps
-        Of 80 ms, at least 1.
+        Of 80 ms, at least 1; None: no end.
     text_seed, audio_seed
         In [0, 2^64); None: a new one every time.
     pad_mult
@@ -416,7 +416,7 @@ class ChatParameters:
     text_topk: int = 250
     audio_temperature: float = 0.8
     audio_topk: int = 250
-    max_steps: int = 4500
+    max_steps: int | None = 4500
     text_seed: int | None = None
     audio_seed: int | None = None
     pad_mult: float | None = None

@@ -75,12 +75,12 @@ class SharedModel:
         """
         return self._thread.submit(self._make, text_sampler, audio_sampler, seed, tokens).result()
 
-    def _make(
-        self, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None
-    ) -> Session:
+    def _make(self, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None) -> Session:
         assert self._parts
         samplers = {"text_sampler": text_sampler, "audio_sampler": audio_sampler}
-        session = _TakesTurns(self._parts, self._take_turn, self._note, tokens, kv_bits=self._kv_bits, seed=seed, **samplers)
+        session = _TakesTurns(
+            self._parts, self._take_turn, self._note, tokens, kv_bits=self._kv_bits, seed=seed, **samplers
+        )
         Session.reset_model(session)
         return session
 

@@ -1,0 +1,119 @@
+"""A client of the server for tests: sends a recording, collects what comes back."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+
+from msh_mlx import protocol
+from msh_mlx.opus import OpusDecoder, OpusEncoder
+
+FRAME = 1920
+
+
+@dataclass
+class Heard:
+    """What came from the server, in its order; `raw` are the audio and text messages as they came."""
+
+    messages: list = field(default_factory=list)
+    raw: list = field(default_factory=list)
+    pcm: list = field(default_factory=list)
+    code: int | None = None
+
+    def of(self, kind):
+        return [message for message in self.messages if isinstance(message, kind)]
+
+    @property
+    def text(self):
+        return "".join(message.text for message in self.of(protocol.Text))
+
+    @property
+    def sound(self):
+        return np.concatenate(self.pcm) if self.pcm else np.zeros(0, np.float32)
+
+    @property
+    def metadata(self):
+        return [message.values for message in self.of(protocol.MetaData)]
+
+    @property
+    def error(self):
+        return "".join(message.text for message in self.of(protocol.Error))
+
+
+class Talker:
+    """One connection; `async with Talker(url, **parameters) as talker`."""
+
+    def __init__(self, url, headers=None, ssl=None, **parameters):
+        self.heard = Heard()
+        self._url = f"{url}/api/chat"
+        self._options = {"headers": headers, "params": {k: str(v) for k, v in parameters.items()}, "ssl": ssl}
+        self._decoder = OpusDecoder()
+
+    async def __aenter__(self):
+        self._http = aiohttp.ClientSession()
+        options = {key: value for key, value in self._options.items() if value is not None}
+        try:
+            self.ws = await self._http.ws_connect(self._url, max_msg_size=0, **options)
+        except BaseException:
+            await self._http.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_):
+        await self.ws.close()
+        await self._http.close()
+
+    async def receive(self, timeout=10.0):
+        """Wait for a message and keep it; None when the connection is closed."""
+        message = await self.ws.receive(timeout)
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING), (
+                message
+            )
+            self.heard.code = self.ws.close_code
+            return None
+        read = protocol.decode(message.data)
+        self.heard.messages.append(read)
+        if isinstance(read, protocol.Audio):
+            self.heard.pcm.append(self._decoder.decode(read.data))
+        if isinstance(read, protocol.Audio | protocol.Text):
+            self.heard.raw.append(message.data)
+        return read
+
+    async def until(self, kind, timeout=10.0):
+        """Receive until there is a message of a type, and return it; None if the connection is closed before."""
+        while True:
+            message = await self.receive(timeout)
+            if message is None or isinstance(message, kind):
+                return message
+
+    async def send(self, message):
+        await self.ws.send_bytes(protocol.encode(message))
+
+    async def say(self, pcm, pause=0.0):
+        """Send sound, frame by frame."""
+        encoder = OpusEncoder()
+        for start in range(0, len(pcm) - FRAME + 1, FRAME):
+            await self.send(protocol.Audio(encoder.encode(pcm[start : start + FRAME])))
+            if pause:
+                await asyncio.sleep(pause)
+
+    async def converse(self, pcm, pause=0.0):
+        """Wait for the handshake, send sound, and receive until as much has come back."""
+        await self.until(protocol.Handshake)
+        first = len(self.heard.pcm)
+        sending = asyncio.ensure_future(self.say(pcm, pause))
+        try:
+            while sum(map(len, self.heard.pcm[first:])) < len(pcm) // FRAME * FRAME:
+                if await self.receive() is None:
+                    break
+        finally:
+            sending.cancel()
+        return self.heard
+
+
+async def talk(url, pcm, pause=0.0, **parameters):
+    """Hold one conversation and return what was heard."""
+    async with Talker(url, **parameters) as talker:
+        return await talker.converse(pcm, pause)
