@@ -152,8 +152,6 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     check_outputs(
         [path for path in (reply, transcript) if path], [0 if args.input == STDIN else Path(args.input).expanduser()]
     )
-    # A name may be being looked up, which nothing can interrupt.
-    signals.end_process = True
     with display(args) as shown, open_recording(args.input) as recording:
 
         def listener(event: Event) -> None:
