@@ -14,7 +14,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from .errors import MshError
 from .events import Event, Failed, Pcm, Ready, Said, Spoke
@@ -212,12 +212,17 @@ class Connection:
         """Put messages behind those that wait to be sent."""
         self._send([encode(message) for message in messages])
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait for the client, not counting the system's own buffer."""
+        return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
+
     def _send(self, datas: list[bytes]) -> None:
         self._out.extend(datas)
         self._unsent += sum(map(len, datas))
         self._last_sent = monotonic()
         self._more.set()
-        if self._unsent > self._limits.unsent:
+        if self.unsent > self._limits.unsent:
             self.end(
                 End("unsent", "The connection is too slow: what Moshi says was not read.", WSCloseCode.TRY_AGAIN_LATER)
             )
@@ -302,7 +307,7 @@ class Connection:
                 await self._until_there_is_room()
             message = await self._ws.receive()
             if message.type is WSMsgType.ERROR:
-                raise End("message_size", None, WSCloseCode.MESSAGE_TOO_BIG)
+                raise _broken(message.data)
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 return
             self._meter()
@@ -310,7 +315,7 @@ class Connection:
                 self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
-        while self._source.backlog() > _AHEAD or self._unsent > self._limits.unsent // 2:
+        while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
             await asyncio.sleep(0.01)
 
     def _meter(self) -> None:
@@ -416,3 +421,11 @@ class Connection:
     def _failed(self, failure: Failed) -> None:
         self._fail(failure)
         self.end(End("failed", "The model failed; the conversation is over.", WSCloseCode.INTERNAL_ERROR))
+
+
+def _broken(error: object) -> End:
+    """Tell what ended a websocket from below: its rules, or a connection that gives no sign of life."""
+    if not isinstance(error, WebSocketError):
+        return End("lost")
+    too_big = error.code == WSCloseCode.MESSAGE_TOO_BIG
+    return End("message_size" if too_big else "protocol", str(error), WSCloseCode(error.code))

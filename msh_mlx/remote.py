@@ -41,7 +41,8 @@ from .events import (
 from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
-from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, ProtocolError, Text
+from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, ProtocolError, Text
+from .run import Answer
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
 
@@ -55,6 +56,7 @@ _SILENT = 10.0  # seconds in which a server that hears something sends nothing: 
 _ANSWER = 3.0  # seconds for a new conversation to begin on the same connection; published servers do not do that
 _PATIENT = 5.0  # seconds without a beginning that are worth a word
 _PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; the last one stays
+_IDLE = 10.0  # seconds without sound after which we say that we are still here: servers let go of who says nothing
 _CLOSE = 0.2  # seconds to say goodbye
 _POLL = 0.005  # seconds between two looks for sound
 _PINGED = 2  # frames between two pings
@@ -90,7 +92,7 @@ class Address:
         InputError
             It is something else.
         """
-        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
             raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
         address = cls(bare, port, secure, query=query)
@@ -188,8 +190,10 @@ class _Talk:
     sent: int = 0  # frames
     received: int = 0  # frames
     sent_at: float = 0.0  # when a frame last was
+    pinged_at: float = field(default_factory=perf_counter)  # when we last said that we are still here
     text_at: int = 0  # in which frame text came last
-    given_up: int = 0  # frames of ours, by the server
+    given_up: int = 0  # frames of ours in this conversation, by the server
+    told_given_up: int = 0  # frames, on this connection
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     words: Words = field(default_factory=Words)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
@@ -483,6 +487,9 @@ class Remote:
                 if self._may_send():
                     pcm = self._source.read(FRAME_SIZE, 0.0)
             if pcm is None:
+                if talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
+                    talk.pinged_at = perf_counter()
+                    await connection.send_bytes(protocol.encode(Ping()))
                 await asyncio.sleep(_POLL)
                 continue
             begin = perf_counter()
@@ -631,9 +638,11 @@ class Remote:
             self._steps.tell(p50 / 1000, p95 / 1000)
         if dropped is not None and talk.listening:
             frames = round(dropped / _FRAME)
-            new = frames - talk.given_up
-            talk.given_up = frames
-            for _ in range(min(max(new, 0), len(talk.heard))):
+            # It may count by conversation, or by connection.
+            new = frames - talk.told_given_up if frames >= talk.told_given_up else frames
+            talk.told_given_up = frames
+            talk.given_up += new
+            for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
             self._dropped(new * _FRAME)
 
@@ -752,8 +761,8 @@ def answers(
     realtime: bool,
     notify: Callable[[str], None],
     check: Callable[[], None],
-) -> Iterator[tuple[Pcm, Pcm, str]]:
-    """Let a server hear frames `[1920]` float32 at 24 kHz; yield each with its reply and the text that came with that.
+) -> Iterator[Answer]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what it says to each.
 
     Parameters
     ----------
@@ -768,6 +777,8 @@ def answers(
     ------
     MshError
         There is no conversation with the server, or it is lost.
+    Exception
+        Whatever `frames` and `check` raise.
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
@@ -788,7 +799,7 @@ def answers(
                     heard.append(pcm)
                     feed.give(pcm)
             while heard and said:
-                yield heard.popleft(), *said.popleft()
+                yield Answer(heard.popleft(), *said.popleft())
             try:
                 event = events.get(timeout=0.1)
             except Empty:

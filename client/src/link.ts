@@ -1,0 +1,205 @@
+// The connection: opened, watched, opened again.
+
+import { type Control, decode, encodeAudio, encodeControl, encodePing, plainAddress } from "./protocol";
+import { refusal, type Trouble } from "./troubles";
+
+/** Seconds between the attempts to connect; the last one repeats. */
+export const BACKOFF = [0.5, 1, 2, 4, 8] as const;
+/** Nothing at all for so long in a conversation means that the server is gone. */
+export const SILENCE_MS = 10_000;
+const PING_MS = 5000;
+// How long a server may take to open a connection, to answer a plain request, and to begin anew when asked to.
+const CONNECT_MS = 10_000;
+const ASK_MS = 5000;
+const RESTART_MS = 3000;
+// So much unsent, a second of sound, means that the network stands still; older sound helps nobody.
+const MAX_UNSENT = 6000;
+
+export interface LinkEvents {
+  /** The server has fresh state and listens; `again` unless it is the first time. */
+  onHandshake(again: boolean): void;
+  onAudio(data: Uint8Array): void;
+  onText(text: string): void;
+  onMetadata(values: Record<string, unknown>): void;
+  /** Not connected any more, but trying. */
+  onDown(trouble: Trouble): void;
+  /** It is over, and nothing is tried any more. */
+  onOver(trouble: Trouble): void;
+}
+
+export class Link {
+  #socket: WebSocket | null = null;
+  #greeted = false; // this connection has had a handshake
+  #talking = false; // and since then no restart was asked for
+  #handshakes = 0;
+  #failures = 0;
+  #paused = false;
+  #closed = false;
+  #retry: ReturnType<typeof setTimeout> | undefined;
+  #timeout: ReturnType<typeof setTimeout> | undefined; // of the connecting, the silence, or the restart
+  #ping: ReturnType<typeof setInterval> | undefined;
+
+  constructor(
+    private readonly address: () => URL,
+    private readonly events: LinkEvents,
+  ) {
+    this.#connect();
+  }
+
+  get talking(): boolean {
+    return this.#talking && !this.#paused;
+  }
+
+  /** Sends pages, unless the network stands still: then they are dropped and it says false. */
+  sendAudio(pages: Uint8Array): boolean {
+    if (!this.talking || !this.#socket || this.#socket.bufferedAmount > MAX_UNSENT) return false;
+    this.#socket.send(encodeAudio(pages));
+    return true;
+  }
+
+  /** Asks for a new conversation: the answer is another handshake. */
+  restart(): void {
+    if (!this.#talking) return;
+    this.#talking = false;
+    this.#control("restart");
+    // Published servers ignore the wish.
+    this.#expect(RESTART_MS, () => this.reconnect());
+  }
+
+  /** No sound will come for a while, or it comes again. */
+  pause(paused: boolean): void {
+    if (paused === this.#paused) return;
+    this.#paused = paused;
+    clearInterval(this.#ping);
+    if (paused) this.#ping = setInterval(() => this.#send(encodePing()), PING_MS);
+    if (this.#talking) this.#control(paused ? "pause" : "start");
+    this.#watch();
+  }
+
+  /** Connects anew, for instance with other parameters. */
+  reconnect(): void {
+    this.#drop();
+    this.#failures = 0;
+    this.#connect();
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#drop();
+    clearInterval(this.#ping);
+  }
+
+  #control(control: Control): void {
+    this.#send(encodeControl(control));
+  }
+
+  #send(message: Uint8Array<ArrayBuffer>): void {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(message);
+  }
+
+  #drop(): void {
+    clearTimeout(this.#retry);
+    clearTimeout(this.#timeout);
+    this.#greeted = false;
+    this.#talking = false;
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close();
+  }
+
+  #connect(): void {
+    const address = this.address();
+    const socket = new WebSocket(address);
+    socket.binaryType = "arraybuffer";
+    this.#socket = socket;
+    let opened = false;
+    let said: string | null = null;
+    this.#expect(CONNECT_MS, () => {
+      this.#drop();
+      void this.#ask(address);
+    });
+    socket.onopen = () => {
+      opened = true;
+      // In line, published servers say nothing for as long as it takes.
+      clearTimeout(this.#timeout);
+    };
+    socket.onmessage = ({ data }: MessageEvent<unknown>) => {
+      if (socket !== this.#socket || !(data instanceof ArrayBuffer)) return;
+      const message = decode(new Uint8Array(data));
+      this.#watch();
+      switch (message?.type) {
+        case "handshake": {
+          const again = this.#handshakes++ > 0;
+          this.#greeted = true;
+          this.#talking = true;
+          this.#failures = 0;
+          this.#watch();
+          this.events.onHandshake(again);
+          if (this.#paused) this.#control("pause");
+          break;
+        }
+        case "audio":
+          if (this.#talking) this.events.onAudio(message.data);
+          break;
+        case "text":
+          if (this.#talking) this.events.onText(message.text);
+          break;
+        case "metadata":
+          this.events.onMetadata(message.values);
+          break;
+        case "error":
+          said = message.text;
+          break;
+      }
+    };
+    socket.onclose = ({ code }) => {
+      if (socket !== this.#socket) return;
+      const talked = this.#talking;
+      this.#drop();
+      // 1001 and 1012: the server goes away, perhaps to come back; whatever else follows an error is meant.
+      const goesAway = code === 1001 || code === 1012;
+      if (said !== null && !goesAway) this.events.onOver({ cause: "server", detail: said });
+      else if (code === 1000 && talked) this.events.onOver({ cause: "ended" });
+      else if (opened) this.#again("lost");
+      else void this.#ask(address);
+    };
+  }
+
+  /** A websocket does not tell why it did not open: a plain request does. */
+  async #ask(address: URL): Promise<void> {
+    let trouble: Trouble | null = null;
+    try {
+      const answer = await fetch(plainAddress(address), { cache: "no-store", signal: AbortSignal.timeout(ASK_MS) });
+      trouble = answer.ok ? null : refusal(answer.status, await answer.text());
+    } catch {
+      // It does not answer, or may not be asked from here.
+    }
+    if (this.#closed || this.#socket) return;
+    if (trouble) this.events.onOver(trouble);
+    else this.#again(this.#handshakes > 0 ? "lost" : "unreachable");
+  }
+
+  #again(cause: "lost" | "unreachable" | "silent"): void {
+    const seconds = BACKOFF[Math.min(this.#failures++, BACKOFF.length - 1)] as number;
+    this.events.onDown({ cause, seconds });
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.#connect(), seconds * 1000);
+  }
+
+  #watch(): void {
+    if (this.#greeted && !this.#talking) return; // a restart has its own time
+    if (!this.#greeted || this.#paused) {
+      clearTimeout(this.#timeout);
+      return;
+    }
+    this.#expect(SILENCE_MS, () => {
+      this.#drop();
+      this.#again("silent");
+    });
+  }
+
+  #expect(milliseconds: number, otherwise: () => void): void {
+    clearTimeout(this.#timeout);
+    this.#timeout = setTimeout(otherwise, milliseconds);
+  }
+}

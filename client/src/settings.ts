@@ -1,0 +1,86 @@
+// What the user may set for the model. An empty field leaves it to the server.
+
+export interface Field {
+  name: string;
+  label: string;
+  whole: boolean;
+  least: number;
+  most: number;
+  /** The value that the metadata tells is the one in use. */
+  shown: boolean;
+}
+
+// Larger seeds would not survive JavaScript's numbers.
+const SEED = Number.MAX_SAFE_INTEGER;
+
+export const FIELDS: readonly Field[] = [
+  { name: "text_temperature", label: "Text temperature", whole: false, least: 0, most: 5, shown: true },
+  { name: "text_topk", label: "Text top-k", whole: true, least: 0, most: 100_000, shown: true },
+  { name: "audio_temperature", label: "Voice temperature", whole: false, least: 0, most: 5, shown: true },
+  { name: "audio_topk", label: "Voice top-k", whole: true, least: 0, most: 100_000, shown: true },
+  { name: "text_seed", label: "Text seed", whole: true, least: 0, most: SEED, shown: false },
+  { name: "audio_seed", label: "Voice seed", whole: true, least: 0, most: SEED, shown: false },
+  { name: "repetition_penalty", label: "Repetition penalty", whole: false, least: 0.01, most: 10, shown: true },
+  {
+    name: "repetition_penalty_context",
+    label: "Penalty over how many tokens",
+    whole: true,
+    least: 0,
+    most: 10_000,
+    shown: true,
+  },
+  { name: "pad_mult", label: "Bonus for silence", whole: false, least: -100, most: 100, shown: true },
+];
+
+// Of the page's own address, handed on as they are.
+const HANDED_ON = ["max_steps", "email"];
+
+export type Settings = Record<string, string>;
+
+/** Whether a field may hold this text. */
+export function isValid(field: Field, text: string): boolean {
+  if (text === "") return true;
+  const value = Number(text);
+  return (
+    text.trim() !== "" &&
+    Number.isFinite(value) &&
+    value >= field.least &&
+    value <= field.most &&
+    (!field.whole || Number.isInteger(value))
+  );
+}
+
+/** Stored settings under those of the page's address; what is not valid is left out. */
+export function readSettings(stored: string | null, page: URLSearchParams): Settings {
+  const settings: Settings = {};
+  const kept = parse(stored);
+  for (const field of FIELDS) {
+    for (const text of [page.get(field.name), kept[field.name]]) {
+      if (typeof text === "string" && text !== "" && isValid(field, text)) {
+        settings[field.name] = text;
+        break;
+      }
+    }
+  }
+  return settings;
+}
+
+function parse(stored: string | null): Record<string, unknown> {
+  try {
+    const values: unknown = JSON.parse(stored ?? "{}");
+    return typeof values === "object" && values !== null ? (values as Record<string, unknown>) : {};
+  } catch {
+    return {};
+  }
+}
+
+/** The parameters of a conversation's address. */
+export function parameters(settings: Settings, page: URLSearchParams, token: string | null): Record<string, string> {
+  const values = { ...settings };
+  for (const name of HANDED_ON) {
+    const text = page.get(name);
+    if (text) values[name] = text;
+  }
+  if (token !== null) values.worker_auth_id = token;
+  return values;
+}

@@ -1,0 +1,101 @@
+// Every trouble has its sentence, which says what to do. This is the only place where they stand.
+
+export type Trouble =
+  | { cause: "insecure"; host: string; port: string }
+  | { cause: "unsupported" }
+  | { cause: "incomplete" }
+  | { cause: "permission" }
+  | { cause: "no-microphone" }
+  | { cause: "microphone-busy" }
+  | { cause: "microphone-gone" }
+  | { cause: "sound"; detail: string }
+  | { cause: "sound-stopped" }
+  | { cause: "waiting"; place: number }
+  | { cause: "token" }
+  | { cause: "refused"; detail: string }
+  | { cause: "unreachable"; seconds: number }
+  | { cause: "lost"; seconds: number }
+  | { cause: "silent"; seconds: number }
+  | { cause: "renewed" }
+  | { cause: "server"; detail: string }
+  | { cause: "ended" }
+  | { cause: "slow" }
+  | { cause: "full"; hours: number };
+
+/** A notice only informs; what is no notice keeps the conversation from going on. */
+const NOTICES: ReadonlySet<Trouble["cause"]> = new Set(["waiting", "renewed", "slow", "full", "ended"]);
+
+export function isNotice(trouble: Trouble): boolean {
+  return NOTICES.has(trouble.cause);
+}
+
+const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cause: Cause }>) => string } = {
+  insecure: ({ host, port }) =>
+    `The browser gives the microphone to secure pages only: start the server with --ssl DIR and open https://${host}${port ? `:${port}` : ""}/ instead.`,
+  unsupported: () => "This browser is too old for a conversation: it has no AudioWorklet or no WebAssembly.",
+  incomplete: () => "A part of the page did not load: is the server running? Reload the page to try again.",
+  permission: () =>
+    "The page may not use the microphone: allow it in the browser's settings for this page, then press the button again.",
+  "no-microphone": () => "There is no microphone: connect one, then press the button again.",
+  "microphone-busy": () =>
+    "The microphone does not start: another program may have it to itself; close that one, then press the button again.",
+  "microphone-gone": () => "The microphone is gone: connect it again or choose another one.",
+  sound: ({ detail }) => `The browser's sound does not start (${detail}): reload the page to try again.`,
+  "sound-stopped": () => "The browser has stopped the sound: press “Resume” to go on.",
+  waiting: ({ place }) =>
+    place <= 1
+      ? "The server is busy with another conversation: you are next in line."
+      : `The server is busy with another conversation: you are number ${place} in line.`,
+  token: () => "The server wants its token: enter the one that it printed when it started.",
+  refused: ({ detail }) => sentence(detail, "The server does not accept the conversation."),
+  unreachable: ({ seconds }) => `The server does not answer: is it running? ${again(seconds)}`,
+  lost: ({ seconds }) => `The connection was lost. ${again(seconds)}`,
+  silent: ({ seconds }) => `Nothing has come from the server for 10 seconds. ${again(seconds)}`,
+  renewed: () => "Connected again: the conversation is new, and Moshi remembers nothing of the one before.",
+  server: ({ detail }) => sentence(detail, "The server ended the conversation because of an error."),
+  ended: () => "The conversation has reached its end; press the button for another one.",
+  slow: () =>
+    "The server is too slow for this model, so parts of the sound get lost: choose a smaller model or a faster machine.",
+  full: ({ hours }) => `The recording has reached ${hours} hours and goes on no longer; the conversation does.`,
+};
+
+export function explain(trouble: Trouble): string {
+  const write = SENTENCES[trouble.cause] as (trouble: Trouble) => string;
+  return write(trouble);
+}
+
+function again(seconds: number): string {
+  return seconds < 1 ? "Connecting again…" : `Connecting again in ${Math.round(seconds)} s…`;
+}
+
+/** What a server says, as a sentence; of a proxy's page of HTML nothing can be shown. */
+function sentence(detail: string, otherwise: string): string {
+  const text = detail.trim();
+  if (text === "" || text.length > 500 || text.startsWith("<")) return otherwise;
+  return /[.!?…]$/.test(text) ? text : `${text}.`;
+}
+
+/** Why there is no microphone, from what getUserMedia threw. */
+export function microphoneTrouble(error: unknown): Trouble {
+  const name = error instanceof Error || error instanceof DOMException ? error.name : "";
+  switch (name) {
+    case "NotAllowedError":
+    case "SecurityError":
+      return { cause: "permission" };
+    case "NotFoundError":
+    case "OverconstrainedError":
+      return { cause: "no-microphone" };
+    case "NotReadableError":
+    case "AbortError":
+      return { cause: "microphone-busy" };
+    default:
+      return { cause: "sound", detail: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** Why a websocket did not open, from the answer to a plain request of the same address; null: it would open now. */
+export function refusal(status: number, body: string): Trouble | null {
+  if (status === 401) return { cause: "token" };
+  if (status === 426 || status === 101 || status === 502 || status === 504) return null;
+  return { cause: "refused", detail: body };
+}

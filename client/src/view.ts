@@ -1,0 +1,135 @@
+// The elements of the page and what is written into them; no decisions.
+
+import { clock } from "./transcript";
+
+function find<E extends HTMLElement>(id: string): E {
+  return document.getElementById(id) as E;
+}
+
+export const elements = {
+  talk: find<HTMLButtonElement>("talk"),
+  mute: find<HTMLButtonElement>("mute"),
+  restart: find<HTMLButtonElement>("restart"),
+  volume: find<HTMLInputElement>("volume"),
+  saveSound: find<HTMLButtonElement>("save-sound"),
+  saveText: find<HTMLButtonElement>("save-text"),
+  saveJson: find<HTMLButtonElement>("save-json"),
+  token: find<HTMLFormElement>("token"),
+  tokenValue: find<HTMLInputElement>("token-value"),
+  openSettings: find<HTMLButtonElement>("open-settings"),
+  settings: find<HTMLDialogElement>("settings"),
+  settingsForm: find<HTMLFormElement>("settings-form"),
+  settingsReset: find<HTMLButtonElement>("settings-reset"),
+  settingsCancel: find<HTMLButtonElement>("settings-cancel"),
+  microphone: find<HTMLSelectElement>("microphone"),
+  fields: find<HTMLDivElement>("fields"),
+};
+
+const talkLabel = find("talk-label");
+const status = find("status");
+const trouble = find("trouble");
+const figures = find("figures");
+const transcript = find("transcript");
+const settingsError = find("settings-error");
+const details = find("details");
+
+/** "busy" and "talking": the button ends it. */
+export function showPhase(phase: "idle" | "busy" | "talking" | "stopped", label: string, sentence: string): void {
+  document.body.dataset.phase = phase;
+  talkLabel.textContent = label;
+  setText(status, sentence);
+}
+
+export function showTrouble(sentence: string, notice: boolean): void {
+  trouble.classList.toggle("notice", notice);
+  setText(trouble, sentence);
+}
+
+export function showFigures(text: string): void {
+  setText(figures, text);
+}
+
+export function showSettingsError(sentence: string): void {
+  setText(settingsError, sentence);
+}
+
+// Writing the same again would make a screen reader say it again.
+function setText(element: HTMLElement, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export function clearTranscript(): void {
+  transcript.replaceChildren();
+}
+
+export function addText(text: string, seconds: number, beginsLine: boolean): void {
+  follow(() => {
+    const last = transcript.lastElementChild?.querySelector("span");
+    if (!beginsLine && last) {
+      last.append(text);
+      return;
+    }
+    const line = document.createElement("p");
+    const time = document.createElement("time");
+    time.textContent = clock(seconds);
+    const words = document.createElement("span");
+    words.textContent = text.trimStart();
+    line.append(time, words);
+    transcript.append(line);
+  });
+}
+
+export function addRenewed(): void {
+  follow(() => {
+    const line = document.createElement("p");
+    line.className = "renewed";
+    line.textContent = "A new conversation";
+    transcript.append(line);
+  });
+}
+
+/** Keeps the end in sight, unless the user has scrolled back. */
+function follow(change: () => void): void {
+  const atEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 40;
+  change();
+  if (atEnd) transcript.scrollTop = transcript.scrollHeight;
+}
+
+const meters = { you: find("meter-you"), moshi: find("meter-moshi") };
+
+export function showLevels(levels: { you: number; moshi: number }, tell: boolean): void {
+  for (const name of ["you", "moshi"] as const) {
+    const meter = meters[name];
+    meter.style.setProperty("--level", levels[name].toFixed(3));
+    if (tell) meter.setAttribute("aria-valuenow", String(Math.round(levels[name] * 100)));
+  }
+}
+
+export function showDetails(rows: [name: string, value: string][]): void {
+  details.replaceChildren(
+    ...rows.flatMap(([name, value]) => {
+      const term = document.createElement("dt");
+      term.textContent = name;
+      const description = document.createElement("dd");
+      description.textContent = value;
+      return [term, description];
+    }),
+  );
+}
+
+export function showMicrophones(devices: MediaDeviceInfo[], chosen: string): void {
+  const options = devices
+    .filter(({ deviceId }) => deviceId !== "default" && deviceId !== "")
+    .map(({ deviceId, label }) => new Option(label, deviceId));
+  elements.microphone.replaceChildren(new Option("The system’s choice", ""), ...options);
+  elements.microphone.value = options.some(({ value }) => value === chosen) ? chosen : "";
+}
+
+export function download(content: Blob, name: string): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(content);
+  link.download = name;
+  link.click();
+  // The browser has taken it by then, also where it asks for a place first.
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}

@@ -1,0 +1,13 @@
+import type { CushionState } from "../cushion";
+
+export const PROCESSOR = "conversation";
+
+/** To the worklet: samples to play, at the device's rate, or null: forget what is queued. */
+export type ToWorklet = Float32Array<ArrayBuffer> | null;
+
+/** From the worklet: as many samples of the microphone and of what was played at the same time. */
+export interface FromWorklet {
+  heard: Float32Array<ArrayBuffer>;
+  played: Float32Array<ArrayBuffer>;
+  cushion: CushionState;
+}

@@ -1,0 +1,196 @@
+import { describe, expect, test } from "vitest";
+import { Figures, level } from "../src/figures";
+import { FIELDS, isValid, parameters, readSettings } from "../src/settings";
+import { Transcript } from "../src/transcript";
+import { explain, isNotice, microphoneTrouble, refusal, type Trouble } from "../src/troubles";
+import { Recording, toInt16, wavHeader } from "../src/wav";
+
+describe("the recording", () => {
+  test("has both voices, the user's on the left", async () => {
+    const recording = new Recording(100, 1000);
+    // Longer than one of its pieces.
+    recording.append(new Float32Array(4000).fill(0.5), new Float32Array(4000).fill(-1));
+    recording.append(Float32Array.of(0, 2), Float32Array.of(1, -2));
+    const bytes = Buffer.from(await recording.toWav().arrayBuffer());
+    expect(bytes.length).toBe(44 + 4 * 4002);
+    expect(bytes.subarray(0, 44)).toEqual(Buffer.from(wavHeader(4002, 100)));
+    expect([bytes.toString("latin1", 0, 4), bytes.readUInt32LE(4), bytes.toString("latin1", 8, 16)]).toEqual([
+      "RIFF",
+      bytes.length - 8,
+      "WAVEfmt ",
+    ]);
+    expect([bytes.readUInt16LE(20), bytes.readUInt16LE(22), bytes.readUInt32LE(24)]).toEqual([1, 2, 100]);
+    expect([bytes.readUInt32LE(28), bytes.readUInt16LE(32), bytes.readUInt16LE(34)]).toEqual([400, 4, 16]);
+    expect([bytes.readInt16LE(44), bytes.readInt16LE(46)]).toEqual([toInt16(0.5), -32767]);
+    expect([bytes.readInt16LE(44 + 4 * 3999), bytes.readInt16LE(44 + 4 * 3999 + 2)]).toEqual([toInt16(0.5), -32767]);
+    expect([0, 2, 4, 6].map((offset) => bytes.readInt16LE(44 + 16_000 + offset))).toEqual([0, 32767, 32767, -32767]);
+  });
+
+  test("ends at its limit", async () => {
+    const recording = new Recording(100, 2);
+    recording.append(new Float32Array(150), new Float32Array(150));
+    expect([recording.seconds, recording.full]).toEqual([1.5, false]);
+    recording.append(new Float32Array(150), new Float32Array(150));
+    recording.append(new Float32Array(150), new Float32Array(150));
+    expect([recording.seconds, recording.full]).toEqual([2, true]);
+    expect(recording.toWav().size).toBe(44 + 800);
+  });
+});
+
+describe("the transcript", () => {
+  test("makes lines at pauses and at new conversations", () => {
+    const transcript = new Transcript();
+    expect(transcript.beginsLine(1)).toBe(true);
+    transcript.add(1, " four");
+    transcript.add(1.5, " one");
+    expect(transcript.beginsLine(2)).toBe(false);
+    transcript.add(65, " three");
+    transcript.renew(66);
+    transcript.add(66.1, " eight");
+    expect(transcript.toText()).toBe("0:01  four one\n1:05  three\n1:06  — a new conversation —\n1:06  eight\n");
+  });
+});
+
+describe("settings", () => {
+  const page = new URLSearchParams("text_temperature=0&audio_topk=x&max_steps=10&email=");
+
+  test("of the address come before stored ones, and wrong ones count for nothing", () => {
+    const stored = '{"text_temperature":"0.5","audio_topk":"7","text_seed":"1.5","unknown":"1"}';
+    expect(readSettings(stored, page)).toEqual({ text_temperature: "0", audio_topk: "7" });
+    expect(readSettings("no JSON", new URLSearchParams())).toEqual({});
+    expect(readSettings("null", new URLSearchParams())).toEqual({});
+  });
+
+  test("become parameters, with what is only handed on", () => {
+    expect(parameters({ text_seed: "3" }, page, "secret")).toEqual({
+      text_seed: "3",
+      max_steps: "10",
+      worker_auth_id: "secret",
+    });
+    expect(parameters({}, new URLSearchParams(), null)).toEqual({});
+  });
+
+  test("are checked", () => {
+    const [temperature, topk] = FIELDS as [(typeof FIELDS)[0], (typeof FIELDS)[0]];
+    expect(["", "0", "0.7", "-1", "a", " ", "9"].map((text) => isValid(temperature, text))).toEqual([
+      true,
+      true,
+      true,
+      false,
+      false,
+      false,
+      false,
+    ]);
+    expect(["250", "2.5"].map((text) => isValid(topk, text))).toEqual([true, false]);
+  });
+});
+
+describe("troubles", () => {
+  const all: Trouble[] = [
+    { cause: "insecure", host: "box", port: "9998" },
+    { cause: "unsupported" },
+    { cause: "incomplete" },
+    { cause: "permission" },
+    { cause: "no-microphone" },
+    { cause: "microphone-busy" },
+    { cause: "microphone-gone" },
+    { cause: "sound", detail: "x" },
+    { cause: "sound-stopped" },
+    { cause: "waiting", place: 3 },
+    { cause: "token" },
+    { cause: "refused", detail: "" },
+    { cause: "unreachable", seconds: 2 },
+    { cause: "lost", seconds: 0.5 },
+    { cause: "silent", seconds: 8 },
+    { cause: "renewed" },
+    { cause: "server", detail: "<html>" },
+    { cause: "ended" },
+    { cause: "slow" },
+    { cause: "full", hours: 2 },
+  ];
+
+  test.each(all)("$cause has its own whole sentence", (trouble) => {
+    const sentence = explain(trouble);
+    expect(sentence).toMatch(/^[A-Z].*[.…]$/);
+    expect(sentence).not.toMatch(/undefined|NaN|<|\n/);
+    expect(all.filter((other) => explain(other) === sentence)).toEqual([trouble]);
+  });
+
+  test("say what is to be known", () => {
+    expect(explain({ cause: "insecure", host: "box", port: "9998" })).toContain("--ssl DIR and open https://box:9998/");
+    expect(explain({ cause: "insecure", host: "box", port: "" })).toContain("https://box/");
+    expect(explain({ cause: "waiting", place: 1 })).toContain("next in line");
+    expect(explain({ cause: "waiting", place: 3 })).toContain("number 3");
+    expect(explain({ cause: "server", detail: "Too many steps" })).toBe("Too many steps.");
+    expect(isNotice({ cause: "waiting", place: 1 })).toBe(true);
+    expect(isNotice({ cause: "permission" })).toBe(false);
+  });
+
+  test.each([
+    ["NotAllowedError", "permission"],
+    ["NotFoundError", "no-microphone"],
+    ["OverconstrainedError", "no-microphone"],
+    ["NotReadableError", "microphone-busy"],
+    ["TypeError", "sound"],
+  ])("%s of the microphone", (name, cause) => {
+    expect(microphoneTrouble(new DOMException("message", name)).cause).toBe(cause);
+  });
+
+  test("answers to the plain request", () => {
+    expect(refusal(401, "No.")).toEqual({ cause: "token" });
+    expect(refusal(403, "The page comes from elsewhere.")).toEqual({
+      cause: "refused",
+      detail: "The page comes from elsewhere.",
+    });
+    expect(refusal(426, "")).toBeNull();
+    expect(refusal(502, "")).toBeNull();
+  });
+});
+
+describe("figures", () => {
+  const report = (step: number, dropped = 0) => ({ step_p50_ms: step, step_p95_ms: step + 10, dropped_s: dropped });
+
+  test("the delay is what is out and what is queued, without what was dropped", () => {
+    const figures = new Figures();
+    figures.sent = 10;
+    figures.received = 9;
+    expect(figures.delay(0.2)).toBeCloseTo(1.2);
+    figures.update(report(30, 0.6));
+    expect(figures.delay(0.2)).toBeCloseTo(0.6);
+  });
+
+  test("a server is too slow after three reports, and fast enough after three others", () => {
+    const figures = new Figures();
+    const seen = [30, 90, 90, 30, 90, 90, 90, 30, 30, 30].map((step) => {
+      figures.update(report(step));
+      return figures.slow;
+    });
+    expect(seen).toEqual([false, false, false, false, false, false, true, true, true, false]);
+  });
+
+  test("losses with steps at the limit count as too slow, too", () => {
+    const figures = new Figures();
+    for (const dropped of [0.1, 0.2, 0.3]) figures.update(report(75, dropped));
+    expect(figures.slow).toBe(true);
+  });
+
+  test("shows delay and losses only when they matter", () => {
+    const figures = new Figures();
+    figures.sent = 0.3;
+    expect(figures.notice(0, 0.1, 0)).toBe("");
+    figures.sent = 1;
+    expect(figures.notice(1, 0.1, 0)).toBe("delay 1.1 s");
+    figures.unsent = 0.25;
+    expect(figures.notice(2, 0, 0.5)).toBe("delay 1.0 s · lost 0.8 s");
+    figures.received = 1;
+    expect(figures.notice(21, 0, 0.5)).toBe("lost 0.8 s");
+    expect(figures.notice(23, 0, 0.5)).toBe("");
+  });
+
+  test("a meter has 50 dB", () => {
+    expect(level(new Float32Array(10))).toBe(0);
+    expect(level(new Float32Array(10).fill(1))).toBe(1);
+    expect(level(new Float32Array(10).fill(10 ** (-25 / 20)))).toBeCloseTo(0.5);
+    expect(level(new Float32Array(10).fill(0.001))).toBe(0);
+  });
+});
