@@ -237,16 +237,16 @@ class Client:
     async def answer(self, frames: int) -> None:
         """Receive what Moshi says to so many frames."""
         first = len(self.said)
-        while sum(data[0] == 1 for data in self.said[first:]) < frames:
-            # Whoever waits longer than the server does gives a sign of life.
-            asking = asyncio.ensure_future(self._stay())
-            try:
+        staying = asyncio.ensure_future(self._stay())
+        try:
+            while sum(data[0] == 1 for data in self.said[first:]) < frames:
                 if await self.receive() is None:
                     raise Wrong(f"A proper conversation ended with code {self.code} and the error {self.error!r}.")
-            finally:
-                asking.cancel()
+        finally:
+            staying.cancel()
 
     async def _stay(self) -> None:
+        """Give signs of life: all has been said, and the answer may take longer than the server waits for more."""
         while True:
             await asyncio.sleep(IDLE / 3)
             await self.send(encode(Ping()))
