@@ -18,6 +18,7 @@ from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from .errors import MshError
 from .events import Event, Failed, Pcm, Ready, Said, Spoke
+from .metrics import Metrics
 from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Pipeline
 from .protocol import (
@@ -182,6 +183,7 @@ class Connection:
         self.steps = 0
         self.words = 0
         self.pipeline: Pipeline | None = None
+        self._metrics = Metrics()
         self._ws = ws
         self._transport = transport
         self._parameters = parameters
@@ -275,6 +277,9 @@ class Connection:
                 self._transport.abort()
             if self.pipeline:
                 await asyncio.to_thread(self.pipeline.stop, 10.0)
+                # The two know each other: so that the session's memory, gigabytes with a real model, does not have to wait
+                # for Python's collector.
+                self.pipeline = None
 
     async def _say_goodbye(self, end: End) -> None:
         if not self._ws.closed:
@@ -296,6 +301,7 @@ class Connection:
             delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
             alone=False,
         )
+        self._metrics = self.pipeline.metrics
         self.pipeline.start()
         await asyncio.Event().wait()
 
@@ -373,8 +379,7 @@ class Connection:
 
     def stats(self) -> dict[str, float | int]:
         """Return the figures of the conversation, as they are sent to the client."""
-        assert self.pipeline
-        metrics = self.pipeline.metrics
+        metrics = self._metrics
         return {
             "step_p50_ms": round(1000 * metrics.step.recent(50), 2),
             "step_p95_ms": round(1000 * metrics.step.recent(95), 2),

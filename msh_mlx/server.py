@@ -401,7 +401,7 @@ class Server:
             "end": end.kind,
             "waited_s": round((connection.begun or now) - begin, 3),
         }
-        if connection.begun and connection.pipeline:
+        if connection.begun:
             self._metrics.sessions.inc()
             summary |= {
                 "seconds": round(now - connection.begun, 3),
