@@ -414,6 +414,17 @@ def test_a_complaint_and_the_end():
     assert ours.talks == 1
 
 
+def test_a_server_that_is_started_again(quick):
+    """It says why it goes, and that it may come back."""
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        ours.send(Error("The server is shutting down."))
+        ours.close(1001, b"The server is shutting down.")
+        run.ready(2)
+    assert "(the server ended it: The server is shutting down)" in run.notices("connection-lost")[0]
+
+
 def test_a_complaint_and_no_end(quick):
     ours = Ours()
     with Server(ours) as server, Run(server.port) as run:
