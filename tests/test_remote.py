@@ -330,9 +330,9 @@ def test_a_server_that_takes_nothing():
 
     with Server(deaf) as server, Run(server.port) as run:
         run.ready()
-        run.say(tone(2))
-        eventually(lambda: run.remote._talk.taken == 2)
-        run.say(tone(remote._UNHEARD))
+        run.say(tone(3))
+        eventually(lambda: run.remote._talk.arrived == 2)
+        run.say(tone(remote._UNHEARD - 1))
         eventually(lambda: run.remote._talk.taken == 2 + remote._UNHEARD)
         run.tape.give(tone(6).ravel())
         eventually(lambda: run.of(Dropped))
