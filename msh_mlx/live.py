@@ -99,7 +99,7 @@ class Prepared:
     bits: int | None = None
 
 
-def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) -> int:
+def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, files: bool = True) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
     Parameters
@@ -108,6 +108,8 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
     options
         What the user asked for.
+    files
+        Whether `prepare` has files to find, so that this is shown.
     signals
         Tell when the program shall end. From now on it ends without waiting for threads that nothing can interrupt.
 
@@ -130,7 +132,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(prepare)
+        conversation.begin(prepare, files)
         conversation.run(keys)
     return 0
 
@@ -157,16 +159,18 @@ class _Conversation:
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
-    def begin(self, prepare: Callable[[], Prepared]) -> None:
+    def begin(self, prepare: Callable[[], Prepared], files: bool) -> None:
         """Open everything that can be missing, then let the model load."""
         options = self._options
         begin = perf_counter()
-        self._screen.handle(Loading("files"))
+        if files:
+            self._screen.handle(Loading("files"))
         model = prepare()
         if options.trace:
             self._trace = Trace(options.trace, self._notify)
         self._recorder = Recorder(self._notify, options.record)
-        self._screen.handle(Loading("files", perf_counter() - begin))
+        if files:
+            self._screen.handle(Loading("files", perf_counter() - begin))
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None

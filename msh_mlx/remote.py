@@ -67,6 +67,8 @@ _UNANSWERED = 25  # frames of a recording that may be without a reply
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
+# A server that complains and closes with another code is not asked again.
+_COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
 
 
@@ -563,7 +565,8 @@ class Remote:
                 with contextlib.suppress(ValueError):
                     talk.arrived = min(int(message.data), talk.taken)
             elif message.type is not aiohttp.WSMsgType.TEXT:
-                if talk.complaint:
+                comes_back = message.data in _COMES_BACK and not self._recording
+                if talk.complaint and not comes_back:
                     raise MshError(f"{self._address} ended the conversation: {talk.complaint}")
                 raise _LostError(_ending(message.type, message.data, message.extra))
 

@@ -330,9 +330,9 @@ def test_a_server_that_takes_nothing():
 
     with Server(deaf) as server, Run(server.port) as run:
         run.ready()
-        run.say(tone(2))
-        eventually(lambda: run.remote._talk.taken == 2)
-        run.say(tone(remote._UNHEARD))
+        run.say(tone(3))
+        eventually(lambda: run.remote._talk.arrived == 2)
+        run.say(tone(remote._UNHEARD - 1))
         eventually(lambda: run.remote._talk.taken == 2 + remote._UNHEARD)
         run.tape.give(tone(6).ravel())
         eventually(lambda: run.of(Dropped))
@@ -412,6 +412,17 @@ def test_a_complaint_and_the_end():
     assert error.exit_code == 1
     assert [event.level for event in run.of(Notice)] == ["error"]
     assert ours.talks == 1
+
+
+def test_a_server_that_is_started_again(quick):
+    """It says why it goes, and that it may come back."""
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        ours.send(Error("The server is shutting down."))
+        ours.close(1001, b"The server is shutting down.")
+        run.ready(2)
+    assert "(the server ended it: The server is shutting down)" in run.notices("connection-lost")[0]
 
 
 def test_a_complaint_and_no_end(quick):
