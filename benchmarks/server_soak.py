@@ -741,12 +741,13 @@ def ogg_page(packets: list[bytes], rng: random.Random) -> bytes:
 
 @dataclass
 class Found:
-    """What came of it: how often who ended how, what is wrong, and what the server held."""
+    """What came of it: how often who ended how, what is wrong, and what the server held and complained of."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     usage: list[Usage] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    noise: str = ""
     seconds: float = 0.0
 
 
@@ -847,6 +848,7 @@ def complaints(found: Found, server: ServerProcess) -> list[str]:
     if errors:
         wrong.append(f"the server logged {len(errors)} errors, the first {errors[0]!r}")
     if noise := server.complained().strip().removesuffix("Stopped.").rstrip():
+        found.noise = noise
         wrong.append(f"the server wrote to its standard error, at last {noise.splitlines()[-1]!r}")
     if server.process.returncode not in (143, -signal.SIGTERM):
         wrong.append(f"the server's exit code is {server.process.returncode}")
@@ -866,6 +868,8 @@ def main() -> int:
     kinds = {name.split('"')[1]: count for name, count in found.figures.items() if name.startswith("msh_errors_total{")}
     print("\nThe server's count: " + ", ".join(f"{kind} {count:.0f}" for kind, count in kinds.items()))
     print(f"{sum(found.outcomes.values())} visits in {found.seconds:.0f} s")
+    if found.noise:
+        print(f"What the server wrote to its standard error:\n{found.noise[-4000:]}")
     for complaint in found.wrong:
         print(f"Wrong: {complaint}.")
     return 1 if found.wrong else 0

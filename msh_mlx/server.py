@@ -247,8 +247,9 @@ class Server:
         self._stopping = True
         if self._server:
             self._server.close()
+        kind, code = ("failed", WSCloseCode.INTERNAL_ERROR) if self.failure else ("shutdown", WSCloseCode.GOING_AWAY)
         for connection in list(self._connections):
-            connection.end(End("shutdown", sentence, WSCloseCode.GOING_AWAY))
+            connection.end(End(kind, sentence, code))
         deadline = monotonic() + _GOODBYE
         while self._connections and monotonic() < deadline:
             await asyncio.sleep(0.01)
