@@ -18,7 +18,7 @@ from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord
 from msh_mlx.opus import OpusDecoder, OpusEncoder
 from msh_mlx.protocol import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
-from msh_mlx.remote import Address, Remote
+from msh_mlx.remote import Address, Remote, answers
 from msh_mlx.text import Word
 from msh_mlx.tls import KnownServers, folder_fingerprint, server_context
 
@@ -381,6 +381,15 @@ def test_a_server_that_is_gone_for_a_while(quick):
                 assert len(run.notices("connection-lost")) == 1
 
 
+def test_a_server_that_hears_a_recording_and_falls_silent(monkeypatch):
+    """Or one that answers less than it hears, and does not know realtime=0."""
+    monkeypatch.setattr(remote, "_SILENT", 0.5)
+    with Server(published("R")) as server:
+        address = Address("127.0.0.1", server.port, query={"realtime": "0"})
+        with pytest.raises(MshError, match=r"lost after 1 s: nothing came for .*; --realtime is for"):
+            list(answers(address, iter(tone(10)), realtime=False, notify=print, check=lambda: None))
+
+
 def test_a_server_that_falls_silent(quick, monkeypatch):
     monkeypatch.setattr(remote, "_SILENT", 0.5)
     talks = []
@@ -488,7 +497,7 @@ def test_nobody_is_there():
     port = unused_port()
     with Run(port) as run:
         error = run.failed()
-    assert str(error).startswith(f"Nothing can be reached at 127.0.0.1:{port}")
+    assert str(error).startswith(f"Nothing can be reached at 127.0.0.1:{port} (Connection refused); start the server")
     assert error.exit_code == 1
 
 
@@ -623,6 +632,18 @@ def test_addresses_that_are_none(url):
 def test_hosts_that_are_none(host):
     with pytest.raises(InputError, match="is not the name of a host"):
         Address.of(host, 9998, secure=False, query={})
+
+
+def test_a_token_is_in_no_error():
+    """Aiohttp's own sentences may have the address in them."""
+    end = Remote(Address("moshi", 1, query={"worker_auth_id": "hush"}), Tape(), Reel(), print)
+    url = end._address.url()
+    assert "hush" in str(url)
+    info = aiohttp.RequestInfo(url, "GET", {}, url)
+    errors = [aiohttp.InvalidURL(url), aiohttp.TooManyRedirects(info, ()), ValueError(str(url)), OSError(str(url))]
+    for error in [*errors, aiohttp.ClientPayloadError(str(url)), aiohttp.WSServerHandshakeError(info, (), status=400)]:
+        assert "moshi:1" in str(end._sorry(error))
+        assert "hush" not in str(end._sorry(error))
 
 
 def test_hosts():
