@@ -372,7 +372,11 @@ class Server:
         )
         if not ws.can_prepare(request):
             return web.Response(status=426, text="This address is for websockets.\n", headers={"Upgrade": "websocket"})
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionError:  # gone already, which aiohttp would report with a traceback
+            self._counts["lost"] += 1
+            return web.Response()
         await self._serve(request, ws, parameters)
         return ws
 
