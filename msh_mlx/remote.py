@@ -62,9 +62,8 @@ _CLOSE = 0.2  # seconds to say goodbye
 _TICK = 0.1  # seconds between two looks at the clock
 _POLL = 0.005  # seconds between two looks for sound
 _PINGED = 2  # frames between two pings
-_UNHEARD = (
-    12  # frames that may be under way to a live server, so that a slow network makes the microphone drop, not lag
-)
+# Frames that may be under way to a live server: a slow network makes the microphone drop, not lag.
+_UNHEARD = 12
 _UNANSWERED = 25  # frames of a recording that may be without a reply
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least

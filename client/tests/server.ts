@@ -58,45 +58,19 @@ function freePort(): Promise<number> {
   });
 }
 
-/** The words that the demo model hears in a voice: it repeats the digits. */
-export function hearDigits(samples: Float32Array, name: string): string[] {
-  const input = join(CACHE, `${name}.wav`);
-  const transcript = join(CACHE, `${name}.jsonl`);
-  const bytes = Buffer.alloc(44 + 2 * samples.length);
-  bytes.write("RIFF", 0);
-  bytes.writeUInt32LE(36 + 2 * samples.length, 4);
-  bytes.write("WAVEfmt ", 8);
-  bytes.writeUInt32LE(16, 16);
-  bytes.writeUInt16LE(1, 20);
-  bytes.writeUInt16LE(1, 22);
-  bytes.writeUInt32LE(24_000, 24);
-  bytes.writeUInt32LE(48_000, 28);
-  bytes.writeUInt16LE(2, 32);
-  bytes.writeUInt16LE(16, 34);
-  bytes.write("data", 36);
-  bytes.writeUInt32LE(2 * samples.length, 40);
-  samples.forEach((sample, index) => {
-    bytes.writeInt16LE(Math.round(sample * 32767), 44 + 2 * index);
+export interface Spoken {
+  word: string;
+  seconds: number;
+  likeness: number;
+}
+
+/** The words of the demo's voice in a saved recording, on Moshi's side. */
+export function spokenWords(recording: Buffer): Spoken[] {
+  const file = join(CACHE, "recording.wav");
+  writeFileSync(file, recording);
+  const output = execFileSync(PYTHON, [join(CLIENT, "tests/hear.py"), file, "1"], {
+    cwd: REPOSITORY,
+    encoding: "utf8",
   });
-  writeFileSync(input, bytes);
-  const options = ["--tail", "2", "--temperature", "0", "--text-temperature", "0"];
-  execFileSync(
-    PYTHON,
-    [
-      "local_mlx.py",
-      "--demo",
-      "--input",
-      input,
-      "--output",
-      join(CACHE, `${name}.out.wav`),
-      "--transcript",
-      transcript,
-    ].concat(options),
-    { cwd: REPOSITORY, stdio: "pipe" },
-  );
-  return readFileSync(transcript, "utf8")
-    .trim()
-    .split("\n")
-    .map((line) => JSON.parse(line))
-    .flatMap(({ text }) => (typeof text === "string" ? text.trim().split(/\s+/) : []));
+  return JSON.parse(output);
 }

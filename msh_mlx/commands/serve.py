@@ -73,7 +73,8 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
         program = _Program(args, choice, signals, shown, log, names, addresses)
-        return asyncio.run(program.run(sock, context, static))
+        # Not `asyncio.run`, which at the end would wait for threads that nothing can interrupt.
+        return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
 
 def parser() -> Parser:
