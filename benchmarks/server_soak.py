@@ -536,10 +536,10 @@ class Visit:
         return await client.told("", 1009)
 
     async def flood(self) -> str:
-        client = await self._chat()
+        client, pings = await self._chat(), self._rng.random() < 0.5
         with suppress(ConnectionError):
             for _ in range(300):
-                await client.send(*[b"\x63"] * 10)
+                await client.send(*[b"\x63"] * 10, opcode=9 if pings else 2)
         return await client.told("messages a second", 1008)
 
     async def stall(self) -> str:
@@ -696,7 +696,7 @@ class Visit:
 SLOW = (Visit.half_open, Visit.drip)
 # How often of a hundred.
 WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
-    Visit.proper: 22,
+    Visit.proper: 18,
     Visit.live: 3,
     Visit.restart: 5,
     Visit.pause: 4,
@@ -712,9 +712,9 @@ WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
     Visit.flood: 2,
     Visit.stall: 3,
     Visit.broken_frames: 4,
-    Visit.refused: 5,
+    Visit.refused: 7,
     Visit.no_http: 3,
-    Visit.cut: 8,
+    Visit.cut: 10,
     Visit.cut_later: 5,
     Visit.impatient: 3,
     Visit.crowd: 1,

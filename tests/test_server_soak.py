@@ -8,8 +8,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-import server_soak  # noqa: E402
-from server_soak import Found, Usage, Voice, Wrong, check, come, complaints, soak  # noqa: E402
+import server_soak
+from server_soak import Found, Usage, Voice, Wrong, check, come, complaints, soak
 
 
 def test_the_server_bears_sessions_of_every_kind():
