@@ -46,6 +46,10 @@ test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio
 	@sh scripts/setup.sh live virtual
 	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/live
 
+test-page: ## check and test the page, its parts and in browsers (Debian's Chromium and Firefox; installs them where it may)
+	@sh scripts/setup.sh page browsers
+	cd client && npm run --silent check && npm run --silent test && npm run --silent test:browser
+
 soak: setup ## drive the live path on the demo model for ten hours of conversation, as fast as it goes
 	$(PY) benchmarks/soak.py --hours 10
 
@@ -83,7 +87,7 @@ check-wheels: wheels ## install the wheels into an empty environment and run the
 check-aarch64: page ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
 	@sh scripts/check_aarch64.sh
 
-check: lint test check-wheels ## all of the above
+check: lint test test-page check-wheels ## all of the above
 
 pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the newest versions)
 	@sh scripts/pin.sh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import ssl
 import threading
@@ -58,15 +59,17 @@ _PATIENT = 5.0  # seconds without a beginning that are worth a word
 _PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; the last one stays
 _IDLE = 10.0  # seconds without sound after which we say that we are still here: servers let go of who says nothing
 _CLOSE = 0.2  # seconds to say goodbye
+_TICK = 0.1  # seconds between two looks at the clock
 _POLL = 0.005  # seconds between two looks for sound
 _PINGED = 2  # frames between two pings
-_UNHEARD = (
-    12  # frames that may be under way to a live server, so that a slow network makes the microphone drop, not lag
-)
+# Frames that may be under way to a live server: a slow network makes the microphone drop, not lag.
+_UNHEARD = 12
 _UNANSWERED = 25  # frames of a recording that may be without a reply
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
+# A server that complains and closes with another code is not asked again.
+_COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
 
 
@@ -200,6 +203,11 @@ class _Talk:
     # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
     heard: deque[float] = field(default_factory=deque)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether what comes belongs to a conversation, be it one that we want to end."""
+        return self.listening or self.asked is not None
+
     def begin(self) -> None:
         """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
         self.sent = self.received = self.text_at = self.given_up = 0
@@ -261,7 +269,7 @@ class Remote:
         self._recording = recording
         self._known = known or KnownServers()
         self._thread: threading.Thread | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._restart = False
         self._conversation = 0  # 0 until the first begins
@@ -276,6 +284,7 @@ class Remote:
 
     def start(self) -> None:
         """Connect and begin, on a thread: events tell how it goes."""
+        self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._run_thread, name="msh-remote", daemon=True)
         self._thread.start()
@@ -290,7 +299,7 @@ class Remote:
 
     def stop(self, timeout: float = 1.0) -> bool:
         """End the conversation and wait up to `timeout` seconds for the thread; may be called again."""
-        if self._task:
+        if self._loop and self._task:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
         return self.join(timeout)
@@ -305,6 +314,7 @@ class Remote:
     # ---- the thread ------------------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        assert self._loop
         assert self._task
         try:
             self._loop.run_until_complete(self._task)
@@ -459,12 +469,14 @@ class Remote:
         """Find out when the server does not do what it should."""
         talk, told = self._talk, False
         while True:
-            await asyncio.sleep(_PAUSES[0] / 5)
+            await asyncio.sleep(_TICK)
             now = perf_counter()
             if talk.asked is not None and now - talk.asked > _ANSWER:
                 raise _AgainError
-            if talk.listening and talk.sent_at > talk.latest and now - talk.latest > _SILENT:
-                raise _LostError(f"nothing came for {_SILENT:.0f} s")
+            owes = talk.received < talk.sent if self._recording else talk.sent_at > talk.latest
+            if talk.listening and owes and now - talk.latest > _SILENT:
+                hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
+                raise _LostError(f"nothing came for {_SILENT:.0f} s{hint}")
             if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
                 told = True
                 self._events(
@@ -480,7 +492,7 @@ class Remote:
             if self._restart:
                 self._restart = False
                 talk.asked, talk.listening = perf_counter(), False
-                await connection.send_bytes(protocol.encode(Control.RESTART))
+                await self._send(connection, Control.RESTART)
             pcm = None
             if talk.listening:
                 self._look_around()
@@ -489,7 +501,7 @@ class Remote:
             if pcm is None:
                 if talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
                     talk.pinged_at = perf_counter()
-                    await connection.send_bytes(protocol.encode(Ping()))
+                    await self._send(connection, Ping())
                 await asyncio.sleep(_POLL)
                 continue
             begin = perf_counter()
@@ -503,13 +515,17 @@ class Remote:
             talk.sent += 1
             talk.taken += 1
             talk.sent_at = perf_counter()
-            try:
-                await connection.send_bytes(protocol.encode(Audio(data)))
-                if talk.taken % _PINGED == 0:
-                    await connection.ping(str(talk.taken).encode())
-            except (ConnectionError, aiohttp.ClientError):
-                # Whoever hears knows why; perhaps there is an explanation yet to be heard.
-                await asyncio.sleep(math.inf)
+            await self._send(connection, Audio(data))
+
+    async def _send(self, connection: aiohttp.ClientWebSocketResponse[bool], message: protocol.Message) -> None:
+        talk = self._talk
+        try:
+            await connection.send_bytes(protocol.encode(message))
+            if isinstance(message, Audio) and talk.taken % _PINGED == 0:
+                await connection.ping(str(talk.taken).encode())
+        except (ConnectionError, aiohttp.ClientError):
+            # Whoever hears knows why; perhaps there is an explanation yet to be heard.
+            await asyncio.sleep(math.inf)
 
     def _may_send(self) -> bool:
         talk = self._talk
@@ -563,7 +579,8 @@ class Remote:
                 with contextlib.suppress(ValueError):
                     talk.arrived = min(int(message.data), talk.taken)
             elif message.type is not aiohttp.WSMsgType.TEXT:
-                if talk.complaint:
+                comes_back = message.data in _COMES_BACK and not self._recording
+                if talk.complaint and not comes_back:
                     raise MshError(f"{self._address} ended the conversation: {talk.complaint}")
                 raise _LostError(_ending(message.type, message.data, message.extra))
 
@@ -574,7 +591,7 @@ class Remote:
                 self._begin()
             case Audio(data):
                 self._play(self._decode(data))
-            case Text(text) | ColoredText(_, text) if self._conversation:
+            case Text(text) | ColoredText(_, text) if talk.is_on:
                 self._events(Spoke(talk.received, text))
                 self._spoke(talk.words.push(talk.received * _FRAME, text))
                 talk.text_at = talk.received
@@ -588,7 +605,6 @@ class Remote:
         """Begin the next conversation with what is heard from now on."""
         self._spoke(self._talk.words.flush())
         self._talk.begin()
-        self._attempts = 0
         if self._conversation:
             self._sink.clear()
         self._source.trim(0)
@@ -602,7 +618,7 @@ class Remote:
         """Decode sound; what comes before the handshake is not for us."""
         talk = self._talk
         try:
-            return talk.decoder.decode(data, keep=talk.listening or talk.asked is not None)
+            return talk.decoder.decode(data, keep=talk.is_on)
         except ProtocolError as error:
             raise MshError(f"{self._address} sends no Opus: {error}") from None
 
@@ -610,6 +626,7 @@ class Remote:
         talk = self._talk
         if len(pcm):
             talk.complaint = ""
+            self._attempts = 0
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
@@ -672,10 +689,10 @@ def _number(value: object) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a few words what the system says."""
+    """Say in a few words what the system says; never more, as there may be an address in it, and a token in that."""
     while isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:

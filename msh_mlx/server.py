@@ -52,6 +52,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+_ORDINARY = ("closed", "max_steps", "shutdown")  # ends that are no fault
 _SECRET = ("worker_auth_id", "email")
 
 Samplers = Callable[[ChatParameters], "dict[str, Any]"]
@@ -224,7 +225,7 @@ class Server:
     async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         """Listen on a socket that is bound; until `ready` is set, clients are told to come back later."""
         app = web.Application(middlewares=[self._guarded], client_max_size=1 << 16)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._add_headers)
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._show_metrics)
@@ -237,8 +238,13 @@ class Server:
         assert make
         most = 2 * self._settings.connections
         loop = asyncio.get_running_loop()
+        patience = _HEAD_WITHIN if context else None
         self._server = await loop.create_server(
-            lambda: _Gate(make(), self._gates, most), sock=sock, ssl=context, backlog=256
+            lambda: _Gate(make(), self._gates, most),
+            sock=sock,
+            ssl=context,
+            backlog=256,
+            ssl_handshake_timeout=patience,
         )
         self._start(self._tick())
 
@@ -318,7 +324,7 @@ class Server:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
             given = request.query.get("worker_auth_id", "")
-        if not hmac.compare_digest(given.strip().encode(), token.encode()):
+        if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server wants a token."
             self._refuse(
                 "token", 401, f"{sentence} Ask for it whoever started the server.", {"WWW-Authenticate": "Bearer"}
@@ -326,7 +332,15 @@ class Server:
 
     def _refuse(self, kind: str, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         self._counts[kind] += 1
-        raise _Refused(status, sentence, headers)
+        # There may be anything in what the client sent.
+        raise _Refused(status, sentence.encode(errors="replace").decode(), headers)
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        origin = request.headers.get("Origin")
+        if origin is not None and origin in self._settings.origins:
+            # Its page may read why it was refused.
+            response.headers["Access-Control-Allow-Origin"] = origin
 
     async def _health(self, _: web.Request) -> web.Response:
         if self.failure or self._stopping:
@@ -401,7 +415,8 @@ class Server:
                 self._log({"event": "error", "id": connection.id, "error": str(error)})
 
     def _summary(self, connection: Connection, address: str, end: End, begin: float) -> dict[str, Any]:
-        self._counts[end.kind] += 1
+        if end.kind not in _ORDINARY:
+            self._counts[end.kind] += 1
         now = perf_counter()
         summary: dict[str, Any] = {
             "event": "session" if connection.begun else "visit",
@@ -506,11 +521,6 @@ class _Refused(web.HTTPException):
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None) -> None:
         self.status_code = status
         super().__init__(text=sentence + "\n", headers=dict(headers or {}))
-
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
-    response.headers.pop("Server", None)
 
 
 def _name(host: str) -> str:

@@ -178,6 +178,13 @@ check_page() {
   fi
 }
 
+check_browsers() {
+  [ "$(uname)" = Linux ] || die 'the page is tested in the browsers of Debian, on Linux.'
+  for browser in chromium firefox-esr; do
+    command -v $browser >/dev/null 2>&1 || packages="$packages $browser"
+  done
+}
+
 # --- what is there, and what is to do ---------------------------------------------------------------------------------
 
 reason=''
@@ -210,9 +217,10 @@ do_page=no
 for extra; do
   case $extra in
     page) check_page ;;
+    browsers) check_browsers ;;
     live) check_live ;;
     virtual) check_virtual ;;
-    *) die "there is no $extra to set up; live, virtual and page can be named." ;;
+    *) die "there is no $extra to set up; live, virtual, page and browsers can be named." ;;
   esac
 done
 case $do_requirements$do_extension$do_package$do_page$packages in

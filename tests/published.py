@@ -238,8 +238,9 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
                 await socket.send_bytes(b"\x03\x03")
             if kind != "T":
                 await begun.wait()
-            for data in _says(kind, pcm):
-                await socket.send_bytes(data)
+            for frame in _says(kind, pcm):
+                for data in frame:
+                    await socket.send_bytes(data)
                 await asyncio.sleep(pace)
 
         saying = asyncio.create_task(say())
@@ -252,11 +253,13 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
 
 
 def _says(kind, pcm):
+    """The messages of one frame after the other."""
     if kind == "W":
-        yield from (data for _, data in recorded(0))
+        said = [data for _, data in recorded(0)]  # 40 ms each
+        yield from (said[i : i + 2] for i in range(0, len(said), 2))
         return
     voice = Voice(kind)
     for begin in range(0, len(pcm) - FRAME + 1, FRAME):
-        yield from voice.messages(pcm[begin : begin + FRAME])
+        yield voice.messages(pcm[begin : begin + FRAME])
     while True:
-        yield from voice.messages(np.zeros(FRAME, np.float32))
+        yield voice.messages(np.zeros(FRAME, np.float32))

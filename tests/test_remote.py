@@ -18,7 +18,7 @@ from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord
 from msh_mlx.opus import OpusDecoder, OpusEncoder
 from msh_mlx.protocol import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
-from msh_mlx.remote import Address, Remote
+from msh_mlx.remote import Address, Remote, answers
 from msh_mlx.text import Word
 from msh_mlx.tls import KnownServers, folder_fingerprint, server_context
 
@@ -330,9 +330,9 @@ def test_a_server_that_takes_nothing():
 
     with Server(deaf) as server, Run(server.port) as run:
         run.ready()
-        run.say(tone(2))
-        eventually(lambda: run.remote._talk.taken == 2)
-        run.say(tone(remote._UNHEARD))
+        run.say(tone(3))
+        eventually(lambda: run.remote._talk.arrived == 2)
+        run.say(tone(remote._UNHEARD - 1))
         eventually(lambda: run.remote._talk.taken == 2 + remote._UNHEARD)
         run.tape.give(tone(6).ravel())
         eventually(lambda: run.of(Dropped))
@@ -381,6 +381,15 @@ def test_a_server_that_is_gone_for_a_while(quick):
                 assert len(run.notices("connection-lost")) == 1
 
 
+def test_a_server_that_hears_a_recording_and_falls_silent(monkeypatch):
+    """Or one that answers less than it hears, and does not know realtime=0."""
+    monkeypatch.setattr(remote, "_SILENT", 0.5)
+    with Server(published("R")) as server:
+        address = Address("127.0.0.1", server.port, query={"realtime": "0"})
+        with pytest.raises(MshError, match=r"lost after 1 s: nothing came for .*; --realtime is for"):
+            list(answers(address, iter(tone(10)), realtime=False, notify=print, check=lambda: None))
+
+
 def test_a_server_that_falls_silent(quick, monkeypatch):
     monkeypatch.setattr(remote, "_SILENT", 0.5)
     talks = []
@@ -412,6 +421,17 @@ def test_a_complaint_and_the_end():
     assert error.exit_code == 1
     assert [event.level for event in run.of(Notice)] == ["error"]
     assert ours.talks == 1
+
+
+def test_a_server_that_is_started_again(quick):
+    """It says why it goes, and that it may come back."""
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        ours.send(Error("The server is shutting down."))
+        ours.close(1001, b"The server is shutting down.")
+        run.ready(2)
+    assert "(the server ended it: The server is shutting down)" in run.notices("connection-lost")[0]
 
 
 def test_a_complaint_and_no_end(quick):
@@ -477,7 +497,7 @@ def test_nobody_is_there():
     port = unused_port()
     with Run(port) as run:
         error = run.failed()
-    assert str(error).startswith(f"Nothing can be reached at 127.0.0.1:{port}")
+    assert str(error).startswith(f"Nothing can be reached at 127.0.0.1:{port} (Connection refused); start the server")
     assert error.exit_code == 1
 
 
@@ -612,6 +632,18 @@ def test_addresses_that_are_none(url):
 def test_hosts_that_are_none(host):
     with pytest.raises(InputError, match="is not the name of a host"):
         Address.of(host, 9998, secure=False, query={})
+
+
+def test_a_token_is_in_no_error():
+    """Aiohttp's own sentences may have the address in them."""
+    end = Remote(Address("moshi", 1, query={"worker_auth_id": "hush"}), Tape(), Reel(), print)
+    url = end._address.url()
+    assert "hush" in str(url)
+    info = aiohttp.RequestInfo(url, "GET", {}, url)
+    errors = [aiohttp.InvalidURL(url), aiohttp.TooManyRedirects(info, ()), ValueError(str(url)), OSError(str(url))]
+    for error in [*errors, aiohttp.ClientPayloadError(str(url)), aiohttp.WSServerHandshakeError(info, (), status=400)]:
+        assert "moshi:1" in str(end._sorry(error))
+        assert "hush" not in str(end._sorry(error))
 
 
 def test_hosts():

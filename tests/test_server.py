@@ -375,6 +375,19 @@ def test_only_our_own_pages(model, origin, status):
     assert run(scenario()) == status
 
 
+def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
+    async def scenario():
+        async with serving(model, "--allow-origin", "https://friend.example", "--token", "x") as server:
+            pages = [
+                await get(f"{server.url}/api/chat", headers={"Origin": f"https://{name}.example"})
+                for name in ("friend", "evil")
+            ]
+            odd = await get(f"{server.url}/metrics", headers={"Authorization": "Bearer \u00e9"})
+            return [(status, headers.get("Access-Control-Allow-Origin")) for status, _, headers in pages], odd[0]
+
+    assert run(scenario()) == ([(401, "https://friend.example"), (403, None)], 401)
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -10,6 +10,8 @@ import * as view from "./view";
 
 const { elements } = view;
 const RENEWED_SHOWN_MS = 15_000;
+// Often enough to look alive; every picture costs power, and the sound needs the processor more.
+const METERS_SHOWN_MS = 60;
 const METERS_TOLD_MS = 500;
 
 const SENTENCES: Record<Phase, string> = {
@@ -151,10 +153,19 @@ function end(): void {
   if (trouble && !(trouble.cause === "full")) showTrouble(null);
 }
 
+let shown = 0;
 let told = 0;
 
 function draw(now: number): void {
   if (!conversation) return;
+  if (!isOn()) {
+    view.showLevels({ you: 0, moshi: 0 }, true);
+    view.showFigures("");
+    return;
+  }
+  requestAnimationFrame(draw);
+  if (now - shown < METERS_SHOWN_MS) return;
+  shown = now;
   const tell = now - told >= METERS_TOLD_MS;
   view.showLevels(conversation.levels, tell);
   if (tell) {
@@ -164,8 +175,6 @@ function draw(now: number): void {
     view.showFigures(talking ? conversation.figures.notice(now / 1000, conversation.queued, dropped) : "");
     if (elements.settings.open) showDetails();
   }
-  if (isOn()) requestAnimationFrame(draw);
-  else view.showLevels({ you: 0, moshi: 0 }, true);
 }
 
 function showDetails(): void {

@@ -145,15 +145,18 @@ export function echo(socket: WebSocket): Heard {
 
 let digits: string | undefined;
 
-/** The demo's recording as a WAV file, after some silence in which the conversation begins. */
+/**
+ * The demo's recording as a WAV file, after as much silence as a conversation takes to begin, so that the model hears about
+ * what it hears in the recording: after a second of silence more it hears a digit too many.
+ */
 export function digitsWav(): string {
   digits ??= (() => {
     const file = join(CACHE, "digits.wav");
     python(
       "import sys, numpy, soundfile\n" +
         "sound, rate = soundfile.read(sys.argv[1])\n" +
-        "silence = numpy.zeros(int(1.5 * rate))\n" +
-        "soundfile.write(sys.argv[2], numpy.concatenate([silence, sound, silence, silence]), rate, subtype='PCM_16')\n",
+        "before, after = numpy.zeros(int(0.4 * rate)), numpy.zeros(4 * rate)\n" +
+        "soundfile.write(sys.argv[2], numpy.concatenate([before, sound, after]), rate, subtype='PCM_16')\n",
       join(REPOSITORY, "assets/demo/digits.flac"),
       file,
     );

@@ -138,7 +138,7 @@ def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     def middle(ends: Ends) -> Remote:
         return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
 
-    return talk(lambda: Prepared(middle), live_options(args), signals)
+    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:

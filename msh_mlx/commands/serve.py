@@ -54,7 +54,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
     """Serve until a signal comes, or the model fails."""
     args = parser().parse_args(argv)
     if args.server_config:
-        _apply(_read_configuration(Path(args.server_config).expanduser()), args)
+        apply(read_configuration(Path(args.server_config).expanduser()), args)
     check(args)
     static = _static(args.static)
     names, addresses = _own_names(args.host)
@@ -73,7 +73,8 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
         program = _Program(args, choice, signals, shown, log, names, addresses)
-        return asyncio.run(program.run(sock, context, static))
+        # Not `asyncio.run`, which at the end would wait for threads that nothing can interrupt.
+        return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
 
 def parser() -> Parser:
@@ -179,7 +180,7 @@ _NAMED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 _CODEBOOKS = 8
 
 
-def _read_configuration(path: Path) -> dict[str, Any]:
+def read_configuration(path: Path) -> dict[str, Any]:
     from ..inputs import read_small
 
     try:
@@ -214,7 +215,7 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
     return _NAMED.sub(replace, value)
 
 
-def _apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
+def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Let a configuration say what the options do not."""
     model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
     values = dict(values)

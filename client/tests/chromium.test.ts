@@ -1,0 +1,140 @@
+// Whole conversations with the real server and the demo model, in Chromium, whose microphone plays the demo's recording.
+
+import { join } from "node:path";
+import type { Browser } from "playwright-core";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { CLIENT, deviceRate, launchChromium, NO_WEBCODECS, openPage, save } from "./harness";
+import { GREEDY, RealServer, spokenWords, WORDS } from "./server";
+
+// The recording, the silence around it, and the answer.
+const LISTEN_MS = 17_500;
+
+let browser: Browser;
+let server: RealServer;
+
+beforeAll(async () => {
+  [browser, server] = await Promise.all([launchChromium(), RealServer.start()]);
+});
+afterAll(async () => {
+  await browser.close();
+  await server.stop();
+});
+
+// A conversation that a failed test leaves behind would keep the next one waiting.
+afterEach(() => Promise.all(browser.contexts().map((context) => context.close())));
+
+function words(json: Buffer): string[] {
+  const entries: { text?: string }[] = JSON.parse(json.toString());
+  return entries
+    .map(({ text }) => text ?? "")
+    .join("")
+    .trim()
+    .split(/\s+/);
+}
+
+test.each([
+  ["WebCodecs", deviceRate(48_000)],
+  ["WebAssembly", NO_WEBCODECS + deviceRate(44_100)],
+])("the page shows the digits, and what it played is those digits (%s)", async (codec, script) => {
+  const { page, complaints } = await openPage(browser, server.url + GREEDY, { script });
+  await page.click("#talk");
+  await page.waitForSelector("[data-phase=talking]");
+  await page.waitForTimeout(LISTEN_MS);
+  await page.click("#open-settings");
+  await page.click("summary");
+  await page.waitForTimeout(700);
+  const details = await page.innerText("#details");
+  expect(details).toContain(codec);
+  console.log(details.replaceAll("\n", " "));
+  expect(await page.textContent("#figures")).toBe("");
+  expect(await page.textContent("#trouble")).toBe("");
+  await page.click("#settings-cancel");
+  await page.click("#talk");
+  expect(words(await save(page, "#save-json"))).toEqual(WORDS);
+  const shown = (await page.locator("#transcript span").allInnerTexts()).join(" ");
+  expect(shown.split(/\s+/)).toEqual(WORDS);
+  const spoken = spokenWords(await save(page, "#save-sound"));
+  console.log(spoken.map(({ word, likeness }) => `${word} ${likeness.toFixed(3)}`).join(", "));
+  expect(spoken.map(({ word }) => word)).toEqual(WORDS);
+  expect(complaints).toEqual([]);
+});
+
+test("two conversations without reloading, the second beginning as fresh as the first", async () => {
+  const { page, complaints } = await openPage(browser, server.url + GREEDY);
+  for (const round of [1, 2]) {
+    await page.click("#talk");
+    await page.waitForSelector("[data-phase=talking]");
+    await page.waitForTimeout(LISTEN_MS);
+    await page.click("#talk");
+    await page.waitForSelector("[data-phase=idle]");
+    expect(words(await save(page, "#save-json")), `round ${round}`).toEqual(WORDS);
+  }
+  expect(complaints).toEqual([]);
+});
+
+test("two browsers: the second waits in line, is told so, and gets its turn", async () => {
+  const first = await openPage(browser, server.url + GREEDY);
+  await first.page.click("#talk");
+  await first.page.waitForSelector("[data-phase=talking]");
+  const second = await openPage(browser, server.url + GREEDY);
+  await second.page.click("#talk");
+  await second.page.waitForSelector("#trouble:has-text('you are next in line')");
+  await first.page.click("#talk");
+  await second.page.waitForSelector("[data-phase=talking]");
+  expect(await second.page.textContent("#trouble")).toBe("");
+});
+
+test("a restart begins a new conversation on the same connection", async () => {
+  const { page } = await openPage(browser, server.url + GREEDY);
+  await page.click("#talk");
+  await page.waitForSelector("[data-phase=talking]");
+  await page.waitForTimeout(2000);
+  await page.keyboard.press("r");
+  await page.waitForSelector("#transcript .renewed");
+  await page.waitForSelector("[data-phase=talking]");
+  await page.waitForSelector("#transcript span:has-text('four')");
+});
+
+test.each(["SIGKILL", "SIGTERM"] as const)(
+  "the server is ended by %s and started again in mid-conversation",
+  async (signal) => {
+    const { page } = await openPage(browser, server.url + GREEDY);
+    await page.click("#talk");
+    await page.waitForSelector("[data-phase=talking]");
+    await page.waitForTimeout(3000);
+    const { port } = server;
+    await server.stop(signal);
+    await page.waitForSelector("#trouble:has-text('Connecting again')");
+    server = await RealServer.start(port);
+    await page.waitForSelector("#trouble:has-text('the conversation is new')");
+    await page.waitForSelector("[data-phase=talking]");
+    await page.waitForSelector("#transcript .renewed");
+    await page.waitForSelector("#transcript .renewed ~ p span");
+  },
+);
+
+test("a token: from the printed address, or asked for", async () => {
+  const guarded = await RealServer.start(0, "--token", "s3cret");
+  const { page } = await openPage(browser, guarded.url);
+  await page.click("#talk");
+  await page.waitForSelector("#trouble:has-text('The server wants its token')");
+  await page.fill("#token-value", "s3cret");
+  await page.click("#token button");
+  await page.waitForSelector("[data-phase=talking]");
+  const other = await openPage(browser, `${guarded.url}#worker_auth_id=s3cret`);
+  await other.page.click("#talk");
+  await other.page.waitForSelector("[data-phase=talking]");
+  await other.context.close();
+  await guarded.stop();
+});
+
+test.each([
+  ["wide", {}],
+  ["phone", { phone: true, dark: true }],
+])("a picture of a conversation (%s)", async (name, options) => {
+  const { page } = await openPage(browser, server.url + GREEDY, options);
+  await page.click("#talk");
+  await page.waitForSelector("[data-phase=talking]");
+  await page.waitForSelector("#transcript:has-text('eight nine zero')");
+  await page.screenshot({ path: join(CLIENT, `../docs/page-${name}.png`) });
+});

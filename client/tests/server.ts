@@ -1,0 +1,76 @@
+// The real server with the demo model, and what it makes of a voice.
+
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { CACHE, CLIENT, PYTHON, REPOSITORY } from "./harness";
+
+/** What the demo model says to the demo's recording. */
+export const WORDS: string[] = JSON.parse(readFileSync(join(REPOSITORY, "assets/demo/expected.json"), "utf8")).words;
+/** For the page's address: the same every time. */
+export const GREEDY = "?text_temperature=0&audio_temperature=0";
+
+export class RealServer {
+  private constructor(
+    readonly port: number,
+    private readonly process: ChildProcess,
+  ) {}
+
+  static async start(port = 0, ...more: string[]): Promise<RealServer> {
+    const chosen = port || (await freePort());
+    const process = spawn(
+      PYTHON,
+      ["server_opus.py", "--demo", "--port", String(chosen), "--static", join(CLIENT, "dist"), ...more],
+      { cwd: REPOSITORY, stdio: ["ignore", "pipe", "pipe"] },
+    );
+    let output = "";
+    await new Promise<void>((resolve, reject) => {
+      const read = (data: Buffer) => {
+        output += data;
+        if (output.includes("standalone worker listening")) resolve();
+      };
+      process.stdout?.on("data", read);
+      process.stderr?.on("data", read);
+      process.on("exit", () => reject(new Error(`The server did not start: ${output}`)));
+    });
+    return new RealServer(chosen, process);
+  }
+
+  get url(): string {
+    return `http://localhost:${this.port}/`;
+  }
+
+  async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
+    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
+    const exited = new Promise((resolve) => this.process.once("exit", resolve));
+    this.process.kill(signal);
+    await exited;
+  }
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve) => {
+    const server = createServer().listen(0, () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === "object" && address ? address.port : 0));
+    });
+  });
+}
+
+export interface Spoken {
+  word: string;
+  seconds: number;
+  likeness: number;
+}
+
+/** The words of the demo's voice in a saved recording, on Moshi's side. */
+export function spokenWords(recording: Buffer): Spoken[] {
+  const file = join(CACHE, "recording.wav");
+  writeFileSync(file, recording);
+  const output = execFileSync(PYTHON, [join(CLIENT, "tests/hear.py"), file, "1"], {
+    cwd: REPOSITORY,
+    encoding: "utf8",
+  });
+  return JSON.parse(output);
+}
