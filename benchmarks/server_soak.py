@@ -382,9 +382,16 @@ class Visit:
     def __init__(self, port: int, spoken: list[Voice], rng: random.Random) -> None:
         self._port, self._rng = port, rng
         self._voice = rng.choice(spoken)
+        self._clients: list[Client] = []
 
-    async def _open(self) -> Client:
-        return await Client.open(self._port, self._rng)
+    def leave(self) -> None:
+        """Close what is still open."""
+        for client in self._clients:
+            client.leave("close")
+
+    async def _open(self, *, greedy: bool = True) -> Client:
+        self._clients.append(await Client.open(self._port, self._rng, greedy=greedy))
+        return self._clients[-1]
 
     async def _chat(self, **parameters: object) -> Client:
         client = await self._open()
@@ -666,7 +673,7 @@ class Visit:
 
     async def deaf(self) -> str:
         """Never read, and want answers."""
-        client = await Client.open(self._port, self._rng, greedy=False)
+        client = await self._open(greedy=False)
         await client.write(head(chat_path(self._voice.parameters), UPGRADE))
         with suppress(ConnectionError, TimeoutError, asyncio.TimeoutError):
             for _ in range(30):
@@ -761,11 +768,14 @@ async def visit(
 
     async def until_there_is_room() -> str:
         while True:
+            guest = Visit(port, spoken, random.Random(name))
             try:
-                return await kind(Visit(port, spoken, random.Random(name)))
+                return await kind(guest)
             except Full:
                 found.outcomes[kind.__name__, "the line was full"] += 1
-                await asyncio.sleep(0.3)
+            finally:
+                guest.leave()
+            await asyncio.sleep(0.3)
 
     try:
         outcome = await asyncio.wait_for(until_there_is_room(), HUNG)
