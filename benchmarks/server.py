@@ -361,9 +361,10 @@ def main() -> int:
     for run in many["runs"]:
         print(f"{run['clients']:<20}{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}")
     own = many["own_admission"]
+    print(f"Conversations that the machine holds within {1000 * FRAME:.0f} ms: {many['held']}")
     print(
-        f"Conversations that the machine holds within {1000 * FRAME:.0f} ms: {many['held']}; of {MOST} clients at once the server "
-        f"itself let {own['admitted']} in, with p95 {own['p95']:.1f} ms and {own['dropped_s']:.2f} s dropped; {load()}"
+        f"Of {MOST} clients at once the server let {own['admitted']} in, with p95 {own['p95']:.1f} ms "
+        f"and {own['dropped_s']:.2f} s dropped; {load()}"
     )
     result["load"].append(os.getloadavg())
     if args.json:
