@@ -198,6 +198,7 @@ class Connection:
         self._paused = False
         self._last_message: float | None = None
         self._allowance = _BURST * limits.rate
+        self._metered = monotonic()
         self._out: deque[bytes] = deque()
         self._unsent = 0
         self._more = asyncio.Event()
@@ -313,10 +314,17 @@ class Connection:
                 await self._until_there_is_room()
             message = await self._ws.receive()
             if message.type is WSMsgType.ERROR:
-                raise _broken(message.data)
+                code = message.data.code if isinstance(message.data, WebSocketError) else WSCloseCode.PROTOCOL_ERROR
+                raise End("message_size" if code == WSCloseCode.MESSAGE_TOO_BIG else "websocket", None, code)
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 return
             self._meter()
+            if message.type is WSMsgType.PING:
+                await self._ws.pong(message.data)
+                continue
+            if message.type is WSMsgType.PONG:
+                continue
+            self._last_message = monotonic()
             if message.type is WSMsgType.BINARY:
                 self._hear(message.data)
 
@@ -326,9 +334,8 @@ class Connection:
 
     def _meter(self) -> None:
         now, limits = monotonic(), self._limits
-        if self._last_message is not None:
-            self._allowance = min(_BURST * limits.rate, self._allowance + limits.rate * (now - self._last_message))
-        self._last_message = now
+        self._allowance = min(_BURST * limits.rate, self._allowance + limits.rate * (now - self._metered))
+        self._metered = now
         self._allowance -= 1
         if self._allowance < 0:
             raise End("rate", f"More than {limits.rate:.0f} messages a second are too many.")

@@ -368,7 +368,11 @@ class Server:
         if not self.ready:
             self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
         ws = web.WebSocketResponse(
-            heartbeat=_HEARTBEAT, max_msg_size=4 * self._settings.limits.message, compress=False, timeout=_GOODBYE
+            heartbeat=_HEARTBEAT,
+            autoping=False,  # pings count as messages
+            max_msg_size=4 * self._settings.limits.message,
+            compress=False,
+            timeout=_GOODBYE,
         )
         if not ws.can_prepare(request):
             return web.Response(status=426, text="This address is for websockets.\n", headers={"Upgrade": "websocket"})
