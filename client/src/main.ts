@@ -94,7 +94,7 @@ function showPhase(): void {
   );
   elements.mute.disabled = !on;
   elements.restart.disabled = !talking;
-  const saveable = conversation !== null && conversation.recording.seconds > 0;
+  const saveable = talking || (conversation !== null && conversation.recording.seconds > 0);
   elements.saveSound.disabled = !saveable;
   elements.saveText.disabled = !saveable;
   elements.saveJson.disabled = !saveable;

@@ -51,6 +51,8 @@ export class FakeServer {
   /** What a plain request of /api/chat gets; with a status other than 426 websockets are refused, too. */
   answer = { status: 426, body: "" };
   onConnection: (socket: WebSocket, request: IncomingMessage) => void = () => undefined;
+  /** A script that runs before the page's own, for browsers whose drivers cannot do that. */
+  script = "";
   readonly requests: string[] = [];
   readonly #server: Server;
   readonly #sockets = new WebSocketServer({ noServer: true });
@@ -64,7 +66,13 @@ export class FakeServer {
       }
       try {
         const file = normalize(path === "/" ? "/index.html" : path);
-        const body = readFileSync(join(DIST, file));
+        const page = file === "/index.html" && this.script !== "";
+        const body =
+          file === "/before.js"
+            ? this.script
+            : page
+              ? readFileSync(join(DIST, file), "utf8").replace("<head>", '<head><script src="./before.js"></script>')
+              : readFileSync(join(DIST, file));
         const type = TYPES[extname(file)] ?? "application/octet-stream";
         response.writeHead(200, { "content-type": type, "content-security-policy": POLICY }).end(body);
       } catch {
@@ -204,6 +212,7 @@ export async function openPage(
     colorScheme: options.dark ? "dark" : "light",
   });
   const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
   const complaints: string[] = [];
   page.on("console", (message) => {
     // What a browser writes when a server does not answer is no fault of the page's.
