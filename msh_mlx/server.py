@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import socket
 import ssl
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from aiohttp import WSCloseCode, web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -232,7 +234,7 @@ class Server:
         if self._settings.static:
             app.router.add_get("/", self._page)
             app.router.add_static("/", self._settings.static)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, logger=self._http_logger(), handle_signals=False)
         await self._runner.setup()
         make = self._runner.server
         assert make
@@ -264,6 +266,23 @@ class Server:
         for gate in list(self._gates):
             if gate.transport:
                 gate.transport.abort()
+
+    def _http_logger(self) -> logging.Logger:
+        """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
+        handler = logging.Handler(logging.WARNING)
+
+        def emit(record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                self._counts["request"] += 1
+            else:
+                what = f"{type(error).__name__}: {error}" if error else record.getMessage()
+                self._log({"event": "error", "error": what})
+
+        handler.emit = emit  # type: ignore[method-assign]
+        logger = logging.Logger("msh-http")  # of our own: no other handler hears it
+        logger.addHandler(handler)
+        return logger
 
     def _start(self, job: Any) -> None:
         task = asyncio.ensure_future(job)
