@@ -4,20 +4,23 @@
 import { readFileSync } from "node:fs";
 import puppeteer, { type Browser, type Page } from "puppeteer-core";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { digitsWav, FIREFOX } from "./harness";
+import { digitsWav, FIREFOX, startAir } from "./harness";
 import { prepare } from "./inside";
 import { GREEDY, RealServer, spokenWords, WORDS } from "./server";
 
 let browser: Browser;
 let server: RealServer;
+let air: Awaited<ReturnType<typeof startAir>>;
 
 beforeAll(async () => {
-  server = await RealServer.start();
-  browser = await puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true });
+  [server, air] = await Promise.all([RealServer.start(), startAir()]);
+  const env = { ...process.env, ...air.env };
+  browser = await puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true, env });
 });
 afterAll(async () => {
   await browser?.close();
   await server?.stop();
+  air?.process.kill();
 });
 afterEach(async () => {
   for (const page of (await browser.pages()).slice(1)) await page.close();

@@ -1,9 +1,10 @@
 // What the browser tests share: a server with orders, browsers, and sound.
 
-import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
 import { extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
@@ -190,6 +191,24 @@ export function launchChromium(...more: string[]): Promise<Browser> {
 /** With the microphones that the machine has. */
 export function launchBareChromium(...more: string[]): Promise<Browser> {
   return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...more] });
+}
+
+/** A sound device of nothing but air: Firefox lets no sound run on a machine that has none. */
+export async function startAir(): Promise<{ process: ChildProcess; env: Record<string, string> }> {
+  const folder = mkdtempSync(join(tmpdir(), "msh-air-"));
+  const socket = join(folder, "native");
+  const modules = ["module-null-sink", `module-native-protocol-unix socket=${socket} auth-anonymous=1`];
+  const process = spawn(
+    "pulseaudio",
+    ["-n", "--daemonize=no", "--use-pid-file=no", "--exit-idle-time=-1", ...modules.flatMap((each) => ["-L", each])],
+    { stdio: "ignore", env: { ...globalThis.process.env, HOME: folder, XDG_RUNTIME_DIR: folder } },
+  );
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+  for (let attempt = 0; !existsSync(socket); attempt++) {
+    if (attempt === 100) throw new Error("PulseAudio does not start.");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return { process, env: { PULSE_SERVER: `unix:${socket}` } };
 }
 
 export interface Opened {

@@ -2,6 +2,8 @@
 
 /** Before the page's own script: the microphone plays the recording, and what is saved can be had as text. */
 export function prepare(wav: string, webCodecs: boolean): void {
+  // The empty page before it has no microphone to replace.
+  if (!navigator.mediaDevices) return;
   if (!webCodecs) {
     for (const name of ["AudioEncoder", "AudioDecoder"]) Reflect.deleteProperty(window, name);
   }
