@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup talk demo test test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -28,6 +28,12 @@ demo: setup ## play six spoken digits to the embedded model and keep its answer 
 	@mkdir -p out
 	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
 
+page: ## build the web page into client/dist (with Node.js)
+	@sh scripts/setup.sh page
+
+serve: page ## serve conversations with the demo model to browsers and clients on this machine (OPTIONS=…)
+	@$(PY) server_opus.py --demo $(OPTIONS)
+
 test: test-rust test-python ## run all tests but those that need sound devices (test-live)
 
 test-rust: setup
@@ -39,6 +45,10 @@ test-python: setup
 test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
 	@sh scripts/setup.sh live virtual
 	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/live
+
+test-page: ## check and test the page, its parts and in browsers (Debian's Chromium and Firefox; installs them where it may)
+	@sh scripts/setup.sh page browsers
+	cd client && npm run --silent check && npm run --silent test && npm run --silent test:browser
 
 soak: setup ## drive the live path on the demo model for ten hours of conversation, as fast as it goes
 	$(PY) benchmarks/soak.py --hours 10
@@ -65,7 +75,7 @@ format: setup ## format the sources
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-wheels: setup ## build the wheels of the extension and the package into dist/
+wheels: page ## build the wheels of the extension and the package into dist/
 	rm -rf dist
 	$(PY) -m maturin build --release --locked --out dist -m rust/mimi-pyo3/Cargo.toml
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -74,10 +84,10 @@ wheels: setup ## build the wheels of the extension and the package into dist/
 check-wheels: wheels ## install the wheels into an empty environment and run the demo from there
 	@sh scripts/check_wheels.sh
 
-check-aarch64: setup ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
+check-aarch64: page ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
 	@sh scripts/check_aarch64.sh
 
-check: lint test check-wheels ## all of the above
+check: lint test test-page check-wheels ## all of the above
 
 pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the newest versions)
 	@sh scripts/pin.sh

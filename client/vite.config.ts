@@ -11,5 +11,6 @@ export default defineConfig({
     reportCompressedSize: false,
   },
   worker: { format: "es" },
-  test: { include: ["unit/**/*.test.ts"] },
+  // Long enough for a machine that does other things besides.
+  test: { include: ["unit/**/*.test.ts"], testTimeout: 60_000 },
 });

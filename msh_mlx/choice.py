@@ -129,7 +129,8 @@ def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None
     lora = args.lora is not None
     config = LmConfig.of(choice.files.config, lora=lora)
     checkpoint = open_checkpoint(choice.files.model, config, args.quantized, lora=lora)
-    if warning := check_memory(choice.name, memory_needed(checkpoint, args.kv_bits), machine_memory()):
+    need = memory_needed(checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+    if warning := check_memory(choice.name, need, machine_memory()):
         watch.say(warning)
 
 

@@ -6,9 +6,7 @@ Heavy modules are imported late: help and wrong options are answered at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +14,22 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from .choice import Choice, add_model, check_model, choose
-from .errors import InputError, MshError
+from .errors import InputError
 from .options import (
     Parser,
+    add_live,
     add_lora,
     add_sampling,
+    check_kind,
     check_lora,
     display,
     guard,
     interruptible,
+    live_options,
     load_session,
     number,
+    print_devices,
+    print_latency,
     samplers,
     whole,
 )
@@ -34,14 +37,13 @@ from .signals import Signals
 
 if TYPE_CHECKING:
     from .audio import Recording
-    from .events import Notice
     from .files import ModelFiles
     from .live import Ends
     from .pipeline import Load
     from .run import Event, Plan
     from .session import Session
 
-_COMMANDS = ("bench", "convert", "doctor", "models", "serve")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,28 +64,10 @@ def _run(arguments: list[str], signals: Signals) -> int:
     return code
 
 
-def _delay(text: str) -> float:
-    """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
-    value = number(text)
-    if value < 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
-    return value / 1000
-
-
 # ---- the conversation, live or with recordings ---------------------------------------------------------------------------
 
 # Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
-_LIVE_OPTIONS = (
-    "input_device",
-    "output_device",
-    "record",
-    "trace",
-    "duration",
-    "max_delay",
-    "mute_start",
-    "measure_latency",
-)
 
 
 def _parser() -> Parser:
@@ -98,24 +82,7 @@ def _parser() -> Parser:
     add_model(add)
     add_lora(add)
     add = parser.add_argument_group("live").add_argument
-    add("--list-devices", action="store_true", help="list the sound devices and end")
-    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
-    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
-    add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
-    add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
-    add("--duration", metavar="SECONDS", type=number, help="end after so long")
-    add(
-        "--max-delay",
-        metavar="MS",
-        type=_delay,
-        help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
-    )
-    add("--mute-start", action="store_true", help="begin with the microphone muted")
-    add(
-        "--measure-latency",
-        action="store_true",
-        help="play clicks, find them in the microphone, say how long that took, and end",
-    )
+    add_live(add)
     add = parser.add_argument_group("recordings").add_argument
     add(
         "--input",
@@ -143,9 +110,9 @@ def _parser() -> Parser:
 def _converse(args: argparse.Namespace, signals: Signals) -> int:
     _check_options(args)
     if args.list_devices:
-        return _list_devices(args)
+        return print_devices(args)
     if args.measure_latency:
-        return _measure_latency(args)
+        return print_latency(args)
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
@@ -162,45 +129,8 @@ def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float
     )
 
 
-def _list_devices(args: argparse.Namespace) -> int:
-    from .devices import list_devices
-    from .log import Log
-
-    with Log():
-        devices = list_devices(as_json=args.json)
-    print(devices)
-    return 0
-
-
-def _measure_latency(args: argparse.Namespace) -> int:
-    from .devices import Devices
-    from .latency import measure_latency
-    from .log import Log
-
-    def notify(notice: Notice) -> None:
-        raise MshError(notice.message)
-
-    devices = Devices(args.input_device, args.output_device, notify)
-    with Log(), contextlib.closing(devices):
-        devices.open()
-        ends = {"microphone": devices.microphone.describe(), "loudspeaker": devices.loudspeaker.describe()}
-        if not args.json:
-            for name, end in ends.items():
-                print(f"{name.capitalize()}: {end}", flush=True)
-            print("Playing clicks…", flush=True)
-        trip = measure_latency(devices.microphone, devices.loudspeaker)
-    if args.json:
-        print(json.dumps({**ends, **vars(trip)}, ensure_ascii=False))
-    else:
-        print(
-            f"From the loudspeaker's queue to the microphone's: {trip.median:.0f} ms, "
-            f"give or take {trip.spread / 2:.0f} ({trip.heard} of {trip.played} clicks heard)"
-        )
-    return 0
-
-
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
-    from .live import Options, Prepared, talk
+    from .live import Prepared, talk
     from .pipeline import Pipeline
     from .tensors import read_header
     from .weights import file_bits
@@ -222,18 +152,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
         bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
         return Prepared(middle, bits)
 
-    options = Options(
-        input_device=args.input_device,
-        output_device=args.output_device,
-        record=Path(args.record).expanduser() if args.record else None,
-        trace=Path(args.trace).expanduser() if args.trace else None,
-        duration=args.duration,
-        max_delay=args.max_delay or Options.max_delay,
-        muted=args.mute_start,
-        plain=args.plain,
-        as_json=args.json,
-    )
-    return talk(prepare, options, signals)
+    return talk(prepare, live_options(args), signals)
 
 
 class _Lighter:
@@ -307,14 +226,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
-    for name in _LIVE_OPTIONS if args.input else _FILE_OPTIONS:
-        if getattr(args, name) not in (None, False):
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} is for live conversations; leave it or --input out."
-                if args.input
-                else f"{option} is for conversations with recordings; give one with --input."
-            )
+    check_kind(args, _FILE_OPTIONS)
     if args.list_devices or args.measure_latency:
         return
     check_lora(args)

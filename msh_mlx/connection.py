@@ -14,10 +14,11 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from .errors import MshError
 from .events import Event, Failed, Pcm, Ready, Said, Spoke
+from .metrics import Metrics
 from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Pipeline
 from .protocol import (
@@ -182,6 +183,7 @@ class Connection:
         self.steps = 0
         self.words = 0
         self.pipeline: Pipeline | None = None
+        self._metrics = Metrics()
         self._ws = ws
         self._transport = transport
         self._parameters = parameters
@@ -196,6 +198,7 @@ class Connection:
         self._paused = False
         self._last_message: float | None = None
         self._allowance = _BURST * limits.rate
+        self._metered = monotonic()
         self._out: deque[bytes] = deque()
         self._unsent = 0
         self._more = asyncio.Event()
@@ -212,12 +215,17 @@ class Connection:
         """Put messages behind those that wait to be sent."""
         self._send([encode(message) for message in messages])
 
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait for the client, not counting the system's own buffer."""
+        return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
+
     def _send(self, datas: list[bytes]) -> None:
         self._out.extend(datas)
         self._unsent += sum(map(len, datas))
         self._last_sent = monotonic()
         self._more.set()
-        if self._unsent > self._limits.unsent:
+        if self.unsent > self._limits.unsent:
             self.end(
                 End("unsent", "The connection is too slow: what Moshi says was not read.", WSCloseCode.TRY_AGAIN_LATER)
             )
@@ -270,6 +278,9 @@ class Connection:
                 self._transport.abort()
             if self.pipeline:
                 await asyncio.to_thread(self.pipeline.stop, 10.0)
+                # The two know each other: so that the session's memory, gigabytes with a real model, does not have to wait
+                # for Python's collector.
+                self.pipeline = None
 
     async def _say_goodbye(self, end: End) -> None:
         if not self._ws.closed:
@@ -291,6 +302,7 @@ class Connection:
             delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
             alone=False,
         )
+        self._metrics = self.pipeline.metrics
         self.pipeline.start()
         await asyncio.Event().wait()
 
@@ -302,22 +314,27 @@ class Connection:
                 await self._until_there_is_room()
             message = await self._ws.receive()
             if message.type is WSMsgType.ERROR:
-                raise End("message_size", None, WSCloseCode.MESSAGE_TOO_BIG)
+                raise _broken(message.data)
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 return
             self._meter()
+            if message.type is WSMsgType.PING:
+                await self._ws.pong(message.data)
+                continue
+            if message.type is WSMsgType.PONG:
+                continue
+            self._last_message = monotonic()
             if message.type is WSMsgType.BINARY:
                 self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
-        while self._source.backlog() > _AHEAD or self._unsent > self._limits.unsent // 2:
+        while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
             await asyncio.sleep(0.01)
 
     def _meter(self) -> None:
         now, limits = monotonic(), self._limits
-        if self._last_message is not None:
-            self._allowance = min(_BURST * limits.rate, self._allowance + limits.rate * (now - self._last_message))
-        self._last_message = now
+        self._allowance = min(_BURST * limits.rate, self._allowance + limits.rate * (now - self._metered))
+        self._metered = now
         self._allowance -= 1
         if self._allowance < 0:
             raise End("rate", f"More than {limits.rate:.0f} messages a second are too many.")
@@ -368,8 +385,7 @@ class Connection:
 
     def stats(self) -> dict[str, float | int]:
         """Return the figures of the conversation, as they are sent to the client."""
-        assert self.pipeline
-        metrics = self.pipeline.metrics
+        metrics = self._metrics
         return {
             "step_p50_ms": round(1000 * metrics.step.recent(50), 2),
             "step_p95_ms": round(1000 * metrics.step.recent(95), 2),
@@ -416,3 +432,11 @@ class Connection:
     def _failed(self, failure: Failed) -> None:
         self._fail(failure)
         self.end(End("failed", "The model failed; the conversation is over.", WSCloseCode.INTERNAL_ERROR))
+
+
+def _broken(error: object) -> End:
+    """Tell what ended a websocket from below: its rules, or a connection that gives no sign of life."""
+    if not isinstance(error, WebSocketError):
+        return End("lost")
+    too_big = error.code == WSCloseCode.MESSAGE_TOO_BIG
+    return End("message_size" if too_big else "websocket", None, error.code)

@@ -16,7 +16,8 @@ Pcm = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Loading:
-    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up".
+    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up";
+    with a model elsewhere "connecting" and "waiting".
 
     While the model is loaded, `fraction`, from 0 to 1, says how much of it is there; else it is None.
     """
@@ -124,7 +125,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part broke; the conversation is over. `where` is "encoder", "model", "decoder" or "start"."""
+    """A part broke; the conversation is over. `where` is "encoder", "model", "decoder", "start" or "connection"."""
 
     where: str
     error: BaseException

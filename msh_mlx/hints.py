@@ -184,15 +184,19 @@ class Hints:
     """Gives hints when they help, the most important first.
 
     `terminal` is the application that macOS has to allow the microphone to; None on other systems. `bits` says how small the
-    model is (4, 8, 16; None: there is no smaller one to choose); `frame_seconds` how long a frame lasts.
+    model is (4, 8, 16; None: there is no smaller one to choose); `frame_seconds` how long a frame lasts; `elsewhere` that it is
+    another computer that has the model.
     """
 
     _SILENT = 3.0  # seconds of zeros
     _ASKING = 20.0  # seconds during which macOS may be waiting for an answer
     _HEADSET = 30.0  # seconds for which the hint about a headset is shown
 
-    def __init__(self, *, terminal: str | None, bits: int | None, frame_seconds: float) -> None:
+    def __init__(
+        self, *, terminal: str | None, bits: int | None, frame_seconds: float, elsewhere: bool = False
+    ) -> None:
         self._terminal = terminal
+        self._elsewhere = elsewhere
         self.use_model(bits)
         self._frame_seconds = frame_seconds
         self._silent = Latch(0.0, 1.0)
@@ -247,7 +251,11 @@ class Hints:
             hints.append(self._silence(time - self._device_since))
         if self._is_slow(sample):
             what = " or ".join(filter(None, (self._smaller, "close other programs")))
-            hints.append(f"This computer is too slow for the model: {what}.")
+            hints.append(
+                "The server, or the way to it, is too slow: not all that you say is heard."
+                if self._elsewhere
+                else f"This computer is too slow for the model: {what}."
+            )
         if self._echo_latch.push(time, self._echo.heard):
             hints.append("Moshi hears itself through the microphone: use headphones, or turn the loudspeaker down.")
         if self._is_clipping(sample):

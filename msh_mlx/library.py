@@ -155,14 +155,14 @@ def lm_name(bits: int | None) -> str:
     return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
 
 
-def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None) -> int:
-    """Count the bytes that a conversation with a model takes once its window is full, as `Entry.memory` does."""
+def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
+    """Count the bytes that conversations with a model take once their windows are full, as `Entry.memory` does for one."""
     from .models.cache import RingFormat
     from .weights import default_dtype
 
     config, dtype = checkpoint.config, default_dtype()
     ring = RingFormat(config.num_heads, config.dim // config.num_heads, dtype, kv_bits)
-    return checkpoint.held_bytes(dtype) + config.num_layers * ring.nbytes(config.context) + _THE_REST
+    return checkpoint.held_bytes(dtype) + conversations * config.num_layers * ring.nbytes(config.context) + _THE_REST
 
 
 def check_memory(name: str, need: int, memory: int) -> str | None:

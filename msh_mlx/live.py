@@ -99,7 +99,7 @@ class Prepared:
     bits: int | None = None
 
 
-def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) -> int:
+def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
     Parameters
@@ -110,6 +110,8 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         What the user asked for.
     signals
         Tell when the program shall end. From now on it ends without waiting for threads that nothing can interrupt.
+    elsewhere
+        The model is on another computer: there are no files to find, and this one is not too slow.
 
     Raises
     ------
@@ -130,7 +132,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals) ->
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(prepare)
+        conversation.begin(prepare, elsewhere)
         conversation.run(keys)
     return 0
 
@@ -157,20 +159,22 @@ class _Conversation:
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
-    def begin(self, prepare: Callable[[], Prepared]) -> None:
+    def begin(self, prepare: Callable[[], Prepared], elsewhere: bool) -> None:
         """Open everything that can be missing, then let the model load."""
         options = self._options
         begin = perf_counter()
-        self._screen.handle(Loading("files"))
+        if not elsewhere:
+            self._screen.handle(Loading("files"))
         model = prepare()
         if options.trace:
             self._trace = Trace(options.trace, self._notify)
         self._recorder = Recorder(self._notify, options.record)
-        self._screen.handle(Loading("files", perf_counter() - begin))
+        if not elsewhere:
+            self._screen.handle(Loading("files", perf_counter() - begin))
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME)
+        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         ends = Ends(microphone, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
         self._pipeline = model.middle(ends)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +22,9 @@ from .errors import InputError, MshError
 from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
+    from .events import Notice
     from .files import ModelFiles
+    from .live import Options
     from .session import Parts, Session
     from .ui import Display
 
@@ -314,3 +317,114 @@ def interruptible(progress: Callable[[float], None], signals: Signals) -> Callab
 def check_lora(args: argparse.Namespace) -> None:
     if args.lora_scaling is not None and args.lora is None:
         raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
+
+
+# ---- what live conversations have in common, wherever the model is -----------------------------------------------------
+
+# As argparse keeps them.
+_LIVE = (
+    "input_device",
+    "output_device",
+    "record",
+    "trace",
+    "duration",
+    "max_delay",
+    "mute_start",
+    "measure_latency",
+)
+
+
+def add_live(add: Callable[..., object]) -> None:
+    """Add the options of live conversations."""
+    add("--list-devices", action="store_true", help="list the sound devices and end")
+    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
+    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
+    add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
+    add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
+    add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add(
+        "--max-delay",
+        metavar="MS",
+        type=_delay,
+        help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
+    )
+    add("--mute-start", action="store_true", help="begin with the microphone muted")
+    add(
+        "--measure-latency",
+        action="store_true",
+        help="play clicks, find them in the microphone, say how long that took, and end",
+    )
+
+
+def _delay(text: str) -> float:
+    """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
+    value = number(text)
+    if value < 200:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
+    return value / 1000
+
+
+def live_options(args: argparse.Namespace) -> Options:
+    """Return what the options of `add_live` and of the program say."""
+    from .live import Options
+
+    return Options(
+        input_device=args.input_device,
+        output_device=args.output_device,
+        record=Path(args.record).expanduser() if args.record else None,
+        trace=Path(args.trace).expanduser() if args.trace else None,
+        duration=args.duration,
+        max_delay=args.max_delay or Options.max_delay,
+        muted=args.mute_start,
+        plain=args.plain,
+        as_json=args.json,
+    )
+
+
+def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
+    """Raise InputError for options of another kind of conversation than `args.input` says; `of_files` need recordings."""
+    for name in _LIVE if args.input else of_files:
+        if getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is for live conversations; leave it or --input out."
+                if args.input
+                else f"{option} is for conversations with recordings; give one with --input."
+            )
+
+
+def print_devices(args: argparse.Namespace) -> int:
+    from .devices import list_devices
+    from .log import Log
+
+    with Log():
+        devices = list_devices(as_json=args.json)
+    print(devices)
+    return 0
+
+
+def print_latency(args: argparse.Namespace) -> int:
+    from .devices import Devices
+    from .latency import measure_latency
+    from .log import Log
+
+    def notify(notice: Notice) -> None:
+        raise MshError(notice.message)
+
+    devices = Devices(args.input_device, args.output_device, notify)
+    with Log(), contextlib.closing(devices):
+        devices.open()
+        ends = {"microphone": devices.microphone.describe(), "loudspeaker": devices.loudspeaker.describe()}
+        if not args.json:
+            for name, end in ends.items():
+                print(f"{name.capitalize()}: {end}", flush=True)
+            print("Playing clicks…", flush=True)
+        trip = measure_latency(devices.microphone, devices.loudspeaker)
+    if args.json:
+        print(json.dumps({**ends, **vars(trip)}, ensure_ascii=False))
+    else:
+        print(
+            f"From the loudspeaker's queue to the microphone's: {trip.median:.0f} ms, "
+            f"give or take {trip.spread / 2:.0f} ({trip.heard} of {trip.played} clicks heard)"
+        )
+    return 0

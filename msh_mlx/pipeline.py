@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -21,6 +19,7 @@ import numpy.typing as npt
 from .events import Dropped, Event, Failed, Heard, Levels, Loading, Pcm, Ready, Said, Span, Spoke, SpokeWord, Underrun
 from .metrics import Durations, Memory, Metrics
 from .text import Word, Words
+from .threads import exists
 
 if TYPE_CHECKING:
     from .session import Session, Timings
@@ -141,25 +140,6 @@ class _Pause:
     """The microphone gives nothing for now."""
 
 
-def _exists(thread: threading.Thread) -> bool:
-    """Whether a thread of Python still exists for the system.
-
-    Before Python 3.13 `join` returns a little earlier. What MLX has compiled on a thread is released then, which needs the
-    interpreter: should the process end meanwhile, it would be aborted.
-    """
-    if thread.is_alive() or sys.version_info >= (3, 13):
-        return thread.is_alive()
-    linux = Path("/proc/self/task")
-    if linux.exists():
-        return (linux / str(thread.native_id)).exists()
-    assert thread.ident
-    try:
-        signal.pthread_kill(thread.ident, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 _Codes = npt.NDArray[np.uint32]
 
 
@@ -264,7 +244,7 @@ class Pipeline:
             if thread is threading.current_thread():
                 continue
             thread.join(None if timeout is None else max(0.0, deadline - perf_counter()))
-            while _exists(thread):
+            while exists(thread):
                 if perf_counter() > deadline:
                     return False
                 sleep(0.001)

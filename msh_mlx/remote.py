@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import socket
 import ssl
 import threading
@@ -41,7 +42,8 @@ from .events import (
 from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
-from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, ProtocolError, Text
+from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, ProtocolError, Text
+from .run import Answer
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
 
@@ -55,16 +57,19 @@ _SILENT = 10.0  # seconds in which a server that hears something sends nothing: 
 _ANSWER = 3.0  # seconds for a new conversation to begin on the same connection; published servers do not do that
 _PATIENT = 5.0  # seconds without a beginning that are worth a word
 _PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; the last one stays
+_IDLE = 10.0  # seconds without sound after which we say that we are still here: servers let go of who says nothing
 _CLOSE = 0.2  # seconds to say goodbye
+_TICK = 0.1  # seconds between two looks at the clock
 _POLL = 0.005  # seconds between two looks for sound
 _PINGED = 2  # frames between two pings
-_UNHEARD = (
-    12  # frames that may be under way to a live server, so that a slow network makes the microphone drop, not lag
-)
+# Frames that may be under way to a live server: a slow network makes the microphone drop, not lag.
+_UNHEARD = 12
 _UNANSWERED = 25  # frames of a recording that may be without a reply
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
+# A server that complains and closes with another code is not asked again.
+_COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
 
 
@@ -90,7 +95,7 @@ class Address:
         InputError
             It is something else.
         """
-        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
             raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
         address = cls(bare, port, secure, query=query)
@@ -188,13 +193,20 @@ class _Talk:
     sent: int = 0  # frames
     received: int = 0  # frames
     sent_at: float = 0.0  # when a frame last was
+    pinged_at: float = field(default_factory=perf_counter)  # when we last said that we are still here
     text_at: int = 0  # in which frame text came last
-    given_up: int = 0  # frames of ours, by the server
+    given_up: int = 0  # frames of ours in this conversation, by the server
+    told_given_up: int = 0  # frames, on this connection
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     words: Words = field(default_factory=Words)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
     # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
     heard: deque[float] = field(default_factory=deque)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether what comes belongs to a conversation, be it one that we want to end."""
+        return self.listening or self.asked is not None
 
     def begin(self) -> None:
         """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
@@ -257,7 +269,7 @@ class Remote:
         self._recording = recording
         self._known = known or KnownServers()
         self._thread: threading.Thread | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._restart = False
         self._conversation = 0  # 0 until the first begins
@@ -272,6 +284,7 @@ class Remote:
 
     def start(self) -> None:
         """Connect and begin, on a thread: events tell how it goes."""
+        self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._run_thread, name="msh-remote", daemon=True)
         self._thread.start()
@@ -286,7 +299,7 @@ class Remote:
 
     def stop(self, timeout: float = 1.0) -> bool:
         """End the conversation and wait up to `timeout` seconds for the thread; may be called again."""
-        if self._task:
+        if self._loop and self._task:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
         return self.join(timeout)
@@ -301,6 +314,7 @@ class Remote:
     # ---- the thread ------------------------------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
+        assert self._loop
         assert self._task
         try:
             self._loop.run_until_complete(self._task)
@@ -317,10 +331,15 @@ class Remote:
     async def _run(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_request_end.append(self._read_refusal)
-        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+        session = aiohttp.ClientSession(trace_configs=[trace])
+        try:
             while True:
                 with contextlib.suppress(_AgainError):
                     await self._attempt(session)
+        finally:
+            # TLS would wait half a minute for the other side's goodbye.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(session.close(), _CLOSE)
 
     async def _attempt(self, session: aiohttp.ClientSession) -> None:
         """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
@@ -455,12 +474,14 @@ class Remote:
         """Find out when the server does not do what it should."""
         talk, told = self._talk, False
         while True:
-            await asyncio.sleep(_PAUSES[0] / 5)
+            await asyncio.sleep(_TICK)
             now = perf_counter()
             if talk.asked is not None and now - talk.asked > _ANSWER:
                 raise _AgainError
-            if talk.listening and talk.sent_at > talk.latest and now - talk.latest > _SILENT:
-                raise _LostError(f"nothing came for {_SILENT:.0f} s")
+            owes = talk.received < talk.sent if self._recording else talk.sent_at > talk.latest
+            if talk.listening and owes and now - talk.latest > _SILENT:
+                hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
+                raise _LostError(f"nothing came for {_SILENT:.0f} s{hint}")
             if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
                 told = True
                 self._events(
@@ -476,13 +497,16 @@ class Remote:
             if self._restart:
                 self._restart = False
                 talk.asked, talk.listening = perf_counter(), False
-                await connection.send_bytes(protocol.encode(Control.RESTART))
+                await self._send(connection, Control.RESTART)
             pcm = None
             if talk.listening:
                 self._look_around()
                 if self._may_send():
                     pcm = self._source.read(FRAME_SIZE, 0.0)
             if pcm is None:
+                if talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
+                    talk.pinged_at = perf_counter()
+                    await self._send(connection, Ping())
                 await asyncio.sleep(_POLL)
                 continue
             begin = perf_counter()
@@ -496,13 +520,17 @@ class Remote:
             talk.sent += 1
             talk.taken += 1
             talk.sent_at = perf_counter()
-            try:
-                await connection.send_bytes(protocol.encode(Audio(data)))
-                if talk.taken % _PINGED == 0:
-                    await connection.ping(str(talk.taken).encode())
-            except (ConnectionError, aiohttp.ClientError):
-                # Whoever hears knows why; perhaps there is an explanation yet to be heard.
-                await asyncio.sleep(math.inf)
+            await self._send(connection, Audio(data))
+
+    async def _send(self, connection: aiohttp.ClientWebSocketResponse[bool], message: protocol.Message) -> None:
+        talk = self._talk
+        try:
+            await connection.send_bytes(protocol.encode(message))
+            if isinstance(message, Audio) and talk.taken % _PINGED == 0:
+                await connection.ping(str(talk.taken).encode())
+        except (ConnectionError, aiohttp.ClientError):
+            # Whoever hears knows why; perhaps there is an explanation yet to be heard.
+            await asyncio.sleep(math.inf)
 
     def _may_send(self) -> bool:
         talk = self._talk
@@ -556,7 +584,8 @@ class Remote:
                 with contextlib.suppress(ValueError):
                     talk.arrived = min(int(message.data), talk.taken)
             elif message.type is not aiohttp.WSMsgType.TEXT:
-                if talk.complaint:
+                comes_back = message.data in _COMES_BACK and not self._recording
+                if talk.complaint and not comes_back:
                     raise MshError(f"{self._address} ended the conversation: {talk.complaint}")
                 raise _LostError(_ending(message.type, message.data, message.extra))
 
@@ -567,7 +596,7 @@ class Remote:
                 self._begin()
             case Audio(data):
                 self._play(self._decode(data))
-            case Text(text) | ColoredText(_, text) if self._conversation:
+            case Text(text) | ColoredText(_, text) if talk.is_on:
                 self._events(Spoke(talk.received, text))
                 self._spoke(talk.words.push(talk.received * _FRAME, text))
                 talk.text_at = talk.received
@@ -581,7 +610,6 @@ class Remote:
         """Begin the next conversation with what is heard from now on."""
         self._spoke(self._talk.words.flush())
         self._talk.begin()
-        self._attempts = 0
         if self._conversation:
             self._sink.clear()
         self._source.trim(0)
@@ -595,7 +623,7 @@ class Remote:
         """Decode sound; what comes before the handshake is not for us."""
         talk = self._talk
         try:
-            return talk.decoder.decode(data, keep=talk.listening or talk.asked is not None)
+            return talk.decoder.decode(data, keep=talk.is_on)
         except ProtocolError as error:
             raise MshError(f"{self._address} sends no Opus: {error}") from None
 
@@ -603,6 +631,7 @@ class Remote:
         talk = self._talk
         if len(pcm):
             talk.complaint = ""
+            self._attempts = 0
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
@@ -631,9 +660,11 @@ class Remote:
             self._steps.tell(p50 / 1000, p95 / 1000)
         if dropped is not None and talk.listening:
             frames = round(dropped / _FRAME)
-            new = frames - talk.given_up
-            talk.given_up = frames
-            for _ in range(min(max(new, 0), len(talk.heard))):
+            # It may count by conversation, or by connection.
+            new = frames - talk.told_given_up if frames >= talk.told_given_up else frames
+            talk.told_given_up = frames
+            talk.given_up += new
+            for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
             self._dropped(new * _FRAME)
 
@@ -663,10 +694,10 @@ def _number(value: object) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a few words what the system says."""
+    """Say in a few words what the system says; never more, as there may be an address in it, and a token in that."""
     while isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:
@@ -752,8 +783,8 @@ def answers(
     realtime: bool,
     notify: Callable[[str], None],
     check: Callable[[], None],
-) -> Iterator[tuple[Pcm, Pcm, str]]:
-    """Let a server hear frames `[1920]` float32 at 24 kHz; yield each with its reply and the text that came with that.
+) -> Iterator[Answer]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what it says to each.
 
     Parameters
     ----------
@@ -768,6 +799,8 @@ def answers(
     ------
     MshError
         There is no conversation with the server, or it is lost.
+    Exception
+        Whatever `frames` and `check` raise.
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
@@ -788,7 +821,7 @@ def answers(
                     heard.append(pcm)
                     feed.give(pcm)
             while heard and said:
-                yield heard.popleft(), *said.popleft()
+                yield Answer(heard.popleft(), *said.popleft())
             try:
                 event = events.get(timeout=0.1)
             except Empty:

@@ -89,11 +89,40 @@ class Summary:
 Event = Began | Stepped | Spoke | Summary
 
 
-def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[Event], None]) -> Summary:
-    """Let a fresh `session` hear a recording, write what it says, and tell `listener` about it as it happens.
+@dataclass(frozen=True)
+class Answer:
+    """What Moshi said while it heard a frame: both sounds, `[1920]` float32, its text, and how long that took, if known."""
 
-    Frame t of the reply is what step t said, so that sample n of it lies beside sample n of the recording. The files appear
-    together at the end, or not at all.
+    heard: Pcm
+    pcm: Pcm
+    text: str
+    timings: Timings | None = None
+
+
+def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[Event], None]) -> Summary:
+    """Let a fresh `session` hear a recording, as `converse_with` does."""
+
+    def answers(frames: Iterator[Pcm]) -> Iterator[Answer]:
+        for pcm in frames:
+            frame = session.push(pcm)
+            yield Answer(pcm, frame.pcm, frame.text, frame.timings)
+
+    return converse_with(answers, session.sample_rate, session.frame_size, recording, plan, listener)
+
+
+def converse_with(
+    answers: Callable[[Iterator[Pcm]], Iterator[Answer]],
+    rate: int,
+    size: int,
+    recording: Recording,
+    plan: Plan,
+    listener: Callable[[Event], None],
+) -> Summary:
+    """Let Moshi hear a recording, write what it says, and tell `listener` about it as it happens.
+
+    `answers` takes the recording in frames of `size` samples, `rate` a second, and yields what is said to each. Frame t of the
+    reply is what step t said, so that sample n of it lies beside sample n of the recording. The files appear together at the
+    end, or not at all.
 
     Raises
     ------
@@ -102,9 +131,8 @@ def converse(session: Session, recording: Recording, plan: Plan, listener: Calla
     MshError
         The reply becomes too long for a WAV file.
     """
-    size, rate = session.frame_size, session.sample_rate
-    step_seconds = 1 / session.frame_rate
-    tail = math.ceil(round(plan.tail * session.frame_rate, 6))
+    step_seconds = size / rate
+    tail = math.ceil(round(plan.tail / step_seconds, 6))
     summary, words = Summary(recording.name, plan), Words()
 
     def spoke(new: list[Word]) -> None:
@@ -123,12 +151,13 @@ def converse(session: Session, recording: Recording, plan: Plan, listener: Calla
         writer = WavWriter(reply.file, rate, 2 if plan.stereo else 1) if reply else None
         listener(Began(recording.name, _count_steps(recording, rate, size, tail, plan.max_steps), step_seconds))
         begin = perf_counter()
-        for count, pcm in enumerate(_with_tail(read_frames(recording, rate, size), tail, size)):
-            frame = session.push(pcm)
+        frames = _with_tail(read_frames(recording, rate, size), tail, size)
+        for count, answer in enumerate(answers(frames)):
             if writer:
-                writer.write(np.stack([pcm, frame.pcm], axis=1) if plan.stereo else frame.pcm)
-            summary.add(frame.timings)
-            spoke(words.push(count * step_seconds, frame.text))
+                writer.write(np.stack([answer.heard, answer.pcm], axis=1) if plan.stereo else answer.pcm)
+            if answer.timings:
+                summary.add(answer.timings)
+            spoke(words.push(count * step_seconds, answer.text))
             summary.seconds, summary.wall = (count + 1) * step_seconds, perf_counter() - begin
             listener(Stepped(count + 1, summary.wall))
             if count + 1 == plan.max_steps:

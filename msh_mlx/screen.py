@@ -135,6 +135,8 @@ _STAGES = {
     "files": ("Looking for the files", "Files found"),
     "loading": ("Loading the model", "Model loaded"),
     "warm-up": ("Warming up", "Warmed up"),
+    "connecting": ("Connecting", "Connected"),
+    "waiting": ("Waiting for the server to listen", "The server listens"),
 }
 
 

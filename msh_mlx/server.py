@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import socket
 import ssl
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from aiohttp import WSCloseCode, web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -52,6 +54,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+_ORDINARY = ("closed", "max_steps", "shutdown")  # ends that are no fault
 _SECRET = ("worker_auth_id", "email")
 
 Samplers = Callable[[ChatParameters], "dict[str, Any]"]
@@ -224,21 +227,26 @@ class Server:
     async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         """Listen on a socket that is bound; until `ready` is set, clients are told to come back later."""
         app = web.Application(middlewares=[self._guarded], client_max_size=1 << 16)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._add_headers)
         app.router.add_get("/api/chat", self._chat)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._show_metrics)
         if self._settings.static:
             app.router.add_get("/", self._page)
             app.router.add_static("/", self._settings.static)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, logger=self._http_logger(), handle_signals=False)
         await self._runner.setup()
         make = self._runner.server
         assert make
         most = 2 * self._settings.connections
         loop = asyncio.get_running_loop()
+        patience = _HEAD_WITHIN if context else None
         self._server = await loop.create_server(
-            lambda: _Gate(make(), self._gates, most), sock=sock, ssl=context, backlog=256
+            lambda: _Gate(make(), self._gates, most),
+            sock=sock,
+            ssl=context,
+            backlog=256,
+            ssl_handshake_timeout=patience,
         )
         self._start(self._tick())
 
@@ -247,8 +255,9 @@ class Server:
         self._stopping = True
         if self._server:
             self._server.close()
+        kind, code = ("failed", WSCloseCode.INTERNAL_ERROR) if self.failure else ("shutdown", WSCloseCode.GOING_AWAY)
         for connection in list(self._connections):
-            connection.end(End("shutdown", sentence, WSCloseCode.GOING_AWAY))
+            connection.end(End(kind, sentence, code))
         deadline = monotonic() + _GOODBYE
         while self._connections and monotonic() < deadline:
             await asyncio.sleep(0.01)
@@ -257,6 +266,23 @@ class Server:
         for gate in list(self._gates):
             if gate.transport:
                 gate.transport.abort()
+
+    def _http_logger(self) -> logging.Logger:
+        """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
+        handler = logging.Handler(logging.WARNING)
+
+        def emit(record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                self._counts["request"] += 1
+            else:
+                what = f"{type(error).__name__}: {error}" if error else record.getMessage()
+                self._log({"event": "error", "error": what})
+
+        handler.emit = emit  # type: ignore[method-assign]
+        logger = logging.Logger("msh-http")  # of our own: no other handler hears it
+        logger.addHandler(handler)
+        return logger
 
     def _start(self, job: Any) -> None:
         task = asyncio.ensure_future(job)
@@ -317,7 +343,7 @@ class Server:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
             given = request.query.get("worker_auth_id", "")
-        if not hmac.compare_digest(given.strip().encode(), token.encode()):
+        if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server wants a token."
             self._refuse(
                 "token", 401, f"{sentence} Ask for it whoever started the server.", {"WWW-Authenticate": "Bearer"}
@@ -325,7 +351,15 @@ class Server:
 
     def _refuse(self, kind: str, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         self._counts[kind] += 1
-        raise _Refused(status, sentence, headers)
+        # There may be anything in what the client sent.
+        raise _Refused(status, sentence.encode(errors="replace").decode(), headers)
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        origin = request.headers.get("Origin")
+        if origin is not None and origin in self._settings.origins:
+            # Its page may read why it was refused.
+            response.headers["Access-Control-Allow-Origin"] = origin
 
     async def _health(self, _: web.Request) -> web.Response:
         if self.failure or self._stopping:
@@ -353,11 +387,19 @@ class Server:
         if not self.ready:
             self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
         ws = web.WebSocketResponse(
-            heartbeat=_HEARTBEAT, max_msg_size=4 * self._settings.limits.message, compress=False, timeout=_GOODBYE
+            heartbeat=_HEARTBEAT,
+            autoping=False,  # pings count as messages
+            max_msg_size=4 * self._settings.limits.message,
+            compress=False,
+            timeout=_GOODBYE,
         )
         if not ws.can_prepare(request):
             return web.Response(status=426, text="This address is for websockets.\n", headers={"Upgrade": "websocket"})
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionError:  # gone already, which aiohttp would report with a traceback
+            self._counts["lost"] += 1
+            return web.Response()
         await self._serve(request, ws, parameters)
         return ws
 
@@ -392,7 +434,8 @@ class Server:
                 self._log({"event": "error", "id": connection.id, "error": str(error)})
 
     def _summary(self, connection: Connection, address: str, end: End, begin: float) -> dict[str, Any]:
-        self._counts[end.kind] += 1
+        if end.kind not in _ORDINARY:
+            self._counts[end.kind] += 1
         now = perf_counter()
         summary: dict[str, Any] = {
             "event": "session" if connection.begun else "visit",
@@ -401,7 +444,7 @@ class Server:
             "end": end.kind,
             "waited_s": round((connection.begun or now) - begin, 3),
         }
-        if connection.begun and connection.pipeline:
+        if connection.begun:
             self._metrics.sessions.inc()
             summary |= {
                 "seconds": round(now - connection.begun, 3),
@@ -497,11 +540,6 @@ class _Refused(web.HTTPException):
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None) -> None:
         self.status_code = status
         super().__init__(text=sentence + "\n", headers=dict(headers or {}))
-
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
-    response.headers.pop("Server", None)
 
 
 def _name(host: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from .metrics import Durations
 from .sampling import Sampler
 from .session import Parts, Session, Spoken
+from .threads import exists
 
 # What was heard and said in one step: the user's codes `[K]`, the text token, Moshi's codes `[K]` or None.
 Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"], None]
@@ -87,6 +89,13 @@ class SharedModel:
     def has_room(self, others: int) -> bool:
         """Tell whether one more conversation beside `others` would leave all steps within the time of a frame."""
         return others == 0 or (others + 1) * self.step.recent(95) <= _ROOM * self._frame_seconds
+
+    def close(self) -> None:
+        """End the thread, and wait until it has ended for the system, too."""
+        thread = self._thread.submit(threading.current_thread).result()
+        self._thread.shutdown()
+        while exists(thread):
+            sleep(0.001)
 
     def _take_turn(self, work: Callable[[], Any]) -> Any:
         return self._thread.submit(work).result()

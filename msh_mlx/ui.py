@@ -167,7 +167,8 @@ class Display:
         if summary.plan.transcript:
             self.say(f"Transcript: {summary.plan.transcript}")
         self.say(f"{summary.seconds:.2f} s of sound in {summary.wall:.2f} s: {summary.speed:.1f} × real time")
-        self.say(timing_line("Step", [summary.encode, summary.step, summary.decode], self._step_seconds))
+        if summary.step:
+            self.say(timing_line("Step", [summary.encode, summary.step, summary.decode], self._step_seconds))
 
     def _stop(self) -> None:
         if self._live:

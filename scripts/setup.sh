@@ -137,6 +137,8 @@ check_rust() {
 }
 
 check_compilers() {
+  # sphn is built where there is no wheel of it: on Linux for ARM.
+  [ "$(uname -m)" != aarch64 ] || cmake --version >/dev/null 2>&1 || packages="$packages cmake"
   # Rust links with the C compiler; MLX calls the C++ compiler when it compiles a function for the CPU.
   if cc --version >/dev/null 2>&1 && c++ --version >/dev/null 2>&1; then return; fi
   [ "$(uname)" != Darwin ] || die "a C compiler is needed; install it with: xcode-select --install"
@@ -156,6 +158,31 @@ check_virtual() {
     command -v ${tool%%:*} >/dev/null 2>&1 || packages="$packages ${tool##*:}"
   done
   is_library libasound_module_pcm_pulse.so || packages="$packages libasound2-plugins"
+}
+
+# What the page is made of; the tests of its own need what `npm ci` brings, too.
+page_state() {
+  find client \( -name node_modules -o -name dist -o -name .cache \) -prune -o -type f -exec cksum {} + | LC_ALL=C sort | cksum
+}
+
+has_node() {
+  command -v npm >/dev/null 2>&1 &&
+    node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)' 2>/dev/null
+}
+
+check_page() {
+  [ -f client/dist/index.html ] && [ -d client/node_modules ] && stamped page "$(page_state)" || do_page=yes
+  if [ $do_page = yes ] && ! has_node; then
+    [ "$(uname)" = Linux ] || die "the page is built with Node.js 20.19 or later; install it with 'brew install node'."
+    packages="$packages nodejs npm"
+  fi
+}
+
+check_browsers() {
+  [ "$(uname)" = Linux ] || die 'the page is tested in the browsers of Debian, on Linux.'
+  for browser in chromium firefox-esr; do
+    command -v $browser >/dev/null 2>&1 || packages="$packages $browser"
+  done
 }
 
 # --- what is there, and what is to do ---------------------------------------------------------------------------------
@@ -186,15 +213,18 @@ else
   stamped extension "$(extension_state)" || do_extension=yes
   stamped package "$package" || do_package=yes
 fi
+do_page=no
 for extra; do
   case $extra in
+    page) check_page ;;
+    browsers) check_browsers ;;
     live) check_live ;;
     virtual) check_virtual ;;
-    *) die "there is no $extra to set up; live and virtual can be named." ;;
+    *) die "there is no $extra to set up; live, virtual, page and browsers can be named." ;;
   esac
 done
-case $do_requirements$do_extension$do_package$packages in
-  nonono)
+case $do_requirements$do_extension$do_package$do_page$packages in
+  nononono)
     say "$venv is up to date"
     exit 0
     ;;
@@ -245,6 +275,16 @@ fi
 if [ $do_package = yes ]; then
   pip install -q --no-deps --no-build-isolation -e . || die 'the package could not be installed.'
   stamp package "$package"
+fi
+
+if [ $do_page = yes ]; then
+  has_node || die "the page is built with Node.js 20.19 or later, and this is $(node --version 2>/dev/null || echo none); install it from nodejs.org."
+  say 'building the page'
+  (cd client && npm ci --silent --no-audit --no-fund && npm run --silent build) >$stamps/page.log 2>&1 || {
+    cat $stamps/page.log >&2
+    die 'the page could not be built.'
+  }
+  stamp page "$(page_state)"
 fi
 
 "$py" -c 'import mimi, mlx.core, msh_mlx' || die "what is in $venv cannot be imported; 'make clean setup' makes it anew."

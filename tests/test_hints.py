@@ -153,6 +153,13 @@ def test_dropped_sound_where_there_is_no_smaller_model(bits: int | None) -> None
     assert changes[0][1][0].endswith("the model: close other programs.")
 
 
+def test_a_model_elsewhere() -> None:
+    given = Hints(terminal=None, bits=None, frame_seconds=FRAME, elsewhere=True)
+    changes = over_time(given, lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
+    assert [time for time, _ in changes] == [20, 30]
+    assert changes[0][1] == ("The server, or the way to it, is too slow: not all that you say is heard.",)
+
+
 def test_a_latch() -> None:
     latch = Latch(1.0, 2.0)
     held = [latch.push(t / 2, h == "x") for t, h in enumerate("x.xx.xxx......x......")]

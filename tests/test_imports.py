@@ -23,9 +23,9 @@ LEVELS = [
     },
     {"choice", "doctor"},
     {"options"},
-    {"live"},
+    {"live", "remote"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
-    {"remote", "server"},
+    {"server"},
     {"connection"},
     {"pipeline", "devices", "opus", "session_log", "shared"},
     {"session", "metrics", "keys"},
@@ -43,7 +43,7 @@ LEVELS = [
     {"files", "config", "tensors", "memory"},
     {"inputs"},
     {"protocol"},
-    {"errors", "signals", "log", "machine"},
+    {"errors", "signals", "log", "machine", "threads"},
 ]
 
 

@@ -377,6 +377,7 @@ def test_the_memory_that_a_model_needs():
         config, ring = checkpoint.config, session.lm.ring_format(kv_bits)
         cache = sum(array.nbytes for array in ring.empty(config.context)) * config.num_layers
         assert library.memory_needed(checkpoint, kv_bits) == weights + cache + 1_000_000_000
+        assert library.memory_needed(checkpoint, kv_bits, 3) == weights + 3 * cache + 1_000_000_000
 
 
 def test_memory_is_compared_before_anything_is_loaded():

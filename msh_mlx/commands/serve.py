@@ -38,6 +38,7 @@ from ..signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from ..events import Failed
+    from ..files import ModelFiles
     from ..log import Log
     from ..protocol import ChatParameters
     from ..server import Settings
@@ -51,10 +52,10 @@ _SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both o
 
 def run(argv: Sequence[str], signals: Signals) -> int:
     """Serve until a signal comes, or the model fails."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.server_config:
-        _apply(_read_configuration(Path(args.server_config).expanduser()), args)
-    _check(args)
+        apply(read_configuration(Path(args.server_config).expanduser()), args)
+    check(args)
     static = _static(args.static)
     names, addresses = _own_names(args.host)
     with contextlib.ExitStack() as stack:
@@ -72,15 +73,16 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
         program = _Program(args, choice, signals, shown, log, names, addresses)
-        return asyncio.run(program.run(sock, context, static))
+        # Not `asyncio.run`, which at the end would wait for threads that nothing can interrupt.
+        return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
-    add = parser.add_argument_group("model").add_argument
+def parser() -> Parser:
+    made = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
+    add = made.add_argument_group("model").add_argument
     add_model(add, served=True)
     add_lora(add)
-    add = parser.add_argument_group("server").add_argument
+    add = made.add_argument_group("server").add_argument
     add("--host", metavar="ADDRESS", help="where to listen; 0.0.0.0 is every network (default: 127.0.0.1)")
     add("--port", metavar="PORT", type=whole(0, 1 << 16), help=f"default: {_PORT}; 0 is one that is free")
     add(
@@ -92,7 +94,7 @@ def _parser() -> Parser:
     add("--line", metavar="N", type=whole(0, 10_001), help="clients that may wait for their turn (default: 16)")
     add("--log-dir", metavar="FOLDER", help="keep each session's summary and tokens there")
     add("--instance-name", metavar="NAME", help="what the server calls itself (default: msh-mlx)")
-    add = parser.add_argument_group("network").add_argument
+    add = made.add_argument_group("network").add_argument
     add("--token", metavar="TOKEN", help="what every client must give; better set as MSH_TOKEN in the environment")
     add(
         "--allow-origin",
@@ -113,16 +115,16 @@ def _parser() -> Parser:
     add(
         "--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without a message (default: 60)"
     )
-    add = parser.add_argument_group("conversation, where a client asks for nothing else").add_argument
+    add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
     add_sampling(add)
-    add = parser.add_argument_group("program").add_argument
+    add = made.add_argument_group("program").add_argument
     add("--plain", action="store_true", help="print plain lines, also in a terminal")
     add("--json", action="store_true", help="log JSON objects, one a line")
     add("--debug", action="store_true", help="show where an unexpected error came from")
-    return parser
+    return made
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -178,7 +180,7 @@ _NAMED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 _CODEBOOKS = 8
 
 
-def _read_configuration(path: Path) -> dict[str, Any]:
+def read_configuration(path: Path) -> dict[str, Any]:
     from ..inputs import read_small
 
     try:
@@ -213,7 +215,7 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
     return _NAMED.sub(replace, value)
 
 
-def _apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
+def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Let a configuration say what the options do not."""
     model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
     values = dict(values)
@@ -232,6 +234,76 @@ def _apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
             continue
         if name and value is not None and getattr(args, name) is None:
             setattr(args, name, value)
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------------
+
+
+def settings(
+    args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
+) -> Settings:
+    """Turn options into what a server takes; `names` are those of this machine."""
+    from ..connection import Limits
+    from ..protocol import ChatParameters
+    from ..server import Settings
+
+    penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
+    defaults = ChatParameters(
+        text_temperature=args.text_temperature,
+        text_topk=args.text_top_k,
+        audio_temperature=args.temperature,
+        audio_topk=args.top_k,
+        max_steps=None,
+        text_seed=args.seed,
+        audio_seed=args.seed,
+        pad_mult=args.padding_bonus or None,
+        repetition_penalty=penalty,
+        repetition_penalty_context=args.repetition_words if penalty else None,
+    )
+    return Settings(
+        sessions=args.sessions,
+        line=args.line,
+        connections=args.max_connections,
+        connections_per_address=args.max_per_address,
+        limits=Limits(idle=args.idle),
+        token=args.token,
+        hosts=frozenset(name.lower() for name in ("localhost", *names, *args.allow_host)),
+        origins=frozenset(args.allow_origin),
+        static=static,
+        log_dir=Path(args.log_dir).expanduser() if args.log_dir else None,
+        defaults=defaults,
+        about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
+    )
+
+
+def samplers(args: argparse.Namespace, asked: ChatParameters) -> dict[str, Any]:
+    """Turn what a client asks for into what a session takes.
+
+    The penalty's context is counted in tokens there and in words here; most words are one token.
+    """
+    from ..sampling import Sampler, TextSampler
+
+    context = asked.repetition_penalty_context
+    if context is None:
+        context = args.repetition_words
+    text = TextSampler(
+        asked.text_temperature,
+        asked.text_topk,
+        args.text_top_p,
+        args.text_min_p,
+        repetition_penalty=1.0 if asked.repetition_penalty is None or context == 0 else asked.repetition_penalty,
+        repetition_words=min(max(context, 1), 1000),
+        padding_bonus=asked.pad_mult or 0.0,
+    )
+    audio = Sampler(asked.audio_temperature, asked.audio_topk, args.top_p, args.min_p)
+    return {"text_sampler": text, "audio_sampler": audio, "seed": _seed(asked.text_seed, asked.audio_seed)}
+
+
+def _seed(text: int | None, audio: int | None) -> int | None:
+    """Make one seed of two; alike or alone they are that seed, as for --seed."""
+    if text is None or audio is None or text == audio:
+        return audio if text is None else text
+    return (text * _SEED_FACTOR + audio) % (1 << 64)
 
 
 # ---- addresses -----------------------------------------------------------------------------------------------------------
@@ -309,8 +381,10 @@ class _Program:
         from ..server import Server
         from ..shared import SharedModel
 
-        model = SharedModel(kv_bits=self._args.kv_bits)
-        server = Server(model, self._settings(static), self._samplers, self._log)
+        args = self._args
+        model = SharedModel(kv_bits=args.kv_bits)
+        what = settings(args, self._choice.files, self._names, static)
+        server = Server(model, what, partial(samplers, args), self._log)
         await server.listen(sock, context)
         try:
             await self._while_signals_allow(asyncio.to_thread(self._load, model))
@@ -349,63 +423,6 @@ class _Program:
 
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
-
-    def _settings(self, static: Path | None) -> Settings:
-        from ..connection import Limits
-        from ..protocol import ChatParameters
-        from ..server import Settings
-
-        args, files = self._args, self._choice.files
-        penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
-        defaults = ChatParameters(
-            text_temperature=args.text_temperature,
-            text_topk=args.text_top_k,
-            audio_temperature=args.temperature,
-            audio_topk=args.top_k,
-            max_steps=None,
-            text_seed=args.seed,
-            audio_seed=args.seed,
-            pad_mult=args.padding_bonus or None,
-            repetition_penalty=penalty,
-            repetition_penalty_context=args.repetition_words if penalty else None,
-        )
-        return Settings(
-            sessions=args.sessions,
-            line=args.line,
-            connections=args.max_connections,
-            connections_per_address=args.max_per_address,
-            limits=Limits(idle=args.idle),
-            token=args.token,
-            hosts=frozenset(name.lower() for name in (*self._names, *args.allow_host)),
-            origins=frozenset(args.allow_origin),
-            static=static,
-            log_dir=Path(args.log_dir).expanduser() if args.log_dir else None,
-            defaults=defaults,
-            about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
-        )
-
-    def _samplers(self, asked: ChatParameters) -> dict[str, Any]:
-        """Turn what a client asks for into what a session takes.
-
-        The penalty's context is counted in tokens there and in words here; most words are one token.
-        """
-        from ..sampling import Sampler, TextSampler
-
-        args = self._args
-        context = asked.repetition_penalty_context
-        if context is None:
-            context = args.repetition_words
-        text = TextSampler(
-            asked.text_temperature,
-            asked.text_topk,
-            args.text_top_p,
-            args.text_min_p,
-            repetition_penalty=1.0 if asked.repetition_penalty is None or context == 0 else asked.repetition_penalty,
-            repetition_words=min(max(context, 1), 1000),
-            padding_bonus=asked.pad_mult or 0.0,
-        )
-        audio = Sampler(asked.audio_temperature, asked.audio_topk, args.top_p, args.min_p)
-        return {"text_sampler": text, "audio_sampler": audio, "seed": _seed(asked.text_seed, asked.audio_seed)}
 
     # ---- what is said ----------------------------------------------------------------------------------------------------
 
@@ -451,13 +468,6 @@ class _Program:
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
         return MshError(f"The model failed ({what}), and so the server ends{details}.")
-
-
-def _seed(text: int | None, audio: int | None) -> int | None:
-    """Make one seed of two; alike or alone they are that seed, as for --seed."""
-    if text is None or audio is None or text == audio:
-        return audio if text is None else text
-    return (text * _SEED_FACTOR + audio) % (1 << 64)
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,376 @@
+"""What a conversation through the server costs more than the same without: delay, work, waiting, and how many fit.
+
+Runs the pipeline in this process and, in turns with it, the same frames through a server on the loopback; then connects again
+and again; then lets more and more clients talk in real time until replies take longer than a frame or sound is dropped.
+Prints a table; --json keeps the figures. Whatever else the machine does changes them all, so the load is printed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any, TypeAlias
+
+import numpy as np
+from ends import BLOCK, SIZE, Pcm, speech
+from server_soak import DIGITS, TOKEN, Client, ServerProcess
+
+from msh_mlx.connection import NetworkSource
+from msh_mlx.devices import FRAME
+from msh_mlx.errors import MshError
+from msh_mlx.events import Event, Failed, Ready, Said
+from msh_mlx.files import find_demo
+from msh_mlx.options import Parser, guard, load_session
+from msh_mlx.opus import OpusDecoder, OpusEncoder
+from msh_mlx.pipeline import Pipeline
+from msh_mlx.protocol import Audio, Control, MetaData, encode
+
+PACKET = 0.04  # seconds
+TURN = 50  # frames
+VOID = 10  # turns with dropped sound, at most
+HANDSHAKES = 40
+MOST = 16  # sessions
+CROWD = 75  # frames that each of several clients says
+PATIENCE = 3.0  # seconds that a client waits to be let in
+GOAL = 1000 * PACKET + 15  # ms
+OPTIONS = (
+    "--sessions",
+    MOST,
+    "--token",
+    TOKEN,
+    "--text-temperature",
+    0.7,
+    "--text-top-k",
+    25,
+    "--top-k",
+    250,
+    "--seed",
+    0,
+)
+# The server, but everybody is let in, whether there is time for him or not.
+OPEN = """
+import sys
+from msh_mlx import cli, shared
+shared.SharedModel.has_room = lambda *_: True
+sys.exit(cli.main(["serve", *sys.argv[1:]]))
+"""
+
+
+# How long the reply to each frame took, and the processor time that went by a second.
+Run: TypeAlias = "tuple[list[float], float]"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return p50 and p95."""
+    return {f"p{percent}": float(np.percentile(values, percent)) for percent in (50, 95)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Tell how much processor time another process has taken."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    *minutes, seconds = subprocess.check_output(["ps", "-o", "time=", "-p", str(pid)], text=True).strip().split(":")
+    return 60 * float(minutes[-1]) + float(seconds)
+
+
+async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phase: float = 0.0) -> list[float]:
+    """Call `say` whenever another 40 ms have passed, and return when each of them had."""
+    begin, spoken = perf_counter() + phase, []
+    for i in range(packets):
+        await asyncio.sleep(max(0.0, begin + (i + 1) * PACKET - perf_counter()))
+        spoken.append(perf_counter())
+        await say(i)
+    return spoken
+
+
+class Nowhere:
+    """A sink; replies are taken where they are told of."""
+
+    def write(self, pcm: Pcm) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+
+class Alone:
+    """The pipeline in this process, between ends that add nothing."""
+
+    def __init__(self) -> None:
+        self._source, self._events = NetworkSource(10.0), SimpleQueue[Event]()
+        self._said: list[float] = []
+        sampling: dict[str, Any] = {
+            "voice": {"temperature": 0.8, "top_k": 250},
+            "text": {"temperature": 0.7, "top_k": 25},
+        }
+        self.pipeline = Pipeline(
+            lambda _: load_session(find_demo(), None, **sampling, seed=0), self._source, Nowhere(), self._hear
+        )
+
+    def __enter__(self) -> Alone:
+        self.pipeline.start()
+        self._begun()
+        return self
+
+    def _begun(self) -> None:
+        event = self._events.get()
+        if isinstance(event, Failed):
+            raise event.error
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.stop(10)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Ready | Failed):
+            self._events.put(event)
+        elif isinstance(event, Said):
+            self._said.append(perf_counter())
+
+    async def converse(self, packets: list[Pcm]) -> Run | None:
+        """Say packets in real time; None if sound was dropped, after which the conversation has begun anew."""
+        self._said, begin, used = [], perf_counter(), process_time()
+
+        async def say(i: int) -> None:
+            self._source.write(packets[i])
+
+        spoken = (await by_the_clock(say, len(packets)))[1::2]
+        while len(self._said) < len(spoken) and perf_counter() - begin < len(packets) * PACKET + 5:
+            await asyncio.sleep(0.005)
+        cpu = (process_time() - used) / (perf_counter() - begin)
+        if len(self._said) < len(spoken):
+            raise MshError(
+                f"Of {len(spoken)} frames {len(self._said)} came back: the machine is too busy to compare anything."
+            )
+        return [heard - said for said, heard in zip(spoken, self._said, strict=True)], cpu
+
+
+class Through:
+    """A conversation through the server, which encodes and decodes as a client does."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._encoder, self._decoder = OpusEncoder(), OpusDecoder()
+
+    async def begin(self) -> None:
+        self._client = await Client.open(self._server.port, random.Random(0))
+        await self._client.chat(realtime=1)
+        await self._client.handshake()
+
+    async def converse(self, packets: list[Pcm]) -> Run | None:
+        """As for `Alone`; the processor time is the server's."""
+        begin, used = perf_counter(), cpu_seconds(self._server.process.pid)
+
+        async def say(i: int) -> None:
+            await self._client.send(encode(Audio(self._encoder.encode(packets[i]))))
+
+        listening = asyncio.ensure_future(self._listen(len(packets) // 2))
+        spoken = (await by_the_clock(say, len(packets)))[1::2]
+        await asyncio.wait([listening], timeout=3)
+        if not listening.done():
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await self._client.send(encode(Control.RESTART))
+            await self._client.handshake()
+            return None
+        heard = listening.result()
+        cpu = (cpu_seconds(self._server.process.pid) - used) / (perf_counter() - begin)
+        return [there - said for said, there in zip(spoken, heard, strict=True)], cpu
+
+    async def _listen(self, frames: int) -> list[float]:
+        heard: list[float] = []
+        while len(heard) < frames:
+            message = await self._client.receive()
+            if message is None:
+                raise MshError(f"The server ended the conversation: {self._client.error or self._client.code}.")
+            if isinstance(message, Audio):
+                self._decoder.decode(message.data)
+                heard.append(perf_counter())
+        return heard
+
+
+async def compare(server: ServerProcess, frames: int) -> dict[str, Any]:
+    """Hold the same conversation here and through the server, in turns; return delays in ms and the work of each."""
+    blocks = speech(DIGITS)
+    through = Through(server)
+    turns: dict[str, list[Run]] = {"alone": [], "server": []}
+    void = -1  # the first turn warms up
+    with Alone() as alone:
+        await through.begin()
+        while len(turns["alone"]) < max(2, frames // TURN):
+            packets = [np.concatenate([next(blocks) for _ in range(4)]) for _ in range(2 * TURN)]
+            runs = [await way.converse(packets) for way in (alone, through)]
+            if void < 0 or None in runs:
+                void += 1
+                if void > VOID:
+                    raise MshError("The machine is too busy to compare anything: sound is dropped in most turns.")
+                continue
+            for name, run in zip(turns, runs, strict=True):
+                assert run
+                turns[name].append(run)
+    result: dict[str, Any] = {"turns": len(turns["alone"]), "frames_a_turn": TURN, "void": void}
+    for name, held in turns.items():
+        spreads = [spread([1000 * delay for delay in run[0]]) for run in held]
+        result[name] = {key: median(each[key] for each in spreads) for key in ("p50", "p95")}
+        result[name]["cpu"] = median(run[1] for run in held)
+        result[name]["runs"] = spreads
+    for key in ("p50", "p95"):
+        pairs = zip(result["server"]["runs"], result["alone"]["runs"], strict=True)
+        result[f"added_{key}"] = median(a[key] - b[key] for a, b in pairs)
+    result["added_cpu"] = median(a[1] - b[1] for a, b in zip(turns["server"], turns["alone"], strict=True))
+    return result
+
+
+async def handshakes(server: ServerProcess) -> dict[str, float]:
+    """Return how long it takes from the beginning of a connection to the handshake, in ms."""
+    took = []
+    for _ in range(HANDSHAKES):
+        begin = perf_counter()
+        client = await Client.open(server.port, random.Random(0))
+        await client.chat()
+        await client.handshake()
+        took.append(1000 * (perf_counter() - begin))
+        await client.bye()
+        await asyncio.sleep(0.05)
+    return spread(took)
+
+
+# ---- how many fit --------------------------------------------------------------------------------------------------------
+
+
+async def one_of_many(server: ServerProcess, pages: list[bytes], phase: float) -> tuple[list[float], float] | None:
+    """Talk in real time; return the replies' delays in seconds and how many seconds were dropped, or None if not let in."""
+    client = await Client.open(server.port, random.Random(0))
+    try:
+        await client.chat(realtime=1)
+        try:
+            await asyncio.wait_for(client.handshake(), PATIENCE)
+        except (TimeoutError, asyncio.TimeoutError):
+            return None
+        heard, dropped = list[float](), 0.0
+
+        async def listen() -> None:
+            nonlocal dropped
+            while len(heard) < len(pages) // 2:
+                message = await client.receive()
+                if message is None:
+                    break
+                if isinstance(message, Audio):
+                    heard.append(perf_counter())
+                elif isinstance(message, MetaData):
+                    dropped = message.values.get("dropped_s", dropped)
+
+        listening = asyncio.ensure_future(listen())
+        spoken = await by_the_clock(lambda i: client.send(encode(Audio(pages[i]))), len(pages), phase)
+        await asyncio.wait([listening], timeout=2)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        if len(heard) < len(pages) // 2:  # replies lack where sound was dropped
+            dropped = max(dropped, FRAME * (len(pages) // 2 - len(heard)))
+        return [there - said for said, there in zip(spoken[1::2], heard, strict=False)], dropped
+    finally:
+        await client.bye()
+
+
+def prepared(frames: int) -> list[bytes]:
+    """Encode speech beforehand, so that this process takes little of the machine."""
+    blocks, encoder = speech(DIGITS), OpusEncoder()
+    return [
+        encoder.encode(np.concatenate([next(blocks) for _ in range(SIZE // BLOCK // 2)])) for _ in range(2 * frames)
+    ]
+
+
+async def crowd(server: ServerProcess, count: int, pages: list[bytes]) -> dict[str, Any]:
+    """Let so many clients talk at once, spread over the time of a frame."""
+    runs = await asyncio.gather(*(one_of_many(server, pages, FRAME * i / count) for i in range(count)))
+    admitted = [run for run in runs if run is not None]
+    delays = [1000 * delay for run in admitted for delay in run[0]]
+    dropped = sum(run[1] for run in admitted)
+    return {"clients": count, "admitted": len(admitted), "dropped_s": dropped, **spread(delays or [float("nan")])}
+
+
+def crowds() -> dict[str, Any]:
+    """Find how many clients are let in, and how many the machine would bear."""
+    pages, runs, held = prepared(CROWD), list[dict[str, Any]](), 0
+    with ServerProcess(*OPTIONS) as server:
+        own = asyncio.run(crowd(server, MOST, pages))
+    with ServerProcess(*OPTIONS, program=("-c", OPEN)) as server:
+        for count in range(1, MOST + 1):
+            # The best of three: what else the machine does must not decide.
+            tries = []
+            for _ in range(3):
+                tries.append(asyncio.run(crowd(server, count, pages)))
+                server.calm_down()
+                if fits(tries[-1]):
+                    held = count
+                    break
+            runs.append(min(tries, key=lambda run: (run["dropped_s"], run["p95"])))
+            if held < count:
+                break
+    return {"own_admission": own, "held": held, "runs": runs}
+
+
+def fits(run: dict[str, Any]) -> bool:
+    return bool(run["dropped_s"] == 0 and run["p95"] <= 1000 * FRAME)
+
+
+def load() -> str:
+    return "load average " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of conversation each way (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
+    print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)
+
+    with ServerProcess(*OPTIONS) as server:
+        both = result["delay"] = asyncio.run(compare(server, round(args.seconds / FRAME)))
+        connect = result["handshake"] = asyncio.run(handshakes(server))
+    print(f"\n{'ms, medians of ' + str(both['turns']) + ' turns':<48}{'p50':>8}{'p95':>8}")
+    for name, key in (("reply, pipeline in this process", "alone"), ("reply, through the server with Opus", "server")):
+        print(f"{name:<48}{both[key]['p50']:8.1f}{both[key]['p95']:8.1f}")
+    print(f"{'added':<48}{both['added_p50']:8.1f}{both['added_p95']:8.1f}   (goal: p95 at most {GOAL:.0f})")
+    if both["void"]:
+        print(f"{both['void']} turns more in which sound was dropped are left out")
+    print(f"{f'connection to handshake, {HANDSHAKES} times':<48}{connect['p50']:8.1f}{connect['p95']:8.1f}")
+    print(
+        f"\nProcessor, seconds a second of conversation: {both['alone']['cpu']:.3f} in this process, "
+        f"{both['server']['cpu']:.3f} in the server, {both['added_cpu']:+.3f} besides the model; {load()}\n",
+        flush=True,
+    )
+    many = result["crowds"] = crowds()
+    print(f"{'clients at once':<20}{'p50, ms':>10}{'p95, ms':>10}{'dropped, s':>12}")
+    for run in many["runs"]:
+        print(f"{run['clients']:<20}{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}")
+    own = many["own_admission"]
+    print(f"Conversations that the machine holds within {1000 * FRAME:.0f} ms: {many['held']}")
+    print(
+        f"Of {MOST} clients at once the server let {own['admitted']} in, with p95 {own['p95']:.1f} ms "
+        f"and {own['dropped_s']:.2f} s dropped; {load()}"
+    )
+    result["load"].append(os.getloadavg())
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guard(lambda _: main()))

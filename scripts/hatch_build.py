@@ -1,0 +1,15 @@
+"""Puts the page into the wheel, where it was built; see pyproject.toml."""
+
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class PageHook(BuildHookInterface):
+    """Adds client/dist to wheels; an editable install finds it where it is."""
+
+    def initialize(self, version, build_data):
+        """Hatchling's hook, before a wheel is built."""
+        page = Path(self.root) / "client" / "dist"
+        if version == "standard" and page.is_dir():
+            build_data["force_include"][str(page)] = "msh_mlx/assets/client"

@@ -1,0 +1,265 @@
+"""The published programs as scripted peers: what they send, byte for byte where it matters, as far as protocols go.
+
+R is the Rust server and its terminal client, T the PyTorch server and its client, M the MLX web server, W the web page. Servers
+hear through `OpusDecoder` and answer with what a `voice` makes of every frame; clients say a recording.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import ogg
+from aiohttp import web
+
+from msh_mlx.opus import OpusDecoder, OpusEncoder
+from msh_mlx.protocol import OggSplitter, PageKind
+
+RECORDED = Path(__file__).parent / "golden" / "wire" / "page_and_torch_server.bin"
+FRAME = 1920
+SECONDS = 0.08
+LIMIT = 10  # seconds, against hanging
+
+HANDSHAKES = {"R": bytes(9), "T": b"\0", "M": b"\0", "W": bytes(3)}
+# Frames at the beginning that get no answer, while the model's delays are filled.
+LAG = {"R": 2, "T": 1, "M": 1, "W": 0}
+METADATA = {
+    "text_temperature": 0.8,
+    "text_topk": 250,
+    "audio_temperature": 0.8,
+    "audio_topk": 250,
+    "pad_mult": 0.0,
+    "repetition_penalty_context": 64,
+    "repetition_penalty": 1.0,
+    "lm_model_file": "$HOME/model.q8.gguf",
+    "mimi_model_file": "$HOME/tokenizer-e351c8d8-checkpoint125.safetensors",
+    "build_info": {"build_timestamp": "2024-09-18T09:00:00Z", "git_branch": "main", "rustc_version": "1.80.1"},
+    "instance_name": "foo",
+}
+
+
+def recorded(side):
+    """Milliseconds and bytes of all that the page (0) or the PyTorch server (1) sent in a real conversation."""
+    data, messages, position = RECORDED.read_bytes(), [], 0
+    while position < len(data):
+        direction, milliseconds, length = struct.unpack_from("<BII", data, position)
+        position += 9 + length
+        if direction == side:
+            messages.append((milliseconds, data[position - length : position]))
+    return messages
+
+
+def in_24_khz(page):
+    """A page whose granule position counts samples at 24 kHz, as the Rust programs do."""
+    granule, serial, sequence = struct.unpack_from("<qII", page, 6)
+    count = page[26]
+    return ogg.page(page[27 : 27 + count], page[27 + count :], page[5], granule // 2, sequence, serial)
+
+
+class Voice:
+    """Turns frames into audio messages as the program `kind` sends them."""
+
+    def __init__(self, kind):
+        self._kind = kind
+        self._encoder = OpusEncoder()
+        self._splitter = OggSplitter()
+        self._headers = b""
+
+    def messages(self, pcm):
+        """The messages for a frame `[1920]`."""
+        pages = self._splitter.feed(self._encoder.encode(pcm))
+        head = b"".join(page.data for page in pages if page.kind is not PageKind.AUDIO)
+        sound = [page.data for page in pages if page.kind is PageKind.AUDIO]
+        if self._kind == "R":
+            head, sound = head and in_24_khz(pages[0].data) + in_24_khz(pages[1].data), list(map(in_24_khz, sound))
+            # The headers alone, then a page a message.
+            return [b"\x01" + part for part in ([head] if head else []) + sound]
+        if self._kind == "M":  # a page a message, the first with the headers
+            return [b"\x01" + (head if i == 0 else b"") + part for i, part in enumerate(sound)]
+        return [b"\x01" + head + b"".join(sound)]
+
+
+# ---- servers -------------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A websocket server on the loopback, on a thread of its own: `talk(socket, request)` holds a conversation.
+
+    `requests` are those that came, with their query; `refuse` may answer one in place of a conversation.
+    """
+
+    def __init__(self, talk, *, ssl=None, refuse=None, port=0, host="127.0.0.1"):
+        self._talk, self._ssl, self._refuse = talk, ssl, refuse
+        self._host, self.port = host, port
+        self.requests = []
+        self.errors = []
+        self._sockets = set()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(LIMIT)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(LIMIT)
+        assert not self._thread.is_alive()
+        if self.errors:
+            raise self.errors[0]
+
+    def hang_up(self):
+        """Cut all connections without a word."""
+
+        def cut():
+            for transport in list(self._sockets):
+                transport.abort()
+
+        self._loop.call_soon_threadsafe(cut)
+
+    async def _serve(self):
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.router.add_get("/api/chat", self._chat)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, self._host, self.port, ssl_context=self._ssl, reuse_address=True)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        self._ready.set()
+        await self._over.wait()
+        await site.stop()  # before anybody connects again
+        for transport in list(self._sockets):
+            transport.abort()
+        await runner.cleanup()
+
+    async def _chat(self, request):
+        self.requests.append(request)
+        if self._refuse and (answer := self._refuse(request)):
+            return answer
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self._sockets.add(request.transport)
+        transport = request.transport
+        try:
+            await self._talk(socket, request)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        except Exception as error:
+            self.errors.append(error)
+        finally:
+            self._sockets.discard(transport)
+        return socket
+
+
+def echo(count, pcm):
+    """A voice that says what it hears, and a word every fifth frame."""
+    return pcm, f" word{count}" if count % 5 == 0 else ""
+
+
+def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]:
+    """What a published server does with a connection: frame `lag` and later ones are answered as `voice(count, pcm)` says.
+
+    It ignores controls and takes no notice of `realtime`.
+    """
+    lag = LAG[kind] if lag is None else lag
+
+    async def talk(socket, _):
+        if kind == "R":
+            await socket.send_bytes(b"\x04" + json.dumps(METADATA).encode())
+        await socket.send_bytes(HANDSHAKES[kind])
+        decoder, out = OpusDecoder(), Voice(kind)
+        heard, count = np.zeros(0, np.float32), 0
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
+                continue
+            heard = np.concatenate([heard, decoder.decode(message.data[1:])])
+            while len(heard) >= FRAME:
+                frame, heard = heard[:FRAME], heard[FRAME:]
+                count += 1
+                if count <= lag:
+                    continue
+                pcm, text = voice(count - 1 - lag, frame)
+                if text:
+                    colour = b"\x07\x03" if kind == "W" else b"\x02"
+                    await socket.send_bytes(colour + text.encode())
+                for data in out.messages(pcm):
+                    await socket.send_bytes(data)
+
+    return talk
+
+
+def replay(messages) -> Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]:
+    """Send what was recorded of a server, as fast as it goes, and wait for the client to go."""
+
+    async def talk(socket, _):
+        for _, data in messages:
+            await socket.send_bytes(data)
+        async for _ in socket:
+            pass
+
+    return talk
+
+
+# ---- clients -------------------------------------------------------------------------------------------------------------
+
+
+async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
+    """Talk with a server as a published client does, until `until(messages)` holds of what came; return that.
+
+    The terminal clients say `pcm` `[n]`, a frame every `pace` seconds, then silence; the page says what it said when it was
+    recorded. T's client does not wait for the handshake, R's begins with Restart and accepts any certificate.
+    """
+    received = []
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, ssl=False if kind == "R" else ssl, max_msg_size=0) as socket,
+    ):
+        begun = asyncio.Event()
+
+        async def hear():
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    received.append(message.data)
+                    if message.data[:1] == b"\0":
+                        begun.set()
+                    if until(received):
+                        return
+
+        async def say():
+            if kind == "R":
+                await socket.send_bytes(b"\x03\x03")
+            if kind != "T":
+                await begun.wait()
+            for frame in _says(kind, pcm):
+                for data in frame:
+                    await socket.send_bytes(data)
+                await asyncio.sleep(pace)
+
+        saying = asyncio.create_task(say())
+        try:
+            await asyncio.wait_for(hear(), 6 * LIMIT)
+        finally:
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+    return received
+
+
+def _says(kind, pcm):
+    """The messages of one frame after the other."""
+    if kind == "W":
+        said = [data for _, data in recorded(0)]  # 40 ms each
+        yield from (said[i : i + 2] for i in range(0, len(said), 2))
+        return
+    voice = Voice(kind)
+    for begin in range(0, len(pcm) - FRAME + 1, FRAME):
+        yield voice.messages(pcm[begin : begin + FRAME])
+    while True:
+        yield voice.messages(np.zeros(FRAME, np.float32))
