@@ -314,8 +314,7 @@ class Connection:
                 await self._until_there_is_room()
             message = await self._ws.receive()
             if message.type is WSMsgType.ERROR:
-                code = message.data.code if isinstance(message.data, WebSocketError) else WSCloseCode.PROTOCOL_ERROR
-                raise End("message_size" if code == WSCloseCode.MESSAGE_TOO_BIG else "websocket", None, code)
+                raise _broken(message.data)
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
                 return
             self._meter()
@@ -440,4 +439,4 @@ def _broken(error: object) -> End:
     if not isinstance(error, WebSocketError):
         return End("lost")
     too_big = error.code == WSCloseCode.MESSAGE_TOO_BIG
-    return End("message_size" if too_big else "protocol", str(error), WSCloseCode(error.code))
+    return End("message_size" if too_big else "websocket", None, error.code)

@@ -331,10 +331,15 @@ class Remote:
     async def _run(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_request_end.append(self._read_refusal)
-        async with aiohttp.ClientSession(trace_configs=[trace]) as session:
+        session = aiohttp.ClientSession(trace_configs=[trace])
+        try:
             while True:
                 with contextlib.suppress(_AgainError):
                     await self._attempt(session)
+        finally:
+            # TLS would wait half a minute for the other side's goodbye.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(session.close(), _CLOSE)
 
     async def _attempt(self, session: aiohttp.ClientSession) -> None:
         """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""

@@ -39,12 +39,16 @@ export class Sound {
     this.#heard = new Resampler(this.deviceRate, SAMPLE_RATE);
     this.#played = new Resampler(this.deviceRate, SAMPLE_RATE);
     this.#context.onstatechange = () => {
-      if (!this.#closed) events.onRunning(this.#context.state === "running");
+      if (!this.#closed) events.onRunning(this.running);
     };
   }
 
   get deviceRate(): number {
     return this.#context.sampleRate;
+  }
+
+  get running(): boolean {
+    return this.#context.state === "running";
   }
 
   get deviceName(): string {

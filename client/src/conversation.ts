@@ -12,6 +12,8 @@ import { Recording } from "./wav";
 
 export const RECORDING_HOURS = 2;
 const PACKET_SECONDS = PACKET_SAMPLES / SAMPLE_RATE;
+// After so long a browser that lets no sound run will not do so unasked: some do not without a loudspeaker.
+const START_MS = 3000;
 // Of what a meter shows, every 10 ms: it falls to a tenth within a third of a second.
 const METER_FALL = 0.93;
 
@@ -171,6 +173,9 @@ export class Conversation {
       },
       onOver: (trouble) => this.#fail(trouble),
     });
+    setTimeout(() => {
+      if (!this.#sound.running) this.#onRunning(false);
+    }, START_MS);
   }
 
   async #open(microphone: string): Promise<void> {

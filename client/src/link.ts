@@ -4,7 +4,7 @@ import { type Control, decode, encodeAudio, encodeControl, encodePing, plainAddr
 import { refusal, type Trouble } from "./troubles";
 
 /** Seconds between the attempts to connect; the last one repeats. */
-export const BACKOFF = [0.5, 1, 2, 4, 8] as const;
+export const BACKOFF = [0.5, 1, 2, 3, 5] as const;
 /** Nothing at all for so long in a conversation means that the server is gone. */
 export const SILENCE_MS = 10_000;
 const PING_MS = 5000;
@@ -168,20 +168,24 @@ export class Link {
   /** A websocket does not tell why it did not open: a plain request does. */
   async #ask(address: URL): Promise<void> {
     let trouble: Trouble | null = null;
+    let unready: string | null = null;
     try {
       const answer = await fetch(plainAddress(address), { cache: "no-store", signal: AbortSignal.timeout(ASK_MS) });
-      trouble = answer.ok ? null : refusal(answer.status, await answer.text());
+      const body = await answer.text();
+      trouble = answer.ok ? null : refusal(answer.status, body);
+      if (answer.status === 503) unready = body;
     } catch {
       // It does not answer, or may not be asked from here.
     }
     if (this.#closed || this.#socket) return;
     if (trouble) this.events.onOver(trouble);
+    else if (unready !== null) this.#again("unready", unready);
     else this.#again(this.#handshakes > 0 ? "lost" : "unreachable");
   }
 
-  #again(cause: "lost" | "unreachable" | "silent"): void {
+  #again(cause: "lost" | "unreachable" | "silent" | "unready", detail = ""): void {
     const seconds = BACKOFF[Math.min(this.#failures++, BACKOFF.length - 1)] as number;
-    this.events.onDown({ cause, seconds });
+    this.events.onDown(cause === "unready" ? { cause, detail, seconds } : { cause, seconds });
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#connect(), seconds * 1000);
   }

@@ -53,6 +53,7 @@ let settings: Settings = readSettings(store.get("settings"), rest.searchParams);
 let settingsUsed = settings; // by the connection there is
 let microphone = store.get("microphone") ?? "";
 let muted = false;
+let resumed = false; // the user has asked for the sound that stopped; the next press ends
 let conversation: Conversation | null = null; // the last one, also when it is over: it can still be saved
 let trouble: Trouble | null = null;
 let wakeLock: WakeLockSentinel | null = null;
@@ -85,16 +86,17 @@ function showTrouble(next: Trouble | null): void {
 
 function showPhase(): void {
   const phase = conversation?.phase ?? "over";
+  if (phase !== "stopped") resumed = false;
   const talking = phase === "talking";
   const on = phase !== "over";
   view.showPhase(
     talking ? "talking" : phase === "stopped" ? "stopped" : on ? "busy" : "idle",
-    phase === "stopped" ? "Resume" : on ? "End" : "Talk",
+    phase === "stopped" && !resumed ? "Resume" : on ? "End" : "Talk",
     talking && muted ? MUTED : SENTENCES[phase],
   );
   elements.mute.disabled = !on;
   elements.restart.disabled = !talking;
-  const saveable = conversation !== null && conversation.recording.seconds > 0;
+  const saveable = talking || (conversation !== null && conversation.recording.seconds > 0);
   elements.saveSound.disabled = !saveable;
   elements.saveText.disabled = !saveable;
   elements.saveJson.disabled = !saveable;
@@ -270,8 +272,11 @@ function saveSettings(event: Event): void {
 }
 
 elements.talk.addEventListener("click", () => {
-  if (conversation?.phase === "stopped") conversation.resume();
-  else if (isOn()) end();
+  if (conversation?.phase === "stopped" && !resumed) {
+    resumed = true;
+    conversation.resume();
+    showPhase();
+  } else if (isOn()) end();
   else start();
 });
 elements.mute.addEventListener("click", () => setMuted(!muted));

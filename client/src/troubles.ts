@@ -13,6 +13,7 @@ export type Trouble =
   | { cause: "waiting"; place: number }
   | { cause: "token" }
   | { cause: "refused"; detail: string }
+  | { cause: "unready"; detail: string; seconds: number }
   | { cause: "unreachable"; seconds: number }
   | { cause: "lost"; seconds: number }
   | { cause: "silent"; seconds: number }
@@ -41,13 +42,15 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
     "The microphone does not start: another program may have it to itself; close that one, then press the button again.",
   "microphone-gone": () => "The microphone is gone: connect it again or choose another one.",
   sound: ({ detail }) => `The browser's sound does not start (${detail}): reload the page to try again.`,
-  "sound-stopped": () => "The browser has stopped the sound: press “Resume” to go on.",
+  "sound-stopped": () =>
+    "The browser has stopped the sound: press “Resume” to go on, or connect a loudspeaker if there is none.",
   waiting: ({ place }) =>
     place <= 1
       ? "The server is busy with another conversation: you are next in line."
       : `The server is busy with another conversation: you are number ${place} in line.`,
   token: () => "The server wants its token: enter the one that it printed when it started.",
   refused: ({ detail }) => sentence(detail, "The server does not accept the conversation."),
+  unready: ({ detail, seconds }) => `${sentence(detail, "The server is not ready.")} ${again(seconds)}`,
   unreachable: ({ seconds }) => `The server does not answer: is it running? ${again(seconds)}`,
   lost: ({ seconds }) => `The connection was lost. ${again(seconds)}`,
   silent: ({ seconds }) => `Nothing has come from the server for 10 seconds. ${again(seconds)}`,
@@ -93,9 +96,10 @@ export function microphoneTrouble(error: unknown): Trouble {
   }
 }
 
-/** Why a websocket did not open, from the answer to a plain request of the same address; null: it would open now. */
+/** Why a websocket did not open, from the answer to a plain request of the same address; null: it may open the next time. */
 export function refusal(status: number, body: string): Trouble | null {
   if (status === 401) return { cause: "token" };
-  if (status === 426 || status === 101 || status === 502 || status === 504) return null;
+  // It would have been fine; it is still loading; a proxy finds no server behind it.
+  if (status === 426 || (status >= 502 && status <= 504)) return null;
   return { cause: "refused", detail: body };
 }

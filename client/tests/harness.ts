@@ -1,9 +1,10 @@
 // What the browser tests share: a server with orders, browsers, and sound.
 
-import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
 import { extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
@@ -51,6 +52,8 @@ export class FakeServer {
   /** What a plain request of /api/chat gets; with a status other than 426 websockets are refused, too. */
   answer = { status: 426, body: "" };
   onConnection: (socket: WebSocket, request: IncomingMessage) => void = () => undefined;
+  /** A script that runs before the page's own, for browsers whose drivers cannot do that. */
+  script = "";
   readonly requests: string[] = [];
   readonly #server: Server;
   readonly #sockets = new WebSocketServer({ noServer: true });
@@ -64,7 +67,13 @@ export class FakeServer {
       }
       try {
         const file = normalize(path === "/" ? "/index.html" : path);
-        const body = readFileSync(join(DIST, file));
+        const page = file === "/index.html" && this.script !== "";
+        const body =
+          file === "/before.js"
+            ? this.script
+            : page
+              ? readFileSync(join(DIST, file), "utf8").replace("<head>", '<head><script src="./before.js"></script>')
+              : readFileSync(join(DIST, file));
         const type = TYPES[extname(file)] ?? "application/octet-stream";
         response.writeHead(200, { "content-type": type, "content-security-policy": POLICY }).end(body);
       } catch {
@@ -184,6 +193,24 @@ export function launchBareChromium(...more: string[]): Promise<Browser> {
   return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...more] });
 }
 
+/** A sound device of nothing but air: Firefox lets no sound run on a machine that has none. */
+export async function startAir(): Promise<{ process: ChildProcess; env: Record<string, string> }> {
+  const folder = mkdtempSync(join(tmpdir(), "msh-air-"));
+  const socket = join(folder, "native");
+  const modules = ["module-null-sink", `module-native-protocol-unix socket=${socket} auth-anonymous=1`];
+  const process = spawn(
+    "pulseaudio",
+    ["-n", "--daemonize=no", "--use-pid-file=no", "--exit-idle-time=-1", ...modules.flatMap((each) => ["-L", each])],
+    { stdio: "ignore", env: { ...globalThis.process.env, HOME: folder, XDG_RUNTIME_DIR: folder } },
+  );
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+  for (let attempt = 0; !existsSync(socket); attempt++) {
+    if (attempt === 100) throw new Error("PulseAudio does not start.");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return { process, env: { PULSE_SERVER: `unix:${socket}` } };
+}
+
 export interface Opened {
   context: BrowserContext;
   page: Page;
@@ -204,6 +231,7 @@ export async function openPage(
     colorScheme: options.dark ? "dark" : "light",
   });
   const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
   const complaints: string[] = [];
   page.on("console", (message) => {
     // What a browser writes when a server does not answer is no fault of the page's.

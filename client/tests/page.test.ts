@@ -307,12 +307,23 @@ describe("troubles", () => {
     expect(server.requests.at(-1)).toContain("worker_auth_id=right");
   });
 
-  test.each([400, 403, 503])("the server's own sentence (%i)", async (status) => {
+  test.each([400, 403])("the server's own sentence (%i)", async (status) => {
     server.answer = { status, body: "This is why not" };
     const page = await open();
     await page.click("#talk");
     await trouble(page, "This is why not.");
     await idle(page);
+  });
+
+  test("a server that is not ready yet: its sentence, and then the conversation", async () => {
+    connections(echo);
+    server.answer = { status: 503, body: "The model is not loaded yet." };
+    const page = await open();
+    await page.click("#talk");
+    await trouble(page, "The model is not loaded yet. Connecting again");
+    server.answer = { status: 426, body: "" };
+    await talking(page);
+    expect(await page.textContent("#trouble")).toBe("");
   });
 
   test("no server: it is tried again until there is one", async () => {

@@ -99,6 +99,7 @@ describe("troubles", () => {
     { cause: "waiting", place: 3 },
     { cause: "token" },
     { cause: "refused", detail: "" },
+    { cause: "unready", detail: "The model is not loaded yet.", seconds: 2 },
     { cause: "unreachable", seconds: 2 },
     { cause: "lost", seconds: 0.5 },
     { cause: "silent", seconds: 8 },
@@ -144,6 +145,7 @@ describe("troubles", () => {
     });
     expect(refusal(426, "")).toBeNull();
     expect(refusal(502, "")).toBeNull();
+    expect(refusal(503, "The model is not loaded yet.")).toBeNull();
   });
 });
 

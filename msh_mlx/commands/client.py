@@ -121,7 +121,7 @@ def _check(args: argparse.Namespace) -> None:
 def _address(args: argparse.Namespace) -> Address:
     from ..remote import HOST, PORT, Address
 
-    args.token = os.environ.get(TOKEN) if args.token is None else args.token
+    args.token = args.token or os.environ.get(TOKEN) or None
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
     if args.input and not args.realtime:
         query["realtime"] = "0"

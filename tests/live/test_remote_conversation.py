@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -12,12 +13,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
-from test_conversation import DIGITS, LIMIT, LOADED, RATE, ROOT, Talk, Terminal, is_notice, terminal, understood
+from test_conversation import (
+    DIGITS,
+    LIMIT,
+    LOADED,
+    RATE,
+    ROOT,
+    SIGNALS,
+    Talk,
+    Terminal,
+    is_notice,
+    terminal,
+    understood,
+)
 
 if TYPE_CHECKING:
     from conftest import VirtualAudio
@@ -52,6 +65,10 @@ def serving(folder: Path, *args: str, port: int = 0) -> Iterator[int]:
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
+
+
+def is_event(name: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda event: event["event"] == name
 
 
 def client(port: int, *args: str) -> list[str]:
@@ -110,6 +127,23 @@ def test_the_server_goes_and_comes_back(virtual_audio: VirtualAudio, tmp_path: P
             servers.close()
             talk.until(lambda event: is_notice("connection-lost")(event) and event is not lost)
             talk.stop(signal.SIGINT)
+
+
+def test_signals_at_random_moments(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
+    """While it connects, waits in line and talks: it ends, and what was recorded is whole."""
+    rng = random.Random(4)
+    with serving(tmp_path) as port:
+        for trial in range(12):
+            folder = tmp_path / str(trial)
+            with Talk(virtual_audio, "--record", str(folder), command=client(port)) as talk:
+                moment = "ready" if trial % 2 else "loading"
+                talk.until(is_event(moment))
+                time.sleep(rng.uniform(0, 1.0))
+                begin = time.monotonic()
+                assert talk.stop(rng.choice(list(SIGNALS))) == "Stopped.\n"
+                assert time.monotonic() - begin < LIMIT
+            for recorded in folder.glob("*/*.wav"):
+                soundfile.read(recorded)
 
 
 def test_nobody_is_there(virtual_audio: VirtualAudio) -> None:
