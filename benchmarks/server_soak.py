@@ -48,9 +48,8 @@ FIRST = 10  # sessions after which the server is as large as it is to stay
 IDLE = 2.0  # seconds
 LINE = 2
 HUNG = 60.0  # seconds in which every session has ended
-# Memory, at most. The tenth session is early: arenas of the allocator are still to fill, one a thread, and what aiohttp and
-# MLX's compiled functions leave in cycles, 130 kB a session, waits for Python's collector, every 90 sessions or so.
-MORE_SHARE, MORE_MEMORY = 0.05, 32 << 20
+# Memory, at most. The tenth session is early: the allocator's arenas, one a thread, are still to fill.
+MORE_SHARE, MORE_MEMORY = 0.05, 20 << 20
 # From the middle of a long soak on, when all of that has happened.
 LONG, MORE_THEN = 500, 8 << 20
 BACKGROUND = 8  # slow connections at a time, beside the others

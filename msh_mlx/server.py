@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import ipaddress
 import logging
@@ -33,6 +34,7 @@ from .session_log import SessionLog
 from .shared import SharedModel, Tokens
 
 _TICK = 0.25  # seconds
+_COLLECT_EVERY = 10.0  # seconds, at least; it stops everything for some milliseconds
 _GOODBYE = 0.7  # seconds for a client to take the last message
 _HEARTBEAT = 20.0  # seconds between two pings of the websocket
 _HEAD_WITHIN = 10.0  # seconds from the connection to the request
@@ -217,6 +219,7 @@ class Server:
         self._line: deque[_Waiting] = deque()
         self._counts: Counter[str] = Counter()
         self._stopping = False
+        self._left = False  # whether somebody has left since Python's collector came by
         self._metrics = _Metrics(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -290,9 +293,14 @@ class Server:
         task.add_done_callback(self._jobs.discard)
 
     async def _tick(self) -> None:
+        collected = monotonic()
         while True:
             await asyncio.sleep(_TICK)
             self._admit()
+            if self._left and monotonic() - collected > _COLLECT_EVERY:
+                # What MLX compiled for a session is in a cycle, and Python would let a hundred of them pile up.
+                gc.collect()
+                self._left, collected = False, monotonic()
             for connection in list(self._connections):
                 connection.tick(len(self._active))
             late = monotonic() - _HEAD_WITHIN
@@ -422,6 +430,7 @@ class Server:
                 await connection.close(end or End("lost"), _GOODBYE)
             finally:
                 self._connections.pop(connection, None)
+                self._left = True
                 self._active.discard(connection)
                 self._admit()
         summary = self._summary(connection, address, end, begin)
