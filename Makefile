@@ -48,7 +48,7 @@ test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio
 
 test-page: ## check and test the page, its parts and in browsers (Debian's Chromium and Firefox; installs them where it may)
 	@sh scripts/setup.sh page browsers
-	cd client && npm run --silent check && npm run --silent test && npm run --silent test:browser
+	cd client && npm run --silent lint && npm run --silent check && npm run --silent test && npm run --silent test:browsers
 
 soak: setup ## drive the live path on the demo model for ten hours of conversation, as fast as it goes
 	$(PY) benchmarks/soak.py --hours 10

@@ -180,8 +180,9 @@ check_page() {
 
 check_browsers() {
   [ "$(uname)" = Linux ] || die 'the page is tested in the browsers of Debian, on Linux.'
-  for browser in chromium firefox-esr; do
-    command -v $browser >/dev/null 2>&1 || packages="$packages $browser"
+  # Firefox lets no sound run without a device, which PulseAudio makes; WebKit wants a screen.
+  for tool in chromium:chromium firefox-esr:firefox-esr WebKitWebDriver:webkit2gtk-driver Xvfb:xvfb pulseaudio:pulseaudio; do
+    command -v ${tool%%:*} >/dev/null 2>&1 || packages="$packages ${tool##*:}"
   done
 }
 
