@@ -11,7 +11,7 @@ const ENCODING = {
   numberOfChannels: 1,
   bitrate: BIT_RATE,
   // Where the browser does not know these it makes packets of 20 ms, which serve as well.
-  opus: { format: "opus", frameDuration: PACKET_SAMPLES * MICROSECONDS },
+  opus: { format: "opus", application: "audio", frameDuration: PACKET_SAMPLES * MICROSECONDS },
 };
 const DECODING = { codec: "opus", sampleRate: SAMPLE_RATE, numberOfChannels: 1 };
 
