@@ -208,7 +208,7 @@ def test_pause_and_start(model, digits):
                 await talker.until(Audio, 0.7)
             await talker.send(Control.START)
             sending = asyncio.ensure_future(talker.say(digits[: 20 * FRAME], 0.08))
-            while len(talker.heard.pcm) < 20:
+            while len(talker.heard.pcm) < 10:  # all of it, where the machine has nothing else to do
                 assert await talker.receive()
             await sending
             return talker.heard
