@@ -20,7 +20,7 @@ from .threads import exists
 Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"], None]
 
 _WARM_UP = 25  # frames
-_ROOM = 0.9  # of the time of a frame, what the steps of all conversations may take
+_ROOM = 0.75  # of the time of a frame, what the steps of all conversations may take: codecs want theirs, too
 
 
 class SharedModel:

@@ -301,7 +301,7 @@ def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     model = SharedModel()
     model._frame_seconds = 0.08
     for _ in range(250):
-        model.step.add(0.03)
+        model.step.add(0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
     for _ in range(250):
         model.step.add(0.2)
