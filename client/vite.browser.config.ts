@@ -8,6 +8,6 @@ export default defineConfig({
     testTimeout: 120_000,
     hookTimeout: 120_000,
     // Sound in real time, with a browser and a model on the same cores: another program's burst makes it stutter.
-    retry: 4,
+    retry: 2,
   },
 });

@@ -4,12 +4,12 @@ import { join } from "node:path";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
 import { CLIENT, deviceRate, launchChromium, NO_WEBCODECS, openPage, save } from "./harness";
-import { GREEDY, RealServer, spokenWords, WORDS } from "./server";
+import { GREEDY, misheard, NEARLY_ALL, REST_MS, RealServer, spokenWords } from "./server";
 
-/** Until the last word is shown and its sound has been played. */
+/** Until the last word has been shown and its sound has been played. */
 async function hearAll(page: Page): Promise<void> {
-  await page.waitForSelector(`#transcript:has-text("${WORDS.at(-1)}")`);
-  await page.waitForTimeout(2500);
+  await expect.poll(() => page.evaluate(NEARLY_ALL), { timeout: 60_000 }).toBe(true);
+  await page.waitForTimeout(REST_MS);
 }
 
 let browser: Browser;
@@ -53,12 +53,12 @@ test.each([
   expect(await page.textContent("#trouble")).toBe("");
   await page.click("#settings-cancel");
   await page.click("#talk");
-  expect(words(await save(page, "#save-json"))).toEqual(WORDS);
-  const shown = (await page.locator("#transcript span").allInnerTexts()).join(" ");
-  expect(shown.split(/\s+/)).toEqual(WORDS);
+  const shown = (await page.locator("#transcript span").allInnerTexts()).join(" ").split(/\s+/);
+  expect(misheard(shown), shown.join(" ")).toBeLessThanOrEqual(1);
+  expect(words(await save(page, "#save-json"))).toEqual(shown);
   const spoken = spokenWords(await save(page, "#save-sound"));
   console.log(spoken.map(({ word, likeness }) => `${word} ${likeness.toFixed(3)}`).join(", "));
-  expect(spoken.map(({ word }) => word)).toEqual(WORDS);
+  expect(spoken.map(({ word }) => word)).toEqual(shown);
   expect(complaints).toEqual([]);
 });
 
@@ -70,7 +70,8 @@ test("two conversations without reloading, the second beginning as fresh as the 
     await hearAll(page);
     await page.click("#talk");
     await page.waitForSelector("[data-phase=idle]");
-    expect(words(await save(page, "#save-json")), `round ${round}`).toEqual(WORDS);
+    const said = words(await save(page, "#save-json"));
+    expect(misheard(said), `round ${round}: ${said}`).toBeLessThanOrEqual(1);
   }
   expect(complaints).toEqual([]);
 });

@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { digitsWav, FakeServer } from "./harness";
 import { prepare } from "./inside";
-import { GREEDY, RealServer, spokenWords, WORDS } from "./server";
+import { GREEDY, misheard, NEARLY_ALL, REST_MS, RealServer, spokenWords } from "./server";
 
 const BROWSER = process.env.MSH_MINIBROWSER ?? "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
 const DRIVER_PORT = 4479;
@@ -97,8 +97,8 @@ describe.skipIf(!there)("in WebKitGTK", () => {
       await session.go(`${pages.url}${GREEDY}&worker_addr=localhost:${server.port}`);
       await session.click("#talk");
       await session.until("document.body.dataset.phase === 'talking'");
-      await session.until(`document.querySelector("#transcript").textContent.includes("${WORDS.at(-1)}")`);
-      await new Promise((resolve) => setTimeout(resolve, 2500));
+      await session.until(NEARLY_ALL);
+      await new Promise((resolve) => setTimeout(resolve, REST_MS));
       await session.click("#open-settings");
       const details = await session.run<string>("return document.querySelector('#details').textContent;");
       console.log(`${wanted} wanted: ${details}`);
@@ -107,12 +107,13 @@ describe.skipIf(!there)("in WebKitGTK", () => {
       const shown = await session.run<string>(
         "return [...document.querySelectorAll('#transcript span')].map((span) => span.textContent).join(' ');",
       );
-      expect(shown.split(/\s+/)).toEqual(WORDS);
+      const words = shown.split(/\s+/);
+      expect(misheard(words), shown).toBeLessThanOrEqual(1);
       await session.click("#save-sound");
       await session.until("window.saved");
       const spoken = spokenWords(Buffer.from(await session.run<string>("return window.saved;"), "base64"));
       console.log(spoken.map(({ word, likeness }) => `${word} ${likeness.toFixed(3)}`).join(", "));
-      expect(spoken.map(({ word }) => word)).toEqual(WORDS);
+      expect(spoken.map(({ word }) => word)).toEqual(words);
     } finally {
       await session.close();
     }
