@@ -420,6 +420,15 @@ class CaptureSource:
         self._rate = rate
         self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
         self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
+        self._begin = 0.0  # number of the ring's sample that sample 0 at 24 kHz would be
+        self._given = 0  # samples at 24 kHz
+
+    def place(self) -> tuple[Capture, float]:
+        """Return the ring, and the number of its sample that is read next, a fraction where rates differ."""
+        if not self._resampler:
+            return self._capture, float(self._capture.position)
+        # The resampler's output begins with its input: what it holds back comes later, not late.
+        return self._capture, self._begin + self._given * self._rate / RATE
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples at 24 kHz, at most `timeout` seconds.
@@ -439,6 +448,7 @@ class CaptureSource:
                 return None
             self._waiting = np.concatenate([self._waiting, self._resampler.resample_chunk(block)])
         pcm, self._waiting = self._waiting[:n], self._waiting[n:]
+        self._given += n
         return pcm
 
     def backlog(self) -> float:
@@ -448,7 +458,9 @@ class CaptureSource:
     def trim(self, keep: float) -> float:
         """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
         ring = max(0, round((keep - len(self._waiting) / RATE) * self._rate))
-        return float(self._capture.trim(ring) / self._rate)
+        dropped = self._capture.trim(ring)
+        self._begin += dropped
+        return float(dropped / self._rate)
 
 
 class PlaybackSink:
@@ -737,6 +749,11 @@ class Microphone(_End):
         source = self._source
         return source.trim(keep) if source else 0.0
 
+    def place(self) -> tuple[Capture, float] | None:
+        """Return the open stream's ring and the number of its sample that is read next; None while closed."""
+        source = self._source
+        return source.place() if source else None
+
 
 class Loudspeaker(_End):
     """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
@@ -783,6 +800,12 @@ class Loudspeaker(_End):
         """Fade out what is playing, and forget the rest."""
         if sink := self._sink:
             sink.clear()
+
+    @property
+    def ring(self) -> Playback | None:
+        """The open stream's ring; None while closed."""
+        line = self._line
+        return line.ring if line else None
 
     def queued(self) -> float:
         """Return how much sound waits to be played, in seconds."""

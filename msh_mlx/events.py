@@ -97,6 +97,17 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class EchoLevels:
+    """The loudspeaker's echo at the time `time` (`time.perf_counter`): its `level` in what the microphone heard, dB of full
+    scale, and how much of it was `removed`, dB.
+    """
+
+    time: float
+    level: float
+    removed: float
+
+
+@dataclass(frozen=True)
 class Dropped:
     """The model fell behind: `seconds` of the user's sound were given up at frame `index`."""
 
@@ -131,4 +142,18 @@ class Failed:
     error: BaseException
 
 
-Event = Loading | Ready | Heard | Said | Spoke | SpokeWord | Span | Levels | Dropped | Underrun | Notice | Failed
+Event = (
+    Loading
+    | Ready
+    | Heard
+    | Said
+    | Spoke
+    | SpokeWord
+    | Span
+    | Levels
+    | EchoLevels
+    | Dropped
+    | Underrun
+    | Notice
+    | Failed
+)

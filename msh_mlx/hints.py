@@ -71,7 +71,8 @@ class Sample:
     """What is known at `time`, in seconds of any clock.
 
     `silent` is for how many seconds the microphone has given nothing but exact zeros; `clipped` whether a sample was clipped
-    since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds.
+    since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds;
+    `cancelling` whether an echo would be taken away.
     """
 
     time: float
@@ -79,6 +80,7 @@ class Sample:
     clipped: bool = False
     step_p95: float | None = None
     dropped: float = 0.0
+    cancelling: bool = True
 
 
 class Latch:
@@ -257,7 +259,14 @@ class Hints:
                 else f"This computer is too slow for the model: {what}."
             )
         if self._echo_latch.push(time, self._echo.heard):
-            hints.append("Moshi hears itself through the microphone: use headphones, or turn the loudspeaker down.")
+            hints.append(
+                "Moshi hears itself through the microphone: "
+                + (
+                    "use headphones, or turn the loudspeaker down."
+                    if sample.cancelling
+                    else "press e to take the echo away, or use headphones."
+                )
+            )
         if self._is_clipping(sample):
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
         if self._headset is not None and time - self._device_since <= self._HEADSET:

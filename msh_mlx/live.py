@@ -16,8 +16,9 @@ from time import perf_counter
 from typing import Protocol
 
 from .devices import Device, Devices
+from .echo import MODES, EchoFree, Mode
 from .errors import MshError
-from .events import Event, Failed, Levels, Loading, Notice, Ready, Span
+from .events import EchoLevels, Event, Failed, Levels, Loading, Notice, Ready, Span
 from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
@@ -31,7 +32,7 @@ from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
 _FRAME = 0.08  # seconds
-_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
+_FOR_FILES = (Span, Levels, EchoLevels)  # events that neither the screen nor the hints have a use for
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Options:
 
     Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
     which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
-    microphone is `muted` at first; and which face the screen has.
+    microphone is `muted` at first; when its `echo` is taken away; and which face the screen has.
     """
 
     input_device: str | None = None
@@ -50,6 +51,7 @@ class Options:
     duration: float | None = None
     max_delay: float = DELAY_LIMIT
     muted: bool = False
+    echo: Mode = "auto"
     plain: bool = False
     as_json: bool = False
 
@@ -149,6 +151,7 @@ class _Conversation:
         self._trace: Trace | None = None
         self._recorder: Recorder | None = None
         self._devices: Devices | None = None
+        self._source: EchoFree | None = None
         self._pipeline: Middle | None = None
         self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
@@ -176,7 +179,8 @@ class _Conversation:
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
-        ends = Ends(microphone, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
+        self._source = EchoFree(microphone, loudspeaker, self._observe, options.echo)
+        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
         self._pipeline = model.middle(ends)
         self._pipeline.mute(options.muted)
         self._stack.enter_context(_awake())
@@ -247,6 +251,10 @@ class _Conversation:
             self._recorder.save(Path("conversations").absolute())
         elif pressed == "device":
             self._devices.next_input()
+        elif pressed == "echo":
+            assert self._source
+            self._source.mode = mode = MODES[(MODES.index(self._source.mode) + 1) % len(MODES)]
+            self._notify(Notice("echo", _ECHO[mode]))
         elif pressed == "help":
             self._screen.help()
         return True
@@ -259,7 +267,9 @@ class _Conversation:
     def _status(self) -> Status:
         assert self._devices
         assert self._pipeline
+        assert self._source
         metrics = self._pipeline.metrics
+        echo = self._source.state()
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         heard, said = microphone.level(), loudspeaker.level()
         # What is not known is 0.
@@ -283,6 +293,9 @@ class _Conversation:
             output_device=loudspeaker.device.name if loudspeaker.device else "",
             recording=str(self._options.record or ""),
             hints=self._current_hints(heard.clipped > 0, p95),
+            echo=echo.mode,
+            echo_level=echo.level,
+            echo_removed=echo.removed,
         )
 
     def _current_hints(self, clipped: bool, step_p95: float | None) -> tuple[str, ...]:
@@ -298,7 +311,9 @@ class _Conversation:
             self._hints.use_device(device.name, device.rate, outputs)
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
-        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, self._pipeline.metrics.dropped))
+        cancelling = self._source is not None and self._source.mode != "off"
+        dropped = self._pipeline.metrics.dropped
+        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancelling))
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
@@ -329,6 +344,7 @@ class _Conversation:
         files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
         if self._trace:
             files.append(str(self._trace.path))
+        echo = self._source.mean() if self._source else None
         return Summary(
             seconds=self._elapsed(),
             words=metrics.words,
@@ -337,7 +353,16 @@ class _Conversation:
             underruns=metrics.underruns,
             memory_peak=metrics.memory.peak or None,
             files=tuple(files),
+            echo_level=echo.level if echo else None,
+            echo_removed=echo.removed if echo else None,
         )
+
+
+_ECHO: dict[Mode, str] = {
+    "auto": "The echo of Moshi's voice is taken away if there is one.",
+    "on": "The echo of Moshi's voice is taken away, always.",
+    "off": "The echo of Moshi's voice stays.",
+}
 
 
 def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:

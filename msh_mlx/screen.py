@@ -31,7 +31,9 @@ class Status:
     `microphone` and `loudspeaker` are the peaks since the last status, 0 to 1, and whether they were clipped; `step_p50` and
     `step_p95` are in milliseconds, `delay` too (how far Moshi's answer lags behind by what waits in queues); `dropped` is the
     user's sound given up so far, in seconds; memory is MLX's, in bytes. What is not known yet is None. `elapsed` is in seconds;
-    `recording` is the folder that is written to. `hints` are sentences, the most important first.
+    `recording` is the folder that is written to. `hints` are sentences, the most important first. `echo` says when the echo is
+    taken away ("auto", "on", "off"), `echo_level` how loud it is, in dB of full scale (None: there is none), `echo_removed`
+    how much of it is taken away, in dB.
     """
 
     elapsed: float = 0.0
@@ -52,6 +54,9 @@ class Status:
     output_device: str = ""
     recording: str = ""
     hints: tuple[str, ...] = ()
+    echo: str = "auto"
+    echo_level: float | None = None
+    echo_removed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Summary:
     """A conversation that has ended: `seconds` long, of so many `words` of Moshi's.
 
     `stages` are "encode", "step" and "decode" by name; `dropped` is the user's sound given up, in seconds; `memory_peak` is
-    MLX's, in bytes; `files` is what was written.
+    MLX's, in bytes; `files` is what was written. The echo is as in `Status`, in the mean over the time in which there was one.
     """
 
     seconds: float
@@ -79,6 +84,8 @@ class Summary:
     underruns: int = 0
     memory_peak: int | None = None
     files: tuple[str, ...] = ()
+    echo_level: float | None = None
+    echo_removed: float | None = None
 
 
 class Screen:
@@ -166,6 +173,10 @@ def _losses(dropped: float, underruns: int) -> str:
     return f"Dropped {dropped:.2f} s of your speech, {_count(underruns, 'underrun')}"
 
 
+def _echo(level: float, removed: float | None) -> str:
+    return f"echo {level:.0f} dB, " + ("stays" if removed is None else f"{removed:.0f} dB taken away")
+
+
 def summary_lines(summary: Summary) -> list[str]:
     """Say what a conversation was like, for people."""
     lines = [f"Talked for {clock(summary.seconds)}: {_count(summary.words, 'word')} of Moshi's"]
@@ -174,6 +185,8 @@ def summary_lines(summary: Summary) -> list[str]:
             f"  {name:7} {stage.p50:7.1f} ms p50 {stage.p95:7.1f} p95 {stage.p99:7.1f} p99 {stage.max:7.1f} max"
         )
     lines.append(_losses(summary.dropped, summary.underruns))
+    if summary.echo_level is not None:
+        lines.append(_echo(summary.echo_level, summary.echo_removed).capitalize())
     if summary.memory_peak is not None:
         lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
     lines += [f"Written: {file}" for file in summary.files]
@@ -701,6 +714,10 @@ class LiveScreen(Screen):
             Segment(f"dropped {status.dropped:.1f} s", _LOUD if status.dropped else _DIM),
             Segment(_count(status.underruns, "underrun"), _LOUD if status.underruns else _DIM),
         ]
+        if status.echo == "off":
+            figures.append(Segment("echo off", _DIM))
+        elif status.echo_level is not None:
+            figures.append(Segment(_echo(status.echo_level, status.echo_removed), _DIM))
         if status.memory_active is not None:
             active, cache, peak = map(_bytes, (status.memory_active, status.memory_cache, status.memory_peak))
             figures.append(Segment(f"memory {active} + {cache}, peak {peak}", _DIM))

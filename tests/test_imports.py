@@ -26,7 +26,7 @@ LEVELS = [
     {"live", "remote"},
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
     {"server"},
-    {"connection"},
+    {"connection", "echo"},
     {"pipeline", "devices", "opus", "session_log", "shared"},
     {"session", "metrics", "keys"},
     {"events"},
