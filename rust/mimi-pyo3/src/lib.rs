@@ -1,6 +1,7 @@
 //! The Python extension `mimi._mimi`: it checks, converts, releases the GIL and maps errors; no arithmetic is in here.
 
 mod arrays;
+mod echo;
 mod error;
 mod rings;
 
@@ -295,6 +296,8 @@ fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Decoder>()?;
     module.add_class::<rings::Capture>()?;
     module.add_class::<rings::Playback>()?;
+    module.add_class::<rings::Reference>()?;
+    module.add_class::<echo::EchoCanceller>()?;
     module.add_function(wrap_pyfunction!(kernels, module)?)?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

@@ -1,6 +1,6 @@
 //! `Capture` and `Playback`: the rings between a sound device and Python.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
@@ -70,6 +70,12 @@ impl Capture {
     #[getter]
     fn available(&self) -> usize {
         self.0.available()
+    }
+
+    /// Number of the sample that ``read`` takes next, counted from the first that was heard and did not get lost.
+    #[getter]
+    fn position(&self) -> u64 {
+        self.0.position()
     }
 
     /// Calls the callback as a device would, without the GIL.
@@ -270,5 +276,41 @@ impl Playback {
             peak,
             rms
         ))
+    }
+}
+
+/// What a loudspeaker played while a microphone heard: mono float32 at 24 kHz, on the clock of both callbacks.
+///
+/// For the thread that reads the microphone. Clocks that drift apart are followed. It holds on to both rings.
+///
+/// Parameters
+/// ----------
+/// capture : Capture
+///     The microphone's.
+/// playback : Playback
+///     The loudspeaker's, which remembers 3 s.
+#[pyclass(module = "mimi", frozen)]
+pub struct Reference(Mutex<rings::Reference>);
+
+#[pymethods]
+impl Reference {
+    #[new]
+    fn new(capture: &Bound<'_, Capture>, playback: &Bound<'_, Playback>) -> Self {
+        Self(Mutex::new(rings::Reference::new(capture.get().0.clone(), playback.get().0.clone())))
+    }
+
+    /// Gives ``[n] float32``: what was played in the ``n / 24000`` seconds that begin with the microphone's sample number
+    /// ``position``, in samples of its own rate; silence where nothing was.
+    ///
+    /// It is 10 ms late, which is less than sound needs through any devices: so it has been played by then.
+    ///
+    /// Raises ValueError for an ``n`` that is negative or longer than what is remembered.
+    fn read<'py>(&self, py: Python<'py>, position: f64, n: i64) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let count = natural("n", n)?;
+        if count > 72_000 {
+            return Err(Failure::Value(format!("n is {n}, but at most 72000 samples are remembered.")));
+        }
+        let pcm = without_gil(py, || Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).read(position, count)))?;
+        Ok(PyArray1::from_vec(py, pcm))
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::blend::Blend;
 use crate::device::{self, Exclusive, StreamCallback};
-use crate::gauge::{Counter, Level, Timing};
+use crate::gauge::{Clock, Counter, Level, Timing};
 use crate::ring::Ring;
 
 /// What a microphone heard and nobody has read yet.
@@ -26,6 +26,7 @@ pub struct Capture {
     zeros: Counter,
     level: Level,
     timing: Timing,
+    clock: Clock,
 }
 
 /// What a [`Capture`] has counted since it was made, and the levels since the last time that somebody asked.
@@ -82,12 +83,28 @@ impl Capture {
             zeros: Counter::default(),
             level: Level::default(),
             timing: Timing::new(),
+            clock: Clock::new(rate),
         })
     }
 
     /// Channels of the device.
     pub fn channels(&self) -> usize {
         self.channels.get()
+    }
+
+    /// Samples per second.
+    pub fn rate(&self) -> usize {
+        self.rate
+    }
+
+    /// When the device gave the sample that is read as number 0.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The number of the sample that is read next, counted from the first that was heard.
+    pub fn position(&self) -> u64 {
+        self.ring.tail()
     }
 
     /// The most samples that can wait.
@@ -105,6 +122,8 @@ impl Capture {
         self.timing.measure(|| {
             let frames = || input.chunks_exact(self.channels.get()).map(mean);
             let heard = frames().len();
+            // Numbers are those of the ring, which does not count what is lost. The block was complete when it was given.
+            self.clock.tick(self.ring.head().saturating_add(heard as u64));
             self.overflows.add(usize::from(overflow));
             self.samples.add(heard);
             self.level.add(frames());

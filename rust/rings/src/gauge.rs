@@ -1,6 +1,7 @@
 //! What a callback counts for the statistics: atomics that it adds to and that others read.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A counter with a single writer or several.
@@ -81,6 +82,46 @@ impl Timing {
             longest_gap: seconds(self.gap.get()),
             longest_callback: seconds(self.duration.get()),
         }
+    }
+}
+
+/// Nanoseconds on a clock that all devices share.
+fn shared_now() -> i64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as i64
+}
+
+/// How far a clock that counts samples is followed in one callback, as a fraction of what it is off.
+const LATE: i64 = 512;
+
+/// When a device's sample number 0 was, or would have been, at its rate: callbacks come late, never early, so the earliest
+/// is believed; and slowly later ones, since two clocks drift apart.
+pub struct Clock {
+    rate: i64,
+    zero: AtomicI64,
+}
+
+/// No callback came yet.
+const UNKNOWN: i64 = i64::MAX;
+
+impl Clock {
+    /// For a device of so many samples per second.
+    pub fn new(rate: usize) -> Self {
+        Self { rate: rate.max(1) as i64, zero: AtomicI64::new(UNKNOWN) }
+    }
+
+    /// A callback begins when `samples` have been taken or given before it.
+    pub fn tick(&self, samples: u64) {
+        let zero = shared_now().saturating_sub((samples as i64).saturating_mul(1_000_000_000) / self.rate);
+        let known = self.zero.load(Ordering::Relaxed);
+        let zero = if zero <= known { zero } else { known.saturating_add(zero.saturating_sub(known) / LATE) };
+        self.zero.store(zero, Ordering::Relaxed);
+    }
+
+    /// When sample number 0 was, in seconds of the shared clock.
+    pub fn zero(&self) -> Option<f64> {
+        let zero = self.zero.load(Ordering::Relaxed);
+        (zero != UNKNOWN).then_some(zero as f64 / 1e9)
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! Capture   device ─▶ callback (mean of the channels) ─▶ ring ─▶ read, trim
 //! Playback  write (splices) ─▶ ring ─▶ callback (cushion, fades, all channels) ─▶ device
+//!              └─▶ Reference: what was played while something was heard
 //! ```
 //!
 //! Sound is mono float32 at the device's rate. A callback is a C function as PortAudio calls it from a thread that must
@@ -18,6 +19,7 @@ mod capture;
 mod device;
 mod gauge;
 mod playback;
+mod reference;
 mod ring;
 
 use std::num::NonZeroUsize;
@@ -25,6 +27,7 @@ use std::num::NonZeroUsize;
 pub use capture::{Capture, CaptureStats};
 pub use device::StreamCallback;
 pub use playback::{Playback, PlaybackStats};
+pub use reference::Reference;
 
 /// The length of a fade, a crossfade included, in samples: 5 ms.
 fn fade_length(rate: usize) -> usize {

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::blend::{Blend, splice};
 use crate::device::{self, Exclusive, StreamCallback};
-use crate::gauge::{Counter, Level, Timing};
+use crate::gauge::{Clock, Counter, Level, Timing};
 use crate::ring::Ring;
 
 /// Sound that was written and not played yet.
@@ -39,6 +39,10 @@ pub struct Playback {
     counts: Counts,
     level: Level,
     timing: Timing,
+    rate: usize,
+    clock: Clock,
+    /// What was rendered, silence included.
+    rendered: Ring,
 }
 
 #[derive(Default)]
@@ -138,6 +142,9 @@ impl Terms {
         cushion.saturating_sub(self.frame).saturating_add(self.reserve).saturating_add(block)
     }
 }
+
+/// Seconds for which it is remembered what was rendered.
+const REMEMBERED: f64 = 4.0;
 
 /// Windows that have to agree.
 const WINDOWS: usize = 3;
@@ -271,12 +278,30 @@ impl Playback {
             counts,
             level: Level::default(),
             timing: Timing::new(),
+            rate,
+            clock: Clock::new(rate),
+            rendered: Ring::new(0, (REMEMBERED * rate as f64) as usize),
         })
     }
 
     /// Channels of the device.
     pub fn channels(&self) -> usize {
         self.channels.get()
+    }
+
+    /// Samples per second.
+    pub fn rate(&self) -> usize {
+        self.rate
+    }
+
+    /// When the device took the sample that was rendered as number 0.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What was rendered, silence included.
+    pub(crate) fn rendered(&self) -> &Ring {
+        &self.rendered
     }
 
     /// Calls the callback for interleaved `output` as a device would.
@@ -288,9 +313,12 @@ impl Playback {
     pub(crate) fn give(&self, output: &mut [f32], underflow: bool) {
         self.timing.measure(|| {
             self.counts.device_underflows.add(usize::from(underflow));
+            self.clock.tick(self.rendered.head());
             self.counts.samples.add(output.len() / self.channels);
             self.render.try_with(|render| render.fill(self, output));
-            self.level.add(output.chunks_exact(self.channels.get()).filter_map(|frame| frame.first().copied()));
+            let first = || output.chunks_exact(self.channels.get()).map(|frame| frame.first().copied().unwrap_or(0.0));
+            self.level.add(first());
+            self.rendered.overwrite(first());
         });
     }
 

@@ -53,6 +53,33 @@ impl Ring {
         count
     }
 
+    /// Writes the samples in place of the oldest, whether anybody took them or not; for the producer.
+    pub fn overwrite(&self, mut samples: impl ExactSizeIterator<Item = f32>) {
+        let head = self.head.load(Ordering::Relaxed);
+        let skipped = samples.len().saturating_sub(self.slots.len());
+        let count = samples.len() - skipped;
+        let (first, second) = self.slots(head.wrapping_add(skipped as u64), count);
+        let mut samples = samples.by_ref().skip(skipped);
+        for part in [first, second] {
+            for (slot, sample) in part.iter().zip(&mut samples) {
+                slot.store(sample.to_bits(), Ordering::Relaxed);
+            }
+        }
+        self.head.store(head.wrapping_add((skipped + count) as u64), Ordering::Release);
+    }
+
+    /// The sample of a number, 0 where it was overwritten or does not exist yet; for any thread.
+    pub fn get(&self, number: i64) -> f32 {
+        let head = self.head() as i64;
+        // What may be overwritten meanwhile is left alone: a quarter of the ring.
+        let oldest = head - self.slots.len() as i64 * 3 / 4;
+        if number < 0 || number < oldest || number >= head {
+            return 0.0;
+        }
+        let slot = self.slots.get(number as usize & self.slots.len().wrapping_sub(1));
+        slot.map_or(0.0, |slot| f32::from_bits(slot.load(Ordering::Relaxed)))
+    }
+
     /// The `count` samples from number `from`, oldest first; for the consumer, which must know that they are there.
     pub fn samples(&self, from: u64, count: usize) -> impl DoubleEndedIterator<Item = f32> {
         let (first, second) = self.slots(from, count);

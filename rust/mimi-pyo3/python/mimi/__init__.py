@@ -4,23 +4,26 @@
 streams; each may be used by one thread at a time.
 
 ``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
-and take no lock, the interpreter's included.
+and take no lock, the interpreter's included. ``Reference`` tells what was played while something was heard, and
+``EchoCanceller`` takes the echo of it away.
 
 ``kernels()`` names the instruction set that the codec computes with on this machine.
 
 ``Tokenizer``, ``StreamTokenizer`` and ``write_wav`` are those of the package ``rustymimi``, on top of the codec.
 """
 
-from mimi._mimi import Capture, Decoder, Encoder, Mimi, MimiError, Playback, kernels
+from mimi._mimi import Capture, Decoder, EchoCanceller, Encoder, Mimi, MimiError, Playback, Reference, kernels
 from mimi.tokenizer import StreamTokenizer, Tokenizer, write_wav
 
 __all__ = [
     "Capture",
     "Decoder",
+    "EchoCanceller",
     "Encoder",
     "Mimi",
     "MimiError",
     "Playback",
+    "Reference",
     "StreamTokenizer",
     "Tokenizer",
     "kernels",

@@ -1,0 +1,324 @@
+//! Takes the loudspeaker's echo out of the microphone's sound: 24 kHz, mono.
+//!
+//! ```text
+//! heard, played ─▶ DelayFinder ─▶ played, as late as its echo ─▶ AEC3 (linear filter, suppressor) ─▶ clean
+//! ```
+//!
+//! The canceller is WebRTC's AEC3 as the crate `aec3` ported it, on blocks of 64 samples. Its one band is the whole of
+//! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
+//! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
+
+mod delay;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+
+use aec3::api::EchoCanceller3Config;
+use aec3::audio_processing::aec3::block::Block;
+use aec3::audio_processing::aec3::block_processor::BlockProcessor;
+
+pub use delay::{DelayFinder, Evidence, FRAME};
+
+/// Samples per second.
+pub const RATE: usize = 24_000;
+/// What is processed at a time; also the delay of sound from which an echo is taken.
+pub const BLOCK: usize = 64;
+/// AEC3 calculates in units of 16-bit sound.
+const SCALE: f32 = 32_768.0;
+/// The rate at which AEC3 has a single band.
+const NOMINAL_RATE: i32 = 16_000;
+/// The linear filter: 85 ms.
+const FILTER_BLOCKS: usize = 32;
+/// The filter begins so many samples before the direct sound.
+const HEADROOM: usize = 96;
+/// The longest delay, in samples.
+const LONGEST: usize = 15_000;
+/// A delay that is off by no more is left to the filter, in samples.
+const TOLERANCE: usize = 64;
+/// Frames with sound from the loudspeaker and no echo of it, after which there is none: 5 s.
+const GONE: usize = 62;
+/// A block's mean square from which a loudspeaker is active: -55 dBFS.
+const ACTIVE: f32 = 3e-6;
+/// How much a block changes the figures: they follow within a second.
+const FOLLOW: f32 = BLOCK as f32 / RATE as f32;
+
+/// When to cancel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// While there is an echo; else the sound passes as it is.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// What was found lately.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stats {
+    /// Whether there is an echo.
+    pub echo: bool,
+    /// The echo in the microphone's sound while the loudspeaker plays, in dB of full scale; `-inf` without one.
+    pub level: f32,
+    /// How much of it is taken away, in dB; 0 while the sound passes.
+    pub removed: f32,
+    /// Seconds from the loudspeaker to the microphone; NaN while it is unknown.
+    pub delay: f32,
+}
+
+/// The figures, for any thread.
+#[derive(Debug)]
+struct Board {
+    mode: AtomicU8,
+    echo: AtomicBool,
+    level: AtomicU32,
+    removed: AtomicU32,
+    delay: AtomicU32,
+}
+
+/// What the thread that reads the microphone has.
+pub struct Canceller {
+    finder: DelayFinder,
+    processor: BlockProcessor,
+    board: Arc<Board>,
+    /// What was played, the newest last.
+    played: VecDeque<f32>,
+    heard_frame: Vec<f32>,
+    played_frame: Vec<f32>,
+    render: Block,
+    capture: Block,
+    linear: Block,
+    /// Samples that the played sound is kept back.
+    delay: usize,
+    /// A delay that was found once and may come again.
+    rumour: Option<usize>,
+    found: bool,
+    /// Frames in a row that spoke against an echo.
+    against: usize,
+    /// Whether what comes out is cancelled.
+    cancelling: bool,
+    heard_power: f32,
+    clean_power: f32,
+    echo_power: f32,
+}
+
+/// Sets the mode and reads the figures while another thread cancels.
+#[derive(Clone, Debug)]
+pub struct Remote(Arc<Board>);
+
+impl Remote {
+    /// Changes the mode from the next frame on.
+    pub fn set_mode(&self, mode: Mode) {
+        self.0.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// The mode.
+    pub fn mode(&self) -> Mode {
+        [Mode::Auto, Mode::On, Mode::Off][usize::from(self.0.mode.load(Ordering::Relaxed)).min(2)]
+    }
+
+    /// The figures.
+    pub fn stats(&self) -> Stats {
+        let load = |number: &AtomicU32| f32::from_bits(number.load(Ordering::Relaxed));
+        Stats {
+            echo: self.0.echo.load(Ordering::Relaxed),
+            level: load(&self.0.level),
+            removed: load(&self.0.removed),
+            delay: load(&self.0.delay),
+        }
+    }
+}
+
+fn settings() -> EchoCanceller3Config {
+    let mut config = EchoCanceller3Config::default();
+    config.delay.use_external_delay_estimator = true;
+    config.delay.delay_headroom_samples = 0;
+    let filter = &mut config.filter;
+    filter.main.length_blocks = FILTER_BLOCKS;
+    filter.main_initial.length_blocks = FILTER_BLOCKS;
+    filter.shadow.length_blocks = FILTER_BLOCKS;
+    filter.shadow_initial.length_blocks = FILTER_BLOCKS;
+    config
+}
+
+fn processor() -> BlockProcessor {
+    let mut processor = BlockProcessor::new(settings(), NOMINAL_RATE, 1, 1);
+    processor.set_audio_buffer_delay(0);
+    processor
+}
+
+fn power(pcm: impl Iterator<Item = f32>) -> f32 {
+    pcm.map(|x| x * x).sum::<f32>() / BLOCK as f32
+}
+
+impl Default for Canceller {
+    fn default() -> Self {
+        Self::new(Mode::default())
+    }
+}
+
+impl Canceller {
+    /// A canceller that has heard nothing.
+    pub fn new(mode: Mode) -> Self {
+        let board = Board {
+            mode: AtomicU8::new(mode as u8),
+            echo: AtomicBool::new(false),
+            level: AtomicU32::new(f32::NEG_INFINITY.to_bits()),
+            removed: AtomicU32::new(0),
+            delay: AtomicU32::new(f32::NAN.to_bits()),
+        };
+        Self {
+            finder: DelayFinder::new(),
+            processor: processor(),
+            board: Arc::new(board),
+            played: vec![0.0; LONGEST + FRAME].into(),
+            heard_frame: Vec::with_capacity(FRAME),
+            played_frame: Vec::with_capacity(FRAME),
+            render: Block::new(1, 1),
+            capture: Block::new(1, 1),
+            linear: Block::new(1, 1),
+            delay: 0,
+            rumour: None,
+            found: false,
+            against: 0,
+            cancelling: false,
+            heard_power: 0.0,
+            clean_power: 0.0,
+            echo_power: 0.0,
+        }
+    }
+
+    /// For another thread.
+    pub fn remote(&self) -> Remote {
+        Remote(self.board.clone())
+    }
+
+    /// Forgets everything: a device was changed.
+    pub fn reset(&mut self) {
+        self.finder.reset();
+        self.processor = processor();
+        self.played.iter_mut().for_each(|sample| *sample = 0.0);
+        self.heard_frame.clear();
+        self.played_frame.clear();
+        (self.delay, self.rumour, self.found, self.against) = (0, None, false, 0);
+        (self.heard_power, self.clean_power, self.echo_power) = (0.0, 0.0, 0.0);
+        self.tell();
+    }
+
+    /// Takes out of `pcm`, what was heard, the echo of `played` in the same instants.
+    ///
+    /// # Panics
+    ///
+    /// The two are not equally long, or their length is no multiple of [`BLOCK`].
+    pub fn process(&mut self, pcm: &mut [f32], played: &[f32]) {
+        assert!(pcm.len() == played.len() && pcm.len().is_multiple_of(BLOCK), "whole blocks of both are expected");
+        let mode = self.remote().mode();
+        if mode == Mode::Off {
+            self.cancelling = false;
+            return;
+        }
+        let mut at = 0;
+        while at < pcm.len() {
+            let count = (FRAME - self.heard_frame.len()).min(pcm.len() - at);
+            self.heard_frame.extend_from_slice(&pcm[at..at + count]);
+            self.played_frame.extend_from_slice(&played[at..at + count]);
+            if self.heard_frame.len() == FRAME {
+                let evidence = self.finder.push(&self.heard_frame, &self.played_frame);
+                self.heard_frame.clear();
+                self.played_frame.clear();
+                self.weigh(evidence);
+            }
+            at += count;
+        }
+        for (heard, played) in pcm.chunks_exact_mut(BLOCK).zip(played.chunks_exact(BLOCK)) {
+            self.cancel(heard, played, mode == Mode::On || self.found);
+        }
+        self.tell();
+    }
+
+    /// Decides whether there is an echo, and how late.
+    fn weigh(&mut self, evidence: Evidence) {
+        match evidence {
+            Evidence::Nothing => {}
+            Evidence::NoEcho => {
+                self.rumour = None;
+                self.against += 1;
+                if self.against == GONE {
+                    self.found = false;
+                    self.finder.forget();
+                }
+            }
+            Evidence::Echo(delay) => {
+                self.against = 0;
+                let off = delay.abs_diff(self.delay + HEADROOM);
+                let again = self.rumour.is_some_and(|rumour| rumour.abs_diff(delay) <= TOLERANCE);
+                self.rumour = Some(delay);
+                // A first echo may be a mistake that costs little; what is known is given up for what comes twice.
+                if !self.found || (off > TOLERANCE && again) {
+                    self.delay = delay.saturating_sub(HEADROOM).min(LONGEST);
+                }
+                self.found = true;
+            }
+        }
+    }
+
+    fn cancel(&mut self, heard: &mut [f32], played: &[f32], cancelling: bool) {
+        for sample in played {
+            self.played.pop_front();
+            self.played.push_back(*sample);
+        }
+        let from = self.played.len() - self.delay - BLOCK;
+        for (to, sample) in self.render.view_mut(0, 0).iter_mut().zip(self.played.range(from..)) {
+            *to = SCALE * sample;
+        }
+        let mut clipped = false;
+        for (to, sample) in self.capture.view_mut(0, 0).iter_mut().zip(heard.iter()) {
+            *to = SCALE * sample;
+            clipped |= sample.abs() >= 0.999;
+        }
+        self.processor.buffer_render(&self.render);
+        self.processor.process_capture(false, clipped, Some(&mut self.linear), &mut self.capture);
+        let render = power(self.render.view(0, 0).iter().map(|x| x / SCALE));
+        if render > ACTIVE {
+            let echo = power(heard.iter().zip(self.linear.view(0, 0)).map(|(y, e)| y - e / SCALE));
+            let all = power(heard.iter().copied());
+            // Blocks in which somebody speaks say little of the echo.
+            if 2.0 * echo > all {
+                let clean = power(self.capture.view(0, 0).iter().map(|x| x / SCALE));
+                for (mean, new) in
+                    [(&mut self.heard_power, all), (&mut self.clean_power, clean), (&mut self.echo_power, echo)]
+                {
+                    *mean += FOLLOW * (new - *mean);
+                }
+            }
+        }
+        let clean = self.capture.view(0, 0);
+        if cancelling == self.cancelling {
+            if cancelling {
+                heard.iter_mut().zip(clean).for_each(|(to, sample)| *to = sample / SCALE);
+            }
+        } else {
+            for (i, (to, sample)) in heard.iter_mut().zip(clean).enumerate() {
+                let share = (i + 1) as f32 / BLOCK as f32;
+                let share = if cancelling { share } else { 1.0 - share };
+                *to += share * (sample / SCALE - *to);
+            }
+            self.cancelling = cancelling;
+        }
+    }
+
+    fn tell(&self) {
+        let decibels = |ratio: f32| 10.0 * ratio.log10();
+        let known = self.found && self.echo_power > 0.0;
+        let level = if known { decibels(self.echo_power) } else { f32::NEG_INFINITY };
+        let removed =
+            if known && self.cancelling { decibels(self.heard_power / self.clean_power.max(1e-12)) } else { 0.0 };
+        let delay = if self.found { (self.delay + HEADROOM) as f32 / RATE as f32 } else { f32::NAN };
+        for (to, value) in [(&self.board.level, level), (&self.board.removed, removed), (&self.board.delay, delay)] {
+            to.store(value.to_bits(), Ordering::Relaxed);
+        }
+        self.board.echo.store(self.found, Ordering::Relaxed);
+    }
+}

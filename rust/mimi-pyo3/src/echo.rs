@@ -1,0 +1,121 @@
+//! `EchoCanceller`: what the loudspeaker adds to the microphone, taken away.
+
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+use echo::{BLOCK, Canceller, Mode, Remote};
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::arrays;
+use crate::error::Failure;
+use crate::without_gil;
+
+/// Takes the loudspeaker's echo out of the microphone's sound, mono float32 at 24 kHz.
+///
+/// Delays of 20 to 600 ms are found by themselves and followed. While an echo is taken away, sound is 64 samples (2.7 ms)
+/// late; else it passes as it is. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
+///
+/// Parameters
+/// ----------
+/// mode : str
+///     "auto" takes an echo away once there is one, "on" always looks for one to take away, "off" never.
+///
+/// Raises
+/// ------
+/// ValueError
+///     There is no such mode.
+#[pyclass(module = "mimi", frozen)]
+pub struct EchoCanceller {
+    canceller: Mutex<Canceller>,
+    remote: Remote,
+}
+
+const MODES: [(&str, Mode); 3] = [("auto", Mode::Auto), ("on", Mode::On), ("off", Mode::Off)];
+
+fn parse(mode: &str) -> Result<Mode, Failure> {
+    let known = MODES.iter().find(|(name, _)| *name == mode);
+    known
+        .map(|(_, mode)| *mode)
+        .ok_or_else(|| Failure::Value(format!("mode is \"{mode}\", but \"auto\", \"on\" or \"off\" is expected.")))
+}
+
+#[pymethods]
+impl EchoCanceller {
+    #[new]
+    #[pyo3(signature = (*, mode="auto"))]
+    fn new(mode: &str) -> Result<Self, Failure> {
+        let canceller = Canceller::new(parse(mode)?);
+        Ok(Self { remote: canceller.remote(), canceller: Mutex::new(canceller) })
+    }
+
+    /// When to cancel: "auto", "on" or "off".
+    #[getter]
+    fn mode(&self) -> &'static str {
+        let mode = self.remote.mode();
+        MODES.iter().find(|(_, known)| *known == mode).map_or("auto", |(name, _)| name)
+    }
+
+    #[setter]
+    fn set_mode(&self, mode: &str) -> Result<(), Failure> {
+        self.remote.set_mode(parse(mode)?);
+        Ok(())
+    }
+
+    /// Gives what was ``heard [n] float32`` without the echo of what was ``played [n] float32`` in the same instants.
+    ///
+    /// Works without the GIL. ``n`` is a multiple of 64.
+    ///
+    /// Raises TypeError for another dtype, ValueError for another shape, RuntimeError if another thread is at it.
+    fn process<'py>(
+        &self,
+        py: Python<'py>,
+        heard: &Bound<'_, PyAny>,
+        played: &Bound<'_, PyAny>,
+    ) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let (mut heard, played) = (arrays::pcm(heard)?, arrays::pcm(played)?);
+        if heard.len() != played.len() || heard.len() % BLOCK != 0 {
+            return Err(Failure::Value(format!(
+                "heard has {} samples and played {}, but the same multiple of {BLOCK} is expected.",
+                heard.len(),
+                played.len()
+            )));
+        }
+        let clean = without_gil(py, || match self.canceller.try_lock() {
+            Ok(mut canceller) => {
+                canceller.process(&mut heard, &played);
+                Ok(heard)
+            }
+            Err(TryLockError::WouldBlock) => Err(Failure::State(
+                "This EchoCanceller is being used by another thread; give each thread one of its own.".to_owned(),
+            )),
+            Err(TryLockError::Poisoned(_)) => {
+                Err(Failure::State("This EchoCanceller broke in an earlier call; make a new one.".to_owned()))
+            }
+        })?;
+        Ok(PyArray1::from_vec(py, clean))
+    }
+
+    /// Forgets everything, as when a device was changed.
+    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+        without_gil(py, || {
+            self.canceller.lock().unwrap_or_else(PoisonError::into_inner).reset();
+            Ok(())
+        })
+    }
+
+    /// What was found lately, in a new dict.
+    ///
+    /// ``echo``: whether there is one; ``level``: of the echo in the microphone's sound while the loudspeaker plays, dB of
+    /// full scale, ``-inf`` without one; ``removed``: how much of it is taken away, dB, 0 while sound passes; ``delay``:
+    /// seconds from loudspeaker to microphone, NaN while unknown.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.remote.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("echo", stats.echo)?;
+        dict.set_item("level", stats.level)?;
+        dict.set_item("removed", stats.removed)?;
+        dict.set_item("delay", stats.delay)?;
+        Ok(dict)
+    }
+}
