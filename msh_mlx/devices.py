@@ -415,8 +415,8 @@ def list_devices(*, as_json: bool = False, system: SoundSystem = PORTAUDIO) -> s
 class Taken:
     """Sound of a microphone, `pcm` `[n]` float32 at 24 kHz, and where it was in `capture`.
 
-    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is, in
-    samples at 24 kHz. There is more than one where sound between them was forgotten.
+    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is,
+    in samples at 24 kHz. There is more than one where sound between them was forgotten.
     """
 
     pcm: Pcm
@@ -435,7 +435,9 @@ class CaptureSource:
         self._rate = rate
         self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
         self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
-        self._begin = capture.position  # of the first sample, as if what was forgotten before the next had come before it
+        self._begin = (
+            capture.position
+        )  # of the first sample, as if what was forgotten before the next had come before it
         self._taken = 0  # samples at 24 kHz
         self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
 

@@ -97,6 +97,21 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class EchoState:
+    """What is known of the loudspeaker's echo in the microphone.
+
+    `mode` is "auto", "on" or "off"; `found` whether there is one; `level` its loudness in dB of full scale while Moshi speaks;
+    `removed` how much of it is taken away, in dB; `delay` how late it is, in seconds. What is not known is None.
+    """
+
+    mode: str
+    found: bool = False
+    level: float | None = None
+    removed: float = 0.0
+    delay: float | None = None
+
+
+@dataclass(frozen=True)
 class Dropped:
     """The model fell behind: `seconds` of the user's sound were given up at frame `index`."""
 
@@ -131,4 +146,18 @@ class Failed:
     error: BaseException
 
 
-Event = Loading | Ready | Heard | Said | Spoke | SpokeWord | Span | Levels | Dropped | Underrun | Notice | Failed
+Event = (
+    Loading
+    | Ready
+    | Heard
+    | Said
+    | Spoke
+    | SpokeWord
+    | Span
+    | Levels
+    | EchoState
+    | Dropped
+    | Underrun
+    | Notice
+    | Failed
+)

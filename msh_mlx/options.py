@@ -330,6 +330,7 @@ _LIVE = (
     "duration",
     "max_delay",
     "mute_start",
+    "echo",
     "measure_latency",
 )
 
@@ -349,6 +350,11 @@ def add_live(add: Callable[..., object]) -> None:
         help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
     )
     add("--mute-start", action="store_true", help="begin with the microphone muted")
+    add(
+        "--echo",
+        choices=("auto", "on", "off"),
+        help="take the loudspeaker's echo out of the microphone's sound: if there is one, always, or never (default: auto)",
+    )
     add(
         "--measure-latency",
         action="store_true",
@@ -376,6 +382,7 @@ def live_options(args: argparse.Namespace) -> Options:
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,
+        echo=args.echo or Options.echo,
         plain=args.plain,
         as_json=args.json,
     )
