@@ -693,7 +693,7 @@ def judge_echo(measure: EchoMeasure) -> Finding:
     name, figures = "echo", asdict(measure)
     if measure.level is None or measure.removed is None:
         return Finding(name, "ok", "none: the microphone does not hear the loudspeaker", figures=figures)
-    found = f"{measure.level:.0f} dB against what is played, {measure.removed:.0f} dB taken away after 1 s"
+    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB taken away after 1 s"
     if measure.delay is not None:
         found += f", {1000 * measure.delay:.0f} ms late"
     if measure.removed >= _ENOUGH or measure.left <= _INAUDIBLE:

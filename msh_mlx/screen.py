@@ -198,7 +198,7 @@ def _echo(echo: EchoState) -> str:
         return "echo: off"
     if not echo.found or echo.level is None:
         return "no echo"
-    return f"echo {echo.level:.0f} dB, {echo.removed:.0f} dB taken away"
+    return f"echo {round(echo.level)} dB, {round(echo.removed)} dB taken away"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -213,8 +213,8 @@ def summary_lines(summary: Summary) -> list[str]:
         lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
     if echo := summary.echo:
         lines.append(
-            f"Echo for {clock(echo.seconds)}: {echo.level:.0f} dB, {echo.level_most:.0f} at most; "
-            f"{echo.removed:.0f} dB taken away, {echo.removed_most:.0f} at most"
+            f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB, {round(echo.level_most)} at most; "
+            f"{round(echo.removed)} dB taken away, {round(echo.removed_most)} at most"
         )
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]

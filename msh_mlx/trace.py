@@ -31,8 +31,8 @@ class Trace:
 
     There is one track for each stage ("encode", "step", "decode") with a span for every frame, tracks for the start, for
     words and for what went wrong (drops, underruns, notices), and counters for the queues and the echo. Times are microseconds
-    since the trace was opened. The file is written about twice a second; one that was left unfinished, as by a crash, lacks `]` at its
-    end and nothing else, and the viewers read it as it is. When the disk is full, the trace ends with a `Notice`
+    since the trace was opened. The file is written about twice a second; one that was left unfinished, as by a crash, lacks
+    `]` at its end and nothing else, and the viewers read it as it is. When the disk is full, the trace ends with a `Notice`
     ("trace-ended") and the conversation goes on.
 
     Parameters
