@@ -47,7 +47,7 @@ _PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that are supported
 _MACOS = 14
 _GLIBC = (2, 35)  # MLX is built for it
 # What a line of keys needs, and what is shown of a conversation without hints and help.
-_COLUMNS, _LINES = 60, 10
+_COLUMNS, _LINES = 68, 10
 _FULL = 100 * _MB  # below it, nothing can be written that is worth it
 _RECORDING = _GB  # about two hours of a recorded conversation
 _QUIET, _LOUDEST = -60.0, 0.99  # peaks: in dBFS, of a microphone that hardly hears, and of one that is clipped

@@ -213,8 +213,8 @@ def summary_lines(summary: Summary) -> list[str]:
         lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
     if echo := summary.echo:
         lines.append(
-            f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB, {round(echo.level_most)} at most; "
-            f"{round(echo.removed)} dB taken away, {round(echo.removed_most)} at most"
+            f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB (most {round(echo.level_most)}), "
+            f"{round(echo.removed)} dB taken away (most {round(echo.removed_most)})"
         )
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]
@@ -404,7 +404,8 @@ class PlainScreen(Screen):
                 self.say(f"{_losses(*losses)} so far")
         if status.echo and self._is_news(status.echo) and now - self._echo_at > self._PATIENCE:
             self._echo, self._echo_at = status.echo, now
-            self.say(_echo(status.echo).capitalize())
+            line = _echo(status.echo)
+            self.say(line[0].upper() + line[1:])
 
     def _is_news(self, echo: EchoState) -> bool:
         # Of the mode tells a notice.

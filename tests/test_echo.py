@@ -202,7 +202,7 @@ def test_other_devices_have_another_echo() -> None:
 def test_the_mode() -> None:
     room = Room()
     source = EchoFree(room, room, "off")
-    heard, clean = room.converse(source, 3)
+    heard, clean = room.converse(source, 1.2)
     assert np.array_equal(heard, clean)
     assert source.state() == EchoState("off")
     assert EchoSummary.of(source.figures) is None

@@ -27,7 +27,7 @@ LEVELS = [
     {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
     {"server"},
     {"connection"},
-    {"pipeline", "devices", "opus", "session_log", "shared"},
+    {"pipeline", "echo", "devices", "opus", "session_log", "shared"},
     {"session", "metrics", "keys"},
     {"events"},
     {"convert", "bench", "library"},
