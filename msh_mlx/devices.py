@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import re
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
 from dataclasses import asdict, dataclass
@@ -409,10 +411,23 @@ def list_devices(*, as_json: bool = False, system: SoundSystem = PORTAUDIO) -> s
 # ---- rings at 24 kHz -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Sound of a microphone, `pcm` `[n]` float32 at 24 kHz, and where it was in `capture`.
+
+    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is,
+    in samples at 24 kHz. There is more than one where sound between them was forgotten.
+    """
+
+    pcm: Pcm
+    capture: Capture
+    places: Sequence[tuple[float, int]]
+
+
 class CaptureSource:
     """What a microphone hears, at 24 kHz, out of a ring at the microphone's rate.
 
-    `read` and `trim` belong to one thread.
+    `read`, `take` and `trim` belong to one thread.
     """
 
     def __init__(self, capture: Capture, rate: int) -> None:
@@ -420,15 +435,11 @@ class CaptureSource:
         self._rate = rate
         self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
         self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
-        self._begin = 0.0  # number of the ring's sample that sample 0 at 24 kHz would be
-        self._given = 0  # samples at 24 kHz
-
-    def place(self) -> tuple[Capture, float]:
-        """Return the ring, and the number of its sample that is read next, a fraction where rates differ."""
-        if not self._resampler:
-            return self._capture, float(self._capture.position)
-        # The resampler's output begins with its input: what it holds back comes later, not late.
-        return self._capture, self._begin + self._given * self._rate / RATE
+        self._begin = (
+            capture.position
+        )  # of the first sample, as if what was forgotten before the next had come before it
+        self._taken = 0  # samples at 24 kHz
+        self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples at 24 kHz, at most `timeout` seconds.
@@ -438,15 +449,43 @@ class CaptureSource:
         pcm
             `[n]` float32, or None if they did not come in time; nothing is lost then.
         """
-        if not self._resampler:
-            return self._capture.read(n, timeout)
+        taken = self.take(n, timeout)
+        return taken.pcm if taken else None
+
+    def take(self, n: int, timeout: float) -> Taken | None:
+        """Do what `read` does, and say where in the ring the sound was."""
+        if self._resampler:
+            pcm = self._resampled(self._resampler, n, timeout)
+            return None if pcm is None else Taken(pcm, self._capture, self._places(n))
+        position = self._capture.position
+        pcm = self._capture.read(n, timeout)
+        return None if pcm is None else Taken(pcm, self._capture, [(float(position), n)])
+
+    def _places(self, n: int) -> list[tuple[float, int]]:
+        """Say where the next `n` samples are, and go on behind them; the resampler gives sample k for k * rate / 24000."""
+        places = []
+        while n:
+            position = self._begin + self._taken * self._rate / RATE
+            while self._cuts and position >= self._cuts[0][0]:
+                forgotten = self._cuts.popleft()[1]
+                self._begin += forgotten
+                position += forgotten
+            count = n
+            if self._cuts:
+                count = min(n, math.ceil((self._cuts[0][0] - position) * RATE / self._rate))
+            places.append((position, count))
+            self._taken += count
+            n -= count
+        return places
+
+    def _resampled(self, resampler: soxr.ResampleStream, n: int, timeout: float) -> Pcm | None:
         end = monotonic() + timeout
         while len(self._waiting) < n:
             missing = (n - len(self._waiting)) * self._rate // RATE
             block: Pcm | None = self._capture.read(max(missing, self._rate // 200), max(0.0, end - monotonic()))
             if block is None:
                 return None
-            self._waiting = np.concatenate([self._waiting, self._resampler.resample_chunk(block)])
+            self._waiting = np.concatenate([self._waiting, resampler.resample_chunk(block)])
         pcm, self._waiting = self._waiting[:n], self._waiting[n:]
         self._given += n
         return pcm
@@ -458,9 +497,11 @@ class CaptureSource:
     def trim(self, keep: float) -> float:
         """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
         ring = max(0, round((keep - len(self._waiting) / RATE) * self._rate))
-        dropped = self._capture.trim(ring)
-        self._begin += dropped
-        return float(dropped / self._rate)
+        position = self._capture.position
+        forgotten = self._capture.trim(ring)
+        if forgotten and self._resampler:  # which has yet to give what came before
+            self._cuts.append((position, forgotten))
+        return float(forgotten / self._rate)
 
 
 class PlaybackSink:
@@ -733,9 +774,14 @@ class Microphone(_End):
         pcm
             `[n]` float32, or None if they did not come in time, also while there is no device.
         """
+        taken = self.take(n, timeout)
+        return taken.pcm if taken else None
+
+    def take(self, n: int, timeout: float) -> Taken | None:
+        """Do what `read` does, and say where in which ring the sound was."""
         source = self._source
         if source:
-            return source.read(n, timeout)
+            return source.take(n, timeout)
         self._available.wait(timeout)
         return None
 
@@ -785,6 +831,12 @@ class Loudspeaker(_End):
             sleep(min(line.stream.latency + 0.01, 0.1))
         self._sink = None
         super().close()
+
+    @property
+    def playback(self) -> Playback | None:
+        """The ring of the open stream, None while closed."""
+        line = self._line
+        return line.ring if line else None
 
     def write(self, pcm: Pcm) -> None:
         """Play `[n]` float32; never waits."""

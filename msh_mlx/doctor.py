@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, TimeoutError
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
@@ -33,11 +33,13 @@ from .log import log_folder
 
 if TYPE_CHECKING:
     from .devices import Device, Level, Loudspeaker
+    from .echo import EchoMeasure
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 
 TOTAL = 9.0  # seconds for all checks together
 LISTENING = 2.0  # seconds
+ECHO = 12.0  # seconds for the echo, beyond `TOTAL`
 _LIMIT = 5.0  # seconds for a check
 _SOUND = 3.0  # seconds for one of the sound system that does not listen
 _MB, _GB = 10**6, 10**9
@@ -45,22 +47,27 @@ _PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that are supported
 _MACOS = 14
 _GLIBC = (2, 35)  # MLX is built for it
 # What a line of keys needs, and what is shown of a conversation without hints and help.
-_COLUMNS, _LINES = 60, 10
+_COLUMNS, _LINES = 68, 10
 _FULL = 100 * _MB  # below it, nothing can be written that is worth it
 _RECORDING = _GB  # about two hours of a recorded conversation
 _QUIET, _LOUDEST = -60.0, 0.99  # peaks: in dBFS, of a microphone that hardly hears, and of one that is clipped
+_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: decibels taken away, and dBFS that do not matter
 _RESTART = "Restart the sound system or the computer."
 _AGAIN = "Install the program again, as its README says."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check came to: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing."""
+    """What a check came to: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing.
+
+    `figures` is what was measured, under its names; None where nothing was.
+    """
 
     name: str
     status: Status
     found: str
     advice: str = ""
+    figures: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,11 @@ class Check:
 
 
 def all_checks(
-    input_device: str | None = None, output_device: str | None = None, *, listen: bool = True
+    input_device: str | None = None, output_device: str | None = None, *, listen: bool = True, echo: bool = False
 ) -> list[Check]:
     """Return all checks, in the order in which they are to be made.
 
-    `input_device` and `output_device` are as for `devices.choose_device`; `listen` opens them, too.
+    `input_device` and `output_device` are as for `devices.choose_device`; `listen` opens them, too; `echo` plays a sound.
     """
     devices: list[Device] = []
     doing = f"Listening for {LISTENING:.0f} s: say something" if listen else ""
@@ -90,7 +97,7 @@ def all_checks(
     def hear() -> Finding:
         return check_microphone(devices, input_device, listen=listen)
 
-    return [
+    checks = [
         Check("system", check_system),
         Check("python", check_python),
         Check("mlx", check_mlx),
@@ -105,6 +112,10 @@ def all_checks(
         Check("speaker", lambda: check_speaker(devices, output_device, play=listen), _SOUND, _RESTART),
         Check("microphone", hear, LISTENING + 3, _RESTART, doing),
     ]
+    if echo:
+        doing = "Playing noise like speech for 3 s: keep quiet"
+        checks.append(Check("echo", lambda: check_echo(devices, input_device, output_device), ECHO, _RESTART, doing))
+    return checks
 
 
 def examine(check: Check, seconds: float) -> Finding:
@@ -658,3 +669,33 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
 def _headset(found: str) -> Finding:
     advice = "A Bluetooth headset sounds like a telephone while its microphone is in use: choose the built-in one."
     return Finding("microphone", "warning", found, advice)
+
+
+def check_echo(devices: list[Device], input_device: str | None = None, output_device: str | None = None) -> Finding:
+    """Play noise like speech, and see how much of it the microphone hears and how much of that is taken away."""
+    if not devices:
+        return Finding("echo", "skipped", "not looked for")
+    from .devices import Loudspeaker, Microphone, choose_device
+    from .echo import measure_echo
+
+    loudspeaker, microphone = Loudspeaker(), Microphone()
+    try:
+        loudspeaker.open(choose_device(devices, output_device, "output"))
+        microphone.open(choose_device(devices, input_device, "input"))
+        return judge_echo(measure_echo(microphone, loudspeaker))
+    finally:
+        microphone.close()
+        loudspeaker.close()
+
+
+def judge_echo(measure: EchoMeasure) -> Finding:
+    """Judge the echo of a loudspeaker."""
+    name, figures = "echo", asdict(measure)
+    if measure.level is None or measure.removed is None:
+        return Finding(name, "ok", "none: the microphone does not hear the loudspeaker", figures=figures)
+    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB taken away after 1 s"
+    if measure.delay is not None:
+        found += f", {1000 * measure.delay:.0f} ms late"
+    if measure.removed >= _ENOUGH or measure.left <= _INAUDIBLE:
+        return Finding(name, "ok", found, figures=figures)
+    return Finding(name, "warning", found, "Use headphones, or turn the loudspeaker down.", figures)

@@ -97,14 +97,18 @@ class Levels:
 
 
 @dataclass(frozen=True)
-class EchoLevels:
-    """The loudspeaker's echo at the time `time` (`time.perf_counter`): its `level` in what the microphone heard, dB of full
-    scale, and how much of it was `removed`, dB.
+class EchoState:
+    """What is known of the loudspeaker's echo in the microphone.
+
+    `mode` is "auto", "on" or "off"; `found` whether there is one; `level` its loudness in dB of full scale while Moshi speaks;
+    `removed` how much of it is taken away, in dB; `delay` how late it is, in seconds. What is not known is None.
     """
 
-    time: float
-    level: float
-    removed: float
+    mode: str
+    found: bool = False
+    level: float | None = None
+    removed: float = 0.0
+    delay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ Event = (
     | SpokeWord
     | Span
     | Levels
-    | EchoLevels
+    | EchoState
     | Dropped
     | Underrun
     | Notice

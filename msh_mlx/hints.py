@@ -72,7 +72,7 @@ class Sample:
 
     `silent` is for how many seconds the microphone has given nothing but exact zeros; `clipped` whether a sample was clipped
     since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds;
-    `cancelling` whether an echo would be taken away.
+    `cancels` whether echoes are looked for, to be taken away.
     """
 
     time: float
@@ -80,7 +80,7 @@ class Sample:
     clipped: bool = False
     step_p95: float | None = None
     dropped: float = 0.0
-    cancelling: bool = True
+    cancels: bool = True
 
 
 class Latch:
@@ -204,13 +204,12 @@ class Hints:
         self._silent = Latch(0.0, 1.0)
         self._slow = Latch(5.0, 10.0)
         self._dropping = Latch(0.0, 10.0)
-        self._echo_latch = Latch(0.0, 15.0)
+        self._listen_for_echo(True)
         self._clipping = Latch(0.0, 5.0)
         self._clipped: deque[float] = deque()
         self._dropped = 0.0
         self._headset: str | None = None
         self._device_since: float | None = None
-        self._echo = EchoDetector()
         self._played: dict[int, list[float]] = {}
         self._heard: dict[int, list[float]] = {}
 
@@ -223,6 +222,11 @@ class Hints:
         self._headset = name if is_bluetooth_headset(name, rate, outputs) else None
         self._device_since = None
         self._silent = Latch(0.0, 1.0)
+
+    def _listen_for_echo(self, cancels: bool) -> None:
+        self._cancels = cancels
+        self._echo = EchoDetector()
+        self._echo_latch = Latch(0.0, 15.0)
 
     def handle(self, event: Event) -> None:
         """Compare what is heard with what is said; other events say nothing here."""
@@ -258,15 +262,13 @@ class Hints:
                 if self._elsewhere
                 else f"This computer is too slow for the model: {what}."
             )
+        if sample.cancels != self._cancels:
+            self._listen_for_echo(sample.cancels)
         if self._echo_latch.push(time, self._echo.heard):
-            hints.append(
-                "Moshi hears itself through the microphone: "
-                + (
-                    "use headphones, or turn the loudspeaker down."
-                    if sample.cancelling
-                    else "press e to take the echo away, or use headphones."
-                )
-            )
+            what = "use headphones, or turn the loudspeaker down"
+            if not self._cancels:
+                what = "press e to take the echo away, or use headphones"
+            hints.append(f"Moshi hears itself through the microphone: {what}.")
         if self._is_clipping(sample):
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
         if self._headset is not None and time - self._device_since <= self._HEADSET:

@@ -34,7 +34,7 @@ KEYS = (
     Key("r", "r", "new", "new", "begin a new conversation; the model stays loaded"),
     Key("s", "s", "save", "save", "save the transcript and the recording so far"),
     Key("d", "d", "device", "device", "take the next input device"),
-    Key("e", "e", "echo", "echo", "take Moshi's echo out of the microphone's sound: if there is one, always, never"),
+    Key("e", "e", "echo", "echo", "take Moshi's echo away: if there is one (auto), always (on), never (off)"),
     Key("?", "?", "help", "help", "show or hide this help"),
     Key("q", "q", "quit", "quit", "end the conversation (Ctrl-C does, too)"),
 )

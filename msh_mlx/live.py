@@ -16,9 +16,9 @@ from time import perf_counter
 from typing import Protocol
 
 from .devices import Device, Devices
-from .echo import MODES, EchoFree, Mode
+from .echo import MODES, EchoFree, next_mode
 from .errors import MshError
-from .events import EchoLevels, Event, Failed, Levels, Loading, Notice, Ready, Span
+from .events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
 from .hints import Hints, terminal_name
 from .hints import Sample as HintSample
 from .keys import Keys, action
@@ -26,7 +26,7 @@ from .log import Log
 from .metrics import Metrics
 from .pipeline import DELAY_LIMIT, Sink, Source
 from .recorder import Recorder
-from .screen import Percentiles, Screen, Status, Summary, open_screen
+from .screen import EchoSummary, Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
 from .trace import Trace
 
@@ -41,7 +41,7 @@ class Options:
 
     Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
     which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
-    microphone is `muted` at first; when its `echo` is taken away; and which face the screen has.
+    microphone is `muted` at first; when an `echo` is taken away (see `EchoFree`); and which face the screen has.
     """
 
     input_device: str | None = None
@@ -51,7 +51,7 @@ class Options:
     duration: float | None = None
     max_delay: float = DELAY_LIMIT
     muted: bool = False
-    echo: Mode = "auto"
+    echo: str = "auto"
     plain: bool = False
     as_json: bool = False
 
@@ -152,6 +152,7 @@ class _Conversation:
         self._recorder: Recorder | None = None
         self._devices: Devices | None = None
         self._source: EchoFree | None = None
+        self._echo: EchoState | None = None  # as it was last
         self._pipeline: Middle | None = None
         self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
@@ -178,8 +179,8 @@ class _Conversation:
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
-        microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
-        self._source = EchoFree(microphone, loudspeaker, self._observe, options.echo)
+        loudspeaker = self._devices.loudspeaker
+        self._source = EchoFree(self._devices.microphone, loudspeaker, options.echo)
         ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
         self._pipeline = model.middle(ends)
         self._pipeline.mute(options.muted)
@@ -241,6 +242,7 @@ class _Conversation:
         assert self._devices
         assert self._pipeline
         assert self._recorder
+        assert self._source
         if pressed == "quit":
             return False
         if pressed in ("mute", "talk"):
@@ -252,9 +254,8 @@ class _Conversation:
         elif pressed == "device":
             self._devices.next_input()
         elif pressed == "echo":
-            assert self._source
-            self._source.mode = mode = MODES[(MODES.index(self._source.mode) + 1) % len(MODES)]
-            self._notify(Notice("echo", _ECHO[mode]))
+            self._source.mode = mode = next_mode(self._source.mode)
+            self._notify(Notice("echo", f"Echo: {mode}. {MODES[mode]}"))
         elif pressed == "help":
             self._screen.help()
         return True
@@ -270,6 +271,9 @@ class _Conversation:
         assert self._source
         metrics = self._pipeline.metrics
         echo = self._source.state()
+        if self._trace and echo != self._echo:
+            self._trace(echo)
+        self._echo = echo
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         heard, said = microphone.level(), loudspeaker.level()
         # What is not known is 0.
@@ -292,13 +296,11 @@ class _Conversation:
             input_device=microphone.device.name if microphone.device else "",
             output_device=loudspeaker.device.name if loudspeaker.device else "",
             recording=str(self._options.record or ""),
-            hints=self._current_hints(heard.clipped > 0, p95),
-            echo=echo.mode,
-            echo_level=echo.level,
-            echo_removed=echo.removed,
+            echo=echo,
+            hints=self._current_hints(heard.clipped > 0, p95, echo.mode != "off"),
         )
 
-    def _current_hints(self, clipped: bool, step_p95: float | None) -> tuple[str, ...]:
+    def _current_hints(self, clipped: bool, step_p95: float | None, cancels: bool) -> tuple[str, ...]:
         assert self._devices
         assert self._pipeline
         assert self._hints
@@ -311,9 +313,8 @@ class _Conversation:
             self._hints.use_device(device.name, device.rate, outputs)
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
-        cancelling = self._source is not None and self._source.mode != "off"
         dropped = self._pipeline.metrics.dropped
-        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancelling))
+        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels))
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
@@ -352,6 +353,7 @@ class _Conversation:
             dropped=metrics.dropped,
             underruns=metrics.underruns,
             memory_peak=metrics.memory.peak or None,
+            echo=EchoSummary.of(self._source.figures) if self._source else None,
             files=tuple(files),
             echo_level=echo.level if echo else None,
             echo_removed=echo.removed if echo else None,

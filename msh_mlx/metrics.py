@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .events import EchoState
 
 _LEAST, _MOST = 1e-6, 1e4  # seconds, what the bins cover
 _PER_E = 200  # bins per factor of e: each is 0.5 % wide
@@ -119,6 +122,47 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+class Decibels:
+    """Numbers of decibels, counted in whole ones: their median, right to half of one, and the most.
+
+    One thread adds; any may read meanwhile.
+    """
+
+    _LEAST, _MOST = -120, 120
+
+    def __init__(self) -> None:
+        self._counts = array("Q", bytes(8 * (self._MOST - self._LEAST + 1)))
+
+    def add(self, decibels: float) -> None:
+        """Note a number."""
+        self._counts[round(min(max(decibels, self._LEAST), self._MOST)) - self._LEAST] += 1
+
+    def median(self) -> float | None:
+        """Return the median, None of no numbers."""
+        ends = list(accumulate(self._counts))
+        return bisect_right(ends, (ends[-1] - 1) // 2) + self._LEAST if ends[-1] else None
+
+    def most(self) -> float | None:
+        """Return the most, None of no numbers."""
+        return max((i + self._LEAST for i, count in enumerate(self._counts) if count), default=None)
+
+
+class EchoFigures:
+    """The echo over a conversation: for how many seconds one was `found`, and then its `level` and what was `removed`."""
+
+    def __init__(self) -> None:
+        self.found = 0.0
+        self.level = Decibels()
+        self.removed = Decibels()
+
+    def add(self, state: EchoState, seconds: float) -> None:
+        """Note how it was for some seconds."""
+        if state.found and state.level is not None:
+            self.found += seconds
+            self.level.add(state.level)
+            self.removed.add(state.removed)
 
 
 class Metrics:

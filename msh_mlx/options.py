@@ -353,7 +353,7 @@ def add_live(add: Callable[..., object]) -> None:
     add(
         "--echo",
         choices=("auto", "on", "off"),
-        help="take Moshi's own voice out of the microphone's sound: if it is heard there, always, never (default: auto)",
+        help="take the loudspeaker's echo out of the microphone's sound: if there is one, always, or never (default: auto)",
     )
     add(
         "--measure-latency",

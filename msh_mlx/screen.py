@@ -19,8 +19,9 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from .events import Dropped, Event, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun
+from .events import Dropped, EchoState, Event, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun
 from .keys import KEYS
+from .metrics import EchoFigures
 from .ui import printable
 
 
@@ -31,9 +32,8 @@ class Status:
     `microphone` and `loudspeaker` are the peaks since the last status, 0 to 1, and whether they were clipped; `step_p50` and
     `step_p95` are in milliseconds, `delay` too (how far Moshi's answer lags behind by what waits in queues); `dropped` is the
     user's sound given up so far, in seconds; memory is MLX's, in bytes. What is not known yet is None. `elapsed` is in seconds;
-    `recording` is the folder that is written to. `hints` are sentences, the most important first. `echo` says when the echo is
-    taken away ("auto", "on", "off"), `echo_level` how loud it is, in dB of full scale (None: there is none), `echo_removed`
-    how much of it is taken away, in dB.
+    `recording` is the folder that is written to; `echo` what is known of the loudspeaker's. `hints` are sentences, the most
+    important first.
     """
 
     elapsed: float = 0.0
@@ -53,6 +53,7 @@ class Status:
     input_device: str = ""
     output_device: str = ""
     recording: str = ""
+    echo: EchoState | None = None
     hints: tuple[str, ...] = ()
     echo: str = "auto"
     echo_level: float | None = None
@@ -70,11 +71,34 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
+class EchoSummary:
+    """An echo that was found for so many `seconds`: its level in dB of full scale, and how many dB of it were taken away.
+
+    Both as medians, and the most.
+    """
+
+    seconds: float
+    level: float
+    level_most: float
+    removed: float
+    removed_most: float
+
+    @classmethod
+    def of(cls, figures: EchoFigures) -> EchoSummary | None:
+        """Sum up; None if there was no echo."""
+        level, loudest = figures.level.median(), figures.level.most()
+        removed, most = figures.removed.median(), figures.removed.most()
+        if level is None or loudest is None or removed is None or most is None:
+            return None
+        return cls(figures.found, level, loudest, removed, most)
+
+
+@dataclass(frozen=True)
 class Summary:
     """A conversation that has ended: `seconds` long, of so many `words` of Moshi's.
 
     `stages` are "encode", "step" and "decode" by name; `dropped` is the user's sound given up, in seconds; `memory_peak` is
-    MLX's, in bytes; `files` is what was written. The echo is as in `Status`, in the mean over the time in which there was one.
+    MLX's, in bytes; `echo` is None if there was none; `files` is what was written.
     """
 
     seconds: float
@@ -83,6 +107,7 @@ class Summary:
     dropped: float = 0.0
     underruns: int = 0
     memory_peak: int | None = None
+    echo: EchoSummary | None = None
     files: tuple[str, ...] = ()
     echo_level: float | None = None
     echo_removed: float | None = None
@@ -173,8 +198,12 @@ def _losses(dropped: float, underruns: int) -> str:
     return f"Dropped {dropped:.2f} s of your speech, {_count(underruns, 'underrun')}"
 
 
-def _echo(level: float, removed: float | None) -> str:
-    return f"echo {level:.0f} dB, " + ("stays" if removed is None else f"{removed:.0f} dB taken away")
+def _echo(echo: EchoState) -> str:
+    if echo.mode == "off":
+        return "echo: off"
+    if not echo.found or echo.level is None:
+        return "no echo"
+    return f"echo {round(echo.level)} dB, {round(echo.removed)} dB taken away"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -189,6 +218,11 @@ def summary_lines(summary: Summary) -> list[str]:
         lines.append(_echo(summary.echo_level, summary.echo_removed).capitalize())
     if summary.memory_peak is not None:
         lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
+    if echo := summary.echo:
+        lines.append(
+            f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB (most {round(echo.level_most)}), "
+            f"{round(echo.removed)} dB taken away (most {round(echo.removed_most)})"
+        )
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]
 
@@ -239,9 +273,10 @@ class JsonScreen(Screen):
     - `word`: `start` (seconds of this conversation), `text`
     - `dropped`: `seconds`; `underrun`: `count` so far
     - `notice`: `kind`, `level`, `message`; `message`: `text`
-    - `status`, about once a second: the fields of `Status`
+    - `status`, about once a second: the fields of `Status`, `echo` those of `EchoState`
     - `failed`: `where`, `message`
-    - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds
+    - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds; `echo`, null if
+      there was none, those of `EchoSummary`
 
     Programs should ignore events and keys that they do not know.
     """
@@ -302,7 +337,8 @@ class PlainScreen(Screen):
 
     _SILENCE = 1.5  # seconds after which a line is not waited for any longer
     _LONGEST = 100
-    _PATIENCE = 10.0  # seconds between two lines about losses
+    _PATIENCE = 10.0  # seconds between two lines about losses, or about the echo
+    _OTHER = 6.0  # decibels by which what is taken away has to change to be told again
 
     def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -315,6 +351,8 @@ class PlainScreen(Screen):
         self._status = Status()
         self._losses = (0.0, 0)
         self._losses_at = -math.inf
+        self._echo = EchoState("auto")
+        self._echo_at = -math.inf
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -354,7 +392,7 @@ class PlainScreen(Screen):
         self._last_index, self._spoken_at = event.index, self._now()
 
     def tick(self, status: Status | None = None) -> None:
-        """Print the line after a silence, new hints, what was muted, and from time to time what was lost."""
+        """Print the line after a silence, new hints, what was muted, and from time to time what was lost, and the echo."""
         now = self._now()
         if now - self._spoken_at > self._SILENCE:
             self._flush()
@@ -371,6 +409,15 @@ class PlainScreen(Screen):
             self._losses, self._losses_at = losses, now
             if any(losses):
                 self.say(f"{_losses(*losses)} so far")
+        if status.echo and self._is_news(status.echo) and now - self._echo_at > self._PATIENCE:
+            self._echo, self._echo_at = status.echo, now
+            line = _echo(status.echo)
+            self.say(line[0].upper() + line[1:])
+
+    def _is_news(self, echo: EchoState) -> bool:
+        # Of the mode tells a notice.
+        before = self._echo
+        return echo.mode != "off" and (echo.found != before.found or abs(echo.removed - before.removed) >= self._OTHER)
 
     def help(self) -> None:
         """Print what the keys do."""
@@ -714,10 +761,8 @@ class LiveScreen(Screen):
             Segment(f"dropped {status.dropped:.1f} s", _LOUD if status.dropped else _DIM),
             Segment(_count(status.underruns, "underrun"), _LOUD if status.underruns else _DIM),
         ]
-        if status.echo == "off":
-            figures.append(Segment("echo off", _DIM))
-        elif status.echo_level is not None:
-            figures.append(Segment(_echo(status.echo_level, status.echo_removed), _DIM))
+        if status.echo:
+            figures.append(Segment(_echo(status.echo), _DIM))
         if status.memory_active is not None:
             active, cache, peak = map(_bytes, (status.memory_active, status.memory_cache, status.memory_peak))
             figures.append(Segment(f"memory {active} + {cache}, peak {peak}", _DIM))
@@ -734,7 +779,8 @@ class LiveScreen(Screen):
             lines += [[Segment(f"{'':8}{line}")] for line in rest]
         explained = (
             "step: median and 95th percentile of the model's time for a frame, and how long a frame lasts. "
-            "memory: MLX's in use + kept for reuse, and the most so far."
+            "echo: how loud Moshi's voice comes back through the microphone, below full scale, and how much of that Moshi "
+            "does not hear. memory: MLX's in use + kept for reuse, and the most so far."
         )
         return [[], *lines, *([Segment(line, _DIM)] for line in _wrapped(explained, width))]
 

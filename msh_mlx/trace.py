@@ -12,27 +12,28 @@ from time import perf_counter
 from typing import Any
 
 from .errors import InputError
-from .events import Dropped, EchoLevels, Event, Failed, Levels, Loading, Notice, Ready, Span, SpokeWord, Underrun
+from .events import Dropped, EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span, SpokeWord, Underrun
 from .files import check_outputs
 from .recorder import Background, disk_error
 
 _TRACKS = {
     name: number for number, name in enumerate(["start", "encode", "step", "decode", "events", "words"], start=1)
 }
+_NO_ECHO = -100.0  # dB of full scale
 _QUEUE = 50_000  # events that may wait for the disk
 _BUFFER = 1 << 16  # characters that are written at once
 
-_Traced = Loading | Ready | SpokeWord | Span | Levels | EchoLevels | Dropped | Underrun | Notice | Failed
+_Traced = Loading | Ready | SpokeWord | Span | Levels | EchoState | Dropped | Underrun | Notice | Failed
 
 
 class Trace:
     """Writes events in the Chrome trace format: `trace(event)` may be called by any thread and never waits.
 
     There is one track for each stage ("encode", "step", "decode") with a span for every frame, tracks for the start, for
-    words and for what went wrong (drops, underruns, notices), and counters for the queues and the echo. Times are
-    microseconds since the trace was opened. The file is written about twice a second; one that was left unfinished, as by a
-    crash, lacks `]` at its end and nothing else, and the viewers read it as it is. When the disk is full, the trace ends with
-    a `Notice` ("trace-ended") and the conversation goes on.
+    words and for what went wrong (drops, underruns, notices), and counters for the queues and the echo. Times are microseconds
+    since the trace was opened. The file is written about twice a second; one that was left unfinished, as by a crash, lacks
+    `]` at its end and nothing else, and the viewers read it as it is. When the disk is full, the trace ends with a `Notice`
+    ("trace-ended") and the conversation goes on.
 
     Parameters
     ----------
@@ -97,8 +98,9 @@ class Trace:
             self._counter(
                 "lost", event.time, {"dropped ms": round(1000 * event.dropped, 3), "underruns": event.underruns}
             )
-        elif isinstance(event, EchoLevels):
-            self._counter("echo dB", event.time, {"level": round(event.level, 1), "removed": round(event.removed, 1)})
+        elif isinstance(event, EchoState):
+            level = _NO_ECHO if event.level is None else round(event.level, 1)
+            self._counter("echo dB", time, {"level": level, "taken away": round(event.removed, 1)})
         elif isinstance(event, Loading):
             if event.seconds is not None:
                 self._span("start", event.stage, time - event.seconds, time, {})

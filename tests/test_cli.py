@@ -123,6 +123,7 @@ REFUSED = {
     "no output": ("--demo --input good.wav", "--output"),
     "demo and model": (f"--demo --model model/q8.safetensors {IO}", "--model"),
     "live option with an input": (f"--demo {IO} --record folder", "--record"),
+    "live echo with an input": (f"--demo {IO} --echo auto", "--echo"),
     "live display with an input": (f"--demo {IO} --json", "--transcript"),
     "file option without an input": ("--demo --tail 3", "--input"),
     "unknown option": (f"--demo {IO} --colour red", "--colour"),
@@ -147,6 +148,7 @@ REFUSED = {
             "steps": ["0", "-3", "2.5"],
             "duration": ["-1", "inf", "long"],
             "max-delay": ["100", "x"],
+            "echo": ["loud", "''"],
             "seed": ["-1", "x", "18446744073709551616"],
         }.items()
         for value in values

@@ -23,6 +23,7 @@ from msh_mlx import doctor, machine
 from msh_mlx.commands.doctor import conclusion, show
 from msh_mlx.devices import Device, Level
 from msh_mlx.doctor import Check, Finding, Place, examine
+from msh_mlx.echo import EchoMeasure
 from msh_mlx.errors import MshError
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def outcome(*args: str, **env: str) -> tuple[dict[str, Any], int]:
     whole = json.loads(result.stdout)
     assert set(whole) == {"ok", "checks"}
     for check in whole["checks"]:
-        assert set(check) == {"name", "status", "found", "advice"}
+        assert set(check) - {"figures"} == {"name", "status", "found", "advice"}
         assert check["status"] in ("ok", "warning", "problem", "skipped")
         assert check["found"]
         assert not check["advice"] or check["advice"].endswith(".")
@@ -387,6 +388,36 @@ def test_microphones(level: Any, headset: bool, terminal: Any, status: str, word
     finding = doctor.judge_microphone("It", level, headset=headset, terminal=terminal)
     assert (finding.status, word in finding.advice) == (status, True)
     assert doctor.judge_microphone("It", Level(0.1, 0.01)).found == "It: hears -40 dBFS, peak -20"
+
+
+@pytest.mark.parametrize(
+    ("measure", "status", "found"),
+    [
+        (EchoMeasure(-70.0), "ok", "none: the microphone does not hear the loudspeaker"),
+        (
+            EchoMeasure(-60.0, -12.4, 28.3, 0.084),
+            "ok",
+            "-12 dB against what is played, 28 dB taken away after 1 s, 84 ms late",
+        ),
+        (EchoMeasure(-60.0, -40.0, 2.0), "ok", "-40 dB against what is played, 2 dB taken away after 1 s"),
+        (EchoMeasure(-30.0, -0.1, 9.0), "warning", "0 dB against what is played, 9 dB taken away after 1 s"),
+    ],
+)
+def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:
+    finding = doctor.judge_echo(measure)
+    assert (finding.status, finding.found) == (status, found)
+    assert ("headphones" in finding.advice) == (status == "warning")
+    assert finding.figures == vars(measure)
+
+
+def test_a_sound_is_made_for_whoever_asks_for_it() -> None:
+    names = [check.name for check in doctor.all_checks()]
+    assert names == NAMES
+    assert [check.name for check in doctor.all_checks(echo=True)] == [*NAMES, "echo"]
+    assert doctor.check_echo([]).status == "skipped"
+    result = run("--quick", "--echo")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--echo" in result.stderr
 
 
 def test_devices_that_are_missing() -> None:

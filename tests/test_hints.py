@@ -272,7 +272,27 @@ def test_the_hint_about_an_echo() -> None:
     assert kinds.count(True) > 100
     assert sum(a != b for a, b in zip(kinds[1:], kinds[:-1], strict=True)) == 2  # it came once and went once
     assert not kinds[-1]
-    assert shown[kinds.index(True)][0].startswith("Moshi hears itself")
+    assert shown[kinds.index(True)][0] == (
+        "Moshi hears itself through the microphone: use headphones, or turn the loudspeaker down."
+    )
+
+
+def test_the_hint_about_an_echo_that_is_not_taken_away() -> None:
+    rng = np.random.default_rng(1)
+    played = speech(rng, 60)
+    heard = np.hypot(echo(played, 0.3, 0.1), noise(rng, len(played)))
+    given, shown = hints(), []
+    for index in range(len(played) // 2):
+        off = index < 375
+        levels = heard[2 * index : 2 * index + 2] if off else noise(rng, 2)
+        given.handle(Heard(index, pcm(levels, rng)))
+        given.handle(Said(index, pcm(played[2 * index : 2 * index + 2], rng)))
+        shown.append(given.update(Sample(index * FRAME, cancels=not off)))
+    assert set(filter(None, shown[:375])) == {
+        ("Moshi hears itself through the microphone: press e to take the echo away, or use headphones.",)
+    }
+    assert shown[374]
+    assert not any(shown[375:])  # what was heard before says nothing of what is heard now
 
 
 def pcm(levels: Row, rng: np.random.Generator) -> npt.NDArray[np.float32]:

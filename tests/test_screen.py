@@ -24,8 +24,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from msh_mlx.events import Dropped, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun
+from msh_mlx.events import Dropped, EchoState, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun
 from msh_mlx.screen import (
+    EchoSummary,
     Flow,
     JsonScreen,
     LiveScreen,
@@ -59,6 +60,7 @@ STATUS = Status(
     input_device="MacBook Pro Microphone",
     output_device="MacBook Pro Speakers",
     recording="/somewhere/talks/monday",
+    echo=EchoState("auto", found=True, level=-18.4, removed=31.6, delay=0.05),
     hints=("Moshi hears itself: use headphones.",),
 )
 
@@ -69,6 +71,7 @@ SUMMARY = Summary(
     dropped=0.24,
     underruns=1,
     memory_peak=4_400_000_000,
+    echo=EchoSummary(90.5, -31, -18, 28, 36),
     files=("talks/monday/user.wav",),
 )
 
@@ -240,6 +243,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "delay 168 ms",
         "dropped 0.2 s",
         "1 underrun",
+        "echo -18 dB, 32 dB taken away",
         "memory 4.1 GB + 0.2 GB, peak 4.4 GB",
         "recording to monday",
     ]
@@ -248,7 +252,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     assert separator.join(lines[start:-2]).split(separator) == figures
     assert lines[-2:] == [
         "! Moshi hears itself: use headphones.",
-        f"m mute  space talk  r new  s save  d device  {'e echo  ' if width == 200 else ''}? help  q quit",
+        f"m mute  space talk  r new  s save  d device{'  e echo' if width > 67 else ''}  ? help  q quit",
     ]
     meters = lines[start - 1]
     full = "█" if encoding == "utf-8" else "#"
@@ -312,6 +316,25 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
     assert styles <= {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("echo", "figure"),
+    [
+        (None, None),
+        (EchoState("off"), "echo: off"),
+        (EchoState("on"), "no echo"),
+        (EchoState("auto", found=True), "no echo"),  # not known yet
+        (EchoState("auto", found=True, level=-0.2, removed=0.1, delay=0.1), "echo 0 dB, 0 dB taken away"),
+    ],
+)
+def test_the_echo_among_the_figures(echo: EchoState | None, figure: str | None) -> None:
+    now, terminal = Time(), Terminal(200)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        screen.tick(Status(echo=echo))
+        figures = terminal.lines()[-2].split(" · ")
+    assert [text for text in figures if "echo" in text] == ([] if figure is None else [figure])
+
+
 def test_frames_are_few_and_cheap_to_send() -> None:
     now, terminal = Time(), Terminal(60)
     with live(terminal, now) as screen:
@@ -362,6 +385,7 @@ def test_notices_and_new_conversations_stand_between_the_words() -> None:
         "  step       41.2 ms p50    62.0 p95    70.0 p99   120.0 max",
         "Dropped 0.24 s of your speech, 1 underrun",
         "Memory: 4.4 GB at most",
+        "Echo for 1:30: -31 dB (most -18), 28 dB taken away (most 36)",
         "Written: talks/monday/user.wav",
     ]
 
@@ -554,12 +578,32 @@ def test_plain_lines() -> None:
         "    6.00 s  today",
         "Moshi hears itself: use headphones.",
         "Dropped 0.24 s of your speech, 1 underrun so far",
+        "Echo -18 dB, 32 dB taken away",
         "The microphone is muted",
         "The microphone is heard",
         "Dropped 0.40 s of your speech, 2 underruns so far",
         "   32.00 s  " + "word " * 30 + "rd",
         "   32.16 s  end",
     ]
+
+
+def test_plain_lines_about_the_echo() -> None:
+    def draw(screen: PlainScreen, now: Time) -> None:
+        for mode, level, removed in [
+            ("auto", None, 0),
+            ("auto", -20, 8),
+            ("auto", -21, 12),
+            ("auto", -22, 25),
+            ("off", None, 0),
+            ("on", -22, 26),
+            ("on", None, 0),
+        ]:
+            now.now += 8
+            screen.tick(Status(echo=EchoState(mode, found=level is not None, level=level, removed=removed)))
+            now.now += 8
+            screen.tick(Status(echo=EchoState(mode, found=level is not None, level=level, removed=removed)))
+
+    assert plain(draw) == ["Echo -20 dB, 8 dB taken away", "Echo -22 dB, 25 dB taken away", "No echo"]
 
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:
@@ -638,6 +682,7 @@ def test_json_lines() -> None:
             "dropped": 0.24,
             "underruns": 1,
             "memory_peak": 4_400_000_000,
+            "echo": {"seconds": 90.5, "level": -31, "level_most": -18, "removed": 28, "removed_most": 36},
             "files": ["talks/monday/user.wav"],
             "echo_level": None,
             "echo_removed": None,
@@ -655,6 +700,7 @@ def test_json_status_once_a_second() -> None:
     assert len(lines) == 10
     assert set(lines[0]) == {"event", *(field.name for field in fields(Status))}
     assert lines[0]["hints"] == list(STATUS.hints)
+    assert lines[0]["echo"] == {"mode": "auto", "found": True, "level": -18.4, "removed": 31.6, "delay": 0.05}
 
 
 def test_json_is_flushed_line_by_line(tmp_path: Path) -> None:

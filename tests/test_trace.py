@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from msh_mlx.errors import InputError
-from msh_mlx.events import Dropped, Failed, Heard, Levels, Loading, Notice, Ready, Span, SpokeWord, Underrun
+from msh_mlx.events import Dropped, EchoState, Failed, Heard, Levels, Loading, Notice, Ready, Span, SpokeWord, Underrun
 from msh_mlx.text import Word
 from msh_mlx.trace import Trace
 
@@ -84,6 +84,8 @@ def test_everything_else(tmp_path: Path) -> None:
     trace(Loading("loading", 1.5))
     trace(Ready(2))
     trace(Levels(begin + 1, 0.01, 0.08, 0.16, 0.1, 0.08, 0.4, 7))
+    trace(EchoState("auto", found=True, level=-18.44, removed=31.55, delay=0.05))
+    trace(EchoState("auto"))
     trace(Dropped(31, 0.4))
     trace(Underrun(7))
     trace(Notice("device-lost", "“Line” is\ngone.", "warning"))
@@ -94,10 +96,13 @@ def test_everything_else(tmp_path: Path) -> None:
     names = tracks(entries)
     (loading,) = (e for e in entries if e["ph"] == "X")
     assert (names[loading["tid"]], loading["name"], loading["dur"]) == ("start", "loading", 1.5e6)
-    queues, lost = (e for e in entries if e["ph"] == "C")
+    queues, lost, echo, none = (e for e in entries if e["ph"] == "C")
     assert queues["args"] == {"microphone": 10, "codes": 80, "frames": 160, "loudspeaker": 100, "cushion": 80}
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}
     assert queues["ts"] == lost["ts"]
+    assert echo["name"] == none["name"] == "echo dB"
+    assert echo["args"] == {"level": -18.4, "taken away": 31.6}
+    assert none["args"] == {"level": -100, "taken away": 0}
     instants = {e["name"]: (names[e["tid"]], e["args"]) for e in entries if e["ph"] == "i"}
     assert instants == {
         "conversation 2": ("events", {}),

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..options import Parser
 from ..signals import Signals
 
@@ -28,6 +29,11 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="do not listen to the microphone, nor open the loudspeaker")
+    add(
+        "--echo",
+        action="store_true",
+        help="play three seconds of noise, too, and say how much of it comes back and how much of that is taken away",
+    )
     add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
     add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
     add("--plain", action="store_true", help="one plain line for each check, also in a terminal")
@@ -38,19 +44,21 @@ def _parser() -> Parser:
 
 def run(arguments: list[str], signals: Signals) -> int:
     args = _parser().parse_args(arguments)
+    if args.quick and args.echo:
+        raise InputError("--echo needs the devices that --quick does not open; leave one of them out.")
     from rich.console import Console
 
-    from ..doctor import TOTAL, all_checks, examine
+    from ..doctor import ECHO, TOTAL, all_checks, examine
     from ..log import Log
 
     # A check that was given up is left in native code, and may be so for good.
     signals.end_process = True
     console = Console(highlight=False)
     plain = args.plain or args.json or not console.is_terminal or console.is_dumb_terminal
-    deadline = monotonic() + TOTAL
+    deadline = monotonic() + TOTAL + (ECHO if args.echo else 0)
     findings: list[Finding] = []
     with Log():
-        for check in all_checks(args.input_device, args.output_device, listen=not args.quick):
+        for check in all_checks(args.input_device, args.output_device, listen=not args.quick, echo=args.echo):
             doing = check.doing or f"Looking at: {check.name}"
             with contextlib.nullcontext() if plain else console.status(doing):
                 finding = examine(check, deadline - monotonic())
@@ -60,7 +68,8 @@ def run(arguments: list[str], signals: Signals) -> int:
                 show(console, finding, plain=plain)
     ok = all(finding.status != "problem" for finding in findings)
     if args.json:
-        print(json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, ensure_ascii=False))
+        checks = [{k: v for k, v in asdict(finding).items() if v is not None} for finding in findings]
+        print(json.dumps({"ok": ok, "checks": checks}, ensure_ascii=False))
     else:
         console.print(conclusion(findings), soft_wrap=True)
     return 0 if ok else 1

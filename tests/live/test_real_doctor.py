@@ -63,6 +63,18 @@ def test_a_microphone_that_is_silent(virtual_audio: VirtualAudio) -> None:
     assert code == 1
 
 
+def test_the_echo(virtual_audio: VirtualAudio) -> None:
+    checks, _ = examine("--echo", "--input-device", "moshi_echo", "--output-device", "moshi_speaker")
+    echo = checks["echo"]
+    assert echo["figures"]["level"] == pytest.approx(0, abs=1)
+    assert echo["figures"]["removed"] > 10
+    assert 0 < echo["figures"]["delay"] < 0.5
+    assert re.match(r"-?[01] dB against what is played, \d\d dB taken away after 1 s, \d+ ms late$", echo["found"])
+    checks, _ = examine("--echo", "--input-device", "moshi_mic", "--output-device", "moshi_speaker")
+    assert checks["echo"]["status"] == "ok"
+    assert checks["echo"]["figures"]["level"] is None
+
+
 def test_without_listening(virtual_audio: VirtualAudio) -> None:
     checks, code = examine("--quick")
     assert checks["microphone"]["status"] == "ok"
