@@ -174,28 +174,6 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
     assert summary["dropped"] == 0
 
 
-def test_moshi_does_not_hear_itself(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
-    """The microphone hears all that the loudspeaker plays, Moshi's voice included, which it would repeat for ever."""
-    trace = tmp_path / "trace.json"
-    words: dict[str, list[str]] = {}
-    for mode in ("off", "auto"):
-        options = ("--echo", mode, "--input-device", "moshi_echo", "--trace", str(trace), "--duration", "25")
-        with Talk(virtual_audio, *options) as talk:
-            talk.until_ready()
-            virtual_audio.speak(DIGITS, "speaker")
-            talk.end(0)
-        words[mode] = talk.words()
-        summary = talk.events[-1]["echo"]
-        states = [event["echo"] for event in talk.events if event["event"] == "status"]
-        assert {state["mode"] for state in states} == {mode}
-        assert any(state["found"] for state in states) == (summary is not None) == (mode == "auto")
-    assert summary["removed_most"] > 10
-    assert understood(words["auto"])
-    assert len(words["off"]) > len(words["auto"])
-    counters = [e["args"] for e in json.loads(trace.read_text()) if e["name"] == "echo dB"]
-    assert max(args["taken away"] for args in counters) > 10
-
-
 def test_plain_lines(virtual_audio: VirtualAudio) -> None:
     """What is no terminal gets lines; the answer is complete when the time is over."""
     process = subprocess.Popen(
