@@ -144,9 +144,13 @@ impl Whitener {
 /// What the sums say.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Evidence {
-    /// The loudspeaker was silent, or there is too little to tell.
+    /// The loudspeaker was silent for as long as an echo may take.
     Nothing,
-    /// The microphone hears nothing of what was played, or not more of it than chance would have.
+    /// It played something, and there is too little to tell.
+    Unclear,
+    /// It played something, and the microphone hears nothing, or not yet.
+    Silence,
+    /// What the microphone hears has no more in common with what was played than chance would have.
     NoEcho,
     /// It hears it after so many samples at 24 kHz.
     Echo(usize),
@@ -225,8 +229,7 @@ impl DelayFinder {
         }
         let energy = power(&mut self.heard_pcm.iter());
         if energy / (STEP as f32) < SILENCE.sqrt() {
-            // Something is played, and nothing is heard, at least so far.
-            return Evidence::NoEcho;
+            return Evidence::Silence;
         }
         // Real and imaginary part carry a signal each.
         for (i, bin) in self.spectrum.iter_mut().enumerate() {
@@ -270,7 +273,7 @@ impl DelayFinder {
         } else if self.frames > 5.0 {
             Evidence::NoEcho
         } else {
-            Evidence::Nothing
+            Evidence::Unclear
         }
     }
 }

@@ -7,6 +7,9 @@
 //! The canceller is WebRTC's AEC3 as the crate `aec3` ported it, on blocks of 64 samples. Its one band is the whole of
 //! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
 //! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
+//!
+//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back;
+//! once it is known that there is none, sound passes untouched.
 
 mod delay;
 
@@ -38,6 +41,10 @@ const LONGEST: usize = 15_000;
 const TOLERANCE: usize = 64;
 /// Frames with sound from the loudspeaker and no echo of it, after which there is none: 5 s.
 const GONE: usize = 62;
+/// Frames in which something was played and nothing heard, after which there is no echo as far as one knows: 1.2 s.
+const UNHEARD: usize = 15;
+/// What is left of sound that may be an echo, as long as nobody knows whether there is one.
+const HELD_BACK: f32 = 0.03;
 /// A block's mean square from which a loudspeaker is active: -55 dBFS.
 const ACTIVE: f32 = 3e-6;
 /// How much a block changes the figures: they follow within a second.
@@ -95,6 +102,10 @@ pub struct Canceller {
     /// A delay that was found once and may come again.
     rumour: Option<usize>,
     found: bool,
+    /// Whether it is known if there is an echo.
+    known: bool,
+    /// Whether what is heard may be an echo, while that is not known.
+    suspect: bool,
     /// Frames in a row that spoke against an echo.
     against: usize,
     /// Whether what comes out is cancelled.
@@ -182,6 +193,8 @@ impl Canceller {
             delay: 0,
             rumour: None,
             found: false,
+            known: false,
+            suspect: false,
             against: 0,
             cancelling: false,
             heard_power: 0.0,
@@ -203,6 +216,7 @@ impl Canceller {
         self.heard_frame.clear();
         self.played_frame.clear();
         (self.delay, self.rumour, self.found, self.against) = (0, None, false, 0);
+        (self.known, self.suspect) = (false, false);
         (self.heard_power, self.clean_power, self.echo_power) = (0.0, 0.0, 0.0);
         self.tell();
     }
@@ -233,7 +247,7 @@ impl Canceller {
             at += count;
         }
         for (heard, played) in pcm.chunks_exact_mut(BLOCK).zip(played.chunks_exact(BLOCK)) {
-            self.cancel(heard, played, mode == Mode::On || self.found);
+            self.cancel(heard, played, mode == Mode::On || self.found || self.suspect);
         }
         self.tell();
     }
@@ -241,10 +255,11 @@ impl Canceller {
     /// Decides whether there is an echo, and how late.
     fn weigh(&mut self, evidence: Evidence) {
         match evidence {
-            Evidence::Nothing => {}
-            Evidence::NoEcho => {
+            Evidence::Nothing | Evidence::Unclear => {}
+            Evidence::NoEcho | Evidence::Silence => {
                 self.rumour = None;
                 self.against += 1;
+                self.known |= evidence == Evidence::NoEcho || self.against >= UNHEARD;
                 if self.against == GONE {
                     self.found = false;
                     self.finder.forget();
@@ -259,9 +274,10 @@ impl Canceller {
                 if !self.found || (off > TOLERANCE && again) {
                     self.delay = delay.saturating_sub(HEADROOM).min(LONGEST);
                 }
-                self.found = true;
+                (self.found, self.known) = (true, true);
             }
         }
+        self.suspect = !self.known && evidence != Evidence::Nothing;
     }
 
     fn cancel(&mut self, heard: &mut [f32], played: &[f32], cancelling: bool) {
@@ -293,6 +309,9 @@ impl Canceller {
                     *mean += FOLLOW * (new - *mean);
                 }
             }
+        }
+        if self.suspect {
+            self.capture.view_mut(0, 0).iter_mut().for_each(|sample| *sample *= HELD_BACK);
         }
         let clean = self.capture.view(0, 0);
         if cancelling == self.cancelling {
