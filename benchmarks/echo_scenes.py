@@ -24,8 +24,8 @@ class Scene:
     """How the loudspeaker gets into the microphone.
 
     `room`: reverberation time (RT60) in seconds; `level`: of the echo against the user's voice, dB; `loop`: seconds until the
-    direct sound is back; `direct`: dB of the direct sound against the tail; `distort`: a small loudspeaker, 200 Hz to 8 kHz with
-    soft clipping; `noise`: of the microphone, dB of full scale; `jump`: when the loop becomes longer by 40 ms, seconds;
+    direct sound is back; `direct`: dB of the direct sound against the tail; `distort`: a small loudspeaker, 200 Hz to 8 kHz,
+    with soft clipping; `noise`: of the microphone, dB of full scale; `jump`: when the loop becomes longer by 40 ms, seconds;
     `drift`: of the loudspeaker's clock against the microphone's, parts per million; `volume`: when the loudspeaker is turned up
     by 6 dB, seconds.
     """

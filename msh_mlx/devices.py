@@ -487,7 +487,6 @@ class CaptureSource:
                 return None
             self._waiting = np.concatenate([self._waiting, resampler.resample_chunk(block)])
         pcm, self._waiting = self._waiting[:n], self._waiting[n:]
-        self._given += n
         return pcm
 
     def backlog(self) -> float:
@@ -795,11 +794,6 @@ class Microphone(_End):
         source = self._source
         return source.trim(keep) if source else 0.0
 
-    def place(self) -> tuple[Capture, float] | None:
-        """Return the open stream's ring and the number of its sample that is read next; None while closed."""
-        source = self._source
-        return source.place() if source else None
-
 
 class Loudspeaker(_End):
     """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
@@ -852,12 +846,6 @@ class Loudspeaker(_End):
         """Fade out what is playing, and forget the rest."""
         if sink := self._sink:
             sink.clear()
-
-    @property
-    def ring(self) -> Playback | None:
-        """The open stream's ring; None while closed."""
-        line = self._line
-        return line.ring if line else None
 
     def queued(self) -> float:
         """Return how much sound waits to be played, in seconds."""

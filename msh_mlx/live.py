@@ -32,7 +32,7 @@ from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
 _FRAME = 0.08  # seconds
-_FOR_FILES = (Span, Levels, EchoLevels)  # events that neither the screen nor the hints have a use for
+_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,6 @@ class _Conversation:
         files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
         if self._trace:
             files.append(str(self._trace.path))
-        echo = self._source.mean() if self._source else None
         return Summary(
             seconds=self._elapsed(),
             words=metrics.words,
@@ -355,16 +354,7 @@ class _Conversation:
             memory_peak=metrics.memory.peak or None,
             echo=EchoSummary.of(self._source.figures) if self._source else None,
             files=tuple(files),
-            echo_level=echo.level if echo else None,
-            echo_removed=echo.removed if echo else None,
         )
-
-
-_ECHO: dict[Mode, str] = {
-    "auto": "The echo of Moshi's voice is taken away if there is one.",
-    "on": "The echo of Moshi's voice is taken away, always.",
-    "off": "The echo of Moshi's voice stays.",
-}
 
 
 def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:

@@ -55,9 +55,6 @@ class Status:
     recording: str = ""
     echo: EchoState | None = None
     hints: tuple[str, ...] = ()
-    echo: str = "auto"
-    echo_level: float | None = None
-    echo_removed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,6 @@ class Summary:
     memory_peak: int | None = None
     echo: EchoSummary | None = None
     files: tuple[str, ...] = ()
-    echo_level: float | None = None
-    echo_removed: float | None = None
 
 
 class Screen:
@@ -214,8 +209,6 @@ def summary_lines(summary: Summary) -> list[str]:
             f"  {name:7} {stage.p50:7.1f} ms p50 {stage.p95:7.1f} p95 {stage.p99:7.1f} p99 {stage.max:7.1f} max"
         )
     lines.append(_losses(summary.dropped, summary.underruns))
-    if summary.echo_level is not None:
-        lines.append(_echo(summary.echo_level, summary.echo_removed).capitalize())
     if summary.memory_peak is not None:
         lines.append(f"Memory: {_bytes(summary.memory_peak)} at most")
     if echo := summary.echo:

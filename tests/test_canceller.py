@@ -1,17 +1,10 @@
-"""The microphone without the loudspeaker's echo, on real rings."""
-
-from time import perf_counter, sleep
-from types import SimpleNamespace
+"""`mimi.EchoCanceller` on sound that is put together, and `mimi.Reference` without devices."""
 
 import numpy as np
 import pytest
 from mimi import Capture, EchoCanceller, Playback, Reference
 
-from msh_mlx.devices import CaptureSource
-from msh_mlx.echo import MODES, EchoFree
-from msh_mlx.events import EchoLevels
-from msh_mlx.hints import EchoDetector, Hints
-from msh_mlx.hints import Sample as HintSample
+from msh_mlx.echo import MODES
 
 RATE = 24_000
 FRAME = 1920
@@ -111,118 +104,6 @@ def test_bad_arguments_are_told():
 # ---- what was played meanwhile -------------------------------------------------------------------------------------------
 
 
-class Ends:
-    """Rings that a test moves in real time, as devices do, with an echo of the loudspeaker in the microphone."""
-
-    def __init__(self, heard_rate: int = RATE, played_rate: int = RATE, delay: float = 0.1, gain: float = 1.0) -> None:
-        self.rates = heard_rate, played_rate
-        self.capture = Capture(heard_rate)
-        self.ring = Playback(played_rate, frame=round(0.08 * played_rate))
-        self.source = CaptureSource(self.capture, heard_rate)
-        self._air = np.zeros(round(delay * heard_rate), np.float32)
-        self._gain = gain
-        self._begin = perf_counter()
-        self._blocks = 0
-        self.rendered: list[np.ndarray] = []
-
-    def move(self) -> None:
-        """Let a hundredth of a second pass."""
-        self._blocks += 1
-        sleep(max(0.0, self._begin + 0.01 * self._blocks - perf_counter()))
-        heard_rate, played_rate = self.rates
-        played = self.ring.render(played_rate // 100)[:, 0]
-        self.rendered.append(played)
-        # The ear of a resampler is not needed for an echo: linear interpolation keeps what matters here.
-        at = np.arange(heard_rate // 100) * played_rate / heard_rate
-        self._air = np.concatenate([self._air, np.interp(at, np.arange(len(played)), played).astype(np.float32)])
-        self.capture.feed(self._gain * self._air[: heard_rate // 100])
-        self._air = self._air[heard_rate // 100 :]
-
-    # As a microphone.
-
-    def place(self):
-        return self.source.place()
-
-    def read(self, n, timeout):
-        return self.source.read(n, timeout)
-
-    def backlog(self):
-        return self.source.backlog()
-
-    def trim(self, keep):
-        return self.source.trim(keep)
-
-
-@pytest.mark.parametrize("rates", [(24_000, 24_000), (48_000, 44_100), (16_000, 48_000)])
-def test_an_echo_through_real_rings_is_taken_away(rates):
-    ends = Ends(*rates)
-    told: list[EchoLevels] = []
-    free = EchoFree(ends, ends, told.append)
-    voice = syllables(7, 6, rates[1])
-    written, heard = 0, []
-    for _ in range(500):
-        while ends.ring.queued < 0.16 * rates[1] and written < len(voice):
-            ends.ring.write(voice[written : written + round(0.08 * rates[1])])
-            written += round(0.08 * rates[1])
-        ends.move()
-        if (pcm := free.read(FRAME, 0.0)) is not None:
-            heard.append(pcm)
-    state = free.state()
-    assert state.level is not None
-    assert state.removed is not None
-    assert state.removed > 15
-    clean = np.concatenate(heard)[-2 * RATE :]
-    played = np.concatenate(ends.rendered)[-2 * rates[1] :]
-    assert decibels(played) - decibels(clean) > 15
-    assert told
-    assert free.mean().removed is not None
-
-
-def test_places_are_right_after_sound_was_given_up():
-    for rate in (RATE, 48_000):
-        capture = Capture(rate)
-        source = CaptureSource(capture, rate)
-        capture.feed(np.arange(rate, dtype=np.float32) / rate)
-        assert source.place() == (capture, 0.0)
-        pcm = source.read(FRAME, 0.0)
-        assert pcm is not None
-        assert source.place() == (capture, 0.08 * rate)
-        source.trim(0.2)
-        place = source.place()[1]
-        after = source.read(2 * FRAME, 0.0)
-        assert after is not None
-        # The ramp says which sample it was; at the cut there is a crossfade, and the resampler's own length.
-        assert abs(after[-1] - (place + 0.16 * rate) / rate) < 0.006
-
-
-def test_nothing_is_lost_while_nothing_comes_and_devices_may_change():
-    ends = Ends()
-    free = EchoFree(ends, ends, lambda _: None, "on")
-    assert free.read(FRAME, 0.01) is None
-    ends.capture.feed(np.full(FRAME, 0.1, np.float32))
-    assert free.backlog() == pytest.approx(0.08)
-    assert free.read(FRAME, 0.0) is not None
-    ends.capture = Capture(RATE)
-    ends.source = CaptureSource(ends.capture, RATE)
-    ends.ring = Playback(RATE, frame=FRAME)
-    ends.capture.feed(np.full(FRAME, 0.1, np.float32))
-    assert free.read(FRAME, 0.0) is not None
-    # No loudspeaker, no microphone.
-    free = EchoFree(SimpleNamespace(place=lambda: None, read=ends.read), SimpleNamespace(ring=None), lambda _: None)
-    ends.capture.feed(np.full(FRAME, 0.1, np.float32))
-    pcm = free.read(FRAME, 0.0)
-    assert np.array_equal(pcm, np.full(FRAME, 0.1, np.float32))
-
-
-def test_modes_change():
-    ends = Ends()
-    free = EchoFree(ends, ends, lambda _: None)
-    for mode in MODES:
-        free.mode = mode
-        assert free.state().mode == free.mode == mode
-        assert free.state().level is None
-
-
 def test_what_was_played_before_anything_ran_is_silence():
     reference = Reference(Capture(RATE), Playback(RATE, frame=FRAME))
     assert not reference.read(0.0, FRAME).any()
@@ -230,14 +111,3 @@ def test_what_was_played_before_anything_ran_is_silence():
         reference.read(0.0, -1)
     with pytest.raises(ValueError, match="at most 72000"):
         reference.read(0.0, 72_001)
-
-
-# ---- the hint ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("cancelling", "words"), [(True, "turn the loudspeaker down"), (False, "press e")])
-def test_the_hint_says_what_helps(cancelling, words, monkeypatch):
-    monkeypatch.setattr(EchoDetector, "heard", property(lambda _: True))
-    hints = Hints(terminal=None, bits=None, frame_seconds=0.08)
-    (hint,) = hints.update(HintSample(0.0, cancelling=cancelling))
-    assert words in hint

@@ -684,8 +684,6 @@ def test_json_lines() -> None:
             "memory_peak": 4_400_000_000,
             "echo": {"seconds": 90.5, "level": -31, "level_most": -18, "removed": 28, "removed_most": 36},
             "files": ["talks/monday/user.wav"],
-            "echo_level": None,
-            "echo_removed": None,
         },
     ]
 

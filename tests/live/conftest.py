@@ -45,9 +45,9 @@ class VirtualAudio:
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
 
-    def speak(self, pcm: Pcm, sink: str = "micsrc") -> subprocess.Popen[bytes]:
-        """Play 24 kHz mono into the microphone, or another sink; the process ends when all is played."""
-        process = subprocess.Popen(["pacat", "--playback", f"--device={sink}", *RAW], stdin=subprocess.PIPE)
+    def speak(self, pcm: Pcm) -> subprocess.Popen[bytes]:
+        """Play 24 kHz mono into the microphone; the process ends when all is played."""
+        process = subprocess.Popen(["pacat", "--playback", "--device=micsrc", *RAW], stdin=subprocess.PIPE)
         assert process.stdin
         # All of it fits into what PulseAudio buffers and the pipe, or waits here for the rest.
         process.stdin.write(pcm.astype("<f4").tobytes())

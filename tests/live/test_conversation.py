@@ -174,30 +174,6 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
     assert summary["dropped"] == 0
 
 
-def test_moshi_does_not_hear_itself(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
-    """The microphone hears all that the loudspeaker plays; of Moshi's voice in it little is left."""
-    trace, likeness = tmp_path / "trace.json", {}
-    for mode in ("off", "auto"):
-        folder = tmp_path / mode
-        options = ("--echo", mode, "--input-device", "moshi_echo", "--record", str(folder), "--trace", str(trace))
-        with Talk(virtual_audio, *options, "--duration", "18") as talk:
-            talk.until_ready()
-            virtual_audio.speak(DIGITS, "speaker")
-            talk.end(0)
-        states = [event["echo"] for event in talk.events if event["event"] == "status"]
-        summary = talk.events[-1]["echo"]
-        assert {state["mode"] for state in states} == {mode}
-        assert any(state["found"] for state in states) == (summary is not None) == (mode == "auto")
-        (take,) = folder.iterdir()
-        user, moshi = (soundfile.read(take / f"{name}.wav", dtype="float32")[0] for name in ("user", "moshi"))
-        likeness[mode] = virtual_audio.match(user[4 * RATE :], moshi[4 * RATE :])  # once the echo is known
-    assert summary["removed_most"] > 10
-    counters = [entry["args"] for entry in json.loads(trace.read_text()) if entry["name"] == "echo dB"]
-    assert max(args["taken away"] for args in counters) > 10
-    print(likeness)
-    assert likeness["auto"] < likeness["off"] - 0.2
-
-
 def test_plain_lines(virtual_audio: VirtualAudio) -> None:
     """What is no terminal gets lines; the answer is complete when the time is over."""
     process = subprocess.Popen(

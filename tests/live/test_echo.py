@@ -57,14 +57,15 @@ def test_one_answer_then_silence(virtual_audio: VirtualAudio) -> None:
     assert 1 <= len(early) <= 3, early
     assert late == []
     states = [event for event in talk.events if event["event"] == "status"]
-    assert any(state["echo_removed"] is not None and state["echo_removed"] > 10 for state in states)
+    assert any(state["echo"]["found"] and state["echo"]["removed"] > 10 for state in states)
     summary = talk.events[-1]
     assert summary["event"] == "summary"
-    assert summary["echo_level"] < 0
-    assert summary["echo_removed"] > 5
+    assert summary["echo"]["level"] < 0
+    assert summary["echo"]["removed_most"] > 10
 
 
 @pytest.mark.skipif(not shutil.which("pactl"), reason="there is no pactl (Debian: pulseaudio-utils)")
 def test_without_cancelling_it_answers_itself(virtual_audio: VirtualAudio) -> None:
-    early, late, _ = ask(virtual_audio, "off")
+    early, late, talk = ask(virtual_audio, "off")
+    assert talk.events[-1]["echo"] is None
     assert len(early) + len(late) > 3, (early, late)
