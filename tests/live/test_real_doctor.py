@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from test_echo import loop
 
 if TYPE_CHECKING:
     from conftest import VirtualAudio
@@ -64,11 +65,16 @@ def test_a_microphone_that_is_silent(virtual_audio: VirtualAudio) -> None:
 
 
 def test_the_echo(virtual_audio: VirtualAudio) -> None:
-    checks, _ = examine("--echo", "--input-device", "moshi_echo", "--output-device", "moshi_speaker")
-    echo = checks["echo"]
+    for _ in range(3):  # a busy machine tears holes into virtual sound
+        with loop(120):
+            checks, _ = examine("--echo", "--input-device", "moshi_mic", "--output-device", "moshi_speaker")
+        echo = checks["echo"]
+        print(echo)
+        if echo["figures"]["removed"] > 10:
+            break
     assert echo["figures"]["level"] == pytest.approx(0, abs=1)
     assert echo["figures"]["removed"] > 10
-    assert 0 < echo["figures"]["delay"] < 0.5
+    assert 0.1 < echo["figures"]["delay"] < 0.5
     assert re.match(r"-?[01] dB against what is played, \d\d dB taken away after 1 s, \d+ ms late$", echo["found"])
     checks, _ = examine("--echo", "--input-device", "moshi_mic", "--output-device", "moshi_speaker")
     assert checks["echo"]["status"] == "ok"
