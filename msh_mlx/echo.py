@@ -33,6 +33,7 @@ _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the roo
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
 _LEARNING = 1.0  # seconds until it is measured how much is taken away
+_MARGIN = 0.01  # seconds that a `mimi.Reference` is late
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
 _ABOVE = 2.0  # times the power of noise: what is heard beyond that is an echo
@@ -147,6 +148,8 @@ class EchoFree:
             return EchoState(mode)
         stats = self._canceller.stats()
         level, delay = (value if math.isfinite(value) else None for value in (stats["level"], stats["delay"]))
+        if delay is not None:
+            delay += _MARGIN
         return EchoState(mode, stats["echo"], level, stats["removed"], delay)
 
 

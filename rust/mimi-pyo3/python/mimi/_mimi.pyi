@@ -5,7 +5,17 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Capture", "Decoder", "Encoder", "Mimi", "MimiError", "Playback", "kernels"]
+__all__ = [
+    "Capture",
+    "Decoder",
+    "EchoCanceller",
+    "Encoder",
+    "Mimi",
+    "MimiError",
+    "Playback",
+    "Reference",
+    "kernels",
+]
 
 def kernels() -> str: ...
 
