@@ -43,8 +43,12 @@ const TOLERANCE: usize = 64;
 const GONE: usize = 62;
 /// Frames in which something was played and nothing heard, after which there is no echo as far as one knows: 1.2 s.
 const UNHEARD: usize = 15;
-/// What is left of sound that may be an echo, as long as nobody knows whether there is one.
+/// What is left of sound that may be an echo, as long as nobody knows whether there is one, or the filter learns.
 const HELD_BACK: f32 = 0.03;
+/// Blocks of sound from the loudspeaker from which the filter has learned enough: 1 s.
+const LEARNED: usize = RATE / BLOCK;
+/// Blocks after such sound in which the room may still answer: 0.25 s.
+const REVERBERANT: usize = RATE / BLOCK / 4;
 /// A block's mean square from which a loudspeaker is active: -55 dBFS.
 const ACTIVE: f32 = 3e-6;
 /// How much a block changes the figures: they follow within a second.
@@ -106,6 +110,10 @@ pub struct Canceller {
     known: bool,
     /// Whether what is heard may be an echo, while that is not known.
     suspect: bool,
+    /// Blocks of sound from which the filter has learned.
+    learned: usize,
+    /// Blocks since the last of them.
+    since: usize,
     /// Frames in a row that spoke against an echo.
     against: usize,
     /// Whether what comes out is cancelled.
@@ -195,6 +203,8 @@ impl Canceller {
             found: false,
             known: false,
             suspect: false,
+            learned: 0,
+            since: 0,
             against: 0,
             cancelling: false,
             heard_power: 0.0,
@@ -216,7 +226,7 @@ impl Canceller {
         self.heard_frame.clear();
         self.played_frame.clear();
         (self.delay, self.rumour, self.found, self.against) = (0, None, false, 0);
-        (self.known, self.suspect) = (false, false);
+        (self.known, self.suspect, self.learned) = (false, false, 0);
         (self.heard_power, self.clean_power, self.echo_power) = (0.0, 0.0, 0.0);
         self.tell();
     }
@@ -271,6 +281,9 @@ impl Canceller {
                 let again = self.rumour.is_some_and(|rumour| rumour.abs_diff(delay) <= TOLERANCE);
                 self.rumour = Some(delay);
                 // A first echo may be a mistake that costs little; what is known is given up for what comes twice.
+                if !self.found {
+                    self.learned = 0;
+                }
                 if !self.found || (off > TOLERANCE && again) {
                     self.delay = delay.saturating_sub(HEADROOM).min(LONGEST);
                 }
@@ -297,7 +310,9 @@ impl Canceller {
         self.processor.buffer_render(&self.render);
         self.processor.process_capture(false, clipped, Some(&mut self.linear), &mut self.capture);
         let render = power(self.render.view(0, 0).iter().map(|x| x / SCALE));
+        self.since += 1;
         if render > ACTIVE {
+            (self.since, self.learned) = (0, self.learned + usize::from(self.found));
             let echo = power(heard.iter().zip(self.linear.view(0, 0)).map(|(y, e)| y - e / SCALE));
             let all = power(heard.iter().copied());
             // Blocks in which somebody speaks say little of the echo.
@@ -310,7 +325,7 @@ impl Canceller {
                 }
             }
         }
-        if self.suspect {
+        if self.suspect || (self.found && self.learned < LEARNED && self.since < REVERBERANT) {
             self.capture.view_mut(0, 0).iter_mut().for_each(|sample| *sample *= HELD_BACK);
         }
         let clean = self.capture.view(0, 0);
