@@ -8,8 +8,9 @@
 //! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
 //! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
 //!
-//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back;
-//! once it is known that there is none, sound passes untouched.
+//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back,
+//! and so is what is heard while the filter learns from the first second of it; once it is known that there is none, sound
+//! passes untouched.
 
 mod delay;
 

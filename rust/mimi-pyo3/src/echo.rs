@@ -14,7 +14,8 @@ use crate::without_gil;
 /// Takes the loudspeaker's echo out of the microphone's sound, mono float32 at 24 kHz.
 ///
 /// Delays of 20 to 600 ms are found by themselves and followed. While an echo is taken away, sound is 64 samples (2.7 ms)
-/// late; else it passes as it is. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
+/// late; else it passes as it is. What may be an echo is held back until it is known whether there is one, and while the first
+/// second of it is learned. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
 ///
 /// Parameters
 /// ----------
