@@ -195,7 +195,7 @@ def dialogue(voices: Voices, seed: int, pause: float) -> tuple[Pcm, list[str]]:
 def talk(session: Session, voices: Voices, count: int, pause: float) -> dict[str, float]:
     """Return, for each canceller, how many of the user's words come back with an echo, as a share of those without one.
 
-    Numbers are compared, not dialogues: the small model mishears one word in ten by where it lies in its frames.
+    Numbers are compared, not dialogues: where words lie in its frames decides which of them the small model mishears.
     """
     without, came = 0, dict.fromkeys(CANCELLERS, 0)
     for seed, scene in enumerate(plain(count)):

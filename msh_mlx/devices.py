@@ -435,9 +435,8 @@ class CaptureSource:
         self._rate = rate
         self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
         self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
-        self._begin = (
-            capture.position
-        )  # of the first sample, as if what was forgotten before the next had come before it
+        # Of the first sample, as if what was forgotten before the next had come before it.
+        self._begin = capture.position
         self._taken = 0  # samples at 24 kHz
         self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
 

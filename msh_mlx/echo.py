@@ -129,7 +129,7 @@ class EchoFree:
             capture, playback = between
             self._reference = Reference(capture, playback) if playback else None
             self._canceller.reset()
-        if self._reference is None:
+        if self._reference is None or self.mode == "off":
             return np.zeros(len(taken.pcm), np.float32)
         return np.concatenate([self._reference.read(position, count) for position, count in taken.places])
 

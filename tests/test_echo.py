@@ -47,9 +47,8 @@ def test_sound_tells_where_it_was(rate: int, seed: int) -> None:
         count = int(rng.integers(1, rate // 3))
         capture.feed((np.arange(fed, fed + count) / scale).astype(np.float32))
         fed += count
-        for _ in range(
-            2 if rng.random() < 0.1 else 0
-        ):  # the second before the resampler has given what was before the first
+        # Twice: the second before the resampler has given what was before the first.
+        for _ in range(2 if rng.random() < 0.1 else 0):
             source.trim(float(rng.uniform(0, 0.1)))
         while rng.random() < 0.9 and (taken := source.take(SIZE, 0)):
             assert taken.capture is capture

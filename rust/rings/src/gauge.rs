@@ -94,8 +94,11 @@ fn shared_now() -> i64 {
 /// How far a clock that counts samples is followed in one callback, as a fraction of what it is off.
 const LATE: i64 = 512;
 
+/// A callback that is later than this, in nanoseconds, comes after the device halted, or after samples were lost: 0.25 s.
+const HALTED: i64 = 250_000_000;
+
 /// When a device's sample number 0 was, or would have been, at its rate: callbacks come late, never early, so the earliest
-/// is believed; and slowly later ones, since two clocks drift apart.
+/// is believed; and slowly later ones, since two clocks drift apart. After a halt the count begins anew.
 pub struct Clock {
     rate: i64,
     zero: AtomicI64,
@@ -114,7 +117,8 @@ impl Clock {
     pub fn tick(&self, samples: u64) {
         let zero = shared_now().saturating_sub((samples as i64).saturating_mul(1_000_000_000) / self.rate);
         let known = self.zero.load(Ordering::Relaxed);
-        let zero = if zero <= known { zero } else { known.saturating_add(zero.saturating_sub(known) / LATE) };
+        let late = zero.saturating_sub(known);
+        let zero = if (0..HALTED).contains(&late) { known.saturating_add(late / LATE) } else { zero };
         self.zero.store(zero, Ordering::Relaxed);
     }
 

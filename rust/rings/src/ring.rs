@@ -100,3 +100,24 @@ impl Ring {
         (self.slots.get(first).unwrap_or_default(), self.slots.get(second).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_written_lately_can_be_looked_up() {
+        let ring = Ring::new(0, 100); // 128 slots, of which a quarter may be written to meanwhile
+        let mut next = 0;
+        // Around the end, and more than fits at once.
+        for count in [50, 70, 300, 1] {
+            ring.overwrite((next..next + count).map(|number| number as f32));
+            next += count;
+            let oldest = (next - 96).max(0);
+            for number in -5..next + 5 {
+                let there = (oldest..next).contains(&number);
+                assert_eq!(ring.get(number.into()), if there { number as f32 } else { 0.0 }, "{number} of {next}");
+            }
+        }
+    }
+}
