@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import ssl
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,12 @@ from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, P
 from .run import Answer
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
+
+# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
 
 HOST, PORT = "127.0.0.1", 9998
 PATH = "/api/chat"
@@ -339,7 +346,8 @@ class Remote:
         finally:
             # TLS would wait half a minute for the other side's goodbye.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(session.close(), _CLOSE)
+                async with timeout(_CLOSE):
+                    await session.close()
 
     async def _attempt(self, session: aiohttp.ClientSession) -> None:
         """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
@@ -349,7 +357,8 @@ class Remote:
                 await self._converse(connection)
             finally:
                 with contextlib.suppress(Exception):
-                    await asyncio.wait_for(connection.close(), _CLOSE)
+                    async with timeout(_CLOSE):
+                        await connection.close()
         except (_LostError, UnansweredError) as error:
             if not self._conversation or self._recording:
                 if isinstance(error, UnansweredError):
@@ -383,7 +392,8 @@ class Remote:
         if first:
             self._events(Loading("connecting"))
         try:
-            connection = await asyncio.wait_for(self._open(session), _CONNECT)
+            async with timeout(_CONNECT):
+                connection = await self._open(session)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
             if isinstance(error, MshError):
                 raise

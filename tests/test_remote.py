@@ -547,6 +547,20 @@ def test_it_ends_at_once_at_any_moment(quick):
     assert run.remote.stop()  # before it began
 
 
+def test_it_ends_when_told_to_just_as_the_connection_is_made():
+    class Told(Remote):
+        async def _open(self, session):
+            connection = await super()._open(session)
+            self._task.cancel()
+            return connection
+
+    with Server(Ours()) as server:
+        told = Told(Address("127.0.0.1", server.port), Tape(), Reel(), lambda _: None)
+        told.start()
+        assert told.join(PATIENT)
+    assert told.failure is None
+
+
 # ---- certificates --------------------------------------------------------------------------------------------------------
 
 
