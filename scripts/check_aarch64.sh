@@ -39,7 +39,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L $sy
 # All 100,000 damaged files are for a processor of this machine's own.
 DAMAGED_COUNT=3000 cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p mimi
 # The simulations of hours would take long, and know nothing of the processor.
-cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p rings --lib --test capture
+cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p echo -p rings --lib --test capture --test canceller --test allocations
 
 rm -rf dist/aarch64
 .venv/bin/python -m maturin build --release --locked --target $target --out dist/aarch64 -m rust/mimi-pyo3/Cargo.toml

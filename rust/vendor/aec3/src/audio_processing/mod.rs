@@ -1,0 +1,3 @@
+pub mod aec3;
+pub mod logging;
+pub mod utility;

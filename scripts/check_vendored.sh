@@ -1,0 +1,26 @@
+#!/bin/sh
+# Compares rust/vendor/aec3 with the release it was made from: what is there is as it was, but for what its README names.
+set -eu
+cd "$(dirname "$0")/.."
+ours=$PWD/rust/vendor/aec3
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+mkdir "$place/src"
+touch "$place/src/lib.rs"
+printf '[package]\nname = "place"\nedition = "2024"\n[dependencies]\naec3 = "=0.4.0"\n' >"$place/Cargo.toml"
+(cd "$place" && cargo vendor --quiet >/dev/null)
+released=$place/vendor/aec3
+
+bad=0
+for file in $(cd "$ours" && find LICENSE PATENT src -type f); do
+  case $file in
+    src/lib.rs | */mod.rs)
+      # Lists of modules: fewer.
+      diff "$released/$file" "$ours/$file" | grep '^>' && bad=1 || true ;;
+    src/audio_processing/aec3/aec3_fft.rs)
+      if [ "$(diff "$released/$file" "$ours/$file" | grep -c '^[<>]')" -gt 20 ]; then bad=1; echo "$file: more changed"; fi ;;
+    *) diff -q "$released/$file" "$ours/$file" || bad=1 ;;
+  esac
+done
+[ $bad = 0 ] && echo 'rust/vendor/aec3 is the release, but for what its README names'
+exit $bad
