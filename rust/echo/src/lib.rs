@@ -8,12 +8,13 @@
 //! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
 //! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
 //!
-//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back,
-//! and so is what is heard while the filter learns from the first second of it; once it is known that there is none, sound
-//! passes untouched.
+//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back:
+//! what is louder than what was heard before them. So is what is heard while the filter learns from the first 1.5 s of an
+//! echo. Once it is known that there is none, sound passes untouched.
 
 mod delay;
 
+use std::array;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -46,8 +47,12 @@ const GONE: usize = 62;
 const UNHEARD: usize = 15;
 /// What is left of sound that may be an echo, as long as nobody knows whether there is one, or the filter learns.
 const HELD_BACK: f32 = 0.03;
-/// Blocks of sound from the loudspeaker from which the filter has learned enough: 1 s.
-const LEARNED: usize = RATE / BLOCK;
+/// Blocks of sound from the loudspeaker from which the filter has learned enough: 1.5 s.
+const LEARNED: usize = 3 * RATE / 2 / BLOCK;
+/// What was heard before the loudspeaker's first words may go on this many times as loud, in power, and passes.
+const LOUDER: f32 = 4.0;
+/// What is left of that power a frame later.
+const FADING: f32 = 0.95;
 /// Blocks after such sound in which the room may still answer: 0.25 s.
 const REVERBERANT: usize = RATE / BLOCK / 4;
 /// A block's mean square from which a loudspeaker is active: -55 dBFS.
@@ -109,6 +114,8 @@ pub struct Canceller {
     found: bool,
     /// Whether it is known if there is an echo.
     known: bool,
+    /// The power of what was heard lately and cannot be an echo.
+    before: f32,
     /// Whether what is heard may be an echo, while that is not known.
     suspect: bool,
     /// Blocks of sound from which the filter has learned.
@@ -160,6 +167,8 @@ fn settings() -> EchoCanceller3Config {
     filter.main_initial.length_blocks = FILTER_BLOCKS;
     filter.shadow.length_blocks = FILTER_BLOCKS;
     filter.shadow_initial.length_blocks = FILTER_BLOCKS;
+    // Of a room's decay from block to block, which are shorter here.
+    config.ep_strength.default_len = config.ep_strength.default_len.powf(NOMINAL_RATE as f32 / RATE as f32);
     config
 }
 
@@ -169,8 +178,11 @@ fn processor() -> BlockProcessor {
     processor
 }
 
-fn power(pcm: impl Iterator<Item = f32>) -> f32 {
-    pcm.map(|x| x * x).sum::<f32>() / BLOCK as f32
+/// The mean square.
+fn power<'a>(pcm: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>) -> f32 {
+    let pcm = pcm.into_iter();
+    let count = pcm.len();
+    pcm.map(|x| x * x).sum::<f32>() / count as f32
 }
 
 impl Default for Canceller {
@@ -203,6 +215,7 @@ impl Canceller {
             rumour: None,
             found: false,
             known: false,
+            before: 0.0,
             suspect: false,
             learned: 0,
             since: 0,
@@ -227,7 +240,7 @@ impl Canceller {
         self.heard_frame.clear();
         self.played_frame.clear();
         (self.delay, self.rumour, self.found, self.against) = (0, None, false, 0);
-        (self.known, self.suspect, self.learned) = (false, false, 0);
+        (self.known, self.suspect, self.learned, self.before) = (false, false, 0, 0.0);
         (self.heard_power, self.clean_power, self.echo_power) = (0.0, 0.0, 0.0);
         self.tell();
     }
@@ -251,9 +264,10 @@ impl Canceller {
             self.played_frame.extend_from_slice(&played[at..at + count]);
             if self.heard_frame.len() == FRAME {
                 let evidence = self.finder.push(&self.heard_frame, &self.played_frame);
+                let power = power(&self.heard_frame);
                 self.heard_frame.clear();
                 self.played_frame.clear();
-                self.weigh(evidence);
+                self.weigh(evidence, power);
             }
             at += count;
         }
@@ -263,8 +277,8 @@ impl Canceller {
         self.tell();
     }
 
-    /// Decides whether there is an echo, and how late.
-    fn weigh(&mut self, evidence: Evidence) {
+    /// Decides whether there is an echo, and how late, from what the finder says of a frame and the frame's power.
+    fn weigh(&mut self, evidence: Evidence, power: f32) {
         match evidence {
             Evidence::Nothing | Evidence::Unclear => {}
             Evidence::NoEcho | Evidence::Silence => {
@@ -291,7 +305,11 @@ impl Canceller {
                 (self.found, self.known) = (true, true);
             }
         }
-        self.suspect = !self.known && evidence != Evidence::Nothing;
+        self.before *= FADING;
+        if evidence == Evidence::Nothing {
+            self.before = self.before.max(power);
+        }
+        self.suspect = !self.known && evidence != Evidence::Nothing && power > LOUDER * self.before;
     }
 
     fn cancel(&mut self, heard: &mut [f32], played: &[f32], cancelling: bool) {
@@ -310,15 +328,16 @@ impl Canceller {
         }
         self.processor.buffer_render(&self.render);
         self.processor.process_capture(false, clipped, Some(&mut self.linear), &mut self.capture);
-        let render = power(self.render.view(0, 0).iter().map(|x| x / SCALE));
+        let render = power(self.render.view(0, 0)) / (SCALE * SCALE);
         self.since += 1;
         if render > ACTIVE {
             (self.since, self.learned) = (0, self.learned + usize::from(self.found));
-            let echo = power(heard.iter().zip(self.linear.view(0, 0)).map(|(y, e)| y - e / SCALE));
-            let all = power(heard.iter().copied());
+            let linear = self.linear.view(0, 0);
+            let echo = power(&array::from_fn::<f32, BLOCK, _>(|i| heard[i] - linear[i] / SCALE));
+            let all = power(&*heard);
             // Blocks in which somebody speaks say little of the echo.
             if 2.0 * echo > all {
-                let clean = power(self.capture.view(0, 0).iter().map(|x| x / SCALE));
+                let clean = power(self.capture.view(0, 0)) / (SCALE * SCALE);
                 for (mean, new) in
                     [(&mut self.heard_power, all), (&mut self.clean_power, clean), (&mut self.echo_power, echo)]
                 {

@@ -60,6 +60,19 @@ fn sound_without_an_echo_passes_as_it_is() {
 }
 
 #[test]
+fn who_spoke_before_moshi_did_is_heard_all_the_time() {
+    let (mut voice, mut played) = (syllables(2, 20), syllables(3, 20));
+    noise(&mut voice, 3e-4);
+    // The first word begins while the user speaks.
+    played[..48_000].fill(0.0);
+    assert_eq!(run(&mut Canceller::new(Mode::Auto), &voice, &played, FRAME), voice);
+    // And while the user says nothing, the room's noise is heard.
+    let mut quiet = vec![0.0; voice.len()];
+    noise(&mut quiet, 3e-3);
+    assert_eq!(run(&mut Canceller::new(Mode::Auto), &quiet, &played, FRAME), quiet);
+}
+
+#[test]
 fn off_passes_on_is_a_block_late() {
     let voice = syllables(2, 4);
     let played = vec![0.0; voice.len()];
