@@ -1,0 +1,76 @@
+"""Other echo cancellers, to compare with: WebRTC's of Debian's `libwebrtc-audio-processing` (0.3, before AEC3), and SpeexDSP's.
+
+Both are called by `echo_peers.cc`, which g++ builds into `.cache` when it is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.float32]
+
+BLOCK = 240  # samples, 10 ms at 24 kHz
+PACKAGES = {"webrtc": "webrtc-audio-processing", "speex": "speexdsp"}  # as pkg-config calls them
+
+_SOURCE = Path(__file__).with_suffix(".cc")
+_BUILT = Path(__file__).parent.parent / ".cache" / "echo_peers"
+
+
+def peers() -> dict[str, Callable[[], Callable[[Pcm, Pcm], Pcm]]]:
+    """Return makers of the cancellers that are installed, by name; what is missing is said on stderr."""
+    there = {name: maker for name in PACKAGES if (maker := _maker(name))}
+    if len(there) < len(PACKAGES):
+        missing = " and ".join(name for name in PACKAGES if name not in there)
+        wanted = "libwebrtc-audio-processing-dev libspeexdsp-dev pkg-config g++"
+        print(f"Without {missing} to compare with: install Debian's {wanted}.", file=sys.stderr)
+    return there
+
+
+@cache
+def _maker(name: str) -> Callable[[], Peer] | None:
+    if not shutil.which("pkg-config") or not shutil.which("g++"):
+        return None
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", PACKAGES[name]], capture_output=True, text=True)
+    if flags.returncode:
+        return None
+    built = _BUILT / f"{name}.so"
+    if not built.exists() or built.stat().st_mtime < _SOURCE.stat().st_mtime:
+        built.parent.mkdir(parents=True, exist_ok=True)
+        options = ["-std=c++17", "-O3", "-shared", "-fPIC", f"-D{name.upper()}"]
+        subprocess.run(["g++", *options, str(_SOURCE), "-o", str(built), *flags.stdout.split()], check=True)
+    library = ctypes.CDLL(str(built))
+    library.peer_new.restype = ctypes.c_void_p
+    library.peer_delete.argtypes = [ctypes.c_void_p]
+    library.peer_process.argtypes = [ctypes.c_void_p, *[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
+    return lambda: Peer(library)
+
+
+class Peer:
+    """A canceller that has heard nothing. Called with `heard` and `played`, both `[240 * n]` float32, it returns the like."""
+
+    def __init__(self, library: ctypes.CDLL, delay: int = 0) -> None:
+        self._library = library
+        self._delay = delay
+        self._peer = library.peer_new()
+        weakref.finalize(self, library.peer_delete, self._peer)
+
+    def __call__(self, heard: Pcm, played: Pcm) -> Pcm:
+        heard, played = (np.ascontiguousarray(pcm, np.float32) for pcm in (heard, played))
+        if heard.shape != played.shape or len(heard) % BLOCK:
+            raise ValueError(f"two times the same multiple of {BLOCK} samples is expected.")
+        clean = np.empty_like(heard)
+        count = len(heard) // BLOCK
+        self._library.peer_process(
+            self._peer, heard.ctypes.data, played.ctypes.data, clean.ctypes.data, count, self._delay
+        )
+        return clean
