@@ -1,8 +1,9 @@
 """What becomes of Moshi's echo: how much is taken away, how fast, what of the user's voice is left, and what the model does.
 
-Three parts: "signals" plays words in each scene and measures; "loop" lets the demo model hear what it says through the scene,
-60 s after one question; "talk" lets a user talk with it, in turns and into its words, and counts the
-words that come back. Each with the canceller ("ours") and without ("none").
+Three parts: "scenes" plays words in each scene and measures, and lets the demo model talk there; "loop" lets the model hear what it
+says through plain rooms, 60 s after one question; "talk" lets a user talk with it there, in turns and into its words, and counts
+the words that come back. Each without a canceller ("none"), with ours ("ours"), and with those that are installed of WebRTC's
+("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex").
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from statistics import median
 from time import process_time
 from typing import Any
 
 import numpy as np
-from echo_scenes import FRAME, RATE, SCENES, Air, Pcm, Scene, Voices, active_level, plain
+from echo_peers import peers
+from echo_scenes import FRAME, NO_ECHO, RATE, SCENES, Air, Pcm, Scene, Voices, plain
 from mimi import EchoCanceller
 
 from msh_mlx.files import find_demo
@@ -26,21 +29,30 @@ from msh_mlx.options import Parser, guard, load_session
 from msh_mlx.session import Session
 
 LEAD = 2  # frames between what the model heard and the sound of its answer in the air
-SETTLED = 8.0  # seconds after which a canceller has settled, at the latest
-PARTS = ("signals", "loop", "talk")
+SECONDS = 16  # of words in a scene
+SETTLED = 5.0  # seconds after which a canceller has settled, at the latest
+IN_TURNS, INTO = 3.5, 1.3  # seconds between a user's questions: Moshi ends in between, or is interrupted
+KEYS = ("erle", "settle", "after", "back", "voice", "cost", "further", "kept")
+PARTS = ("scenes", "loop", "talk")
 
 Canceller = Callable[[Pcm, Pcm], Pcm]
 
 
-def none(heard: Pcm, _: Pcm) -> Pcm:
-    return heard
+def cancellers() -> dict[str, Callable[[Scene], Canceller]]:
+    """Return what makes a canceller for a scene, by name."""
+    there = peers()
+    makers: dict[str, Callable[[Scene], Canceller]] = {
+        "none": lambda _: lambda heard, played: heard,
+        "ours": lambda _: EchoCanceller().process,
+    }
+    if webrtc := there.get("webrtc"):
+        makers |= {"webrtc": lambda _: webrtc(0.0), "webrtc told": lambda scene: webrtc(scene.loop)}
+    if speex := there.get("speex"):
+        makers["speex"] = lambda _: speex(0.0)
+    return makers
 
 
-def ours() -> Canceller:
-    return EchoCanceller().process
-
-
-CANCELLERS: dict[str, Callable[[], Canceller]] = {"none": lambda: none, "ours": ours}
+CANCELLERS = cancellers()
 
 
 def frames(pcm: Pcm) -> list[Pcm]:
@@ -68,82 +80,88 @@ def decibels(ratio: float) -> float:
 
 
 def likeness(wanted: Pcm, got: Pcm) -> float:
-    """Return the scale-invariant ratio of signal to distortion, dB, at the best of the shifts up to 10 ms."""
-    best = -np.inf
-    for shift in range(0, RATE // 100, 8):
-        a, b = wanted[: len(wanted) - shift].astype(np.float64), got[shift:].astype(np.float64)
-        share = np.dot(a, b) / np.dot(a, a)
-        best = max(best, decibels(np.sum((share * a) ** 2) / (np.sum((b - share * a) ** 2) + 1e-14)))
-    return best
+    """Return the scale-invariant ratio of signal to distortion, dB, at the best of the shifts up to 25 ms."""
+    size = 1 << (2 * len(wanted)).bit_length()
+    alike = np.fft.irfft(np.fft.rfft(got, size) * np.conj(np.fft.rfft(wanted, size)), size)[: RATE // 40]
+    shift = int(np.argmax(alike))
+    a, b = wanted[: len(wanted) - shift].astype(np.float64), got[shift:].astype(np.float64)
+    share = np.dot(a, b) / np.dot(a, a)
+    return decibels(np.sum((share * a) ** 2) / (np.sum((b - share * a) ** 2) + 1e-14))
+
+
+def pass_through(scene: Scene, name: str, played: Pcm, voice: Pcm) -> tuple[Pcm, Pcm, Pcm, float]:
+    """Return what is heard in a scene, what would be without an echo, what the canceller makes of it, and its seconds."""
+    air, canceller, seconds = Air(scene), CANCELLERS[name](scene), 0.0
+    rows = []
+    for sound, said in zip(frames(played), frames(voice), strict=True):
+        heard, near = air.hear(sound, said)
+        begin = process_time()
+        clean = canceller(heard, sound)
+        seconds += process_time() - begin
+        rows.append((heard, near, clean))
+    heard, near, clean = (np.concatenate(row) for row in zip(*rows, strict=True))
+    return heard, near, clean, seconds
+
+
+def left(clean: Pcm, near: Pcm) -> Pcm:
+    """Return the power of what a canceller left, `[frames]`; what it took of the noise does not count."""
+    return np.array([max(power(a), power(b)) for a, b in zip(frames(clean), frames(near), strict=True)])
 
 
 def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     """Measure a canceller in a scene.
 
-    "erle" once settled, the noise included, dB; "settle", seconds until nothing louder than that follows; "after", dB above the
-    noise after two seconds; "voice", SI-SDR while both speak, dB; "back", as "erle", two seconds after a change; "cost",
-    processor seconds per second.
+    "erle" once settled, dB: what was heard against what is left, the noise in both; "settle", seconds after the first echo until
+    nothing 6 dB louder than that follows; "after", dB above the noise from two seconds after the first echo to a change or the
+    end; "back", as "erle", two to six seconds after a change; "voice", SI-SDR while both speak, dB; "cost", processor seconds per
+    second.
     """
-    played = frames(words_in_a_row(voices.moshi, scene.seed, 16))
-    voice = words_in_a_row(voices.users[1], scene.seed + 1, 16)
-    result: dict[str, float] = {}
-    for speaking in (False, True):
-        air, canceller, seconds = Air(scene), CANCELLERS[name](), 0.0
-        heard, clean = [], []
-        for sound, said in zip(played, frames(voice if speaking else 0 * voice), strict=True):
-            mixed, _ = air.hear(sound, said)
-            begin = process_time()
-            clean.append(canceller(mixed, sound))
-            seconds += process_time() - begin
-            heard.append(mixed)
-        before, after = np.concatenate(heard), np.concatenate(clean)
-        late = slice(int(SETTLED * RATE), None)
-        if speaking:
-            result["voice"] = likeness(voice[late][: len(after[late])], after[late])
-        else:
-            late = slice(int((SETTLED + 2) * RATE), None)
-            result["erle"] = decibels(power(before[late]) / power(after[late]))
-            noise = 10 ** (scene.noise / 10)
-            levels = [power(frame) for frame in clean]
-            loud = [i for i, level in enumerate(levels) if level > 4 * max(noise, power(after[late]))]
-            early = [i for i in loud if i * 0.08 < SETTLED]
-            result["settle"] = (early[-1] + 1) * 0.08 - 0.5 - scene.loop if early else 0.0
-            span = slice(int((2.5 + scene.loop) * RATE), int((4.5 + scene.loop) * RATE))
-            result["after"] = decibels(power(after[span]) / noise)
-            for when in (scene.jump, scene.volume):
-                if when is not None:
-                    back = slice(int((when + 2) * RATE), int((when + 6) * RATE))
-                    result["back"] = decibels(power(before[back]) / power(after[back]))
-        result["cost"] = seconds / (len(played) * 0.08)
+    said = words_in_a_row(voices.moshi, scene.seed, SECONDS)
+    voice = words_in_a_row(voices.users[1], scene.seed + 1, SECONDS)
+    heard, near, clean, seconds = pass_through(scene, name, said, 0 * voice)
+    before, after, noise = left(heard, near), left(clean, near), left(near, near)
+
+    def span(begin: float, end: float) -> slice:
+        return slice(round(begin / 0.08), round(end / 0.08))
+
+    def erle(span: slice) -> float:
+        return decibels(np.mean(before[span]) / np.mean(after[span]))
+
+    change = scene.jump or scene.volume
+    late, first = span(SETTLED, change or SECONDS), 0.5 + scene.loop
+    loud = np.flatnonzero(after[: late.start] > 4 * np.maximum(noise[: late.start], np.mean(after[late])))
+    result = {
+        "erle": erle(late),
+        "settle": max(0.0, (loud[-1] + 1) * 0.08 - first) if len(loud) else 0.0,
+        "after": decibels(np.mean(after[span(first + 2, late.stop * 0.08)]) / np.mean(noise[span(first + 2, SECONDS)])),
+        "cost": seconds / SECONDS,
+    }
+    if change:
+        result["back"] = erle(span(change + 2, change + 6))
+    heard, near, clean, _ = pass_through(scene, name, said, voice)
+    late = slice(int(SETTLED * RATE), None)
+    result["voice"] = likeness(near[late], clean[late])
     return result
 
 
 # ---- the model in the loop -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Talk:
-    """What was said: times in seconds, and words."""
-
-    words: list[tuple[float, str]]
-
-    def text(self) -> list[str]:
-        return [word for _, word in self.words]
-
-
-def converse(session: Session, scene: Scene | None, name: str, voice: Pcm) -> Talk:
-    """Let the model hear a voice and itself, and return what it says."""
+def converse(session: Session, scene: Scene, name: str, voice: Pcm) -> list[str]:
+    """Let the model hear a voice and itself, and return the words it says."""
     session.reset()
-    air, canceller = Air(scene) if scene else None, CANCELLERS[name]()
-    silence = np.zeros(FRAME, np.float32)
-    ahead, words = [silence] * LEAD, []
-    for index, said in enumerate(frames(voice)):
+    air, canceller = Air(scene), CANCELLERS[name](scene)
+    ahead, words = [np.zeros(FRAME, np.float32)] * LEAD, []
+    for said in frames(voice):
         played = ahead.pop(0)
-        heard = canceller(air.hear(played, said)[0], played) if air else said
-        frame = session.push(heard)
+        frame = session.push(canceller(air.hear(played, said)[0], played))
         ahead.append(frame.pcm.clip(-1, 1))
-        words += [(index * 0.08, word) for word in frame.text.split()]
-    return Talk(words)
+        words += frame.text.split()
+    return words
+
+
+def without_echo(session: Session, scene: Scene, voice: Pcm) -> list[str]:
+    return converse(session, replace(scene, level=NO_ECHO), "none", voice)
 
 
 def question(voice: dict[str, Pcm], words: Sequence[str], seconds: float) -> Pcm:
@@ -165,18 +183,15 @@ def kept(wanted: Sequence[str], got: Sequence[str]) -> int:
     return row[-1]
 
 
-def loop(session: Session, voices: Voices, scenes: Sequence[Scene], seconds: float) -> dict[str, list[int]]:
-    """Return, for each canceller, the words beyond those without an echo, by scene."""
-    further: dict[str, list[int]] = {name: [] for name in CANCELLERS}
-    for scene in scenes:
-        voice = question(voices.users[scene.seed % len(voices.users)], ["three", "nine"], seconds)
-        base = converse(session, None, "none", voice).text()
-        for name in CANCELLERS:
-            said = converse(session, scene, name, voice).text()
-            further[name].append(max(0, len(said) - len(base)))
-            print(
-                f"{scene.name:10} {scene.room:.2f} s, loop {scene.loop:.2f} s, {name}: {' '.join(said)} ({' '.join(base)})"
-            )
+def loop(session: Session, voices: Voices, scene: Scene, seconds: float) -> dict[str, int]:
+    """Return, by canceller, the words beyond those that come without an echo, after one question."""
+    voice = question(voices.users[scene.seed % len(voices.users)], ["three", "nine"], seconds)
+    base, further = without_echo(session, scene, voice), {}
+    print(f"{scene.name}, room {scene.room:.2f} s, loop {scene.loop:.2f} s, without echo: {' '.join(base)}")
+    for name in CANCELLERS:
+        words = converse(session, scene, name, voice)
+        further[name] = max(0, len(words) - len(base))
+        print(f"    {name}: {' '.join(words)}")
     return further
 
 
@@ -192,46 +207,71 @@ def dialogue(voices: Voices, seed: int, pause: float) -> tuple[Pcm, list[str]]:
     return np.concatenate(parts), said
 
 
-def talk(session: Session, voices: Voices, count: int, pause: float) -> dict[str, float]:
-    """Return, for each canceller, how many of the user's words come back with an echo, as a share of those without one.
+def talk(session: Session, voices: Voices, scenes: Sequence[Scene], pause: float) -> dict[str, float]:
+    """Return, by canceller, how many of the user's words come back with an echo, as a share of those without one.
 
     Numbers are compared, not dialogues: where words lie in its frames decides which of them the small model mishears.
     """
     without, came = 0, dict.fromkeys(CANCELLERS, 0)
-    for seed, scene in enumerate(plain(count)):
+    for seed, scene in enumerate(scenes):
         voice, said = dialogue(voices, seed, pause)
-        without += kept(said, converse(session, None, "none", voice).text())
+        without += kept(said, without_echo(session, scene, voice))
         for name in CANCELLERS:
-            came[name] += kept(said, converse(session, scene, name, voice).text())
+            came[name] += kept(said, converse(session, scene, name, voice))
     return {name: number / max(1, without) for name, number in came.items()}
 
 
 # ---- all together --------------------------------------------------------------------------------------------------------
 
 
+def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure all cancellers in all scenes: by scene, by canceller. "further" words in 20 s of a loop, "kept" in dialogues."""
+    rows = {}
+    for scene in SCENES[:: 5 if quick else 1]:
+        further = loop(session, voices, scene, 20)
+        share = talk(session, voices, [scene] * (1 if quick else 6), INTO)
+        rows[scene.name] = {
+            name: {**signals(scene, name, voices), "further": further[name], "kept": share[name]} for name in CANCELLERS
+        }
+    print(f"\n{'':12} {'':12}" + "".join(f"{key:>9}" for key in KEYS))
+    for title, row in rows.items():
+        for name, result in row.items():
+            cells = (f"{result[key]:9.3g}" if key in result else f"{'':9}" for key in KEYS)
+            print(f"{title:12} {name:12}" + "".join(cells))
+    for name in CANCELLERS:
+        cells = (
+            f"{median([row[name][key] for row in rows.values() if key in row[name]] or [nan]):9.3g}" for key in KEYS
+        )
+        print(f"{'median':12} {name:12}" + "".join(cells))
+    return rows
+
+
 def run(args: argparse.Namespace) -> int:
     files = find_demo()
     voices = Voices(files.mimi.parent)
+    session = load_session(files, None, voice={"temperature": 0.0}, text={"temperature": 0.0}, seed=0)
+    session.warm_up()
     figures: dict[str, Any] = {}
-    if "signals" in args.parts:
-        print(
-            f"An echo of {active_level(voices.moshi['three']):.0f} dB is as loud as the user; ERLE includes the noise."
-        )
-        for scene in SCENES[:: 4 if args.quick else 1]:
-            for name in CANCELLERS:
-                result = figures[f"{scene.name}, {name}"] = signals(scene, name, voices)
-                print(f"{scene.name:11} {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in result.items()))
-    if {"loop", "talk"} & set(args.parts):
-        session = load_session(files, None, voice={"temperature": 0.0}, text={"temperature": 0.0}, seed=0)
-        session.warm_up()
+    if "scenes" in args.parts:
+        figures["scenes"] = scenes(session, voices, args.quick)
+        rooms = plain(args.count or 20)
+        for name in CANCELLERS:
+            after = figures[f"after, {name}"] = [signals(scene, name, voices)["after"] for scene in rooms]
+            quiet = sum(level <= 3 for level in after)
+            print(
+                f"{name}: residual below the noise after 2 s in {quiet} of {len(rooms)} plain rooms; all "
+                f"{median(after):.1f} dB above it in the median, {max(after):.1f} at most"
+            )
     if "loop" in args.parts:
-        further = figures["loop"] = loop(session, voices, plain(args.count or 20), 20 if args.quick else 60)
-        for name, numbers in further.items():
+        seconds = 20 if args.quick else 60
+        further = figures["loop"] = [loop(session, voices, scene, seconds) for scene in plain(args.count or 20)]
+        for name in CANCELLERS:
+            numbers = [row[name] for row in further]
             quiet = sum(number == 0 for number in numbers)
             print(f"{name}: no further word in {quiet} of {len(numbers)}; {median(numbers):.0f} in the median")
     if "talk" in args.parts:
-        for label, pause in (("in turns", 3.5), ("into its words", 1.3)):
-            shares = figures[label] = talk(session, voices, args.count or 100, pause)
+        for label, pause in (("in turns", IN_TURNS), ("into its words", INTO)):
+            shares = figures[label] = talk(session, voices, plain(args.count or 100), pause)
             print(f"{label}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()))
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=1))
@@ -241,7 +281,7 @@ def run(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="default: all")
-    parser.add_argument("--count", type=int, help="scenes (default: 20) and dialogues (default: 100)")
+    parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
     parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
     args = parser.parse_args()

@@ -26,8 +26,11 @@ _SOURCE = Path(__file__).with_suffix(".cc")
 _BUILT = Path(__file__).parent.parent / ".cache" / "echo_peers"
 
 
-def peers() -> dict[str, Callable[[], Callable[[Pcm, Pcm], Pcm]]]:
-    """Return makers of the cancellers that are installed, by name; what is missing is said on stderr."""
+def peers() -> dict[str, Callable[[float], Callable[[Pcm, Pcm], Pcm]]]:
+    """Return makers of the cancellers that are installed, by name; what is missing is said on stderr.
+
+    A maker takes the delay of the echo in seconds, for those who want to be told; 0 if it is not known.
+    """
     there = {name: maker for name in PACKAGES if (maker := _maker(name))}
     if len(there) < len(PACKAGES):
         missing = " and ".join(name for name in PACKAGES if name not in there)
@@ -37,7 +40,7 @@ def peers() -> dict[str, Callable[[], Callable[[Pcm, Pcm], Pcm]]]:
 
 
 @cache
-def _maker(name: str) -> Callable[[], Peer] | None:
+def _maker(name: str) -> Callable[[float], Peer] | None:
     if not shutil.which("pkg-config") or not shutil.which("g++"):
         return None
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", PACKAGES[name]], capture_output=True, text=True)
@@ -52,7 +55,7 @@ def _maker(name: str) -> Callable[[], Peer] | None:
     library.peer_new.restype = ctypes.c_void_p
     library.peer_delete.argtypes = [ctypes.c_void_p]
     library.peer_process.argtypes = [ctypes.c_void_p, *[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
-    return lambda: Peer(library)
+    return lambda delay: Peer(library, round(1000 * delay))
 
 
 class Peer:

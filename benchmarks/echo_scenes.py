@@ -17,6 +17,7 @@ Pcm = npt.NDArray[np.float32]
 RATE = 24_000
 FRAME = 1920
 LEVEL = -20.0  # dB of full scale, of a voice while it speaks
+NO_ECHO = -300.0  # dB against the user's voice
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Scene:
     direct sound is back; `direct`: dB of the direct sound against the tail; `distort`: a small loudspeaker, 200 Hz to 8 kHz,
     with soft clipping; `noise`: of the microphone, dB of full scale; `jump`: when the loop becomes longer by 40 ms, seconds;
     `drift`: of the loudspeaker's clock against the microphone's, parts per million; `volume`: when the loudspeaker is turned up
-    by 6 dB, seconds.
+    by 6 dB, seconds; `music`: of music in the room that something else plays, dB against the user's voice.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scene:
     jump: float | None = None
     drift: float = 0.0
     volume: float | None = None
+    music: float | None = None
 
 
 SCENES = (
@@ -53,6 +55,9 @@ SCENES = (
     Scene("drift +100", drift=100),
     Scene("drift -100", drift=-100),
     Scene("volume", volume=8.0),
+    Scene("music", music=-20.0),
+    Scene("only music", level=NO_ECHO, music=-20.0),
+    Scene("no echo", level=NO_ECHO),
 )
 
 
@@ -98,9 +103,14 @@ class Air:
         self._wet = np.zeros(4 * RATE)  # in the air, by the loudspeaker's clock; grows
         self._played = 0
         self._time = 0
+        self._music = np.zeros(1, np.float32)
+        if scene.music is not None:
+            dry = _music(scene.seed)
+            wet = np.fft.irfft(np.fft.rfft(dry) * np.fft.rfft(response, len(dry)), len(dry))
+            self._music = at_level(wet.astype(np.float32), LEVEL + scene.music)
 
     def hear(self, played: Pcm, voice: Pcm) -> tuple[Pcm, Pcm]:
-        """Return what the microphone hears, and the echo alone, of frames `[1920]` of the same time."""
+        """Return what the microphone hears, and what it would hear if nothing was played, of frames `[1920]` of the same time."""
         scene = self._scene
         sound = played.astype(np.float64)
         if scene.distort:
@@ -117,10 +127,11 @@ class Air:
         # A clock that runs ahead is made up for at first, so that nothing is heard before it was played.
         place = number * (1 + scene.drift * 1e-6) - loop * RATE
         place -= max(0.0, scene.drift) * 1e-6 * 120 * RATE
-        echo = (gain * self._between(place)).astype(np.float32)
+        echo = gain * self._between(place)
         self._time += len(played)
         noise = self._random.standard_normal(len(played)) * 10 ** (scene.noise / 20)
-        return (voice + echo + noise).astype(np.float32).clip(-1, 1), echo
+        near = voice + self._music[number % len(self._music)] + noise
+        return (near + echo).astype(np.float32).clip(-1, 1), near.astype(np.float32).clip(-1, 1)
 
     def _between(self, place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return what is in the air at places between the samples: Lagrange's interpolation of third order."""
@@ -144,6 +155,20 @@ def _small_loudspeaker() -> npt.NDArray[np.float64]:
     at = np.arange(-240, 241) / RATE
     band = 2 * 8000 / RATE * np.sinc(2 * 8000 * at) - 2 * 200 / RATE * np.sinc(2 * 200 * at)
     return np.asarray(band * np.hanning(len(at)), np.float64)
+
+
+def _music(seed: int) -> Pcm:
+    """Return 16 s of chords of three plucked strings, two a second, over a bass: to be played in a circle."""
+    random = np.random.default_rng(seed)
+    at = np.arange(2 * RATE) / RATE
+    music = np.zeros(16 * RATE)
+    for beat in range(32):
+        root = 110 * 2 ** (random.choice([0, 3, 5, 7]) / 12)
+        for pitch in root * 2 ** (np.array([-12, *random.choice([0, 3, 7, 10, 12, 15], 3, replace=False)]) / 12):
+            string = sum(np.sin(2 * np.pi * k * pitch * at) * np.exp(-(2 + k) * at) / k for k in range(1, 12))
+            place = (beat * RATE // 2 + np.arange(len(at))) % len(music)
+            music[place] += string
+    return music.astype(np.float32)
 
 
 # ---- voices --------------------------------------------------------------------------------------------------------------

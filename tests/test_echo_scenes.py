@@ -23,7 +23,8 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 def echo(scene: Scene, played: np.ndarray) -> np.ndarray:
     air = Air(scene)
-    return np.concatenate([air.hear(played[i : i + FRAME], SILENCE)[1] for i in range(0, len(played), FRAME)])
+    pairs = [air.hear(played[i : i + FRAME], SILENCE) for i in range(0, len(played), FRAME)]
+    return np.concatenate([heard - near for heard, near in pairs])
 
 
 @pytest.mark.parametrize("loop", [0.02, 0.1, 0.5])
