@@ -33,8 +33,10 @@ pub const BLOCK: usize = 64;
 const SCALE: f32 = 32_768.0;
 /// The rate at which AEC3 has a single band.
 const NOMINAL_RATE: i32 = 16_000;
-/// The linear filter: 85 ms.
-const FILTER_BLOCKS: usize = 32;
+/// The linear filter: 149 ms.
+const FILTER_BLOCKS: usize = 56;
+/// The echo may be so much louder, against sound that masks it, while nobody else speaks: as a share of the release's.
+const STRICT: f32 = 0.4;
 /// The filter begins so many samples before the direct sound.
 const HEADROOM: usize = 96;
 /// The longest delay, in samples.
@@ -112,6 +114,8 @@ pub struct Canceller {
     /// A delay that was found once and may come again.
     rumour: Option<usize>,
     found: bool,
+    /// Whether the delay has just become another.
+    moved: bool,
     /// Whether it is known if there is an echo.
     known: bool,
     /// The power of what was heard lately and cannot be an echo.
@@ -162,11 +166,14 @@ fn settings() -> EchoCanceller3Config {
     let mut config = EchoCanceller3Config::default();
     config.delay.use_external_delay_estimator = true;
     config.delay.delay_headroom_samples = 0;
-    let filter = &mut config.filter;
-    filter.main.length_blocks = FILTER_BLOCKS;
-    filter.main_initial.length_blocks = FILTER_BLOCKS;
-    filter.shadow.length_blocks = FILTER_BLOCKS;
-    filter.shadow_initial.length_blocks = FILTER_BLOCKS;
+    (config.filter.main.length_blocks, config.filter.main_initial.length_blocks) = (FILTER_BLOCKS, FILTER_BLOCKS);
+    // The main filter is better here than what the release expects of its own, and leaves less to the suppressor.
+    (config.erle.max_l, config.erle.max_h) = (30.0, 8.0);
+    let tuning = &mut config.suppressor.normal_tuning;
+    for mask in [&mut tuning.mask_lf, &mut tuning.mask_hf] {
+        mask.enr_transparent *= STRICT;
+        mask.enr_suppress *= STRICT;
+    }
     // Of a room's decay from block to block, which are shorter here.
     config.ep_strength.default_len = config.ep_strength.default_len.powf(NOMINAL_RATE as f32 / RATE as f32);
     config
@@ -214,6 +221,7 @@ impl Canceller {
             delay: 0,
             rumour: None,
             found: false,
+            moved: false,
             known: false,
             before: 0.0,
             suspect: false,
@@ -300,6 +308,7 @@ impl Canceller {
                     self.learned = 0;
                 }
                 if !self.found || (off > TOLERANCE && again) {
+                    self.moved = true;
                     self.delay = delay.saturating_sub(HEADROOM).min(LONGEST);
                 }
                 (self.found, self.known) = (true, true);
@@ -327,7 +336,7 @@ impl Canceller {
             clipped |= sample.abs() >= 0.999;
         }
         self.processor.buffer_render(&self.render);
-        self.processor.process_capture(false, clipped, Some(&mut self.linear), &mut self.capture);
+        self.processor.process_capture(std::mem::take(&mut self.moved), clipped, Some(&mut self.linear), &mut self.capture);
         let render = power(self.render.view(0, 0)) / (SCALE * SCALE);
         self.since += 1;
         if render > ACTIVE {

@@ -7,6 +7,7 @@ use crate::audio_processing::aec3::aec3_common::{
 use crate::audio_processing::aec3::aec3_common::{detect_avx2, detect_sse2};
 use crate::audio_processing::aec3::aec3_fft::Aec3Fft;
 use crate::audio_processing::aec3::fft_data::FftData;
+use crate::audio_processing::aec3::kalman_gain::KalmanGain;
 use crate::audio_processing::aec3::render_buffer::RenderBuffer;
 use crate::audio_processing::logging::apm_data_dumper::ApmDataDumper;
 
@@ -846,6 +847,21 @@ impl AdaptiveFirFilter {
     ) {
         self.adapt_and_update_size(render_buffer, g);
         self.constrain_and_update_impulse_response(impulse_response);
+    }
+
+    /// Constrains a quarter of the partitions at a time.
+    pub fn adapt_by_kalman(
+        &mut self,
+        render_buffer: &RenderBuffer,
+        error: &FftData,
+        gain: &mut KalmanGain,
+        impulse_response: &mut Vec<f32>,
+    ) {
+        self.update_size();
+        gain.adapt(render_buffer, error, self.current_size_partitions, &mut self.h);
+        for _ in 0..self.current_size_partitions.div_ceil(4) {
+            self.constrain_and_update_impulse_response(impulse_response);
+        }
     }
 
     pub fn compute_frequency_response(&self, h2: &mut Vec<[f32; FFT_LENGTH_BY_2_PLUS_1]>) {

@@ -27,7 +27,7 @@ pub mod fft_buffer;
 pub mod fft_data;
 pub mod filter_analyzer;
 pub mod fullband_erle_estimator;
-pub mod main_filter_update_gain;
+pub mod kalman_gain;
 pub mod matched_filter;
 pub mod matched_filter_lag_aggregator;
 pub mod moving_average;

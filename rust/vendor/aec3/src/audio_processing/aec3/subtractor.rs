@@ -2,7 +2,6 @@ use std::cmp::max;
 
 use crate::api::config::EchoCanceller3Config;
 use crate::audio_processing::aec3::adaptive_fir_filter::AdaptiveFirFilter;
-use crate::audio_processing::aec3::adaptive_fir_filter_erl::compute_erl;
 use crate::audio_processing::aec3::aec_state::AecState;
 use crate::audio_processing::aec3::aec3_common::{
     Aec3Optimization, BLOCK_SIZE, FFT_LENGTH, FFT_LENGTH_BY_2, FFT_LENGTH_BY_2_PLUS_1,
@@ -12,7 +11,7 @@ use crate::audio_processing::aec3::aec3_fft::{Aec3Fft, Window};
 use crate::audio_processing::aec3::block::Block;
 use crate::audio_processing::aec3::echo_path_variability::{DelayAdjustment, EchoPathVariability};
 use crate::audio_processing::aec3::fft_data::FftData;
-use crate::audio_processing::aec3::main_filter_update_gain::MainFilterUpdateGain;
+use crate::audio_processing::aec3::kalman_gain::KalmanGain;
 use crate::audio_processing::aec3::render_buffer::RenderBuffer;
 use crate::audio_processing::aec3::render_signal_analyzer::RenderSignalAnalyzer;
 use crate::audio_processing::aec3::shadow_filter_update_gain::ShadowFilterUpdateGain;
@@ -28,7 +27,7 @@ pub struct Subtractor {
     num_capture_channels: usize,
     main_filters: Vec<AdaptiveFirFilter>,
     shadow_filters: Vec<AdaptiveFirFilter>,
-    main_gains: Vec<MainFilterUpdateGain>,
+    main_gains: Vec<KalmanGain>,
     shadow_gains: Vec<ShadowFilterUpdateGain>,
     filter_misadjustment_estimators: Vec<FilterMisadjustmentEstimator>,
     poor_shadow_filter_counters: Vec<usize>,
@@ -69,10 +68,10 @@ impl Subtractor {
                 optimization,
                 data_dumper.clone(),
             ));
-            main_gains.push(MainFilterUpdateGain::new(
-                config.filter.main_initial.clone(),
-                config.filter.config_change_duration_blocks,
-            ));
+            main_gains.push(KalmanGain::new(max(
+                config.filter.main_initial.length_blocks,
+                config.filter.main.length_blocks,
+            )));
             shadow_gains.push(ShadowFilterUpdateGain::new(
                 config.filter.shadow_initial.clone(),
                 config.filter.config_change_duration_blocks,
@@ -122,29 +121,8 @@ impl Subtractor {
         assert_eq!(self.num_capture_channels, capture.num_channels());
         assert_eq!(self.num_capture_channels, outputs.len());
 
-        let same_filter_sizes =
-            self.main_filters[0].size_partitions() == self.shadow_filters[0].size_partitions();
-        let mut x2_main = [0.0f32; FFT_LENGTH_BY_2_PLUS_1];
         let mut x2_shadow = [0.0f32; FFT_LENGTH_BY_2_PLUS_1];
-        if same_filter_sizes {
-            render_buffer.spectral_sum(self.main_filters[0].size_partitions(), &mut x2_main);
-            x2_shadow.copy_from_slice(&x2_main);
-        } else if self.main_filters[0].size_partitions() > self.shadow_filters[0].size_partitions()
-        {
-            render_buffer.spectral_sums(
-                self.shadow_filters[0].size_partitions(),
-                self.main_filters[0].size_partitions(),
-                &mut x2_shadow,
-                &mut x2_main,
-            );
-        } else {
-            render_buffer.spectral_sums(
-                self.main_filters[0].size_partitions(),
-                self.shadow_filters[0].size_partitions(),
-                &mut x2_main,
-                &mut x2_shadow,
-            );
-        }
+        render_buffer.spectral_sum(self.shadow_filters[0].size_partitions(), &mut x2_shadow);
 
         for ch in 0..self.num_capture_channels {
             let y = capture.view(0, ch);
@@ -197,58 +175,18 @@ impl Subtractor {
             e_shadow_fft.spectrum(self.optimization, &mut output.e2_shadow_spectrum);
 
             let mut g = FftData::default();
-            if !main_filters_adjusted {
-                let mut erl = [0.0f32; FFT_LENGTH_BY_2_PLUS_1];
-                compute_erl(
-                    self.optimization,
-                    &self.main_frequency_responses[ch],
-                    &mut erl,
-                );
-
-                // Do not allow the behavior of the shadow filter to affect the
-                // adaptation of the main filter just after the shadow filter has
-                // been reset (copied from the main filter). This mirrors
-                // `coarse_filter_reset_hangover_` in the WebRTC reference.
-                let disallow_leakage_diverged = self.shadow_filter_reset_hangover[ch] > 0
-                    && self.config.filter.use_shadow_reset_hangover;
-
-                self.main_gains[ch].compute(
-                    &x2_main,
-                    render_signal_analyzer,
-                    output,
-                    &erl,
-                    self.main_filters[ch].size_partitions(),
-                    aec_state.saturated_capture(),
-                    disallow_leakage_diverged,
-                    &mut g,
+            if !main_filters_adjusted && !aec_state.saturated_capture() {
+                self.fft
+                    .zero_padded_fft(&output.e_main, Window::Rectangular, &mut g);
+                self.main_filters[ch].adapt_by_kalman(
+                    render_buffer,
+                    &g,
+                    &mut self.main_gains[ch],
+                    &mut self.main_impulse_responses[ch],
                 );
             }
-
-            if main_filters_adjusted {
-                g.re.fill(0.0);
-                g.im.fill(0.0);
-            }
-
-            self.main_filters[ch].adapt_with_impulse_response(
-                render_buffer,
-                &g,
-                &mut self.main_impulse_responses[ch],
-            );
             self.main_filters[ch]
                 .compute_frequency_response(&mut self.main_frequency_responses[ch]);
-
-            if ch == 0 {
-                self.data_dumper.dump_raw_f32_slice(
-                    DiagnosticLevel::DeepDebug,
-                    "aec3_subtractor_G_main",
-                    &g.re,
-                );
-                self.data_dumper.dump_raw_f32_slice(
-                    DiagnosticLevel::DeepDebug,
-                    "aec3_subtractor_G_main",
-                    &g.im,
-                );
-            }
 
             if output.e2_main < output.e2_shadow {
                 self.poor_shadow_filter_counters[ch] += 1;
@@ -338,9 +276,8 @@ impl Subtractor {
             for ch in 0..self.num_capture_channels {
                 self.main_filters[ch].handle_echo_path_change();
                 self.shadow_filters[ch].handle_echo_path_change();
-                self.main_gains[ch].handle_echo_path_change(variability);
+                self.main_gains[ch].handle_echo_path_change();
                 self.shadow_gains[ch].handle_echo_path_change();
-                self.main_gains[ch].set_config(self.config.filter.main_initial.clone(), true);
                 self.shadow_gains[ch].set_config(self.config.filter.shadow_initial.clone(), true);
                 self.main_filters[ch]
                     .set_size_partitions(self.config.filter.main_initial.length_blocks, true);
@@ -349,14 +286,13 @@ impl Subtractor {
             }
         } else if variability.gain_change {
             for gain in &mut self.main_gains {
-                gain.handle_echo_path_change(variability);
+                gain.handle_echo_path_change();
             }
         }
     }
 
     pub fn exit_initial_state(&mut self) {
         for ch in 0..self.num_capture_channels {
-            self.main_gains[ch].set_config(self.config.filter.main.clone(), false);
             self.shadow_gains[ch].set_config(self.config.filter.shadow.clone(), false);
             self.main_filters[ch].set_size_partitions(self.config.filter.main.length_blocks, false);
             self.shadow_filters[ch]
