@@ -247,6 +247,8 @@ def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str,
 
 
 def run(args: argparse.Namespace) -> int:
+    for name in set(CANCELLERS) - set(args.only or CANCELLERS):
+        del CANCELLERS[name]
     files = find_demo()
     voices = Voices(files.mimi.parent)
     session = load_session(files, None, voice={"temperature": 0.0}, text={"temperature": 0.0}, seed=0)
@@ -282,6 +284,7 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="default: all")
     parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
+    parser.add_argument("--only", nargs="+", metavar="CANCELLER", help="these, of: " + ", ".join(CANCELLERS))
     parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
     args = parser.parse_args()

@@ -9,7 +9,7 @@
 //! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
 //!
 //! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back:
-//! what is louder than what was heard before them. So is what is heard while the filter learns from the first 1.5 s of an
+//! what is louder than what was heard before them. So is what is heard while the filter learns from the first 0.4 s of an
 //! echo. Once it is known that there is none, sound passes untouched.
 
 mod delay;
@@ -38,19 +38,19 @@ const FILTER_BLOCKS: usize = 56;
 /// The echo may be so much louder, against sound that masks it, while nobody else speaks: as a share of the release's.
 const STRICT: f32 = 0.4;
 /// The filter begins so many samples before the direct sound.
-const HEADROOM: usize = 96;
+const HEADROOM: usize = 256;
 /// The longest delay, in samples.
 const LONGEST: usize = 15_000;
 /// A delay that is off by no more is left to the filter, in samples.
-const TOLERANCE: usize = 64;
+const TOLERANCE: usize = 192;
 /// Frames with sound from the loudspeaker and no echo of it, after which there is none: 5 s.
 const GONE: usize = 62;
 /// Frames in which something was played and nothing heard, after which there is no echo as far as one knows: 1.2 s.
 const UNHEARD: usize = 15;
 /// What is left of sound that may be an echo, as long as nobody knows whether there is one, or the filter learns.
 const HELD_BACK: f32 = 0.03;
-/// Blocks of sound from the loudspeaker from which the filter has learned enough: 1.5 s.
-const LEARNED: usize = 3 * RATE / 2 / BLOCK;
+/// Blocks of sound from the loudspeaker from which the filter has learned enough: 0.4 s.
+const LEARNED: usize = 2 * RATE / BLOCK / 5;
 /// What was heard before the loudspeaker's first words may go on this many times as loud, in power, and passes.
 const LOUDER: f32 = 4.0;
 /// What is left of that power a frame later.
@@ -336,7 +336,12 @@ impl Canceller {
             clipped |= sample.abs() >= 0.999;
         }
         self.processor.buffer_render(&self.render);
-        self.processor.process_capture(std::mem::take(&mut self.moved), clipped, Some(&mut self.linear), &mut self.capture);
+        self.processor.process_capture(
+            std::mem::take(&mut self.moved),
+            clipped,
+            Some(&mut self.linear),
+            &mut self.capture,
+        );
         let render = power(self.render.view(0, 0)) / (SCALE * SCALE);
         self.since += 1;
         if render > ACTIVE {
