@@ -1,9 +1,9 @@
 """What becomes of Moshi's echo: how much is taken away, how fast, what of the user's voice is left, and what the model does.
 
-Three parts: "scenes" plays words in each scene and measures, and lets the demo model talk there; "loop" lets the model hear what it
-says through plain rooms, 60 s after one question; "talk" lets a user talk with it there, in turns and into its words, and counts
-the words that come back. Each without a canceller ("none"), with ours ("ours"), and with those that are installed of WebRTC's
-("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex").
+Three parts: "scenes" plays words in each scene and measures, and lets the demo model talk there; "loop" lets the model hear
+what it says through plain rooms, 60 s after one question; "talk" lets a user talk with it there, in turns and into its words,
+and counts the words that come back. Each without a canceller ("none"), with ours ("ours"), and with those that are installed
+of WebRTC's ("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex").
 """
 
 from __future__ import annotations
@@ -38,21 +38,19 @@ PARTS = ("scenes", "loop", "talk")
 Canceller = Callable[[Pcm, Pcm], Pcm]
 
 
-def cancellers() -> dict[str, Callable[[Scene], Canceller]]:
-    """Return what makes a canceller for a scene, by name."""
+# What makes a canceller for a scene, by name.
+CANCELLERS: dict[str, Callable[[Scene], Canceller]] = {
+    "none": lambda _: lambda heard, played: heard,
+    "ours": lambda _: EchoCanceller().process,
+}
+
+
+def add_peers() -> None:
     there = peers()
-    makers: dict[str, Callable[[Scene], Canceller]] = {
-        "none": lambda _: lambda heard, played: heard,
-        "ours": lambda _: EchoCanceller().process,
-    }
     if webrtc := there.get("webrtc"):
-        makers |= {"webrtc": lambda _: webrtc(0.0), "webrtc told": lambda scene: webrtc(scene.loop)}
+        CANCELLERS.update({"webrtc": lambda _: webrtc(0.0), "webrtc told": lambda scene: webrtc(scene.loop)})
     if speex := there.get("speex"):
-        makers["speex"] = lambda _: speex(0.0)
-    return makers
-
-
-CANCELLERS = cancellers()
+        CANCELLERS["speex"] = lambda _: speex(0.0)
 
 
 def frames(pcm: Pcm) -> list[Pcm]:
@@ -111,10 +109,10 @@ def left(clean: Pcm, near: Pcm) -> Pcm:
 def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     """Measure a canceller in a scene.
 
-    "erle" once settled, dB: what was heard against what is left, the noise in both; "settle", seconds after the first echo until
-    nothing 6 dB louder than that follows; "after", dB above the noise from two seconds after the first echo to a change or the
-    end; "back", as "erle", two to six seconds after a change; "voice", SI-SDR while both speak, dB; "cost", processor seconds per
-    second.
+    "erle" once settled, dB: what was heard against what is left, the noise in both; "settle", seconds after the first echo
+    until nothing 6 dB louder than that follows; "after", dB above the noise from two seconds after the first echo to a change
+    or the end; "back", as "erle", two to six seconds after a change; "voice", SI-SDR while both speak, dB; "cost", processor
+    seconds per second.
     """
     said = words_in_a_row(voices.moshi, scene.seed, SECONDS)
     voice = words_in_a_row(voices.users[1], scene.seed + 1, SECONDS)
@@ -247,6 +245,7 @@ def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str,
 
 
 def run(args: argparse.Namespace) -> int:
+    add_peers()
     for name in set(CANCELLERS) - set(args.only or CANCELLERS):
         del CANCELLERS[name]
     files = find_demo()
@@ -284,7 +283,9 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="default: all")
     parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
-    parser.add_argument("--only", nargs="+", metavar="CANCELLER", help="these, of: " + ", ".join(CANCELLERS))
+    parser.add_argument(
+        "--only", nargs="+", metavar="CANCELLER", help="these, of none, ours, webrtc, webrtc told, speex"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
     args = parser.parse_args()

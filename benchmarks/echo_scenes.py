@@ -110,7 +110,7 @@ class Air:
             self._music = at_level(wet.astype(np.float32), LEVEL + scene.music)
 
     def hear(self, played: Pcm, voice: Pcm) -> tuple[Pcm, Pcm]:
-        """Return what the microphone hears, and what it would hear if nothing was played, of frames `[1920]` of the same time."""
+        """Return what the microphone hears, and what it would if nothing was played, of frames `[1920]` of the same time."""
         scene = self._scene
         sound = played.astype(np.float64)
         if scene.distort:

@@ -10,14 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from echo_scenes import FRAME, LEVEL, RATE, SCENES, Air, Scene, Voices, active_level, at_level, plain  # noqa: E402
+from echo import decibels, likeness, pass_through, power, words_in_a_row  # noqa: E402
+from echo_scenes import FRAME, LEVEL, NO_ECHO, RATE, SCENES, Air, Scene, Voices, active_level, at_level, plain  # noqa: E402
 
 SILENCE = np.zeros(FRAME, np.float32)
+FEW = ("room 0.25", "loop 0.02", "loop 0.5", "level +10", "jump", "drift +100", "volume")
 DRY = Scene("dry", room=0.1, direct=60.0, loop=0.1, noise=-120.0)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    pcm = 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE) // FRAME * FRAME)
+    pcm = 0.03 * np.random.default_rng(seed).standard_normal(int(seconds * RATE) // FRAME * FRAME)
     return pcm.astype(np.float32)
 
 
@@ -89,3 +91,65 @@ def test_voices_are_as_loud_as_they_say():
         for pcm in voice.values():
             assert active_level(pcm) == pytest.approx(LEVEL, abs=0.1)
             assert active_level(at_level(pcm, -30.0)) == pytest.approx(-30, abs=0.1)
+
+
+def test_music_is_there_whatever_is_played():
+    scene, dry = replace(DRY, music=-20.0), noise(2)
+    alone, other = Air(replace(scene, level=NO_ECHO)), Air(scene)
+    for i in range(0, len(dry), FRAME):
+        heard, near = alone.hear(dry[i : i + FRAME], SILENCE)
+        assert np.array_equal(heard, near)
+        assert np.array_equal(other.hear(dry[i : i + FRAME], SILENCE)[1], near)
+    music = np.concatenate([Air(scene).hear(SILENCE, SILENCE)[1], near])
+    assert music.any()
+    long = Air(scene)
+    whole = np.concatenate([long.hear(SILENCE, SILENCE)[1] for _ in range(2 * 16 * RATE // FRAME)])
+    assert active_level(whole) == pytest.approx(LEVEL - 20, abs=0.5)
+    assert np.abs(whole[: 16 * RATE] - whole[16 * RATE :]).max() < 1e-4
+
+
+# ---- what our canceller makes of them ------------------------------------------------------------------------------------
+
+
+def spoken(voices: Voices, scene: Scene, speaking: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    said = words_in_a_row(voices.moshi, scene.seed, 13)
+    voice = words_in_a_row(voices.users[1], scene.seed + 1, 13)
+    heard, near, clean, _ = pass_through(scene, "ours", said, speaking * voice)
+    return heard, near, clean
+
+
+@pytest.fixture(scope="module")
+def voices():
+    return Voices(ROOT / "assets" / "demo")
+
+
+@pytest.mark.parametrize(
+    "scene", [*plain(3), *(scene for scene in SCENES if scene.name in FEW)], ids=lambda scene: scene.name
+)
+def test_little_of_an_echo_is_left_after_two_seconds_and_after_a_change(voices, scene):
+    heard, near, clean = spoken(voices, scene, speaking=False)
+    for begin, end in ((2.5 + scene.loop, 8.0), (10.0, 13.0)):
+        span = slice(int(begin * RATE), int(end * RATE))
+        assert power(heard[span]) > 100 * power(near[span])
+        assert power(clean[span]) < 2 * power(near[span]), decibels(power(clean[span]) / power(near[span]))
+
+
+@pytest.mark.parametrize("name", ["no echo", "only music"])
+def test_what_has_no_echo_passes_as_it_is(voices, name):
+    scene = next(scene for scene in SCENES if scene.name == name)
+    heard, _, clean = spoken(voices, scene, speaking=True)
+    assert np.array_equal(heard[3 * RATE :], clean[3 * RATE :])
+
+
+@pytest.mark.parametrize("scene", plain(3), ids=lambda scene: scene.name)
+def test_more_of_the_users_voice_is_left_than_without_a_canceller(voices, scene):
+    heard, near, clean = spoken(voices, scene, speaking=True)
+    late = slice(4 * RATE, None)
+    assert likeness(near[late], clean[late]) > likeness(near[late], heard[late]) + 3
+
+
+def test_likeness_is_the_ratio_of_signal_to_distortion():
+    wanted, other = noise(4, 1), noise(4, 2)
+    late = np.concatenate([np.zeros(240, np.float32), 0.3 * wanted[:-240]])
+    assert likeness(wanted, late) > 60
+    assert likeness(wanted, wanted + 0.1 * other) == pytest.approx(20, abs=0.3)

@@ -1,12 +1,13 @@
 //! Takes the loudspeaker's echo out of the microphone's sound: 24 kHz, mono.
 //!
 //! ```text
-//! heard, played ─▶ DelayFinder ─▶ played, as late as its echo ─▶ AEC3 (linear filter, suppressor) ─▶ clean
+//! heard, played ─▶ DelayFinder ─▶ played, as late as its echo ─▶ AEC3 (Kalman filter, suppressor) ─▶ clean
 //! ```
 //!
 //! The canceller is WebRTC's AEC3 as the crate `aec3` ported it, on blocks of 64 samples. Its one band is the whole of
 //! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
-//! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one.
+//! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one. Its main
+//! filter takes as long to learn a room; the one that `rust/vendor/aec3` has instead needs a word or two.
 //!
 //! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back:
 //! what is louder than what was heard before them. So is what is heard while the filter learns from the first 0.4 s of an

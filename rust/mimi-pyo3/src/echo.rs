@@ -15,7 +15,7 @@ use crate::without_gil;
 ///
 /// Delays of 20 to 600 ms are found by themselves and followed. While an echo is taken away, sound is 64 samples (2.7 ms)
 /// late; else it passes as it is. What may be an echo is held back until it is known whether there is one, and while the first
-/// second of it is learned. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
+/// 0.4 s of it are learned. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
 ///
 /// Parameters
 /// ----------
