@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from mimi import EchoCanceller, Reference
+from mimi import EchoCanceller, Reference, VoiceEnhancer
 
 from .devices import FRAME, RATE, Taken
 from .errors import MshError
@@ -71,7 +71,9 @@ class EchoFree:
     microphone, loudspeaker
         The ends. While there is no loudspeaker, silence counts as what it plays.
     mode
-        "auto": an echo is taken away while there is one; "on": always; "off": sound passes untouched.
+        "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
+    noise_suppression, gain_control
+        What is done besides (see `mimi.VoiceEnhancer`).
 
     Attributes
     ----------
@@ -84,11 +86,22 @@ class EchoFree:
         There is no such mode.
     """
 
-    def __init__(self, microphone: Hearing, loudspeaker: Speaking, mode: str = "auto") -> None:
+    def __init__(
+        self,
+        microphone: Hearing,
+        loudspeaker: Speaking,
+        mode: str = "auto",
+        *,
+        noise_suppression: bool = False,
+        gain_control: bool = False,
+    ) -> None:
         self.figures = EchoFigures()
         self._microphone = microphone
         self._loudspeaker = loudspeaker
         self._canceller = EchoCanceller(mode=mode)
+        self._enhancer: VoiceEnhancer | None = None
+        if noise_suppression or gain_control:
+            self._enhancer = VoiceEnhancer(noise_suppression=noise_suppression, gain_control=gain_control)
         self._between: tuple[object, object] = (None, None)  # the rings that the reference is about
         self._reference: Reference | None = None
 
@@ -102,7 +115,7 @@ class EchoFree:
         self._canceller.mode = mode
 
     def read(self, n: int, timeout: float) -> Pcm | None:
-        """Wait for `n` samples, a multiple of 64, at most `timeout` seconds.
+        """Wait for `n` samples, a multiple of 64, or of 960 where more is done than cancelling, at most `timeout` seconds.
 
         Returns
         -------
@@ -112,12 +125,14 @@ class EchoFree:
         Raises
         ------
         ValueError
-            `n` is no multiple of 64.
+            `n` is no such multiple.
         """
         taken = self._microphone.take(n, timeout)
         if taken is None:
             return None
         pcm = self._canceller.process(taken.pcm, self._played(taken))
+        if self._enhancer:
+            pcm = self._enhancer.process(pcm)
         self.figures.add(self.state(), n / RATE)
         return pcm
 
@@ -129,6 +144,8 @@ class EchoFree:
             capture, playback = between
             self._reference = Reference(capture, playback) if playback else None
             self._canceller.reset()
+            if self._enhancer:
+                self._enhancer.reset()
         if self._reference is None or self.mode == "off":
             return np.zeros(len(taken.pcm), np.float32)
         return np.concatenate([self._reference.read(position, count) for position, count in taken.places])

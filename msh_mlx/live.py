@@ -41,7 +41,8 @@ class Options:
 
     Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
     which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
-    microphone is `muted` at first; when an `echo` is taken away (see `EchoFree`); and which face the screen has.
+    microphone is `muted` at first; when an `echo` is taken away, and whether there is noise suppression and gain control (see
+    `EchoFree`); and which face the screen has.
     """
 
     input_device: str | None = None
@@ -52,6 +53,8 @@ class Options:
     max_delay: float = DELAY_LIMIT
     muted: bool = False
     echo: str = "auto"
+    noise_suppression: bool = False
+    gain_control: bool = False
     plain: bool = False
     as_json: bool = False
 
@@ -180,7 +183,13 @@ class _Conversation:
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
-        self._source = EchoFree(self._devices.microphone, loudspeaker, options.echo)
+        self._source = EchoFree(
+            self._devices.microphone,
+            loudspeaker,
+            options.echo,
+            noise_suppression=options.noise_suppression,
+            gain_control=options.gain_control,
+        )
         ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
         self._pipeline = model.middle(ends)
         self._pipeline.mute(options.muted)

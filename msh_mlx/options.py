@@ -331,6 +331,8 @@ _LIVE = (
     "max_delay",
     "mute_start",
     "echo",
+    "noise_suppression",
+    "gain_control",
     "measure_latency",
 )
 
@@ -355,6 +357,8 @@ def add_live(add: Callable[..., object]) -> None:
         choices=("auto", "on", "off"),
         help="take the loudspeaker's echo out of the microphone's sound: if there is one, always, or never (default: auto)",
     )
+    add("--noise-suppression", action="store_true", help="take steady noise out of the microphone's sound")
+    add("--gain-control", action="store_true", help="bring your voice to the same level, however far you are")
     add(
         "--measure-latency",
         action="store_true",
@@ -383,6 +387,8 @@ def live_options(args: argparse.Namespace) -> Options:
         max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,
         echo=args.echo or Options.echo,
+        noise_suppression=args.noise_suppression,
+        gain_control=args.gain_control,
         plain=args.plain,
         as_json=args.json,
     )

@@ -124,6 +124,7 @@ REFUSED = {
     "demo and model": (f"--demo --model model/q8.safetensors {IO}", "--model"),
     "live option with an input": (f"--demo {IO} --record folder", "--record"),
     "live echo with an input": (f"--demo {IO} --echo auto", "--echo"),
+    "live noise suppression with an input": (f"--demo {IO} --noise-suppression", "--noise-suppression"),
     "live display with an input": (f"--demo {IO} --json", "--transcript"),
     "file option without an input": ("--demo --tail 3", "--input"),
     "unknown option": (f"--demo {IO} --colour red", "--colour"),

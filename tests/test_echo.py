@@ -11,7 +11,7 @@ from itertools import cycle
 import numpy as np
 import numpy.typing as npt
 import pytest
-from mimi import Capture, Playback
+from mimi import Capture, Playback, VoiceEnhancer
 
 from msh_mlx.devices import CaptureSource, PlaybackSink, Taken
 from msh_mlx.echo import MODES, EchoFree, measure_echo, next_mode, syllables
@@ -219,6 +219,16 @@ def test_the_mode() -> None:
         EchoFree(room, room, "loud")
     with pytest.raises(ValueError, match="64"):
         source.read(100, 1)
+
+
+@pytest.mark.parametrize("what", ["noise_suppression", "gain_control"])
+def test_more_is_done_where_it_is_asked_for(what: str) -> None:
+    room = Room(gain=0)
+    heard, got = room.converse(EchoFree(room, room, "off", **{what: True}), 2)
+    enhancer = VoiceEnhancer(**{what: True})
+    wanted = np.concatenate([enhancer.process(pcm) for pcm in room.heard])[-len(got) :]
+    assert np.array_equal(got, wanted)
+    assert not np.array_equal(got, heard)
 
 
 def test_the_modes_in_turn() -> None:

@@ -14,6 +14,7 @@
 //! echo. Once it is known that there is none, sound passes untouched.
 
 mod delay;
+mod enhance;
 
 use std::array;
 use std::collections::VecDeque;
@@ -25,6 +26,7 @@ use aec3::audio_processing::aec3::block::Block;
 use aec3::audio_processing::aec3::block_processor::BlockProcessor;
 
 pub use delay::{DelayFinder, Evidence, FRAME};
+pub use enhance::{ENHANCED, Enhancer};
 
 /// Samples per second.
 pub const RATE: usize = 24_000;

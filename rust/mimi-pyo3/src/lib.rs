@@ -298,6 +298,7 @@ fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rings::Playback>()?;
     module.add_class::<rings::Reference>()?;
     module.add_class::<echo::EchoCanceller>()?;
+    module.add_class::<echo::VoiceEnhancer>()?;
     module.add_function(wrap_pyfunction!(kernels, module)?)?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

@@ -14,6 +14,7 @@ __all__ = [
     "MimiError",
     "Playback",
     "Reference",
+    "VoiceEnhancer",
     "kernels",
 ]
 
@@ -117,3 +118,11 @@ class EchoCanceller:
     def process(self, heard: npt.NDArray[np.float32], played: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
     def reset(self) -> None: ...
     def stats(self) -> dict[str, Any]: ...
+
+@final
+class VoiceEnhancer:
+    """Takes steady noise out of a voice, or brings it to one level, or both; mono float32 at 24 kHz."""
+
+    def __new__(cls, *, noise_suppression: bool = False, gain_control: bool = False) -> VoiceEnhancer: ...
+    def process(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+    def reset(self) -> None: ...

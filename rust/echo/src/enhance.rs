@@ -1,0 +1,112 @@
+//! What may be done to a voice besides: noise suppression and automatic gain control, WebRTC's as the crates `sonora-ns` and
+//! `sonora-agc2` ported them.
+
+use sonora_agc2::adaptive_digital_gain_controller::{AdaptiveDigitalGainController, FrameInfo};
+use sonora_agc2::common::{
+    ADJACENT_SPEECH_FRAMES_THRESHOLD, SATURATION_PROTECTOR_INITIAL_HEADROOM_DB, float_s16_to_dbfs,
+};
+use sonora_agc2::limiter::Limiter;
+use sonora_agc2::noise_level_estimator::NoiseLevelEstimator;
+use sonora_agc2::saturation_protector::SaturationProtector;
+use sonora_agc2::speech_level_estimator::{AdaptiveDigitalConfig, SpeechLevelEstimator};
+use sonora_agc2::vad_wrapper::VoiceActivityDetectorWrapper;
+use sonora_ns::config::NsConfig;
+use sonora_ns::noise_suppressor::NoiseSuppressor;
+
+use crate::{RATE, SCALE};
+
+/// The noise suppressor's frame. Its one band is the whole of 0 to 12 kHz here, as the canceller's is.
+const NOISE_FRAME: usize = 160;
+/// The gain control's frame, 10 ms.
+const GAIN_FRAME: usize = RATE / 100;
+/// Sound is processed by multiples of this many samples: whole frames of both.
+pub const ENHANCED: usize = 480;
+
+/// Takes steady noise out of a voice, or brings it to the same level whoever speaks, or both; 24 kHz, mono.
+pub struct Enhancer {
+    noise: Option<NoiseSuppressor>,
+    gain: Option<GainControl>,
+}
+
+struct GainControl {
+    voice: VoiceActivityDetectorWrapper,
+    level: SpeechLevelEstimator,
+    noise: NoiseLevelEstimator,
+    headroom: SaturationProtector,
+    controller: AdaptiveDigitalGainController,
+    limiter: Limiter,
+}
+
+impl Enhancer {
+    /// With noise suppression, by 12 dB at most, or gain control, or both.
+    pub fn new(noise_suppression: bool, gain_control: bool) -> Self {
+        Self {
+            noise: noise_suppression.then(|| NoiseSuppressor::new(NsConfig::default())),
+            gain: gain_control.then(GainControl::new),
+        }
+    }
+
+    /// Forgets everything: a device was changed.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.noise.is_some(), self.gain.is_some());
+    }
+
+    /// Processes sound in place. With noise suppression it comes out 96 samples late.
+    ///
+    /// # Panics
+    ///
+    /// Its length is no multiple of [`ENHANCED`].
+    pub fn process(&mut self, pcm: &mut [f32]) {
+        assert!(pcm.len().is_multiple_of(ENHANCED), "whole frames are expected");
+        if self.noise.is_none() && self.gain.is_none() {
+            return;
+        }
+        pcm.iter_mut().for_each(|sample| *sample *= SCALE);
+        if let Some(noise) = &mut self.noise {
+            for frame in pcm.as_chunks_mut::<NOISE_FRAME>().0 {
+                noise.analyze(frame);
+                noise.process(frame);
+            }
+        }
+        if let Some(gain) = &mut self.gain {
+            pcm.chunks_exact_mut(GAIN_FRAME).for_each(|frame| gain.process(frame));
+        }
+        pcm.iter_mut().for_each(|sample| *sample /= SCALE);
+    }
+}
+
+impl GainControl {
+    fn new() -> Self {
+        let config = AdaptiveDigitalConfig::default();
+        Self {
+            voice: VoiceActivityDetectorWrapper::new(sonora_simd::detect_backend(), RATE as i32),
+            level: SpeechLevelEstimator::new(&config, ADJACENT_SPEECH_FRAMES_THRESHOLD),
+            noise: NoiseLevelEstimator::default(),
+            headroom: SaturationProtector::new(
+                SATURATION_PROTECTOR_INITIAL_HEADROOM_DB,
+                ADJACENT_SPEECH_FRAMES_THRESHOLD,
+            ),
+            controller: AdaptiveDigitalGainController::new(config, ADJACENT_SPEECH_FRAMES_THRESHOLD),
+            limiter: Limiter::new(GAIN_FRAME),
+        }
+    }
+
+    fn process(&mut self, frame: &mut [f32]) {
+        let speech_probability = self.voice.analyze(frame);
+        let peak = frame.iter().fold(0.0f32, |peak, sample| peak.max(sample.abs()));
+        let power = frame.iter().map(|sample| sample * sample).sum::<f32>() / frame.len() as f32;
+        let noise_rms_dbfs = self.noise.analyze(&[frame]);
+        self.level.update(float_s16_to_dbfs(power.sqrt()), speech_probability);
+        self.headroom.analyze(speech_probability, float_s16_to_dbfs(peak), self.level.level_dbfs());
+        let info = FrameInfo {
+            speech_probability,
+            speech_level_dbfs: self.level.level_dbfs(),
+            speech_level_reliable: self.level.is_confident(),
+            noise_rms_dbfs,
+            headroom_db: self.headroom.headroom_db(),
+            limiter_envelope_dbfs: float_s16_to_dbfs(self.limiter.last_audio_level()),
+        };
+        self.controller.process(&info, &mut [frame]);
+        self.limiter.process(&mut [frame]);
+    }
+}
