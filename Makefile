@@ -58,6 +58,7 @@ lint: lint-rust lint-python lint-rest ## check format, style and types, in Rust,
 lint-rust: setup
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
 	$(CARGO) clippy $(RUST) --workspace --all-targets -- -D warnings
+	$(CARGO) fmt --manifest-path benchmarks/echo_crates/Cargo.toml --check
 
 lint-python: setup
 	$(PY) -m ruff format --check .

@@ -2,8 +2,9 @@
 
 Three parts: "scenes" plays words in each scene and measures, and lets the demo model talk there; "loop" lets the model hear
 what it says through plain rooms, 60 s after one question; "talk" lets a user talk with it there, in turns and into its words,
-and counts the words that come back. Each without a canceller ("none"), with ours ("ours"), and with those that are installed
-of WebRTC's ("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex").
+and counts the words that come back. Each without a canceller ("none"), with ours ("ours"), and with WebRTC's of before
+AEC3 ("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex"), where they are
+installed, and with AEC3 as the crates "sonora" and "aec3" have it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from echo_peers import peers
 from echo_scenes import FRAME, NO_ECHO, RATE, SCENES, Air, Pcm, Scene, Voices, plain
 from mimi import EchoCanceller
 
+from msh_mlx.errors import InputError
 from msh_mlx.files import find_demo
 from msh_mlx.options import Parser, guard, load_session
 from msh_mlx.session import Session
@@ -46,11 +48,10 @@ CANCELLERS: dict[str, Callable[[Scene], Canceller]] = {
 
 
 def add_peers() -> None:
-    there = peers()
-    if webrtc := there.get("webrtc"):
-        CANCELLERS.update({"webrtc": lambda _: webrtc(0.0), "webrtc told": lambda scene: webrtc(scene.loop)})
-    if speex := there.get("speex"):
-        CANCELLERS["speex"] = lambda _: speex(0.0)
+    for name, maker in peers().items():
+        CANCELLERS[name] = lambda _, maker=maker: maker(0.0)
+        if name == "webrtc":
+            CANCELLERS["webrtc told"] = lambda scene, maker=maker: maker(scene.loop)
 
 
 def frames(pcm: Pcm) -> list[Pcm]:
@@ -225,7 +226,7 @@ def talk(session: Session, voices: Voices, scenes: Sequence[Scene], pause: float
 def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Measure all cancellers in all scenes: by scene, by canceller. "further" words in 20 s of a loop, "kept" in dialogues."""
     rows = {}
-    for scene in SCENES[:: 5 if quick else 1]:
+    for scene in SCENES[:: 9 if quick else 1]:
         further = loop(session, voices, scene, 20)
         share = talk(session, voices, [scene] * (1 if quick else 6), INTO)
         rows[scene.name] = {
@@ -246,14 +247,18 @@ def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str,
 
 def run(args: argparse.Namespace) -> int:
     add_peers()
-    for name in set(CANCELLERS) - set(args.only or CANCELLERS):
+    parts, only = args.parts or PARTS, args.only or CANCELLERS
+    for name, known in [*((part, PARTS) for part in parts), *((name, CANCELLERS) for name in only)]:
+        if name not in known:
+            raise InputError(f"There is no {name!r}; there are {', '.join(known)}.")
+    for name in set(CANCELLERS) - set(only):
         del CANCELLERS[name]
     files = find_demo()
     voices = Voices(files.mimi.parent)
     session = load_session(files, None, voice={"temperature": 0.0}, text={"temperature": 0.0}, seed=0)
     session.warm_up()
     figures: dict[str, Any] = {}
-    if "scenes" in args.parts:
+    if "scenes" in parts:
         figures["scenes"] = scenes(session, voices, args.quick)
         rooms = plain(args.count or 20)
         for name in CANCELLERS:
@@ -263,14 +268,14 @@ def run(args: argparse.Namespace) -> int:
                 f"{name}: residual below the noise after 2 s in {quiet} of {len(rooms)} plain rooms; all "
                 f"{median(after):.1f} dB above it in the median, {max(after):.1f} at most"
             )
-    if "loop" in args.parts:
+    if "loop" in parts:
         seconds = 20 if args.quick else 60
         further = figures["loop"] = [loop(session, voices, scene, seconds) for scene in plain(args.count or 20)]
         for name in CANCELLERS:
             numbers = [row[name] for row in further]
             quiet = sum(number == 0 for number in numbers)
             print(f"{name}: no further word in {quiet} of {len(numbers)}; {median(numbers):.0f} in the median")
-    if "talk" in args.parts:
+    if "talk" in parts:
         for label, pause in (("in turns", IN_TURNS), ("into its words", INTO)):
             shares = figures[label] = talk(session, voices, plain(args.count or 100), pause)
             print(f"{label}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()))
@@ -281,15 +286,14 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
     parser.add_argument(
-        "--only", nargs="+", metavar="CANCELLER", help="these, of none, ours, webrtc, webrtc told, speex"
+        "--only", nargs="+", metavar="CANCELLER", help="these, of none, ours, webrtc, webrtc told, speex, sonora, aec3"
     )
     parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
-    args = parser.parse_args()
-    return guard(lambda _: run(args), debug=True)
+    return guard(lambda _: run(parser.parse_args()), debug=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Other echo cancellers, to compare with: WebRTC's of Debian's `libwebrtc-audio-processing` (0.3, before AEC3), and SpeexDSP's.
+"""Other echo cancellers, to compare with.
 
-Both are called by `echo_peers.cc`, which g++ builds into `.cache` when it is needed.
+WebRTC's of Debian's `libwebrtc-audio-processing` (0.3, before AEC3) and SpeexDSP's are called by `echo_peers.cc`, which g++
+builds into `.cache` when it is needed; the crates `sonora` and `aec3`, AEC3 both, by `echo_crates`, which cargo builds there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,10 @@ Pcm = npt.NDArray[np.float32]
 
 BLOCK = 240  # samples, 10 ms at 24 kHz
 PACKAGES = {"webrtc": "webrtc-audio-processing", "speex": "speexdsp"}  # as pkg-config calls them
+CRATES = ("sonora", "aec3")
 
 _SOURCE = Path(__file__).with_suffix(".cc")
+_CRATES = Path(__file__).parent / "echo_crates"
 _BUILT = Path(__file__).parent.parent / ".cache" / "echo_peers"
 
 
@@ -31,16 +33,15 @@ def peers() -> dict[str, Callable[[float], Callable[[Pcm, Pcm], Pcm]]]:
 
     A maker takes the delay of the echo in seconds, for those who want to be told; 0 if it is not known.
     """
-    there = {name: maker for name in PACKAGES if (maker := _maker(name))}
-    if len(there) < len(PACKAGES):
-        missing = " and ".join(name for name in PACKAGES if name not in there)
+    built = {name: path for name in PACKAGES if (path := _build_package(name))}
+    if len(built) < len(PACKAGES):
+        missing = " and ".join(name for name in PACKAGES if name not in built)
         wanted = "libwebrtc-audio-processing-dev libspeexdsp-dev pkg-config g++"
         print(f"Without {missing} to compare with: install Debian's {wanted}.", file=sys.stderr)
-    return there
+    return {name: _maker(path) for name, path in {**built, **{name: _build_crate(name) for name in CRATES}}.items()}
 
 
-@cache
-def _maker(name: str) -> Callable[[float], Peer] | None:
+def _build_package(name: str) -> Path | None:
     if not shutil.which("pkg-config") or not shutil.which("g++"):
         return None
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", PACKAGES[name]], capture_output=True, text=True)
@@ -51,7 +52,18 @@ def _maker(name: str) -> Callable[[float], Peer] | None:
         built.parent.mkdir(parents=True, exist_ok=True)
         options = ["-std=c++17", "-O3", "-shared", "-fPIC", f"-D{name.upper()}"]
         subprocess.run(["g++", *options, str(_SOURCE), "-o", str(built), *flags.stdout.split()], check=True)
-    library = ctypes.CDLL(str(built))
+    return built
+
+
+def _build_crate(name: str) -> Path:
+    target = _BUILT / name
+    command = ["cargo", "build", "--quiet", "--release", "--locked", "--features", name, "--target-dir", str(target)]
+    subprocess.run(command, cwd=_CRATES, check=True)
+    return next(path for suffix in ("so", "dylib") for path in (target / "release").glob(f"*echo_crates.{suffix}"))
+
+
+def _maker(path: Path) -> Callable[[float], Peer]:
+    library = ctypes.CDLL(str(path))
     library.peer_new.restype = ctypes.c_void_p
     library.peer_delete.argtypes = [ctypes.c_void_p]
     library.peer_process.argtypes = [ctypes.c_void_p, *[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_int]
