@@ -228,7 +228,7 @@ def scenes(session: Session, voices: Voices, quick: bool) -> dict[str, dict[str,
     rows = {}
     for scene in SCENES[:: 9 if quick else 1]:
         further = loop(session, voices, scene, 20)
-        share = talk(session, voices, [scene] * (1 if quick else 6), INTO)
+        share = talk(session, voices, [scene] * (1 if quick else 3), INTO)
         rows[scene.name] = {
             name: {**signals(scene, name, voices), "further": further[name], "kept": share[name]} for name in CANCELLERS
         }
