@@ -13,7 +13,7 @@ use sonora_agc2::vad_wrapper::VoiceActivityDetectorWrapper;
 use sonora_ns::config::NsConfig;
 use sonora_ns::noise_suppressor::NoiseSuppressor;
 
-use crate::{RATE, SCALE};
+use crate::{RATE, SCALE, sane};
 
 /// The noise suppressor's frame. Its one band is the whole of 0 to 12 kHz here, as the canceller's is.
 const NOISE_FRAME: usize = 160;
@@ -61,7 +61,7 @@ impl Enhancer {
         if self.noise.is_none() && self.gain.is_none() {
             return;
         }
-        pcm.iter_mut().for_each(|sample| *sample *= SCALE);
+        pcm.iter_mut().for_each(|sample| *sample = SCALE * sane(sample));
         if let Some(noise) = &mut self.noise {
             for frame in pcm.as_chunks_mut::<NOISE_FRAME>().0 {
                 noise.analyze(frame);

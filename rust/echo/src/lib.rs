@@ -188,6 +188,11 @@ fn processor() -> BlockProcessor {
     processor
 }
 
+/// What a device can have heard or played, of whatever there is.
+fn sane(sample: &f32) -> f32 {
+    if sample.is_nan() { 0.0 } else { sample.clamp(-1.0, 1.0) }
+}
+
 /// The mean square.
 fn power<'a>(pcm: impl IntoIterator<Item = &'a f32, IntoIter: ExactSizeIterator>) -> f32 {
     let pcm = pcm.into_iter();
@@ -271,8 +276,8 @@ impl Canceller {
         let mut at = 0;
         while at < pcm.len() {
             let count = (FRAME - self.heard_frame.len()).min(pcm.len() - at);
-            self.heard_frame.extend_from_slice(&pcm[at..at + count]);
-            self.played_frame.extend_from_slice(&played[at..at + count]);
+            self.heard_frame.extend(pcm[at..at + count].iter().map(sane));
+            self.played_frame.extend(played[at..at + count].iter().map(sane));
             if self.heard_frame.len() == FRAME {
                 let evidence = self.finder.push(&self.heard_frame, &self.played_frame);
                 let power = power(&self.heard_frame);
@@ -327,7 +332,7 @@ impl Canceller {
     fn cancel(&mut self, heard: &mut [f32], played: &[f32], cancelling: bool) {
         for sample in played {
             self.played.pop_front();
-            self.played.push_back(*sample);
+            self.played.push_back(sane(sample));
         }
         let from = self.played.len() - self.delay - BLOCK;
         for (to, sample) in self.render.view_mut(0, 0).iter_mut().zip(self.played.range(from..)) {
@@ -335,7 +340,7 @@ impl Canceller {
         }
         let mut clipped = false;
         for (to, sample) in self.capture.view_mut(0, 0).iter_mut().zip(heard.iter()) {
-            *to = SCALE * sample;
+            *to = SCALE * sane(sample);
             clipped |= sample.abs() >= 0.999;
         }
         self.processor.buffer_render(&self.render);
@@ -350,8 +355,9 @@ impl Canceller {
         if render > ACTIVE {
             (self.since, self.learned) = (0, self.learned + usize::from(self.found));
             let linear = self.linear.view(0, 0);
-            let echo = power(&array::from_fn::<f32, BLOCK, _>(|i| heard[i] - linear[i] / SCALE));
-            let all = power(&*heard);
+            let all: [f32; BLOCK] = array::from_fn(|i| sane(&heard[i]));
+            let echo = power(&array::from_fn::<f32, BLOCK, _>(|i| all[i] - linear[i] / SCALE));
+            let all = power(&all);
             // Blocks in which somebody speaks say little of the echo.
             if 2.0 * echo > all {
                 let clean = power(self.capture.view(0, 0)) / (SCALE * SCALE);

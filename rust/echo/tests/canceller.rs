@@ -2,7 +2,7 @@
 
 mod scenes;
 
-use echo::{BLOCK, Canceller, FRAME, Mode};
+use echo::{BLOCK, Canceller, FRAME, Mode, RATE};
 use scenes::{Random, room, syllables};
 
 fn noise(pcm: &mut [f32], size: f32) {
@@ -123,5 +123,22 @@ fn takes_what_is_no_sound() {
             canceller.process(&mut heard, &[value; FRAME]);
         }
         assert!(heard.iter().all(|sample| sample.is_finite()), "{value}");
+    }
+}
+
+#[test]
+fn what_is_no_number_or_far_too_loud_is_over_when_it_is_over() {
+    let mut played = vec![0.0; 4 * RATE / FRAME * FRAME];
+    noise(&mut played, 0.1);
+    let heard = [&vec![0.0; 2400], &played[..played.len() - 2400]].concat();
+    for value in [f32::NAN, f32::INFINITY, 1e30] {
+        for in_played in [false, true] {
+            let (mut heard, mut played) = (heard.clone(), played.clone());
+            let broken = if in_played { &mut played } else { &mut heard };
+            broken[2 * RATE] = value;
+            let clean = run(&mut Canceller::new(Mode::Auto), &heard, &played, FRAME);
+            let rest = 3 * RATE;
+            assert!(decibels(&clean[rest..]) < decibels(&heard[rest..]) - 20.0, "{value}, {in_played}");
+        }
     }
 }
