@@ -2,7 +2,7 @@
 
 import { join } from "node:path";
 import type { Browser, Page } from "playwright-core";
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, onTestFinished, test } from "vitest";
 import { CLIENT, deviceRate, launchChromium, NO_WEBCODECS, openPage, save } from "./harness";
 import { GREEDY, misheard, NEARLY_ALL, REST_MS, RealServer, spokenWords } from "./server";
 
@@ -102,14 +102,16 @@ test("a restart begins a new conversation on the same connection", async () => {
 test.each(["SIGKILL", "SIGTERM"] as const)(
   "the server is ended by %s and started again in mid-conversation",
   async (signal) => {
-    const { page } = await openPage(browser, server.url + GREEDY);
+    const killed = await RealServer.start(); // the tests after this one, or its next attempt, need theirs
+    onTestFinished(() => killed.stop());
+    const { page } = await openPage(browser, killed.url + GREEDY);
     await page.click("#talk");
     await page.waitForSelector("[data-phase=talking]");
     await page.waitForTimeout(3000);
-    const { port } = server;
-    await server.stop(signal);
+    await killed.stop(signal);
     await page.waitForSelector("#trouble:has-text('Connecting again')");
-    server = await RealServer.start(port);
+    const restarted = await RealServer.start(killed.port);
+    onTestFinished(() => restarted.stop());
     await page.waitForSelector("#trouble:has-text('the conversation is new')");
     await page.waitForSelector("[data-phase=talking]");
     await page.waitForSelector("#transcript .renewed");
@@ -119,6 +121,7 @@ test.each(["SIGKILL", "SIGTERM"] as const)(
 
 test("a token: from the printed address, or asked for", async () => {
   const guarded = await RealServer.start(0, "--token", "s3cret");
+  onTestFinished(() => guarded.stop());
   const { page } = await openPage(browser, guarded.url);
   await page.click("#talk");
   await page.waitForSelector("#trouble:has-text('The server wants its token')");
@@ -130,7 +133,6 @@ test("a token: from the printed address, or asked for", async () => {
   await other.page.click("#talk");
   await other.page.waitForSelector("[data-phase=talking]");
   await other.context.close();
-  await guarded.stop();
 });
 
 // On request only: every picture is a little different, and those of the README are in the repository.

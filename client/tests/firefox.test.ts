@@ -3,7 +3,7 @@
 
 import { readFileSync } from "node:fs";
 import puppeteer, { type Browser, type Page } from "puppeteer-core";
-import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test } from "vitest";
 import { digitsWav, FIREFOX, startAir } from "./harness";
 import { prepare } from "./inside";
 import { GREEDY, misheard, NEARLY_ALL, REST_MS, RealServer, spokenWords } from "./server";
@@ -12,18 +12,19 @@ let browser: Browser;
 let server: RealServer;
 let air: Awaited<ReturnType<typeof startAir>>;
 
-beforeAll(async () => {
+// All of it anew for each test and each attempt: a test kills the server, and in one of about 30 conversations after its first
+// Firefox with PulseAudio waits for its own sound for ever, and with it the process of all pages of that server.
+beforeEach(async () => {
   [server, air] = await Promise.all([RealServer.start(), startAir()]);
   const env = { ...process.env, ...air.env };
   browser = await puppeteer.launch({ browser: "firefox", executablePath: FIREFOX, headless: true, env });
 });
-afterAll(async () => {
+afterEach(async () => {
+  const patience = setTimeout(() => browser?.process()?.kill("SIGKILL"), 10_000);
   await browser?.close();
+  clearTimeout(patience);
   await server?.stop();
   air?.process.kill();
-});
-afterEach(async () => {
-  for (const page of (await browser.pages()).slice(1)) await page.close();
 });
 
 async function open(webCodecs: boolean): Promise<{ page: Page; complaints: string[] }> {
