@@ -479,8 +479,7 @@ def test_a_partial_file_that_is_wrong_or_too_long(server):
 # ---- processes -----------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # behind "&" it is ignored
+import sys
 from msh_mlx.fetch import fetch, look_up
 from msh_mlx.hub import Watch
 from msh_mlx.catalogue import HubFile
