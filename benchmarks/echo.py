@@ -40,9 +40,13 @@ PARTS = ("scenes", "loop", "talk")
 Canceller = Callable[[Pcm, Pcm], Pcm]
 
 
+def as_heard(heard: Pcm, played: Pcm) -> Pcm:
+    return heard
+
+
 # What makes a canceller for a scene, by name.
 CANCELLERS: dict[str, Callable[[Scene], Canceller]] = {
-    "none": lambda _: lambda heard, played: heard,
+    "none": lambda _: as_heard,
     "ours": lambda _: EchoCanceller().process,
 }
 
@@ -146,10 +150,10 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
 # ---- the model in the loop -----------------------------------------------------------------------------------------------
 
 
-def converse(session: Session, scene: Scene, name: str, voice: Pcm) -> list[str]:
+def converse(session: Session, scene: Scene, canceller: Canceller, voice: Pcm) -> list[str]:
     """Let the model hear a voice and itself, and return the words it says."""
     session.reset()
-    air, canceller = Air(scene), CANCELLERS[name](scene)
+    air = Air(scene)
     ahead, words = [np.zeros(FRAME, np.float32)] * LEAD, []
     for said in frames(voice):
         played = ahead.pop(0)
@@ -160,7 +164,7 @@ def converse(session: Session, scene: Scene, name: str, voice: Pcm) -> list[str]
 
 
 def without_echo(session: Session, scene: Scene, voice: Pcm) -> list[str]:
-    return converse(session, replace(scene, level=NO_ECHO), "none", voice)
+    return converse(session, replace(scene, level=NO_ECHO), as_heard, voice)
 
 
 def question(voice: dict[str, Pcm], words: Sequence[str], seconds: float) -> Pcm:
@@ -188,7 +192,7 @@ def loop(session: Session, voices: Voices, scene: Scene, seconds: float) -> dict
     base, further = without_echo(session, scene, voice), {}
     print(f"{scene.name}, room {scene.room:.2f} s, loop {scene.loop:.2f} s, without echo: {' '.join(base)}")
     for name in CANCELLERS:
-        words = converse(session, scene, name, voice)
+        words = converse(session, scene, CANCELLERS[name](scene), voice)
         further[name] = max(0, len(words) - len(base))
         print(f"    {name}: {' '.join(words)}")
     return further
@@ -216,7 +220,7 @@ def talk(session: Session, voices: Voices, scenes: Sequence[Scene], pause: float
         voice, said = dialogue(voices, seed, pause)
         without += kept(said, without_echo(session, scene, voice))
         for name in CANCELLERS:
-            came[name] += kept(said, converse(session, scene, name, voice))
+            came[name] += kept(said, converse(session, scene, CANCELLERS[name](scene), voice))
     return {name: number / max(1, without) for name, number in came.items()}
 
 
