@@ -40,8 +40,6 @@ const NOMINAL_RATE: i32 = 16_000;
 const FILTER_BLOCKS: usize = 56;
 /// The echo may be so much louder, against sound that masks it, while nobody else speaks: as a share of the release's.
 const STRICT: f32 = 0.4;
-/// What a room is taken to keep of an echo's power for a block, beyond the filter: it falls by 60 dB within 0.7 s.
-const DECAY: f32 = 0.95;
 /// The filter begins so many samples before the direct sound.
 const HEADROOM: usize = 256;
 /// The longest delay, in samples.
@@ -179,7 +177,8 @@ fn settings() -> EchoCanceller3Config {
         mask.enr_transparent *= STRICT;
         mask.enr_suppress *= STRICT;
     }
-    config.ep_strength.default_len = DECAY;
+    // Of a room's decay from block to block, which are shorter here.
+    config.ep_strength.default_len = config.ep_strength.default_len.powf(NOMINAL_RATE as f32 / RATE as f32);
     config
 }
 
