@@ -171,7 +171,7 @@ fn settings() -> EchoCanceller3Config {
     config.delay.delay_headroom_samples = 0;
     (config.filter.main.length_blocks, config.filter.main_initial.length_blocks) = (FILTER_BLOCKS, FILTER_BLOCKS);
     // The main filter is better here than what the release expects of its own, and leaves less to the suppressor.
-    (config.erle.max_l, config.erle.max_h) = (30.0, 8.0);
+    (config.erle.max_l, config.erle.max_h) = (50.0, 16.0);
     let tuning = &mut config.suppressor.normal_tuning;
     for mask in [&mut tuning.mask_lf, &mut tuning.mask_hf] {
         mask.enr_transparent *= STRICT;

@@ -65,7 +65,7 @@ impl AecState {
         let filter_analyzer = FilterAnalyzer::new(&config, num_capture_channels);
         let echo_audibility =
             EchoAudibility::new(config.echo_audibility.use_stationarity_properties_at_init);
-        let reverb_model_estimator = ReverbModelEstimator::new(&config, num_capture_channels);
+        let reverb_model_estimator = ReverbModelEstimator::new(&config);
         let avg_render_reverb = ReverbModel::new();
         let subtractor_output_analyzer = SubtractorOutputAnalyzer::new(num_capture_channels);
         let saturation_detector = SaturationDetector::default();
@@ -182,8 +182,8 @@ impl AecState {
         self.filter_quality_state.reset();
     }
 
-    pub fn reverb_decay(&self, mild: bool) -> f32 {
-        self.reverb_model_estimator.reverb_decay(mild)
+    pub fn reverb_decay(&self, _mild: bool) -> f32 {
+        self.reverb_model_estimator.reverb_decay()
     }
 
     pub fn get_reverb_frequency_response(&self) -> &[f32; FFT_LENGTH_BY_2_PLUS_1] {
@@ -335,17 +335,15 @@ impl AecState {
         let stationary_block =
             self.use_stationarity_properties() && self.echo_audibility.is_block_stationary();
 
-        self.reverb_model_estimator.update(
-            self.filter_analyzer.adjusted_filters(),
-            adaptive_filter_frequency_responses,
-            self.erle_estimator.get_inst_linear_quality_estimates(),
-            self.delay_state.direct_path_filter_delays(),
-            self.filter_quality_state.usable_linear_filter_outputs(),
-            stationary_block,
-        );
+        if !stationary_block {
+            self.reverb_model_estimator.update(
+                &adaptive_filter_frequency_responses[0],
+                self.filter_quality_state.usable_linear_filter_outputs()[0],
+                &render_buffer.spectrum(0)[0],
+            );
+        }
 
         self.erle_estimator.dump(&self.data_dumper);
-        self.reverb_model_estimator.dump(&self.data_dumper);
         self.data_dumper
             .dump_raw_f32_slice(DiagnosticLevel::DeepDebug, "aec3_erl", self.erl());
         self.data_dumper.dump_raw_f32(

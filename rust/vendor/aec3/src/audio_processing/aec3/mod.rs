@@ -38,8 +38,6 @@ pub mod render_delay_controller;
 pub mod render_delay_controller_metrics;
 pub mod render_signal_analyzer;
 pub mod residual_echo_estimator;
-pub mod reverb_decay_estimator;
-pub mod reverb_frequency_response;
 pub mod reverb_model;
 pub mod reverb_model_estimator;
 pub mod shadow_filter_update_gain;
