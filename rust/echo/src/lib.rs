@@ -170,14 +170,15 @@ fn settings() -> EchoCanceller3Config {
     config.delay.use_external_delay_estimator = true;
     config.delay.delay_headroom_samples = 0;
     (config.filter.main.length_blocks, config.filter.main_initial.length_blocks) = (FILTER_BLOCKS, FILTER_BLOCKS);
-    // The main filter is better here than what the release expects of its own, and leaves less to the suppressor.
+    // The main filter is better here than what the release expects of its own, and so is what is known of the room behind
+    // it: both leave less to the suppressor.
     (config.erle.max_l, config.erle.max_h) = (50.0, 16.0);
     let tuning = &mut config.suppressor.normal_tuning;
     for mask in [&mut tuning.mask_lf, &mut tuning.mask_hf] {
         mask.enr_transparent *= STRICT;
         mask.enr_suppress *= STRICT;
     }
-    // Of a room's decay from block to block, which are shorter here.
+    // A room's decay from block to block, until it is known; blocks are shorter here.
     config.ep_strength.default_len = config.ep_strength.default_len.powf(NOMINAL_RATE as f32 / RATE as f32);
     config
 }
