@@ -41,14 +41,19 @@ _HEAD_WITHIN = 10.0  # seconds from the connection to the request
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
 _SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
 
-# The page brings everything along, and talks to servers that the user names.
-_POLICY = (
+# Our page brings everything along, and talks to servers that the user names.
+_OWN_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# Somebody else's page may be built in any way: decoders that make code of text, inline styles, fonts from elsewhere. Published
+# ones do all three. No other page may frame it.
+_NAMED_POLICY = (
+    "default-src 'self' https: data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: wss: http: https: data: blob:; "
+    "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
@@ -76,8 +81,8 @@ class Settings:
         What every client must give, if it is set.
     hosts, origins
         Names under which the server may be addressed besides addresses, and pages of others that may use it.
-    static
-        The folder of the page.
+    static, static_is_named
+        The folder of the page, and whether it is one that the user named: its policy lets it do what pages do, ours is strict.
     log_dir
         Where sessions leave a summary and their tokens.
     defaults
@@ -95,6 +100,7 @@ class Settings:
     hosts: Collection[str] = ("localhost",)
     origins: Collection[str] = ()
     static: Path | None = None
+    static_is_named: bool = False
     log_dir: Path | None = None
     defaults: ChatParameters = field(default_factory=lambda: ChatParameters(max_steps=None))
     about: tuple[str, str, str] = ("", "", "msh-mlx")
@@ -364,6 +370,7 @@ class Server:
 
     async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_HEADERS)
+        response.headers["Content-Security-Policy"] = _NAMED_POLICY if self._settings.static_is_named else _OWN_POLICY
         origin = request.headers.get("Origin")
         if origin is not None and origin in self._settings.origins:
             # Its page may read why it was refused.

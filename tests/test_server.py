@@ -628,10 +628,29 @@ def test_the_page_and_its_headers(model, tmp_path):
     assert page[0] == script[0] == 200
     assert "<title>" in page[1]
     for headers in (page[2], script[2]):
-        assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
     assert {status for status, _, _ in missing} <= {403, 404}
+
+
+def test_our_page_has_a_strict_policy_and_one_that_the_user_names_a_lenient_one(model, tmp_path, monkeypatch):
+    ours, link, named = tmp_path / "ours", tmp_path / "link", tmp_path / "named"
+    for folder in (ours, named):
+        folder.mkdir()
+        (folder / "index.html").write_text("<!doctype html><title>x</title>")
+    link.symlink_to(ours)
+    monkeypatch.setattr(serve, "client_folder", lambda: ours)
+
+    async def policy(folder):
+        async with serving(model, static=folder) as server:
+            return (await get(f"{server.url}/"))[2]["Content-Security-Policy"]
+
+    for folder in (ours, link):
+        assert "script-src 'self' 'wasm-unsafe-eval';" in run(policy(folder))
+    lenient = run(policy(named))
+    assert "'unsafe-eval'" in lenient
+    assert "'unsafe-inline'" in lenient
+    assert "frame-ancestors 'none'" in lenient
 
 
 def test_over_tls(model, digits, tmp_path):

@@ -88,7 +88,7 @@ def parser() -> Parser:
     add(
         "--ssl", metavar="FOLDER", help="serve by TLS, with cert.pem and key.pem in it; a pair is made if there is none"
     )
-    add("--static", metavar="FOLDER", help="the page; 'none' serves none (default: the one that comes along)")
+    add("--static", metavar="FOLDER", help="a page of your own; 'none' serves none (default: the one that comes along)")
     add("--config", metavar="FILE", dest="server_config", help="a configuration of the production server (.json)")
     add("--sessions", metavar="N", type=whole(1, 1001), help="conversations at once (default: 1)")
     add("--line", metavar="N", type=whole(0, 10_001), help="clients that may wait for their turn (default: 16)")
@@ -247,6 +247,7 @@ def settings(
     from ..protocol import ChatParameters
     from ..server import Settings
 
+    own = client_folder()
     penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
     defaults = ChatParameters(
         text_temperature=args.text_temperature,
@@ -270,6 +271,7 @@ def settings(
         hosts=frozenset(name.lower() for name in ("localhost", *names, *args.allow_host)),
         origins=frozenset(args.allow_origin),
         static=static,
+        static_is_named=static is not None and not (own and static.samefile(own)),
         log_dir=Path(args.log_dir).expanduser() if args.log_dir else None,
         defaults=defaults,
         about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
