@@ -50,8 +50,8 @@ _OWN_POLICY = (
 # Somebody else's page may be built in any way: decoders that make code of text, inline styles, fonts from elsewhere. Published
 # ones do all three. No other page may frame it.
 _NAMED_POLICY = (
-    "default-src 'self' https: data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: wss: http: https: data: blob:; "
-    "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
+    "default-src 'self' https: data: blob: 'unsafe-inline' 'unsafe-eval'; "
+    "connect-src 'self' ws: wss: http: https: data: blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
