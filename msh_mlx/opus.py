@@ -82,17 +82,29 @@ class _Stream:
     begun: bool = False
     unplaced: int = 0
 
-    def missing(self, page: Page, pages: int, packets: int) -> int:
-        """Tell how much sound is missing before the packets of `page`, in samples at 48 kHz.
+    def samples_since(self, page: Page) -> int | None:
+        """Tell by the granules how much sound lies between the ends of the last page and of this one, in samples at 48 kHz.
 
-        By the granules, if these agreed with the sound so far and no more is missing than `packets` packets can hold; else as
-        much as the last good page had, for each of `pages`.
+        None: nobody knows, or they did not agree with the sound so far.
         """
-        if self.rate is not None and self.granule is not None and page.granule >= 0:
-            ticks = (page.granule - self.granule) * (GRANULE_RATE // self.rate)
-            if 0 <= ticks - page.samples <= packets * MAX_PACKET_SAMPLES:
-                return ticks - page.samples
+        if self.rate is None or self.granule is None or page.granule < 0:
+            return None
+        return (page.granule - self.granule) * (GRANULE_RATE // self.rate)
+
+    def missing_before(self, page: Page, pages: int) -> int:
+        """Tell how much sound is missing before the packets of a page, on `pages` and on itself, in samples at 48 kHz."""
+        since = self.samples_since(page)
+        if since is not None and 0 <= since - page.samples <= (255 * pages + page.faults) * MAX_PACKET_SAMPLES:
+            return since - page.samples
         return pages * (self.usual or page.samples)
+
+    def missing_on(self, page: Page) -> int:
+        """Tell how much sound was on a page of which something is damaged, in samples at 48 kHz.
+
+        That may be its granule or its packets: what two say is right, if not, what its packets say, or what is usual.
+        """
+        told = self.samples_since(page), page.samples, self.usual
+        return next((samples for samples in told if samples and told.count(samples) > 1), page.samples or self.usual)
 
     def go_on(self, page: Page) -> None:
         """Take notice of a good page of sound."""
@@ -210,10 +222,11 @@ class OpusDecoder:
         lost = gap if stream.begun and gap < 2**31 else 0
         if lost or page.faults:
             self.faults += max(0, lost - stream.unplaced) + (page.faults > 0)
-            missing = stream.missing(page, lost, 255 * lost + page.faults)
-            parts.append(self._silence(missing, keep))
+            parts.append(self._silence(stream.missing_before(page, lost), keep))
         if keep:
-            parts += [self._sound(packet, samples) for packet, samples in zip(page.packets, page.durations, strict=True)]
+            parts += [
+                self._sound(packet, samples) for packet, samples in zip(page.packets, page.durations, strict=True)
+            ]
         stream.go_on(page)
         return parts
 
@@ -226,8 +239,11 @@ class OpusDecoder:
         # Most likely only the sound on it is damaged. Its header says how long that was.
         stream.next = (stream.next + 1) % 2**32
         stream.begun = True
-        missing = stream.missing(_without_sound(page), 0, len(page.packets) + page.faults) or page.samples or stream.usual
-        stream.granule = page.granule if missing and page.granule >= 0 else None
+        missing = stream.missing_on(page)
+        if stream.rate is None or stream.granule is None:
+            stream.granule = None
+        else:
+            stream.granule += missing * stream.rate // GRANULE_RATE
         return [self._silence(missing, keep)]
 
     def _pass_over(self, page: Page) -> None:
@@ -237,7 +253,9 @@ class OpusDecoder:
             self.faults += 1
             self._unreadable += page.samples
             if self._unreadable > _UNREADABLE * GRANULE_RATE:
-                raise self._give_up("The audio has no beginning: its header (OpusHead) did not come; begin a new stream.")
+                raise self._give_up(
+                    "The audio has no beginning: its header (OpusHead) did not come; begin a new stream."
+                )
         elif self._stream is None and codec:
             raise self._give_up(f"The audio in Ogg is {codec}; send Opus.")
 
@@ -282,8 +300,3 @@ def _bare_samples(data: bytes) -> int:
         return 0
     frames = data[1] & 63 if data[0] & 3 == 3 else 2
     return samples if len(data) <= _LARGEST_FRAME * frames + 2 * frames + 2 else 0
-
-
-def _without_sound(page: Page) -> Page:
-    """Return a page as it is where nothing of its sound can be decoded."""
-    return Page(page.data, page.kind, page.serial, page.sequence, page.granule, (), page.faults)

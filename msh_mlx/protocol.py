@@ -298,13 +298,15 @@ def check_head(packet: bytes) -> None:
     ProtocolError
         It is too short, of another version, or each of its packets holds several streams, for more than two channels.
     """
+    cut_off = ProtocolError("The header of the audio (OpusHead) is cut off.")
     if len(packet) < 19:
-        raise ProtocolError("The header of the audio (OpusHead) is cut off.")
+        raise cut_off
     version, channels, family = packet[8], packet[9], packet[18]
     if version >> 4 or not channels:
         raise ProtocolError("The header of the audio (OpusHead) is of an unknown version.")
-    streams = 1 if family == 0 else packet[19] if len(packet) > 19 else 0
-    if streams != 1 or (family == 0 and channels > 2):
+    if family and len(packet) < 21 + channels:
+        raise cut_off
+    if packet[19] != 1 if family else channels > 2:
         raise ProtocolError(f"The audio is Opus of {channels} channels; send one, or two.")
 
 

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ import numpy as np
 from yarl import URL
 
 from . import protocol
-from .errors import InputError, MshError
+from .errors import InputError, MshError, UnansweredError
 from .events import (
     Dropped,
     Event,
@@ -44,6 +45,7 @@ from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
 from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, ProtocolError, Text
+from .proxy import Proxy, ProxyConnector
 from .run import Answer, BrokenOffError
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
@@ -76,6 +78,7 @@ _UNANSWERED = 25  # frames of a recording that may be without a reply
 _STALLED = 1.0
 _STUCK = 60.0  # seconds without sound, while other messages come, after which a recording is not answered any more
 _LAST_WORDS = 0.2  # seconds for the text of the last frame, which some servers send behind its sound
+_TOGETHER = 0.02  # seconds between a text and the sound of the same frame, at most
 _DAMAGE_EVERY = 10.0  # seconds between two words about damage
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
@@ -177,10 +180,6 @@ class _LostError(Exception):
 
 class _AgainError(Exception):
     """A new conversation needs a new connection."""
-
-
-class UnansweredError(MshError):
-    """There is no way to the server now; there may be one later."""
 
 
 class EndedError(MshError):
@@ -319,6 +318,7 @@ class Remote:
         self._measured = 0.0  # when memory was
         self._refusal = ""  # what the server said when it did not want us
         self._talk = _Talk()
+        self._proxy: Proxy | None = None
 
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
@@ -371,7 +371,10 @@ class Remote:
     async def _run(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_request_end.append(self._read_refusal)
-        session = aiohttp.ClientSession(trace_configs=[trace])
+        address = self._address
+        self._proxy = Proxy.on_the_way(address.host, address.port, secure=address.secure)
+        connector = ProxyConnector(self._proxy) if self._proxy else None
+        session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
         try:
             while True:
                 with contextlib.suppress(_AgainError):
@@ -440,7 +443,8 @@ class Remote:
     async def _open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         trusted: bool | aiohttp.Fingerprint = True
         if self._address.secure:
-            certificate = await peer_certificate(self._address.host, self._address.port)
+            proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
+            certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
             if certificate is not None:
                 if self._known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
@@ -458,7 +462,8 @@ class Remote:
         server = self._address
         match error:
             case asyncio.TimeoutError() | TimeoutError():
-                return UnansweredError(f"{server} does not answer; see whether the server runs there.")
+                way = f", and whether the proxy {self._proxy} lets everybody through" if self._proxy else ""
+                return UnansweredError(f"{server} does not answer; see whether the server runs there{way}.")
             case aiohttp.ServerFingerprintMismatch():
                 return MshError(f"The certificate of {server} changed in between; try again.")
             case aiohttp.WSServerHandshakeError():
@@ -701,7 +706,9 @@ class Remote:
         if talk.decoder.faults > talk.told_faults and now - talk.told_at > every:
             talk.told_faults, talk.told_at = talk.decoder.faults, now
             what = f"damaged or missing pages: {talk.told_faults}, {talk.decoder.lost:.2f} s"
-            self._events(Notice("damaged", f"What {self._address} says has {what} so far, which are silent.", "warning"))
+            self._events(
+                Notice("damaged", f"What {self._address} says has {what} so far, which are silent.", "warning")
+            )
 
     def _play(self, pcm: Pcm) -> None:
         talk = self._talk
@@ -735,8 +742,8 @@ class Remote:
         if isinstance(ignored := values.get("ignored"), list) and ignored:
             names = _line(", ".join(map(str, ignored)))
             self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
-        names = "step_p50_ms", "step_p95_ms", "dropped_s", "damaged_s"
-        p50, p95, dropped, damaged = (_number(values.get(name)) for name in names)
+        figures = "step_p50_ms", "step_p95_ms", "dropped_s", "damaged_s"
+        p50, p95, dropped, damaged = (_number(values.get(name)) for name in figures)
         if p50 is not None and p95 is not None:
             self._steps.tell(p50 / 1000, p95 / 1000)
         if dropped is not None and talk.listening:
@@ -812,6 +819,7 @@ class _Feed:
         self._frames: deque[Pcm] = deque()
         self._ended = False
         self._due = 0.0  # when the next frame is, in real time, or the next of silence
+        self.latest = 0.0  # when a frame of the recording last was taken
 
     @property
     def has_room(self) -> bool:
@@ -836,6 +844,7 @@ class _Feed:
             return None
         if self._frames:
             pcm = self._frames.popleft()
+            self.latest = now
         elif self._ended:
             pcm = np.zeros(n, np.float32)
         else:
@@ -873,6 +882,7 @@ class _Reply:
         self.heard: deque[Pcm] = deque()  # that is not answered
         self.error: BaseException | None = None
         self.begun = False  # whether there was an answer
+        self.latest = 0.0  # when there was one
         self._address = address
         self._notify = notify
         self._said: deque[tuple[Pcm, str]] = deque()
@@ -890,7 +900,7 @@ class _Reply:
                 self._text += piece
             case Said(_, pcm):
                 self._said.append((pcm, self._text))
-                self._text = ""
+                self._text, self.latest = "", perf_counter()
             case Dropped(_, seconds):
                 # What the server did not hear it does not answer; what follows keeps its place.
                 self._said.extend([(_SILENCE, "")] * round(seconds / _FRAME))
@@ -915,6 +925,20 @@ class _Reply:
                 text, self._text = text + self._text, ""
             self.begun = True
             yield Answer(self.heard.popleft(), pcm, text)
+
+
+def _behind(events: SimpleQueue[Event]) -> list[Event]:
+    """Wait for what a server sends behind a frame, but not what it sends right before the next one."""
+    came: list[tuple[float, Event]] = []
+    begin = now = perf_counter()
+    with contextlib.suppress(Empty):
+        while (left := begin + _LAST_WORDS - now) > 0:
+            event = events.get(timeout=left)
+            now = perf_counter()
+            if isinstance(event, Said):
+                return [event for at, event in came if now - at > _TOGETHER or not isinstance(event, Spoke)]
+            came.append((now, event))
+    return [event for _, event in came]
 
 
 _SILENCE: Pcm = np.zeros(FRAME_SIZE, np.float32)
@@ -969,12 +993,8 @@ def answers(
             yield from reply.take(1 if ended else 0)
             with contextlib.suppress(Empty):
                 reply.add(events.get(timeout=0.1))
-        until = perf_counter() + _LAST_WORDS
-        with contextlib.suppress(Empty):
-            while reply.heard and reply.error is None:
-                event = events.get(timeout=max(0.0, until - perf_counter()))
-                if isinstance(event, Said):
-                    break
+        if reply.heard and reply.error is None:
+            for event in _behind(events):
                 reply.add(event)
     finally:
         remote.stop()
@@ -986,11 +1006,12 @@ def answers(
         return
     if not reply.begun or not isinstance(error, MshError):
         raise error
-    over = isinstance(error, EndedError) and error.over
-    if not over or not feed.is_taken or len(reply.heard) > _UNANSWERED:
+    # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
+    to_the_end = len(reply.heard) <= _UNANSWERED or reply.latest > feed.latest - _STALLED
+    if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
         what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
         raise BrokenOffError(f"{what}; what was said until then is kept.") from None
     seconds = len(reply.heard) * _FRAME
-    notify(f"{address} did not answer the last {seconds:.2f} s of the recording; the reply is silent there.")
+    notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
     for pcm in reply.heard:
         yield Answer(pcm, _SILENCE, "")

@@ -162,6 +162,7 @@ def test_what_is_asked_for(recording, tmp_path):
         return web.Response(status=403, text="Not you.")
 
     command = ["--input", recording, "--output", tmp_path / "reply.wav"]
+    given = ["--param", "text_prompt=Be a = wise\nfriend.", "--param", "voice_prompt=", "--param", "text_topk=3"]
     sampling = ["--temperature", "0.5", "--text-temperature", "0", "--top-k", "9", "--text-top-k", "8"]
     more = ["--repetition-penalty", "1.1", "--repetition-words", "50", "--padding-bonus", "-0.5", "--seed", "0"]
     with Server(Ours(), refuse=refuse) as server:
@@ -172,6 +173,7 @@ def test_what_is_asked_for(recording, tmp_path):
         assert program(*address, *command, "--realtime", MSH_TOKEN="hush").returncode == 2
         url = f"http://localhost:{server.port}/?email=a@b.c"
         assert program("--url", url, *command).returncode == 2
+        assert program(*address, *command, "--text-top-k", "8", "--realtime", *given).returncode == 2
     assert asked == [
         {
             "audio_temperature": "0.5",
@@ -185,9 +187,11 @@ def test_what_is_asked_for(recording, tmp_path):
             "text_seed": "0",
             "realtime": "0",
             "worker_auth_id": "hush",
+            "stats": "1",
         },
-        {"worker_auth_id": "hush"},
-        {"email": "a@b.c", "realtime": "0"},
+        {"worker_auth_id": "hush", "stats": "1"},
+        {"email": "a@b.c", "realtime": "0", "stats": "1"},
+        {"text_topk": "3", "text_prompt": "Be a = wise\nfriend.", "voice_prompt": "", "stats": "1"},
     ]
     for query in asked:
         ChatParameters.from_query(query)
@@ -210,6 +214,10 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),
         (["--top-p", "0.5"], "Unrecognized arguments: --top-p"),
+        (["--param", "voice_prompt"], "--param: 'voice_prompt' is not KEY=VALUE"),
+        (["--param", "=x"], "--param: '=x' is not KEY=VALUE"),
+        (["--param", ""], "--param: '' is not KEY=VALUE"),
+        (["--param", "a=1", "--param", "b=\udcff"], "is not KEY=VALUE"),
     ],
 )
 def test_options_that_do_not_go_together(options, said, capsys, monkeypatch, tmp_path):

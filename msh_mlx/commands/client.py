@@ -64,7 +64,8 @@ def run(arguments: list[str], signals: Signals) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="msh-mlx client",
-        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says.",
+        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says. "
+        "Another machine is reached through the proxy that HTTPS_PROXY (with TLS) or HTTP_PROXY names, unless NO_PROXY does.",
     )
     add = parser.add_argument_group("server").add_argument
     add("--host", metavar="HOST", help="its name or number (default: 127.0.0.1, this machine)")
