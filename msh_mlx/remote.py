@@ -401,6 +401,8 @@ class Remote:
                     raise
                 when = f"after {self._talk.place * _FRAME:.0f} s" if self._conversation else "before it began"
                 over = isinstance(error, _LostError) and error.over
+                if not self._talk.latest:  # not a word came
+                    raise UnansweredError(f"{self._address} failed before it began ({error}){self._hint()}.") from None
                 raise EndedError(f"The connection to {self._address} was lost {when}: {error}", over=over) from None
             if not self._lost:
                 self._lost = True
@@ -488,15 +490,17 @@ class Remote:
         said = self._refusal or f"it answers {error.status}"
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
-        if error.status == 500 and not self._address.query.keys() >= set(_PROMPTS):
-            # What a published server says that wants more in the address than others, and was not given it.
-            return UnansweredError(
-                f"{self._address} failed before it began ({said.rstrip('.')}); if it is PersonaPlex's, give it "
-                f"{' and '.join(f'--param {name}=…' for name in _PROMPTS)}."
-            )
+        if error.status == 500:
+            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')}){self._hint()}.")
         if error.status in (429, 500, 502, 503, 504):
             return UnansweredError(f"{self._address} cannot talk now: {said}")
         return MshError(f"{self._address} is no server of conversations ({said}); see whether host and port are right.")
+
+    def _hint(self) -> str:
+        """Say what a published server may have missed that fails without a word: it wants more in the address than others."""
+        if self._address.query.keys() >= set(_PROMPTS):
+            return "; see what it says itself, and whether it has that voice_prompt"
+        return f"; if it is PersonaPlex's, give it {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
 
     async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
         """Keep what the server says in place of going on; the error that follows has no room for it."""

@@ -771,11 +771,29 @@ def test_a_server_that_refuses(status, kind, said):
     assert server.requests[0].query["worker_auth_id"] == "hush"
 
 
-def test_a_failure_with_all_prompts_is_not_for_want_of_them():
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_server_that_wants_more_in_the_address(opens, recording):
+    """PersonaPlex's opens the websocket and then fails; or it answers 500."""
+
+    async def talk(websocket, request):
+        request.transport.abort()
+
     query = {"voice_prompt": "NATF0.pt", "text_prompt": ""}
-    with Server(Ours(), refuse=refusing(500, "Broken.")) as server, Run(server.port, query=query) as run:
-        assert str(run.failed()) == f"127.0.0.1:{server.port} cannot talk now: Broken."
-    assert dict(server.requests[0].query) == query
+    for given, said in [
+        ({}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
+        ({"text_prompt": "x"}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
+        (query, "; see what it says itself, and whether it has that voice_prompt."),
+    ]:
+        refuse = None if opens else refusing(500, "Broken.")
+        with (
+            Server(talk, refuse=refuse) as server,
+            Run(server.port, query=given, recording=recording) as run,
+        ):
+            error = str(run.failed())
+        assert error.startswith(f"127.0.0.1:{server.port} failed before it began (")
+        assert error.endswith(said)
+        assert dict(server.requests[0].query) == given
 
 
 def test_a_refusal_on_the_way_back_ends_it(quick):
