@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class Proxy:
                 answer += byte
         except OSError as error:
             tunnel.close()
-            raise UnansweredError(f"The proxy {self} broke off ({error.strerror or error}); {_OTHERWISE}.") from None
+            raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
         except BaseException:
             tunnel.close()
             raise
@@ -108,7 +109,7 @@ class Proxy:
                     await loop.sock_connect(tunnel, address)
                 except OSError as error:
                     tunnel.close()
-                    reason = error.strerror or str(error)
+                    reason = _reason(error)
                 except BaseException:
                     tunnel.close()
                     raise
@@ -126,6 +127,11 @@ class Proxy:
 
 
 _OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
+
+
+def _reason(error: OSError) -> str:
+    # In what asyncio says itself there is an address.
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _is_here(host: str) -> bool:
