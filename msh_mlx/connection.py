@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from .errors import MshError
-from .events import Event, Failed, Pcm, Ready, Said, Spoke
+from .events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
 from .metrics import Metrics
 from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Pipeline
@@ -204,10 +204,13 @@ class Connection:
         self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
-        self._told_dropped = 0.0  # seconds
+        self._told_dropped = 0.0  # seconds: those that are in the place of which the client hears next
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()
+        self._drops: deque[tuple[int, float]] = (
+            deque()
+        )  # frames before which something was dropped, and how much in all then
         self._encoder = OpusEncoder()
 
     # ---- the way out -----------------------------------------------------------------------------------------------------
@@ -215,6 +218,11 @@ class Connection:
     def send(self, *messages: Message) -> None:
         """Put messages behind those that wait to be sent."""
         self._send([encode(message) for message in messages])
+
+    def tell(self, values: Mapping[str, Any]) -> None:
+        """Send metadata that published servers do not send, if the client asked for it; others would take it for an error."""
+        if self._parameters.stats:
+            self.send(MetaData(values))
 
     @property
     def unsent(self) -> int:
@@ -380,7 +388,7 @@ class Connection:
                 self.end(End("idle", f"Nothing came for {limits.idle:g} s, so the conversation is over."))
         if self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
             self._last_stats = now
-            self.send(MetaData(self.stats() | {"sessions": others}))
+            self.send(MetaData(self.stats() | {"dropped_s": self._told_dropped, "sessions": others}))
         elif now - self._last_sent > _PING_EVERY:
             self.send(Ping())
 
@@ -392,25 +400,34 @@ class Connection:
             "step_p95_ms": round(1000 * metrics.step.recent(95), 2),
             "delay_ms": round(1000 * metrics.reply.recent(50), 2),
             "backlog_ms": round(1000 * self._source.backlog(), 1),
-            "dropped_s": round(metrics.dropped + self._source.refused, 3),
+            "dropped_s": self._dropped(),
             "drops": metrics.drops,
             "damaged_pages": self._decoder.faults,
             "damaged_s": round(self._decoder.lost, 3),
         }
+
+    def _dropped(self) -> float:
+        return round(self._metrics.dropped + self._source.refused, 3)
 
     # ---- on the pipeline's threads ---------------------------------------------------------------------------------------
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, Spoke):
             self._texts.append((event.index, event.text))
+        elif isinstance(event, Dropped):
+            self._drops.append((event.index, self._dropped()))
         elif isinstance(event, Said):
             datas = []
+            while self._drops and self._drops[0][0] <= event.index:
+                # Told in its place, so that the client knows where in the reply something is missing.
+                self._on_loop(self._tell_dropped, self._drops.popleft()[1])
             while self._texts and self._texts[0][0] <= event.index:
                 datas.append(encode(Text(self._texts.popleft()[1])))
             datas.append(encode(Audio(self._encoder.encode(event.pcm))))
             self._on_loop(self._said, datas)
         elif isinstance(event, Ready):
             self._texts.clear()
+            self._drops.clear()
             self._encoder = OpusEncoder()
             self._on_loop(self._ready)
         elif isinstance(event, Failed):
@@ -422,18 +439,20 @@ class Connection:
 
     def _said(self, datas: list[bytes]) -> None:
         self.steps += 1
-        dropped = self._metrics.dropped + self._source.refused
-        if dropped != self._told_dropped:
-            # Told with the next tick, so that the client knows where in the reply something is missing.
-            self._told_dropped, self._last_stats = dropped, -math.inf
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)
             if self.steps == self._parameters.max_steps:
                 self.end(End("max_steps", None, WSCloseCode.OK))
 
+    def _tell_dropped(self, seconds: float) -> None:
+        self._told_dropped = seconds
+        self.tell(self.stats() | {"dropped_s": seconds})
+
     def _ready(self) -> None:
         self._listens = True
+        if (dropped := self._dropped()) != self._told_dropped:
+            self._tell_dropped(dropped)  # of the conversation before
         self.send(Handshake())
 
     def _failed(self, failure: Failed) -> None:

@@ -522,6 +522,9 @@ class ChatParameters:
         Who it is, and the token that admits him.
     realtime
         Ours. False: the audio is a file's, so nothing of it is dropped, and the server takes the time that it needs.
+    stats
+        Ours. True: the client understands metadata that published servers do not send: its place in line, figures every two
+        seconds, the parameters that mean nothing here.
     """
 
     text_temperature: float = 0.8
@@ -537,6 +540,7 @@ class ChatParameters:
     email: str | None = None
     worker_auth_id: str | None = None
     realtime: bool = True
+    stats: bool = False
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
@@ -614,6 +618,7 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
     "email": _words,
     "worker_auth_id": _words,
     "realtime": _flag,
+    "stats": _flag,
 }
 
 # All of them must be there, or the published page shows nothing.

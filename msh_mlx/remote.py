@@ -750,11 +750,12 @@ class Remote:
         p50, p95, dropped, damaged = (_number(values.get(name)) for name in figures)
         if p50 is not None and p95 is not None:
             self._steps.tell(p50 / 1000, p95 / 1000)
-        if dropped is not None and talk.listening:
+        if dropped is not None:
             frames = round(dropped / _FRAME)
             # It may count by conversation, or by connection.
             new = frames - talk.told_given_up if frames >= talk.told_given_up else frames
             talk.told_given_up = frames
+            new = new if talk.listening else 0  # or of the conversation before
             talk.given_up += new
             for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
