@@ -184,6 +184,9 @@ describe("figures", () => {
     expect(figures.notice(1, 0.1, 0)).toBe("delay 1.1 s");
     figures.unsent = 0.25;
     expect(figures.notice(2, 0, 0.5)).toBe("delay 1.0 s · lost 0.8 s");
+    figures.damaged = 0.1;
+    expect(figures.notice(20, 0, 0.4)).toBe("delay 1.0 s · lost 0.8 s");
+    figures.damaged = 0;
     figures.received = 1;
     expect(figures.notice(21, 0, 0.5)).toBe("lost 0.8 s");
     expect(figures.notice(23, 0, 0.5)).toBe("");
