@@ -45,10 +45,10 @@ from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
 from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, ProtocolError, Text
-from .proxy import Proxy, ProxyConnector
 from .run import Answer, BrokenOffError
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
+from .tunnel import Proxy, ProxyConnector
 
 # Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
 if sys.version_info >= (3, 11):

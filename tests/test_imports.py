@@ -38,7 +38,7 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"fetch"},
     {"hub"},
-    {"proxy"},
+    {"tunnel"},
     {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},

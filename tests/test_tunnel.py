@@ -11,9 +11,9 @@ from test_pipeline import eventually
 from test_remote import PATIENT, Ours, Run, over_opus, tone, unused_port
 
 from msh_mlx.errors import InputError, UnansweredError
-from msh_mlx.proxy import Proxy
 from msh_mlx.remote import Address, Remote
 from msh_mlx.tls import folder_fingerprint, server_context
+from msh_mlx.tunnel import Proxy
 
 HOST = "moshi.example"  # in no DNS
 
