@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, TypeAlias
@@ -410,6 +410,9 @@ class ChatParameters:
         Who it is, and the token that admits him.
     realtime
         Ours. False: the audio is a file's, so nothing of it is dropped, and the server takes the time that it needs.
+    stats
+        Ours. True: the client understands metadata that published servers do not send: its place in line, figures every two
+        seconds, the parameters that mean nothing here.
     """
 
     text_temperature: float = 0.8
@@ -425,11 +428,12 @@ class ChatParameters:
     email: str | None = None
     worker_auth_id: str | None = None
     realtime: bool = True
+    stats: bool = False
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
         """Read the parameters of an address, percent-decoded; what is missing or empty is as in `defaults`, what is not known
-        is ignored, since published pages send more.
+        is ignored, since published pages send more: `unknown_parameters` names it.
 
         Raises
         ------
@@ -502,7 +506,20 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
     "email": _words,
     "worker_auth_id": _words,
     "realtime": _flag,
+    "stats": _flag,
 }
+
+
+def unknown_parameters(query: Iterable[str]) -> list[str]:
+    """Name the parameters of an address that mean nothing here, fit to be shown, each once; of very many the first."""
+    return list(dict.fromkeys(one_line(name, 40) for name in query if name not in _PARAMETERS))[:20]
+
+
+def one_line(text: str, most: int) -> str:
+    """Return what the other side sent on one line of at most `most` characters, without any that a terminal would obey."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text[: most + 1]).split())
+    return words if len(text) <= most else words[: most - 1] + "…"
+
 
 # All of them must be there, or the published page shows nothing.
 BUILD_KEYS = (

@@ -661,6 +661,9 @@ class Remote:
     def _learn(self, values: Mapping[str, Any]) -> None:
         """Take what the server tells about itself; published ones tell other things."""
         talk = self._talk
+        if isinstance(ignored := values.get("ignored"), list) and ignored:
+            names = _line(", ".join(map(str, ignored)))
+            self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
         place = values.get("waiting")
         if not talk.listening and place is not None and place != talk.waiting:
             talk.waiting = place
@@ -695,7 +698,7 @@ class Remote:
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:_SENTENCE]).split())
+    return protocol.one_line(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

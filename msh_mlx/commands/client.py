@@ -123,6 +123,7 @@ def _address(args: argparse.Namespace) -> Address:
 
     args.token = args.token or os.environ.get(TOKEN) or None
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
+    query["stats"] = "1"
     if args.input and not args.realtime:
         query["realtime"] = "0"
     if args.url is not None:
