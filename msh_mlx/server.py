@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hmac
 import logging
@@ -146,6 +147,16 @@ class _Gate(asyncio.Protocol):
         self.requests -= 1
         self.since = monotonic()
 
+    def drop(self) -> None:
+        """Close at once, whatever goes on."""
+        assert self.transport
+        sock = self.transport.get_extra_info("socket")
+        if self.requests and not self.talks and sock is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                sock.shutdown(socket.SHUT_RDWR)  # which ends a file's way out; asyncio cannot abort that
+        else:
+            self.transport.abort()
+
     @property
     def is_late(self) -> bool:
         """Whether nobody has to wait any longer for what is to happen here."""
@@ -208,8 +219,7 @@ class _Gates:
         idle = [gate for gate in gates if not gate.requests and gate is not new]
         one = min(idle, key=lambda gate: (-count[gate.address], gate.since), default=new)
         self.remove(one)
-        assert one.transport
-        one.transport.abort()
+        one.drop()
 
 
 class _Handler(web.RequestHandler):
@@ -392,8 +402,7 @@ class Server:
         for job in self._jobs:
             job.cancel()
         for gate in self._gates:
-            if gate.transport:
-                gate.transport.abort()
+            gate.drop()
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Log an event. There may be anything, and any amount of it, in what clients send."""
@@ -433,10 +442,10 @@ class Server:
             for connection in list(self._connections):
                 connection.tick(len(self._active))
             for gate in self._gates:
-                if gate.is_late and gate.transport:
+                if gate.is_late:
                     if gate.requests or not gate.asked:  # else a browser has kept it open for more, which is its right
                         self._counts["request"] += 1
-                    gate.transport.abort()
+                    gate.drop()
 
     # ---- requests --------------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class Visitor:
         places = []
         if told.get("host"):
             places.append(Place.of_host(told["host"], scheme))
-        if host := request.headers.get("Host", ""):
+        if (host := request.headers.get("Host")) is not None:
             # A browser names the port, unless it is the scheme's own. Where ours is another one and none is named, a proxy
             # has left it out, and only the name can be compared.
             places.append(
