@@ -450,6 +450,7 @@ class Server:
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request, until the client has taken the answer."""
         if gate := _gate(request):
             gate.begin()
         try:
@@ -460,11 +461,15 @@ class Server:
             visitor = Visitor.of(request, self._settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
-            route = self._routes.get(path)
-            if not route:
-                return self._file(request, path)
-            self._check_method(request, path, route.methods)
-            return await route.answer(request, visitor)
+            if route := self._routes.get(path):
+                self._check_method(request, path, route.methods)
+                answer = await route.answer(request, visitor)
+            else:
+                answer = self._file(request, path)
+            with contextlib.suppress(ConnectionError):  # aiohttp, which does this itself else, finds out as well
+                await answer.prepare(request)
+                await answer.write_eof()
+            return answer
         finally:
             if gate:
                 gate.end()

@@ -579,6 +579,103 @@ def test_only_our_own_names(model, host, status):
     assert run(scenario())[0] == status
 
 
+PROXY = "--trusted-proxy", "127.0.0.1", "--allow-host", "moshi.example"
+FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "moshi.example", "X-Forwarded-Proto": "https"}
+
+
+@pytest.mark.parametrize(
+    ("options", "headers", "status"),
+    [
+        (PROXY, {"Origin": "https://moshi.example", **FORWARDED}, 426),
+        (PROXY, {"Origin": "https://moshi.example", "Host": "moshi.example"}, 426),  # Host $host
+        (PROXY[:2], {"Origin": "https://moshi.example", **FORWARDED}, 421),  # not a name of ours
+        ((), {"Origin": "https://moshi.example", **FORWARDED}, 403),
+        ((), {"Origin": "https://moshi.example"}, 403),  # no Host line
+        (("--allow-origin", "https://Moshi.example:443"), {"Origin": "https://moshi.example"}, 426),
+        (PROXY, {"Origin": "http://moshi.example", **FORWARDED}, 403),
+        (PROXY, {"Origin": "https://evil.example", **FORWARDED}, 403),
+        (PROXY, {"Origin": "https://evil.example", **FORWARDED, "X-Forwarded-Host": "evil.example"}, 421),
+        # A page whose name leads to this machine, and that can send all headers but Host.
+        (PROXY, {"Origin": "http://evil.example", **FORWARDED, "Host": "evil.example"}, 421),
+        (("--token", "x", *PROXY), {"Origin": "https://moshi.example", **FORWARDED}, 401),
+    ],
+)
+def test_a_plain_request_is_told_what_the_websocket_was(model, options, headers, status):
+    """By POST, with which browsers send Origin, as with a websocket: one answer for both."""
+
+    async def scenario():
+        async with serving(model, *options) as server, aiohttp.ClientSession() as http:
+            async with http.post(f"{server.url}/api/chat", headers=headers) as answer:
+                told = answer.status, await answer.text()
+            try:
+                async with http.ws_connect(f"{server.url}/api/chat", headers=headers):
+                    return told, 426  # as it would be, if it were one
+            except aiohttp.WSServerHandshakeError as error:
+                return told, error.status
+
+    (told, text), connected = run(scenario())
+    assert told == connected == status
+    assert text.endswith(".\n")
+    assert "Traceback" not in text
+
+
+def test_a_proxy_that_lets_no_websocket_through_is_named(model):
+    """As nginx sends it without the lines for it: all headers but those from hop to hop."""
+    headers = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "A" * 22, "Connection": "close"}
+
+    async def scenario():
+        async with serving(model) as server:
+            asked = await get(f"{server.url}/api/chat", headers=headers), await get(f"{server.url}/api/chat")
+            return asked, server.errors()["upgrade"]
+
+    (proxied, plain), count = run(scenario())
+    assert (proxied[0], plain[0], count) == (426, 426, 1)
+    assert "A proxy has not passed on" in proxied[1]
+    assert plain[1] == "This address is for websockets.\n"
+
+
+def test_behind_a_proxy_visitors_are_told_apart(model):
+    options = *PROXY, "--max-per-address", "1"
+
+    async def scenario():
+        async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
+
+            async def come(address):
+                return await stack.enter_async_context(
+                    Talker(server.url, headers={**FORWARDED, "X-Forwarded-For": f"6.6.6.6, {address}"})
+                )
+
+            first, second = await come("192.0.2.1"), await come("192.0.2.2")
+            await first.until(Handshake)
+            assert (await second.until(MetaData)).values == {"waiting": 1}
+            again = await come("192.0.2.1")
+            assert "from your address" in (await again.until(Error)).text
+            await eventually(lambda: server.log)
+            await first.ws.close()
+            await eventually(lambda: len(server.log) == 2)
+            return server.log
+
+    log = run(scenario())
+    assert [line["address"] for line in log] == ["192.0.2.1", "192.0.2.1"]
+    assert log[0]["end"] == "per_address"
+
+
+def test_a_proxy_that_is_not_trusted_is_named_once(model):
+    async def scenario():
+        async with serving(model) as server:
+            for _ in range(3):
+                await get(f"{server.url}/health", headers=FORWARDED)
+            async with Talker(server.url, headers=FORWARDED) as talker:
+                await talker.until(Handshake)
+            await eventually(lambda: len(server.log) == 2)
+            return server.log
+
+    told, session = run(scenario())
+    assert told["event"] == "proxy"
+    assert told["hint"] == "If 127.0.0.1 is a proxy of yours, start with --trusted-proxy 127.0.0.1."
+    assert session["address"] == "127.0.0.1"
+
+
 FEW = Limits(message=2000, rate=50, first=0.3, idle=0.6, unsent=60_000)
 
 
