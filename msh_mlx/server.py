@@ -20,6 +20,7 @@ from time import monotonic, perf_counter
 from typing import Any, NoReturn
 
 from aiohttp import WSCloseCode, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
@@ -450,7 +451,6 @@ class Server:
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, until the client has taken the answer."""
         if gate := _gate(request):
             gate.begin()
         try:
@@ -463,13 +463,8 @@ class Server:
             self._check_host(visitor)
             if route := self._routes.get(path):
                 self._check_method(request, path, route.methods)
-                answer = await route.answer(request, visitor)
-            else:
-                answer = self._file(request, path)
-            with contextlib.suppress(ConnectionError):  # aiohttp, which does this itself else, finds out as well
-                await answer.prepare(request)
-                await answer.write_eof()
-            return answer
+                return await route.answer(request, visitor)
+            return self._file(request, path)
         finally:
             if gate:
                 gate.end()
@@ -590,7 +585,7 @@ class Server:
                 f"There is no {shown} here; the page is at /, also behind a proxy: one with a base path has to take that away.",
             )
         self._check_method(request, shown, ("GET", "HEAD"))
-        return web.FileResponse(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
+        return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
 
     async def _chat(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """Hold a conversation, or say why not: to a page whose websocket did not open, too, that asks with POST.
@@ -774,6 +769,20 @@ class _Refused(web.HTTPException):
     def __init__(self, status: int, text: str, kind: str, headers: Mapping[str, str] | None) -> None:
         self.status_code = status
         super().__init__(text=text, content_type=kind, headers=dict(headers or {}))
+
+
+class _File(web.FileResponse):
+    """A file, which takes its time to the client after the request was answered."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        gate = _gate(request)
+        if gate:
+            gate.begin()
+        try:
+            return await super().prepare(request)
+        finally:
+            if gate:
+                gate.end()
 
 
 def _gate(request: web.BaseRequest) -> _Gate | None:
