@@ -183,11 +183,12 @@ def test_what_is_asked_for(recording, tmp_path):
             "pad_mult": "-0.5",
             "audio_seed": "0",
             "text_seed": "0",
+            "stats": "1",
             "realtime": "0",
             "worker_auth_id": "hush",
         },
-        {"worker_auth_id": "hush"},
-        {"email": "a@b.c", "realtime": "0"},
+        {"stats": "1", "worker_auth_id": "hush"},
+        {"email": "a@b.c", "stats": "1", "realtime": "0"},
     ]
     for query in asked:
         ChatParameters.from_query(query)
