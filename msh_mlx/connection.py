@@ -56,7 +56,8 @@ class Limits:
     rate
         Messages a second, on average.
     first, idle
-        Seconds from the handshake to the first message, and between two.
+        Seconds from the handshake to the first sound, and without any. Nothing but sound counts, so a client that has paused
+        has as long to go on.
     unsent
         Bytes that wait for a client that reads slowly.
     """
@@ -196,7 +197,8 @@ class Connection:
         self._source = NetworkSource(_LONGEST if parameters.realtime else math.inf)
         self._listens = False
         self._paused = False
-        self._last_message: float | None = None
+        self._listens_since: float | None = None
+        self._last_sound: float | None = None  # heard or said
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -297,7 +299,8 @@ class Connection:
                 await self._ws.send_bytes(self._out.popleft())
             if end.sentence:
                 await self._ws.send_bytes(encode(Error(end.sentence)))
-            await self._ws.close(code=end.code, message=(end.sentence or end.kind).encode()[:120])
+            reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
+            await self._ws.close(code=end.code, message=reason.encode())
 
     async def _talk(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> None:
         session = await admitted(self)
@@ -332,9 +335,10 @@ class Connection:
                 continue
             if message.type is WSMsgType.PONG:
                 continue
-            self._last_message = monotonic()
-            if message.type is WSMsgType.BINARY:
-                self._hear(message.data)
+            if message.type is WSMsgType.TEXT:
+                sentence = "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+                raise End("text", sentence, WSCloseCode.UNSUPPORTED_DATA)
+            self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
         while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
@@ -361,6 +365,7 @@ class Connection:
                     raise End("audio", str(error), WSCloseCode.UNSUPPORTED_DATA) from None
                 self._counts["pages"] += self._decoder.faults - faults
                 if len(pcm):
+                    self._last_sound = monotonic()
                     self._source.write(pcm)
             case Control() as control:
                 self._obey(control)
@@ -380,16 +385,17 @@ class Connection:
     def tick(self, others: int) -> None:
         """Look at the clock; to be called several times a second. `others` are the sessions at the moment."""
         now, limits = monotonic(), self._limits
-        if self._listens and self.begun is not None:
-            last = self._last_message
-            if last is None and perf_counter() - self.begun > limits.first:
-                self.end(End("first", f"Nothing came for {limits.first:g} s; send audio from the handshake on."))
-            elif last is not None and now - last > limits.idle and self._source.backlog() < _AHEAD:
-                self.end(End("idle", f"Nothing came for {limits.idle:g} s, so the conversation is over."))
-        if self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
+        if self._listens and self._listens_since is not None:
+            last = self._last_sound
+            if last is None and now - self._listens_since > limits.first:
+                self.end(End("first", f"No sound came for {limits.first:g} s; send audio from the handshake on."))
+            elif last is not None and now - last > limits.idle:
+                self.end(End("idle", f"No sound came for {limits.idle:g} s, so the conversation is over."))
+        if self._parameters.stats and self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
             self._last_stats = now
-            self.send(MetaData(self.stats() | {"dropped_s": self._told_dropped, "sessions": others}))
-        elif now - self._last_sent > _PING_EVERY:
+            self.tell(self.stats() | {"dropped_s": self._told_dropped, "sessions": others})
+        elif now - self._last_sent > _PING_EVERY and (self._listens or self._parameters.stats):
+            # Published clients that wait for their turn do not know it.
             self.send(Ping())
 
     def stats(self) -> dict[str, float | int]:
@@ -439,6 +445,7 @@ class Connection:
 
     def _said(self, datas: list[bytes]) -> None:
         self.steps += 1
+        self._last_sound = monotonic()
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)
@@ -451,6 +458,7 @@ class Connection:
 
     def _ready(self) -> None:
         self._listens = True
+        self._listens_since = self._listens_since or monotonic()
         if (dropped := self._dropped()) != self._told_dropped:
             self._tell_dropped(dropped)  # of the conversation before
         self.send(Handshake())

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, TypeAlias
@@ -545,7 +545,7 @@ class ChatParameters:
     @classmethod
     def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
         """Read the parameters of an address, percent-decoded; what is missing or empty is as in `defaults`, what is not known
-        is ignored, since published pages send more.
+        is ignored, since published pages send more: `unknown_parameters` names it.
 
         Raises
         ------
@@ -620,6 +620,18 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
     "realtime": _flag,
     "stats": _flag,
 }
+
+
+def unknown_parameters(query: Iterable[str]) -> list[str]:
+    """Name the parameters of an address that mean nothing here, fit to be shown, each once; of very many the first."""
+    return list(dict.fromkeys(one_line(name, 40) for name in query if name not in _PARAMETERS))[:20]
+
+
+def one_line(text: str, most: int) -> str:
+    """Return what the other side sent on one line of at most `most` characters, without any that a terminal would obey."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text[: most + 1]).split())
+    return words if len(text) <= most else words[: most - 1] + "…"
+
 
 # All of them must be there, or the published page shows nothing.
 BUILD_KEYS = (

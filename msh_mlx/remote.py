@@ -739,13 +739,13 @@ class Remote:
     def _learn(self, values: Mapping[str, Any]) -> None:
         """Take what the server tells about itself; published ones tell other things."""
         talk = self._talk
+        if isinstance(ignored := values.get("ignored"), list) and ignored:
+            names = _line(", ".join(map(str, ignored)))
+            self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
         place = values.get("waiting")
         if not talk.listening and place is not None and place != talk.waiting:
             talk.waiting = place
             self._events(Notice("waiting", f"{self._address} is busy; we are number {_line(str(place))} in line."))
-        if isinstance(ignored := values.get("ignored"), list) and ignored:
-            names = _line(", ".join(map(str, ignored)))
-            self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
         figures = "step_p50_ms", "step_p95_ms", "dropped_s", "damaged_s"
         p50, p95, dropped, damaged = (_number(values.get(name)) for name in figures)
         if p50 is not None and p95 is not None:
@@ -782,7 +782,7 @@ class Remote:
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:_SENTENCE]).split())
+    return protocol.one_line(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

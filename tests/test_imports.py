@@ -43,7 +43,7 @@ LEVELS = [
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
     {"inputs"},
-    {"protocol"},
+    {"protocol", "visitor"},
     {"errors", "signals", "log", "machine", "threads"},
 ]
 

@@ -62,6 +62,7 @@ export class Conversation {
   #lost = false; // and since then the connection was lost
   #slow = false;
   #full = false;
+  #ignored: string[] = []; // parameters that the server knows nothing of
   #gone = false; // there is no microphone at present
 
   /** Must be called in the handler of a gesture. */
@@ -227,7 +228,10 @@ export class Conversation {
     this.#used = 0;
     this.figures = this.figures.afresh();
     this.#setPhase("talking");
-    this.events.onTrouble(this.#lost ? { cause: "renewed" } : null);
+    const ignored = this.#ignored.length > 0;
+    this.events.onTrouble(
+      this.#lost ? { cause: "renewed" } : ignored && !again ? { cause: "ignored", names: this.#ignored } : null,
+    );
     this.#lost = false;
   }
 
@@ -267,6 +271,7 @@ export class Conversation {
 
   #onMetadata(values: Record<string, unknown>): void {
     this.figures.update(values);
+    if (Array.isArray(values.ignored)) this.#ignored = values.ignored.map(String);
     if (typeof values.waiting === "number") {
       this.#setPhase("waiting");
       this.events.onTrouble({ cause: "waiting", place: values.waiting });
