@@ -239,19 +239,9 @@ class Client:
     async def answer(self, frames: int) -> None:
         """Receive what Moshi says to so many frames."""
         first = len(self.said)
-        staying = asyncio.ensure_future(self._stay())
-        try:
-            while sum(data[0] == 1 for data in self.said[first:]) < frames:
-                if await self.receive() is None:
-                    raise Wrong(f"A proper conversation ended with code {self.code} and the error {self.error!r}.")
-        finally:
-            staying.cancel()
-
-    async def _stay(self) -> None:
-        """Give signs of life: all has been said, and the answer may take longer than the server waits for more."""
-        while True:
-            await asyncio.sleep(IDLE / 3)
-            await self.send(encode(Ping()))
+        while sum(data[0] == 1 for data in self.said[first:]) < frames:
+            if await self.receive() is None:
+                raise Wrong(f"A proper conversation ended with code {self.code} and the error {self.error!r}.")
 
     async def bye(self) -> str:
         """Close as one should, and tell how the server did."""
@@ -302,7 +292,7 @@ def head(path: str, headers: dict[str, str] | None = None, method: str = "GET") 
 
 
 def chat_path(parameters: dict[str, object]) -> str:
-    return "/api/chat?" + urlencode({"worker_auth_id": TOKEN, "realtime": 0} | parameters)
+    return "/api/chat?" + urlencode({"worker_auth_id": TOKEN, "realtime": 0, "stats": 1} | parameters)
 
 
 def frame(payload: bytes, rng: random.Random, opcode: int = 2, *, first: int = 0x80) -> bytes:
@@ -468,14 +458,12 @@ class Visit:
         client, rng = await self._chat(), self._rng
         await client.handshake()
         for _ in range(rng.randrange(1, 30)):
-            match rng.randrange(5):
+            match rng.randrange(4):
                 case 0:
                     await client.send(bytes([rng.randrange(8, 256)]) + rng.randbytes(rng.randrange(200)))
                 case 1:
                     await client.send(b"")
                 case 2:
-                    await client.send(b"text is for others", opcode=1)
-                case 3:
                     await client.send(rng.randbytes(rng.randrange(126)), opcode=rng.choice((9, 10)))
                 case _:
                     await client.send(b"\3" + rng.choice((b"", b"\4", b"\0\0", b"\xff")))
@@ -531,6 +519,13 @@ class Visit:
         )
         return await client.told("", 1007)
 
+    async def text(self) -> str:
+        client = await self._chat()
+        if self._rng.random() < 0.5:
+            await client.handshake()
+        await client.send(b'{"type": "session.update"}', opcode=1)
+        return await client.told("Text messages", 1003)
+
     async def large(self) -> str:
         client = await self._chat()
         with suppress(ConnectionError):
@@ -555,9 +550,20 @@ class Visit:
         client = await self._chat()
         await client.handshake()
         await client.send(*in_pieces(self._voice.pages[: self._rng.randrange(1, 8)], self._rng))
-        outcome = await client.told("Nothing came", 1008)
+        staying = asyncio.ensure_future(self._stay(client))
+        outcome = await client.told("No sound came", 1008)
+        staying.cancel()
         check(self._voice, client.said, whole=False)
         return outcome
+
+    async def _stay(self, client: Client) -> None:
+        """Send all kinds of things but sound, which is to keep nobody a session."""
+        with suppress(ConnectionError):
+            while True:
+                await asyncio.sleep(IDLE / 4)
+                await client.send(
+                    self._rng.choice((encode(Ping()), b"", b"\x63", encode(Control.END_TURN), b"\4{}", b"\1"))
+                )
 
     async def broken_frames(self) -> str:
         """Break the rules of the websocket."""
@@ -594,8 +600,14 @@ class Visit:
                 (chat_path({"audio_topk": "-1"}), UPGRADE, "GET", 400),
                 (chat_path({"text_seed": 1 << 64}), UPGRADE, "GET", 400),
                 (ok, {}, "GET", 426),
-                (ok, {}, "POST", 405),
-                ("/" + "x" * rng.randrange(1, 5000), {}, "GET", 404),
+                (ok, {}, "POST", 426),
+                (ok, {}, "PUT", 405),
+                (ok, {"Origin": "https://example.org"}, "POST", 403),
+                ("/v1/realtime", UPGRADE, "GET", 404),
+                ("/v1/audio/speech", {}, "POST", 404),
+                ("/" + "x" * rng.randrange(1, 1000), {}, "GET", 404),
+                ("/" + "x" * rng.randrange(1000, 8000), {}, "GET", 414),
+                ("/" + "x" * rng.randrange(9000, 50_000), {}, "GET", 414),
                 ("/../../etc/passwd", {}, "GET", 404),
             ]
         )
@@ -716,6 +728,7 @@ WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
     Visit.damaged: 6,
     Visit.noise: 4,
     Visit.faulty: 4,
+    Visit.text: 2,
     Visit.large: 2,
     Visit.huge: 2,
     Visit.flood: 2,

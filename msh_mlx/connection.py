@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from .errors import MshError
-from .events import Event, Failed, Pcm, Ready, Said, Spoke
+from .events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
 from .metrics import Metrics
 from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Pipeline
@@ -56,7 +56,8 @@ class Limits:
     rate
         Messages a second, on average.
     first, idle
-        Seconds from the handshake to the first message, and between two.
+        Seconds from the handshake to the first sound, and without any. Nothing but sound counts, so a client that has paused
+        has as long to go on.
     unsent
         Bytes that wait for a client that reads slowly.
     """
@@ -196,7 +197,8 @@ class Connection:
         self._source = NetworkSource(_LONGEST if parameters.realtime else math.inf)
         self._listens = False
         self._paused = False
-        self._last_message: float | None = None
+        self._listens_since: float | None = None
+        self._last_sound: float | None = None  # heard or said
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -204,9 +206,13 @@ class Connection:
         self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
+        self._told_dropped = 0.0  # seconds: those that are in the place of which the client hears next
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()
+        self._drops: deque[tuple[int, float]] = (
+            deque()
+        )  # frames before which something was dropped, and how much in all then
         self._encoder = OpusEncoder()
 
     # ---- the way out -----------------------------------------------------------------------------------------------------
@@ -214,6 +220,11 @@ class Connection:
     def send(self, *messages: Message) -> None:
         """Put messages behind those that wait to be sent."""
         self._send([encode(message) for message in messages])
+
+    def tell(self, values: Mapping[str, Any]) -> None:
+        """Send metadata that published servers do not send, if the client asked for it; others would take it for an error."""
+        if self._parameters.stats:
+            self.send(MetaData(values))
 
     @property
     def unsent(self) -> int:
@@ -288,7 +299,8 @@ class Connection:
                 await self._ws.send_bytes(self._out.popleft())
             if end.sentence:
                 await self._ws.send_bytes(encode(Error(end.sentence)))
-            await self._ws.close(code=end.code, message=(end.sentence or end.kind).encode()[:120])
+            reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
+            await self._ws.close(code=end.code, message=reason.encode())
 
     async def _talk(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> None:
         session = await admitted(self)
@@ -323,9 +335,10 @@ class Connection:
                 continue
             if message.type is WSMsgType.PONG:
                 continue
-            self._last_message = monotonic()
-            if message.type is WSMsgType.BINARY:
-                self._hear(message.data)
+            if message.type is WSMsgType.TEXT:
+                sentence = "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+                raise End("text", sentence, WSCloseCode.UNSUPPORTED_DATA)
+            self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
         while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
@@ -352,6 +365,7 @@ class Connection:
                     raise End("audio", str(error), WSCloseCode.UNSUPPORTED_DATA) from None
                 self._counts["pages"] += self._decoder.faults - faults
                 if len(pcm):
+                    self._last_sound = monotonic()
                     self._source.write(pcm)
             case Control() as control:
                 self._obey(control)
@@ -371,16 +385,17 @@ class Connection:
     def tick(self, others: int) -> None:
         """Look at the clock; to be called several times a second. `others` are the sessions at the moment."""
         now, limits = monotonic(), self._limits
-        if self._listens and self.begun is not None:
-            last = self._last_message
-            if last is None and perf_counter() - self.begun > limits.first:
-                self.end(End("first", f"Nothing came for {limits.first:g} s; send audio from the handshake on."))
-            elif last is not None and now - last > limits.idle and self._source.backlog() < _AHEAD:
-                self.end(End("idle", f"Nothing came for {limits.idle:g} s, so the conversation is over."))
-        if self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
+        if self._listens and self._listens_since is not None:
+            last = self._last_sound
+            if last is None and now - self._listens_since > limits.first:
+                self.end(End("first", f"No sound came for {limits.first:g} s; send audio from the handshake on."))
+            elif last is not None and now - last > limits.idle:
+                self.end(End("idle", f"No sound came for {limits.idle:g} s, so the conversation is over."))
+        if self._parameters.stats and self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
             self._last_stats = now
-            self.send(MetaData(self.stats() | {"sessions": others}))
-        elif now - self._last_sent > _PING_EVERY:
+            self.tell(self.stats() | {"dropped_s": self._told_dropped, "sessions": others})
+        elif now - self._last_sent > _PING_EVERY and (self._listens or self._parameters.stats):
+            # Published clients that wait for their turn do not know it.
             self.send(Ping())
 
     def stats(self) -> dict[str, float | int]:
@@ -391,23 +406,34 @@ class Connection:
             "step_p95_ms": round(1000 * metrics.step.recent(95), 2),
             "delay_ms": round(1000 * metrics.reply.recent(50), 2),
             "backlog_ms": round(1000 * self._source.backlog(), 1),
-            "dropped_s": round(metrics.dropped + self._source.refused, 3),
+            "dropped_s": self._dropped(),
             "drops": metrics.drops,
+            "damaged_pages": self._decoder.faults,
+            "damaged_s": round(self._decoder.lost, 3),
         }
+
+    def _dropped(self) -> float:
+        return round(self._metrics.dropped + self._source.refused, 3)
 
     # ---- on the pipeline's threads ---------------------------------------------------------------------------------------
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, Spoke):
             self._texts.append((event.index, event.text))
+        elif isinstance(event, Dropped):
+            self._drops.append((event.index, self._dropped()))
         elif isinstance(event, Said):
             datas = []
+            while self._drops and self._drops[0][0] <= event.index:
+                # Told in its place, so that the client knows where in the reply something is missing.
+                self._on_loop(self._tell_dropped, self._drops.popleft()[1])
             while self._texts and self._texts[0][0] <= event.index:
                 datas.append(encode(Text(self._texts.popleft()[1])))
             datas.append(encode(Audio(self._encoder.encode(event.pcm))))
             self._on_loop(self._said, datas)
         elif isinstance(event, Ready):
             self._texts.clear()
+            self._drops.clear()
             self._encoder = OpusEncoder()
             self._on_loop(self._ready)
         elif isinstance(event, Failed):
@@ -419,14 +445,22 @@ class Connection:
 
     def _said(self, datas: list[bytes]) -> None:
         self.steps += 1
+        self._last_sound = monotonic()
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)
             if self.steps == self._parameters.max_steps:
                 self.end(End("max_steps", None, WSCloseCode.OK))
 
+    def _tell_dropped(self, seconds: float) -> None:
+        self._told_dropped = seconds
+        self.tell(self.stats() | {"dropped_s": seconds})
+
     def _ready(self) -> None:
         self._listens = True
+        self._listens_since = self._listens_since or monotonic()
+        if (dropped := self._dropped()) != self._told_dropped:
+            self._tell_dropped(dropped)  # of the conversation before
         self.send(Handshake())
 
     def _failed(self, failure: Failed) -> None:

@@ -186,6 +186,14 @@ check_browsers() {
   done
 }
 
+# In front of the server, in its tests.
+check_proxy() {
+  [ "$(uname)" = Linux ] || die 'the server is tested behind the proxies of Debian, on Linux.'
+  for tool in nginx caddy; do
+    PATH="$PATH:/usr/sbin" command -v $tool >/dev/null 2>&1 || packages="$packages $tool"
+  done
+}
+
 # --- what is there, and what is to do ---------------------------------------------------------------------------------
 
 reason=''
@@ -219,9 +227,10 @@ for extra; do
   case $extra in
     page) check_page ;;
     browsers) check_browsers ;;
+    proxy) check_proxy ;;
     live) check_live ;;
     virtual) check_virtual ;;
-    *) die "there is no $extra to set up; live, virtual, page and browsers can be named." ;;
+    *) die "there is no $extra to set up; live, virtual, page, browsers and proxy can be named." ;;
   esac
 done
 case $do_requirements$do_extension$do_package$do_page$packages in

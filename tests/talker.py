@@ -42,12 +42,13 @@ class Heard:
 
 
 class Talker:
-    """One connection; `async with Talker(url, **parameters) as talker`."""
+    """One connection; `async with Talker(url, **parameters) as talker`. A parameter that is None is not sent, be it `stats`."""
 
     def __init__(self, url, headers=None, ssl=None, **parameters):
         self.heard = Heard()
         self._url = f"{url}/api/chat"
-        self._options = {"headers": headers, "params": {k: str(v) for k, v in parameters.items()}, "ssl": ssl}
+        sent = {name: str(value) for name, value in {"stats": 1, **parameters}.items() if value is not None}
+        self._options = {"headers": headers, "params": sent, "ssl": ssl}
         self._decoder = OpusDecoder()
 
     async def __aenter__(self):

@@ -38,11 +38,12 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"fetch"},
     {"hub"},
+    {"tunnel"},
     {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
     {"inputs"},
-    {"protocol"},
+    {"protocol", "visitor"},
     {"errors", "signals", "log", "machine", "threads"},
 ]
 

@@ -7,6 +7,7 @@ import struct
 import time
 import tracemalloc
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import ogg
 import pytest
@@ -31,7 +32,9 @@ from msh_mlx.protocol import (
     Text,
     decode,
     encode,
+    one_line,
     packet_samples,
+    unknown_parameters,
 )
 
 RECORDED = Path(__file__).parent / "golden" / "wire" / "page_and_torch_server.bin"
@@ -301,6 +304,10 @@ def test_what_no_decoder_should_see_is_counted(pages, faults):
 
 
 def test_damaged_pages_and_garbage_are_passed_over():
+
+    def feed_good(pieces):
+        return [page for page in feed(pieces) if page.kind is not PageKind.DAMAGED]
+
     good = [ogg.headers()[:47], ogg.whole([packet(0)], sequence=2), ogg.whole([packet(1)], sequence=3)]
     bad = bytearray(ogg.whole([packet(2)], sequence=4))
     wanted = feed(good)
@@ -309,12 +316,15 @@ def test_damaged_pages_and_garbage_are_passed_over():
         if position in (26, 27):
             continue  # the size: what follows is held up, below
         bad[position] ^= 0x10
-        assert feed([good[0], good[1], bytes(bad), good[2]]) == wanted
+        pages = feed([good[0], good[1], bytes(bad), good[2]])
+        assert [page for page in pages if page.kind is not PageKind.DAMAGED] == wanted
+        # In its place, unless nothing says any more that it is a page.
+        assert [page.kind is PageKind.DAMAGED for page in pages[2:-1]] == [True] * (position > 4)
         bad[position] ^= 0x10
     for garbage in (b"OggS", b"OggOgg", b"Ogg", bytes(1000), b"OggS\1" * 100, b"\0OggS\0"):
         stream = good[0] + garbage + b"".join(good[1:]) + bytes(MAX_PAGE)
-        assert feed([stream]) == wanted
-        assert feed([stream[i : i + 1] for i in range(len(stream))]) == wanted
+        assert feed_good([stream]) == wanted
+        assert feed_good([stream[i : i + 1] for i in range(len(stream))]) == wanted
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"OggS", b"OggS\0", b"OggS\0" + b"\xff" * 22, b"OggSOgg"])
@@ -387,8 +397,25 @@ def test_the_parameters_of_the_published_page_are_read():
     )  # fmt: skip
 
 
+def test_parameters_that_mean_nothing_are_named():
+    assert unknown_parameters(vars(ChatParameters())) == []
+    query = "voice_prompt=NATF2.pt&text_topk=3&text_prompt=&text_topK=3&voice_prompt=x&a%1bb%0Ac=1&" + "y" * 500 + "=1"
+    names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
+    named = unknown_parameters(names)
+    assert named == ["voice_prompt", "text_prompt", "text_topK", "a b c", "y" * 39 + "…"]
+    assert len(unknown_parameters(f"x{i}" for i in range(1000))) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a\nb\x1b[31m", "a b [31m"), ("  a  ", "a"), ("x" * 10, "x" * 10), ("x" * 11, "x" * 9 + "…"), ("", "")],
+)
+def test_what_others_sent_is_shown_on_one_short_line(text, line):
+    assert one_line(text, 10) == line
+
+
 def test_what_is_missing_or_empty_has_its_default():
-    none = ChatParameters(0.8, 250, 0.8, 250, 4500, None, None, None, None, None, None, None, True)
+    none = ChatParameters(0.8, 250, 0.8, 250, 4500, None, None, None, None, None, None, None, True, False)
     assert ChatParameters.from_query({}) == none
     assert ChatParameters.from_query(dict.fromkeys(vars(none), "")) == none
     own = ChatParameters(text_temperature=0.0, realtime=False)
@@ -411,6 +438,7 @@ def test_what_is_missing_or_empty_has_its_default():
         ("email", ["x" * 1001, "a\nb"]),
         ("worker_auth_id", ["x" * 1001, "a\0b"]),
         ("realtime", ["2", "true", "no", "-"]),
+        ("stats", ["2", "true"]),
     ],
 )
 def test_a_wrong_parameter_is_a_sentence_that_names_it(name, values):

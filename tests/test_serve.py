@@ -109,11 +109,40 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--sessions", "0"], "--sessions"),
         (["--allow-origin", "example.org"], "no origin"),
         (["--lm-config", "x.json"], "--lm-config"),
-        (["--log-dir", str(tmp_path / "c.json")], "--log-dir"),
+        (["--log-dir", str(tmp_path / "c.json")], f"--log-dir {tmp_path / 'c.json'} cannot be written: File exists"),
+        (["--log-dir", str(tmp_path / "c.json" / "logs")], "cannot be written: Not a directory"),
+        (["--ssl", str(tmp_path / "c.json" / "pair")], "c.json"),
+        (["--static", str(tmp_path / "c.json")], "has no index.html"),
+        (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is no address"),
     ]:
         code, said = complaint("--demo", *options)
         assert code == 2
         assert part in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux: folders that nobody may write to, not even root")
+@pytest.mark.parametrize("folder", ["/proc/sys", "/proc/no-such-folder"])
+def test_a_folder_for_logs_that_takes_none_is_noticed_at_the_start(folder):
+    code, said = complaint("--demo", "--log-dir", folder)
+    assert code == 2
+    assert said.startswith(f"--log-dir {folder} cannot be written: ")
+
+
+def test_a_full_disk_under_the_logs_is_noticed_at_the_start(tmp_path, monkeypatch):
+    """As a file that may not grow, which says as much."""
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"^--log-dir .* cannot be written: File too large; give another folder\.$"
+        ):
+            serve.check(serve.parser().parse_args(["--demo", "--log-dir", str(tmp_path / "logs")]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list((tmp_path / "logs").iterdir()) == []
 
 
 # ---- the production server's configuration -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import ssl
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 from prometheus_client.parser import text_string_to_metric_families
 from talker import FRAME, Talker, talk
+from yarl import URL
 
 from msh_mlx import load_mimi, load_tokenizer
 from msh_mlx.commands import serve
@@ -22,8 +24,9 @@ from msh_mlx.files import demo_folder, find_demo
 from msh_mlx.options import load_parts
 from msh_mlx.opus import OpusDecoder, OpusEncoder
 from msh_mlx.protocol import Audio, Control, Error, Handshake, MetaData, Ping, Text, encode
-from msh_mlx.server import Server
+from msh_mlx.server import Server, _Gate, _Gates
 from msh_mlx.shared import SharedModel
+from msh_mlx.visitor import read_network
 
 RATE = 24_000
 GREEDY = {"text_temperature": 0, "audio_temperature": 0, "text_seed": 5, "audio_seed": 5}
@@ -46,7 +49,7 @@ def digits():
 
 
 @contextlib.asynccontextmanager
-async def serving(model, *options, limits=None, static=None, ready=True, context=None):
+async def serving(model, *options, limits=None, static=None, ready=True, context=None, host="127.0.0.1"):
     args = serve.parser().parse_args(["--demo", *options])
     serve.check(args)
     settings = serve.settings(args, find_demo(), static=static)
@@ -55,7 +58,7 @@ async def serving(model, *options, limits=None, static=None, ready=True, context
     log = []
     server = Server(model, settings, partial(serve.samplers, args), log.append)
     server.log = log
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server((host, 0))
     server.port = sock.getsockname()[1]
     server.url = f"http{'s' if context else ''}://127.0.0.1:{server.port}"
     await server.listen(sock, context)
@@ -401,6 +404,161 @@ def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/realtime", 404),
+        ("WS", "/v1/realtime?model=gpt-realtime", 404),
+        ("WS", "/api/asr-streaming", 404),
+        ("WS", "/api/tts_streaming", 404),
+        ("POST", "/v1/audio/speech", 404),
+        ("POST", "/v1/audio/transcriptions", 404),
+        ("DELETE", "/v1", 404),
+        ("GET", "/api/", 404),
+        ("GET", "/api/chat/x", 404),
+        ("PUT", "/api/chat", 405),
+    ],
+)
+@pytest.mark.parametrize("has_page", [True, False])
+def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_path, method, path, status, has_page):
+    (tmp_path / "index.html").touch()
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "A" * 22,
+    }
+
+    async def scenario():
+        async with serving(model, static=tmp_path if has_page else None) as server, aiohttp.ClientSession() as http:
+            asked = "GET" if method == "WS" else method
+            async with http.request(
+                asked,
+                f"{server.url}{path}",
+                headers=headers if method == "WS" else {},
+                data=b"{}" if asked == "POST" else None,
+            ) as answer:
+                return answer.status, answer.headers, await answer.json()
+
+    found, headers, body = run(scenario())
+    assert found == status
+    assert headers["Content-Type"].startswith("application/json")
+    assert "/api/chat" in body["error"]["message"]
+    assert path.partition("?")[0] in body["error"]["message"]
+    assert set(body["served"]) == {"/api/chat", "/health", "/metrics"}
+    assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
+
+
+def test_what_is_not_there_is_a_sentence(model, tmp_path):
+    (tmp_path / "index.html").write_text("<title>x</title>")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "outside").symlink_to("/etc")
+
+    async def scenario():
+        asked = [
+            "b.js",
+            "folder",
+            "outside/passwd",
+            "moshi/index.html",
+            "a%00b",
+            "%2e%2e%2f%2e%2e%2fetc/passwd",
+            "x" * 900,
+        ]
+        async with serving(model, static=tmp_path) as server, aiohttp.ClientSession() as http:
+            with_page = [await get(f"{server.url}/{name}") for name in asked]
+            async with http.post(f"{server.url}/index.html") as answer:
+                posted = answer.status, await answer.text(), answer.headers
+        async with serving(model) as server:
+            return with_page, await get(f"{server.url}/"), posted
+
+    with_page, without, posted = run(scenario())
+    for status, text, _ in with_page:
+        assert status == 404
+        assert "the page is at /" in text
+        assert text.endswith(".\n")
+        assert len(text) < 300
+    assert without[:2] == (404, "There is no / here, and no page; conversations are at /api/chat.\n")
+    assert posted[:2] == (405, "/index.html is not asked for with POST, but with GET.\n")
+    assert posted[2]["Allow"] == "GET, HEAD"
+
+
+def test_a_slash_too_many_is_no_other_address(model, tmp_path, digits):
+    """As a proxy leaves it, where `location /moshi` is passed on to `…/`."""
+    (tmp_path / "index.html").write_text("<title>x</title>")
+    (tmp_path / "a.js").write_text("1")
+
+    async def scenario():
+        async with serving(model, static=tmp_path) as server:
+            pages = [(await get(URL(f"{server.url}{path}", encoded=True)))[0] for path in ("//", "//a.js", "//health")]
+            async with aiohttp.ClientSession() as http, http.ws_connect(URL(f"{server.url}//api/chat", encoded=True)):
+                return pages
+
+    assert run(scenario()) == [200, 200, 200]
+
+
+async def raw(server, request):
+    """Send bytes, and return the status and the body of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), body.decode()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than anything here"),
+        (b"GET /?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than 8190 bytes"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 50_000 + b"\r\n", 431, "longer than 32768 bytes"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\x01\x02\r\n", 400, "no HTTP that this server can read"),
+        (b"GET / HTTP/1.1\r\nHost: " + b"h" * 5000 + b"\r\n", 421, "does not go by the name 'hhh"),
+        (
+            b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nOrigin: http://" + b"o" * 5000 + b"\r\n",
+            403,
+            "may not use this",
+        ),
+        (b"M" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n", 400, "no HTTP"),
+        (b"GET /api/chat?text_topk=" + b"9" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 400, "text_topk"),
+        (b"GET /v1/" + b"x" * 900 + b" HTTP/1.1\r\nHost: localhost\r\n", 404, "There is no /v1/xxx"),
+    ],
+    ids=["path", "line", "header", "damaged", "host", "origin", "method", "parameter", "interface"],
+)
+def test_whatever_is_asked_the_answer_and_the_log_are_short(model, request_, status, said):
+    async def scenario():
+        async with serving(model) as server:
+            return await raw(server, request_ + b"Connection: close\r\n\r\n"), server.log
+
+    (found, body), log = run(scenario())
+    assert found == status
+    assert said in body
+    assert len(body) < 700
+    assert "bytearray" not in body
+    assert "Traceback" not in body
+    assert log == []
+
+
+def test_what_a_client_sent_is_cut_and_clean_in_the_log(model, digits, monkeypatch):
+    def fail(*_):
+        raise ValueError("\x1b[31m" + "x" * 5000 + "\n")
+
+    monkeypatch.setattr("msh_mlx.server.describe_server", fail)
+
+    async def scenario():
+        async with serving(model) as server:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with Talker(server.url) as talker:
+                    await talker.receive()
+            await eventually(lambda: server.log)
+            return server.log
+
+    (line,) = run(scenario())
+    assert line["error"].startswith("ValueError: [31mxxx")
+    assert len(line["error"]) <= 300
+    assert line["error"].isprintable()
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         ("localhost", 200),
@@ -419,6 +577,103 @@ def test_only_our_own_names(model, host, status):
             return await get(f"{server.url}/health", headers={"Host": host})
 
     assert run(scenario())[0] == status
+
+
+PROXY = "--trusted-proxy", "127.0.0.1", "--allow-host", "moshi.example"
+FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "moshi.example", "X-Forwarded-Proto": "https"}
+
+
+@pytest.mark.parametrize(
+    ("options", "headers", "status"),
+    [
+        (PROXY, {"Origin": "https://moshi.example", **FORWARDED}, 426),
+        (PROXY, {"Origin": "https://moshi.example", "Host": "moshi.example"}, 426),  # Host $host
+        (PROXY[:2], {"Origin": "https://moshi.example", **FORWARDED}, 421),  # not a name of ours
+        ((), {"Origin": "https://moshi.example", **FORWARDED}, 403),
+        ((), {"Origin": "https://moshi.example"}, 403),  # no Host line
+        (("--allow-origin", "https://Moshi.example:443"), {"Origin": "https://moshi.example"}, 426),
+        (PROXY, {"Origin": "http://moshi.example", **FORWARDED}, 403),
+        (PROXY, {"Origin": "https://evil.example", **FORWARDED}, 403),
+        (PROXY, {"Origin": "https://evil.example", **FORWARDED, "X-Forwarded-Host": "evil.example"}, 421),
+        # A page whose name leads to this machine, and that can send all headers but Host.
+        (PROXY, {"Origin": "http://evil.example", **FORWARDED, "Host": "evil.example"}, 421),
+        (("--token", "x", *PROXY), {"Origin": "https://moshi.example", **FORWARDED}, 401),
+    ],
+)
+def test_a_plain_request_is_told_what_the_websocket_was(model, options, headers, status):
+    """By POST, with which browsers send Origin, as with a websocket: one answer for both."""
+
+    async def scenario():
+        async with serving(model, *options) as server, aiohttp.ClientSession() as http:
+            async with http.post(f"{server.url}/api/chat", headers=headers) as answer:
+                told = answer.status, await answer.text()
+            try:
+                async with http.ws_connect(f"{server.url}/api/chat", headers=headers):
+                    return told, 426  # as it would be, if it were one
+            except aiohttp.WSServerHandshakeError as error:
+                return told, error.status
+
+    (told, text), connected = run(scenario())
+    assert told == connected == status
+    assert text.endswith(".\n")
+    assert "Traceback" not in text
+
+
+def test_a_proxy_that_lets_no_websocket_through_is_named(model):
+    """As nginx sends it without the lines for it: all headers but those from hop to hop."""
+    headers = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "A" * 22, "Connection": "close"}
+
+    async def scenario():
+        async with serving(model) as server:
+            asked = await get(f"{server.url}/api/chat", headers=headers), await get(f"{server.url}/api/chat")
+            return asked, server.errors()["upgrade"]
+
+    (proxied, plain), count = run(scenario())
+    assert (proxied[0], plain[0], count) == (426, 426, 1)
+    assert "A proxy has not passed on" in proxied[1]
+    assert plain[1] == "This address is for websockets.\n"
+
+
+def test_behind_a_proxy_visitors_are_told_apart(model):
+    options = *PROXY, "--max-per-address", "1"
+
+    async def scenario():
+        async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
+
+            async def come(address):
+                return await stack.enter_async_context(
+                    Talker(server.url, headers={**FORWARDED, "X-Forwarded-For": f"6.6.6.6, {address}"})
+                )
+
+            first, second = await come("192.0.2.1"), await come("192.0.2.2")
+            await first.until(Handshake)
+            assert (await second.until(MetaData)).values == {"waiting": 1}
+            again = await come("192.0.2.1")
+            assert "from your address" in (await again.until(Error)).text
+            await eventually(lambda: server.log)
+            await first.ws.close()
+            await eventually(lambda: len(server.log) == 2)
+            return server.log[:2]
+
+    log = run(scenario())
+    assert [line["address"] for line in log] == ["192.0.2.1", "192.0.2.1"]
+    assert log[0]["end"] == "per_address"
+
+
+def test_a_proxy_that_is_not_trusted_is_named_once(model):
+    async def scenario():
+        async with serving(model) as server:
+            for _ in range(3):
+                await get(f"{server.url}/health", headers=FORWARDED)
+            async with Talker(server.url, headers=FORWARDED) as talker:
+                await talker.until(Handshake)
+            await eventually(lambda: len(server.log) == 2)
+            return server.log
+
+    told, session = run(scenario())
+    assert told["event"] == "proxy"
+    assert told["hint"] == "If 127.0.0.1 is a proxy of yours, start with --trusted-proxy 127.0.0.1."
+    assert session["address"] == "127.0.0.1"
 
 
 FEW = Limits(message=2000, rate=50, first=0.3, idle=0.6, unsent=60_000)
@@ -453,8 +708,8 @@ async def once(talker, digits):
         (flood, "rate", FEW, "messages a second"),
         (garbage, "audio", Limits(), "no Ogg stream"),
         (too_large, "message_size", FEW, "3000 bytes"),
-        (nothing, "first", FEW, "Nothing came for 0.3 s"),
-        (once, "idle", FEW, "Nothing came for 0.6 s"),
+        (nothing, "first", FEW, "No sound came for 0.3 s"),
+        (once, "idle", FEW, "No sound came for 0.6 s"),
     ],
 )
 def test_limits_end_it_with_an_error(model, digits, act, kind, limits, said):
@@ -525,6 +780,128 @@ def test_too_many_connections(model):
     assert "from your address" in run(scenario("--max-per-address", "2"))
 
 
+def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
+    """140 that were asked something once, without the token; somebody else still comes in, and so does this address."""
+    (tmp_path / "index.html").write_text("<title>x</title>")
+
+    async def keep(server):
+        reader, writer = await asyncio.open_connection("127.0.0.2", server.port, local_addr=("127.0.0.2", 0))
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"</title>")
+        return writer
+
+    async def scenario():
+        async with serving(model, static=tmp_path, host="127.0.0.2") as server:
+            kept = [await keep(server) for _ in range(140)]
+            assert len(server._gates) == 64  # those of 32 clients, and 32 more
+            connector = aiohttp.TCPConnector(local_addr=("127.0.0.1", 0))
+            url = server.url.replace("127.0.0.1", "127.0.0.2")
+            async with aiohttp.ClientSession(connector=connector) as http:
+                async with http.get(f"{url}/") as answer:
+                    assert answer.status == 200
+                async with http.ws_connect(f"{url}/api/chat") as ws:
+                    while (await ws.receive(10)).data[:1] != bytes([0]):
+                        pass
+            kept.append(await keep(server))
+            alive = [writer for writer in kept if not writer.transport.is_closing()]
+            assert kept[-1] in alive
+            for writer in kept:
+                writer.close()
+
+    run(scenario())
+
+
+def test_one_conversation_has_its_page(model, tmp_path, digits):
+    """A browser keeps several connections for the page's files, besides the conversation's."""
+    (tmp_path / "index.html").write_text("<title>x</title>")
+
+    async def scenario():
+        async with (
+            serving(model, "--max-connections", "1", static=tmp_path) as server,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            for _ in range(6):
+                http = await stack.enter_async_context(aiohttp.ClientSession())
+                async with http.get(f"{server.url}/") as answer:
+                    await answer.read()
+            heard = await talk(server.url, digits[: 3 * FRAME], **FILE)
+            return heard, len(server._gates)
+
+    heard, gates = run(scenario())
+    assert len(heard.pcm) == 3
+    assert gates >= 6
+
+
+class FakeTransport(asyncio.Transport):
+    def __init__(self, address):
+        super().__init__({"peername": (address, 1)})
+        self.is_open = True
+
+    def abort(self):
+        self.is_open = False
+
+
+def test_those_go_that_do_nothing_of_whoever_has_the_most():
+    gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
+
+    def come(address, busy=False):
+        gate = _Gate(asyncio.Protocol(), gates)
+        gate.connection_made(FakeTransport(address))
+        if busy:
+            gate.begin()
+        return gate
+
+    def are_open(*those):
+        return [gate.transport.is_open for gate in those]
+
+    one = [come("1.1.1.1", busy) for busy in (True, False, False)]
+    one.append(come("1.1.1.1"))  # more than an address may have: its oldest that is idle
+    assert are_open(*one) == [True, False, True, True]
+    two = come("2.2.2.2")
+    three = come("3.3.3.3")  # more than there may be
+    assert are_open(*one, two, three) == [True, False, False, True, True, True]
+    four = come("4.4.4.4")
+    assert are_open(*one, two, three, four) == [True, False, False, False, True, True, True]
+    assert len(gates) == 4
+    for gate in (two, three, four):
+        gate.begin()
+    assert are_open(come("5.5.5.5")) == [False]  # where nobody is idle, there is no room
+    two.end()
+    assert are_open(come("5.5.5.5"), two) == [True, False]
+    proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
+    gates = proxied
+    assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
+
+
+def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("msh_mlx.server._TAKEN_WITHIN", 0.3)
+    monkeypatch.setattr("msh_mlx.server._SEND_BUFFER", 4096)
+    (tmp_path / "index.html").write_bytes(bytes(30_000_000))
+
+    async def scenario():
+        async with serving(model, static=tmp_path) as server:
+            with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await eventually(lambda: len(server._gates) == 1)
+                await eventually(lambda: len(server._gates) == 0)
+
+    run(scenario())
+
+
+def test_a_kept_connection_that_is_closed_is_no_fault(model, monkeypatch):
+    monkeypatch.setattr("msh_mlx.server._HEAD_WITHIN", 0.2)
+
+    async def scenario():
+        async with serving(model) as server, aiohttp.ClientSession() as http:
+            async with http.get(f"{server.url}/health") as answer:
+                await answer.read()
+            await eventually(lambda: len(server._gates) == 0)
+            return server.errors()["request"]
+
+    assert run(scenario()) == 0
+
+
 def test_a_connection_without_a_request_is_closed(model, monkeypatch):
     monkeypatch.setattr("msh_mlx.server._HEAD_WITHIN", 0.2)
 
@@ -540,15 +917,161 @@ def test_a_connection_without_a_request_is_closed(model, monkeypatch):
     assert run(scenario())[0] == 200
 
 
-def test_text_frames_and_unknown_messages_are_discarded(model, digits, reference):
+def test_unknown_messages_are_discarded(model, digits, reference):
     async def scenario():
         async with serving(model) as server, Talker(server.url, **FILE) as talker:
             for data in (b"", b"\xff", b"\x03\x09", b"\x02hello", encode(Handshake())):
                 await talker.ws.send_bytes(data)
-            await talker.ws.send_str("hello")
             return await talker.converse(digits)
 
     assert run(scenario()).raw == reference.raw
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_text_frame_is_answered_and_keeps_no_place(model, waits):
+    """As programs for other protocols send them, which would wait for ever."""
+
+    async def scenario():
+        async with serving(model) as server, Talker(server.url) as first, Talker(server.url) as second:
+            await first.until(Handshake)
+            await second.until(MetaData)
+            other, one = (first, second) if waits else (second, first)
+            await one.ws.send_str('{"type": "session.update"}')
+            error = await one.until(Error)
+            assert await one.until(Error) is None
+            assert one.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+            if not waits:
+                assert await other.until(Handshake)
+            await eventually(lambda: server.log)
+            return error.text, server.log[0]["end"]
+
+    text, end = run(scenario())
+    assert text == "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+    assert end == "text"
+
+
+BESIDES_SOUND = {
+    "nothing": b"",
+    "unknown": b"\xff",
+    "ping": encode(Ping()),
+    "metadata": b"\x04{}",
+    "text": encode(Text("hello")),
+    "control": encode(Control.END_TURN),
+    "no sound": encode(Audio(b"")),
+    "headers": encode(Audio(OpusEncoder().encode(np.zeros(FRAME, np.float32))[:100])),
+    "restart": encode(Control.RESTART),
+}
+
+
+@pytest.mark.parametrize("spoke", [False, True])
+@pytest.mark.parametrize("what", BESIDES_SOUND)
+def test_nothing_but_sound_keeps_a_session(model, digits, what, spoke):
+    limits = replace(FEW, first=0.8, idle=0.8, rate=1000)
+
+    async def scenario():
+        async with serving(model, limits=limits) as server, Talker(server.url) as talker:
+            await talker.until(Handshake)
+            if spoke:
+                await talker.say(digits[: 2 * FRAME])
+
+            async def stay():
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        await asyncio.sleep(0.1)
+                        await talker.ws.send_bytes(BESIDES_SOUND[what])
+                        await talker.ws.ping()
+
+            staying = asyncio.ensure_future(stay())
+            error = await talker.until(Error)
+            staying.cancel()
+            await asyncio.gather(staying, return_exceptions=True)
+            await eventually(lambda: server.log)
+            return error.text, server.log[0]["end"]
+
+    text, end = run(scenario())
+    assert text.startswith("No sound came for 0.8 s")
+    assert end == ("idle" if spoke else "first")
+
+
+def test_who_has_paused_has_as_long_as_the_others(model, digits):
+    """What a paused client sends is not heard, so it keeps nothing; sound after it has started again does."""
+    limits = replace(FEW, first=1.0, idle=1.0, rate=1000)
+
+    async def scenario():
+        async with serving(model, limits=limits) as server, Talker(server.url, **GREEDY) as talker:
+            await talker.until(Handshake)
+            await talker.say(digits[:FRAME])
+            await talker.send(Control.PAUSE)
+            await asyncio.sleep(0.3)
+            await talker.send(Control.START)
+            await talker.say(digits[: 20 * FRAME], 0.08)  # longer than the limit
+            await talker.send(Control.PAUSE)
+            staying = asyncio.ensure_future(talker.say(digits, 0.05))
+            error = await talker.until(Error)
+            staying.cancel()
+            await asyncio.gather(staying, return_exceptions=True)
+            return error.text, len(talker.heard.pcm)
+
+    text, frames = run(scenario())
+    assert text == "No sound came for 1 s, so the conversation is over."
+    assert frames > 5
+
+
+def test_a_slow_model_is_no_silence_of_the_client(model, digits, monkeypatch):
+    """All has been sent, and the answers take longer than the limit."""
+
+    async def scenario():
+        from msh_mlx.session import Session
+
+        step = Session.step
+        monkeypatch.setattr(Session, "step", lambda *given: (time.sleep(0.3), step(*given))[1])
+        async with serving(model, limits=replace(FEW, idle=0.6, rate=1000)) as server:
+            return await talk(server.url, digits[: 8 * FRAME], **FILE)
+
+    heard = run(scenario())
+    assert len(heard.pcm) == 8
+    assert not heard.error
+
+
+# ---- who did not ask for it gets nothing that published servers do not send ------------------------------------------------
+
+
+def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):
+    monkeypatch.setattr("msh_mlx.connection._STATS_EVERY", 0.1)
+    monkeypatch.setattr("msh_mlx.connection._PING_EVERY", 0.4)
+    short = digits[: 25 * FRAME]
+
+    async def scenario(stats):
+        async with serving(model) as server, Talker(server.url, stats=None) as first:
+            await first.until(Handshake)
+            async with Talker(server.url, stats=stats, **FILE) as talker:
+                await asyncio.sleep(1.0)
+                await first.ws.close()
+                return await talker.converse(short, 0.05)
+
+    asked, published = run(scenario(1)), run(scenario(None))
+    for heard in (asked, published):
+        assert len(heard.pcm) == 25
+        about = [values for values in heard.metadata if "build_info" in values]
+        assert len(about) == 1
+    assert {"waiting": 1} in asked.metadata
+    assert any("step_p50_ms" in values for values in asked.metadata)
+    assert asked.of(Ping)
+    kinds = [type(message) for message in published.messages]
+    assert kinds[:2] == [MetaData, Handshake]
+    assert set(kinds[2:]) <= {Audio, Text}
+
+
+def test_parameters_that_change_nothing_are_told(model, digits):
+    async def scenario(stats):
+        async with serving(model) as server:
+            query = {**FILE, "stats": stats, "voice_prompt": "NATF2.pt", "text_topK": 3, "a\x1b\nb": 1}
+            heard = await talk(server.url, digits[: 3 * FRAME], **query)
+            await eventually(lambda: server.log)
+            return heard.metadata[0].get("ignored"), server.log[0]["ignored"]
+
+    assert run(scenario(1)) == (["voice_prompt", "text_topK", "a b"], "voice_prompt, text_topK, a b")
+    assert run(scenario(None)) == (None, "voice_prompt, text_topK, a b")
 
 
 # ---- what it tells -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import { IncompleteError, Sound } from "./audio";
 import { Figures, level } from "./figures";
 import { Link } from "./link";
-import { GRANULE_RATE, join, OggReader, OggWriter, packetKind, packetSamples } from "./ogg";
+import { GRANULE_RATE, isPlayable, join, OggReader, OggWriter, packetKind, packetSamples } from "./ogg";
 import type { Codec, PacketDecoder, PacketEncoder } from "./opus/codec";
 import { PACKET_SAMPLES, SAMPLE_RATE } from "./protocol";
 import { Transcript } from "./transcript";
@@ -14,6 +14,8 @@ export const RECORDING_HOURS = 2;
 const PACKET_SECONDS = PACKET_SAMPLES / SAMPLE_RATE;
 // After so long a browser that lets no sound run will not do so unasked: some do not without a loudspeaker.
 const START_MS = 3000;
+// For so long sound may come of which nothing can be played.
+const UNPLAYED_MS = 2500;
 // Of what a meter shows, every 10 ms: it falls to a tenth within a third of a second.
 const METER_FALL = 0.93;
 
@@ -49,6 +51,8 @@ export class Conversation {
   #encoder: PacketEncoder | null = null;
   #decoder: PacketDecoder | null = null;
   #reader = new OggReader();
+  #playable = false; // the stream is Opus that can be decoded
+  #unplayedSince: number | null = null; // milliseconds: sound has come since then, and none of it could be played
   #writer: OggWriter | null = null;
   #headers: Uint8Array | null = null; // to go with the first page
   #packets: Uint8Array[] = []; // of the next page
@@ -58,6 +62,7 @@ export class Conversation {
   #lost = false; // and since then the connection was lost
   #slow = false;
   #full = false;
+  #ignored: string[] = []; // parameters that the server knows nothing of
   #gone = false; // there is no microphone at present
 
   /** Must be called in the handler of a gesture. */
@@ -215,25 +220,46 @@ export class Conversation {
     this.#begun = true;
     this.#slow = false;
     this.#reader = new OggReader();
+    this.#playable = false;
+    this.#unplayedSince = null;
     this.#writer = new OggWriter(Math.floor(Math.random() * 2 ** 32), SAMPLE_RATE);
     this.#headers = this.#writer.headers();
     this.#packets = [];
     this.#used = 0;
     this.figures = this.figures.afresh();
     this.#setPhase("talking");
-    this.events.onTrouble(this.#lost ? { cause: "renewed" } : null);
+    const ignored = this.#ignored.length > 0;
+    this.events.onTrouble(
+      this.#lost ? { cause: "renewed" } : ignored && !again ? { cause: "ignored", names: this.#ignored } : null,
+    );
     this.#lost = false;
   }
 
   #onAudio(data: Uint8Array): void {
+    const missing = this.#reader.missing;
+    this.#unplayedSince ??= performance.now();
     for (const packet of this.#reader.feed(data)) {
       const kind = packetKind(packet);
-      const samples = kind === "audio" ? packetSamples(packet) : 0;
+      if (kind === "head") this.#playable = isPlayable(packet);
+      const samples = kind === "audio" && this.#playable ? packetSamples(packet) : 0;
       if (samples > 0) {
         this.figures.received += samples / GRANULE_RATE;
         this.#decoder?.decode(packet);
+        this.#unplayedSince = null;
       }
     }
+    this.#keepPlace((this.#reader.missing - missing) / GRANULE_RATE);
+    if (this.#unplayedSince !== null && performance.now() - this.#unplayedSince > UNPLAYED_MS) {
+      this.#fail({ cause: "server", detail: "The server sends sound that is no Opus in Ogg, so it cannot be heard." });
+    }
+  }
+
+  /** What did not come is silent for as long as it would have sounded. */
+  #keepPlace(seconds: number): void {
+    if (seconds === 0) return;
+    this.figures.received += seconds;
+    this.figures.damaged += seconds;
+    this.#sound.play(new Float32Array(Math.round(seconds * SAMPLE_RATE)), SAMPLE_RATE);
   }
 
   #onText(text: string): void {
@@ -245,6 +271,7 @@ export class Conversation {
 
   #onMetadata(values: Record<string, unknown>): void {
     this.figures.update(values);
+    if (Array.isArray(values.ignored)) this.#ignored = values.ignored.map(String);
     if (typeof values.waiting === "number") {
       this.#setPhase("waiting");
       this.events.onTrouble({ cause: "waiting", place: values.waiting });

@@ -12,6 +12,7 @@ export class Figures {
   sent = 0;
   received = 0;
   unsent = 0;
+  damaged = 0; // of what came
   slow = false;
   #serverDropped = 0;
   #streak = 0; // reports in a row that speak against what `slow` says
@@ -64,7 +65,7 @@ export class Figures {
 
   /** Seconds of sound that were lost anywhere; `dropped` is what the page's queue lost. */
   lost(dropped: number): number {
-    return this.#serverDropped + this.unsent + dropped;
+    return this.#serverDropped + this.unsent + this.damaged + dropped;
   }
 
   /** What to show of both at this time (in seconds); nothing where all is well. */

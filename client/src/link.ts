@@ -165,29 +165,42 @@ export class Link {
     };
   }
 
-  /** A websocket does not tell why it did not open: a plain request does. */
+  /** A websocket does not tell why it did not open: a plain request of the same, from the same page, does. */
   async #ask(address: URL): Promise<void> {
-    let trouble: Trouble | null = null;
-    let unready: string | null = null;
+    const plain = plainAddress(address);
+    // With POST alone browsers say which page asks, as they do for a websocket.
+    const ask = (mode: RequestMode) =>
+      fetch(plain, { method: "POST", mode, cache: "no-store", signal: AbortSignal.timeout(ASK_MS) });
+    const seconds = this.#delay;
+    let trouble: Trouble = { cause: "unreachable", seconds };
     try {
-      const answer = await fetch(plainAddress(address), { cache: "no-store", signal: AbortSignal.timeout(ASK_MS) });
-      const body = await answer.text();
-      trouble = answer.ok ? null : refusal(answer.status, body);
-      if (answer.status === 503) unready = body;
+      const answer = await ask("cors");
+      trouble = refusal(answer.status, await answer.text(), seconds);
     } catch {
-      // It does not answer, or may not be asked from here.
+      // It does not answer, or tells pages of another server nothing; whether it is there they may know.
+      if (plain.origin !== location.origin && (await ask("no-cors").catch(() => null))) {
+        trouble = { cause: "foreign", page: location.origin };
+      }
     }
     if (this.#closed || this.#socket) return;
-    if (trouble) this.events.onOver(trouble);
-    else if (unready !== null) this.#again("unready", unready);
-    else this.#again(this.#handshakes > 0 ? "lost" : "unreachable");
+    if (!("seconds" in trouble)) this.events.onOver(trouble);
+    else if (trouble.cause === "unreachable" && this.#handshakes > 0) this.#again("lost");
+    else this.#retryAfter(trouble);
   }
 
-  #again(cause: "lost" | "unreachable" | "silent" | "unready", detail = ""): void {
-    const seconds = BACKOFF[Math.min(this.#failures++, BACKOFF.length - 1)] as number;
-    this.events.onDown(cause === "unready" ? { cause, detail, seconds } : { cause, seconds });
+  get #delay(): number {
+    return BACKOFF[Math.min(this.#failures, BACKOFF.length - 1)] as number;
+  }
+
+  #again(cause: "lost" | "silent"): void {
+    this.#retryAfter({ cause, seconds: this.#delay });
+  }
+
+  #retryAfter(trouble: Trouble & { seconds: number }): void {
+    this.#failures++;
+    this.events.onDown(trouble);
     clearTimeout(this.#retry);
-    this.#retry = setTimeout(() => this.#connect(), seconds * 1000);
+    this.#retry = setTimeout(() => this.#connect(), trouble.seconds * 1000);
   }
 
   #watch(): void {

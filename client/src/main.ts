@@ -9,7 +9,7 @@ import { explain, isNotice, type Trouble } from "./troubles";
 import * as view from "./view";
 
 const { elements } = view;
-const RENEWED_SHOWN_MS = 15_000;
+const NEWS_SHOWN_MS = 15_000;
 // Often enough to look alive; every picture costs power, and the sound needs the processor more.
 const METERS_SHOWN_MS = 60;
 const METERS_TOLD_MS = 500;
@@ -77,10 +77,10 @@ function showTrouble(next: Trouble | null): void {
   view.showTrouble(next ? explain(next) : "", next !== null && isNotice(next));
   elements.token.hidden = next?.cause !== "token";
   if (next?.cause === "token") elements.tokenValue.focus();
-  if (next?.cause === "renewed") {
+  if (next?.cause === "renewed" || next?.cause === "ignored") {
     setTimeout(() => {
       if (trouble === next) showTrouble(null);
-    }, RENEWED_SHOWN_MS);
+    }, NEWS_SHOWN_MS);
   }
 }
 

@@ -48,8 +48,22 @@ export function packetSamples(packet: Uint8Array): number {
   return samples <= 5760 ? samples : 0;
 }
 
-/** Finds the packets in a stream of bytes that comes in any pieces; what is damaged is passed over. */
+/** Whether a stream with this OpusHead has packets that a decoder takes: of one stream, for one or two channels. */
+export function isPlayable(head: Uint8Array): boolean {
+  const [version, channels] = head.subarray(8, 10);
+  const family = head[18];
+  if (version === undefined || version >> 4 !== 0 || family === undefined) return false;
+  return family === 0 ? channels === 1 || channels === 2 : head[19] === 1;
+}
+
+// Of the pages that are missing at once: who numbers them in another way has lost nothing.
+const MOST_MISSING = 1000;
+
+/** Finds the packets in a stream of bytes that comes in any pieces; what is damaged is passed over, and counted. */
 export class OggReader {
+  /** What was on pages that did not come, or were damaged, as long as those before them; in samples at 48 kHz. */
+  missing = 0;
+  #usual = 0; // samples on the page before
   #buffer = new Uint8Array(0);
   #partial: Uint8Array | null = null; // the beginning of a packet that the next page goes on with
   #serial = -1;
@@ -81,7 +95,10 @@ export class OggReader {
     const continued = ((page[5] as number) & CONTINUED) !== 0;
     const serial = fields.getUint32(14, true);
     const sequence = fields.getUint32(18, true);
-    const follows = serial === this.#serial && sequence === (this.#sequence + 1) >>> 0;
+    const gap = (sequence - this.#sequence - 1) >>> 0;
+    const follows = serial === this.#serial && gap === 0;
+    if (serial === this.#serial && gap < MOST_MISSING) this.missing += gap * this.#usual;
+    const before = packets.length;
     let packet = continued && follows ? this.#partial : continued ? null : new Uint8Array(0);
     this.#serial = serial;
     this.#sequence = sequence;
@@ -100,6 +117,8 @@ export class OggReader {
       }
     }
     this.#partial = open ? packet : null;
+    const sound = packets.slice(before).filter((each) => packetKind(each) === "audio");
+    this.#usual = sound.reduce((sum, each) => sum + packetSamples(each), 0);
   }
 }
 

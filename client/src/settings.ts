@@ -32,8 +32,13 @@ export const FIELDS: readonly Field[] = [
   { name: "pad_mult", label: "Bonus for silence", whole: false, least: -100, most: 100, shown: true },
 ];
 
-// Of the page's own address, handed on as they are.
-const HANDED_ON = ["max_steps", "email"];
+// Parameters of the page's own address that are for the page, or that it hands on in its own way.
+const KEPT: ReadonlySet<string> = new Set([
+  "worker_addr",
+  "worker_auth_id",
+  "stats",
+  ...FIELDS.map(({ name }) => name),
+]);
 
 export type Settings = Record<string, string>;
 
@@ -74,12 +79,14 @@ function parse(stored: string | null): Record<string, unknown> {
   }
 }
 
-/** The parameters of a conversation's address. */
+/**
+ * The parameters of a conversation's address. What the page does not know goes to the server, too: it may be for that, or is
+ * named by it as of no use.
+ */
 export function parameters(settings: Settings, page: URLSearchParams, token: string | null): Record<string, string> {
-  const values = { ...settings };
-  for (const name of HANDED_ON) {
-    const text = page.get(name);
-    if (text) values[name] = text;
+  const values: Record<string, string> = { ...settings, stats: "1" };
+  for (const [name, text] of page) {
+    if (!KEPT.has(name) && text !== "") values[name] = text;
   }
   if (token !== null) values.worker_auth_id = token;
   return values;

@@ -15,16 +15,19 @@ export type Trouble =
   | { cause: "refused"; detail: string }
   | { cause: "unready"; detail: string; seconds: number }
   | { cause: "unreachable"; seconds: number }
+  | { cause: "no-websocket"; seconds: number }
+  | { cause: "foreign"; page: string }
   | { cause: "lost"; seconds: number }
   | { cause: "silent"; seconds: number }
   | { cause: "renewed" }
+  | { cause: "ignored"; names: string[] }
   | { cause: "server"; detail: string }
   | { cause: "ended" }
   | { cause: "slow" }
   | { cause: "full"; hours: number };
 
 /** A notice only informs; what is no notice keeps the conversation from going on. */
-const NOTICES: ReadonlySet<Trouble["cause"]> = new Set(["waiting", "renewed", "slow", "full", "ended"]);
+const NOTICES: ReadonlySet<Trouble["cause"]> = new Set(["waiting", "renewed", "ignored", "slow", "full", "ended"]);
 
 export function isNotice(trouble: Trouble): boolean {
   return NOTICES.has(trouble.cause);
@@ -52,9 +55,15 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
   refused: ({ detail }) => sentence(detail, "The server does not accept the conversation."),
   unready: ({ detail, seconds }) => `${sentence(detail, "The server is not ready.")} ${again(seconds)}`,
   unreachable: ({ seconds }) => `The server does not answer: is it running? ${again(seconds)}`,
+  "no-websocket": ({ seconds }) =>
+    `The server answers, but no websocket comes through to it: a proxy between has to pass on the headers Upgrade and Connection. ${again(seconds)}`,
+  foreign: ({ page }) =>
+    `The server answers, but not to pages of ${page}: start it with --allow-origin ${page}, or open its own page.`,
   lost: ({ seconds }) => `The connection was lost. ${again(seconds)}`,
   silent: ({ seconds }) => `Nothing has come from the server for 10 seconds. ${again(seconds)}`,
   renewed: () => "Connected again: the conversation is new, and Moshi remembers nothing of the one before.",
+  ignored: ({ names }) =>
+    `The server knows nothing of ${names.length > 1 ? "these parameters" : "this parameter"}: ${names.join(", ")}.`,
   server: ({ detail }) => sentence(detail, "The server ended the conversation because of an error."),
   ended: () => "The conversation has reached its end; press the button for another one.",
   slow: () =>
@@ -96,10 +105,16 @@ export function microphoneTrouble(error: unknown): Trouble {
   }
 }
 
-/** Why a websocket did not open, from the answer to a plain request of the same address; null: it may open the next time. */
-export function refusal(status: number, body: string): Trouble | null {
+/**
+ * Why a websocket did not open, from the answer to a plain request of the same address. All but "token" and "refused" may be
+ * over the next time.
+ */
+export function refusal(status: number, body: string, seconds: number): Trouble {
   if (status === 401) return { cause: "token" };
-  // It would have been fine; it is still loading; a proxy finds no server behind it.
-  if (status === 426 || (status >= 502 && status <= 504)) return null;
+  // It would have been fine, or, of published servers, such requests are not answered.
+  if (status === 426 || status === 405) return { cause: "no-websocket", seconds };
+  if (status === 503) return { cause: "unready", detail: body, seconds };
+  // A proxy finds no server behind it.
+  if (status === 502 || status === 504) return { cause: "unreachable", seconds };
   return { cause: "refused", detail: body };
 }

@@ -51,6 +51,8 @@ export const metadata = (values: object) => text(4, JSON.stringify(values));
 export class FakeServer {
   /** What a plain request of /api/chat gets; with a status other than 426 websockets are refused, too. */
   answer = { status: 426, body: "" };
+  /** Whether websockets come through; if not, they are like any request, as behind a proxy that does not know them. */
+  upgrades = true;
   onConnection: (socket: WebSocket, request: IncomingMessage) => void = () => undefined;
   /** A script that runs before the page's own, for browsers whose drivers cannot do that. */
   script = "";
@@ -61,12 +63,18 @@ export class FakeServer {
   private constructor() {
     this.#server = createServer((request, response) => {
       const path = new URL(request.url ?? "/", "http://x").pathname;
+      if (path === "/api/chat" && request.method !== "POST") {
+        // A browser sends no Origin with it, so that the real server could not tell all that it tells a websocket.
+        response.writeHead(400).end("A plain request is to be a POST.");
+        return;
+      }
       if (path === "/api/chat") {
         response.writeHead(this.answer.status, { "content-type": "text/plain; charset=utf-8" }).end(this.answer.body);
         return;
       }
       try {
-        const file = normalize(path === "/" ? "/index.html" : path);
+        // The last one as with a base path that a proxy takes away, but for the slash at its end.
+        const file = normalize(path === "/" || path === "/no/slash" ? "/index.html" : path);
         const page = file === "/index.html" && this.script !== "";
         const body =
           file === "/before.js"
@@ -82,7 +90,7 @@ export class FakeServer {
     });
     this.#server.on("upgrade", (request, socket, head) => {
       this.requests.push(request.url ?? "");
-      if (this.answer.status !== 426) {
+      if (this.answer.status !== 426 || !this.upgrades) {
         socket.end(`HTTP/1.1 ${this.answer.status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
         return;
       }
@@ -234,8 +242,8 @@ export async function openPage(
   page.setDefaultTimeout(20_000);
   const complaints: string[] = [];
   page.on("console", (message) => {
-    // What a browser writes when a server does not answer is no fault of the page's.
-    const network = /Failed to load resource|WebSocket connection to/.test(message.text());
+    // What a browser writes when a server does not answer, or not to this page, is no fault of the page's.
+    const network = /Failed to load resource|WebSocket connection to|blocked by CORS policy/.test(message.text());
     if (message.type() === "error" && !network) complaints.push(message.text());
   });
   page.on("pageerror", (error) => complaints.push(String(error)));

@@ -228,7 +228,7 @@ describe("settings", () => {
     await talking(page);
     const query = (index: number) =>
       Object.fromEntries(new URL(server.requests[index] as string, server.url).searchParams.entries());
-    expect(query(0)).toEqual({ audio_temperature: "0.3", max_steps: "77" });
+    expect(query(0)).toEqual({ audio_temperature: "0.3", max_steps: "77", stats: "1" });
     const used = { ...query(0), text_topk: "25", text_seed: "7", repetition_penalty: "1.1" };
     expect(query(1)).toEqual(used);
     await page.reload();
@@ -315,6 +315,41 @@ describe("troubles", () => {
     await idle(page);
   });
 
+  test("a proxy that lets no websocket through, until it does", async () => {
+    connections(echo);
+    server.upgrades = false;
+    const page = await open();
+    await page.click("#talk");
+    await trouble(page, "no websocket comes through to it: a proxy between has to pass on the headers Upgrade");
+    server.upgrades = true;
+    await talking(page);
+    expect(await page.textContent("#trouble")).toBe("");
+  });
+
+  test("a server that is there, but for other pages", async () => {
+    const other = await FakeServer.start();
+    other.answer = { status: 403, body: "Pages of this one may not use it." };
+    const page = await open({}, `${server.url}?worker_addr=127.0.0.1:${other.port}`);
+    await page.click("#talk");
+    await trouble(page, `The server answers, but not to pages of ${new URL(server.url).origin}: start it with`);
+    await idle(page);
+    await other.stop();
+  });
+
+  test("parameters that the server knows nothing of: it is told, and the conversation goes on", async () => {
+    connections((socket) => {
+      socket.send(metadata({ ignored: ["voice_prompt", "text_topK"] }));
+      return echo(socket);
+    });
+    const page = await open({}, `${server.url}?voice_prompt=a.pt&text_topK=3`);
+    await page.click("#talk");
+    await talking(page);
+    await page.waitForSelector(
+      "#trouble.notice:has-text('The server knows nothing of these parameters: voice_prompt, text_topK.')",
+    );
+    expect(server.requests[0]).toContain("voice_prompt=a.pt");
+  });
+
   test("a server that is not ready yet: its sentence, and then the conversation", async () => {
     connections(echo);
     server.answer = { status: 503, body: "The model is not loaded yet." };
@@ -339,6 +374,14 @@ describe("troubles", () => {
     expect(await page.textContent("#trouble")).toBe("");
     expect(await page.locator("#transcript .renewed").count()).toBe(0);
     await restarted.stop();
+  });
+
+  test("an address without the slash at its end: the page says that its parts are not there", async () => {
+    const page = await open();
+    expect(await page.isVisible(".unloaded")).toBe(false);
+    await page.goto(`${server.url}no/slash`);
+    expect(await page.isVisible(".unloaded")).toBe(true);
+    opened?.complaints.splice(0);
   });
 
   test("a server that went away after it gave the page", async () => {

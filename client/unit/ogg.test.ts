@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { checksum, GRANULE_RATE, join, OggReader, OggWriter, packetKind, packetSamples } from "../src/ogg";
+import { checksum, GRANULE_RATE, isPlayable, join, OggReader, OggWriter, packetKind, packetSamples } from "../src/ogg";
 import { decode, encodeAudio } from "../src/protocol";
 
 /** A conversation between the published page (0) and the PyTorch server (1): direction, milliseconds, length, bytes. */
@@ -132,6 +132,41 @@ describe("split and damaged streams", () => {
   const short = packet(20, next);
   const first = page(0, 0, [20, 255, 255], join([short, long.subarray(0, 510)]));
   const second = page(1, 1, [90, 20], join([long.subarray(510), short]));
+
+  test("what is damaged or does not come is counted, as long as what was before it", () => {
+    const pages = Array.from({ length: 6 }, (_, index) => page(index, 0, [20, 20], join([short, short])));
+    const spoilt = (pages[2] as Uint8Array).slice();
+    spoilt[40] = (spoilt[40] as number) ^ 1;
+    for (const [third, missing] of [
+      [pages[2], 0],
+      [spoilt, 1],
+      [new Uint8Array(0), 1],
+    ] as [Uint8Array, number][]) {
+      const reader = new OggReader();
+      const heard = reader.feed(join([pages[0] as Uint8Array, pages[1] as Uint8Array, third, ...pages.slice(3)]));
+      expect(heard.length).toBe(2 * (6 - missing));
+      expect(reader.missing).toBe(missing * 2 * packetSamples(short));
+    }
+    const reader = new OggReader();
+    reader.feed(join([page(7, 0, [20], short), page(5, 0, [20], short), page(1 << 30, 0, [20], short)]));
+    expect(reader.missing).toBe(0); // these numbers tell nothing
+  });
+
+  test("only streams that a decoder takes are playable", () => {
+    const head = new OggReader().feed(new OggWriter(1, 24_000).headers())[0] as Uint8Array;
+    const like = (channels: number, family: number, streams: number) => {
+      const other = join([head, Uint8Array.of(streams, 0, 0, 1, 2, 3, 4, 5)]);
+      other[9] = channels;
+      other[18] = family;
+      return other;
+    };
+    expect(isPlayable(head)).toBe(true);
+    expect(isPlayable(like(2, 0, 9))).toBe(true);
+    expect(isPlayable(like(2, 1, 1))).toBe(true);
+    expect(isPlayable(like(6, 1, 4))).toBe(false);
+    expect(isPlayable(like(3, 0, 1))).toBe(false);
+    expect(isPlayable(head.subarray(0, 12))).toBe(false);
+  });
 
   test("a packet goes on over pages", () => {
     expect(new OggReader().feed(join([first, second]))).toEqual([short, long, short]);

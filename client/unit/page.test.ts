@@ -52,7 +52,9 @@ describe("the transcript", () => {
 });
 
 describe("settings", () => {
-  const page = new URLSearchParams("text_temperature=0&audio_topk=x&max_steps=10&email=");
+  const page = new URLSearchParams(
+    "text_temperature=0&audio_topk=x&max_steps=10&email=&voice_prompt=a.pt&worker_addr=h:1&worker_auth_id=no&stats=0",
+  );
 
   test("of the address come before stored ones, and wrong ones count for nothing", () => {
     const stored = '{"text_temperature":"0.5","audio_topk":"7","text_seed":"1.5","unknown":"1"}';
@@ -61,13 +63,15 @@ describe("settings", () => {
     expect(readSettings("null", new URLSearchParams())).toEqual({});
   });
 
-  test("become parameters, with what is only handed on", () => {
+  test("become parameters, with what is only handed on: all that is not for the page", () => {
     expect(parameters({ text_seed: "3" }, page, "secret")).toEqual({
       text_seed: "3",
+      stats: "1",
       max_steps: "10",
+      voice_prompt: "a.pt",
       worker_auth_id: "secret",
     });
-    expect(parameters({}, new URLSearchParams(), null)).toEqual({});
+    expect(parameters({}, new URLSearchParams(), null)).toEqual({ stats: "1" });
   });
 
   test("are checked", () => {
@@ -101,9 +105,12 @@ describe("troubles", () => {
     { cause: "refused", detail: "" },
     { cause: "unready", detail: "The model is not loaded yet.", seconds: 2 },
     { cause: "unreachable", seconds: 2 },
+    { cause: "no-websocket", seconds: 2 },
+    { cause: "foreign", page: "http://localhost:5173" },
     { cause: "lost", seconds: 0.5 },
     { cause: "silent", seconds: 8 },
     { cause: "renewed" },
+    { cause: "ignored", names: ["voice_prompt", "text_prompt"] },
     { cause: "server", detail: "<html>" },
     { cause: "ended" },
     { cause: "slow" },
@@ -138,14 +145,19 @@ describe("troubles", () => {
   });
 
   test("answers to the plain request", () => {
-    expect(refusal(401, "No.")).toEqual({ cause: "token" });
-    expect(refusal(403, "The page comes from elsewhere.")).toEqual({
+    expect(refusal(401, "No.", 1)).toEqual({ cause: "token" });
+    expect(refusal(403, "The page comes from elsewhere.", 1)).toEqual({
       cause: "refused",
       detail: "The page comes from elsewhere.",
     });
-    expect(refusal(426, "")).toBeNull();
-    expect(refusal(502, "")).toBeNull();
-    expect(refusal(503, "The model is not loaded yet.")).toBeNull();
+    expect(refusal(426, "", 1)).toEqual({ cause: "no-websocket", seconds: 1 });
+    expect(refusal(405, "", 1)).toEqual({ cause: "no-websocket", seconds: 1 });
+    expect(refusal(502, "<html>", 2)).toEqual({ cause: "unreachable", seconds: 2 });
+    expect(refusal(503, "The model is not loaded yet.", 2)).toEqual({
+      cause: "unready",
+      detail: "The model is not loaded yet.",
+      seconds: 2,
+    });
   });
 });
 
@@ -184,6 +196,9 @@ describe("figures", () => {
     expect(figures.notice(1, 0.1, 0)).toBe("delay 1.1 s");
     figures.unsent = 0.25;
     expect(figures.notice(2, 0, 0.5)).toBe("delay 1.0 s · lost 0.8 s");
+    figures.damaged = 0.1;
+    expect(figures.notice(20, 0, 0.4)).toBe("delay 1.0 s · lost 0.8 s");
+    figures.damaged = 0;
     figures.received = 1;
     expect(figures.notice(21, 0, 0.5)).toBe("lost 0.8 s");
     expect(figures.notice(23, 0, 0.5)).toBe("");

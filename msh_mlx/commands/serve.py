@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ..ui import Display
 
 _PORT = 9998
+_BLOCK = 4096  # bytes, the least that a file takes on most disks
 _LOOK = 0.05  # seconds between two looks at signals
 _SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both of them change
 
@@ -110,11 +112,17 @@ def parser() -> Parser:
         default=[],
         help="a name under which clients know this machine, besides its own",
     )
-    add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="at once (default: 64)")
-    add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
     add(
-        "--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without a message (default: 60)"
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="a proxy in front of this server, or a network of them: what it says of its clients is believed; "
+        "127.0.0.1, too, has to be named",
     )
+    add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="clients at once (default: 64)")
+    add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
+    add("--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without sound (default: 60)")
     add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
     add_sampling(add)
     add = made.add_argument_group("program").add_argument
@@ -136,16 +144,26 @@ def check(args: argparse.Namespace) -> None:
     if args.config is not None and not args.model:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
     for origin in args.allow_origin:
-        if not re.fullmatch(r"https?://[^/\s]+", origin):
+        if not re.fullmatch(r"https?://[^/\s]+", origin, re.IGNORECASE):
             raise InputError(f"--allow-origin {origin} is no origin; give one like https://example.org.")
+    if args.trusted_proxy:
+        from ..visitor import read_network
+
+        args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
     if args.log_dir:
-        folder = Path(args.log_dir).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--log-dir {folder} cannot be made: {error.strerror}.") from None
+        _check_log_dir(Path(args.log_dir).expanduser())
+
+
+def _check_log_dir(folder: Path) -> None:
+    """Make the folder if need be, and write into it as a session will: who asks for logs does not want to lose the first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_BLOCK))
+    except OSError as error:
+        raise InputError(f"--log-dir {folder} cannot be written: {error.strerror}; give another folder.") from None
 
 
 def _static(named: str | None) -> Path | None:
@@ -266,6 +284,7 @@ def settings(
         line=args.line,
         connections=args.max_connections,
         connections_per_address=args.max_per_address,
+        proxies=tuple(args.trusted_proxy),
         limits=Limits(idle=args.idle),
         token=args.token,
         hosts=frozenset(name.lower() for name in ("localhost", *names, *args.allow_host)),
