@@ -43,7 +43,7 @@ LEVELS = [
     {"files", "config", "tensors", "memory"},
     {"inputs"},
     {"protocol"},
-    {"errors", "signals", "log", "machine", "threads"},
+    {"errors", "signals", "log", "machine", "ranges", "threads"},
 ]
 
 
