@@ -148,7 +148,7 @@ def _say_scaling(choice: Choice, args: argparse.Namespace, signals: Signals) -> 
 
     scaling = find_scaling(args.lora, LmConfig.of(choice.files.config, lora=True), args.lora_scaling)
     with watching(args, signals) as watch:
-        watch.say(f"{args.lora} is added {scaling.value:g} times, {scaling.reason}.")
+        watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:

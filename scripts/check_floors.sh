@@ -66,7 +66,7 @@ for _ in $(seq 60); do
   [ -z "$address" ] || break
   sleep 1
 done
-"$python" client_opus.py "$address" --input assets/demo/digits.flac --output "$place/client.wav" \
+"$python" client_opus.py --url "$address" --input assets/demo/digits.flac --output "$place/client.wav" \
   --transcript "$place/client.jsonl" --tail 2 --plain >"$place/client.txt"
 compare 'the client' "$place/client.jsonl"
 kill -TERM "$server"

@@ -82,7 +82,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             sizes = f"{human_size(result.bytes_after)}, from {human_size(result.bytes_before)}"
             shown.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
             if result.scaling:
-                shown.say(f"{args.lora} was added {result.scaling.value:g} times, {result.scaling.reason}")
+                shown.say(f"{args.lora} was added with a scaling of {result.scaling.value:g}, {result.scaling.reason}")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
                 shown.say(f"{some}: their rows are no whole number of groups of {group_size}")
