@@ -20,7 +20,7 @@ trap 'exit 130' INT TERM
 
 base=''
 for version in 3.10 3.11 3.12 3.13 3.14; do
-  base=$("$uv" python find --quiet --system "$version" 2>/dev/null) && break
+  base=$("$uv" python find --system "$version" 2>/dev/null) && break
 done
 [ -n "$base" ] || {
   echo 'check_floors: there is no Python from 3.10 to 3.14.' >&2
