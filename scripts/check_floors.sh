@@ -20,7 +20,10 @@ trap 'exit 130' INT TERM
 
 base=''
 for version in 3.10 3.11 3.12 3.13 3.14; do
+  # In the path, or where pyenv keeps those that are not.
   base=$("$uv" python find --system "$version" 2>/dev/null) && break
+  base=$(find "${PYENV_ROOT:-$HOME/.pyenv}/versions" -path "*/$version.*/bin/python" 2>/dev/null | sed -n 1p)
+  [ -z "$base" ] || break
 done
 [ -n "$base" ] || {
   echo 'check_floors: there is no Python from 3.10 to 3.14.' >&2

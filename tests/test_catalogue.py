@@ -211,3 +211,13 @@ def test_entries_cannot_be_changed():
     entry = next(iter(load_catalogue().values()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         entry.name = "x"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark(encoding, tmp_path):
+    text = (Path(__file__).parent.parent / "weights.toml").read_text(encoding="utf-8")
+    (tmp_path / "plain.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "marked.toml").write_text(text, encoding=encoding)
+    plain, marked = (read_catalogue(tmp_path / f"{name}.toml") for name in ("plain", "marked"))
+    assert list(marked) == list(plain)
+    assert [entry.files for entry in marked.values()] == [entry.files for entry in plain.values()]
