@@ -18,6 +18,9 @@ _PICKLES = tuple(bytes([0x80, protocol, code]) for protocol in (2, 3, 4, 5) for 
 # What editors and shells of Windows write before a text, and the encoding that it stands for.
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
+# What to do with a part of a model, or with the index of its parts.
+ONE_FILE = "give a model that is in one file"
+
 
 def brief(value: object) -> str:
     """Write a value for a message: on one line, and not at length."""

@@ -21,7 +21,7 @@ from .config import read_config
 from .errors import InputError, MshError, UnreachableError
 from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
 from .hub import Watch
-from .tensors import ONE_FILE
+from .inputs import ONE_FILE
 
 if TYPE_CHECKING:
     from .weights import Checkpoint

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InputError
-from .inputs import brief, cannot_read, check_file, foreign
+from .inputs import ONE_FILE, brief, cannot_read, check_file, foreign
 
 # https://huggingface.co/docs/safetensors: the header is at most 100 MB.
 _MAX_HEADER = 100_000_000
@@ -23,8 +23,6 @@ _MAX_NAME = 512
 _MAX_AXES = 16
 _MAX_INDEX = 1 << 20
 _JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*[\"}]")
-# What to do with a part of a model, or with the index of its parts.
-ONE_FILE = "give a model that is in one file"
 # All types that the format has, and the bits of a number of each.
 _BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8,

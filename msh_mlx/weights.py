@@ -15,10 +15,11 @@ import mlx.nn as nn
 
 from .config import LmConfig, not_run, other_kind
 from .errors import InputError
+from .inputs import ONE_FILE
 from .layout import is_pytorch, is_transformers, to_mlx_layout
 from .lora import Change, find_scaling, read_lora
 from .models.lm import Lm
-from .tensors import FLOATS, ONE_FILE, TensorInfo, read_header, read_tensor
+from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
