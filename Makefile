@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check-floors check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -87,6 +87,9 @@ check-wheels: wheels ## install the wheels into an empty environment and run the
 
 check-aarch64: page ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
 	@sh scripts/check_aarch64.sh
+
+check-floors: setup ## try the oldest versions that pyproject.toml allows, with the oldest supported Python here
+	@sh scripts/check_floors.sh
 
 check: lint test test-page check-wheels ## all of the above
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from .errors import InputError
 from .files import asset
+from .inputs import decode_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -205,14 +206,14 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
             raise InputError(
                 f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB; give a file like weights.toml."
             )
-        text = raw.decode()
+        text = decode_text(raw)
         values = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"There is no catalogue {path}.") from None
     except OSError as error:
         raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise InputError(f"The catalogue {path} is not in UTF-8.") from None
+        raise InputError(f"The catalogue {path} is not in UTF-8; save it in that encoding.") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"The catalogue {path} is not valid TOML: {error}.") from None
     return {name: _Table(path, text, (name,), value).entry() for name, value in values.items()}

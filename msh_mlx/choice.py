@@ -105,6 +105,13 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     MshError
         Something cannot be fetched.
     """
+    choice = _chosen(args, signals)
+    if args.lora is not None:
+        _say_scaling(choice, args, signals)
+    return choice
+
+
+def _chosen(args: argparse.Namespace, signals: Signals) -> Choice:
     if args.demo:
         return Choice(find_demo(), "the demo model", is_demo=True)
     with watching(args, signals) as watch:
@@ -132,6 +139,16 @@ def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None
     need = memory_needed(checkpoint, args.kv_bits, getattr(args, "sessions", 1))
     if warning := check_memory(choice.name, need, machine_memory()):
         watch.say(warning)
+
+
+def _say_scaling(choice: Choice, args: argparse.Namespace, signals: Signals) -> None:
+    """Say how much of the adapters is added: a fine-tune with another scaling is another model."""
+    from .config import LmConfig
+    from .lora import find_scaling
+
+    scaling = find_scaling(args.lora, LmConfig.of(choice.files.config, lora=True), args.lora_scaling)
+    with watching(args, signals) as watch:
+        watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .config import LmConfig
 from .errors import InputError
 from .files import NewFile, check_outputs, config_beside
-from .lora import SCALING, Adapter
+from .lora import Change, Scaling, find_scaling
 from .models.lm import Lm
 from .position import Reader
 from .tensors import TensorInfo, TensorWriter, read_tensor
@@ -42,7 +42,8 @@ class Rule:
 class Converted:
     """What was written: the model and its configuration, the bytes before and after, and what did not fit the groups.
 
-    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are no whole number of groups.
+    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are no whole number of groups. `scaling`
+    says how much of the adapters was added; None: there were none.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Converted:
     bytes_before: int
     bytes_after: int
     unpacked: tuple[str, ...]
+    scaling: Scaling | None
 
 
 def convert(
@@ -61,7 +63,7 @@ def convert(
     keep: Sequence[Rule] = (),
     config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     lora: str | os.PathLike[str] | None = None,
-    lora_scaling: float = SCALING,
+    lora_scaling: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Converted:
     """Write the model in `path`, of either layout, to `out` in the MLX layout, and its configuration beside it.
@@ -99,7 +101,8 @@ def convert(
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
     checkpoint = open_checkpoint(path, config, lora=lora is not None)
-    adapters = checkpoint.adapters(lora, lora_scaling)
+    scaling = None if lora is None else find_scaling(lora, checkpoint.config, lora_scaling)
+    changes = checkpoint.changes(lora, scaling.value if scaling else None)
     check_outputs([out, out_config], [Path(file).expanduser() for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
     written = {
@@ -109,12 +112,13 @@ def convert(
     }
     total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
     with NewFile(out) as new, NewFile(out_config) as new_config:
-        new_config.file.write(json.dumps(dataclasses.asdict(checkpoint.config), indent=1).encode() + b"\n")
+        values = {key: value for key, value in dataclasses.asdict(checkpoint.config).items() if key != "lora_scaling"}
+        new_config.file.write(json.dumps(values, indent=1).encode() + b"\n")
         writer = TensorWriter(new.file, written)
         for module in checkpoint.shapes:
             if progress:
                 progress(done / total)
-            for row, part, array in _rows(checkpoint, module, targets.get(module), adapters.get(module)):
+            for row, part, array in _rows(checkpoint, module, targets.get(module), changes.get(module)):
                 writer.write(f"{module}.{part}", array, row)
             done += sum(info.nbytes for info in checkpoint.parts(module).values())
         new.commit()
@@ -122,7 +126,7 @@ def convert(
     mx.clear_cache()
     if progress:
         progress(1.0)
-    return Converted(out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked))
+    return Converted(out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), scaling)
 
 
 def _targets(
@@ -167,18 +171,18 @@ def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, Tenso
 
 
 def _rows(
-    checkpoint: Checkpoint, module: str, how: Quantization | None, adapter: Adapter | None
+    checkpoint: Checkpoint, module: str, how: Quantization | None, change: Change | None
 ) -> Iterator[tuple[int, str, mx.array]]:
     """Yield pieces of a module's tensors as they are written: the first row, the name of the part, the rows."""
     if len(checkpoint.shapes[module]) == 1:
         yield 0, "weight", read_tensor(checkpoint.path, checkpoint.parts(module)["weight"]).astype(mx.bfloat16)
         return
-    if how and how == checkpoint.quantizations.get(module) and adapter is None:
+    if how and how == checkpoint.quantizations.get(module) and change is None:
         for part, info in checkpoint.parts(module).items():
             for row, array in checkpoint.stored_rows(info):
                 yield row, part, array if part == "weight" else array.astype(mx.bfloat16)
         return
-    for row, weight in checkpoint.rows(module, adapter):
+    for row, weight in checkpoint.rows(module, change):
         weight = weight.astype(mx.bfloat16)
         arrays = mx.quantize(weight, how.group_size, how.bits) if how else (weight,)
         for part, array in zip(_packed(weight.shape, how), arrays, strict=True):
@@ -218,7 +222,7 @@ def check(
     path: str | os.PathLike[str],
     config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None,
     lora: str | os.PathLike[str] | None = None,
-    lora_scaling: float = SCALING,
+    lora_scaling: float | None = None,
     *,
     progress: Callable[[float], None] | None = None,
 ) -> Divergence:

@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from .config import LmConfig
 from .errors import InputError, InUseError
+from .inputs import brief
 from .models.cache import Ring, capacities
 from .models.layers import on_cpu
 from .models.lm import Lm
 from .position import AS_SAID, Outcome, Position
+from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
@@ -63,7 +65,7 @@ class LmGen:
     Raises
     ------
     InputError
-        The seed is not in [0, 2^64), or `kv_bits` does not suit the model.
+        The seed is not a whole number in [0, 2^64), or `kv_bits` does not suit the model.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class LmGen:
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
     ) -> None:
-        if seed is not None and not 0 <= seed < 1 << 64:
-            raise InputError(f"The seed {seed} is not between 0 and 2^64 − 1.")
+        if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
+            raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
         if not isinstance(text_sampler, TextSampler):
             text_sampler = TextSampler(**asdict(text_sampler))
         self.lm = lm

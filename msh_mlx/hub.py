@@ -152,10 +152,20 @@ def is_sha256(etag: str) -> bool:
     return _SHA256.fullmatch(etag) is not None
 
 
+def can_check(file: Reference, path: Path) -> bool:
+    """Tell whether a hash is known that the contents of a file can be compared with.
+
+    Where the cache could not make links, as on some file systems, nothing says which hash the hub has of a file.
+    """
+    blob = blob_of(path) if isinstance(file, HubFile) else None
+    return file.sha256 is not None or (blob is not None and (is_sha256(blob.name) or is_commit(blob.name)))
+
+
 def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda count: None) -> str | None:
     """Read a file and compare its hash with what is known of it: say what is wrong, or None.
 
-    The hub's hash is the name of the blob that `path` links to, and the reference may have one. `told` gets the count of the
+    The hub's hash is the name of the blob that `path` links to, and the reference may have one; without either (`can_check`)
+    nothing is found wrong. `told` gets the count of the
     bytes that were read since the last time.
 
     Raises

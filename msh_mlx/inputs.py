@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import reprlib
 import stat
@@ -13,6 +14,12 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 # How the pickles begin that PyTorch wrote before it used ZIP archives: the protocol, and the first operations there are.
 _PICKLES = tuple(bytes([0x80, protocol, code]) for protocol in (2, 3, 4, 5) for code in b"}]c\x8a\x95")
+
+# What editors and shells of Windows write before a text, and the encoding that it stands for.
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+# What to do with a part of a model, or with the index of its parts.
+ONE_FILE = "give a model that is in one file"
 
 
 def brief(value: object) -> str:
@@ -65,6 +72,20 @@ def foreign(start: bytes) -> str | None:
     if start.startswith((b"PK\x03\x04", *_PICKLES)):
         return "a PyTorch file in the pickle format; take the .safetensors file"
     return None
+
+
+def decode_text(data: bytes) -> str:
+    """Decode a text file: UTF-8, or what a byte order mark says it is; the mark is left out.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        It is not in that encoding.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8")
 
 
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:

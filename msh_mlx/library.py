@@ -9,7 +9,7 @@ warm-up, the next lighter one is taken.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from . import hub
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, listed, load_catalogue, parse_repository
+from .config import read_config
 from .errors import InputError, MshError, UnreachableError
 from .files import MIMIS, TOKENIZERS, ModelFiles, find_config, human_size
 from .hub import Watch
+from .inputs import ONE_FILE
 
 if TYPE_CHECKING:
     from .weights import Checkpoint
@@ -268,22 +270,22 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     if "config.json" in names:
         config = HubFile(name, "config.json", revision)
         files["config"] = config
-        try:
-            values = json.loads(obtain_file(config, "configuration", {}, watch).read_text(encoding="utf-8"))
-            said = values if isinstance(values, dict) else {}
-        except (OSError, ValueError, RecursionError):
-            said = {}  # whoever reads the configuration will complain
+        path = obtain_file(config, "configuration", {}, watch)
+        with contextlib.suppress(InputError):  # of which whoever reads it for the model will complain
+            said = read_config(path)
     wanted = [lm_name(bits)] if bits else [lm_name(16), lm_name(8), lm_name(4)]
     for role, key, usual in (
         ("lm", "moshi_name", [path for path in wanted if path in names]),
         ("mimi", "mimi_name", [path for path in names if Path(path).match(MIMIS)]),
         ("tokenizer", "tokenizer_name", [path for path in names if Path(path).match(TOKENIZERS)]),
     ):
-        path = said.get(key)
-        if isinstance(path, str) and path in names and not (role == "lm" and bits):
-            files[role] = HubFile(name, path, revision)
+        told = said.get(key)
+        if isinstance(told, str) and told in names and not (role == "lm" and bits):
+            files[role] = HubFile(name, told, revision)
         elif len(usual) == 1 or (role == "lm" and usual and not bits):
             files[role] = HubFile(name, usual[0], revision)
+        elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
+            raise InputError(f"The repository {name} has its model in several files ({index}); {ONE_FILE}.")
         else:
             what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
             of = f" of {bits} bits ({wanted[0]})" if role == "lm" and bits else ""
@@ -292,6 +294,10 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             )
     files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
     return Entry(repository, "", files, None, None, None, None, None, Path())
+
+
+def _is_index(path: str) -> bool:
+    return path.endswith(".safetensors.index.json")
 
 
 def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:

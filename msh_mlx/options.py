@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError, MshError
+from .ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from .signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -98,21 +99,10 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
 
 
-def signed(text: str) -> float:
-    """Parse an option that is a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-    return value
-
-
 def number(text: str) -> float:
     """Parse an option that is a finite number ≥ 0."""
-    with contextlib.suppress(argparse.ArgumentTypeError):
-        if (value := signed(text)) >= 0:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
 
@@ -134,6 +124,18 @@ def share(text: str) -> float:
 def positive_share(text: str) -> float:
     """Parse an option that is a number above 0 and up to 1."""
     return min(positive(text), share(text))
+
+
+def within(values: Range) -> Callable[[str], float]:
+    """Return a parser for an option that is a number of a range."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if values.has(value := float(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {values}")
+
+    return parse
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
@@ -167,7 +169,7 @@ def load_session(
     """Set MLX's limits and load a model, what is small first.
 
     `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and `Session`,
-    `lora_scaling` None the usual one.
+    `lora_scaling` None what the configurations say.
 
     Raises
     ------
@@ -193,7 +195,6 @@ def load_parts(
     """Set MLX's limits and load what sessions share; arguments and errors are those of `load_session`."""
     from .codec import load_mimi
     from .config import LmConfig
-    from .lora import SCALING
     from .memory import set_limits
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
@@ -206,8 +207,9 @@ def load_parts(
     open_checkpoint(files.model, config, quantized, lora=lora is not None)
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    scaling = SCALING if lora_scaling is None else lora_scaling
-    lm = load_lm(files.model, config=config, quantized=quantized, lora=lora, lora_scaling=scaling, progress=progress)
+    lm = load_lm(
+        files.model, config=config, quantized=quantized, lora=lora, lora_scaling=lora_scaling, progress=progress
+    )
     return Parts(lm, mimi, tokenizer)
 
 
@@ -227,8 +229,9 @@ def add_config(add: Callable[..., object], name: str = "--config") -> None:
 
 
 def add_lora(add: Callable[..., object]) -> None:
+    scaling = "how much of them to add (default: what the configuration beside them, or else the model's, says; else 2)"
     add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
-    add("--lora-scaling", metavar="S", type=number, help="how much of them to add (default: 2)")
+    add("--lora-scaling", metavar="S", type=within(Range(0, LORA_SCALING.most)), help=scaling)
 
 
 def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
@@ -241,8 +244,8 @@ def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
         value, said = (None, "the server's") if remote else (default, said)
         add(name, default=value, help=help.format(f"default: {said}"), **options)
 
-    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=number)
-    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=number)
+    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
+    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
     option("--top-k", 250, "250", "choices for the voice; 0 is all ({})", metavar="K", type=whole(0))
     option("--text-top-k", 25, "25", "choices for the text; 0 is all ({})", metavar="K", type=whole(0))
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
@@ -261,11 +264,11 @@ def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
             help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
         )
     avoid = "make Moshi avoid its last words: above 1, say 1.1 ({})"
-    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=positive)
+    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=within(REPETITION_PENALTY))
     looks = "how many of its last words --repetition-penalty looks at ({})"
     option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
     less = "make Moshi talk less (above 0, say 2) or more (below 0; {})"
-    option("--padding-bonus", 0.0, "0", less, metavar="X", type=signed)
+    option("--padding-bonus", 0.0, "0", less, metavar="X", type=within(PADDING_BONUS))
     if not remote:
         add(
             "--kv-bits",

@@ -18,6 +18,7 @@ from enum import Enum, IntEnum
 from typing import Any, TypeAlias
 
 from .errors import MshError
+from .ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 
 VERSION = 0
 MODEL_VERSION = 0
@@ -507,7 +508,7 @@ class ChatParameters:
     Attributes
     ----------
     text_temperature, audio_temperature
-        At least 0.
+        From 0 to 1e9, as `Sampler` takes them.
     text_topk, audio_topk
         At least 0; 0 takes all tokens.
     max_steps
@@ -515,9 +516,9 @@ class ChatParameters:
     text_seed, audio_seed
         In [0, 2^64); None: a new one every time.
     pad_mult
-        What is added to the logit of padding; None: nothing.
+        What is added to the logit of padding, from -1e9 to 1e9; None: nothing.
     repetition_penalty_context, repetition_penalty
-        How many text tokens back, and the factor, which is greater than 0; None: no penalty.
+        How many text tokens back, and the factor, from 1e-9 to 1e9; None: no penalty.
     email, worker_auth_id
         Who it is, and the token that admits him.
     realtime
@@ -574,11 +575,11 @@ def _whole(least: int, most: int) -> Callable[[str, str], int]:
     return read
 
 
-def _number(what: str, least: float, open_end: bool = False) -> Callable[[str, str], float]:
+def _number(values: Range) -> Callable[[str, str], float]:
     def read(name: str, text: str) -> float:
         value = float(text) if _DECIMAL.fullmatch(text) else math.nan
-        if not math.isfinite(value) or value < least or (open_end and value == least):
-            raise _wrong(name, text, what)
+        if not values.has(value):
+            raise _wrong(name, text, str(values))
         return value
 
     return read
@@ -601,7 +602,7 @@ def _wrong(name: str, text: str, what: str) -> ProtocolError:
     return ProtocolError(f"The parameter {name} {value}; {what} is expected.")
 
 
-_temperature = _number("a number ≥ 0", 0)
+_temperature = _number(TEMPERATURE)
 _top_k = _whole(0, (1 << 31) - 1)
 _seed = _whole(0, (1 << 64) - 1)
 _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
@@ -612,9 +613,9 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
     "max_steps": _whole(1, (1 << 31) - 1),
     "text_seed": _seed,
     "audio_seed": _seed,
-    "pad_mult": _number("a number", -math.inf),
+    "pad_mult": _number(PADDING_BONUS),
     "repetition_penalty_context": _whole(0, 10_000),
-    "repetition_penalty": _number("a number > 0", 0, open_end=True),
+    "repetition_penalty": _number(REPETITION_PENALTY),
     "email": _words,
     "worker_auth_id": _words,
     "realtime": _flag,

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .errors import InputError
+from .inputs import brief
+from .ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, is_whole
 
 _COLDEST = 1e-6  # no logits that differ are closer than this makes matter, and none grows beyond float32
+_SMALLEST_SHARE = 1e-30  # what is smaller would be 0 in float32, and not even the likeliest token would pass
 
 # How many tokens of the recent words are kept, for each word.
 TOKENS_A_WORD = 4
@@ -31,8 +34,8 @@ class Sampler:
     Raises
     ------
     InputError
-        The temperature is negative or not finite, `top_k` is not a whole number ≥ 0, `top_p` is not in (0, 1], or `min_p` not
-        in [0, 1].
+        The temperature is not in [0, 1e9], `top_k` is not a whole number ≥ 0, `top_p` is not in (0, 1], or `min_p` not in
+        [0, 1].
     """
 
     temperature: float = 1.0
@@ -41,14 +44,14 @@ class Sampler:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature < math.inf):
-            raise InputError(f"The temperature {self.temperature!r} is not a finite number ≥ 0.")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise InputError(f"The top-k {self.top_k!r} is not a whole number ≥ 0.")
+        if not TEMPERATURE.has(self.temperature):
+            raise InputError(f"The temperature {brief(self.temperature)} is not {TEMPERATURE}.")
+        if not is_whole(self.top_k) or self.top_k < 0:
+            raise InputError(f"The top-k {brief(self.top_k)} is not a whole number ≥ 0.")
         if not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
-            raise InputError(f"The top-p {self.top_p!r} is not a number above 0 and up to 1.")
+            raise InputError(f"The top-p {brief(self.top_p)} is not a number above 0 and up to 1.")
         if not (isinstance(self.min_p, int | float) and 0 <= self.min_p <= 1):
-            raise InputError(f"The min-p {self.min_p!r} is not a number from 0 to 1.")
+            raise InputError(f"The min-p {brief(self.min_p)} is not a number from 0 to 1.")
 
     @property
     def greedy(self) -> bool:
@@ -80,7 +83,7 @@ class Sampler:
             tokens = order if tokens is None else mx.take_along_axis(tokens, order, axis=-1)
             probabilities = mx.softmax(logits, axis=-1, precise=True)
             likelier = mx.cumsum(probabilities, axis=-1, inclusive=False)
-            logits = mx.where(likelier < self.top_p, logits, -math.inf)
+            logits = mx.where(likelier < max(self.top_p, _SMALLEST_SHARE), logits, -math.inf)
         if self.min_p > 0:
             least = mx.max(logits, axis=-1, keepdims=True) + math.log(self.min_p)
             logits = mx.where(logits >= least, logits, -math.inf)
@@ -101,8 +104,8 @@ class TextSampler(Sampler):
     Raises
     ------
     InputError
-        As `Sampler`; also, the penalty is not a finite number > 0, the words are not a whole number from 1 to 1000, or the
-        bonus is not finite.
+        As `Sampler`; also, the penalty is not in [1e-9, 1e9], the words are not a whole number from 1 to 1000, or the bonus is
+        not in [-1e9, 1e9].
     """
 
     repetition_penalty: float = 1.0
@@ -111,13 +114,13 @@ class TextSampler(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.repetition_penalty, int | float) and 0 < self.repetition_penalty < math.inf):
-            raise InputError(f"The repetition penalty {self.repetition_penalty!r} is not a finite number > 0.")
+        if not REPETITION_PENALTY.has(self.repetition_penalty):
+            raise InputError(f"The repetition penalty {brief(self.repetition_penalty)} is not {REPETITION_PENALTY}.")
         words = self.repetition_words
-        if isinstance(words, bool) or not isinstance(words, int) or not 1 <= words <= 1000:
-            raise InputError(f"The repetition penalty's {words!r} words are not a whole number from 1 to 1000.")
-        if not (isinstance(self.padding_bonus, int | float) and math.isfinite(self.padding_bonus)):
-            raise InputError(f"The padding bonus {self.padding_bonus!r} is not a finite number.")
+        if not is_whole(words) or not 1 <= words <= 1000:
+            raise InputError(f"The repetition penalty's {brief(words)} words are not a whole number from 1 to 1000.")
+        if not PADDING_BONUS.has(self.padding_bonus):
+            raise InputError(f"The padding bonus {brief(self.padding_bonus)} is not {PADDING_BONUS}.")
 
     @property
     def recent_size(self) -> int:
@@ -125,18 +128,20 @@ class TextSampler(Sampler):
         return 0 if self.repetition_penalty == 1 else self.repetition_words * TOKENS_A_WORD
 
     def adjusted(self, logits: mx.array, recent: mx.array, padding_id: int) -> mx.array:
-        """Apply penalty and bonus to logits `[1, vocabulary]`.
+        """Apply penalty and bonus to logits `[1, vocabulary]`; if there are any, the result is float32.
 
         `recent` is int32 `[recent_size]`: the tokens to penalize, in any order, and `vocabulary` where there are none.
         """
         vocabulary = logits.shape[1]
+        if self.recent_size or self.padding_bonus:
+            logits = logits.astype(mx.float32)  # in which the largest of both are finite; in float16 they would not be
         if self.recent_size:
             said = mx.zeros((1, vocabulary + 1), mx.bool_)
             said = mx.put_along_axis(said, recent[None], mx.array(True), axis=1)[:, :vocabulary]
             penalized = mx.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
             logits = mx.where(said, penalized, logits)
         if self.padding_bonus:
-            logits = logits + self.padding_bonus * (mx.arange(vocabulary) == padding_id)
+            logits = mx.where(mx.arange(vocabulary) == padding_id, logits + self.padding_bonus, logits)
         return logits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,19 @@ import mlx.core as mx
 import numpy as np
 
 from .errors import InputError
-from .inputs import brief, cannot_read, check_file, foreign
+from .inputs import ONE_FILE, brief, cannot_read, check_file, foreign
 
 # https://huggingface.co/docs/safetensors: the header is at most 100 MB.
 _MAX_HEADER = 100_000_000
 _MAX_NAME = 512
 _MAX_AXES = 16
-_DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+_MAX_INDEX = 1 << 20
+_JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*[\"}]")
+# All types that the format has, and the bits of a number of each.
+_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8,
+    "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64,
+    "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 FLOATS = ("F32", "BF16", "F16")
 # How numpy reads what is read here; bfloat16, which it does not have, as its bits.
@@ -40,7 +45,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * _BITS[self.dtype] // 8
 
     def rows(self, begin: int, end: int) -> TensorInfo:
         """Describe rows `begin` to `end` alone, which lie side by side; fewer where the tensor ends."""
@@ -55,7 +60,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Raises
     ------
     InputError
-        The file cannot be read, is no safetensors file, or is shorter or longer than its header says.
+        The file cannot be read, is no safetensors file, is shorter or longer than its header says, or has a tensor of a type
+        that is not known.
     """
     path = Path(path).expanduser()
     size = check_file(path)
@@ -71,6 +77,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         raise cannot_read(str(path), error) from None
     if start[8:9] != b"{" and (other := foreign(start)) is not None:
         raise InputError(f"{path} is {other}.")
+    if _JSON.match(start) and start[8:9] != b"{":
+        raise InputError(f"{path} is {_json(path)}.")
     if not raw.startswith(b"{"):
         if size >= 9 and start[8:9] == b"{" and length > _MAX_HEADER:
             raise InputError(
@@ -85,6 +93,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     except _TwiceError as error:
         raise InputError(
             f"{path} has a broken safetensors header: {brief(error.key)} is there twice; fetch the file again."
+        ) from None
+    except _UnknownTypeError as error:
+        raise InputError(
+            f"{path}: {error.name} is of type {brief(error.dtype)}, which is not known; "
+            "fetch the file again, or take one with weights of type BF16."
         ) from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path} has a broken safetensors header; fetch the file again.") from None
@@ -108,6 +121,23 @@ class _TwiceError(ValueError):
         self.key = key
 
 
+class _UnknownTypeError(ValueError):
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name = name
+        self.dtype = dtype
+
+
+def _json(path: Path) -> str:
+    """Say what a file is that holds JSON, not weights, and what to do."""
+    with path.open("rb") as file:
+        text = file.read(_MAX_INDEX)
+    if b'"weight_map"' not in text:
+        return "a JSON file, which holds no weights; give the .safetensors file"
+    parts = sorted({name.decode() for name in re.findall(rb'"([\w.-]+\.safetensors)"', text)})
+    of = f" ({', '.join(parts[:2])}{' …' if len(parts) > 2 else ''})" if parts else ""
+    return f"an index of a model that is in several files{of}; {ONE_FILE}"
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -123,9 +153,11 @@ def _place(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     # Products of many large numbers would take for ever.
     if not name.isprintable() or len(name) > _MAX_NAME or len(shape) > _MAX_AXES or not whole:
         raise ValueError(name)
-    if end - begin != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
+    if isinstance(dtype := entry["dtype"], str) and dtype not in _BITS:
+        raise _UnknownTypeError(name, dtype)
+    if 8 * (end - begin) != math.prod(shape) * _BITS[dtype]:
         raise ValueError(name)
-    return TensorInfo(entry["dtype"], shape), begin, end
+    return TensorInfo(dtype, shape), begin, end
 
 
 def read_tensor(path: Path, info: TensorInfo) -> mx.array:

@@ -13,10 +13,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import LmConfig
+from .config import LmConfig, not_run, other_kind
 from .errors import InputError
-from .layout import is_pytorch, to_mlx_layout
-from .lora import SCALING, Adapter, read_lora
+from .inputs import ONE_FILE
+from .layout import is_pytorch, is_transformers, to_mlx_layout
+from .lora import Change, find_scaling, read_lora
 from .models.lm import Lm
 from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
@@ -74,18 +75,27 @@ class Checkpoint:
             for info in self.parts(module).values()
         )
 
-    def adapters(self, lora: str | os.PathLike[str] | None, scaling: float) -> dict[str, Adapter]:
-        """Read the adapters for this model from the file `lora`, as `read_lora` does; none if there is none."""
+    def changes(self, lora: str | os.PathLike[str] | None, scaling: float | None) -> dict[str, Change]:
+        """Read what the file `lora` changes of this model's weights, as `read_lora` does; nothing if there is none.
+
+        `scaling` None is what `find_scaling` finds.
+        """
         if lora is None:
             return {}
+        matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
         linear = {name for name, module in self.lm.named_modules() if isinstance(module, nn.Linear)}
-        shapes = {name: shape for name, shape in self.shapes.items() if name in linear}
-        return read_lora(lora, scaling, shapes, self.config.dep_q)
+        how_much = find_scaling(lora, self.config, scaling).value
+        return read_lora(lora, how_much, matrices, self.config.dep_q, linear)
 
-    def rows(self, module: str, adapter: Adapter | None = None) -> Iterator[tuple[int, mx.array]]:
-        """Read a matrix some rows at a time: yield the first one's number, and the rows in float32.
+    def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
+        """Read a matrix some rows at a time: yield the first one's number, and the rows in float32, with `change` made.
 
-        What is quantized is unpacked; what `adapter` adds is added.
+        What is quantized is unpacked.
+
+        Raises
+        ------
+        InputError
+            A number is not finite once it is changed.
         """
         rows, columns = self.shapes[module]
         how, parts = self.quantizations.get(module), self.parts(module)
@@ -95,7 +105,12 @@ class Checkpoint:
             if how:
                 scales, biases = (part.astype(mx.float32) for part in rest)
                 weight = mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
-            yield row, adapter.merge(weight, row) if adapter else weight.astype(mx.float32)
+            weight = change.merge(weight, row) if change else weight.astype(mx.float32)
+            if change and not mx.isfinite(weight).all().item():
+                raise InputError(
+                    f"{change.path} makes numbers of {module} infinite or none at all; give another file, or --lora-scaling."
+                )
+            yield row, weight
 
     def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix as it is stored, some rows at a time: yield the first one's number, and the rows."""
@@ -123,11 +138,17 @@ def open_checkpoint(
     header = read_header(path)
     lm_config = LmConfig.of(config, lora=lora)
     _check_kind(path, header)
-    _check_quantized(path, header, quantized)
-    _check_sizes(path, header, lm_config)
-    tensors = to_mlx_layout(header, lm_config.dep_q)
-    lm = Lm(lm_config, *_hidden_widths(tensors))
-    quantizations = _check(path, lm, tensors)
+    try:
+        _check_quantized(path, header, quantized)
+        _check_sizes(path, header, lm_config)
+        tensors = to_mlx_layout(header, lm_config.dep_q)
+        lm = Lm(lm_config, *_hidden_widths(tensors))
+        quantizations = _check(path, lm, tensors)
+    except InputError:
+        # What is wrong with it in particular helps nobody.
+        if (what := _other_kind(header)) is not None:
+            raise not_run(f"{path} is", what) from None
+        raise
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     return Checkpoint(path, lm_config, lm, shapes, tensors, quantizations)
 
@@ -144,7 +165,7 @@ def load_lm(
     *,
     quantized: int | None = None,
     lora: str | os.PathLike[str] | None = None,
-    lora_scaling: float = SCALING,
+    lora_scaling: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Lm:
     """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
@@ -163,8 +184,11 @@ def load_lm(
     quantized
         The bits that the caller believes the file to have; another number is an error.
     lora
-        A file of adapters to add to the weights (`read_lora`), `lora_scaling` times. It is computed in float32; a weight that
-        is quantized is so again afterwards, in the same way.
+        A file of adapters to add to the weights, and of weights to put in the place of the model's (`read_lora`). It is
+        computed in float32; a weight that is quantized is so again afterwards, in the same way.
+    lora_scaling
+        How much of the adapters is added; None is what the configuration beside them or that of the model says, else 2
+        (`lora.find_scaling`).
     progress
         Called with the fraction of the bytes that are loaded, from 0 to 1.
 
@@ -174,7 +198,7 @@ def load_lm(
         A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
     """
     checkpoint = open_checkpoint(path, config, quantized, lora=lora is not None)
-    adapters = checkpoint.adapters(lora, lora_scaling)
+    changes = checkpoint.changes(lora, lora_scaling)
     if dtype is None:
         dtype = default_dtype()
     lm = checkpoint.lm
@@ -185,7 +209,7 @@ def load_lm(
     for module in checkpoint.shapes:
         if progress:
             progress(done / total)
-        arrays = _read_module(checkpoint, module, adapters.get(module), dtype)
+        arrays = _read_module(checkpoint, module, changes.get(module), dtype)
         mx.eval(list(arrays.values()))
         weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
         done += sum(info.nbytes for info in checkpoint.parts(module).values())
@@ -201,15 +225,15 @@ def load_lm(
     return lm
 
 
-def _read_module(checkpoint: Checkpoint, module: str, adapter: Adapter | None, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Read a module's tensors as they are held, with `adapter` merged."""
+def _read_module(checkpoint: Checkpoint, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Read a module's tensors as they are held, with `change` made."""
     how, parts = checkpoint.quantizations.get(module), checkpoint.parts(module)
-    if adapter is None:
+    if change is None:
         arrays = [read_tensor(checkpoint.path, info) for info in parts.values()]
         arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
     else:
         pieces = []
-        for _, rows in checkpoint.rows(module, adapter):
+        for _, rows in checkpoint.rows(module, change):
             weight = rows.astype(dtype)
             pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
             mx.eval(pieces[-1])
@@ -217,8 +241,19 @@ def _read_module(checkpoint: Checkpoint, module: str, adapter: Adapter | None, d
     return dict(zip(parts, arrays, strict=True))
 
 
+# How the parts of a model in several files are named.
+_PART = re.compile(r"-0*([1-9]\d*)-of-0*([2-9]|[1-9]\d+)\.safetensors$")
+
+
 def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
     kind = _kind(header)
+    if kind == "transformers":
+        raise InputError(
+            f"{path} has the Transformers library's names of tensors; give Kyutai's own file, "
+            "such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors."
+        )
+    if (part := _PART.search(path.name)) and not _is_whole(header):
+        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model; {ONE_FILE}.")
     if kind == "mimi":
         raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi, and the model as --model.")
     if kind == "lora":
@@ -229,7 +264,15 @@ def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
         raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
 
 
+def _is_whole(header: Mapping[str, TensorInfo]) -> bool:
+    """Tell whether a file has something of every part of a language model, the first as well as the last."""
+    beginnings = ("text_emb.", "transformer.layers.0.", "out_norm.", "text_linear.")
+    return all(any(name.startswith(beginning) for name in header) for beginning in beginnings)
+
+
 def _kind(header: Mapping[str, TensorInfo]) -> str | None:
+    if is_transformers(header):
+        return "transformers"
     if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
         return "mimi"
     if "out_norm.weight" in header or is_pytorch(header):
@@ -237,16 +280,34 @@ def _kind(header: Mapping[str, TensorInfo]) -> str | None:
     return "lora" if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in header) else None
 
 
+def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
+    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    found = sizes(header)
+    values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
+    values["demux_second_stream"] = any(".out1." in name for name in header)
+    values["conditioners"] = {match[1]: {} for name in header if (match := _CONDITIONER.match(name))}
+    if any(name.startswith("depformer_norms.") for name in header):
+        values["depformer_norm"] = "layer_norm"
+    return other_kind(values)
+
+
 def describe(header: Mapping[str, TensorInfo]) -> str:
     """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
     kind = _kind(header)
     if kind != "lm":
-        return {"mimi": "a Mimi codec", "lora": "LoRA adapters"}.get(kind or "", "no file of Moshi's")
+        others = {
+            "mimi": "a Mimi codec",
+            "lora": "LoRA adapters",
+            "transformers": "a model with the Transformers library's names",
+        }
+        return others.get(kind or "", "no file of Moshi's")
+    if (other := _other_kind(header)) is not None:
+        return other
     layout = "PyTorch's" if is_pytorch(header) else "MLX's"
     what = f"a Moshi language model in {layout} layout"
     bits = file_bits(header)
     if bits is None:
-        dtypes = sorted({_dtype_name(info) for info in header.values() if info.dtype in FLOATS})
+        dtypes = sorted({_dtype_name(info) for info in header.values() if "F" in info.dtype})
         return f"{what}, not quantized ({' and '.join(dtypes) or 'no floats'})"
     scales = header.get("transformer.layers.0.gating.linear_in.scales")
     groups = scales.shape[-1] if scales is not None and scales.shape else 0
@@ -274,6 +335,7 @@ _COUNTED = {
     "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|depformer_in\.)(\d+)\."),
     "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
 }
+_CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -4,14 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-uv_version=0.13.9
-uv=.cache/uv/bin/uv
-if [ "$("$uv" --version 2>/dev/null | awk '{ print $2 }')" != $uv_version ]; then
-  rm -rf .cache/uv
-  .venv/bin/python -m venv .cache/uv
-  .cache/uv/bin/python -m pip --disable-pip-version-check install --quiet uv==$uv_version
-fi
-
+uv=$(sh scripts/uv.sh)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 # The extension is built here, not fetched.

@@ -12,6 +12,7 @@ from msh_mlx.bench import bytes_per_step
 from msh_mlx.catalogue import HubFile, LocalFile, find_entry, load_catalogue, parse_reference, read_catalogue
 from msh_mlx.config import LmConfig
 from msh_mlx.errors import InputError
+from msh_mlx.files import asset
 from msh_mlx.models.cache import RingFormat
 from msh_mlx.models.lm import Lm
 
@@ -211,3 +212,13 @@ def test_entries_cannot_be_changed():
     entry = next(iter(load_catalogue().values()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         entry.name = "x"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark(encoding, tmp_path):
+    text = asset("weights.toml", "The catalogue of models").read_text(encoding="utf-8")
+    (tmp_path / "plain.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "marked.toml").write_text(text, encoding=encoding)
+    plain, marked = (read_catalogue(tmp_path / f"{name}.toml") for name in ("plain", "marked"))
+    assert list(marked) == list(plain)
+    assert [entry.files for entry in marked.values()] == [entry.files for entry in plain.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -371,6 +372,33 @@ def test_verify(place: Place) -> None:
     assert place.json("models", "verify")["ok"]
 
 
+def test_verify_where_the_cache_has_no_links(place: Place) -> None:
+    """Then nothing names the hashes: what cannot be compared is not right, and has a state and an exit code of its own."""
+    place.catalogue()
+    place.good("models", "get", "digits-q8")
+    for path in map(Path, place.good("models", "path", "digits-q8").splitlines()):
+        data = bytearray(path.read_bytes())
+        path.unlink()
+        if path.name == "model.q8.safetensors":
+            data[5_000_000] ^= 1
+        path.write_bytes(data)
+    result = place.run("models", "verify")
+    assert (result.returncode, result.stderr) == (3, "")
+    *lines, last = result.stdout.splitlines()
+    what = "could not be compared with its hash, which this cache does not have; it can be read"
+    assert lines == [f"digits-q8: {name}: {what}" for name in FILES]
+    assert last.startswith("Files of digits-q8 could not be checked: the cache has no links on this disk")
+    result = place.run("models", "verify", "--json")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["ok"]) == (3, False)
+    assert {(file["ok"], file["state"], file["wrong"]) for file in found["files"]} == {(False, "unchecked", None)}
+    # With a sha256 in the catalogue, what was changed is found all the same, and that comes first.
+    place.catalogue(f'{CATALOGUE}sha256.lm = "{hashlib.sha256(FILES["model.q8.safetensors"]).hexdigest()}"\n')
+    result = place.run("models", "verify", "--json")
+    assert result.returncode == 1
+    assert [file["state"] for file in json.loads(result.stdout)["files"]] == ["wrong", *["unchecked"] * 3]
+
+
 def test_verify_finds_what_no_hash_shows(place: Place) -> None:
     own = place.folder / "own"
     own.mkdir()
@@ -381,6 +409,8 @@ def test_verify_finds_what_no_hash_shows(place: Place) -> None:
         'files.tokenizer = "../../own/tokenizer.model"\nfiles.config = "../../own/config.json"\n'
     )
     assert place.json("models", "verify")["ok"]
+    said = place.good("models", "verify").splitlines()
+    assert {line.split(": ")[-1] for line in said} == {"as it should be, but no sha256 says whether it is unchanged"}
     for name, spoil, what in (
         ("mimi.safetensors", lambda data: data[:-4] + b"\x00\x00\xc0\x7f", "NaN"),
         ("model.q8.safetensors", lambda data: data[:-1], "cut off"),

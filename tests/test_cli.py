@@ -135,15 +135,16 @@ REFUSED = {
     **{
         f"{option} {value}": (f"--demo {IO} --{option} {value}", f"--{option}")
         for option, values in {
-            "temperature": ["-1", "nan", "inf", "hot"],
+            "temperature": ["-1", "nan", "inf", "hot", "1e39"],
+            "lora-scaling": ["-1", "nan", "1e39"],
             "text-temperature": ["-0.1", "nan"],
             "top-k": ["-1", "1.5"],
             "text-top-k": ["-2", "x"],
             "top-p": ["0", "1.1", "x"],
             "text-min-p": ["-0.1", "2"],
-            "repetition-penalty": ["0", "inf"],
+            "repetition-penalty": ["0", "inf", "1e39", "1e-46"],
             "repetition-words": ["0", "1001"],
-            "padding-bonus": ["nan", "much"],
+            "padding-bonus": ["nan", "much", "1e39", "-1e39"],
             "kv-bits": ["4"],
             "tail": ["-1", "nan", "inf", "long"],
             "steps": ["0", "-3", "2.5"],

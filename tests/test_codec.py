@@ -597,3 +597,28 @@ def test_a_file_that_has_changed_is_read_again(tmp_path, speech, wait):
     second = mimi.Mimi(path)
     assert np.abs(second.decode(first.encode(pcm)) - before - 0.5).max() < 1e-5
     assert (first.decode(first.encode(pcm)) == before).all()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E4M3", 8), ("F8_E8M0", 8), ("C64", 64)])
+def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
+    """Such a file is sound; what is wrong is the type of a tensor."""
+    data = (TINY / "mimi.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries, more = json.loads(data[8:start]), bytearray()
+    entries.pop("__metadata__", None)
+    odd = next(
+        name for name, entry in entries.items() if entry["data_offsets"][1] % 64 == 0 and len(entry["shape"]) > 1
+    )
+    for name, entry in entries.items():
+        begin, end = entry["data_offsets"]
+        piece = data[start + begin : start + end]
+        if name == odd:
+            piece = bytes(len(piece) // 4 * bits // 8)
+            entry["dtype"] = dtype
+        entry["data_offsets"] = [len(more), len(more) + len(piece)]
+        more += piece
+    raw = json.dumps(entries).encode()
+    path = tmp_path / "typed.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + more)
+    with pytest.raises(mimi.MimiError, match=f"`{odd}` has the type {dtype}, but F32, BF16 or F16 is expected"):
+        mimi.Mimi(str(path), config=str(TINY / "config.json"))

@@ -45,6 +45,8 @@ LEVELS = [
     {"inputs"},
     {"protocol", "visitor"},
     {"errors", "signals", "log", "machine", "threads"},
+    {"protocol"},
+    {"errors", "signals", "log", "machine", "ranges", "threads"},
 ]
 
 

@@ -1,5 +1,6 @@
 """Which model suits which machine, what is found on disk, what is removed, and how a model is obtained."""
 
+import codecs
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,8 @@ def test_repositories_of_the_published_form(server):
     assert described(server, with_config) == {
         "lm": "lm.safetensors", "mimi": "m", "tokenizer": tokenizer, "config": "config.json"
     }  # fmt: skip
+    marked = with_config | {"config.json": codecs.BOM_UTF8 + with_config["config.json"]}
+    assert described(server, marked) == described(server, with_config)
     assert described(server, PUBLIC | {"config.json": b"[nonsense"})["lm"] == q8
 
 
@@ -275,6 +278,11 @@ def test_repositories_of_the_published_form(server):
     ("files", "bits", "what"),
     [
         ({"README.md": b"x"}, None, "us/repo has no model; give"),
+        (
+            {"model.safetensors.index.json": b"{}", "model-00001-of-00002.safetensors": DATA},
+            None,
+            r"us/repo has its model in several files \(model.safetensors.index.json\); give a model that is in one file",
+        ),
         (PUBLIC, 4, r"us/repo has no model of 4 bits \(model.q4.safetensors\)"),
         ({name: DATA for name in PUBLISHED if "spm" not in name}, None, "no tokenizer"),
         (PUBLIC | {"tokenizer-2.safetensors": DATA}, None, "2 files that could be the codec"),

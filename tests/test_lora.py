@@ -101,6 +101,7 @@ def test_merging_is_in_float32_whatever_the_types(adapters, tmp_path):
     """With bfloat16 weights and adapters, the result is the exact one, rounded once."""
     path, _ = adapters({"text_linear": (96, 64)})
     half = {name: array.astype(mx.bfloat16) for name, array in mx.load(str(path)).items()}
+    mx.eval(half)  # which is read from the very file
     mx.save_safetensors(str(path), half)
     a, b = (np.array(half[f"text_linear.lora_{x}.weight"].astype(mx.float32), np.float64) for x in "AB")
     before = load_lm(PYTORCH, CONFIG, mx.bfloat16).text_linear.weight
@@ -169,7 +170,8 @@ def test_conversations_take_them_and_the_limits_are_set_first(tmp_path, monkeypa
     recording = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
     outputs = ["--input", str(recording), "--output", str(tmp_path / "o.wav")]
     assert main(["--demo", *outputs, "--lora", "x.safetensors", "--lora-scaling", "0.5"]) == 2
-    assert capsys.readouterr().err == "Enough.\n"
+    said = "x.safetensors is added with a scaling of 0.5, as was asked for.\n"
+    assert capsys.readouterr().err == f"{said}Enough.\n"
     limits, options = told
     assert limits == "limits"
     assert (options["lora"], options["lora_scaling"]) == ("x.safetensors", 0.5)
@@ -184,6 +186,103 @@ def test_a_configuration_may_say_that_there_are_adapters(adapters, tmp_path):
     load_lm(PYTORCH, tmp_path / "config.json", lora=path)
     result = convert(PYTORCH, tmp_path / "o.safetensors", bits=8, config=config, lora=path)
     load_lm(result.path, result.config)
+
+
+def scaled(tmp_path, own=None, named=None, model=None, given=None):
+    """How much of the adapters is added, by what the configurations say: the adapters' own, of its name, and the model's."""
+    folder = tmp_path / "fine-tune"
+    folder.mkdir(exist_ok=True)
+    a, b = pair(np.random.default_rng(7), 96, 64)
+    save_file({"text_linear.lora_A.weight": a, "text_linear.lora_B.weight": b}, folder / "lora.safetensors")
+    for name, values in (("config.json", own), ("lora.json", named)):
+        (folder / name).unlink(missing_ok=True)
+        if values is not None:
+            (folder / name).write_text(json.dumps(values))
+    config = {**json.loads(CONFIG.read_text()), **(model or {})}
+    before = np.array(load_lm(PYTORCH, CONFIG, mx.float32).text_linear.weight)
+    options = {"lora": folder / "lora.safetensors", "lora_scaling": given}
+    after = np.array(load_lm(PYTORCH, config, mx.float32, **options).text_linear.weight)
+    result = convert(PYTORCH, tmp_path / "o.safetensors", bits=16, config=config, **options)
+    at_load, product = np.linalg.norm(after - before), np.linalg.norm(b @ a)
+    converted = np.array(load_lm(result.path, result.config, mx.float32).text_linear.weight)
+    assert np.abs(converted - after).max() < 0.02 * np.abs(after).max()
+    assert "lora" not in result.config.read_text()
+    assert result.scaling.value == pytest.approx(at_load / product, abs=1e-3)
+    return result.scaling.value, result.scaling.reason.replace(str(tmp_path), "")
+
+
+def test_the_scaling_is_what_the_configurations_say(tmp_path):
+    lora = {"lora": True, "lora_rank": 4}
+    assert scaled(tmp_path) == (2.0, "the usual one, since no configuration says another")
+    assert scaled(tmp_path, own={**lora, "lora_scaling": 1.0}) == (1.0, "as /fine-tune/config.json says")
+    assert scaled(tmp_path, model={**lora, "lora_scaling": 0.5}) == (0.5, "as the model's configuration says")
+    own, model = {**lora, "lora_scaling": 1}, {**lora, "lora_scaling": 0.5}
+    assert scaled(tmp_path, own=own, model=model)[0] == 1.0
+    assert scaled(tmp_path, own=own, named={"lora_scaling": 3}, model=model) == (3.0, "as /fine-tune/lora.json says")
+    assert scaled(tmp_path, own=own, model=model, given=4.0) == (4.0, "as was asked for")
+    # A configuration of no adapters, or that does not say, leaves it to the next one.
+    assert scaled(tmp_path, own={"lora": False, "lora_scaling": 9.0}, model=model)[0] == 0.5
+    assert scaled(tmp_path, own={**lora, "lora_scaling": None})[0] == 2.0
+    for wrong in ("much", 1e39, True):
+        with pytest.raises(
+            InputError, match=r"config\.json has lora_scaling = .*; a number from -1e9 to 1e9 is expected"
+        ):
+            scaled(tmp_path, own={"lora_scaling": wrong})
+
+
+def test_the_scaling_of_a_published_form_on_the_command_line(tmp_path, capsys):
+    """At its own scaling this fine-tune of the demo model stays silent; at twice as much it talks nonsense."""
+    demo, cases = Path(__file__).parents[1] / "assets" / "demo", Path(__file__).parent / "cases"
+    files = [
+        f"--model={demo}/model.q8.safetensors",
+        f"--mimi={demo}/mimi.safetensors",
+        f"--tokenizer={demo}/tokenizer.model",
+    ]
+    options = ["--lora", str(cases / "lora_scaling1.safetensors"), "--input", str(demo / "digits.flac"), "--plain"]
+    greedy = ["--output", str(tmp_path / "o.wav"), "--temperature", "0", "--text-temperature", "0"]
+    silent = []
+    for config, more, scaling in (
+        ("config_scaling.json", [], "1, as the model's configuration says"),
+        ("config_causal.json", ["--lora-scaling", "1"], "1, as was asked for"),
+        ("config_causal.json", [], "2, the usual one"),
+    ):
+        assert main([*files, "--config", str(cases / config), *options, *greedy, *more]) == 0
+        printed = capsys.readouterr()
+        assert f"is added with a scaling of {scaling}" in printed.err
+        silent.append("Said: (nothing)" in printed.out)
+    assert silent == [True, True, False]
+    out = tmp_path / "o.safetensors"
+    arguments = [f"{demo}/model.q8.safetensors", str(out), "--bits", "16", *options[:2], "--json"]
+    assert main(["convert", *arguments, "--config", str(cases / "config_scaling.json")]) == 0
+    assert json.loads(capsys.readouterr().out)["lora_scaling"] == 1.0
+
+
+def test_whole_embeddings_take_the_place_of_the_models(adapters, tmp_path):
+    rng = np.random.default_rng(3)
+    whole = {
+        "text_emb.weight": ("text_emb", (97, 64)),
+        "emb.5.weight": ("audio_embs.5", (65, 64)),
+        "depformer_text_emb.weight": ("depformer.slices.0.emb", (97, 32)),
+        "depformer_emb.1.weight": ("depformer.slices.2.emb", (65, 32)),
+    }
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, (_, shape) in whole.items()}
+    path, products = adapters({"text_linear": (96, 64)}, arrays)
+    options = {"lora": path, "lora_scaling": SCALING}
+    before, after = load(PYTORCH), load(PYTORCH, **options)
+    for name, (module, _) in whole.items():
+        assert np.array_equal(after[f"{module}.weight"], arrays[name]), name
+        products[module] = arrays[name] - before[f"{module}.weight"]
+    assert_changed_by(products, before, after)
+    # Nothing but embeddings is a fine-tune, too; and a quantized model takes them in its own form.
+    save_file(arrays, path)
+    assert np.array_equal(load(PYTORCH, lora=path)["text_emb.weight"], arrays["text_emb.weight"])
+    packed = convert(PYTORCH, tmp_path / "q.safetensors", bits=8, config=CONFIG)
+    merged = load_lm(packed.path, packed.config, mx.float32, lora=path).text_emb
+    unpacked = mx.dequantize(merged.weight, merged.scales, merged.biases, group_size=64, bits=8)
+    assert np.abs(np.array(unpacked) - arrays["text_emb.weight"]).max() < 0.05
+    converted = convert(PYTORCH, tmp_path / "c.safetensors", bits=16, config=CONFIG, **options)
+    lm = load_lm(converted.path, converted.config, mx.float32)
+    assert np.abs(np.array(lm.audio_embs[5].weight) - arrays["emb.5.weight"]).max() < 0.02
 
 
 def test_wrong_files(adapters, tmp_path):
@@ -209,9 +308,16 @@ def test_wrong_files(adapters, tmp_path):
     assert "x.weight is neither" in says(good, {"x.weight": zeros})
     assert f"{a} is of type I32" in says(good, {a: np.zeros((4, 64), np.int32)})
     assert "it is empty" in says({})
-    assert "two adapters for depformer.slices.0.linear_in" in says(
+    assert "changes depformer.slices.0.linear_in twice" in says(
         {"depformer_in.0": (32, 64), "depformer.slices.0.linear_in": (32, 64)}
     )
-    assert "scaling of nan" in says(good, lora_scaling=float("nan"))
+    for scaling in (float("nan"), 1e39, True):
+        assert "of the adapters is not a number from -1e9 to 1e9" in says(good, lora_scaling=scaling)
+    huge = np.full((96, 4), 3e38, np.float32)
+    assert "makes numbers of text_linear infinite" in says(good, {b: huge}, lora_scaling=100.0)
+    assert f"{b} is of type F64" in says(good, {b: np.zeros((96, 4), np.float64)})
+    assert "text_emb.weight has shape [96, 64]; [97, 64] is expected" in says(
+        good, {"text_emb.weight": np.zeros((96, 64), np.float32)}
+    )
     with pytest.raises(InputError, match="There is no file"):
         load_lm(PYTORCH, CONFIG, lora=tmp_path / "nothing.safetensors")

@@ -97,6 +97,29 @@ def test_low_temperature_and_low_precision_stay_finite(temperature):
         assert int(sampler(logits, mx.random.gumbel((sampler.noise_size(3),), key=mx.random.key(0)))[0]) == 0
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_the_largest_numbers_stay_finite_and_do_what_they_say(dtype):
+    """Whatever the coldest temperature makes of them, and in whatever type the model computes; token 2 is padding."""
+    logits = mx.array([[30.0, -20.0, 1.0, 29.0]], dtype)
+    for values, best in (
+        ({"padding_bonus": 1e9}, 2),
+        ({"padding_bonus": -1e9}, 0),
+        ({"repetition_penalty": 1e9}, 3),
+        ({"repetition_penalty": 1e-9}, 0),
+        ({"repetition_penalty": 1e9, "padding_bonus": 1e9}, 2),
+    ):
+        for more in ({"temperature": 1e-6}, {"temperature": 1e-6, "top_p": 1e-46}, {"temperature": 0}):
+            sampler = TextSampler(**values, **more)
+            recent = np.full(sampler.recent_size, 4, np.int32)
+            recent[:1] = 0
+            changed = sampler.adjusted(logits, mx.array(recent), 2)
+            assert mx.isfinite(changed.astype(mx.float32) * 1e6).all().item()
+            noise = mx.random.gumbel((sampler.noise_size(4),), key=mx.random.key(1))
+            assert sampler(changed, noise).item() == best, (values, more)
+    hot = Sampler(temperature=1e9)
+    assert agrees(draw(hot, [30.0, -20.0, 1.0]), np.full(3, 1 / 3))
+
+
 def adjusted(sampler, logits, recent=()):
     """What a text sampler makes of logits; token 2 is padding."""
     tokens = np.full(sampler.recent_size, len(logits), np.int32)
@@ -123,13 +146,13 @@ def test_padding_bonus_moves_the_padding_token():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        *[({"temperature": t}, "temperature") for t in (-0.1, float("nan"), float("inf"), "1")],
+        *[({"temperature": t}, "temperature") for t in (-0.1, float("nan"), float("inf"), "1", 1e39, 10**400)],
         *[({"top_k": k}, "top-k") for k in (-1, 2.5, True)],
         *[({"top_p": p}, "top-p") for p in (0, 1.1, float("nan"), "1")],
         *[({"min_p": p}, "min-p") for p in (-0.1, 1.1, float("nan"))],
-        *[({"repetition_penalty": x}, "penalty") for x in (0, -1, float("inf"), "1")],
+        *[({"repetition_penalty": x}, "penalty") for x in (0, -1, float("inf"), "1", 1e39, 1e-46)],
         *[({"repetition_words": n}, "words") for n in (0, 1001, 1.5, True)],
-        *[({"padding_bonus": x}, "bonus") for x in (float("nan"), float("inf"), "1")],
+        *[({"padding_bonus": x}, "bonus") for x in (float("nan"), float("inf"), "1", 1e39, -1e39, 10**400)],
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -147,7 +148,16 @@ def test_files_that_are_none(tmp_path):
         "no json": (struct.pack("<Q", 4) + b"{abc", "broken safetensors header"),
         "a list": (struct.pack("<Q", 2) + b"{]", "broken safetensors header"),
         "deep": (struct.pack("<Q", 90000) + b'{"a":' + b"[" * 89995, "broken safetensors header"),
-        "dtype": (header({"x": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
+        "dtype": (
+            header({"x": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 4,
+            "x is of type 'F7'",
+        ),
+        "no whole bytes": (header({"x": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}) + b"\0" * 2, "broken"),
+        "json": (b'{"a": 1}', "is a JSON file, which holds no weights"),
+        "index": (
+            b'{"weight_map": {"a": "m-1-of-2.safetensors", "b": "m-2-of-2.safetensors"}}',
+            "is an index of a model that is in several files (m-1-of-2.safetensors, m-2-of-2.safetensors); give",
+        ),
         "shape": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
         "offsets": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"\0" * 8, "place of x"),
         "huge": (header({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}) + b"\0", "cut off"),
@@ -225,7 +235,11 @@ def test_wrong_quantized_tensors(changed):
         ('{"delays": 3}', "delays = 3"),
         ('{"dep_q": 17}', "dep_q = 17 is larger than n_q = 16"),
         ('{"num_heads": 33}', "not an even multiple of num_heads"),
-        ('{"depformer_context": 4}', "depformer_context = 4 is less than dep_q = 8"),
+        ('{"text_card_out": 5}', "text_card_out = 5; the same as text_card = 32000, or null"),
+        ('{"dim": null}', "dim = null"),
+        ('{"dep_q": 0}', "is of a speech-to-text model, which this program does not run"),
+        ('{"max_period": 1e-300}', "max_period = 1e-300"),
+        ('{"lora": "yes"}', "lora = 'yes'"),
         ('{"max_period": NaN}', "max_period = nan"),
     ],
 )
@@ -243,6 +257,127 @@ def test_configuration_defaults_and_keys_that_do_not_matter():
         LmConfig.from_dict({"cross_attention": True})
     with pytest.raises(InputError, match=r"nowhere\.json"):
         LmConfig.from_file("nowhere.json")
+
+
+CASES, DEMO = Path(__file__).parent / "cases", Path(__file__).parents[1] / "assets" / "demo"
+
+
+@pytest.mark.parametrize("name", ["bom", "cardout", "causal", "ctx", "ffnull"])
+def test_what_published_configurations_say(name):
+    """Keys that mean nothing to the model, nulls and a byte order mark: it runs as without them."""
+    path, plain = CASES / f"config_{name}.json", DEMO / "config.json"
+    config = LmConfig.from_file(path)
+    widths = {"depformer_dim_feedforward": int(4.125 * 128)} if name == "ffnull" else {}
+    assert config == replace(LmConfig.from_file(plain), **widths)
+    tokens = []
+    for one in (path, plain):
+        gen = LmGen(load_lm(DEMO / "model.q8.safetensors", one), text_sampler=Sampler(0), audio_sampler=Sampler(0))
+        tokens.append([gen.step([(37 * t + k) % 256 for k in range(8)]).text_token for t in range(8)])
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_configurations_in_the_encodings_of_other_systems(encoding, tmp_path):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "c.json").write_bytes((mark + (SMALL / "config.json").read_text()).encode(encoding))
+    assert LmConfig.from_file(tmp_path / "c.json") == LmConfig.from_file(SMALL / "config.json")
+
+
+def test_keys_that_mean_nothing_may_have_any_value():
+    for key in (
+        "depformer_context",
+        "depformer_max_period",
+        "depformer_causal",
+        "existing_text_end_padding_id",
+        "lora_name",
+    ):
+        for value in (None, 0, -1, 1e300, "x", False, [], {}):
+            assert LmConfig.from_dict({key: value}) == LmConfig()
+    for key in ("conditioners", "kv_repeat", "depformer_norm", "extra_heads_num_heads", "cross_attention", "lora"):
+        assert LmConfig.from_dict({key: None}) == LmConfig()
+    assert LmConfig.from_dict({"depformer_dim_feedforward": [96] * 8}).depformer_dim_feedforward == 96
+    assert LmConfig(hidden_scale=4.0).hidden == 21 * 4096 // 8
+
+
+STT = {"dep_q": 0, "model_type": "stt", "stt_config": {"audio_delay_seconds": 0.5}}
+TTS = {"dep_q": 16, "demux_second_stream": True, "text_card_out": 5}
+HIBIKI = {"model_type": "hibiki", "conditioners": {"description": {"type": "lut"}}}
+ZERO = {"depformer_norm": "layer_norm", "kv_repeat": 2, "positional_embedding": "rope_concat"}
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (STT, "a speech-to-text model"),
+        ({"dep_q": 0}, "a speech-to-text model"),
+        (TTS, "a text-to-speech model"),
+        (HIBIKI, "Hibiki"),
+        (ZERO, "Hibiki"),
+        ({"model_type": "personaplex", "version": "7b-v1"}, "PersonaPlex"),
+        ({"dep_q": 16}, "PersonaPlex"),
+        ({"architectures": ["MoshiForConditionalGeneration"], "hidden_size": 4096}, "Transformers library"),
+    ],
+)
+def test_configurations_of_other_kinds_are_named(values, what):
+    with pytest.raises(InputError, match=f"configuration is of .*{what}.*, which this program does not run"):
+        LmConfig.from_dict({"n_q": 16, **values})
+
+
+def test_the_kind_is_what_is_said_of_a_model_that_can_be_run():
+    assert LmConfig.from_dict({"model_type": "hibiki"}) == LmConfig()
+
+
+def test_files_of_other_kinds_are_named(changed):
+    pytorch = SMALL / "lm_pytorch.safetensors"
+    more = {f"depformer_in.{k}.weight": np.zeros((32, 64), np.float32) for k in range(4, 8)}
+    assert "is a model that predicts the user's voice, too, as PersonaPlex does" in says(changed(pytorch, **more))
+    none = {name: None for name in load_file(pytorch) if name.startswith(("depformer", "linears"))}
+    assert "is a speech-to-text model, which this program does not run" in says(changed(pytorch, **none))
+    demux = {"text_emb.out1.weight": np.zeros((64, 64), np.float32)}
+    assert "is a text-to-speech model" in says(changed(pytorch, **demux))
+    lut = {"condition_provider.conditioners.description.embed.weight": np.zeros((32, 16), np.float32)}
+    assert "is a speech translation model (Hibiki)" in says(changed(pytorch, **lut))
+
+
+def test_parts_and_the_names_of_other_libraries(changed, tmp_path):
+    path = changed(SMALL / "lm_pytorch.safetensors", **{"out_norm.alpha": None})
+    part = path.rename(tmp_path / "model-00002-of-00003.safetensors")
+    assert "is part 2 of 3 of a model; give a model that is in one file" in says(part)
+    whole = changed().rename(tmp_path / "model-00001-of-00002.safetensors")  # a name proves nothing
+    load_lm(whole, SMALL / "config.json")
+    for name in (
+        "decoder.model.layers.0.self_attn.q_proj.linear.weight",
+        "depth_decoder.layers.0.x",
+        "embed_tokens.3.weight",
+    ):
+        save_file({name: np.zeros((2, 2), np.float32)}, part)
+        assert "has the Transformers library's names of tensors; give Kyutai's own file" in says(part)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("F8_E4M3", 8),
+        ("F8_E5M2", 8),
+        ("F8_E8M0", 8),
+        ("F8_E4M3FNUZ", 8),
+        ("C64", 64),
+    ],
+)
+def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
+    """The header is sound; what is wrong is the type of a tensor."""
+    data, entries, end = bytearray(), {}, 0
+    for name, info in read_header(MLX_FILE).items():
+        kind, size = (dtype, bits) if name == "text_linear.weight" else ("F32", 32)
+        count = int(np.prod(info.shape)) * size // 8
+        entries[name] = {"dtype": kind, "shape": list(info.shape), "data_offsets": [end, end + count]}
+        data, end = data + bytes(count), end + count
+    path = tmp_path / "typed.safetensors"
+    path.write_bytes(header(entries) + data)
+    assert f"text_linear.weight is of type {dtype}; a float of 16 or 32 bits is expected" in says(path)
 
 
 SMALL_BYTES = MLX_FILE.read_bytes()

@@ -56,12 +56,10 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_lora(args)
     from ..convert import Rule, check, convert
     from ..files import existing, find_config, human_size
-    from ..lora import SCALING
     from ..memory import set_limits
 
     model = existing(args.model, "model")
     config = existing(args.config, "configuration") if args.config is not None else find_config(model)
-    scaling = SCALING if args.lora_scaling is None else args.lora_scaling
     group_size = args.group_size or (32 if args.bits == 4 else 64)
     set_limits()
     divergence = None
@@ -76,19 +74,22 @@ def run(arguments: list[str], signals: Signals) -> int:
                 keep=[Rule(*rule) for rule in args.keep],
                 config=config,
                 lora=args.lora,
-                lora_scaling=scaling,
+                lora_scaling=args.lora_scaling,
                 progress=interruptible(progress, signals),
             )
         seconds = perf_counter() - begin
         if not args.json:
             sizes = f"{human_size(result.bytes_after)}, from {human_size(result.bytes_before)}"
             shown.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
+            if result.scaling:
+                shown.say(f"{args.lora} was added with a scaling of {result.scaling.value:g}, {result.scaling.reason}")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
                 shown.say(f"{some}: their rows are no whole number of groups of {group_size}")
         if args.check:
             with shown.progress("Comparing before and after") as progress:
-                divergence = check(result, model, config, args.lora, scaling, progress=interruptible(progress, signals))
+                tell = interruptible(progress, signals)
+                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=tell)
             if not args.json:
                 shown.say(
                     f"Text logits of before and after, {divergence.steps} steps: at most {divergence.largest:.3g} apart; "
@@ -101,6 +102,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             "bytes_before": result.bytes_before,
             "bytes_after": result.bytes_after,
             "unpacked": result.unpacked,
+            "lora_scaling": result.scaling.value if result.scaling else None,
             "seconds": seconds,
             "divergence": vars(divergence) if divergence else None,
         }

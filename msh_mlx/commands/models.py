@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..catalogue import Entry, Reference
     from ..library import Machine
 
+_UNCHECKED = 3  # exit code: nothing is wrong, as far as could be told
 _ACTIONS = ("get", "verify", "remove", "path")
 
 
@@ -39,7 +40,12 @@ def _action_parser(action: str) -> Parser:
         "remove": "Remove a model's files from Hugging Face's cache.",
         "path": "Print the paths of a model's files, a line each: model, codec, tokenizer, and configuration if it has one.",
     }
-    parser = Parser(prog=f"msh-mlx models {action}", description=about[action])
+    codes = {
+        "verify": "Exit code: 0 if all is as it should be, 1 if something is wrong, 3 if nothing is, but files of the hub's "
+        "could not be compared with their hashes, which a cache without links does not keep. Your own files are read whole; "
+        "only a sha256 in the catalogue shows that they are unchanged."
+    }
+    parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
     add = parser.add_argument
     if action == "get":
         add("names", metavar="NAME", nargs="+", help="of the model, as 'msh-mlx models' lists it")
@@ -251,13 +257,31 @@ def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What was found out about a file; `wrong` is None if it is as it should be."""
+    """What was found out about a file; `wrong` is None if nothing is wrong, `checked` whether its hash was compared."""
 
     entry: Entry
     role: str
     file: Reference
     path: Path | None
     wrong: str | None
+    checked: bool
+
+    @property
+    def state(self) -> str:
+        """Which of "right", "wrong" and "unchecked", which is a file of the hub's whose hash is not known."""
+        from ..catalogue import HubFile
+
+        if self.wrong:
+            return "wrong"
+        return "unchecked" if isinstance(self.file, HubFile) and not self.checked else "right"
+
+    @property
+    def words(self) -> str:
+        """The outcome in a few words."""
+        if self.state == "unchecked":
+            return "could not be compared with its hash, which this cache does not have; it can be read"
+        without = "" if self.checked else ", but no sha256 says whether it is unchanged"
+        return self.wrong or f"as it should be{without}"
 
 
 def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
@@ -277,21 +301,33 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                 else:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
                         wrong = known[path] = _wrong(entry, role, path, progress, signals)
-                findings.append(_Finding(entry, role, file, path, wrong))
+                checked = path is not None and hub.can_check(file, path)
+                findings.append(_Finding(entry, role, file, path, wrong, checked))
                 if not args.json:
-                    shown.say(f"{entry.name}: {_name(file)}: {wrong or 'as it should be'}")
+                    shown.say(f"{entry.name}: {_name(file)}: {findings[-1].words}")
         if not named and not args.json:
             shown.say("There is no model on disk; 'msh-mlx models get NAME' fetches one.")
-    hub.note_verified(path for path, wrong in known.items() if wrong is None)
-    bad = [finding for finding in findings if finding.wrong]
+    hub.note_verified(finding.path for finding in findings if finding.path and finding.state == "right")
+    bad = [finding for finding in findings if finding.state == "wrong"]
+    unchecked = [finding for finding in findings if finding.state == "unchecked"]
     if bad and args.repair:
         bad = _repair(args, shelf, bad, signals)
     if args.json:
-        _print_json({"ok": not bad, "files": [_finding_as_dict(finding) for finding in findings]})
+        _print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
     elif bad:
-        names = " ".join(dict.fromkeys(finding.entry.name for finding in bad))
-        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {names}' fetches them again.")
-    return 1 if bad else 0
+        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {_names(bad)}' fetches them again.")
+    if bad:
+        return MshError.exit_code
+    if unchecked and not args.json:
+        print(
+            f"Files of {_names(unchecked)} could not be checked: the cache has no links on this disk, which would name their "
+            "hashes; 'msh-mlx models remove' and 'get' fetch them anew, which checks them."
+        )
+    return _UNCHECKED if unchecked else 0
+
+
+def _names(findings: list[_Finding]) -> str:
+    return " ".join(dict.fromkeys(finding.entry.name for finding in findings))
 
 
 def _name(file: Reference) -> str:
@@ -303,7 +339,8 @@ def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
         "model": finding.entry.name,
         "role": finding.role,
         "path": finding.path and str(finding.path),
-        "ok": finding.wrong is None,
+        "ok": finding.state == "right",
+        "state": finding.state,
         "wrong": finding.wrong,
     }
 
