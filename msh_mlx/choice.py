@@ -103,8 +103,11 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     InputError
         There is no such model, a file is missing or wrong, or no model suits this machine.
     MshError
-        Something cannot be fetched.
+        Something cannot be fetched, or compiled here.
     """
+    from .position import check_compiling
+
+    check_compiling()
     if args.demo:
         return Choice(find_demo(), "the demo model", is_demo=True)
     with watching(args, signals) as watch:

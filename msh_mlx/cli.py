@@ -33,6 +33,7 @@ from .options import (
     samplers,
     whole,
 )
+from .places import user_path
 from .signals import Signals
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def _parser() -> Parser:
         action="extend",
         help="recordings (WAV, FLAC, OGG, MP3); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV)")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line")
+    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
+    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
     add("--output-dir", metavar="FOLDER", help="write NAME.wav and NAME.jsonl there for every input")
     add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
     add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
@@ -198,7 +199,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
-    inputs = [0 if path == STDIN else Path(path).expanduser() for path in args.input]
+    inputs = [0 if path == STDIN else user_path(path) for path in args.input]
     # What is wrong here is said before gigabytes are fetched.
     check_outputs(outputs, inputs)
     recordings = [_checked(path) for path in args.input]
@@ -261,14 +262,15 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _plans(args: argparse.Namespace) -> list[Plan]:
     """Say for every input what is to be written."""
+    from .files import Output, output
     from .run import Plan
 
-    def plan(reply: Path | None, transcript: Path | None) -> Plan:
+    def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
-        return [plan(*(Path(path).expanduser() if path else None for path in (args.output, args.transcript)))]
-    folder = Path(args.output_dir).expanduser()
+        return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
+    folder = user_path(args.output_dir)
     if not folder.is_dir():
         raise InputError(f"There is no folder {args.output_dir}; make it first.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]

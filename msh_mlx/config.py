@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .inputs import brief, read_small
+from .places import user_path
 
 # A configuration has about a kilobyte; what is much larger is something else.
 _MAX_SIZE = 1 << 20
@@ -196,7 +196,7 @@ class LmConfig:
         InputError
             The file cannot be read, is not a JSON object, or `from_dict` refuses it.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         raw = read_small(path, "The configuration", _MAX_SIZE)
         try:
             values = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct)

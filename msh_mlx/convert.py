@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from .config import LmConfig
 from .errors import InputError
-from .files import NewFile, check_outputs, config_beside
+from .files import NewFile, check_outputs, config_beside, file_output
 from .lora import SCALING, Adapter
 from .models.lm import Lm
+from .places import user_path
 from .position import Reader
 from .tensors import TensorInfo, TensorWriter, read_tensor
 from .weights import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
@@ -95,12 +96,12 @@ def convert(
             raise InputError(f"Weights cannot have {wanted} bits, only {', '.join(map(str, BITS))} or {PLAIN}.")
     if group_size not in GROUP_SIZES:
         raise InputError(f"Groups cannot have {group_size} weights, only {', '.join(map(str, GROUP_SIZES))}.")
-    out = Path(out).expanduser()
+    out = file_output(os.fspath(out))
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
     checkpoint = open_checkpoint(path, config, lora=lora is not None)
     adapters = checkpoint.adapters(lora, lora_scaling)
-    check_outputs([out, out_config], [Path(file).expanduser() for file in inputs])
+    check_outputs([out, out_config], [user_path(file) for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
     written = {
         f"{module}.{part}": info

@@ -120,6 +120,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     """
     if constants.is_offline_mode():
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
+    hub.check_cache()
     watch = watch or Watch()
     job = _Job(watch)
     found: dict[HubFile, Remote] = {}

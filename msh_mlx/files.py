@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import shutil
@@ -13,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from .errors import InputError, MshError
+from .errors import InputError, MshError, write_error
+from .places import user_path
+from .streams import STDOUT, NamedFile, StandardOutput
 
 # The names of the codec and the tokenizer in the published repositories.
 MIMIS = "tokenizer-*.safetensors"
@@ -40,22 +43,26 @@ class NewFile:
             raise InputError(f"{path} is a folder; give the name of a file.")
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"{path} is no regular file; give another name.")
-        if not self.path.parent.is_dir():
-            raise InputError(f"There is no folder {path.parent} to write {path.name} into; make it first.")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
+        self._name = str(path)
         try:
-            self.file: BinaryIO = self._temporary.open("xb")
+            self.file: BinaryIO = io.BufferedRandom(NamedFile(self._temporary, "x+b", self._name))
+        except FileNotFoundError:
+            raise InputError(f"There is no folder {path.parent} to write {path.name} into; make it first.") from None
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
 
     def commit(self) -> None:
         """Give the file its name."""
         self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(self.path, self._temporary)
-        self._temporary.replace(self.path)
+        try:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(self.path, self._temporary)
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise write_error(self._name, error) from None
 
     def __enter__(self) -> NewFile:
         return self
@@ -64,12 +71,34 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.file.close()
+            # What waits to be written when the disk is full fails once more.
+            with contextlib.suppress(OSError):
+                self.file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
 
 
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> None:
+Output: TypeAlias = "Path | StandardOutput"
+
+
+def output(text: str) -> Output:
+    """Return what the option for an output names: a file, or the standard output by `-`, which is taken at once."""
+    return StandardOutput() if text == STDOUT else user_path(text)
+
+
+def file_output(text: str) -> Path:
+    """Return the path that an option names, of a file that cannot go to the standard output."""
+    if text == STDOUT:
+        raise InputError("- would be the standard output, where this cannot go; name a file (./- is one).")
+    return user_path(text)
+
+
+def open_output(place: Output) -> NewFile | StandardOutput:
+    """Open an output for writing; errors are those of `NewFile`."""
+    return NewFile(place) if isinstance(place, Path) else place
+
+
+def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> None:
     """Find out before any work whether the outputs can be written; inputs are paths or open descriptors.
 
     Raises
@@ -83,6 +112,10 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | int]) -> None
             sources.append(os.stat(source))  # noqa: PTH116
     seen: set[str] = set()
     for path in outputs:
+        if not isinstance(path, Path):
+            if any(os.path.samestat(path.stat(), source) for source in sources):
+                raise InputError("The standard output is a file that is read and would be overwritten; name another.")
+            continue
         if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
             raise InputError(f"{path} is read and would be overwritten; give the output another name.")
         place = os.path.realpath(path)
@@ -189,7 +222,7 @@ def find_demo() -> ModelFiles:
 
 def existing(path: str, what: str) -> Path:
     """Return the path of a file, `what` it is to be, or raise InputError if it is not there or a folder."""
-    found = Path(path).expanduser() if path else Path()
+    found = user_path(path) if path else Path()
     try:
         mode = found.stat().st_mode
     except FileNotFoundError:

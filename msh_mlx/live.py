@@ -28,6 +28,7 @@ from .pipeline import DELAY_LIMIT, Sink, Source
 from .recorder import Recorder
 from .screen import EchoSummary, Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
+from .streams import check_output
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
@@ -128,6 +129,8 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
         A signal came, or the terminal has gone.
     """
     signals.end_process = True
+    if options.as_json:
+        check_output()
     with ExitStack() as stack:
         screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)

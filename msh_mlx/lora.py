@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
 from .errors import InputError
 from .layout import mlx_name, stacked_names
+from .places import user_path
 from .tensors import FLOATS, read_header, read_tensor
 
 SCALING = 2.0  # that of the published recipe for fine-tuning
@@ -51,7 +51,7 @@ def read_lora(
     InputError
         The file is wrong, or does not fit the model; the message names the tensor.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not math.isfinite(scaling):
         raise InputError(f"A scaling of {scaling} cannot be used; give a finite number.")
     header = read_header(path)

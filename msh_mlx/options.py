@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
@@ -15,11 +14,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError, MshError
+from .places import mend_environment, user_path
 from .signals import Signals, Stopped
+from .streams import check_output, open_standard
 
 if TYPE_CHECKING:
     from .events import Notice
@@ -34,10 +34,8 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 
     `debug` shows the traceback of errors that nobody expected.
     """
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    open_standard()
+    mend_environment()
     with Signals() as signals:
         code = _exit_code(program, signals, debug)
         if signals.end_process:
@@ -51,7 +49,9 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
         try:
-            return program(signals)
+            code = program(signals)
+            sys.stdout.flush()
+            return code
         except BaseException:
             # What a signal interrupts may raise anything: a native module that is being imported, a panic of Rust.
             signals.check()
@@ -96,6 +96,11 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         message = message.removeprefix("argument ").rstrip(".")
         raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        check_output()  # help and version are all that there is to get
+        sys.stdout.write(message)
+        sys.stdout.flush()
 
 
 def signed(text: str) -> float:
@@ -195,10 +200,12 @@ def load_parts(
     from .config import LmConfig
     from .lora import SCALING
     from .memory import set_limits
+    from .position import check_compiling
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
     from .weights import load_lm, open_checkpoint
 
+    check_compiling()
     set_limits()
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
@@ -376,13 +383,14 @@ def _delay(text: str) -> float:
 
 def live_options(args: argparse.Namespace) -> Options:
     """Return what the options of `add_live` and of the program say."""
+    from .files import file_output
     from .live import Options
 
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=Path(args.record).expanduser() if args.record else None,
-        trace=Path(args.trace).expanduser() if args.trace else None,
+        record=user_path(args.record) if args.record else None,
+        trace=file_output(args.trace) if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,
@@ -407,6 +415,7 @@ def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
 
 
 def print_devices(args: argparse.Namespace) -> int:
+    check_output()
     from .devices import list_devices
     from .log import Log
 
@@ -417,6 +426,7 @@ def print_devices(args: argparse.Namespace) -> int:
 
 
 def print_latency(args: argparse.Namespace) -> int:
+    check_output()
     from .devices import Devices
     from .latency import measure_latency
     from .log import Log

@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .inputs import brief, cannot_read, check_file, foreign
+from .places import user_path
 
 # https://huggingface.co/docs/safetensors: the header is at most 100 MB.
 _MAX_HEADER = 100_000_000
@@ -57,7 +58,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     InputError
         The file cannot be read, is no safetensors file, or is shorter or longer than its header says.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     size = check_file(path)
     if size == 0:
         raise InputError(f"{path} is empty; fetch the file again.")
@@ -179,7 +180,7 @@ def find_not_finite(
     InputError
         `read_header` refuses the file, or it became shorter while it was read.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     floats = {name: info for name, info in read_header(path).items() if info.dtype in _EXPONENTS}
     total, done = sum(info.nbytes for info in floats.values()), 0
     buffer = bytearray(_PIECE)

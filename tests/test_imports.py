@@ -43,7 +43,10 @@ LEVELS = [
     {"files", "config", "tensors", "memory"},
     {"inputs"},
     {"protocol"},
-    {"errors", "signals", "log", "machine", "threads"},
+    {"log"},
+    {"places"},
+    {"streams"},
+    {"errors", "signals", "machine", "threads"},
 ]
 
 

@@ -34,6 +34,7 @@ from ..options import (
     number,
     whole,
 )
+from ..places import user_path
 from ..signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
     """Serve until a signal comes, or the model fails."""
     args = parser().parse_args(argv)
     if args.server_config:
-        apply(read_configuration(Path(args.server_config).expanduser()), args)
+        apply(read_configuration(user_path(args.server_config)), args)
     check(args)
     static = _static(args.static)
     names, addresses = _own_names(args.host)
@@ -64,7 +65,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         if args.ssl:
             from ..tls import server_context
 
-            context = server_context(Path(args.ssl).expanduser(), names, addresses)
+            context = server_context(user_path(args.ssl), names, addresses)
         choice = choose(args, signals)
         from ..log import Log
 
@@ -141,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
     check_model(args)
     check_lora(args)
     if args.log_dir:
-        folder = Path(args.log_dir).expanduser()
+        folder = user_path(args.log_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,7 +153,7 @@ def _static(named: str | None) -> Path | None:
     if named == "none":
         return None
     if named:
-        folder = Path(named).expanduser()
+        folder = user_path(named)
         if not (folder / "index.html").is_file():
             raise InputError(f"{folder} has no index.html; give the folder of the built page, or --static none.")
         return folder
@@ -270,7 +271,7 @@ def settings(
         hosts=frozenset(name.lower() for name in ("localhost", *names, *args.allow_host)),
         origins=frozenset(args.allow_origin),
         static=static,
-        log_dir=Path(args.log_dir).expanduser() if args.log_dir else None,
+        log_dir=user_path(args.log_dir) if args.log_dir else None,
         defaults=defaults,
         about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
     )
@@ -435,7 +436,7 @@ class _Program:
         if context:
             from ..tls import folder_fingerprint
 
-            say(f"SHA-256 of the certificate: {folder_fingerprint(Path(args.ssl).expanduser())}")
+            say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
         token = f"#worker_auth_id={args.token}" if args.token else ""
         local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
         for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
