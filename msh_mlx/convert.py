@@ -96,7 +96,7 @@ def convert(
             raise InputError(f"Weights cannot have {wanted} bits, only {', '.join(map(str, BITS))} or {PLAIN}.")
     if group_size not in GROUP_SIZES:
         raise InputError(f"Groups cannot have {group_size} weights, only {', '.join(map(str, GROUP_SIZES))}.")
-    out = file_output(os.fspath(out))
+    out = file_output(os.fspath(out), "The model")
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
     checkpoint = open_checkpoint(path, config, lora=lora is not None)

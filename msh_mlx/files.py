@@ -86,10 +86,10 @@ def output(text: str) -> Output:
     return StandardOutput() if text == STDOUT else user_path(text)
 
 
-def file_output(text: str) -> Path:
-    """Return the path that an option names, of a file that cannot go to the standard output."""
+def file_output(text: str, what: str) -> Path:
+    """Return the path of an output that must be a file; `what` it is begins the error."""
     if text == STDOUT:
-        raise InputError("- would be the standard output, where this cannot go; name a file (./- is one).")
+        raise InputError(f"{what} cannot go to the standard output; name a file (./- for one that is called so).")
     return user_path(text)
 
 

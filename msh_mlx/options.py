@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .errors import InputError, MshError
 from .places import mend_environment, user_path
 from .signals import Signals, Stopped
-from .streams import check_output, open_standard
+from .streams import check_output, end_standard, open_standard
 
 if TYPE_CHECKING:
     from .events import Notice
@@ -38,10 +38,8 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     mend_environment()
     with Signals() as signals:
         code = _exit_code(program, signals, debug)
+        end_standard()
         if signals.end_process:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
             os._exit(code)
     return code
 
@@ -64,8 +62,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         _complain("Stopped.")
         return 128 + number
     except BrokenPipeError:
-        # Whoever read the standard output has gone, as with `| head`. Python would try to write the rest when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        pass  # whoever read the standard output has gone, as with `| head`
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
@@ -390,7 +387,7 @@ def live_options(args: argparse.Namespace) -> Options:
         input_device=args.input_device,
         output_device=args.output_device,
         record=user_path(args.record) if args.record else None,
-        trace=file_output(args.trace) if args.trace else None,
+        trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,

@@ -56,6 +56,15 @@ def open_standard() -> None:
         sys.stdout = _printing(sys.stdout)
 
 
+def end_standard() -> None:
+    """Write what waits in the standard streams; what cannot be written is given up, since Python would try it once more."""
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
 def _descriptor(stream: TextIO | Any) -> int | None:
     try:
         return stream.fileno()
