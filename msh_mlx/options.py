@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from .live import Options
     from .session import Parts, Session
     from .ui import Display
+
+
+TOKEN = "MSH_TOKEN"  # of the environment
 
 
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
@@ -316,6 +320,16 @@ def interruptible(progress: Callable[[float], None], signals: Signals) -> Callab
         progress(fraction)
 
     return tell
+
+
+def own_token(args: argparse.Namespace) -> str | None:
+    """Return the token of `--token`, else of the environment; raise InputError for one that an address cannot have."""
+    token: str | None = args.token or os.environ.get(TOKEN) or None
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise InputError(
+            "The token has spaces or other characters that an address cannot have; take letters and digits."
+        )
+    return token
 
 
 def check_lora(args: argparse.Namespace) -> None:

@@ -21,13 +21,13 @@ _TEMPORARY = (
 )  # variables that name a folder for temporary files, the first one first
 
 
-_SIZE = re.compile(r"0*[1-9][0-9]{0,3}", re.ASCII)
+_SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows anything
 
 
 def mend_environment() -> None:
-    """Forget variables that can mean nothing: sizes of a terminal that are none, and folders without a name."""
+    """Forget variables that mean nothing: sizes that no terminal has, so that it is asked itself, and empty names."""
     for name in ("COLUMNS", "LINES"):
-        if not _SIZE.fullmatch(os.environ.get(name, "1")):
+        if not _SIZE.fullmatch(os.environ.get(name, "80")):
             del os.environ[name]
     for name in (*_TEMPORARY, "HOME"):
         if os.environ.get(name) == "":
@@ -101,7 +101,7 @@ def check_temporary(path: str, size: int) -> None:
         They cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
-    folder = Path(os.environ[name] if name else "/tmp")
+    place = folder = Path(os.environ[name] if name else "/tmp")
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")
@@ -116,8 +116,8 @@ def check_temporary(path: str, size: int) -> None:
         if name:
             advice += f", or unset {name}"
         raise MshError(
-            f"{folder}, the folder for temporary files{f' by {name}' if name else ''}, cannot be written to "
-            f"({error.strerror or error}), and the model's functions are compiled there; {advice}."
+            f"{place} cannot be written to ({error.strerror or error}), and functions of the model are compiled there, "
+            f"in the folder for temporary files; {advice}."
         ) from None
 
 

@@ -6,12 +6,12 @@ Heavy modules are imported late: help and wrong options are answered at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..options import (
+    TOKEN,
     Parser,
     add_live,
     add_sampling,
@@ -19,6 +19,7 @@ from ..options import (
     display,
     live_options,
     number,
+    own_token,
     print_devices,
     print_latency,
     whole,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from ..audio import Pcm
     from ..remote import Address
     from ..run import Answer, Event
-
-TOKEN = "MSH_TOKEN"  # of the environment
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # What the wire protocol calls the options of `add_sampling`.
@@ -121,7 +120,7 @@ def _check(args: argparse.Namespace) -> None:
 def _address(args: argparse.Namespace) -> Address:
     from ..remote import HOST, PORT, Address
 
-    args.token = args.token or os.environ.get(TOKEN) or None
+    args.token = own_token(args)
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
     if args.input and not args.realtime:
         query["realtime"] = "0"

@@ -32,6 +32,7 @@ from ..options import (
     interruptible,
     load_parts,
     number,
+    own_token,
     whole,
 )
 from ..places import user_path
@@ -129,11 +130,7 @@ def check(args: argparse.Namespace) -> None:
     for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.token = args.token or os.environ.get("MSH_TOKEN") or None
-    if args.token and not (args.token.isprintable() and args.token.isascii() and " " not in args.token):
-        raise InputError(
-            "The token has spaces or other characters that an address cannot have; take letters and digits."
-        )
+    args.token = own_token(args)
     if args.config is not None and not args.model:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
     for origin in args.allow_origin:
