@@ -202,6 +202,10 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
     machine = this_machine()
     suited = suitable(entries, machine)
     if not suited:
+        # Others may have used the memory just then.
+        machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
+        suited = suitable(entries, machine)
+    if not suited:
         raise _NothingSuitsError(_why_none(entries, machine))
     best = suited[0]
     watch.say(f"The model is {best.name}: {best.about}".rstrip(": ") + ".")

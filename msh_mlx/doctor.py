@@ -658,20 +658,24 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
         advice = "Choose another one with --input-device, or restart the sound system."
         return Finding(name, "problem", f"{found}: gives no sound", advice)
     if level.peak == 0:
-        advice = "Turn it on in the system's sound settings, or choose another one with --input-device."
+        # Some give zeros in a quiet room, too; so do those that are muted or not allowed.
+        advice = (
+            "Run it again and speak; if it stays so, turn the microphone on in the system's sound settings, "
+            "or choose another one with --input-device."
+        )
         if terminal:
             advice = (
-                f"Allow {terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it. "
-                "If it is allowed, the microphone is muted."
+                "Run it again and speak; if it stays so, the microphone is muted, or you have to allow "
+                f"{terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it."
             )
-        return Finding(name, "problem", f"{found}: hears nothing, not even noise", advice)
+        return Finding(name, "warning", f"{found}: hears nothing, not even noise", advice)
     peak, rms = (20 * math.log10(max(value, 1e-9)) for value in (level.peak, level.rms))
     found = f"{found}: hears {rms:.0f} dBFS, peak {peak:.0f}"
     if headset:
         return _headset(found)
     if peak < _QUIET:
-        advice = "Speak while it listens; if it stays so quiet, turn the input level up in the system's sound settings."
-        return Finding(name, "warning", f"{found}, hardly anything", advice)
+        advice = "If you spoke while it listened, turn the input level up in the system's sound settings."
+        return Finding(name, "ok", f"{found}, a quiet room", advice)
     if level.peak > _LOUDEST:
         advice = "Turn the input level down in the system's sound settings."
         return Finding(name, "warning", f"{found}, too loud", advice)

@@ -216,8 +216,7 @@ def _errors(file: HubFile) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched") from None
     except httpx2.ProxyError as error:
-        proxy = _proxy() or "The proxy"
-        raise UnreachableError(f"{proxy} refuses to connect to {where} ({_brief(error)})") from None
+        raise UnreachableError(f"{_proxy() or 'The proxy'} refuses to connect to {where} ({_brief(error)})") from None
     except httpx2.ConnectTimeout:
         raise UnreachableError(f"{where} does not answer{_through_proxy()}") from None
     except httpx2.ConnectError as error:

@@ -29,12 +29,13 @@ class NewFile:
     """A file that is written under another name beside `path` and gets its own when it is complete.
 
     Used as `with NewFile(path) as new: new.file.write(…); new.commit()`: leaving without `commit` leaves nothing. A link is
-    followed: what it names is replaced.
+    followed: what it names is replaced. The folder is made if it is missing, but not those above it: where they are missing,
+    too, something in the path is misspelt.
 
     Raises
     ------
     InputError
-        The folder is not there or cannot be written to, or `path` is no regular file.
+        The folder cannot be made or written to, or `path` is no regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,12 +46,23 @@ class NewFile:
             raise InputError(f"{path} is no regular file; give another name.")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
         self._name = str(path)
+        self._made = False
         try:
+            if not self.path.parent.exists():
+                self.path.parent.mkdir(exist_ok=True)
+                self._made = True
             self.file: BinaryIO = io.BufferedRandom(NamedFile(self._temporary, "x+b", self._name))
         except FileNotFoundError:
-            raise InputError(f"There is no folder {path.parent} to write {path.name} into; make it first.") from None
+            above = self.path.parent.parent
+            raise InputError(f"{path} cannot be written, since there is no folder {above}; make it first.") from None
         except OSError as error:
+            self._remove_folder()
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+    def _remove_folder(self) -> None:
+        if self._made:
+            with contextlib.suppress(OSError):  # others may have used it
+                self.path.parent.rmdir()
 
     def commit(self) -> None:
         """Give the file its name."""
@@ -76,6 +88,7 @@ class NewFile:
                 self.file.close()
         finally:
             self._temporary.unlink(missing_ok=True)
+            self._remove_folder()
 
 
 Output: TypeAlias = "Path | StandardOutput"

@@ -326,7 +326,9 @@ class _Conversation:
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
         dropped = self._pipeline.metrics.dropped
-        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels))
+        return self._hints.update(
+            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._pipeline.muted)
+        )
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
