@@ -711,11 +711,11 @@ class LiveScreen(Screen):
             return
         keys, explained = self._help_lines(width)
         yield [*air, *status, *air, *keys, *explained]
+        yield [*status, *keys, *explained]
         yield [*air, *status, *air, *keys]
         for count in range(len(figures), -1, -1):
             yield [*meters, *figures[:count], *hints, *keys]
         yield [*meters, *keys]
-        yield keys
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
@@ -725,7 +725,8 @@ class LiveScreen(Screen):
             loaded = "" if self._loaded is None else f"  {100 * self._loaded:.0f} %"
             return [Segment(f"{wait} {doing}"), Segment(f"{loaded}  {seconds:.1f} s", _DIM)]
         if self._listening and self._last_index is None:
-            return [Segment("Moshi is listening", _DIM)]
+            muted = self._status is not None and self._status.muted
+            return [Segment("Muted: m lets Moshi hear you" if muted else "Moshi is listening", _DIM)]
         line = [Segment(self._flow.line)]
         silence = self._now() - self._spoken_at
         if self._last_index is not None and silence > _PAUSE:
@@ -803,12 +804,15 @@ class LiveScreen(Screen):
 
     def _key_line(self, width: int) -> Line:
         keys = list(KEYS)
+        muted = self._status is not None and self._status.muted
+        extra = len("un") if muted else 0
         # Help and quit stay as long as there is any room.
-        while len(keys) > 2 and sum(len(key.name) + len(key.word) + 3 for key in keys) - 2 > width:
+        while len(keys) > 2 and sum(len(key.name) + len(key.word) + 3 for key in keys) - 2 + extra > width:
             del keys[-3]
         line: Line = []
         for key in keys:
-            line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {key.word}", _DIM)]
+            word = "unmute" if key.action == "mute" and muted else key.word
+            line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {word}", _DIM)]
         return line
 
 
