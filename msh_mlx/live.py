@@ -25,6 +25,7 @@ from .keys import Keys, action
 from .log import Log
 from .metrics import Metrics
 from .pipeline import DELAY_LIMIT, Sink, Source
+from .position import explain
 from .recorder import Recorder
 from .screen import EchoSummary, Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
@@ -426,6 +427,8 @@ def _sorry(failure: Failed, log: Log) -> MshError:
     """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
     if isinstance(failure.error, MshError):
         return failure.error
+    if said := explain(failure.error):
+        return said
     if isinstance(failure.error, MemoryError):
         return MshError("There is not enough memory; close other programs, or take a smaller model.")
     what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")

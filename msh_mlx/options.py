@@ -76,14 +76,24 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif said := _explained(error):
+            _complain(str(said))
         else:
             _complain(f"An unexpected {type(error).__name__} ended the program ({error}); --debug shows where.")
     return MshError.exit_code
 
 
+def _explained(error: Exception) -> MshError | None:
+    if "mlx.core" not in sys.modules:
+        return None
+    from .position import explain
+
+    return explain(error)
+
+
 def _complain(message: str) -> None:
-    # Without a standard error the exit code has to do.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    # Where the standard error takes nothing, the exit code has to do.
+    with contextlib.suppress(OSError, ValueError):
         print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
 
 

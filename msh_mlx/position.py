@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .errors import MshError
 from .models.cache import Place, Ring, RingCache, RingFormat, rotation
 from .models.layers import on_cpu
 from .models.lm import Lm
@@ -51,6 +53,19 @@ def check_compiling() -> None:
     """
     if on_cpu() and _compiles():
         check_temporary(f"mlx/{importlib.metadata.version('mlx')}/cpu", _COMPILED)
+
+
+def explain(error: BaseException) -> MshError | None:
+    """Return what to tell the user of an error of MLX's, if it comes from compiling for the CPU; else None."""
+    if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
+        return None
+    try:
+        check_compiling()
+    except MshError as found:
+        return found
+    return MshError(
+        "A function of the model could not be compiled; 'msh-mlx doctor' says what is wrong with the compiler."
+    )
 
 
 class Position:

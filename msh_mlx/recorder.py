@@ -263,7 +263,7 @@ class Recorder:
         elif self.folders:
             message = f"The recording ended after {after}: {reason}. What there is is in {self.folders[-1]}."
         else:
-            message = f"The recording ended before it began: {reason}."
+            message = f"The recording into {self._parent} ended before it began: {reason}."
         self._background.put(_Order.FINISH, force=True)
         self._notify(Notice("recording-ended", message, "warning"))
 

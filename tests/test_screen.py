@@ -16,8 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import fields
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyte

@@ -460,8 +460,12 @@ class _Program:
             print(line, flush=True)
 
     def _sorry(self, failure: Failed) -> MshError:
+        from ..position import explain
+
         if isinstance(failure.error, MshError):
             return failure.error
+        if said := explain(failure.error):
+            return said
         path = self._noise.write(failure.error) if self._noise else None
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
