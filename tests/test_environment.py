@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -29,6 +32,7 @@ from msh_mlx.streams import NamedFile
 LIMIT = 60
 MAIN = [sys.executable, str(ROOT / "local_mlx.py")]
 SHORT = ["--demo", "--steps", "2"]
+FULL = Path("/dev/full").exists()
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ def test_a_recording_from_a_closed_standard_input(folder: Path) -> None:
 def test_what_prints_only_fails_where_nothing_can_be_printed(folder: Path, command: str) -> None:
     closed = run(*command.split(), cwd=folder, redirect=">&-")
     refused(closed, 2, "The standard output is closed")
-    if command in ("--version", "models --json"):
+    if FULL and command in ("--version", "models --json"):
         full = run(*command.split(), cwd=folder, redirect=">/dev/full")
         refused(full, 1, "The standard output cannot be written: No space left on device")
 
@@ -180,8 +184,9 @@ def test_what_cannot_go_to_the_standard_output(folder: Path) -> None:
     refused(itself, 2, "would be overwritten")
     refused(run("--demo", "--trace", "-", cwd=folder), 2, "The trace", "./-")
     refused(run("convert", DEMO / "model.q8.safetensors", "-", "--bits", "4", cwd=folder), 2, "The model", "./-")
-    full = run(*SHORT, "--input", "in.wav", "--output", "-", cwd=folder, redirect=">/dev/full")
-    refused(full, 1, "The standard output cannot be written", "No space left")
+    if FULL:
+        full = run(*SHORT, "--input", "in.wav", "--output", "-", cwd=folder, redirect=">/dev/full")
+        refused(full, 1, "The standard output cannot be written", "No space left")
     named = run(*SHORT, "--input", "in.wav", "--output", "./-", cwd=folder)
     assert (named.returncode, soundfile.info(folder / "-").frames) == (0, 2 * 1920)
 
@@ -470,29 +475,33 @@ def test_a_model_that_cannot_be_written_is_named(folder: Path) -> None:
 def test_files_that_cannot_be_written_are_named(tmp_path: Path, small_files: None) -> None:
     from msh_mlx.session_log import SessionLog
 
-    with pytest.raises(WriteError, match="new cannot be written: File too large; "), NewFile(tmp_path / "new") as new:
-        new.file.write(bytes(5000))
-        new.commit()
+    def write_new() -> None:
+        with NewFile(tmp_path / "new") as new:
+            new.file.write(bytes(5000))
+            new.commit()
+
+    def write_temporary() -> None:
+        with temporary_file() as file:
+            file.write(bytes(5000))
+
     kept = SessionLog(tmp_path, "talk")
     for _ in range(100):
         kept.add(np.zeros(8, np.uint32), 3, np.zeros(8, np.uint32))
-    with pytest.raises(WriteError, match=r"talk\.npy cannot be written: File too large"):
-        kept.finish({})
-    with (
-        pytest.raises(WriteError, match="The folder for temporary files, .* cannot be written"),
-        temporary_file() as file,
+    for write, name in (
+        (write_new, f"{tmp_path}/new"),
+        (lambda: kept.finish({}), f"{tmp_path}/talk.npy"),
+        (write_temporary, f"The folder for temporary files, {places.temporary_folder()},"),
     ):
-        file.write(bytes(5000))
-        file.flush()
+        with pytest.raises(WriteError, match=f"^{re.escape(name)} cannot be written: File too large; "):
+            write()
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not FULL, reason="there is no device that is always full")
 def test_a_full_device_is_named() -> None:
-    if not os.path.exists("/dev/full"):  # noqa: PTH110
-        pytest.skip("there is none here")
     with (
         NamedFile("/dev/full", "wb", "It") as file,
-        pytest.raises(WriteError, match="^It cannot be written: No space left"),
+        pytest.raises(WriteError, match=r"^It cannot be written: No space"),
     ):
         file.write(b"x")
 
@@ -534,3 +543,57 @@ def test_tokens_that_cannot_be_sent(folder: Path, command: list[str], token: str
     given = os.fsdecode(token)
     for result in (run(*command, "--token", given, cwd=folder), run(*command, cwd=folder, MSH_TOKEN=given)):
         refused(result, 2, "The token has spaces or other characters")
+
+
+# ---- the network ---------------------------------------------------------------------------------------------------------
+
+
+def fetched(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Let the program fetch a model from a hub that is nowhere, by the proxy in `env`."""
+    own = {name: "" for name in os.environ if name.lower().endswith("_proxy")}
+    hub_is = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.invalid"}
+    return run("models", "get", "moshiko-q4", cwd=folder, **{**own, **hub_is, **env})
+
+
+@pytest.mark.parametrize("token", ["naïve", "a b"])
+def test_a_token_for_the_hub_that_cannot_be_sent(folder: Path, token: str) -> None:
+    refused(fetched(folder, HF_TOKEN=token), 2, "The token for Hugging Face has characters", "HF_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "words"),
+    [
+        ("HTTPS_PROXY", "http://127.0.0.1:1", 1, ["cannot be reached through the proxy that HTTPS_PROXY="]),
+        ("https_proxy", "garbage.invalid", 1, ["cannot be reached through the proxy that https_proxy=garbage.invalid"]),
+        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is no proxy that can be used", "http://HOST:PORT"]),
+        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is no proxy that can be used"]),
+        ("HTTPS_PROXY", "http://me:secret@127.0.0.1:1", 1, ["HTTPS_PROXY=http://127.0.0.1:1 names"]),
+    ],
+)
+def test_a_bad_proxy_is_named(folder: Path, variable: str, value: str, code: int, words: list[str]) -> None:
+    said = refused(fetched(folder, **{variable: value}), code, *words)
+    assert "HF_ENDPOINT" not in said
+    assert "secret" not in said
+
+
+def test_a_proxy_that_refuses_is_named(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):  # closed below
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.recv(4096)
+                        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        refused(fetched(folder, HTTPS_PROXY=proxy), 1, f"HTTPS_PROXY={proxy} refuses to connect to hub.invalid", "403")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
+    for env in ({}, {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "hub.invalid"}):
+        said = refused(fetched(folder, **env), 1, "hub.invalid cannot be reached")
+        assert "proxy" not in said.lower()
+    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is no address of a hub", "HF_ENDPOINT")
