@@ -13,14 +13,8 @@ from typing import BinaryIO
 from .errors import InputError, MshError, write_error
 from .streams import NamedFile
 
-_TEMPORARY = (
-    "TMPDIR",
-    "TMP",
-    "TEMP",
-    "TEMPDIR",
-)  # variables that name a folder for temporary files, the first one first
-
-
+# Variables that name a folder for temporary files, the first one first.
+_TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows anything
 
 
@@ -107,10 +101,8 @@ def check_temporary(path: str, size: int) -> None:
             raise NotADirectoryError(0, "there is no such folder")
         place = folder / path
         place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(size))
-            if file.tell() < size:
-                file.write(b"\0")
     except OSError as error:
         advice = f"set {name or 'TMPDIR'} to a folder with room that can be written to"
         if name:
