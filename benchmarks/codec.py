@@ -35,6 +35,7 @@ from processes import ROOT, Process, make_peer
 from msh_mlx.errors import InputError
 from msh_mlx.files import check_outputs
 from msh_mlx.options import Parser, guard, whole
+from msh_mlx.places import user_path
 from msh_mlx.ui import printable
 
 WORKER = Path(__file__).with_name("codec_worker.py")
@@ -412,8 +413,8 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     args = parser.parse_args()
-    given = Path(args.weights).expanduser() if args.weights else None
-    output = Path(args.json).expanduser() if args.json else None
+    given = user_path(args.weights) if args.weights else None
+    output = user_path(args.json) if args.json else None
     check_outputs([output] if output else [], [given or WEIGHTS])
     weights = given or make_weights()
     try:

@@ -32,6 +32,7 @@ from processes import ROOT, Process, make_peer
 
 from msh_mlx.files import check_outputs
 from msh_mlx.options import Parser, guard, whole
+from msh_mlx.places import user_path
 from msh_mlx.weights import default_dtype
 
 WORKER = Path(__file__).with_name("lm_worker.py")
@@ -275,7 +276,7 @@ def main() -> int:
     if args.memory:
         memory_table()
         return 0
-    output = Path(args.json).expanduser() if args.json else None
+    output = user_path(args.json) if args.json else None
     check_outputs([output] if output else [], [])
     if args.quick:
         args.sizes, args.steps, args.starts = ["graph"], 40, 1

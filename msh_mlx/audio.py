@@ -11,11 +11,9 @@ import os
 import stat
 import struct
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -25,12 +23,14 @@ import soundfile
 import soxr
 
 from .errors import InputError, MshError
+from .places import temporary_file, user_path
 
 Pcm = npt.NDArray[np.float32]
 
 STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
+_UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
 _MAX_CHUNK = 1 << 26  # bytes before the sound that a WAV file may spend on pictures and the like
 _RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
 _MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
@@ -128,7 +128,7 @@ def open_recording(path: str) -> Recording:
     if not path:
         raise InputError("The name of a recording is empty.")
     try:
-        file: BinaryIO = open(0 if path == STDIN else Path(path).expanduser(), "rb", closefd=path != STDIN)  # noqa: SIM115
+        file: BinaryIO = open(0 if path == STDIN else user_path(path), "rb", closefd=path != STDIN)  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"There is no recording {path}.") from None
     except IsADirectoryError:
@@ -140,6 +140,9 @@ def open_recording(path: str) -> Recording:
         recording = _examine(file, name, regular)
         recording.can_reopen = regular and path != STDIN
         return recording
+    except MshError:
+        file.close()
+        raise
     except OSError as error:
         file.close()
         raise InputError(f"{name} cannot be read: {error.strerror or error}.") from None
@@ -204,12 +207,12 @@ def wav_header(rate: int, channels: int, size: int) -> bytes:
 
 
 class WavWriter:
-    """Writes a 16-bit WAV file, block by block, into a file that can seek.
+    """Writes a 16-bit WAV file, block by block, into a file or, without a length in its header, into what cannot seek.
 
     Parameters
     ----------
     file
-        Open for writing bytes, at its beginning; it is not closed.
+        Open for writing bytes, where the WAV file begins; it is not closed.
     rate, channels
         Samples a second, and their number at a time.
     """
@@ -219,7 +222,8 @@ class WavWriter:
         self._rate = rate
         self._channels = channels
         self._size = 0
-        file.write(wav_header(rate, channels, 0))
+        self._begin = file.tell() if file.seekable() else None
+        file.write(wav_header(rate, channels, 0 if file.seekable() else _UNKNOWN - 36))
 
     def write(self, pcm: Pcm) -> None:
         """Append `[samples]` or `[samples, channels]` float32; what is outside [−1, 1] is clipped.
@@ -230,15 +234,17 @@ class WavWriter:
             The file would pass 4 GiB, where the WAV format ends.
         """
         data = to_int16(pcm).tobytes()
-        if self._size + len(data) > 0xFFFFFFFF - 36:
+        if self._begin is not None and self._size + len(data) > 0xFFFFFFFF - 36:
             raise MshError("The reply would pass 4 GiB, where WAV files end; give --steps or shorter recordings.")
         self._file.write(data)
         self._size += len(data)
 
     def finish(self) -> None:
-        """Write the length into the header."""
-        self._file.seek(0)
-        self._file.write(wav_header(self._rate, self._channels, self._size))
+        """Write the length into the header, where that is possible."""
+        if self._begin is not None:
+            self._file.seek(self._begin)
+            self._file.write(wav_header(self._rate, self._channels, self._size))
+            self._file.seek(0, os.SEEK_END)
 
 
 def _examine(file: BinaryIO, name: str, regular: bool) -> Recording:
@@ -277,7 +283,11 @@ def _not_audio(name: str) -> InputError:
 
 def _spool(file: BinaryIO, start: bytes) -> BinaryIO:
     """Store `start` and the rest of the stream `file` in a temporary file that has no name."""
-    spool: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        spool = temporary_file()
+    except BaseException:
+        file.close()
+        raise
     try:
         spool.write(start)
         while data := file.read(1 << 16):
@@ -523,7 +533,8 @@ def _quiet_mpg123() -> Iterator[None]:
         yield
         return
     try:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
         os.close(null)

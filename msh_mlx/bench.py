@@ -103,8 +103,10 @@ def _modules(lm: Lm) -> list[Any]:
     return [module for _, module in cast("Any", lm).named_modules()]
 
 
-def bandwidth(size: int = 1 << 28, times: int = 5) -> float:
+def bandwidth(size: int = 1 << 28, times: int = 5, seconds: float = 0.5) -> float:
     """Measure how fast the device reads memory, in bytes a second: the fastest of several sums over `size` bytes.
+
+    There are at least `times` of them, and they go on for `seconds`: one that nothing disturbs is enough.
 
     MLX sums on a GPU. On the CPU its sums are bound by arithmetic, and numpy multiplies a vector by itself.
     """
@@ -112,7 +114,9 @@ def bandwidth(size: int = 1 << 28, times: int = 5) -> float:
     vector = np.ones(size // 4, np.float32)
     array = mx.array(vector).reshape(-1, 4096)
     mx.eval(array)
-    for _ in range(times):
+    end = perf_counter() + seconds
+    while times > 0 or perf_counter() < end:
+        times -= 1
         begin = perf_counter()
         if on_cpu():
             np.dot(vector, vector)

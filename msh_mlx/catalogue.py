@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from .errors import InputError
 from .files import asset
 from .inputs import decode_text
+from .places import user_folder, user_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,7 +125,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     path = path.removeprefix("//") if text.startswith("file:") else path
     if not path or "\0" in path:
         raise InputError(f"{text!r} names no file.")
-    place = Path(path).expanduser()
+    place = user_path(path)
     return LocalFile(place if folder is None else folder / place)
 
 
@@ -144,9 +145,10 @@ def _is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
-def user_file() -> Path:
+def user_file() -> Path | None:
     """Name the file for the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config").expanduser() / "msh-mlx" / "weights.toml"
+    folder = user_folder("XDG_CONFIG_HOME", ".config")
+    return folder / "msh-mlx" / "weights.toml" if folder else None
 
 
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
@@ -161,7 +163,7 @@ def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Ent
     """
     entries = read_catalogue(asset("weights.toml", "The catalogue of models"))
     own = user_file()
-    if own.exists():
+    if own and own.exists():
         entries |= read_catalogue(own)
     if extra is not None:
         entries |= read_catalogue(extra)
@@ -196,7 +198,7 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
         The file cannot be read, is no TOML, or has a key that is not known, lacks one that is needed, or has a value of the
         wrong kind; the message names the line.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"The catalogue {path} is no regular file; give a file like weights.toml.")

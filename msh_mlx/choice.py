@@ -103,8 +103,11 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     InputError
         There is no such model, a file is missing or wrong, or no model suits this machine.
     MshError
-        Something cannot be fetched.
+        Something cannot be fetched, or compiled here.
     """
+    from .position import check_compiling
+
+    check_compiling()
     choice = _chosen(args, signals)
     if args.lora is not None:
         _say_scaling(choice, args, signals)
@@ -215,6 +218,10 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
 
     machine = this_machine()
     suited = suitable(entries, machine)
+    if not suited:
+        # Others may have used the memory just then.
+        machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
+        suited = suitable(entries, machine)
     if not suited:
         raise _NothingSuitsError(_why_none(entries, machine))
     best = suited[0]

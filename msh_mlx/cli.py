@@ -33,6 +33,7 @@ from .options import (
     samplers,
     whole,
 )
+from .places import user_path
 from .signals import Signals
 
 if TYPE_CHECKING:
@@ -91,9 +92,13 @@ def _parser() -> Parser:
         action="extend",
         help="recordings (WAV, FLAC, OGG, MP3); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV)")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line")
-    add("--output-dir", metavar="FOLDER", help="write NAME.wav and NAME.jsonl there for every input")
+    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
+    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add(
+        "--output-dir",
+        metavar="FOLDER",
+        help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
+    )
     add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
     add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
     add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
@@ -164,18 +169,18 @@ class _Lighter:
         self._ends = ends
         self._entry = choice.entry if choice.suited else None
 
-    def __call__(self, p95: float) -> Load | None:
-        """Take the 95th percentile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
+    def __call__(self, pace: float) -> Load | None:
+        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
         from .events import Notice
         from .hub import Watch
         from .library import SLOW, lighter, obtain
 
         notify = self._ends.events
         slow, entries = self._entry, self._choice.entries
-        if slow is None or entries is None or p95 <= SLOW:
+        if slow is None or entries is None or pace <= SLOW:
             return None
         self._entry = instead = lighter(slow, self._choice.suited)
-        said = f"{slow.name} is too slow here: one step in twenty takes {1000 * p95:.0f} ms or more of the 80"
+        said = f"{slow.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
         if instead is None:
             notify(Notice("slow", f"{said}, and there is no lighter model; close other programs.", "warning"))
             return None
@@ -198,7 +203,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
-    inputs = [0 if path == STDIN else Path(path).expanduser() for path in args.input]
+    inputs = [0 if path == STDIN else user_path(path) for path in args.input]
     # What is wrong here is said before gigabytes are fetched.
     check_outputs(outputs, inputs)
     recordings = [_checked(path) for path in args.input]
@@ -261,16 +266,17 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _plans(args: argparse.Namespace) -> list[Plan]:
     """Say for every input what is to be written."""
+    from .files import Output, output
     from .run import Plan
 
-    def plan(reply: Path | None, transcript: Path | None) -> Plan:
+    def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
-        return [plan(*(Path(path).expanduser() if path else None for path in (args.output, args.transcript)))]
-    folder = Path(args.output_dir).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {args.output_dir}; make it first.")
+        return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
+    folder = user_path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from .errors import InputError
+from .places import user_path
 
 __all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
 
@@ -28,9 +28,9 @@ def load_mimi(
     InputError
         The file cannot be read or is no Mimi checkpoint, or an argument is out of range; the message says which.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if isinstance(config, str | os.PathLike):
-        config = str(Path(config).expanduser())
+        config = str(user_path(config))
     elif config is not None:
         config = dict(config)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import InputError
 from .inputs import brief, decode_text, read_small
+from .places import user_path
 from .ranges import LORA_SCALING, Range, is_whole
 
 # A configuration has about a kilobyte; what is much larger is something else.
@@ -222,7 +223,7 @@ class LmConfig:
         InputError
             The file cannot be read, is not a JSON object, or `from_dict` refuses it.
         """
-        return cls.from_dict(read_config(path), f"The configuration {Path(path).expanduser()}", lora=lora)
+        return cls.from_dict(read_config(path), f"The configuration {user_path(path)}", lora=lora)
 
     @classmethod
     def of(

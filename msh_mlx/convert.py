@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from .config import LmConfig
 from .errors import InputError
-from .files import NewFile, check_outputs, config_beside
+from .files import NewFile, check_outputs, config_beside, file_output
 from .lora import Change, Scaling, find_scaling
 from .models.lm import Lm
+from .places import user_path
 from .position import Reader
 from .tensors import TensorInfo, TensorWriter, read_tensor
 from .weights import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
@@ -97,13 +98,13 @@ def convert(
             raise InputError(f"Weights cannot have {wanted} bits, only {', '.join(map(str, BITS))} or {PLAIN}.")
     if group_size not in GROUP_SIZES:
         raise InputError(f"Groups cannot have {group_size} weights, only {', '.join(map(str, GROUP_SIZES))}.")
-    out = Path(out).expanduser()
+    out = file_output(os.fspath(out), "The model")
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
     checkpoint = open_checkpoint(path, config, lora=lora is not None)
     scaling = None if lora is None else find_scaling(lora, checkpoint.config, lora_scaling)
     changes = checkpoint.changes(lora, scaling.value if scaling else None)
-    check_outputs([out, out_config], [Path(file).expanduser() for file in inputs])
+    check_outputs([out, out_config], [user_path(file) for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
     written = {
         f"{module}.{part}": info

@@ -30,6 +30,7 @@ from .catalogue import Entry, LocalFile, listed, load_catalogue, read_catalogue,
 from .errors import InputError, MshError
 from .files import asset, find_demo, human_size
 from .log import log_folder
+from .places import temporary_folder
 
 if TYPE_CHECKING:
     from .devices import Device, Level, Loudspeaker
@@ -281,6 +282,9 @@ def check_mlx() -> Finding:
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
         return Finding(name, "problem", f"{found}: Metal does not work", advice)
+    from .position import check_compiling
+
+    check_compiling()
     if mx.default_device() != mx.cpu:
         return Finding(name, "ok", f"{found} (Metal)" if mx.metal.is_available() else found)
     trouble = compiler_trouble()
@@ -297,7 +301,7 @@ def compiler_trouble() -> str | None:
     if not shutil.which("g++"):
         return ""
     code = '#include <cmath>\n#include <cstdint>\nextern "C" float f(float x) { return std::exp(x); }\n'
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
         command = ["g++", "-std=c++17", "-fPIC", "-shared", "-x", "c++", "-", "-o", str(Path(folder, "try.so"))]
         try:
             done = subprocess.run(
@@ -400,8 +404,11 @@ def check_files() -> Finding:
     """Look whether logs can be written, and whether the user's own weights can be read."""
     name = "files"
     folder = log_folder()
+    if folder is None:
+        advice = f"Set HOME to a folder; until then logs go to {temporary_folder()}."
+        return Finding(name, "warning", "there is no home folder to keep logs in", advice)
     if not is_writable(folder):
-        advice = f"Make the folder {folder} writable; until then logs go to {tempfile.gettempdir()}."
+        advice = f"Make the folder {folder} writable; until then logs go to {temporary_folder()}."
         return Finding(name, "warning", f"logs cannot be written to {folder}", advice)
     try:
         entries = load_catalogue().values()
@@ -442,9 +449,14 @@ class Place:
 
 def check_disk() -> Finding:
     """Look at the free disk of the hub's cache and of the current folder."""
-    from .hub import cache_folder
+    from .hub import cache_folder, check_cache
 
     cache = cache_folder()
+    try:
+        check_cache()
+    except InputError as error:
+        found, _, advice = str(error).rstrip(".").partition("; ")
+        return Finding("disk", "warning", found[0].lower() + found[1:], _sentence(advice))
     try:
         here = Path.cwd()
     except OSError:
@@ -646,20 +658,24 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
         advice = "Choose another one with --input-device, or restart the sound system."
         return Finding(name, "problem", f"{found}: gives no sound", advice)
     if level.peak == 0:
-        advice = "Turn it on in the system's sound settings, or choose another one with --input-device."
+        # Some give zeros in a quiet room, too; so do those that are muted or not allowed.
+        advice = (
+            "Run it again and speak; if it stays so, turn the microphone on in the system's sound settings, "
+            "or choose another one with --input-device."
+        )
         if terminal:
             advice = (
-                f"Allow {terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it. "
-                "If it is allowed, the microphone is muted."
+                "Run it again and speak; if it stays so, the microphone is muted, or you have to allow "
+                f"{terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it."
             )
-        return Finding(name, "problem", f"{found}: hears nothing, not even noise", advice)
+        return Finding(name, "warning", f"{found}: hears nothing, not even noise", advice)
     peak, rms = (20 * math.log10(max(value, 1e-9)) for value in (level.peak, level.rms))
     found = f"{found}: hears {rms:.0f} dBFS, peak {peak:.0f}"
     if headset:
         return _headset(found)
     if peak < _QUIET:
-        advice = "Speak while it listens; if it stays so quiet, turn the input level up in the system's sound settings."
-        return Finding(name, "warning", f"{found}, hardly anything", advice)
+        advice = "If you spoke while it listened, turn the input level up in the system's sound settings."
+        return Finding(name, "ok", f"{found}, a quiet room", advice)
     if level.peak > _LOUDEST:
         advice = "Turn the input level down in the system's sound settings."
         return Finding(name, "warning", f"{found}, too loud", advice)

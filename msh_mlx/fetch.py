@@ -20,10 +20,11 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -118,8 +119,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     MshError
         It answers with something else.
     """
-    if constants.is_offline_mode():
-        raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
+    _check_surroundings()
     watch = watch or Watch()
     job = _Job(watch)
     found: dict[HubFile, Remote] = {}
@@ -135,8 +135,7 @@ def list_files(repository: str, revision: str, watch: Watch | None = None) -> li
     """Ask the hub for the paths of a repository's files; errors are those of `look_up`."""
     from huggingface_hub import HfApi
 
-    if constants.is_offline_mode():
-        raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
+    _check_surroundings()
     job = _Job(watch or Watch())
     found: list[str] = []
 
@@ -150,6 +149,17 @@ def list_files(repository: str, revision: str, watch: Watch | None = None) -> li
 
     job.run(work, [None])
     return found
+
+
+def _check_surroundings() -> None:
+    if constants.is_offline_mode():
+        raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
+    hub.check_cache()
+    if not re.fullmatch(r"[!-~]*", get_token() or ""):
+        raise InputError(
+            "The token for Hugging Face has characters that no token has; set HF_TOKEN to it as it was given to you, or "
+            "use 'hf auth login'."
+        )
 
 
 def _look_up(file: HubFile) -> Remote:
@@ -206,21 +216,53 @@ def _errors(file: HubFile) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched") from None
     except httpx2.ProxyError as error:
-        raise UnreachableError(f"The proxy refuses to connect to {where} ({_brief(error)})") from None
+        raise UnreachableError(f"{_proxy() or 'The proxy'} refuses to connect to {where} ({_brief(error)})") from None
     except httpx2.ConnectTimeout:
-        raise UnreachableError(f"{where} does not answer") from None
+        raise UnreachableError(f"{where} does not answer{_through_proxy()}") from None
     except httpx2.ConnectError as error:
         if "CERTIFICATE" in str(error).upper():
             raise UnreachableError(f"{where} cannot be trusted ({_brief(error)})") from None
-        raise UnreachableError(f"{where} cannot be reached ({_brief(error)})") from None
+        raise UnreachableError(f"{where} cannot be reached{_through_proxy()} ({_brief(error)})") from None
     except httpx2.TooManyRedirects:
         raise MshError(f"{where} redirects {file.path} in a circle; try again later.") from None
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
+        if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
+            why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
+            raise InputError(
+                f"{proxy} is no proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
+            ) from None
+        if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            raise
         raise InputError(
             f"{constants.ENDPOINT} is no address of a hub ({_brief(error)}); correct HF_ENDPOINT."
         ) from None
     except httpx2.TransportError as error:
         raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)}); try again later.")) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
+
+
+def _proxy() -> str | None:
+    """Say which proxy the environment names for the hub, and where, without what is secret in it; None if it names none."""
+    parts = urlsplit(constants.ENDPOINT)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    for name in (f"{parts.scheme}_proxy", "all_proxy"):
+        for variable in (name, name.upper()):
+            if value := os.environ.get(variable):
+                return f"{variable}={re.sub('[^/]*@', '', value)}"
+    return None
+
+
+def _through_proxy() -> str:
+    proxy = _proxy()
+    return f" through the proxy that {proxy} names" if proxy else ""
 
 
 def _http_error(error: HfHubHTTPError, file: HubFile) -> Exception:

@@ -72,7 +72,8 @@ class Sample:
 
     `silent` is for how many seconds the microphone has given nothing but exact zeros; `clipped` whether a sample was clipped
     since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds;
-    `cancels` whether echoes are looked for, to be taken away.
+    `cancels` whether echoes are looked for, to be taken away; `muted` whether the user has muted the microphone, so that what
+    it hears is nobody's concern.
     """
 
     time: float
@@ -81,6 +82,7 @@ class Sample:
     step_p95: float | None = None
     dropped: float = 0.0
     cancels: bool = True
+    muted: bool = False
 
 
 class Latch:
@@ -253,7 +255,7 @@ class Hints:
         if self._device_since is None:
             self._device_since = time
         hints = []
-        if self._silent.push(time, sample.silent > self._SILENT):
+        if self._silent.push(time, sample.silent > self._SILENT) and not sample.muted:
             hints.append(self._silence(time - self._device_since))
         if self._is_slow(sample):
             what = " or ".join(filter(None, (self._smaller, "close other programs")))
@@ -264,12 +266,12 @@ class Hints:
             )
         if sample.cancels != self._cancels:
             self._listen_for_echo(sample.cancels)
-        if self._echo_latch.push(time, self._echo.heard):
+        if self._echo_latch.push(time, self._echo.heard) and not sample.muted:
             what = "use headphones, or turn the loudspeaker down"
             if not self._cancels:
                 what = "press e to take the echo away, or use headphones"
             hints.append(f"Moshi hears itself through the microphone: {what}.")
-        if self._is_clipping(sample):
+        if self._is_clipping(sample) and not sample.muted:
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
         if self._headset is not None and time - self._device_since <= self._HEADSET:
             hints.append(

@@ -23,6 +23,7 @@ from huggingface_hub import constants
 
 from .catalogue import Entry, HubFile, LocalFile, Reference
 from .errors import InputError
+from .places import home, user_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,6 +43,14 @@ class Watch:
 def cache_folder() -> Path:
     """Return the folder of the cache, which `HF_HUB_CACHE` and `HF_HOME` choose."""
     return Path(constants.HF_HUB_CACHE)
+
+
+def check_cache() -> None:
+    """Raise InputError if there is no folder for the cache, because the user has no home folder."""
+    if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
+        raise InputError(
+            "There is no home folder for Hugging Face's cache; set HOME, or HF_HOME to a folder for the models."
+        )
 
 
 def repository_folder(repository: str) -> Path:
@@ -191,17 +200,19 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 # Reading gigabytes takes long; that they were read and were right is noted, by the path, with what changes when the file does.
 
 
-def _notes() -> Path:
+def _notes() -> Path | None:
     if sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
+        own = home()
+        folder = own / "Library" / "Caches" if own else None
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    return folder / "msh-mlx" / "verified.json"
+        folder = user_folder("XDG_CACHE_HOME", ".cache")
+    return folder / "msh-mlx" / "verified.json" if folder else None
 
 
 def _read_notes() -> dict[str, Any]:
+    place = _notes()
     try:
-        notes = json.loads(_notes().read_text(encoding="utf-8"))
+        notes = json.loads(place.read_text(encoding="utf-8")) if place else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}
@@ -214,13 +225,16 @@ def _state(path: Path) -> list[int]:
 
 def note_verified(paths: Iterable[Path]) -> None:
     """Note that the contents of files have been checked."""
+    place = _notes()
+    if place is None:
+        return
     with contextlib.suppress(OSError):  # else they are checked once more
         notes = {name: state for name, state in _read_notes().items() if Path(name).exists()}
         notes |= {str(path.resolve()): _state(path) for path in paths}
-        _notes().parent.mkdir(parents=True, exist_ok=True)
-        temporary = _notes().with_name(f"verified.{os.getpid()}.tmp")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f"verified.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(notes, indent=1), encoding="utf-8")
-        temporary.replace(_notes())
+        temporary.replace(place)
 
 
 def is_verified(path: Path) -> bool:

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from .errors import InputError
+from .places import user_path
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
@@ -96,7 +97,7 @@ def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
     InputError
         It cannot be read, is larger, empty, or something else than a file that is meant.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     size = check_file(path, what)
     try:
         with path.open("rb") as file:

@@ -19,7 +19,10 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Key:
-    """A key: the character it sends, how it is called on screen, the action it stands for, in a word and in a sentence."""
+    """A key: the character it sends, how it is called on screen, the action it stands for, in a word and in a sentence.
+
+    The sentence has 41 characters at most, so that it fits on a line where the window has 50 columns.
+    """
 
     character: str
     name: str
@@ -29,12 +32,12 @@ class Key:
 
 
 KEYS = (
-    Key("m", "m", "mute", "mute", "mute the microphone, or let Moshi hear it again"),
-    Key(" ", "space", "talk", "talk", "push to talk: press to speak, press again to be silent"),
-    Key("r", "r", "new", "new", "begin a new conversation; the model stays loaded"),
-    Key("s", "s", "save", "save", "save the transcript and the recording so far"),
+    Key("m", "m", "mute", "mute", "mute the microphone, or unmute it"),
+    Key(" ", "space", "talk", "talk", "push to talk: press, speak, press again"),
+    Key("r", "r", "new", "new", "begin a new conversation"),
+    Key("s", "s", "save", "save", "save the words and the sound so far"),
     Key("d", "d", "device", "device", "take the next input device"),
-    Key("e", "e", "echo", "echo", "take Moshi's echo away: if there is one (auto), always (on), never (off)"),
+    Key("e", "e", "echo", "echo", "take Moshi's echo away: auto, on or off"),
     Key("?", "?", "help", "help", "show or hide this help"),
     Key("q", "q", "quit", "quit", "end the conversation (Ctrl-C does, too)"),
 )

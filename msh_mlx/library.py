@@ -3,7 +3,7 @@
 A model **fits** if what it takes while talking is at most three quarters of the memory and leaves 4 GiB to the system. It is
 **fast enough** if the memory's measured bandwidth brings the bytes of a step in 45 ms, a little more than half of the 80 ms
 that there are: attention, launches and everything else come on top. Of those that suit, the one with the most bits a weight
-is the best; those on disk come before those that would have to be fetched. If one step in twenty then takes more than 70 ms in
+is the best; those on disk come before those that would have to be fetched. If three steps in four then take more than 70 ms in
 warm-up, the next lighter one is taken.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .weights import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds in which the bytes of a step must be read
-SLOW = 0.07  # seconds: a model whose steps take longer, one in twenty, is too slow
+SLOW = 0.07  # seconds: a model whose steps take longer, three in four, is too slow
 _SYSTEM = 4 << 30  # bytes that are left to it, at least
 # What a conversation takes besides the weights: keys and values, here of the published size, and the codec, what MLX keeps of
 # freed buffers, and the program.

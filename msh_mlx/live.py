@@ -25,9 +25,11 @@ from .keys import Keys, action
 from .log import Log
 from .metrics import Metrics
 from .pipeline import DELAY_LIMIT, Sink, Source
+from .position import explain
 from .recorder import Recorder
 from .screen import EchoSummary, Percentiles, Screen, Status, Summary, open_screen
 from .signals import Signals
+from .streams import check_output
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
@@ -128,6 +130,8 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
         A signal came, or the terminal has gone.
     """
     signals.end_process = True
+    if options.as_json:
+        check_output()
     with ExitStack() as stack:
         screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
@@ -323,7 +327,9 @@ class _Conversation:
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
         dropped = self._pipeline.metrics.dropped
-        return self._hints.update(HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels))
+        return self._hints.update(
+            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._pipeline.muted)
+        )
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
@@ -421,6 +427,8 @@ def _sorry(failure: Failed, log: Log) -> MshError:
     """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
     if isinstance(failure.error, MshError):
         return failure.error
+    if said := explain(failure.error):
+        return said
     if isinstance(failure.error, MemoryError):
         return MshError("There is not enough memory; close other programs, or take a smaller model.")
     what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")

@@ -15,6 +15,7 @@ from .errors import InputError
 from .files import find_config
 from .inputs import brief
 from .layout import mlx_name, stacked_names
+from .places import user_path
 from .ranges import LORA_SCALING
 from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
@@ -113,7 +114,7 @@ def read_lora(
     InputError
         The file is wrong, or does not fit the model; the message names the tensor.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     header = read_header(path)
     if "out_norm.weight" in header or "out_norm.alpha" in header:
         raise InputError(f"{path} is no file of LoRA adapters but a language model; give it as --model.")

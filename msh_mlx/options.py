@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError, MshError
+from .places import mend_environment, user_path
 from .ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from .signals import Signals, Stopped
+from .streams import check_output, end_standard, open_standard
 
 if TYPE_CHECKING:
     from .events import Notice
@@ -30,21 +31,20 @@ if TYPE_CHECKING:
     from .ui import Display
 
 
+TOKEN = "MSH_TOKEN"  # of the environment
+
+
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     """Run `program` and return its exit code; what goes wrong becomes one line on the standard error.
 
     `debug` shows the traceback of errors that nobody expected.
     """
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    open_standard()
+    mend_environment()
     with Signals() as signals:
         code = _exit_code(program, signals, debug)
+        end_standard()
         if signals.end_process:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
             os._exit(code)
     return code
 
@@ -52,7 +52,9 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
         try:
-            return program(signals)
+            code = program(signals)
+            sys.stdout.flush()
+            return code
         except BaseException:
             # What a signal interrupts may raise anything: a native module that is being imported, a panic of Rust.
             signals.check()
@@ -65,8 +67,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         _complain("Stopped.")
         return 128 + number
     except BrokenPipeError:
-        # Whoever read the standard output has gone, as with `| head`. Python would try to write the rest when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        pass  # whoever read the standard output has gone, as with `| head`
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
@@ -76,14 +77,24 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif said := _explained(error):
+            _complain(str(said))
         else:
             _complain(f"An unexpected {type(error).__name__} ended the program ({error}); --debug shows where.")
     return MshError.exit_code
 
 
+def _explained(error: Exception) -> MshError | None:
+    if "mlx.core" not in sys.modules:
+        return None
+    from .position import explain
+
+    return explain(error)
+
+
 def _complain(message: str) -> None:
-    # Without a standard error the exit code has to do.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    # Where the standard error takes nothing, the exit code has to do.
+    with contextlib.suppress(OSError, ValueError):
         print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
 
 
@@ -97,6 +108,11 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         message = message.removeprefix("argument ").rstrip(".")
         raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        check_output()  # help and version are all that there is to get
+        sys.stdout.write(message)
+        sys.stdout.flush()
 
 
 def number(text: str) -> float:
@@ -196,10 +212,12 @@ def load_parts(
     from .codec import load_mimi
     from .config import LmConfig
     from .memory import set_limits
+    from .position import check_compiling
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
     from .weights import load_lm, open_checkpoint
 
+    check_compiling()
     set_limits()
     config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
@@ -317,6 +335,16 @@ def interruptible(progress: Callable[[float], None], signals: Signals) -> Callab
     return tell
 
 
+def own_token(args: argparse.Namespace) -> str | None:
+    """Return the token of `--token`, else of the environment; raise InputError for one that an address cannot have."""
+    token: str | None = args.token or os.environ.get(TOKEN) or None
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise InputError(
+            "The token has spaces or other characters that an address cannot have; take letters and digits."
+        )
+    return token
+
+
 def check_lora(args: argparse.Namespace) -> None:
     if args.lora_scaling is not None and args.lora is None:
         raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
@@ -379,13 +407,14 @@ def _delay(text: str) -> float:
 
 def live_options(args: argparse.Namespace) -> Options:
     """Return what the options of `add_live` and of the program say."""
+    from .files import file_output
     from .live import Options
 
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=Path(args.record).expanduser() if args.record else None,
-        trace=Path(args.trace).expanduser() if args.trace else None,
+        record=user_path(args.record) if args.record else None,
+        trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,
         muted=args.mute_start,
@@ -410,6 +439,7 @@ def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
 
 
 def print_devices(args: argparse.Namespace) -> int:
+    check_output()
     from .devices import list_devices
     from .log import Log
 
@@ -420,6 +450,7 @@ def print_devices(args: argparse.Namespace) -> int:
 
 
 def print_latency(args: argparse.Namespace) -> int:
+    check_output()
     from .devices import Devices
     from .latency import measure_latency
     from .log import Log

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .events import Dropped, Event, Failed, Heard, Levels, Loading, Pcm, Ready, Said, Span, Spoke, SpokeWord, Underrun
-from .metrics import Durations, Memory, Metrics
+from .metrics import Durations, Memory, Metrics, percentile
 from .text import Word, Words
 from .threads import exists
 
@@ -31,7 +31,8 @@ SWITCH_INTERVAL = 1e-3  # seconds
 
 _QUEUE = 2  # frames between two stages
 _WARM_UP = 5, 25  # frames, at least and at most
-_MEASURED = 25  # frames by which a model is judged
+_MEASURED = 5, 25  # frames by which a model is judged, at least and at most
+_JUDGING = 5.0  # seconds, after which the fewest will do
 _WARM = 1.5  # times the fastest frame: no slower is warm
 _PATIENCE = 0.1  # seconds, after which the encoder thread looks around though there is no sound or no room
 _PAUSE_AFTER = 3  # times: the microphone gives nothing
@@ -163,8 +164,8 @@ class Pipeline:
     delay_limit
         How old the user's sound may become on its way through the pipeline, in seconds.
     lighter
-        Gets the 95th percentile of the model's step times in warm-up, in seconds, on the model thread; what it returns makes
-        another session in place of this one, None keeps it.
+        Gets the lower quartile of the model's step times in warm-up, in seconds, on the model thread: what else runs just then
+        makes some steps longer, and none shorter. What it returns makes another session in place of this one, None keeps it.
     alone
         False: others run in this process. `load` gives a session that is warm and new, and the process stays as it is.
 
@@ -329,8 +330,8 @@ class Pipeline:
             loaded = perf_counter()
             self._events(Loading("loading", loaded - begin))
             self._events(Loading("warm-up"))
-            p95 = self._warm_up(session)
-            load = self._lighter(p95) if self._lighter else None
+            pace = self._warm_up(session)
+            load = self._lighter(pace) if self._lighter else None
             if load:
                 del session  # before the next one comes
                 gc.collect()
@@ -343,7 +344,7 @@ class Pipeline:
         return session
 
     def _warm_up(self, session: Session) -> float:
-        """Let a session run on silence until its time is steady; return the 95th percentile of its steps from then on."""
+        """Let a session run on silence until its time is steady; return the lower quartile of its steps from then on."""
         session.warm_up()
         silence = np.zeros(session.frame_size, np.float32)
 
@@ -357,7 +358,11 @@ class Pipeline:
             took.append(push().total)
         if self._lighter is None:
             return 0.0
-        return float(np.percentile([push().step for _ in range(_MEASURED)], 95))
+        steps: list[float] = []
+        begin = perf_counter()
+        while len(steps) < _MEASURED[0] or (len(steps) < _MEASURED[1] and perf_counter() - begin < _JUDGING):
+            steps.append(push().step)
+        return percentile(steps, 25)
 
     def _listen(self) -> None:
         """Begin the next conversation with what is heard from now on."""

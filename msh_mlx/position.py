@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -9,13 +11,17 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .errors import MshError
 from .models.cache import Place, Ring, RingCache, RingFormat, rotation
 from .models.layers import on_cpu
 from .models.lm import Lm
+from .places import check_temporary
 from .sampling import Sampler, TextSampler
 
 # In place of a token: take what the position before has said.
 AS_SAID = -2
+
+_COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,36 @@ class Outcome:
     rings: list[Ring]
     text_logits: mx.array
     audio_logits: list[mx.array]
+
+
+def _compiles() -> bool:
+    """Whether functions are compiled: for the CPU MLX does so with g++; without one, the same function runs as it is."""
+    return not on_cpu() or shutil.which("g++") is not None
+
+
+def check_compiling() -> None:
+    """Find out, before anything large is fetched or loaded, whether there is room for what MLX compiles for the CPU.
+
+    Raises
+    ------
+    MshError
+        The folder for temporary files, where MLX keeps that, is missing or full, or cannot be written to.
+    """
+    if on_cpu() and _compiles():
+        check_temporary(f"mlx/{importlib.metadata.version('mlx')}/cpu", _COMPILED)
+
+
+def explain(error: BaseException) -> MshError | None:
+    """Return what to tell the user of an error of MLX's, if it comes from compiling for the CPU; else None."""
+    if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
+        return None
+    try:
+        check_compiling()
+    except MshError as found:
+        return found
+    return MshError(
+        "A function of the model could not be compiled; 'msh-mlx doctor' says what is wrong with the compiler."
+    )
 
 
 class Position:
@@ -48,8 +84,7 @@ class Position:
         config = lm.config
         self._text_noise = text_sampler.noise_size(config.text_card)
         self._audio_noise = audio_sampler.noise_size(config.card)
-        # MLX compiles for the CPU with g++; without one, the same function runs as it is.
-        self._function = mx.compile(self._run) if not on_cpu() or shutil.which("g++") else self._run
+        self._function = mx.compile(self._run) if _compiles() else self._run
 
     def __call__(
         self,

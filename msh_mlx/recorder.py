@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .audio import to_int16, wav_header
-from .errors import InputError
+from .errors import InputError, MshError
 from .events import Event, Heard, Notice, Ready, Said, SpokeWord
+from .places import temporary_folder, user_path
 from .text import Word
 
 T = TypeVar("T")
@@ -170,7 +171,7 @@ class Recorder:
             self._background.put(_Order.REPORT, force=True)
             return self.folders[-1] if self.folders else self._parent
         path = next(
-            path for path in _names(folder.expanduser()) if path not in self._planned and not os.path.lexists(path)
+            path for path in _names(user_path(folder)) if path not in self._planned and not os.path.lexists(path)
         )
         self._planned.add(path)
         self._background.put(path, force=True)
@@ -258,11 +259,11 @@ class Recorder:
         take = self._take  # which another thread may change
         after = _clock(take.frames if take else 0)
         if self._parent is None:
-            message = f"What is said from now on ({after}) cannot be saved: {reason}."
+            message = f"What is said from now on ({after}) cannot be saved: {reason} (TMPDIR names the folder for it)."
         elif self.folders:
             message = f"The recording ended after {after}: {reason}. What there is is in {self.folders[-1]}."
         else:
-            message = f"The recording ended before it began: {reason}."
+            message = f"The recording into {self._parent} ended before it began: {reason}."
         self._background.put(_Order.FINISH, force=True)
         self._notify(Notice("recording-ended", message, "warning"))
 
@@ -474,7 +475,7 @@ class _Track:
 
 def _checked(folder: Path) -> Path:
     """Make a folder, if it is not there, and find out whether it can be written to; raise InputError."""
-    folder = folder.expanduser()
+    folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -505,7 +506,7 @@ def _fresh(parent: Path) -> Path:
 def _create(folder: Path | None, name: str) -> io.FileIO:
     """Create a file that was not there, or a temporary one."""
     if folder is None:
-        return tempfile.TemporaryFile(buffering=0)
+        return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
     return (folder / name).open("xb", buffering=0)
 
 
@@ -521,6 +522,8 @@ def disk_error(error: Exception) -> str:
     """Say why something could not be written, for the middle of a sentence."""
     if isinstance(error, _RemovedError):
         return "its folder has been removed"
+    if isinstance(error, MshError):
+        return str(error).rstrip(".")
     if not isinstance(error, OSError):
         return f"{type(error).__name__} ({error})"
     if error.errno == errno.ENOSPC:

@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ import numpy as np
 
 from .audio import Pcm, Recording, WavWriter, read_frames
 from .errors import MshError
-from .files import NewFile
+from .files import Output, open_output
+from .streams import StandardOutput
 from .text import Word, Words
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Plan:
     """What to do with a recording.
 
-    `reply` and `transcript` are files to write, if any; `stereo` puts the user on the left of the reply; `tail` is silence to
-    hear after the recording, in seconds; `max_steps` ends the conversation early.
+    `reply` and `transcript` are what to write, if anything; `stereo` puts the user on the left of the reply; `tail` is
+    silence to hear after the recording, in seconds; `max_steps` ends the conversation early.
     """
 
-    reply: Path | None = None
-    transcript: Path | None = None
+    reply: Output | None = None
+    transcript: Output | None = None
     stereo: bool = False
     tail: float = 0.0
     max_steps: int | None = None
@@ -127,7 +127,8 @@ def converse_with(
 
     `answers` takes the recording in frames of `size` samples, `rate` a second, and yields what is said to each. Frame t of the
     reply is what step t said, so that sample n of it lies beside sample n of the recording. The files appear together at the
-    end, or not at all; where the answers break off, with what there was of them.
+    end, or not at all; where the answers break off, with what there was of them. Into the standard output everything goes at
+    once.
 
     Raises
     ------
@@ -153,8 +154,8 @@ def converse_with(
             listener(Spoke(word))
 
     with ExitStack() as stack:
-        reply = stack.enter_context(NewFile(plan.reply)) if plan.reply else None
-        transcript = stack.enter_context(NewFile(plan.transcript)) if plan.transcript else None
+        reply = stack.push(open_output(plan.reply)) if plan.reply else None
+        transcript = stack.push(open_output(plan.transcript)) if plan.transcript else None
         writer = WavWriter(reply.file, rate, 2 if plan.stereo else 1) if reply else None
         listener(Began(recording.name, _count_steps(recording, rate, size, tail, plan.max_steps), step_seconds))
         begin = perf_counter()
@@ -167,6 +168,9 @@ def converse_with(
                 if answer.timings:
                     summary.add(answer.timings)
                 spoke(words.push(count * step_seconds, answer.text))
+                for output in (reply, transcript):
+                    if isinstance(output, StandardOutput):
+                        output.file.flush()
                 summary.seconds, summary.wall = (count + 1) * step_seconds, perf_counter() - begin
                 listener(Stepped(count + 1, summary.wall))
                 if count + 1 == plan.max_steps:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
@@ -692,18 +692,30 @@ class LiveScreen(Screen):
     def _footer(self) -> list[Line]:
         width = self._columns()
         height = max(self._console.height - 1, 1)
-        words, status, help_, keys = [self._line_in_progress(width)], [], [], [self._key_line(width)]
-        if self._status:
-            status += [[], *self._meter_lines(self._status, width), *self._figures(self._status, width)]
-            status += [
-                [Segment(line, _HINT)] for hint in self._status.hints[:2] for line in _wrapped(f"! {hint}", width)
-            ]
-        if self._help:
-            help_ = self._help_panel(width)
-            if len(words + status + help_ + keys) > height:
-                status = []
-        lines = (words + status + help_ + keys)[:height]
+        words, keys = self._line_in_progress(width), self._key_line(width)
+        *_, least = layouts = list(self._layouts(width))
+        between = next((lines for lines in layouts if len(lines) + 2 <= height), least[: max(height - 2, 0)])
+        lines = [words, *between, keys][:height]
         return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines]
+
+    def _layouts(self, width: int) -> Iterator[list[Line]]:
+        """Yield what may stand between the words and the keys: everything, then less and less for windows with less room."""
+        meters, figures, hints = self._status_lines(width)
+        status = [*meters, *figures, *hints]
+        air: list[Line] = [[]]
+        if not self._help:
+            yield [*air, *status] if status else []
+            # The hints say what is wrong now, the last figures what hardly anybody looks for.
+            for count in range(len(figures), -1, -1):
+                yield [*meters, *figures[:count], *hints]
+            return
+        keys, explained = self._help_lines(width)
+        yield [*air, *status, *air, *keys, *explained]
+        yield [*status, *keys, *explained]
+        yield [*air, *status, *air, *keys]
+        for count in range(len(figures), -1, -1):
+            yield [*meters, *figures[:count], *hints, *keys]
+        yield [*meters, *keys]
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
@@ -713,7 +725,8 @@ class LiveScreen(Screen):
             loaded = "" if self._loaded is None else f"  {100 * self._loaded:.0f} %"
             return [Segment(f"{wait} {doing}"), Segment(f"{loaded}  {seconds:.1f} s", _DIM)]
         if self._listening and self._last_index is None:
-            return [Segment("Moshi is listening", _DIM)]
+            muted = self._status is not None and self._status.muted
+            return [Segment("Muted: m lets Moshi hear you" if muted else "Moshi is listening", _DIM)]
         line = [Segment(self._flow.line)]
         silence = self._now() - self._spoken_at
         if self._last_index is not None and silence > _PAUSE:
@@ -764,7 +777,19 @@ class LiveScreen(Screen):
             figures.append(Segment(f"recording to {_shortened(name, 24)}", _DIM))
         return _packed(figures, Segment(self._glyphs.separator, _DIM), width)
 
-    def _help_panel(self, width: int) -> list[Line]:
+    def _status_lines(self, width: int) -> tuple[list[Line], list[Line], list[Line]]:
+        """Return the lines of the meters, of the figures and of the hints."""
+        if not self._status:
+            return [], [], []
+        hints = [_wrapped(f"! {hint}", width) for hint in self._status.hints[:2]]
+        return (
+            self._meter_lines(self._status, width),
+            self._figures(self._status, width),
+            [[Segment(line, _HINT)] for lines in hints for line in lines],
+        )
+
+    def _help_lines(self, width: int) -> tuple[list[Line], list[Line]]:
+        """Return the lines that say what the keys do, and those that explain the figures."""
         lines: list[Line] = []
         for key in KEYS:
             first, *rest = _wrapped(key.sentence, max(width - 8, 1))
@@ -775,16 +800,19 @@ class LiveScreen(Screen):
             "echo: how loud Moshi's voice comes back through the microphone, below full scale, and how much of that Moshi "
             "does not hear. memory: MLX's in use + kept for reuse, and the most so far."
         )
-        return [[], *lines, *([Segment(line, _DIM)] for line in _wrapped(explained, width))]
+        return lines, [[Segment(line, _DIM)] for line in _wrapped(explained, width)]
 
     def _key_line(self, width: int) -> Line:
         keys = list(KEYS)
+        muted = self._status is not None and self._status.muted
+        extra = len("un") if muted else 0
         # Help and quit stay as long as there is any room.
-        while len(keys) > 2 and sum(len(key.name) + len(key.word) + 3 for key in keys) - 2 > width:
+        while len(keys) > 2 and sum(len(key.name) + len(key.word) + 3 for key in keys) - 2 + extra > width:
             del keys[-3]
         line: Line = []
         for key in keys:
-            line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {key.word}", _DIM)]
+            word = "unmute" if key.action == "mute" and muted else key.word
+            line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {word}", _DIM)]
         return line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from array import array
 from collections.abc import Mapping
@@ -49,7 +50,9 @@ class SessionLog:
             return
         tokens = np.frombuffer(self._rows, np.int32).reshape(-1, self._width or 1)
         with NewFile(self._folder / f"{self._name}.npy") as new:
-            np.save(new.file, tokens)
+            data = io.BytesIO()  # numpy writes to a file past Python, and does not say which error it met
+            np.save(data, tokens)
+            new.file.write(data.getbuffer())
             new.commit()
         with NewFile(self._folder / f"{self._name}.json") as new:
             new.file.write(json.dumps(dict(summary), indent=2).encode() + b"\n")

@@ -16,6 +16,7 @@ import numpy as np
 
 from .errors import InputError
 from .inputs import ONE_FILE, brief, cannot_read, check_file, foreign
+from .places import user_path
 
 # https://huggingface.co/docs/safetensors: the header is at most 100 MB.
 _MAX_HEADER = 100_000_000
@@ -63,7 +64,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         The file cannot be read, is no safetensors file, is shorter or longer than its header says, or has a tensor of a type
         that is not known.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     size = check_file(path)
     if size == 0:
         raise InputError(f"{path} is empty; fetch the file again.")
@@ -211,7 +212,7 @@ def find_not_finite(
     InputError
         `read_header` refuses the file, or it became shorter while it was read.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     floats = {name: info for name, info in read_header(path).items() if info.dtype in _EXPONENTS}
     total, done = sum(info.nbytes for info in floats.values()), 0
     buffer = bytearray(_PIECE)

@@ -6,12 +6,12 @@ import codecs
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import sentencepiece
 
 from .errors import InputError
 from .inputs import read_small
+from .places import user_path
 
 # The published one has half a megabyte.
 _MAX_SIZE = 1 << 26
@@ -27,7 +27,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
     InputError
         The file cannot be read, or is no SentencePiece model.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     proto = read_small(path, "The tokenizer", _MAX_SIZE)
     tokenizer = sentencepiece.SentencePieceProcessor()
     try:

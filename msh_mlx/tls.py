@@ -181,7 +181,12 @@ def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipadd
 
 def known_file() -> Path:
     """Name the file of the certificates that the user has met: `msh-mlx/known-servers` beside the user's catalogue."""
-    return user_file().with_name("known-servers")
+    own = user_file()
+    if own is None:
+        raise InputError(
+            "There is no home folder to remember the server's certificate in; set HOME, or XDG_CONFIG_HOME to a folder."
+        )
+    return own.with_name("known-servers")
 
 
 class KnownServers:

@@ -51,7 +51,7 @@ class Trace:
     """
 
     def __init__(self, path: Path, notify: Callable[[Notice], None], *, queue: int = _QUEUE) -> None:
-        self.path = path.expanduser()
+        self.path = path
         check_outputs([self.path], [])
         try:
             self._file = self.path.open("wb", buffering=0)

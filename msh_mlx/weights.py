@@ -19,6 +19,7 @@ from .inputs import ONE_FILE
 from .layout import is_pytorch, is_transformers, to_mlx_layout
 from .lora import Change, find_scaling, read_lora
 from .models.lm import Lm
+from .places import user_path
 from .tensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -134,7 +135,7 @@ def open_checkpoint(
 
     With `lora` the configuration may say that there are adapters: they will be merged.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     header = read_header(path)
     lm_config = LmConfig.of(config, lora=lora)
     _check_kind(path, header)

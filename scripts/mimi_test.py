@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from array import array
-from pathlib import Path
 from time import perf_counter
 
 from msh_mlx.options import Parser, guard, whole
@@ -29,18 +28,18 @@ def main() -> int:
 
 def try_codec(args: argparse.Namespace, signals: Signals) -> int:
     """Do it, and print a report."""
-    from msh_mlx.files import check_outputs, demo_folder
+    from msh_mlx.files import check_outputs, demo_folder, open_output, output
+    from msh_mlx.places import user_path
 
     source = args.input or str(demo_folder() / "digits.flac")
-    inputs = [Path(path).expanduser() for path in (source, args.weights)]
-    output = Path(args.output).expanduser() if args.output else None
-    check_outputs([output] if output else [], inputs)
+    inputs = [user_path(path) for path in (source, args.weights)]
+    place = output(args.output) if args.output else None
+    check_outputs([place] if place else [], inputs)
 
     import numpy as np
 
     from msh_mlx.audio import WavWriter, open_recording, read_frames
     from msh_mlx.codec import load_mimi
-    from msh_mlx.files import NewFile
     from msh_mlx.ui import printable, timing_line
 
     mimi = load_mimi(args.weights, num_codebooks=args.codebooks)
@@ -78,13 +77,13 @@ def try_codec(args: argparse.Namespace, signals: Signals) -> int:
     )
     print(timing_line("Encoding a frame", [encode]))
     print(timing_line("Decoding a frame", [decode]))
-    if output:
-        with NewFile(output) as new:
+    if place:
+        with open_output(place) as new:
             writer = WavWriter(new.file, mimi.sample_rate, 1)
             writer.write(voice)
             writer.finish()
             new.commit()
-        print(printable(f"Sound: {output}"))
+        print(printable(f"Sound: {place}"))
     return 0 if same else 1
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from msh_mlx.options import Parser, guard, load_session, number, whole
 from msh_mlx.signals import Signals
@@ -32,12 +31,13 @@ def main() -> int:
 
 def try_model(args: argparse.Namespace, signals: Signals) -> int:
     """Do it, and print a report."""
-    from msh_mlx.files import check_outputs, demo_folder, find_model
+    from msh_mlx.files import check_outputs, demo_folder, find_model, output
+    from msh_mlx.places import user_path
 
     files = find_model(args.moshi_weights, args.mimi_weights, args.tokenizer, args.config)
     source = args.input or str(demo_folder() / "digits.flac")
-    output = Path(args.output).expanduser() if args.output else None
-    check_outputs([output] if output else [], [*files.all, Path(source).expanduser()])
+    place = output(args.output) if args.output else None
+    check_outputs([place] if place else [], [*files.all, user_path(source)])
 
     from rich.console import Console
 
@@ -58,7 +58,7 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
             text={"temperature": args.text_temperature, "top_k": 25},
             seed=args.seed,
         )
-        summary = converse(session, recording, Plan(reply=output, max_steps=args.steps), listener)
+        summary = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
         for what, times in (("Encoding", summary.encode), ("The model", summary.step), ("Decoding", summary.decode)):
             display.say(timing_line(what, [times]))
     return 0

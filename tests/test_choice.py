@@ -216,7 +216,7 @@ def test_the_demo_if_nothing_can_be_fetched(place: Place) -> None:
 
 def test_wrong_outputs_are_said_before_anything_is_fetched(place: Place) -> None:
     place.catalogue()
-    place.refused(2, "--input", str(DEMO / "digits.flac"), "--output", "none/out.wav")
+    place.refused(2, "--input", str(DEMO / "digits.flac"), "--output", "none/none/out.wav")
     place.refused(2, "--input", "none.wav", "--output", "out.wav")
     assert not place.server.requests
 

@@ -61,6 +61,21 @@ def test_silence_elsewhere() -> None:
     assert "unplugged" in changes[0][1][0]
 
 
+@pytest.mark.parametrize("terminal", ["iTerm", None])
+def test_nothing_is_said_of_a_microphone_that_the_user_has_muted(terminal: str | None) -> None:
+    given = hints(terminal=terminal)
+    shown = {
+        time: given.update(Sample(time, silent=time, clipped=True, muted=10 <= time < 20))
+        for time in np.arange(0, 30, 1 / 12).tolist()
+    }
+    for time, said in shown.items():
+        muted = 10 <= time < 20
+        if time > 4:
+            assert [sum(word in hint for hint in said) for word in ("silent", "too loud")] == [not muted] * 2
+        if muted:
+            assert said == ()
+
+
 def test_the_next_device_has_its_own_time() -> None:
     given = hints()
     assert "allow" in over_time(given, lambda time: Sample(time, silent=time), 30)[-1][1][0]

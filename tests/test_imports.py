@@ -44,9 +44,10 @@ LEVELS = [
     {"files", "config", "tensors", "memory"},
     {"inputs"},
     {"protocol", "visitor"},
-    {"errors", "signals", "log", "machine", "threads"},
-    {"protocol"},
-    {"errors", "signals", "log", "machine", "ranges", "threads"},
+    {"log"},
+    {"places"},
+    {"streams"},
+    {"errors", "signals", "machine", "ranges", "threads"},
 ]
 
 

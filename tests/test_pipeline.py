@@ -334,8 +334,8 @@ def test_a_lighter_model_takes_the_place_of_one_that_is_too_slow(slow):
         loaded.append(Toy())
         return loaded[-1]
 
-    def lighter(p95):
-        times.append(p95)
+    def lighter(pace):
+        times.append(pace)
         assert threading.current_thread().name == "msh-model"
         assert loaded[-1].pushed >= 25
         return load if len(times) <= slow else None
@@ -353,6 +353,29 @@ def test_a_lighter_model_takes_the_place_of_one_that_is_too_slow(slow):
     assert numbers(run.reel.frames) == [1]
 
 
+def test_what_else_runs_does_not_make_a_model_too_slow():
+    class Disturbed(Toy):
+        def push(self, pcm):
+            self.pushed += 1
+            # Two steps in three take a hundred times as long.
+            step = 0.04 if self.pushed % 3 == 0 else 4.0
+            return SimpleNamespace(timings=SimpleNamespace(total=0.1, step=step))
+
+    paces = []
+    with Run(Disturbed(), lighter=lambda pace: paces.append(pace)) as run:
+        run.ready()
+    assert paces == [pytest.approx(0.04)]
+
+
+def test_a_model_that_is_far_too_slow_is_judged_soon(monkeypatch):
+    monkeypatch.setattr("msh_mlx.pipeline._JUDGING", 0.0)
+    session, paces = Toy(), []
+    with Run(session, lighter=lambda pace: paces.append(pace)) as run:
+        run.ready()
+    assert paces == [Toy.TIMINGS.step]
+    assert session.pushed == 10  # five to warm up, five to judge it by
+
+
 def test_the_next_model_is_loaded_when_the_last_one_has_gone():
     sessions = []
 
@@ -362,7 +385,7 @@ def test_the_next_model_is_loaded_when_the_last_one_has_gone():
         sessions.append(weakref.ref(session))
         return session
 
-    with Run(load=load, lighter=lambda p95: load if p95 > 0 and len(sessions) < 2 else None) as run:
+    with Run(load=load, lighter=lambda pace: load if pace > 0 and len(sessions) < 2 else None) as run:
         run.ready()
     assert len(sessions) == 2
 
@@ -371,7 +394,7 @@ def test_a_lighter_model_that_cannot_be_loaded():
     def fail(progress):
         raise ValueError("gone")
 
-    run = Run(lighter=lambda p95: fail)
+    run = Run(lighter=lambda pace: fail)
     run.pipeline.start()
     eventually(lambda: run.pipeline.failure)
     assert (run.pipeline.failure.where, str(run.pipeline.failure.error)) == ("start", "gone")

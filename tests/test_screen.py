@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyte
@@ -264,6 +264,34 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     lines = terminal.lines()
     assert "\n".join(lines) + "\n" == text[: text.index("mic")].rstrip() + "\n"
     assert not terminal.screen.cursor.hidden
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (50, 20), (40, 12)])
+@pytest.mark.parametrize("muted", [False, True])
+def test_the_status_stays_beside_the_help(width: int, height: int, muted: bool) -> None:
+    now, terminal = Time(), Terminal(width, height)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        screen.tick(replace(STATUS, muted=muted))
+        screen.help()
+        text = "\n".join(terminal.lines())
+    assert re.search("^mic +muted" if muted else "^mic +█", text, re.MULTILINE)
+    assert ("m unmute" in text, "Muted: m lets Moshi hear you" in text) == (muted, muted)
+    assert "push to talk" in text
+    if height >= 20:
+        assert "1:02:05 · step 41/63 of 80 ms" in text
+        assert "! Moshi hears itself: use headphones." in text
+        assert re.search("^q +end the conversation", text, re.MULTILINE)
+
+
+def test_what_is_wrong_and_the_keys_stay_in_low_windows() -> None:
+    now, terminal = Time(), Terminal(30, 8)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        screen.tick(STATUS)
+        text = "\n".join(terminal.lines())
+    assert "! Moshi hears itself: use" in text
+    assert text.endswith("q quit")
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (200, 50), (20, 8), (1, 1), (34, 3)])
@@ -625,8 +653,8 @@ def test_plain_summary_and_help() -> None:
 
     lines = plain(draw)
     assert lines[:2] == [
-        "  m      mute the microphone, or let Moshi hear it again",
-        "  space  push to talk: press to speak, press again to be silent",
+        "  m      mute the microphone, or unmute it",
+        "  space  push to talk: press, speak, press again",
     ]
     assert lines[-1] == "Written: talks/monday/user.wav"
 

@@ -8,6 +8,7 @@ from ..choice import add_weights, named_files
 from ..errors import InputError
 from ..options import Parser, add_config, add_printing, display, interruptible, whole
 from ..signals import Signals
+from ..streams import check_output
 
 
 def _parser() -> Parser:
@@ -48,8 +49,11 @@ def run(arguments: list[str], signals: Signals) -> int:
     from ..config import LmConfig
     from ..files import existing, find_config, find_demo
     from ..memory import set_limits
+    from ..position import check_compiling
     from ..weights import default_dtype, load_lm
 
+    check_output()
+    check_compiling()
     set_limits()
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
     with display(args) as shown:

@@ -6,13 +6,12 @@ Heavy modules are imported late: help and wrong options are answered at once.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..options import (
+    TOKEN,
     Parser,
     add_live,
     add_sampling,
@@ -20,18 +19,18 @@ from ..options import (
     display,
     live_options,
     number,
+    own_token,
     print_devices,
     print_latency,
     whole,
 )
+from ..places import user_path
 from ..signals import Signals
 
 if TYPE_CHECKING:
     from ..audio import Pcm
     from ..remote import Address
     from ..run import Answer, Event
-
-TOKEN = "MSH_TOKEN"  # of the environment
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # What the wire protocol calls the options of `add_sampling`.
@@ -97,8 +96,8 @@ def _parser() -> Parser:
     add_live(parser.add_argument_group("live").add_argument)
     add = parser.add_argument_group("recording").add_argument
     add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3); - is the standard input")
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV)")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line")
+    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
+    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
     add("--tail", metavar="SECONDS", type=number, help="let it hear so much silence after the recording (default: 0)")
     add(
         "--realtime",
@@ -142,7 +141,7 @@ def _check(args: argparse.Namespace) -> None:
 def _address(args: argparse.Namespace) -> Address:
     from ..remote import HOST, PORT, Address
 
-    args.token = args.token or os.environ.get(TOKEN) or None
+    args.token = own_token(args)
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
     query["stats"] = "1"
     if args.input and not args.realtime:
@@ -166,15 +165,13 @@ def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..audio import STDIN, open_recording
-    from ..files import check_outputs
+    from ..files import check_outputs, output
     from ..opus import SAMPLE_RATE
     from ..remote import FRAME_SIZE, answers
     from ..run import Plan, converse_with
 
-    reply, transcript = (Path(path).expanduser() if path else None for path in (args.output, args.transcript))
-    check_outputs(
-        [path for path in (reply, transcript) if path], [0 if args.input == STDIN else Path(args.input).expanduser()]
-    )
+    reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
+    check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args) as shown, open_recording(args.input) as recording:
 
         def listener(event: Event) -> None:

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from ..options import Parser, add_config, add_lora, add_printing, check_lora, display, interruptible
 from ..signals import Signals
+from ..streams import check_output
 
 
 def _parser() -> Parser:
@@ -57,10 +58,15 @@ def run(arguments: list[str], signals: Signals) -> int:
     from ..convert import Rule, check, convert
     from ..files import existing, find_config, human_size
     from ..memory import set_limits
+    from ..position import check_compiling
 
     model = existing(args.model, "model")
     config = existing(args.config, "configuration") if args.config is not None else find_config(model)
     group_size = args.group_size or (32 if args.bits == 4 else 64)
+    if args.json:
+        check_output()
+    if args.check:
+        check_compiling()
     set_limits()
     divergence = None
     with display(args) as shown:

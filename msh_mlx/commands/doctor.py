@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..options import Parser
 from ..signals import Signals
+from ..streams import check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +47,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     args = _parser().parse_args(arguments)
     if args.quick and args.echo:
         raise InputError("--echo needs the devices that --quick does not open; leave one of them out.")
+    check_output()
     from rich.console import Console
 
     from ..doctor import ECHO, TOTAL, all_checks, examine

@@ -13,6 +13,7 @@ from ..choice import add_weights, watching
 from ..errors import InputError, MshError
 from ..options import Parser, add_printing, display
 from ..signals import Signals
+from ..streams import check_output
 
 if TYPE_CHECKING:
     from ..catalogue import Entry, Reference
@@ -67,9 +68,12 @@ def run(arguments: list[str], signals: Signals) -> int:
                 f"There is no command {action!r} of models, only {', '.join(_ACTIONS)}; --help lists them."
             )
         args = _action_parser(action).parse_args(rest)
+        if action in ("verify", "path"):
+            check_output()
         work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
         return work(args, _Shelf(args), signals)
     args = _parser().parse_args(arguments)
+    check_output()
     return _list(args, _Shelf(args))
 
 

@@ -33,8 +33,10 @@ from ..options import (
     interruptible,
     load_parts,
     number,
+    own_token,
     whole,
 )
+from ..places import user_path
 from ..signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
     """Serve until a signal comes, or the model fails."""
     args = parser().parse_args(argv)
     if args.server_config:
-        apply(read_configuration(Path(args.server_config).expanduser()), args)
+        apply(read_configuration(user_path(args.server_config)), args)
     check(args)
     static = _static(args.static)
     names, addresses = _own_names(args.host)
@@ -66,7 +68,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         if args.ssl:
             from ..tls import server_context
 
-            context = server_context(Path(args.ssl).expanduser(), names, addresses)
+            context = server_context(user_path(args.ssl), names, addresses)
         choice = choose(args, signals)
         from ..log import Log
 
@@ -136,11 +138,7 @@ def check(args: argparse.Namespace) -> None:
     for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.token = args.token or os.environ.get("MSH_TOKEN") or None
-    if args.token and not (args.token.isprintable() and args.token.isascii() and " " not in args.token):
-        raise InputError(
-            "The token has spaces or other characters that an address cannot have; take letters and digits."
-        )
+    args.token = own_token(args)
     if args.config is not None and not args.model:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
     for origin in args.allow_origin:
@@ -170,7 +168,7 @@ def _static(named: str | None) -> Path | None:
     if named == "none":
         return None
     if named:
-        folder = Path(named).expanduser()
+        folder = user_path(named)
         if not (folder / "index.html").is_file():
             raise InputError(f"{folder} has no index.html; give the folder of the built page, or --static none.")
         return folder
@@ -291,7 +289,7 @@ def settings(
         origins=frozenset(args.allow_origin),
         static=static,
         static_is_named=static is not None and not (own and static.samefile(own)),
-        log_dir=Path(args.log_dir).expanduser() if args.log_dir else None,
+        log_dir=user_path(args.log_dir) if args.log_dir else None,
         defaults=defaults,
         about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
     )
@@ -456,7 +454,7 @@ class _Program:
         if context:
             from ..tls import folder_fingerprint
 
-            say(f"SHA-256 of the certificate: {folder_fingerprint(Path(args.ssl).expanduser())}")
+            say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
         token = f"#worker_auth_id={args.token}" if args.token else ""
         local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
         for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
@@ -483,8 +481,12 @@ class _Program:
             print(line, flush=True)
 
     def _sorry(self, failure: Failed) -> MshError:
+        from ..position import explain
+
         if isinstance(failure.error, MshError):
             return failure.error
+        if said := explain(failure.error):
+            return said
         path = self._noise.write(failure.error) if self._noise else None
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
