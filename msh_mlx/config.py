@@ -247,7 +247,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     InputError
         The file cannot be read, is no text, or not a JSON object.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     raw = read_small(path, "The configuration", _MAX_SIZE)
     try:
         values = json.loads(decode_text(raw), object_pairs_hook=_distinct)

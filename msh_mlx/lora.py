@@ -76,7 +76,7 @@ def find_scaling(lora: str | os.PathLike[str], config: LmConfig, given: float | 
         if not LORA_SCALING.has(given):
             raise InputError(f"The scaling {brief(given)} of the adapters is not {LORA_SCALING}.")
         return Scaling(given, "as was asked for")
-    beside = find_config(Path(lora).expanduser())
+    beside = find_config(user_path(lora))
     own = scaling_in(read_config(beside), f"The configuration {beside}") if beside else None
     if own is not None:
         return Scaling(own, f"as {beside} says")

@@ -151,7 +151,7 @@ def check(args: argparse.Namespace) -> None:
     check_model(args)
     check_lora(args)
     if args.log_dir:
-        _check_log_dir(Path(args.log_dir).expanduser())
+        _check_log_dir(user_path(args.log_dir))
 
 
 def _check_log_dir(folder: Path) -> None:
