@@ -269,7 +269,7 @@ _BEGINNING = 8
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def _checksum(page: bytes) -> bytes:
+def page_checksum(page: bytes) -> bytes:
     """Compute a page's checksum as it stands in the page (RFC 3533, section 6).
 
     It is zlib's polynomial with the bits of each byte the other way round, and without zlib's inversions.
@@ -317,7 +317,7 @@ class OggSplitter:
             if size is None or len(buffer) < position + size:
                 break
             page = bytes(buffer[position : position + size])
-            if size and _checksum(page) == page[22:26]:
+            if size and page_checksum(page) == page[22:26]:
                 self._wasted = max(0, self._wasted - size)
                 position += size
                 pages.append(self._read(page))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from mimi import Mixer
 
 from msh_mlx.audio import Recording, WavWriter, open_recording, read_frames, resample
 from msh_mlx.errors import InputError, MshError
@@ -32,6 +33,11 @@ def sound(rate: int, channels: int, seconds: float = 1.3, seed: int = 0) -> np.n
 def read_all(path: Path) -> np.ndarray:
     with open_recording(str(path)) as recording:
         return np.concatenate(list(recording.blocks()))
+
+
+def mixed(pcm: np.ndarray, rate: int) -> np.ndarray:
+    """One channel of `[samples, channels]`, in one go."""
+    return Mixer(rate, pcm.shape[1]).mix(pcm)
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -62,7 +68,7 @@ def test_reads_what_soundfile_reads(tmp_path: Path, suffix: str, form: str, subt
         assert recording.can_reopen
         got = np.concatenate(list(recording.blocks()))
     assert got.dtype == np.float32
-    np.testing.assert_allclose(got, expected.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(got, mixed(expected, rate), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,7 @@ def test_resamples_as_in_one_go(tmp_path: Path, rate: int, suffix: str, channels
         pytest.skip("MP3 has two channels at most")
     path = tmp_path / f"in.{suffix}"
     soundfile.write(path, sound(rate, channels, 2.03), rate)
-    mono = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+    mono = mixed(soundfile.read(path, dtype="float32", always_2d=True)[0], rate)
     expected = soxr.resample(mono, rate, RATE)
     got = frames_of(path)
     assert len(got) == -(-len(expected) // SIZE) * SIZE
@@ -166,7 +172,7 @@ def test_reads_every_format_from_a_pipe(form: str) -> None:
         assert not recording.can_reopen
         got = np.concatenate(list(recording.blocks()))
     thread.join(10)
-    expected = soundfile.read(io.BytesIO(data), dtype="float32")[0].mean(axis=1)
+    expected = mixed(*soundfile.read(io.BytesIO(data), dtype="float32"))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -176,7 +182,7 @@ def test_reads_compressed_wav_from_a_pipe(subtype: str) -> None:
     recording, _ = through_pipe(data)
     with recording:
         got = np.concatenate(list(recording.blocks()))
-    np.testing.assert_allclose(got, soundfile.read(io.BytesIO(data), dtype="float32")[0].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(got, mixed(*soundfile.read(io.BytesIO(data), dtype="float32")), atol=1e-6)
 
 
 # Left behind by: a pipe that was never told, ffmpeg, ffmpeg's neighbours, sox, arecord, Python's wave.
@@ -294,15 +300,19 @@ def test_damaged_in_the_middle(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
 
 
-def test_a_chain_of_ogg_streams(tmp_path: Path) -> None:
-    data = encoded("OGG")
-    assert len(read_all(write(tmp_path / "in.ogg", data + b"something else"))) == len(sound(48000, 2))
-    with pytest.raises(InputError, match="several"):
-        read_all(write(tmp_path / "in.ogg", data + encoded("OGG", "OPUS")))
+def test_ogg_streams_one_behind_the_other(tmp_path: Path) -> None:
+    vorbis, opus, other = encoded("OGG"), encoded("OGG", "OPUS"), encoded("OGG", "VORBIS", 24000, 1)
+    alone = [read_all(write(tmp_path / "in.ogg", data)) for data in (vorbis, opus, other)]
+    assert len(read_all(write(tmp_path / "in.ogg", vorbis + b"something else"))) == len(sound(48000, 2))
+    with open_recording(str(write(tmp_path / "in.ogg", vorbis + opus + other))) as recording:
+        assert recording.samples == len(alone[0]) + len(alone[1]) + 2 * len(alone[2])
+        got = np.concatenate(list(recording.blocks()))
+    alone[2] = np.concatenate(list(resample([alone[2]], 24000, 48000)))
+    np.testing.assert_allclose(got, np.concatenate(alone), atol=1e-6)
 
 
 def test_an_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
-    data = encoded("MP3")
+    data = encoded("MP3", channels=1)
     bare = data[data.index(b"\xff\xfb", 100) :]
     # Without the count the decoder neither knows the length nor cuts its own delay away.
     got, expected = read_all(write(tmp_path / "in.mp3", bare)), read_all(write(tmp_path / "whole.mp3", data))

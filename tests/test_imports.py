@@ -41,9 +41,9 @@ LEVELS = [
     {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
-    {"inputs"},
+    {"inputs", "containers"},
     {"protocol"},
-    {"errors", "signals", "log", "machine", "threads"},
+    {"errors", "signals", "log", "machine", "threads", "mixing"},
 ]
 
 
