@@ -431,6 +431,8 @@ class _Decoded(Recording):
         except (soundfile.LibsndfileError, TypeError, ValueError):
             if pieces.error:
                 raise pieces.error from None
+            if stream.other:
+                raise not_read(self.name, stream.other) from None
             raise cut_off(self.name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:

@@ -42,6 +42,7 @@ class Numbers:
     size: int | None
     promised: int | None
     chunks: _Chunks
+    coding: Foreign  # what to call it if even libsndfile cannot decode it
     size_field: tuple[int, str, int]  # where the header says it, how, and how much else it counts
 
     @property
@@ -55,12 +56,13 @@ class Stream:
     """A part of a file that libsndfile decodes by itself, put together of bytes and of ranges `(begin, end)` of the file.
 
     `samples` is its length in samples of a channel if that is known better than by libsndfile; `slack` is how many of them may
-    be missing in the end.
+    be missing in the end; `other` is what it is if libsndfile cannot decode it.
     """
 
     pieces: list[bytes | tuple[int, int]] = field(default_factory=list)
     samples: int | None = None
     slack: int = 0
+    other: Foreign | None = None
 
     def add(self, begin: int, end: int) -> None:
         """Append a range, which may go on where the last one ended."""
@@ -165,13 +167,15 @@ def find_streams(file: BinaryIO, name: str, size: int) -> list[Stream]:
         It is nothing that can be heard here, or cut off, or damaged.
     """
     end = _without_tags(file, size)
-    start = _at(file, 0, 64)
+    start = _at(file, 0, 192)
     if start.startswith(b"OggS"):
         return _ogg(file, name, end)
     if start.startswith(b"fLaC"):
         return _flac(file, name, end)
     if other := foreign(start):
-        raise not_read(name, other)
+        # Voice memos may be without loss: so says the sample's description, followed by six zeros.
+        lossless = other.suffix == "m4a" and _find(file, b"alac" + bytes(6), 0, end) is not None
+        raise not_read(name, other._replace(name="M4A (Apple Lossless)") if lossless else other)
     if (first := _first_frame(file, 0, end)) is not None:
         return _mpeg(file, name, first, end)
     if start[:1] == b"\xff" or not start:
@@ -192,12 +196,17 @@ def not_read(name: str, other: Foreign) -> InputError:
         command = f"afconvert -f WAVE -d LEI16 {shlex.quote(source)} {shlex.quote(target)}"
     else:
         command = f"ffmpeg -i {shlex.quote(source)} {shlex.quote(target)}"
-    return InputError(f"{name} is {other.name}, which is not read here; convert it: {command}.")
+    return InputError(f"{name} is {other.name}, which is not read here; convert it with `{command}`.")
 
 
-def cut_off(name: str, where: str) -> InputError:
-    """Make the error for a file of which something is missing; `where` says how that shows."""
-    return InputError(f"{name} {where}: it is cut off or damaged, so get it again.")
+def cut_off(name: str, what: str) -> InputError:
+    """Make the error for a file of which something is missing; `what` says how that shows."""
+    return InputError(f"{name} {what}: it is cut off or damaged, so get it again.")
+
+
+def _damaged(name: str, what: str) -> InputError:
+    """Make the error for a file with something wrong in its middle."""
+    return InputError(f"{name} {what}; get it again.")
 
 
 def _at(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -259,7 +268,7 @@ _FOREIGN = [  # where it stands, what begins it
     (0, b"PVF1", Foreign("PVF", "pvf")),
 ]
 _MP4 = {
-    b"M4A ": Foreign("M4A (AAC or Apple Lossless)", "m4a", True),
+    b"M4A ": Foreign("M4A (AAC)", "m4a", True),
     b"M4B ": Foreign("M4B (AAC)", "m4b", True),
     b"qt  ": Foreign("QuickTime", "mov", True),
     b"3gp": Foreign("3GP", "3gp", True),
@@ -277,6 +286,8 @@ def foreign(start: bytes) -> Foreign | None:
     # ADTS: twelve bits, layer 0, a rate that exists; LOAS: eleven bits.
     if len(start) > 2 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0 and start[2] >> 2 & 15 < 13:
         return Foreign("AAC", "aac", True)
+    if start[:1] == b"G" == start[188:189]:
+        return Foreign("MPEG transport stream", "ts")
     if len(start) > 2 and start[0] == 0x56 and start[1] & 0xE0 == 0xE0:
         return Foreign("AAC (LATM)", "aac")
     return None
@@ -474,7 +485,8 @@ def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
     dtype = kinds.get((tag, step // channels), "") if step % channels == 0 else ""
     if dtype and not 0 < bits <= 8 * (step // channels):
         dtype = ""
-    return _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, size_field)
+    coding = Foreign(f"WAV in the coding 0x{tag:04x}", "wav", True)
+    return _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, coding, size_field)
 
 
 def _aiff(reader: HeaderReader) -> Numbers:
@@ -503,7 +515,8 @@ def _aiff(reader: HeaderReader) -> Numbers:
     dtype = f"{coding}{width}" if width in {"i": (1, 2, 3, 4), "u": (1,), "f": (4, 8)}.get(coding[1:], ()) else ""
     size = size if size == 0 else max(0, size - 8 - offset)
     size_field = size_at, ">I", 8 + offset
-    return _measured(reader, rate, channels, dtype, size, _RIFX, size_field)
+    called = Foreign(f"AIFF in the coding {_printable(common[18:22])}", "aiff", True)
+    return _measured(reader, rate, channels, dtype, size, _RIFX, called, size_field)
 
 
 def _au(reader: HeaderReader) -> Numbers:
@@ -514,7 +527,9 @@ def _au(reader: HeaderReader) -> Numbers:
     reader.content(offset - 24)
     kinds = {2: "i1", 3: "i2", 4: "i3", 5: "i4", 6: "f4", 7: "f8"}
     dtype = ">" + kinds[coding] if coding in kinds else ""
-    return _measured(reader, rate, channels, dtype, size, _AU, (8, ">I", 0))
+    return _measured(
+        reader, rate, channels, dtype, size, _AU, Foreign(f"AU in the coding {coding}", "au", True), (8, ">I", 0)
+    )
 
 
 def _caf(reader: HeaderReader) -> Numbers:
@@ -533,14 +548,18 @@ def _caf(reader: HeaderReader) -> Numbers:
     size_field = len(reader.seen) - 8, ">q", 4
     reader.read(4)  # a count of edits
     rate, coding, flags, step, frames, channels, bits = struct.unpack(">d4s5I", description[:32])
-    if coding in (b"aac ", b"aach", b"aacl", b"aacp"):
-        raise not_read(reader.name, Foreign("CAF (AAC)", "caf", True))
     width = step // channels if channels and frames == 1 and step % channels == 0 else 0
     kind_of = ("<" if flags & 2 else ">") + ("f" if flags & 1 else "i")
     plain = coding == b"lpcm" and bits == 8 * width and width in ((4, 8) if flags & 1 else (1, 2, 3, 4))
     size = 0xFFFFFFFF if size == -1 else max(0, size - 4)
     rate = rate if 0 < rate < 1e9 else 0
-    return _measured(reader, round(rate), channels, f"{kind_of}{width}" if plain else "", size, _CAF, size_field)
+    dtype = f"{kind_of}{width}" if plain else ""
+    called = Foreign(f"CAF in the coding {_printable(coding)}", "caf", True)
+    return _measured(reader, round(rate), channels, dtype, size, _CAF, called, size_field)
+
+
+def _printable(code: bytes) -> str:
+    return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in code.rstrip())
 
 
 def _measured(
@@ -550,6 +569,7 @@ def _measured(
     dtype: str,
     promised: int,
     chunks: _Chunks,
+    coding: Foreign,
     size_field: tuple[int, str, int],
 ) -> Numbers:
     """Compare what a header promises with what the file holds, unless it is a pipe."""
@@ -559,7 +579,7 @@ def _measured(
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"{name} claims {rate} samples a second; {RATES[0]} to {RATES[1]} are understood.")
     numbers = Numbers(
-        rate, channels, dtype, offset, None, None if _is_unknown(promised) else promised, chunks, size_field
+        rate, channels, dtype, offset, None, None if _is_unknown(promised) else promised, chunks, coding, size_field
     )
     if reader.size is None:
         return numbers
@@ -625,7 +645,7 @@ def follow_chunks(
     passed = 0
     while header.strip(b"\0"):
         if not chunks.follow(header):
-            raise cut_off(name, f"has something else than chunks behind its sound, {passed} bytes after it")
+            raise _damaged(name, f"is damaged {passed} bytes behind its sound")
         _, size = chunks.read(header)
         passed += chunks.header + size
         if size < 0 or (held is not None and passed > held):
@@ -639,7 +659,7 @@ def follow_chunks(
 def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
     """Return the stream of a file whose numbers libsndfile decodes, with the size that it really has."""
     assert numbers.size is not None
-    stream = Stream()
+    stream = Stream(other=numbers.coding)
     if numbers.size == numbers.promised:
         stream.add(0, file.seek(0, io.SEEK_END))
         return stream
@@ -723,12 +743,12 @@ def _ogg(file: BinaryIO, name: str, end: int) -> list[Stream]:
         if not size:
             if _find(file, b"OggS", offset + 1, end) is None and links and not _unended(links[-1]):
                 break  # something that was put behind the sound
-            raise cut_off(name, f"has no page at byte {offset}")
+            raise _damaged(name, f"is damaged at byte {offset}, where no page begins")
         if offset + size > end:
             raise cut_off(name, "ends within a page")
         body = offset + 27 + page[26]
         if page_checksum(page) != page[22:26]:
-            raise cut_off(name, f"is damaged at byte {offset}")
+            raise _damaged(name, f"is damaged at byte {offset}")
         serial, sequence = struct.unpack("<II", page[14:22])
         if page[5] & 2:
             if not beginning:
@@ -739,9 +759,9 @@ def _ogg(file: BinaryIO, name: str, end: int) -> list[Stream]:
             beginning = False
         stream = links[-1].get(serial) if links else None
         if stream is None:
-            raise cut_off(name, f"goes on with a stream that did not begin, at byte {offset}")
+            raise _damaged(name, f"is damaged before byte {offset}: what goes on there did not begin")
         if sequence != stream.sequence:
-            raise cut_off(name, f"lacks a page before byte {offset}")
+            raise _damaged(name, f"is damaged: pages are missing before byte {offset}")
         stream.pages.append((offset, body, offset + len(page)))
         stream.sequence = sequence + 1 & 0xFFFFFFFF
         stream.ended = bool(page[5] & 4)
@@ -862,7 +882,7 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> list[Stream]:
                 complete = found and 0 < found[-1].counted[0] <= found[-1].frames
                 if complete and _first_frame(file, offset, end) is None:
                     break  # something that was put behind the sound
-                raise cut_off(name, f"is damaged at byte {offset}")
+                raise _damaged(name, f"is damaged at byte {offset}")
             offset += length
             continue
         if offset + frame.size > end:
