@@ -204,6 +204,7 @@ class Connection:
         self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
+        self._told_dropped = 0.0  # seconds
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()
@@ -393,6 +394,8 @@ class Connection:
             "backlog_ms": round(1000 * self._source.backlog(), 1),
             "dropped_s": round(metrics.dropped + self._source.refused, 3),
             "drops": metrics.drops,
+            "damaged_pages": self._decoder.faults,
+            "damaged_s": round(self._decoder.lost, 3),
         }
 
     # ---- on the pipeline's threads ---------------------------------------------------------------------------------------
@@ -419,6 +422,10 @@ class Connection:
 
     def _said(self, datas: list[bytes]) -> None:
         self.steps += 1
+        dropped = self._metrics.dropped + self._source.refused
+        if dropped != self._told_dropped:
+            # Told with the next tick, so that the client knows where in the reply something is missing.
+            self._told_dropped, self._last_stats = dropped, -math.inf
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)

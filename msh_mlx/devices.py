@@ -70,7 +70,7 @@ class Device:
 
     @property
     def microphones(self) -> int:
-        """How many channels may carry a voice of their own: all of them, or 2 where ALSA's plugins name what they could make."""
+        """How many channels may carry a voice of their own: all, or 2 where ALSA's plugins name what they could make."""
         plugin = self.host_api == "ALSA" and "(hw:" not in self.name
         return min(self.input_channels, 2) if plugin else self.input_channels
 

@@ -17,5 +17,9 @@ class InUseError(MshError, RuntimeError):
     """A conversation was used on two threads at once; nothing of it has changed."""
 
 
+class UnansweredError(MshError):
+    """There is no way to the server now; there may be one later."""
+
+
 class UnreachableError(MshError):
     """The hub does not answer, or must not be asked; what is on disk can be used."""

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, TypeAlias
@@ -29,6 +29,8 @@ GRANULE_RATE = 48_000
 MAX_PAGE = 27 + 255 + 255 * 255
 # Of a packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
 MAX_PACKET_SAMPLES = 5760
+# Of a packet, in bytes, for one stream (RFC 7845, section 6).
+MAX_PACKET = 61_440
 
 
 class ProtocolError(MshError, ValueError):
@@ -192,16 +194,18 @@ def _finite(text: str) -> float:
 
 
 class PageKind(Enum):
-    """What a page is for (RFC 7845, section 3)."""
+    """What a page is for (RFC 7845, section 3); FOREIGN begins a stream that is no Opus, and DAMAGED has a wrong checksum."""
 
     HEAD = "head"
     TAGS = "tags"
     AUDIO = "audio"
+    FOREIGN = "foreign"
+    DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page of an Ogg stream whose checksum is right.
+    """A page of an Ogg stream; of a damaged one, nothing that it says is sure.
 
     Attributes
     ----------
@@ -216,8 +220,12 @@ class Page:
     durations
         Of each audio packet that ends on this page, in samples at 48 kHz.
     faults
-        How many packets on it, or parts of packets, no decoder should see: empty, of no duration or one over 120 ms, or without
-        their beginning. They have no place in `durations`.
+        How many packets on it, or parts of packets, no decoder should see: empty, of no duration or one over 120 ms, too long,
+        or without their beginning. They have no place in `durations`.
+    packets
+        The audio packets themselves, as many as `durations`, whole also if they began on pages before.
+    first
+        What the first packet on it begins with: of HEAD and FOREIGN the whole packet, or as much as is on the page.
     """
 
     data: bytes
@@ -227,13 +235,12 @@ class Page:
     granule: int
     durations: tuple[int, ...]
     faults: int
+    packets: tuple[bytes, ...] = ()
+    first: bytes = b""
 
     @property
     def samples(self) -> int:
-        """The sound in its packets, in samples at 48 kHz.
-
-        800 bytes can hold 30 s of it, and `sphn`'s decoder is of no use any more after 5 s at once: look before decoding.
-        """
+        """The sound in its packets, in samples at 48 kHz; 800 bytes can hold 30 s of it."""
         return sum(self.durations)
 
 
@@ -261,11 +268,72 @@ def packet_samples(packet: bytes) -> int:
     return samples
 
 
+# How the first packet of an Ogg stream begins, by what it holds; "" is no sound, but may stand beside some.
+_CODECS = {
+    b"OpusHead": "Opus",
+    b"\x01vorbis": "Vorbis",
+    b"\x7fFLAC": "FLAC",
+    b"Speex   ": "Speex",
+    b"CELT    ": "CELT",
+    b"PCM     ": "PCM",
+    b"\x80theora": "Theora, which is video",
+    b"BBCD\0": "Dirac, which is video",
+    b"OVP80": "VP8, which is video",
+    b"fishead\0": "",
+    b"\x80kate\0\0\0": "",
+    b"CMML\0\0\0\0": "",
+}
+
+
+def ogg_codec(packet: bytes) -> str | None:
+    """Name what an Ogg stream holds from its first packet: "Vorbis"; "" is no sound, and None something unknown."""
+    return next((name for start, name in _CODECS.items() if packet.startswith(start)), None)
+
+
+def check_head(packet: bytes) -> None:
+    """Find out from an `OpusHead` (RFC 7845, section 5.1) whether its packets are what one decoder of Opus takes.
+
+    Raises
+    ------
+    ProtocolError
+        It is too short, of another version, or each of its packets holds several streams, for more than two channels.
+    """
+    cut_off = ProtocolError("The header of the audio (OpusHead) is cut off.")
+    if len(packet) < 19:
+        raise cut_off
+    version, channels, family = packet[8], packet[9], packet[18]
+    if version >> 4 or not channels:
+        raise ProtocolError("The header of the audio (OpusHead) is of an unknown version.")
+    if family and len(packet) < 21 + channels:
+        raise cut_off
+    if packet[19] != 1 if family else channels > 2:
+        raise ProtocolError(f"The audio is Opus of {channels} channels; send one, or two.")
+
+
+# How sound that is in no Ogg begins, by what it is: offset, bytes, name.
+_CONTAINERS = (
+    (0, b"RIFF", "WAV"),
+    (0, b"RF64", "WAV"),
+    (0, b"FORM", "AIFF"),
+    (0, b"fLaC", "FLAC"),
+    (0, b"ID3", "MP3"),
+    (0, b"caff", "CAF"),
+    (0, b".snd", "AU"),
+    (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (4, b"ftyp", "MP4 or M4A"),
+    (0, b"#!AMR", "AMR"),
+)
+
+
+def container(data: bytes) -> str | None:
+    """Name what sound that begins with `data` and is no Ogg is in; None if that is not known."""
+    return next((name for at, start, name in _CONTAINERS if data[at:].startswith(start)), None)
+
+
 _CAPTURE = b"OggS"
 _HEADER = struct.Struct("<4sBBqII4sB")
-_CONTINUED = 1
-# As many bytes of a packet as tell what it is: the names of the headers have eight, an Opus packet's length is in two.
-_BEGINNING = 8
+_CONTINUED, _FIRST = 1, 2
+_BEGINNING = 8  # bytes of a packet that tell whether it is a header
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -279,23 +347,39 @@ def page_checksum(page: bytes) -> bytes:
     return (crc ^ 0xFFFFFFFF).to_bytes(4, "big").translate(_MIRRORED)
 
 
+def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 0) -> bytes:
+    """Write a page with one whole packet of up to `MAX_PACKET` bytes; the first page begins a stream."""
+    lacing = bytes([*[255] * (len(packet) // 255), len(packet) % 255])
+    flags = 0 if sequence else _FIRST
+    header = _HEADER.pack(_CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
+    page = header + lacing + packet
+    return page[:22] + page_checksum(page) + page[26:]
+
+
 class OggSplitter:
     """Finds the whole pages in a stream of bytes that comes in any pieces.
 
-    It holds at most one unfinished page. What is no page, or one with a wrong checksum, is passed over to the next one, as
-    long as `limit` allows: the bytes that were passed over or summed in vain, less those of good pages, must stay within it.
-    So time and memory are bounded by what was sent. A wrong length in a page holds up what follows by one page's length.
+    It holds at most one unfinished page and one unfinished packet. What is no page, or one with a wrong checksum, is passed
+    over to the next one, as long as `limit` allows: the bytes that were passed over or summed in vain, less those of good
+    pages, must stay within it. So time and memory are bounded by what was sent. A wrong length in a page holds up what follows
+    by one page's length.
     """
 
     def __init__(self, limit: int = 1 << 18) -> None:
         self._limit = limit
         self._buffer = bytearray()  # from where the next page may begin, less than a page
         self._wasted = 0  # bytes, in [0, limit]
-        # The stream's number, the next page's, and the first bytes of the packet that this page is to go on with.
+        # The stream's number, the next page's, and the packet that this page is to go on with, as far as it is there.
         self._unfinished: tuple[int, int, bytes] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether what came last is the beginning of a page, as far as it goes."""
+        start = self._buffer[: len(_CAPTURE)]
+        return bool(start) and _CAPTURE.startswith(start)
+
     def feed(self, data: bytes) -> list[Page]:
-        """Take bytes and return the pages that are complete with them.
+        """Take bytes and return the pages that are complete with them, DAMAGED ones in their places.
 
         Raises
         ------
@@ -322,6 +406,8 @@ class OggSplitter:
                 position += size
                 pages.append(self._read(page))
             else:
+                if size:
+                    pages.append(self._read(page, damaged=True))
                 self._waste(size + len(_CAPTURE))
                 position += len(_CAPTURE)
         del buffer[:position]
@@ -346,44 +432,70 @@ class OggSplitter:
             self._unfinished = None
             raise ProtocolError(f"The audio is no Ogg stream: no page was found in {self._limit} bytes.")
 
-    def _read(self, data: bytes) -> Page:
+    def _read(self, data: bytes, *, damaged: bool = False) -> Page:
         _, _, flags, granule, serial, sequence, _, count = _HEADER.unpack_from(data)
         position = _HEADER.size + count
         kind = PageKind.AUDIO
+        packets: list[bytes] = []
         durations: list[int] = []
         faults = 0
-        beginning = None  # of the packet being read, if it is known
-        if self._unfinished is not None and self._unfinished[:2] == (serial, sequence):
-            beginning = self._unfinished[2]
-        inside = bool(flags & _CONTINUED)
-        for index, length in enumerate(data[_HEADER.size : position], 1):
-            if not inside:
-                beginning = data[position : position + min(length, _BEGINNING)]
+        packet: bytes | None = b""  # None if its beginning is not known
+        if flags & _CONTINUED:
+            known = self._unfinished is not None and self._unfinished[:2] == (serial, sequence)
+            packet = self._unfinished[2] if known and self._unfinished else None
+        first = b""
+        inside = False
+        for length, goes_on in _parts(data[_HEADER.size : position]):
+            part = data[position : position + length]
             position += length
-            goes_on = length == 255
-            if not goes_on or index == count:  # as much of the packet as is on this page
-                header = _HEADERS.get(beginning or b"")
-                samples = _samples(beginning)
-                if header is not None:
-                    kind = PageKind.HEAD if kind is PageKind.HEAD else header
-                elif not samples:
-                    faults += 1
-                elif not goes_on:
-                    durations.append(samples)
-            inside = goes_on
-        self._unfinished = None
-        if inside and beginning is not None:
-            self._unfinished = (serial, sequence + 1 & 0xFFFFFFFF, beginning)
-        return Page(data, kind, serial, sequence, granule, tuple(durations), faults)
+            packet = None if packet is None else packet + part
+            first = first or packet or b""
+            header = _HEADERS.get((packet or b"")[:_BEGINNING])
+            samples = _samples(packet)
+            if header is not None:
+                kind = PageKind.HEAD if kind is PageKind.HEAD else header
+            elif not samples:
+                faults += 1
+            elif packet and not goes_on:
+                packets.append(packet)
+                durations.append(samples)
+            if goes_on:  # to the next page
+                inside = True
+                # Of a header nothing more is of use.
+                packet = packet if header is None or packet is None else packet[:_BEGINNING]
+            else:
+                packet = b""
+        if damaged:
+            kind = PageKind.DAMAGED
+        else:
+            if flags & _FIRST and kind is PageKind.AUDIO:
+                kind = PageKind.FOREIGN
+            self._unfinished = None
+            if inside and packet is not None and len(packet) <= MAX_PACKET:
+                self._unfinished = (serial, sequence + 1 & _MASK, packet)
+        return Page(data, kind, serial, sequence, granule, tuple(durations), faults, tuple(packets), first)
+
+
+def _parts(lacing: bytes) -> Iterator[tuple[int, bool]]:
+    """Yield the bytes of each packet on a page, from the lengths of its segments, and whether it goes on on the next page."""
+    length = 0
+    for index, segment in enumerate(lacing, 1):
+        length += segment
+        if segment < 255 or index == len(lacing):
+            yield length, segment == 255
+            length = 0
 
 
 _HEADERS = {b"OpusHead": PageKind.HEAD, b"OpusTags": PageKind.TAGS}
+_MASK = 0xFFFFFFFF  # of a page's number
 
 
-def _samples(beginning: bytes | None) -> int:
-    """Tell how long an audio packet is, in samples at 48 kHz; 0 if it is none."""
+def _samples(packet: bytes | None) -> int:
+    """Tell how long an audio packet is, in samples at 48 kHz, from its beginning; 0 if it is none."""
+    if packet is None or len(packet) > MAX_PACKET:
+        return 0
     try:
-        return 0 if beginning is None else packet_samples(beginning)
+        return packet_samples(packet)
     except ProtocolError:
         return 0
 

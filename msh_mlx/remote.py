@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ import numpy as np
 from yarl import URL
 
 from . import protocol
-from .errors import InputError, MshError
+from .errors import InputError, MshError, UnansweredError
 from .events import (
     Dropped,
     Event,
@@ -44,7 +45,8 @@ from .metrics import Durations, Memory, Metrics, resident_bytes
 from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .pipeline import DELAY_LIMIT, Sink, Source
 from .protocol import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, ProtocolError, Text
-from .run import Answer
+from .proxy import Proxy, ProxyConnector
+from .run import Answer, BrokenOffError
 from .text import Word, Words
 from .tls import KnownServers, fingerprint, peer_certificate, server_name
 
@@ -72,12 +74,19 @@ _PINGED = 2  # frames between two pings
 # Frames that may be under way to a live server: a slow network makes the microphone drop, not lag.
 _UNHEARD = 12
 _UNANSWERED = 25  # frames of a recording that may be without a reply
+# Seconds without an answer after which a server hears a frame more: some wait for it, and some do not answer every frame.
+_STALLED = 1.0
+_STUCK = 60.0  # seconds without sound, while other messages come, after which a recording is not answered any more
+_LAST_WORDS = 0.2  # seconds for the text of the last frame, which some servers send behind its sound
+_TOGETHER = 0.02  # seconds between a text and the sound of the same frame, at most
+_DAMAGE_EVERY = 10.0  # seconds between two words about damage
 _WORD_ENDS = 12  # frames without text after which the last word is complete
 _LEVELS_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
 # A server that complains and closes with another code is not asked again.
 _COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
+_PROMPTS = "voice_prompt", "text_prompt"  # parameters without which PersonaPlex's server fails
 
 
 # ---- where the server is -------------------------------------------------------------------------------------------------
@@ -159,15 +168,27 @@ class Address:
 
 
 class _LostError(Exception):
-    """The connection is lost; the message says how, in the middle of a sentence."""
+    """The connection is lost; the message says how, in the middle of a sentence.
+
+    `over` is True where the server may have had all that it wanted: it fell silent, or closed the connection in order.
+    """
+
+    def __init__(self, how: str, *, over: bool = False) -> None:
+        super().__init__(how)
+        self.over = over
 
 
 class _AgainError(Exception):
     """A new conversation needs a new connection."""
 
 
-class UnansweredError(MshError):
-    """There is no way to the server now; there may be one later."""
+class EndedError(MshError):
+    """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
+
+    def __init__(self, what: str, *, over: bool) -> None:
+        super().__init__(f"{what}; try again.")
+        self.what = what
+        self.over = over
 
 
 class _Steps(Durations):
@@ -200,15 +221,25 @@ class _Talk:
     sent: int = 0  # frames
     received: int = 0  # frames
     sent_at: float = 0.0  # when a frame last was
+    said_at: float = 0.0  # when a frame of the reply last came
     pinged_at: float = field(default_factory=perf_counter)  # when we last said that we are still here
     text_at: int = 0  # in which frame text came last
     given_up: int = 0  # frames of ours in this conversation, by the server
+    forgiven: int = 0  # frames of ours in this conversation that are not waited for any longer
     told_given_up: int = 0  # frames, on this connection
+    told_damaged: float = 0.0  # seconds of our sound, by the server
+    told_faults: int = 0  # pages of its sound, to the user
+    told_at: float = -math.inf  # when they were
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     words: Words = field(default_factory=Words)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
     # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
     heard: deque[float] = field(default_factory=deque)
+
+    @property
+    def place(self) -> int:
+        """Which of the frames that were sent the next frame of the reply belongs to."""
+        return self.received + self.given_up
 
     @property
     def is_on(self) -> bool:
@@ -217,10 +248,11 @@ class _Talk:
 
     def begin(self) -> None:
         """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
-        self.sent = self.received = self.text_at = self.given_up = 0
+        self.sent = self.received = self.text_at = self.given_up = self.forgiven = 0
         self.encoder, self.words = OpusEncoder(), Words()
         self.rest = np.zeros(0, np.float32)
         self.heard.clear()
+        self.said_at = perf_counter()
         self.listening, self.asked, self.complaint = True, None, ""
 
 
@@ -286,6 +318,7 @@ class Remote:
         self._measured = 0.0  # when memory was
         self._refusal = ""  # what the server said when it did not want us
         self._talk = _Talk()
+        self._proxy: Proxy | None = None
 
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
@@ -338,7 +371,10 @@ class Remote:
     async def _run(self) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_request_end.append(self._read_refusal)
-        session = aiohttp.ClientSession(trace_configs=[trace])
+        address = self._address
+        self._proxy = Proxy.on_the_way(address.host, address.port, secure=address.secure)
+        connector = ProxyConnector(self._proxy) if self._proxy else None
+        session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
         try:
             while True:
                 with contextlib.suppress(_AgainError):
@@ -363,8 +399,11 @@ class Remote:
             if not self._conversation or self._recording:
                 if isinstance(error, UnansweredError):
                     raise
-                when = f"after {self._talk.received * _FRAME:.0f} s" if self._conversation else "before it began"
-                raise MshError(f"The connection to {self._address} was lost {when}: {error}; try again.") from None
+                when = f"after {self._talk.place * _FRAME:.0f} s" if self._conversation else "before it began"
+                over = isinstance(error, _LostError) and error.over
+                if not self._talk.latest:  # not a word came
+                    raise UnansweredError(f"{self._address} failed before it began ({error}){self._hint()}.") from None
+                raise EndedError(f"The connection to {self._address} was lost {when}: {error}", over=over) from None
             if not self._lost:
                 self._lost = True
                 self._sink.pause()
@@ -406,7 +445,8 @@ class Remote:
     async def _open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         trusted: bool | aiohttp.Fingerprint = True
         if self._address.secure:
-            certificate = await peer_certificate(self._address.host, self._address.port)
+            proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
+            certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
             if certificate is not None:
                 if self._known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
@@ -424,7 +464,8 @@ class Remote:
         server = self._address
         match error:
             case asyncio.TimeoutError() | TimeoutError():
-                return UnansweredError(f"{server} does not answer; see whether the server runs there.")
+                way = f", and whether the proxy {self._proxy} lets everybody through" if self._proxy else ""
+                return UnansweredError(f"{server} does not answer; see whether the server runs there{way}.")
             case aiohttp.ServerFingerprintMismatch():
                 return MshError(f"The certificate of {server} changed in between; try again.")
             case aiohttp.WSServerHandshakeError():
@@ -449,9 +490,17 @@ class Remote:
         said = self._refusal or f"it answers {error.status}"
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
+        if error.status == 500:
+            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')}){self._hint()}.")
         if error.status in (429, 500, 502, 503, 504):
             return UnansweredError(f"{self._address} cannot talk now: {said}")
         return MshError(f"{self._address} is no server of conversations ({said}); see whether host and port are right.")
+
+    def _hint(self) -> str:
+        """Say what a published server may have missed that fails without a word: it wants more in the address than others."""
+        if self._address.query.keys() >= set(_PROMPTS):
+            return "; see what it says itself, and whether it has that voice_prompt"
+        return f"; if it is PersonaPlex's, give it {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
 
     async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
         """Keep what the server says in place of going on; the error that follows has no room for it."""
@@ -474,6 +523,7 @@ class Remote:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._tell_damage(0.0)
             self._spoke(self._talk.words.flush())
         for task in tasks:  # what came first explains the others
             if task in done:
@@ -488,15 +538,23 @@ class Remote:
             now = perf_counter()
             if talk.asked is not None and now - talk.asked > _ANSWER:
                 raise _AgainError
-            owes = talk.received < talk.sent if self._recording else talk.sent_at > talk.latest
-            if talk.listening and owes and now - talk.latest > _SILENT:
+            if talk.listening and (silence := self._silence(now)):
                 hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
-                raise _LostError(f"nothing came for {_SILENT:.0f} s{hint}")
+                raise _LostError(f"{silence}{hint}", over=True)
             if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
                 told = True
                 self._events(
                     Notice("waiting", f"{self._address} does not listen yet; it may be busy with somebody else.")
                 )
+
+    def _silence(self, now: float) -> str:
+        """Say for how long the server has said nothing, though it heard something, if that is too long."""
+        talk = self._talk
+        if talk.sent_at > talk.latest and now - talk.latest > _SILENT:
+            return f"nothing came for {_SILENT:.0f} s"
+        if self._recording and talk.sent_at > talk.said_at and now - talk.said_at > _STUCK:
+            return f"no sound came for {_STUCK:.0f} s"
+        return ""
 
     # ---- what goes out ---------------------------------------------------------------------------------------------------
 
@@ -545,7 +603,11 @@ class Remote:
     def _may_send(self) -> bool:
         talk = self._talk
         if self._recording:
-            return talk.sent - talk.received < _UNANSWERED
+            if talk.sent - talk.place - talk.forgiven < _UNANSWERED:
+                return True
+            stalled = perf_counter() - max(talk.sent_at, talk.said_at) > _STALLED
+            talk.forgiven += stalled
+            return stalled
         return talk.arrived is None or talk.taken - talk.arrived < _UNHEARD
 
     def _look_around(self) -> None:
@@ -565,7 +627,7 @@ class Remote:
         if now - self._told > _LEVELS_EVERY:
             self._told = now
             queued, cushion = (stats.get(name, 0) / SAMPLE_RATE for name in ("queued", "cushion"))
-            under_way = _FRAME * max(0, talk.sent - talk.received - talk.given_up)
+            under_way = _FRAME * max(0, talk.sent - talk.place)
             self._events(Levels(now, backlog, under_way, 0.0, queued, cushion, metrics.dropped, underruns))
         if now - self._measured > _MEMORY_EVERY:
             self._measured = now
@@ -597,7 +659,8 @@ class Remote:
                 comes_back = message.data in _COMES_BACK and not self._recording
                 if talk.complaint and not comes_back:
                     raise MshError(f"{self._address} ended the conversation: {talk.complaint}")
-                raise _LostError(_ending(message.type, message.data, message.extra))
+                over = message.type is aiohttp.WSMsgType.CLOSE and message.data == aiohttp.WSCloseCode.OK
+                raise _LostError(_ending(message.type, message.data, message.extra), over=over)
 
     def _take(self, message: protocol.Message) -> None:
         talk = self._talk
@@ -607,9 +670,9 @@ class Remote:
             case Audio(data):
                 self._play(self._decode(data))
             case Text(text) | ColoredText(_, text) if talk.is_on:
-                self._events(Spoke(talk.received, text))
-                self._spoke(talk.words.push(talk.received * _FRAME, text))
-                talk.text_at = talk.received
+                self._events(Spoke(talk.place, text))
+                self._spoke(talk.words.push(talk.place * _FRAME, text))
+                talk.text_at = talk.place
             case MetaData(values):
                 self._learn(values)
             case Error(text):
@@ -624,6 +687,8 @@ class Remote:
             self._sink.clear()
         self._source.trim(0)
         self._conversation += 1
+        if self._conversation == 1:
+            self._events(Loading("waiting", perf_counter() - self._talk.begun))
         self._events(Ready(self._conversation))
         if self._lost:
             self._lost = False
@@ -633,9 +698,21 @@ class Remote:
         """Decode sound; what comes before the handshake is not for us."""
         talk = self._talk
         try:
-            return talk.decoder.decode(data, keep=talk.is_on)
+            pcm = talk.decoder.decode(data, keep=talk.is_on)
         except ProtocolError as error:
-            raise MshError(f"{self._address} sends no Opus: {error}") from None
+            raise MshError(f"{self._address} sends sound that cannot be heard: {error}") from None
+        self._tell_damage(_DAMAGE_EVERY)
+        return pcm
+
+    def _tell_damage(self, every: float) -> None:
+        """Tell how much of the server's sound was damaged, unless the user heard of it less than `every` seconds ago."""
+        talk, now = self._talk, perf_counter()
+        if talk.decoder.faults > talk.told_faults and now - talk.told_at > every:
+            talk.told_faults, talk.told_at = talk.decoder.faults, now
+            what = f"damaged or missing pages: {talk.told_faults}, {talk.decoder.lost:.2f} s"
+            self._events(
+                Notice("damaged", f"What {self._address} says has {what} so far, which are silent.", "warning")
+            )
 
     def _play(self, pcm: Pcm) -> None:
         talk = self._talk
@@ -645,7 +722,8 @@ class Remote:
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
-            index, now = talk.received, perf_counter()
+            index, now = talk.place, perf_counter()
+            talk.said_at = now
             queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
             self._sink.write(frame)
             self.metrics.frames += 1
@@ -655,7 +733,7 @@ class Remote:
                 self.metrics.delay.add(now - heard + queued)
             talk.received += 1
             self._events(Said(index, frame))
-            if index == talk.text_at + _WORD_ENDS:
+            if index >= talk.text_at + _WORD_ENDS:
                 self._spoke(talk.words.flush())
 
     def _learn(self, values: Mapping[str, Any]) -> None:
@@ -665,7 +743,11 @@ class Remote:
         if not talk.listening and place is not None and place != talk.waiting:
             talk.waiting = place
             self._events(Notice("waiting", f"{self._address} is busy; we are number {_line(str(place))} in line."))
-        p50, p95, dropped = (_number(values.get(name)) for name in ("step_p50_ms", "step_p95_ms", "dropped_s"))
+        if isinstance(ignored := values.get("ignored"), list) and ignored:
+            names = _line(", ".join(map(str, ignored)))
+            self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
+        figures = "step_p50_ms", "step_p95_ms", "dropped_s", "damaged_s"
+        p50, p95, dropped, damaged = (_number(values.get(name)) for name in figures)
         if p50 is not None and p95 is not None:
             self._steps.tell(p50 / 1000, p95 / 1000)
         if dropped is not None and talk.listening:
@@ -677,6 +759,10 @@ class Remote:
             for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
             self._dropped(new * _FRAME)
+        if damaged is not None and damaged > talk.told_damaged:
+            talk.told_damaged = damaged
+            sentence = f"{self._address} could not read {damaged:.2f} s so far of what it was sent: pages are damaged."
+            self._events(Notice("damaged", sentence, "warning"))
 
     # ---- both ways -------------------------------------------------------------------------------------------------------
 
@@ -724,6 +810,9 @@ def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:
 class _Feed:
     """A source that has the frames of a recording, as fast as they are taken or in real time, and then silence for ever.
 
+    Published servers answer a little less than they hear; so they get there. Where they may hear faster than one speaks, there
+    is a frame of that silence after each second in which none was taken.
+
     Given on one thread and taken on another.
     """
 
@@ -733,11 +822,17 @@ class _Feed:
         self._realtime = realtime
         self._frames: deque[Pcm] = deque()
         self._ended = False
-        self._due: float | None = None  # when the next frame is, in real time
+        self._due = 0.0  # when the next frame is, in real time, or the next of silence
+        self.latest = 0.0  # when a frame of the recording last was taken
 
     @property
     def has_room(self) -> bool:
         return len(self._frames) < self.ROOM
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether all of the recording is."""
+        return self._ended and not self._frames
 
     def give(self, pcm: Pcm) -> None:
         self._frames.append(pcm)
@@ -747,20 +842,18 @@ class _Feed:
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         now = perf_counter()
-        if self._realtime:
-            if self._due is None:
-                self._due = now + n / SAMPLE_RATE
-            if now < self._due:
-                return None
+        if self._realtime and not self._due:
+            self._due = now + n / SAMPLE_RATE
+        if now < self._due and (self._realtime or not self._frames):
+            return None
         if self._frames:
             pcm = self._frames.popleft()
-        elif self._ended and self._realtime:
-            # Published servers answer a little less than they hear; so they get there.
+            self.latest = now
+        elif self._ended:
             pcm = np.zeros(n, np.float32)
         else:
             return None
-        if self._due is not None:
-            self._due += n / SAMPLE_RATE
+        self._due = self._due + n / SAMPLE_RATE if self._realtime else now + _STALLED
         return pcm
 
     def backlog(self) -> float:
@@ -786,6 +879,75 @@ class _Nowhere:
         return {}
 
 
+class _Reply:
+    """Puts what a server says beside what it heard, frame by frame."""
+
+    def __init__(self, address: Address, notify: Callable[[str], None]) -> None:
+        self.heard: deque[Pcm] = deque()  # that is not answered
+        self.error: BaseException | None = None
+        self.begun = False  # whether there was an answer
+        self.latest = 0.0  # when there was one
+        self._address = address
+        self._notify = notify
+        self._said: deque[tuple[Pcm, str]] = deque()
+        self._text = ""  # of the next frame
+        self._dropped = 0.0  # seconds
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._said) >= len(self.heard)
+
+    def add(self, event: Event) -> None:
+        """Take what came."""
+        match event:
+            case Spoke(_, piece):
+                self._text += piece
+            case Said(_, pcm):
+                self._said.append((pcm, self._text))
+                self._text, self.latest = "", perf_counter()
+            case Dropped(_, seconds):
+                # What the server did not hear it does not answer; what follows keeps its place.
+                self._said.extend([(_SILENCE, "")] * round(seconds / _FRAME))
+                self._dropped += seconds
+                self._notify(f"{self._address} was too slow and did not hear {self._dropped:.2f} s of the recording.")
+            case Notice(_, message):
+                self._notify(message)
+            case Failed(_, error):
+                self.error = error
+
+    def take(self, keep: int) -> Iterator[Answer]:
+        """Yield what is answered, but for the last `keep` frames of what was heard."""
+        while self._said and len(self.heard) > keep:
+            self.begun = True
+            yield Answer(self.heard.popleft(), *self._said.popleft())
+
+    def rest(self) -> Iterator[Answer]:
+        """Yield what is left; the text that came last belongs to the last frame of that."""
+        while self.heard and (self._said or self._text):
+            pcm, text = self._said.popleft() if self._said else (_SILENCE, "")
+            if not self._said or len(self.heard) == 1:
+                text, self._text = text + self._text, ""
+            self.begun = True
+            yield Answer(self.heard.popleft(), pcm, text)
+
+
+def _behind(events: SimpleQueue[Event]) -> list[Event]:
+    """Wait for what a server sends behind a frame, but not what it sends right before the next one."""
+    came: list[tuple[float, Event]] = []
+    begin = now = perf_counter()
+    with contextlib.suppress(Empty):
+        while (left := begin + _LAST_WORDS - now) > 0:
+            event = events.get(timeout=left)
+            now = perf_counter()
+            if isinstance(event, Said):
+                return [event for at, event in came if now - at > _TOGETHER or not isinstance(event, Spoke)]
+            came.append((now, event))
+    return [event for _, event in came]
+
+
+_SILENCE: Pcm = np.zeros(FRAME_SIZE, np.float32)
+
+
 def answers(
     address: Address,
     frames: Iterator[Pcm],
@@ -807,20 +969,21 @@ def answers(
 
     Raises
     ------
+    BrokenOffError
+        The conversation is lost, after something was said in it: that was yielded.
     MshError
-        There is no conversation with the server, or it is lost.
+        There is no conversation with the server, or it is lost before anything was said.
     Exception
         Whatever `frames` and `check` raise.
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
     remote = Remote(address, feed, _Nowhere(), events.put, recording=True)
-    heard: deque[Pcm] = deque()
-    said: deque[tuple[Pcm, str]] = deque()
-    text, ended = "", False
+    reply = _Reply(address, notify)
+    ended = False
     remote.start()
     try:
-        while heard or not ended:
+        while not (ended and reply.is_complete) and reply.error is None:
             check()
             while feed.has_room and not ended:
                 pcm = next(frames, None)
@@ -828,23 +991,31 @@ def answers(
                     ended = True
                     feed.end()
                 else:
-                    heard.append(pcm)
+                    reply.heard.append(pcm)
                     feed.give(pcm)
-            while heard and said:
-                yield Answer(heard.popleft(), *said.popleft())
-            try:
-                event = events.get(timeout=0.1)
-            except Empty:
-                continue
-            match event:
-                case Spoke(_, piece):
-                    text += piece
-                case Said(_, pcm):
-                    said.append((pcm, text))
-                    text = ""
-                case Notice(_, message):
-                    notify(message)
-                case Failed(_, error):
-                    raise error
+            # The text of the last frame may come behind its sound.
+            yield from reply.take(1 if ended else 0)
+            with contextlib.suppress(Empty):
+                reply.add(events.get(timeout=0.1))
+        if reply.heard and reply.error is None:
+            for event in _behind(events):
+                reply.add(event)
     finally:
         remote.stop()
+    while not events.empty():
+        if isinstance(event := events.get(), Notice):
+            reply.add(event)
+    yield from reply.rest()
+    if (error := reply.error) is None:
+        return
+    if not reply.begun or not isinstance(error, MshError):
+        raise error
+    # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
+    to_the_end = len(reply.heard) <= _UNANSWERED or reply.latest > feed.latest - _STALLED
+    if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
+        what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
+        raise BrokenOffError(f"{what}; what was said until then is kept.") from None
+    seconds = len(reply.heard) * _FRAME
+    notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
+    for pcm in reply.heard:
+        yield Answer(pcm, _SILENCE, "")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .audio import Pcm, Recording, WavWriter, read_frames
+from .errors import MshError
 from .files import NewFile
 from .text import Word, Words
 
@@ -106,6 +107,10 @@ class Answer:
     timings: Timings | None = None
 
 
+class BrokenOffError(MshError):
+    """A conversation that cannot be held again as it was has ended too early; what was said until then is kept."""
+
+
 def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[Event], None]) -> Summary:
     """Let a fresh `session` hear a recording, as `converse_with` does."""
 
@@ -129,12 +134,14 @@ def converse_with(
 
     `answers` takes the recording in frames of `size` samples, `rate` a second, and yields what is said to each. Frame t of the
     reply is what step t said, so that sample n of it lies beside sample n of the recording. The files appear together at the
-    end, or not at all.
+    end, or not at all; where the answers break off, with what there was of them.
 
     Raises
     ------
     InputError
         The recording is cut off, damaged or not finite; a file cannot be written.
+    BrokenOffError
+        As `answers` raised it, when the files are complete.
     MshError
         The reply becomes too long for a WAV file.
     """
@@ -159,18 +166,22 @@ def converse_with(
         listener(Began(recording.name, _count_steps(recording, rate, size, tail, plan.max_steps), step_seconds))
         begin = perf_counter()
         frames = _with_tail(read_frames(recording, rate, size), tail, size)
-        for count, answer in enumerate(answers(frames)):
-            if writer:
-                writer.write(np.stack([answer.heard, answer.pcm], axis=1) if plan.stereo else answer.pcm)
-            while recording.notes:
-                listener(Noted(recording.notes.pop(0)))
-            if answer.timings:
-                summary.add(answer.timings)
-            spoke(words.push(count * step_seconds, answer.text))
-            summary.seconds, summary.wall = (count + 1) * step_seconds, perf_counter() - begin
-            listener(Stepped(count + 1, summary.wall))
-            if count + 1 == plan.max_steps:
-                break
+        broken: BrokenOffError | None = None
+        try:
+            for count, answer in enumerate(answers(frames)):
+                if writer:
+                    writer.write(np.stack([answer.heard, answer.pcm], axis=1) if plan.stereo else answer.pcm)
+                while recording.notes:
+                    listener(Noted(recording.notes.pop(0)))
+                if answer.timings:
+                    summary.add(answer.timings)
+                spoke(words.push(count * step_seconds, answer.text))
+                summary.seconds, summary.wall = (count + 1) * step_seconds, perf_counter() - begin
+                listener(Stepped(count + 1, summary.wall))
+                if count + 1 == plan.max_steps:
+                    break
+        except BrokenOffError as error:
+            broken = error
         spoke(words.flush())
         if reply and writer:
             writer.finish()
@@ -178,6 +189,8 @@ def converse_with(
         if transcript:
             transcript.commit()
     listener(summary)
+    if broken:
+        raise broken
     return summary
 
 

@@ -163,7 +163,7 @@ _STAGES = {
     "loading": ("Loading the model", "Model loaded"),
     "warm-up": ("Warming up", "Warmed up"),
     "connecting": ("Connecting", "Connected"),
-    "waiting": ("Waiting for the server to listen", "The server listens"),
+    "waiting": ("Waiting for the server to listen", "Server ready"),
 }
 
 

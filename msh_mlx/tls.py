@@ -8,8 +8,9 @@ import hashlib
 import ipaddress
 import os
 import re
+import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -248,17 +249,25 @@ def server_name(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def peer_certificate(host: str, port: int) -> bytes | None:
+async def peer_certificate(
+    host: str, port: int, connect: Callable[[], Awaitable[socket.socket]] | None = None
+) -> bytes | None:
     """Shake hands with a server and return its certificate, in DER; None if the system's trust store accepts it for `host`.
+
+    `connect` makes the connections where the way to the server is not direct.
 
     Raises
     ------
     OSError
         The server cannot be reached, or speaks no TLS.
     """
-    for context in (ssl.create_default_context(), _trusting()):
+    for context in (client_context(), client_context(trusting=True)):
         try:
-            _, writer = await asyncio.open_connection(host, port, ssl=context)
+            if connect:
+                way = await connect()
+                _, writer = await asyncio.open_connection(sock=way, ssl=context, server_hostname=host)
+            else:
+                _, writer = await asyncio.open_connection(host, port, ssl=context)
         except ssl.SSLCertVerificationError:
             continue
         try:
@@ -272,8 +281,10 @@ async def peer_certificate(host: str, port: int) -> bytes | None:
     raise ssl.SSLError("there is no certificate")
 
 
-def _trusting() -> ssl.SSLContext:
+def client_context(*, trusting: bool = False) -> ssl.SSLContext:
+    """Return what a client needs for TLS; a `trusting` one takes any certificate, to compare it afterwards."""
     context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    if trusting:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return context

@@ -162,6 +162,7 @@ def test_what_is_asked_for(recording, tmp_path):
         return web.Response(status=403, text="Not you.")
 
     command = ["--input", recording, "--output", tmp_path / "reply.wav"]
+    given = ["--param", "text_prompt=Be a = wise\nfriend.", "--param", "voice_prompt=", "--param", "text_topk=3"]
     sampling = ["--temperature", "0.5", "--text-temperature", "0", "--top-k", "9", "--text-top-k", "8"]
     more = ["--repetition-penalty", "1.1", "--repetition-words", "50", "--padding-bonus", "-0.5", "--seed", "0"]
     with Server(Ours(), refuse=refuse) as server:
@@ -172,6 +173,7 @@ def test_what_is_asked_for(recording, tmp_path):
         assert program(*address, *command, "--realtime", MSH_TOKEN="hush").returncode == 2
         url = f"http://localhost:{server.port}/?email=a@b.c"
         assert program("--url", url, *command).returncode == 2
+        assert program(*address, *command, "--text-top-k", "8", "--realtime", *given).returncode == 2
     assert asked == [
         {
             "audio_temperature": "0.5",
@@ -185,9 +187,11 @@ def test_what_is_asked_for(recording, tmp_path):
             "text_seed": "0",
             "realtime": "0",
             "worker_auth_id": "hush",
+            "stats": "1",
         },
-        {"worker_auth_id": "hush"},
-        {"email": "a@b.c", "realtime": "0"},
+        {"worker_auth_id": "hush", "stats": "1"},
+        {"email": "a@b.c", "realtime": "0", "stats": "1"},
+        {"text_topk": "3", "text_prompt": "Be a = wise\nfriend.", "voice_prompt": "", "stats": "1"},
     ]
     for query in asked:
         ChatParameters.from_query(query)
@@ -210,6 +214,10 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),
         (["--top-p", "0.5"], "Unrecognized arguments: --top-p"),
+        (["--param", "voice_prompt"], "--param: 'voice_prompt' is not KEY=VALUE"),
+        (["--param", "=x"], "--param: '=x' is not KEY=VALUE"),
+        (["--param", ""], "--param: '' is not KEY=VALUE"),
+        (["--param", "a=1", "--param", "b=\udcff"], "is not KEY=VALUE"),
     ],
 )
 def test_options_that_do_not_go_together(options, said, capsys, monkeypatch, tmp_path):
@@ -234,8 +242,46 @@ def test_a_new_certificate_is_shown(recording, tmp_path):
 # ---- what goes wrong -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_left_of_half_a_conversation(recording, tmp_path):
-    """A server that breaks in the midst, one that complains, and one that goes away."""
+@pytest.mark.parametrize("kind", ["R", "T"])
+def test_a_recording_faster_than_real_time(kind, recording, tmp_path):
+    """A published server, which answers less than it hears: the reply is whole."""
+    reply, transcript = tmp_path / "reply.wav", tmp_path / "reply.jsonl"
+    with Server(published(kind)) as server:
+        done = program("--port", server.port, "--input", recording, "--output", reply, "--transcript", transcript)
+    assert done.returncode == 0, done.stderr
+    heard, _ = soundfile.read(reply, dtype="int16")
+    sent = np.pad(tone(1.4), (0, 30 * FRAME)).reshape(-1)[: (18 + LAG[kind]) * FRAME].reshape(-1, FRAME)
+    assert np.array_equal(heard, to_int16(over_opus(over_opus(sent)[LAG[kind] :]).ravel()))
+    assert [word["text"] for word in words(transcript)] == ["word0", "word5", "word10", "word15"]
+
+
+def test_half_a_conversation_is_kept(recording, tmp_path):
+    """The reply and the words as far as they came, where they are, why there is no more, and an exit code that says so."""
+    reply, transcript = tmp_path / "reply.wav", tmp_path / "reply.jsonl"
+
+    def breaks(count, pcm):
+        if count == 7:
+            raise ConnectionError
+        return pcm, f" word{count}"
+
+    with Server(published("W", breaks)) as server:
+        options = ["--realtime", "--output", reply, "--transcript", transcript]
+        done = program("--port", server.port, "--input", recording, *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"The connection to 127.0.0.1:{server.port} was lost after 1 s: ")
+    assert done.stderr.endswith("; what was said until then is kept.\n")
+    assert done.stderr.count("\n") == 1
+    for path in (reply, transcript):
+        assert str(path) in "".join(done.stdout.split("\n"))
+    heard, _ = soundfile.read(reply, dtype="int16")
+    sent = np.pad(tone(1.4), (0, 30 * FRAME))[: 7 * FRAME].reshape(-1, FRAME)
+    assert np.array_equal(heard, to_int16(over_opus(over_opus(sent)).ravel()))
+    assert [word["text"] for word in words(transcript)] == [f"word{i}" for i in range(7)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reply.jsonl", "reply.wav", "tone.wav"]
+
+
+def test_nothing_is_left_of_a_conversation_without_an_answer(recording, tmp_path):
+    """A server that breaks at once, one that complains, and one that goes away."""
     reply = tmp_path / "reply.wav"
 
     async def breaks(websocket, request):

@@ -38,6 +38,7 @@ LEVELS = [
     {"models.layers", "models.cache", "models", "layout"},
     {"fetch"},
     {"hub"},
+    {"proxy"},
     {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},

@@ -19,6 +19,7 @@ from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said,
 from msh_mlx.opus import OpusDecoder, OpusEncoder
 from msh_mlx.protocol import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.remote import Address, Remote, answers
+from msh_mlx.run import BrokenOffError
 from msh_mlx.text import Word
 from msh_mlx.tls import KnownServers, folder_fingerprint, server_context
 
@@ -118,8 +119,9 @@ def test_a_conversation_with_a_published_server(kind):
     assert metrics.encode.all().count == 20
     assert metrics.delay.all().count == 20 - LAG[kind]
     assert run.remote.failure is None
-    assert [type(event) for event in run.events[:3]] == [Loading] * 3
-    assert [event.stage for event in run.of(Loading)] == ["connecting", "connecting", "waiting"]
+    stages = [(event.stage, event.seconds is None) for event in run.of(Loading)]
+    assert stages == [(name, begins) for name in ("connecting", "waiting") for begins in (True, False)]
+    assert run.events.index(run.of(Loading)[-1]) == run.events.index(Ready(1)) - 1
     assert server.requests[0].query_string == ""
 
 
@@ -292,9 +294,8 @@ def test_a_server_that_sends_no_opus():
     ours = Ours()
     with Server(ours) as server, Run(server.port) as run:
         run.ready()
-        for _ in range(5):
-            ours.send(Audio(bytes(1 << 16)))
-        assert "sends no Opus" in str(run.failed())
+        ours.send(Audio(bytes(1 << 16)))
+        assert "sends sound that cannot be heard: The audio is no Ogg stream" in str(run.failed())
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------------
@@ -381,15 +382,6 @@ def test_a_server_that_is_gone_for_a_while(quick):
                 assert len(run.notices("connection-lost")) == 1
 
 
-def test_a_server_that_hears_a_recording_and_falls_silent(monkeypatch):
-    """Or one that answers less than it hears, and does not know realtime=0."""
-    monkeypatch.setattr(remote, "_SILENT", 0.5)
-    with Server(published("R")) as server:
-        address = Address("127.0.0.1", server.port, query={"realtime": "0"})
-        with pytest.raises(MshError, match=r"lost after 1 s: nothing came for .*; --realtime is for"):
-            list(answers(address, iter(tone(10)), realtime=False, notify=print, check=lambda: None))
-
-
 def test_a_server_that_falls_silent(quick, monkeypatch):
     monkeypatch.setattr(remote, "_SILENT", 0.5)
     talks = []
@@ -446,6 +438,295 @@ def test_a_complaint_and_no_end(quick):
     assert "One page was damaged." in run.notices("server-error")[0]
 
 
+# ---- recordings ----------------------------------------------------------------------------------------------------------
+
+
+def hear(server, frames, *, realtime=False, **query):
+    """The answers to a recording, what the user was told meanwhile, and what was raised in the end."""
+    address = Address("127.0.0.1", server.port, query=query if realtime else {"realtime": "0", **query})
+    said, told = [], []
+    try:
+        for answer in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
+            said.append(answer)
+    except MshError as error:
+        return said, told, error
+    return said, told, None
+
+
+def words_of(said):
+    """The words, each with the number of its frame."""
+    return [(index, answer.text) for index, answer in enumerate(said) if answer.text]
+
+
+@pytest.fixture
+def brisk(monkeypatch):
+    """What takes long is not waited for."""
+    monkeypatch.setattr(remote, "_STALLED", 0.1)
+    monkeypatch.setattr(remote, "_SILENT", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["R", "T", "M", "W"])
+def test_a_recording_and_a_published_server(kind, brisk):
+    """One that answers less than it hears, and does not know realtime=0: the reply is whole, as in real time."""
+    frames = tone(60)
+    with Server(published(kind)) as server:
+        said, told, error = hear(server, frames)
+    assert (error, told) == (None, [])
+    assert np.array_equal([answer.heard for answer in said], frames)
+    sent = np.concatenate([frames, np.zeros((LAG[kind], FRAME), np.float32)])
+    assert np.array_equal([answer.pcm for answer in said], over_opus(over_opus(sent)[LAG[kind] :]))
+    assert words_of(said) == [(i, f" word{i}") for i in range(0, 60, 5)]
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_server_that_does_not_answer_every_frame(every, brisk):
+    """However much is not answered: all is sent, and what comes is kept."""
+    frames = tone(60)
+
+    async def talk(websocket, _):
+        await websocket.send_bytes(b"\0")
+        decoder, voice, count = OpusDecoder(), Voice("T"), 0
+        async for message in websocket:
+            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
+                pcm = decoder.decode(message.data[1:])
+                count += 1
+                if count <= 60 and count % every == 0:
+                    for data in voice.messages(pcm):
+                        await websocket.send_bytes(data)
+                    await websocket.send_bytes(encode(Text(f" {count}")))
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames)
+    assert error is None
+    assert len(said) == 60
+    assert [text for _, text in words_of(said)] == [f" {i}" for i in range(every, 61, every)]
+    assert all(answer.pcm.any() for answer in said[: 60 // every])
+    # The last word, behind its sound, has a frame of its own.
+    seconds = (60 - 60 // every - 1) * SECONDS
+    assert told == [f"127.0.0.1:{server.port} answered {seconds:.2f} s less than it heard; the reply ends in silence."]
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+@pytest.mark.parametrize("how", ["silent", "pings", "closes"])
+def test_a_server_that_does_not_answer_the_last_frames(how, realtime, brisk, monkeypatch):
+    monkeypatch.setattr(remote, "_STUCK", 1.0)
+    frames = tone(12)
+
+    async def talk(websocket, _):
+        await websocket.send_bytes(b"\0")
+        decoder, voice, count = OpusDecoder(), Voice("T"), 0
+        async for message in websocket:
+            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
+                pcm = decoder.decode(message.data[1:])
+                count += 1
+                if count <= 9:
+                    for data in voice.messages(pcm):
+                        await websocket.send_bytes(data)
+                    await websocket.send_bytes(encode(Text(f" {count}")))
+                elif how == "pings":
+                    await websocket.send_bytes(encode(Ping()))
+                elif how == "closes" and count > 12:
+                    await websocket.close()
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames, realtime=realtime)
+    assert error is None
+    assert told == [f"127.0.0.1:{server.port} answered 0.16 s less than it heard; the reply ends in silence."]
+    assert np.array_equal([answer.pcm for answer in said[:9]], over_opus(over_opus(frames)[:9]))
+    assert not any(answer.pcm.any() for answer in said[9:])
+    # The word that comes behind its frame is counted to the next.
+    assert words_of(said) == [(i, f" {i}") for i in range(1, 10)]
+    assert np.array_equal([answer.heard for answer in said], frames)
+
+
+def test_the_last_word_may_come_behind_its_sound():
+    frames = tone(5)
+
+    async def talk(websocket, _):
+        await websocket.send_bytes(b"\0")
+        decoder, voice = OpusDecoder(), Voice("T")
+        async for message in websocket:
+            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
+                for data in voice.messages(decoder.decode(message.data[1:])):
+                    await websocket.send_bytes(data)
+                await asyncio.sleep(0.05)
+                await websocket.send_bytes(encode(Text(" x")))
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames)
+    assert (error, told, len(said)) == (None, [], 5)
+    assert "".join(answer.text for answer in said) == " x x x x x"
+
+
+@pytest.mark.parametrize("how", ["cut", "closed", "complaint", "nonsense", "silent"])
+def test_what_a_server_said_before_the_end_is_kept(how, brisk):
+    frames = tone(100)
+
+    async def talk(websocket, request):
+        await websocket.send_bytes(b"\0")
+        decoder, voice, count = OpusDecoder(), Voice("T"), 0
+        async for message in websocket:
+            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
+                continue
+            pcm = decoder.decode(message.data[1:])
+            count += 1
+            if count <= 20:
+                await websocket.send_bytes(encode(Text(f" {count}")))
+                for data in voice.messages(pcm):
+                    await websocket.send_bytes(data)
+            elif how == "silent":
+                continue
+            else:
+                await websocket.send_bytes(encode(Text(" last")))
+                if how == "complaint":
+                    await websocket.send_bytes(encode(Error("The model broke.")))
+                if how == "nonsense":
+                    await websocket.send_bytes(encode(Audio(bytes(100_000))))
+                    async for _ in websocket:
+                        pass
+                elif how == "cut":
+                    await asyncio.sleep(0.1)
+                    request.transport.abort()
+                else:
+                    await websocket.close()
+                return
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames)
+    assert isinstance(error, BrokenOffError)
+    assert error.exit_code == 1
+    sentence = {
+        "complaint": "ended the conversation: The model broke",
+        "nonsense": "sends sound that cannot be heard: The audio is no Ogg stream: no page was found in 100000 bytes",
+        "silent": "was lost after 2 s: nothing came for 1 s; --realtime is for servers that want it",
+    }.get(how, "was lost after 2 s: ")
+    assert sentence in str(error)
+    assert str(error).endswith("; what was said until then is kept.")
+    expected = [(i, f" {i + 1}") for i in range(20)] + ([] if how == "silent" else [(20, " last")])
+    assert words_of(said) == expected
+    assert np.array_equal([answer.pcm for answer in said[:20]], over_opus(over_opus(frames)[:20]))
+    assert len(said) == len(expected)
+    assert [sentence for sentence in told if "says" not in sentence] == []
+
+
+def test_a_conversation_in_which_nothing_was_said_is_none(brisk):
+    with Server(Ours(Handshake(), Error("Nobody is at home."))) as server:
+        pass
+    with Server(mute) as server:
+        said, _, error = hear(server, tone(3))
+    assert said == []
+    assert not isinstance(error, BrokenOffError)
+    assert "nothing came for 1 s" in str(error)
+
+
+async def mute(websocket, _):
+    await websocket.send_bytes(b"\0")
+    async for _ in websocket:
+        pass
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_what_a_server_did_not_hear_keeps_its_place(realtime, brisk):
+    """It tells that it dropped half a second: the words behind that have their times, and the user hears of it."""
+    frames = tone(40)
+
+    async def talk(websocket, _):
+        await websocket.send_bytes(b"\0")
+        decoder, voice, count = OpusDecoder(), Voice("T"), 0
+        async for message in websocket:
+            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
+                continue
+            pcm = decoder.decode(message.data[1:])
+            if 10 <= count < 16:
+                if count == 15:
+                    await websocket.send_bytes(encode(MetaData({"dropped_s": 0.48, "drops": 6})))
+            else:
+                await websocket.send_bytes(encode(Text(f" {count}")))
+                for data in voice.messages(pcm):
+                    await websocket.send_bytes(data)
+            count += 1
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames, realtime=realtime)
+    assert error is None
+    assert told == [f"127.0.0.1:{server.port} was too slow and did not hear 0.48 s of the recording."]
+    assert len(said) == 40
+    assert words_of(said) == [(i, f" {i}") for i in range(40) if not 10 <= i < 16]
+    assert not any(answer.pcm.any() for answer in said[10:16])
+    assert all(answer.pcm.any() for answer in [*said[1:10], *said[16:]])
+
+
+def test_the_times_of_a_live_conversation_keep_their_places():
+    """What is said lies beside what was heard, also behind what the server dropped."""
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        run.say(tone(3))
+        run.answered(3)
+        ours.send(MetaData({"dropped_s": 0.4}), Text(" late"))
+        run.say(tone(1))
+        run.answered(4)
+        ours.send(Text(" end"))
+        eventually(lambda: len(run.of(Spoke)) == 2)
+    assert [event.index for event in run.of(Said)] == [0, 1, 2, 8]
+    assert [(event.index, event.text) for event in run.of(Spoke)] == [(8, " late"), (9, " end")]
+    assert [event.word for event in run.of(SpokeWord)] == [Word(0.64, "late"), Word(0.72, "end")]
+
+
+# ---- what is damaged on the way ------------------------------------------------------------------------------------------
+
+
+def test_damage_in_a_reply_is_silent_and_told(monkeypatch):
+    monkeypatch.setattr(remote, "_DAMAGE_EVERY", 100.0)
+    frames = tone(12)
+
+    async def talk(websocket, _):
+        await websocket.send_bytes(b"\0")
+        decoder, voice, count = OpusDecoder(), Voice("M"), 0
+        async for message in websocket:
+            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
+                for data in voice.messages(decoder.decode(message.data[1:])):
+                    count += 1
+                    wrong = data[:-1] + bytes([data[-1] ^ 1]) if count in (5, 9, 11) else data
+                    await websocket.send_bytes(wrong)
+
+    with Server(talk) as server:
+        said, told, error = hear(server, frames)
+    assert error is None
+    assert len(said) == 12
+    reply = np.concatenate([answer.pcm for answer in said]).reshape(-1, FRAME // 2)
+    assert [i for i, part in enumerate(reply) if not part.any()] == [4, 8, 10]
+    assert told == [
+        f"What 127.0.0.1:{server.port} says has damaged or missing pages: {count}, {0.04 * count:.2f} s so far, "
+        "which are silent."
+        for count in (1, 3)
+    ]
+
+
+def test_damage_on_the_way_to_the_server_is_told():
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        for damaged in (0.0, 0.12, 0.12, 0.2):
+            ours.send(MetaData({"damaged_s": damaged, "damaged_pages": 1}))
+        ours.send(Text(" end"))
+        eventually(lambda: run.of(Spoke))
+    assert [message.rpartition("could not read ")[2] for message in run.notices("damaged")] == [
+        f"{seconds} s so far of what it was sent: pages are damaged." for seconds in ("0.12", "0.20")
+    ]
+
+
+def test_parameters_that_mean_nothing_are_named():
+    ours = Ours(MetaData({"ignored": ["voice_prompt", "text\x1b[31m_prompt"]}), Handshake(), MetaData({"ignored": []}))
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        ours.send(Text(" end"))
+        eventually(lambda: run.of(Spoke))
+    assert run.notices("ignored") == [
+        f"127.0.0.1:{server.port} knows nothing of these parameters: voice_prompt, text [31m_prompt."
+    ]
+
+
 # ---- servers that cannot be reached --------------------------------------------------------------------------------------
 
 
@@ -465,6 +746,12 @@ def refusing(status, text):
         (400, InputError, "refuses: The sentence."),
         (401, InputError, "refuses: The sentence."),
         (403, InputError, "refuses: The sentence."),
+        (
+            500,
+            MshError,
+            "failed before it began (The sentence); if it is PersonaPlex's, give it --param voice_prompt=… and "
+            "--param text_prompt=….",
+        ),
         (503, MshError, "cannot talk now: The sentence."),
         (404, MshError, "no server of conversations (The sentence.)"),
         (200, MshError, "no server of conversations"),
@@ -482,6 +769,31 @@ def test_a_server_that_refuses(status, kind, said):
     assert "hush" not in str(error)
     assert len(server.requests) == 1
     assert server.requests[0].query["worker_auth_id"] == "hush"
+
+
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_server_that_wants_more_in_the_address(opens, recording):
+    """PersonaPlex's opens the websocket and then fails; or it answers 500."""
+
+    async def talk(websocket, request):
+        request.transport.abort()
+
+    query = {"voice_prompt": "NATF0.pt", "text_prompt": ""}
+    for given, said in [
+        ({}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
+        ({"text_prompt": "x"}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
+        (query, "; see what it says itself, and whether it has that voice_prompt."),
+    ]:
+        refuse = None if opens else refusing(500, "Broken.")
+        with (
+            Server(talk, refuse=refuse) as server,
+            Run(server.port, query=given, recording=recording) as run,
+        ):
+            error = str(run.failed())
+        assert error.startswith(f"127.0.0.1:{server.port} failed before it began (")
+        assert error.endswith(said)
+        assert dict(server.requests[0].query) == given
 
 
 def test_a_refusal_on_the_way_back_ends_it(quick):

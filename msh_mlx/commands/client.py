@@ -64,7 +64,8 @@ def run(arguments: list[str], signals: Signals) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="msh-mlx client",
-        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says.",
+        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says. "
+        "Another machine is reached through the proxy that HTTPS_PROXY (with TLS) or HTTP_PROXY names, unless NO_PROXY does.",
     )
     add = parser.add_argument_group("server").add_argument
     add("--host", metavar="HOST", help="its name or number (default: 127.0.0.1, this machine)")
@@ -84,6 +85,15 @@ def _parser() -> Parser:
         metavar="TOKEN",
         help=f"what the server wants to know before it talks; better in the environment, as {TOKEN}",
     )
+    add(
+        "--param",
+        metavar="KEY=VALUE",
+        action="append",
+        type=_param,
+        default=[],
+        help="a parameter of the address, such as the voice_prompt and the text_prompt of PersonaPlex's servers; may be "
+        "given several times, and counts before what other options say",
+    )
     add_live(parser.add_argument_group("live").add_argument)
     add = parser.add_argument_group("recording").add_argument
     add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3); - is the standard input")
@@ -101,6 +111,17 @@ def _parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object a line for every event (live)")
     add("--debug", action="store_true", help="show where an unexpected error came from")
     return parser
+
+
+def _param(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        separator = ""
+    if not separator or not name.isprintable() or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -123,8 +144,10 @@ def _address(args: argparse.Namespace) -> Address:
 
     args.token = args.token or os.environ.get(TOKEN) or None
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
+    query["stats"] = "1"
     if args.input and not args.realtime:
         query["realtime"] = "0"
+    query |= dict(args.param)
     if args.url is not None:
         return Address.from_url(args.url, query)
     host = HOST if args.host is None else args.host
