@@ -368,7 +368,7 @@ class _Plain(Recording):
         """
         chunks = self._numbers.chunks
         padding = chunks.padding(size)
-        data = self._file.read(padding + chunks.header)
+        data = self._file.read(padding + (chunks.header or 1))
 
         def skip(count: int) -> None:
             while count and (passed := len(self._file.read(min(count, 1 << 16)))):
