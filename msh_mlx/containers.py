@@ -24,6 +24,7 @@ MAGIC = (
     *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b".snd", b"caff"),
     *(b"fLaC", b"OggS", b"ID3", b"APETAGEX"),
 )
+_MAX_CHANNELS = 1024  # as many as the mixer takes
 _MAX_CHUNK = 1 << 26  # bytes before the sound that a file may spend on pictures and the like
 
 
@@ -475,14 +476,12 @@ def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
     tag, channels, rate, _, step, bits = struct.unpack(order + "HHIIHH", fmt[:16])
     if tag == 0xFFFE and len(fmt) >= 26:
         tag = struct.unpack(order + "H", fmt[24:26])[0]
-    if not channels:
-        raise InputError(f"{name} is a WAV file with 0 channels; export it again.")
     size_field = len(reader.seen) - struct.calcsize(chunks.size), chunks.size, chunks.header if chunks.inclusive else 0
     if size == 0xFFFFFFFF and big_at:
         size_field = big_at + 8, "<Q", 0
         size = struct.unpack("<Q", reader.seen[big_at + 8 : big_at + 16])[0]
     kinds = {(1, 1): "u1", (1, 2): "i2", (1, 3): "i3", (1, 4): "i4", (3, 4): "f4", (3, 8): "f8"}
-    dtype = kinds.get((tag, step // channels), "") if step % channels == 0 else ""
+    dtype = kinds.get((tag, step // channels), "") if channels and step % channels == 0 else ""
     if dtype and not 0 < bits <= 8 * (step // channels):
         dtype = ""
     coding = Foreign(f"WAV in the coding 0x{tag:04x}", "wav", True)
@@ -574,8 +573,8 @@ def _measured(
 ) -> Numbers:
     """Compare what a header promises with what the file holds, unless it is a pipe."""
     name, offset = reader.name, len(reader.seen)
-    if not channels:
-        raise InputError(f"{name} claims to have 0 channels; export it again.")
+    if not 0 < channels <= _MAX_CHANNELS:
+        raise InputError(f"{name} claims to have {channels} channels; 1 to {_MAX_CHANNELS} are understood.")
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"{name} claims {rate} samples a second; {RATES[0]} to {RATES[1]} are understood.")
     numbers = Numbers(

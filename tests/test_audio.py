@@ -691,6 +691,21 @@ def test_what_is_not_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_headers_are_refused_or_read(tmp_path: Path, capfd: pytest.CaptureFixture[str], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wholes = [plain(*kind) for kind in PLAIN] + [encoded(form) for form in ("FLAC", "OGG", "MP3")]
+    for whole in wholes:
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            data[int(rng.integers(0, 120))] = int(rng.integers(0, 256))
+        try:
+            heard(tmp_path, bytes(data))
+        except InputError as error:
+            assert_sentence(error)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_voice_on_any_channel(tmp_path: Path) -> None:
     voice = sound(RATE, 1)[:, 0]
     numbers = np.rint(voice * 32768) / np.float32(32768)
