@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from mimi import Mixer
+
 
 Pcm = npt.NDArray[np.float32]
 
@@ -16,6 +16,8 @@ class Mix:
     """Mixes the channels of one recording, block by block, as `mimi.Mixer` says; one channel passes as it is."""
 
     def __init__(self, rate: int, channels: int) -> None:
+        from mimi import Mixer
+
         self._mixer = Mixer(rate, channels)
         self._mono = channels == 1
         self._told = False
