@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
 Pcm = npt.NDArray[np.float32]
 
 
