@@ -1,7 +1,8 @@
 """Sound in files: recordings in, block by block in constant memory; Moshi's voice out.
 
-WAV files of plain numbers are read here, because a pipe's WAV has to be heard before it ends; everything else is decoded by
-libsndfile, from a file that can seek. All sound is float32 in [−1, 1].
+Plain numbers are read here, because a pipe's WAV has to be heard before it ends; everything else is decoded by libsndfile, from
+a file that can seek. All that is there is heard; a recording of which something is missing is refused. All sound is float32 in
+[−1, 1].
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -22,7 +22,25 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from .containers import (
+    MAGIC,
+    RATES,
+    HeaderReader,
+    Numbers,
+    Pieces,
+    Stream,
+    cut_off,
+    find_streams,
+    follow_chunks,
+    foreign,
+    not_audio,
+    not_read,
+    patched,
+    read_header,
+    untagged,
+)
 from .errors import InputError, MshError
+from .mixing import Mix
 from .places import temporary_file, user_path
 
 Pcm = npt.NDArray[np.float32]
@@ -31,17 +49,15 @@ STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
-_MAX_CHUNK = 1 << 26  # bytes before the sound that a WAV file may spend on pictures and the like
-_RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
-_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
 
 
 class Recording(ABC):
     """A recording that is open for reading, once, from its beginning.
 
     `name` is what messages call it, `rate` its samples a second, `channels` their number, and `samples` its length in samples
-    of a channel, None where only reading will tell; `can_reopen` says whether it can be opened again and read a second time. It
-    closes at the end of a `with` block.
+    of a channel, None where only reading will tell; `can_reopen` says whether it can be opened again and read a second time.
+    Where it consists of several, one behind the other, the first has that rate and so many channels; all are heard.
+    `notes` are sentences on what was not heard of what has been read. It closes at the end of a `with` block.
     """
 
     name: str
@@ -50,13 +66,19 @@ class Recording(ABC):
     samples: int | None
     can_reopen: bool
     _file: BinaryIO
+    _heard: float  # seconds so far
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
     @abstractmethod
-    def _read(self) -> Iterator[npt.NDArray[Any]]:
-        """Yield blocks `[samples, channels]`, float32 or float64; raise InputError where the file is cut off or damaged."""
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the parts that follow each other; raise
+        InputError where one is cut off or damaged.
+        """
 
     def blocks(self) -> Iterator[Pcm]:
-        """Yield the sound in blocks, `[samples]` float32 at `rate`, the channels averaged.
+        """Yield the sound in blocks, `[samples]` float32 at `rate`, all channels mixed into one.
 
         Raises
         ------
@@ -64,28 +86,37 @@ class Recording(ABC):
             The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite or far
             outside [−1, 1].
         """
-        count = 0
+        self._heard = 0.0
         try:
-            for block in self._read():
-                with np.errstate(over="ignore", invalid="ignore"):
-                    mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
-                finite = np.isfinite(mono)
-                if not finite.all():
-                    second = (count + int(np.argmin(finite))) / self.rate
-                    raise InputError(
-                        f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s; export it again."
-                    )
-                if len(mono) and float(np.abs(mono).max()) > _MAX_SAMPLE:
-                    raise InputError(
-                        f"{self.name} has samples up to {np.abs(mono).max():.3g}, and sound lies between -1 and 1; "
-                        "export it again."
-                    )
-                count += len(mono)
-                yield mono
+            for rate, channels, blocks in self._read():
+                yield from resample(self._mixed(rate, channels, blocks), rate, self.rate)
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
-        if not count:
+        if not self._heard:
             raise InputError(f"{self.name} holds no sound (0 samples).")
+
+    def _mixed(self, rate: int, channels: int, blocks: Iterator[npt.NDArray[Any]]) -> Iterator[Pcm]:
+        """Mix the channels of a part, after a look at its samples."""
+        begin, count = self._heard, 0
+        mix = Mix(rate, channels)
+        for block in blocks:
+            with np.errstate(over="ignore"):
+                block = block.astype(np.float32, copy=False)
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                second = begin + (count + int(np.argmin(finite))) / rate
+                raise InputError(
+                    f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s; export it again."
+                )
+            if len(block) and (loudest := float(np.abs(block).max())) > _MAX_SAMPLE:
+                raise InputError(
+                    f"{self.name} has samples up to {loudest:.3g}, and sound lies between -1 and 1; export it again."
+                )
+            count += len(block)
+            self._heard = begin + count / rate
+            yield mix(block)
+            if note := mix.note(self.name):
+                self.notes.append(note)
 
     def check(self) -> None:
         """Read all of it, without keeping it, and raise what `blocks` would raise. The recording is used up."""
@@ -106,23 +137,21 @@ class Recording(ABC):
     ) -> None:
         self.close()
 
-    def _cut_off(self, samples: int) -> InputError:
-        return InputError(
-            f"{self.name} ends too early, after {samples / self.rate:.2f} s: it is cut off or damaged, so get it again."
-        )
+    def _cut_off(self) -> InputError:
+        return cut_off(self.name, f"ends too early, after {self._heard:.2f} s")
 
 
 def open_recording(path: str) -> Recording:
     """Open a recording: WAV, FLAC, OGG or MP3 at any rate and with any channels; `-` is standard input, `~` the home folder.
 
-    A regular file is examined as far as its headers go. A WAV stream of a pipe is read as it comes; other formats need to
-    seek, so their streams are first stored in a temporary file without a name.
+    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. A regular file is examined: its chunks, pages or
+    frames. Plain numbers in a pipe are read as they come; other formats need to seek, so their streams are first stored in a
+    temporary file without a name.
 
     Raises
     ------
     InputError
-        There is no such file, it is a folder or empty, it is no sound that can be read, or its headers promise more than it
-        holds.
+        There is no such file, it is a folder or empty, it is no sound that can be read, or something of it is missing.
     """
     name = "The standard input" if path == STDIN else path
     if not path:
@@ -255,30 +284,22 @@ def _examine(file: BinaryIO, name: str, regular: bool) -> Recording:
     if not start:
         raise InputError(f"{name} is empty (0 bytes).")
     mpeg = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0
-    # Looking first also keeps an endless stream of something else out of the temporary file.
-    if not regular and not mpeg and not start.startswith(_MAGIC):
-        raise _not_audio(name)
-    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-        reader = _HeaderReader(file, name, start)
-        header = _read_wav_header(reader)
-        if regular:
-            header.compare(name, _size(file))
-        if header.dtype:
-            return _Wav(file, name, header, regular)
-        file = file if regular else _spool(file, bytes(reader.seen))
-        header.compare(name, _size(file))
-    elif not regular:
-        file = _spool(file, start)
-    return _Decoded(file, name)
-
-
-def _size(file: BinaryIO) -> int:
-    """Return the size in bytes of an open file, 0 of a pipe."""
-    return os.fstat(file.fileno()).st_size
-
-
-def _not_audio(name: str) -> InputError:
-    return InputError(f"{name} is not a WAV, FLAC, OGG or MP3 recording.")
+    if not regular:
+        # Looking first also keeps an endless stream of something else out of the temporary file.
+        if other := foreign(start):
+            raise not_read(name, other)
+        if not mpeg and not start.startswith(MAGIC):
+            raise not_audio(name)
+        reader = HeaderReader(file, name, start, None)
+        numbers = read_header(reader)
+        if numbers and numbers.dtype:
+            return _Plain(file, name, numbers)
+        file = _spool(file, bytes(reader.seen))
+    file, size = untagged(file)
+    reader = HeaderReader(file, name, file.read(12), size)
+    if numbers := read_header(reader):
+        return _Plain(file, name, numbers) if numbers.dtype else _Decoded(file, name, [patched(numbers, file, name)])
+    return _Decoded(file, name, find_streams(file, name, size))
 
 
 def _spool(file: BinaryIO, start: bytes) -> BinaryIO:
@@ -301,162 +322,90 @@ def _spool(file: BinaryIO, start: bytes) -> BinaryIO:
     return spool
 
 
-def _checked_rate(name: str, rate: int) -> int:
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise InputError(f"{name} claims {rate} samples a second; {_RATES[0]} to {_RATES[1]} are understood.")
-    return rate
+# ---- plain numbers -------------------------------------------------------------------------------------------------------
 
 
-# ---- WAV -----------------------------------------------------------------------------------------------------------------
+class _Plain(Recording):
+    """A file or a stream of plain numbers."""
 
-
-@dataclass(frozen=True)
-class _WavHeader:
-    """What a WAV file says before its sound: sizes in bytes, None where it does not say (it was streamed).
-
-    `dtype` is the numpy type of a sample, "i3" for 24 bits, None for a coding that is left to libsndfile.
-    """
-
-    rate: int
-    channels: int
-    dtype: str | None
-    data_size: int | None
-    riff_end: int | None
-    data_offset: int
-
-    def compare(self, name: str, size: int) -> None:
-        """Raise InputError if the header promises more than the `size` bytes of the file."""
-        if self.data_size is None:
-            return
-        promised = max(self.data_offset + self.data_size, self.riff_end or 0)
-        # A pad byte at the very end is often forgotten.
-        if self.data_offset + self.data_size > size or promised > size + 1:
-            raise InputError(
-                f"{name} promises {promised} bytes and holds {size}: it is cut off or damaged, so get it again."
-            )
-
-
-class _HeaderReader:
-    """Reads from a stream and remembers what it has read."""
-
-    def __init__(self, file: BinaryIO, name: str, start: bytes) -> None:
-        self._file = file
-        self.file_size = _size(file)
-        self.name = name
-        self.seen = bytearray(start)
-
-    def read(self, size: int) -> bytes:
-        begin = len(self.seen)
-        while missing := begin + size - len(self.seen):
-            data = self._file.read(min(missing, 1 << 16))
-            if not data:
-                raise InputError(f"{self.name} ends within its header: it is cut off or damaged, so get it again.")
-            self.seen += data
-        return bytes(self.seen[begin:])
-
-
-def _is_unknown(size: int) -> bool:
-    """Whether a size in a WAV header is one of those that programs write when they do not know it (yet)."""
-    return size == 0 or 0x7FFFF000 <= size <= 0x80001000 or size >= 0xFFFFF000
-
-
-def _read_wav_header(reader: _HeaderReader) -> _WavHeader:
-    """Read up to the sound itself."""
-    name = reader.name
-    riff_size: int = struct.unpack("<4xI4x", bytes(reader.seen))[0]
-    fmt = b""
-    while True:
-        kind, size = struct.unpack("<4sI", reader.read(8))
-        if kind == b"data":
-            break
-        if size > _MAX_CHUNK:
-            raise InputError(
-                f"{name} has {size} bytes of something else before its sound: it is damaged, so get it again."
-            )
-        chunk = reader.read(size + size % 2)
-        if kind == b"fmt ":
-            fmt = chunk
-    if len(fmt) < 16:
-        raise InputError(f"{name} is a WAV file without a format; export it again.")
-    tag, channels, rate, _, step, bits = struct.unpack("<HHIIHH", fmt[:16])
-    if tag == 0xFFFE and len(fmt) >= 26:
-        tag = struct.unpack("<H", fmt[24:26])[0]
-    if not channels:
-        raise InputError(f"{name} is a WAV file with 0 channels; export it again.")
-    offset = len(reader.seen)
-    riff_end = None if _is_unknown(riff_size) else riff_size + 8
-    # A size of 0 means "unknown" unless the rest of the header knows of chunks after the sound.
-    unknown = _is_unknown(size) and not (size == 0 and riff_end is not None and riff_end > offset)
-    if size and offset + size <= reader.file_size:
-        unknown = False  # it really is that long
-    data_size = None if unknown else size
-    dtype = None
-    if step % channels == 0:
-        dtype = {(1, 1): "u1", (1, 2): "<i2", (1, 3): "i3", (1, 4): "<i4", (3, 4): "<f4", (3, 8): "<f8"}.get(
-            (tag, step // channels)
-        )
-    if dtype and not 0 < bits <= 8 * (step // channels):
-        dtype = None
-    return _WavHeader(_checked_rate(name, rate), channels, dtype, data_size, riff_end, offset)
-
-
-class _Wav(Recording):
-    """A WAV file or stream of plain numbers."""
-
-    def __init__(self, file: BinaryIO, name: str, header: _WavHeader, regular: bool) -> None:
-        assert header.dtype
-        self.name, self.rate, self.channels = name, header.rate, header.channels
-        self._file, self._header, self._regular = file, header, regular
-        self._step = int(header.dtype[-1]) * header.channels
-        size = header.data_size
-        if size is None and regular:
-            size = _size(file) - header.data_offset
+    def __init__(self, file: BinaryIO, name: str, numbers: Numbers) -> None:
+        super().__init__()
+        self.name, self.rate, self.channels = name, numbers.rate, numbers.channels
+        self._file, self._numbers = file, numbers
+        self._step = int(numbers.dtype[-1]) * numbers.channels
+        size = (numbers.promised or None) if numbers.size is None else numbers.size
         self.samples = None if size is None else size // self._step
 
     def check(self) -> None:
         # Sizes were compared on opening, and whole numbers are always finite.
-        if not self.samples or not self._regular or "f" in str(self._header.dtype):
+        if not self.samples or self._numbers.size is None or "f" in self._numbers.dtype:
             super().check()
 
-    def _read(self) -> Iterator[npt.NDArray[Any]]:
-        left = self._header.data_size
-        got = 0
-        while left is None or left > 0:
-            want = self._step * _BLOCK if left is None else min(self._step * _BLOCK, left)
-            data = self._file.read(want)
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        yield self.rate, self.channels, self._decoded()
+
+    def _decoded(self) -> Iterator[npt.NDArray[Any]]:
+        piped = self._numbers.size is None
+        # Where the sound may end; None: not before the stream does.
+        end = promised = self._numbers.promised if piped else self._numbers.size
+        got, rest = 0, b""
+        if not piped:
+            self._file.seek(self._numbers.offset)
+        while got != end or piped:
+            if got == end:
+                data = self._behind(end)
+                end = end + (1 << 32) if self._numbers.wraps else None
+                ended = not data
+            else:
+                want = self._step * _BLOCK if end is None else min(self._step * _BLOCK, end - got)
+                data = self._file.read(want)
+                ended = len(data) < want
             got += len(data)
-            whole = len(data) // self._step * self._step
+            rest += data
+            whole = len(rest) // self._step * self._step
             if whole:
-                yield self._decode(data[:whole])
-            if left is not None:
-                left -= len(data)
-                if len(data) < want:
-                    raise self._cut_off(got // self._step)
-            elif len(data) < want:
+                yield self._decode(rest[:whole])
+            rest = rest[whole:]
+            if ended:
+                if got < (promised or 0):
+                    raise self._cut_off()
                 break
-        if not self._regular:
-            # The writer of a pipe shall not be stopped by our leaving, and chunks after the sound may be missing, too.
-            end = self._header.data_offset + got
-            while data := self._file.read(1 << 16):
-                end += len(data)
-            if left is not None and end < (self._header.riff_end or 0) - 1:
-                raise self._cut_off(got // self._step)
+
+    def _behind(self, size: int) -> bytes:
+        """Read what is behind `size` bytes of sound in a pipe, and return it if it is more sound.
+
+        Whoever writes into a pipe shall not be stopped by our leaving, so all of it is read.
+        """
+        chunks = self._numbers.chunks
+        padding = chunks.padding(size)
+        data = self._file.read(padding + (chunks.header or 1))
+
+        def skip(count: int) -> None:
+            while count and (passed := len(self._file.read(min(count, 1 << 16)))):
+                count -= passed
+            if count:
+                raise cut_off(self.name, "ends within what follows its sound")
+
+        if not data[padding:] or follow_chunks(self._file.read, skip, self.name, chunks, data[padding:]):
+            return b""
+        return data
 
     def _decode(self, data: bytes) -> npt.NDArray[Any]:
-        dtype = str(self._header.dtype)
-        if dtype == "i3":
+        dtype = self._numbers.dtype
+        order, kind, width = dtype[0], dtype[1], dtype[2]
+        if width == "3":
             # The three bytes become the upper ones of 32 bits.
             wide = np.zeros((len(data) // 3, 4), np.uint8)
-            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-            samples, scale = wide.view("<i4")[:, 0], 2.0**-31
+            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)[:, :: 1 if order == "<" else -1]
+            samples: npt.NDArray[Any] = wide.view("<i4")[:, 0]
         else:
-            samples = np.frombuffer(data, dtype)
-            scale = {"u1": 2.0**-7, "<i2": 2.0**-15, "<i4": 2.0**-31}.get(dtype, 1.0)
-        sound = samples.astype(np.float64) if dtype == "<f8" else samples.astype(np.float32)
-        if dtype == "u1":
+            samples = np.frombuffer(data, order + kind + width)
+        sound = samples.astype(np.float64 if kind + width == "f8" else np.float32)
+        if kind == "u":
             sound -= 128
-        shaped: npt.NDArray[Any] = (sound * sound.dtype.type(scale)).reshape(-1, self.channels)
-        return shaped
+        if kind != "f":
+            sound *= np.float32(2.0 ** (1 - 8 * (4 if width == "3" else int(width))))
+        return sound.reshape(-1, self.channels)
 
 
 # ---- everything else -----------------------------------------------------------------------------------------------------
@@ -469,59 +418,68 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Decoded(Recording):
-    """A file that libsndfile decodes."""
+    """A file that libsndfile decodes, stream by stream."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self.name, self._file = name, file
-        file.seek(0)
-        start = file.read(4)
-        if start == b"OggS":
-            _check_ogg(file, name)
-        elif start == b"FORM":
-            size = struct.unpack(">I", file.read(4))[0]
-            if size + 8 > _size(file) + 1:
-                raise InputError(
-                    f"{name} promises {size + 8} bytes and holds less: it is cut off or damaged, so get it again."
-                )
-        else:
-            header, offset = _check_mp3(file, name)
-            if header:
-                file.seek(offset)
-                self._file = file = _spool(file, header)
-        # Past Python's buffer: libsndfile reads from where the descriptor is.
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
+    def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
+        super().__init__()
+        self.name, self._file, self._streams = name, file, streams
+        lengths: list[float | None] = []
+        for number, stream in enumerate(streams):
+            with self._open(stream) as (_, sound):
+                if number == 0:
+                    self.rate, self.channels = sound.samplerate, sound.channels
+                samples = _length(stream, sound)
+                lengths.append(None if samples is None else samples * self.rate / sound.samplerate)
+        self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
+
+    @contextlib.contextmanager
+    def _open(self, stream: Stream) -> Iterator[tuple[Pieces, _SoundFile]]:
+        pieces = Pieces(self._file, stream.pieces)
         try:
             with _quiet_mpg123():
-                self._sound = _SoundFile(file.fileno(), closefd=False)
+                sound = _SoundFile(pieces)
         except (soundfile.LibsndfileError, TypeError, ValueError):
-            if start == b"fLaC" or start[:3] == b"ID3" or start[:2] == b"\xff\xfb":
-                raise InputError(f"{name} cannot be decoded: it is cut off or damaged, so get it again.") from None
-            raise _not_audio(name) from None
-        self.rate, self.channels = _checked_rate(name, self._sound.samplerate), self._sound.channels
-        self._mpeg = self._sound.subtype.startswith("MPEG")
-        # A FLAC file that was written into a pipe does not know its length.
-        self.samples = self._sound.frames if 0 <= self._sound.frames < 1 << 62 else None
+            if pieces.error:
+                raise pieces.error from None
+            if stream.other:
+                raise not_read(self.name, stream.other) from None
+            raise cut_off(self.name, "cannot be decoded") from None
+        with sound:
+            if not RATES[0] <= sound.samplerate <= RATES[1]:
+                raise InputError(f"{self.name} claims {sound.samplerate} samples a second, which is no rate of sound.")
+            yield pieces, sound
 
-    def _read(self) -> Iterator[npt.NDArray[Any]]:
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        for stream in self._streams:
+            with self._open(stream) as (pieces, sound):
+                yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
+
+    def _decoded(self, stream: Stream, pieces: Pieces, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
+        quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
         got = 0
         while True:
             try:
-                with _quiet_mpg123() if self._mpeg else contextlib.nullcontext():
-                    block = self._sound.read(_BLOCK, dtype="float32", always_2d=True)
+                with quiet():
+                    block = sound.read(_BLOCK, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError:
-                raise self._cut_off(got) from None
+                block = None
+            if pieces.error:
+                raise pieces.error
+            if block is None:
+                raise self._cut_off()
             if not len(block):
                 break
             got += len(block)
             yield block
-        # The length of an MP3 file is only exact to a frame.
-        if self.samples is not None and got < self.samples - (1152 if self._mpeg else 0):
-            raise self._cut_off(got)
+        if got < (_length(stream, sound) or 0) - stream.slack:
+            raise self._cut_off()
 
-    def close(self) -> None:
-        if not self._sound.closed:
-            self._sound.close()
-        super().close()
+
+def _length(stream: Stream, sound: _SoundFile) -> int | None:
+    """Return a stream's samples of a channel, None if only reading tells."""
+    if stream.samples is not None:
+        return stream.samples
+    return sound.frames if 0 <= sound.frames < 1 << 62 else None
 
 
 @contextlib.contextmanager
@@ -542,100 +500,3 @@ def _quiet_mpg123() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def _check_ogg(file: BinaryIO, name: str) -> None:
-    """Walk over the pages of an OGG file and raise InputError if one is cut off, or a stream in it has no last page.
-
-    So does a chain of streams, of which libsndfile would read the first alone.
-    """
-    end, offset = _size(file), 0
-    unfinished: set[int] = set()
-    while offset < end:
-        file.seek(offset)
-        head = file.read(27)
-        if head[:4] != b"OggS" and not unfinished:
-            break  # something that was put behind the sound
-        sizes = file.read(head[26]) if len(head) == 27 and head[:4] == b"OggS" else b""
-        if len(head) < 27 or len(sizes) < head[26]:
-            raise InputError(f"{name} is cut off or damaged at byte {offset}; get it again.")
-        flags, serial = head[5], struct.unpack("<I", head[14:18])[0]
-        if flags & 2 and offset and not unfinished:
-            raise InputError(f"{name} holds several recordings, one behind the other; save it as one.")
-        offset += 27 + len(sizes) + sum(sizes)
-        if flags & 4:
-            unfinished.discard(serial)
-        elif flags & 2:
-            unfinished.add(serial)
-    if unfinished or offset > end:
-        raise InputError(f"{name} ends without its last page: it is cut off, so get it again.")
-
-
-def _check_mp3(file: BinaryIO, name: str) -> tuple[bytes, int]:
-    """Walk over the frames of an MP3 file, if it is one.
-
-    Returns
-    -------
-    header, offset
-        A frame that counts the frames, to be put before the one at `offset`, if the file has none: without it the decoder
-        guesses the length from the first frame and stops there. Otherwise `header` is empty.
-
-    Raises
-    ------
-    InputError
-        The last frame is cut off, or some that the file counts are missing.
-    """
-    end, offset = _size(file), 0
-    file.seek(0)
-    tag = file.read(10)
-    if tag[:3] == b"ID3":
-        offset = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-    begin, first, promised, count = offset, b"", 0, 0
-    while offset < end:
-        file.seek(offset)
-        head = file.read(64)
-        size = _mpeg_frame_size(head)
-        if not size:
-            if count and not promised and not head.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"\0")):
-                raise InputError(f"{name} is damaged at byte {offset}; get it again.")
-            break
-        if not count:
-            first = head
-            at = max(head.find(b"Xing"), head.find(b"Info"))
-            if 0 < at <= 48 and head[at + 7] & 1:
-                promised = struct.unpack(">I", head[at + 8 : at + 12])[0]
-        if offset + size > end:
-            raise InputError(f"{name} ends within a frame: it is cut off, so get it again.")
-        offset += size
-        count += 1
-    if count < promised and offset >= end:
-        raise InputError(f"{name} promises {promised} frames and holds {count}: it is cut off, so get it again.")
-    return _mp3_header(first, count, offset - begin) if count and not promised else b"", begin
-
-
-def _mp3_header(first: bytes, count: int, size: int) -> bytes:
-    """Return a silent frame of the kind of `first` that says how many frames and bytes follow it ("Xing")."""
-    mpeg1, mono = first[1] >> 3 & 3 == 3, first[3] >> 6 == 3
-    # No checksum, no padding, and a bit rate with room enough.
-    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
-    side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    body = head + bytes(side) + b"Xing" + struct.pack(">III", 3, count, size)
-    return body + bytes(_mpeg_frame_size(head) - len(body))
-
-
-# Bit rates in kbit/s by the header's index: of layer III in MPEG 1, and in MPEG 2 and 2.5.
-_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-
-
-def _mpeg_frame_size(head: bytes) -> int:
-    """Return the length in bytes of the layer III frame that begins with `head`, 0 if none does."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return 0
-    version = head[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    rate_index, bits_index = head[2] >> 2 & 3, head[2] >> 4
-    if version == 1 or rate_index == 3 or bits_index in (0, 15):
-        return 0
-    rate = (44100, 48000, 32000)[rate_index] >> {3: 0, 2: 1, 0: 2}[version]
-    bits = (_MPEG1 if version == 3 else _MPEG2)[bits_index] * 1000
-    return (144 if version == 3 else 72) * bits // rate + (head[2] >> 1 & 1)

@@ -26,6 +26,7 @@ import soxr
 
 from .errors import InputError, MshError
 from .events import Notice
+from .mixing import opposed
 
 if TYPE_CHECKING:
     from mimi import Capture, Playback
@@ -66,6 +67,12 @@ class Device:
     def channels(self, kind: Kind) -> int:
         """Return how many channels it has in that direction."""
         return self.input_channels if kind == "input" else self.output_channels
+
+    @property
+    def microphones(self) -> int:
+        """How many channels may carry a voice of their own: all, or 2 where ALSA's plugins name what they could make."""
+        plugin = self.host_api == "ALSA" and "(hw:" not in self.name
+        return min(self.input_channels, 2) if plugin else self.input_channels
 
     def is_default(self, kind: Kind) -> bool:
         """Whether the system uses it where no device is named."""
@@ -653,8 +660,14 @@ class _End(ABC):
     def _opened(self, line: _Line) -> None:
         """Use a new stream from now on."""
 
+    @abstractmethod
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        """Return rates and numbers of channels to try, in that order."""
+
     def open(self, device: Device) -> None:
-        """Open a stream of `device`, at 24 kHz in mono if it can, else at its own rate and channels; close the one before.
+        """Open a stream of `device`, at 24 kHz if it can, else at its own rate; close the one before.
+
+        A loudspeaker is opened in mono if it can be, a microphone with all of its channels.
 
         Raises
         ------
@@ -668,8 +681,7 @@ class _End(ABC):
         self._opened(line)
 
     def _open(self, device: Device) -> _Line:
-        own, most = round(device.rate), device.channels(self.kind)
-        formats = self._formats or [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
+        formats = self._formats or self._usual_formats(device)
         trouble: StreamError | None = None
         for rate, channels in dict.fromkeys(formats):
             ring = self._ring(rate, channels)
@@ -734,12 +746,15 @@ class _End(ABC):
 class Microphone(_End):
     """The user's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
 
+    The device's channels are mixed so that a voice on any of them is heard, as `mimi.Mixer` says.
+
     Parameters
     ----------
     system
         Where the devices are.
     formats
-        Rates and numbers of channels to try, in that order, instead of 24 kHz mono and then the device's own.
+        Rates and numbers of channels to try, in that order, instead of all channels at 24 kHz and at the device's own rate,
+        and then fewer.
     """
 
     kind = "input"
@@ -748,11 +763,37 @@ class Microphone(_End):
     def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
         super().__init__(system, formats=formats)
         self._available = threading.Event()
+        self._noted: set[str] = set()
 
     def _ring(self, rate: int, channels: int) -> Ring:
         from mimi import Capture
 
         return Capture(rate, channels=channels)
+
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        own, most = round(device.rate), device.microphones
+        # Who gives fewer channels than there are leaves some out, or takes their average.
+        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (RATE, own)]
+
+    def note(self) -> str | None:
+        """Return a sentence on channels of the device that are not heard; None if all are, or if that was said before."""
+        line = self._line
+        if not line:
+            return None
+        name = f'the microphone "{line.device.name}"'
+        notes = []
+        if line.channels < line.device.microphones:
+            notes.append(
+                f"Only {line.channels} of the {line.device.microphones} channels of {name} can be opened; "
+                "speak into the first, or choose another microphone."
+            )
+        if left_out := self._meter.stats()["left_out"]:
+            notes.append(opposed(name, left_out))
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                return note
+        return None
 
     def _opened(self, line: _Line) -> None:
         self._source = CaptureSource(line.ring, line.rate)
@@ -812,6 +853,10 @@ class Loudspeaker(_End):
         from mimi import Playback
 
         return Playback(rate, channels=channels, frame=round(FRAME * rate))
+
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        own, most = round(device.rate), device.output_channels
+        return [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
     def _opened(self, line: _Line) -> None:
         self._sink = PlaybackSink(line.ring, line.rate)
@@ -935,6 +980,8 @@ class Devices:
                 if self._next:  # it was wanted when this change had been decided
                     self.next_input()
             return
+        if note := self.microphone.note():
+            self._notify(Notice("channels", note, "warning"))
         lost = [end for end in (self.microphone, self.loudspeaker) if end.lost]
         # Twice, because a process that was stopped and goes on has not heard of its devices for long either.
         self._suspicions = self._suspicions + 1 if lost else 0

@@ -338,7 +338,7 @@ _BEGINNING = 8  # bytes of a packet that tell whether it is a header
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def _checksum(page: bytes) -> bytes:
+def page_checksum(page: bytes) -> bytes:
     """Compute a page's checksum as it stands in the page (RFC 3533, section 6).
 
     It is zlib's polynomial with the bits of each byte the other way round, and without zlib's inversions.
@@ -354,7 +354,7 @@ def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 
     flags = 0 if sequence else _FIRST
     header = _HEADER.pack(_CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
     page = header + lacing + packet
-    return page[:22] + _checksum(page) + page[26:]
+    return page[:22] + page_checksum(page) + page[26:]
 
 
 class OggSplitter:
@@ -402,7 +402,7 @@ class OggSplitter:
             if size is None or len(buffer) < position + size:
                 break
             page = bytes(buffer[position : position + size])
-            if size and _checksum(page) == page[22:26]:
+            if size and page_checksum(page) == page[22:26]:
                 self._wasted = max(0, self._wasted - size)
                 position += size
                 pages.append(self._read(page))

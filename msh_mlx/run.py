@@ -62,6 +62,13 @@ class Spoke:
     word: Word
 
 
+@dataclass(frozen=True)
+class Noted:
+    """Something of the recording is not heard, says `sentence`."""
+
+    sentence: str
+
+
 @dataclass
 class Summary:
     """A conversation that has ended: `seconds` of sound took `wall` seconds; the times of its steps are in seconds."""
@@ -87,7 +94,7 @@ class Summary:
         self.decode.append(timings.decode)
 
 
-Event = Began | Stepped | Spoke | Summary
+Event = Began | Stepped | Spoke | Noted | Summary
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,8 @@ def converse_with(
             for count, answer in enumerate(answers(frames)):
                 if writer:
                     writer.write(np.stack([answer.heard, answer.pcm], axis=1) if plan.stereo else answer.pcm)
+                while recording.notes:
+                    listener(Noted(recording.notes.pop(0)))
                 if answer.timings:
                     summary.add(answer.timings)
                 spoke(words.push(count * step_seconds, answer.text))

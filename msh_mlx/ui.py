@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from .files import human_size
-from .run import Began, Event, Spoke, Stepped, Summary
+from .run import Began, Event, Noted, Spoke, Stepped, Summary
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
@@ -118,6 +118,8 @@ class Display:
             self._spoke(event)
         elif isinstance(event, Stepped):
             self._stepped(event)
+        elif isinstance(event, Noted):
+            self.say(event.sentence)
         else:
             self._ended(event)
 

@@ -255,3 +255,11 @@ def test_the_events_of_a_conversation(tmp_path: Path) -> None:
     assert summary.seconds == pytest.approx(1.2)
     assert summary.speed == pytest.approx(summary.seconds / summary.wall)
     assert len(summary.encode) == len(summary.step) == len(summary.decode) == 15
+
+
+def test_a_channel_that_is_left_out_is_told(tmp_path: Path) -> None:
+    path = ROOT / "tests" / "cases" / "stereo_opposite_phase.opus"
+    lines = msh("--demo", "--plain", "--input", path, "--output", tmp_path / "out.wav").splitlines()
+    told = [line for line in lines if line.startswith("Channel 2 of ")]
+    assert len(told) == 1
+    assert lines.index(told[0]) < lines.index("Said: four one")

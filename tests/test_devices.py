@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
-from mimi import Capture, Playback
+from mimi import Capture, Mixer, Playback
 
 from msh_mlx import devices as module
 from msh_mlx.devices import (
@@ -197,7 +197,7 @@ def test_a_microphone_of_another_rate(rate: int, channels: int) -> None:
             assert (pcm.shape, pcm.dtype) == ((1920,), np.float32)
             heard.append(pcm)
         assert 0 <= source.backlog() < 0.08 + 0.05
-    mono = sound.mean(axis=1, dtype=np.float32)
+    mono = Mixer(rate, channels).mix(sound)
     expected = mono if rate == 24000 else soxr.resample(mono, rate, 24000, quality="HQ")
     got = np.concatenate(heard)
     assert len(got) >= len(expected) - 3 * 1920
@@ -269,6 +269,54 @@ def test_what_a_device_can(takes: tuple[int, int], opened: tuple[int, int]) -> N
         end.close()
         assert end.device is None
     assert not system.streams
+
+
+def test_a_microphone_is_opened_with_all_of_its_channels() -> None:
+    for device, channels in [
+        (BUILT_IN, 1),
+        (replace(USB, input_channels=16), 16),
+        (Device(6, "Interface: USB Audio (hw:1,0)", "ALSA", 8, 0, 48000), 8),
+        # What ALSA's plugins could make is no number of microphones.
+        (Device(7, "pulse", "ALSA", 32, 32, 44100), 2),
+    ]:
+        system = FakeSystem([device])
+        microphone = Microphone(system)
+        microphone.open(device)
+        assert system.log == [(device.name, "input", 24000, channels)]
+        microphone.close()
+
+
+def test_channels_that_are_not_heard_are_told_once() -> None:
+    device = replace(USB, input_channels=8, default_input=True)
+    system = FakeSystem([device, SPEAKERS])
+    told: list[Notice] = []
+    devices = Devices(None, None, told.append, system=system)
+    devices.open()
+    voice = noise(0, 24000)
+    sound = np.zeros((24000, 8), np.float32)
+    sound[:, 7] = voice
+    system.streams[-1].ring.feed(sound)
+    assert np.array_equal(devices.microphone.read(24000, 0), voice)
+    devices.poll()
+    assert told == []
+    sound[:, 2] = -voice
+    system.streams[-1].ring.feed(sound)
+    for _ in range(2):
+        devices.poll()
+    [notice] = told
+    assert (notice.kind, notice.level) == ("channels", "warning")
+    assert notice.message.startswith('Channel 3 of the microphone "USB Audio" is in opposite phase')
+    devices.close()
+
+    system.refuse = lambda _device, kind, _rate, channels: -9998 if kind == "input" and channels > 2 else 0
+    devices = Devices(None, None, told.append, system=system)
+    devices.open()
+    for _ in range(2):
+        devices.poll()
+    devices.close()
+    assert [notice.message.split(";")[0] for notice in told[1:]] == [
+        'Only 2 of the 8 channels of the microphone "USB Audio" can be opened'
+    ]
 
 
 @pytest.mark.parametrize(

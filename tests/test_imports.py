@@ -42,12 +42,12 @@ LEVELS = [
     {"tls"},
     {"catalogue"},
     {"files", "config", "tensors", "memory"},
-    {"inputs"},
+    {"inputs", "containers"},
     {"protocol", "visitor"},
     {"log"},
     {"places"},
     {"streams"},
-    {"errors", "signals", "machine", "ranges", "threads"},
+    {"errors", "signals", "machine", "mixing", "ranges", "threads"},
 ]
 
 

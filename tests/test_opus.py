@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import ogg
 import pytest
+import soundfile
 
 from msh_mlx.opus import OpusDecoder, OpusEncoder
 from msh_mlx.protocol import GRANULE_RATE, OggSplitter, PageKind, ProtocolError, write_page
@@ -372,3 +373,29 @@ def test_damaged_pages_have_their_places_among_the_others():
     pages = stream(packets(3))
     kinds = [page.kind for page in OggSplitter().feed(b"".join([*pages[:3], damaged(pages[3]), pages[4]]))]
     assert kinds == [PageKind.HEAD, PageKind.TAGS, PageKind.AUDIO, PageKind.DAMAGED, PageKind.AUDIO]
+
+
+# ---- two channels --------------------------------------------------------------------------------------------------------
+
+
+def best_match(heard, wanted):
+    """How alike two sounds are, 1 for the same, wherever the first begins within 20 ms."""
+    n = len(wanted) - 480
+    scores = [
+        abs(heard[k : k + n] @ wanted[:n]) / np.linalg.norm(heard[k : k + n]) / np.linalg.norm(wanted[:n])
+        for k in range(480)
+    ]
+    return max(scores)
+
+
+@pytest.mark.parametrize("size", [1, 300, 5000, 100_000])
+def test_two_channels_in_opposite_phase_are_heard_and_told(size):
+    data = (CASES / "stereo_opposite_phase.opus").read_bytes()
+    left = soundfile.read(CASES / "stereo_opposite_phase.opus", dtype="float32")[0][:, 0]
+    decoder = OpusDecoder()
+    heard = np.concatenate([decoder.decode(data[begin : begin + size]) for begin in range(0, len(data), size)])
+    assert best_match(heard, left) > 0.9999
+    assert np.linalg.norm(heard) == pytest.approx(np.linalg.norm(left), rel=0.01)
+    assert (decoder.faults, decoder.lost) == (0, 0)
+    [note] = decoder.notes
+    assert "in opposite phase" in note

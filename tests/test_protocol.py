@@ -337,7 +337,7 @@ def test_a_stream_that_is_no_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
 
 def test_checksums_in_vain_are_few(monkeypatch):
     summed = []
-    monkeypatch.setattr(protocol, "_checksum", lambda page: summed.append(len(page)) or b"none")
+    monkeypatch.setattr(protocol, "page_checksum", lambda page: summed.append(len(page)) or b"none")
     claims = b"OggS\0" + b"\xff" * 22  # a page of 50 kB, again and again
     with pytest.raises(ProtocolError):
         OggSplitter().feed(claims * 37_000)

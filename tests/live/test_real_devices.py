@@ -83,7 +83,7 @@ def test_the_microphone(audio: VirtualAudio, formats: Any) -> None:
     microphone = Microphone(formats=formats)
     microphone.open(choose_device(find_devices(), "moshi_mic", "input"))
     try:
-        rate, channels = (formats or [(24000, 1)])[0]
+        rate, channels = (formats or [(24000, 2)])[0]
         assert microphone.describe().startswith(f"moshi_mic, {rate} Hz {'mono' if channels == 1 else 'stereo'}, ")
         speaking = audio.speak(SPEECH)
         heard = hear(microphone, 2.4)

@@ -295,6 +295,7 @@ fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Encoder>()?;
     module.add_class::<Decoder>()?;
     module.add_class::<rings::Capture>()?;
+    module.add_class::<rings::Mixer>()?;
     module.add_class::<rings::Playback>()?;
     module.add_class::<rings::Reference>()?;
     module.add_class::<echo::EchoCanceller>()?;

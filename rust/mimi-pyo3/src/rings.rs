@@ -1,6 +1,6 @@
 //! `Capture` and `Playback`: the rings between a sound device and Python.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
@@ -24,10 +24,65 @@ macro_rules! dict {
     }};
 }
 
+/// Mixes several channels into one, so that whoever speaks into any of them is heard as loud as alone.
+///
+/// Every channel weighs as much as its share of the power at the moment, so the same sound on all channels passes
+/// unchanged, as does a sound on one of them while the others are silent. A channel in opposite phase to one of the
+/// loudest would extinguish it and is left out. The result does not depend on how the sound is cut, and is not late;
+/// a single channel passes as it is.
+///
+/// Parameters
+/// ----------
+/// rate : int
+///     Samples per second.
+/// channels : int
+///     Their number, 1 to 1024.
+///
+/// Raises
+/// ------
+/// ValueError
+///     An argument is out of range.
+#[pyclass(module = "mimi", frozen)]
+pub struct Mixer(Mutex<rings::Mixer>);
+
+#[pymethods]
+impl Mixer {
+    #[new]
+    fn new(rate: i64, channels: i64) -> Result<Self, Failure> {
+        let mixer = rings::Mixer::new(natural("rate", rate)?, natural("channels", channels)?);
+        Ok(Self(Mutex::new(mixer.map_err(Failure::Value)?)))
+    }
+
+    /// Mixes the next ``pcm [n, channels] float32``, without the GIL, and gives ``[n] float32``.
+    ///
+    /// Samples that are not finite become 0. Raises TypeError for another dtype, ValueError for another shape.
+    fn mix<'py>(&self, py: Python<'py>, pcm: &Bound<'_, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let channels = self.lock().channels();
+        let pcm = arrays::interleaved(pcm, channels)?;
+        let mixed = without_gil(py, || {
+            let mut mixer = self.lock();
+            Ok(pcm.chunks_exact(channels).map(|frame| mixer.mix(frame)).collect())
+        })?;
+        Ok(PyArray1::from_vec(py, mixed))
+    }
+
+    /// The channels, counted from 0, that are left out since a while because they are in opposite phase to another.
+    #[getter]
+    fn left_out(&self) -> Vec<usize> {
+        self.lock().left_out().collect()
+    }
+}
+
+impl Mixer {
+    fn lock(&self) -> MutexGuard<'_, rings::Mixer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What a microphone heard and nobody has read yet: mono float32 samples, from the device's thread to another.
 ///
-/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback writes
-/// the mean of the channels; samples that are not finite become 0.
+/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback mixes the
+/// channels as ``Mixer`` does; samples that are not finite become 0.
 ///
 /// Parameters
 /// ----------
@@ -122,7 +177,8 @@ impl Capture {
     /// ``callbacks``; ``samples`` heard; ``lost``: samples that came while the ring was full; ``device_overflows``:
     /// callbacks before which the device lost input; ``idle``: seconds since the last callback, or since the object was
     /// made; ``longest_gap`` between callbacks and ``longest_callback``, seconds; ``all_zero_seconds``: length of the
-    /// run of exact zeros that the sound ends with. Since the last call of this method only: ``peak``, the largest
+    /// run of exact zeros that the sound ends with; ``left_out``: a list of the channels, counted from 0, that were left
+    /// out for a while because they were in opposite phase to another. Since the last call of this method only: ``peak``, the largest
     /// magnitude; ``rms``; ``clipped``, samples of magnitude 0.999 or more.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
@@ -139,7 +195,8 @@ impl Capture {
             peak,
             rms,
             clipped,
-            all_zero_seconds
+            all_zero_seconds,
+            left_out
         ))
     }
 }

@@ -1,6 +1,7 @@
 //! From the device to the program.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::blend::Blend;
 use crate::device::{self, Exclusive, StreamCallback};
 use crate::gauge::{Clock, Counter, Level, Timing};
+use crate::mixer::Mixer;
 use crate::ring::Ring;
 
 /// What a microphone heard and nobody has read yet.
@@ -16,14 +18,16 @@ pub struct Capture {
     channels: NonZeroUsize,
     fade: usize,
     ring: Ring,
-    /// The zeros in a row up to now; whoever holds it may write to the ring.
-    heard: Exclusive<u64>,
+    /// Whoever holds it may write to the ring.
+    hearing: Exclusive<Hearing>,
     /// Whoever holds it may take from the ring.
     reader: Mutex<Blend>,
     samples: Counter,
     lost: Counter,
     overflows: Counter,
     zeros: Counter,
+    /// Of each channel: whether it was left out.
+    left_out: Box<[AtomicBool]>,
     level: Level,
     timing: Timing,
     clock: Clock,
@@ -54,13 +58,15 @@ pub struct CaptureStats {
     pub clipped: u64,
     /// The length of the run of exact zeros that the sound ends with, in seconds.
     pub all_zero_seconds: f64,
+    /// The channels, from 0, that were left out because they were in opposite phase to another.
+    pub left_out: Vec<usize>,
 }
 
-/// The mean of a frame's channels; what is not finite is nothing.
-fn mean(frame: &[f32]) -> f32 {
-    let sum: f32 = frame.iter().filter(|sample| sample.is_finite()).sum();
-    let mean = sum / frame.len() as f32;
-    if mean.is_finite() { mean } else { 0.0 }
+/// What the device's thread alone knows.
+struct Hearing {
+    mixer: Mixer,
+    /// The zeros in a row up to now.
+    zeros: u64,
 }
 
 impl Capture {
@@ -69,18 +75,20 @@ impl Capture {
 
     /// Room for `seconds` of sound; the error says which argument is out of range.
     pub fn new(rate: usize, channels: usize, seconds: f64) -> Result<Self, String> {
-        let (channels, capacity) = crate::checked(rate, channels, seconds)?;
+        let mixer = Mixer::new(rate, channels)?;
+        let (channels, capacity) = (crate::checked(rate, channels)?, crate::capacity(rate, seconds)?);
         Ok(Self {
             rate,
             channels,
             fade: crate::fade_length(rate),
             ring: Ring::new(capacity, 0),
-            heard: Exclusive::new(0),
+            hearing: Exclusive::new(Hearing { mixer, zeros: 0 }),
             reader: Mutex::default(),
             samples: Counter::default(),
             lost: Counter::default(),
             overflows: Counter::default(),
             zeros: Counter::default(),
+            left_out: (0..channels.get()).map(|_| AtomicBool::new(false)).collect(),
             level: Level::default(),
             timing: Timing::new(),
             clock: Clock::new(rate),
@@ -120,21 +128,35 @@ impl Capture {
     /// What the callback does with interleaved `input`.
     pub(crate) fn take(&self, input: &[f32], overflow: bool) {
         self.timing.measure(|| {
-            let frames = || input.chunks_exact(self.channels.get()).map(mean);
-            let heard = frames().len();
+            let heard = input.len() / self.channels;
             // Numbers are those of the ring, which does not count what is lost. The block was complete when it was given.
             self.clock.tick(self.ring.head().saturating_add(heard as u64));
             self.overflows.add(usize::from(overflow));
             self.samples.add(heard);
-            self.level.add(frames());
-            let pushed = self.heard.try_with(|zeros| {
-                let at_the_end = frames().rev().take_while(|sample| *sample == 0.0).count();
-                *zeros = if at_the_end == heard { zeros.saturating_add(heard as u64) } else { at_the_end as u64 };
-                self.zeros.set(*zeros);
-                self.ring.push(frames())
-            });
+            let pushed = self.hearing.try_with(|hearing| self.mix(hearing, input));
             self.lost.add(heard.saturating_sub(pushed.unwrap_or(0)));
         });
+    }
+
+    /// Mixes `input` into the ring, and says how many samples there was room for.
+    fn mix(&self, hearing: &mut Hearing, input: &[f32]) -> usize {
+        let mut block = [0.0; 256];
+        let mut pushed = 0;
+        for part in input.chunks(block.len() * self.channels.get()) {
+            let frames = part.chunks_exact(self.channels.get());
+            let mixed = &mut block[..frames.len()];
+            for (sample, frame) in mixed.iter_mut().zip(frames) {
+                *sample = hearing.mixer.mix(frame);
+                hearing.zeros = if *sample == 0.0 { hearing.zeros.saturating_add(1) } else { 0 };
+            }
+            self.level.add(mixed.iter().copied());
+            pushed += self.ring.push(mixed.iter().copied());
+        }
+        self.zeros.set(hearing.zeros);
+        for channel in hearing.mixer.left_out() {
+            self.left_out[channel].store(true, Ordering::Relaxed);
+        }
+        pushed
     }
 
     /// Samples that wait.
@@ -202,6 +224,7 @@ impl Capture {
             rms: levels.rms,
             clipped: levels.clipped,
             all_zero_seconds: self.zeros.get() as f64 / self.rate as f64,
+            left_out: (0..self.channels.get()).filter(|i| self.left_out[*i].load(Ordering::Relaxed)).collect(),
         }
     }
 }

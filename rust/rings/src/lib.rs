@@ -1,13 +1,13 @@
 //! The buffers between a sound device and the rest of the program, with the policy of their delay.
 //!
 //! ```text
-//! Capture   device ─▶ callback (mean of the channels) ─▶ ring ─▶ read, trim
+//! Capture   device ─▶ callback (Mixer of the channels) ─▶ ring ─▶ read, trim
 //! Playback  write (splices) ─▶ ring ─▶ callback (cushion, fades, all channels) ─▶ device
 //!              └─▶ Reference: what was played while something was heard
 //! ```
 //!
 //! Sound is mono float32 at the device's rate. A callback is a C function as PortAudio calls it from a thread that must
-//! never wait: it copies, counts and reads the monotonic clock for the statistics, and does nothing else. What takes
+//! never wait: it copies, mixes, counts and reads the monotonic clock for the statistics, and does nothing else. What takes
 //! time or memory is done by the thread at the other end of the ring. Decisions depend on counts of samples only, so
 //! that the same calls with the same samples always give the same sound.
 
@@ -18,6 +18,7 @@ mod capture;
 #[allow(unsafe_code)]
 mod device;
 mod gauge;
+mod mixer;
 mod playback;
 mod reference;
 mod ring;
@@ -26,6 +27,7 @@ use std::num::NonZeroUsize;
 
 pub use capture::{Capture, CaptureStats};
 pub use device::StreamCallback;
+pub use mixer::Mixer;
 pub use playback::{Playback, PlaybackStats};
 pub use reference::Reference;
 
@@ -34,16 +36,21 @@ fn fade_length(rate: usize) -> usize {
     (rate / 200).max(1)
 }
 
-/// Checks what both rings are made with, and gives the channels and the capacity in samples.
-fn checked(rate: usize, channels: usize, seconds: f64) -> Result<(NonZeroUsize, usize), String> {
+/// Checks a rate and a number of channels.
+fn checked(rate: usize, channels: usize) -> Result<NonZeroUsize, String> {
     if !(1_000..=1_000_000).contains(&rate) {
         return Err(format!("rate is {rate}, but 1000 to 1000000 samples per second are expected."));
     }
     let Some(channels) = NonZeroUsize::new(channels).filter(|channels| channels.get() <= 1024) else {
         return Err(format!("channels is {channels}, but 1 to 1024 are expected."));
     };
+    Ok(channels)
+}
+
+/// Checks how long a ring is to be, and gives its capacity in samples.
+fn capacity(rate: usize, seconds: f64) -> Result<usize, String> {
     if !(0.1..=600.0).contains(&seconds) {
         return Err(format!("seconds is {seconds}, but 0.1 to 600 are expected."));
     }
-    Ok((channels, (seconds * rate as f64).ceil() as usize))
+    Ok((seconds * rate as f64).ceil() as usize)
 }

@@ -247,7 +247,7 @@ impl Playback {
 
     /// Room for `seconds` of sound, written in frames of `frame` samples; the error says which argument is out of range.
     pub fn new(rate: usize, channels: usize, frame: usize, seconds: f64) -> Result<Self, String> {
-        let (channels, capacity) = crate::checked(rate, channels, seconds)?;
+        let (channels, capacity) = (crate::checked(rate, channels)?, crate::capacity(rate, seconds)?);
         // The largest cushion, and a frame that comes when it is full.
         if frame < 1 || frame > capacity / 5 {
             return Err(format!(

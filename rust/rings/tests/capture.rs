@@ -41,10 +41,19 @@ fn what_is_fed_is_read_in_order_across_threads() {
 }
 
 #[test]
-fn channels_become_their_mean_and_odd_samples_become_nothing() {
+fn channels_are_mixed_and_odd_samples_become_nothing() {
     let capture = Capture::new(48000, 2, 1.0).unwrap();
-    capture.feed(&[0.5, 0.25, f32::NAN, 0.5, f32::INFINITY, f32::NAN, f32::MAX, f32::MAX, -1.0, 1.0]);
-    assert_eq!(capture.read(5, NOW).unwrap(), [0.375, 0.25, 0.0, 0.0, 0.0]);
+    let voice: Vec<f32> = (0..48000).map(|i| (i as f32 * i as f32 * 1e-4).sin() * 0.5).collect();
+    capture.feed(&voice.iter().flat_map(|sample| [0.0, *sample]).collect::<Vec<_>>());
+    assert_eq!(capture.read(48000, NOW).unwrap(), voice);
+    assert!(capture.stats().left_out.is_empty());
+    capture.feed(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    assert_eq!(capture.read(2, NOW).unwrap(), [0.0, 0.0]);
+    // The mixer begins anew with a ring.
+    let capture = Capture::new(48000, 2, 2.0).unwrap();
+    capture.feed(&voice.iter().flat_map(|sample| [*sample, -*sample]).collect::<Vec<_>>());
+    assert_eq!(capture.read(48000, NOW).unwrap()[480..], voice[480..]);
+    assert_eq!(capture.stats().left_out, [1]);
 }
 
 #[test]

@@ -5,7 +5,8 @@ streams; each may be used by one thread at a time.
 
 ``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
 and take no lock, the interpreter's included. ``Reference`` tells what was played while something was heard, and
-``EchoCanceller`` takes the echo of it away. ``VoiceEnhancer`` suppresses noise and controls the gain.
+``EchoCanceller`` takes the echo of it away. ``VoiceEnhancer`` suppresses noise and controls the gain. ``Mixer`` makes one
+channel of several.
 
 ``kernels()`` names the instruction set that the codec computes with on this machine.
 
@@ -19,6 +20,7 @@ from mimi._mimi import (
     Encoder,
     Mimi,
     MimiError,
+    Mixer,
     Playback,
     Reference,
     VoiceEnhancer,
@@ -33,6 +35,7 @@ __all__ = [
     "Encoder",
     "Mimi",
     "MimiError",
+    "Mixer",
     "Playback",
     "Reference",
     "StreamTokenizer",

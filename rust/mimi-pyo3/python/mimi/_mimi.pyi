@@ -68,6 +68,15 @@ class Decoder:
     def reset(self, *, position: int = 0) -> None: ...
 
 @final
+class Mixer:
+    """Mixes several channels into one, so that whoever speaks into any of them is heard as loud as alone."""
+
+    def __new__(cls, rate: int, channels: int) -> Mixer: ...
+    def mix(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+    @property
+    def left_out(self) -> list[int]: ...
+
+@final
 class Capture:
     """What a microphone heard and nobody has read yet: mono float32 samples, from the device's thread to another."""
 

@@ -1,0 +1,45 @@
+"""Several channels become one, in which whoever speaks into any of them is heard; and a sentence when some are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pcm = npt.NDArray[np.float32]
+
+
+class Mix:
+    """Mixes the channels of one recording, block by block, as `mimi.Mixer` says; one channel passes as it is."""
+
+    def __init__(self, rate: int, channels: int) -> None:
+        from mimi import Mixer
+
+        self._mixer = Mixer(rate, channels)
+        self._mono = channels == 1
+        self._told = False
+
+    def __call__(self, block: npt.NDArray[Any]) -> Pcm:
+        """Return `[n]` float32 of `[n, channels]`."""
+        samples: Pcm = np.ascontiguousarray(block, np.float32)
+        return samples[:, 0] if self._mono else self._mixer.mix(samples)
+
+    def note(self, name: str) -> str | None:
+        """Return a sentence on what is left out of the sound called `name`; None if that is nothing, or was said before."""
+        if self._told or self._mono or not (left_out := self._mixer.left_out):
+            return None
+        self._told = True
+        return opposed(name, left_out)
+
+
+def opposed(name: str, channels: Sequence[int]) -> str:
+    """Say that some of the channels, which count from 0, are in opposite phase and are left out."""
+    numbers = [str(channel + 1) for channel in channels]
+    if len(numbers) == 1:
+        return (
+            f"Channel {numbers[0]} of {name} is in opposite phase to another, which would silence both; it is left out."
+        )
+    listed = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    return f"Channels {listed} of {name} are in opposite phase to another, which would silence them; they are left out."
