@@ -364,6 +364,9 @@ class Connection:
                 except ProtocolError as error:
                     raise End("audio", str(error), WSCloseCode.UNSUPPORTED_DATA) from None
                 self._counts["pages"] += self._decoder.faults - faults
+                for note in self._decoder.notes[self._told_notes :]:
+                    self.tell({"notice": note})
+                self._told_notes = len(self._decoder.notes)
                 if len(pcm):
                     self._last_sound = monotonic()
                     self._source.write(pcm)
@@ -397,6 +400,11 @@ class Connection:
         elif now - self._last_sent > _PING_EVERY and (self._listens or self._parameters.stats):
             # Published clients that wait for their turn do not know it.
             self.send(Ping())
+
+    @property
+    def notes(self) -> list[str]:
+        """What there was to say of the client's sound, a sentence each."""
+        return self._decoder.notes
 
     def stats(self) -> dict[str, float | int]:
         """Return the figures of the conversation, as they are sent to the client."""

@@ -168,7 +168,7 @@ class OpusDecoder:
     lost
         Seconds of silence in place of what was on them.
     notes
-        Sentences on channels that are left out, for whoever takes them from there.
+        Sentences on channels that are left out, each once.
     """
 
     def __init__(self) -> None:
@@ -315,7 +315,8 @@ class OpusDecoder:
         try:
             if self._stereo:
                 heard = self._stereo.decode(packet, samples)
-                if note := self._stereo.note():
+                note = self._stereo.note()
+                if note and note not in self.notes:
                     self.notes.append(note)
                 return heard
             if self._reader is None:

@@ -742,6 +742,8 @@ class Remote:
         if isinstance(ignored := values.get("ignored"), list) and ignored:
             names = _line(", ".join(map(str, ignored)))
             self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
+        if isinstance(note := values.get("notice"), str):
+            self._events(Notice("channels", _line(note), "warning"))
         place = values.get("waiting")
         if not talk.listening and place is not None and place != talk.waiting:
             talk.waiting = place

@@ -688,6 +688,8 @@ class Server:
                 "words": connection.words,
             }
             summary |= connection.stats()
+            if connection.notes:
+                summary["notes"] = " ".join(connection.notes)
             self._metrics.dropped.inc(summary["dropped_s"])
         return summary
 

@@ -74,6 +74,22 @@ def test_a_damaged_page_is_counted_told_and_logged(model):
     assert counted == 1
 
 
+def test_a_channel_that_is_left_out_is_told_and_logged(model):
+    async def scenario():
+        async with serving(model) as server:
+            async with Talker(server.url, **FILE, **ASKS) as talker:
+                await send_pages(talker, case("stereo_opposite_phase.opus"))
+                while not any("notice" in values for values in talker.heard.metadata):
+                    assert await talker.receive()
+            await eventually(lambda: server.log)
+            return talker.heard.metadata, server.log[0]
+
+    told, summary = run(scenario())
+    (notice,) = [values["notice"] for values in told if "notice" in values]
+    assert "in opposite phase" in notice
+    assert summary["notes"] == notice
+
+
 def bare():
     return packets(80)
 

@@ -727,6 +727,15 @@ def test_parameters_that_mean_nothing_are_named():
     ]
 
 
+def test_what_the_server_says_of_channels_is_told():
+    ours = Ours(Handshake(), MetaData({"notice": "Channel 2 is left out."}))
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        ours.send(Text(" end"))
+        eventually(lambda: run.of(Spoke))
+    assert run.notices("channels") == ["Channel 2 is left out."]
+
+
 # ---- servers that cannot be reached --------------------------------------------------------------------------------------
 
 
