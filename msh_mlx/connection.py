@@ -207,6 +207,7 @@ class Connection:
         self._last_sent = monotonic()
         self._last_stats = monotonic()
         self._told_dropped = 0.0  # seconds: those that are in the place of which the client hears next
+        self._told_notes = 0  # of the decoder's
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()

@@ -80,7 +80,7 @@ def test_a_channel_that_is_left_out_is_told_and_logged(model):
             async with Talker(server.url, **FILE, **ASKS) as talker:
                 await send_pages(talker, case("stereo_opposite_phase.opus"))
                 while not any("notice" in values for values in talker.heard.metadata):
-                    assert await talker.receive()
+                    assert await talker.receive(), talker.heard.error
             await eventually(lambda: server.log)
             return talker.heard.metadata, server.log[0]
 
