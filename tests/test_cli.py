@@ -77,7 +77,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "folder").mkdir()
     (folder / "link.wav").symlink_to("good.wav")
     os.link(folder / "good.wav", folder / "twin.wav")
-    (folder / "nowhere.wav").symlink_to("none/none.wav")
+    (folder / "nowhere.wav").symlink_to("none/none/none.wav")
 
     model = folder / "model"  # as it should be, and no config.json
     model.mkdir()
@@ -180,9 +180,9 @@ REFUSED = {
     },
     "empty pipe": ("--demo --input - --output out.wav", "empty"),
     "stdin twice": ("--demo --input - - --output-dir folder", "once"),
-    "no output folder": ("--demo --input good.wav --output none/out.wav", "none"),
-    "no transcript folder": (f"--demo {IO} --transcript none/out.jsonl", "none"),
-    "no output-dir": ("--demo --input good.wav --output-dir none", "none"),
+    "no output folder": ("--demo --input good.wav --output none/none/out.wav", "none"),
+    "no transcript folder": (f"--demo {IO} --transcript none/none/out.jsonl", "none"),
+    "no output-dir": ("--demo --input good.wav --output-dir none/none", "none"),
     "output-dir is a file": ("--demo --input good.wav --output-dir good.flac", "good.flac"),
     "output is a folder": ("--demo --input good.wav --output folder", "folder"),
     "output in a file": ("--demo --input good.wav --output good.flac/out.wav", "good.flac"),

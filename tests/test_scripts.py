@@ -65,7 +65,7 @@ def test_the_recording_of_the_demo_is_the_default() -> None:
         (["scripts/mimi_test.py", "--weights", "LICENSE"], "LICENSE"),
         ([*MIMI, "none.wav"], "none.wav"),
         ([*MIMI, "LICENSE"], "LICENSE"),
-        ([*MIMI, "--output", "none/out.wav"], "none"),
+        ([*MIMI, "--output", "none/none/out.wav"], "none"),
         ([*MIMI, "--output", str(DEMO / "digits.flac")], "digits.flac"),
         ([*MIMI, "--codebooks", "0"], "--codebooks"),
         ([*MIMI, "--colour"], "--colour"),

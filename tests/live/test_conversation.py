@@ -502,7 +502,7 @@ def test_a_model_that_is_too_slow_gives_way_to_a_lighter_one(virtual_audio: Virt
     assert errors == "The model is digits-bf16.\n"
     notices = [(event["kind"], event["message"]) for event in talk.events if event["event"] == "notice"]
     assert [kind for kind, _ in notices] == ["lighter", "slow"]
-    assert notices[0][1].startswith("digits-bf16 is too slow here: one step in twenty takes ")
+    assert notices[0][1].startswith("digits-bf16 is too slow here: three steps in four take ")
     assert notices[0][1].endswith("; taking digits-q8.")
     assert "digits-q8 is too slow here" in notices[1][1]
     assert [event["stage"] for event in talk.events if event["event"] == "loading"].count("warm-up") == 3

@@ -58,10 +58,11 @@ def test_a_microphone_that_is_silent(virtual_audio: VirtualAudio) -> None:
     checks, code = examine("--input-device", "moshi_mic", "--output-device", "moshi_speaker")
     assert time.monotonic() - begin < 10
     assert checks["speaker"]["found"].startswith("moshi_speaker, 24000 Hz mono")
-    assert checks["microphone"]["status"] == "problem"
+    # A room may be that quiet.
+    assert checks["microphone"]["status"] == "warning"
     assert "hears nothing" in checks["microphone"]["found"]
     assert "--input-device" in checks["microphone"]["advice"]
-    assert code == 1
+    assert code == 0
 
 
 def test_the_echo(virtual_audio: VirtualAudio) -> None:
