@@ -436,13 +436,15 @@ def test_sizes_that_no_terminal_has(size: str, width: int, monkeypatch: pytest.M
 # ---- what cannot be written ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may become larger than 1000 bytes."""
+    """No file may become larger than 1000 bytes; not around a whole test, whose report may go into a file, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def limited(kilobytes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -472,7 +474,7 @@ def test_a_model_that_cannot_be_written_is_named(folder: Path) -> None:
     assert not (folder / "out.safetensors").exists()
 
 
-def test_files_that_cannot_be_written_are_named(tmp_path: Path, small_files: None) -> None:
+def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     from msh_mlx.session_log import SessionLog
 
     def write_new() -> None:
@@ -492,7 +494,7 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, small_files: Non
         (lambda: kept.finish({}), f"{tmp_path}/talk.npy"),
         (write_temporary, f"The folder for temporary files, {places.temporary_folder()},"),
     ):
-        with pytest.raises(WriteError, match=f"^{re.escape(name)} cannot be written: File too large; "):
+        with small_files(), pytest.raises(WriteError, match=f"^{re.escape(name)} cannot be written: File too large; "):
             write()
     assert list(tmp_path.iterdir()) == []
 
