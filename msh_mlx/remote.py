@@ -254,6 +254,7 @@ class _Talk:
         self.heard.clear()
         self.said_at = perf_counter()
         self.listening, self.asked, self.complaint = True, None, ""
+        self.pinged_at = perf_counter()
 
 
 class Remote:
@@ -571,10 +572,13 @@ class Remote:
                 self._look_around()
                 if self._may_send():
                     pcm = self._source.read(FRAME_SIZE, 0.0)
-            if pcm is None:
-                if talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
-                    talk.pinged_at = perf_counter()
+            if pcm is None and talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
+                talk.pinged_at = perf_counter()
+                if self._recording:  # what was sent is yet to be answered
                     await self._send(connection, Ping())
+                else:
+                    pcm = silence  # the microphone has gone; nothing but sound keeps a conversation
+            if pcm is None:
                 await asyncio.sleep(_POLL)
                 continue
             begin = perf_counter()

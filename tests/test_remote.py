@@ -727,6 +727,15 @@ def test_parameters_that_mean_nothing_are_named():
     ]
 
 
+def test_silence_keeps_a_conversation_whose_microphone_has_gone(monkeypatch):
+    monkeypatch.setattr("msh_mlx.remote._IDLE", 0.05)
+    ours = Ours()
+    with Server(ours) as server, Run(server.port) as run:
+        run.ready()
+        eventually(lambda: len(ours.heard) >= 3)
+    assert all(np.abs(pcm).max() < 1e-3 for pcm in ours.heard)
+
+
 def test_what_the_server_says_of_channels_is_told():
     ours = Ours(Handshake(), MetaData({"notice": "Channel 2 is left out."}))
     with Server(ours) as server, Run(server.port) as run:
