@@ -19,7 +19,7 @@ $found"
 found=$(git ls-files -ci --exclude-standard)
 [ -z "$found" ] || fail "files that .gitignore excludes are tracked:
 $found"
-found=$(git ls-files | grep -E '\.(whl|so|dylib|pyd|wav|jsonl)$') && fail "built files are tracked:
+found=$(git ls-files -- ':!tests/cases' | grep -E '\.(whl|so|dylib|pyd|wav|jsonl)$') && fail "built files are tracked:
 $found"
 for script in scripts/*.sh .ci/run Moshi.command; do
   [ -x "$script" ] || fail "$script is not executable"
