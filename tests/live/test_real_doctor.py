@@ -48,7 +48,7 @@ def test_a_microphone_that_hears(virtual_audio: VirtualAudio) -> None:
         speaking.kill()
         speaking.wait()
     assert checks["sound"]["status"] == checks["speaker"]["status"] == checks["microphone"]["status"] == "ok", checks
-    assert "default, 24000 Hz mono" in checks["microphone"]["found"]
+    assert "default, 24000 Hz stereo" in checks["microphone"]["found"]
     assert re.search(r"hears -2[2-6] dBFS, peak -20$", checks["microphone"]["found"])
     assert code == 0
 

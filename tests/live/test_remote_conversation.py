@@ -101,6 +101,7 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
         "connecting",
         "connecting",
         "waiting",
+        "waiting",  # until the server listens
     ]
     status = [event for event in talk.events if event["event"] == "status"]
     assert status[-1]["step_p50"] > 0

@@ -12,6 +12,7 @@ __all__ = [
     "Encoder",
     "Mimi",
     "MimiError",
+    "Mixer",
     "Playback",
     "Reference",
     "VoiceEnhancer",
