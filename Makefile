@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check-floors check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check-floors check-world check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -40,7 +40,7 @@ test-rust: setup
 	$(CARGO) test $(RUST) -p echo -p mimi -p rings
 
 test-python: setup
-	$(PY) -m pytest --ignore tests/live
+	$(PY) -m pytest --ignore tests/live --ignore tests/world
 
 test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
 	@sh scripts/setup.sh live virtual
@@ -90,6 +90,10 @@ check-aarch64: page ## on an x86-64 Debian machine, test the Rust code and the w
 
 check-floors: setup ## try the oldest versions that pyproject.toml allows, with the oldest supported Python here
 	@sh scripts/check_floors.sh
+
+check-world: ## run programs that others wrote with ours: Kyutai's server and client, OpenAI's client (by hand; gigabytes at the first time)
+	@sh scripts/setup.sh live virtual
+	$(PY) -m pytest tests/world -rP
 
 check: lint test test-page check-wheels ## all of the above
 
