@@ -16,12 +16,12 @@ SHELL_SCRIPTS := scripts/*.sh .ci/run Moshi.command
 if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make or refresh the environment in .venv
 	@sh scripts/setup.sh
 
-talk: ## talk with Moshi by microphone and loudspeaker: with the best weights on this disk, else the demo model (OPTIONS=…)
+talk: ## talk with Moshi by microphone and loudspeaker: with the best model that suits this machine, fetched if need be, else the demo model (OPTIONS=…)
 	@sh Moshi.command $(OPTIONS)
 
 demo: setup ## play six spoken digits to the embedded model and keep its answer in out/
@@ -95,7 +95,7 @@ check-world: ## run programs that others wrote with ours: Kyutai's server and cl
 	@sh scripts/setup.sh live virtual
 	$(PY) -m pytest tests/world -rP
 
-check: lint test test-page check-wheels ## all of the above
+check: lint test test-page check-wheels ## lint, test, test-page and check-wheels
 
 pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the newest versions)
 	@sh scripts/pin.sh

@@ -90,7 +90,7 @@ def _parser() -> Parser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="recordings (WAV, FLAC, OGG, MP3); - is the standard input",
+        help="recordings (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
     add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
     add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")

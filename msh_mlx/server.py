@@ -525,7 +525,7 @@ class Server:
         if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server wants a token."
             self._refuse(
-                "token", 401, f"{sentence} Ask for it whoever started the server.", {"WWW-Authenticate": "Bearer"}
+                "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
             )
 
     def _refuse(
@@ -578,7 +578,11 @@ class Server:
             )
         static = self._settings.static
         if not static:
-            self._refuse("unknown", 404, f"There is no {shown} here, and no page; conversations are at /api/chat.")
+            self._refuse(
+                "unknown",
+                404,
+                f"There is no {shown} here, and no page; `make page` builds it. Conversations are at /api/chat.",
+            )
         try:
             folder = static.resolve()
             file = (folder / (path[1:] or "index.html")).resolve()

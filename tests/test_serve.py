@@ -59,8 +59,15 @@ def complaint(*options, env=None):
     return done.returncode, done.stderr
 
 
-def test_it_says_where_when_it_is_ready_and_ends_on_sigterm():
-    with Program("--demo", "--port", "0", "--plain") as program:
+@pytest.fixture
+def page(tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("<!doctype html><title>x</title>")
+    return "--static", str(tmp_path / "page")
+
+
+def test_it_says_where_when_it_is_ready_and_ends_on_sigterm(page):
+    with Program("--demo", "--port", "0", "--plain", *page) as program:
         line = program.until("standalone worker listening on ")
         port = int(re.fullmatch(r"standalone worker listening on http://127\.0\.0\.1:(\d+)", line)[1])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
@@ -69,16 +76,30 @@ def test_it_says_where_when_it_is_ready_and_ends_on_sigterm():
         assert program.end() == (143, "Stopped.\n")
 
 
-def test_beyond_this_machine_it_says_what_that_means_and_shows_a_code():
-    with Program("--demo", "--port", "0", "--host", "0.0.0.0", "--plain") as program:
+def test_without_a_page_nobody_is_sent_there(monkeypatch, capsys):
+    """The page is built later than the server, in a checkout."""
+    monkeypatch.setattr(serve, "client_folder", lambda: None)
+    for options, said in (([], "There is no page yet: build it with `make page`."), (["--static", "none"], "")):
+        args = serve.parser().parse_args(["--demo", "--host", "0.0.0.0", *options])
+        serve.check(args)
+        program = serve._Program(args, None, None, None, None, [], ["192.0.2.1"])
+        program._say_page("http", 9998, serve._static(args.static))
+        out = capsys.readouterr().out
+        assert out.startswith(said)
+        assert "Open" not in out
+        assert "█" not in out
+
+
+def test_beyond_this_machine_it_says_what_that_means_and_shows_a_code(page):
+    with Program("--demo", "--port", "0", "--host", "0.0.0.0", "--plain", *page) as program:
         program.until("Without --token")
         out = "\n".join(program.lines)
     assert "Without --ssl" in out
     assert "█" in out  # of the code
 
 
-def test_with_token_and_tls(tmp_path):
-    options = "--port", "0", "--host", "0.0.0.0", "--ssl", str(tmp_path / "pair"), "--plain"
+def test_with_token_and_tls(tmp_path, page):
+    options = *page, "--port", "0", "--host", "0.0.0.0", "--ssl", str(tmp_path / "pair"), "--plain"
     with Program("--demo", *options, env={"MSH_TOKEN": "s3cret"}) as program:
         line = program.until("standalone")
         assert re.search(r"https://0\.0\.0\.0:\d+$", line)

@@ -476,7 +476,10 @@ def test_what_is_not_there_is_a_sentence(model, tmp_path):
         assert "the page is at /" in text
         assert text.endswith(".\n")
         assert len(text) < 300
-    assert without[:2] == (404, "There is no / here, and no page; conversations are at /api/chat.\n")
+    assert without[:2] == (
+        404,
+        "There is no / here, and no page; `make page` builds it. Conversations are at /api/chat.\n",
+    )
     assert posted[:2] == (405, "/index.html is not asked for with POST, but with GET.\n")
     assert posted[2]["Allow"] == "GET, HEAD"
 

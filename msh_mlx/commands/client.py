@@ -95,7 +95,7 @@ def _parser() -> Parser:
     )
     add_live(parser.add_argument_group("live").add_argument)
     add = parser.add_argument_group("recording").add_argument
-    add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3); - is the standard input")
+    add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input")
     add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
     add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
     add("--tail", metavar="SECONDS", type=number, help="let it hear so much silence after the recording (default: 0)")

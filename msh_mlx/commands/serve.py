@@ -408,7 +408,7 @@ class _Program:
         try:
             await self._while_signals_allow(asyncio.to_thread(self._load, model))
             server.ready = True
-            self._say_where(sock, context)
+            self._say_where(sock, context, static)
             await self._while_signals_allow(server.failed.wait())
             assert server.failure
             raise self._sorry(server.failure)
@@ -445,7 +445,7 @@ class _Program:
 
     # ---- what is said ----------------------------------------------------------------------------------------------------
 
-    def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+    def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
         args = self._args
         port = sock.getsockname()[1]
         scheme = "https" if context else "http"
@@ -455,21 +455,32 @@ class _Program:
             from ..tls import folder_fingerprint
 
             say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
-        token = f"#worker_auth_id={args.token}" if args.token else ""
-        local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
-        for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
-            say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
+        self._say_page(scheme, port, static)
         if _is_loopback(args.host):
             return
-        import segno
-
-        print()
-        segno.make(f"{scheme}://{_bracketed(local)}:{port}/{token}", error="l").terminal(sys.stdout, compact=True)
         if not context:
             say("Without --ssl, what is said goes over the network for anybody to hear,")
             say("and browsers on other machines give this page no microphone.")
         if not args.token:
             say("Without --token, everybody who can reach this machine can talk with the model.")
+
+    def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
+        """Say where the page is, for other machines as a code, too."""
+        args = self._args
+        say = partial(print, flush=True)
+        if not static:
+            if args.static != "none":
+                say("There is no page yet: build it with `make page`. Clients can connect.")
+            return
+        token = f"#worker_auth_id={args.token}" if args.token else ""
+        local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
+        for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
+            say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
+        if not _is_loopback(args.host):
+            import segno
+
+            print()
+            segno.make(f"{scheme}://{_bracketed(local)}:{port}/{token}", error="l").terminal(sys.stdout, compact=True)
 
     def _log(self, event: Mapping[str, Any]) -> None:
         values = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
