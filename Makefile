@@ -40,11 +40,11 @@ test-rust: setup
 	$(CARGO) test $(RUST) -p echo -p mimi -p rings
 
 test-python: setup
-	$(PY) -m pytest --ignore tests/live --ignore tests/world
+	$(PY) -m pytest --ignore tests/devices --ignore tests/world
 
 test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
 	@sh scripts/setup.sh live virtual
-	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/live
+	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/devices
 
 test-page: ## check and test the page, its parts and in browsers (Debian's Chromium and Firefox; installs them where it may)
 	@sh scripts/setup.sh page browsers

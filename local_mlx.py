@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from msh_mlx.cli import main
+        from msh_mlx.cli.main import main
 
         sys.exit(main())
     except KeyboardInterrupt:  # before `main` could look after signals

@@ -32,11 +32,12 @@ import numpy as np
 import soundfile
 from processes import ROOT, Process, make_peer
 
+from msh_mlx.cli.options import Parser, whole
+from msh_mlx.cli.program import guard
 from msh_mlx.errors import InputError
-from msh_mlx.files import check_outputs
-from msh_mlx.options import Parser, guard, whole
-from msh_mlx.places import user_path
-from msh_mlx.ui import printable
+from msh_mlx.system.newfile import check_outputs
+from msh_mlx.system.places import user_path
+from msh_mlx.system.words import printable
 
 WORKER = Path(__file__).with_name("codec_worker.py")
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"

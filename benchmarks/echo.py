@@ -25,10 +25,12 @@ from echo_peers import peers
 from echo_scenes import FRAME, NO_ECHO, RATE, SCENES, Air, Pcm, Scene, Voices, plain
 from mimi import EchoCanceller
 
+from msh_mlx.cli.options import Parser
+from msh_mlx.cli.program import guard
+from msh_mlx.conversation.load import load_session
+from msh_mlx.conversation.session import Session
 from msh_mlx.errors import InputError
-from msh_mlx.files import find_demo
-from msh_mlx.options import Parser, guard, load_session
-from msh_mlx.session import Session
+from msh_mlx.library.files import find_demo
 
 LEAD = 2  # frames between what the model heard and the sound of its answer in the air
 SECONDS = 16  # of words in a scene

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import soundfile
 from mimi import Capture, Playback
 
-from msh_mlx.devices import FRAME, RATE, CaptureSource
+from msh_mlx.format import FRAME, RATE
+from msh_mlx.sound.ends import CaptureSource
 
 Pcm = npt.NDArray[np.float32]
 SIZE = round(FRAME * RATE)  # samples of a frame

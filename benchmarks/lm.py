@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 from processes import ROOT, Process, make_peer
 
-from msh_mlx.files import check_outputs
-from msh_mlx.options import Parser, guard, whole
-from msh_mlx.places import user_path
-from msh_mlx.weights import default_dtype
+from msh_mlx.cli.options import Parser, whole
+from msh_mlx.cli.program import guard
+from msh_mlx.system.newfile import check_outputs
+from msh_mlx.system.places import user_path
+from msh_mlx.weights.checkpoint import default_dtype
 
 WORKER = Path(__file__).with_name("lm_worker.py")
 PEER_VERSION = "0.3.0"
@@ -94,7 +95,7 @@ def make_model(size: str, context: int | None = None) -> tuple[Path, Path]:
         import mlx.core as mx
 
         from msh_mlx.bench import random_lm
-        from msh_mlx.config import LmConfig
+        from msh_mlx.model.config import LmConfig
 
         print(f"Making {weights.name}", flush=True)
         lm = random_lm(LmConfig.from_dict(config), BITS[size], GROUP, SEED, mx.bfloat16)
@@ -166,9 +167,9 @@ def long_run(ours: Contender, steps: int) -> list[int]:
 
 def eight_bits(windows: int = 4) -> dict[str, float]:
     """Say how far an 8-bit cache moves the text logits of the demo model, over several windows of the same input."""
-    from msh_mlx.convert import diverge, text_logits
-    from msh_mlx.files import find_demo
-    from msh_mlx.weights import load_lm
+    from msh_mlx.library.files import find_demo
+    from msh_mlx.weights.checkpoint import load_lm
+    from msh_mlx.weights.convert import diverge, text_logits
 
     files = find_demo()
     lm = load_lm(files.model, files.config)
@@ -183,9 +184,9 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.config import LmConfig
-    from msh_mlx.models.cache import RingFormat, capacities
-    from msh_mlx.models.lm import Lm
+    from msh_mlx.model.cache import RingFormat, capacities
+    from msh_mlx.model.config import LmConfig
+    from msh_mlx.model.lm import Lm
 
     config = LmConfig()
     print(f"{'7 B, GB':<12}{'weights':>10}", end="")

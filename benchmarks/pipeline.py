@@ -24,15 +24,18 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Clock, Ends, speech
 
-from msh_mlx.devices import FRAME
+from msh_mlx.cli.options import Parser
+from msh_mlx.cli.program import guard
+from msh_mlx.conversation.load import load_session
+from msh_mlx.conversation.pipeline import Pipeline
+from msh_mlx.conversation.session import Session
 from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
-from msh_mlx.files import ModelFiles, find_demo, find_model
+from msh_mlx.format import FRAME
+from msh_mlx.library.files import ModelFiles, find_demo, find_model
+from msh_mlx.live.screen.open import open_screen
+from msh_mlx.live.screen.status import Screen, Status
 from msh_mlx.metrics import Metrics
-from msh_mlx.options import Parser, guard, load_session
-from msh_mlx.pipeline import Pipeline
-from msh_mlx.screen import Screen, Status, open_screen
-from msh_mlx.session import Session
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 TURN = 25  # frames

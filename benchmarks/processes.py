@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msh_mlx.errors import InputError
-from msh_mlx.ui import printable
+from msh_mlx.system.words import printable
 
 ROOT = Path(__file__).parents[1]
 

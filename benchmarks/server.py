@@ -26,15 +26,17 @@ import numpy as np
 from ends import BLOCK, SIZE, Pcm, speech
 from server_soak import DIGITS, TOKEN, Client, ServerProcess
 
-from msh_mlx.connection import NetworkSource
-from msh_mlx.devices import FRAME
+from msh_mlx.cli.options import Parser
+from msh_mlx.cli.program import guard
+from msh_mlx.conversation.load import load_session
+from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.errors import MshError
 from msh_mlx.events import Event, Failed, Ready, Said
-from msh_mlx.files import find_demo
-from msh_mlx.options import Parser, guard, load_session
-from msh_mlx.opus import OpusDecoder, OpusEncoder
-from msh_mlx.pipeline import Pipeline
-from msh_mlx.protocol import Audio, Control, MetaData, encode
+from msh_mlx.format import FRAME
+from msh_mlx.library.files import find_demo
+from msh_mlx.net.connection import NetworkSource
+from msh_mlx.net.messages import Audio, Control, MetaData, encode
+from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 
 PACKET = 0.04  # seconds
 TURN = 50  # frames

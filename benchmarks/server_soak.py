@@ -34,10 +34,10 @@ from urllib.parse import urlencode
 import numpy as np
 import soundfile
 
+from msh_mlx.cli.program import guard
 from msh_mlx.errors import MshError
-from msh_mlx.options import guard
-from msh_mlx.opus import OpusEncoder
-from msh_mlx.protocol import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
+from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
+from msh_mlx.net.opus import OpusEncoder
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"

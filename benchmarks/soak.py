@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from ends import BLOCK, SIZE, Ends, speech
 
-from msh_mlx.codec import load_mimi
-from msh_mlx.config import LmConfig
-from msh_mlx.devices import FRAME, RATE
+from msh_mlx.cli.program import guard
+from msh_mlx.conversation.codec import load_mimi
+from msh_mlx.conversation.pipeline import Pipeline
+from msh_mlx.conversation.session import Session
+from msh_mlx.conversation.text import load_tokenizer
 from msh_mlx.events import Event, Failed, Ready, Span
-from msh_mlx.files import find_demo
-from msh_mlx.memory import set_limits
+from msh_mlx.format import FRAME, RATE
+from msh_mlx.library.files import find_demo
 from msh_mlx.metrics import Durations
-from msh_mlx.options import guard
-from msh_mlx.pipeline import Pipeline
-from msh_mlx.session import Session
-from msh_mlx.text import load_tokenizer
-from msh_mlx.weights import load_lm
+from msh_mlx.model.config import LmConfig
+from msh_mlx.system.memory import set_limits
+from msh_mlx.weights.checkpoint import load_lm
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 DRIFT = 100e-6

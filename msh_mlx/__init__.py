@@ -11,38 +11,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .codec import Mimi, load_mimi
-    from .config import LmConfig
+    from .conversation.codec import Mimi, load_mimi
+    from .conversation.session import Frame, Session, Timings
+    from .conversation.text import TextStream, Words, load_tokenizer
     from .errors import InputError, InUseError, MshError
-    from .generate import LmGen, Step
-    from .models.lm import Lm
-    from .sampling import Sampler, TextSampler
-    from .session import Frame, Session, Timings
-    from .text import TextStream, Word, Words, load_tokenizer
-    from .weights import load_lm
+    from .events import Word
+    from .model.config import LmConfig
+    from .model.generate import LmGen, Step
+    from .model.lm import Lm
+    from .model.sampling import Sampler, TextSampler
+    from .weights.checkpoint import load_lm
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Frame": "session",
+    "Frame": "conversation.session",
     "InUseError": "errors",
     "InputError": "errors",
-    "Lm": "models.lm",
-    "LmConfig": "config",
-    "LmGen": "generate",
-    "Mimi": "codec",
+    "Lm": "model.lm",
+    "LmConfig": "model.config",
+    "LmGen": "model.generate",
+    "Mimi": "conversation.codec",
     "MshError": "errors",
-    "Sampler": "sampling",
-    "Session": "session",
-    "Step": "generate",
-    "TextSampler": "sampling",
-    "TextStream": "text",
-    "Timings": "session",
-    "Word": "text",
-    "Words": "text",
-    "load_lm": "weights",
-    "load_mimi": "codec",
-    "load_tokenizer": "text",
+    "Sampler": "model.sampling",
+    "Session": "conversation.session",
+    "Step": "model.generate",
+    "TextSampler": "model.sampling",
+    "TextStream": "conversation.text",
+    "Timings": "conversation.session",
+    "Word": "events",
+    "Words": "conversation.text",
+    "load_lm": "weights.checkpoint",
+    "load_mimi": "conversation.codec",
+    "load_tokenizer": "conversation.text",
 }
 
 __all__ = [

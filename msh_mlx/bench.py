@@ -15,13 +15,13 @@ import mlx.nn as nn
 import numpy as np
 
 from . import __version__
-from .codec import Mimi
-from .config import LmConfig
-from .generate import LmGen
-from .machine import chip, system
-from .memory import machine_memory
-from .models.layers import on_cpu
-from .models.lm import Lm
+from .conversation.codec import Mimi
+from .library.bandwidth import bandwidth
+from .model.config import LmConfig
+from .model.generate import LmGen
+from .model.lm import Lm
+from .system.machine import chip, system
+from .system.memory import machine_memory
 
 FRAME = 0.08  # seconds
 
@@ -101,29 +101,6 @@ def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> 
 
 def _modules(lm: Lm) -> list[Any]:
     return [module for _, module in cast("Any", lm).named_modules()]
-
-
-def bandwidth(size: int = 1 << 28, times: int = 5, seconds: float = 0.5) -> float:
-    """Measure how fast the device reads memory, in bytes a second: the fastest of several sums over `size` bytes.
-
-    There are at least `times` of them, and they go on for `seconds`: one that nothing disturbs is enough.
-
-    MLX sums on a GPU. On the CPU its sums are bound by arithmetic, and numpy multiplies a vector by itself.
-    """
-    best = 0.0
-    vector = np.ones(size // 4, np.float32)
-    array = mx.array(vector).reshape(-1, 4096)
-    mx.eval(array)
-    end = perf_counter() + seconds
-    while times > 0 or perf_counter() < end:
-        times -= 1
-        begin = perf_counter()
-        if on_cpu():
-            np.dot(vector, vector)
-        else:
-            mx.eval(mx.sum(array, axis=-1))
-        best = max(best, size / (perf_counter() - begin))
-    return best
 
 
 @dataclass(frozen=True)

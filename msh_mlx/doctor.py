@@ -25,16 +25,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from . import machine
-from .catalogue import Entry, LocalFile, listed, load_catalogue, read_catalogue, user_file
 from .errors import InputError, MshError
-from .files import asset, find_demo, human_size
-from .log import log_folder
-from .places import temporary_folder
+from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue
+from .library.files import find_demo
+from .system import machine
+from .system.log import log_folder
+from .system.places import asset, temporary_folder, user_file
+from .system.words import human_size, listed
 
 if TYPE_CHECKING:
-    from .devices import Device, Level, Loudspeaker
-    from .echo import EchoMeasure
+    from .sound.devices import Device
+    from .sound.echo import EchoMeasure
+    from .sound.ends import Level, Loudspeaker
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 
@@ -282,7 +284,7 @@ def check_mlx() -> Finding:
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
         return Finding(name, "problem", f"{found}: Metal does not work", advice)
-    from .position import check_compiling
+    from .model.step import check_compiling
 
     check_compiling()
     if mx.default_device() != mx.cpu:
@@ -320,7 +322,7 @@ def check_codec() -> Finding:
         import mimi
         import numpy as np
 
-        from .codec import load_mimi
+        from .conversation.codec import load_mimi
     except ImportError as error:
         return Finding(name, "problem", f"the extension mimi cannot be imported: {error}", _AGAIN)
     kernels = mimi.kernels()
@@ -345,9 +347,9 @@ def check_codec() -> Finding:
 
 def check_demo() -> Finding:
     """Look whether the files of the demo model are there, whole, and fit each other."""
-    from .config import LmConfig
-    from .tensors import read_header
-    from .text import load_tokenizer
+    from .conversation.text import load_tokenizer
+    from .model.config import LmConfig
+    from .weights.safetensors import read_header
 
     name = "demo model"
     try:
@@ -366,8 +368,8 @@ def check_demo() -> Finding:
 
 def check_models() -> Finding:
     """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
-    from . import hub
-    from .library import load_library
+    from .library import cache
+    from .library.suited import load_library
 
     name = "models"
     try:
@@ -375,17 +377,17 @@ def check_models() -> Finding:
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
         return Finding(name, "problem", str(error).rstrip("."), advice)
-    there = [entry for entry in entries.values() if hub.is_on_disk(entry)]
+    there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"
         advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
         return Finding(name, "warning", found, advice)
-    from .tensors import read_header
-    from .text import load_tokenizer
+    from .conversation.text import load_tokenizer
+    from .weights.safetensors import read_header
 
     checked = True
     for entry in there:
-        for role, path in hub.paths(entry).items():
+        for role, path in cache.paths(entry).items():
             assert path
             try:
                 if role in ("lm", "mimi"):
@@ -395,7 +397,7 @@ def check_models() -> Finding:
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
                 return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
-            checked = checked and hub.is_verified(path)
+            checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
 
@@ -449,7 +451,7 @@ class Place:
 
 def check_disk() -> Finding:
     """Look at the free disk of the hub's cache and of the current folder."""
-    from .hub import cache_folder, check_cache
+    from .library.cache import cache_folder, check_cache
 
     cache = cache_folder()
     try:
@@ -531,7 +533,7 @@ _ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this use
 
 def check_sound(devices: list[Device]) -> Finding:
     """Look whether PortAudio is there, and add the devices that it knows to `devices`."""
-    from .devices import find_devices
+    from .sound.portaudio import find_devices
 
     name = "sound"
     try:
@@ -573,7 +575,8 @@ def check_speaker(devices: list[Device], wanted: str | None = None, *, play: boo
     name = "speaker"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .devices import Loudspeaker, choose_device
+    from .sound.devices import choose_device
+    from .sound.ends import Loudspeaker
 
     if not any(device.output_channels for device in devices):
         return Finding(name, "problem", "no loudspeaker", _connect())
@@ -612,8 +615,11 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     name = "microphone"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .devices import FRAME, RATE, Microphone, choose_device
-    from .hints import is_bluetooth_headset, terminal_name
+    from .format import FRAME, RATE
+    from .sound.devices import choose_device
+    from .sound.ends import Microphone
+    from .sound.headset import is_bluetooth_headset
+    from .system.terminal import terminal_name
 
     if not any(device.input_channels for device in devices):
         return Finding(name, "problem", "no microphone", _connect())
@@ -691,8 +697,9 @@ def check_echo(devices: list[Device], input_device: str | None = None, output_de
     """Play noise like speech, and see how much of it the microphone hears and how much of that is taken away."""
     if not devices:
         return Finding("echo", "skipped", "not looked for")
-    from .devices import Loudspeaker, Microphone, choose_device
-    from .echo import measure_echo
+    from .sound.devices import choose_device
+    from .sound.echo import measure_echo
+    from .sound.ends import Loudspeaker, Microphone
 
     loudspeaker, microphone = Loudspeaker(), Microphone()
     try:

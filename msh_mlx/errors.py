@@ -43,3 +43,7 @@ def write_error(name: str, error: OSError) -> WriteError:
     made = WriteError(f"{name} cannot be written: {error.strerror or error}; {advice}.")
     made.errno = error.errno
     return made
+
+
+class ProtocolError(MshError, ValueError):
+    """What the other side sent is wrong; the message is one sentence that can be sent back."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from .text import Word
 
 Pcm = npt.NDArray[np.float32]
 
@@ -161,3 +157,11 @@ Event = (
     | Notice
     | Failed
 )
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, and the time at which it began, in seconds."""
+
+    start: float
+    text: str

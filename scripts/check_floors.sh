@@ -76,5 +76,5 @@ kill -TERM "$server"
 wait "$server" || true
 server=''
 
-"$python" -m pytest --quiet -p no:cacheprovider tests/test_imports.py tests/test_lm.py tests/test_lora.py tests/test_position.py \
-  tests/test_sampling.py tests/test_tls.py tests/test_tokenizer.py tests/test_weights.py
+"$python" -m pytest --quiet -p no:cacheprovider tests/test_imports.py tests/model/test_lm.py tests/weights/test_lora.py tests/model/test_step.py \
+  tests/model/test_sampling.py tests/net/test_tls.py tests/conversation/test_tokenizer.py tests/weights/test_checkpoint.py

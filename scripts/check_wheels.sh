@@ -78,7 +78,7 @@ outside = [m.__name__ for m in (mimi, msh_mlx) if not os.path.realpath(m.__file_
 sys.exit("not imported from the wheels: " + ", ".join(outside) if outside else print(platform.machine(), platform.python_version()))' "$place"
 program --version
 program models --json | grep moshiko-q8 >/dev/null
-from_wheels -c 'import sys; from msh_mlx.files import client_folder; sys.exit(None if client_folder() else "the wheel has no page")'
+from_wheels -c 'import sys; from msh_mlx.system.places import client_folder; sys.exit(None if client_folder() else "the wheel has no page")'
 program --demo --input digits.flac --output reply.wav --transcript reply.jsonl --tail 2 --temperature 0 --text-temperature 0
 from_wheels - "$root/assets/demo/expected.json" <<'END'
 import json, sys

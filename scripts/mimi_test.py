@@ -10,8 +10,9 @@ import sys
 from array import array
 from time import perf_counter
 
-from msh_mlx.options import Parser, guard, whole
-from msh_mlx.signals import Signals
+from msh_mlx.cli.options import Parser, whole
+from msh_mlx.cli.program import guard
+from msh_mlx.system.signals import Signals
 
 
 def main() -> int:
@@ -28,8 +29,9 @@ def main() -> int:
 
 def try_codec(args: argparse.Namespace, signals: Signals) -> int:
     """Do it, and print a report."""
-    from msh_mlx.files import check_outputs, demo_folder, open_output, output
-    from msh_mlx.places import user_path
+    from msh_mlx.library.files import demo_folder
+    from msh_mlx.system.newfile import check_outputs, open_output, output
+    from msh_mlx.system.places import user_path
 
     source = args.input or str(demo_folder() / "digits.flac")
     inputs = [user_path(path) for path in (source, args.weights)]
@@ -38,9 +40,10 @@ def try_codec(args: argparse.Namespace, signals: Signals) -> int:
 
     import numpy as np
 
-    from msh_mlx.audio import WavWriter, open_recording, read_frames
-    from msh_mlx.codec import load_mimi
-    from msh_mlx.ui import printable, timing_line
+    from msh_mlx.cli.display import timing_line
+    from msh_mlx.conversation.codec import load_mimi
+    from msh_mlx.sound.recordings import WavWriter, open_recording, read_frames
+    from msh_mlx.system.words import printable
 
     mimi = load_mimi(args.weights, num_codebooks=args.codebooks)
     with open_recording(source) as recording:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from msh_mlx.options import Parser, guard, load_session, number, whole
-from msh_mlx.signals import Signals
+from msh_mlx.cli.options import Parser, number, whole
+from msh_mlx.cli.program import guard
+from msh_mlx.conversation.load import load_session
+from msh_mlx.system.signals import Signals
 
 
 def main() -> int:
@@ -31,8 +33,9 @@ def main() -> int:
 
 def try_model(args: argparse.Namespace, signals: Signals) -> int:
     """Do it, and print a report."""
-    from msh_mlx.files import check_outputs, demo_folder, find_model, output
-    from msh_mlx.places import user_path
+    from msh_mlx.library.files import demo_folder, find_model
+    from msh_mlx.system.newfile import check_outputs, output
+    from msh_mlx.system.places import user_path
 
     files = find_model(args.moshi_weights, args.mimi_weights, args.tokenizer, args.config)
     source = args.input or str(demo_folder() / "digits.flac")
@@ -41,9 +44,9 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
 
     from rich.console import Console
 
-    from msh_mlx.audio import open_recording
-    from msh_mlx.run import Event, Plan, converse
-    from msh_mlx.ui import Display, timing_line
+    from msh_mlx.cli.display import Display, timing_line
+    from msh_mlx.conversation.recordings import Event, Plan, converse
+    from msh_mlx.sound.recordings import open_recording
 
     with open_recording(source) as recording, Display(Console(highlight=False), plain=True) as display:
 

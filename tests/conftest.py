@@ -40,7 +40,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
     """A hub that is asked in place of the real one, and an empty cache."""
-    from msh_mlx import fetch
+    from msh_mlx.library import fetch
 
     with HubServer() as server:
         serve(server, monkeypatch)

@@ -11,17 +11,17 @@ import json
 import struct
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import aiohttp
 import numpy as np
 import ogg
 from aiohttp import web
+from paths import GOLDEN
 
-from msh_mlx.opus import OpusDecoder, OpusEncoder
-from msh_mlx.protocol import OggSplitter, PageKind
+from msh_mlx.net.opus import OpusDecoder, OpusEncoder
+from msh_mlx.sound.ogg import OggSplitter, PageKind
 
-RECORDED = Path(__file__).parent / "golden" / "wire" / "page_and_torch_server.bin"
+RECORDED = GOLDEN / "wire" / "page_and_torch_server.bin"
 FRAME = 1920
 SECONDS = 0.08
 LIMIT = 10  # seconds, against hanging

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import aiohttp
 import numpy as np
 
-from msh_mlx import protocol
-from msh_mlx.opus import OpusDecoder, OpusEncoder
+from msh_mlx.net import messages as protocol
+from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 
 FRAME = 1920
 

@@ -4,16 +4,15 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from paths import ROOT
 
 from msh_mlx import LmConfig, LmGen, load_lm
 from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
 
-ROOT = Path(__file__).parents[1]
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
 LIMIT = 60
 TINY = LmConfig(

@@ -7,25 +7,22 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from paths import DEMO, GOLDEN, ROOT
 from safetensors.numpy import save_file
 
 from msh_mlx import InputError, LmConfig, load_lm, load_mimi, load_tokenizer
-from msh_mlx.catalogue import read_catalogue
-from msh_mlx.lora import read_lora
-from msh_mlx.models.lm import Lm
-from msh_mlx.tensors import find_not_finite, read_header
-from msh_mlx.text import check_vocabulary
-from msh_mlx.weights import describe, open_checkpoint
+from msh_mlx.conversation.text import check_vocabulary
+from msh_mlx.library.catalogue import read_catalogue
+from msh_mlx.model.lm import Lm
+from msh_mlx.weights.checkpoint import describe, open_checkpoint
+from msh_mlx.weights.lora import read_lora
+from msh_mlx.weights.safetensors import find_not_finite, read_header
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"
-DEMO = ROOT / "assets" / "demo"
 TINY = {
     "dim": 4, "num_layers": 1, "num_heads": 1, "text_card": 5, "card": 3, "n_q": 2, "dep_q": 1, "delays": [0, 0, 0],
     "depformer_dim": 2, "depformer_num_layers": 1, "depformer_num_heads": 1, "depformer_dim_feedforward": 3,

@@ -17,17 +17,18 @@ from typing import Any
 
 import mimi
 import pytest
+from paths import DEMO, ROOT
 from rich.console import Console
 
-from msh_mlx import doctor, machine
-from msh_mlx.commands.doctor import conclusion, show
-from msh_mlx.devices import Device, Level
+from msh_mlx import doctor
+from msh_mlx.cli.doctor import conclusion, show
 from msh_mlx.doctor import Check, Finding, Place, examine
-from msh_mlx.echo import EchoMeasure
 from msh_mlx.errors import MshError
+from msh_mlx.sound.devices import Device
+from msh_mlx.sound.echo import EchoMeasure
+from msh_mlx.sound.ends import Level
+from msh_mlx.system import machine
 
-ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "assets" / "demo"
 NAMES = ["system", "python", "mlx", "codec", "demo model", "models", "disk", "memory", "terminal", "files",
          "sound", "speaker", "microphone"]  # fmt: skip
 GB = 10**9
@@ -233,7 +234,7 @@ def test_a_demo_model_that_is_broken(
 ) -> None:
     folder = tmp_path / "demo"
     shutil.copytree(ROOT / "assets" / "demo", folder)
-    monkeypatch.setattr("msh_mlx.files.demo_folder", lambda: folder)
+    monkeypatch.setattr("msh_mlx.library.files.demo_folder", lambda: folder)
     assert doctor.check_demo().status == "ok"
     change(folder / name)
     finding = doctor.check_demo()

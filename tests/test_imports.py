@@ -1,6 +1,7 @@
 """Imports point one way, and importing the package costs nothing."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,47 +9,18 @@ from pathlib import Path
 import msh_mlx
 
 PACKAGE = Path(msh_mlx.__file__).parent
-# From what knows everything to what knows nothing; a module may import from its own level or below.
-LEVELS = [
-    {"__main__"},
-    {"cli"},
-    {
-        "commands",
-        "commands.bench",
-        "commands.client",
-        "commands.convert",
-        "commands.doctor",
-        "commands.models",
-        "commands.serve",
-    },
-    {"choice", "doctor"},
-    {"options"},
-    {"live", "remote"},
-    {"ui", "run", "screen", "hints", "latency", "recorder", "trace"},
-    {"server"},
-    {"connection"},
-    {"pipeline", "echo", "devices", "opus", "session_log", "shared"},
-    {"session", "metrics", "keys"},
-    {"events"},
-    {"convert", "bench", "library"},
-    {"codec", "generate", "audio", "text", "weights"},
-    {"position"},
-    {"sampling", "models.lm", "lora"},
-    {"models.transformer"},
-    {"models.layers", "models.cache", "models", "layout"},
-    {"fetch"},
-    {"hub"},
-    {"tunnel"},
-    {"tls"},
-    {"catalogue"},
-    {"files", "config", "tensors", "memory"},
-    {"inputs", "containers"},
-    {"protocol", "visitor"},
-    {"log"},
-    {"places"},
-    {"streams"},
-    {"errors", "signals", "machine", "mixing", "ranges", "threads"},
-]
+# Each room may import from itself, from the rooms of the lines below its own, and from the ground.
+ROOMS = (
+    "cli",
+    "bench doctor",
+    "live net",
+    "conversation",
+    "library",
+    "weights",
+    "model sound",
+    "system",
+    "errors events format metrics",  # the ground: what all rooms talk about
+)
 
 
 def modules():
@@ -63,23 +35,34 @@ def imported(name, path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - (node.level - 1)]
-            if node.module:
-                yield ".".join([*base, node.module])
-            else:
-                yield from (".".join([*base, alias.name]) for alias in node.names)
+            base += [node.module] if node.module else []
+            yield ".".join(base)
+            yield from (".".join([*base, alias.name]) for alias in node.names)  # modules, some of them
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("msh_mlx."):
             yield node.module.removeprefix("msh_mlx.")
 
 
-def test_imports_point_one_way():
-    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+def room(name):
+    return name.split(".")[0]
+
+
+def test_rooms_import_downwards():
+    floor = {name: i for i, names in enumerate(ROOMS) for name in names.split()}
     for name, path in modules():
-        if name == "__init__":
+        if name in ("__init__", "__main__"):
             continue
-        assert name in level, f"give {name} a level"
+        assert room(name) in floor, f"{name} is in no room"
         for other in imported(name, path):
-            if other in level:  # else a name of the package itself, such as its version
-                assert level[name] <= level[other], f"{name} imports {other}"
+            if room(other) in floor and room(other) != room(name):  # else a name of the package itself, as its version
+                below = floor[room(name)] < floor[room(other)]
+                on_the_ground = floor[room(name)] == floor[room(other)] == len(ROOMS) - 1
+                assert below or on_the_ground, f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    names = {name for name, _ in modules()}
+    graph = {name: {other for other in imported(name, path) if other in names} for name, path in modules()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_importing_the_package_is_cheap():

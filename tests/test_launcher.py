@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "Moshi.command"
 TOOLS = {"sh", "basename", "cat", "chmod", "cksum", "cp", "dirname", "env", "mkdir", "readlink", "rm", "sed", "touch"}
 SHELLS = [path for path in map(shutil.which, ("dash", "bash", "zsh")) if path]

@@ -3,11 +3,9 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import soundfile
-
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
 
 
 def test_the_example_of_the_api_runs(tmp_path):

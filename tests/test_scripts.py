@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from paths import DEMO, DIGITS, ROOT
 
-ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "assets" / "demo"
 MIMI = ["scripts/mimi_test.py", "--weights", str(DEMO / "mimi.safetensors")]
 FILES = ["--mimi-weights", str(DEMO / "mimi.safetensors"), "--tokenizer", str(DEMO / "tokenizer.model")]
 MOSHI = ["scripts/moshi_test.py", *FILES, "--moshi-weights", str(DEMO / "model.q8.safetensors")]
@@ -41,7 +40,7 @@ def test_the_codec(tmp_path: Path) -> None:
 
 
 def test_the_model(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "in.flac", soundfile.read(DEMO / "digits.flac", stop=80000)[0], 24000)
+    soundfile.write(tmp_path / "in.flac", soundfile.read(DIGITS, stop=80000)[0], 24000)
     result = run(
         *MOSHI, tmp_path / "in.flac", "--text-temperature", "0", "--temperature", "0", "--output", tmp_path / "out.wav"
     )
@@ -66,7 +65,7 @@ def test_the_recording_of_the_demo_is_the_default() -> None:
         ([*MIMI, "none.wav"], "none.wav"),
         ([*MIMI, "LICENSE"], "LICENSE"),
         ([*MIMI, "--output", "none/none/out.wav"], "none"),
-        ([*MIMI, "--output", str(DEMO / "digits.flac")], "digits.flac"),
+        ([*MIMI, "--output", str(DIGITS)], "digits.flac"),
         ([*MIMI, "--codebooks", "0"], "--codebooks"),
         ([*MIMI, "--colour"], "--colour"),
         (["scripts/moshi_test.py", *FILES], "--moshi-weights"),

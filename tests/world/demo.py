@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from msh_mlx.files import demo_folder
+from msh_mlx.library.files import demo_folder
 
 # The names of the MLX layout, and what they are in PyTorch's.
 _NAMES = [

@@ -16,12 +16,11 @@ import demo
 import numpy as np
 import pytest
 import soundfile
+from paths import DIGITS, ROOT
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from processes import make_peer  # noqa: E402
+from processes import make_peer
 
-DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 WORDS = json.loads((ROOT / "assets" / "demo" / "expected.json").read_text())["words"]
 GREEDY = ("--temperature", "0", "--text-temperature", "0")
 STARTED = 120  # seconds

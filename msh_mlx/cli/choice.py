@@ -1,0 +1,284 @@
+"""Which model a command line asks for: its options, and the files that they lead to.
+
+Heavy modules are imported late: help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, UnreachableError
+from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
+from ..system.newfile import existing
+from ..system.signals import Signals
+from ..weights.beside import find_config
+from .options import add_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..library.cache import Watch
+    from ..library.catalogue import Entry
+    from ..library.suited import Machine
+
+_FILES = ("model", "mimi", "tokenizer", "config")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of a model; its name; and, where it was chosen for this machine, what could be taken in its place."""
+
+    files: ModelFiles
+    name: str
+    entry: Entry | None = None
+    suited: Sequence[Entry] = ()
+    entries: Mapping[str, Entry] | None = None
+    is_demo: bool = False
+
+
+def add_weights(add: Callable[..., object]) -> None:
+    add(
+        "--weights",
+        metavar="FILE",
+        help="models of your own, in the form of weights.toml, beside those of the catalogue",
+    )
+
+
+def add_model(add: Callable[..., object], *, served: bool = False) -> None:
+    """Add the options that say which model; with `served` also under the names of the published servers."""
+    model, mimi, config = ["--model"], ["--mimi"], "--config"
+    if served:
+        model, mimi, config = [*model, "--moshi-weights"], [*mimi, "--mimi-weights"], "--lm-config"
+    add(
+        "--variant",
+        metavar="NAME",
+        help="a model of the catalogue ('msh-mlx models' lists them); default: the best that suits this machine",
+    )
+    add(*model, metavar="FILE", help="the language model (.safetensors): a file, or hf:OWNER/NAME/FILE on the hub")
+    add(*mimi, metavar="FILE", help="the codec (.safetensors); default: the tokenizer-*.safetensors beside the model")
+    add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
+    add_config(add, config)
+    add("--hf-repo", metavar="REPOSITORY", help="a repository on the hub that has all files of a model: OWNER/NAME")
+    add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
+    add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
+    add("--or-demo", action="store_true", help="do so only if no model suits this machine, or none can be fetched")
+    add_weights(add)
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raise InputError for options of `add_model` that do not go together."""
+    ways = [f"--{name}" for name in ("demo", "variant", "hf-repo", "model") if getattr(args, name.replace("-", "_"))]
+    if len(ways) > 1:
+        raise InputError(f"{ways[0]} and {ways[1]} name two models; leave one of them out.")
+    if args.model == "":
+        raise InputError("--model names no file.")
+    for name in _FILES[1:]:
+        if getattr(args, name) is not None and not args.model:
+            if ways:
+                raise InputError(f"{ways[0]} brings its own files; leave --{name} out.")
+            raise InputError(f"--{name} is for a model of your own; give it with --model.")
+
+
+@contextmanager
+def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
+    """Return a context that shows what is fetched, on the standard error."""
+    from rich.console import Console
+
+    from ..library.cache import Watch
+    from .display import Display
+
+    console = Console(stderr=True, highlight=False)
+    plain = args.plain or not console.is_terminal or console.is_dumb_terminal
+    with Display(console, plain=plain) as shown, shown.transfer() as progress:
+        yield Watch(progress, shown.say, signals.check)
+
+
+def choose(args: argparse.Namespace, signals: Signals) -> Choice:
+    """Find the files of the model that the options ask for, and fetch what is missing.
+
+    Raises
+    ------
+    InputError
+        There is no such model, a file is missing or wrong, or no model suits this machine.
+    MshError
+        Something cannot be fetched, or compiled here.
+    """
+    from ..model.step import check_compiling
+
+    check_compiling()
+    choice = _chosen(args, signals)
+    if args.lora is not None:
+        _say_scaling(choice, args, signals)
+    return choice
+
+
+def _chosen(args: argparse.Namespace, signals: Signals) -> Choice:
+    if args.demo:
+        return Choice(find_demo(), "the demo model", is_demo=True)
+    with watching(args, signals) as watch:
+        try:
+            choice = _choose(args, watch)
+            _check_files(choice, args, watch)
+            return choice
+        except (_NothingSuitsError, UnreachableError) as error:
+            if not args.or_demo or args.model or args.variant or args.hf_repo:
+                raise
+            watch.say(f"{str(error).split('; ')[0].rstrip('.')}; so this is the demo model, which repeats digits.")
+            return Choice(find_demo(), "the demo model", is_demo=True)
+
+
+def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
+    """Compare the model's file with its configuration and the options, and its needs with the machine, before it is loaded."""
+    from ..library.suited import check_memory, memory_needed
+    from ..model.config import LmConfig
+    from ..system.memory import machine_memory
+    from ..weights.checkpoint import open_checkpoint
+
+    lora = args.lora is not None
+    config = LmConfig.of(choice.files.config, lora=lora)
+    checkpoint = open_checkpoint(choice.files.model, config, args.quantized, lora=lora)
+    need = memory_needed(checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+    if warning := check_memory(choice.name, need, machine_memory()):
+        watch.say(warning)
+
+
+def _say_scaling(choice: Choice, args: argparse.Namespace, signals: Signals) -> None:
+    """Say how much of the adapters is added: a fine-tune with another scaling is another model."""
+    from ..model.config import LmConfig
+    from ..weights.lora import find_scaling
+
+    scaling = find_scaling(args.lora, LmConfig.of(choice.files.config, lora=True), args.lora_scaling)
+    with watching(args, signals) as watch:
+        watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
+
+
+def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
+    """Find the files of the model that `--variant` names, and fetch what is missing; errors are those of `choose`."""
+    from ..library.catalogue import find_entry
+    from ..library.suited import load_library, obtain
+
+    entries = load_library(args.weights)
+    with watching(args, signals) as watch:
+        return obtain(find_entry(entries, args.variant), entries, watch)
+
+
+class _NothingSuitsError(InputError):
+    """No model of the catalogue suits this machine."""
+
+
+def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
+    from ..library.catalogue import find_entry
+    from ..library.suited import load_library, obtain, repository_entry
+
+    entries = load_library(args.weights)
+    suited: list[Entry] = []
+    if args.model:
+        return Choice(_own_files(args, entries, watch), args.model)
+    if args.variant:
+        entry = find_entry(entries, args.variant)
+        if args.quantized and entry.bits not in (None, args.quantized):
+            raise InputError(f"{entry.name} has {entry.bits} bits a weight; leave --quantized {args.quantized} out.")
+    elif args.hf_repo:
+        known = [
+            entry for entry in entries.values() if _is_of(entry, args.hf_repo) and _has_bits(entry, args.quantized)
+        ]
+        entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
+    elif args.quantized:
+        entry = _of_bits(entries, args.quantized)
+    else:
+        entry, suited = _best(entries, watch)
+    return Choice(obtain(entry, entries, watch), entry.name, entry, suited, entries)
+
+
+def _is_of(entry: Entry, repository: str) -> bool:
+    from ..library.catalogue import HubFile
+
+    return all(isinstance(file, HubFile) and file.repository == repository for file in entry.files.values())
+
+
+def _has_bits(entry: Entry, bits: int | None) -> bool:
+    return bits is None or entry.bits == bits
+
+
+def _of_bits(entries: Mapping[str, Entry], bits: int) -> Entry:
+    from ..library.cache import is_on_disk
+
+    found = [entry for entry in entries.values() if entry.bits == bits]
+    if not found:
+        raise InputError(f"The catalogue has no model of {bits} bits; give one with --model.")
+    return next(filter(is_on_disk, found), found[0])
+
+
+def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry]]:
+    """Choose the best model for this machine; return all that suit, too."""
+    from ..library.cache import is_on_disk
+    from ..library.suited import suitable, this_machine
+
+    machine = this_machine()
+    suited = suitable(entries, machine)
+    if not suited:
+        # Others may have used the memory just then.
+        machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
+        suited = suitable(entries, machine)
+    if not suited:
+        raise _NothingSuitsError(_why_none(entries, machine))
+    best = suited[0]
+    watch.say(f"The model is {best.name}: {best.about}".rstrip(": ") + ".")
+    better = [entry for entry in suited if (entry.bits or 0) > (best.bits or 0)]
+    if is_on_disk(best) and better:
+        watch.say(f"{better[0].name}, which is better, suits this machine, too: 'msh-mlx models get {better[0].name}'.")
+    return best, suited
+
+
+def _why_none(entries: Mapping[str, Entry], machine: Machine) -> str:
+    from ..library.suited import STEP_LIMIT, judge
+    from ..system.words import human_size
+
+    known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
+    if not known:
+        return (
+            "The catalogue says of no model how much memory and time it takes; name one with --variant, or try --demo."
+        )
+    least = min(known, key=lambda entry: entry.memory or 0)
+    verdict = judge(least, machine)
+    assert verdict.step is not None
+    if not verdict.fits:
+        what = f"needs {human_size(least.memory or 0)} of memory, and this machine can give {human_size(machine.room)}"
+    else:
+        what = (
+            f"has steps of {1000 * verdict.step:.0f} ms by this machine's memory bandwidth "
+            f"({human_size(machine.bandwidth)}/s), and {1000 * STEP_LIMIT:.0f} are the limit"
+        )
+    return (
+        f"No model suits this machine: {least.name}, the lightest, {what}; "
+        f"take it all the same with --variant {least.name}, or try --demo."
+    )
+
+
+def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
+    """Find the files that were named; the others beside the model, or else in the catalogue."""
+    from ..library.suited import obtain_file, shared_file
+
+    def named(text: str, what: str) -> Path:
+        from ..library.catalogue import HubFile, parse_reference
+
+        reference = parse_reference(text)
+        if isinstance(reference, HubFile):
+            return obtain_file(reference, what, entries, watch)
+        return existing(str(reference.path), what)
+
+    def or_else(text: str | None, role: str, what: str, pattern: str) -> Path:
+        if text is not None:
+            return named(text, what)
+        found = beside(model, pattern, what, f"--{role}")
+        return found or obtain_file(shared_file(role, entries), what, entries, watch)
+
+    model = named(args.model, "model")
+    mimi = or_else(args.mimi, "mimi", "codec", MIMIS)
+    tokenizer = or_else(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
+    config = named(args.config, "configuration") if args.config is not None else find_config(model)
+    return ModelFiles(model, mimi, tokenizer, config)

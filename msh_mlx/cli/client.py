@@ -1,0 +1,176 @@
+"""`msh-mlx client`: the conversation of `msh-mlx` with the model elsewhere, live or with a recording.
+
+Heavy modules are imported late: help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..system.places import user_path
+from ..system.signals import Signals
+from .devices import print_devices, print_latency
+from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, number, own_token, whole
+
+if TYPE_CHECKING:
+    from ..conversation.recordings import Answer, Event
+    from ..net.address import Address
+    from ..sound.recordings import Pcm
+
+_FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
+# What the wire protocol calls the options of `add_sampling`.
+_PARAMETERS = {
+    "text_temperature": "text_temperature",
+    "text_topk": "text_top_k",
+    "audio_temperature": "temperature",
+    "audio_topk": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "repetition_penalty_context": "repetition_words",
+    "pad_mult": "padding_bonus",
+    "text_seed": "seed",
+    "audio_seed": "seed",
+    "worker_auth_id": "token",
+}
+
+
+def run(arguments: list[str], signals: Signals) -> int:
+    """Talk with a model behind a websocket, and return the exit code."""
+    args = _parser().parse_args(arguments)
+    _check(args)
+    if args.list_devices:
+        return print_devices(args)
+    if args.measure_latency:
+        return print_latency(args)
+    address = _address(args)
+    return _with_recording(args, address, signals) if args.input else _talk(args, address, signals)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx client",
+        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says. "
+        "Another machine is reached through the proxy that HTTPS_PROXY (with TLS) or HTTP_PROXY names, unless NO_PROXY does.",
+    )
+    add = parser.add_argument_group("server").add_argument
+    add("--host", metavar="HOST", help="its name or number (default: 127.0.0.1, this machine)")
+    add("--port", metavar="PORT", type=whole(1, 65536), help="default: 9998")
+    add(
+        "--https",
+        action="store_true",
+        help="use TLS; a certificate that nobody vouches for is shown, remembered, and from then on expected",
+    )
+    add(
+        "--url",
+        metavar="URL",
+        help="all of that in one: ws://HOST:PORT, or wss://… with TLS; http and https will do, too",
+    )
+    add(
+        "--token",
+        metavar="TOKEN",
+        help=f"what the server wants to know before it talks; better in the environment, as {TOKEN}",
+    )
+    add(
+        "--param",
+        metavar="KEY=VALUE",
+        action="append",
+        type=_param,
+        default=[],
+        help="a parameter of the address, such as the voice_prompt and the text_prompt of PersonaPlex's servers; may be "
+        "given several times, and counts before what other options say",
+    )
+    add_live(parser.add_argument_group("live").add_argument)
+    add = parser.add_argument_group("recording").add_argument
+    add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input")
+    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
+    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add("--tail", metavar="SECONDS", type=number, help="let it hear so much silence after the recording (default: 0)")
+    add(
+        "--realtime",
+        action="store_true",
+        help="send it no faster than one speaks: for servers other than this program's",
+    )
+    add_sampling(parser.add_argument_group("conversation").add_argument, remote=True)
+    add = parser.add_argument_group("program").add_argument
+    add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+    return parser
+
+
+def _param(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        separator = ""
+    if not separator or not name.isprintable() or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
+    check_kind(args, _FILE_OPTIONS)
+    if args.url is not None:
+        for name in ("host", "port", "https"):
+            if getattr(args, name):
+                raise InputError(f"--url says that, too; leave --{name} out.")
+    if not args.input:
+        return
+    if args.json:
+        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    if not (args.output or args.transcript):
+        raise InputError("Nothing would be kept; give --output or --transcript.")
+
+
+def _address(args: argparse.Namespace) -> Address:
+    from ..net.address import HOST, PORT, Address
+
+    args.token = own_token(args)
+    query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
+    query["stats"] = "1"
+    if args.input and not args.realtime:
+        query["realtime"] = "0"
+    query |= dict(args.param)
+    if args.url is not None:
+        return Address.from_url(args.url, query)
+    host = HOST if args.host is None else args.host
+    return Address.of(host, args.port or PORT, secure=args.https, query=query)
+
+
+def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
+    from ..live.talk import Ends, Prepared, talk
+    from ..net.remote import Remote
+
+    def middle(ends: Ends) -> Remote:
+        return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
+
+    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
+
+
+def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
+    from ..conversation.recordings import Plan, converse_with
+    from ..net.opus import SAMPLE_RATE
+    from ..net.remote import FRAME_SIZE
+    from ..net.upload import answers
+    from ..sound.recordings import STDIN, open_recording
+    from ..system.newfile import check_outputs, output
+
+    reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
+    check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
+    with display(args) as shown, open_recording(args.input) as recording:
+
+        def listener(event: Event) -> None:
+            signals.check()
+            shown(event)
+
+        def answer(frames: Iterator[Pcm]) -> Iterator[Answer]:
+            return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
+
+        converse_with(
+            answer, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
+        )
+    return 0

@@ -1,0 +1,119 @@
+"""`msh-mlx convert`: write a model with other bits a weight."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from time import perf_counter
+
+from ..system.signals import Signals
+from ..system.streams import check_output
+from .options import Parser, add_config, add_lora, add_printing, check_lora, display
+from .program import interruptible
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx convert",
+        description="Write a language model, in PyTorch's or MLX's layout, with other bits a weight, for MLX. "
+        "Its configuration is written beside it, as OUT with .json in place of .safetensors, where it is found.",
+    )
+    add = parser.add_argument
+    add("model", metavar="IN", help="the language model (.safetensors)")
+    add("out", metavar="OUT", help="the file to write (.safetensors)")
+    bits = "4, 6 or 8 bits a weight, or 16 for bfloat16"
+    add("--bits", type=int, choices=(4, 6, 8, 16), required=True, help=bits)
+    add(
+        "--group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="weights that share a scale (default: 32 with 4 bits, else 64)",
+    )
+    add(
+        "--keep",
+        metavar="PATTERN[=BITS]",
+        type=_rule,
+        action="append",
+        default=[],
+        help="other bits (default: 16) for weights with such names, as in --keep '*emb*=8' --keep text_linear; "
+        "the first that fits counts",
+    )
+    add_config(add)
+    add_lora(add)
+    add("--check", action="store_true", help="compare the text logits of before and after on a fixed input")
+    add_printing(add)
+    return parser
+
+
+def _rule(text: str) -> tuple[str, int]:
+    """Parse a pattern with bits, or without for 16."""
+    pattern, equals, bits = text.partition("=")
+    if not pattern or (equals and bits not in ("4", "6", "8", "16")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern, or a pattern = 4, 6, 8 or 16 bits")
+    return pattern, int(bits or 16)
+
+
+def run(arguments: list[str], signals: Signals) -> int:
+    args = _parser().parse_args(arguments)
+    check_lora(args)
+    from ..model.step import check_compiling
+    from ..system.memory import set_limits
+    from ..system.newfile import existing
+    from ..system.words import human_size
+    from ..weights.beside import find_config
+    from ..weights.convert import Rule, check, convert
+
+    model = existing(args.model, "model")
+    config = existing(args.config, "configuration") if args.config is not None else find_config(model)
+    group_size = args.group_size or (32 if args.bits == 4 else 64)
+    if args.json:
+        check_output()
+    if args.check:
+        check_compiling()
+    set_limits()
+    divergence = None
+    with display(args) as shown:
+        begin = perf_counter()
+        with shown.progress(f"Converting {model.name}") as progress:
+            result = convert(
+                model,
+                args.out,
+                bits=args.bits,
+                group_size=group_size,
+                keep=[Rule(*rule) for rule in args.keep],
+                config=config,
+                lora=args.lora,
+                lora_scaling=args.lora_scaling,
+                progress=interruptible(progress, signals),
+            )
+        seconds = perf_counter() - begin
+        if not args.json:
+            sizes = f"{human_size(result.bytes_after)}, from {human_size(result.bytes_before)}"
+            shown.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
+            if result.scaling:
+                shown.say(f"{args.lora} was added with a scaling of {result.scaling.value:g}, {result.scaling.reason}")
+            if result.unpacked:
+                some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
+                shown.say(f"{some}: their rows are no whole number of groups of {group_size}")
+        if args.check:
+            with shown.progress("Comparing before and after") as progress:
+                tell = interruptible(progress, signals)
+                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=tell)
+            if not args.json:
+                shown.say(
+                    f"Text logits of before and after, {divergence.steps} steps: at most {divergence.largest:.3g} apart; "
+                    f"mean KL divergence {divergence.kl:.3g}; the same best token in {100 * divergence.agree:.1f} %"
+                )
+    if args.json:
+        outcome = {
+            "model": str(result.path),
+            "config": str(result.config),
+            "bytes_before": result.bytes_before,
+            "bytes_after": result.bytes_after,
+            "unpacked": result.unpacked,
+            "lora_scaling": result.scaling.value if result.scaling else None,
+            "seconds": seconds,
+            "divergence": vars(divergence) if divergence else None,
+        }
+        print(json.dumps(outcome, ensure_ascii=False))
+    return 0

@@ -1,0 +1,179 @@
+"""What a person sees of a conversation with a recording, of loading and of fetching."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from ..conversation.recordings import Began, Event, Noted, Spoke, Stepped, Summary
+from ..system.words import human_size, printable
+
+
+class Display:
+    """Shows conversations on `console`: as plain lines, or with a progress bar below the words.
+
+    Used as a context manager, so that the terminal is left as it was.
+    """
+
+    def __init__(self, console: Console, *, plain: bool) -> None:
+        self._console = console
+        self._plain = plain
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._line = ""
+        self._step_seconds = 0.0
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def say(self, text: str) -> None:
+        """Print a line, as it is."""
+        self._console.print(Text(printable(text)), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[float], None]]:
+        """Return a context during which a terminal shows `text` and the fraction, 0 to 1, that its value is called with."""
+        if self._plain:
+            yield lambda _: None
+            return
+        with self._console.status(Text(printable(text))) as status:
+            yield lambda fraction: status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+    @contextmanager
+    def transfer(self) -> Iterator[Callable[[int, int], None]]:
+        """Return a context that shows how far a transfer is: its value is called with the bytes that are there, and all.
+
+        A terminal shows the speed and the time left; plain lines come at every tenth.
+        """
+        if self._plain:
+            yield self._tenths()
+            return
+        columns = DownloadColumn(), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left")
+        progress = Progress(*columns, console=self._console, transient=True)
+        task: TaskID | None = None
+
+        def tell(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                # The speed is that of what comes from now on.
+                task = progress.add_task("", total=total, completed=done)
+                progress.start()
+            progress.update(task, completed=min(done, total), total=total)
+
+        try:
+            yield tell
+        finally:
+            progress.stop()
+
+    def _tenths(self) -> Callable[[int, int], None]:
+        told: int | None = None
+        begin, had = perf_counter(), 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told, had
+            tenth = 10 * done // total if total else 10
+            if told is None:
+                told, had = tenth, done
+            elif tenth > told:
+                told = tenth
+                speed = (done - had) / (perf_counter() - begin)
+                left = f", {(total - done) / speed:.0f} s left" if speed > 0 and done < total else ""
+                self.say(f"{10 * tenth} % of {human_size(total)}, {human_size(speed)}/s{left}")
+
+        return tell
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Began):
+            self._began(event)
+        elif isinstance(event, Spoke):
+            self._spoke(event)
+        elif isinstance(event, Stepped):
+            self._stepped(event)
+        elif isinstance(event, Noted):
+            self.say(event.sentence)
+        else:
+            self._ended(event)
+
+    def _began(self, event: Began) -> None:
+        self._step_seconds = event.step_seconds
+        self.say(f"Listening to {event.name}")
+        if self._plain:
+            return
+        self._progress = Progress(
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("remaining, {task.fields[speed]:.1f} × real time"),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("", total=event.steps, speed=0.0)
+        self._line = ""
+        self._live = Live(self._view(), console=self._console, transient=True)
+        self._live.start()
+
+    def _view(self) -> Group:
+        assert self._progress
+        return Group(Text(self._line, no_wrap=True, overflow="ellipsis"), self._progress)
+
+    def _spoke(self, event: Spoke) -> None:
+        word = printable(event.word.text)
+        if not self._live:
+            self.say(f"{event.word.start:8.2f} s  {word}")
+            return
+        if self._line and len(self._line) + 1 + len(word) > self._console.width - 1:
+            self.say(self._line)
+            self._line = ""
+        self._line = f"{self._line} {word}".strip()
+        self._live.update(self._view())
+
+    def _stepped(self, event: Stepped) -> None:
+        if self._progress:
+            speed = event.count * self._step_seconds / event.wall if event.wall else 0.0
+            self._progress.update(self._task, completed=event.count, speed=speed)
+
+    def _ended(self, summary: Summary) -> None:
+        self._stop()
+        self.say(f"Said: {' '.join(word.text for word in summary.words) or '(nothing)'}")
+        if summary.plan.reply:
+            self.say(f"Reply: {summary.plan.reply}")
+        if summary.plan.transcript:
+            self.say(f"Transcript: {summary.plan.transcript}")
+        self.say(f"{summary.seconds:.2f} s of sound in {summary.wall:.2f} s: {summary.speed:.1f} × real time")
+        if summary.step:
+            self.say(timing_line("Step", [summary.encode, summary.step, summary.decode], self._step_seconds))
+
+    def _stop(self) -> None:
+        if self._live:
+            self._live.stop()
+        self._live = self._progress = None
+
+
+def timing_line(what: str, stages: list[array[float]], budget: float | None = None) -> str:
+    """Say the median and the 95th percentile of the sum of `stages`, seconds per step each, in milliseconds."""
+    total = 1000 * np.sum([np.asarray(stage) for stage in stages], axis=0)
+    p50, p95 = np.percentile(total, [50, 95]) if len(total) else (0.0, 0.0)
+    line = f"{what}: {p50:.1f} ms p50, {p95:.1f} ms p95"
+    return line if budget is None else f"{line} (a frame lasts {1000 * budget:.0f} ms)"

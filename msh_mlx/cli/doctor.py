@@ -1,0 +1,112 @@
+"""`msh-mlx doctor`: look at everything that a conversation needs, and say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..system.signals import Signals
+from ..system.streams import check_output
+from .options import Parser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..doctor import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
+_STATUS, _NAME = 9, 12  # columns, with what is between them
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx doctor",
+        description="Look at everything that a conversation needs, and say what to do where something is not as it should be. "
+        "The exit code is 1 if something would stop a conversation.",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="do not listen to the microphone, nor open the loudspeaker")
+    add(
+        "--echo",
+        action="store_true",
+        help="play three seconds of noise, too, and say how much of it comes back and how much of that is taken away",
+    )
+    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
+    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
+    add("--plain", action="store_true", help="one plain line for each check, also in a terminal")
+    add("--json", action="store_true", help="print the outcome as a JSON object")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+    return parser
+
+
+def run(arguments: list[str], signals: Signals) -> int:
+    args = _parser().parse_args(arguments)
+    if args.quick and args.echo:
+        raise InputError("--echo needs the devices that --quick does not open; leave one of them out.")
+    check_output()
+    from rich.console import Console
+
+    from ..doctor import ECHO, TOTAL, all_checks, examine
+    from ..system.log import Log
+
+    # A check that was given up is left in native code, and may be so for good.
+    signals.end_process = True
+    console = Console(highlight=False)
+    plain = args.plain or args.json or not console.is_terminal or console.is_dumb_terminal
+    deadline = monotonic() + TOTAL + (ECHO if args.echo else 0)
+    findings: list[Finding] = []
+    with Log():
+        for check in all_checks(args.input_device, args.output_device, listen=not args.quick, echo=args.echo):
+            doing = check.doing or f"Looking at: {check.name}"
+            with contextlib.nullcontext() if plain else console.status(doing):
+                finding = examine(check, deadline - monotonic())
+            signals.check()
+            findings.append(finding)
+            if not args.json:
+                show(console, finding, plain=plain)
+    ok = all(finding.status != "problem" for finding in findings)
+    if args.json:
+        checks = [{k: v for k, v in asdict(finding).items() if v is not None} for finding in findings]
+        print(json.dumps({"ok": ok, "checks": checks}, ensure_ascii=False))
+    else:
+        console.print(conclusion(findings), soft_wrap=True)
+    return 0 if ok else 1
+
+
+def show(console: Console, finding: Finding, *, plain: bool) -> None:
+    """Print a finding: on one line if `plain`, else in columns, with what to do below what was found."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found, advice = (_one_line(text) for text in (finding.found, finding.advice))
+    if plain:
+        line = f"{finding.status:{_STATUS}}{finding.name}: {found}" + (f". {advice}" if advice else "")
+        console.print(Text(line), soft_wrap=True)
+        return
+    text = Text(found)
+    if advice:
+        text.append(f"\n{advice}", "dim" if finding.status == "skipped" else "italic")
+    table = Table.grid()
+    table.add_column(width=_STATUS)
+    table.add_column(width=_NAME)
+    table.add_column(overflow="fold")
+    table.add_row(Text(finding.status, _COLOURS[finding.status]), finding.name, text)
+    console.print(table)
+
+
+def conclusion(findings: list[Finding]) -> str:
+    """Sum up in a sentence."""
+    problems, warnings = (sum(f.status == status for f in findings) for status in ("problem", "warning"))
+    counts = [f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((problems, "problem"), (warnings, "warning")) if n]
+    if problems:
+        return f"A conversation would not work: {' and '.join(counts)}."
+    return f"A conversation should work{f', with {counts[0]}' if counts else ''}."
+
+
+def _one_line(text: str) -> str:
+    # Names of devices and files may hold anything, commands to the terminal included.
+    return "".join(c if c.isprintable() else " " for c in text)

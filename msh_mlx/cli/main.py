@@ -1,0 +1,291 @@
+"""The command line: a conversation, live or with recordings, or one of the commands.
+
+Heavy modules are imported late: help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..conversation.load import load_session
+from ..errors import InputError
+from ..system.places import user_path
+from ..system.signals import Signals
+from .choice import Choice, add_model, check_model, choose
+from .devices import print_devices, print_latency
+from .options import (
+    Parser,
+    add_live,
+    add_lora,
+    add_sampling,
+    check_kind,
+    check_lora,
+    display,
+    live_options,
+    number,
+    samplers,
+    whole,
+)
+from .program import guard, interruptible
+
+if TYPE_CHECKING:
+    from ..conversation.pipeline import Load
+    from ..conversation.recordings import Event, Plan
+    from ..conversation.session import Session
+    from ..library.files import ModelFiles
+    from ..live.talk import Ends
+    from ..sound.recordings import Recording
+
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with `argv` (default: the process's arguments) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guard(lambda signals: _run(arguments, signals), debug="--debug" in arguments)
+
+
+def _run(arguments: list[str], signals: Signals) -> int:
+    # The conversation takes options only, so that a first word without a dash is a command.
+    if not arguments or arguments[0].startswith("-"):
+        return _converse(_parser().parse_args(arguments), signals)
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
+    command = importlib.import_module(f".{name}", __package__)
+    code: int = command.run(rest, signals)
+    return code
+
+
+# ---- the conversation, live or with recordings ---------------------------------------------------------------------------
+
+# Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
+_FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
+
+
+def _parser() -> Parser:
+    from .. import __version__
+
+    parser = Parser(
+        prog="msh-mlx",
+        description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
+        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
+    )
+    add = parser.add_argument_group("model").add_argument
+    add_model(add)
+    add_lora(add)
+    add = parser.add_argument_group("live").add_argument
+    add_live(add)
+    add = parser.add_argument_group("recordings").add_argument
+    add(
+        "--input",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="recordings (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
+    )
+    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
+    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add(
+        "--output-dir",
+        metavar="FOLDER",
+        help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
+    )
+    add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
+    add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
+    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
+    add = parser.add_argument_group("conversation").add_argument
+    add_sampling(add)
+    add = parser.add_argument_group("program").add_argument
+    add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--version", action="version", version=f"msh-mlx {__version__}")
+    return parser
+
+
+def _converse(args: argparse.Namespace, signals: Signals) -> int:
+    _check_options(args)
+    if args.list_devices:
+        return print_devices(args)
+    if args.measure_latency:
+        return print_latency(args)
+    return _with_recordings(args, signals) if args.input else _talk(args, signals)
+
+
+def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float], None]) -> Session:
+    return load_session(
+        files,
+        args.quantized,
+        **samplers(args),
+        kv_bits=args.kv_bits,
+        seed=args.seed,
+        lora=args.lora,
+        lora_scaling=args.lora_scaling,
+        progress=progress,
+    )
+
+
+def _talk(args: argparse.Namespace, signals: Signals) -> int:
+    from ..conversation.pipeline import Pipeline
+    from ..live.talk import Prepared, talk
+    from ..weights.checkpoint import file_bits
+    from ..weights.safetensors import read_header
+
+    choice = choose(args, signals)
+
+    def middle(ends: Ends) -> Pipeline:
+        lighter = _Lighter(choice, args, ends) if choice.suited else None
+        return Pipeline(
+            lambda progress: _load(choice.files, args, progress),
+            ends.source,
+            ends.sink,
+            ends.events,
+            delay_limit=ends.delay_limit,
+            lighter=lighter,
+        )
+
+    def prepare() -> Prepared:
+        bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
+        return Prepared(middle, bits)
+
+    return talk(prepare, live_options(args), signals)
+
+
+class _Lighter:
+    """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
+
+    def __init__(self, choice: Choice, args: argparse.Namespace, ends: Ends) -> None:
+        self._choice = choice
+        self._args = args
+        self._ends = ends
+        self._entry = choice.entry if choice.suited else None
+
+    def __call__(self, pace: float) -> Load | None:
+        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
+        from ..events import Notice
+        from ..library.cache import Watch
+        from ..library.suited import SLOW, lighter, obtain
+
+        notify = self._ends.events
+        slow, entries = self._entry, self._choice.entries
+        if slow is None or entries is None or pace <= SLOW:
+            return None
+        self._entry = instead = lighter(slow, self._choice.suited)
+        said = f"{slow.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
+        if instead is None:
+            notify(Notice("slow", f"{said}, and there is no lighter model; close other programs.", "warning"))
+            return None
+        notify(Notice("lighter", f"{said}; taking {instead.name}.", "warning"))
+
+        def load(progress: Callable[[float], None]) -> Session:
+            def say(sentence: str) -> None:
+                notify(Notice("fetch", sentence))
+
+            files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
+            return _load(files, self._args, progress)
+
+        self._ends.use_model(instead.bits)
+        return load
+
+
+def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
+    from ..sound.recordings import STDIN, open_recording
+    from ..system.newfile import check_outputs
+
+    plans = _plans(args)
+    outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
+    inputs = [0 if path == STDIN else user_path(path) for path in args.input]
+    # What is wrong here is said before gigabytes are fetched.
+    check_outputs(outputs, inputs)
+    recordings = [_checked(path) for path in args.input]
+    files = choose(args, signals).files
+    check_outputs(outputs, files.all)
+
+    from ..conversation.recordings import converse
+
+    with display(args) as shown:
+
+        def listener(event: Event) -> None:
+            signals.check()
+            shown(event)
+
+        begin = perf_counter()
+        with shown.progress(f"Loading {files.model.name}") as progress:
+            session = _load(files, args, interruptible(progress, signals))
+        shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        for path, recording, plan in zip(args.input, recordings, plans, strict=True):
+            session.reset()
+            with recording or open_recording(path) as source:
+                converse(session, source, plan, listener)
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
+    check_kind(args, _FILE_OPTIONS)
+    if args.list_devices or args.measure_latency:
+        return
+    check_lora(args)
+    check_model(args)
+    if not args.input:
+        return
+    if args.json:
+        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    if not (args.output or args.transcript or args.output_dir):
+        raise InputError("Nothing would be kept; give --output, --transcript or --output-dir.")
+    if args.output_dir and (args.output or args.transcript):
+        raise InputError("--output-dir names the files itself; leave --output and --transcript out.")
+    if len(args.input) > 1 and not args.output_dir:
+        raise InputError(
+            f"There are {len(args.input)} inputs; give --output-dir in place of --output and --transcript."
+        )
+    if args.stereo and not (args.output or args.output_dir):
+        raise InputError("--stereo needs a sound file to write; give --output.")
+    if args.output and Path(args.output).suffix.lower() in (
+        ".flac",
+        ".ogg",
+        ".opus",
+        ".mp3",
+        ".m4a",
+        ".aiff",
+        ".jsonl",
+    ):
+        raise InputError(f"--output writes a WAV file; name it {Path(args.output).with_suffix('.wav').name}, say.")
+    if args.input.count("-") > 1:
+        raise InputError("The standard input can be heard only once; give - once.")
+
+
+def _plans(args: argparse.Namespace) -> list[Plan]:
+    """Say for every input what is to be written."""
+    from ..conversation.recordings import Plan
+    from ..system.newfile import Output, output
+
+    def plan(reply: Output | None, transcript: Output | None) -> Plan:
+        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
+
+    if not args.output_dir:
+        return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
+    folder = user_path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
+    stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
+    return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
+
+
+def _checked(path: str) -> Recording | None:
+    """Find out before the model is loaded whether a recording is sound; return it, open, if it can be read only once."""
+    from ..sound.recordings import open_recording
+
+    recording = open_recording(path)
+    if not recording.can_reopen:
+        return recording
+    with recording:
+        recording.check()
+    return None

@@ -1,0 +1,419 @@
+"""`msh-mlx models`: which models there are, and what is on disk of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, MshError
+from ..system.signals import Signals
+from ..system.streams import check_output
+from .choice import add_weights, watching
+from .options import Parser, add_printing, display
+
+if TYPE_CHECKING:
+    from ..library.catalogue import Entry, Reference
+    from ..library.suited import Machine
+
+_UNCHECKED = 3  # exit code: nothing is wrong, as far as could be told
+_ACTIONS = ("get", "verify", "remove", "path")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="msh-mlx models",
+        description="List the models that this program can run: the published ones, and your own (--weights, weights/).",
+        epilog="Commands: " + "; ".join(f"msh-mlx models {name} --help" for name in _ACTIONS) + ".",
+    )
+    add_weights(parser.add_argument)
+    add_printing(parser.add_argument)
+    return parser
+
+
+def _action_parser(action: str) -> Parser:
+    about = {
+        "get": "Fetch models from the hub into Hugging Face's cache; what is there already stays.",
+        "verify": "Read all files of models on disk: whether their hashes are the hub's, and they hold what they should.",
+        "remove": "Remove a model's files from Hugging Face's cache.",
+        "path": "Print the paths of a model's files, a line each: model, codec, tokenizer, and configuration if it has one.",
+    }
+    codes = {
+        "verify": "Exit code: 0 if all is as it should be, 1 if something is wrong, 3 if nothing is, but files of the hub's "
+        "could not be compared with their hashes, which a cache without links does not keep. Your own files are read whole; "
+        "only a sha256 in the catalogue shows that they are unchanged."
+    }
+    parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
+    add = parser.add_argument
+    if action == "get":
+        add("names", metavar="NAME", nargs="+", help="of the model, as 'msh-mlx models' lists it")
+    elif action == "verify":
+        add("names", metavar="NAME", nargs="*", help="of the model; default: all that are on disk")
+        add("--repair", action="store_true", help="remove files that are wrong, and fetch them again")
+    else:
+        add("names", metavar="NAME", nargs=1, help="of the model, as 'msh-mlx models' lists it")
+    add_weights(add)
+    add_printing(add)
+    return parser
+
+
+def run(arguments: list[str], signals: Signals) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        action, *rest = arguments
+        if action not in _ACTIONS:
+            raise InputError(
+                f"There is no command {action!r} of models, only {', '.join(_ACTIONS)}; --help lists them."
+            )
+        args = _action_parser(action).parse_args(rest)
+        if action in ("verify", "path"):
+            check_output()
+        work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
+        return work(args, _Shelf(args), signals)
+    args = _parser().parse_args(arguments)
+    check_output()
+    return _list(args, _Shelf(args))
+
+
+class _Shelf:
+    """The models that there are, and those of them that were named."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ..library.catalogue import find_entry
+        from ..library.suited import load_library
+
+        self.entries = load_library(args.weights)
+        names = dict.fromkeys(getattr(args, "names", []))
+        self.named = [find_entry(self.entries, name) for name in names]
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------
+
+
+def _list(args: argparse.Namespace, shelf: _Shelf) -> int:
+    from ..library.suited import suitable, this_machine
+
+    machine = this_machine()
+    default = next(iter(suitable(shelf.entries, machine)), None)
+    if args.json:
+        models = [_as_dict(entry, machine, entry == default) for entry in shelf.entries.values()]
+        _print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
+    else:
+        _table(args, shelf, machine, default)
+    return 0
+
+
+def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
+    from ..library import cache
+    from ..library.suited import judge
+
+    verdict = judge(entry, machine)
+    return {
+        "name": entry.name,
+        "about": entry.about,
+        "quantization": entry.quantization,
+        "size": entry.size,
+        "memory": entry.memory,
+        "step_bytes": entry.step_bytes,
+        "licence": entry.licence,
+        "source": str(entry.source),
+        "files": {role: str(file) for role, file in entry.files.items()},
+        "on_disk": cache.is_on_disk(entry),
+        "paths": {role: path and str(path) for role, path in cache.paths(entry).items()},
+        "fits": verdict.fits,
+        "step_seconds": verdict.step,
+        "suits": verdict.suits,
+        "default": default,
+    }
+
+
+def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: Entry | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..library.suited import STEP_LIMIT, judge
+    from ..system.words import human_size, printable
+
+    def known(size: int | None) -> str:
+        return "?" if size is None else human_size(size)
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("here", no_wrap=True)
+    table.add_column("what it is")
+    for entry in shelf.entries.values():
+        about = (
+            f"{entry.about}, {entry.licence}" if entry.licence and entry.about else entry.about or entry.licence or ""
+        )
+        verdict = judge(entry, machine)
+        cells = (
+            "*" if entry == default else "",
+            entry.name,
+            _state(entry),
+            known(entry.size),
+            known(entry.memory),
+            verdict.words,
+            about,
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold" if entry == default else "")
+    console = Console(highlight=False)
+    if not console.is_terminal or args.plain:
+        console = Console(highlight=False, width=max(console.width, 160), no_color=True)
+    console.print(table)
+    limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
+    mark = "* is taken without --variant. " if default else ""
+    end = "" if default else " None does: --variant NAME takes one all the same, --demo needs none."
+    console.print(
+        Text(f"\n{mark}What suits takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
+        soft_wrap=True,
+    )
+
+
+def _state(entry: Entry) -> str:
+    from ..library import cache
+    from ..library.catalogue import HubFile
+
+    missing = cache.missing(entry)
+    if not missing:
+        return "yes"
+    begun = any(cache.partials(file.repository) for file in missing if isinstance(file, HubFile))
+    return "in part" if begun or len(missing) < len(entry.files) else "no"
+
+
+# ---- get, remove, path ---------------------------------------------------------------------------------------------------
+
+
+def _get(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from ..library import cache
+    from ..library.suited import obtain
+
+    had = {entry.name: cache.is_on_disk(entry) for entry in shelf.named}
+    with watching(args, signals) as watch:
+        for entry in shelf.named:
+            obtain(entry, shelf.entries, watch)
+    if args.json:
+        _print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in shelf.named]})
+        return 0
+    for entry in shelf.named:
+        print(f"{entry.name} {'was on disk already' if had[entry.name] else 'is on disk, and its hashes are right'}")
+    return 0
+
+
+def _files(entry: Entry) -> dict[str, str]:
+    from ..library import cache
+
+    return {role: str(path) for role, path in cache.paths(entry).items() if path}
+
+
+def _remove(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from ..library.cache import remove
+    from ..system.words import human_size
+
+    signals.check()
+    (entry,) = shelf.named
+    try:
+        done = remove(entry, shelf.entries.values())
+    except OSError as error:
+        raise MshError(f"{error.filename} cannot be removed: {error.strerror}.") from None
+    if args.json:
+        _print_json(
+            {
+                "name": entry.name,
+                "freed": done.freed,
+                "removed": [str(path) for path in done.removed],
+                "kept": [str(file) for file in done.kept],
+            }
+        )
+        return 0
+    if not done.removed and not done.freed:
+        print(f"{entry.name} is not on disk" if not done.kept else f"Nothing of {entry.name} was removed")
+    else:
+        print(f"Removed {entry.name}: {human_size(done.freed)} are free now")
+    for file in done.kept:
+        print(f"Kept {file.path}, which another model needs")
+    return 0
+
+
+def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    signals.check()
+    (entry,) = shelf.named
+    files = _files(entry)
+    if len(files) < len(entry.files):
+        raise MshError(f"{entry.name} is not on disk; 'msh-mlx models get {entry.name}' fetches it.")
+    if args.json:
+        _print_json({"name": entry.name, "files": files})
+    else:
+        print(*files.values(), sep="\n")
+    return 0
+
+
+# ---- verify --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What was found out about a file; `wrong` is None if nothing is wrong, `checked` whether its hash was compared."""
+
+    entry: Entry
+    role: str
+    file: Reference
+    path: Path | None
+    wrong: str | None
+    checked: bool
+
+    @property
+    def state(self) -> str:
+        """Which of "right", "wrong" and "unchecked", which is a file of the hub's whose hash is not known."""
+        from ..library.catalogue import HubFile
+
+        if self.wrong:
+            return "wrong"
+        return "unchecked" if isinstance(self.file, HubFile) and not self.checked else "right"
+
+    @property
+    def words(self) -> str:
+        """The outcome in a few words."""
+        if self.state == "unchecked":
+            return "could not be compared with its hash, which this cache does not have; it can be read"
+        without = "" if self.checked else ", but no sha256 says whether it is unchanged"
+        return self.wrong or f"as it should be{without}"
+
+
+def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
+    from ..library import cache
+
+    named = shelf.named or [entry for entry in shelf.entries.values() if cache.is_on_disk(entry)]
+    findings: list[_Finding] = []
+    known: dict[Path, str | None] = {}
+    with display(args) as shown:
+        for entry in named:
+            for role, file in entry.files.items():
+                path = cache.find(file)
+                if path is None:
+                    wrong: str | None = "it is not on disk"
+                elif path in known:
+                    wrong = known[path]
+                else:
+                    with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
+                        wrong = known[path] = _wrong(entry, role, path, progress, signals)
+                checked = path is not None and cache.can_check(file, path)
+                findings.append(_Finding(entry, role, file, path, wrong, checked))
+                if not args.json:
+                    shown.say(f"{entry.name}: {_name(file)}: {findings[-1].words}")
+        if not named and not args.json:
+            shown.say("There is no model on disk; 'msh-mlx models get NAME' fetches one.")
+    cache.note_verified(finding.path for finding in findings if finding.path and finding.state == "right")
+    bad = [finding for finding in findings if finding.state == "wrong"]
+    unchecked = [finding for finding in findings if finding.state == "unchecked"]
+    if bad and args.repair:
+        bad = _repair(args, shelf, bad, signals)
+    if args.json:
+        _print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
+    elif bad:
+        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {_names(bad)}' fetches them again.")
+    if bad:
+        return MshError.exit_code
+    if unchecked and not args.json:
+        print(
+            f"Files of {_names(unchecked)} could not be checked: the cache has no links on this disk, which would name their "
+            "hashes; 'msh-mlx models remove' and 'get' fetch them anew, which checks them."
+        )
+    return _UNCHECKED if unchecked else 0
+
+
+def _names(findings: list[_Finding]) -> str:
+    return " ".join(dict.fromkeys(finding.entry.name for finding in findings))
+
+
+def _name(file: Reference) -> str:
+    return Path(file.path).name
+
+
+def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
+    return {
+        "model": finding.entry.name,
+        "role": finding.role,
+        "path": finding.path and str(finding.path),
+        "ok": finding.state == "right",
+        "state": finding.state,
+        "wrong": finding.wrong,
+    }
+
+
+def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
+    """Say what is wrong with a file of a model; None if nothing is."""
+    from ..library import cache
+
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        signals.check()
+        done += count
+        progress(0.5 * done / max(size, 1))
+
+    def further(fraction: float) -> None:
+        signals.check()
+        progress(0.5 + 0.5 * fraction)
+
+    try:
+        size = path.stat().st_size
+        return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
+    except MshError as error:
+        return str(error).rstrip(".")
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[float], None]) -> str | None:
+    """Say what is wrong with the contents of a file, or raise InputError as the loaders do; None if nothing is."""
+    from ..conversation.codec import load_mimi
+    from ..conversation.text import load_tokenizer
+    from ..library import cache
+    from ..model.config import LmConfig
+    from ..weights.checkpoint import open_checkpoint
+    from ..weights.safetensors import find_not_finite
+
+    if role == "tokenizer":
+        load_tokenizer(path)
+        return None
+    if role == "config":
+        LmConfig.from_file(path, lora=True)
+        return None
+    if role == "mimi":
+        load_mimi(path)
+    else:
+        config = cache.find(entry.files["config"]) if "config" in entry.files else None
+        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+    if found := find_not_finite(path, progress):
+        name, position, value = found
+        return f"{name} holds {value} at position {position}"
+    return None
+
+
+def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Finding], signals: Signals) -> list[_Finding]:
+    """Fetch wrong files again; return those of which that is no use, because they are the user's own."""
+    from ..library import cache
+    from ..library.catalogue import HubFile
+    from ..library.suited import obtain
+
+    own = [finding for finding in bad if not isinstance(finding.file, HubFile)]
+    for finding in bad:
+        if finding not in own and finding.path:
+            blob = cache.blob_of(finding.path)
+            finding.path.unlink(missing_ok=True)
+            if blob:
+                blob.unlink(missing_ok=True)
+    with watching(args, signals) as watch:
+        for entry in {finding.entry.name: finding.entry for finding in bad if finding not in own}.values():
+            obtain(entry, shelf.entries, watch)
+            watch.say(f"{entry.name} is complete again.")
+    return own

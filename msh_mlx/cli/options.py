@@ -1,0 +1,298 @@
+"""The options that the commands share: how they are read, and what they mean.
+
+Heavy modules are imported late: help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import InputError
+from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..system.places import user_path
+from ..system.streams import check_output
+
+if TYPE_CHECKING:
+    from ..live.talk import Options
+    from .display import Display
+
+
+TOKEN = "MSH_TOKEN"  # of the environment
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the options, as `InputError`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        message = message.removeprefix("argument ").rstrip(".")
+        raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        check_output()  # help and version are all that there is to get
+        sys.stdout.write(message)
+        sys.stdout.flush()
+
+
+def number(text: str) -> float:
+    """Parse an option that is a finite number ≥ 0."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+
+
+def positive(text: str) -> float:
+    """Parse an option that is a finite number > 0."""
+    if (value := number(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse an option that is a number from 0 to 1."""
+    if (value := number(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def positive_share(text: str) -> float:
+    """Parse an option that is a number above 0 and up to 1."""
+    return min(positive(text), share(text))
+
+
+def within(values: Range) -> Callable[[str], float]:
+    """Return a parser for an option that is a number of a range."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if values.has(value := float(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {values}")
+
+    return parse
+
+
+def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
+    """Return a parser for an option that is a whole number ≥ `least` and < `limit`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (limit is not None and value >= limit):
+            beyond = "" if limit is None else f" and less than {limit}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
+        return value
+
+    return parse
+
+
+def add_printing(add: Callable[..., object]) -> None:
+    add("--plain", action="store_true", help="show no progress, also in a terminal")
+    add("--json", action="store_true", help="print the outcome as a JSON object")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+
+
+def add_config(add: Callable[..., object], name: str = "--config") -> None:
+    add(
+        name,
+        dest="config",
+        metavar="FILE",
+        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
+    )
+
+
+def add_lora(add: Callable[..., object]) -> None:
+    scaling = "how much of them to add (default: what the configuration beside them, or else the model's, says; else 2)"
+    add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
+    add("--lora-scaling", metavar="S", type=within(Range(0, LORA_SCALING.most)), help=scaling)
+
+
+def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
+    """Add the options of how Moshi talks.
+
+    With `remote` there are only those that the wire protocol knows, and what is not given is None: the server has its own.
+    """
+
+    def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
+        value, said = (None, "the server's") if remote else (default, said)
+        add(name, default=value, help=help.format(f"default: {said}"), **options)
+
+    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
+    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
+    option("--top-k", 250, "250", "choices for the voice; 0 is all ({})", metavar="K", type=whole(0))
+    option("--text-top-k", 25, "25", "choices for the text; 0 is all ({})", metavar="K", type=whole(0))
+    for name, of in () if remote else (("", "voice"), ("text-", "text")):
+        add(
+            f"--{name}top-p",
+            metavar="P",
+            type=positive_share,
+            default=1.0,
+            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
+        )
+        add(
+            f"--{name}min-p",
+            metavar="P",
+            type=share,
+            default=0.0,
+            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
+        )
+    avoid = "make Moshi avoid its last words: above 1, say 1.1 ({})"
+    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=within(REPETITION_PENALTY))
+    looks = "how many of its last words --repetition-penalty looks at ({})"
+    option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
+    less = "make Moshi talk less (above 0, say 2) or more (below 0; {})"
+    option("--padding-bonus", 0.0, "0", less, metavar="X", type=within(PADDING_BONUS))
+    if not remote:
+        add(
+            "--kv-bits",
+            type=int,
+            choices=(8,),
+            help="keep what the model remembers in 8 bits: half the memory, a little less exact",
+        )
+    add(
+        "--seed",
+        metavar="N",
+        type=whole(0, 1 << 64),
+        help="the same seed gives the same conversation (default: a new one every time)",
+    )
+
+
+def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return `voice` and `text` for `load_session`, from the options of `add_sampling`."""
+    return {
+        "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
+        "text": {
+            "temperature": args.text_temperature,
+            "top_k": args.text_top_k,
+            "top_p": args.text_top_p,
+            "min_p": args.text_min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "repetition_words": args.repetition_words,
+            "padding_bonus": args.padding_bonus,
+        },
+    }
+
+
+def display(args: argparse.Namespace) -> Display:
+    from rich.console import Console
+
+    from .display import Display
+
+    console = Console(highlight=False)
+    return Display(console, plain=args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal)
+
+
+def own_token(args: argparse.Namespace) -> str | None:
+    """Return the token of `--token`, else of the environment; raise InputError for one that an address cannot have."""
+    token: str | None = args.token or os.environ.get(TOKEN) or None
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise InputError(
+            "The token has spaces or other characters that an address cannot have; take letters and digits."
+        )
+    return token
+
+
+def check_lora(args: argparse.Namespace) -> None:
+    if args.lora_scaling is not None and args.lora is None:
+        raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
+
+
+# ---- what live conversations have in common, wherever the model is -----------------------------------------------------
+
+# As argparse keeps them.
+_LIVE = (
+    "input_device",
+    "output_device",
+    "record",
+    "trace",
+    "duration",
+    "max_delay",
+    "mute_start",
+    "echo",
+    "noise_suppression",
+    "gain_control",
+    "measure_latency",
+)
+
+
+def add_live(add: Callable[..., object]) -> None:
+    """Add the options of live conversations."""
+    add("--list-devices", action="store_true", help="list the sound devices and end")
+    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
+    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
+    add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
+    add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
+    add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add(
+        "--max-delay",
+        metavar="MS",
+        type=_delay,
+        help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
+    )
+    add("--mute-start", action="store_true", help="begin with the microphone muted")
+    add(
+        "--echo",
+        choices=("auto", "on", "off"),
+        help="take the loudspeaker's echo out of the microphone's sound: if there is one, always, or never (default: auto)",
+    )
+    add("--noise-suppression", action="store_true", help="take steady noise out of the microphone's sound")
+    add("--gain-control", action="store_true", help="bring your voice to the same level, however far you are")
+    add(
+        "--measure-latency",
+        action="store_true",
+        help="play clicks, find them in the microphone, say how long that took, and end",
+    )
+
+
+def _delay(text: str) -> float:
+    """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
+    value = number(text)
+    if value < 200:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
+    return value / 1000
+
+
+def live_options(args: argparse.Namespace) -> Options:
+    """Return what the options of `add_live` and of the program say."""
+    from ..live.talk import Options
+    from ..system.newfile import file_output
+
+    return Options(
+        input_device=args.input_device,
+        output_device=args.output_device,
+        record=user_path(args.record) if args.record else None,
+        trace=file_output(args.trace, "The trace") if args.trace else None,
+        duration=args.duration,
+        max_delay=args.max_delay or Options.max_delay,
+        muted=args.mute_start,
+        echo=args.echo or Options.echo,
+        noise_suppression=args.noise_suppression,
+        gain_control=args.gain_control,
+        plain=args.plain,
+        as_json=args.json,
+    )
+
+
+def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
+    """Raise InputError for options of another kind of conversation than `args.input` says; `of_files` need recordings."""
+    for name in _LIVE if args.input else of_files:
+        if getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is for live conversations; leave it or --input out."
+                if args.input
+                else f"{option} is for conversations with recordings; give one with --input."
+            )

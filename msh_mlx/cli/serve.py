@@ -1,0 +1,503 @@
+"""`msh-mlx serve`: conversations for browsers and clients, on this machine or over the network."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ..conversation.load import load_parts
+from ..errors import InputError, MshError
+from ..system.places import client_folder, user_path
+from ..system.signals import Signals, Stopped
+from .choice import Choice, add_model, check_model, choose
+from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
+from .program import interruptible
+
+if TYPE_CHECKING:
+    from ..conversation.shared import SharedModel
+    from ..events import Failed
+    from ..library.files import ModelFiles
+    from ..net.parameters import ChatParameters
+    from ..net.server import Settings
+    from ..system.log import Log
+    from .display import Display
+
+_PORT = 9998
+_BLOCK = 4096  # bytes, the least that a file takes on most disks
+_LOOK = 0.05  # seconds between two looks at signals
+_SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both of them change
+
+
+def run(argv: Sequence[str], signals: Signals) -> int:
+    """Serve until a signal comes, or the model fails."""
+    args = parser().parse_args(argv)
+    if args.server_config:
+        apply(read_configuration(user_path(args.server_config)), args)
+    check(args)
+    static = _static(args.static)
+    names, addresses = _own_names(args.host)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(contextlib.closing(_bind(args.host, args.port)))
+        context = None
+        if args.ssl:
+            from ..net.tls import server_context
+
+            context = server_context(user_path(args.ssl), names, addresses)
+        choice = choose(args, signals)
+        from ..system.log import Log
+
+        shown = stack.enter_context(display(args))
+        signals.end_process = True
+        signals.defer()
+        log = stack.enter_context(Log()) if not args.debug else None
+        program = _Program(args, choice, signals, shown, log, names, addresses)
+        # Not `asyncio.run`, which at the end would wait for threads that nothing can interrupt.
+        return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
+
+
+def parser() -> Parser:
+    made = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
+    add = made.add_argument_group("model").add_argument
+    add_model(add, served=True)
+    add_lora(add)
+    add = made.add_argument_group("server").add_argument
+    add("--host", metavar="ADDRESS", help="where to listen; 0.0.0.0 is every network (default: 127.0.0.1)")
+    add("--port", metavar="PORT", type=whole(0, 1 << 16), help=f"default: {_PORT}; 0 is one that is free")
+    add(
+        "--ssl", metavar="FOLDER", help="serve by TLS, with cert.pem and key.pem in it; a pair is made if there is none"
+    )
+    add("--static", metavar="FOLDER", help="a page of your own; 'none' serves none (default: the one that comes along)")
+    add("--config", metavar="FILE", dest="server_config", help="a configuration of the production server (.json)")
+    add("--sessions", metavar="N", type=whole(1, 1001), help="conversations at once (default: 1)")
+    add("--line", metavar="N", type=whole(0, 10_001), help="clients that may wait for their turn (default: 16)")
+    add("--log-dir", metavar="FOLDER", help="keep each session's summary and tokens there")
+    add("--instance-name", metavar="NAME", help="what the server calls itself (default: msh-mlx)")
+    add = made.add_argument_group("network").add_argument
+    add("--token", metavar="TOKEN", help="what every client must give; better set as MSH_TOKEN in the environment")
+    add(
+        "--allow-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let pages of another server use this one, such as https://example.org",
+    )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name under which clients know this machine, besides its own",
+    )
+    add(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="a proxy in front of this server, or a network of them: what it says of its clients is believed; "
+        "127.0.0.1, too, has to be named",
+    )
+    add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="clients at once (default: 64)")
+    add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
+    add("--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without sound (default: 60)")
+    add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
+    add_sampling(add)
+    add = made.add_argument_group("program").add_argument
+    add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--json", action="store_true", help="log JSON objects, one a line")
+    add("--debug", action="store_true", help="show where an unexpected error came from")
+    return made
+
+
+def check(args: argparse.Namespace) -> None:
+    for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.token = own_token(args)
+    if args.config is not None and not args.model:
+        raise InputError("--lm-config is for a model of your own; give it with --model.")
+    for origin in args.allow_origin:
+        if not re.fullmatch(r"https?://[^/\s]+", origin, re.IGNORECASE):
+            raise InputError(f"--allow-origin {origin} is no origin; give one like https://example.org.")
+    if args.trusted_proxy:
+        from ..net.visitor import read_network
+
+        args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
+    check_model(args)
+    check_lora(args)
+    if args.log_dir:
+        _check_log_dir(user_path(args.log_dir))
+
+
+def _check_log_dir(folder: Path) -> None:
+    """Make the folder if need be, and write into it as a session will: who asks for logs does not want to lose the first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_BLOCK))
+    except OSError as error:
+        raise InputError(f"--log-dir {folder} cannot be written: {error.strerror}; give another folder.") from None
+
+
+def _static(named: str | None) -> Path | None:
+    if named == "none":
+        return None
+    if named:
+        folder = user_path(named)
+        if not (folder / "index.html").is_file():
+            raise InputError(f"{folder} has no index.html; give the folder of the built page, or --static none.")
+        return folder
+    return client_folder()
+
+
+# ---- the production server's configuration -------------------------------------------------------------------------------
+
+# What its keys are here; None: they hold for us without doing anything.
+_KEYS: dict[str, str | None] = {
+    "instance_name": "instance_name",
+    "hf_repo": "hf_repo",
+    "lm_model_file": "model",
+    "text_tokenizer_file": "tokenizer",
+    "mimi_model_file": "mimi",
+    "mimi_num_codebooks": None,
+    "log_dir": "log_dir",
+    "static_dir": "static",
+    "addr": "host",
+    "port": "port",
+    "cert_dir": "ssl",
+    "use_cpu_for_mimi": None,
+}
+_NAMED = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_CODEBOOKS = 8
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    from ..system.inputs import read_small
+
+    try:
+        values = json.loads(read_small(path, "The configuration", 1 << 20))
+    except (ValueError, RecursionError):
+        raise InputError(f"The configuration {path} is not valid JSON.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"The configuration {path} is no JSON object.")
+    for key, value in values.items():
+        if key not in _KEYS and value is not None:
+            raise InputError(f"{path}: {key!r} is not there in this server; leave it out.")
+    codebooks = values.get("mimi_num_codebooks", _CODEBOOKS)
+    if codebooks != _CODEBOOKS:
+        raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}; the model decides, and has {_CODEBOOKS}.")
+    return {key: _substituted(path, key, value) for key, value in values.items() if value is not None}
+
+
+def _substituted(path: Path, key: str, value: Any) -> Any:
+    """Replace `$NAME` by the environment's value."""
+    kind = {"port": int, "mimi_num_codebooks": int, "use_cpu_for_mimi": bool}.get(key, str)
+    if type(value) is not kind or (key == "port" and value not in range(1 << 16)):
+        raise InputError(f"{path}: {key} has the wrong value {value!r}.")
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise InputError(f"{path}: {key} names ${name}, which the environment does not have; set it.")
+        return os.environ[name]
+
+    return _NAMED.sub(replace, value)
+
+
+def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Let a configuration say what the options do not."""
+    model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
+    values = dict(values)
+    files = [values.get(key) for key in ("lm_model_file", "text_tokenizer_file", "mimi_model_file")]
+    if values.get("hf_repo") and not (files[0] and Path(files[0]).exists()):
+        # Files that are not there are fetched, as the production server does.
+        files = [None, None, None]
+    elif files[0]:
+        values.pop("hf_repo", None)
+        if files[0].endswith(".gguf"):
+            raise InputError(f"{files[0]} is a GGUF file; give weights in safetensors with --model.")
+    values |= dict(zip(("lm_model_file", "text_tokenizer_file", "mimi_model_file"), files, strict=True))
+    for key, value in values.items():
+        name = _KEYS[key]
+        if name in ("model", "tokenizer", "mimi", "hf_repo") and model_is_given:
+            continue
+        if name and value is not None and getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------------
+
+
+def settings(
+    args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
+) -> Settings:
+    """Turn options into what a server takes; `names` are those of this machine."""
+    from ..net.connection import Limits
+    from ..net.parameters import ChatParameters
+    from ..net.server import Settings
+
+    own = client_folder()
+    penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
+    defaults = ChatParameters(
+        text_temperature=args.text_temperature,
+        text_topk=args.text_top_k,
+        audio_temperature=args.temperature,
+        audio_topk=args.top_k,
+        max_steps=None,
+        text_seed=args.seed,
+        audio_seed=args.seed,
+        pad_mult=args.padding_bonus or None,
+        repetition_penalty=penalty,
+        repetition_penalty_context=args.repetition_words if penalty else None,
+    )
+    return Settings(
+        sessions=args.sessions,
+        line=args.line,
+        connections=args.max_connections,
+        connections_per_address=args.max_per_address,
+        proxies=tuple(args.trusted_proxy),
+        limits=Limits(idle=args.idle),
+        token=args.token,
+        hosts=frozenset(name.lower() for name in ("localhost", *names, *args.allow_host)),
+        origins=frozenset(args.allow_origin),
+        static=static,
+        static_is_named=static is not None and not (own and static.samefile(own)),
+        log_dir=user_path(args.log_dir) if args.log_dir else None,
+        defaults=defaults,
+        about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
+    )
+
+
+def samplers(args: argparse.Namespace, asked: ChatParameters) -> dict[str, Any]:
+    """Turn what a client asks for into what a session takes.
+
+    The penalty's context is counted in tokens there and in words here; most words are one token.
+    """
+    from ..model.sampling import Sampler, TextSampler
+
+    context = asked.repetition_penalty_context
+    if context is None:
+        context = args.repetition_words
+    text = TextSampler(
+        asked.text_temperature,
+        asked.text_topk,
+        args.text_top_p,
+        args.text_min_p,
+        repetition_penalty=1.0 if asked.repetition_penalty is None or context == 0 else asked.repetition_penalty,
+        repetition_words=min(max(context, 1), 1000),
+        padding_bonus=asked.pad_mult or 0.0,
+    )
+    audio = Sampler(asked.audio_temperature, asked.audio_topk, args.top_p, args.min_p)
+    return {"text_sampler": text, "audio_sampler": audio, "seed": _seed(asked.text_seed, asked.audio_seed)}
+
+
+def _seed(text: int | None, audio: int | None) -> int | None:
+    """Make one seed of two; alike or alone they are that seed, as for --seed."""
+    if text is None or audio is None or text == audio:
+        return audio if text is None else text
+    return (text * _SEED_FACTOR + audio) % (1 << 64)
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------------------
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Bind a socket: what is wrong with the address is said before anything is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        dual = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual)
+    except socket.gaierror:
+        raise InputError(f"There is no address {host!r} on this machine; --host 127.0.0.1 always is.") from None
+    except OSError as error:
+        if error.errno is not None and "in use" in os.strerror(error.errno):
+            raise InputError(f"Port {port} is in use by another program; take another one with --port.") from None
+        raise InputError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _own_names(host: str) -> tuple[list[str], list[str]]:
+    """Return the names and addresses under which others may reach a server that listens on `host`."""
+    name = socket.gethostname().lower()
+    names = ["localhost", name] + ([f"{name}.local"] if "." not in name else [])
+    if _is_loopback(host):
+        return names[:1], ["127.0.0.1", "::1"]
+    if host not in ("", "0.0.0.0", "::"):
+        try:
+            ipaddress.ip_address(host)
+            return names, [host]
+        except ValueError:
+            return [*names, host.lower()], []
+    import ifaddr
+
+    found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    ours = [ip for ip in found if isinstance(ip, str)]
+    return names, [ip for ip in ours if not ipaddress.ip_address(ip).is_loopback] + ["127.0.0.1"]
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------------
+
+
+class _Program:
+    """What runs from the loading to the end."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        choice: Choice,
+        signals: Signals,
+        shown: Display,
+        log: Log | None,
+        names: Sequence[str],
+        addresses: Sequence[str],
+    ) -> None:
+        self._args = args
+        self._choice = choice
+        self._signals = signals
+        self._shown = shown
+        self._noise = log
+        self._names = names
+        self._addresses = addresses
+
+    async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
+        from ..conversation.shared import SharedModel
+        from ..net.server import Server
+
+        args = self._args
+        model = SharedModel(kv_bits=args.kv_bits)
+        what = settings(args, self._choice.files, self._names, static)
+        server = Server(model, what, partial(samplers, args), self._log)
+        await server.listen(sock, context)
+        try:
+            await self._while_signals_allow(asyncio.to_thread(self._load, model))
+            server.ready = True
+            self._say_where(sock, context, static)
+            await self._while_signals_allow(server.failed.wait())
+            assert server.failure
+            raise self._sorry(server.failure)
+        except Stopped:
+            await server.close("The server is shutting down.")
+            raise
+        except MshError:
+            await server.close("The model failed; the conversation is over.")
+            raise
+
+    async def _while_signals_allow(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            self._signals.check()
+            await asyncio.wait([task], timeout=_LOOK)
+        task.result()
+
+    def _load(self, model: SharedModel) -> None:
+        args, files = self._args, self._choice.files
+        begin = perf_counter()
+        with self._shown.progress(f"Loading {files.model.name}") as progress:
+            tell = interruptible(progress, self._signals)
+            scaling = args.lora_scaling
+            model.load(
+                lambda: load_parts(files, args.quantized, lora=args.lora, lora_scaling=scaling, progress=tell),
+            )
+        # Python's collector would stop all threads to look through what was loaded, again and again.
+        gc.collect()
+        gc.freeze()
+        from ..conversation.pipeline import SWITCH_INTERVAL
+
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        self._shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+
+    # ---- what is said ----------------------------------------------------------------------------------------------------
+
+    def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
+        args = self._args
+        port = sock.getsockname()[1]
+        scheme = "https" if context else "http"
+        say = partial(print, flush=True)
+        say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
+        if context:
+            from ..net.tls import folder_fingerprint
+
+            say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
+        self._say_page(scheme, port, static)
+        if _is_loopback(args.host):
+            return
+        if not context:
+            say("Without --ssl, what is said goes over the network for anybody to hear,")
+            say("and browsers on other machines give this page no microphone.")
+        if not args.token:
+            say("Without --token, everybody who can reach this machine can talk with the model.")
+
+    def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
+        """Say where the page is, for other machines as a code, too."""
+        args = self._args
+        say = partial(print, flush=True)
+        if not static:
+            if args.static != "none":
+                say("There is no page yet: build it with `make page`. Clients can connect.")
+            return
+        token = f"#worker_auth_id={args.token}" if args.token else ""
+        local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
+        for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
+            say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
+        if not _is_loopback(args.host):
+            import segno
+
+            print()
+            segno.make(f"{scheme}://{_bracketed(local)}:{port}/{token}", error="l").terminal(sys.stdout, compact=True)
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        values = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
+        if self._args.json:
+            line = json.dumps(values, ensure_ascii=False)
+        else:
+            line = " ".join(f"{key}={_plain(value)}" for key, value in values.items())
+        with contextlib.suppress(OSError, ValueError):
+            print(line, flush=True)
+
+    def _sorry(self, failure: Failed) -> MshError:
+        from ..model.step import explain
+
+        if isinstance(failure.error, MshError):
+            return failure.error
+        if said := explain(failure.error):
+            return said
+        path = self._noise.write(failure.error) if self._noise else None
+        details = f"; details are in {path}" if path else ""
+        what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
+        return MshError(f"The model failed ({what}), and so the server ends{details}.")
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

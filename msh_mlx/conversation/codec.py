@@ -1,0 +1,45 @@
+"""The typed face of the extension `mimi`: the codec in Rust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mimi import Decoder, Encoder, Mimi, MimiError
+
+from ..errors import InputError
+from ..system.places import user_path
+
+__all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
+
+
+def load_mimi(
+    path: str | os.PathLike[str],
+    *,
+    num_codebooks: int = 8,
+    num_threads: int | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> Mimi:
+    """Load a Mimi checkpoint, as `mimi.Mimi` does, with `~` in paths.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or is no Mimi checkpoint, or an argument is out of range; the message says which.
+    """
+    path = user_path(path)
+    if isinstance(config, str | os.PathLike):
+        config = str(user_path(config))
+    elif config is not None:
+        config = dict(config)
+    try:
+        return Mimi(path, num_codebooks=num_codebooks, num_threads=num_threads, config=config)
+    except (MimiError, ValueError) as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        # The extension's own sentence is whole.
+        message = str(error).replace("\0", "?").rstrip(".")
+        raise InputError(
+            f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
+        ) from None

@@ -1,0 +1,234 @@
+"""`Session`: one conversation, frame by frame, without threads and without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from ..errors import InputError
+from ..model.generate import LmGen, one_at_a_time
+from ..model.lm import Lm
+from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .codec import Mimi
+from .text import TextStream, check_vocabulary, word_starts
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long the stages of one frame took, in seconds."""
+
+    encode: float
+    step: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        """All stages, one after the other, in seconds."""
+        return self.encode + self.step + self.decode
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What Moshi says in one frame (80 ms).
+
+    `pcm` is its voice, `[1920]` float32 at 24 kHz, about in [−1, 1] (not clamped); `text` what became complete of its text, a
+    leading space starting a word, "" if nothing did; `token` the text token behind it.
+    """
+
+    pcm: npt.NDArray[np.float32]
+    text: str
+    token: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What the model says in one step.
+
+    `text` and `token` are those of `Frame`; `frame` is the codes of its voice, `[K]` uint32 for its K codebooks, or None while
+    its first frame is incomplete.
+    """
+
+    text: str
+    token: int
+    frame: npt.NDArray[np.uint32] | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
+
+    lm: Lm
+    mimi: Mimi
+    tokenizer: sentencepiece.SentencePieceProcessor
+
+
+class Session:
+    """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
+
+    Several sessions may share the model and the codec; each has a state of its own. A session may be made on one thread and
+    used on another, but by one at a time: two at once are an `InUseError`.
+
+    Parameters
+    ----------
+    lm
+        As from `load_lm`.
+    mimi
+        As from `load_mimi`, with as many codebooks as `lm` speaks and hears.
+    tokenizer
+        As from `load_tokenizer`, with the vocabulary of `lm`.
+    text_sampler, audio_sampler
+        How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
+    seed
+        The same seed, sound and machine give the same conversation, also after `reset`. None: a new one every time.
+    kv_bits
+        8 keeps the model's keys and values in 8 bits; None in its own dtype.
+
+    Raises
+    ------
+    InputError
+        The three do not belong together, or the seed or `kv_bits` is wrong; the message says why.
+    """
+
+    def __init__(
+        self,
+        lm: Lm,
+        mimi: Mimi,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        *,
+        text_sampler: Sampler = TEXT_SAMPLER,
+        audio_sampler: Sampler = AUDIO_SAMPLER,
+        seed: int | None = None,
+        kv_bits: int | None = None,
+    ) -> None:
+        config = lm.config
+        check_vocabulary(tokenizer, config.text_card)
+        need = max(config.dep_q, config.user_q)
+        if mimi.num_codebooks < need:
+            raise InputError(
+                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}; load it with as many."
+            )
+        if mimi.config["bins"] != config.card:
+            raise InputError(
+                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}; give the model's own codec."
+            )
+        self.sample_rate: int = mimi.sample_rate
+        self.frame_rate: float = mimi.frame_rate
+        self.frame_size: int = mimi.frame_size
+        self._user_q = config.user_q
+        self._mimi = mimi
+        # The stages may be on three threads, each of them on one at a time; `LmGen` looks after its own.
+        self._encoding, self._decoding = Lock(), Lock()
+        self._encoder = mimi.encoder()
+        self._decoder = mimi.decoder()
+        penalty = isinstance(text_sampler, TextSampler) and text_sampler.recent_size
+        self._gen = LmGen(
+            lm,
+            text_sampler=text_sampler,
+            audio_sampler=audio_sampler,
+            seed=seed,
+            kv_bits=kv_bits,
+            word_starts=word_starts(tokenizer) if penalty else None,
+        )
+        self._tokenizer = tokenizer
+        self._text = TextStream(tokenizer, config.padding_ids)
+
+    def push(self, pcm: npt.NDArray[np.float32]) -> Frame:
+        """Hear one frame of the user and say one.
+
+        Parameters
+        ----------
+        pcm
+            The user's sound: `[1920]` float32 at 24 kHz in [−1, 1].
+
+        Returns
+        -------
+        Frame
+            Moshi's. Its sound is silence for as long as its first frame is not complete (not at all with the published
+            models).
+
+        Raises
+        ------
+        InputError
+            `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
+        InUseError
+            Another thread is using the session.
+        """
+        begin = perf_counter()
+        codes = self.encode(pcm)
+        encoded = perf_counter()
+        spoken = self.step(codes)
+        stepped = perf_counter()
+        reply = self.decode(spoken.frame)
+        decoded = perf_counter()
+        timings = Timings(encoded - begin, stepped - encoded, decoded - stepped)
+        return Frame(reply, spoken.text, spoken.token, timings)
+
+    def reset(self) -> None:
+        """Start a new conversation from fresh state; model and codec stay loaded."""
+        self.reset_encoder()
+        self.reset_model()
+        self.reset_decoder()
+
+    def warm_up(self) -> None:
+        """Make the first step as fast as the others, and those after it; the conversation stays as it is.
+
+        MLX compiles by thread: call this on the thread that will call `push` or `step`.
+        """
+        self._gen.warm_up()
+        self._mimi.decoder().step(self._mimi.encoder().step(np.zeros(self.frame_size, np.float32)))
+
+    # The stages of `push`, for those who run each on a thread of its own: they share no state.
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+        """Turn one frame of the user's sound into codes, `[K]` for the K codebooks that the model hears.
+
+        `pcm` is what `push` takes.
+
+        Raises
+        ------
+        InputError
+            `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
+        """
+        if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.shape != (self.frame_size,):
+            given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+            raise InputError(f"A frame is float32[{self.frame_size}], and this is {given}.")
+        if not np.isfinite(pcm).all():
+            raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the frame is not a finite number.")
+        with one_at_a_time(self._encoding):
+            return self._encoder.step(pcm)[: self._user_q, 0]
+
+    def step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
+        """Let the model hear the codes of one frame, `[K]` as from `encode`, and speak.
+
+        Raises
+        ------
+        InputError
+            The codes have another shape, are no integers or out of range; the conversation is as before.
+        """
+        step = self._gen.step(codes)
+        return Spoken(self._text.push(step.text_token), step.text_token, step.frame)
+
+    def decode(self, frame: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.float32]:
+        """Turn the codes of a `Spoken` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
+        with one_at_a_time(self._decoding):
+            return np.zeros(self.frame_size, np.float32) if frame is None else self._decoder.step(frame[:, None])
+
+    def reset_encoder(self) -> None:
+        """Do the part of `reset` that concerns `encode`."""
+        self._encoder.reset()
+
+    def reset_model(self) -> None:
+        """Do the part of `reset` that concerns `step`."""
+        self._gen.reset()
+        self._gen.prime()  # now, while nobody waits for an answer
+        self._text.flush()
+
+    def reset_decoder(self) -> None:
+        """Do the part of `reset` that concerns `decode`."""
+        self._decoder.reset()

@@ -1,0 +1,116 @@
+"""Text: from SentencePiece tokens to characters, and from characters to words with a time."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Collection
+
+import sentencepiece
+
+from ..errors import InputError
+from ..events import Word
+from ..system.inputs import read_small
+from ..system.places import user_path
+
+# The published one has half a megabyte.
+_MAX_SIZE = 1 << 26
+
+_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
+    """Load a SentencePiece model.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no SentencePiece model.
+    """
+    path = user_path(path)
+    proto = read_small(path, "The tokenizer", _MAX_SIZE)
+    tokenizer = sentencepiece.SentencePieceProcessor()
+    try:
+        if not proto:
+            raise ValueError("empty")
+        tokenizer.LoadFromSerializedProto(proto)
+        for token in range(tokenizer.GetPieceSize()):  # SentencePiece does not look at what the pieces hold
+            piece = tokenizer.IdToPiece(token)
+            if tokenizer.IsByte(token):
+                bytes([int(piece[3:-1], 16)])
+    except (RuntimeError, ValueError):
+        raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card: int) -> None:
+    """Find out whether a tokenizer is of a model with `text_card` text tokens.
+
+    Raises
+    ------
+    InputError
+        It has another number of pieces.
+    """
+    if tokenizer.GetPieceSize() != text_card:
+        raise InputError(
+            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}; give the model's own."
+        )
+
+
+def word_starts(tokenizer: sentencepiece.SentencePieceProcessor) -> frozenset[int]:
+    """List the tokens whose text begins with a space, and so a word."""
+    return frozenset(i for i in range(tokenizer.GetPieceSize()) if tokenizer.IdToPiece(i).startswith(_SPACE))
+
+
+class TextStream:
+    """Turns tokens into text, one at a time.
+
+    Byte pieces (`<0xE2>`) are collected until they make a character; bytes that never do become U+FFFD. Padding and
+    control tokens give no text.
+    """
+
+    def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, padding_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._silent = frozenset(padding_ids)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Take a token and return the text that is complete with it; "" if there is none."""
+        if token in self._silent or self._tokenizer.IsControl(token):
+            return ""
+        piece: str = self._tokenizer.IdToPiece(token)
+        if self._tokenizer.IsByte(token):
+            return self._utf8.decode(bytes([int(piece[3:-1], 16)]))
+        return self.flush() + piece.replace(_SPACE, " ")
+
+    def flush(self) -> str:
+        """Return what is left of an incomplete character, as U+FFFD."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+class Words:
+    """Puts pieces of text together into words; a space starts a new one."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._text = ""
+
+    def push(self, time: float, text: str) -> list[Word]:
+        """Take the text that came at `time` (seconds), return the words that it completes."""
+        done: list[Word] = []
+        for character in text:
+            if character.isspace():
+                done += self.flush()
+                continue
+            if not self._text:
+                self._start = time
+            self._text += character
+        return done
+
+    def flush(self) -> list[Word]:
+        """Return the word that was being put together, if there is one."""
+        done = [Word(self._start, self._text)] if self._text else []
+        self._text = ""
+        return done

@@ -1,0 +1,313 @@
+"""What is on disk of the hub's files: Hugging Face's cache, in the layout that every program shares.
+
+The layout is documented at https://huggingface.co/docs/huggingface_hub/guides/manage-cache: a repository's folder has
+`blobs/ETAG`, the contents by their hash, `snapshots/COMMIT/PATH`, links to them, and `refs/REVISION`, the commit of a branch.
+Nothing here asks the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from ..errors import InputError
+from ..system.places import home, user_folder
+from .catalogue import Entry, HubFile, LocalFile, Reference
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PIECE = 1 << 20
+_PARTIAL = ".msh.incomplete"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches: `progress` gets the bytes that are there and those of all files, `say` a sentence; `check` may raise."""
+
+    progress: Callable[[int, int], None] = lambda done, total: None
+    say: Callable[[str], None] = lambda sentence: None
+    check: Callable[[], None] = lambda: None
+
+
+def cache_folder() -> Path:
+    """Return the folder of the cache, which `HF_HUB_CACHE` and `HF_HOME` choose."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def check_cache() -> None:
+    """Raise InputError if there is no folder for the cache, because the user has no home folder."""
+    if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
+        raise InputError(
+            "There is no home folder for Hugging Face's cache; set HOME, or HF_HOME to a folder for the models."
+        )
+
+
+def repository_folder(repository: str) -> Path:
+    """Return the folder of a repository in the cache."""
+    return cache_folder() / "--".join(["models", *repository.split("/")])
+
+
+def is_commit(revision: str) -> bool:
+    """Tell a commit from the name of a branch or a tag."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def commit_of(repository: str, revision: str) -> str | None:
+    """Return the commit that a revision is, as far as the cache knows."""
+    if is_commit(revision):
+        return revision
+    try:
+        commit = (repository_folder(repository) / "refs" / revision).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return commit if is_commit(commit) else None
+
+
+def pointer(file: HubFile, commit: str) -> Path:
+    """Return the path under which a file of a commit is found once it is there."""
+    return repository_folder(file.repository) / "snapshots" / commit / file.path
+
+
+def find(file: Reference) -> Path | None:
+    """Return the path of a file that is on disk, complete; None if it is not."""
+    if isinstance(file, LocalFile):
+        path = file.path
+    else:
+        commit = commit_of(file.repository, file.revision)
+        if commit is None:
+            return None
+        path = pointer(file, commit)
+    return path if path.is_file() else None
+
+
+def missing(entry: Entry) -> list[Reference]:
+    """List the files of a model that are not on disk."""
+    return [file for file in entry.files.values() if find(file) is None]
+
+
+def is_on_disk(entry: Entry) -> bool:
+    """Tell whether all files of a model are on disk."""
+    return not missing(entry)
+
+
+def blob_folder(repository: str) -> Path:
+    """Return the folder with the contents of a repository's files, by their ETags."""
+    return repository_folder(repository) / "blobs"
+
+
+def blob_of(path: Path) -> Path | None:
+    """Return the blob that a path in the cache is a link to; None for a file that lies there itself.
+
+    A blob may in turn be a link, into a store that several repositories share.
+    """
+    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else None
+
+
+def partial(repository: str, etag: str) -> Path:
+    """Return where what has come so far of a file is kept until it is complete."""
+    return blob_folder(repository) / f"{etag}{_PARTIAL}"
+
+
+def partials(repository: str) -> list[Path]:
+    """List what has come of files of a repository that are not complete."""
+    return sorted(blob_folder(repository).glob(f"*{_PARTIAL}"))
+
+
+# ---- what a file should be -----------------------------------------------------------------------------------------------
+
+
+class Digest:
+    """The hash of a file's contents by which the hub knows it: sha256 of large files, git's sha1 of small ones.
+
+    `expected` is an ETag of the hub's; what is neither of the two cannot be checked, and every file agrees with it.
+    """
+
+    def __init__(self, expected: str, size: int) -> None:
+        self._expected = expected
+        self._sha256 = hashlib.sha256()
+        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if is_commit(expected) else None
+
+    def update(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._sha256.update(data)
+        if self._git:
+            self._git.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of what came so far."""
+        return self._sha256.hexdigest()
+
+    def agrees(self) -> bool:
+        """Tell whether the file is what the hub says; all of it must have come."""
+        if self._git:
+            return self._git.hexdigest() == self._expected
+        return not _SHA256.fullmatch(self._expected) or self.sha256 == self._expected
+
+
+def is_sha256(etag: str) -> bool:
+    """Tell whether an ETag is a sha256."""
+    return _SHA256.fullmatch(etag) is not None
+
+
+def can_check(file: Reference, path: Path) -> bool:
+    """Tell whether a hash is known that the contents of a file can be compared with.
+
+    Where the cache could not make links, as on some file systems, nothing says which hash the hub has of a file.
+    """
+    blob = blob_of(path) if isinstance(file, HubFile) else None
+    return file.sha256 is not None or (blob is not None and (is_sha256(blob.name) or is_commit(blob.name)))
+
+
+def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda count: None) -> str | None:
+    """Read a file and compare its hash with what is known of it: say what is wrong, or None.
+
+    The hub's hash is the name of the blob that `path` links to, and the reference may have one; without either (`can_check`)
+    nothing is found wrong. `told` gets the count of the
+    bytes that were read since the last time.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    blob = blob_of(path) if isinstance(file, HubFile) else None
+    digest = Digest(blob.name if blob else "", path.stat().st_size)
+    with path.open("rb") as opened:
+        while piece := opened.read(_PIECE):
+            digest.update(piece)
+            told(len(piece))
+    if not digest.agrees():
+        return "its contents are not those that the hub has under this hash"
+    if file.sha256 and digest.sha256 != file.sha256:
+        return f"its sha256 is {digest.sha256}, and {file.sha256} is expected"
+    return None
+
+
+# ---- what was checked ----------------------------------------------------------------------------------------------------
+#
+# Reading gigabytes takes long; that they were read and were right is noted, by the path, with what changes when the file does.
+
+
+def _notes() -> Path | None:
+    if sys.platform == "darwin":
+        own = home()
+        folder = own / "Library" / "Caches" if own else None
+    else:
+        folder = user_folder("XDG_CACHE_HOME", ".cache")
+    return folder / "msh-mlx" / "verified.json" if folder else None
+
+
+def _read_notes() -> dict[str, Any]:
+    place = _notes()
+    try:
+        notes = json.loads(place.read_text(encoding="utf-8")) if place else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def note_verified(paths: Iterable[Path]) -> None:
+    """Note that the contents of files have been checked."""
+    place = _notes()
+    if place is None:
+        return
+    with contextlib.suppress(OSError):  # else they are checked once more
+        notes = {name: state for name, state in _read_notes().items() if Path(name).exists()}
+        notes |= {str(path.resolve()): _state(path) for path in paths}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f"verified.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        temporary.replace(place)
+
+
+def is_verified(path: Path) -> bool:
+    """Tell whether a file was checked and has not changed since."""
+    return _read_notes().get(str(path.resolve())) == _state(path)
+
+
+# ---- removing ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `remove` did: the bytes that are free now, the links that are gone, and the files that others still need."""
+
+    freed: int
+    removed: tuple[Path, ...]
+    kept: tuple[HubFile, ...]
+
+
+def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
+    """Remove the files of a model from the cache, whole or incomplete, but those that a model of `others` on disk needs.
+
+    Other files of the same repository, which other programs may have fetched, stay.
+
+    Raises
+    ------
+    InputError
+        Its files are the user's own.
+    """
+    own = [file for file in entry.files.values() if isinstance(file, HubFile)]
+    if not own:
+        raise InputError(f"The files of {entry.name} are your own, not fetched ones; remove them by hand.")
+    neighbours = [other for other in others if other.name != entry.name and is_on_disk(other)]
+    needed = {find(file) for other in neighbours for file in other.files.values()}
+    freed, removed, kept = 0, [], []
+    for file in own:
+        path = find(file)
+        if path in needed:
+            kept.append(file)
+        elif path:
+            freed += _remove(path, file.repository)
+            removed.append(path)
+    for repository in {file.repository for file in own}:
+        for rest in partials(repository):
+            freed += rest.stat().st_size
+            rest.unlink()
+        _prune(repository_folder(repository))
+    return Removed(freed, tuple(removed), tuple(kept))
+
+
+def _remove(path: Path, repository: str) -> int:
+    """Remove a file from its snapshot, and its blob if no other snapshot has it; return the bytes that are free now."""
+    blob = blob_of(path)
+    last = blob or path
+    size = 0 if last.is_symlink() or last.stat().st_nlink > 1 else last.stat().st_size
+    path.unlink()
+    if blob is None:
+        return size
+    if any(blob_of(other) == blob for other in (repository_folder(repository) / "snapshots").rglob("*")):
+        return 0
+    blob.unlink()
+    return size
+
+
+def _prune(folder: Path) -> None:
+    """Remove the empty folders of a repository's snapshots, and all of it if no file is left."""
+    for path in sorted(folder.glob("snapshots/**/"), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    if not (folder / "snapshots").exists() and not any((folder / "blobs").glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def paths(entry: Entry) -> Mapping[str, Path | None]:
+    """Say by role where the files of a model are; None for one that is not on disk."""
+    return {role: find(file) for role, file in entry.files.items()}

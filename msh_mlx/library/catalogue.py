@@ -1,0 +1,325 @@
+"""The catalogue of models: `weights.toml`, and the user's own file in the same form."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import InputError
+from ..system.inputs import decode_text
+from ..system.places import asset, user_path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from ..system.places import user_file
+from ..system.words import listed
+
+# What a file of a model is for. The language model's configuration may be missing: it is v0.1's then.
+ROLES = ("lm", "mimi", "tokenizer", "config")
+QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
+# The catalogue has a few kilobytes; what is much larger is something else.
+_MAX_SIZE = 1 << 20
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PATH = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
+_REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
+_NAME = re.compile(r"[\w.+-]+", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the hub: `path` in `repository` at `revision`, a branch, a tag or a commit; `sha256` of it if it is known."""
+
+    repository: str
+    path: str
+    revision: str = "main"
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        """Return the reference that `parse_reference` reads."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return f"hf:{self.repository}/{self.path}{revision}"
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of the user's own; `sha256` of it if it is known."""
+
+    path: Path
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+
+Reference: TypeAlias = HubFile | LocalFile
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the catalogue; what is None is not known.
+
+    Attributes
+    ----------
+    name, about
+        What it is called (`--variant`), and a sentence on it.
+    files
+        Where the files are, by role: `lm`, `mimi` and `tokenizer` always, `config` if it has one.
+    quantization
+        "q4", "q6", "q8" or "bf16".
+    size
+        Bytes of all files together, rounded.
+    memory
+        Bytes that a conversation takes once its window is full: weights, keys and values, and 1 GB for the codec, for what
+        MLX keeps of freed buffers and for the program.
+    step_bytes
+        Bytes that a step reads then: every matrix once, one row of each embedding, keys and values.
+    licence
+        Of the weights.
+    source
+        The file that the entry is from.
+    """
+
+    name: str
+    about: str
+    files: Mapping[str, Reference]
+    quantization: str | None
+    size: int | None
+    memory: int | None
+    step_bytes: int | None
+    licence: str | None
+    source: Path
+
+    @property
+    def bits(self) -> int | None:
+        """The bits of a weight, as far as known."""
+        return QUANTIZATIONS[self.quantization] if self.quantization else None
+
+
+def parse_reference(text: str, folder: Path | None = None) -> Reference:
+    """Read what names a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or just a path, relative to `folder`.
+
+    Raises
+    ------
+    InputError
+        It begins with `hf:` and names no file on the hub, or names nothing.
+    """
+    if text.startswith("hf:"):
+        rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
+        owner, _, rest = rest.partition("/")
+        name, _, path = rest.partition("/")
+        repository = f"{owner}/{name}"
+        if not (_REPOSITORY.fullmatch(repository) and _is_path(path) and (not revision or _is_revision(revision))):
+            raise InputError(
+                f"{text} names no file on the hub; the form is hf:OWNER/NAME/FILE or hf:OWNER/NAME/FILE@REVISION."
+            )
+        return HubFile(repository, path, revision or "main")
+    path = text.removeprefix("file:")
+    path = path.removeprefix("//") if text.startswith("file:") else path
+    if not path or "\0" in path:
+        raise InputError(f"{text!r} names no file.")
+    place = user_path(path)
+    return LocalFile(place if folder is None else folder / place)
+
+
+def parse_repository(text: str) -> tuple[str, str]:
+    """Read what names a repository, `OWNER/NAME[@REVISION]`: its name and the revision; raises InputError for what does not."""
+    name, at, revision = text.removeprefix("hf:").partition("@")
+    if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
+        raise InputError(f"{text!r} names no repository on the hub; the form is OWNER/NAME or OWNER/NAME@REVISION.")
+    return name, revision or "main"
+
+
+def _is_path(text: str) -> bool:
+    return _PATH.fullmatch(text) is not None and not {".", ".."} & set(text.split("/"))
+
+
+def _is_revision(text: str) -> bool:
+    return _REVISION.fullmatch(text) is not None and ".." not in text
+
+
+def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
+    """Read the program's catalogue, the user's own file if there is one, and the file `extra`: entries by name, in that order.
+
+    An entry takes the place of one of the same name in an earlier file.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read or is wrong; the message names the line.
+    """
+    entries = read_catalogue(asset("weights.toml", "The catalogue of models"))
+    own = user_file()
+    if own and own.exists():
+        entries |= read_catalogue(own)
+    if extra is not None:
+        entries |= read_catalogue(extra)
+    return entries
+
+
+def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
+    """Return the entry `name`.
+
+    Raises
+    ------
+    InputError
+        There is none; the message says which there are.
+    """
+    if name not in entries:
+        raise InputError(f"There is no model {name!r} in the catalogue, only {listed(entries)}.")
+    return entries[name]
+
+
+def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
+    """Read one file of the catalogue: its entries by name.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is no TOML, or has a key that is not known, lacks one that is needed, or has a value of the
+        wrong kind; the message names the line.
+    """
+    path = user_path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"The catalogue {path} is no regular file; give a file like weights.toml.")
+        with path.open("rb") as file:
+            raw = file.read(_MAX_SIZE + 1)
+        if len(raw) > _MAX_SIZE:
+            raise InputError(
+                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB; give a file like weights.toml."
+            )
+        text = decode_text(raw)
+        values = tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(f"There is no catalogue {path}.") from None
+    except OSError as error:
+        raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"The catalogue {path} is not in UTF-8; save it in that encoding.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The catalogue {path} is not valid TOML: {error}.") from None
+    return {name: _Table(path, text, (name,), value).entry() for name, value in values.items()}
+
+
+class _Table:
+    """A table of the file that is being read, which knows how to complain."""
+
+    def __init__(self, path: Path, text: str, keys: tuple[str, ...], values: object) -> None:
+        self._path = path
+        self._text = text
+        self._keys = keys
+        if not isinstance(values, dict):
+            raise self._wrong("is no table")
+        self._values: dict[str, Any] = values
+
+    def entry(self) -> Entry:
+        (name,) = self._keys
+        if not _NAME.fullmatch(name):
+            raise self._wrong("is no name for a model: letters, digits, '.', '_', '+' and '-' make one")
+        known = (
+            "about",
+            "repository",
+            "revision",
+            "quantization",
+            "size",
+            "memory",
+            "step-bytes",
+            "licence",
+            "files",
+            "sha256",
+        )
+        self._only(known)
+        repository = self._text_of("repository", _REPOSITORY.fullmatch, "OWNER/NAME")
+        revision = self._text_of("revision", _is_revision, "a branch, a tag or a commit")
+        if revision and not repository:
+            raise self._wrong("needs a repository, since the revision is one of it", "revision")
+        quantization = self._text_of("quantization", QUANTIZATIONS.__contains__, listed(QUANTIZATIONS))
+        return Entry(
+            name=name,
+            about=self._text_of("about") or "",
+            files=self._files(repository, revision or "main"),
+            quantization=quantization,
+            size=self._count("size"),
+            memory=self._count("memory"),
+            step_bytes=self._count("step-bytes"),
+            licence=self._text_of("licence"),
+            source=self._path,
+        )
+
+    def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
+        if "files" not in self._values:
+            raise self._wrong(f"has no files; {listed(ROLES[:3])} are needed")
+        files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
+        files._only(ROLES)
+        hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
+        hashes._only(files._values)
+        found: dict[str, Reference] = {}
+        for role in ROLES:
+            text = files._text_of(role, bool, "the name of a file")
+            sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
+            if text is None:
+                if role != "config":
+                    raise files._wrong(f"has no {role}; {listed(ROLES[:3])} are needed")
+                continue
+            try:
+                if repository and not text.startswith(("hf:", "file:")):
+                    if not _is_path(text):
+                        raise InputError(f"{text!r} is no path in a repository.")
+                    found[role] = HubFile(repository, text, revision, sha256)
+                    continue
+                reference = parse_reference(text, self._path.parent)
+            except InputError as error:
+                raise files._wrong(f"is wrong: {str(error).rstrip('.')}", role) from None
+            found[role] = replace(reference, sha256=sha256)
+        return found
+
+    def _only(self, known: Iterable[str]) -> None:
+        for key in self._values:
+            if key not in known:
+                raise self._wrong(f"is not known; {listed(known)} are", key)
+
+    def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
+            raise self._wrong(f"is {value!r}; {what} is expected" if len(repr(value)) < 100 else f"is no {what}", key)
+        return value
+
+    def _count(self, key: str) -> int | None:
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
+            raise self._wrong(
+                f"is {value!r}; a number of bytes is expected" if len(repr(value)) < 100 else "is no number", key
+            )
+        return value
+
+    def _wrong(self, what: str, key: str | None = None) -> InputError:
+        keys = self._keys if key is None else (*self._keys, key)
+        return InputError(f"{self._path}, line {_line(self._text, keys)}: {'.'.join(keys)} {what}.")
+
+
+def _line(text: str, keys: tuple[str, ...]) -> int:
+    """Find the line on which `keys` came to have a value: the last one of the shortest beginning that has it."""
+    lines = text.split("\n")
+    for count in range(1, len(lines) + 1):
+        try:
+            values: Any = tomllib.loads("\n".join(lines[:count]) + "\n")
+            for key in keys:
+                values = values[key]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        return count
+    return len(lines)

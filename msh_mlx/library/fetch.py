@@ -1,0 +1,657 @@
+"""Fetches files from the hub into Hugging Face's cache: resumed, checked, several at a time.
+
+huggingface-hub says where a file is, which commit and hash it has, and who asks (addresses, tokens, proxies, the cache). The
+contents come by ranged HTTP requests of our own, so that what has come survives the process: its own downloads begin anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+import httpx2
+from filelock import FileLock, Timeout
+from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from ..errors import InputError, MshError, UnreachableError
+from ..system.words import human_size
+from . import cache
+from .cache import Watch
+from .catalogue import HubFile
+
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import HfFileMetadata
+
+PARALLEL = 4  # files at a time
+RETRIES = 5  # times in a row without anything to show for it
+PAUSE = 1.0  # seconds before the first of them; twice as long each time, up to eight times
+PATIENCE = 10.0  # seconds without a byte, after which a connection is given up
+CONNECT = 5.0  # seconds, after which the hub cannot be reached
+LONGEST_WAIT = 60.0  # seconds; who tells us to wait longer is told to the user
+SLOWEST = 1024.0, 30.0  # bytes a second over so many seconds: what is slower is given up and tried again
+MARGIN = 1 << 28  # bytes that are left free on the disk
+
+_PIECE = 1 << 20
+_PROGRESS = 1 << 16  # bytes; an attempt that brings fewer counts as one that failed
+_ETAG = re.compile(r"[\w.-]+", re.ASCII)
+_BUSY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file as the hub has it: `etag` is the hash of its contents, `size` is in bytes."""
+
+    file: HubFile
+    commit: str
+    etag: str
+    size: int
+
+    @property
+    def pointer(self) -> Path:
+        """Where programs will find it."""
+        return cache.pointer(self.file, self.commit)
+
+    @property
+    def blob(self) -> Path:
+        """Where its contents will be."""
+        return cache.blob_folder(self.file.repository) / self.etag
+
+    @property
+    def partial(self) -> Path:
+        """Where what has come so far is."""
+        return cache.partial(self.file.repository, self.etag)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that have not come yet."""
+        if self.pointer.is_file() or self.blob.is_file():
+            return 0
+        return max(0, self.size - (self.partial.stat().st_size if self.partial.is_file() else 0))
+
+
+def host() -> str:
+    """Name the hub that is asked, as `HF_ENDPOINT` says."""
+    return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
+
+
+# ---- what the hub has ----------------------------------------------------------------------------------------------------
+
+
+def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote]:
+    """Ask the hub for commits, hashes and sizes, all at the same time.
+
+    Raises
+    ------
+    UnreachableError
+        It does not answer, or `HF_HUB_OFFLINE` is set.
+    InputError
+        It has no such file, or not for this user; or its hash is not the one that the reference has.
+    MshError
+        It answers with something else.
+    """
+    _check_surroundings()
+    watch = watch or Watch()
+    job = _Job(watch)
+    found: dict[HubFile, Remote] = {}
+
+    def work(file: HubFile) -> None:
+        found[file] = _retried(lambda: _look_up(file), job, file.path)
+
+    job.run(work, list(dict.fromkeys(files)))
+    return [found[file] for file in files]
+
+
+def list_files(repository: str, revision: str, watch: Watch | None = None) -> list[str]:
+    """Ask the hub for the paths of a repository's files; errors are those of `look_up`."""
+    from huggingface_hub import HfApi
+
+    _check_surroundings()
+    job = _Job(watch or Watch())
+    found: list[str] = []
+
+    def work(_: object) -> None:
+        def ask() -> list[str]:
+            with _errors(HubFile(repository, "", revision)):
+                info = HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision, timeout=CONNECT)
+                return [sibling.rfilename for sibling in info.siblings or []]
+
+        found.extend(_retried(ask, job, repository))
+
+    job.run(work, [None])
+    return found
+
+
+def _check_surroundings() -> None:
+    if constants.is_offline_mode():
+        raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
+    cache.check_cache()
+    if not re.fullmatch(r"[!-~]*", get_token() or ""):
+        raise InputError(
+            "The token for Hugging Face has characters that no token has; set HF_TOKEN to it as it was given to you, or "
+            "use 'hf auth login'."
+        )
+
+
+def _look_up(file: HubFile) -> Remote:
+    url = hf_hub_url(file.repository, file.path, revision=file.revision)
+    with _errors(file):
+        metadata: HfFileMetadata = get_hf_file_metadata(url, timeout=CONNECT)
+    commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
+    if not (commit and cache.is_commit(commit) and etag and _ETAG.fullmatch(etag)):
+        raise MshError(
+            f"{host()} does not answer like a hub of Hugging Face: {file.path} has no commit or no hash there; "
+            "look whether the network wants a login, or HF_ENDPOINT or a proxy names something else."
+        )
+    if size is None:
+        raise MshError(f"{host()} does not say how large {file.path} is; try again later.")
+    if file.sha256 and cache.is_sha256(etag) and etag != file.sha256:
+        raise InputError(
+            f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected; "
+            "name the commit that it is of as the revision."
+        )
+    return Remote(file, commit, etag, size)
+
+
+class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
+    """Something that may go away by itself: `error` is what to say if it does not; `after` is when to try again, in seconds."""
+
+    def __init__(self, error: MshError, after: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.after = after
+
+
+@contextlib.contextmanager
+def _errors(file: HubFile) -> Iterator[None]:
+    """Turn what huggingface-hub and its HTTP client raise into our errors."""
+    repository, where = file.repository, host()
+    try:
+        yield
+    except GatedRepoError:
+        raise InputError(
+            f"{repository} wants its conditions to be accepted: open {constants.ENDPOINT}/{repository}, accept them, and "
+            "give your token with HF_TOKEN or 'hf auth login'."
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"There is no repository {repository} on {where}, or it is not public: check its name, or give your token "
+            "with HF_TOKEN or 'hf auth login'."
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"The repository {repository} has no revision {file.revision}.") from None
+    except RemoteEntryNotFoundError:
+        raise InputError(f"The repository {repository} has no file {file.path} at {file.revision}.") from None
+    except HfHubHTTPError as error:
+        raise _http_error(error, file) from None
+    except OfflineModeIsEnabled:
+        raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched") from None
+    except httpx2.ProxyError as error:
+        raise UnreachableError(f"{_proxy() or 'The proxy'} refuses to connect to {where} ({_brief(error)})") from None
+    except httpx2.ConnectTimeout:
+        raise UnreachableError(f"{where} does not answer{_through_proxy()}") from None
+    except httpx2.ConnectError as error:
+        if "CERTIFICATE" in str(error).upper():
+            raise UnreachableError(f"{where} cannot be trusted ({_brief(error)})") from None
+        raise UnreachableError(f"{where} cannot be reached{_through_proxy()} ({_brief(error)})") from None
+    except httpx2.TooManyRedirects:
+        raise MshError(f"{where} redirects {file.path} in a circle; try again later.") from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
+        if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
+            why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
+            raise InputError(
+                f"{proxy} is no proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
+            ) from None
+        if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            raise
+        raise InputError(
+            f"{constants.ENDPOINT} is no address of a hub ({_brief(error)}); correct HF_ENDPOINT."
+        ) from None
+    except httpx2.TransportError as error:
+        raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)}); try again later.")) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
+
+
+def _proxy() -> str | None:
+    """Say which proxy the environment names for the hub, and where, without what is secret in it; None if it names none."""
+    parts = urlsplit(constants.ENDPOINT)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    for name in (f"{parts.scheme}_proxy", "all_proxy"):
+        for variable in (name, name.upper()):
+            if value := os.environ.get(variable):
+                return f"{variable}={re.sub('[^/]*@', '', value)}"
+    return None
+
+
+def _through_proxy() -> str:
+    proxy = _proxy()
+    return f" through the proxy that {proxy} names" if proxy else ""
+
+
+def _http_error(error: HfHubHTTPError, file: HubFile) -> Exception:
+    response, where = error.response, host()
+    status = response.status_code
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return InputError(
+            f"{where} refuses {file.path} of {file.repository} ({status}): check the token in HF_TOKEN, or get one that may "
+            "read it."
+        )
+    if status not in _BUSY:
+        return MshError(f"{where} answers {status} to the request for {file.path}; try again later.")
+    told = response.headers.get("Retry-After", "")
+    after = float(told) if re.fullmatch(r"\d{1,9}", told) else None
+    when = "later" if after is None else f"in {after:.0f} s"
+    what = "has had too many requests" if status == HTTPStatus.TOO_MANY_REQUESTS else "has trouble"
+    sorry = MshError(f"{where} {what} ({status}); try again {when}.")
+    return sorry if after is not None and after > LONGEST_WAIT else _Transient(sorry, after)
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(re.sub(r"^\[Errno -?\d+\] ", "", str(error)).split()).rstrip(".")
+    return text[:200] or type(error).__name__
+
+
+def _retried(ask: Callable[[], T], job: _Job, what: str) -> T:
+    """Ask a few times, with growing pauses."""
+    for attempt in range(3):
+        try:
+            return ask()
+        except _Transient as trouble:
+            if attempt == 2:
+                raise trouble.error from None
+            job.pause(trouble, attempt, what)
+    raise AssertionError
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """Work on several threads, which the calling one waits for and reports on; the first error ends all of it."""
+
+    def __init__(self, watch: Watch, total: int = 0, done: int = 0) -> None:
+        self._watch = watch
+        self._total = total
+        self._done = done
+        self._lock = threading.Lock()
+        self._said: SimpleQueue[str] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._stopped = threading.Event()
+
+    # On the threads that work.
+
+    def add(self, count: int) -> None:
+        """Count bytes that have come; negative for those that were thrown away."""
+        with self._lock:
+            self._done += count
+
+    def say(self, sentence: str) -> None:
+        self._said.put(sentence)
+
+    def check(self) -> None:
+        """End this thread if the job is over."""
+        if self._stopped.is_set():
+            raise _StoppedError
+
+    def wait(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
+        self.check()
+
+    def pause(self, trouble: _Transient, attempt: int, what: str) -> None:
+        """Wait before the next attempt, longer each time."""
+        seconds = trouble.after if trouble.after is not None else PAUSE * min(2**attempt, 8)
+        if seconds >= 4:
+            self.say(f"{what}: {str(trouble.error).split(';')[0].rstrip('.')}; trying again in {seconds:.0f} s.")
+        self.wait(seconds)
+
+    # On the calling thread.
+
+    def run(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Call `work` with every item, on at most `PARALLEL` threads, and wait for all."""
+        waiting: SimpleQueue[T] = SimpleQueue()
+        count = 0
+        for item in items:
+            waiting.put(item)
+            count += 1
+
+        def loop() -> None:
+            try:
+                while not self._stopped.is_set():
+                    work(waiting.get_nowait())
+            except (Empty, _StoppedError):
+                pass
+            except BaseException as error:
+                with self._lock:
+                    self._error = self._error or error
+                self._stopped.set()
+
+        # A thread that waits for the network must not keep the process from ending.
+        threads = [threading.Thread(target=loop, name="msh-fetch", daemon=True) for _ in range(min(PARALLEL, count))]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads) and self._error is None:
+                self._report()
+                for thread in threads:
+                    if thread.is_alive():
+                        thread.join(0.05)
+                        break
+            self._report()
+        finally:
+            self._stopped.set()
+            # What came last is on disk once they have noticed.
+            deadline = perf_counter() + 0.5
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join(max(0.0, deadline - perf_counter()))
+        if self._error is not None:
+            raise self._error
+
+    def _report(self) -> None:
+        self._watch.check()
+        with contextlib.suppress(Empty):
+            while True:
+                self._watch.say(self._said.get_nowait())
+        if self._total:
+            self._watch.progress(self._done, self._total)
+
+
+class _StoppedError(Exception):
+    """The job is over: the thread that meets this ends."""
+
+
+# ---- the contents --------------------------------------------------------------------------------------------------------
+
+
+def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
+    """Fetch what is missing of files that `look_up` found, and return their paths in the cache, in the same order.
+
+    What has come stays on disk whatever happens, and the next call goes on from there. Every file is checked by the hub's hash,
+    and by the reference's sha256 if it has one, before it gets its name; one that does not agree is removed and fetched once
+    more.
+
+    Raises
+    ------
+    MshError
+        The disk has no room, or the cache cannot be written; a file came wrong twice; the hub or the network has trouble that
+        does not go away.
+    InputError
+        The hub does not give the file to this user (any more).
+    """
+    watch = watch or Watch()
+    check_space(remotes)
+    whole = {remote.blob: remote for remote in remotes}
+    total = sum(remote.size for remote in whole.values())
+    came = [remote for remote in whole.values() if remote.missing]
+    job = _Job(watch, total, total - sum(remote.missing for remote in came))
+
+    def work(remote: Remote) -> None:
+        try:
+            _fetch(remote, job)
+        except OSError as error:
+            raise _disk_error(error, remote) from None
+
+    job.run(work, whole.values())
+    for remote in remotes:
+        _link(remote)
+    cache.note_verified(remote.pointer for remote in came)
+    return [remote.pointer for remote in remotes]
+
+
+def check_space(remotes: Sequence[Remote]) -> None:
+    """Raise MshError if the disk has no room for what is missing."""
+    need = sum({remote.blob: remote.missing for remote in remotes}.values())
+    folder = cache.cache_folder()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if need and need + MARGIN > free:
+        raise MshError(
+            f"There is no room for {human_size(need)} in {folder}: {human_size(free)} are free; make room, or name a folder on "
+            "another disk with HF_HOME."
+        )
+
+
+def _disk_error(error: OSError, remote: Remote) -> MshError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MshError(
+            f"The disk with {cache.cache_folder()} is full; make room and try again: what came of {remote.file.path} is kept."
+        )
+    return MshError(f"{error.filename or cache.cache_folder()} cannot be written ({error.strerror or error}).")
+
+
+def _fetch(remote: Remote, job: _Job) -> None:
+    """Bring one file into the cache."""
+    if remote.pointer.is_file():
+        return
+    remote.blob.parent.mkdir(parents=True, exist_ok=True)
+    # As other programs lock it, so that nobody fetches what somebody else is fetching.
+    locks = cache.cache_folder() / ".locks" / cache.repository_folder(remote.file.repository).name
+    locks.mkdir(parents=True, exist_ok=True)
+    missing = remote.missing
+    with _locked(locks / f"{remote.etag}.lock", remote, job):
+        if remote.blob.is_file():  # from somebody else, meanwhile
+            job.add(missing)
+        elif not _found_elsewhere(remote, job):
+            _download(remote, job)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
+    lock, begin, told = FileLock(path), perf_counter(), False
+    while True:
+        try:
+            lock.acquire(timeout=0.2)
+            break
+        except Timeout:
+            job.check()
+        except NotImplementedError:  # a file system without locks
+            break
+        if not told and perf_counter() - begin > 2:
+            job.say(f"Another program is fetching {remote.file.path}; waiting for it.")
+            told = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _found_elsewhere(remote: Remote, job: _Job) -> bool:
+    """Take a file of the same contents from another repository in the cache, if there is one."""
+    if not cache.is_sha256(remote.etag):
+        return False
+    for other in cache.cache_folder().glob(f"models--*/blobs/{remote.etag}"):
+        if other.is_file() and other.stat().st_size == remote.size:
+            digest = cache.Digest(remote.etag, remote.size)
+            with other.open("rb") as file:
+                _read(file, digest, job)
+            if digest.agrees():
+                had = remote.size - remote.missing
+                try:
+                    os.link(other.resolve(), remote.blob)
+                except OSError:
+                    shutil.copyfile(other, remote.partial)
+                    remote.partial.replace(remote.blob)
+                remote.partial.unlink(missing_ok=True)
+                job.add(remote.size - had)
+                return True
+    return False
+
+
+def _read(file: BinaryIO, digest: cache.Digest, job: _Job) -> int:
+    """Feed what is left of a file to `digest`; return how many bytes that was."""
+    count = 0
+    while piece := file.read(_PIECE):
+        job.check()
+        digest.update(piece)
+        count += len(piece)
+    return count
+
+
+def _download(remote: Remote, job: _Job) -> None:
+    name, sha256 = remote.file.path, remote.file.sha256
+    for last in (False, True):
+        digest = _download_once(remote, job)
+        if digest.agrees() and (not sha256 or digest.sha256 == sha256):
+            remote.partial.replace(remote.blob)
+            return
+        remote.partial.unlink()
+        job.add(-remote.size)
+        what = f"{name} came damaged (its hash is not the one that it should have) and was removed"
+        if last:
+            raise MshError(f"{what}, twice; try again later, or over another network.")
+        job.say(f"{what}; fetching it once more.")
+    raise AssertionError
+
+
+def _download_once(remote: Remote, job: _Job) -> cache.Digest:
+    """Bring the partial file to its full size, however many requests that takes; return its digest."""
+    with remote.partial.open("a+b", buffering=0) as file:
+        file.seek(0)
+        digest = cache.Digest(remote.etag, remote.size)
+        have = _read(file, digest, job)
+        if have > remote.size:
+            file.truncate(0)
+            job.add(-remote.size)
+            digest, have = cache.Digest(remote.etag, remote.size), 0
+        failures = 0
+        while have < remote.size:
+            before = have
+            try:
+                for piece in _pieces(remote, have, job):
+                    if piece is None:  # from the beginning
+                        file.truncate(0)
+                        job.add(-have)
+                        digest, have = cache.Digest(remote.etag, remote.size), 0
+                        continue
+                    if have + len(piece) > remote.size:
+                        raise _Transient(MshError(f"{host()} sends more of {remote.file.path} than there is of it."))
+                    file.write(piece)
+                    digest.update(piece)
+                    have += len(piece)
+                    job.add(len(piece))
+                if have < remote.size:
+                    raise _Transient(MshError(f"The connection to {host()} broke; try again: what has come is kept."))
+            except _Transient as trouble:
+                failures = 1 if have - before >= _PROGRESS else failures + 1
+                if failures > RETRIES:
+                    raise trouble.error from None
+                job.pause(trouble, failures - 1, remote.file.path)
+    return digest
+
+
+def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
+    """Ask for a file from byte `begin` on and yield it piece by piece; first None if it comes from its beginning instead."""
+    url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
+    headers = build_hf_headers()
+    headers |= {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
+    timeout = httpx2.Timeout(PATIENCE, connect=CONNECT)
+    try:
+        with (
+            _errors(remote.file),
+            get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response,
+        ):
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise _Transient(MshError(f"{host()} has less of {remote.file.path} than it says; try again later."))
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            if _begins_at(response, remote) != begin:
+                yield None
+            yield from _watched(response.iter_raw(), job)
+    except UnreachableError as error:
+        # In the middle of a file it is worth waiting for the network.
+        raise _Transient(MshError(f"{error}; try again: what has come is kept.")) from None
+
+
+def _begins_at(response: httpx2.Response, remote: Remote) -> int:
+    """Return the byte at which an answer begins; what is no part of the file (a login page, say) raises."""
+    ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
+        begin, _, size = map(int, ranged.groups())
+    else:
+        begin, size = 0, int(response.headers.get("Content-Length", -1))
+        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
+            size = -1
+    asked = int(response.request.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+    if size != remote.size or begin not in (0, asked):
+        raise _Transient(
+            MshError(
+                f"{response.url.host} answers with something else in place of {remote.file.path}; "
+                "look whether the network wants a login, and try again."
+            )
+        )
+    return begin
+
+
+def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
+    """Pass pieces on, and give up when they come too slowly."""
+    least, window = SLOWEST
+    begin, count = perf_counter(), 0
+    for piece in pieces:
+        job.check()
+        yield piece
+        count += len(piece)
+        if (seconds := perf_counter() - begin) > window:
+            if count < least * seconds:
+                raise _Transient(MshError(f"{host()} sends next to nothing; try again later: what has come is kept."))
+            begin, count = perf_counter(), 0
+
+
+def _link(remote: Remote) -> None:
+    """Give a blob its name in the snapshot, and the revision its commit."""
+    try:
+        if not remote.pointer.is_file():
+            remote.pointer.parent.mkdir(parents=True, exist_ok=True)
+            remote.pointer.unlink(missing_ok=True)
+            try:
+                remote.pointer.symlink_to(os.path.relpath(remote.blob, remote.pointer.parent))
+            except FileExistsError:
+                pass  # another program was faster
+            except OSError:  # a file system without links
+                remote.blob.replace(remote.pointer)
+        if not cache.is_commit(remote.file.revision):
+            reference = cache.repository_folder(remote.file.repository) / "refs" / remote.file.revision
+            if cache.commit_of(remote.file.repository, remote.file.revision) != remote.commit:
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                temporary = reference.with_name(f".{reference.name}.{os.getpid()}.msh")
+                temporary.write_text(remote.commit, encoding="ascii")
+                temporary.replace(reference)
+    except OSError as error:
+        raise _disk_error(error, remote) from None

@@ -1,0 +1,69 @@
+"""The files of a model: which they are, and where they are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..system.newfile import existing
+from ..system.places import asset
+from ..weights.beside import find_config
+
+# The names of the codec and the tokenizer in the published repositories.
+MIMIS = "tokenizer-*.safetensors"
+TOKENIZERS = "tokenizer*.model"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model; `config` None is the published architecture."""
+
+    model: Path
+    mimi: Path
+    tokenizer: Path
+    config: Path | None
+
+    @property
+    def all(self) -> list[Path]:
+        """Those that are there."""
+        return [path for path in (self.model, self.mimi, self.tokenizer, self.config) if path]
+
+
+def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
+    """Find the file beside a model that fits a pattern; None if there is none, InputError if there are several."""
+    found = sorted(path for path in model.parent.glob(pattern) if path.is_file())
+    if len(found) > 1:
+        raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}; name one with {option}.")
+    return found[0] if found else None
+
+
+def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
+    """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `find_config`).
+
+    Raises
+    ------
+    InputError
+        A file is missing or a folder, or there is not exactly one tokenizer beside the model.
+    """
+    model_file = existing(model, "model")
+    mimi_file = existing(mimi, "codec")
+    if tokenizer is not None:
+        tokenizer_file: Path | None = existing(tokenizer, "tokenizer")
+    else:
+        tokenizer_file = beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
+    if tokenizer_file is None:
+        raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}; give one with --tokenizer.")
+    config_file = existing(config, "configuration") if config is not None else find_config(model_file)
+    return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
+
+
+def demo_folder() -> Path:
+    """Return the folder of the demo model; raises MshError if it is not installed."""
+    return asset("assets/demo/config.json", "The demo model").parent
+
+
+def find_demo() -> ModelFiles:
+    """Find the files of the demo model; raises MshError if it is not installed."""
+    folder = demo_folder()
+    return find_model(str(folder / "model.q8.safetensors"), str(folder / "mimi.safetensors"))

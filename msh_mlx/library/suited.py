@@ -1,0 +1,310 @@
+"""The models of the catalogue on this machine: which of them suit it, which are on disk, and how to get one.
+
+A model **fits** if what it takes while talking is at most three quarters of the memory and leaves 4 GiB to the system. It is
+**fast enough** if the memory's measured bandwidth brings the bytes of a step in 45 ms, a little more than half of the 80 ms
+that there are: attention, launches and everything else come on top. Of those that suit, the one with the most bits a weight
+is the best; those on disk come before those that would have to be fetched. If three steps in four then take more than 70 ms in
+warm-up, the next lighter one is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, MshError, UnreachableError
+from ..model.config import read_config
+from ..system.inputs import ONE_FILE
+from ..system.words import human_size, listed
+from ..weights.beside import find_config
+from . import cache
+from .cache import Watch
+from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, load_catalogue, parse_repository
+from .files import MIMIS, TOKENIZERS, ModelFiles
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Checkpoint
+
+STEP_LIMIT = 0.045  # seconds in which the bytes of a step must be read
+SLOW = 0.07  # seconds: a model whose steps take longer, three in four, is too slow
+_SYSTEM = 4 << 30  # bytes that are left to it, at least
+# What a conversation takes besides the weights: keys and values, here of the published size, and the codec, what MLX keeps of
+# freed buffers, and the program.
+_KEYS_AND_VALUES = 1_600_000_000
+_THE_REST = 1_000_000_000
+_ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The bytes of memory, and how many bytes of it can be read in a second."""
+
+    memory: int
+    bandwidth: float
+
+    @property
+    def room(self) -> int:
+        """Bytes that a model may take."""
+        return room(self.memory)
+
+
+def room(memory: int) -> int:
+    """Return how many bytes a model may take of a machine's memory."""
+    return memory - max(memory // 4, _SYSTEM)
+
+
+def this_machine() -> Machine:
+    """Measure the machine; takes about a second."""
+    from ..system.memory import machine_memory
+    from .bandwidth import bandwidth
+
+    return Machine(machine_memory(), bandwidth())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be expected of a model on a machine; None is not known.
+
+    `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
+    """
+
+    entry: Entry
+    fits: bool | None
+    step: float | None
+
+    @property
+    def suits(self) -> bool:
+        """Whether it may be chosen without having been named."""
+        return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
+
+    @property
+    def words(self) -> str:
+        """The verdict in a few words."""
+        if self.fits is None or self.step is None:
+            return "not known"
+        if not self.fits:
+            return "too little memory"
+        return "suits" if self.suits else f"too slow: {1000 * self.step:.0f} ms a step"
+
+
+def judge(entry: Entry, machine: Machine) -> Verdict:
+    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    return Verdict(
+        entry,
+        None if entry.memory is None else entry.memory <= machine.room,
+        None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth,
+    )
+
+
+def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
+    """List the models that suit a machine: those on disk first, then the best."""
+    good = [entry for entry in entries.values() if judge(entry, machine).suits]
+    return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
+
+
+def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
+    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
+    fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
+    # Stable: what is on disk comes first, then the best.
+    return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)
+
+
+def _voice(entry: Entry) -> str:
+    return entry.name.rpartition("-")[0]
+
+
+def load_library(extra: str | None = None) -> dict[str, Entry]:
+    """Read the catalogue (see `load_catalogue`), and add the models in `weights/` where the program was started."""
+    return load_catalogue(extra) | _in_weights(Path("weights"))
+
+
+def _in_weights(folder: Path) -> dict[str, Entry]:
+    """Find models in a folder and the folders in it, by the names of their files: repositories that were downloaded by hand."""
+    found: dict[str, Entry] = {}
+    for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+        for kind in ("bf16", "q8", "q4"):
+            lm = place / lm_name(QUANTIZATIONS[kind])
+            mimis, tokenizers = (list(filter(_is_there, place.glob(pattern))) for pattern in (MIMIS, TOKENIZERS))
+            if not (_is_there(lm) and len(mimis) == len(tokenizers) == 1):
+                continue
+            files: dict[str, Reference] = {
+                "lm": LocalFile(lm), "mimi": LocalFile(mimis[0]), "tokenizer": LocalFile(tokenizers[0])
+            }  # fmt: skip
+            if config := find_config(lm):
+                files["config"] = LocalFile(config)
+            size = lm.stat().st_size
+            found[str(lm)] = Entry(
+                name=str(lm),
+                about=f"Your own, in {place}/",
+                files=files,
+                quantization=kind,
+                size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
+                memory=size + _KEYS_AND_VALUES + _THE_REST,
+                step_bytes=size + _KEYS_AND_VALUES,
+                licence=None,
+                source=place,
+            )
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def lm_name(bits: int | None) -> str:
+    """Name the model's file in a published MLX repository."""
+    return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
+
+
+def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
+    """Count the bytes that conversations with a model take once their windows are full, as `Entry.memory` does for one."""
+    from ..model.cache import RingFormat
+    from ..weights.checkpoint import default_dtype
+
+    config, dtype = checkpoint.config, default_dtype()
+    ring = RingFormat(config.num_heads, config.dim // config.num_heads, dtype, kv_bits)
+    return checkpoint.held_bytes(dtype) + conversations * config.num_layers * ring.nbytes(config.context) + _THE_REST
+
+
+def check_memory(name: str, need: int, memory: int) -> str | None:
+    """Compare the bytes that a model needs with those that the machine has; return a warning if there is little left.
+
+    Raises
+    ------
+    MshError
+        It needs more than there is.
+    """
+    what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
+    instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
+    if need > memory:
+        raise MshError(f"{what}; {instead}.")
+    return f"{what}: it may become slow; {instead}." if need > room(memory) else None
+
+
+# ---- getting one ---------------------------------------------------------------------------------------------------------
+
+
+def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
+    """Return the files of a model, after fetching what is not on disk.
+
+    Raises
+    ------
+    InputError
+        A file of the user's own is not there; the hub has no such file, or not for this user.
+    MshError
+        A file cannot be fetched; the message says what would work without network.
+    """
+    if cache.missing(entry):
+        _fetch(entry, entries, watch)
+    found = cache.paths(entry)
+    model, mimi, tokenizer = (found[role] for role in ("lm", "mimi", "tokenizer"))
+    if not (model and mimi and tokenizer):
+        raise MshError(f"Files of {entry.name} went away while they were fetched; try again.")
+    return ModelFiles(model, mimi, tokenizer, found.get("config"))
+
+
+def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:
+    """Return the path of one file, `what` it is to be, after fetching it if it is the hub's and not on disk; as `obtain`."""
+    found = cache.find(reference)
+    if found is None:
+        entry = Entry(f"the {what}", "", {"file": reference}, None, None, None, None, None, Path())
+        _fetch(entry, entries, watch)
+        found = cache.find(reference)
+    if found is None:
+        raise MshError(f"The {what} went away while it was fetched; try again.")
+    return found
+
+
+def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
+    for role, file in entry.files.items():
+        if isinstance(file, LocalFile) and cache.find(file) is None:
+            raise InputError(f"The {_ROLES.get(role, 'file')} of {entry.name}, {file.path}, is not there.")
+    from . import fetch
+
+    # All of them: were the branch at another commit by now, those on disk would be of the old one.
+    files = [file for file in entry.files.values() if isinstance(file, HubFile)]
+    try:
+        remotes = fetch.look_up(files, watch)
+        size = sum(remote.missing for remote in remotes)
+        count = sum(remote.missing > 0 for remote in remotes)
+        if size:
+            what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
+            watch.say(f"Fetching {entry.name} from {fetch.host()} into {cache.cache_folder()}: {what}")
+        fetch.fetch(remotes, watch)
+    except UnreachableError as error:
+        gone = [str(file.path) for file in cache.missing(entry)]
+        there = [other.name for other in entries.values() if cache.is_on_disk(other)]
+        instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
+        raise UnreachableError(
+            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk; "
+            f"{instead or 'without network there is only --demo'}."
+        ) from None
+
+
+def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
+    """Describe a repository of the published form that is not in the catalogue, by the names of its files.
+
+    `bits` chooses a model's file, where there are several.
+
+    Raises
+    ------
+    InputError
+        It is no such repository, or there is none.
+    MshError
+        The hub cannot be asked, and the repository is not on disk.
+    """
+    from . import fetch
+
+    name, revision = parse_repository(repository)
+    try:
+        names = fetch.list_files(name, revision, watch)
+    except UnreachableError as error:
+        commit = cache.commit_of(name, revision)
+        folder = cache.repository_folder(name) / "snapshots" / (commit or "")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
+        if not names:
+            raise UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
+    said: dict[str, object] = {}
+    files: dict[str, Reference] = {}
+    if "config.json" in names:
+        config = HubFile(name, "config.json", revision)
+        files["config"] = config
+        path = obtain_file(config, "configuration", {}, watch)
+        with contextlib.suppress(InputError):  # of which whoever reads it for the model will complain
+            said = read_config(path)
+    wanted = [lm_name(bits)] if bits else [lm_name(16), lm_name(8), lm_name(4)]
+    for role, key, usual in (
+        ("lm", "moshi_name", [path for path in wanted if path in names]),
+        ("mimi", "mimi_name", [path for path in names if Path(path).match(MIMIS)]),
+        ("tokenizer", "tokenizer_name", [path for path in names if Path(path).match(TOKENIZERS)]),
+    ):
+        told = said.get(key)
+        if isinstance(told, str) and told in names and not (role == "lm" and bits):
+            files[role] = HubFile(name, told, revision)
+        elif len(usual) == 1 or (role == "lm" and usual and not bits):
+            files[role] = HubFile(name, usual[0], revision)
+        elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
+            raise InputError(f"The repository {name} has its model in several files ({index}); {ONE_FILE}.")
+        else:
+            what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
+            of = f" of {bits} bits ({wanted[0]})" if role == "lm" and bits else ""
+            raise InputError(
+                f"The repository {name} has {what}{of}; give the files with --model, --mimi and --tokenizer."
+            )
+    files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
+    return Entry(repository, "", files, None, None, None, None, None, Path())
+
+
+def _is_index(path: str) -> bool:
+    return path.endswith(".safetensors.index.json")
+
+
+def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
+    """Return the codec or the tokenizer of the catalogue, for a model that came without: one on disk if there is one."""
+    files = [entry.files[role] for entry in entries.values() if role in entry.files]
+    if not files:
+        raise InputError(f"The catalogue has no {_ROLES[role]}; give one with --{role}.")
+    return next((file for file in files if cache.find(file)), files[0])

@@ -1,0 +1,253 @@
+"""When to give which hint: judges levels and figures over time. Has no clock of its own; times are told."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from operator import itemgetter
+
+import numpy as np
+import numpy.typing as npt
+
+from ..events import Event, Heard, Pcm, Ready, Said
+from ..sound.headset import is_bluetooth_headset
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known at `time`, in seconds of any clock.
+
+    `silent` is for how many seconds the microphone has given nothing but exact zeros; `clipped` whether a sample was clipped
+    since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds;
+    `cancels` whether echoes are looked for, to be taken away; `muted` whether the user has muted the microphone, so that what
+    it hears is nobody's concern.
+    """
+
+    time: float
+    silent: float = 0.0
+    clipped: bool = False
+    step_p95: float | None = None
+    dropped: float = 0.0
+    cancels: bool = True
+    muted: bool = False
+
+
+class Latch:
+    """A condition that does not flicker: true once it held for `after` seconds, until it has not held for `hold` seconds."""
+
+    def __init__(self, after: float, hold: float) -> None:
+        self._after = after
+        self._hold = hold
+        self._since: float | None = None
+        self._last: float | None = None  # when it held last, after it had become true
+
+    def push(self, time: float, holds: bool) -> bool:
+        """Say whether the condition `holds` at `time`; return whether it is to be taken as true."""
+        if not holds:
+            self._since = None
+        elif self._since is None:
+            self._since = time
+        if self._since is not None and time - self._since >= self._after:
+            self._last = time
+        if self._last is not None and time - self._last > self._hold:
+            self._last = None
+        return self._last is not None
+
+
+class EchoDetector:
+    """Finds out whether the microphone hears the loudspeaker, by comparing their levels over time.
+
+    Levels come in steps of 40 ms. The loudspeaker's of the last seconds in which it was loud are correlated with the
+    microphone's so many steps later, in decibels and without what changes slowly (that people take turns). It is an echo if
+    the correlation is high, and highest at the same delay for a while.
+    """
+
+    STEP = 0.04  # seconds
+    _LAGS = 19  # 0 to 0.72 s: cushion, devices and the way through the air
+    _HISTORY = 500
+    _ENOUGH, _MOST = 90, 200  # steps that are compared
+    _FEWEST = 5  # syllables in them
+    _SLOW = 25  # steps: what changes over more than about a second does not count
+    _FLOOR, _AUDIBLE, _RISE = -60.0, -50.0, 3.0  # decibels
+    _EVERY = 15  # steps between two looks
+    _LOOKS = 3  # that have to agree
+
+    def __init__(self) -> None:
+        self._levels: deque[tuple[float, float]] = deque(maxlen=self._HISTORY)
+        self._lags: deque[int | None] = deque(maxlen=self._LOOKS)
+        self._until_next = self._EVERY
+
+    def push(self, played: float, heard: float) -> None:
+        """Take the RMS of what was played and of what was heard in the same 40 ms."""
+        self._levels.append((played, heard))
+        self._until_next -= 1
+        if self._until_next == 0:
+            self._until_next = self._EVERY
+            self._lags.append(self._look())
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is an echo."""
+        lags = [lag for lag in self._lags if lag is not None]
+        return len(lags) == self._LOOKS and max(lags) - min(lags) <= 2
+
+    def _look(self) -> int | None:
+        """Return the delay, in steps, at which what is heard resembles what was played; None if it does not."""
+        if len(self._levels) < self._ENOUGH + self._LAGS:
+            return None
+        decibels = 20 * np.log10(np.maximum(np.array(self._levels).T, 10 ** (self._FLOOR / 20)))
+        played, heard = (_without_slow(row, self._SLOW) for row in decibels)
+        loud = np.convolve(decibels[0] > self._AUDIBLE, np.ones(9), "same") > 0
+        begins = np.diff(played > self._RISE, prepend=False) & (played > self._RISE)
+        best: tuple[float, int | None] = 0.0, None
+        for lag in range(self._LAGS):
+            chosen = np.flatnonzero(loud[: len(loud) - lag])[-self._MOST :]
+            syllables = np.count_nonzero(begins[chosen])
+            if len(chosen) < self._ENOUGH or syllables < self._FEWEST:
+                continue
+            # The fewer syllables, the easier it is for others to resemble them by chance.
+            chance = 0.4 + 1.1 / math.sqrt(syllables)
+            best = max(best, (_correlation(played[chosen], heard[chosen + lag]) - chance, lag), key=itemgetter(0))
+        return best[1]
+
+
+_Row = npt.NDArray[np.float64]
+
+
+def _without_slow(row: _Row, steps: int) -> _Row:
+    padded = np.pad(row, steps // 2, mode="edge")
+    return row - np.convolve(padded, np.ones(steps) / steps, "valid")
+
+
+def _correlation(a: _Row, b: _Row) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
+    # What does not change by a decibel or so says nothing.
+    return float(np.sum(a * b)) / scale if scale > len(a) else 0.0
+
+
+def envelope(pcm: Pcm, parts: int) -> list[float]:
+    """Return the RMS of each of `parts` equal parts of `pcm` `[n]`."""
+    return [float(x) for x in np.sqrt(np.mean(np.square(pcm.reshape(parts, -1), dtype=np.float64), axis=1))]
+
+
+class Hints:
+    """Gives hints when they help, the most important first.
+
+    `terminal` is the application that macOS has to allow the microphone to; None on other systems. `bits` says how small the
+    model is (4, 8, 16; None: there is no smaller one to choose); `frame_seconds` how long a frame lasts; `elsewhere` that it is
+    another computer that has the model.
+    """
+
+    _SILENT = 3.0  # seconds of zeros
+    _ASKING = 20.0  # seconds during which macOS may be waiting for an answer
+    _HEADSET = 30.0  # seconds for which the hint about a headset is shown
+
+    def __init__(
+        self, *, terminal: str | None, bits: int | None, frame_seconds: float, elsewhere: bool = False
+    ) -> None:
+        self._terminal = terminal
+        self._elsewhere = elsewhere
+        self.use_model(bits)
+        self._frame_seconds = frame_seconds
+        self._silent = Latch(0.0, 1.0)
+        self._slow = Latch(5.0, 10.0)
+        self._dropping = Latch(0.0, 10.0)
+        self._listen_for_echo(True)
+        self._clipping = Latch(0.0, 5.0)
+        self._clipped: deque[float] = deque()
+        self._dropped = 0.0
+        self._headset: str | None = None
+        self._device_since: float | None = None
+        self._played: dict[int, list[float]] = {}
+        self._heard: dict[int, list[float]] = {}
+
+    def use_model(self, bits: int | None) -> None:
+        """Say how small the model is from now on; None: there is no smaller one to choose."""
+        self._smaller = "choose the q4 model" if bits in (8, 16) else ""
+
+    def use_device(self, name: str, rate: float, outputs: Collection[str]) -> None:
+        """Say which input device is in use from now on: its name, its default rate in Hz, the names of all output devices."""
+        self._headset = name if is_bluetooth_headset(name, rate, outputs) else None
+        self._device_since = None
+        self._silent = Latch(0.0, 1.0)
+
+    def _listen_for_echo(self, cancels: bool) -> None:
+        self._cancels = cancels
+        self._echo = EchoDetector()
+        self._echo_latch = Latch(0.0, 15.0)
+
+    def handle(self, event: Event) -> None:
+        """Compare what is heard with what is said; other events say nothing here."""
+        if isinstance(event, Ready):
+            self._played.clear()
+            self._heard.clear()
+        elif isinstance(event, Heard):
+            self._pair(event.index, event.pcm, self._heard)
+        elif isinstance(event, Said):
+            self._pair(event.index, event.pcm, self._played)
+
+    def _pair(self, index: int, pcm: Pcm, levels: dict[int, list[float]]) -> None:
+        levels[index] = envelope(pcm, round(self._frame_seconds / EchoDetector.STEP))
+        if index in self._heard and index in self._played:
+            for played, heard in zip(self._played.pop(index), self._heard.pop(index), strict=True):
+                self._echo.push(played, heard)
+        # A frame without a counterpart: the first ones have no voice.
+        for old in [i for i in levels if i < index - 25]:
+            del levels[old]
+
+    def update(self, sample: Sample) -> tuple[str, ...]:
+        """Return the hints to be shown now, each a sentence. Times do not decrease."""
+        time = sample.time
+        if self._device_since is None:
+            self._device_since = time
+        hints = []
+        if self._silent.push(time, sample.silent > self._SILENT) and not sample.muted:
+            hints.append(self._silence(time - self._device_since))
+        if self._is_slow(sample):
+            what = " or ".join(filter(None, (self._smaller, "close other programs")))
+            hints.append(
+                "The server, or the way to it, is too slow: not all that you say is heard."
+                if self._elsewhere
+                else f"This computer is too slow for the model: {what}."
+            )
+        if sample.cancels != self._cancels:
+            self._listen_for_echo(sample.cancels)
+        if self._echo_latch.push(time, self._echo.heard) and not sample.muted:
+            what = "use headphones, or turn the loudspeaker down"
+            if not self._cancels:
+                what = "press e to take the echo away, or use headphones"
+            hints.append(f"Moshi hears itself through the microphone: {what}.")
+        if self._is_clipping(sample) and not sample.muted:
+            hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
+        if self._headset is not None and time - self._device_since <= self._HEADSET:
+            hints.append(
+                f"{self._headset} has the sound of a telephone while its microphone is in use: d takes the next one, "
+                "such as the built-in one."
+            )
+        return tuple(hints)
+
+    def _silence(self, age: float) -> str:
+        if self._terminal is None:
+            return "The microphone is silent: it may be muted or unplugged; d takes the next one."
+        if age < self._ASKING:
+            return f"The microphone is silent so far: macOS may be asking whether {self._terminal} may use it."
+        return (
+            f"The microphone is silent: allow {self._terminal} in System Settings > Privacy & Security > Microphone, "
+            "then quit and reopen it."
+        )
+
+    def _is_slow(self, sample: Sample) -> bool:
+        slow = self._slow.push(sample.time, (sample.step_p95 or 0.0) > 1000 * self._frame_seconds)
+        dropping = self._dropping.push(sample.time, sample.dropped > self._dropped)
+        self._dropped = sample.dropped
+        return slow or dropping
+
+    def _is_clipping(self, sample: Sample) -> bool:
+        if sample.clipped:
+            self._clipped.append(sample.time)
+        while self._clipped and sample.time - self._clipped[0] > 5.0:
+            self._clipped.popleft()
+        return self._clipping.push(sample.time, len(self._clipped) >= 3)

@@ -1,0 +1,462 @@
+"""Keeps a live conversation: sound and words, written as they come by a thread that nobody waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
+from ..sound.recordings import to_int16, wav_header
+from ..system.places import temporary_folder, user_path
+from .background import Background, RemovedError, disk_error
+
+Samples = npt.NDArray[np.int16]
+_RATE, _SIZE = 24_000, 1_920  # of the sound, and of a frame of it
+_HEADER = 44  # bytes
+_LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
+_QUEUE = 1_500  # events that may wait for the disk: a minute
+_RESERVE = 1_000_000_000  # bytes that temporary files leave free
+_BLOCK = 64  # frames that are copied at once
+_LATE = 250  # frames that one side may be behind the other
+
+
+_Recorded = Ready | Heard | Said | SpokeWord
+
+
+class Recorder:
+    """Records conversations from their events: `recorder(event)` may be called by any thread and never waits.
+
+    With a folder, everything is written there as it comes: every conversation gets a folder of its own in it, named by the
+    time at which it began, such as `2026-11-22-21.03.05` (with `-2` and so on where there is one already), so that nothing is
+    ever overwritten. It holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left,
+    Moshi on the right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`). Sample n of each
+    is of the same moment, frame `index` of the events at 1920 × `index`; what one side lacks is silence. The files can be
+    read at any time, and a crash loses less than a second. Where a file would pass 4 GiB (12 hours), all three go on in
+    `user-part2.wav` and so on.
+
+    Without a folder the same goes into temporary files without a name, which vanish with the program (350 MB an hour), and
+    `save` makes files of the current conversation.
+
+    When the disk is full or too slow, or the folder goes away, the recording ends with a `Notice`, and the conversation does
+    not notice.
+
+    Parameters
+    ----------
+    notify
+        Called with every `Notice`, on the recorder's thread or on one that calls the recorder: "recording", "recording-part",
+        "recording-ended", "saved", "not-saved".
+    folder
+        Where to record; it is made, with those above it, if it is not there.
+    limit
+        Bytes that a sound file may have.
+    queue
+        Events that may wait for the disk; where more do, it is too slow.
+    reserve
+        Bytes that are left free on the disk of the temporary files.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        notify: Callable[[Notice], None],
+        folder: Path | None = None,
+        *,
+        limit: int = _LIMIT,
+        queue: int = _QUEUE,
+        reserve: int = _RESERVE,
+    ) -> None:
+        self._notify = notify
+        self._parent = None if folder is None else _checked(folder)
+        self._limit = limit
+        self._reserve = reserve
+        self.folders: list[Path] = []  # what has been recorded and saved so far
+        self._planned: set[Path] = set()
+        self._take: _Take | None = None
+        self._over = True  # whether what comes next begins a conversation
+        self._ended = False
+        self._ending = threading.Lock()
+        self._abort = False
+        self._background = Background[_Recorded | Path | _Order]("recorder", self._handle, self._tick, queue)
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; those that say nothing of sound or words are left alone."""
+        if self._ended or not isinstance(event, _Recorded):
+            return
+        if not self._background.put(event):
+            self._end("the disk is too slow")
+
+    def save(self, folder: Path) -> Path:
+        """Let the conversation so far be saved, and return the new folder in `folder` that it will be in.
+
+        A `Notice` tells when it is there, with all its files, or that it cannot be. What is recorded anyway is not copied.
+        """
+        if self._parent is not None:
+            self._background.put(_Order.REPORT, force=True)
+            return self.folders[-1] if self.folders else self._parent
+        path = next(
+            path for path in _names(user_path(folder)) if path not in self._planned and not os.path.lexists(path)
+        )
+        self._planned.add(path)
+        self._background.put(path, force=True)
+        return path
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """Finish the files and end the thread; return whether that is done within `timeout` seconds.
+
+        What is being saved then is given up, and leaves nothing.
+        """
+        self._background.put(_Order.FINISH, force=True)
+        if not self._background.close(timeout):
+            self._abort = True
+            if not self._background.close(timeout):
+                return False
+        if self._take:
+            self._take.close()
+        return True
+
+    # ---- on the recorder's thread ----------------------------------------------------------------------------------------
+
+    def _handle(self, thing: _Recorded | Path | _Order) -> None:
+        if thing is _Order.FINISH:
+            self._finish()
+        elif thing is _Order.REPORT:
+            self._report()
+        elif isinstance(thing, Path):
+            self._save(thing)
+        elif not isinstance(thing, _Order) and not self._ended:
+            with self._failures():
+                self._write(thing)
+
+    def _write(self, event: _Recorded) -> None:
+        if isinstance(event, Ready):
+            self._over = True
+            return
+        # Not before there is something: where nothing is said, no files are left.
+        if self._over or not self._take:
+            self._begin()
+        assert self._take
+        if isinstance(event, SpokeWord):
+            self._take.write_word(event.word)
+            return
+        part = self._take.write(0 if isinstance(event, Heard) else 1, event.index, to_int16(event.pcm))
+        if part and self._parent is not None:
+            self._notify(
+                Notice("recording-part", f"The files of the recording are full; it goes on in those of part {part}.")
+            )
+
+    def _begin(self) -> None:
+        before, self._take, self._over = self._take, None, False
+        if self._parent is None:
+            if before:
+                before.close()
+            self._take = _Take(None, self._limit)
+            return
+        if before:
+            before.finish()
+        folder = _fresh(self._parent)
+        self.folders.append(folder)
+        self._take = _Take(folder, self._limit)
+        self._notify(Notice("recording", f"Recording into {folder}."))
+
+    def _tick(self) -> None:
+        if self._ended or not self._take:
+            return
+        with self._failures():
+            self._take.sync()
+            if self._parent is None and self._take.free() < self._reserve:
+                self._end(f"less than {self._reserve / 1e9:g} GB is free on the disk of temporary files")
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._end(disk_error(error))
+
+    def _end(self, reason: str) -> None:
+        """End the recording, once, and say why; on any thread."""
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+        take = self._take  # which another thread may change
+        after = _clock(take.frames if take else 0)
+        if self._parent is None:
+            message = f"What is said from now on ({after}) cannot be saved: {reason} (TMPDIR names the folder for it)."
+        elif self.folders:
+            message = f"The recording ended after {after}: {reason}. What there is is in {self.folders[-1]}."
+        else:
+            message = f"The recording into {self._parent} ended before it began: {reason}."
+        self._background.put(_Order.FINISH, force=True)
+        self._notify(Notice("recording-ended", message, "warning"))
+
+    def _finish(self) -> None:
+        """Bring the files of a recording to their end; what is in temporary files stays, to be saved."""
+        if self._parent is not None and self._take:
+            with self._failures():
+                self._take.finish()
+            self._take = None
+
+    def _report(self) -> None:
+        self._tick()
+        if self.folders:
+            ended = "The recording has ended; it" if self._ended else "The recording so far"
+            self._notify(Notice("saved", f"{ended} is in {self.folders[-1]}."))
+        else:
+            self._notify(Notice("not-saved", "There is nothing to save yet."))
+
+    def _save(self, path: Path) -> None:
+        if not self._take:
+            self._notify(Notice("not-saved", "There is nothing to save yet."))
+            return
+        temporary = path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.mkdir(parents=True)
+            copy = _Take(temporary, self._limit)
+            try:
+                self._take.copy(copy, lambda: self._abort)
+            finally:
+                copy.finish()
+            # An empty folder of that name would be replaced, anything else is an error.
+            temporary.rename(path)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not self._abort:
+                self._notify(
+                    Notice("not-saved", f"The conversation could not be saved in {path}: {disk_error(error)}.", "error")
+                )
+            return
+        self.folders.append(path)
+        self._notify(Notice("saved", f"Saved the conversation so far ({_clock(self._take.frames)}) in {path}."))
+
+
+class _Order(Enum):
+    """What the recorder's thread is told to do."""
+
+    FINISH = "finish the files"
+    REPORT = "say where they are"
+
+
+class _Take:
+    """The files of one conversation: in `folder`, or temporary ones for the two sides if it is None."""
+
+    def __init__(self, folder: Path | None, limit: int) -> None:
+        self._folder = folder
+        # All files go on in a next part at the same frame, that of the stereo file.
+        part = (limit - _HEADER) // (4 * _SIZE) if folder else 1 << 48
+        self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]
+        self._stereo = _Track(folder, "conversation", 2, part) if folder else None
+        self._words = _create(folder, "transcript.jsonl")
+        self._words_size = 0
+        self._halves: dict[int, tuple[int, Samples]] = {}  # frames of which the other side is to come
+
+    @property
+    def frames(self) -> int:
+        """The length so far."""
+        return max(track.frames for track in self._sides)
+
+    def write(self, side: int, index: int, samples: Samples) -> int | None:
+        """Put a frame, `[1920]`, of a side to its place; return the number of the part that it begins, if it does."""
+        begun = self._sides[side].write(index, samples)
+        if self._stereo:
+            other, half = self._halves.pop(index, (1 - side, np.zeros(_SIZE, np.int16)))
+            both = [half, half]
+            both[side] = samples
+            if other == side:
+                both[1 - side] = np.zeros_like(samples)
+            begun = self._stereo.write(index, np.stack(both, axis=1))
+            self._halves[index] = (side, samples)
+            if len(self._halves) > _LATE:
+                del self._halves[min(self._halves)]
+        return begun
+
+    def write_word(self, word: Word) -> None:
+        """Append a word."""
+        line = json.dumps({"start": round(word.start, 3), "text": word.text}, ensure_ascii=False).encode() + b"\n"
+        _write_at(self._words, self._words_size, line)
+        self._words_size += len(line)
+
+    def sync(self) -> None:
+        """Let the headers say what is there; raise `RemovedError` if the files are in no folder any more."""
+        if not self._folder:
+            return
+        assert self._stereo
+        for track in (*self._sides, self._stereo):
+            track.sync()
+        if os.fstat(self._words.fileno()).st_nlink == 0:
+            raise RemovedError
+
+    def free(self) -> int:
+        """Return how many bytes are free on the disk."""
+        disk = os.fstatvfs(self._words.fileno())
+        return disk.f_bavail * disk.f_frsize
+
+    def copy(self, target: _Take, aborted: Callable[[], bool]) -> None:
+        """Write what there is, in temporary files, into `target`, through to the disk; stop if `aborted`."""
+        assert target._stereo
+        for index in range(0, self.frames, _BLOCK):
+            if aborted():
+                raise InterruptedError
+            sides = [track.read(index, min(_BLOCK, self.frames - index)) for track in self._sides]
+            for track, samples in zip(target._sides, sides, strict=True):
+                track.write(index, samples)
+            target._stereo.write(index, np.stack(sides, axis=1))
+        _write_at(target._words, 0, os.pread(self._words.fileno(), self._words_size, 0))
+        target._words_size = self._words_size
+        for file in (target._words, *target._sides[0].files, *target._sides[1].files, *target._stereo.files):
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Give all sound files the same length, and close them."""
+        assert self._stereo
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._words.close)
+            # Half a line, where the disk was full.
+            stack.callback(os.ftruncate, self._words.fileno(), self._words_size)
+            for track in (*self._sides, self._stereo):
+                stack.callback(track.finish, self.frames)
+
+    def close(self) -> None:
+        """Let temporary files vanish."""
+        for file in (self._words, *self._sides[0].files, *self._sides[1].files):
+            file.close()
+
+
+class _Track:
+    """Sound in frames that are written to their places, in files of `part` frames each."""
+
+    def __init__(self, folder: Path | None, name: str, channels: int, part: int) -> None:
+        self._folder = folder
+        self._name = name
+        self._channels = channels
+        self._part = part
+        self._step = 2 * channels * _SIZE  # bytes of a frame
+        self._open: dict[int, io.FileIO] = {}
+        self.frames = 0  # its length so far
+        self._file(0)
+
+    @property
+    def files(self) -> list[io.FileIO]:
+        """Those that are open."""
+        return list(self._open.values())
+
+    def write(self, index: int, samples: Samples) -> int | None:
+        """Put `[samples]` or `[samples, channels]`, whole frames, to frame `index`; return the number of a part that begins."""
+        data = memoryview(samples.tobytes())
+        begun = None
+        while data:
+            part, place = divmod(index, self._part)
+            if part not in self._open:
+                begun = part + 1
+            count = min(self._part - place, len(data) // self._step)
+            _write_at(self._file(part), _HEADER + place * self._step, data[: count * self._step])
+            index += count
+            data = data[count * self._step :]
+            self.frames = max(self.frames, index)
+        return begun
+
+    def read(self, index: int, count: int) -> Samples:
+        """Return `count` frames from `index`, `[samples]`, silence where there are none; of temporary files only."""
+        data = os.pread(self._open[0].fileno(), count * self._step, _HEADER + index * self._step)
+        return np.frombuffer(data.ljust(count * self._step, b"\0"), "<i2")
+
+    def sync(self) -> None:
+        """Bring the headers up to date."""
+        for part, file in self._open.items():
+            _write_at(file, 0, wav_header(_RATE, self._channels, self._size(part)))
+
+    def finish(self, frames: int) -> None:
+        """Fill up to `frames` with silence, and close."""
+        with contextlib.ExitStack() as stack:
+            for file in self._open.values():
+                stack.callback(file.close)
+            # Where the disk is full, the header has to be right all the same.
+            self.sync()
+            self.frames = max(self.frames, frames)
+            if self.frames:
+                stack.callback(self._file((self.frames - 1) // self._part).close)
+            for part, file in self._open.items():
+                os.ftruncate(file.fileno(), _HEADER + self._size(part))
+            self.sync()
+
+    def _size(self, part: int) -> int:
+        """Return how many bytes of sound a part holds."""
+        return min(max(self.frames - part * self._part, 0), self._part) * self._step
+
+    def _file(self, part: int) -> io.FileIO:
+        if part not in self._open:
+            name = f"{self._name}.wav" if part == 0 else f"{self._name}-part{part + 1}.wav"
+            self._open[part] = _create(self._folder, name)
+            if self._folder:
+                _write_at(self._open[part], 0, wav_header(_RATE, self._channels, 0))
+        return self._open[part]
+
+
+def _checked(folder: Path) -> Path:
+    """Make a folder, if it is not there, and find out whether it can be written to; raise InputError."""
+    folder = user_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is no folder; give one to record into.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be recorded into: {error.strerror or error}.") from None
+    return folder
+
+
+def _names(parent: Path) -> Iterator[Path]:
+    """Yield names for a folder in `parent`, the time of day first."""
+    name = datetime.now().strftime("%Y-%m-%d-%H.%M.%S")
+    yield parent / name
+    for number in itertools.count(2):
+        yield parent / f"{name}-{number}"
+
+
+def _fresh(parent: Path) -> Path:
+    """Make a new folder in `parent`."""
+    for folder in _names(parent):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
+def _create(folder: Path | None, name: str) -> io.FileIO:
+    """Create a file that was not there, or a temporary one."""
+    if folder is None:
+        return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
+    return (folder / name).open("xb", buffering=0)
+
+
+def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
+    """Write all of `data`, past Python and into the system's hands, where a crash of the program does not touch it."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(file.fileno(), rest, place)
+        rest, place = rest[count:], place + count
+
+
+def _clock(frames: int) -> str:
+    """Write a number of frames as hours, minutes and seconds."""
+    seconds = frames * _SIZE // _RATE
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,75 @@
+"""The screen for programs: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TextIO
+
+from ...events import Dropped, Event, Failed, Loading, Notice, Ready, SpokeWord, Underrun
+from .status import Screen, Status, Summary
+
+
+class JsonScreen(Screen):
+    """One JSON object a line, for programs. Its `event` is one of
+
+    - `loading`: `stage`, `seconds` (null when it begins)
+    - `ready`: `conversation`, from 1
+    - `word`: `start` (seconds of this conversation), `text`
+    - `dropped`: `seconds`; `underrun`: `count` so far
+    - `notice`: `kind`, `level`, `message`; `message`: `text`
+    - `status`, about once a second: the fields of `Status`, `echo` those of `EchoState`
+    - `failed`: `where`, `message`
+    - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds; `echo`, null if
+      there was none, those of `EchoSummary`
+
+    Programs should ignore events and keys that they do not know.
+    """
+
+    def __init__(self, out: TextIO, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._now = now
+        self._last_status = -math.inf
+
+    def _write(self, event: str, fields: Mapping[str, object]) -> None:
+        self._out.write(json.dumps({"event": event, **fields}) + "\n")
+        self._out.flush()
+
+    def handle(self, event: Event) -> None:
+        """Write an event, if it is one of those above."""
+        if isinstance(event, Loading):
+            if event.fraction is None:
+                self._write("loading", {"stage": event.stage, "seconds": event.seconds})
+        elif isinstance(event, Ready):
+            self._write("ready", {"conversation": event.conversation})
+        elif isinstance(event, SpokeWord):
+            self._write("word", {"start": round(event.word.start, 3), "text": event.word.text})
+        elif isinstance(event, Dropped):
+            self._write("dropped", {"seconds": event.seconds})
+        elif isinstance(event, Underrun):
+            self._write("underrun", {"count": event.count})
+        elif isinstance(event, Notice):
+            self._write("notice", asdict(event))
+        elif isinstance(event, Failed):
+            message = str(event.error) or type(event.error).__name__
+            self._write("failed", {"where": event.where, "message": message})
+
+    def tick(self, status: Status | None = None) -> None:
+        """Write the status, unless that was less than a second ago."""
+        now = self._now()
+        # Ticks are not exactly regular.
+        if status and now - self._last_status > 0.95:
+            self._last_status = now
+            self._write("status", asdict(status))
+
+    def say(self, text: str) -> None:
+        """Write a line of text."""
+        self._write("message", {"text": text})
+
+    def summary(self, summary: Summary) -> None:
+        """Write the summary."""
+        stages = {name: asdict(stage) for name, stage in summary.stages.items()}
+        self._write("summary", {**asdict(summary), "stages": stages})

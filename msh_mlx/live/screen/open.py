@@ -1,0 +1,25 @@
+"""Which screen suits the standard output."""
+
+from __future__ import annotations
+
+import os
+from typing import TextIO
+
+from rich.console import Console
+
+from .json import JsonScreen
+from .plain import PlainScreen
+from .status import Screen
+from .terminal import LiveScreen
+
+
+def open_screen(*, plain: bool, as_json: bool, out: TextIO, frame_seconds: float) -> Screen:
+    """Return the face that fits `out` and what the user wishes; `frame_seconds` is how long a frame lasts."""
+    if as_json:
+        return JsonScreen(out)
+    # A terminal type of termcap's may say by its end that it has no colours; rich does not know that.
+    monochrome = os.environ.get("TERM", "").endswith(("-m", "-mono"))
+    console = Console(file=out, highlight=False, no_color=True if monochrome else None)
+    if plain or not console.is_terminal or console.is_dumb_terminal:
+        return PlainScreen(console, frame_seconds=frame_seconds)
+    return LiveScreen(console, frame_seconds=frame_seconds)

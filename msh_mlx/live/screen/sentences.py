@@ -1,0 +1,106 @@
+"""The sentences and figures that the screens share."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len, chop_cells
+
+from ...events import EchoState, Loading
+from ...system.words import printable
+from .status import Summary
+
+PAUSE = 2.0  # seconds without a word that are worth showing
+_STAGES = {
+    "files": ("Looking for the files", "Files found"),
+    "loading": ("Loading the model", "Model loaded"),
+    "warm-up": ("Warming up", "Warmed up"),
+    "connecting": ("Connecting", "Connected"),
+    "waiting": ("Waiting for the server to listen", "Server ready"),
+}
+
+
+def stage_line(event: Loading) -> str:
+    doing, done = _STAGES.get(event.stage, (event.stage.capitalize(), event.stage.capitalize()))
+    return printable(doing if event.seconds is None else f"{done} in {event.seconds:.1f} s")
+
+
+def clock(seconds: float) -> str:
+    """Write a length of time as minutes and seconds, and hours if there are any."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def bytes_line(size: int | None) -> str:
+    if size is None:
+        return "?"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def lost(dropped: float, underruns: int) -> str:
+    return f"Dropped {dropped:.2f} s of your speech, {counted(underruns, 'underrun')}"
+
+
+def echo_line(echo: EchoState) -> str:
+    if echo.mode == "off":
+        return "echo: off"
+    if not echo.found or echo.level is None:
+        return "no echo"
+    return f"echo {round(echo.level)} dB, {round(echo.removed)} dB taken away"
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """Say what a conversation was like, for people."""
+    lines = [f"Talked for {clock(summary.seconds)}: {counted(summary.words, 'word')} of Moshi's"]
+    for name, stage in summary.stages.items():
+        lines.append(
+            f"  {name:7} {stage.p50:7.1f} ms p50 {stage.p95:7.1f} p95 {stage.p99:7.1f} p99 {stage.max:7.1f} max"
+        )
+    lines.append(lost(summary.dropped, summary.underruns))
+    if summary.memory_peak is not None:
+        lines.append(f"Memory: {bytes_line(summary.memory_peak)} at most")
+    if echo := summary.echo:
+        lines.append(
+            f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB (most {round(echo.level_most)}), "
+            f"{round(echo.removed)} dB taken away (most {round(echo.removed_most)})"
+        )
+    lines += [f"Written: {file}" for file in summary.files]
+    return [printable(line) for line in lines]
+
+
+def one_line(text: str) -> str:
+    return printable("".join(" " if c.isspace() else c for c in text))
+
+
+class Flow:
+    """Breaks text that comes in pieces into lines."""
+
+    def __init__(self) -> None:
+        self.line = ""
+
+    def push(self, text: str, width: int) -> list[str]:
+        """Add `text` to the line; return the lines of at most `width` cells that are full."""
+        self.line = (self.line + one_line(text)).lstrip(" ")
+        full = []
+        while cell_len(self.line.rstrip(" ")) > width:
+            # At least a character, even where the terminal is narrower than that.
+            room = max(len(chop_cells(self.line[: width + 1], width)[0]), 1)
+            # A space right after what there is room for ends its last word.
+            end = self.line.rfind(" ", 0, room + 1)
+            end = room if end <= 0 else end
+            full.append(self.line[:end].rstrip(" "))
+            self.line = self.line[end:].lstrip(" ")
+        return full
+
+    def flush(self) -> list[str]:
+        """Return what is on the line, if anything, and begin a new one."""
+        line, self.line = self.line.rstrip(" "), ""
+        return [line] if line else []
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    flow = Flow()
+    return [*flow.push(text, width), *flow.flush()]

@@ -1,0 +1,440 @@
+"""A live conversation: devices, pipeline, screen, keys, recorder and trace, put together on the main thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Protocol
+
+from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
+from ..errors import MshError
+from ..events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
+from ..metrics import Metrics
+from ..model.step import explain
+from ..sound.both import Devices
+from ..sound.devices import Device
+from ..sound.echo import MODES, EchoFree, next_mode
+from ..system.log import Log
+from ..system.signals import Signals
+from ..system.streams import check_output
+from ..system.terminal import terminal_name
+from .hints import Hints
+from .hints import Sample as HintSample
+from .keys import Keys, action
+from .recorder import Recorder
+from .screen.open import open_screen
+from .screen.status import EchoSummary, Percentiles, Screen, Status, Summary
+from .trace import Trace
+
+_TICK = 1 / 15  # seconds between two looks at keys, events and devices
+_FRAME = 0.08  # seconds
+_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
+    which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
+    microphone is `muted` at first; when an `echo` is taken away, and whether there is noise suppression and gain control (see
+    `EchoFree`); and which face the screen has.
+    """
+
+    input_device: str | None = None
+    output_device: str | None = None
+    record: Path | None = None
+    trace: Path | None = None
+    duration: float | None = None
+    max_delay: float = DELAY_LIMIT
+    muted: bool = False
+    echo: str = "auto"
+    noise_suppression: bool = False
+    gain_control: bool = False
+    plain: bool = False
+    as_json: bool = False
+
+
+class Middle(Protocol):
+    """What is between the devices, as `Pipeline` is."""
+
+    metrics: Metrics
+    failure: Failed | None
+    muted: bool
+
+    def start(self) -> None:
+        """Begin, on threads: events tell how it goes."""
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+
+    def mute(self, muted: bool) -> None:
+        """Let the model hear silence in place of the user, or the user again."""
+
+    def stop(self, timeout: float = 1.0) -> bool:
+        """End the conversation and wait up to `timeout` seconds for the threads; False if one is left."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a middle is put between: microphone, loudspeaker and who watches.
+
+    `delay_limit` is in seconds; `use_model` wants to hear the bits of another model that takes the place of the first.
+    """
+
+    source: Source
+    sink: Sink
+    events: Callable[[Event], None]
+    delay_limit: float
+    use_model: Callable[[int | None], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that was found: what makes the middle with it, and its bits per weight.
+
+    These are None where there is no smaller one to choose.
+    """
+
+    middle: Callable[[Ends], Middle]
+    bits: int | None = None
+
+
+def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
+    """Hold a conversation until the user ends it, and return the exit code.
+
+    Parameters
+    ----------
+    prepare
+        Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
+    options
+        What the user asked for.
+    signals
+        Tell when the program shall end. From now on it ends without waiting for threads that nothing can interrupt.
+    elsewhere
+        The model is on another computer: there are no files to find, and this one is not too slow.
+
+    Raises
+    ------
+    InputError
+        A device, a file or the model is not usable.
+    MshError
+        There is no device, or the model or the codec failed; the details of what nobody expected are in a log file.
+    Stopped
+        A signal came, or the terminal has gone.
+    """
+    signals.end_process = True
+    if options.as_json:
+        check_output()
+    with ExitStack() as stack:
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        keys = Keys(suspend=screen.suspend, resume=screen.resume)
+        signals.at_once = _closer(screen, keys)
+        log = stack.enter_context(Log())
+        stack.enter_context(_closed(screen))
+        stack.enter_context(keys)
+        conversation = _Conversation(options, screen, signals, log)
+        stack.enter_context(contextlib.closing(conversation))
+        conversation.begin(prepare, elsewhere)
+        conversation.run(keys)
+    return 0
+
+
+class _Conversation:
+    """What is open during a conversation, and the loop that looks after it."""
+
+    def __init__(self, options: Options, screen: Screen, signals: Signals, log: Log) -> None:
+        self._options = options
+        self._log = log
+        self._screen = screen
+        self._signals = signals
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._trace: Trace | None = None
+        self._recorder: Recorder | None = None
+        self._devices: Devices | None = None
+        self._source: EchoFree | None = None
+        self._echo: EchoState | None = None  # as it was last
+        self._pipeline: Middle | None = None
+        self._hints: Hints | None = None
+        self._heard_by: Device | None = None  # the microphone that the hints are about
+        self._begun: float | None = None  # when the model began to listen
+        self._ended: float | None = None
+        self._patience = 0.5  # seconds for the files to be completed
+        self._stack = ExitStack()
+
+    # ---- the beginning ---------------------------------------------------------------------------------------------------
+
+    def begin(self, prepare: Callable[[], Prepared], elsewhere: bool) -> None:
+        """Open everything that can be missing, then let the model load."""
+        options = self._options
+        begin = perf_counter()
+        if not elsewhere:
+            self._screen.handle(Loading("files"))
+        model = prepare()
+        if options.trace:
+            self._trace = Trace(options.trace, self._notify)
+        self._recorder = Recorder(self._notify, options.record)
+        if not elsewhere:
+            self._screen.handle(Loading("files", perf_counter() - begin))
+        self._devices = Devices(options.input_device, options.output_device, self._notify)
+        self._devices.open()
+        terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
+        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
+        loudspeaker = self._devices.loudspeaker
+        self._source = EchoFree(
+            self._devices.microphone,
+            loudspeaker,
+            options.echo,
+            noise_suppression=options.noise_suppression,
+            gain_control=options.gain_control,
+        )
+        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
+        self._pipeline = model.middle(ends)
+        self._pipeline.mute(options.muted)
+        self._stack.enter_context(_awake())
+        self._signals.defer()
+        self._pipeline.start()
+
+    def _observe(self, event: Event) -> None:
+        """Pass an event on to everybody who watches; on the threads of the middle."""
+        if self._trace:
+            self._trace(event)
+        if self._recorder:
+            self._recorder(event)
+        if not isinstance(event, _FOR_FILES):
+            self._events.put(event)
+
+    def _notify(self, notice: Notice) -> None:
+        if self._trace:
+            self._trace(notice)
+        self._events.put(notice)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------------
+
+    def run(self, keys: Keys) -> None:
+        """Look after everything until the user has had enough, or something fails."""
+        assert self._devices
+        assert self._pipeline
+        while True:
+            key = keys.poll(_TICK)
+            self._signals.check()
+            if keys.closed:
+                self._signals.stop(signal.SIGHUP)
+            if key and not self._press(action(key)):
+                break
+            self._devices.poll()
+            self._show_events()
+            if failure := self._pipeline.failure:
+                raise _sorry(failure, self._log)
+            self._screen.tick(self._status())
+            duration = self._options.duration
+            if duration is not None and self._elapsed() >= duration and self._begun is not None:
+                break
+        self._patience = 10.0  # nobody is in a hurry
+
+    def _show_events(self) -> None:
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except Empty:
+                return
+            if isinstance(event, Ready) and self._begun is None:
+                self._begun = perf_counter()
+            if self._hints:
+                self._hints.handle(event)
+            self._screen.handle(event)
+
+    def _press(self, pressed: str | None) -> bool:
+        """Do what a key stands for; return whether the conversation goes on."""
+        assert self._devices
+        assert self._pipeline
+        assert self._recorder
+        assert self._source
+        if pressed == "quit":
+            return False
+        if pressed in ("mute", "talk"):
+            self._pipeline.mute(not self._pipeline.muted)
+        elif pressed == "new":
+            self._pipeline.reset()
+        elif pressed == "save":
+            self._recorder.save(Path("conversations").absolute())
+        elif pressed == "device":
+            self._devices.next_input()
+        elif pressed == "echo":
+            self._source.mode = mode = next_mode(self._source.mode)
+            self._notify(Notice("echo", f"Echo: {mode}. {MODES[mode]}"))
+        elif pressed == "help":
+            self._screen.help()
+        return True
+
+    def _elapsed(self) -> float:
+        if self._begun is None:
+            return 0.0
+        return (self._ended or perf_counter()) - self._begun
+
+    def _status(self) -> Status:
+        assert self._devices
+        assert self._pipeline
+        assert self._source
+        metrics = self._pipeline.metrics
+        echo = self._source.state()
+        if self._trace and echo != self._echo:
+            self._trace(echo)
+        self._echo = echo
+        microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
+        heard, said = microphone.level(), loudspeaker.level()
+        # What is not known is 0.
+        p95 = 1000 * metrics.step.recent(95) or None
+        return Status(
+            elapsed=self._elapsed(),
+            microphone=heard.peak,
+            loudspeaker=said.peak,
+            microphone_clipped=heard.clipped > 0,
+            loudspeaker_clipped=said.clipped > 0,
+            muted=self._pipeline.muted,
+            step_p50=1000 * metrics.step.recent(50) or None,
+            step_p95=p95,
+            delay=1000 * metrics.delay.recent(50) or None,
+            dropped=metrics.dropped,
+            underruns=metrics.underruns,
+            memory_active=metrics.memory.active if metrics.memory.peak else None,
+            memory_cache=metrics.memory.cache if metrics.memory.peak else None,
+            memory_peak=metrics.memory.peak or None,
+            input_device=microphone.device.name if microphone.device else "",
+            output_device=loudspeaker.device.name if loudspeaker.device else "",
+            recording=str(self._options.record or ""),
+            echo=echo,
+            hints=self._current_hints(heard.clipped > 0, p95, echo.mode != "off"),
+        )
+
+    def _current_hints(self, clipped: bool, step_p95: float | None, cancels: bool) -> tuple[str, ...]:
+        assert self._devices
+        assert self._pipeline
+        assert self._hints
+        microphone = self._devices.microphone
+        device = microphone.device
+        if device is None:
+            return ()
+        if device != self._heard_by:
+            outputs = [other.name for other in self._devices.known if other.output_channels]
+            self._hints.use_device(device.name, device.rate, outputs)
+            self._heard_by = device
+        silent = float(microphone.stats().get("all_zero_seconds", 0.0))
+        dropped = self._pipeline.metrics.dropped
+        return self._hints.update(
+            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._pipeline.muted)
+        )
+
+    # ---- the end ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release the devices, complete the files, and say how it was; a terminal that has gone does not hinder that."""
+        self._ended = perf_counter()
+        if self._pipeline:
+            self._pipeline.stop(0.3)
+        if self._devices:
+            self._devices.close()
+        self._stack.close()
+        for observer in (self._recorder, self._trace):
+            if observer:
+                observer.close(self._patience)
+        with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
+            self._show_events()
+            if self._begun is not None:
+                self._screen.summary(self._summary())
+
+    def _summary(self) -> Summary:
+        assert self._pipeline
+        metrics = self._pipeline.metrics
+        stages = {}
+        for name in ("encode", "step", "decode"):
+            spread = getattr(metrics, name).all()
+            if spread.count:
+                stages[name] = Percentiles(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
+        files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
+        if self._trace:
+            files.append(str(self._trace.path))
+        return Summary(
+            seconds=self._elapsed(),
+            words=metrics.words,
+            stages=stages,
+            dropped=metrics.dropped,
+            underruns=metrics.underruns,
+            memory_peak=metrics.memory.peak or None,
+            echo=EchoSummary.of(self._source.figures) if self._source else None,
+            files=tuple(files),
+        )
+
+
+def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
+    """Return what leaves the terminal in order, whatever state it is in."""
+
+    def close() -> None:
+        for end in (screen.suspend, lambda: keys.__exit__(None, None, None)):
+            with contextlib.suppress(Exception):
+                end()
+
+    return close
+
+
+@contextlib.contextmanager
+def _closed(screen: Screen) -> Iterator[None]:
+    """Close the screen at the end, also when its terminal has gone."""
+    try:
+        with contextlib.suppress(OSError):
+            screen.__enter__()
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            screen.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _awake() -> Iterator[None]:
+    """Keep a Mac from going to sleep; it may again when this process has ended, in whatever way."""
+    command = {"darwin": ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]}.get(sys.platform)
+    process = None
+    if command:
+        with contextlib.suppress(OSError):
+            process = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        if process:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------------
+
+_PARTS = {
+    "encoder": "The codec",
+    "model": "The model",
+    "decoder": "The codec",
+    "start": "The start",
+    "connection": "The connection",
+}
+
+
+def _sorry(failure: Failed, log: Log) -> MshError:
+    """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
+    if isinstance(failure.error, MshError):
+        return failure.error
+    if said := explain(failure.error):
+        return said
+    if isinstance(failure.error, MemoryError):
+        return MshError("There is not enough memory; close other programs, or take a smaller model.")
+    what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
+    path = log.write(failure.error)
+    details = f"; details are in {path}" if path else ""
+    return MshError(f"{_PARTS[failure.where]} failed ({what}), and the conversation is over{details}.")

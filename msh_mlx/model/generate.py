@@ -1,0 +1,318 @@
+"""`LmGen`: one conversation of the language model, step by step: delays, priming, sampling, reset."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Lock
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, InUseError
+from ..system.inputs import brief
+from .cache import Ring, capacities
+from .config import LmConfig
+from .layers import on_cpu
+from .lm import Lm
+from .ranges import is_whole
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .step import AS_SAID, Outcome, Position
+
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step says.
+
+    `text_token` is the text token; `frame` the own codes of one frame, `[dep_q]` uint32, with the delays undone, or None
+    while the first frame is incomplete.
+    """
+
+    text_token: int
+    frame: npt.NDArray[np.uint32] | None
+
+
+class LmGen:
+    """A conversation with `lm`: hands it the user's codes, frame by frame, and gives back its own.
+
+    Position 0 is the priming step, with "start" tokens everywhere; it happens by itself before the first step and after
+    `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
+    on the number of steps.
+
+    State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
+    `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
+    used on another, but by one at a time.
+
+    Parameters
+    ----------
+    lm
+        The model, as from `load_lm`; shared, not changed.
+    text_sampler, audio_sampler
+        How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
+    seed
+        The same seed, codes and machine give the same conversation, also after `reset`. None: a new one every time.
+    kv_bits
+        8 keeps keys and values in 8 bits, in about half the memory of bfloat16; None in the activations' dtype.
+    word_starts
+        Text tokens with which a word begins, for the repetition penalty; by default those that follow padding.
+
+    Raises
+    ------
+    InputError
+        The seed is not a whole number in [0, 2^64), or `kv_bits` does not suit the model.
+    """
+
+    def __init__(
+        self,
+        lm: Lm,
+        *,
+        text_sampler: Sampler = TEXT_SAMPLER,
+        audio_sampler: Sampler = AUDIO_SAMPLER,
+        seed: int | None = None,
+        kv_bits: int | None = None,
+        word_starts: Collection[int] | None = None,
+    ) -> None:
+        if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
+            raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
+        if not isinstance(text_sampler, TextSampler):
+            text_sampler = TextSampler(**asdict(text_sampler))
+        self.lm = lm
+        self.text_sampler = text_sampler
+        self.audio_sampler = audio_sampler
+        self.seed = seed
+        self._form = lm.ring_format(kv_bits)
+        self._run = Position(lm, text_sampler, audio_sampler, self._form)
+        self._words = _RecentWords(text_sampler, lm.config, word_starts)
+        self._in_use = Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation: the next step is as the first one was.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            config = self.lm.config
+            self._position = 0
+            self._said: mx.array | None = None
+            self._rings: list[Ring] = []
+            self._outcome: Outcome | None = None
+            self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
+            self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
+            self._words.clear()
+            self._seed = secrets.randbits(64) if self.seed is None else self.seed
+
+    def step(self, user_codes: npt.ArrayLike) -> Step:
+        """Hear one frame of the user and say one.
+
+        Parameters
+        ----------
+        user_codes
+            `[n_q - dep_q]` or `[n_q - dep_q, 1]`, integers in [0, card); −1 for a codebook that is not there.
+
+        Raises
+        ------
+        InputError
+            The codes have another shape, are no integers or out of range; the conversation is as before.
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        codes = self._checked(user_codes)
+        with one_at_a_time(self._in_use):
+            # Nobody waits for the priming step: what it says stays on the device, where the next one takes it.
+            said = [self._enqueue()] if self._position == 0 else []
+            self._user.append(codes)
+            said.append(self._enqueue())
+            text_token = self._take(said)
+            return Step(text_token, self._complete_frame())
+
+    def prime(self) -> None:
+        """Run the priming step now, if it was not run, so that the first step is as fast as any.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            if self._position == 0:
+                self._take([self._enqueue()])
+
+    def warm_up(self) -> None:
+        """Let MLX compile all that a conversation of any length will need, on this thread, and `prime`.
+
+        What is said stays as it would be. For a moment it takes the memory of the full cache.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            config = self.lm.config
+            tokens = np.zeros(1 + config.n_q, np.int32)
+            for capacity in capacities(config.context):
+                said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
+                outcome = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
+                # A GPU makes its kernels when they first run, and other ones for longer caches; on the CPU the first is all.
+                if capacity == capacities(config.context)[0] or not on_cpu():
+                    to_host(outcome.said)
+                del outcome, rings
+            mx.clear_cache()
+        self.prime()
+
+    @property
+    def text_logits(self) -> mx.array:
+        """Text logits of the newest position, `[text_card]`, on the device, before the sampler changed any.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        return self._newest().text_logits[0]
+
+    @property
+    def audio_logits(self) -> mx.array:
+        """Logits of the newest position's codes, `[dep_q, card]`, on the device.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        return mx.concatenate(self._newest().audio_logits)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that are held now."""
+        return sum(array.nbytes for ring in self._rings for array in ring)
+
+    def _newest(self) -> Outcome:
+        if self._outcome is None:
+            raise InputError("There was no step yet, and so there are no logits.")
+        return self._outcome
+
+    def _checked(self, user_codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        config = self.lm.config
+        codes = np.asarray(user_codes)
+        if codes.shape == (config.user_q, 1):
+            codes = codes[:, 0]
+        if codes.shape != (config.user_q,) or (codes.size and codes.dtype.kind not in "iu"):
+            raise InputError(
+                f"The user's codes are {codes.dtype}{list(codes.shape)}; integers of shape [{config.user_q}] are expected."
+            )
+        wrong = (codes < -1) | (codes >= config.card) if codes.dtype.kind == "i" else codes >= config.card
+        if wrong.any():
+            raise InputError(f"The user's code {codes[wrong][0]} is not in [0, {config.card}).")
+        return codes.astype(np.int32)
+
+    def _enqueue(self) -> mx.array:
+        """Enqueue one position and return what it says, `[1 + dep_q]` int32 on the device."""
+        config = self.lm.config
+        if self._said is None:
+            self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
+            self._rings = self._empty_rings(capacities(config.context)[0])
+        elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
+            larger = min(2 * capacity, config.context)
+            self._rings = [self._form.grown(ring, larger) for ring in self._rings]
+        rings, self._rings = self._rings, []
+        self._outcome = None
+        outcome = self._run(
+            self._position, self._tokens(), self._said, rings, self._key(self._position), self._words.tokens()
+        )
+        self._outcome, self._said, self._rings = outcome, outcome.said, outcome.rings
+        self._position += 1
+        return outcome.said
+
+    def _take(self, said: list[mx.array]) -> int:
+        """Bring what positions said to the host, remember it, and return the last text token."""
+        for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
+            self._words.push(int(row[0]))
+            self._sampled.append(row[1:].astype(np.uint32))
+        return int(row[0])
+
+    def _empty_rings(self, capacity: int) -> list[Ring]:
+        return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
+
+    def _key(self, position: int) -> mx.array:
+        """Make the random key of a position: it follows from seed and position."""
+        # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
+        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
+
+    def _tokens(self) -> npt.NDArray[np.int32]:
+        """Collect the input of this position, `[1 + n_q]`, from the streams and their delays."""
+        config = self.lm.config
+        tokens = np.full(1 + config.n_q, AS_SAID, np.int32)
+        for i, delay in enumerate(config.delays):
+            if i > config.dep_q:
+                tokens[i] = self._user[-1 - delay][i - 1 - config.dep_q] if delay < len(self._user) else config.card
+            elif self._position <= delay:
+                # A stream of delay d has said nothing of its own before position d + 1.
+                tokens[i] = config.card if i else config.text_card
+        return tokens
+
+    def _complete_frame(self) -> npt.NDArray[np.uint32] | None:
+        config = self.lm.config
+        if self._position <= config.max_delay:
+            return None
+        # Own frame f's codebook of delay d was sampled at position f + d; the newest position is f + max_delay.
+        delays = config.delays[1 : 1 + config.dep_q]
+        return np.array([self._sampled[d - config.max_delay - 1][k] for k, d in enumerate(delays)], np.uint32)
+
+
+class _RecentWords:
+    """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
+
+    def __init__(self, sampler: TextSampler, config: LmConfig, starts: Collection[int] | None) -> None:
+        self._size = sampler.recent_size
+        self._nothing = config.text_card
+        self._padding = config.padding_ids
+        self._starts = None if starts is None else frozenset(starts)
+        self._count = sampler.repetition_words
+        # The newest tokens, each with the number of its word: what is older than `size` tokens is of no use.
+        self._tokens: deque[tuple[int, int]] = deque(maxlen=self._size)
+        self.clear()
+
+    def clear(self) -> None:
+        self._tokens.clear()
+        self._word = 0
+        self._after_padding = True
+
+    def push(self, token: int) -> None:
+        padding = token in self._padding
+        if not padding:
+            self._word += self._after_padding if self._starts is None else token in self._starts
+            self._tokens.append((self._word, token))
+        self._after_padding = padding
+
+    def tokens(self) -> npt.NDArray[np.int32]:
+        tokens = np.full(self._size, self._nothing, np.int32)
+        said = [token for word, token in self._tokens if word > self._word - self._count]
+        tokens[: len(said)] = said
+        return tokens
+
+
+@contextmanager
+def one_at_a_time(lock: Lock) -> Iterator[None]:
+    """Hold `lock`, or raise `InUseError` if another thread does."""
+    if not lock.acquire(blocking=False):
+        raise InUseError("The conversation is in the middle of a frame on another thread; use it on one at a time.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def to_host(array: mx.array) -> npt.NDArray[np.int32]:
+    """Bring values to the host: the one place where a conversation waits for the device."""
+    return np.array(array)

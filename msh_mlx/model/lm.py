@@ -1,0 +1,135 @@
+"""The Moshi language model: a temporal transformer over steps of 80 ms, and a depformer over the codebooks of a step.
+
+Parameters are named as in the published MLX checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from .cache import RingFormat, StepCache
+from .config import LmConfig
+from .layers import Projection, Table, alike, lay_out, normalize, project
+from .transformer import NORM_EPS, Cache, Transformer, TransformerShape
+
+Choose = Callable[[mx.array, int], mx.array]
+
+
+class DepformerSlice(nn.Module):
+    """The depformer's weights for one codebook."""
+
+    def __init__(self, config: LmConfig, k: int, hidden: int) -> None:
+        super().__init__()
+        width = config.depformer_dim
+        self.emb = nn.Embedding((config.text_card if k == 0 else config.card) + 1, width)
+        self.linear_in = nn.Linear(config.dim, width, bias=False)
+        self.linear_out = nn.Linear(width, config.card, bias=False)
+        self.transformer = Transformer(TransformerShape(width, config.depformer_num_layers, hidden))
+
+
+class Depformer(nn.Module):
+    """Predicts the `dep_q` codes of one step, one after the other, each with weights of its own."""
+
+    def __init__(self, config: LmConfig, hidden: int) -> None:
+        super().__init__()
+        self._heads = config.depformer_num_heads
+        self.slices = [DepformerSlice(config, k, hidden) for k in range(config.dep_q)]
+
+    def prepare(self) -> None:
+        """Lay the weights out for the steps."""
+        inputs = [part.linear_in for part in self.slices]
+        # Nothing but h goes into them, so that all are one product if they are stored alike.
+        self._inputs = [Projection(group) for group in ([inputs] if alike(inputs) else [[one] for one in inputs])]
+        self._tables = [Table([part.emb]) for part in self.slices]
+
+    def __call__(self, h: mx.array, text_token: mx.array, choose: Choose) -> list[mx.array]:
+        """Choose the codes of one step.
+
+        `h` is the temporal output `[1, dim]`, `text_token` the token `[1]` chosen in this step,
+        `choose(logits [1, card], k) -> [1]` chooses codebook k's code, an integer. The result is `dep_q` times `[1]`.
+        """
+        caches = [StepCache(self._heads) for _ in self.slices[0].transformer.layers]
+        heard = [
+            part
+            for inputs in self._inputs
+            for part in mx.split(inputs(h), len(self.slices) // len(self._inputs), axis=1)
+        ]
+        previous, codes = text_token, []
+        for k, (part, table) in enumerate(zip(self.slices, self._tables, strict=True)):
+            x = part.transformer(heard[k] + table(previous), caches)
+            previous = choose(project(part.linear_out, x), k)
+            codes.append(previous)
+        return codes
+
+
+class Lm(nn.Module):
+    """The whole model. Holds weights only: caches and positions are arguments.
+
+    `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
+    """
+
+    def __init__(self, config: LmConfig, hidden: int | None = None, depformer_hidden: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.text_emb = nn.Embedding(config.text_card + 1, config.dim)
+        self.audio_embs = [nn.Embedding(config.card + 1, config.dim) for _ in range(config.n_q)]
+        self.transformer = Transformer(TransformerShape(config.dim, config.num_layers, hidden or config.hidden))
+        self.out_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.text_linear = nn.Linear(config.dim, config.text_card, bias=False)
+        self.depformer = Depformer(config, depformer_hidden or config.depformer_hidden)
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Lay the weights out for the steps, once, when they are all there; they must not be replaced afterwards."""
+        if self._prepared:
+            return
+        self.depformer.prepare()
+        together = alike(self.audio_embs)
+        self._text_table = Table([self.text_emb])
+        self._audio_tables = [
+            Table(group) for group in ([self.audio_embs] if together else [[one] for one in self.audio_embs])
+        ]
+        # Where the rows of each codebook begin in its table.
+        self._rows = mx.array(np.arange(self.config.n_q, dtype=np.int32) * (self.config.card + 1) * together)
+        lay_out(self)
+        mx.eval(self.parameters(), self._rows)
+        self._prepared = True
+
+    def named_parameters(self) -> list[tuple[str, mx.array]]:
+        """List all weights with their published names."""
+        return cast("list[tuple[str, mx.array]]", tree_flatten(self.parameters()))
+
+    def ring_format(self, bits: int | None = None) -> RingFormat:
+        """Describe the state of one layer; `bits` 8 makes it half as large as bfloat16 does."""
+        config = self.config
+        return RingFormat(config.num_heads, config.dim // config.num_heads, self.out_norm.weight.dtype, bits)
+
+    def __call__(self, tokens: mx.array, caches: Sequence[Cache]) -> tuple[mx.array, mx.array]:
+        """One step of the temporal transformer.
+
+        Parameters
+        ----------
+        tokens
+            `[1 + n_q]` int32: text, own codes, the user's codes. `text_card` and `card` mean "start", −1 adds nothing.
+        caches
+            One `RingCache` a layer; updated.
+
+        Returns
+        -------
+        tuple
+            The output after `out_norm`, `[1, dim]`, and the text logits, `[1, text_card]`.
+        """
+        rows = mx.maximum(tokens, 0)
+        audio, count = rows[1:] + self._rows, len(self._audio_tables)
+        # Each table gets its share of the codebooks: all of them, or one.
+        parts = [table(share) for table, share in zip(self._audio_tables, mx.split(audio, count), strict=True)]
+        parts.insert(0, self._text_table(rows[:1]))
+        x = mx.where((tokens >= 0)[:, None], mx.concatenate(parts), 0).sum(axis=0, keepdims=True)
+        h = normalize(self.out_norm, self.transformer(x, caches))
+        return h, project(self.text_linear, h)

@@ -1,0 +1,473 @@
+"""One client of the server: what it sends and gets, over a websocket; the session behind it runs as in the live app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Any
+
+import numpy as np
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
+
+from ..conversation.pipeline import DELAY_LIMIT, Pipeline
+from ..conversation.session import Session
+from ..errors import MshError, ProtocolError
+from ..events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
+from ..metrics import Metrics
+from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode
+from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
+from .parameters import ChatParameters
+
+_FADE_IN = 120  # samples, 5 ms, where sound was left out
+_STATS_EVERY = 2.0  # seconds
+_PING_EVERY = 4.0  # seconds, while nothing else is to be said
+_AHEAD = 2.0  # seconds of a file's sound that wait for the model
+_LONGEST = 10.0  # seconds of live sound, whatever the model does meanwhile
+_BURST = 2  # seconds of messages at the highest rate
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may do.
+
+    Attributes
+    ----------
+    message
+        Bytes of a message.
+    rate
+        Messages a second, on average.
+    first, idle
+        Seconds from the handshake to the first sound, and without any. Nothing but sound counts, so a client that has paused
+        has as long to go on.
+    unsent
+        Bytes that wait for a client that reads slowly.
+    """
+
+    message: int = 1 << 20
+    rate: float = 1000.0
+    first: float = 20.0
+    idle: float = 60.0
+    unsent: int = 1 << 20
+
+
+class End(Exception):  # noqa: N818 — most ends are none
+    """The conversation ends: `kind` is for the log and the figures, `sentence` for the client, as an Error, if there is one."""
+
+    def __init__(self, kind: str, sentence: str | None = None, code: int = WSCloseCode.POLICY_VIOLATION) -> None:
+        super().__init__(sentence or kind)
+        self.kind = kind
+        self.sentence = sentence
+        self.code = code
+
+
+class NetworkSource:
+    """The user's sound as it came over the network: written by the loop's thread, read by the encoder's; see `Source`."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._parts: deque[Pcm] = deque()
+        self._samples = 0
+        self._changed = threading.Condition()
+        self._cut = False
+        self.refused = 0.0  # seconds
+
+    def write(self, pcm: Pcm) -> None:
+        """Take sound, `[n]` float32 at 24 kHz; beyond `longest` seconds the oldest is forgotten."""
+        with self._changed:
+            self._parts.append(pcm)
+            self._samples += len(pcm)
+            self._changed.notify()
+        if self.backlog() > self._longest:
+            self.refused += self.trim(self._longest / 2)
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        """As in `Source`."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._samples >= n, timeout):
+                return None
+            pcm = self._take(n)
+            if self._cut:
+                fade = min(n, _FADE_IN)
+                pcm[:fade] *= np.linspace(0, 1, fade, endpoint=False, dtype=np.float32)
+                self._cut = False
+            return pcm
+
+    def backlog(self) -> float:
+        """As in `Source`."""
+        return self._samples / SAMPLE_RATE
+
+    def trim(self, keep: float) -> float:
+        """As in `Source`."""
+        with self._changed:
+            excess = self._samples - round(keep * SAMPLE_RATE)
+            if excess <= 0:
+                return 0.0
+            self._take(excess)
+            self._cut = keep > 0
+            return excess / SAMPLE_RATE
+
+    def _take(self, n: int) -> Pcm:
+        taken: list[Pcm] = []
+        self._samples -= n
+        while n:
+            part = self._parts.popleft()
+            if len(part) > n:
+                self._parts.appendleft(part[n:])
+            taken.append(part[:n])
+            n -= len(taken[-1])
+        return np.concatenate(taken) if taken else np.zeros(0, np.float32)
+
+
+class _NoSink:
+    """What is said goes out by events, where text and sound are together."""
+
+    def write(self, pcm: Pcm) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def stats(self) -> dict[str, Any]:
+        return {}
+
+
+class Connection:
+    """A client from its first message to its last.
+
+    Everything here runs on the loop's thread, but `_observe`, which the pipeline calls on its own.
+
+    Parameters
+    ----------
+    ws, transport
+        The websocket, prepared, and what it is on.
+    parameters
+        Those of its address.
+    about
+        What is sent before the handshake.
+    counts
+        Where bad pages are counted, under "pages".
+    fail
+        Hears of a part that broke.
+    """
+
+    def __init__(
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        parameters: ChatParameters,
+        about: MetaData,
+        limits: Limits,
+        counts: Counter[str],
+        fail: Callable[[Failed], None],
+    ) -> None:
+        self.id = secrets.token_hex(4)
+        self.begun: float | None = None  # when the session began
+        self.steps = 0
+        self.words = 0
+        self.pipeline: Pipeline | None = None
+        self._metrics = Metrics()
+        self._ws = ws
+        self._transport = transport
+        self._parameters = parameters
+        self._about = about
+        self._limits = limits
+        self._counts = counts
+        self._fail = fail
+        self._loop = asyncio.get_running_loop()
+        self._decoder = OpusDecoder()
+        self._source = NetworkSource(_LONGEST if parameters.realtime else math.inf)
+        self._listens = False
+        self._paused = False
+        self._listens_since: float | None = None
+        self._last_sound: float | None = None  # heard or said
+        self._allowance = _BURST * limits.rate
+        self._metered = monotonic()
+        self._out: deque[bytes] = deque()
+        self._unsent = 0
+        self._more = asyncio.Event()
+        self._last_sent = monotonic()
+        self._last_stats = monotonic()
+        self._told_dropped = 0.0  # seconds: those that are in the place of which the client hears next
+        self._told_notes = 0  # of the decoder's
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        # Used by the pipeline's threads alone.
+        self._texts: deque[tuple[int, str]] = deque()
+        self._drops: deque[tuple[int, float]] = (
+            deque()
+        )  # frames before which something was dropped, and how much in all then
+        self._encoder = OpusEncoder()
+
+    # ---- the way out -----------------------------------------------------------------------------------------------------
+
+    def send(self, *messages: Message) -> None:
+        """Put messages behind those that wait to be sent."""
+        self._send([encode(message) for message in messages])
+
+    def tell(self, values: Mapping[str, Any]) -> None:
+        """Send metadata that published servers do not send, if the client asked for it; others would take it for an error."""
+        if self._parameters.stats:
+            self.send(MetaData(values))
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes wait for the client, not counting the system's own buffer."""
+        return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
+
+    def _send(self, datas: list[bytes]) -> None:
+        self._out.extend(datas)
+        self._unsent += sum(map(len, datas))
+        self._last_sent = monotonic()
+        self._more.set()
+        if self.unsent > self._limits.unsent:
+            self.end(
+                End("unsent", "The connection is too slow: what Moshi says was not read.", WSCloseCode.TRY_AGAIN_LATER)
+            )
+
+    def end(self, end: End) -> None:
+        """End the conversation; the first reason counts."""
+        if not self._ended.done():
+            self._ended.set_exception(end)
+
+    async def _write(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._out:
+                data = self._out.popleft()
+                await self._ws.send_bytes(data)
+                self._unsent -= len(data)
+
+    # ---- the conversation ------------------------------------------------------------------------------------------------
+
+    async def run(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> End:
+        """Serve the client until it or something else ends that, and tell what; `admitted` waits for its turn."""
+        jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(admitted))]
+        try:
+            await asyncio.wait([*jobs, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            errors = [job.exception() for job in (self._ended, *jobs) if job.done()]
+            end = next((error for error in errors if error is not None), End("closed"))
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            self._ended.cancel()
+        if isinstance(end, End):
+            return end
+        if isinstance(end, ConnectionError | asyncio.CancelledError):
+            return End("lost")
+        if isinstance(end, ProtocolError):
+            return End("protocol", str(end), WSCloseCode.INVALID_TEXT)
+        if isinstance(end, MshError):
+            return End("session", str(end), WSCloseCode.INTERNAL_ERROR)
+        raise end
+
+    async def close(self, end: End, timeout: float) -> None:
+        """Tell the client why, close the connection within `timeout` seconds, and end the pipeline."""
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._say_goodbye(end), timeout)
+        finally:
+            if self._transport and not self._ws.closed:
+                self._transport.abort()
+            if self.pipeline:
+                await asyncio.to_thread(self.pipeline.stop, 10.0)
+                # The two know each other: so that the session's memory, gigabytes with a real model, does not have to wait
+                # for Python's collector.
+                self.pipeline = None
+
+    async def _say_goodbye(self, end: End) -> None:
+        if not self._ws.closed:
+            while self._out and end.kind != "unsent":
+                await self._ws.send_bytes(self._out.popleft())
+            if end.sentence:
+                await self._ws.send_bytes(encode(Error(end.sentence)))
+            reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
+            await self._ws.close(code=end.code, message=reason.encode())
+
+    async def _talk(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> None:
+        session = await admitted(self)
+        self.begun = perf_counter()
+        self.send(self._about)
+        self.pipeline = Pipeline(
+            lambda _: session,
+            self._source,
+            _NoSink(),
+            self._observe,
+            delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
+            alone=False,
+        )
+        self._metrics = self.pipeline.metrics
+        self.pipeline.start()
+        await asyncio.Event().wait()
+
+    # ---- the way in ------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while True:
+            if not self._parameters.realtime:
+                await self._until_there_is_room()
+            message = await self._ws.receive()
+            if message.type is WSMsgType.ERROR:
+                raise _broken(message.data)
+            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                return
+            self._meter()
+            if message.type is WSMsgType.PING:
+                await self._ws.pong(message.data)
+                continue
+            if message.type is WSMsgType.PONG:
+                continue
+            if message.type is WSMsgType.TEXT:
+                sentence = "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+                raise End("text", sentence, WSCloseCode.UNSUPPORTED_DATA)
+            self._hear(message.data)
+
+    async def _until_there_is_room(self) -> None:
+        while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
+            await asyncio.sleep(0.01)
+
+    def _meter(self) -> None:
+        now, limits = monotonic(), self._limits
+        self._allowance = min(_BURST * limits.rate, self._allowance + limits.rate * (now - self._metered))
+        self._metered = now
+        self._allowance -= 1
+        if self._allowance < 0:
+            raise End("rate", f"More than {limits.rate:.0f} messages a second are too many.")
+
+    def _hear(self, data: bytes) -> None:
+        if len(data) > self._limits.message:
+            sentence = f"A message has {len(data)} bytes; {self._limits.message} are allowed."
+            raise End("message_size", sentence, WSCloseCode.MESSAGE_TOO_BIG)
+        match decode(data):
+            case Audio(pages):
+                faults = self._decoder.faults
+                try:
+                    pcm = self._decoder.decode(pages, keep=self._listens and not self._paused)
+                except ProtocolError as error:
+                    raise End("audio", str(error), WSCloseCode.UNSUPPORTED_DATA) from None
+                self._counts["pages"] += self._decoder.faults - faults
+                for note in self._decoder.notes[self._told_notes :]:
+                    self.tell({"notice": note})
+                self._told_notes = len(self._decoder.notes)
+                if len(pcm):
+                    self._last_sound = monotonic()
+                    self._source.write(pcm)
+            case Control() as control:
+                self._obey(control)
+
+    def _obey(self, control: Control) -> None:
+        if control is Control.PAUSE:
+            self._paused = True
+            self._source.trim(0)
+        elif control is Control.START:
+            self._paused = False
+        elif control is Control.RESTART and self._listens and self.pipeline:
+            self._listens = self._paused = False
+            self.pipeline.reset()
+
+    # ---- time ------------------------------------------------------------------------------------------------------------
+
+    def tick(self, others: int) -> None:
+        """Look at the clock; to be called several times a second. `others` are the sessions at the moment."""
+        now, limits = monotonic(), self._limits
+        if self._listens and self._listens_since is not None:
+            last = self._last_sound
+            if last is None and now - self._listens_since > limits.first:
+                self.end(End("first", f"No sound came for {limits.first:g} s; send audio from the handshake on."))
+            elif last is not None and now - last > limits.idle:
+                self.end(End("idle", f"No sound came for {limits.idle:g} s, so the conversation is over."))
+        if self._parameters.stats and self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
+            self._last_stats = now
+            self.tell(self.stats() | {"dropped_s": self._told_dropped, "sessions": others})
+        elif now - self._last_sent > _PING_EVERY and (self._listens or self._parameters.stats):
+            # Published clients that wait for their turn do not know it.
+            self.send(Ping())
+
+    @property
+    def notes(self) -> list[str]:
+        """What there was to say of the client's sound, a sentence each."""
+        return self._decoder.notes
+
+    def stats(self) -> dict[str, float | int]:
+        """Return the figures of the conversation, as they are sent to the client."""
+        metrics = self._metrics
+        return {
+            "step_p50_ms": round(1000 * metrics.step.recent(50), 2),
+            "step_p95_ms": round(1000 * metrics.step.recent(95), 2),
+            "delay_ms": round(1000 * metrics.reply.recent(50), 2),
+            "backlog_ms": round(1000 * self._source.backlog(), 1),
+            "dropped_s": self._dropped(),
+            "drops": metrics.drops,
+            "damaged_pages": self._decoder.faults,
+            "damaged_s": round(self._decoder.lost, 3),
+        }
+
+    def _dropped(self) -> float:
+        return round(self._metrics.dropped + self._source.refused, 3)
+
+    # ---- on the pipeline's threads ---------------------------------------------------------------------------------------
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, Spoke):
+            self._texts.append((event.index, event.text))
+        elif isinstance(event, Dropped):
+            self._drops.append((event.index, self._dropped()))
+        elif isinstance(event, Said):
+            datas = []
+            while self._drops and self._drops[0][0] <= event.index:
+                # Told in its place, so that the client knows where in the reply something is missing.
+                self._on_loop(self._tell_dropped, self._drops.popleft()[1])
+            while self._texts and self._texts[0][0] <= event.index:
+                datas.append(encode(Text(self._texts.popleft()[1])))
+            datas.append(encode(Audio(self._encoder.encode(event.pcm))))
+            self._on_loop(self._said, datas)
+        elif isinstance(event, Ready):
+            self._texts.clear()
+            self._drops.clear()
+            self._encoder = OpusEncoder()
+            self._on_loop(self._ready)
+        elif isinstance(event, Failed):
+            self._on_loop(self._failed, event)
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _said(self, datas: list[bytes]) -> None:
+        self.steps += 1
+        self._last_sound = monotonic()
+        self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
+        if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
+            self._send(datas)
+            if self.steps == self._parameters.max_steps:
+                self.end(End("max_steps", None, WSCloseCode.OK))
+
+    def _tell_dropped(self, seconds: float) -> None:
+        self._told_dropped = seconds
+        self.tell(self.stats() | {"dropped_s": seconds})
+
+    def _ready(self) -> None:
+        self._listens = True
+        self._listens_since = self._listens_since or monotonic()
+        if (dropped := self._dropped()) != self._told_dropped:
+            self._tell_dropped(dropped)  # of the conversation before
+        self.send(Handshake())
+
+    def _failed(self, failure: Failed) -> None:
+        self._fail(failure)
+        self.end(End("failed", "The model failed; the conversation is over.", WSCloseCode.INTERNAL_ERROR))
+
+
+def _broken(error: object) -> End:
+    """Tell what ended a websocket from below: its rules, or a connection that gives no sign of life."""
+    if not isinstance(error, WebSocketError):
+        return End("lost")
+    too_big = error.code == WSCloseCode.MESSAGE_TOO_BIG
+    return End("message_size" if too_big else "websocket", None, error.code)

@@ -1,0 +1,177 @@
+"""The messages of `/api/chat`, as pure code: bytes to values and back.
+
+A message of the websocket is a type byte and a payload, integers little-endian. Audio is Opus in Ogg pages, as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+from ..errors import ProtocolError
+
+VERSION = 0
+MODEL_VERSION = 0
+# A second of the published programs' audio has six kilobytes.
+MAX_MESSAGE = 1 << 20
+
+
+class Control(IntEnum):
+    """What the client wants to happen (message 3)."""
+
+    START = 0
+    END_TURN = 1
+    PAUSE = 2
+    RESTART = 3
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """The server has fresh state and listens (message 0); both numbers are in [0, 2^32)."""
+
+    protocol_version: int = VERSION
+    model_version: int = MODEL_VERSION
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Bytes of the Ogg stream (message 1); pages may be split over messages."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of what is said (message 2); a leading space starts a word."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class MetaData:
+    """Facts about server and conversation (message 4): what JSON can hold, without infinities and NaN."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Error:
+    """A sentence on what went wrong (message 5)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """A sign of life (message 6)."""
+
+
+@dataclass(frozen=True)
+class ColoredText:
+    """A piece of text with a colour in [0, 256) (message 7); of other models."""
+
+    colour: int
+    text: str
+
+
+Message: TypeAlias = Handshake | Audio | Text | Control | MetaData | Error | Ping | ColoredText
+
+
+def encode(message: Message) -> bytes:
+    """Write a message as the bytes of a websocket's binary message.
+
+    Raises
+    ------
+    ProtocolError
+        A number does not fit into its field, a text has half a surrogate pair, or JSON cannot hold the values.
+    """
+    try:
+        match message:
+            case Handshake(protocol_version, model_version):
+                return struct.pack("<BII", 0, protocol_version, model_version)
+            case Audio(data):
+                return b"\x01" + data
+            case Text(text):
+                return b"\x02" + text.encode()
+            case Control():
+                return bytes((3, message))
+            case MetaData(values):
+                return b"\x04" + json.dumps(dict(values), allow_nan=False, separators=(",", ":")).encode()
+            case Error(text):
+                return b"\x05" + text.encode()
+            case Ping():
+                return b"\x06"
+            case ColoredText(colour, text):
+                return struct.pack("<BB", 7, colour) + text.encode()
+    except (struct.error, ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"The message {type(message).__name__} cannot be sent: {error}.") from None
+
+
+def decode(data: bytes, limit: int = MAX_MESSAGE) -> Message | None:
+    """Read a websocket's binary message; None is what is to be discarded: empty, or of a type or a control not known.
+
+    A handshake may have any length: nine bytes are two numbers of 32 bits, three are two of 8 bits (as the published page
+    writes them), anything else stands for zeros.
+
+    Raises
+    ------
+    ProtocolError
+        It has more than `limit` bytes, a text that is no UTF-8, or metadata that is no JSON object.
+    """
+    if len(data) > limit:
+        raise ProtocolError(f"A message has {len(data)} bytes; {limit} are allowed.")
+    if not data:
+        return None
+    payload = data[1:]
+    match data[0]:
+        case 0 if len(payload) == 2:
+            return Handshake(payload[0], payload[1])
+        case 0:
+            return Handshake(*struct.unpack_from("<II", payload)) if len(payload) >= 8 else Handshake(0, 0)
+        case 1:
+            return Audio(payload)
+        case 2:
+            return Text(_utf8(payload, "A text"))
+        case 3 if len(payload) == 1 and payload[0] in _CONTROLS:
+            return Control(payload[0])
+        case 4:
+            return MetaData(_object(_utf8(payload, "The metadata")))
+        case 5:
+            return Error(_utf8(payload, "An error's text"))
+        case 6:
+            return Ping()
+        case 7 if payload:
+            return ColoredText(payload[0], _utf8(payload[1:], "A coloured text"))
+    return None
+
+
+_CONTROLS = frozenset(Control)
+
+
+def _utf8(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(f"{what} is not in UTF-8.") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise ProtocolError("The metadata is not valid JSON.") from None
+    if not isinstance(values, dict):
+        raise ProtocolError("The metadata is no JSON object.")
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number

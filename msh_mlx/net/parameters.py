@@ -1,0 +1,190 @@
+"""The parameters of a conversation in an address, and how a server describes itself."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ProtocolError
+from ..model.ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from .messages import MetaData
+
+
+@dataclass(frozen=True)
+class ChatParameters:
+    """The parameters in the address of a conversation; the defaults are the published Rust server's.
+
+    Attributes
+    ----------
+    text_temperature, audio_temperature
+        From 0 to 1e9, as `Sampler` takes them.
+    text_topk, audio_topk
+        At least 0; 0 takes all tokens.
+    max_steps
+        Of 80 ms, at least 1; None: no end.
+    text_seed, audio_seed
+        In [0, 2^64); None: a new one every time.
+    pad_mult
+        What is added to the logit of padding, from -1e9 to 1e9; None: nothing.
+    repetition_penalty_context, repetition_penalty
+        How many text tokens back, and the factor, from 1e-9 to 1e9; None: no penalty.
+    email, worker_auth_id
+        Who it is, and the token that admits him.
+    realtime
+        Ours. False: the audio is a file's, so nothing of it is dropped, and the server takes the time that it needs.
+    stats
+        Ours. True: the client understands metadata that published servers do not send: its place in line, figures every two
+        seconds, the parameters that mean nothing here.
+    """
+
+    text_temperature: float = 0.8
+    text_topk: int = 250
+    audio_temperature: float = 0.8
+    audio_topk: int = 250
+    max_steps: int | None = 4500
+    text_seed: int | None = None
+    audio_seed: int | None = None
+    pad_mult: float | None = None
+    repetition_penalty_context: int | None = None
+    repetition_penalty: float | None = None
+    email: str | None = None
+    worker_auth_id: str | None = None
+    realtime: bool = True
+    stats: bool = False
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
+        """Read the parameters of an address, percent-decoded; what is missing or empty is as in `defaults`, what is not known
+        is ignored, since published pages send more: `unknown_parameters` names it.
+
+        Raises
+        ------
+        ProtocolError
+            A value is wrong; the sentence names the parameter.
+        """
+        values: dict[str, Any] = {} if defaults is None else dict(vars(defaults))
+        for name, read in _PARAMETERS.items():
+            text = query.get(name, "")
+            if text:
+                values[name] = read(name, text)
+        return cls(**values)
+
+
+# As JavaScript and Rust write numbers; Python would take spaces, underscores and other alphabets' digits, too.
+_WHOLE = re.compile(r"[0-9]{1,20}")
+_DECIMAL = re.compile(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
+
+
+def _whole(least: int, most: int) -> Callable[[str, str], int]:
+    def read(name: str, text: str) -> int:
+        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+            raise _wrong(name, text, f"a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _number(values: Range) -> Callable[[str, str], float]:
+    def read(name: str, text: str) -> float:
+        value = float(text) if _DECIMAL.fullmatch(text) else math.nan
+        if not values.has(value):
+            raise _wrong(name, text, str(values))
+        return value
+
+    return read
+
+
+def _words(name: str, text: str) -> str:
+    if len(text) > 1000 or not text.isprintable():
+        raise ProtocolError(f"The parameter {name} is no text of up to 1000 printable characters.")
+    return text
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise _wrong(name, text, "0 or 1")
+    return text == "1"
+
+
+def _wrong(name: str, text: str, what: str) -> ProtocolError:
+    value = f"is {text!r}" if len(text) <= 40 and text.isprintable() else "has another value"
+    return ProtocolError(f"The parameter {name} {value}; {what} is expected.")
+
+
+_temperature = _number(TEMPERATURE)
+_top_k = _whole(0, (1 << 31) - 1)
+_seed = _whole(0, (1 << 64) - 1)
+_PARAMETERS: dict[str, Callable[[str, str], Any]] = {
+    "text_temperature": _temperature,
+    "text_topk": _top_k,
+    "audio_temperature": _temperature,
+    "audio_topk": _top_k,
+    "max_steps": _whole(1, (1 << 31) - 1),
+    "text_seed": _seed,
+    "audio_seed": _seed,
+    "pad_mult": _number(PADDING_BONUS),
+    "repetition_penalty_context": _whole(0, 10_000),
+    "repetition_penalty": _number(REPETITION_PENALTY),
+    "email": _words,
+    "worker_auth_id": _words,
+    "realtime": _flag,
+    "stats": _flag,
+}
+
+
+def unknown_parameters(query: Iterable[str]) -> list[str]:
+    """Name the parameters of an address that mean nothing here, fit to be shown, each once; of very many the first."""
+    return list(dict.fromkeys(one_line(name, 40) for name in query if name not in _PARAMETERS))[:20]
+
+
+def one_line(text: str, most: int) -> str:
+    """Return what the other side sent on one line of at most `most` characters, without any that a terminal would obey."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in text[: most + 1]).split())
+    return words if len(text) <= most else words[: most - 1] + "…"
+
+
+# All of them must be there, or the published page shows nothing.
+BUILD_KEYS = (
+    "build_timestamp",
+    "build_date",
+    "git_branch",
+    "git_timestamp",
+    "git_date",
+    "git_hash",
+    "git_describe",
+    "rustc_host_triple",
+    "rustc_version",
+    "cargo_target_triple",
+)
+
+
+def describe_server(
+    parameters: ChatParameters,
+    lm_model_file: str,
+    mimi_model_file: str,
+    instance_name: str,
+    build: Mapping[str, str] | None = None,
+) -> MetaData:
+    """Make the metadata that the published page shows; what of `BUILD_KEYS` is not in `build` is "unknown".
+
+    The page wants numbers where there may be none: no padding bonus is 0, no penalty is 1 over 0 tokens.
+    """
+    penalty = parameters.repetition_penalty
+    return MetaData(
+        {
+            "text_temperature": parameters.text_temperature,
+            "text_topk": parameters.text_topk,
+            "audio_temperature": parameters.audio_temperature,
+            "audio_topk": parameters.audio_topk,
+            "pad_mult": parameters.pad_mult or 0.0,
+            "repetition_penalty_context": parameters.repetition_penalty_context or 0,
+            "repetition_penalty": 1.0 if penalty is None else penalty,
+            "lm_model_file": lm_model_file,
+            "mimi_model_file": mimi_model_file,
+            "instance_name": instance_name,
+            "build_info": {key: (build or {}).get(key, "unknown") for key in BUILD_KEYS},
+        }
+    )

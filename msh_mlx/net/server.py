@@ -1,0 +1,810 @@
+"""The server: conversations at `/api/chat`, the page, and what tells how it goes; `protocol` is the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hmac
+import logging
+import socket
+import ssl
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from json import dumps
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any, NoReturn
+
+from aiohttp import WSCloseCode, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import LineTooLong
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..conversation.session import Session
+from ..conversation.shared import SharedModel, Tokens
+from ..errors import InputError, MshError, ProtocolError
+from ..events import Failed
+from .connection import Connection, End, Limits
+from .messages import MetaData
+from .parameters import ChatParameters, describe_server, one_line, unknown_parameters
+from .session_log import SessionLog
+from .visitor import Network, Place, Visitor, is_among
+
+_TICK = 0.25  # seconds
+_COLLECT_EVERY = 10.0  # seconds, at least; it stops everything for some milliseconds
+_GOODBYE = 0.7  # seconds for a client to take the last message
+_HEARTBEAT = 20.0  # seconds between two pings of the websocket
+_HEAD_WITHIN = 10.0  # seconds from the connection, or from the last answer on it, to the request
+_TAKEN_WITHIN = 120.0  # seconds for a client to take an answer
+# Connections besides those of conversations: for pages, figures, and what browsers keep open for the next request.
+_SPARE, _SPARE_PER_ADDRESS = 128, 32
+_MAX_LINE, _MAX_FIELD = 8190, 32_768  # bytes of a request's first line, and of a header: with all cookies of a host
+_MAX_PATH = 1000  # characters
+_SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
+_STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
+_SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
+
+# Our page brings everything along, and talks to servers that the user names.
+_OWN_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Somebody else's page may be built in any way: decoders that make code of text, inline styles, fonts from elsewhere. Published
+# ones do all three. No other page may frame it.
+_NAMED_POLICY = (
+    "default-src 'self' https: data: blob: 'unsafe-inline' 'unsafe-eval'; "
+    "connect-src 'self' ws: wss: http: https: data: blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_ORDINARY = ("closed", "max_steps", "shutdown")  # ends that are no fault
+_SECRET = ("worker_auth_id", "email")
+
+Samplers = Callable[[ChatParameters], "dict[str, Any]"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes
+    ----------
+    sessions, line
+        How many conversations at once, and how many clients may wait.
+    connections, connections_per_address
+        How many clients that talk or wait, in all and from one address.
+    proxies
+        Those whose word counts on who their clients are.
+    token
+        What every client must give, if it is set.
+    hosts, origins
+        Names under which the server may be addressed besides addresses, and pages of others that may use it.
+    static, static_is_named
+        The folder of the page, and whether it is one that the user named: its policy lets it do what pages do, ours is strict.
+    log_dir
+        Where sessions leave a summary and their tokens.
+    defaults
+        Of the parameters in a conversation's address.
+    about
+        The names of the model's file, the codec's file, and the server, for the page.
+    """
+
+    sessions: int = 1
+    line: int = 16
+    connections: int = 64
+    connections_per_address: int = 32
+    proxies: Collection[Network] = ()
+    limits: Limits = field(default_factory=Limits)
+    token: str | None = None
+    hosts: Collection[str] = ("localhost",)
+    origins: Collection[str] = ()
+    static: Path | None = None
+    static_is_named: bool = False
+    log_dir: Path | None = None
+    defaults: ChatParameters = field(default_factory=lambda: ChatParameters(max_steps=None))
+    about: tuple[str, str, str] = ("", "", "msh-mlx")
+
+
+class _Gate(asyncio.Protocol):
+    """A connection before and between its requests: closed if none comes, or if its place is needed."""
+
+    def __init__(self, inner: asyncio.Protocol, gates: _Gates) -> None:
+        self._inner = inner
+        self._gates = gates
+        self.transport: asyncio.Transport | None = None
+        self.address = ""
+        self.since = monotonic()
+        self.asked = False  # for anything at all
+        self.requests = 0  # under way
+        self.talks = False  # or waits for its turn
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._inner.connection_made(transport)
+        self._gates.add(self)
+
+    def begin(self) -> None:
+        """A request has come."""
+        self.asked = True
+        self.requests += 1
+        self.since = monotonic()
+
+    def end(self) -> None:
+        """It was answered."""
+        self.requests -= 1
+        self.since = monotonic()
+
+    def drop(self) -> None:
+        """Close at once, whatever goes on."""
+        assert self.transport
+        sock = self.transport.get_extra_info("socket")
+        if self.requests and not self.talks and sock is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                sock.shutdown(socket.SHUT_RDWR)  # which ends a file's way out; asyncio cannot abort that
+        else:
+            self.transport.abort()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody has to wait any longer for what is to happen here."""
+        patience = _TAKEN_WITHIN if self.requests else _HEAD_WITHIN
+        return not self.talks and monotonic() - self.since > patience
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gates.remove(self)
+        self._inner.connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        closes: bool | None = self._inner.eof_received()
+        return closes
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class _Gates:
+    """All connections. Where there are too many, those go that do nothing, of whoever has the most.
+
+    Parameters
+    ----------
+    most, most_per_address
+        How many there may be in all, and of an address that is none of `proxies`.
+    """
+
+    def __init__(self, most: int, most_per_address: int, proxies: Collection[Network]) -> None:
+        self._most = most
+        self._most_per_address = most_per_address
+        self._proxies = proxies
+        self._gates: set[_Gate] = set()
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def __iter__(self) -> Iterator[_Gate]:
+        return iter(list(self._gates))
+
+    def add(self, gate: _Gate) -> None:
+        """Let a connection in, at the cost of an idle one, or, where there is none, close it."""
+        self._gates.add(gate)
+        same = [other for other in self._gates if other.address == gate.address]
+        if len(same) > self._most_per_address and not is_among(gate.address, self._proxies):
+            self._give_up(same, gate)
+        elif len(self._gates) > self._most:
+            self._give_up(self._gates, gate)
+
+    def remove(self, gate: _Gate) -> None:
+        self._gates.discard(gate)
+
+    def _give_up(self, gates: Iterable[_Gate], new: _Gate) -> None:
+        count = Counter(gate.address for gate in self._gates)
+        idle = [gate for gate in gates if not gate.requests and gate is not new]
+        one = min(idle, key=lambda gate: (-count[gate.address], gate.since), default=new)
+        self.remove(one)
+        one.drop()
+
+
+class _Handler(web.RequestHandler):
+    """Speaks HTTP, and has a sentence for what cannot be read or answered."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        answer = super().handle_error(request, status, exc, message)
+        if isinstance(answer, web.Response):
+            sentence = "Something unexpected happened in the server."
+            if status < 500:
+                sentence = "The request is no HTTP that this server can read."
+            if isinstance(exc, LineTooLong):
+                status = 431
+                sentence = f"A header of the request is longer than {_MAX_FIELD} bytes."
+                if str(_MAX_LINE) in map(str, exc.args):
+                    status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
+            answer.set_status(status)
+            answer.content_type = "text/plain"
+            answer.text = sentence + "\n"
+        return answer
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What is at a path: how it may be asked for, what answers, and what that is, for those who look for something else."""
+
+    methods: tuple[str, ...]
+    answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
+    about: str
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A client that waits for its turn, and what makes its session then."""
+
+    connection: Connection
+    make: Callable[[], Session]
+    turn: asyncio.Future[Session]
+
+
+class _Metrics:
+    """The figures in Prometheus's form."""
+
+    def __init__(self, server: Server, model: SharedModel) -> None:
+        self._registry = CollectorRegistry()
+        for name, about in (
+            ("sessions", "conversations at the moment"),
+            ("waiting", "clients in the line"),
+            ("connections", "open connections"),
+        ):
+            gauge = Gauge(f"msh_{name}", about, registry=self._registry)
+            gauge.set_function(partial(server.figure, name))
+        self.sessions = PrometheusCounter("msh_conversations", "conversations that have ended", registry=self._registry)
+        self.dropped = PrometheusCounter(
+            "msh_dropped_seconds", "sound of users that came too late and was dropped", registry=self._registry
+        )
+        step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
+        model.on_step = step.observe
+        self._registry.register(_Ends(server))
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Ends(Collector):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily("msh_errors", "what was refused, faulty, or ended a connection", labels=["kind"])
+        for kind, count in sorted(self._server.errors().items()):
+            family.add_metric([kind], count)
+        yield family
+
+
+class Server:
+    """Serves conversations with `model`.
+
+    Parameters
+    ----------
+    model
+        May be loaded later: `ready` says when it is.
+    settings
+        How the server behaves.
+    samplers
+        Makes `text_sampler`, `audio_sampler` and `seed` for a session of what a client asks for.
+    log
+        Takes what happened, as a JSON object.
+    """
+
+    def __init__(
+        self,
+        model: SharedModel,
+        settings: Settings,
+        samplers: Samplers,
+        log: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self.ready = False
+        self.failure: Failed | None = None
+        self.failed = asyncio.Event()
+        self._model = model
+        self._settings = settings
+        self._samplers = samplers
+        self._log = log
+        self._gates = _Gates(
+            settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
+        )
+        self._origins = [Place.of_origin(origin) for origin in settings.origins]
+        self._speakers: set[str] = set()  # proxies that are not trusted, as far as they were told
+        self._routes = {
+            "/api/chat": _Route(
+                ("GET", "HEAD", "POST"),
+                self._chat,
+                "a conversation by websocket: Opus in Ogg, text and more, both ways",
+            ),
+            "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
+            "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
+        }
+        self._connections: dict[Connection, str] = {}
+        self._active: set[Connection] = set()
+        self._line: deque[_Waiting] = deque()
+        self._counts: Counter[str] = Counter()
+        self._stopping = False
+        self._left = False  # whether somebody has left since Python's collector came by
+        self._metrics = _Metrics(self, model)
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    # ---- from the beginning to the end -----------------------------------------------------------------------------------
+
+    async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
+        """Listen on a socket that is bound; until `ready` is set, clients are told to come back later."""
+        app = web.Application(client_max_size=1 << 16)
+        app.on_response_prepare.append(self._add_headers)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, handle_signals=False)
+        await self._runner.setup()
+        manager = self._runner.server
+        assert manager
+        loop = asyncio.get_running_loop()
+        patience = _HEAD_WITHIN if context else None
+        handler = partial(
+            _Handler,
+            manager,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type] # which is none
+            logger=self._http_logger(),
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_FIELD,
+        )
+        self._server = await loop.create_server(
+            lambda: _Gate(handler(), self._gates),
+            sock=sock,
+            ssl=context,
+            backlog=256,
+            ssl_handshake_timeout=patience,
+        )
+        self._start(self._tick())
+
+    async def close(self, sentence: str) -> None:
+        """Tell every client `sentence`, and close everything, within a second."""
+        self._stopping = True
+        if self._server:
+            self._server.close()
+        kind, code = ("failed", WSCloseCode.INTERNAL_ERROR) if self.failure else ("shutdown", WSCloseCode.GOING_AWAY)
+        for connection in list(self._connections):
+            connection.end(End(kind, sentence, code))
+        deadline = monotonic() + _GOODBYE
+        while self._connections and monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for job in self._jobs:
+            job.cancel()
+        for gate in self._gates:
+            gate.drop()
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        """Log an event. There may be anything, and any amount of it, in what clients send."""
+        self._log({key: one_line(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
+
+    def _http_logger(self) -> logging.Logger:
+        """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
+        handler = logging.Handler(logging.WARNING)
+
+        def emit(record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                self._counts["request"] += 1
+            else:
+                what = f"{type(error).__name__}: {error}" if error else record.getMessage()
+                self._tell({"event": "error", "error": what})
+
+        handler.emit = emit  # type: ignore[method-assign]
+        logger = logging.Logger("msh-http")  # of our own: no other handler hears it
+        logger.addHandler(handler)
+        return logger
+
+    def _start(self, job: Any) -> None:
+        task = asyncio.ensure_future(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def _tick(self) -> None:
+        collected = monotonic()
+        while True:
+            await asyncio.sleep(_TICK)
+            self._admit()
+            if self._left and monotonic() - collected > _COLLECT_EVERY:
+                # What MLX compiled for a session is in a cycle, and Python would let a hundred of them pile up.
+                gc.collect()
+                self._left, collected = False, monotonic()
+            for connection in list(self._connections):
+                connection.tick(len(self._active))
+            for gate in self._gates:
+                if gate.is_late:
+                    if gate.requests or not gate.asked:  # else a browser has kept it open for more, which is its right
+                        self._counts["request"] += 1
+                    gate.drop()
+
+    # ---- requests --------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if gate := _gate(request):
+            gate.begin()
+        try:
+            # A proxy that takes a base path away may leave a slash too many.
+            path = "/" + request.path.lstrip("/")
+            if len(path) > _MAX_PATH:
+                self._refuse("request", 414, f"The address is longer than anything here: {_MAX_PATH} characters.")
+            visitor = Visitor.of(request, self._settings.proxies)
+            self._note_speaker(visitor)
+            self._check_host(visitor)
+            if route := self._routes.get(path):
+                self._check_method(request, path, route.methods)
+                return await route.answer(request, visitor)
+            return self._file(request, path)
+        finally:
+            if gate:
+                gate.end()
+
+    def _note_speaker(self, visitor: Visitor) -> None:
+        """Log once for each proxy, of some at least, that it is not trusted: all its clients count as one."""
+        if visitor.speaker and visitor.speaker not in self._speakers and len(self._speakers) < 8:
+            self._speakers.add(visitor.speaker)
+            hint = f"If {visitor.speaker} is a proxy of yours, start with --trusted-proxy {visitor.speaker}."
+            self._tell({"event": "proxy", "address": visitor.speaker, "hint": hint})
+
+    def _check_host(self, visitor: Visitor) -> None:
+        """Refuse names that are not ours: a page of somebody else's could have made its name lead here (DNS rebinding)."""
+        for place in visitor.places:
+            if not place.is_address and place.name not in self._settings.hosts:
+                name = one_line(place.name, _SHOWN)
+                self._refuse(
+                    "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
+                )
+
+    def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
+        if origin is None or self._is_friend(origin):
+            return
+        page = Place.of_origin(origin)
+        if page and any(place.may_be(page) for place in visitor.places[:1]):
+            return
+        shown = one_line(origin, _SHOWN)
+        asked = one_line(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
+        self._refuse(
+            "origin",
+            403,
+            f"Pages of {shown!r} may not use this server, which was asked for as {asked!r}; start it with --allow-origin "
+            f"{shown}, or see docs/proxy.md if a proxy is between.",
+        )
+
+    def _is_friend(self, origin: str | None) -> bool:
+        place = Place.of_origin(origin) if origin else None
+        return place is not None and place in self._origins
+
+    def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
+        if request.method not in methods:
+            sentence = f"{path} is not asked for with {one_line(request.method, _SHOWN)}, but with {methods[0]}."
+            self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
+
+    def _check_token(self, request: web.Request) -> None:
+        token = self._settings.token
+        if token is None:
+            return
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            given = request.query.get("worker_auth_id", "")
+        if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
+            sentence = "The token is wrong." if given else "This server wants a token."
+            self._refuse(
+                "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
+            )
+
+    def _refuse(
+        self,
+        kind: str,
+        status: int,
+        sentence: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        json: bool = False,
+    ) -> NoReturn:
+        self._counts[kind] += 1
+        # There may be anything in what the client sent.
+        sentence = sentence.encode(errors="replace").decode()
+        if not json:
+            raise _Refused(status, sentence + "\n", "text/plain", headers)
+        served = {path: route.about for path, route in self._routes.items()}
+        # As programs for other interfaces look for it.
+        body = {"error": {"message": sentence, "type": kind, "code": status}, "served": served}
+        raise _Refused(status, dumps(body, indent=1) + "\n", "application/json", headers)
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        response.headers["Content-Security-Policy"] = _NAMED_POLICY if self._settings.static_is_named else _OWN_POLICY
+        origin = request.headers.get("Origin")
+        if origin is not None and self._is_friend(origin):
+            # Its page may read why it was refused.
+            response.headers["Access-Control-Allow-Origin"] = origin
+
+    async def _health(self, *_: object) -> web.Response:
+        if self.failure or self._stopping:
+            return web.Response(status=503, text="The model failed.\n" if self.failure else "Ending.\n")
+        return web.Response(text="Ready.\n") if self.ready else web.Response(status=503, text="Loading.\n")
+
+    async def _show_metrics(self, request: web.Request, _: Visitor) -> web.Response:
+        self._check_token(request)
+        return web.Response(
+            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    def _file(self, request: web.Request, path: str) -> web.FileResponse:
+        """Answer with a file of the page, or say what there is instead."""
+        shown = one_line(path, _SHOWN)
+        if _is_interface(path):
+            self._refuse(
+                "unknown",
+                404,
+                f"There is no {shown} in this server: conversations are held by websocket at /api/chat, in Moshi's protocol.",
+                json=True,
+            )
+        static = self._settings.static
+        if not static:
+            self._refuse(
+                "unknown",
+                404,
+                f"There is no {shown} here, and no page; `make page` builds it. Conversations are at /api/chat.",
+            )
+        try:
+            folder = static.resolve()
+            file = (folder / (path[1:] or "index.html")).resolve()
+            is_there = file.is_relative_to(folder) and file.is_file()
+        except (OSError, ValueError):  # what cannot be the name of a file
+            is_there = False
+        if not is_there:
+            self._refuse(
+                "unknown",
+                404,
+                f"There is no {shown} here; the page is at /, also behind a proxy: one with a base path has to take that away.",
+            )
+        self._check_method(request, shown, ("GET", "HEAD"))
+        return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
+
+    async def _chat(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Hold a conversation, or say why not: to a page whose websocket did not open, too, that asks with POST.
+
+        Nothing else would do: a browser tells no page why, and sends Origin, of which it may have been, with POST alone.
+        """
+        self._check_origin(request.headers.get("Origin"), visitor)
+        self._check_token(request)
+        try:
+            parameters = ChatParameters.from_query(request.query, self._settings.defaults)
+            self._samplers(parameters)
+        except (ProtocolError, InputError) as error:
+            self._refuse("parameters", 400, str(error))
+        if not self.ready:
+            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+        ws = web.WebSocketResponse(
+            heartbeat=_HEARTBEAT,
+            autoping=False,  # pings count as messages
+            max_msg_size=4 * self._settings.limits.message,
+            compress=False,
+            timeout=_GOODBYE,
+        )
+        if request.method != "GET" or not ws.can_prepare(request):
+            sentence = "This address is for websockets."
+            if "Sec-WebSocket-Key" in request.headers and "Upgrade" not in request.headers:
+                self._counts["upgrade"] += 1
+                sentence = "A proxy has not passed on that this is to be a websocket; docs/proxy.md says how it should."
+            return web.Response(status=426, text=sentence + "\n", headers={"Upgrade": "websocket"})
+        try:
+            await ws.prepare(request)
+        except ConnectionError:  # gone already, which aiohttp would report with a traceback
+            self._counts["lost"] += 1
+            return web.Response()
+        if gate := _gate(request):
+            gate.talks = True
+        await self._serve(request, ws, parameters, visitor.address)
+        return ws
+
+    async def _serve(
+        self, request: web.Request, ws: web.WebSocketResponse, parameters: ChatParameters, address: str
+    ) -> None:
+        settings = self._settings
+        about = describe_server(parameters, *settings.about)
+        ignored = unknown_parameters(request.query)
+        if ignored and parameters.stats:
+            about = MetaData({**about.values, "ignored": ignored})
+        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
+        begin = perf_counter()
+        end = self._too_many(address)
+        self._connections[connection] = address
+        kept = SessionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+        try:
+            end = end or await connection.run(partial(self._wait_in_line, parameters, kept.add))
+        except Exception as error:
+            end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
+            self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
+        finally:
+            self._leave_line(connection)
+            try:
+                await connection.close(end or End("lost"), _GOODBYE)
+            finally:
+                self._connections.pop(connection, None)
+                self._left = True
+                self._active.discard(connection)
+                self._admit()
+        summary = self._summary(connection, address, end, begin)
+        if ignored:
+            summary["ignored"] = ", ".join(ignored)
+        self._tell(summary)
+        if connection.begun:
+            asked = {name: value for name, value in vars(parameters).items() if name not in _SECRET}
+            try:
+                kept.finish(summary | {"parameters": asked})
+            except MshError as error:
+                self._tell({"event": "error", "id": connection.id, "error": str(error)})
+
+    def _summary(self, connection: Connection, address: str, end: End, begin: float) -> dict[str, Any]:
+        if end.kind not in _ORDINARY:
+            self._counts[end.kind] += 1
+        now = perf_counter()
+        summary: dict[str, Any] = {
+            "event": "session" if connection.begun else "visit",
+            "id": connection.id,
+            "address": address,
+            "end": end.kind,
+            "waited_s": round((connection.begun or now) - begin, 3),
+        }
+        if connection.begun:
+            self._metrics.sessions.inc()
+            summary |= {
+                "seconds": round(now - connection.begun, 3),
+                "steps": connection.steps,
+                "words": connection.words,
+            }
+            summary |= connection.stats()
+            if connection.notes:
+                summary["notes"] = " ".join(connection.notes)
+            self._metrics.dropped.inc(summary["dropped_s"])
+        return summary
+
+    def _too_many(self, address: str) -> End | None:
+        settings = self._settings
+        if sum(other == address for other in self._connections.values()) >= settings.connections_per_address:
+            return End("per_address", "There are too many connections from your address.", WSCloseCode.TRY_AGAIN_LATER)
+        if len(self._connections) >= settings.connections:
+            return End(
+                "connections", "The server has too many connections; try again later.", WSCloseCode.TRY_AGAIN_LATER
+            )
+        return None
+
+    # ---- the line --------------------------------------------------------------------------------------------------------
+
+    def _wait_in_line(
+        self, parameters: ChatParameters, tokens: Tokens, connection: Connection
+    ) -> asyncio.Future[Session]:
+        turn: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        make = partial(self._model.session, **self._samplers(parameters), tokens=tokens)
+        self._line.append(_Waiting(connection, make, turn))
+        self._admit()
+        if not turn.done() and connection not in self._active:
+            place = len(self._line)
+            if place > self._settings.line:
+                self._leave_line(connection)
+                sentence = "The server is busy, and its waiting line is full; try again later."
+                connection.end(End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER))
+            else:
+                connection.tell({"waiting": place})
+        return turn
+
+    def _leave_line(self, connection: Connection) -> None:
+        before = len(self._line)
+        self._line = deque(entry for entry in self._line if entry.connection is not connection)
+        if len(self._line) != before:
+            self._tell_places()
+
+    def _tell_places(self) -> None:
+        for place, waiting in enumerate(self._line, 1):
+            waiting.connection.tell({"waiting": place})
+
+    def _admit(self) -> None:
+        """Let in whoever is first in line while there is room."""
+        came = False
+        while (
+            self._line
+            and not self._stopping
+            and len(self._active) < self._settings.sessions
+            and self._model.has_room(len(self._active))
+        ):
+            first = self._line.popleft()
+            self._active.add(first.connection)
+            self._start(self._give_session(first))
+            came = True
+        if came:
+            self._tell_places()
+
+    async def _give_session(self, waiting: _Waiting) -> None:
+        try:
+            session = await asyncio.to_thread(waiting.make)
+        except Exception as error:
+            self._fail(Failed("model", error))
+            return
+        if not waiting.turn.done():
+            waiting.turn.set_result(session)
+
+    def _fail(self, failure: Failed) -> None:
+        """Hear that a part broke: a codec takes its conversation along, the model everything."""
+        if failure.where in ("model", "start"):
+            self.failure = self.failure or failure
+            self.failed.set()
+
+    # ---- figures ---------------------------------------------------------------------------------------------------------
+
+    def figure(self, name: str) -> int:
+        """Count the "sessions", the "waiting" clients or the "connections" of the moment."""
+        return {"sessions": len(self._active), "waiting": len(self._line), "connections": len(self._gates)}[name]
+
+    def errors(self) -> Mapping[str, int]:
+        """Count what was refused or ended, by kind."""
+        return self._counts
+
+
+class _Refused(web.HTTPException):
+    def __init__(self, status: int, text: str, kind: str, headers: Mapping[str, str] | None) -> None:
+        self.status_code = status
+        super().__init__(text=text, content_type=kind, headers=dict(headers or {}))
+
+
+class _File(web.FileResponse):
+    """A file, which takes its time to the client after the request was answered."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        gate = _gate(request)
+        if gate:
+            gate.begin()
+        try:
+            return await super().prepare(request)
+        finally:
+            if gate:
+                gate.end()
+
+
+def _gate(request: web.BaseRequest) -> _Gate | None:
+    gate = request.transport.get_protocol() if request.transport else None
+    assert gate is None or isinstance(gate, _Gate)
+    return gate
+
+
+def _is_interface(path: str) -> bool:
+    """Tell whether a path is one that programs ask for, not people: of ours or of another server's."""
+    return path.startswith(("/api/", "/v1/")) or path in ("/api", "/v1")

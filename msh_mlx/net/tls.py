@@ -1,0 +1,295 @@
+"""Certificates: a server's own pair, made where there is none, and the servers whose certificate a client remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ..errors import InputError
+from ..system.newfile import NewFile
+from ..system.places import user_file
+
+CERTIFICATE, KEY = "cert.pem", "key.pem"
+_DAYS = 397  # browsers take no certificate that is valid for longer
+_LOCAL_NAMES, _LOCAL_ADDRESSES = ("localhost",), ("127.0.0.1", "::1")
+_LONGEST_NAME = 64  # of a certificate's holder
+
+# ---- a server's own pair -------------------------------------------------------------------------------------------------
+
+
+def server_context(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] = ()) -> ssl.SSLContext:
+    """Return what a server needs for TLS from 1.2 on, with the pair in `folder`; where there is none, it is made.
+
+    Raises
+    ------
+    InputError
+        The files are not both there, cannot be read, do not belong together or are not valid now, or cannot be written.
+    """
+    present = [name for name in (CERTIFICATE, KEY) if _is_there(folder / name)]
+    if not present:
+        make_pair(folder, names, addresses)
+    elif len(present) == 1:
+        (missing,) = {CERTIFICATE, KEY} - set(present)
+        raise InputError(
+            f"There is {present[0]} in {folder}, but no {missing}; put it there, or remove {present[0]} for a new pair."
+        )
+    _check_pair(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(
+            f"{folder / CERTIFICATE} and {folder / KEY} cannot be used ({error.strerror or error}); {_ANEW}."
+        ) from None
+    return context
+
+
+_ANEW = "give another pair, or remove both files for a new one"
+
+
+def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] = ()) -> None:
+    """Write `cert.pem` and `key.pem`, which only the user can read, into `folder`: self-signed, valid for 397 days.
+
+    They are for the DNS names and IP addresses given and for this machine itself; what no certificate can hold is left out.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written to.
+    """
+    holders = [x509.DNSName(name) for name in dict.fromkeys([*_ascii(names), *_LOCAL_NAMES])]
+    numbers = dict.fromkeys([*_numbers(addresses), *_numbers(_LOCAL_ADDRESSES)])
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, holders[0].value[:_LONGEST_NAME])])
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks differ
+        .not_valid_after(now + timedelta(days=_DAYS - 1))
+        .add_extension(x509.SubjectAlternativeName([*holders, *map(x509.IPAddress, numbers)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    key_bytes = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
+    with NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
+        os.fchmod(new_key.file.fileno(), 0o600)
+        new_key.file.write(key_bytes)
+        new_certificate.file.write(certificate.public_bytes(pem))
+        new_key.commit()
+        new_certificate.commit()
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Return the SHA-256 of a certificate in DER, as programs show it: AB:CD:…"""
+    return hashlib.sha256(certificate).digest().hex(":").upper()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return the fingerprint of the certificate in a server's folder; raises InputError if it cannot be read."""
+    return fingerprint(_read_certificate(folder / CERTIFICATE).public_bytes(serialization.Encoding.DER))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    """Read a server's certificate, which comes first in its file."""
+    data = _read(path)
+    try:
+        return x509.load_pem_x509_certificates(data)[0]
+    except ValueError:
+        raise InputError(f"{path} is no certificate in the PEM format; {_ANEW}.") from None
+
+
+def _check_pair(folder: Path) -> None:
+    certificate = _read_certificate(folder / CERTIFICATE)
+    data = _read(folder / KEY)
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except TypeError:
+        raise InputError(f"{folder / KEY} wants a password; store the key without one.") from None
+    except Exception:  # an algorithm that is not supported is no ValueError
+        raise InputError(f"{folder / KEY} is no private key in the PEM format; {_ANEW}.") from None
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+        raise InputError(f"{KEY} and {CERTIFICATE} in {folder} do not belong together; {_ANEW}.")
+    now = datetime.now(timezone.utc)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        raise InputError(f"{folder / CERTIFICATE} expired on {end:%Y-%m-%d}; {_ANEW}.")
+    if now < begin:
+        raise InputError(f"{folder / CERTIFICATE} is valid from {begin:%Y-%m-%d} only; set the clock, or {_ANEW}.")
+
+
+def _ascii(names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        with contextlib.suppress(UnicodeError):
+            if ascii_name := name.rstrip(".").encode("idna").decode().lower():
+                yield ascii_name
+
+
+def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    for address in addresses:
+        with contextlib.suppress(ValueError):
+            yield ipaddress.ip_address(address.partition("%")[0])
+
+
+# ---- the servers that a client knows -------------------------------------------------------------------------------------
+
+
+def known_file() -> Path:
+    """Name the file of the certificates that the user has met: `msh-mlx/known-servers` beside the user's catalogue."""
+    own = user_file()
+    if own is None:
+        raise InputError(
+            "There is no home folder to remember the server's certificate in; set HOME, or XDG_CONFIG_HOME to a folder."
+        )
+    return own.with_name("known-servers")
+
+
+class KnownServers:
+    """The certificates of servers that nobody vouches for, trusted as they were on first use.
+
+    The file has a line `HOST:PORT FINGERPRINT` for each; lines that begin with # are the user's.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or known_file()
+
+    def check(self, host: str, port: int, certificate: bytes) -> bool:
+        """Compare a server's certificate, in DER, with the one remembered; if there is none, remember it and return True.
+
+        Raises
+        ------
+        InputError
+            It is another one, or the file cannot be read, understood or written.
+        """
+        server, found = server_name(host, port), fingerprint(certificate)
+        lines = self._lines()
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            match line.split():
+                case [name, known] if _FINGERPRINT.fullmatch(known):
+                    if name.lower() != server:
+                        continue
+                    if known.upper() == found:
+                        return False
+                    raise InputError(
+                        f"The certificate of {server} has changed: it was {known.upper()}, and now it is {found}, so that "
+                        "somebody may be in between; if the change was meant, remove "
+                        f"line {number} from {self.path}."
+                    )
+                case _:
+                    raise InputError(f"Line {number} of {self.path} is not HOST:PORT FINGERPRINT; remove it.")
+        self._write([*lines, f"{server} {found}"])
+        return True
+
+    def _lines(self) -> list[str]:
+        try:
+            return self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+    def _write(self, lines: list[str]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The folder {self.path.parent} cannot be made: {error.strerror or error}.") from None
+        with NewFile(self.path) as new:
+            new.file.write("".join(f"{line}\n" for line in lines).encode())
+            new.commit()
+
+
+_FINGERPRINT = re.compile(r"([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2}")
+
+
+def server_name(host: str, port: int) -> str:
+    """Write a host, IPv6 addresses in brackets, and a port."""
+    host = host.lower()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def peer_certificate(
+    host: str, port: int, connect: Callable[[], Awaitable[socket.socket]] | None = None
+) -> bytes | None:
+    """Shake hands with a server and return its certificate, in DER; None if the system's trust store accepts it for `host`.
+
+    `connect` makes the connections where the way to the server is not direct.
+
+    Raises
+    ------
+    OSError
+        The server cannot be reached, or speaks no TLS.
+    """
+    for context in (client_context(), client_context(trusting=True)):
+        try:
+            if connect:
+                way = await connect()
+                _, writer = await asyncio.open_connection(sock=way, ssl=context, server_hostname=host)
+            else:
+                _, writer = await asyncio.open_connection(host, port, ssl=context)
+        except ssl.SSLCertVerificationError:
+            continue
+        try:
+            tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+            certificate = tls.getpeercert(binary_form=True)
+        finally:
+            writer.transport.abort()
+        if context.verify_mode == ssl.CERT_NONE:
+            return certificate
+        return None
+    raise ssl.SSLError("there is no certificate")
+
+
+def client_context(*, trusting: bool = False) -> ssl.SSLContext:
+    """Return what a client needs for TLS; a `trusting` one takes any certificate, to compare it afterwards."""
+    context = ssl.create_default_context()
+    if trusting:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

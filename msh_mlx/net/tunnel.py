@@ -1,0 +1,172 @@
+"""The way to a server through a proxy, where the environment or the system names one: a tunnel made with CONNECT."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from ..errors import InputError, UnansweredError
+from .tls import client_context, server_name
+
+_LONGEST_ANSWER = 1 << 14  # bytes
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that is spoken to in HTTP; as text it is host and port, without the password."""
+
+    host: str
+    port: int
+    authorization: str = ""  # of the header `Proxy-Authorization`
+
+    @classmethod
+    def on_the_way(cls, host: str, port: int, *, secure: bool) -> Proxy | None:
+        """Find the proxy for a host in HTTPS_PROXY (`secure`) or HTTP_PROXY, or ALL_PROXY; None: the way is direct.
+
+        It is for this machine itself, and for what NO_PROXY names. Without these variables macOS's settings count.
+
+        Raises
+        ------
+        InputError
+            It is no address of a proxy that speaks HTTP.
+        """
+        proxies = getproxies()
+        address = proxies.get("https" if secure else "http") or proxies.get("all")
+        if not address or _is_here(host) or proxy_bypass(server_name(host, port)) or proxy_bypass(host):
+            return None
+        what = f"The proxy that {'HTTPS_PROXY' if secure else 'HTTP_PROXY'} names"
+        try:
+            parts = urlsplit(address if "://" in address else f"http://{address}")
+            name, number = parts.hostname, parts.port or 80
+        except ValueError:
+            raise InputError(f"{what} is no address; give one such as http://proxy.example:3128.") from None
+        if parts.scheme != "http" or not name:
+            raise InputError(f"{what} is not one of HTTP; give one such as http://proxy.example:3128.")
+        authorization = ""
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = f"Basic {base64.b64encode(user.encode()).decode()}"
+        return cls(name, number, authorization)
+
+    def __str__(self) -> str:
+        return server_name(self.host, self.port)
+
+    async def connect(self, host: str, port: int) -> socket.socket:
+        """Return a socket that leads to a host; IPv6 addresses without brackets.
+
+        Raises
+        ------
+        UnansweredError
+            The proxy cannot be reached, does not let anybody through, or is none.
+        """
+        server = server_name(host, port)
+        tunnel = await self._reach(server)
+        try:
+            loop = asyncio.get_running_loop()
+            lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
+            if self.authorization:
+                lines.append(f"Proxy-Authorization: {self.authorization}")
+            await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+            answer = b""
+            # Byte by byte: what comes behind the answer is the server's.
+            while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
+                if not (byte := await loop.sock_recv(tunnel, 1)):
+                    break
+                answer += byte
+        except OSError as error:
+            tunnel.close()
+            raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
+        except BaseException:
+            tunnel.close()
+            raise
+        version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+        if version.startswith("HTTP/1.") and status.startswith("2"):
+            return tunnel
+        tunnel.close()
+        raise UnansweredError(self._refusal(server, version, status))
+
+    async def _reach(self, server: str) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        reason = "there is no such host"
+        with contextlib.suppress(socket.gaierror):
+            for family, kind, protocol, _, address in await loop.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM
+            ):
+                tunnel = socket.socket(family, kind, protocol)
+                tunnel.setblocking(False)
+                try:
+                    await loop.sock_connect(tunnel, address)
+                except OSError as error:
+                    tunnel.close()
+                    reason = _reason(error)
+                except BaseException:
+                    tunnel.close()
+                    raise
+                else:
+                    return tunnel
+        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({reason}); {_OTHERWISE}.")
+
+    def _refusal(self, server: str, version: str, status: str) -> str:
+        if not version.startswith("HTTP/1.") or not status:
+            return f"The proxy {self} does not answer as a proxy does; {_OTHERWISE}."
+        said = "".join(c for c in status[:80] if c.isprintable())
+        if status.startswith("407"):
+            return f"The proxy {self} wants a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
+        return f"The proxy {self} does not let us through to {server} ({said}); {_OTHERWISE}."
+
+
+_OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
+
+
+def _reason(error: OSError) -> str:
+    # In what asyncio says itself there is an address.
+    return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine: nobody else can reach that."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
+
+
+class ProxyConnector(aiohttp.BaseConnector):
+    """Makes aiohttp's connections through a proxy. Its own way does so for https alone; a websocket wants a tunnel always."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self._proxy = proxy
+
+    async def _create_connection(self, req: aiohttp.ClientRequest, traces: Any, timeout: Any) -> ResponseHandler:
+        host, port = req.url.raw_host or "", req.url.port or 0
+        loop = asyncio.get_running_loop()
+        tunnel = await self._proxy.connect(host, port)
+        trusted = req.ssl
+        try:
+            if not req.is_ssl():
+                return (await loop.create_connection(self._factory, sock=tunnel))[1]
+            context = client_context(trusting=isinstance(trusted, aiohttp.Fingerprint))
+            transport, protocol = await loop.create_connection(
+                self._factory, sock=tunnel, ssl=context, server_hostname=host
+            )
+        except BaseException:
+            tunnel.close()
+            raise
+        if isinstance(trusted, aiohttp.Fingerprint):
+            try:
+                trusted.check(transport)
+            except aiohttp.ServerFingerprintMismatch:
+                transport.abort()
+                raise
+        return protocol

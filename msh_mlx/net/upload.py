@@ -1,0 +1,248 @@
+"""A conversation of a recording with a server."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ..conversation.recordings import Answer, BrokenOffError
+from ..errors import MshError
+from ..events import (
+    Dropped,
+    Event,
+    Failed,
+    Notice,
+    Pcm,
+    Said,
+    Spoke,
+)
+from .opus import SAMPLE_RATE
+
+# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
+from .address import Address
+from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+
+
+class _Feed:
+    """A source that has the frames of a recording, as fast as they are taken or in real time, and then silence for ever.
+
+    Published servers answer a little less than they hear; so they get there. Where they may hear faster than one speaks, there
+    is a frame of that silence after each second in which none was taken.
+
+    Given on one thread and taken on another.
+    """
+
+    ROOM = 2 * UNANSWERED  # frames
+
+    def __init__(self, realtime: bool) -> None:
+        self._realtime = realtime
+        self._frames: deque[Pcm] = deque()
+        self._ended = False
+        self._due = 0.0  # when the next frame is, in real time, or the next of silence
+        self.latest = 0.0  # when a frame of the recording last was taken
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._frames) < self.ROOM
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether all of the recording is."""
+        return self._ended and not self._frames
+
+    def give(self, pcm: Pcm) -> None:
+        self._frames.append(pcm)
+
+    def end(self) -> None:
+        self._ended = True
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        now = perf_counter()
+        if self._realtime and not self._due:
+            self._due = now + n / SAMPLE_RATE
+        if now < self._due and (self._realtime or not self._frames):
+            return None
+        if self._frames:
+            pcm = self._frames.popleft()
+            self.latest = now
+        elif self._ended:
+            pcm = np.zeros(n, np.float32)
+        else:
+            return None
+        self._due = self._due + n / SAMPLE_RATE if self._realtime else now + STALLED
+        return pcm
+
+    def backlog(self) -> float:
+        return 0.0
+
+    def trim(self, keep: float) -> float:
+        return 0.0
+
+
+class _Nowhere:
+    """A sink that forgets: what is said is in the events."""
+
+    def write(self, pcm: Pcm) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def stats(self) -> Mapping[str, Any]:
+        return {}
+
+
+class _Reply:
+    """Puts what a server says beside what it heard, frame by frame."""
+
+    def __init__(self, address: Address, notify: Callable[[str], None]) -> None:
+        self.heard: deque[Pcm] = deque()  # that is not answered
+        self.error: BaseException | None = None
+        self.begun = False  # whether there was an answer
+        self.latest = 0.0  # when there was one
+        self._address = address
+        self._notify = notify
+        self._said: deque[tuple[Pcm, str]] = deque()
+        self._text = ""  # of the next frame
+        self._dropped = 0.0  # seconds
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._said) >= len(self.heard)
+
+    def add(self, event: Event) -> None:
+        """Take what came."""
+        match event:
+            case Spoke(_, piece):
+                self._text += piece
+            case Said(_, pcm):
+                self._said.append((pcm, self._text))
+                self._text, self.latest = "", perf_counter()
+            case Dropped(_, seconds):
+                # What the server did not hear it does not answer; what follows keeps its place.
+                self._said.extend([(_SILENCE, "")] * round(seconds / FRAME_SECONDS))
+                self._dropped += seconds
+                self._notify(f"{self._address} was too slow and did not hear {self._dropped:.2f} s of the recording.")
+            case Notice(_, message):
+                self._notify(message)
+            case Failed(_, error):
+                self.error = error
+
+    def take(self, keep: int) -> Iterator[Answer]:
+        """Yield what is answered, but for the last `keep` frames of what was heard."""
+        while self._said and len(self.heard) > keep:
+            self.begun = True
+            yield Answer(self.heard.popleft(), *self._said.popleft())
+
+    def rest(self) -> Iterator[Answer]:
+        """Yield what is left; the text that came last belongs to the last frame of that."""
+        while self.heard and (self._said or self._text):
+            pcm, text = self._said.popleft() if self._said else (_SILENCE, "")
+            if not self._said or len(self.heard) == 1:
+                text, self._text = text + self._text, ""
+            self.begun = True
+            yield Answer(self.heard.popleft(), pcm, text)
+
+
+def _behind(events: SimpleQueue[Event]) -> list[Event]:
+    """Wait for what a server sends behind a frame, but not what it sends right before the next one."""
+    came: list[tuple[float, Event]] = []
+    begin = now = perf_counter()
+    with contextlib.suppress(Empty):
+        while (left := begin + LAST_WORDS - now) > 0:
+            event = events.get(timeout=left)
+            now = perf_counter()
+            if isinstance(event, Said):
+                return [event for at, event in came if now - at > TOGETHER or not isinstance(event, Spoke)]
+            came.append((now, event))
+    return [event for _, event in came]
+
+
+_SILENCE: Pcm = np.zeros(FRAME_SIZE, np.float32)
+
+
+def answers(
+    address: Address,
+    frames: Iterator[Pcm],
+    *,
+    realtime: bool,
+    notify: Callable[[str], None],
+    check: Callable[[], None],
+) -> Iterator[Answer]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what it says to each.
+
+    Parameters
+    ----------
+    realtime
+        Send no faster than one speaks, as published servers want it. Else the address says that the server may take its time.
+    notify
+        Gets what the user should know, a sentence at a time.
+    check
+        Is called several times a second, and may raise to end it all.
+
+    Raises
+    ------
+    BrokenOffError
+        The conversation is lost, after something was said in it: that was yielded.
+    MshError
+        There is no conversation with the server, or it is lost before anything was said.
+    Exception
+        Whatever `frames` and `check` raise.
+    """
+    events: SimpleQueue[Event] = SimpleQueue()
+    feed = _Feed(realtime)
+    remote = Remote(address, feed, _Nowhere(), events.put, recording=True)
+    reply = _Reply(address, notify)
+    ended = False
+    remote.start()
+    try:
+        while not (ended and reply.is_complete) and reply.error is None:
+            check()
+            while feed.has_room and not ended:
+                pcm = next(frames, None)
+                if pcm is None:
+                    ended = True
+                    feed.end()
+                else:
+                    reply.heard.append(pcm)
+                    feed.give(pcm)
+            # The text of the last frame may come behind its sound.
+            yield from reply.take(1 if ended else 0)
+            with contextlib.suppress(Empty):
+                reply.add(events.get(timeout=0.1))
+        if reply.heard and reply.error is None:
+            for event in _behind(events):
+                reply.add(event)
+    finally:
+        remote.stop()
+    while not events.empty():
+        if isinstance(event := events.get(), Notice):
+            reply.add(event)
+    yield from reply.rest()
+    if (error := reply.error) is None:
+        return
+    if not reply.begun or not isinstance(error, MshError):
+        raise error
+    # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
+    to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
+    if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
+        what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
+        raise BrokenOffError(f"{what}; what was said until then is kept.") from None
+    seconds = len(reply.heard) * FRAME_SECONDS
+    notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
+    for pcm in reply.heard:
+        yield Answer(pcm, _SILENCE, "")

@@ -1,0 +1,170 @@
+"""Microphone and loudspeaker together, lost and found again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from ..errors import MshError
+from ..events import Notice
+from .devices import NOUN, Device, Kind, choose_device, find_again
+from .ends import CLOSE, Loudspeaker, Microphone
+from .portaudio import PORTAUDIO, SoundSystem, find_devices
+
+_RETRY = 1.0  # seconds between two attempts to get a device back
+
+
+class Devices:
+    """The microphone and the loudspeaker of a conversation, which come back by themselves after they were lost.
+
+    Parameters
+    ----------
+    input_device, output_device
+        As `choose_device` takes them; None for the default, also for whatever is the default later.
+    notify
+        Is told when devices are lost, are back, or were changed; called by `poll`.
+    system
+        Where the devices are.
+    """
+
+    def __init__(
+        self,
+        input_device: str | None,
+        output_device: str | None,
+        notify: Callable[[Notice], None],
+        *,
+        system: SoundSystem = PORTAUDIO,
+    ) -> None:
+        self._system = system
+        self._wanted: dict[Kind, str | None] = {"input": input_device, "output": output_device}
+        self._chosen: dict[Kind, Device] = {}  # by the user; these are waited for when they are lost
+        self._current: dict[Kind, Device] = {}
+        self._notify = notify
+        self.microphone = Microphone(system)
+        self.loudspeaker = Loudspeaker(system)
+        self.known: list[Device] = []  # when they were last asked for
+        self._suspicions = 0
+        self._next = False  # the next microphone is wanted
+        self._news: Notice | None = None
+        self._worker: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def open(self) -> None:
+        """Open both.
+
+        Raises
+        ------
+        InputError
+            There is no such device, or there are several.
+        MshError
+            There is no device at all, one of them cannot be opened, or PortAudio is missing or does not answer.
+        """
+        devices = self.known = find_devices(self._system)
+        for kind, wanted in self._wanted.items():
+            self._current[kind] = choose_device(devices, wanted, kind)
+            if wanted is not None:
+                self._chosen[kind] = self._current[kind]
+        try:
+            self._open_both()
+        except BaseException:
+            self._close_both()
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """Whether there are no devices at the moment."""
+        return self._worker is not None
+
+    def poll(self) -> None:
+        """Notice what happened to the devices. Call it a few times a second; it never waits for them."""
+        if self._worker:
+            if not self._worker.is_alive():
+                self._worker = None
+                if self._news:
+                    self._notify(self._news)
+                    self._news = None
+                if self._next:  # it was wanted when this change had been decided
+                    self.next_input()
+            return
+        if note := self.microphone.note():
+            self._notify(Notice("channels", note, "warning"))
+        lost = [end for end in (self.microphone, self.loudspeaker) if end.lost]
+        # Twice, because a process that was stopped and goes on has not heard of its devices for long either.
+        self._suspicions = self._suspicions + 1 if lost else 0
+        if self._suspicions < 2:
+            return
+        self._suspicions = 0
+        names = " and ".join(f'the {NOUN[end.kind]} "{self._current[end.kind].name}"' for end in lost)
+        waits = "until it is back" if any(end.kind in self._chosen for end in lost) else "until there is one again"
+        message = f"{names[0].upper()}{names[1:]} is lost; the conversation pauses {waits}."
+        self.loudspeaker.pause()
+        self._notify(Notice("device-lost", message, "warning"))
+        self._start("device-back")
+
+    def next_input(self) -> None:
+        """Change to the next microphone, one that was plugged in meanwhile included. `notify` hears of it."""
+        self._next = True
+        if not self._worker:
+            self.loudspeaker.pause()
+            self._start("device-changed")
+
+    def close(self) -> None:
+        """Close both, within a second whatever the sound system does."""
+        self._stopping.set()
+        if self._worker:
+            self._worker.join(CLOSE)
+        self._close_both()
+
+    def _start(self, kind: str) -> None:
+        self._worker = threading.Thread(target=self._reopen, args=(kind,), name="devices", daemon=True)
+        self._worker.start()
+
+    def _reopen(self, kind: str) -> None:
+        """Close both and try to open them again until it works. Runs on a thread, because the sound system may take long."""
+        while not self._stopping.is_set():
+            changing = self._next
+            try:
+                self._close_both()
+                self._system.refresh()
+                devices = self.known = self._system.devices()
+                alone = not self._choose_again(devices)
+                self._open_both()
+            except Exception:  # whatever it is, the user knows that the devices are lost; the next attempt may succeed
+                self._next |= changing  # a microphone that cannot be opened is passed over
+                self._stopping.wait(_RETRY)
+                continue
+            heard, said = (self._current[kind].name for kind in ("input", "output"))
+            message = f'Listening to "{heard}", speaking through "{said}".'
+            self._news = Notice(kind, f"There is no other microphone. {message}" if alone else message)
+            break
+        if self._stopping.is_set():
+            self._close_both()
+
+    def _choose_again(self, devices: Sequence[Device]) -> bool:
+        """Choose from a new list of devices; return False if another microphone was wanted and there is none."""
+        for kind in self._current:
+            chosen = self._chosen.get(kind)
+            if not chosen:
+                self._current[kind] = choose_device(devices, None, kind)
+            elif again := find_again(devices, chosen, kind):
+                self._current[kind] = again
+            elif not (self._next and kind == "input"):
+                raise MshError(f'The {NOUN[kind]} "{chosen.name}" is not there.')
+        if not self._next:
+            return True
+        self._next = False
+        microphones = [device for device in devices if device.input_channels]
+        current = find_again(microphones, self._current["input"], "input")
+        if not microphones or microphones == [current]:
+            return False
+        begin = microphones.index(current) + 1 if current else 0
+        self._current["input"] = self._chosen["input"] = (microphones * 2)[begin]
+        return True
+
+    def _open_both(self) -> None:
+        self.loudspeaker.open(self._current["output"])
+        self.microphone.open(self._current["input"])
+
+    def _close_both(self) -> None:
+        self.microphone.close()
+        self.loudspeaker.close()

@@ -1,0 +1,1004 @@
+"""What is in a sound file: where its sound lies, whether all of it is there, and what the decoder is given for it.
+
+Everything that a file holds is heard, whatever its sizes and counts say, and a file that promises more than it holds is
+refused. So each format is walked through here, by its chunks, pages or frames, before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ..errors import InputError
+from .ogg import page_checksum
+
+RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
+MAGIC = (
+    *(b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b".snd", b"caff"),
+    *(b"fLaC", b"OggS", b"ID3", b"APETAGEX"),
+)
+_MAX_CHANNELS = 1024  # as many as the mixer takes
+_MAX_CHUNK = 1 << 26  # bytes before the sound that a file may spend on pictures and the like
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A file whose sound is plain numbers, from byte `offset` on.
+
+    `dtype` is numpy's type of a sample, where "i3" stands for 24 bits; "" is a coding that is left to libsndfile. `size` is the
+    sound's length in bytes, None in a pipe, where only reading tells. `promised` is what the header says, None if it does not.
+    """
+
+    rate: int
+    channels: int
+    dtype: str
+    offset: int
+    size: int | None
+    promised: int | None
+    chunks: _Chunks
+    coding: Foreign  # what to call it if even libsndfile cannot decode it
+    size_field: tuple[int, str, int]  # where the header says it, how, and how much else it counts
+
+    @property
+    def wraps(self) -> bool:
+        """Whether what the header says has 32 bits, so that it may be what is left of a greater size."""
+        return struct.calcsize(self.size_field[1]) == 4
+
+
+@dataclass
+class Stream:
+    """A part of a file that libsndfile decodes by itself, put together of bytes and of ranges `(begin, end)` of the file.
+
+    `samples` is its length in samples of a channel if that is known better than by libsndfile; `slack` is how many of them may
+    be missing in the end; `other` is what it is if libsndfile cannot decode it.
+    """
+
+    pieces: list[bytes | tuple[int, int]] = field(default_factory=list)
+    samples: int | None = None
+    slack: int = 0
+    other: Foreign | None = None
+
+    def add(self, begin: int, end: int) -> None:
+        """Append a range, which may go on where the last one ended."""
+        if self.pieces and isinstance(last := self.pieces[-1], tuple) and last[1] == begin:
+            self.pieces[-1] = last[0], end
+        elif begin < end:
+            self.pieces.append((begin, end))
+
+
+class Pieces(io.RawIOBase):
+    """A file put together of bytes and of ranges of another file, for reading.
+
+    An error of the file below ends it, and is kept in `error`: libsndfile, which reads from it, cannot raise it. With `close`
+    that file is closed, too.
+    """
+
+    def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]], *, close: bool = False) -> None:
+        self._close = close
+        self.error: OSError | None = None
+        self._file = file
+        self._pieces = pieces
+        self._begins = [0]
+        for piece in pieces:
+            length = len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
+            self._begins.append(self._begins[-1] + length)
+        self._position = 0
+        self._index = 0  # of the piece that was read last
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that it can seek."""
+        return True
+
+    def close(self) -> None:
+        """Close it, and the file below if that was asked for."""
+        if self._close:
+            self._file.close()
+        super().close()
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, as files do."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._begins[-1]}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill `buffer` as far as there is something."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self._position < self._begins[-1]:
+                data = self._next(len(view) - done)
+                if not data:
+                    break
+                view[done : done + len(data)] = data
+                done += len(data)
+                self._position += len(data)
+        except OSError as error:
+            self.error = error
+        return done
+
+    def _next(self, size: int) -> bytes:
+        begins = self._begins
+        if not begins[self._index] <= self._position:
+            self._index = 0
+        while begins[self._index + 1] <= self._position:
+            self._index += 1
+        within = self._position - begins[self._index]
+        size = min(size, begins[self._index + 1] - self._position)
+        piece = self._pieces[self._index]
+        if isinstance(piece, bytes):
+            return piece[within : within + size]
+        self._file.seek(piece[0] + within)
+        return self._file.read(size)
+
+
+def untagged(file: BinaryIO) -> tuple[BinaryIO, int]:
+    """Return a file as it is without the tags that are in front, and its size in bytes; it is at its beginning."""
+    size = file.seek(0, io.SEEK_END)
+    begin = 0
+    while length := _tag_at(file, begin, size):
+        begin = min(begin + length, size)
+    if begin:
+        file = io.BufferedReader(Pieces(file, [(begin, size)], close=True))
+    file.seek(0)
+    return file, size - begin
+
+
+def find_streams(file: BinaryIO, name: str, size: int) -> list[Stream]:
+    """Find the sound in a file of `size` bytes without tags in front that is no file of chunks.
+
+    Raises
+    ------
+    InputError
+        It is nothing that can be heard here, or cut off, or damaged.
+    """
+    end = _without_tags(file, size)
+    start = _at(file, 0, 192)
+    if start.startswith(b"OggS"):
+        return _ogg(file, name, end)
+    if start.startswith(b"fLaC"):
+        return _flac(file, name, end)
+    if other := foreign(start):
+        # Voice memos may be without loss: so says the sample's description, followed by six zeros.
+        lossless = other.suffix == "m4a" and _find(file, b"alac" + bytes(6), 0, end) is not None
+        raise not_read(name, other._replace(name="M4A (Apple Lossless)") if lossless else other)
+    if (first := _first_frame(file, 0, end)) is not None:
+        return _mpeg(file, name, first, end)
+    if start[:1] == b"\xff" or not start:
+        raise cut_off(name, "cannot be decoded")
+    raise not_audio(name)
+
+
+def not_audio(name: str) -> InputError:
+    """Make the error for what is no sound at all."""
+    return InputError(f"{name} is not a WAV, FLAC, OGG or MP3 recording.")
+
+
+def not_read(name: str, other: Foreign) -> InputError:
+    """Make the error for a recording in a format that is not read here; it says how to convert it."""
+    source = name if Path(name).suffix else f"recording.{other.suffix}"
+    target = str(Path(source).with_suffix(".wav"))
+    if other.apple and sys.platform == "darwin":
+        command = f"afconvert -f WAVE -d LEI16 {shlex.quote(source)} {shlex.quote(target)}"
+    else:
+        command = f"ffmpeg -i {shlex.quote(source)} {shlex.quote(target)}"
+    return InputError(f"{name} is {other.name}, which is not read here; convert it with `{command}`.")
+
+
+def cut_off(name: str, what: str) -> InputError:
+    """Make the error for a file of which something is missing; `what` says how that shows."""
+    return InputError(f"{name} {what}: it is cut off or damaged, so get it again.")
+
+
+def _damaged(name: str, what: str) -> InputError:
+    """Make the error for a file with something wrong in its middle."""
+    return InputError(f"{name} {what}; get it again.")
+
+
+def _at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _find(file: BinaryIO, wanted: bytes, begin: int, end: int) -> int | None:
+    """Find bytes in a range of a file."""
+    overlap = len(wanted) - 1
+    while begin + overlap < end:
+        block = _at(file, begin, min(1 << 20, end - begin))
+        if (at := block.find(wanted)) >= 0:
+            return begin + at
+        if len(block) <= overlap:
+            break
+        begin += len(block) - overlap
+    return None
+
+
+# ---- formats that are not read -------------------------------------------------------------------------------------------
+
+
+class Foreign(NamedTuple):
+    """A format: what to call it, the usual ending of its files' names, and whether macOS converts it by itself."""
+
+    name: str
+    suffix: str
+    apple: bool = False
+
+
+_FOREIGN = [  # where it stands, what begins it
+    (0, b"\x1aE\xdf\xa3", Foreign("WebM or Matroska", "webm")),
+    (0, b"0&\xb2u\x8ef\xcf\x11", Foreign("WMA", "wma")),
+    (0, b"#!AMR", Foreign("AMR", "amr", True)),
+    (0, b"ADIF", Foreign("AAC", "aac", True)),
+    (8, b"AVI ", Foreign("AVI", "avi")),
+    (0, b"FLV\x01", Foreign("Flash video", "flv")),
+    (0, b"\0\0\x01\xba", Foreign("MPEG video", "mpg")),
+    (0, b"wvpk", Foreign("WavPack", "wv")),
+    (0, b"MAC ", Foreign("Monkey's Audio", "ape")),
+    (0, b"MPCK", Foreign("Musepack", "mpc")),
+    (0, b"MP+", Foreign("Musepack", "mpc")),
+    (0, b"TTA1", Foreign("True Audio", "tta")),
+    (0, b"tBaK", Foreign("TAK", "tak")),
+    (0, b"DSD ", Foreign("DSD", "dsf")),
+    (0, b"FRM8", Foreign("DSD", "dff")),
+    (0, b".RMF", Foreign("RealAudio", "ra")),
+    (0, b".ra\xfd", Foreign("RealAudio", "ra")),
+    (0, b"\x0bw", Foreign("AC-3", "ac3", True)),
+    (0, b"\x7f\xfe\x80\x01", Foreign("DTS", "dts")),
+    (8, b"8SVX", Foreign("8SVX", "8svx")),
+    (0, b"NIST_1A", Foreign("NIST SPHERE", "sph")),
+    (0, b"Creative Voice File", Foreign("VOC", "voc")),
+    (0, b"\x64\xa3", Foreign("IRCAM", "sf")),
+    (0, b"2BIT", Foreign("AVR", "avr")),
+    (0, b" paf", Foreign("PAF", "paf")),
+    (0, b"fap ", Foreign("PAF", "paf")),
+    (0, b"PVF1", Foreign("PVF", "pvf")),
+]
+_MP4 = {
+    b"M4A ": Foreign("M4A (AAC)", "m4a", True),
+    b"M4B ": Foreign("M4B (AAC)", "m4b", True),
+    b"qt  ": Foreign("QuickTime", "mov", True),
+    b"3gp": Foreign("3GP", "3gp", True),
+}
+
+
+def foreign(start: bytes) -> Foreign | None:
+    """Say which format that is not read begins with `start`; None if it is none that is known."""
+    for at, magic, known in _FOREIGN:
+        if start[at:].startswith(magic):
+            return known
+    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        brand = start[8:12] if start[4:8] == b"ftyp" else b"qt  "
+        return _MP4.get(brand) or _MP4.get(brand[:3]) or Foreign("MP4 (AAC)", "mp4", True)
+    # ADTS: twelve bits, layer 0, a rate that exists; LOAS: eleven bits.
+    if len(start) > 2 and start[0] == 0xFF and start[1] & 0xF6 == 0xF0 and start[2] >> 2 & 15 < 13:
+        return Foreign("AAC", "aac", True)
+    if start[:1] == b"G" == start[188:189]:
+        return Foreign("MPEG transport stream", "ts")
+    if len(start) > 2 and start[0] == 0x56 and start[1] & 0xE0 == 0xE0:
+        return Foreign("AAC (LATM)", "aac")
+    return None
+
+
+# ---- tags ----------------------------------------------------------------------------------------------------------------
+
+
+def _without_tags(file: BinaryIO, size: int) -> int:
+    """Return where the tags behind everything else in a file begin."""
+    while length := _tag_before(file, size):
+        size = max(size - length, 0)
+    return size
+
+
+def _tag_at(file: BinaryIO, offset: int, end: int) -> int:
+    """Return the length of the tag at `offset`, 0 if there is none: ID3v2, APE, Lyrics3, ID3v1 and its enhanced form."""
+    head = _at(file, offset, 32)
+    if head.startswith(b"ID3") and len(head) >= 10:
+        return 10 + _syncsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)
+    if head.startswith(b"APETAGEX") and len(head) == 32:
+        size, flags = struct.unpack("<I4xI", head[12:24])
+        # The header tells the length of what follows it, the footer of what ends with it.
+        return 32 + int(size) if flags & 1 << 29 else 32
+    if head.startswith(b"LYRICSBEGIN"):
+        for mark in (b"LYRICS200", b"LYRICSEND"):
+            if (at := _find(file, mark, offset, min(end, offset + (1 << 20)))) is not None:
+                return at + len(mark) - offset
+    if head.startswith(b"TAG+"):
+        return 227
+    if head.startswith(b"TAG"):
+        return 128
+    return 0
+
+
+def _tag_before(file: BinaryIO, end: int) -> int:
+    """Return the length of the tag that ends at `end`, 0 if none does."""
+    if end >= 128 and _at(file, end - 128, 3) == b"TAG":
+        enhanced = end >= 128 + 227 and _at(file, end - 128 - 227, 4) == b"TAG+"
+        return 128 + (227 if enhanced else 0)
+    if end < 32:
+        return 0
+    foot = _at(file, end - 32, 32)
+    if foot.startswith(b"APETAGEX"):
+        size, flags = struct.unpack("<I4xI", foot[12:24])
+        return int(size) + (32 if flags & 1 << 31 else 0)
+    if foot.endswith(b"LYRICS200") and foot[-15:-9].isdigit():
+        return int(foot[-15:-9]) + 15
+    if foot.endswith(b"LYRICSEND"):
+        window = max(0, end - 5200)
+        at = _at(file, window, end - window).rfind(b"LYRICSBEGIN")
+        return end - window - at if at >= 0 else 0
+    if foot[-10:-7] == b"3DI":
+        return _syncsafe(foot[-4:]) + 20
+    return 0
+
+
+def _syncsafe(data: bytes) -> int:
+    return sum((byte & 0x7F) << shift for byte, shift in zip(data, (21, 14, 7, 0), strict=True))
+
+
+# ---- chunks: WAV, RF64, W64, AIFF, CAF and AU ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How a format writes its chunks: the length of their names, how their size is written, whether it counts the header, too,
+    and to which multiple of bytes they are filled up. AU has none.
+    """
+
+    name: int = 4
+    size: str = "<I"
+    inclusive: bool = False
+    align: int = 2
+
+    @property
+    def header(self) -> int:
+        return self.name + struct.calcsize(self.size)
+
+    def read(self, header: bytes) -> tuple[bytes, int]:
+        """Return a chunk's name and the length of what follows the header."""
+        size: int = struct.unpack(self.size, header[self.name : self.header])[0]
+        return header[: self.name], size - (self.header if self.inclusive else 0)
+
+    def padding(self, size: int) -> int:
+        return -size % self.align
+
+    def follow(self, header: bytes) -> bool:
+        """Whether a chunk begins with these bytes, which may be sound as well."""
+        if not self.name or len(header) < self.header:
+            return False
+        if self.name == 16:  # a GUID
+            return header[4:16] in _GUIDS
+        return re.fullmatch(rb"[\w(][\w ().-]{2}[\w ().\0-]", header[:4]) is not None
+
+
+_RIFF, _RIFX = _Chunks(), _Chunks(size=">I")
+_W64 = _Chunks(16, "<Q", inclusive=True, align=8)
+_CAF = _Chunks(size=">q", align=1)
+_AU = _Chunks(0, "", align=1)
+_GUIDS = (
+    bytes.fromhex("f3acd3118cd100c04f8edb8a"),  # of the chunks that RIFF has, too
+    bytes.fromhex("2ecf11a5d628db04c10000"),
+)
+_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+
+
+class HeaderReader:
+    """Reads from a stream and remembers what it has read."""
+
+    def __init__(self, file: BinaryIO, name: str, start: bytes, size: int | None) -> None:
+        self.file = file
+        self.name = name
+        self.size = size  # of the file, None of a pipe
+        self.seen = bytearray(start)
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes; InputError if there are fewer."""
+        begin = len(self.seen)
+        while missing := begin + size - len(self.seen):
+            data = self.file.read(min(missing, 1 << 16))
+            if not data:
+                raise cut_off(self.name, "ends within its header")
+            self.seen += data
+        return bytes(self.seen[begin:])
+
+    def chunk(self, chunks: _Chunks) -> tuple[bytes, int]:
+        """Return the next chunk's name and size."""
+        return chunks.read(self.read(chunks.header))
+
+    def content(self, size: int, padding: int = 0) -> bytes:
+        """Return what a chunk before the sound holds."""
+        if not 0 <= size <= _MAX_CHUNK:
+            raise InputError(
+                f"{self.name} has {size} bytes of something else before its sound: it is damaged, so get it again."
+            )
+        return self.read(size + padding)[:size]
+
+
+def read_header(reader: HeaderReader) -> Numbers | None:
+    """Read a header of 12 bytes, which were seen, up to the sound itself; None if it is no format of chunks.
+
+    Raises
+    ------
+    InputError
+        It is damaged, or promises more than the file holds.
+    """
+    start = bytes(reader.seen)
+    if start[:4] in (b"RIFF", b"RF64", b"BW64") and start[8:] == b"WAVE":
+        return _wave(reader, _RIFF)
+    if start[:4] == b"RIFX" and start[8:] == b"WAVE":
+        return _wave(reader, _RIFX)
+    if start == _W64_RIFF[:12]:
+        reader.read(28)  # the rest of this name, the size, and the name of what it is
+        return _wave(reader, _W64)
+    if start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC"):
+        return _aiff(reader)
+    if start[:4] == b".snd":
+        return _au(reader)
+    if start[:4] == b"caff":
+        return _caf(reader)
+    return None
+
+
+def _is_unknown(size: int) -> bool:
+    """Whether a 32-bit size is one of those that programs write when they do not know it (yet)."""
+    return 0x7FFFF000 <= size <= 0x80001000 or 0xFFFFF000 <= size <= 0xFFFFFFFF
+
+
+def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
+    """Read WAV, RF64 or W64, which differ in how they write chunks."""
+    name, fmt, big_at = reader.name, b"", 0
+    order = ">" if chunks is _RIFX else "<"
+    while True:
+        kind, size = reader.chunk(chunks)
+        if kind[:4] == b"data":
+            break
+        content = reader.content(size, chunks.padding(size))
+        if kind[:4] == b"fmt ":
+            fmt = content
+        elif kind == b"ds64" and len(content) >= 16:
+            big_at = len(reader.seen) - size - chunks.padding(size)
+    if len(fmt) < 16:
+        raise InputError(f"{name} is a WAV file without a format; export it again.")
+    tag, channels, rate, _, step, bits = struct.unpack(order + "HHIIHH", fmt[:16])
+    if tag == 0xFFFE and len(fmt) >= 26:
+        tag = struct.unpack(order + "H", fmt[24:26])[0]
+    size_field = len(reader.seen) - struct.calcsize(chunks.size), chunks.size, chunks.header if chunks.inclusive else 0
+    if size == 0xFFFFFFFF and big_at:
+        size_field = big_at + 8, "<Q", 0
+        size = struct.unpack("<Q", reader.seen[big_at + 8 : big_at + 16])[0]
+    kinds = {(1, 1): "u1", (1, 2): "i2", (1, 3): "i3", (1, 4): "i4", (3, 4): "f4", (3, 8): "f8"}
+    dtype = kinds.get((tag, step // channels), "") if channels and step % channels == 0 else ""
+    if dtype and not 0 < bits <= 8 * (step // channels):
+        dtype = ""
+    coding = Foreign(f"WAV in the coding 0x{tag:04x}", "wav", True)
+    return _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, coding, size_field)
+
+
+def _aiff(reader: HeaderReader) -> Numbers:
+    compressed = bytes(reader.seen[8:12]) == b"AIFC"
+    common = b""
+    while True:
+        kind, size = reader.chunk(_RIFX)
+        if kind == b"SSND":
+            break
+        content = reader.content(size, _RIFX.padding(size))
+        if kind == b"COMM":
+            common = content
+    if len(common) < (22 if compressed else 18):
+        raise InputError(f"{reader.name} is an AIFF file without a format before its sound; export it again.")
+    size_at = len(reader.seen) - 4
+    offset, _ = struct.unpack(">II", reader.read(8))
+    if offset:
+        reader.content(offset)
+    channels, _, bits, exponent, mantissa = struct.unpack(">HIHHQ", common[:18])
+    power = (exponent & 0x7FFF) - 16383 - 63  # it is a float of 80 bits
+    rate = round(mantissa * 2.0**power) if power < 0 else 0
+    width = (bits + 7) // 8
+    kinds = {b"NONE": ">i", b"twos": ">i", b"in24": ">i", b"in32": ">i", b"sowt": "<i", b"raw ": ">u"}
+    kinds |= {b"fl32": ">f", b"FL32": ">f", b"fl64": ">f", b"FL64": ">f"}
+    coding = kinds.get(common[18:22], "") if compressed else ">i"
+    dtype = f"{coding}{width}" if width in {"i": (1, 2, 3, 4), "u": (1,), "f": (4, 8)}.get(coding[1:], ()) else ""
+    size = size if size == 0 else max(0, size - 8 - offset)
+    size_field = size_at, ">I", 8 + offset
+    called = Foreign(f"AIFF in the coding {_printable(common[18:22])}", "aiff", True)
+    return _measured(reader, rate, channels, dtype, size, _RIFX, called, size_field)
+
+
+def _au(reader: HeaderReader) -> Numbers:
+    reader.read(12)
+    offset, size, coding, rate, channels = struct.unpack(">5I", reader.seen[4:24])
+    if offset < 24:
+        raise InputError(f"{reader.name} is an AU file with a header of {offset} bytes; export it again.")
+    reader.content(offset - 24)
+    kinds = {2: "i1", 3: "i2", 4: "i3", 5: "i4", 6: "f4", 7: "f8"}
+    dtype = ">" + kinds[coding] if coding in kinds else ""
+    return _measured(
+        reader, rate, channels, dtype, size, _AU, Foreign(f"AU in the coding {coding}", "au", True), (8, ">I", 0)
+    )
+
+
+def _caf(reader: HeaderReader) -> Numbers:
+    reader.seen[:] = reader.seen[:12]
+    # The header has 8 bytes, so the first chunk's name was read with it.
+    rest = reader.read(8)
+    kind, size = _CAF.read(bytes(reader.seen[8:12]) + rest)
+    description = b""
+    while kind != b"data":
+        content = reader.content(size)
+        if kind == b"desc":
+            description = content
+        kind, size = reader.chunk(_CAF)
+    if len(description) < 32:
+        raise InputError(f"{reader.name} is a CAF file without a format; export it again.")
+    size_field = len(reader.seen) - 8, ">q", 4
+    reader.read(4)  # a count of edits
+    rate, coding, flags, step, frames, channels, bits = struct.unpack(">d4s5I", description[:32])
+    width = step // channels if channels and frames == 1 and step % channels == 0 else 0
+    kind_of = ("<" if flags & 2 else ">") + ("f" if flags & 1 else "i")
+    plain = coding == b"lpcm" and bits == 8 * width and width in ((4, 8) if flags & 1 else (1, 2, 3, 4))
+    size = 0xFFFFFFFF if size == -1 else max(0, size - 4)
+    rate = rate if 0 < rate < 1e9 else 0
+    dtype = f"{kind_of}{width}" if plain else ""
+    called = Foreign(f"CAF in the coding {_printable(coding)}", "caf", True)
+    return _measured(reader, round(rate), channels, dtype, size, _CAF, called, size_field)
+
+
+def _printable(code: bytes) -> str:
+    return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in code.rstrip())
+
+
+def _measured(
+    reader: HeaderReader,
+    rate: int,
+    channels: int,
+    dtype: str,
+    promised: int,
+    chunks: _Chunks,
+    coding: Foreign,
+    size_field: tuple[int, str, int],
+) -> Numbers:
+    """Compare what a header promises with what the file holds, unless it is a pipe."""
+    name, offset = reader.name, len(reader.seen)
+    if not 0 < channels <= _MAX_CHANNELS:
+        raise InputError(f"{name} claims to have {channels} channels; 1 to {_MAX_CHANNELS} are understood.")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise InputError(f"{name} claims {rate} samples a second; {RATES[0]} to {RATES[1]} are understood.")
+    numbers = Numbers(
+        rate, channels, dtype, offset, None, None if _is_unknown(promised) else promised, chunks, coding, size_field
+    )
+    if reader.size is None:
+        return numbers
+    held = reader.size - offset
+    if promised > held:
+        if numbers.promised is not None:
+            raise cut_off(name, f"promises {offset + promised} bytes and holds {reader.size}")
+        return replace(numbers, size=held)
+    file = reader.file
+    end = _without_tags(file, reader.size)
+    held = max(promised, end - offset)
+    step = 1 << 32 if numbers.wraps else held + 1
+    for size in reversed(range(promised, held + 1, step)):
+        if _ends(file, name, chunks, offset, size, held):
+            return replace(numbers, size=size, promised=promised)
+    return replace(numbers, size=held, promised=promised)
+
+
+# What is known to stand behind the sound, so that it is no sound even if it is cut off.
+_BEHIND = re.compile(rb"LIST|(?i:id3 |junk|pad )|FLLR|bext|cue |smpl|fact|iXML|_PMX|PEAK|COMT|ANNO|NAME|MARK|INST|APPL")
+
+
+def _ends(file: BinaryIO, name: str, chunks: _Chunks, offset: int, size: int, held: int) -> bool:
+    """Whether the sound of a file may end after `size` of the `held` bytes: with them, or before chunks up to their end."""
+    for padding in {chunks.padding(size), 0}:  # which some forget
+        if size + padding >= held:
+            return True
+        try:
+            if follow_chunks(
+                lambda count: file.read(count),
+                lambda count: file.seek(count, io.SEEK_CUR),
+                name,
+                chunks,
+                _at(file, offset + size + padding, chunks.header),
+                held - size - padding,
+            ):
+                return True
+        except InputError:
+            if _BEHIND.fullmatch(_at(file, offset + size + padding, 4)):
+                raise
+    return False
+
+
+def follow_chunks(
+    read: Callable[[int], bytes],
+    skip: Callable[[int], object],
+    name: str,
+    chunks: _Chunks,
+    header: bytes,
+    held: int | None = None,
+) -> bool:
+    """Pass over the chunks behind the sound, of which `header` was read; False if it is none.
+
+    `held` is how many bytes there are, the header included, if that is known.
+
+    Raises
+    ------
+    InputError
+        They end before the last of them does, or something else comes.
+    """
+    if not chunks.follow(header):
+        return False
+    passed = 0
+    while header.strip(b"\0"):
+        if not chunks.follow(header):
+            raise _damaged(name, f"is damaged {passed} bytes behind its sound")
+        _, size = chunks.read(header)
+        passed += chunks.header + size
+        if size < 0 or (held is not None and passed > held):
+            raise cut_off(name, "ends within what follows its sound")
+        skip(size + chunks.padding(size))
+        passed += chunks.padding(size)
+        header = read(chunks.header) if held is None or passed < held else b""
+    return True
+
+
+def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
+    """Return the stream of a file whose numbers libsndfile decodes, with the size that it really has."""
+    assert numbers.size is not None
+    stream = Stream(other=numbers.coding)
+    if numbers.size == numbers.promised:
+        stream.add(0, file.seek(0, io.SEEK_END))
+        return stream
+    at, form, more = numbers.size_field
+    try:
+        size = struct.pack(form, numbers.size + more)
+    except struct.error:
+        raise InputError(f"{name} holds more than its header can say; convert it to FLAC.") from None
+    stream.add(0, at)
+    stream.pieces.append(size)
+    stream.add(at + len(size), numbers.offset + numbers.size)
+    return stream
+
+
+# ---- FLAC ----------------------------------------------------------------------------------------------------------------
+
+_FLAC_START = b"fLaC\0\0\0\x22"  # the marker, and a block of the kind and the size of the first
+
+
+def _flac(file: BinaryIO, name: str, end: int) -> list[Stream]:
+    """Find the FLAC streams, one behind the other.
+
+    libsndfile is not told how long they are, so that it reads up to their end and finds all damage; what is left out is found
+    when they have been read.
+    """
+    streams = []
+    begin = 0
+    while begin < end:
+        following = _find(file, _FLAC_START, begin + 8, end)
+        stop = end if following is None else following
+        head = _at(file, begin, 26)
+        if len(head) < 26:
+            raise cut_off(name, "ends within its header")
+        stream = Stream([_without_length(head)], _flac_samples(head))
+        stream.add(begin + 26, stop)
+        streams.append(stream)
+        begin = stop
+    return streams
+
+
+def _flac_samples(head: bytes) -> int | None:
+    """Return the length that the 26 bytes before it of a FLAC stream tell, None if it is 0: it was written into a pipe."""
+    return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) or None
+
+
+def _without_length(head: bytes) -> bytes:
+    return head[:21] + bytes([head[21] & 0xF0]) + bytes(4)
+
+
+# ---- Ogg -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _OggStream:
+    """One of the streams that go side by side: its pages' number and its first packet's beginning."""
+
+    codec: bytes
+    pages: list[tuple[int, int, int]]  # where they begin, where their content begins, where they end
+    sequence: int
+    ended: bool = False
+    goes_on: bool = False  # with a packet that is not over
+
+
+_OGG_FOREIGN = [
+    (b"Speex   ", Foreign("Speex", "spx")),
+    (b"\x80theora", Foreign("Theora video", "ogv")),
+    (b"", Foreign("OGG with something else than Opus, Vorbis or FLAC", "ogg")),
+]
+
+
+def _ogg(file: BinaryIO, name: str, end: int) -> list[Stream]:
+    """Find the streams of an Ogg file, one behind the other, and check all of their pages.
+
+    A last page that does not say that it is the last is none the less; Android's recorders leave it at that.
+    """
+    links: list[dict[int, _OggStream]] = []
+    beginning = False  # the pages are the first of their streams
+    offset = 0
+    while offset < end:
+        page, size = _ogg_page(file, offset)
+        if not size:
+            if _find(file, b"OggS", offset + 1, end) is None and links and not _unended(links[-1]):
+                break  # something that was put behind the sound
+            raise _damaged(name, f"is damaged at byte {offset}, where no page begins")
+        if offset + size > end:
+            raise cut_off(name, "ends within a page")
+        body = offset + 27 + page[26]
+        if page_checksum(page) != page[22:26]:
+            raise _damaged(name, f"is damaged at byte {offset}")
+        serial, sequence = struct.unpack("<II", page[14:22])
+        if page[5] & 2:
+            if not beginning:
+                links.append({})
+            beginning = True
+            links[-1][serial] = _OggStream(page[27 + page[26] :][:8], [], sequence)
+        else:
+            beginning = False
+        stream = links[-1].get(serial) if links else None
+        if stream is None:
+            raise _damaged(name, f"is damaged before byte {offset}: what goes on there did not begin")
+        if sequence != stream.sequence:
+            raise _damaged(name, f"is damaged: pages are missing before byte {offset}")
+        stream.pages.append((offset, body, offset + len(page)))
+        stream.sequence = sequence + 1 & 0xFFFFFFFF
+        stream.ended = bool(page[5] & 4)
+        if page[26]:
+            stream.goes_on = page[26 + page[26]] == 255
+        offset += len(page)
+    if not links:
+        raise cut_off(name, "has no whole page")
+    return [_ogg_stream(file, name, link) for link in links]
+
+
+def _ogg_page(file: BinaryIO, offset: int) -> tuple[bytes, int]:
+    """Read the page at `offset` as far as it is there, and return it with its size; 0 if none begins there."""
+    page = _at(file, offset, 27)
+    if not b"OggS\0".startswith(page[:5]):
+        return b"", 0
+    if len(page) < 27:
+        return page, 27
+    sizes = file.read(page[26])
+    size = 27 + page[26] + sum(sizes)
+    return page + sizes + file.read(sum(sizes)), size
+
+
+def _unended(link: dict[int, _OggStream]) -> bool:
+    return any(not stream.ended for stream in link.values())
+
+
+def _ogg_stream(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Stream:
+    """Return what is heard of streams side by side, of which one is sound."""
+    heard = [stream for stream in link.values() if stream.codec.startswith((b"OpusHead", b"\x01vorbis", b"\x7fFLAC"))]
+    if not heard:
+        codec = next(iter(link.values())).codec
+        raise not_read(name, next(other for magic, other in _OGG_FOREIGN if codec.startswith(magic)))
+    if len(heard) > 1:
+        raise InputError(f"{name} holds {len(heard)} recordings side by side; save one of them alone.")
+    stream = heard[0]
+    if stream.goes_on:
+        raise cut_off(name, "ends within a packet")
+    found = Stream()
+    if stream.codec.startswith(b"\x7fFLAC"):
+        # Nine bytes, then FLAC as it is without Ogg.
+        _, body, end = stream.pages[0]
+        head = _at(file, body + 9, 26)
+        found.pieces.append(_without_length(head) + _at(file, body + 9 + 26, end - body - 9 - 26))
+        found.samples = _flac_samples(head)
+        for _, body, end in stream.pages[1:]:
+            found.add(body, end)
+        return found
+    for begin, _, end in stream.pages[:-1]:
+        found.add(begin, end)
+    begin, _, end = stream.pages[-1]
+    if stream.ended:
+        found.add(begin, end)
+    else:
+        page = bytearray(_at(file, begin, end - begin))
+        page[5] |= 4
+        page[22:26] = page_checksum(bytes(page))
+        found.pieces.append(bytes(page))
+    return found
+
+
+# ---- MPEG ----------------------------------------------------------------------------------------------------------------
+
+
+class _Frame(NamedTuple):
+    """A frame of MPEG sound: its length in bytes and in samples, and what cannot change within a recording."""
+
+    size: int
+    samples: int
+    kind: tuple[int, int, int, bool]  # version, layer, samples a second, mono
+
+
+def _first_frame(file: BinaryIO, begin: int, end: int) -> int | None:
+    """Find the first frame of MPEG sound behind what is left of one or of a tag; None if there is none."""
+    window = _at(file, begin, min(end - begin, 1 << 16))
+    stripped = len(window) - len(window.lstrip(b"\0"))
+    at = stripped
+    while (at := window.find(b"\xff", at)) >= 0:
+        if (frame := _frame(window[at : at + 4])) is not None:
+            # The first bytes are believed; anything later takes more evidence.
+            wanted = 1 if at == stripped else 3
+            following: _Frame | None = frame
+            place = begin + at
+            while following and following.kind == frame.kind and wanted:
+                wanted -= 1
+                place += following.size
+                following = _frame(_at(file, place, 4))
+            if not wanted:
+                return begin + at
+        at += 1
+    return None
+
+
+@dataclass
+class _MpegStream:
+    """A recording in MPEG frames: `header` is its first frame if that only counts the others."""
+
+    kind: tuple[int, int, int, bool]
+    first: bytes
+    header: bytes = b""
+    counted: tuple[int, int] = (0, 0)  # what the header says: frames, and bytes with its own
+    frames: int = 0
+    size: int = 0  # in bytes
+    body: Stream = field(default_factory=Stream)
+
+
+def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> list[Stream]:
+    """Walk over the frames of MPEG files, one behind the other, whatever tags are between them."""
+    found: list[_MpegStream] = []
+    offset = begin
+    while offset < end:
+        head = _at(file, offset, 4)
+        frame = _frame(head)
+        if frame is None or (
+            found and frame.kind != found[-1].kind and _frame(_at(file, offset + frame.size, 4)) is None
+        ):
+            if not (length := _not_a_frame(file, offset, end)):
+                complete = found and 0 < found[-1].counted[0] <= found[-1].frames
+                if complete and _first_frame(file, offset, end) is None:
+                    break  # something that was put behind the sound
+                raise _damaged(name, f"is damaged at byte {offset}")
+            offset += length
+            continue
+        if offset + frame.size > end:
+            raise cut_off(name, "ends within a frame")
+        whole = _at(file, offset, frame.size)
+        counted = _counted(whole)
+        if counted or not found or frame.kind != found[-1].kind:
+            found.append(_MpegStream(frame.kind, head))
+        stream = found[-1]
+        if counted:
+            stream.header, stream.counted = whole, counted
+        else:
+            stream.frames += 1
+            stream.body.add(offset, offset + frame.size)
+        stream.size += frame.size
+        offset += frame.size
+    return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]]
+
+
+def _not_a_frame(file: BinaryIO, offset: int, end: int) -> int:
+    """Return the length of a tag, or of zeros, between frames; 0 if it is neither."""
+    if length := _tag_at(file, offset, end):
+        return length
+    block = _at(file, offset, min(1 << 16, end - offset))
+    return len(block) - len(block.lstrip(b"\0"))
+
+
+def _mpeg_stream(name: str, found: _MpegStream) -> Stream:
+    frames, size = found.counted
+    # Some count the header, some do not; so the bytes have to be missing, too, if they are known.
+    if found.frames < frames and (not size or found.size < size):
+        raise cut_off(name, f"promises {frames} frames and holds {found.frames}")
+    header = found.header
+    if not header:
+        header = _mpeg_header(found.first, found.frames, found.size)
+    elif found.frames > frames:
+        header = _recounted(header, found.frames, found.size)
+    return Stream([header, *found.body.pieces], slack=1152)
+
+
+def _counted(frame: bytes) -> tuple[int, int] | None:
+    """Return how many frames and bytes follow, the bytes of this one included, if that is what `frame` tells; 0: unknown."""
+    if frame[36:40] == b"VBRI" and len(frame) >= 54:
+        size, frames = struct.unpack(">II", frame[46:54])
+        return frames, size
+    at = _xing(frame)
+    if at is None:
+        return None
+    flags = struct.unpack(">I", frame[at + 4 : at + 8])[0]
+    frames = struct.unpack(">I", frame[at + 8 : at + 12])[0] if flags & 1 else 0
+    where = at + 8 + (4 if flags & 1 else 0)
+    size = struct.unpack(">I", frame[where : where + 4])[0] if flags & 2 else 0
+    return frames, size
+
+
+def _xing(frame: bytes) -> int | None:
+    at = 4 + _side(frame) + (0 if frame[1] & 1 else 2)
+    for place in (at, 4 + _side(frame)):
+        if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16:
+            return place
+    return None
+
+
+def _side(frame: bytes) -> int:
+    """Return how long what stands behind a layer III frame's header is, before its sound."""
+    mono = frame[3] >> 6 == 3
+    return (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
+
+
+def _recounted(header: bytes, frames: int, size: int) -> bytes:
+    """Return the frame `header` with other counts; what else it says stays."""
+    at = _xing(header)
+    if at is None or not struct.unpack(">I", header[at + 4 : at + 8])[0] & 1:
+        return _mpeg_header(header[:4], frames, size)
+    counts = [struct.pack(">I", frames)]
+    if struct.unpack(">I", header[at + 4 : at + 8])[0] & 2:
+        counts.append(struct.pack(">I", size))
+    return header[: at + 8] + b"".join(counts) + header[at + 8 + 4 * len(counts) :]
+
+
+def _mpeg_header(first: bytes, frames: int, size: int) -> bytes:
+    """Return a silent frame of the kind of `first` that says how many frames and bytes follow it ("Xing").
+
+    Without one, the decoder guesses the length from the first frame and stops there.
+    """
+    if first[1] >> 1 & 3 != 1:
+        return b""  # that is layer III's alone
+    # No checksum, no padding, and a bit rate with room enough.
+    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
+    frame = _frame(head)
+    assert frame
+    body = head + bytes(_side(head)) + b"Xing" + struct.pack(">III", 3, frames, size)
+    return body + bytes(frame.size - len(body))
+
+
+# Bit rates in kbit/s by the header's index, of MPEG 1's layers I to III, and of the others'.
+_KBITS = {
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_KBITS[False, 3] = _KBITS[False, 2]
+
+
+def _frame(head: bytes) -> _Frame | None:
+    """Read the header of a frame of MPEG sound; None if it is none."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    index, bits = head[2] >> 2 & 3, head[2] >> 4
+    if version == 1 or layer == 4 or index == 3 or bits in (0, 15):
+        return None
+    rate = (44100, 48000, 32000)[index] >> {3: 0, 2: 1, 0: 2}[version]
+    rate_of_bits, padding = 1000 * _KBITS[version == 3, layer][bits], head[2] >> 1 & 1
+    samples = {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer]
+    unit = 4 if layer == 1 else 1  # bytes
+    size = (samples // 8 // unit * rate_of_bits // rate + padding) * unit
+    return _Frame(size, samples, (version, layer, rate, head[3] >> 6 == 3))

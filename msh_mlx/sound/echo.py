@@ -1,0 +1,295 @@
+"""Keeps Moshi from hearing itself: the loudspeaker's echo is taken out of the microphone's sound, and measured.
+
+Sound is mono float32 at 24 kHz.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from mimi import EchoCanceller, Reference, VoiceEnhancer
+
+from ..errors import MshError
+from ..events import EchoState, Pcm
+from ..format import FRAME, RATE
+from ..metrics import EchoFigures
+from .ends import Taken
+
+if TYPE_CHECKING:
+    from mimi import Playback
+
+MODES = {
+    "auto": "An echo of Moshi's voice is taken away when there is one.",
+    "on": "Whatever echo of Moshi's voice there may be is taken away.",
+    "off": "An echo of Moshi's voice is left as it is.",
+}
+
+_SIZE = round(FRAME * RATE)  # samples of a frame
+_QUIET = 0.5  # seconds of silence before a sound, by which the noise of the room is known
+_SOUND = 3.0  # seconds
+_LONGEST = 0.6  # seconds that an echo may be late
+_LEARNING = 1.0  # seconds until it is measured how much is taken away
+_MARGIN = 0.01  # seconds that a `mimi.Reference` is late
+_DEAD = 3.0  # seconds without sound after which a microphone gives none
+_LEVEL = 0.1  # RMS of the syllables, of full scale
+_ABOVE = 2.0  # times the power of noise: what is heard beyond that is an echo
+
+
+def next_mode(mode: str) -> str:
+    """Return the mode that follows in turn: auto, on, off."""
+    names = list(MODES)
+    return names[(names.index(mode) + 1) % len(names)]
+
+
+class Hearing(Protocol):
+    """A microphone, as `devices.Microphone` is."""
+
+    def take(self, n: int, timeout: float) -> Taken | None: ...
+    def backlog(self) -> float: ...
+    def trim(self, keep: float) -> float: ...
+
+
+class Speaking(Protocol):
+    """A loudspeaker, as `devices.Loudspeaker` is."""
+
+    @property
+    def playback(self) -> Playback | None: ...
+
+
+class EchoFree:
+    """What a microphone hears without the echo of a loudspeaker: a source for the pipeline.
+
+    Devices may be closed and opened again meanwhile; what was learnt of an echo is forgotten then. `read` and `trim` belong to
+    one thread; the mode may be set, and the state be asked for, on any.
+
+    Parameters
+    ----------
+    microphone, loudspeaker
+        The ends. While there is no loudspeaker, silence counts as what it plays.
+    mode
+        "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
+    noise_suppression, gain_control
+        What is done besides (see `mimi.VoiceEnhancer`).
+
+    Attributes
+    ----------
+    figures
+        What echo there was so far.
+
+    Raises
+    ------
+    ValueError
+        There is no such mode.
+    """
+
+    def __init__(
+        self,
+        microphone: Hearing,
+        loudspeaker: Speaking,
+        mode: str = "auto",
+        *,
+        noise_suppression: bool = False,
+        gain_control: bool = False,
+    ) -> None:
+        self.figures = EchoFigures()
+        self._microphone = microphone
+        self._loudspeaker = loudspeaker
+        self._canceller = EchoCanceller(mode=mode)
+        self._enhancer: VoiceEnhancer | None = None
+        if noise_suppression or gain_control:
+            self._enhancer = VoiceEnhancer(noise_suppression=noise_suppression, gain_control=gain_control)
+        self._between: tuple[object, object] = (None, None)  # the rings that the reference is about
+        self._reference: Reference | None = None
+
+    @property
+    def mode(self) -> str:
+        """When an echo is taken away."""
+        return self._canceller.mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        self._canceller.mode = mode
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        """Wait for `n` samples, a multiple of 64, or of 960 where more is done than cancelling, at most `timeout` seconds.
+
+        Returns
+        -------
+        pcm
+            `[n]` float32, or None if they did not come in time; nothing is lost then.
+
+        Raises
+        ------
+        ValueError
+            `n` is no such multiple.
+        """
+        taken = self._microphone.take(n, timeout)
+        if taken is None:
+            return None
+        pcm = self._canceller.process(taken.pcm, self._played(taken))
+        if self._enhancer:
+            pcm = self._enhancer.process(pcm)
+        self.figures.add(self.state(), n / RATE)
+        return pcm
+
+    def _played(self, taken: Taken) -> Pcm:
+        """Return what was played while `taken` was heard."""
+        between = taken.capture, self._loudspeaker.playback
+        if between != self._between:
+            self._between = between
+            capture, playback = between
+            self._reference = Reference(capture, playback) if playback else None
+            self._canceller.reset()
+            if self._enhancer:
+                self._enhancer.reset()
+        if self._reference is None or self.mode == "off":
+            return np.zeros(len(taken.pcm), np.float32)
+        return np.concatenate([self._reference.read(position, count) for position, count in taken.places])
+
+    def backlog(self) -> float:
+        """Return how much sound waits to be read, in seconds."""
+        return self._microphone.backlog()
+
+    def trim(self, keep: float) -> float:
+        """Forget the oldest sound so that about `keep` seconds wait; return how many seconds were forgotten."""
+        return self._microphone.trim(keep)
+
+    def state(self) -> EchoState:
+        """Return what is known of the echo now."""
+        mode = self._canceller.mode
+        if mode == "off":  # nobody looks for one
+            return EchoState(mode)
+        stats = self._canceller.stats()
+        level, delay = (value if math.isfinite(value) else None for value in (stats["level"], stats["delay"]))
+        if delay is not None:
+            delay += _MARGIN
+        return EchoState(mode, stats["echo"], level, stats["removed"], delay)
+
+
+# ---- a measurement -------------------------------------------------------------------------------------------------------
+
+
+class Playing(Speaking, Protocol):
+    """A loudspeaker that can be written to, as `devices.Loudspeaker` is."""
+
+    def write(self, pcm: Pcm) -> None: ...
+    def queued(self) -> float: ...
+    def cushion(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class EchoMeasure:
+    """The echo of a sound: `level` in dB of what was played, `removed` in dB once a second had passed, `delay` in seconds.
+
+    `left` is what remains, in dB of full scale, the noise of the room included. All but `left` are None if the microphone does
+    not hear the loudspeaker; `delay` is None as well if it was not found.
+    """
+
+    left: float
+    level: float | None = None
+    removed: float | None = None
+    delay: float | None = None
+
+
+class _Tap:
+    """A microphone that keeps what is taken from it."""
+
+    def __init__(self, microphone: Hearing) -> None:
+        self._microphone = microphone
+        self.backlog, self.trim = microphone.backlog, microphone.trim
+        self.taken: list[Pcm] = []
+
+    def take(self, n: int, timeout: float) -> Taken | None:
+        taken = self._microphone.take(n, timeout)
+        if taken:
+            self.taken.append(taken.pcm)
+        return taken
+
+
+def measure_echo(
+    microphone: Hearing, loudspeaker: Playing, *, progress: Callable[[], None] = lambda: None
+) -> EchoMeasure:
+    """Play three seconds of noise that comes and goes like speech, and see how much of it is heard and taken away.
+
+    Parameters
+    ----------
+    microphone, loudspeaker
+        Open, and used by nobody else meanwhile.
+    progress
+        Is called a dozen times a second, and may raise to end it.
+
+    Raises
+    ------
+    MshError
+        The microphone gives no sound.
+    """
+    tap = _Tap(microphone)
+    source = EchoFree(tap, loudspeaker, "auto")
+    sound = syllables(_SOUND)
+    before, after = (np.zeros(round(seconds * RATE), np.float32) for seconds in (_QUIET, _LONGEST))
+    clean = []
+    for frame in _frames(np.concatenate([before, sound, after])):
+        while loudspeaker.queued() < loudspeaker.cushion():
+            loudspeaker.write(np.zeros(_SIZE, np.float32))
+        loudspeaker.write(frame)
+        pcm = source.read(_SIZE, _DEAD)
+        if pcm is None:
+            raise MshError("The microphone gives no sound; choose another one with --input-device.")
+        clean.append(pcm)
+        progress()
+    return _judged(np.concatenate(tap.taken), np.concatenate(clean), sound, source.state().delay)
+
+
+def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeasure:
+    """Compare what was heard with what was played and with what is left of it."""
+    begin, learnt = (round(seconds * RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
+    noise = _power(heard[begin // 2 : begin])
+    end = begin + len(sound)
+    left = _decibels(_power(clean[learnt:end]))
+    # The way through the devices is as long at both ends of the sound.
+    echo = (_power(heard[begin:]) - noise) * (len(heard) - begin) / len(sound)
+    if echo <= _ABOVE * noise:
+        return EchoMeasure(left)
+    removed = _decibels(_power(heard[learnt:end])) - left
+    return EchoMeasure(left, _decibels(echo) - _decibels(_power(sound)), removed, delay)
+
+
+def syllables(seconds: float, seed: int = 0) -> Pcm:
+    """Return noise with the spectrum and the rhythm of speech, `[24000 * seconds]` float32, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    size = round(seconds * RATE)
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1.0)
+    # As loud as voices are: flat from 100 to 500 Hz, and 6 dB an octave less above.
+    spectrum *= np.minimum(hertz / 100, 1) ** 2 / np.maximum(hertz / 500, 1)
+    noise = np.fft.irfft(spectrum, size)
+    envelope = np.zeros(size)
+    begin = 0
+    for pause in cycle((0.02, 0.05, 0.03, 0.2)):
+        length = round(rng.uniform(0.12, 0.28) * RATE)
+        end = min(begin + length, size)
+        envelope[begin:end] = (rng.uniform(0.4, 1) * np.hanning(length))[: end - begin]
+        begin = end + round(pause * RATE)
+        if begin >= size:
+            break
+    pcm = noise * envelope
+    pcm *= _LEVEL / math.sqrt(_power(pcm))
+    return np.clip(pcm, -0.9, 0.9).astype(np.float32)
+
+
+def _frames(pcm: Pcm) -> list[Pcm]:
+    padded = np.pad(pcm, (0, -len(pcm) % _SIZE))
+    return list(padded.reshape(-1, _SIZE))
+
+
+def _power(pcm: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> float:
+    return float(np.mean(np.square(pcm, dtype=np.float64)))
+
+
+def _decibels(power: float) -> float:
+    return 10 * math.log10(max(power, 1e-12))

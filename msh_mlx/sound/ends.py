@@ -1,0 +1,524 @@
+"""The microphone and the loudspeaker: each a stream, its ring, and its figures.
+
+PortAudio calls native code in `mimi` that copies sound into and out of rings; nothing here runs when a device wants sound, so
+nothing here can be late. Sound on this side of the rings is mono float32 at 24 kHz, whatever the device has.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soxr
+
+from ..errors import MshError
+from ..format import FRAME, RATE, Pcm
+from .devices import NOUN, Device, Kind
+from .mixing import opposed
+from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
+
+if TYPE_CHECKING:
+    from mimi import Capture, Playback
+
+_SILENT = 1.0  # seconds without a callback after which a stream is lost
+_SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
+CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
+
+
+# ---- rings at 24 kHz -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Sound of a microphone, `pcm` `[n]` float32 at 24 kHz, and where it was in `capture`.
+
+    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is,
+    in samples at 24 kHz. There is more than one where sound between them was forgotten.
+    """
+
+    pcm: Pcm
+    capture: Capture
+    places: Sequence[tuple[float, int]]
+
+
+class CaptureSource:
+    """What a microphone hears, at 24 kHz, out of a ring at the microphone's rate.
+
+    `read`, `take` and `trim` belong to one thread.
+    """
+
+    def __init__(self, capture: Capture, rate: int) -> None:
+        self._capture = capture
+        self._rate = rate
+        self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
+        self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
+        # Of the first sample, as if what was forgotten before the next had come before it.
+        self._begin = capture.position
+        self._taken = 0  # samples at 24 kHz
+        self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        """Wait for the next `n` samples at 24 kHz, at most `timeout` seconds.
+
+        Returns
+        -------
+        pcm
+            `[n]` float32, or None if they did not come in time; nothing is lost then.
+        """
+        taken = self.take(n, timeout)
+        return taken.pcm if taken else None
+
+    def take(self, n: int, timeout: float) -> Taken | None:
+        """Do what `read` does, and say where in the ring the sound was."""
+        if self._resampler:
+            pcm = self._resampled(self._resampler, n, timeout)
+            return None if pcm is None else Taken(pcm, self._capture, self._places(n))
+        position = self._capture.position
+        pcm = self._capture.read(n, timeout)
+        return None if pcm is None else Taken(pcm, self._capture, [(float(position), n)])
+
+    def _places(self, n: int) -> list[tuple[float, int]]:
+        """Say where the next `n` samples are, and go on behind them; the resampler gives sample k for k * rate / 24000."""
+        places = []
+        while n:
+            position = self._begin + self._taken * self._rate / RATE
+            while self._cuts and position >= self._cuts[0][0]:
+                forgotten = self._cuts.popleft()[1]
+                self._begin += forgotten
+                position += forgotten
+            count = n
+            if self._cuts:
+                count = min(n, math.ceil((self._cuts[0][0] - position) * RATE / self._rate))
+            places.append((position, count))
+            self._taken += count
+            n -= count
+        return places
+
+    def _resampled(self, resampler: soxr.ResampleStream, n: int, timeout: float) -> Pcm | None:
+        end = monotonic() + timeout
+        while len(self._waiting) < n:
+            missing = (n - len(self._waiting)) * self._rate // RATE
+            block: Pcm | None = self._capture.read(max(missing, self._rate // 200), max(0.0, end - monotonic()))
+            if block is None:
+                return None
+            self._waiting = np.concatenate([self._waiting, resampler.resample_chunk(block)])
+        pcm, self._waiting = self._waiting[:n], self._waiting[n:]
+        return pcm
+
+    def backlog(self) -> float:
+        """Return how much sound waits, in seconds."""
+        return float(self._capture.available / self._rate) + len(self._waiting) / RATE
+
+    def trim(self, keep: float) -> float:
+        """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
+        ring = max(0, round((keep - len(self._waiting) / RATE) * self._rate))
+        position = self._capture.position
+        forgotten = self._capture.trim(ring)
+        if forgotten and self._resampler:  # which has yet to give what came before
+            self._cuts.append((position, forgotten))
+        return float(forgotten / self._rate)
+
+
+class PlaybackSink:
+    """What a loudspeaker plays, given at 24 kHz, into a ring at the loudspeaker's rate."""
+
+    def __init__(self, playback: Playback, rate: int) -> None:
+        self._playback = playback
+        self._rate = rate
+        self._resampler = None if rate == RATE else soxr.ResampleStream(RATE, rate, 1, dtype="float32", quality="HQ")
+        self._lock = threading.Lock()  # the resampler is written to on one thread and paused on another
+
+    def write(self, pcm: Pcm) -> None:
+        """Play `[n]` float32 at 24 kHz; never waits."""
+        if not self._resampler:
+            self._playback.write(pcm)
+            return
+        with self._lock:
+            self._playback.write(self._resampler.resample_chunk(pcm))
+
+    def pause(self) -> None:
+        """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
+        if self._resampler:
+            with self._lock:
+                self._playback.write(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+                self._resampler.clear()
+        self._playback.pause()
+
+    def clear(self) -> None:
+        """Fade out what is playing, and forget the rest."""
+        if self._resampler:
+            with self._lock:
+                self._resampler.clear()
+        self._playback.clear()
+
+    def queued(self) -> float:
+        """Return how much sound waits to be played, in seconds."""
+        return float(self._playback.queued / self._rate)
+
+
+# ---- one microphone, one loudspeaker -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """How loud it was since the last time it was asked for: largest and root mean square sample, and how many clipped."""
+
+    peak: float = 0.0
+    rms: float = 0.0
+    clipped: int = 0
+
+
+_COUNTS = {  # what goes on counting when a stream is opened again; True for samples, which are those of the device
+    "callbacks": False,
+    "underruns": False,
+    "device_overflows": False,
+    "device_underflows": False,
+    "samples": True,
+    "silent": True,
+    "lost": True,
+    "trimmed": True,
+    "inserted": True,
+}
+_SAMPLES = ("cushion", "queued")  # further samples of the device
+
+
+class _Meter:
+    """The stats of rings that follow each other, as of a single ring at 24 kHz; any number of threads may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ring: Ring | None = None
+        self._rate = RATE
+        self._before: dict[str, float] = {}
+        self._peak = 0.0
+        self._energy = 0.0
+        self._heard = 0.0
+        self._clipped = 0
+        self._samples = 0
+
+    def watch(self, ring: Ring, rate: int) -> None:
+        """Go on with another ring."""
+        with self._lock:
+            if self._ring:
+                latest = self._take(self._ring)
+                self._before.update({name: latest[name] for name in _COUNTS if name in latest})
+            self._ring, self._rate, self._samples = ring, rate, 0
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stats of the ring without its levels; counts include those of earlier rings, samples are at 24 kHz."""
+        with self._lock:
+            return self._take(self._ring) if self._ring else {}
+
+    def level(self) -> Level:
+        """Return how loud it was since the last call."""
+        with self._lock:
+            if self._ring:
+                self._take(self._ring)
+            rms = (self._energy / self._heard) ** 0.5 if self._heard else 0.0
+            level = Level(self._peak, rms, self._clipped)
+            self._peak = self._energy = self._heard = 0.0
+            self._clipped = 0
+            return level
+
+    def _take(self, ring: Ring) -> dict[str, Any]:
+        stats = ring.stats()
+        # Asking a ring for its levels resets them, so they are gathered until somebody wants them.
+        self._peak = max(self._peak, stats.pop("peak"))
+        new = stats["samples"] - self._samples
+        self._samples = stats["samples"]
+        self._energy += stats.pop("rms") ** 2 * new
+        self._heard += new
+        self._clipped += stats.pop("clipped", 0)
+        for name in _SAMPLES:
+            if name in stats:
+                stats[name] = round(stats[name] * RATE / self._rate)
+        for name, samples in _COUNTS.items():
+            if name in stats:
+                count = round(stats[name] * RATE / self._rate) if samples else stats[name]
+                stats[name] = count + self._before.get(name, 0)
+        return stats
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An open stream and its ring."""
+
+    device: Device
+    rate: int
+    channels: int
+    ring: Any
+    stream: Stream
+    opened: float
+
+
+class _End(ABC):
+    """What a microphone and a loudspeaker have in common: a stream that can be closed and opened again on other devices."""
+
+    kind: Kind
+
+    def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
+        self._system = system
+        self._formats = formats
+        self._line: _Line | None = None
+        self._meter = _Meter()
+
+    @abstractmethod
+    def _ring(self, rate: int, channels: int) -> Ring:
+        """Return a new ring for a device with that rate and so many channels."""
+
+    @abstractmethod
+    def _opened(self, line: _Line) -> None:
+        """Use a new stream from now on."""
+
+    @abstractmethod
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        """Return rates and numbers of channels to try, in that order."""
+
+    def open(self, device: Device) -> None:
+        """Open a stream of `device`, at 24 kHz if it can, else at its own rate; close the one before.
+
+        A loudspeaker is opened in mono if it can be, a microphone with all of its channels.
+
+        Raises
+        ------
+        MshError
+            It is in use, not allowed, not there any more, or cannot be opened for another reason.
+        """
+        self.close()
+        line = within(ANSWER, lambda: self._open(device), lambda late: late.stream.close())
+        self._meter.watch(line.ring, line.rate)
+        self._line = line
+        self._opened(line)
+
+    def _open(self, device: Device) -> _Line:
+        formats = self._formats or self._usual_formats(device)
+        trouble: StreamError | None = None
+        for rate, channels in dict.fromkeys(formats):
+            ring = self._ring(rate, channels)
+            try:
+                stream = self._system.open(device, self.kind, rate, channels, ring)
+            except StreamError as error:
+                trouble = error
+                if error.reason == "busy":
+                    break
+            else:
+                return _Line(device, rate, channels, ring, stream, monotonic())
+        assert trouble
+        raise trouble
+
+    def close(self) -> None:
+        """Close the stream, promptly even if its device is gone."""
+        line, self._line = self._line, None
+        if not line:
+            return
+        try:
+            within(CLOSE, line.stream.close)
+        except MshError:
+            # PortAudio hangs, and would do so again when sounddevice ends it on the way out of the process.
+            with contextlib.suppress(Exception):
+                atexit.unregister(open_sounddevice()._exit_handler)
+
+    @property
+    def device(self) -> Device | None:
+        """The device, None while closed."""
+        line = self._line
+        return line.device if line else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the stream has died: it ended, or its device has wanted nothing for a second (three at the beginning)."""
+        line = self._line
+        if not line:
+            return False
+        limit = _SILENT if monotonic() - line.opened > _SETTLING else _SETTLING
+        return not line.stream.active or bool(self._meter.stats()["idle"] > limit)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stats of the ring, see `mimi`, with samples counted at 24 kHz and without its levels.
+
+        Counts go on when the stream is opened again. Empty before the first time.
+        """
+        return self._meter.stats()
+
+    def level(self) -> Level:
+        """Return how loud it was since the last call."""
+        return self._meter.level()
+
+    def describe(self) -> str:
+        """Say which device it is, at which rate, with how many channels and which delay."""
+        line = self._line
+        if not line:
+            return f"no {NOUN[self.kind]}"
+        channels = {1: "mono", 2: "stereo"}.get(line.channels, f"{line.channels} channels")
+        return f"{line.device.name}, {line.rate} Hz {channels}, {1000 * line.stream.latency:.0f} ms"
+
+
+class Microphone(_End):
+    """The user's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
+
+    The device's channels are mixed so that a voice on any of them is heard, as `mimi.Mixer` says.
+
+    Parameters
+    ----------
+    system
+        Where the devices are.
+    formats
+        Rates and numbers of channels to try, in that order, instead of all channels at 24 kHz and at the device's own rate,
+        and then fewer.
+    """
+
+    kind = "input"
+    _source: CaptureSource | None = None
+
+    def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
+        super().__init__(system, formats=formats)
+        self._available = threading.Event()
+        self._noted: set[str] = set()
+
+    def _ring(self, rate: int, channels: int) -> Ring:
+        from mimi import Capture
+
+        return Capture(rate, channels=channels)
+
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        own, most = round(device.rate), device.microphones
+        # Who gives fewer channels than there are leaves some out, or takes their average.
+        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (RATE, own)]
+
+    def note(self) -> str | None:
+        """Return a sentence on channels of the device that are not heard; None if all are, or if that was said before."""
+        line = self._line
+        if not line:
+            return None
+        name = f'the microphone "{line.device.name}"'
+        notes = []
+        if line.channels < line.device.microphones:
+            notes.append(
+                f"Only {line.channels} of the {line.device.microphones} channels of {name} can be opened; "
+                "speak into the first, or choose another microphone."
+            )
+        if left_out := self._meter.stats()["left_out"]:
+            notes.append(opposed(name, left_out))
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                return note
+        return None
+
+    def _opened(self, line: _Line) -> None:
+        self._source = CaptureSource(line.ring, line.rate)
+        self._available.set()
+
+    def close(self) -> None:
+        """Close the stream, promptly even if its device is gone; `read` waits until it is opened again."""
+        self._available.clear()
+        self._source = None
+        super().close()
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
+        """Wait for the next `n` samples, at most `timeout` seconds.
+
+        Returns
+        -------
+        pcm
+            `[n]` float32, or None if they did not come in time, also while there is no device.
+        """
+        taken = self.take(n, timeout)
+        return taken.pcm if taken else None
+
+    def take(self, n: int, timeout: float) -> Taken | None:
+        """Do what `read` does, and say where in which ring the sound was."""
+        source = self._source
+        if source:
+            return source.take(n, timeout)
+        self._available.wait(timeout)
+        return None
+
+    def backlog(self) -> float:
+        """Return how much sound waits, in seconds."""
+        source = self._source
+        return source.backlog() if source else 0.0
+
+    def trim(self, keep: float) -> float:
+        """Forget the oldest sound so that `keep` seconds wait; return how many were lost."""
+        source = self._source
+        return source.trim(keep) if source else 0.0
+
+
+class Loudspeaker(_End):
+    """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
+
+    Parameters
+    ----------
+    system
+        Where the devices are.
+    formats
+        Rates and numbers of channels to try, in that order, instead of 24 kHz mono and then the device's own.
+    """
+
+    kind = "output"
+    _sink: PlaybackSink | None = None
+
+    def _ring(self, rate: int, channels: int) -> Ring:
+        from mimi import Playback
+
+        return Playback(rate, channels=channels, frame=round(FRAME * rate))
+
+    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+        own, most = round(device.rate), device.output_channels
+        return [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
+
+    def _opened(self, line: _Line) -> None:
+        self._sink = PlaybackSink(line.ring, line.rate)
+
+    def close(self) -> None:
+        """Fade out and close the stream, promptly even if its device is gone; what is written then is forgotten."""
+        line, sink = self._line, self._sink
+        if line and sink and not self.lost:
+            sink.clear()
+            sleep(min(line.stream.latency + 0.01, 0.1))
+        self._sink = None
+        super().close()
+
+    @property
+    def playback(self) -> Playback | None:
+        """The ring of the open stream, None while closed."""
+        line = self._line
+        return line.ring if line else None
+
+    def write(self, pcm: Pcm) -> None:
+        """Play `[n]` float32; never waits."""
+        if sink := self._sink:
+            sink.write(pcm)
+
+    def pause(self) -> None:
+        """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
+        if sink := self._sink:
+            sink.pause()
+
+    def clear(self) -> None:
+        """Fade out what is playing, and forget the rest."""
+        if sink := self._sink:
+            sink.clear()
+
+    def queued(self) -> float:
+        """Return how much sound waits to be played, in seconds."""
+        sink = self._sink
+        return sink.queued() if sink else 0.0
+
+    def cushion(self) -> float:
+        """Return how much sound should wait, in seconds."""
+        return float(self.stats().get("cushion", 0)) / RATE
+
+    def underruns(self) -> int:
+        """Return how often the loudspeaker ran dry so far."""
+        return int(self.stats().get("underruns", 0))

@@ -1,0 +1,331 @@
+"""Ogg pages (RFC 3533) and the Opus packets in them (RFC 6716, RFC 7845), as pure code.
+
+Opus itself is not decoded here. What is here keeps its decoder safe: pages that are whole and sound, and how much sound is in
+them before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from ..errors import ProtocolError
+
+# In which Ogg counts Opus's sound, whatever rate it was recorded at (RFC 7845, section 4).
+GRANULE_RATE = 48_000
+# 27 bytes, 255 lengths of segments, 255 segments of 255 bytes (RFC 3533, section 6).
+MAX_PAGE = 27 + 255 + 255 * 255
+# Of a packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
+MAX_PACKET_SAMPLES = 5760
+# Of a packet, in bytes, for one stream (RFC 7845, section 6).
+MAX_PACKET = 61_440
+
+
+class PageKind(Enum):
+    """What a page is for (RFC 7845, section 3); FOREIGN begins a stream that is no Opus, and DAMAGED has a wrong checksum."""
+
+    HEAD = "head"
+    TAGS = "tags"
+    AUDIO = "audio"
+    FOREIGN = "foreign"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of an Ogg stream; of a damaged one, nothing that it says is sure.
+
+    Attributes
+    ----------
+    data
+        All its bytes, header included.
+    kind
+        HEAD begins a new stream, also in the middle of a connection.
+    serial, sequence
+        The number of the stream, and of the page in it.
+    granule
+        The position at its end as the sender counts it: some count at another rate, so do not rely on it.
+    durations
+        Of each audio packet that ends on this page, in samples at 48 kHz.
+    faults
+        How many packets on it, or parts of packets, no decoder should see: empty, of no duration or one over 120 ms, too long,
+        or without their beginning. They have no place in `durations`.
+    packets
+        The audio packets themselves, as many as `durations`, whole also if they began on pages before.
+    first
+        What the first packet on it begins with: of HEAD and FOREIGN the whole packet, or as much as is on the page.
+    """
+
+    data: bytes
+    kind: PageKind
+    serial: int
+    sequence: int
+    granule: int
+    durations: tuple[int, ...]
+    faults: int
+    packets: tuple[bytes, ...] = ()
+    first: bytes = b""
+
+    @property
+    def samples(self) -> int:
+        """The sound in its packets, in samples at 48 kHz; 800 bytes can hold 30 s of it."""
+        return sum(self.durations)
+
+
+# The samples of a frame at 48 kHz by the configuration in the TOC byte (RFC 6716, table 2): SILK, hybrid, CELT.
+_FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+
+
+def packet_samples(packet: bytes) -> int:
+    """Tell how long an Opus packet is, in samples at 48 kHz, from its first two bytes (RFC 6716, sections 3.1 and 3.2).
+
+    Raises
+    ------
+    ProtocolError
+        It is empty or lacks its number of frames, or it is longer than 120 ms.
+    """
+    if not packet:
+        raise ProtocolError("An Opus packet is empty.")
+    code = packet[0] & 3
+    if code == 3 and len(packet) < 2:
+        raise ProtocolError("An Opus packet does not say how many frames it has.")
+    frames = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
+    samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
+    if not 0 < samples <= MAX_PACKET_SAMPLES:
+        raise ProtocolError(f"An Opus packet has {samples / 48:g} ms; up to 120 ms are possible.")
+    return samples
+
+
+# How the first packet of an Ogg stream begins, by what it holds; "" is no sound, but may stand beside some.
+_CODECS = {
+    b"OpusHead": "Opus",
+    b"\x01vorbis": "Vorbis",
+    b"\x7fFLAC": "FLAC",
+    b"Speex   ": "Speex",
+    b"CELT    ": "CELT",
+    b"PCM     ": "PCM",
+    b"\x80theora": "Theora, which is video",
+    b"BBCD\0": "Dirac, which is video",
+    b"OVP80": "VP8, which is video",
+    b"fishead\0": "",
+    b"\x80kate\0\0\0": "",
+    b"CMML\0\0\0\0": "",
+}
+
+
+def ogg_codec(packet: bytes) -> str | None:
+    """Name what an Ogg stream holds from its first packet: "Vorbis"; "" is no sound, and None something unknown."""
+    return next((name for start, name in _CODECS.items() if packet.startswith(start)), None)
+
+
+def check_head(packet: bytes) -> None:
+    """Find out from an `OpusHead` (RFC 7845, section 5.1) whether its packets are what one decoder of Opus takes.
+
+    Raises
+    ------
+    ProtocolError
+        It is too short, of another version, or each of its packets holds several streams, for more than two channels.
+    """
+    cut_off = ProtocolError("The header of the audio (OpusHead) is cut off.")
+    if len(packet) < 19:
+        raise cut_off
+    version, channels, family = packet[8], packet[9], packet[18]
+    if version >> 4 or not channels:
+        raise ProtocolError("The header of the audio (OpusHead) is of an unknown version.")
+    if family and len(packet) < 21 + channels:
+        raise cut_off
+    if packet[19] != 1 if family else channels > 2:
+        raise ProtocolError(f"The audio is Opus of {channels} channels; send one, or two.")
+
+
+# How sound that is in no Ogg begins, by what it is: offset, bytes, name.
+_CONTAINERS = (
+    (0, b"RIFF", "WAV"),
+    (0, b"RF64", "WAV"),
+    (0, b"FORM", "AIFF"),
+    (0, b"fLaC", "FLAC"),
+    (0, b"ID3", "MP3"),
+    (0, b"caff", "CAF"),
+    (0, b".snd", "AU"),
+    (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (4, b"ftyp", "MP4 or M4A"),
+    (0, b"#!AMR", "AMR"),
+)
+
+
+def container(data: bytes) -> str | None:
+    """Name what sound that begins with `data` and is no Ogg is in; None if that is not known."""
+    return next((name for at, start, name in _CONTAINERS if data[at:].startswith(start)), None)
+
+
+_CAPTURE = b"OggS"
+_HEADER = struct.Struct("<4sBBqII4sB")
+_CONTINUED, _FIRST = 1, 2
+_BEGINNING = 8  # bytes of a packet that tell whether it is a header
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def page_checksum(page: bytes) -> bytes:
+    """Compute a page's checksum as it stands in the page (RFC 3533, section 6).
+
+    It is zlib's polynomial with the bits of each byte the other way round, and without zlib's inversions.
+    """
+    mirrored = page.translate(_MIRRORED)
+    crc = zlib.crc32(mirrored[26:], zlib.crc32(b"\0\0\0\0", zlib.crc32(mirrored[:22], 0xFFFFFFFF)))
+    return (crc ^ 0xFFFFFFFF).to_bytes(4, "big").translate(_MIRRORED)
+
+
+def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 0) -> bytes:
+    """Write a page with one whole packet of up to `MAX_PACKET` bytes; the first page begins a stream."""
+    lacing = bytes([*[255] * (len(packet) // 255), len(packet) % 255])
+    flags = 0 if sequence else _FIRST
+    header = _HEADER.pack(_CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
+    page = header + lacing + packet
+    return page[:22] + page_checksum(page) + page[26:]
+
+
+class OggSplitter:
+    """Finds the whole pages in a stream of bytes that comes in any pieces.
+
+    It holds at most one unfinished page and one unfinished packet. What is no page, or one with a wrong checksum, is passed
+    over to the next one, as long as `limit` allows: the bytes that were passed over or summed in vain, less those of good
+    pages, must stay within it. So time and memory are bounded by what was sent. A wrong length in a page holds up what follows
+    by one page's length.
+    """
+
+    def __init__(self, limit: int = 1 << 18) -> None:
+        self._limit = limit
+        self._buffer = bytearray()  # from where the next page may begin, less than a page
+        self._wasted = 0  # bytes, in [0, limit]
+        # The stream's number, the next page's, and the packet that this page is to go on with, as far as it is there.
+        self._unfinished: tuple[int, int, bytes] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether what came last is the beginning of a page, as far as it goes."""
+        start = self._buffer[: len(_CAPTURE)]
+        return bool(start) and _CAPTURE.startswith(start)
+
+    def feed(self, data: bytes) -> list[Page]:
+        """Take bytes and return the pages that are complete with them, DAMAGED ones in their places.
+
+        Raises
+        ------
+        ProtocolError
+            Too much of it is no Ogg; the splitter has forgotten everything then, and can be used for a new stream.
+        """
+        buffer = self._buffer
+        buffer += data
+        pages: list[Page] = []
+        position = 0
+        while True:
+            start = buffer.find(_CAPTURE, position)
+            found = start >= 0
+            if not found:
+                start = max(position, len(buffer) - len(_CAPTURE) + 1)
+            self._waste(start - position)
+            position = start
+            size = self._page_size(position) if found else None
+            if size is None or len(buffer) < position + size:
+                break
+            page = bytes(buffer[position : position + size])
+            if size and page_checksum(page) == page[22:26]:
+                self._wasted = max(0, self._wasted - size)
+                position += size
+                pages.append(self._read(page))
+            else:
+                if size:
+                    pages.append(self._read(page, damaged=True))
+                self._waste(size + len(_CAPTURE))
+                position += len(_CAPTURE)
+        del buffer[:position]
+        return pages
+
+    def _page_size(self, position: int) -> int | None:
+        """Tell how long the page at a capture pattern is; 0 if it is none, None if more bytes must come first."""
+        buffer = self._buffer
+        if len(buffer) > position + 4 and buffer[position + 4] != 0:  # the version of Ogg
+            return 0
+        body = position + _HEADER.size
+        if len(buffer) < body or len(buffer) < body + buffer[body - 1]:
+            return None
+        count = buffer[body - 1]
+        return _HEADER.size + count + sum(buffer[body : body + count])
+
+    def _waste(self, count: int) -> None:
+        self._wasted += count
+        if self._wasted > self._limit:
+            self._buffer.clear()
+            self._wasted = 0
+            self._unfinished = None
+            raise ProtocolError(f"The audio is no Ogg stream: no page was found in {self._limit} bytes.")
+
+    def _read(self, data: bytes, *, damaged: bool = False) -> Page:
+        _, _, flags, granule, serial, sequence, _, count = _HEADER.unpack_from(data)
+        position = _HEADER.size + count
+        kind = PageKind.AUDIO
+        packets: list[bytes] = []
+        durations: list[int] = []
+        faults = 0
+        packet: bytes | None = b""  # None if its beginning is not known
+        if flags & _CONTINUED:
+            known = self._unfinished is not None and self._unfinished[:2] == (serial, sequence)
+            packet = self._unfinished[2] if known and self._unfinished else None
+        first = b""
+        inside = False
+        for length, goes_on in _parts(data[_HEADER.size : position]):
+            part = data[position : position + length]
+            position += length
+            packet = None if packet is None else packet + part
+            first = first or packet or b""
+            header = _HEADERS.get((packet or b"")[:_BEGINNING])
+            samples = _samples(packet)
+            if header is not None:
+                kind = PageKind.HEAD if kind is PageKind.HEAD else header
+            elif not samples:
+                faults += 1
+            elif packet and not goes_on:
+                packets.append(packet)
+                durations.append(samples)
+            if goes_on:  # to the next page
+                inside = True
+                # Of a header nothing more is of use.
+                packet = packet if header is None or packet is None else packet[:_BEGINNING]
+            else:
+                packet = b""
+        if damaged:
+            kind = PageKind.DAMAGED
+        else:
+            if flags & _FIRST and kind is PageKind.AUDIO:
+                kind = PageKind.FOREIGN
+            self._unfinished = None
+            if inside and packet is not None and len(packet) <= MAX_PACKET:
+                self._unfinished = (serial, sequence + 1 & _MASK, packet)
+        return Page(data, kind, serial, sequence, granule, tuple(durations), faults, tuple(packets), first)
+
+
+def _parts(lacing: bytes) -> Iterator[tuple[int, bool]]:
+    """Yield the bytes of each packet on a page, from the lengths of its segments, and whether it goes on on the next page."""
+    length = 0
+    for index, segment in enumerate(lacing, 1):
+        length += segment
+        if segment < 255 or index == len(lacing):
+            yield length, segment == 255
+            length = 0
+
+
+_HEADERS = {b"OpusHead": PageKind.HEAD, b"OpusTags": PageKind.TAGS}
+_MASK = 0xFFFFFFFF  # of a page's number
+
+
+def _samples(packet: bytes | None) -> int:
+    """Tell how long an audio packet is, in samples at 48 kHz, from its beginning; 0 if it is none."""
+    if packet is None or len(packet) > MAX_PACKET:
+        return 0
+    try:
+        return packet_samples(packet)
+    except ProtocolError:
+        return 0

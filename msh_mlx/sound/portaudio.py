@@ -1,0 +1,266 @@
+"""PortAudio: which devices there are, and streams of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from ..errors import MshError
+from .devices import NOUN, Device, Kind, device_table, no_device
+
+T = TypeVar("T")
+_LATENCY = 0.02  # seconds that PortAudio is asked for; less costs a callback every other millisecond on some systems
+ANSWER = 10.0  # seconds within which the sound system has to open a stream
+
+
+class Ring(Protocol):
+    """What PortAudio is given of a `mimi.Capture` or a `mimi.Playback`: the addresses of its callback and its data."""
+
+    @property
+    def callback(self) -> int: ...
+    @property
+    def userdata(self) -> int: ...
+    def stats(self) -> dict[str, Any]: ...
+
+
+class Stream(Protocol):
+    """A stream that runs; `latency` is PortAudio's own, in seconds."""
+
+    @property
+    def active(self) -> bool: ...
+    @property
+    def latency(self) -> float: ...
+    def close(self) -> None: ...
+
+
+class SoundSystem(Protocol):
+    """What is needed of PortAudio. The calls may take long, and are made on any thread."""
+
+    def devices(self) -> list[Device]: ...
+    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream: ...
+    def refresh(self) -> None: ...
+
+
+class PortAudio:
+    """PortAudio by way of sounddevice, which is imported when it is first needed.
+
+    PortAudio is not made for several threads at a time, so each call waits for the one before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: set[_PortAudioStream] = set()
+
+    def devices(self) -> list[Device]:
+        """Return all devices, as they were when PortAudio was initialised.
+
+        Raises
+        ------
+        MshError
+            The PortAudio library is missing or does not start.
+        """
+        with self._lock:
+            sd = open_sounddevice()
+            try:
+                apis = [api["name"] for api in sd.query_hostapis()]
+                default_input, default_output = sd.default.device
+                infos = sd.query_devices()
+            except sd.PortAudioError as error:
+                raise _no_start(error) from None
+            return [
+                Device(
+                    info["index"],
+                    info["name"],
+                    apis[info["hostapi"]],
+                    info["max_input_channels"],
+                    info["max_output_channels"],
+                    info["default_samplerate"],
+                    info["index"] == default_input,
+                    info["index"] == default_output,
+                )
+                for info in infos
+            ]
+
+    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream:
+        """Open a stream that calls the callback of `ring`, and start it.
+
+        Raises
+        ------
+        StreamError
+            PortAudio refuses; the message says why.
+        """
+        with self._lock:
+            sd = open_sounddevice()
+            try:
+                low = sd.query_devices(device.number)[f"default_low_{kind}_latency"]
+                stream = sd._StreamBase(
+                    kind,
+                    samplerate=rate,
+                    blocksize=0,
+                    device=device.number,
+                    channels=channels,
+                    dtype="float32",
+                    latency=max(low, _LATENCY),
+                    callback=sd._ffi.cast("PaStreamCallback *", ring.callback),
+                    userdata=sd._ffi.cast("void *", ring.userdata),
+                )
+                try:
+                    stream.start()
+                except sd.PortAudioError:
+                    stream.close()
+                    raise
+            except sd.PortAudioError as error:
+                raise StreamError(device, kind, *error.args) from None
+            opened = _PortAudioStream(self, stream, ring)
+            self._streams.add(opened)
+            return opened
+
+    def refresh(self) -> None:
+        """Initialise PortAudio anew, which is the only way to learn which devices came and went.
+
+        Raises
+        ------
+        MshError
+            A stream is open, or PortAudio does not start.
+        """
+        with self._lock:
+            if self._streams:
+                raise MshError("Sound devices cannot be looked for while one is open.")
+            sd = open_sounddevice()
+            try:
+                while sd._initialized:
+                    sd._terminate()
+                sd._initialize()
+            except sd.PortAudioError as error:
+                raise _no_start(error) from None
+
+    def _close(self, stream: _PortAudioStream) -> None:
+        with self._lock:
+            if stream in self._streams:
+                stream.stream.close()
+                self._streams.discard(stream)
+
+
+class _PortAudioStream:
+    """A stream of sounddevice. It holds on to its ring, which has to live as long as PortAudio may call its callback."""
+
+    def __init__(self, system: PortAudio, stream: Any, ring: Ring) -> None:
+        self._system = system
+        self._ring = ring
+        self.stream = stream
+        self.latency: float = stream.latency
+
+    @property
+    def active(self) -> bool:
+        try:
+            return bool(self.stream.active)
+        except Exception:  # PortAudio reports an error of a stream that broke
+            return False
+
+    def close(self) -> None:
+        self._system._close(self)
+
+
+class StreamError(MshError):
+    """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
+
+    _REASONS = (
+        ("busy", "is in use by another program; close that, or choose another device"),
+        ("gone", "is not there any more; connect it again, or choose another device"),
+        ("rate", "opens neither at 24000 Hz nor at its own rate; choose another device"),
+        ("denied", "may not be used ({}); allow it in the system's privacy settings"),
+        ("", "cannot be opened ({}); choose another device"),
+    )
+    _CODES: ClassVar = {-9985: "busy", -9996: "gone", -9997: "rate"}  # PortAudio's
+
+    def __init__(
+        self, device: Device, kind: Kind, text: str, code: int = 0, host: tuple[int, int, str] | None = None
+    ) -> None:
+        said = (host[2] if host else text).strip().rstrip(".")
+        self.reason: str = self._CODES.get(code, "")
+        if not self.reason and re.search(r"permission|permitted|not allowed|denied", said, re.IGNORECASE):
+            self.reason = "denied"
+        super().__init__(f'The {NOUN[kind]} "{device.name}" {dict(self._REASONS)[self.reason].format(said)}.')
+
+
+def open_sounddevice() -> Any:
+    try:
+        import sounddevice
+    except OSError:
+        raise MshError(
+            "The PortAudio library is missing: install it (on Debian and Ubuntu: apt-get install libportaudio2), "
+            "or give --input FILE, which needs none."
+        ) from None
+    except Exception as error:
+        raise _no_start(error) from None
+    return sounddevice
+
+
+def _no_start(error: Exception) -> MshError:
+    return MshError(f"The sound system does not start: {str(error).rstrip('.')}.")
+
+
+PORTAUDIO = PortAudio()  # the library has one state for the whole process
+
+
+def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
+    """Return `call()`, made on a thread, so that a signal or the deadline ends the waiting whatever the sound system does.
+
+    The result of a call that nobody waits for any more goes to `discard`.
+
+    Raises
+    ------
+    MshError
+        It takes longer than `seconds`, or fails with one.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="sound system", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except BaseException as error:
+        if discard and not (future.done() and future.exception()):
+            future.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
+        if isinstance(error, TimeoutError) and not future.done():
+            raise MshError(
+                f"The sound system has not answered for {seconds:.0f} s; restart it or the computer."
+            ) from None
+        raise
+
+
+def find_devices(system: SoundSystem = PORTAUDIO) -> list[Device]:
+    """Return all devices.
+
+    Raises
+    ------
+    MshError
+        The PortAudio library is missing, or does not start or answer.
+    """
+    return within(ANSWER, system.devices)
+
+
+def list_devices(*, as_json: bool = False, system: SoundSystem = PORTAUDIO) -> str:
+    """Return all devices as a table for a terminal with the defaults marked, or as lines of JSON.
+
+    Raises
+    ------
+    MshError
+        As `find_devices`, or there is no device at all.
+    """
+    devices = find_devices(system)
+    if not devices:
+        raise no_device("sound device")
+    if as_json:
+        return "\n".join(json.dumps(asdict(device), ensure_ascii=False) for device in devices)
+    return device_table(devices)

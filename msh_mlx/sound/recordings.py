@@ -1,0 +1,502 @@
+"""Sound in files: recordings in, block by block in constant memory; Moshi's voice out.
+
+Plain numbers are read here, because a pipe's WAV has to be heard before it ends; everything else is decoded by libsndfile, from
+a file that can seek. All that is there is heard; a recording of which something is missing is refused. All sound is float32 in
+[−1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from ..errors import InputError, MshError
+from ..system.places import temporary_file, user_path
+from .containers import (
+    MAGIC,
+    RATES,
+    HeaderReader,
+    Numbers,
+    Pieces,
+    Stream,
+    cut_off,
+    find_streams,
+    follow_chunks,
+    foreign,
+    not_audio,
+    not_read,
+    patched,
+    read_header,
+    untagged,
+)
+from .mixing import Mix
+
+Pcm = npt.NDArray[np.float32]
+
+STDIN = "-"
+_BLOCK = 4096  # samples of a channel that are read at once
+_MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
+_UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
+
+
+class Recording(ABC):
+    """A recording that is open for reading, once, from its beginning.
+
+    `name` is what messages call it, `rate` its samples a second, `channels` their number, and `samples` its length in samples
+    of a channel, None where only reading will tell; `can_reopen` says whether it can be opened again and read a second time.
+    Where it consists of several, one behind the other, the first has that rate and so many channels; all are heard.
+    `notes` are sentences on what was not heard of what has been read. It closes at the end of a `with` block.
+    """
+
+    name: str
+    rate: int
+    channels: int
+    samples: int | None
+    can_reopen: bool
+    _file: BinaryIO
+    _heard: float  # seconds so far
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the parts that follow each other; raise
+        InputError where one is cut off or damaged.
+        """
+
+    def blocks(self) -> Iterator[Pcm]:
+        """Yield the sound in blocks, `[samples]` float32 at `rate`, all channels mixed into one.
+
+        Raises
+        ------
+        InputError
+            The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite or far
+            outside [−1, 1].
+        """
+        self._heard = 0.0
+        try:
+            for rate, channels, blocks in self._read():
+                yield from resample(self._mixed(rate, channels, blocks), rate, self.rate)
+        except OSError as error:
+            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
+        if not self._heard:
+            raise InputError(f"{self.name} holds no sound (0 samples).")
+
+    def _mixed(self, rate: int, channels: int, blocks: Iterator[npt.NDArray[Any]]) -> Iterator[Pcm]:
+        """Mix the channels of a part, after a look at its samples."""
+        begin, count = self._heard, 0
+        mix = Mix(rate, channels)
+        for block in blocks:
+            with np.errstate(over="ignore"):
+                block = block.astype(np.float32, copy=False)
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                second = begin + (count + int(np.argmin(finite))) / rate
+                raise InputError(
+                    f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s; export it again."
+                )
+            if len(block) and (loudest := float(np.abs(block).max())) > _MAX_SAMPLE:
+                raise InputError(
+                    f"{self.name} has samples up to {loudest:.3g}, and sound lies between -1 and 1; export it again."
+                )
+            count += len(block)
+            self._heard = begin + count / rate
+            yield mix(block)
+            if note := mix.note(self.name):
+                self.notes.append(note)
+
+    def check(self) -> None:
+        """Read all of it, without keeping it, and raise what `blocks` would raise. The recording is used up."""
+        for _ in self.blocks():
+            pass
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        # Since Python 3.14 closing a pipe of which something is left unread fails on its way, for nothing.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _cut_off(self) -> InputError:
+        return cut_off(self.name, f"ends too early, after {self._heard:.2f} s")
+
+
+def open_recording(path: str) -> Recording:
+    """Open a recording: WAV, FLAC, OGG or MP3 at any rate and with any channels; `-` is standard input, `~` the home folder.
+
+    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. A regular file is examined: its chunks, pages or
+    frames. Plain numbers in a pipe are read as they come; other formats need to seek, so their streams are first stored in a
+    temporary file without a name.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is a folder or empty, it is no sound that can be read, or something of it is missing.
+    """
+    name = "The standard input" if path == STDIN else path
+    if not path:
+        raise InputError("The name of a recording is empty.")
+    try:
+        file: BinaryIO = open(0 if path == STDIN else user_path(path), "rb", closefd=path != STDIN)  # noqa: SIM115
+    except FileNotFoundError:
+        raise InputError(f"There is no recording {path}.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give a recording.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    try:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        recording = _examine(file, name, regular)
+        recording.can_reopen = regular and path != STDIN
+        return recording
+    except MshError:
+        file.close()
+        raise
+    except OSError as error:
+        file.close()
+        raise InputError(f"{name} cannot be read: {error.strerror or error}.") from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
+    """Yield a recording in frames, `[size]` float32 at `rate` samples a second; the last one is filled up with zeros.
+
+    Raises
+    ------
+    InputError
+        As `Recording.blocks`.
+    """
+    frame, filled = np.zeros(size, np.float32), 0
+    count = 0
+    for block in resample(recording.blocks(), recording.rate, rate):
+        begin = 0
+        while begin < len(block):
+            end = min(len(block), begin + size - filled)
+            frame[filled : filled + end - begin] = block[begin:end]
+            filled += end - begin
+            begin = end
+            if filled == size:
+                yield frame
+                count += 1
+                frame, filled = np.zeros(size, np.float32), 0
+    # A recording of a sample or two may have no sample at the lower rate; it still is a frame.
+    if filled or not count:
+        yield frame
+
+
+def resample(blocks: Iterable[Pcm], rate: int, new_rate: int) -> Iterator[Pcm]:
+    """Yield `blocks`, `[samples]` float32 at `rate`, at `new_rate`, without delay.
+
+    The samples are the same however the blocks are cut.
+    """
+    if rate == new_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, new_rate, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def to_int16(pcm: Pcm) -> npt.NDArray[np.int16]:
+    """Return float32 sound of any shape as 16-bit numbers; what is outside [−1, 1] is clipped."""
+    scaled: npt.NDArray[np.int16] = np.rint(np.clip(pcm, -1, 1 - 2.0**-15) * 32768).astype("<i2")
+    return scaled
+
+
+def wav_header(rate: int, channels: int, size: int) -> bytes:
+    """Return the 44 bytes before `size` bytes of 16-bit sound in a WAV file."""
+    step = 2 * channels
+    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * step, step, 16)
+    return b"RIFF%sWAVEfmt %s%sdata%s" % tuple(
+        part if isinstance(part, bytes) else struct.pack("<I", part) for part in (36 + size, 16, fmt, size)
+    )
+
+
+class WavWriter:
+    """Writes a 16-bit WAV file, block by block, into a file or, without a length in its header, into what cannot seek.
+
+    Parameters
+    ----------
+    file
+        Open for writing bytes, where the WAV file begins; it is not closed.
+    rate, channels
+        Samples a second, and their number at a time.
+    """
+
+    def __init__(self, file: BinaryIO, rate: int, channels: int) -> None:
+        self._file = file
+        self._rate = rate
+        self._channels = channels
+        self._size = 0
+        self._begin = file.tell() if file.seekable() else None
+        file.write(wav_header(rate, channels, 0 if file.seekable() else _UNKNOWN - 36))
+
+    def write(self, pcm: Pcm) -> None:
+        """Append `[samples]` or `[samples, channels]` float32; what is outside [−1, 1] is clipped.
+
+        Raises
+        ------
+        MshError
+            The file would pass 4 GiB, where the WAV format ends.
+        """
+        data = to_int16(pcm).tobytes()
+        if self._begin is not None and self._size + len(data) > 0xFFFFFFFF - 36:
+            raise MshError("The reply would pass 4 GiB, where WAV files end; give --steps or shorter recordings.")
+        self._file.write(data)
+        self._size += len(data)
+
+    def finish(self) -> None:
+        """Write the length into the header, where that is possible."""
+        if self._begin is not None:
+            self._file.seek(self._begin)
+            self._file.write(wav_header(self._rate, self._channels, self._size))
+            self._file.seek(0, os.SEEK_END)
+
+
+def _examine(file: BinaryIO, name: str, regular: bool) -> Recording:
+    """Find out what the open `file` is, and return it as a recording."""
+    if not regular and os.isatty(file.fileno()):
+        raise InputError(f"{name} is a terminal; pipe a recording into it, or name a file.")
+    start = file.read(12)
+    if not start:
+        raise InputError(f"{name} is empty (0 bytes).")
+    mpeg = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0
+    if not regular:
+        # Looking first also keeps an endless stream of something else out of the temporary file.
+        if other := foreign(start):
+            raise not_read(name, other)
+        if not mpeg and not start.startswith(MAGIC):
+            raise not_audio(name)
+        reader = HeaderReader(file, name, start, None)
+        numbers = read_header(reader)
+        if numbers and numbers.dtype:
+            return _Plain(file, name, numbers)
+        file = _spool(file, bytes(reader.seen))
+    file, size = untagged(file)
+    reader = HeaderReader(file, name, file.read(12), size)
+    if numbers := read_header(reader):
+        return _Plain(file, name, numbers) if numbers.dtype else _Decoded(file, name, [patched(numbers, file, name)])
+    return _Decoded(file, name, find_streams(file, name, size))
+
+
+def _spool(file: BinaryIO, start: bytes) -> BinaryIO:
+    """Store `start` and the rest of the stream `file` in a temporary file that has no name."""
+    try:
+        spool = temporary_file()
+    except BaseException:
+        file.close()
+        raise
+    try:
+        spool.write(start)
+        while data := file.read(1 << 16):
+            spool.write(data)
+        spool.seek(0)
+    except BaseException:
+        spool.close()
+        raise
+    finally:
+        file.close()
+    return spool
+
+
+# ---- plain numbers -------------------------------------------------------------------------------------------------------
+
+
+class _Plain(Recording):
+    """A file or a stream of plain numbers."""
+
+    def __init__(self, file: BinaryIO, name: str, numbers: Numbers) -> None:
+        super().__init__()
+        self.name, self.rate, self.channels = name, numbers.rate, numbers.channels
+        self._file, self._numbers = file, numbers
+        self._step = int(numbers.dtype[-1]) * numbers.channels
+        size = (numbers.promised or None) if numbers.size is None else numbers.size
+        self.samples = None if size is None else size // self._step
+
+    def check(self) -> None:
+        # Sizes were compared on opening, and whole numbers are always finite.
+        if not self.samples or self._numbers.size is None or "f" in self._numbers.dtype:
+            super().check()
+
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        yield self.rate, self.channels, self._decoded()
+
+    def _decoded(self) -> Iterator[npt.NDArray[Any]]:
+        piped = self._numbers.size is None
+        # Where the sound may end; None: not before the stream does.
+        end = promised = self._numbers.promised if piped else self._numbers.size
+        got, rest = 0, b""
+        if not piped:
+            self._file.seek(self._numbers.offset)
+        while got != end or piped:
+            if got == end:
+                data = self._behind(end)
+                end = end + (1 << 32) if self._numbers.wraps else None
+                ended = not data
+            else:
+                want = self._step * _BLOCK if end is None else min(self._step * _BLOCK, end - got)
+                data = self._file.read(want)
+                ended = len(data) < want
+            got += len(data)
+            rest += data
+            whole = len(rest) // self._step * self._step
+            if whole:
+                yield self._decode(rest[:whole])
+            rest = rest[whole:]
+            if ended:
+                if got < (promised or 0):
+                    raise self._cut_off()
+                break
+
+    def _behind(self, size: int) -> bytes:
+        """Read what is behind `size` bytes of sound in a pipe, and return it if it is more sound.
+
+        Whoever writes into a pipe shall not be stopped by our leaving, so all of it is read.
+        """
+        chunks = self._numbers.chunks
+        padding = chunks.padding(size)
+        data = self._file.read(padding + (chunks.header or 1))
+
+        def skip(count: int) -> None:
+            while count and (passed := len(self._file.read(min(count, 1 << 16)))):
+                count -= passed
+            if count:
+                raise cut_off(self.name, "ends within what follows its sound")
+
+        if not data[padding:] or follow_chunks(self._file.read, skip, self.name, chunks, data[padding:]):
+            return b""
+        return data
+
+    def _decode(self, data: bytes) -> npt.NDArray[Any]:
+        dtype = self._numbers.dtype
+        order, kind, width = dtype[0], dtype[1], dtype[2]
+        if width == "3":
+            # The three bytes become the upper ones of 32 bits.
+            wide = np.zeros((len(data) // 3, 4), np.uint8)
+            wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)[:, :: 1 if order == "<" else -1]
+            samples: npt.NDArray[Any] = wide.view("<i4")[:, 0]
+        else:
+            samples = np.frombuffer(data, order + kind + width)
+        sound = samples.astype(np.float64 if kind + width == "f8" else np.float32)
+        if kind == "u":
+            sound -= 128
+        if kind != "f":
+            sound *= np.float32(2.0 ** (1 - 8 * (4 if width == "3" else int(width))))
+        return sound.reshape(-1, self.channels)
+
+
+# ---- everything else -----------------------------------------------------------------------------------------------------
+
+
+class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
+    def seekable(self) -> bool:
+        # soundfile otherwise seeks after every block, which is slow with FLAC and inexact with MP3.
+        return False
+
+
+class _Decoded(Recording):
+    """A file that libsndfile decodes, stream by stream."""
+
+    def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
+        super().__init__()
+        self.name, self._file, self._streams = name, file, streams
+        lengths: list[float | None] = []
+        for number, stream in enumerate(streams):
+            with self._open(stream) as (_, sound):
+                if number == 0:
+                    self.rate, self.channels = sound.samplerate, sound.channels
+                samples = _length(stream, sound)
+                lengths.append(None if samples is None else samples * self.rate / sound.samplerate)
+        self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
+
+    @contextlib.contextmanager
+    def _open(self, stream: Stream) -> Iterator[tuple[Pieces, _SoundFile]]:
+        pieces = Pieces(self._file, stream.pieces)
+        try:
+            with _quiet_mpg123():
+                sound = _SoundFile(pieces)
+        except (soundfile.LibsndfileError, TypeError, ValueError):
+            if pieces.error:
+                raise pieces.error from None
+            if stream.other:
+                raise not_read(self.name, stream.other) from None
+            raise cut_off(self.name, "cannot be decoded") from None
+        with sound:
+            if not RATES[0] <= sound.samplerate <= RATES[1]:
+                raise InputError(f"{self.name} claims {sound.samplerate} samples a second, which is no rate of sound.")
+            yield pieces, sound
+
+    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        for stream in self._streams:
+            with self._open(stream) as (pieces, sound):
+                yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
+
+    def _decoded(self, stream: Stream, pieces: Pieces, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
+        quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
+        got = 0
+        while True:
+            try:
+                with quiet():
+                    block = sound.read(_BLOCK, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError:
+                block = None
+            if pieces.error:
+                raise pieces.error
+            if block is None:
+                raise self._cut_off()
+            if not len(block):
+                break
+            got += len(block)
+            yield block
+        if got < (_length(stream, sound) or 0) - stream.slack:
+            raise self._cut_off()
+
+
+def _length(stream: Stream, sound: _SoundFile) -> int | None:
+    """Return a stream's samples of a channel, None if only reading tells."""
+    if stream.samples is not None:
+        return stream.samples
+    return sound.frames if 0 <= sound.frames < 1 << 62 else None
+
+
+@contextlib.contextmanager
+def _quiet_mpg123() -> Iterator[None]:
+    """Keep what the MP3 decoder prints about damaged files off the standard error."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,0 +1,113 @@
+"""Files that a user names: looked at before they are opened, and recognised when they are something else."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import reprlib
+import stat
+from pathlib import Path
+
+from ..errors import InputError
+from .places import user_path
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
+# How the pickles begin that PyTorch wrote before it used ZIP archives: the protocol, and the first operations there are.
+_PICKLES = tuple(bytes([0x80, protocol, code]) for protocol in (2, 3, 4, 5) for code in b"}]c\x8a\x95")
+
+# What editors and shells of Windows write before a text, and the encoding that it stands for.
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+# What to do with a part of a model, or with the index of its parts.
+ONE_FILE = "give a model that is in one file"
+
+
+def brief(value: object) -> str:
+    """Write a value for a message: on one line, and not at length."""
+    return _BRIEF.repr(value)
+
+
+def check_file(path: Path, what: str = "") -> int:
+    """Find out that a file can be opened without waiting for anything, and return its size in bytes.
+
+    `what` it is comes before its name in the message, as in "The tokenizer"; "" is any file.
+
+    Raises
+    ------
+    InputError
+        There is none, it is a folder, a pipe or a device, or nobody may look at it.
+    """
+    name = f"{what} {path}".strip()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"There is no {what.lower().removeprefix('the ') or 'file'} {path}.") from None
+    except OSError as error:
+        raise cannot_read(name, error) from None
+    except ValueError:
+        raise InputError(f"{name.replace(chr(0), '?')} is no name of a file: it has a zero byte in it.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{name} is a folder; give the file in it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name} is a pipe or a device; give a regular file.")
+    return status.st_size
+
+
+def cannot_read(name: str, error: OSError) -> InputError:
+    """Make the error for a file that the system does not let be read."""
+    if isinstance(error, PermissionError):
+        return InputError(f"{name} may not be read by this user; change its permissions.")
+    return InputError(f"{name} cannot be read: {error.strerror or error}.")
+
+
+def foreign(start: bytes) -> str | None:
+    """Say what a file is that begins with `start` and is certainly not what was wanted, and what to do; None: not known."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
+        return "a web page that was saved in place of the file; fetch the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, which only names the file; fetch the file itself, with git lfs pull"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file; take the .safetensors file"
+    if start.startswith((b"PK\x03\x04", *_PICKLES)):
+        return "a PyTorch file in the pickle format; take the .safetensors file"
+    return None
+
+
+def decode_text(data: bytes) -> str:
+    """Decode a text file: UTF-8, or what a byte order mark says it is; the mark is left out.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        It is not in that encoding.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8")
+
+
+def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes; `what` is as for `check_file`.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is larger, empty, or something else than a file that is meant.
+    """
+    path = user_path(path)
+    size = check_file(path, what)
+    try:
+        with path.open("rb") as file:
+            data = file.read(min(size, limit) + 1)
+    except OSError as error:
+        raise cannot_read(f"{what} {path}", error) from None
+    if (other := foreign(data[:64])) is not None:
+        raise InputError(f"{what} {path} is {other}.")
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= size:
+        raise InputError(f"{what} {path} is a safetensors file, which holds weights; give {what.lower()} itself.")
+    if len(data) > limit:
+        raise InputError(f"{what} {path} has more than {limit >> 20} MiB, so it is something else; give another file.")
+    return data

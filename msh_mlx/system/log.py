@@ -1,0 +1,58 @@
+"""Where things go that no user should have to read: noise of native code, and tracebacks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+
+from ..errors import MshError
+from .places import home, temporary_file, temporary_folder, user_folder
+
+
+def log_folder() -> Path | None:
+    """Name the folder for log files; it may not be there yet. None: the user has no home folder."""
+    if sys.platform == "darwin":
+        folder = home()
+        return folder / "Library" / "Logs" / "msh-mlx" if folder else None
+    folder = user_folder("XDG_STATE_HOME", ".local", "state")
+    return folder / "msh-mlx" if folder else None
+
+
+class Log:
+    """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
+
+    def __enter__(self) -> Log:
+        try:
+            self._noise = temporary_file()
+        except MshError:  # then it is lost
+            self._noise = Path(os.devnull).open("r+b")
+        self._original = os.dup(2)
+        os.dup2(self._noise.fileno(), 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._original, 2)
+        os.close(self._original)
+        self._noise.close()
+
+    def write(self, error: BaseException) -> Path | None:
+        """Write a log file with the traceback of `error` and the noise where logs belong; None if that is impossible."""
+        self._noise.seek(0)
+        text = "".join(traceback.format_exception(error)).encode() + self._noise.read()
+        for folder in (log_folder, temporary_folder):
+            try:
+                place = folder()
+            except MshError:
+                continue
+            if place is None:
+                continue
+            path = place / f"msh-mlx-{datetime.now():%Y-%m-%d-%H.%M.%S}-{os.getpid()}.log"
+            with contextlib.suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(text)
+                return path
+        return None

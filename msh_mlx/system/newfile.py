@@ -1,0 +1,149 @@
+"""Files that appear whole or not at all, and outputs that are checked before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import stat
+import sys
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, TypeAlias
+
+from ..errors import InputError, write_error
+from .places import user_path
+from .streams import STDOUT, NamedFile, StandardOutput
+
+
+class NewFile:
+    """A file that is written under another name beside `path` and gets its own when it is complete.
+
+    Used as `with NewFile(path) as new: new.file.write(…); new.commit()`: leaving without `commit` leaves nothing. A link is
+    followed: what it names is replaced. The folder is made if it is missing, but not those above it: where they are missing,
+    too, something in the path is misspelt.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written to, or `path` is no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))
+        if self.path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file.")
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{path} is no regular file; give another name.")
+        self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
+        self._name = str(path)
+        self._made = False
+        try:
+            if not self.path.parent.exists():
+                self.path.parent.mkdir(exist_ok=True)
+                self._made = True
+            self.file: BinaryIO = io.BufferedRandom(NamedFile(self._temporary, "x+b", self._name))
+        except FileNotFoundError:
+            above = self.path.parent.parent
+            raise InputError(f"{path} cannot be written, since there is no folder {above}; make it first.") from None
+        except OSError as error:
+            self._remove_folder()
+            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+    def _remove_folder(self) -> None:
+        if self._made:
+            with contextlib.suppress(OSError):  # others may have used it
+                self.path.parent.rmdir()
+
+    def commit(self) -> None:
+        """Give the file its name."""
+        self.file.flush()
+        try:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(self.path, self._temporary)
+            self._temporary.replace(self.path)
+        except OSError as error:
+            raise write_error(self._name, error) from None
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # What waits to be written when the disk is full fails once more.
+            with contextlib.suppress(OSError):
+                self.file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
+            self._remove_folder()
+
+
+Output: TypeAlias = "Path | StandardOutput"
+
+
+def output(text: str) -> Output:
+    """Return what the option for an output names: a file, or the standard output by `-`, which is taken at once."""
+    return StandardOutput() if text == STDOUT else user_path(text)
+
+
+def file_output(text: str, what: str) -> Path:
+    """Return the path of an output that must be a file; `what` it is begins the error."""
+    if text == STDOUT:
+        raise InputError(f"{what} cannot go to the standard output; name a file (./- for one that is called so).")
+    return user_path(text)
+
+
+def open_output(place: Output) -> NewFile | StandardOutput:
+    """Open an output for writing; errors are those of `NewFile`."""
+    return NewFile(place) if isinstance(place, Path) else place
+
+
+def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> None:
+    """Find out before any work whether the outputs can be written; inputs are paths or open descriptors.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be written, is another one as well, or is one of the inputs, be it through a link.
+    """
+    sources = []
+    for source in inputs:
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it will complain
+            sources.append(os.stat(source))  # noqa: PTH116
+    seen: set[str] = set()
+    for path in outputs:
+        if not isinstance(path, Path):
+            if any(os.path.samestat(path.stat(), source) for source in sources):
+                raise InputError("The standard output is a file that is read and would be overwritten; name another.")
+            continue
+        if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
+            raise InputError(f"{path} is read and would be overwritten; give the output another name.")
+        place = os.path.realpath(path)
+        if sys.platform == "darwin":  # whose file names differ in more than case and composition
+            place = unicodedata.normalize("NFC", place).casefold()
+        if place in seen:
+            raise InputError(f"{path} would be written twice; give every output a name of its own.")
+        seen.add(place)
+        NewFile(path).__exit__(None, None, None)
+
+
+def existing(path: str, what: str) -> Path:
+    """Return the path of a file, `what` it is to be, or raise InputError if it is not there or a folder."""
+    found = user_path(path) if path else Path()
+    try:
+        mode = found.stat().st_mode
+    except FileNotFoundError:
+        raise InputError(f"There is no {what} {path}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not path or stat.S_ISDIR(mode):
+        raise InputError(f"The {what} {path or '(an empty name)'} is a folder; give the file in it.")
+    return found

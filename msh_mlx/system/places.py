@@ -1,0 +1,165 @@
+"""Folders that belong to the user or the system, and paths as they are typed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pwd
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import InputError, MshError, write_error
+from .streams import NamedFile
+
+# Variables that name a folder for temporary files, the first one first.
+_TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows anything
+
+
+def mend_environment() -> None:
+    """Forget variables that mean nothing: sizes that no terminal has, so that it is asked itself, and empty names."""
+    for name in ("COLUMNS", "LINES"):
+        if not _SIZE.fullmatch(os.environ.get(name, "80")):
+            del os.environ[name]
+    for name in (*_TEMPORARY, "HOME"):
+        if os.environ.get(name) == "":
+            del os.environ[name]
+
+
+def home() -> Path | None:
+    """Return the user's home folder: `HOME`, else what the password file says; None where neither does."""
+    if named := os.environ.get("HOME"):
+        return Path(named)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as it was typed or stands in a file: `~` and `~/…` are in the home folder, all others what they say.
+
+    A name like `~backup.wav` is a file's; the shell has already put in the folders of other users that there are.
+
+    Raises
+    ------
+    InputError
+        It is in the home folder, and there is none.
+    """
+    text = os.fspath(path)
+    if text == "~" or text.startswith("~/"):
+        folder = home()
+        if folder is None:
+            raise InputError(f"{text} is in the home folder, and there is none; set HOME, or write the path without ~.")
+        return folder / text[2:]
+    place = Path(text)
+    # Of "./~/x" pathlib keeps "~/x", which is something else to whoever looks at it next.
+    return place.absolute() if place.parts[:1] == ("~",) else place
+
+
+def user_folder(variable: str, *usual: str) -> Path | None:
+    """Return the folder that a variable of the environment names, else `usual` in the home folder; None if there is none."""
+    if named := os.environ.get(variable):
+        return user_path(named)
+    folder = home()
+    return folder.joinpath(*usual) if folder else None
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files: `TMPDIR`, else the system's.
+
+    Raises
+    ------
+    MshError
+        There is none that can be written to.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        raise MshError(
+            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones); "
+            "set TMPDIR to a folder that can."
+        ) from None
+
+
+def check_temporary(path: str, size: int) -> None:
+    """Find out whether `size` bytes can be written to the folder `path` in that for temporary files, which may be made.
+
+    The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
+
+    Raises
+    ------
+    MshError
+        They cannot.
+    """
+    name = next((name for name in _TEMPORARY if name in os.environ), None)
+    place = folder = Path(os.environ[name] if name else "/tmp")
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError(0, "there is no such folder")
+        place = folder / path
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(size))
+    except OSError as error:
+        advice = f"set {name or 'TMPDIR'} to a folder with room that can be written to"
+        if name:
+            advice += f", or unset {name}"
+        raise MshError(
+            f"{place} cannot be written to ({error.strerror or error}), and functions of the model are compiled there, "
+            f"in the folder for temporary files; {advice}."
+        ) from None
+
+
+def temporary_file() -> BinaryIO:
+    """Open a temporary file without a name for writing and reading; errors are those of `temporary_folder`.
+
+    A `WriteError` of it names the folder.
+    """
+    said = f"The folder for temporary files, {temporary_folder()},"
+    try:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            return io.BufferedRandom(NamedFile(os.dup(file.fileno()), "r+b", said))
+    except OSError as error:
+        raise write_error(said, error) from None
+
+
+def asset(name: str, what: str) -> Path:
+    """Return the path of a file that comes with the program: in the package as installed, beside it in a checkout.
+
+    `what` names it in the error.
+
+    Raises
+    ------
+    MshError
+        It is in neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package, package.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise MshError(f"{what} is missing from this installation; install the package again.")
+
+
+def client_folder() -> Path | None:
+    """Find the built web page, in the installed package or where `npm run build` leaves it; None if it is not there."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "assets" / "client", package.parent / "client" / "dist"):
+        if (folder / "index.html").is_file():
+            return folder
+    return None
+
+
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
+
+
+def user_file() -> Path | None:
+    """Name the file for the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
+    folder = user_folder("XDG_CONFIG_HOME", ".config")
+    return folder / "msh-mlx" / "weights.toml" if folder else None

@@ -1,0 +1,479 @@
+"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+from ..model.config import LmConfig, not_run, other_kind
+from ..model.lm import Lm
+from ..system.inputs import ONE_FILE
+from ..system.places import user_path
+from .layout import is_pytorch, is_transformers, to_mlx_layout
+from .lora import Change, find_scaling, read_lora
+from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+_CHUNK = 1 << 20  # weights that are computed with at a time
+_DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
+    f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a weight is packed: `scale · n + bias` per group of `group_size` along a row, n of `bits` bits."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A language model's file that was checked; no tensor has been read.
+
+    Attributes
+    ----------
+    path, config
+        The file, and what it is said to hold.
+    lm
+        The model without its weights: those that it has are never computed, and nothing in it is quantized.
+    shapes
+        The shapes of the modules' weights, unpacked, by the modules' names, in the order of the model.
+    tensors
+        Where the tensors are, by their names in the MLX layout. Several may share a place.
+    quantizations
+        The modules whose weights are quantized, and how.
+    """
+
+    path: Path
+    config: LmConfig
+    lm: Lm
+    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, TensorInfo]
+    quantizations: dict[str, Quantization]
+
+    def parts(self, module: str) -> dict[str, TensorInfo]:
+        """Say where the tensors of a module are: "weight", and "scales" and "biases" of one that is quantized."""
+        names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
+        return {name: self.tensors[f"{module}.{name}"] for name in names}
+
+    def held_bytes(self, dtype: mx.Dtype) -> int:
+        """Say how many bytes the model takes in memory when `load_lm` has loaded it with `dtype`."""
+        return sum(
+            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * dtype.size
+            for module in self.shapes
+            for info in self.parts(module).values()
+        )
+
+    def changes(self, lora: str | os.PathLike[str] | None, scaling: float | None) -> dict[str, Change]:
+        """Read what the file `lora` changes of this model's weights, as `read_lora` does; nothing if there is none.
+
+        `scaling` None is what `find_scaling` finds.
+        """
+        if lora is None:
+            return {}
+        matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
+        linear = {name for name, module in self.lm.named_modules() if isinstance(module, nn.Linear)}
+        how_much = find_scaling(lora, self.config, scaling).value
+        return read_lora(lora, how_much, matrices, self.config.dep_q, linear)
+
+    def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
+        """Read a matrix some rows at a time: yield the first one's number, and the rows in float32, with `change` made.
+
+        What is quantized is unpacked.
+
+        Raises
+        ------
+        InputError
+            A number is not finite once it is changed.
+        """
+        rows, columns = self.shapes[module]
+        how, parts = self.quantizations.get(module), self.parts(module)
+        step = _rows_at_a_time(columns)
+        for row in range(0, rows, step):
+            weight, *rest = (read_tensor(self.path, part.rows(row, row + step)) for part in parts.values())
+            if how:
+                scales, biases = (part.astype(mx.float32) for part in rest)
+                weight = mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
+            weight = change.merge(weight, row) if change else weight.astype(mx.float32)
+            if change and not mx.isfinite(weight).all().item():
+                raise InputError(
+                    f"{change.path} makes numbers of {module} infinite or none at all; give another file, or --lora-scaling."
+                )
+            yield row, weight
+
+    def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, mx.array]]:
+        """Read a matrix as it is stored, some rows at a time: yield the first one's number, and the rows."""
+        step = _rows_at_a_time(info.shape[1])
+        for row in range(0, info.shape[0], step):
+            yield row, read_tensor(self.path, info.rows(row, row + step))
+
+
+def _rows_at_a_time(columns: int) -> int:
+    return max(1, _CHUNK // columns)
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    quantized: int | None = None,
+    *,
+    lora: bool = False,
+) -> Checkpoint:
+    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s.
+
+    With `lora` the configuration may say that there are adapters: they will be merged.
+    """
+    path = user_path(path)
+    header = read_header(path)
+    lm_config = LmConfig.of(config, lora=lora)
+    _check_kind(path, header)
+    try:
+        _check_quantized(path, header, quantized)
+        _check_sizes(path, header, lm_config)
+        tensors = to_mlx_layout(header, lm_config.dep_q)
+        lm = Lm(lm_config, *_hidden_widths(tensors))
+        quantizations = _check(path, lm, tensors)
+    except InputError:
+        # What is wrong with it in particular helps nobody.
+        if (what := _other_kind(header)) is not None:
+            raise not_run(f"{path} is", what) from None
+        raise
+    shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
+    return Checkpoint(path, lm_config, lm, shapes, tensors, quantizations)
+
+
+def default_dtype() -> mx.Dtype:
+    """Choose the activations' dtype by the device: float32 on the CPU, where bfloat16 is ten times slower, else bfloat16."""
+    return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+
+
+def load_lm(
+    path: str | os.PathLike[str],
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    dtype: mx.Dtype | None = None,
+    *,
+    quantized: int | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Lm:
+    """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
+
+    Which weights are quantized, with how many bits and in what groups, is read off the stored tensors. They are read one module
+    after the other, so that beyond the weights as they are held there is never more than one module in memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+    config
+        A path to a `config.json`, its contents as a dict, an `LmConfig`, or None for v0.1.
+    dtype
+        Of the activations, and of the weights that are not quantized; None chooses by the device (`default_dtype`).
+    quantized
+        The bits that the caller believes the file to have; another number is an error.
+    lora
+        A file of adapters to add to the weights, and of weights to put in the place of the model's (`read_lora`). It is
+        computed in float32; a weight that is quantized is so again afterwards, in the same way.
+    lora_scaling
+        How much of the adapters is added; None is what the configuration beside them or that of the model says, else 2
+        (`lora.find_scaling`).
+    progress
+        Called with the fraction of the bytes that are loaded, from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
+    """
+    checkpoint = open_checkpoint(path, config, quantized, lora=lora is not None)
+    changes = checkpoint.changes(lora, lora_scaling)
+    if dtype is None:
+        dtype = default_dtype()
+    lm = checkpoint.lm
+    _quantize(lm, checkpoint.quantizations)
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    done = 0
+    weights: list[tuple[str, mx.array]] = []
+    for module in checkpoint.shapes:
+        if progress:
+            progress(done / total)
+        arrays = _read_module(checkpoint, module, changes.get(module), dtype)
+        mx.eval(list(arrays.values()))
+        weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
+        done += sum(info.nbytes for info in checkpoint.parts(module).values())
+        mx.clear_cache()  # else what was in use for one module stays beside the next
+    lm.load_weights(weights, strict=True)
+    weights.clear()
+    lm.freeze()
+    lm.eval()
+    lm.prepare()
+    mx.clear_cache()
+    if progress:
+        progress(1.0)
+    return lm
+
+
+def _read_module(checkpoint: Checkpoint, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Read a module's tensors as they are held, with `change` made."""
+    how, parts = checkpoint.quantizations.get(module), checkpoint.parts(module)
+    if change is None:
+        arrays = [read_tensor(checkpoint.path, info) for info in parts.values()]
+        arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
+    else:
+        pieces = []
+        for _, rows in checkpoint.rows(module, change):
+            weight = rows.astype(dtype)
+            pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
+            mx.eval(pieces[-1])
+        arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
+    return dict(zip(parts, arrays, strict=True))
+
+
+# How the parts of a model in several files are named.
+_PART = re.compile(r"-0*([1-9]\d*)-of-0*([2-9]|[1-9]\d+)\.safetensors$")
+
+
+def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
+    kind = _kind(header)
+    if kind == "transformers":
+        raise InputError(
+            f"{path} has the Transformers library's names of tensors; give Kyutai's own file, "
+            "such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors."
+        )
+    if (part := _PART.search(path.name)) and not _is_whole(header):
+        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model; {ONE_FILE}.")
+    if kind == "mimi":
+        raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi, and the model as --model.")
+    if kind == "lora":
+        raise InputError(
+            f"{path} holds LoRA adapters, not a language model; give it as --lora, and the model as --model."
+        )
+    if kind != "lm":
+        raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
+
+
+def _is_whole(header: Mapping[str, TensorInfo]) -> bool:
+    """Tell whether a file has something of every part of a language model, the first as well as the last."""
+    beginnings = ("text_emb.", "transformer.layers.0.", "out_norm.", "text_linear.")
+    return all(any(name.startswith(beginning) for name in header) for beginning in beginnings)
+
+
+def _kind(header: Mapping[str, TensorInfo]) -> str | None:
+    if is_transformers(header):
+        return "transformers"
+    if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
+        return "mimi"
+    if "out_norm.weight" in header or is_pytorch(header):
+        return "lm"
+    return "lora" if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in header) else None
+
+
+def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
+    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    found = sizes(header)
+    values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
+    values["demux_second_stream"] = any(".out1." in name for name in header)
+    values["conditioners"] = {match[1]: {} for name in header if (match := _CONDITIONER.match(name))}
+    if any(name.startswith("depformer_norms.") for name in header):
+        values["depformer_norm"] = "layer_norm"
+    return other_kind(values)
+
+
+def describe(header: Mapping[str, TensorInfo]) -> str:
+    """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
+    kind = _kind(header)
+    if kind != "lm":
+        others = {
+            "mimi": "a Mimi codec",
+            "lora": "LoRA adapters",
+            "transformers": "a model with the Transformers library's names",
+        }
+        return others.get(kind or "", "no file of Moshi's")
+    if (other := _other_kind(header)) is not None:
+        return other
+    layout = "PyTorch's" if is_pytorch(header) else "MLX's"
+    what = f"a Moshi language model in {layout} layout"
+    bits = file_bits(header)
+    if bits is None:
+        dtypes = sorted({_dtype_name(info) for info in header.values() if "F" in info.dtype})
+        return f"{what}, not quantized ({' and '.join(dtypes) or 'no floats'})"
+    scales = header.get("transformer.layers.0.gating.linear_in.scales")
+    groups = scales.shape[-1] if scales is not None and scales.shape else 0
+    size = f" in groups of {header['out_norm.weight'].shape[0] // groups}" if groups else ""
+    return f"{what}, {bits} bits{size}"
+
+
+def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: int | None) -> None:
+    if quantized is None:
+        return
+    bits = file_bits(header)
+    if bits is None:
+        raise InputError(f"{path} is not quantized: it is {describe(header)}; leave --quantized {quantized} out.")
+    if bits != quantized:
+        raise InputError(
+            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}; "
+            f"give --quantized {bits}, or leave it out."
+        )
+
+
+# What is counted, and the names by which it is, in either layout.
+_COUNTED = {
+    "num_layers": re.compile(r"transformer\.layers\.(\d+)\."),
+    "n_q": re.compile(r"(?:audio_embs|emb)\.(\d+)\."),
+    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|depformer_in\.)(\d+)\."),
+    "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
+}
+_CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
+
+
+def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
+    for name in header:
+        for key, pattern in _COUNTED.items():
+            if match := pattern.match(name):
+                counted[key].add(match[1])
+    found = {key: len(numbers) for key, numbers in counted.items()}
+    norm = header.get("out_norm.weight") or header.get("out_norm.alpha")
+    if norm is not None:
+        found["dim"] = math.prod(norm.shape)
+    for key, more, names in (
+        ("text_card", 1, ("text_emb.weight",)),
+        ("card", 1, ("audio_embs.0.weight", "emb.0.weight")),
+        ("depformer_dim", 0, ("depformer.slices.0.linear_in.weight", "depformer_in.0.weight")),
+    ):
+        for name in names:
+            if (info := header.get(name)) is not None and len(info.shape) == 2:
+                found[key] = info.shape[0] - more
+    return found
+
+
+def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
+    """Compare what can be read off with the configuration before a model of its sizes is made."""
+    other = {key: size for key, size in sizes(header).items() if size != getattr(config, key)}
+    if other:
+        found, said = (
+            ", ".join(f"{key} = {value}" for key, value in values.items())
+            for values in (other, {key: getattr(config, key) for key in other})
+        )
+        raise InputError(
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
+            f"{said}; give the model's own with --config."
+        )
+
+
+def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
+    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
+
+    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
+    `out_norm` tells the width of the rows that are packed there.
+    """
+    weight, norm = header.get("transformer.layers.0.gating.linear_in.weight"), header.get("out_norm.weight")
+    if (
+        weight is None
+        or norm is None
+        or weight.dtype != "U32"
+        or len(weight.shape) != 2
+        or not all(norm.shape[:1] or (0,))
+    ):
+        return None
+    return weight.shape[1] * 32 // norm.shape[0]
+
+
+def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int | None]:
+    """Read the feed-forward widths, of the temporal transformer and of the depformer, off the tensors' shapes."""
+
+    def half_rows(name: str) -> int | None:
+        array = tensors.get(name)
+        # A tensor of no bytes may claim to have any shape.
+        fits = array is not None and len(array.shape) == 2 and 0 < array.shape[0] < 1 << 24
+        return array.shape[0] // 2 if array is not None and fits else None
+
+    return (
+        half_rows("transformer.layers.0.gating.linear_in.weight"),
+        half_rows("depformer.slices.0.transformer.layers.0.gating.linear_in.weight"),
+    )
+
+
+def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
+    """Compare the stored tensors with what `lm` needs; return the modules that are quantized, and how."""
+    modules = dict(lm.named_modules())
+    quantizations: dict[str, Quantization] = {}
+    missing, expected = [], set()
+    for name, parameter in lm.named_parameters():
+        expected.add(name)
+        array = tensors.get(name)
+        if array is None:
+            missing.append(name)
+            continue
+        shape = parameter.shape
+        module = name.removesuffix(".weight")
+        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding):
+            expected |= {f"{module}.scales", f"{module}.biases"}
+            if f"{module}.biases" not in tensors:
+                missing.append(f"{module}.biases")
+                continue
+            quantizations[module] = _quantization(path, module, tensors, shape)
+        elif array.shape != shape:
+            raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
+        elif array.dtype not in FLOATS:
+            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
+    surplus = sorted(set(tensors) - expected)
+    wrong = [_listed(missing, "is missing", "are missing")] if missing else []
+    wrong += [_listed(surplus, "does not belong to this model", "do not belong to this model")] if surplus else []
+    if wrong:
+        raise InputError(f"{path} does not fit the configuration: {', and '.join(wrong)}.")
+    return quantizations
+
+
+def _listed(names: list[str], one: str, several: str) -> str:
+    if len(names) == 1:
+        return f"{names[0]} {one}"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} ({len(names)} tensors) {several}"
+
+
+def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> Quantization:
+    weight, scales, biases = (tensors[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
+    rows, columns = shape
+    fits = len(weight.shape) == len(scales.shape) == 2 and scales.shape == biases.shape and scales.shape[1] > 0
+    if fits and weight.shape[0] == scales.shape[0] == rows:
+        group_size, rest = divmod(columns, scales.shape[1])
+        bits, rest_bits = divmod(weight.shape[1] * 32, columns)
+        if not rest and not rest_bits and bits in BITS and group_size in GROUP_SIZES:
+            if weight.dtype != "U32" or scales.dtype not in FLOATS or biases.dtype not in FLOATS:
+                raise InputError(
+                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}; "
+                    "uint32 with floats is expected."
+                )
+            return Quantization(bits, group_size)
+    raise InputError(
+        f"{path}: {module} has a quantized weight {list(weight.shape)} with scales {list(scales.shape)}, "
+        f"which does not fit the expected shape {list(shape)}."
+    )
+
+
+def _dtype_name(info: TensorInfo) -> str:
+    return _DTYPE_NAMES.get(info.dtype, info.dtype)
+
+
+def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
+    def how(name: str, _: nn.Module) -> bool | dict[str, int]:
+        found = quantizations.get(name)
+        return {"bits": found.bits, "group_size": found.group_size} if found else False
+
+    if quantizations:
+        nn.quantize(lm, class_predicate=how)

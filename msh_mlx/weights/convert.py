@@ -1,0 +1,260 @@
+"""Converting a language model's file: to other bits, with adapters merged, a few rows at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..model.config import LmConfig
+from ..model.lm import Lm
+from ..model.step import Reader
+from ..system.newfile import NewFile, check_outputs, file_output
+from ..system.places import user_path
+from .beside import config_beside
+from .checkpoint import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
+from .lora import Change, Scaling, find_scaling
+from .safetensors import TensorInfo, TensorWriter, read_tensor
+
+Logits = npt.NDArray[np.float64]
+PLAIN = 16  # bits of a weight that is not quantized: bfloat16
+_CHECK_STEPS = 48
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Bits for the modules whose names in the MLX layout fit `pattern`, a shell's (`*emb*`)."""
+
+    pattern: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the model and its configuration, the bytes before and after, and what did not fit the groups.
+
+    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are no whole number of groups. `scaling`
+    says how much of the adapters was added; None: there were none.
+    """
+
+    path: Path
+    config: Path
+    bytes_before: int
+    bytes_after: int
+    unpacked: tuple[str, ...]
+    scaling: Scaling | None
+
+
+def convert(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    bits: int,
+    group_size: int = 64,
+    keep: Sequence[Rule] = (),
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Converted:
+    """Write the model in `path`, of either layout, to `out` in the MLX layout, and its configuration beside it.
+
+    A few rows are in memory at a time, whatever the model's size. Both files appear when they are complete. Norms stay
+    bfloat16. A weight that is quantized in the same way already is copied; one that is quantized otherwise is unpacked first.
+
+    Parameters
+    ----------
+    bits
+        2, 3, 4, 5, 6 or 8, or 16 for bfloat16.
+    group_size
+        How many weights share a scale: 32, 64 or 128.
+    keep
+        Other bits for some modules; the first rule that fits a module's name counts.
+    config
+        As for `load_lm`.
+    lora, lora_scaling
+        Adapters to merge, as for `load_lm`.
+    progress
+        Called with the fraction of the bytes that are done, from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        A file, the configuration or a number is wrong, `out` is an input or cannot be written, a rule fits nothing, or a weight
+        has fewer bits already.
+    """
+    for wanted in (bits, *(rule.bits for rule in keep)):
+        if wanted not in (*BITS, PLAIN):
+            raise InputError(f"Weights cannot have {wanted} bits, only {', '.join(map(str, BITS))} or {PLAIN}.")
+    if group_size not in GROUP_SIZES:
+        raise InputError(f"Groups cannot have {group_size} weights, only {', '.join(map(str, GROUP_SIZES))}.")
+    out = file_output(os.fspath(out), "The model")
+    out_config = config_beside(out)
+    inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
+    checkpoint = open_checkpoint(path, config, lora=lora is not None)
+    scaling = None if lora is None else find_scaling(lora, checkpoint.config, lora_scaling)
+    changes = checkpoint.changes(lora, scaling.value if scaling else None)
+    check_outputs([out, out_config], [user_path(file) for file in inputs])
+    targets, unpacked = _targets(checkpoint, bits, group_size, keep)
+    written = {
+        f"{module}.{part}": info
+        for module, shape in checkpoint.shapes.items()
+        for part, info in _packed(shape, targets.get(module)).items()
+    }
+    total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
+    with NewFile(out) as new, NewFile(out_config) as new_config:
+        values = {key: value for key, value in dataclasses.asdict(checkpoint.config).items() if key != "lora_scaling"}
+        new_config.file.write(json.dumps(values, indent=1).encode() + b"\n")
+        writer = TensorWriter(new.file, written)
+        for module in checkpoint.shapes:
+            if progress:
+                progress(done / total)
+            for row, part, array in _rows(checkpoint, module, targets.get(module), changes.get(module)):
+                writer.write(f"{module}.{part}", array, row)
+            done += sum(info.nbytes for info in checkpoint.parts(module).values())
+        new.commit()
+        new_config.commit()
+    mx.clear_cache()
+    if progress:
+        progress(1.0)
+    return Converted(out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), scaling)
+
+
+def _targets(
+    checkpoint: Checkpoint, bits: int, group_size: int, keep: Sequence[Rule]
+) -> tuple[dict[str, Quantization], list[str]]:
+    """Choose for every module how to quantize it; those missing are not. The list is of those that should be and cannot."""
+    targets: dict[str, Quantization] = {}
+    unpacked: list[str] = []
+    fitting: set[str] = set()
+    for module, layer in checkpoint.lm.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Embedding):
+            continue
+        fits = [rule for rule in keep if fnmatchcase(module, rule.pattern)]
+        fitting |= {rule.pattern for rule in fits}
+        wanted = fits[0].bits if fits else bits
+        stored = checkpoint.quantizations.get(module)
+        if wanted == PLAIN:
+            continue
+        if stored and stored.bits < wanted:
+            raise InputError(
+                f"{checkpoint.path}: {module} has {stored.bits} bits, and {wanted} would only make it larger; "
+                f"convert it to {stored.bits} bits or fewer, or to 16."
+            )
+        if checkpoint.shapes[module][1] % group_size:
+            unpacked.append(module)
+        else:
+            targets[module] = Quantization(wanted, group_size)
+    for rule in keep:
+        if rule.pattern not in fitting:
+            some = ", ".join(["text_emb", "audio_embs.0", "transformer.layers.0.gating.linear_in", "text_linear"])
+            raise InputError(f"No weight's name fits {rule.pattern!r}; names are {some} and the like.")
+    return targets, sorted(unpacked)
+
+
+def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, TensorInfo]:
+    """Describe the tensors that a module's weight of this shape is written as."""
+    if how is None:
+        return {"weight": TensorInfo("BF16", shape)}
+    rows, columns = shape
+    scales = TensorInfo("BF16", (rows, columns // how.group_size))
+    return {"weight": TensorInfo("U32", (rows, columns * how.bits // 32)), "scales": scales, "biases": scales}
+
+
+def _rows(
+    checkpoint: Checkpoint, module: str, how: Quantization | None, change: Change | None
+) -> Iterator[tuple[int, str, mx.array]]:
+    """Yield pieces of a module's tensors as they are written: the first row, the name of the part, the rows."""
+    if len(checkpoint.shapes[module]) == 1:
+        yield 0, "weight", read_tensor(checkpoint.path, checkpoint.parts(module)["weight"]).astype(mx.bfloat16)
+        return
+    if how and how == checkpoint.quantizations.get(module) and change is None:
+        for part, info in checkpoint.parts(module).items():
+            for row, array in checkpoint.stored_rows(info):
+                yield row, part, array if part == "weight" else array.astype(mx.bfloat16)
+        return
+    for row, weight in checkpoint.rows(module, change):
+        weight = weight.astype(mx.bfloat16)
+        arrays = mx.quantize(weight, how.group_size, how.bits) if how else (weight,)
+        for part, array in zip(_packed(weight.shape, how), arrays, strict=True):
+            yield row, part, array
+
+
+# ---- the check -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the text logits of two models are apart, over `steps` steps of the same input.
+
+    `largest` is the largest absolute difference of a logit, `kl` the mean Kullback-Leibler divergence of the second model's
+    distribution from the first one's, in nats, `agree` the share of steps in which both would choose the same token.
+    """
+
+    steps: int
+    largest: float
+    kl: float
+    agree: float
+
+
+def diverge(first: Logits, second: Logits) -> Divergence:
+    """Compare text logits of the same input, each `[steps, text_card]`."""
+    p, q = _log_softmax(first), _log_softmax(second)
+    return Divergence(
+        len(first),
+        float(np.abs(first - second).max()),
+        float((np.exp(p) * (p - q)).sum(1).mean()),
+        float((first.argmax(1) == second.argmax(1)).mean()),
+    )
+
+
+def check(
+    result: Converted,
+    path: str | os.PathLike[str],
+    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
+) -> Divergence:
+    """Compare what `convert` wrote with what it made it from, adapters merged in both; arguments are those of `convert`."""
+
+    def part(begin: float) -> Callable[[float], None] | None:
+        return (lambda fraction: progress(begin + fraction / 2)) if progress else None
+
+    # One after the other, so that only one is in memory.
+    first = text_logits(load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)), _CHECK_STEPS)
+    mx.clear_cache()
+    after = load_lm(result.path, result.config, progress=part(0.5))
+    return diverge(first, text_logits(after, _CHECK_STEPS, first.argmax(1)))
+
+
+def text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None, *, kv_bits: int | None = None) -> Logits:
+    """Run `lm` on seeded random codes, and on `text` `[steps]` or its own best tokens; return `[steps, text_card]` float64."""
+    config = lm.config
+    codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q)).tolist()
+    reader = Reader(lm, kv_bits)
+    tokens = [config.text_card]
+    rows = []
+    for step in range(steps):
+        logits = reader.read(np.array([tokens[step], *codes[step]], np.int32))
+        rows.append(np.array(logits.astype(mx.float32), np.float64))
+        tokens.append(int(rows[-1].argmax() if text is None else text[step]))
+    return np.stack(rows)
+
+
+def _log_softmax(logits: Logits) -> Logits:
+    shifted = logits - logits.max(1, keepdims=True)
+    logs: Logits = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs

@@ -1,0 +1,86 @@
+"""The two layouts of published checkpoints: the names of PyTorch's become those of MLX's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from .safetensors import TensorInfo
+
+_NAMES = [
+    (re.compile(r"text_emb\.weight|text_linear\.weight"), r"\g<0>"),
+    (re.compile(r"emb\.(\d+)\.weight"), r"audio_embs.\1.weight"),
+    (re.compile(r"out_norm\.alpha"), "out_norm.weight"),
+    (re.compile(r"(transformer\.layers\.\d+\.self_attn\.in_proj)_weight"), r"\1.weight"),
+    (re.compile(r"(transformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)s\.0\.weight"), r"\1.weight"),
+    (re.compile(r"(transformer\.layers\.\d+\.norm[12])\.alpha"), r"\1.weight"),
+    (re.compile(r"depformer_in\.(\d+)\.weight"), r"depformer.slices.\1.linear_in.weight"),
+    (re.compile(r"linears\.(\d+)\.weight"), r"depformer.slices.\1.linear_out.weight"),
+    (re.compile(r"depformer_text_emb\.weight"), "depformer.slices.0.emb.weight"),
+    (re.compile(r"depformer\.layers\.(\d+)\.gating\.(\d+)\.linear_(in|out)\.weight"),
+     r"depformer.slices.\2.transformer.layers.\1.gating.linear_\3.weight"),
+    (re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_projs\.(\d+)\.weight"),
+     r"depformer.slices.\3.transformer.layers.\1.self_attn.\2_proj.weight"),
+]  # fmt: skip
+_DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.weight")
+_STACKED = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
+_SHARED = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
+# What the tensors are called in the Transformers library's form of Moshi, whole or without its codec.
+_TRANSFORMERS = re.compile(
+    r"(decoder\.)?model\.(layers|embed_tokens)\.|decoder\.lm_head\.|(depth_decoder|audio_encoder|embed_tokens)\."
+)
+
+
+def is_transformers(names: Iterable[str]) -> bool:
+    """Tell the Transformers library's names from those of both layouts, and of Mimi."""
+    return any(map(_TRANSFORMERS.match, names))
+
+
+def is_pytorch(names: Mapping[str, object]) -> bool:
+    """Tell PyTorch's layout from MLX's by the name of the last norm."""
+    return "out_norm.alpha" in names
+
+
+def stacked_names(name: str, dep_q: int) -> list[str]:
+    """Name the MLX layout's tensors that lie stacked along the rows of PyTorch's tensor `name`; [] if it is no such one."""
+    match = _STACKED.fullmatch(name)
+    if not match:
+        return []
+    layer, proj = match.groups()
+    return [f"depformer.slices.{k}.transformer.layers.{layer}.self_attn.{proj}_proj.weight" for k in range(dep_q)]
+
+
+def mlx_name(name: str) -> str:
+    """Name the one tensor of the MLX layout that PyTorch's `name` is; one that is not known comes back as it is."""
+    if match := _DEPFORMER_EMB.fullmatch(name):
+        return f"depformer.slices.{int(match[1]) + 1}.emb.weight"
+    for pattern, new in _NAMES:
+        if match := pattern.fullmatch(name):
+            return match.expand(new)
+    return name
+
+
+def to_mlx_layout(header: Mapping[str, TensorInfo], dep_q: int) -> dict[str, TensorInfo]:
+    """Say where a file holds each tensor of the MLX layout: what is stacked are ranges of rows, what is shared is there twice.
+
+    A name that is not known stays as it is, for whoever checks the model to complain of.
+    """
+    if not is_pytorch(header):
+        return dict(header)
+    found: dict[str, TensorInfo] = {}
+    for name, info in header.items():
+        if name.endswith(".alpha"):
+            info = TensorInfo(info.dtype, (math.prod(info.shape),), info.begin)
+        stacked = stacked_names(name, dep_q)
+        if stacked and len(info.shape) == 2 and info.shape[0] % dep_q == 0:
+            rows = info.shape[0] // dep_q
+            for k, new in enumerate(stacked):
+                found[new] = info.rows(k * rows, (k + 1) * rows)
+        elif match := _SHARED.fullmatch(name):
+            layer, norm = match.groups()
+            for k in range(dep_q):
+                found[f"depformer.slices.{k}.transformer.layers.{layer}.{norm}.weight"] = info
+        else:
+            found[mlx_name(name)] = info
+    return found

@@ -1,0 +1,400 @@
+"""Which model suits which machine, what is found on disk, what is removed, and how a model is obtained."""
+
+import codecs
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir
+from paths import DEMO
+
+from msh_mlx.errors import InputError, MshError, UnreachableError
+from msh_mlx.library import cache as hub
+from msh_mlx.library import suited as library
+from msh_mlx.library.cache import Watch
+from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
+from msh_mlx.library.suited import Machine, judge, lighter, load_library, obtain, repository_entry, suitable
+from msh_mlx.model.generate import LmGen
+from msh_mlx.weights.checkpoint import load_lm, open_checkpoint
+
+GIB = 1 << 30
+DATA = np.random.default_rng(0).bytes(50_000)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path, cache):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+def put(entry, commit="0" * 40):
+    """Lay a model's files into the cache, as the hub's own programs do."""
+    for file in entry.files.values():
+        folder = hub.repository_folder(file.repository)
+        blob = folder / "blobs" / f"{abs(hash(file.path)):064x}"
+        for path in (blob.parent, hub.pointer(file, commit).parent, folder / "refs"):
+            path.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(DATA)
+        if not hub.pointer(file, commit).exists():
+            hub.pointer(file, commit).symlink_to(Path("../../blobs") / blob.name)
+        (folder / "refs" / file.revision).write_text(commit)
+
+
+# ---- the rule ------------------------------------------------------------------------------------------------------------
+
+MACHINES = [
+    # memory in GiB, bandwidth in GB/s: which model of the catalogue is the best
+    (8, 68, None),  # M1
+    (8, 300, None),
+    (16, 68, None),
+    (16, 100, None),  # M2
+    (16, 120, None),  # M4
+    (16, 150, "moshiko-q4"),  # M3 Pro
+    (16, 200, "moshiko-q4"),  # M1 Pro
+    (16, 273, "moshiko-q8"),  # M4 Pro
+    (32, 200, "moshiko-q4"),
+    (24, 400, "moshiko-bf16"),  # Max
+    (16, 800, "moshiko-q8"),
+    (64, 400, "moshiko-bf16"),
+    (64, 300, "moshiko-q8"),
+    (128, 800, "moshiko-bf16"),  # Ultra
+]
+
+
+@pytest.mark.parametrize(("memory", "bandwidth", "best"), MACHINES)
+def test_the_best_model(memory, bandwidth, best):
+    machine = Machine(memory * GIB, bandwidth * 1e9)
+    entries = load_catalogue()
+    found = suitable(entries, machine)
+    assert (found[0].name if found else None) == best
+    # The rule, said again.
+    for entry in entries.values():
+        fits = entry.memory <= 3 / 4 * memory * GIB and entry.memory <= memory * GIB - 4 * GIB
+        fast = entry.step_bytes / bandwidth / 1e9 <= 0.045
+        assert (entry in found) == (fits and fast)
+        assert judge(entry, machine).suits == (fits and fast)
+
+
+def test_what_is_on_disk_comes_first():
+    machine, entries = Machine(64 * GIB, 800e9), load_catalogue()
+    assert suitable(entries, machine)[0].name == "moshiko-bf16"
+    put(entries["moshika-q4"])
+    assert [entry.name for entry in suitable(entries, machine)][:2] == ["moshika-q4", "moshiko-bf16"]
+    put(entries["moshiko-q8"])
+    assert [entry.name for entry in suitable(entries, machine)][:2] == ["moshiko-q8", "moshika-q4"]
+    # But not what is too much for the machine.
+    assert suitable(entries, Machine(16 * GIB, 150e9))[0].name == "moshika-q4"
+
+
+@pytest.mark.parametrize("gone", ["lm", "mimi", "tokenizer"])
+def test_an_incomplete_model_is_not_on_disk(gone):
+    entry = load_catalogue()["moshiko-q8"]
+    put(entry)
+    assert hub.is_on_disk(entry)
+    hub.blob_of(hub.find(entry.files[gone])).unlink()  # a link to nothing is left
+    assert not hub.is_on_disk(entry)
+    assert hub.missing(entry) == [entry.files[gone]]
+
+
+def test_a_model_that_nothing_is_known_of_is_not_chosen():
+    entry = replace(load_catalogue()["moshiko-q4"], memory=None)
+    verdict = judge(entry, Machine(1 << 40, 1e15))
+    assert (verdict.suits, verdict.words) == (False, "not known")
+
+
+def test_lighter_models_of_the_same_voice_first():
+    entries = load_catalogue()
+    suited = suitable(entries, Machine(64 * GIB, 800e9))
+    steps = []
+    entry = entries["moshika-bf16"]
+    while entry:
+        steps.append(entry.name)
+        entry = lighter(entry, suited)
+    assert steps == ["moshika-bf16", "moshika-q8", "moshika-q4"]
+    put(entries["moshika-q4"])
+    suited = suitable(entries, Machine(64 * GIB, 800e9))
+    assert lighter(entries["moshika-bf16"], suited).name == "moshika-q4"  # on disk
+
+
+def test_this_machine_is_measured():
+    machine = library.this_machine()
+    assert 1e9 < machine.bandwidth < 1e13
+    assert machine.memory > GIB
+    assert machine.room <= machine.memory - 4 * GIB
+
+
+# ---- weights/ ------------------------------------------------------------------------------------------------------------
+
+PUBLISHED = ("model.q8.safetensors", "tokenizer-e351c8d8-checkpoint125.safetensors", "tokenizer_spm_32k_3.model")
+
+
+def lay(folder, names=PUBLISHED):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(DATA)
+
+
+def test_models_that_were_downloaded_by_hand():
+    lay(Path("weights"))
+    lay(Path("weights/other"), [*PUBLISHED[1:], "model.safetensors", "config.json"])
+    own = {name: entry for name, entry in load_library().items() if name not in load_catalogue()}
+    assert list(own) == ["weights/model.q8.safetensors", "weights/other/model.safetensors"]
+    first, second = own.values()
+    assert (first.quantization, second.quantization) == ("q8", "bf16")
+    assert "config" not in first.files
+    assert second.files["config"] == LocalFile(Path("weights/other/config.json"))
+    assert first.size == 3 * len(DATA)
+    assert suitable(own, Machine(64 * GIB, 800e9)) == [second, first]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("how", ["empty", "gone", "link", "folder"])
+def test_what_is_incomplete_there_is_none(name, how):
+    lay(Path("weights"))
+    path = Path("weights") / name
+    path.unlink()
+    if how == "empty":
+        path.touch()
+    elif how == "link":
+        path.symlink_to("none")
+    elif how == "folder":
+        path.mkdir()
+    assert load_library() == load_catalogue()
+
+
+# ---- obtaining -----------------------------------------------------------------------------------------------------------
+
+MINE = """
+[mine-q8]
+repository = "us/model"
+files.lm = "model.safetensors"
+files.mimi = "mimi.safetensors"
+files.tokenizer = "tokenizer.model"
+
+[mine-q4]
+files.lm = "hf:us/other/lm.safetensors@v1"
+files.mimi = "hf:us/model/mimi.safetensors"
+files.tokenizer = "file:own.model"
+"""
+FILES = {"model.safetensors": DATA, "mimi.safetensors": DATA[::-1], "tokenizer.model": DATA[:100]}
+
+
+@pytest.fixture
+def mine(server):
+    server.add("us/model", FILES)
+    server.add("us/other", {"lm.safetensors": DATA[1:]}, "v1")
+    path = Path("mine.toml")
+    path.write_text(MINE)
+    Path("own.model").write_bytes(b"own")
+    return read_catalogue(path.absolute())
+
+
+def quiet():
+    said = []
+    return said, Watch(say=said.append)
+
+
+def test_obtaining(mine, server):
+    said, watch = quiet()
+    files = obtain(mine["mine-q8"], mine, watch)
+    assert [path.read_bytes() for path in files.all] == list(FILES.values())
+    host = server.url.removeprefix("http://")
+    assert said == [f"Fetching mine-q8 from {host} into {constants.HF_HUB_CACHE}: 0.1 MB in 3 files"]
+    # Only what the other model has of its own.
+    said.clear()
+    files = obtain(mine["mine-q4"], mine, watch)
+    assert [path.read_bytes() for path in files.all] == [DATA[1:], DATA[::-1], b"own"]
+    assert said[0].endswith("MB in 1 file")
+    server.down()
+    assert obtain(mine["mine-q8"], mine, watch).all
+
+
+def test_a_branch_that_moved_between_two_files(mine, server):
+    watch = quiet()[1]
+    obtain(mine["mine-q8"], mine, watch)
+    server.add("us/model", FILES | {"tokenizer.model": DATA[:200]})
+    hub.find(mine["mine-q8"].files["tokenizer"]).unlink()
+    files = obtain(mine["mine-q8"], mine, watch)
+    assert files.tokenizer.read_bytes() == DATA[:200]
+    assert len({path.parent for path in files.all}) == 1
+
+
+def test_without_network(mine, server):
+    _, watch = quiet()
+    server.down()
+    with pytest.raises(UnreachableError, match="without network there is only --demo"):
+        obtain(mine["mine-q8"], mine, watch)
+    server.up()
+    obtain(mine["mine-q8"], mine, watch)
+    server.down()
+    with pytest.raises(UnreachableError) as caught:
+        obtain(mine["mine-q4"], mine, watch)
+    assert re.fullmatch(
+        r"127\.0\.0\.1:\d+ cannot be reached \(Connection refused\), and lm\.safetensors of mine-q4 is not on this disk; "
+        r"without network there is mine-q8\.",
+        str(caught.value),
+    )
+
+
+def test_files_of_ones_own_that_are_not_there(mine):
+    Path("own.model").unlink()
+    with pytest.raises(InputError, match=r"The tokenizer of mine-q4, .*own\.model, is not there"):
+        obtain(mine["mine-q4"], mine, quiet()[1])
+
+
+PUBLIC = dict.fromkeys(PUBLISHED, DATA)
+
+
+def described(server, files, bits=None):
+    server.add("us/repo", files)
+    entry = repository_entry("us/repo", bits, quiet()[1])
+    return {role: file.path for role, file in entry.files.items()}
+
+
+def test_repositories_of_the_published_form(server):
+    q8, mimi, tokenizer = PUBLISHED
+    names = {"lm": q8, "mimi": mimi, "tokenizer": tokenizer}
+    assert described(server, PUBLIC) == names
+    assert described(server, PUBLIC, 8) == names
+    more = PUBLIC | {"model.q4.safetensors": DATA, "README.md": b"x"}
+    assert described(server, more, 4) == {**names, "lm": "model.q4.safetensors"}
+    assert described(server, more) == names
+    assert described(server, more | {"model.safetensors": DATA})["lm"] == "model.safetensors"
+    with_config = PUBLIC | {
+        "config.json": b'{"moshi_name": "lm.safetensors", "mimi_name": "m"}',
+        "lm.safetensors": DATA,
+        "m": DATA,
+    }
+    assert described(server, with_config) == {
+        "lm": "lm.safetensors", "mimi": "m", "tokenizer": tokenizer, "config": "config.json"
+    }  # fmt: skip
+    marked = with_config | {"config.json": codecs.BOM_UTF8 + with_config["config.json"]}
+    assert described(server, marked) == described(server, with_config)
+    assert described(server, PUBLIC | {"config.json": b"[nonsense"})["lm"] == q8
+
+
+@pytest.mark.parametrize(
+    ("files", "bits", "what"),
+    [
+        ({"README.md": b"x"}, None, "us/repo has no model; give"),
+        (
+            {"model.safetensors.index.json": b"{}", "model-00001-of-00002.safetensors": DATA},
+            None,
+            r"us/repo has its model in several files \(model.safetensors.index.json\); give a model that is in one file",
+        ),
+        (PUBLIC, 4, r"us/repo has no model of 4 bits \(model.q4.safetensors\)"),
+        ({name: DATA for name in PUBLISHED if "spm" not in name}, None, "no tokenizer"),
+        (PUBLIC | {"tokenizer-2.safetensors": DATA}, None, "2 files that could be the codec"),
+    ],
+)
+def test_repositories_of_another_form(server, files, bits, what):
+    with pytest.raises(InputError, match=what):
+        described(server, files, bits)
+
+
+def test_a_repository_without_network(server):
+    described(server, PUBLIC)
+    obtain(repository_entry("us/repo", None, quiet()[1]), {}, quiet()[1])
+    server.down()
+    entry = repository_entry("us/repo", None, quiet()[1])
+    assert hub.is_on_disk(entry)
+    with pytest.raises(UnreachableError, match="us/none is not on this disk"):
+        repository_entry("us/none", None, quiet()[1])
+
+
+# ---- hashes and removing -------------------------------------------------------------------------------------------------
+
+
+def test_hashes(mine):
+    obtain(mine["mine-q8"], mine, quiet()[1])
+    for file in mine["mine-q8"].files.values():
+        path = hub.find(file)
+        counts = []
+        assert hub.wrong_hash(file, path, counts.append) is None
+        assert sum(counts) == path.stat().st_size
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert "not those that the hub has" in hub.wrong_hash(file, path)
+    own = LocalFile(Path("own.model"), sha256="0" * 64)
+    assert "is expected" in hub.wrong_hash(own, own.path)
+    assert hub.wrong_hash(replace(own, sha256=None), own.path) is None
+
+
+def everything():
+    return sorted(path.relative_to(constants.HF_HUB_CACHE) for path in Path(constants.HF_HUB_CACHE).rglob("*"))
+
+
+def test_removing_leaves_nothing(mine):
+    obtain(mine["mine-q8"], mine, quiet()[1])
+    hub.partial("us/model", "abc").write_bytes(DATA)
+    done = hub.remove(mine["mine-q8"], mine.values())
+    assert done.freed == sum(map(len, FILES.values())) + len(DATA)
+    assert (len(done.removed), done.kept) == (3, ())
+    assert [path for path in everything() if path.parts[0] != ".locks"] == []
+    assert hub.remove(mine["mine-q8"], mine.values()) == hub.Removed(0, (), ())
+
+
+def test_removing_leaves_what_others_need(mine, server):
+    server.add("us/model", FILES | {"README.md": b"readme"})
+    obtain(mine["mine-q8"], mine, quiet()[1])
+    obtain(mine["mine-q4"], mine, quiet()[1])
+    hf_hub_download("us/model", "README.md", cache_dir=constants.HF_HUB_CACHE)
+    done = hub.remove(mine["mine-q8"], mine.values())
+    assert done.kept == (HubFile("us/model", "mimi.safetensors"),)
+    assert done.freed == len(DATA) + 100
+    assert hub.is_on_disk(mine["mine-q4"])
+    hub.remove(mine["mine-q4"], mine.values())
+    (left,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    assert [file.file_name for revision in left.revisions for file in revision.files] == ["README.md"]
+    assert Path("own.model").exists()
+
+
+def test_removing_one_commit_leaves_the_other(mine, server):
+    obtain(mine["mine-q8"], mine, quiet()[1])
+    commit = hub.commit_of("us/model", "main")
+    server.add("us/model", FILES | {"tokenizer.model": DATA[:200]})
+    hub.find(mine["mine-q8"].files["tokenizer"]).unlink()
+    obtain(mine["mine-q8"], mine, quiet()[1])
+    hub.remove(mine["mine-q8"], ())
+    assert hub.pointer(HubFile("us/model", "model.safetensors"), commit).read_bytes() == DATA
+
+
+def test_removing_what_is_ones_own():
+    lay(Path("weights"))
+    entry = load_library()["weights/model.q8.safetensors"]
+    with pytest.raises(InputError, match="your own"):
+        hub.remove(entry, ())
+
+
+def test_files_that_go_away_while_they_are_fetched(mine, monkeypatch):
+    monkeypatch.setattr(library, "_fetch", lambda *_: None)
+    with pytest.raises(MshError, match="went away"):
+        obtain(mine["mine-q8"], mine, quiet()[1])
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_that_a_model_needs():
+    demo = DEMO
+    checkpoint = open_checkpoint(demo / "model.q8.safetensors", demo / "config.json")
+    session = LmGen(load_lm(demo / "model.q8.safetensors", demo / "config.json"))
+    weights = sum(array.nbytes for _, array in session.lm.named_parameters())
+    for kv_bits in (None, 8):
+        config, ring = checkpoint.config, session.lm.ring_format(kv_bits)
+        cache = sum(array.nbytes for array in ring.empty(config.context)) * config.num_layers
+        assert library.memory_needed(checkpoint, kv_bits) == weights + cache + 1_000_000_000
+        assert library.memory_needed(checkpoint, kv_bits, 3) == weights + 3 * cache + 1_000_000_000
+
+
+def test_memory_is_compared_before_anything_is_loaded():
+    assert library.check_memory("m", 12 * GIB, 16 * GIB) is None
+    warning = library.check_memory("m", 13 * GIB, 16 * GIB)
+    assert warning.startswith(
+        "m takes 14.0 GB of memory while talking, and this machine has 17.2 GB: it may become slow;"
+    )
+    with pytest.raises(MshError, match=r"m takes 18.3 GB .* has 17.2 GB; 'msh-mlx models' shows lighter ones"):
+        library.check_memory("m", 17 * GIB, 16 * GIB)

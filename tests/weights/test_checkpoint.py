@@ -1,0 +1,405 @@
+"""Checkpoints: both layouts, quantized or not, and every wrong file with its sentence."""
+
+import json
+import struct
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from paths import CASES, DEMO, GOLDEN
+from safetensors.numpy import load_file, save_file
+
+from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
+from msh_mlx.weights.checkpoint import default_dtype
+from msh_mlx.weights.safetensors import read_header
+
+SMALL = GOLDEN / "lm-small"
+QUANT = GOLDEN / "lm-quant"
+MLX_FILE = SMALL / "lm_mlx_f32.safetensors"
+
+
+def says(path, config=SMALL / "config.json", **options):
+    """The one sentence with which loading fails."""
+    with pytest.raises(InputError) as error:
+        load_lm(path, config, **options)
+    message = str(error.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Write the small model with some tensors changed: None removes one."""
+
+    def write(source=MLX_FILE, **changes):
+        weights = load_file(source)
+        for name, array in changes.items():
+            if array is None:
+                del weights[name]
+            else:
+                weights[name] = array
+        path = tmp_path / "changed.safetensors"
+        save_file(weights, path)
+        return path
+
+    return write
+
+
+def test_both_layouts_give_the_same_weights():
+    a, b = (
+        dict(tree_flatten(load_lm(SMALL / f"{name}.safetensors", SMALL / "config.json", mx.float32).parameters()))
+        for name in ("lm_pytorch", "lm_mlx_f32")
+    )
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        assert mx.array_equal(array, b[name]), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("layout", ["lm_pytorch", "lm_mlx_f32"])
+def test_half_precision_files_are_taken(layout, dtype, tmp_path):
+    arrays = mx.load(str(SMALL / f"{layout}.safetensors"))
+    path = tmp_path / "half.safetensors"
+    mx.save_safetensors(str(path), {name: array.astype(getattr(mx, dtype)) for name, array in arrays.items()})
+    lm = load_lm(path, SMALL / "config.json", mx.float32)
+    exact = arrays["text_linear.weight"].astype(getattr(mx, dtype)).astype(mx.float32)
+    assert mx.array_equal(lm.text_linear.weight, exact)
+
+
+def test_mixed_quantization_is_read_off_the_tensors(tmp_path):
+    """Some weights at 8 bits, some at 4, some not quantized at all, groups of two sizes: as stored, so it is run."""
+    plain = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
+    arrays = mx.load(str(QUANT / "lm_mlx_q8.safetensors"))
+    q4 = mx.load(str(QUANT / "lm_mlx_q4.safetensors"))
+    for part in ("weight", "scales", "biases"):
+        arrays[f"text_emb.{part}"] = q4[f"text_emb.{part}"]
+    head = [arrays.pop(f"text_linear.{part}") for part in ("weight", "scales", "biases")]
+    arrays["text_linear.weight"] = mx.dequantize(*head, group_size=64, bits=8)
+    mx.save_safetensors(str(tmp_path / "mixed.safetensors"), arrays)
+    lm = load_lm(tmp_path / "mixed.safetensors", QUANT / "config.json", mx.float32)
+    assert (lm.text_emb.bits, lm.text_emb.group_size) == (4, 32)
+    assert (lm.audio_embs[0].bits, lm.audio_embs[0].group_size) == (8, 64)
+    assert not hasattr(lm.text_linear, "bits")
+    logits, exact = (first_logits(one) for one in (lm, plain))
+    # The rows of the text embedding are all that differs: about a 4-bit step of them.
+    assert 0 < np.abs(logits - exact).max() < 0.3
+
+
+def first_logits(lm):
+    gen = LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0))
+    gen.step([1, 2])
+    return np.array(gen.text_logits)
+
+
+def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path):
+    """Embeddings and inputs of the depformer are stacked where they are alike; where they are not, nothing changes."""
+    arrays = mx.load(str(QUANT / "lm_mlx_q8.safetensors"))
+    for module in ("audio_embs.1", "depformer.slices.1.linear_in"):
+        parts = [arrays.pop(f"{module}.{part}") for part in ("weight", "scales", "biases")]
+        arrays[f"{module}.weight"] = mx.dequantize(*parts, group_size=64, bits=8)
+    mx.save_safetensors(str(tmp_path / "mixed.safetensors"), arrays)
+    lm = load_lm(tmp_path / "mixed.safetensors", QUANT / "config.json", mx.float32)
+    plain = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
+    a, b = (LmGen(one, text_sampler=Sampler(0), audio_sampler=Sampler(0)) for one in (lm, plain))
+    for t in range(5):
+        codes = [(7 * t + k) % 64 for k in range(2)]
+        step, other = a.step(codes), b.step(codes)
+        assert np.abs(np.array(a.text_logits) - np.array(b.text_logits)).max() < 1e-4
+        assert np.abs(np.array(a.audio_logits) - np.array(b.audio_logits)).max() < 1e-4
+        assert (step.text_token, step.frame.tolist()) == (other.text_token, other.frame.tolist())
+
+
+def test_dtype_follows_the_device():
+    assert default_dtype() == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
+    assert load_lm(MLX_FILE, SMALL / "config.json").text_linear.weight.dtype == default_dtype()
+
+
+def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch):
+    folder = tmp_path / "models@main"
+    folder.mkdir()
+    (folder / "lm.safetensors").write_bytes(MLX_FILE.read_bytes())
+    (folder / "config.json").write_bytes((SMALL / "config.json").read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json")
+    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).frame is not None
+
+
+def test_quantized_must_be_what_the_file_is():
+    assert "quantized to 8 bits, not 4" in says(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", quantized=4)
+    assert "quantized to 4 bits, not 8" in says(QUANT / "lm_mlx_q4.safetensors", QUANT / "config.json", quantized=8)
+    assert "is not quantized" in says(MLX_FILE, quantized=8)
+
+
+def test_files_that_are_none(tmp_path):
+    assert "There is no file" in says(tmp_path / "nothing.safetensors")
+    assert "is a folder" in says(tmp_path)
+    contents = {
+        "empty": (b"", "is empty"),
+        "short": (b"\x10\0\0", "not a safetensors file"),
+        "html": (b"<!DOCTYPE html><html><body>404</body></html>" * 20, "is a web page"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n", "is a git-lfs pointer"),
+        "huge header": (struct.pack("<Q", 1 << 40) + b"{}", "not a safetensors file"),
+        "no json": (struct.pack("<Q", 4) + b"{abc", "broken safetensors header"),
+        "a list": (struct.pack("<Q", 2) + b"{]", "broken safetensors header"),
+        "deep": (struct.pack("<Q", 90000) + b'{"a":' + b"[" * 89995, "broken safetensors header"),
+        "dtype": (
+            header({"x": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 4,
+            "x is of type 'F7'",
+        ),
+        "no whole bytes": (header({"x": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}) + b"\0" * 2, "broken"),
+        "json": (b'{"a": 1}', "is a JSON file, which holds no weights"),
+        "index": (
+            b'{"weight_map": {"a": "m-1-of-2.safetensors", "b": "m-2-of-2.safetensors"}}',
+            "is an index of a model that is in several files (m-1-of-2.safetensors, m-2-of-2.safetensors); give",
+        ),
+        "shape": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
+        "offsets": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"\0" * 8, "place of x"),
+        "huge": (header({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}) + b"\0", "cut off"),
+        "longer": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 8, "longer than"),
+    }
+    for name, (data, sentence) in contents.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert sentence in says(path), name
+
+
+def header(entries):
+    raw = json.dumps(entries).encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+@pytest.mark.parametrize("keep", [100, 5000, -1])
+def test_truncated_files(keep, tmp_path):
+    data = MLX_FILE.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[:keep])
+    assert "cut off" in says(path)
+
+
+def test_wrong_models(changed):
+    assert "is a Mimi codec" in says(GOLDEN / "mimi-tiny" / "mimi.safetensors")
+    assert "not a Moshi language model" in says(SMALL / "greedy_f32.safetensors")
+    with pytest.raises(
+        InputError, match=r"shapes of its tensors say num_layers = 2, .*dim = 64.*configuration num_layers = 32"
+    ):
+        load_lm(MLX_FILE)
+    wider = {**json.loads((QUANT / "config.json").read_text()), "dim": 512, "num_heads": 8}
+    assert "shapes of its tensors say dim = 256, and the configuration dim = 512" in says(
+        QUANT / "lm_mlx_q8.safetensors", wider
+    )
+    assert "text_linear.weight has shape [96, 63]; [96, 64]" in says(
+        changed(**{"text_linear.weight": np.zeros((96, 63), np.float32)})
+    )
+    assert "text_linear.weight is of type int32" in says(
+        changed(**{"text_linear.weight": np.zeros((96, 64), np.int32)})
+    )
+    assert "text_linear.weight is missing" in says(changed(**{"text_linear.weight": None}))
+    two = changed(**{"text_linear.weight": None, "text_emb.weight": None})
+    assert "text_emb.weight, text_linear.weight (2 tensors) are missing" in says(two)
+    assert "more.weight does not belong to this model" in says(changed(**{"more.weight": np.zeros(3, np.float32)}))
+    pytorch = SMALL / "lm_pytorch.safetensors"
+    assert "odd.alpha does not belong" in says(changed(pytorch, **{"odd.alpha": np.zeros(3, np.float32)}))
+    rows = {"depformer.layers.0.self_attn.in_proj_weight": np.zeros((383, 32), np.float32)}
+    assert "depformer" in says(changed(pytorch, **rows))
+
+
+def test_wrong_quantized_tensors(changed):
+    def says_changed(**changes):
+        return says(changed(QUANT / "lm_mlx_q8.safetensors", **changes), QUANT / "config.json")
+
+    assert "text_emb.biases is missing" in says_changed(**{"text_emb.biases": None})
+    assert "text_emb has a quantized weight" in says_changed(**{"text_emb.scales": np.zeros((97, 3), np.float32)})
+    assert "text_emb has a quantized weight" in says_changed(**{"text_emb.weight": np.zeros((97, 65), np.uint32)})
+    assert "text_emb is packed as int32" in says_changed(**{"text_emb.weight": np.zeros((97, 64), np.int32)})
+    assert "out_norm.scales does not belong" in says_changed(**{"out_norm.scales": np.zeros((1, 4), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"dimension": 4}', "keys that are not known: dimension"),
+        ('{"norm": "layer_norm"}', "norm = 'layer_norm'; only 'rms_norm_f32'"),
+        ('{"dim": "64"}', "dim = '64'"),
+        ('{"dim": 0}', "dim = 0"),
+        ('{"dim": true}', "dim = True"),
+        ('{"dim": 100000000000000}', "dim = 100000000000000"),
+        ('{"delays": [0, 1]}', "delays has 2 entries"),
+        ('{"delays": 3}', "delays = 3"),
+        ('{"dep_q": 17}', "dep_q = 17 is larger than n_q = 16"),
+        ('{"num_heads": 33}', "not an even multiple of num_heads"),
+        ('{"text_card_out": 5}', "text_card_out = 5; the same as text_card = 32000, or null"),
+        ('{"dim": null}', "dim = null"),
+        ('{"dep_q": 0}', "is of a speech-to-text model, which this program does not run"),
+        ('{"max_period": 1e-300}', "max_period = 1e-300"),
+        ('{"lora": "yes"}', "lora = 'yes'"),
+        ('{"max_period": NaN}', "max_period = nan"),
+    ],
+)
+def test_wrong_configurations(text, sentence, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert sentence in says(MLX_FILE, path)
+
+
+def test_configuration_defaults_and_keys_that_do_not_matter():
+    assert LmConfig.from_dict({}) == LmConfig()
+    assert LmConfig.from_dict({"lm_gen_config": {"temp": 1}, "model_id": {}, "cross_attention": False}) == LmConfig()
+    assert (LmConfig().hidden, LmConfig().depformer_hidden, LmConfig().user_q) == (11264, 2816, 8)
+    with pytest.raises(InputError, match="cross_attention"):
+        LmConfig.from_dict({"cross_attention": True})
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        LmConfig.from_file("nowhere.json")
+
+
+@pytest.mark.parametrize("name", ["bom", "cardout", "causal", "ctx", "ffnull"])
+def test_what_published_configurations_say(name):
+    """Keys that mean nothing to the model, nulls and a byte order mark: it runs as without them."""
+    path, plain = CASES / f"config_{name}.json", DEMO / "config.json"
+    config = LmConfig.from_file(path)
+    widths = {"depformer_dim_feedforward": int(4.125 * 128)} if name == "ffnull" else {}
+    assert config == replace(LmConfig.from_file(plain), **widths)
+    tokens = []
+    for one in (path, plain):
+        gen = LmGen(load_lm(DEMO / "model.q8.safetensors", one), text_sampler=Sampler(0), audio_sampler=Sampler(0))
+        tokens.append([gen.step([(37 * t + k) % 256 for k in range(8)]).text_token for t in range(8)])
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_configurations_in_the_encodings_of_other_systems(encoding, tmp_path):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "c.json").write_bytes((mark + (SMALL / "config.json").read_text()).encode(encoding))
+    assert LmConfig.from_file(tmp_path / "c.json") == LmConfig.from_file(SMALL / "config.json")
+
+
+def test_keys_that_mean_nothing_may_have_any_value():
+    for key in (
+        "depformer_context",
+        "depformer_max_period",
+        "depformer_causal",
+        "existing_text_end_padding_id",
+        "lora_name",
+    ):
+        for value in (None, 0, -1, 1e300, "x", False, [], {}):
+            assert LmConfig.from_dict({key: value}) == LmConfig()
+    for key in ("conditioners", "kv_repeat", "depformer_norm", "extra_heads_num_heads", "cross_attention", "lora"):
+        assert LmConfig.from_dict({key: None}) == LmConfig()
+    assert LmConfig.from_dict({"depformer_dim_feedforward": [96] * 8}).depformer_dim_feedforward == 96
+    assert LmConfig(hidden_scale=4.0).hidden == 21 * 4096 // 8
+
+
+STT = {"dep_q": 0, "model_type": "stt", "stt_config": {"audio_delay_seconds": 0.5}}
+TTS = {"dep_q": 16, "demux_second_stream": True, "text_card_out": 5}
+HIBIKI = {"model_type": "hibiki", "conditioners": {"description": {"type": "lut"}}}
+ZERO = {"depformer_norm": "layer_norm", "kv_repeat": 2, "positional_embedding": "rope_concat"}
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (STT, "a speech-to-text model"),
+        ({"dep_q": 0}, "a speech-to-text model"),
+        (TTS, "a text-to-speech model"),
+        (HIBIKI, "Hibiki"),
+        (ZERO, "Hibiki"),
+        ({"model_type": "personaplex", "version": "7b-v1"}, "PersonaPlex"),
+        ({"dep_q": 16}, "PersonaPlex"),
+        ({"architectures": ["MoshiForConditionalGeneration"], "hidden_size": 4096}, "Transformers library"),
+    ],
+)
+def test_configurations_of_other_kinds_are_named(values, what):
+    with pytest.raises(InputError, match=f"configuration is of .*{what}.*, which this program does not run"):
+        LmConfig.from_dict({"n_q": 16, **values})
+
+
+def test_the_kind_is_what_is_said_of_a_model_that_can_be_run():
+    assert LmConfig.from_dict({"model_type": "hibiki"}) == LmConfig()
+
+
+def test_files_of_other_kinds_are_named(changed):
+    pytorch = SMALL / "lm_pytorch.safetensors"
+    more = {f"depformer_in.{k}.weight": np.zeros((32, 64), np.float32) for k in range(4, 8)}
+    assert "is a model that predicts the user's voice, too, as PersonaPlex does" in says(changed(pytorch, **more))
+    none = {name: None for name in load_file(pytorch) if name.startswith(("depformer", "linears"))}
+    assert "is a speech-to-text model, which this program does not run" in says(changed(pytorch, **none))
+    demux = {"text_emb.out1.weight": np.zeros((64, 64), np.float32)}
+    assert "is a text-to-speech model" in says(changed(pytorch, **demux))
+    lut = {"condition_provider.conditioners.description.embed.weight": np.zeros((32, 16), np.float32)}
+    assert "is a speech translation model (Hibiki)" in says(changed(pytorch, **lut))
+
+
+def test_parts_and_the_names_of_other_libraries(changed, tmp_path):
+    path = changed(SMALL / "lm_pytorch.safetensors", **{"out_norm.alpha": None})
+    part = path.rename(tmp_path / "model-00002-of-00003.safetensors")
+    assert "is part 2 of 3 of a model; give a model that is in one file" in says(part)
+    whole = changed().rename(tmp_path / "model-00001-of-00002.safetensors")  # a name proves nothing
+    load_lm(whole, SMALL / "config.json")
+    for name in (
+        "decoder.model.layers.0.self_attn.q_proj.linear.weight",
+        "depth_decoder.layers.0.x",
+        "embed_tokens.3.weight",
+    ):
+        save_file({name: np.zeros((2, 2), np.float32)}, part)
+        assert "has the Transformers library's names of tensors; give Kyutai's own file" in says(part)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("F8_E4M3", 8),
+        ("F8_E5M2", 8),
+        ("F8_E8M0", 8),
+        ("F8_E4M3FNUZ", 8),
+        ("C64", 64),
+    ],
+)
+def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
+    """The header is sound; what is wrong is the type of a tensor."""
+    data, entries, end = bytearray(), {}, 0
+    for name, info in read_header(MLX_FILE).items():
+        kind, size = (dtype, bits) if name == "text_linear.weight" else ("F32", 32)
+        count = int(np.prod(info.shape)) * size // 8
+        entries[name] = {"dtype": kind, "shape": list(info.shape), "data_offsets": [end, end + count]}
+        data, end = data + bytes(count), end + count
+    path = tmp_path / "typed.safetensors"
+    path.write_bytes(header(entries) + data)
+    assert f"text_linear.weight is of type {dtype}; a float of 16 or 32 bits is expected" in says(path)
+
+
+SMALL_BYTES = MLX_FILE.read_bytes()
+HEADER_END = 8 + int.from_bytes(SMALL_BYTES[:8], "little")
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, HEADER_END - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.booleans(),
+)
+def test_damaged_headers_end_in_a_sentence_or_a_model(changes, cut, tmp_path):
+    """Whatever bytes of the header are wrong, there is one clear error, or they did not matter."""
+    data = bytearray(SMALL_BYTES)
+    for place, value in changes:
+        data[place] = value
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(bytes(data[: changes[0][0]] if cut else data))
+    try:
+        load_lm(path, SMALL / "config.json")
+    except InputError as error:
+        message = str(error)
+    else:
+        assert len(read_header(path)) == len(read_header(MLX_FILE))
+        return
+    assert message.endswith(".")
+    assert "\n" not in message
