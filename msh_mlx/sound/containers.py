@@ -262,6 +262,11 @@ class Ahead:
         self._ahead = data + self._ahead
         self.position -= len(data)
 
+    def skip_zeros(self) -> None:
+        """Pass over zeros."""
+        while (block := self.peek(1 << 12)) and self.skip(len(block) - len(block.lstrip(b"\0"))) == len(block):
+            pass
+
     def skip(self, size: int) -> int:
         """Pass over `size` bytes and return how many there were."""
         begin = self.position
@@ -281,6 +286,11 @@ _START = re.compile(
 )
 
 
+# Letters of each, and where they stand in it: these are found fast.
+_LETTERS = [(b"WAVE", 8), (b"AIF", 8), (b"ftyp", 4)]
+_LETTERS += [(word, 0) for word in (b"riff.", b".snd", b"caff", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf", b"0&\xb2")]
+
+
 def begins(start: bytes) -> bool:
     """Whether another recording, of whatever format, begins with `start`."""
     if not (found := _START.match(start)):
@@ -294,7 +304,14 @@ def begins(start: bytes) -> bool:
 
 def find_beginning(data: bytes) -> int | None:
     """Find where in `data` a recording begins; frames of MPEG sound are not found."""
-    return next((found.start() for found in _START.finditer(data) if begins(data[found.start() :][:64])), None)
+    first = None
+    for letters, at in _LETTERS:
+        place = data.find(letters, at)
+        while place >= 0 and (first is None or place - at < first):
+            if begins(data[place - at : place - at + 64]):
+                first = place - at
+            place = data.find(letters, place + 1)
+    return first
 
 
 def _find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
@@ -741,7 +758,8 @@ def follow_chunks(stream: Ahead, name: str, chunks: _Chunks, held: int | None = 
             if not passed:
                 return None
             if not header.strip(b"\0"):
-                return False
+                stream.skip_zeros()
+                return begins(stream.peek(_WINDOW))
             raise _damaged(name, f"is damaged {passed} bytes behind its sound")
         _, size = chunks.read(header)
         size += chunks.header
@@ -990,7 +1008,8 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
         if frame is None or (
             found and frame.kind != found[-1].kind and _frame(_at(file, offset + frame.size, 4)) is None
         ):
-            if length := _tag_at(file, offset, end) or _padding(file, offset, end, found):
+            another = begins(_at(file, offset, min(_WINDOW, end - offset)))
+            if length := _tag_at(file, offset, end) or (0 if another else _padding(file, offset, end, found)):
                 offset += length
                 continue
             following = _find_recording(file, offset, end)
@@ -1001,6 +1020,8 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
             raise cut_off(name, "ends within a frame")
         whole = _at(file, offset, frame.size)
         counted = _counted(whole)
+        if _another_within(file, offset, frame.size):
+            raise cut_off(name, f"ends at byte {offset}, within a frame, and another recording begins there")
         if counted or not found or frame.kind != found[-1].kind:
             found.append(_MpegStream(frame.kind, head))
         stream = found[-1]
@@ -1012,6 +1033,15 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
         stream.size += frame.size
         offset += frame.size
     return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]], following
+
+
+def _another_within(file: BinaryIO, offset: int, size: int) -> bool:
+    """Whether another recording begins within a frame, which is cut off, then."""
+    data = _at(file, offset, size + 64)
+    if (found := find_beginning(data[1 : size + HELD_BACK])) is not None and found + 1 < size:
+        return True
+    words = (match.start() - at for match in re.finditer(b"Xing|Info", data) for at in (13, 21, 36))
+    return any(0 < begin < size and _frame(data[begin:]) and _xing(data[begin:]) for begin in words)
 
 
 _MAX_PADDING = 1 << 13  # bytes, of one value, behind a recording that does not say how long it is
@@ -1027,9 +1057,11 @@ def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) ->
         place += len(block) - len(rest)
         if rest:
             break
+    if begins(_at(file, max(offset, place - 3), 64)):  # which may begin with zeros
+        place = max(offset, place - 3)
     frame = _frame(_at(file, place, 4)) if place < end else None
     goes_on = frame is not None and frame.kind == found[-1].kind and not _counted(_at(file, place, frame.size))
-    room = end if found[-1].complete else min(_MAX_PADDING, found[-1].size)
+    room = end if found[-1].complete else min(_MAX_PADDING, found[-1].size // 2)
     return 0 if goes_on or place - offset > room else place - offset
 
 
@@ -1039,7 +1071,7 @@ def _may_end(file: BinaryIO, last: _MpegStream, offset: int, stop: int) -> bool:
         return _first_frame(file, offset, stop) is None
     rest = _at(file, offset, min(stop - offset, _MAX_TEXT + 1))
     if len(set(rest)) <= 1:
-        return len(rest) <= min(_MAX_PADDING, last.size)
+        return len(rest) <= min(_MAX_PADDING, last.size // 2)
     try:
         text = rest.decode()
     except UnicodeDecodeError:
