@@ -602,4 +602,51 @@ def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
     for env in ({}, {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "hub.invalid"}):
         said = refused(fetched(folder, **env), 1, "hub.invalid cannot be reached")
         assert "proxy" not in said.lower()
-    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is no address of a hub", "HF_ENDPOINT")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        *[
+            ("HF_ENDPOINT", value, "is no address of a hub")
+            for value in ("nowhere", "http://[", "http://a:99999", "ht p://a")
+        ],
+        *[(f"HF_HUB_{of}_TIMEOUT", "2 s", "is not a whole number of seconds") for of in ("DOWNLOAD", "ETAG")],
+        ("SSL_CERT_FILE", "there-is-none", "cannot be used (No such file or directory)"),
+        ("SSL_CERT_FILE", ".", "cannot be used (Is a directory)"),
+        ("SSL_CERT_FILE", "in.wav", "cannot be used (it has no certificate)"),
+    ],
+)
+def test_settings_of_the_hub_that_are_wrong(folder: Path, variable: str, value: str, words: str) -> None:
+    refused(fetched(folder, **{variable: value}), 2, f"{variable}={value} {words}; correct it, or unset it.")
+
+
+def test_the_demo_where_the_hub_cannot_be_asked(folder: Path) -> None:
+    for variable, value in (("HF_HUB_ETAG_TIMEOUT", "x"), ("SSL_CERT_FILE", ".")):
+        env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(folder), variable: value}
+        files = "".join(
+            f'files.{role} = "{name}"\n' for role, name in (("lm", "a.safetensors"), ("tokenizer", "c.model"))
+        )
+        (folder / "one.toml").write_text(
+            '[own]\nabout = "light"\nrepository = "me/model"\nrevision = "main"\nquantization = "q4"\nsize = 1\nmemory = 1\n'
+            f'step-bytes = 1\nlicence = "none"\n{files}files.mimi = "b.safetensors"\n'
+        )
+        result = run(
+            "--or-demo",
+            "--steps",
+            "2",
+            "--input",
+            "in.wav",
+            "--output",
+            "o.wav",
+            "--weights",
+            "one.toml",
+            cwd=folder,
+            **env,
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"{variable}={value}" in result.stderr
+        assert "so this is the demo model" in result.stderr
+        doctor = run("doctor", "--quick", cwd=folder, **env)
+        assert f"warning  models: {variable}={value}" in doctor.stdout
+        assert "Error" not in doctor.stdout
