@@ -86,17 +86,25 @@ def temporary_folder() -> Path:
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Find out whether `size` bytes can be written to the folder `path` in that for temporary files, which may be made.
+    """Find out whether something of `size` bytes can be compiled in the folder `path` in that for temporary files.
+
+    The folder may be made.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 
     Raises
     ------
     MshError
-        They cannot.
+        It cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
+    # The compiler is run by a shell, with the names of files in double quotes.
+    if special := re.search(r'["$`]|\\{2}', str(folder)):
+        raise MshError(
+            f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
+            f"compiled there; set {name} to another folder, or unset it."
+        )
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")

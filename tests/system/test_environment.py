@@ -92,7 +92,7 @@ def test_recordings_where_streams_are_closed(folder: Path, suffix: str, redirect
 def test_descriptors_of_streams_are_nobody_elses(folder: Path) -> None:
     """Whatever is opened next, a server's socket say, does not get the descriptor of a stream that is closed."""
     code = (
-        "import os, sys; from msh_mlx.options import guard\n"
+        "import os, sys; from msh_mlx.cli.program import guard\n"
         "def program(signals):\n"
         "    number = os.open(os.devnull, os.O_RDONLY)\n"
         "    for descriptor in range(3): os.fstat(descriptor)\n"
@@ -210,12 +210,15 @@ def test_a_terminal_gets_no_sound(folder: Path) -> None:
 
 
 def test_who_reads_may_stop(folder: Path) -> None:
-    command = ["/bin/sh", "-c", '"$@" --output - --input in.wav | head -c 50', "sh", *MAIN, "--demo"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=LIMIT, env=env)
-    assert len(done.stdout) == 50
-    assert b"Error" not in done.stderr
-    assert b"ignored" not in done.stderr
+    for what in ("--demo --output - --input in.wav --tail 4", "models --plain", "models --json"):
+        line = f'{{ "$@" {what}; echo $? >code; }} | head -c 0'
+        done = subprocess.run(
+            ["/bin/sh", "-c", line, "sh", *MAIN], cwd=folder, capture_output=True, timeout=LIMIT, env=env
+        )
+        assert (done.stdout, (folder / "code").read_text()) == (b"", "141\n")  # as of a program that SIGPIPE ends
+        assert b"Error" not in done.stderr
+        assert b"ignored" not in done.stderr
 
 
 def test_a_wav_file_without_end() -> None:
@@ -354,6 +357,17 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_to(folder: Path) ->
 
 
 @COMPILES
+@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b", "with space, 'quotes' & more"])
+def test_a_folder_for_temporary_files_that_the_compiler_may_not_find(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    result = run(*SHORT, "--input", "in.wav", "--output", "o.wav", cwd=folder, TMPDIR=str(folder / name))
+    if " " in name:
+        assert result.returncode == 0, result.stderr
+        return
+    refused(result, 1, str(folder / name), f"has {name[1]} in its name", "set TMPDIR")
+
+
+@COMPILES
 def test_a_folder_for_temporary_files_that_is_full(folder: Path) -> None:
     # A limit on the size of files needs no disk of its own, and no rights.
     (folder / "tmp").mkdir()
@@ -385,7 +399,7 @@ def test_what_fails_while_it_is_compiled_is_explained(tmp_path: Path, monkeypatc
     assert str(tmp_path / "gone") in str(explain(failed))
     # As MLX says it; the program asks `explain`.
     code = (
-        "import mlx.core; from msh_mlx.options import guard\n"
+        "import mlx.core; from msh_mlx.cli.program import guard\n"
         "def program(signals): raise RuntimeError('filesystem error: temp_directory_path: No such file or directory')\n"
         "raise SystemExit(guard(program))"
     )
