@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
@@ -23,14 +22,8 @@ from ..events import (
     Said,
     Spoke,
 )
-from .opus import SAMPLE_RATE
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from .address import Address
+from .opus import SAMPLE_RATE
 from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 

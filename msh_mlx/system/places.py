@@ -6,7 +6,6 @@ import io
 import os
 import pwd
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
@@ -151,12 +150,6 @@ def client_folder() -> Path | None:
         if (folder / "index.html").is_file():
             return folder
     return None
-
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 
 def user_file() -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 
@@ -17,12 +16,6 @@ _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 def printable(text: str) -> str:
     """Return `text` on one line and without anything that a terminal could take for a command."""
     return "".join(c if c.isprintable() else _UNPRINTABLE for c in text)
-
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 
 def listed(words: Iterable[str]) -> str:

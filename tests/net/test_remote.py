@@ -462,7 +462,7 @@ def words_of(said):
 @pytest.fixture
 def brisk(monkeypatch):
     """What takes long is not waited for."""
-    monkeypatch.setattr(remote, "_STALLED", 0.1)
+    monkeypatch.setattr(remote, "STALLED", 0.1)
     monkeypatch.setattr(remote, "_SILENT", 1.0)
 
 

@@ -236,7 +236,7 @@ def test_a_long_stream_needs_no_memory() -> None:
     code = """
 import resource, sys
 import numpy as np
-from msh_mlx.audio import open_recording, read_frames
+from msh_mlx.sound.recordings import open_recording, read_frames
 with open_recording("-") as recording:
     frames = read_frames(recording, 24000, 1920)
     next(frames)
