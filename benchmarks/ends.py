@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from mimi import Capture, Playback
+from msh_native import Capture, Playback
 
 from msh_mlx.format import FRAME, RATE
 from msh_mlx.sound.ends import CaptureSource

@@ -98,14 +98,18 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "soxr", "huggingface_hub", "sentencepiece"])
+@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "msh_native", "soxr", "huggingface_hub", "sentencepiece"])
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
     (tmp_path / "broken" / package / "__init__.py").write_text("raise ImportError('it is broken')")
     checks, code = outcome(PYTHONPATH=str(tmp_path / "broken"))
-    name = {"mimi": "codec", "soxr": "sound", "huggingface_hub": "disk", "sentencepiece": "demo model"}.get(
-        package, "mlx"
-    )
+    name = {
+        "mimi": "codec",
+        "msh_native": "codec",
+        "soxr": "sound",
+        "huggingface_hub": "disk",
+        "sentencepiece": "demo model",
+    }.get(package, "mlx")
     assert code == 1
     assert checks[name]["status"] == "problem"
     assert "it is broken" in checks[name]["found"]

@@ -355,7 +355,7 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )
     loaded = result.stdout.splitlines()[-1]
-    for module in ("numpy", "mlx", "mimi", "soundfile", "rich"):
+    for module in ("numpy", "mlx", "mimi", "msh_native", "soundfile", "rich"):
         assert f"'{module}'" not in loaded
 
 
@@ -364,7 +364,7 @@ def test_the_screen_knows_nothing_of_the_model() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )
-    for module in ("mlx", "mimi", "msh_mlx.conversation.session", "msh_mlx.model"):
+    for module in ("mlx", "mimi", "msh_native", "msh_mlx.conversation.session", "msh_mlx.model"):
         assert f"'{module}'" not in result.stdout
 
 

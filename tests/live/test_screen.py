@@ -734,5 +734,5 @@ def test_the_screen_knows_nothing_of_the_model() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    for module in ("mlx", "mimi", "sounddevice", "msh_mlx.conversation.session", "msh_mlx.model"):
+    for module in ("mlx", "mimi", "msh_native", "sounddevice", "msh_mlx.conversation.session", "msh_mlx.model"):
         assert f"'{module}'" not in result.stdout

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
-from mimi import Capture, Mixer, Playback
+from msh_native import Capture, Mixer, Playback
 
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Notice

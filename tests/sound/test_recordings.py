@@ -15,7 +15,7 @@ import ogg
 import pytest
 import soundfile
 import soxr
-from mimi import Mixer
+from msh_native import Mixer
 from paths import CASES
 
 from msh_mlx.errors import InputError, MshError
