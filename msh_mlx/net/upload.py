@@ -19,11 +19,10 @@ from ..events import (
     Event,
     Failed,
     Notice,
-    Pcm,
     Said,
     Spoke,
 )
-from .opus import SAMPLE_RATE
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 
 # Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
 if sys.version_info >= (3, 11):
@@ -31,7 +30,7 @@ if sys.version_info >= (3, 11):
 else:
     pass
 from .address import Address
-from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 
 class _Feed:
