@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from .errors import InputError, MshError
-from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue
+from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
 from .library.files import find_demo
 from .system import machine
-from .system.log import log_folder
-from .system.places import asset, temporary_folder, user_file
+from .system.places import asset, log_folder, temporary_folder
 from .system.words import human_size, listed
 
 if TYPE_CHECKING:
@@ -247,7 +246,7 @@ def check_memory() -> Finding:
 def judge_memory(available: int | None, whole: int, entries: Mapping[str, Entry]) -> Finding:
     """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
     name = "memory"
-    found = f"{human_size(whole)}, {'?' if available is None else human_size(available)} free"
+    found = f"{human_size(whole)}, {human_size(available)} free"
     least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
     if whole < least:
         advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
@@ -615,7 +614,7 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     name = "microphone"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .format import FRAME, RATE
+    from .format import FRAME_SECONDS, FRAME_SIZE
     from .sound.devices import choose_device
     from .sound.ends import Microphone
     from .sound.headset import is_bluetooth_headset
@@ -635,8 +634,8 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     try:
         found = microphone.describe()
         heard = 0
-        for _ in range(round(LISTENING / FRAME)):
-            if microphone.read(round(FRAME * RATE), _FIRST) is None:
+        for _ in range(round(LISTENING / FRAME_SECONDS)):
+            if microphone.read(FRAME_SIZE, _FIRST) is None:
                 break
             heard += 1
         level = microphone.level() if heard else None

@@ -505,7 +505,7 @@ warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
                      Install the compiler.
 skipped  terminal    the output is no terminal
-problem  sound       no  [2Jdevices
+problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
                      FILE) it works without.
 """
@@ -519,7 +519,7 @@ def test_in_lines() -> None:
 ok       system: Apple M2, 16.0 GB, macOS 14.5
 warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
 skipped  terminal: the output is no terminal
-problem  sound: no  [2Jdevices. Connect one; with recordings (--input FILE) it works without.
+problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """
     )
 

@@ -23,7 +23,6 @@ from ..events import (
     Heard,
     Levels,
     Loading,
-    Pcm,
     Ready,
     Said,
     Span,
@@ -32,6 +31,7 @@ from ..events import (
     Underrun,
     Word,
 )
+from ..format import Pcm
 from ..metrics import Durations, Memory, Metrics, percentile
 from ..system.threads import exists
 from .text import Words

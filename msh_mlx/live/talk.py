@@ -18,6 +18,7 @@ from typing import Protocol
 from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
+from ..format import FRAME_SECONDS
 from ..metrics import Metrics
 from ..model.step import explain
 from ..sound.both import Devices
@@ -36,7 +37,6 @@ from .screen.status import EchoSummary, Percentiles, Screen, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
-_FRAME = 0.08  # seconds
 _FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
 
 
@@ -136,7 +136,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
     if options.as_json:
         check_output()
     with ExitStack() as stack:
-        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=FRAME_SECONDS)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
         log = stack.enter_context(Log())
@@ -188,7 +188,7 @@ class _Conversation:
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
+        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=FRAME_SECONDS, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,

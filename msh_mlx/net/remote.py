@@ -31,7 +31,6 @@ from ..events import (
     Levels,
     Loading,
     Notice,
-    Pcm,
     Ready,
     Said,
     Span,
@@ -40,11 +39,12 @@ from ..events import (
     Underrun,
     Word,
 )
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Durations, Memory, Metrics, resident_bytes
+from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
-from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
-from .parameters import one_line
+from .opus import OpusDecoder, OpusEncoder
 from .tls import KnownServers, fingerprint, peer_certificate
 from .tunnel import Proxy, ProxyConnector
 
@@ -55,9 +55,6 @@ else:
     from async_timeout import timeout
 
 from .address import Address
-
-FRAME_SIZE = 2 * PACKET_SAMPLES
-FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE  # seconds
 
 _CONNECT = 10.0  # seconds for a connection to be there
 _SILENT = 10.0  # seconds in which a server that hears something sends nothing: it has gone
@@ -694,7 +691,7 @@ class Remote:
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return one_line(text, _SENTENCE)
+    return shortened(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

@@ -18,13 +18,12 @@ from ..events import (
     Event,
     Failed,
     Notice,
-    Pcm,
     Said,
     Spoke,
 )
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .address import Address
-from .opus import SAMPLE_RATE
-from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 
 class _Feed:

@@ -7,11 +7,12 @@ import aiohttp
 import numpy as np
 import ogg
 import pytest
-from talker import FRAME, Talker
+from talker import Talker
 from test_opus import case, damaged, packets, stream
 from test_server import FILE, GREEDY, digits, eventually, model, run, serving
 
 from msh_mlx.conversation.session import Session
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net.address import Address
 from msh_mlx.net.messages import Audio, Error, Handshake
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -30,7 +31,7 @@ async def send_pages(talker, pages):
 
 
 async def heard_frames(talker, count):
-    while len(talker.heard.sound) < count * FRAME:
+    while len(talker.heard.sound) < count * FRAME_SIZE:
         assert await talker.receive(), talker.heard.error
     return talker.heard
 
@@ -44,12 +45,12 @@ def test_pages_with_large_headers_are_heard(model):
         async with serving(model) as server:
             async with Talker(server.url, **FILE, **ASKS) as talker:
                 await send_pages(talker, pages)
-                first = await heard_frames(talker, len(pcm) // FRAME)
+                first = await heard_frames(talker, len(pcm) // FRAME_SIZE)
             await eventually(lambda: server.log)
             return first, server.log[0]
 
     heard, summary = run(scenario())
-    assert len(heard.sound) == len(pcm) // FRAME * FRAME
+    assert len(heard.sound) == len(pcm) // FRAME_SIZE * FRAME_SIZE
     assert not heard.error
     assert summary["damaged_pages"] == 0
 
@@ -61,7 +62,7 @@ def test_a_damaged_page_is_counted_told_and_logged(model):
         async with serving(model) as server:
             async with Talker(server.url, **FILE, **ASKS) as talker:
                 await send_pages(talker, case("bad_crc.opus"))
-                heard = await heard_frames(talker, 72240 // FRAME)
+                heard = await heard_frames(talker, 72240 // FRAME_SIZE)
                 while not any("damaged_s" in values for values in heard.metadata):
                     assert await talker.receive()
             await eventually(lambda: server.log)
@@ -137,7 +138,7 @@ def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):
 
 def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
     """The words behind it come in their steps."""
-    pcm = digits[: 45 * FRAME]
+    pcm = digits[: 45 * FRAME_SIZE]
     encoder = OpusEncoder()
     pages = [page.data for page in OggSplitter().feed(encoder.encode(pcm))]
 
@@ -174,7 +175,7 @@ def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, m
             time.sleep(1.2)
         return step(self, codes)
 
-    pcm = digits[: 76 * FRAME].reshape(-1, FRAME)
+    pcm = digits[: 76 * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     told = []
 
     def client(port, realtime):
