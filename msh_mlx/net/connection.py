@@ -224,7 +224,8 @@ class Connection:
         self._listens = False
         self._paused = False
         self._listens_since: float | None = None
-        self._last_sound: float | None = None  # heard or said
+        self._last_sound: float | None = None  # heard, or said to what was heard
+        self._unanswered = 0.0  # seconds of sound that was heard and has no answer
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -389,7 +390,7 @@ class Connection:
             raise End("message_size", sentence, WSCloseCode.MESSAGE_TOO_BIG)
         match decode(data):
             case Audio(pages):
-                faults = self._decoder.faults
+                faults, heard = self._decoder.faults, self._decoder.heard
                 try:
                     pcm = self._decoder.decode(pages, keep=self._listens and not self._paused)
                 except ProtocolError as error:
@@ -398,8 +399,10 @@ class Connection:
                 for note in self._decoder.notes[self._told_notes :]:
                     self.tell({"notice": note})
                 self._told_notes = len(self._decoder.notes)
-                if len(pcm):
+                if (sound := self._decoder.heard - heard) > 0:  # not the silence in place of what is damaged
                     self._last_sound = monotonic()
+                    self._unanswered += sound
+                if len(pcm):
                     self._source.write(pcm)
             case Control() as control:
                 self._obey(control)
@@ -407,11 +410,13 @@ class Connection:
     def _obey(self, control: Control) -> None:
         if control is Control.PAUSE:
             self._paused = True
+            self._unanswered = 0.0
             self._source.trim(0)
         elif control is Control.START:
             self._paused = False
         elif control is Control.RESTART and self._listens and self.pipeline:
             self._listens = self._paused = False
+            self._unanswered = 0.0
             self.pipeline.reset()
 
     # ---- time ------------------------------------------------------------------------------------------------------------
@@ -474,7 +479,7 @@ class Connection:
             while self._texts and self._texts[0][0] <= event.index:
                 datas.append(encode(Text(self._texts.popleft()[1])))
             datas.append(encode(Audio(self._encoder.encode(event.pcm))))
-            self._on_loop(self._said, datas)
+            self._on_loop(self._said, datas, len(event.pcm) / SAMPLE_RATE)
         elif isinstance(event, Ready):
             self._texts.clear()
             self._drops.clear()
@@ -487,9 +492,11 @@ class Connection:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _said(self, datas: list[bytes]) -> None:
+    def _said(self, datas: list[bytes], seconds: float) -> None:
         self.steps += 1
-        self._last_sound = monotonic()
+        if self._unanswered > 0:
+            self._unanswered -= seconds
+            self._last_sound = monotonic()
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)

@@ -13,7 +13,7 @@ from test_server import FILE, GREEDY, RATE, digits, eventually, model, run, serv
 
 from msh_mlx.conversation.session import Session
 from msh_mlx.net.address import Address
-from msh_mlx.net.connection import NetworkSource
+from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.messages import Audio, Error, Handshake
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.net.upload import answers
@@ -366,3 +366,62 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
     assert summary["dropped_s"] > 0
     assert f"{summary['dropped_s']:.1f} s of the sound came too late and were not heard" in summary["notes"]
     assert len(heard.metadata) == 1
+
+
+# ---- damaged pages -------------------------------------------------------------------------------------------------------
+
+
+def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
+    """A second of page after page that cannot be read: silence, and the words behind it are heard."""
+    pages = long_pages(digits[: 76 * FRAME], 0.04, 1)
+
+    async def scenario():
+        async with serving(model) as server:
+            async with Talker(server.url, **FILE, **ASKS) as talker:
+                await send_pages(talker, [*pages[:80], *map(damaged, pages[80:105]), *pages[105:]])
+                await heard_frames(talker, 75)
+            await eventually(lambda: server.log)
+            return talker.heard, server.log[0]
+
+    heard, summary = run(scenario())
+    assert heard.text.split() == ["four", "one", "three"]
+    assert (summary["damaged_pages"], summary["damaged_s"]) == (25, pytest.approx(1.0))
+
+
+def test_wrong_checksums_everywhere_are_said(model):
+    async def scenario():
+        async with serving(model) as server, Talker(server.url, stats=None) as talker:
+            await send_pages(talker, [damaged(page) for page in stream(packets(60))])
+            while await talker.receive():
+                pass
+            return talker.heard
+
+    heard = run(scenario())
+    assert heard.error.startswith("The checksums of the audio's pages are wrong")
+    assert heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+
+
+def test_damaged_pages_keep_no_session(model):
+    """Neither as they come, nor because the model answers the silence in their place."""
+    pages = stream(packets(100))
+
+    async def scenario():
+        async with serving(model, limits=Limits(idle=1.0)) as server, Talker(server.url, stats=None) as talker:
+            await send_pages(talker, pages[:6])
+
+            async def spoil():
+                for page in pages[6:]:
+                    await talker.send(Audio(damaged(page)))
+                    await asyncio.sleep(0.1)
+
+            spoiling = asyncio.ensure_future(spoil())
+            try:
+                while await talker.receive():
+                    pass
+            finally:
+                spoiling.cancel()
+            return talker.heard
+
+    heard = run(scenario())
+    assert heard.error == "No sound came for 1 s, so the conversation is over."
+    assert len(heard.sound) > 4 * FRAME
