@@ -180,7 +180,7 @@ REFUSED = {
     "stdin twice": ("--demo --input - - --output-dir folder", "once"),
     "no output folder": ("--demo --input good.wav --output none/none/out.wav", "none"),
     "no transcript folder": (f"--demo {IO} --transcript none/none/out.jsonl", "none"),
-    "no output-dir": ("--demo --input good.wav --output-dir none/none", "none"),
+    "no output-dir": ("--demo --input good.wav --output-dir good.wav/none", "good.wav/none"),
     "output-dir is a file": ("--demo --input good.wav --output-dir good.flac", "good.flac"),
     "output is a folder": ("--demo --input good.wav --output folder", "folder"),
     "output in a file": ("--demo --input good.wav --output good.flac/out.wav", "good.flac"),
