@@ -215,7 +215,7 @@ def long_pages(pcm, seconds, channels):
 
 
 async def listens(model, pieces, *, every=0.0, words=()):
-    """Send pieces as published clients do, one `every` so many seconds; return what is heard until all words are, and the log."""
+    """Send pieces as published clients do, one each `every` seconds; return what is heard until all words are, and the log."""
     async with serving(model) as server:
         async with Talker(server.url, stats=None, **GREEDY) as talker:
             await talker.until(Handshake)
@@ -243,7 +243,10 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
         return await asyncio.gather(
             *(
                 listens(
-                    model, long_pages(digits[: 50 * FRAME], seconds, channels), every=seconds, words=["four", "one"]
+                    model,
+                    long_pages(digits[: 50 * FRAME_SIZE], seconds, channels),
+                    every=seconds,
+                    words=["four", "one"],
                 )
                 for seconds in (1.0, 0.52)
             )
@@ -255,8 +258,8 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
-    """A file that is sent as fast as the network takes it, by who does not know of realtime=0: page by page, or in a message."""
-    pages = long_pages(digits[: 76 * FRAME], 0.52, 1)
+    """A file that is sent at once, without realtime=0: page by page, or in one message."""
+    pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
     _, summary = run(listens(model, pieces, words=["four", "one", "three"]))
     assert summary["dropped_s"] == 0
@@ -270,7 +273,7 @@ def test_files_that_come_at_once_without_a_query_are_answered(model, name):
         async with serving(model) as server:
             async with Talker(server.url, stats=None) as talker:
                 await send_pages(talker, case(name))
-                await heard_frames(talker, 72240 // FRAME)
+                await heard_frames(talker, 72240 // FRAME_SIZE)
             await eventually(lambda: server.log)
             return server.log[0]
 
@@ -278,7 +281,7 @@ def test_files_that_come_at_once_without_a_query_are_answered(model, name):
 
 
 class Arrivals:
-    """Sound as it comes from the network, by a clock that is moved by hand, to a model that hears twice as fast as one speaks."""
+    """Sound from the network, by a clock that is moved by hand, for a model that hears twice as fast as one speaks."""
 
     def __init__(self):
         self.now = 0.0
@@ -294,7 +297,7 @@ class Arrivals:
         for _ in range(round(seconds / 0.08)):
             self.now += 0.08
             for _ in range(2):
-                self.source.read(FRAME, 0)
+                self.source.read(FRAME_SIZE, 0)
 
     @property
     def late(self):
@@ -326,7 +329,7 @@ def test_what_was_held_up_on_its_way_is_late(piece):
     for _ in range(round(2 / piece)):
         arrivals.come(piece)
         arrivals.now += piece
-        while arrivals.source.read(FRAME, 0) is not None:
+        while arrivals.source.read(FRAME_SIZE, 0) is not None:
             pass
     arrivals.now += 3
     arrivals.come(*[piece] * round(3 / piece))
@@ -361,7 +364,7 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
         async with serving(model) as server:
             async with Talker(server.url, stats=None) as talker:
                 await talker.until(Handshake)
-                await talker.say(digits[: 25 * FRAME], pause=0.08)
+                await talker.say(digits[: 25 * FRAME_SIZE], pause=0.08)
             await eventually(lambda: server.log)
             return server.log[0], talker.heard
 
@@ -376,7 +379,7 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
 
 def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
     """A second of page after page that cannot be read: silence, and the words behind it are heard."""
-    pages = long_pages(digits[: 76 * FRAME], 0.04, 1)
+    pages = long_pages(digits[: 76 * FRAME_SIZE], 0.04, 1)
 
     async def scenario():
         async with serving(model) as server:
@@ -427,4 +430,4 @@ def test_damaged_pages_keep_no_session(model):
 
     heard = run(scenario())
     assert heard.error == "No sound came for 1 s, so the conversation is over."
-    assert len(heard.sound) > 4 * FRAME
+    assert len(heard.sound) > 4 * FRAME_SIZE
