@@ -9,10 +9,10 @@ import ogg
 import pytest
 from talker import Talker
 from test_opus import case, damaged, packets, stream
-from test_server import FILE, GREEDY, RATE, digits, eventually, model, run, serving
+from test_server import FILE, GREEDY, digits, eventually, model, run, serving
 
 from msh_mlx.conversation.session import Session
-from msh_mlx.format import FRAME_SIZE
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
 from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.messages import Audio, Error, Handshake
@@ -290,7 +290,7 @@ class Arrivals:
     def come(self, *pieces):
         """Let pieces of so many seconds come together."""
         for seconds in pieces:
-            self.source.write(np.zeros(round(seconds * RATE), np.float32))
+            self.source.write(np.zeros(round(seconds * SAMPLE_RATE), np.float32))
 
     def wait(self, seconds):
         """Let time pass while the model hears."""
