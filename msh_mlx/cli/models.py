@@ -392,7 +392,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
         load_mimi(path)
     else:
         config = cache.find(entry.files["config"]) if "config" in entry.files else None
-        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+        open_checkpoint(path, LmConfig.of(config, lora=True))
     if found := find_not_finite(path, progress):
         name, position, value = found
         return f"{name} holds {value} at position {position}"

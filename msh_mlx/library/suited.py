@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,11 +105,20 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
-def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
-    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
-    fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
-    # Stable: what is on disk comes first, then the best.
-    return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)
+@dataclass(frozen=True)
+class Selection:
+    """A model that was chosen for this machine, all models that suit it (`suitable`), and the whole catalogue."""
+
+    entry: Entry
+    suited: Sequence[Entry]
+    entries: Mapping[str, Entry]
+
+    def lighter(self) -> Selection | None:
+        """Choose what to take in its place if it is too slow: of the same voice if there is such a one; None: there is none."""
+        fewer = [other for other in self.suited if (other.step_bytes or 0) < (self.entry.step_bytes or 0)]
+        # Stable: what is on disk comes first, then the best.
+        found = min(fewer, key=lambda other: _voice(other) != _voice(self.entry), default=None)
+        return replace(self, entry=found) if found else None
 
 
 def _voice(entry: Entry) -> str:
