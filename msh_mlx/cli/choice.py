@@ -132,7 +132,7 @@ def _chosen(args: argparse.Namespace, watch: Watch) -> Choice:
     except (_NothingSuitsError, UnreachableError) as error:
         if not args.or_demo or args.model or args.variant or args.hf_repo:
             raise
-        watch.say(f"{str(error).split('; ')[0].rstrip('.')}; so this is the demo model, which repeats digits.")
+        watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
         return _opened(args, find_demo(), _DEMO, is_demo=True)
 
 
@@ -233,7 +233,7 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
         machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
     if not suited:
-        raise _NothingSuitsError(_why_none(entries, machine))
+        raise _nothing_suits(entries, machine)
     best = suited[0]
     watch.say(f"The model is {best.name}: {best.about}".rstrip(": ") + ".")
     better = [entry for entry in suited if (entry.bits or 0) > (best.bits or 0)]
@@ -242,14 +242,14 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
     return best, suited
 
 
-def _why_none(entries: Mapping[str, Entry], machine: Machine) -> str:
+def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSuitsError:
     from ..library.suited import STEP_LIMIT, judge
     from ..system.words import human_size
 
     known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
     if not known:
-        return (
-            "The catalogue says of no model how much memory and time it takes; name one with --variant, or try --demo."
+        return _NothingSuitsError(
+            "The catalogue says of no model how much memory and time it takes", "name one with --variant, or try --demo"
         )
     least = min(known, key=lambda entry: entry.memory or 0)
     verdict = judge(least, machine)
@@ -261,9 +261,9 @@ def _why_none(entries: Mapping[str, Entry], machine: Machine) -> str:
             f"has steps of {1000 * verdict.step:.0f} ms by this machine's memory bandwidth "
             f"({human_size(machine.bandwidth)}/s), and {1000 * STEP_LIMIT:.0f} are the limit"
         )
-    return (
-        f"No model suits this machine: {least.name}, the lightest, {what}; "
-        f"take it all the same with --variant {least.name}, or try --demo."
+    return _NothingSuitsError(
+        f"No model suits this machine: {least.name}, the lightest, {what}",
+        f"take it all the same with --variant {least.name}, or try --demo",
     )
 
 

@@ -368,7 +368,7 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
         size = path.stat().st_size
         return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
     except MshError as error:
-        return str(error).rstrip(".")
+        return error.clause
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
 

@@ -170,7 +170,8 @@ class Checkpoint:
             weight = change.merge(weight, row) if change else weight.astype(mx.float32)
             if change and not mx.isfinite(weight).all().item():
                 raise InputError(
-                    f"{change.path} makes numbers of {module} infinite or none at all; give another file, or --lora-scaling."
+                    f"{change.path} makes numbers of {module} infinite or none at all",
+                    "give another file, or --lora-scaling",
                 )
             yield row, weight
 
@@ -270,16 +271,16 @@ def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
     kind = _kind(header)
     if kind == "transformers":
         raise InputError(
-            f"{path} has the Transformers library's names of tensors; give Kyutai's own file, "
-            "such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors."
+            f"{path} has the Transformers library's names of tensors",
+            "give Kyutai's own file, such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors",
         )
     if (part := _PART.search(path.name)) and not _is_whole(header):
-        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model; {ONE_FILE}.")
+        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model", ONE_FILE)
     if kind == "mimi":
-        raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi, and the model as --model.")
+        raise InputError(f"{path} is a Mimi codec, not a language model", "give it as --mimi, and the model as --model")
     if kind == "lora":
         raise InputError(
-            f"{path} holds LoRA adapters, not a language model; give it as --lora, and the model as --model."
+            f"{path} holds LoRA adapters, not a language model", "give it as --lora, and the model as --model"
         )
     if kind != "lm":
         raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
@@ -341,11 +342,11 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
         return
     bits = file_bits(header)
     if bits is None:
-        raise InputError(f"{path} is not quantized: it is {describe(header)}; leave --quantized {quantized} out.")
+        raise InputError(f"{path} is not quantized: it is {describe(header)}", f"leave --quantized {quantized} out")
     if bits != quantized:
         raise InputError(
-            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}; "
-            f"give --quantized {bits}, or leave it out."
+            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}",
+            f"give --quantized {bits}, or leave it out",
         )
 
 
@@ -391,7 +392,8 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
         )
         raise InputError(
             f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
-            f"{said}; give the model's own with --config."
+            f"{said}",
+            "give the model's own with --config",
         )
 
 
@@ -448,9 +450,9 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
                 continue
             quantizations[module] = _quantization(path, module, tensors, shape)
         elif array.shape != shape:
-            raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
+            raise InputError(f"{path}: {name} has shape {list(array.shape)}", f"{list(shape)} is expected")
         elif array.dtype not in FLOATS:
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
+            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}", "a float of 16 or 32 bits is expected")
     surplus = sorted(set(tensors) - expected)
     wrong = [_listed(missing, "is missing", "are missing")] if missing else []
     wrong += [_listed(surplus, "does not belong to this model", "do not belong to this model")] if surplus else []
@@ -476,8 +478,8 @@ def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], sh
         if not rest and not rest_bits and bits in BITS and group_size in GROUP_SIZES:
             if weight.dtype != "U32" or scales.dtype not in FLOATS or biases.dtype not in FLOATS:
                 raise InputError(
-                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}; "
-                    "uint32 with floats is expected."
+                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}",
+                    "uint32 with floats is expected",
                 )
             return Quantization(bits, group_size)
     raise InputError(

@@ -147,8 +147,8 @@ def _targets(
             continue
         if stored and stored.bits < wanted:
             raise InputError(
-                f"{checkpoint.path}: {module} has {stored.bits} bits, and {wanted} would only make it larger; "
-                f"convert it to {stored.bits} bits or fewer, or to 16."
+                f"{checkpoint.path}: {module} has {stored.bits} bits, and {wanted} would only make it larger",
+                f"convert it to {stored.bits} bits or fewer, or to 16",
             )
         if columns % group_size:
             unpacked.append(module)
@@ -157,7 +157,7 @@ def _targets(
     for rule in keep:
         if rule.pattern not in fitting:
             some = ", ".join(["text_emb", "audio_embs.0", "transformer.layers.0.gating.linear_in", "text_linear"])
-            raise InputError(f"No weight's name fits {rule.pattern!r}; names are {some} and the like.")
+            raise InputError(f"No weight's name fits {rule.pattern!r}", f"names are {some} and the like")
     return targets, sorted(unpacked)
 
 
