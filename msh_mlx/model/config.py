@@ -17,6 +17,7 @@ from .ranges import LORA_SCALING, Range, is_whole
 _MAX_SIZE = 1 << 20
 _FLOAT = Range(1e-9, 1e12)
 _MAX_WHOLE = 1 << 24
+_SCHEDULE = "depformer_weights_per_step_schedule"
 _SPEECH_TO_TEXT = "a speech-to-text model"
 
 # Keys that change the architecture, with the one value that this implementation has; null stands for it, too.
@@ -34,7 +35,6 @@ _FIXED: dict[str, Any] = {
     "depformer_norm": None,
     "depformer_pos_emb": "none",
     "depformer_weights_per_step": True,
-    "depformer_weights_per_step_schedule": None,
     "extra_heads_num_heads": 0,
     "gating": "silu",
     "kv_repeat": 1,
@@ -189,7 +189,7 @@ class LmConfig:
     @classmethod
     def _read(cls, values: Mapping[str, Any], source: str, lora: bool) -> LmConfig:
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", "text_card_out"})
+        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", "text_card_out", _SCHEDULE})
         if unknown:
             raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():
@@ -209,6 +209,10 @@ class LmConfig:
             raise _wrong(
                 "text_card_out", values["text_card_out"], f"the same as text_card = {config.text_card}, or null,"
             )
+        # Each step of the depformer has weights of its own, which a schedule may say, too.
+        own = list(range(config.dep_q))
+        if values.get(_SCHEDULE) not in (None, own):
+            raise InputError(f"{source} has {_SCHEDULE} = {brief(values[_SCHEDULE])}", f"only {own} can be run")
         if width is None:
             width = int(config.hidden_scale * config.depformer_dim)
         return replace(config, depformer_dim_feedforward=width)
