@@ -169,13 +169,13 @@ class _PortAudioStream:
 class StreamError(MshError):
     """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
 
-    _REASONS = (
-        ("busy", "is in use by another program; close that, or choose another device"),
-        ("gone", "is not there any more; connect it again, or choose another device"),
-        ("rate", "opens neither at 24000 Hz nor at its own rate; choose another device"),
-        ("denied", "may not be used ({}); allow it in the system's privacy settings"),
-        ("", "cannot be opened ({}); choose another device"),
-    )
+    _REASONS: ClassVar = {
+        "busy": ("is in use by another program", "close that, or choose another device"),
+        "gone": ("is not there any more", "connect it again, or choose another device"),
+        "rate": ("opens neither at 24000 Hz nor at its own rate", "choose another device"),
+        "denied": ("may not be used ({})", "allow it in the system's privacy settings"),
+        "": ("cannot be opened ({})", "choose another device"),
+    }
     _CODES: ClassVar = {-9985: "busy", -9996: "gone", -9997: "rate"}  # PortAudio's
 
     def __init__(
@@ -185,7 +185,8 @@ class StreamError(MshError):
         self.reason: str = self._CODES.get(code, "")
         if not self.reason and re.search(r"permission|permitted|not allowed|denied", said, re.IGNORECASE):
             self.reason = "denied"
-        super().__init__(f'The {NOUN[kind]} "{device.name}" {dict(self._REASONS)[self.reason].format(said)}.')
+        what, advice = self._REASONS[self.reason]
+        super().__init__(f'The {NOUN[kind]} "{device.name}" {what.format(said)}', advice)
 
 
 def open_sounddevice() -> Any:
