@@ -459,7 +459,7 @@ def fail(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "found", "advice"),
     [
-        (MshError("It is in use; close the other program."), "It is in use", "Close the other program."),
+        (MshError("It is in use", "close the other program"), "It is in use", "Close the other program."),
         (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", doctor._AGAIN),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", doctor._AGAIN),
         (TimeoutError("its own"), "TimeoutError: its own", doctor._AGAIN),

@@ -142,13 +142,13 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
-    from ..live.talk import Ends, Prepared, talk
+    from ..live.talk import Ends, talk
     from ..net.remote import Remote
 
-    def middle(ends: Ends) -> Remote:
+    def make(ends: Ends) -> Remote:
         return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
 
-    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
+    return talk(make, live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
