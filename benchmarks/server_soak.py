@@ -36,13 +36,13 @@ import soundfile
 
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import MshError
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusEncoder
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 ONSETS = (7, 15, 58, 93, 101, 110)  # frames in which somebody begins to say a digit
-SIZE = 1920  # samples of a frame
 TOKEN = "soak"
 FIRST = 10  # sessions after which the server is as large as it is to stay
 IDLE = 2.0  # seconds
@@ -324,9 +324,9 @@ def voices() -> list[Voice]:
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
     made = []
     for index, first in enumerate(ONSETS):
-        said = pcm[first * SIZE : (first + SPOKEN) * SIZE]
-        heard, encoder = np.concatenate([said, np.zeros((WAITING + index % 3) * SIZE, np.float32)]), OpusEncoder()
-        pages = [encoder.encode(part) for part in heard.reshape(-1, SIZE)]
+        said = pcm[first * FRAME_SIZE : (first + SPOKEN) * FRAME_SIZE]
+        heard, encoder = np.concatenate([said, np.zeros((WAITING + index % 3) * FRAME_SIZE, np.float32)]), OpusEncoder()
+        pages = [encoder.encode(part) for part in heard.reshape(-1, FRAME_SIZE)]
         made.append(Voice(pages, {"text_seed": index, "audio_seed": index} | (GREEDY if index % 2 else {})))
     return made
 

@@ -16,14 +16,14 @@ import numpy as np
 
 from . import __version__
 from .conversation.codec import Mimi
+from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
 from .model.config import LmConfig
 from .model.generate import LmGen
 from .model.lm import Lm
 from .system.machine import chip, system
 from .system.memory import machine_memory
-
-FRAME = 0.08  # seconds
+from .system.words import human_size
 
 # Models to make of random weights: the published 7 B one, and the next smaller size.
 SIZES = {
@@ -161,20 +161,20 @@ class Report:
         return [
             ("msh-mlx", self.version),
             ("chip", f"{self.chip}, {self.cores} cores"),
-            ("memory", f"{self.memory / 2**30:.1f} GiB"),
+            ("memory", human_size(self.memory)),
             ("system", self.system),
             ("MLX", f"{self.mlx} on {self.device}"),
             ("model", self.model),
             ("bits", f"{self.bits}, activations {self.dtype}"),
-            ("weights", f"{self.weights / 1e9:.2f} GB"),
+            ("weights", human_size(self.weights, 2)),
             (f"step p50 / p95 / p99 ({self.steps} steps)", times(self.step)),
             ("encode p50 / p95 / p99", times(self.encode)),
             ("decode p50 / p95 / p99", times(self.decode)),
             ("real-time factor", f"{self.real_time:.2f} {'with' if self.encode else 'without'} the codec"),
             ("warm-up", f"{self.warm_up / 1000:.1f} s"),
-            ("memory peak", f"{self.peak / 1e9:.2f} GB"),
-            ("bytes read a step", f"{self.bytes_per_step / 1e9:.3f} GB"),
-            ("bandwidth reached", f"{self.share:.0%} of {self.bandwidth / 1e9:.1f} GB/s measured"),
+            ("memory peak", human_size(self.peak, 2)),
+            ("bytes read a step", human_size(self.bytes_per_step, 3)),
+            ("bandwidth reached", f"{self.share:.0%} of {human_size(self.bandwidth)}/s measured"),
         ]
 
     def table(self) -> str:
@@ -250,7 +250,7 @@ def measure(
         step=step,
         encode=spreads["encode"],
         decode=spreads["decode"],
-        real_time=1000 * FRAME / together,
+        real_time=1000 * FRAME_SECONDS / together,
         warm_up=1000 * warm_up,
         peak=mx.get_peak_memory(),
         weights=sum(array.nbytes for _, array in lm.named_parameters()),

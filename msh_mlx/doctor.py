@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from .errors import InputError, MshError
-from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue
+from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
 from .library.files import find_demo
 from .system import machine
-from .system.log import log_folder
-from .system.places import asset, temporary_folder, user_file
+from .system.places import asset, log_folder, temporary_folder
 from .system.words import human_size, listed
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ def _made(check: Check) -> Finding:
     try:
         return check.run()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding(check.name, "problem", found, _sentence(advice) or _AGAIN)
+        return Finding(check.name, "problem", error.what, _sentence(error.advice) or _AGAIN)
     except ModuleNotFoundError as error:
         return Finding(check.name, "problem", f"the module {error.name} is missing", _AGAIN)
     except BaseException as error:
@@ -247,7 +245,7 @@ def check_memory() -> Finding:
 def judge_memory(available: int | None, whole: int, entries: Mapping[str, Entry]) -> Finding:
     """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
     name = "memory"
-    found = f"{human_size(whole)}, {'?' if available is None else human_size(available)} free"
+    found = f"{human_size(whole)}, {human_size(available)} free"
     least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
     if whole < least:
         advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
@@ -359,7 +357,7 @@ def check_demo() -> Finding:
         config = LmConfig.of(files.config)
         words = load_tokenizer(files.tokenizer).GetPieceSize()
     except MshError as error:
-        return Finding(name, "problem", str(error).rstrip("."), _AGAIN)
+        return Finding(name, "problem", error.clause, _AGAIN)
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
         return Finding(name, "problem", found, _AGAIN)
@@ -377,12 +375,12 @@ def check_models() -> Finding:
         entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
-        return Finding(name, "problem", str(error).rstrip("."), advice)
+        return Finding(name, "problem", error.clause, advice)
     try:
         check_settings()
     except SettingsError as error:
         advice = "Correct it, or unset it: until then no model can be fetched."
-        return Finding(name, "warning", str(error).split("; ")[0], advice)
+        return Finding(name, "warning", error.what, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"
@@ -402,7 +400,7 @@ def check_models() -> Finding:
                     load_tokenizer(path)
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
+                return Finding(name, "problem", f"{entry.name}: {error.what}", advice)
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
@@ -463,8 +461,7 @@ def check_disk() -> Finding:
     try:
         check_cache()
     except InputError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding("disk", "warning", found[0].lower() + found[1:], _sentence(advice))
+        return Finding("disk", "warning", error.what[0].lower() + error.what[1:], _sentence(error.advice))
     try:
         here = Path.cwd()
     except OSError:
@@ -553,10 +550,7 @@ def check_sound(devices: list[Device]) -> Finding:
     try:
         devices += find_devices()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition(": install")
-        if advice:
-            return Finding(name, "problem", found, f"Install{advice}.")
-        return Finding(name, "problem", found, _RESTART)
+        return Finding(name, "problem", error.what, _sentence(error.advice) or _RESTART)
     import sounddevice
 
     version = sounddevice.get_portaudio_version()[1].partition(",")[0].removesuffix("-devel")
@@ -621,7 +615,7 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     name = "microphone"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .format import FRAME, RATE
+    from .format import FRAME_SECONDS, FRAME_SIZE
     from .sound.devices import choose_device
     from .sound.ends import Microphone
     from .sound.headset import is_bluetooth_headset
@@ -641,8 +635,8 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     try:
         found = microphone.describe()
         heard = 0
-        for _ in range(round(LISTENING / FRAME)):
-            if microphone.read(round(FRAME * RATE), _FIRST) is None:
+        for _ in range(round(LISTENING / FRAME_SECONDS)):
+            if microphone.read(FRAME_SIZE, _FIRST) is None:
                 break
             heard += 1
         level = microphone.level() if heard else None

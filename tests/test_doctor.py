@@ -98,14 +98,18 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "soxr", "huggingface_hub", "sentencepiece"])
+@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "msh_native", "soxr", "huggingface_hub", "sentencepiece"])
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
     (tmp_path / "broken" / package / "__init__.py").write_text("raise ImportError('it is broken')")
     checks, code = outcome(PYTHONPATH=str(tmp_path / "broken"))
-    name = {"mimi": "codec", "soxr": "sound", "huggingface_hub": "disk", "sentencepiece": "demo model"}.get(
-        package, "mlx"
-    )
+    name = {
+        "mimi": "codec",
+        "msh_native": "codec",
+        "soxr": "sound",
+        "huggingface_hub": "disk",
+        "sentencepiece": "demo model",
+    }.get(package, "mlx")
     assert code == 1
     assert checks[name]["status"] == "problem"
     assert "it is broken" in checks[name]["found"]
@@ -455,7 +459,7 @@ def fail(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "found", "advice"),
     [
-        (MshError("It is in use; close the other program."), "It is in use", "Close the other program."),
+        (MshError("It is in use", "close the other program"), "It is in use", "Close the other program."),
         (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", doctor._AGAIN),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", doctor._AGAIN),
         (TimeoutError("its own"), "TimeoutError: its own", doctor._AGAIN),
@@ -501,7 +505,7 @@ warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
                      Install the compiler.
 skipped  terminal    the output is no terminal
-problem  sound       no  [2Jdevices
+problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
                      FILE) it works without.
 """
@@ -515,7 +519,7 @@ def test_in_lines() -> None:
 ok       system: Apple M2, 16.0 GB, macOS 14.5
 warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
 skipped  terminal: the output is no terminal
-problem  sound: no  [2Jdevices. Connect one; with recordings (--input FILE) it works without.
+problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """
     )
 

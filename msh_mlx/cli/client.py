@@ -17,8 +17,8 @@ from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display,
 
 if TYPE_CHECKING:
     from ..conversation.recordings import Answer, Event
+    from ..format import Pcm
     from ..net.address import Address
-    from ..sound.recordings import Pcm
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # What the wire protocol calls the options of `add_sampling`.
@@ -142,19 +142,18 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
-    from ..live.talk import Ends, Prepared, talk
+    from ..live.talk import Ends, talk
     from ..net.remote import Remote
 
-    def middle(ends: Ends) -> Remote:
+    def make(ends: Ends) -> Remote:
         return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
 
-    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
+    return talk(make, live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..conversation.recordings import Plan, converse_with
-    from ..net.opus import SAMPLE_RATE
-    from ..net.remote import FRAME_SIZE
+    from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
     from ..system.newfile import check_outputs, output

@@ -141,9 +141,6 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
     from ..library.suited import STEP_LIMIT, judge
     from ..system.words import human_size, printable
 
-    def known(size: int | None) -> str:
-        return "?" if size is None else human_size(size)
-
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -158,8 +155,8 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
             "*" if entry == default else "",
             entry.name,
             _state(entry),
-            known(entry.size),
-            known(entry.memory),
+            human_size(entry.size),
+            human_size(entry.memory),
             verdict.words,
             about,
         )
@@ -368,7 +365,7 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
         size = path.stat().st_size
         return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
     except MshError as error:
-        return str(error).rstrip(".")
+        return error.clause
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
 
@@ -392,7 +389,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
         load_mimi(path)
     else:
         config = cache.find(entry.files["config"]) if "config" in entry.files else None
-        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+        open_checkpoint(path, LmConfig.of(config, lora=True))
     if found := find_not_finite(path, progress):
         name, position, value = found
         return f"{name} holds {value} at position {position}"

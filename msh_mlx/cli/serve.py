@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _PORT = 9998
 _BLOCK = 4096  # bytes, the least that a file takes on most disks
 _LOOK = 0.05  # seconds between two looks at signals
-_SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both of them change
 
 
 def run(argv: Sequence[str], signals: Signals) -> int:
@@ -315,7 +314,9 @@ def _seed(text: int | None, audio: int | None) -> int | None:
     """Make one seed of two; alike or alone they are that seed, as for --seed."""
     if text is None or audio is None or text == audio:
         return audio if text is None else text
-    return (text * _SEED_FACTOR + audio) % (1 << 64)
+    from ..model.sampling import mixed_seed
+
+    return mixed_seed(audio, text)
 
 
 # ---- addresses -----------------------------------------------------------------------------------------------------------
@@ -420,14 +421,11 @@ class _Program:
         task.result()
 
     def _load(self, model: SharedModel) -> None:
-        args, files = self._args, self._choice.files
+        files, checkpoint = self._choice.files, self._choice.checkpoint
         begin = perf_counter()
         with self._shown.progress(f"Loading {files.model.name}") as progress:
             tell = interruptible(progress, self._signals)
-            scaling = args.lora_scaling
-            model.load(
-                lambda: load_parts(files, args.quantized, lora=args.lora, lora_scaling=scaling, progress=tell),
-            )
+            model.load(lambda: load_parts(files, checkpoint, progress=tell))
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()

@@ -13,14 +13,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..system.places import home, user_folder
+from ..system.places import notes_folder
 from .catalogue import Entry, HubFile, LocalFile, Reference
 from .settings import constants
 
@@ -48,7 +47,7 @@ def check_cache() -> None:
     """Raise InputError if there is no folder for the cache, because the user has no home folder."""
     if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
         raise InputError(
-            "There is no home folder for Hugging Face's cache; set HOME, or HF_HOME to a folder for the models."
+            "There is no home folder for Hugging Face's cache", "set HOME, or HF_HOME to a folder for the models"
         )
 
 
@@ -200,12 +199,8 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
 
 def _notes() -> Path | None:
-    if sys.platform == "darwin":
-        own = home()
-        folder = own / "Library" / "Caches" if own else None
-    else:
-        folder = user_folder("XDG_CACHE_HOME", ".cache")
-    return folder / "msh-mlx" / "verified.json" if folder else None
+    folder = notes_folder()
+    return folder / "verified.json" if folder else None
 
 
 def _read_notes() -> dict[str, Any]:
@@ -265,7 +260,7 @@ def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:
-        raise InputError(f"The files of {entry.name} are your own, not fetched ones; remove them by hand.")
+        raise InputError(f"The files of {entry.name} are your own, not fetched ones", "remove them by hand")
     neighbours = [other for other in others if other.name != entry.name and is_on_disk(other)]
     needed = {find(file) for other in neighbours for file in other.files.values()}
     freed, removed, kept = 0, [], []

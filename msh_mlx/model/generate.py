@@ -15,15 +15,13 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .cache import Ring, capacities
+from .attention import Ring, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
 from .step import AS_SAID, Outcome, Position
-
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,8 @@ class LmGen:
             codes = codes[:, 0]
         if codes.shape != (config.user_q,) or (codes.size and codes.dtype.kind not in "iu"):
             raise InputError(
-                f"The user's codes are {codes.dtype}{list(codes.shape)}; integers of shape [{config.user_q}] are expected."
+                f"The user's codes are {codes.dtype}{list(codes.shape)}",
+                f"integers of shape [{config.user_q}] are expected",
             )
         wrong = (codes < -1) | (codes >= config.card) if codes.dtype.kind == "i" else codes >= config.card
         if wrong.any():
@@ -246,8 +245,8 @@ class LmGen:
 
     def _key(self, position: int) -> mx.array:
         """Make the random key of a position: it follows from seed and position."""
-        # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
-        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
+        # Threefry makes unrelated streams of different keys.
+        return mx.random.key(mixed_seed(self._seed, position))
 
     def _tokens(self) -> npt.NDArray[np.int32]:
         """Collect the input of this position, `[1 + n_q]`, from the streams and their delays."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import MshError
 from ..system.places import check_temporary
-from .cache import Place, Ring, RingCache, RingFormat, rotation
+from .attention import Place, Ring, RingCache, RingFormat, rotation
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
@@ -64,7 +64,7 @@ def explain(error: BaseException) -> MshError | None:
     except MshError as found:
         return found
     return MshError(
-        "A function of the model could not be compiled; 'msh-mlx doctor' says what is wrong with the compiler."
+        "A function of the model could not be compiled", "'msh-mlx doctor' says what is wrong with the compiler"
     )
 
 

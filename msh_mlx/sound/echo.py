@@ -12,16 +12,16 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from mimi import EchoCanceller, Reference, VoiceEnhancer
+from msh_native import EchoCanceller, Reference, VoiceEnhancer
 
 from ..errors import MshError
-from ..events import EchoState, Pcm
-from ..format import FRAME, RATE
+from ..events import EchoState
+from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
 from .ends import Taken
 
 if TYPE_CHECKING:
-    from mimi import Playback
+    from msh_native import Playback
 
 MODES = {
     "auto": "An echo of Moshi's voice is taken away when there is one.",
@@ -29,12 +29,11 @@ MODES = {
     "off": "An echo of Moshi's voice is left as it is.",
 }
 
-_SIZE = round(FRAME * RATE)  # samples of a frame
 _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the room is known
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
 _LEARNING = 1.0  # seconds until it is measured how much is taken away
-_MARGIN = 0.01  # seconds that a `mimi.Reference` is late
+_MARGIN = 0.01  # seconds that a `msh_native.Reference` is late
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
 _ABOVE = 2.0  # times the power of noise: what is heard beyond that is an echo
@@ -74,7 +73,7 @@ class EchoFree:
     mode
         "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
     noise_suppression, gain_control
-        What is done besides (see `mimi.VoiceEnhancer`).
+        What is done besides (see `msh_native.VoiceEnhancer`).
 
     Attributes
     ----------
@@ -134,7 +133,7 @@ class EchoFree:
         pcm = self._canceller.process(taken.pcm, self._played(taken))
         if self._enhancer:
             pcm = self._enhancer.process(pcm)
-        self.figures.add(self.state(), n / RATE)
+        self.figures.add(self.state(), n / SAMPLE_RATE)
         return pcm
 
     def _played(self, taken: Taken) -> Pcm:
@@ -231,15 +230,15 @@ def measure_echo(
     tap = _Tap(microphone)
     source = EchoFree(tap, loudspeaker, "auto")
     sound = syllables(_SOUND)
-    before, after = (np.zeros(round(seconds * RATE), np.float32) for seconds in (_QUIET, _LONGEST))
+    before, after = (np.zeros(round(seconds * SAMPLE_RATE), np.float32) for seconds in (_QUIET, _LONGEST))
     clean = []
     for frame in _frames(np.concatenate([before, sound, after])):
         while loudspeaker.queued() < loudspeaker.cushion():
-            loudspeaker.write(np.zeros(_SIZE, np.float32))
+            loudspeaker.write(np.zeros(FRAME_SIZE, np.float32))
         loudspeaker.write(frame)
-        pcm = source.read(_SIZE, _DEAD)
+        pcm = source.read(FRAME_SIZE, _DEAD)
         if pcm is None:
-            raise MshError("The microphone gives no sound; choose another one with --input-device.")
+            raise MshError("The microphone gives no sound", "choose another one with --input-device")
         clean.append(pcm)
         progress()
     return _judged(np.concatenate(tap.taken), np.concatenate(clean), sound, source.state().delay)
@@ -247,7 +246,7 @@ def measure_echo(
 
 def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeasure:
     """Compare what was heard with what was played and with what is left of it."""
-    begin, learnt = (round(seconds * RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
+    begin, learnt = (round(seconds * SAMPLE_RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
     noise = _power(heard[begin // 2 : begin])
     end = begin + len(sound)
     left = _decibels(_power(clean[learnt:end]))
@@ -262,19 +261,19 @@ def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeas
 def syllables(seconds: float, seed: int = 0) -> Pcm:
     """Return noise with the spectrum and the rhythm of speech, `[24000 * seconds]` float32, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    size = round(seconds * RATE)
+    size = round(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(size))
-    hertz = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1.0)
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1.0)
     # As loud as voices are: flat from 100 to 500 Hz, and 6 dB an octave less above.
     spectrum *= np.minimum(hertz / 100, 1) ** 2 / np.maximum(hertz / 500, 1)
     noise = np.fft.irfft(spectrum, size)
     envelope = np.zeros(size)
     begin = 0
     for pause in cycle((0.02, 0.05, 0.03, 0.2)):
-        length = round(rng.uniform(0.12, 0.28) * RATE)
+        length = round(rng.uniform(0.12, 0.28) * SAMPLE_RATE)
         end = min(begin + length, size)
         envelope[begin:end] = (rng.uniform(0.4, 1) * np.hanning(length))[: end - begin]
-        begin = end + round(pause * RATE)
+        begin = end + round(pause * SAMPLE_RATE)
         if begin >= size:
             break
     pcm = noise * envelope
@@ -283,8 +282,8 @@ def syllables(seconds: float, seed: int = 0) -> Pcm:
 
 
 def _frames(pcm: Pcm) -> list[Pcm]:
-    padded = np.pad(pcm, (0, -len(pcm) % _SIZE))
-    return list(padded.reshape(-1, _SIZE))
+    padded = np.pad(pcm, (0, -len(pcm) % FRAME_SIZE))
+    return list(padded.reshape(-1, FRAME_SIZE))
 
 
 def _power(pcm: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> float:

@@ -24,6 +24,7 @@ import soundfile
 import soxr
 
 from ..errors import InputError, MshError
+from ..format import Pcm
 from ..system.places import temporary_file, user_path
 from .containers import (
     HELD_BACK,
@@ -47,8 +48,6 @@ from .containers import (
     untagged,
 )
 from .mixing import Mix
-
-Pcm = npt.NDArray[np.float32]
 
 STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once
@@ -126,7 +125,8 @@ class Recording:
             raise cut_off(self.name, f"ends too early, after {self._heard:.2f} s") from None
         except _GoesOnError:
             raise InputError(
-                f"{self.name} goes on after {self._heard:.2f} s with MP3 sound, which is not read behind FLAC; save each alone."
+                f"{self.name} goes on after {self._heard:.2f} s with MP3 sound, which is not read behind FLAC",
+                "save each alone",
             ) from None
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
@@ -387,8 +387,8 @@ def _check_following(start: bytes, name: str, before: Sequence[_Part]) -> None:
         lengths = [None if part.samples is None else part.samples / part.rate for part in before]
         after = "" if None in lengths else f" after {sum(length or 0 for length in lengths):.2f} s"
         raise InputError(
-            f"{name} goes on{after} with another recording, which is {other.name} and not read here; save each alone, and "
-            "convert that one."
+            f"{name} goes on{after} with another recording, which is {other.name} and not read here",
+            "save each alone, and convert that one",
         )
 
 

@@ -28,7 +28,7 @@ from msh_mlx.library import cache as hub
 from msh_mlx.sound.recordings import WavWriter, open_recording
 from msh_mlx.system import log, places
 from msh_mlx.system.newfile import NewFile
-from msh_mlx.system.places import home, temporary_file, user_folder, user_path
+from msh_mlx.system.places import home, log_folder, temporary_file, user_path
 from msh_mlx.system.streams import NamedFile
 
 LIMIT = 60
@@ -285,14 +285,13 @@ def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, 
     from msh_mlx.net import tls
 
     assert home() is None
-    assert user_folder("XDG_STATE_HOME", ".local") is None
     with pytest.raises(InputError, match=r"^~/x is in the home folder, and there is none; set HOME"):
         user_path("~/x")
     assert catalogue.user_file() is None
     assert catalogue.load_catalogue()
     with pytest.raises(InputError, match="There is no home folder to remember the server's certificate in"):
         tls.known_file()
-    assert log.log_folder() is None
+    assert log_folder() is None
     with log.Log() as kept:
         written = kept.write(ValueError("found"))
     assert written
@@ -468,9 +467,8 @@ def small_files() -> Iterator[None]:
 def limited(kilobytes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program where no file may become larger; what MLX compiles is there already."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes << 10},) * 2); "
-    code += (
-        "import msh_mlx.position as p; p.check_compiling = lambda: None; from msh_mlx.cli import main; sys.exit(main())"
-    )
+    code += "import msh_mlx.model.step as s; s.check_compiling = lambda: None; "
+    code += "from msh_mlx.cli.main import main; sys.exit(main())"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT, env=env)
