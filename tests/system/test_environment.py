@@ -316,7 +316,7 @@ def test_a_user_without_an_entry(tmp_path: Path) -> None:
     if subprocess.run(["setpriv", "--reuid=54321", sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("that user cannot run this Python")
     tmp_path.chmod(0o777)
-    code = "import msh_mlx.system.places as p; print(p.home(), p.user_file())"
+    code = "import msh_mlx.system.places as p, msh_mlx.library.catalogue as c; print(p.home(), c.user_file())"
     done = subprocess.run(
         ["setpriv", "--reuid=54321", "--clear-groups", sys.executable, "-c", code],
         capture_output=True,
