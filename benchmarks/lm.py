@@ -184,7 +184,7 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.model.cache import RingFormat, capacities
+    from msh_mlx.model.attention import RingFormat, capacities
     from msh_mlx.model.config import LmConfig
     from msh_mlx.model.lm import Lm
 

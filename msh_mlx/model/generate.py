@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .cache import Ring, capacities
+from .attention import Ring, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .cache import RingFormat, StepCache
+from .attention import RingFormat, StepCache
 from .config import LmConfig
 from .layers import Projection, Table, alike, lay_out, normalize, project
 from .transformer import NORM_EPS, Cache, Transformer, TransformerShape

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import MshError
 from ..system.places import check_temporary
-from .cache import Place, Ring, RingCache, RingFormat, rotation
+from .attention import Place, Ring, RingCache, RingFormat, rotation
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
