@@ -20,9 +20,9 @@ import pytest
 from paths import DEMO, ROOT
 from rich.console import Console
 
-from msh_mlx import doctor
 from msh_mlx.cli.doctor import conclusion, show
-from msh_mlx.doctor import Check, Finding, Place, examine
+from msh_mlx.doctor import checks as doctor
+from msh_mlx.doctor.checks import Check, Finding, Place, examine
 from msh_mlx.errors import MshError
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure

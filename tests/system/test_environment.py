@@ -277,7 +277,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from msh_mlx import doctor
+    from msh_mlx.doctor import checks as doctor
     from msh_mlx.library import catalogue
     from msh_mlx.net import tls
 

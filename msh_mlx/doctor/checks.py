@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from .errors import InputError, MshError
-from .library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
-from .library.files import find_demo
-from .system import machine
-from .system.places import asset, log_folder, temporary_folder
-from .system.words import human_size, listed
+from ..errors import InputError, MshError
+from ..library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
+from ..library.files import find_demo
+from ..system import machine
+from ..system.places import asset, log_folder, temporary_folder
+from ..system.words import human_size, listed
 
 if TYPE_CHECKING:
-    from .sound.devices import Device
-    from .sound.echo import EchoMeasure
-    from .sound.ends import Level, Loudspeaker
+    from ..sound.devices import Device
+    from ..sound.echo import EchoMeasure
+    from ..sound.ends import Level, Loudspeaker
 
 Status = Literal["ok", "warning", "problem", "skipped"]
 
@@ -283,7 +283,7 @@ def check_mlx() -> Finding:
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
         return Finding(name, "problem", f"{found}: Metal does not work", advice)
-    from .model.step import check_compiling
+    from ..model.step import check_compiling
 
     check_compiling()
     if mx.default_device() != mx.cpu:
@@ -321,7 +321,7 @@ def check_codec() -> Finding:
         import mimi
         import numpy as np
 
-        from .conversation.codec import load_mimi
+        from ..conversation.codec import load_mimi
     except ImportError as error:
         return Finding(name, "problem", f"the extension mimi cannot be imported: {error}", _AGAIN)
     kernels = mimi.kernels()
@@ -346,9 +346,9 @@ def check_codec() -> Finding:
 
 def check_demo() -> Finding:
     """Look whether the files of the demo model are there, whole, and fit each other."""
-    from .conversation.text import load_tokenizer
-    from .model.config import LmConfig
-    from .weights.safetensors import read_header
+    from ..conversation.text import load_tokenizer
+    from ..model.config import LmConfig
+    from ..weights.safetensors import read_header
 
     name = "demo model"
     try:
@@ -367,8 +367,8 @@ def check_demo() -> Finding:
 
 def check_models() -> Finding:
     """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
-    from .library import cache
-    from .library.suited import load_library
+    from ..library import cache
+    from ..library.suited import load_library
 
     name = "models"
     try:
@@ -381,8 +381,8 @@ def check_models() -> Finding:
         found = f"none of the {len(entries)} in the catalogue on disk"
         advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
         return Finding(name, "warning", found, advice)
-    from .conversation.text import load_tokenizer
-    from .weights.safetensors import read_header
+    from ..conversation.text import load_tokenizer
+    from ..weights.safetensors import read_header
 
     checked = True
     for entry in there:
@@ -450,7 +450,7 @@ class Place:
 
 def check_disk() -> Finding:
     """Look at the free disk of the hub's cache and of the current folder."""
-    from .library.cache import cache_folder, check_cache
+    from ..library.cache import cache_folder, check_cache
 
     cache = cache_folder()
     try:
@@ -532,7 +532,7 @@ _ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this use
 
 def check_sound(devices: list[Device]) -> Finding:
     """Look whether PortAudio is there, and add the devices that it knows to `devices`."""
-    from .sound.portaudio import find_devices
+    from ..sound.portaudio import find_devices
 
     name = "sound"
     try:
@@ -574,8 +574,8 @@ def check_speaker(devices: list[Device], wanted: str | None = None, *, play: boo
     name = "speaker"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .sound.devices import choose_device
-    from .sound.ends import Loudspeaker
+    from ..sound.devices import choose_device
+    from ..sound.ends import Loudspeaker
 
     if not any(device.output_channels for device in devices):
         return Finding(name, "problem", "no loudspeaker", _connect())
@@ -614,11 +614,11 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
     name = "microphone"
     if not devices:
         return Finding(name, "skipped", "not looked for")
-    from .format import FRAME_SECONDS, FRAME_SIZE
-    from .sound.devices import choose_device
-    from .sound.ends import Microphone
-    from .sound.headset import is_bluetooth_headset
-    from .system.terminal import terminal_name
+    from ..format import FRAME_SECONDS, FRAME_SIZE
+    from ..sound.devices import choose_device
+    from ..sound.ends import Microphone
+    from ..sound.headset import is_bluetooth_headset
+    from ..system.terminal import terminal_name
 
     if not any(device.input_channels for device in devices):
         return Finding(name, "problem", "no microphone", _connect())
@@ -696,9 +696,9 @@ def check_echo(devices: list[Device], input_device: str | None = None, output_de
     """Play noise like speech, and see how much of it the microphone hears and how much of that is taken away."""
     if not devices:
         return Finding("echo", "skipped", "not looked for")
-    from .sound.devices import choose_device
-    from .sound.echo import measure_echo
-    from .sound.ends import Loudspeaker, Microphone
+    from ..sound.devices import choose_device
+    from ..sound.echo import measure_echo
+    from ..sound.ends import Loudspeaker, Microphone
 
     loudspeaker, microphone = Loudspeaker(), Microphone()
     try:
