@@ -84,7 +84,7 @@ def judge_python(
     return Finding(name, "ok", found)
 
 
-def judge_memory(available: int | None, whole: int, entries: Mapping[str, Entry]) -> Finding:
+def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Finding:
     """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
     name = "memory"
     found = f"{human_size(whole)}, {human_size(available)} free"
@@ -92,7 +92,7 @@ def judge_memory(available: int | None, whole: int, entries: Mapping[str, Entry]
     if whole < least:
         advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
         return Finding(name, "warning", f"{found}: too little for the published models", advice)
-    if available is not None and available < least:
+    if available < least:
         advice = f"Close other programs: {model} takes {human_size(least)} while talking."
         return Finding(name, "warning", f"{found}: too little just now", advice)
     return Finding(name, "ok", found)
