@@ -499,7 +499,7 @@ def test_a_check_that_hangs() -> None:
 FINDINGS = [
     Finding("system", "ok", "Apple M2, 16.0 GB, macOS 14.5"),
     Finding("mlx", "warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install the compiler."),
-    Finding("terminal", "skipped", "the output is no terminal"),
+    Finding("terminal", "skipped", "the output is not a terminal"),
     Finding("sound", "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without."),
 ]
 
@@ -519,7 +519,7 @@ ok       system      Apple M2, 16.0 GB, macOS 14.5
 warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
                      Install the compiler.
-skipped  terminal    the output is no terminal
+skipped  terminal    the output is not a terminal
 problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
                      FILE) it works without.
@@ -533,7 +533,7 @@ def test_in_lines() -> None:
         == """\
 ok       system: Apple M2, 16.0 GB, macOS 14.5
 warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
-skipped  terminal: the output is no terminal
+skipped  terminal: the output is not a terminal
 problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """
     )

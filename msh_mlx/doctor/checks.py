@@ -295,7 +295,7 @@ def check_terminal(console: Console, *, keys: bool) -> Finding:
     """Look at the terminal behind `console`; `keys` is whether there is a keyboard, too."""
     name = "terminal"
     if not console.is_terminal:
-        return Finding(name, "skipped", "the output is no terminal; a conversation prints plain lines there")
+        return Finding(name, "skipped", "the output is not a terminal; a conversation prints plain lines there")
     found = f"{console.width} by {console.height}, {console.encoding}"
     if console.is_dumb_terminal:
         advice = "Set TERM to what your terminal is, such as xterm-256color, to see the screen."

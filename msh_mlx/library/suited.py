@@ -66,7 +66,7 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be expected of a model on a machine; None is not known.
+    """What to expect of a model on a machine; None: not known.
 
     `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
     """
@@ -77,7 +77,7 @@ class Verdict:
 
     @property
     def suits(self) -> bool:
-        """Whether it may be chosen without having been named."""
+        """Whether it may be chosen when the user names no model."""
         return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
 
     @property
@@ -91,7 +91,7 @@ class Verdict:
 
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
-    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    """Judge a model on a machine by its figures in the catalogue."""
     return Verdict(
         entry,
         None if entry.memory is None else entry.memory <= machine.room,
@@ -106,7 +106,7 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
 
 
 def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
-    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
+    """Choose a model in place of one that is too slow, from those that suit; of the same voice if there is one."""
     fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
     # Stable: what is on disk comes first, then the best.
     return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)

@@ -26,7 +26,7 @@ _COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a position leaves behind, all on the device.
+    """What a position gives, all on the device.
 
     `said` is the text token and the codes, `[1 + dep_q]` int32; `rings` the new state; `text_logits` `[1, text_card]` and
     `audio_logits`, `dep_q` times `[1, card]`, what they were chosen from, before samplers changed anything.
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def _compiles() -> bool:
-    """Whether functions are compiled: for the CPU MLX does so with g++; without one, the same function runs as it is."""
+    """Whether functions are compiled. For the CPU, MLX needs g++ for that; without it the same function runs uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
 
 
@@ -56,7 +56,7 @@ def check_compiling() -> None:
 
 
 def explain(error: BaseException) -> MshError | None:
-    """Return what to tell the user of an error of MLX's, if it comes from compiling for the CPU; else None."""
+    """Return the error to show the user in place of MLX's, if compiling for the CPU failed; else None."""
     if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
         return None
     try:
@@ -71,8 +71,9 @@ def explain(error: BaseException) -> MshError | None:
 class Position:
     """Runs positions of one conversation.
 
-    Nothing that changes from position to position is a number of Python, which would be compiled in: one trace serves all
-    positions of a ring's capacity. MLX keeps traces by thread: the first call on another thread traces anew.
+    What changes from position to position is in arrays. A number of Python would become a constant of the compiled function.
+    So one trace serves all positions of a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
+    again.
     """
 
     def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
@@ -149,7 +150,7 @@ class Position:
 
 
 class Reader:
-    """The temporal transformer alone, on tokens that are given: what a model would say, to compare models with."""
+    """Runs the temporal transformer alone on given tokens, to compare the text logits of models."""
 
     def __init__(self, lm: Lm, kv_bits: int | None = None) -> None:
         lm.prepare()

@@ -569,8 +569,8 @@ def test_a_token_for_the_hub_that_cannot_be_sent(folder: Path, token: str) -> No
     [
         ("HTTPS_PROXY", "http://127.0.0.1:1", 1, ["cannot be reached through the proxy that HTTPS_PROXY="]),
         ("https_proxy", "garbage.invalid", 1, ["cannot be reached through the proxy that https_proxy=garbage.invalid"]),
-        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is no proxy that can be used", "http://HOST:PORT"]),
-        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is no proxy that can be used"]),
+        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is not a proxy that can be used", "http://HOST:PORT"]),
+        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is not a proxy that can be used"]),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:1", 1, ["HTTPS_PROXY=http://127.0.0.1:1 names"]),
     ],
 )
@@ -600,4 +600,4 @@ def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
     for env in ({}, {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "hub.invalid"}):
         said = refused(fetched(folder, **env), 1, "hub.invalid cannot be reached")
         assert "proxy" not in said.lower()
-    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is no address of a hub", "HF_ENDPOINT")
+    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is not the address of a hub", "HF_ENDPOINT")
