@@ -17,7 +17,7 @@ from .options import Parser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..doctor import Finding
+    from ..doctor.judgements import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
 _STATUS, _NAME = 9, 12  # columns, with what is between them
@@ -51,7 +51,8 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_output()
     from rich.console import Console
 
-    from ..doctor import ECHO, TOTAL, all_checks, examine
+    from ..doctor.checks import ECHO, TOTAL, all_checks
+    from ..doctor.examine import examine
     from ..system.log import Log
 
     # A check that was given up is left in native code, and may be so for good.

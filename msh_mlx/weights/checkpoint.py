@@ -1,4 +1,4 @@
-"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
+"""Checkpoints: checking the tensors of a language model, and loading them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A language model's file that was checked; no tensor has been read.
+    """A language model's file whose header has been checked. No tensor has been read.
 
     It keeps no weights alive, can be handed to another thread, and loaded any number of times.
 
@@ -265,7 +265,7 @@ def load_lm(
 
 
 def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    """Name the kind of a model that cannot hold conversations, by its tensors; None if it can, or that is not known."""
     found = sizes(header)
     values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
     values["demux_second_stream"] = any(".out1." in name for name in header)
@@ -338,7 +338,7 @@ _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    """Read the sizes of a language model off its tensors, as far as they tell, by the keys of `LmConfig`."""
     counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
     for name in header:
         for key, pattern in _COUNTED.items():
@@ -375,10 +375,10 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
+    """Read the bits of most weights off a header, without a configuration; None: not quantized.
 
-    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
-    `out_norm` tells the width of the rows that are packed there.
+    A file may hold weights of several kinds. Those of the first feed-forward stand for all. `out_norm` tells how many numbers
+    are packed into a row.
     """
     weight, norm = header.get(f"{_LARGE}.weight"), header.get("out_norm.weight")
     if (
