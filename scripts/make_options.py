@@ -44,7 +44,7 @@ def tables(parser: Parser) -> str:
 def row(action: argparse.Action) -> str:
     """Return a row of a table: how an option is written, and what it does."""
     value = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else "")
-    value = f"{value}..." if action.nargs in ("+", "*") else str(value)
+    value = str(value).replace("|", r"\|") + ("..." if action.nargs in ("+", "*") else "")
     names = [f"`{name} {value}`" if value else f"`{name}`" for name in action.option_strings] or [f"`{value}`"]
     said = (action.help or "") % {"default": action.default}
     return f"| {', '.join(names)} | {escaped(said)} |"
@@ -52,7 +52,7 @@ def row(action: argparse.Action) -> str:
 
 def escaped(text: str) -> str:
     """Return a sentence as Markdown that shows it as it is."""
-    return re.sub(r"([|*_<>\[\]])", r"\\\1", text)
+    return re.sub(r"([|*<])", r"\\\1", text)
 
 
 def keys() -> str:
