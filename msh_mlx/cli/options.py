@@ -259,7 +259,7 @@ _LIVE = (
 
 def add_live(add: Callable[..., object]) -> None:
     """Add the options of live conversations."""
-    add("--list-devices", action="store_true", help="list the sound devices and exit")
+    add("--list-devices", action="store_true", help="list the sound devices, mark the defaults, and exit")
     add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
     add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
     add(
