@@ -82,7 +82,7 @@ docs: setup ## write the tables of options in docs/options.md from the programs
 pictures: setup ## draw the pictures of the terminal and of the page in docs/ (the page's in Debian's Chromium)
 	$(PY) scripts/make_pictures.py
 	@sh scripts/setup.sh page browsers
-	cd client && npx vite build && MSH_PICTURES=1 npx vitest run --config vite.browser.config.ts -t 'a picture of a conversation'
+	cd client && npx vite build && MSH_PICTURES=1 npx vitest run --config vite.browser.config.ts tests/chromium.test.ts -t 'a picture of a conversation'
 
 wheels: page ## build the wheels of the extension and the package into dist/
 	rm -rf dist
