@@ -75,7 +75,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx",
         description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
-        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
     add_model(add)

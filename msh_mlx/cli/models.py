@@ -27,7 +27,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx models",
         description="List the models that this program can run: the published ones and your own (--weights, weights/).",
-        epilog="Commands: " + "; ".join(f"msh-mlx models {name} --help" for name in ACTIONS) + ".",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
     add_weights(parser.add_argument)
     add_printing(parser.add_argument)
