@@ -64,7 +64,7 @@ lint-python: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m mypy.stubtest mimi
+	$(PY) -m mypy.stubtest mimi msh_native
 
 lint-rest:
 	$(call if-there,shellcheck,$(SHELL_SCRIPTS))
@@ -102,5 +102,5 @@ pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the ne
 
 clean: ## remove what was built, .venv too
 	rm -rf .venv dist out rust/target .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache build
-	rm -f rust/mimi-pyo3/python/mimi/*.so
+	rm -f rust/mimi-pyo3/python/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from echo_peers import peers
 from echo_scenes import NO_ECHO, SCENES, Air, Scene, Voices, plain
-from mimi import EchoCanceller
+from msh_native import EchoCanceller
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard

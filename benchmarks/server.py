@@ -63,7 +63,8 @@ OPTIONS = (
 # The server, but everybody is let in, whether there is time for him or not.
 OPEN = """
 import sys
-from msh_mlx import cli, shared
+from msh_mlx.cli import main as cli
+from msh_mlx.conversation import shared
 shared.SharedModel.has_room = lambda *_: True
 sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """

@@ -112,13 +112,16 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "soxr", "huggingface_hub", "sentencepiece", "psutil"])
+@pytest.mark.parametrize(
+    "package", ["mlx", "numpy", "mimi", "msh_native", "soxr", "huggingface_hub", "sentencepiece", "psutil"]
+)
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
     (tmp_path / "broken" / package / "__init__.py").write_text("raise ImportError('it is broken')")
     checks, code = outcome(PYTHONPATH=str(tmp_path / "broken"))
     names = {
         "mimi": "codec",
+        "msh_native": "codec",
         "soxr": "sound",
         "huggingface_hub": "disk",
         "sentencepiece": "demo model",
@@ -361,7 +364,7 @@ def test_the_cache_is_where_the_hub_has_it(home: Path) -> None:
         ({"width": 80, "height": 6}, {"TERM": "screen"}, True, "warning", "small"),
         ({"width": 80, "height": 24}, {"TERM": "dumb"}, True, "warning", "plain lines"),
         ({"width": 80, "height": 24}, {"TERM": "xterm"}, False, "warning", "no keyboard"),
-        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "no terminal"),
+        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "not a terminal"),
     ],
 )
 def test_terminals(options: Any, environment: Any, keys: bool, status: str, word: str) -> None:

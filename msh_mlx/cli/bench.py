@@ -29,7 +29,7 @@ def _parser() -> Parser:
     add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
     add("--size", choices=("7b", "1b"), help="random weights of this size, made in memory, in place of a model")
     add("--bits", type=int, choices=(4, 6, 8, 16), help="of the random weights (default: 4)")
-    add("--steps", metavar="N", type=whole(1), default=100, help="to measure (default: %(default)s)")
+    add("--steps", metavar="N", type=whole(1, 1_000_001), default=100, help="to measure (default: %(default)s)")
     add("--kv-bits", type=int, choices=(8,), help="keep keys and values in 8 bits")
     add_printing(add)
     return parser

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
 from .devices import print_devices, print_latency
-from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, number, own_token, whole
+from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, own_token, seconds, whole
 
 if TYPE_CHECKING:
     from ..conversation.recordings import Answer, Event
@@ -86,7 +86,7 @@ def _parser() -> Parser:
     add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input")
     add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
     add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
-    add("--tail", metavar="SECONDS", type=number, help="let it hear so much silence after the recording (default: 0)")
+    add("--tail", metavar="SECONDS", type=seconds, help="let it hear so much silence after the recording (default: 0)")
     add(
         "--realtime",
         action="store_true",

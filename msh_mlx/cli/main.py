@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -28,8 +29,8 @@ from .options import (
     check_lora,
     display,
     live_options,
-    number,
     samplers,
+    seconds,
     whole,
 )
 from .program import guard, interruptible
@@ -98,7 +99,7 @@ def _parser() -> Parser:
         help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
     )
     add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
-    add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
+    add("--tail", metavar="SECONDS", type=seconds, help="hear so much silence after the recording (default: 0)")
     add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
     add = parser.add_argument_group("conversation").add_argument
     add_sampling(add)
@@ -197,20 +198,23 @@ class _Lighter:
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs
+    from ..system.newfile import check_outputs, making, named_folder
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
     inputs = [0 if path == STDIN else user_path(path) for path in args.input]
-    # What is wrong here is said before gigabytes are fetched.
-    check_outputs(outputs, inputs)
-    recordings = [_checked(path) for path in args.input]
-    files = choose(args, signals).files
-    check_outputs(outputs, files.all)
+    with ExitStack() as stack:
+        if args.output_dir:
+            stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
+        # What is wrong here is said before gigabytes are fetched.
+        check_outputs(outputs, inputs)
+        recordings = [_checked(path) for path in args.input]
+        files = choose(args, signals).files
+        check_outputs(outputs, files.all)
 
-    from ..conversation.recordings import converse
+        from ..conversation.recordings import converse
 
-    with display(args) as shown:
+        shown = stack.enter_context(display(args))
 
         def listener(event: Event) -> None:
             signals.check()
@@ -265,14 +269,14 @@ def _check_options(args: argparse.Namespace) -> None:
 def _plans(args: argparse.Namespace) -> list[Plan]:
     """Say for every input what is to be written."""
     from ..conversation.recordings import Plan
-    from ..system.newfile import Output, output
+    from ..system.newfile import Output, named_folder, output
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
-    folder = user_path(args.output_dir)
+    folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
-from ..system.places import user_path
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
@@ -81,6 +80,11 @@ def within(values: Range) -> Callable[[str], float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {values}")
 
     return parse
+
+
+# A number of seconds: a day is longer than anybody waits, and far from where times and counts of steps overflow.
+_DAY = 86_400.0
+seconds = within(Range(0, _DAY))
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
@@ -235,7 +239,7 @@ def add_live(add: Callable[..., object]) -> None:
     add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
     add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
     add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
-    add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add("--duration", metavar="SECONDS", type=seconds, help="end after so long")
     add(
         "--max-delay",
         metavar="MS",
@@ -259,21 +263,18 @@ def add_live(add: Callable[..., object]) -> None:
 
 def _delay(text: str) -> float:
     """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
-    value = number(text)
-    if value < 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
-    return value / 1000
+    return within(Range(200, 1000 * _DAY))(text) / 1000
 
 
 def live_options(args: argparse.Namespace) -> Options:
     """Return what the options of `add_live` and of the program say."""
     from ..live.talk import Options
-    from ..system.newfile import file_output
+    from ..system.newfile import file_output, named_folder
 
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=user_path(args.record) if args.record else None,
+        record=named_folder(args.record, "--record") if args.record else None,
         trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,

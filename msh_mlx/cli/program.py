@@ -54,11 +54,11 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
         _complain("There is not enough memory.")
-    except OSError as error:
-        _complain(f"{error.filename or 'A file'}: {error.strerror or error}.")
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+            _complain(f"{os.fsdecode(error.filename)}: {error.strerror or error}.")
         elif said := _explained(error):
             _complain(str(said))
         else:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.load import load_parts
 from ..errors import InputError, MshError
+from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
+from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
 from .program import interruptible
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def parser() -> Parser:
     )
     add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="clients at once (default: 64)")
     add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
-    add("--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without sound (default: 60)")
+    add("--idle", metavar="SECONDS", type=seconds, default=60.0, help="end after so long without sound (default: 60)")
     add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
     add_sampling(add)
     add = made.add_argument_group("program").add_argument
@@ -139,8 +140,10 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
+    if args.ssl:
+        named_folder(args.ssl, "--ssl")
     if args.log_dir:
-        _check_log_dir(user_path(args.log_dir))
+        _check_log_dir(named_folder(args.log_dir, "--log-dir"))
 
 
 def _check_log_dir(folder: Path) -> None:

@@ -200,6 +200,7 @@ def check_demo() -> Finding:
 def check_models() -> Finding:
     """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
     from ..library import cache
+    from ..library.settings import SettingsError, check_settings
     from ..library.suited import load_library
 
     name = "models"
@@ -208,6 +209,11 @@ def check_models() -> Finding:
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
         return Finding(name, "problem", str(error).rstrip("."), advice)
+    try:
+        check_settings()
+    except SettingsError as error:
+        advice = "Correct it, or unset it: until then no model can be fetched."
+        return Finding(name, "warning", str(error).split("; ")[0], advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"

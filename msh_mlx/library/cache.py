@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-
 from ..errors import InputError
 from ..system.places import notes_folder
 from .catalogue import Entry, HubFile, LocalFile, Reference
+from .settings import constants
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

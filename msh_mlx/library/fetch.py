@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
+# First: without it, Hugging Face's library may not be imported.
+from .settings import SettingsError, check_settings, constants  # isort: split
+
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -113,7 +116,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     Raises
     ------
     UnreachableError
-        It does not answer, or `HF_HUB_OFFLINE` is set.
+        It does not answer, or `HF_HUB_OFFLINE` is set; SettingsError, if the environment is wrong.
     InputError
         It has no such file, or not for this user; or its hash is not the one that the reference has.
     MshError
@@ -155,8 +158,9 @@ def _check_surroundings() -> None:
     if constants.is_offline_mode():
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
     cache.check_cache()
+    check_settings()
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
-        raise InputError(
+        raise SettingsError(
             "The token for Hugging Face has characters that no token has; set HF_TOKEN to it as it was given to you, or "
             "use 'hf auth login'."
         )
@@ -226,26 +230,14 @@ def _errors(file: HubFile) -> Iterator[None]:
     except httpx2.TooManyRedirects:
         raise MshError(f"{where} redirects {file.path} in a circle; try again later.") from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
-        if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
-            why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
-            raise InputError(
-                f"{proxy} is not a proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
-            ) from None
-        if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        if not (proxy := _proxy()):
             raise
-        raise InputError(
-            f"{constants.ENDPOINT} is not the address of a hub ({_brief(error)}); correct HF_ENDPOINT."
+        why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
+        raise SettingsError(
+            f"{proxy} is not a proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
         ) from None
     except httpx2.TransportError as error:
         raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)}); try again later.")) from None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = httpx2.URL(text)
-    except httpx2.InvalidURL:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 def _proxy() -> str | None:

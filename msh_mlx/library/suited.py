@@ -24,6 +24,7 @@ from . import cache
 from .cache import Watch
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, load_catalogue, parse_repository
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .settings import SettingsError
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
@@ -234,6 +235,8 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
             what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
             watch.say(f"Fetching {entry.name} from {fetch.host()} into {cache.cache_folder()}: {what}")
         fetch.fetch(remotes, watch)
+    except SettingsError:
+        raise
     except UnreachableError as error:
         gone = [str(file.path) for file in cache.missing(entry)]
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
@@ -265,6 +268,8 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         commit = cache.commit_of(name, revision)
         folder = cache.repository_folder(name) / "snapshots" / (commit or "")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
+        if not names and isinstance(error, SettingsError):
+            raise
         if not names:
             raise UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
     said: dict[str, object] = {}

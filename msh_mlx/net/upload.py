@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
@@ -23,12 +22,6 @@ from ..events import (
     Spoke,
 )
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 from .address import Address
 from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 

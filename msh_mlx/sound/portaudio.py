@@ -20,7 +20,7 @@ ANSWER = 10.0  # seconds within which the sound system has to open a stream
 
 
 class Ring(Protocol):
-    """What PortAudio is given of a `mimi.Capture` or a `mimi.Playback`: the addresses of its callback and its data."""
+    """What PortAudio is given of a `Capture` or a `Playback` of `msh_native`: the addresses of its callback and its data."""
 
     @property
     def callback(self) -> int: ...

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
@@ -99,6 +99,37 @@ def file_output(text: str, what: str) -> Path:
     if text == STDOUT:
         raise InputError(f"{what} cannot go to the standard output; name a file (./- for one that is called so).")
     return user_path(text)
+
+
+def named_folder(text: str, option: str) -> Path:
+    """Return the path of the folder that an option names."""
+    if text == STDOUT:
+        raise InputError(
+            f"{option} takes a folder, and - is the standard output; name one (./- for one that is called so)."
+        )
+    return user_path(text)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; those of them in which nothing is in the end go again.
+
+    Raises
+    ------
+    InputError
+        It cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def open_output(place: Output) -> NewFile | StandardOutput:

@@ -180,7 +180,7 @@ REFUSED = {
     "stdin twice": ("--demo --input - - --output-dir folder", "once"),
     "no output folder": ("--demo --input good.wav --output none/none/out.wav", "none"),
     "no transcript folder": (f"--demo {IO} --transcript none/none/out.jsonl", "none"),
-    "no output-dir": ("--demo --input good.wav --output-dir none/none", "none"),
+    "no output-dir": ("--demo --input good.wav --output-dir good.wav/none", "good.wav/none"),
     "output-dir is a file": ("--demo --input good.wav --output-dir good.flac", "good.flac"),
     "output is a folder": ("--demo --input good.wav --output folder", "folder"),
     "output in a file": ("--demo --input good.wav --output good.flac/out.wav", "good.flac"),
@@ -347,21 +347,24 @@ def test_help_and_version_are_whole(program: list[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, msh_mlx.cli\ntry: msh_mlx.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    code = (
+        "import sys\nfrom msh_mlx.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted(sys.modules))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )
     loaded = result.stdout.splitlines()[-1]
-    for module in ("numpy", "mlx", "mimi", "soundfile", "rich"):
+    for module in ("numpy", "mlx", "mimi", "msh_native", "soundfile", "rich"):
         assert f"'{module}'" not in loaded
 
 
 def test_the_screen_knows_nothing_of_the_model() -> None:
-    code = "import sys, msh_mlx.ui; print(sorted(sys.modules))"
+    code = "import sys, msh_mlx.cli.display; print(sorted(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )
-    for module in ("mlx", "mimi", "msh_mlx.conversation.session", "msh_mlx.model"):
+    for module in ("mlx", "mimi", "msh_native", "msh_mlx.conversation.session", "msh_mlx.model"):
         assert f"'{module}'" not in result.stdout
 
 

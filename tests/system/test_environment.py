@@ -69,7 +69,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) ->
     """See that the program said one sentence at its end, with `words` in it, and return it."""
     message = result.stderr.splitlines()[-1]
     assert result.returncode == code, result.stderr
-    assert re.fullmatch(r"[A-Z~/.\w].*\.", message), message
+    assert re.fullmatch(r"[A-Z~/.\w-].*\.", message), message
     for bad in ("Traceback", "unexpected", "Exception ignored"):
         assert bad not in result.stderr
     for word in words:
@@ -510,6 +510,39 @@ def test_a_full_device_is_named() -> None:
         file.write(b"x")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--demo", "--input", "in.wav", "--output-dir", "-"],
+        ["--demo", "--record", "-"],
+        ["client", "--record", "-"],
+        ["serve", "--demo", "--log-dir", "-"],
+        ["serve", "--demo", "--ssl", "-"],
+        ["convert", "in.wav", "-", "--bits", "4"],
+    ],
+)
+def test_the_standard_output_takes_no_folder_and_no_model(folder: Path, command: list[str]) -> None:
+    before = sorted(folder.iterdir())
+    refused(run(*command, cwd=folder), 2, "the standard output", "./-")
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--demo", "--input", "in.wav", "--output", "o.wav", "--tail"],
+        ["client", "--input", "in.wav", "--output", "o.wav", "--tail"],
+        ["--demo", "--duration"],
+        ["client", "--duration"],
+        ["serve", "--demo", "--idle"],
+        ["--demo", "--max-delay"],
+    ],
+)
+def test_times_have_a_bound(folder: Path, command: list[str]) -> None:
+    for value in ("1e308", "1e9", "inf", "nan", "-1"):
+        refused(run(*command, value, cwd=folder), 2, f"'{value}' is not a number from")
+
+
 # ---- folders that can be made --------------------------------------------------------------------------------------------
 
 
@@ -520,6 +553,9 @@ def test_folders_of_outputs_are_made(folder: Path) -> None:
     result = run(*SHORT, "--input", "in.wav", "--output-dir", "new", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["in.jsonl", "in.wav"]
+    result = run(*SHORT, "--input", "in.wav", "--output-dir", "a/b/c", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "a" / "b" / "c" / "in.wav").exists()
     result = run(*SHORT, "--input", "in.wav", "--output", "more/o.wav", "--transcript", "words/o.jsonl", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert (folder / "more" / "o.wav").exists()
@@ -527,11 +563,13 @@ def test_folders_of_outputs_are_made(folder: Path) -> None:
 
 
 def test_folders_that_are_not_made(folder: Path) -> None:
-    for option, place in (("--output-dir", "a/b"), ("--output", "a/b/o.wav")):
-        refused(run(*SHORT, "--input", "in.wav", option, place, cwd=folder), 2, "there is no folder", "make it first")
+    result = run(*SHORT, "--input", "in.wav", "--output", "a/b/o.wav", cwd=folder)
+    refused(result, 2, "there is no folder", "make it first")
+    refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.wav/b/c", cwd=folder), 2, "in.wav/b/c cannot be made")
     refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.flac", cwd=folder), 2, "in.flac is no folder")
     # What goes wrong leaves no empty folder behind.
     refused(run(*SHORT, "--input", "none.wav", "--output", "new/o.wav", cwd=folder), 2, "none.wav")
+    refused(run(*SHORT, "--input", "none.wav", "--output-dir", "a/b/c", cwd=folder), 2, "none.wav")
     (folder / "cut.wav").write_bytes((folder / "in.wav").read_bytes()[:-900])
     refused(run(*SHORT, "--input", "cut.wav", "--output", "new/o.wav", cwd=folder), 2, "cut.wav")
     assert not (folder / "new").exists()
@@ -600,4 +638,51 @@ def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
     for env in ({}, {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "hub.invalid"}):
         said = refused(fetched(folder, **env), 1, "hub.invalid cannot be reached")
         assert "proxy" not in said.lower()
-    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is not the address of a hub", "HF_ENDPOINT")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        *[
+            ("HF_ENDPOINT", value, "is not the address of a hub")
+            for value in ("nowhere", "http://[", "http://a:99999", "ht p://a")
+        ],
+        *[(f"HF_HUB_{of}_TIMEOUT", "2 s", "is not a whole number of seconds") for of in ("DOWNLOAD", "ETAG")],
+        ("SSL_CERT_FILE", "there-is-none", "cannot be used (No such file or directory)"),
+        ("SSL_CERT_FILE", ".", "cannot be used (Is a directory)"),
+        ("SSL_CERT_FILE", "in.wav", "cannot be used (it has no certificate)"),
+    ],
+)
+def test_settings_of_the_hub_that_are_wrong(folder: Path, variable: str, value: str, words: str) -> None:
+    refused(fetched(folder, **{variable: value}), 2, f"{variable}={value} {words}; correct it, or unset it.")
+
+
+def test_the_demo_where_the_hub_cannot_be_asked(folder: Path) -> None:
+    for variable, value in (("HF_HUB_ETAG_TIMEOUT", "x"), ("SSL_CERT_FILE", ".")):
+        env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(folder), variable: value}
+        files = "".join(
+            f'files.{role} = "{name}"\n' for role, name in (("lm", "a.safetensors"), ("tokenizer", "c.model"))
+        )
+        (folder / "one.toml").write_text(
+            '[own]\nabout = "light"\nrepository = "me/model"\nrevision = "main"\nquantization = "q4"\nsize = 1\nmemory = 1\n'
+            f'step-bytes = 1\nlicence = "none"\n{files}files.mimi = "b.safetensors"\n'
+        )
+        result = run(
+            "--or-demo",
+            "--steps",
+            "2",
+            "--input",
+            "in.wav",
+            "--output",
+            "o.wav",
+            "--weights",
+            "one.toml",
+            cwd=folder,
+            **env,
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"{variable}={value}" in result.stderr
+        assert "so this is the demo model" in result.stderr
+        doctor = run("doctor", "--quick", cwd=folder, **env)
+        assert f"warning  models: {variable}={value}" in doctor.stdout
+        assert "Error" not in doctor.stdout
