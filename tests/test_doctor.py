@@ -363,7 +363,7 @@ def test_the_cache_is_where_the_hub_has_it(home: Path) -> None:
         ({"width": 80, "height": 6}, {"TERM": "screen"}, True, "warning", "small"),
         ({"width": 80, "height": 24}, {"TERM": "dumb"}, True, "warning", "plain lines"),
         ({"width": 80, "height": 24}, {"TERM": "xterm"}, False, "warning", "no keyboard"),
-        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "no terminal"),
+        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "not a terminal"),
     ],
 )
 def test_terminals(options: Any, environment: Any, keys: bool, status: str, word: str) -> None:
