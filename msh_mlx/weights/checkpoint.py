@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..model.config import LmConfig, not_run, other_kind
 from ..model.lm import Lm
+from ..system.inputs import check_file
 from ..system.places import user_path
 from .kinds import check_lm, kind_of
 from .layout import is_pytorch, to_mlx_layout
@@ -57,6 +58,8 @@ class Checkpoint:
         Where the tensors are, by their names in the MLX layout. Several may share a place.
     quantizations
         The modules whose weights are quantized, and how.
+    stamp
+        Tells this file from one that takes its place before it is loaded.
     lora, scaling
         The file of adapters to merge, and how much of them is added; None: there are none.
     """
@@ -67,6 +70,7 @@ class Checkpoint:
     linear: frozenset[str]
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
+    stamp: tuple[int, ...]
     lora: Path | None = None
     scaling: Scaling | None = None
 
@@ -102,6 +106,8 @@ class Checkpoint:
         InputError
             The adapters do not fit the model, or a file has changed.
         """
+        if _stamp(self.path) != self.stamp:
+            raise InputError(f"{self.path} has changed since it was checked", "start again")
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
@@ -197,6 +203,7 @@ def open_checkpoint(
     """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s."""
     path = user_path(path)
     lm_config = LmConfig.of(config, lora=lora is not None)
+    stamp = _stamp(path)
     header = read_header(path)
     check_lm(path, header)
     try:
@@ -214,7 +221,13 @@ def open_checkpoint(
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    check_file(path)
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def default_dtype() -> mx.Dtype:
@@ -368,8 +381,7 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
             for values in (other, {key: getattr(config, key) for key in other})
         )
         raise InputError(
-            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
-            f"{said}",
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
             "give the model's own with --config",
         )
 
