@@ -362,9 +362,7 @@ class Remote:
                 known = KnownServers()
                 if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(
-                        Notice("certificate", f"{said}; from now on it is expected there ({known.path}).")
-                    )
+                    self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
         return await session.ws_connect(
