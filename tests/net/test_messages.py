@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from paths import GOLDEN
 
 from msh_mlx.errors import ProtocolError
-from msh_mlx.net import messages as protocol
 from msh_mlx.net.messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.parameters import (
     _PARAMETERS,
