@@ -105,7 +105,7 @@ def named_folder(text: str, option: str) -> Path:
     """Return the path of the folder that an option names."""
     if text == STDOUT:
         raise InputError(
-            f"{option} takes a folder, and - is the standard output; name one (./- for one that is called so)."
+            f"{option} takes a folder, and - is the standard output", "name one (./- for one that is called so)"
         )
     return user_path(text)
 

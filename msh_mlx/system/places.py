@@ -109,17 +109,26 @@ def temporary_folder() -> Path:
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Check that `size` bytes can be written to the folder `path` in the one for temporary files; it is made if need be.
+    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
+
+    The folder is made if need be.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 
     Raises
     ------
     MshError
-        They cannot.
+        It cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
+    # The compiler is run by a shell, with the names of files in double quotes.
+    if special := re.search(r'["$`]|\\{2}', str(folder)):
+        raise MshError(
+            f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
+            "compiled there",
+            f"set {name} to another folder, or unset it",
+        )
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")
