@@ -142,7 +142,7 @@ def test_every_page_can_be_reached_from_the_readme():
     assert linked == {f"docs/{page.name}" for page in DOCS}
 
 
-@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *DOCS], ids=lambda page: page.name)
 def test_files_and_targets_that_pages_name_are_there(page):
     named = re.findall(
         r"`(?:python )?((?:assets|benchmarks|client|docs|msh_mlx|rust|scripts|tests)/[\w./-]*)", text(page)
