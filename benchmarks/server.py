@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from time import perf_counter, process_time
 from typing import Any, TypeAlias
 
 import numpy as np
+import psutil
 from ends import BLOCK, speech
 from server_soak import DIGITS, TOKEN, Client, ServerProcess
 
@@ -81,12 +81,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def cpu_seconds(pid: int) -> float:
     """Tell how much processor time another process has taken."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.exists():
-        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    *minutes, seconds = subprocess.check_output(["ps", "-o", "time=", "-p", str(pid)], text=True).strip().split(":")
-    return 60 * float(minutes[-1]) + float(seconds)
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phase: float = 0.0) -> list[float]:
@@ -339,8 +335,8 @@ def load() -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of conversation each way (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
     print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)

@@ -212,21 +212,22 @@ def measure(
     codes = rng.integers(0, config.card, (steps + 1, config.user_q))
     times: dict[str, list[float]] = {"step": [], "encode": [], "decode": []}
 
-    stages: list[tuple[str, Callable[[Any], Any]]] = [("step", gen.step)]
+    def timed(what: str, work: Callable[[Any], Any], given: Any) -> Any:
+        begin = perf_counter()
+        made = work(given)
+        times[what].append(perf_counter() - begin)
+        return made
+
     if mimi:
-        stages += [("encode", mimi.encoder().step), ("decode", mimi.decoder().step)]
+        encoder, decoder = mimi.encoder(), mimi.decoder()
         noise = 0.1 * rng.standard_normal(mimi.frame_size, np.float32)
     gen.step(codes[0])
     for t in range(steps):
         if progress:
             progress(t / steps)
-        given: Any = None
-        for what, work in stages:
-            # The decoder gets what the encoder made.
-            given = {"step": codes[1 + t], "encode": noise if mimi else None, "decode": given}[what]
-            begin = perf_counter()
-            given = work(given)
-            times[what].append(perf_counter() - begin)
+        timed("step", gen.step, codes[1 + t])
+        if mimi:
+            timed("decode", decoder.step, timed("encode", encoder.step, noise))
     spreads = {what: Percentiles.of(seconds) if seconds else None for what, seconds in times.items()}
     step = cast("Percentiles", spreads["step"])
     together = sum(spread.p50 for spread in spreads.values() if spread)

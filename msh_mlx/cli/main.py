@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], signals: Signals) -> int:
     # The conversation takes options only, so that a first word without a dash is a command.
     if not arguments or arguments[0].startswith("-"):
-        return _converse(_parser().parse_args(arguments), signals)
+        return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
     if name not in _COMMANDS:
         raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
@@ -69,13 +69,13 @@ def _run(arguments: list[str], signals: Signals) -> int:
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     from .. import __version__
 
     parser = Parser(
         prog="msh-mlx",
-        description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
-        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
+        description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
     add_model(add)
@@ -88,25 +88,34 @@ def _parser() -> Parser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="recordings (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
+        help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
+    add(
+        "--transcript",
+        metavar="FILE",
+        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
+    )
     add(
         "--output-dir",
         metavar="FOLDER",
-        help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
+        help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
     )
-    add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
-    add("--tail", metavar="SECONDS", type=seconds, help="hear so much silence after the recording (default: 0)")
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
+    add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
+    add(
+        "--tail",
+        metavar="SECONDS",
+        type=seconds,
+        help="add this much silence after the recording, for an answer to finish (default: 0)",
+    )
+    add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
     add = parser.add_argument_group("conversation").add_argument
     add_sampling(add)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
-    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
-    add("--version", action="version", version=f"msh-mlx {__version__}")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
+    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
     return parser
 
 

@@ -91,7 +91,7 @@ class Remote:
 
     @property
     def partial(self) -> Path:
-        """Where what has come so far is."""
+        """The path of its contents while they are incomplete."""
         return cache.partial(self.file.repository, self.etag)
 
     @property
@@ -187,7 +187,7 @@ def _look_up(file: HubFile) -> Remote:
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
-    """Something that may go away by itself: `error` is what to say if it does not; `after` is when to try again, in seconds."""
+    """An error that may go away by itself. `error` is raised if it does not; `after` is when to try again, in seconds."""
 
     def __init__(self, error: MshError, after: float | None = None) -> None:
         super().__init__(str(error))
@@ -234,14 +234,14 @@ def _errors(file: HubFile) -> Iterator[None]:
             raise
         why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
         raise SettingsError(
-            f"{proxy} is no proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
+            f"{proxy} is not a proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
         ) from None
     except httpx2.TransportError as error:
         raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)})", "try again later")) from None
 
 
 def _proxy() -> str | None:
-    """Say which proxy the environment names for the hub, and where, without what is secret in it; None if it names none."""
+    """Name the hub's proxy in the environment, and the variable, without its secrets; None if there is none."""
     parts = urlsplit(constants.ENDPOINT)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -570,7 +570,7 @@ def _download_once(remote: Remote, job: _Job) -> cache.Digest:
 
 
 def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
-    """Ask for a file from byte `begin` on and yield it piece by piece; first None if it comes from its beginning instead."""
+    """Ask for a file from byte `begin` on, and yield it piece by piece; None comes first if it begins at byte 0 instead."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
     headers |= {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
@@ -594,7 +594,7 @@ def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
 
 
 def _begins_at(response: httpx2.Response, remote: Remote) -> int:
-    """Return the byte at which an answer begins; what is no part of the file (a login page, say) raises."""
+    """Return the byte of the file at which an answer begins; raises for what is not part of the file, such as a login page."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
         begin, _, size = map(int, ranged.groups())

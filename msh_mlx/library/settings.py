@@ -43,7 +43,7 @@ def _wrong() -> dict[str, str]:
         if not _is_whole(os.environ.get(name, "0"))
     }
     if not _is_address(address := os.environ.get("HF_ENDPOINT", "https://a")):
-        found["HF_ENDPOINT"] = f"HF_ENDPOINT={address} is no address of a hub"
+        found["HF_ENDPOINT"] = f"HF_ENDPOINT={address} is not the address of a hub"
     return found
 
 

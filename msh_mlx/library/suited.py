@@ -67,7 +67,7 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be expected of a model on a machine; None is not known.
+    """What to expect of a model on a machine; None: not known.
 
     `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
     """
@@ -78,7 +78,7 @@ class Verdict:
 
     @property
     def suits(self) -> bool:
-        """Whether it may be chosen without having been named."""
+        """Whether it may be chosen when the user names no model."""
         return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
 
     @property
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
-    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    """Judge a model on a machine by its figures in the catalogue."""
     return Verdict(
         entry,
         None if entry.memory is None else entry.memory <= machine.room,

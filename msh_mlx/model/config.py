@@ -248,7 +248,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     InputError
-        The file cannot be read, is no text, or not a JSON object.
+        The file cannot be read, is not text, or is not a JSON object.
     """
     path = user_path(path)
     raw = read_small(path, "The configuration", _MAX_SIZE)
@@ -264,12 +264,12 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scaling_in(values: Mapping[str, Any], source: str) -> float | None:
-    """Read what a configuration says of how much of its adapters is added; None if it has none, or does not say.
+    """Read how much of its adapters a configuration adds; None if it has none, or does not say.
 
     Raises
     ------
     InputError
-        It says something that is no such number; `source` is named.
+        It says something else than a number; `source` is named.
     """
     value = values.get("lora_scaling")
     if value is None or values.get("lora") is False:
@@ -280,7 +280,7 @@ def scaling_in(values: Mapping[str, Any], source: str) -> float | None:
 
 
 def other_kind(values: Mapping[str, Any]) -> str | None:
-    """Say by its configuration what a model is that is none for conversations; None if that is not known."""
+    """Name the kind of a model that cannot hold conversations, by its configuration; None if the kind is not known."""
 
     def says(key: str, kind: str) -> bool:
         return isinstance(text := values.get(key), str) and text.lower().startswith(kind)
@@ -308,7 +308,7 @@ def other_kind(values: Mapping[str, Any]) -> str | None:
 
 
 def not_run(subject: str, what: str) -> InputError:
-    """Make the error for a model that is none for conversations, `what` as from `other_kind`, behind "X is" or "X is of"."""
+    """Make the error for a model of another kind: `subject` is "X is" or "X is of", `what` is from `other_kind`."""
     return InputError(f"{subject} {what}, which this program does not run", "give a Moshi model")
 
 

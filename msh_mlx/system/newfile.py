@@ -30,7 +30,7 @@ class NewFile:
     Raises
     ------
     InputError
-        The folder cannot be made or written to, or `path` is no regular file.
+        The folder cannot be made or written to, or `path` is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class NewFile:
         if self.path.is_dir():
             raise InputError(f"{path} is a folder", "give the name of a file")
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{path} is no regular file", "give another name")
+            raise InputError(f"{path} is not a regular file", "give another name")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
         self._name = str(path)
         self._made = False
@@ -90,7 +90,7 @@ Output: TypeAlias = "Path | StandardOutput"
 
 
 def output(text: str) -> Output:
-    """Return what the option for an output names: a file, or the standard output by `-`, which is taken at once."""
+    """Return the output that an option names: a file, or, for `-`, the standard output, which is taken at once."""
     return StandardOutput() if text == STDOUT else user_path(text)
 
 

@@ -20,7 +20,7 @@ _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows any
 
 
 def mend_environment() -> None:
-    """Forget variables that mean nothing: sizes that no terminal has, so that it is asked itself, and empty names."""
+    """Remove variables that mean nothing: empty names of folders, and sizes that no terminal has."""
     for name in ("COLUMNS", "LINES"):
         if not _SIZE.fullmatch(os.environ.get(name, "80")):
             del os.environ[name]
@@ -40,7 +40,7 @@ def home() -> Path | None:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path as it was typed or stands in a file: `~` and `~/…` are in the home folder, all others what they say.
+    """Return the path that was typed or stands in a file: `~` and `~/…` are in the home folder, others stay as they are.
 
     A name like `~backup.wav` is a file's; the shell has already put in the folders of other users that there are.
 
@@ -68,7 +68,7 @@ def config_folder() -> Path | None:
 
 
 def notes_folder() -> Path | None:
-    """Name the folder of what can be found out again. None: there is no home folder."""
+    """Name the folder of notes: what can be found out again. None: there is no home folder."""
     return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
@@ -109,9 +109,9 @@ def temporary_folder() -> Path:
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Find out whether something of `size` bytes can be compiled in the folder `path` in that for temporary files.
+    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
 
-    The folder may be made.
+    The folder is made if need be.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
+"""Checkpoints: checking the tensors of a language model, and loading them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..model.config import LmConfig, not_run, other_kind
 from ..model.lm import Lm
+from ..system.inputs import check_file
 from ..system.places import user_path
 from .kinds import check_lm, kind_of
 from .layout import is_pytorch, to_mlx_layout
@@ -41,7 +42,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A language model's file that was checked; no tensor has been read.
+    """A language model's file whose header has been checked. No tensor has been read.
 
     It keeps no weights alive, can be handed to another thread, and loaded any number of times.
 
@@ -57,6 +58,8 @@ class Checkpoint:
         Where the tensors are, by their names in the MLX layout. Several may share a place.
     quantizations
         The modules whose weights are quantized, and how.
+    stamp
+        Tells this file from one that takes its place before it is loaded.
     lora, scaling
         The file of adapters to merge, and how much of them is added; None: there are none.
     """
@@ -67,6 +70,7 @@ class Checkpoint:
     linear: frozenset[str]
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
+    stamp: tuple[int, ...]
     lora: Path | None = None
     scaling: Scaling | None = None
 
@@ -102,6 +106,8 @@ class Checkpoint:
         InputError
             The adapters do not fit the model, or a file has changed.
         """
+        if _stamp(self.path) != self.stamp:
+            raise InputError(f"{self.path} has changed since it was checked", "start again")
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
@@ -197,6 +203,7 @@ def open_checkpoint(
     """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s."""
     path = user_path(path)
     lm_config = LmConfig.of(config, lora=lora is not None)
+    stamp = _stamp(path)
     header = read_header(path)
     check_lm(path, header)
     try:
@@ -214,7 +221,13 @@ def open_checkpoint(
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    check_file(path)
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def default_dtype() -> mx.Dtype:
@@ -265,7 +278,7 @@ def load_lm(
 
 
 def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    """Name the kind of a model that cannot hold conversations, by its tensors; None if it can, or that is not known."""
     found = sizes(header)
     values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
     values["demux_second_stream"] = any(".out1." in name for name in header)
@@ -338,7 +351,7 @@ _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    """Read the sizes of a language model off its tensors, as far as they tell, by the keys of `LmConfig`."""
     counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
     for name in header:
         for key, pattern in _COUNTED.items():
@@ -368,17 +381,16 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
             for values in (other, {key: getattr(config, key) for key in other})
         )
         raise InputError(
-            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
-            f"{said}",
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
             "give the model's own with --config",
         )
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
+    """Read the bits of most weights off a header, without a configuration; None: not quantized.
 
-    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
-    `out_norm` tells the width of the rows that are packed there.
+    A file may hold weights of several kinds. Those of the first feed-forward stand for all. `out_norm` tells how many numbers
+    are packed into a row.
     """
     weight, norm = header.get(f"{_LARGE}.weight"), header.get("out_norm.weight")
     if (

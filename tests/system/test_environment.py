@@ -280,7 +280,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from msh_mlx import doctor
+    from msh_mlx.doctor import checks as doctor
     from msh_mlx.library import catalogue
     from msh_mlx.net import tls
 
@@ -621,8 +621,8 @@ def test_a_token_for_the_hub_that_cannot_be_sent(folder: Path, token: str) -> No
     [
         ("HTTPS_PROXY", "http://127.0.0.1:1", 1, ["cannot be reached through the proxy that HTTPS_PROXY="]),
         ("https_proxy", "garbage.invalid", 1, ["cannot be reached through the proxy that https_proxy=garbage.invalid"]),
-        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is no proxy that can be used", "http://HOST:PORT"]),
-        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is no proxy that can be used"]),
+        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is not a proxy that can be used", "http://HOST:PORT"]),
+        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is not a proxy that can be used"]),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:1", 1, ["HTTPS_PROXY=http://127.0.0.1:1 names"]),
     ],
 )
@@ -658,7 +658,7 @@ def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
     ("variable", "value", "words"),
     [
         *[
-            ("HF_ENDPOINT", value, "is no address of a hub")
+            ("HF_ENDPOINT", value, "is not the address of a hub")
             for value in ("nowhere", "http://[", "http://a:99999", "ht p://a")
         ],
         *[(f"HF_HUB_{of}_TIMEOUT", "2 s", "is not a whole number of seconds") for of in ("DOWNLOAD", "ETAG")],

@@ -15,7 +15,7 @@ from paths import CASES, DEMO, GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.weights.checkpoint import default_dtype
+from msh_mlx.weights.checkpoint import default_dtype, open_checkpoint
 from msh_mlx.weights.safetensors import read_header
 
 SMALL = GOLDEN / "lm-small"
@@ -345,6 +345,21 @@ def test_files_of_other_kinds_are_named(changed):
     assert "is a text-to-speech model" in says(changed(pytorch, **demux))
     lut = {"condition_provider.conditioners.description.embed.weight": np.zeros((32, 16), np.float32)}
     assert "is a speech translation model (Hibiki)" in says(changed(pytorch, **lut))
+
+
+def test_a_file_that_takes_the_place_of_the_one_that_was_checked(changed, tmp_path):
+    path = changed()
+    checkpoint = open_checkpoint(path, SMALL / "config.json")
+    checkpoint.load()
+    checkpoint.load()  # as often as one likes
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(path.read_bytes()[:-1] + b"?")
+    other.replace(path)
+    with pytest.raises(InputError, match=r"changed\.safetensors has changed since it was checked; start again\."):
+        checkpoint.load()
+    path.unlink()
+    with pytest.raises(InputError, match="There is no file"):
+        checkpoint.load()
 
 
 def test_parts_and_the_names_of_other_libraries(changed, tmp_path):
