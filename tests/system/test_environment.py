@@ -356,13 +356,10 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_to(folder: Path) ->
 
 
 @COMPILES
-@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b", "with space, 'quotes' & more"])
+@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b"])
 def test_a_folder_for_temporary_files_that_the_compiler_may_not_find(folder: Path, name: str) -> None:
     (folder / name).mkdir()
     result = run(*SHORT, "--input", "in.wav", "--output", "o.wav", cwd=folder, TMPDIR=str(folder / name))
-    if " " in name:
-        assert result.returncode == 0, result.stderr
-        return
     refused(result, 1, str(folder / name), f"has {name[1]} in its name", "set TMPDIR")
 
 
