@@ -598,9 +598,10 @@ def test_a_file_that_has_changed_is_read_again(tmp_path, speech, wait):
     assert (first.decode(first.encode(pcm)) == before).all()
 
 
+@pytest.mark.parametrize("stored_anew", [False, True])
 @pytest.mark.parametrize(("dtype", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E4M3", 8), ("F8_E8M0", 8), ("C64", 64)])
-def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
-    """Such a file is sound; what is wrong is the type of a tensor."""
+def test_types_that_are_not_read_are_named(dtype, bits, stored_anew, tmp_path):
+    """Such a file is sound; what is wrong is the type of a tensor, whether or not its bytes mean another shape by it."""
     data = (TINY / "mimi.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     entries, more = json.loads(data[8:start]), bytearray()
@@ -612,8 +613,11 @@ def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
         begin, end = entry["data_offsets"]
         piece = data[start + begin : start + end]
         if name == odd:
-            piece = bytes(len(piece) // 4 * bits // 8)
             entry["dtype"] = dtype
+            if stored_anew:
+                piece = bytes(len(piece) // 4 * bits // 8)
+            else:
+                entry["shape"] = [8 * len(piece) // bits]
         entry["data_offsets"] = [len(more), len(more) + len(piece)]
         more += piece
     raw = json.dumps(entries).encode()
