@@ -335,8 +335,8 @@ def load() -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of conversation each way (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
     print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)

@@ -21,6 +21,13 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class ModelInUse:
+    """The model in use from now on has `bits` a weight. Not told of the demo model, which has no smaller one beside it."""
+
+    bits: int
+
+
+@dataclass(frozen=True)
 class Ready:
     """The conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
 
@@ -141,6 +148,7 @@ class Failed:
 
 Event = (
     Loading
+    | ModelInUse
     | Ready
     | Heard
     | Said

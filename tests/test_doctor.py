@@ -113,7 +113,7 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["mlx", "numpy", "mimi", "msh_native", "soxr", "huggingface_hub", "sentencepiece", "psutil"]
+    "package", ["mlx", "numpy", "mimi", "msh_native", "huggingface_hub", "sentencepiece", "psutil"]
 )
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
@@ -122,7 +122,6 @@ def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     names = {
         "mimi": "codec",
         "msh_native": "codec",
-        "soxr": "sound",
         "huggingface_hub": "disk",
         "sentencepiece": "demo model",
         "psutil": "memory",
@@ -477,7 +476,7 @@ def fail(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "found", "advice"),
     [
-        (MshError("It is in use; close the other program."), "It is in use", "Close the other program."),
+        (MshError("It is in use", "close the other program"), "It is in use", "Close the other program."),
         (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", AGAIN),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", AGAIN),
         (TimeoutError("its own"), "TimeoutError: its own", AGAIN),

@@ -190,7 +190,7 @@ def check_demo() -> Finding:
         config = LmConfig.of(files.config)
         words = load_tokenizer(files.tokenizer).GetPieceSize()
     except MshError as error:
-        return Finding(name, "problem", str(error).rstrip("."), AGAIN)
+        return Finding(name, "problem", error.clause, AGAIN)
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
         return Finding(name, "problem", found, AGAIN)
@@ -208,12 +208,12 @@ def check_models() -> Finding:
         entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
-        return Finding(name, "problem", str(error).rstrip("."), advice)
+        return Finding(name, "problem", error.clause, advice)
     try:
         check_settings()
     except SettingsError as error:
         advice = "Correct it, or unset it: until then no model can be fetched."
-        return Finding(name, "warning", str(error).split("; ")[0], advice)
+        return Finding(name, "warning", error.what, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"
@@ -233,7 +233,7 @@ def check_models() -> Finding:
                     load_tokenizer(path)
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
+                return Finding(name, "problem", f"{entry.name}: {error.what}", advice)
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
@@ -284,8 +284,7 @@ def check_disk() -> Finding:
     try:
         check_cache()
     except InputError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding("disk", "warning", found[0].lower() + found[1:], sentence(advice))
+        return Finding("disk", "warning", error.what[0].lower() + error.what[1:], sentence(error.advice))
     try:
         here = Path.cwd()
     except OSError:

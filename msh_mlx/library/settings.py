@@ -64,11 +64,11 @@ with _without(list(_WRONG)):
 def check_settings() -> None:
     """Raise SettingsError if the hub cannot be asked as the environment has it."""
     for said in _WRONG.values():
-        raise SettingsError(f"{said}; correct it, or unset it.")
+        raise SettingsError(said, "correct it, or unset it")
     # Else the connection fails, with an error that names neither.
     if file := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=file)
         except OSError as error:
             why = "it has no certificate" if isinstance(error, ssl.SSLError) else error.strerror or error
-            raise SettingsError(f"SSL_CERT_FILE={file} cannot be used ({why}); correct it, or unset it.") from None
+            raise SettingsError(f"SSL_CERT_FILE={file} cannot be used ({why})", "correct it, or unset it") from None

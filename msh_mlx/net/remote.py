@@ -103,8 +103,7 @@ class EndedError(MshError):
     """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
 
     def __init__(self, what: str, *, over: bool) -> None:
-        super().__init__(f"{what}; try again.")
-        self.what = what
+        super().__init__(what, "try again")
         self.over = over
 
 

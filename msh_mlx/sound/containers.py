@@ -295,7 +295,8 @@ _LETTERS += [(word, 0) for word in (b"riff.", b".snd", b"caff", b"fLaC", b"OggS"
 def begins(start: bytes) -> bool:
     """Whether another recording, of whatever format, begins with `start`."""
     if not (found := _START.match(start)):
-        return start[:1] == b"\xff" and _are_frames(io.BytesIO(start), 0, 3)
+        other = any(len(magic) > 3 and start[at:].startswith(magic) for at, magic, _ in _FOREIGN)
+        return other or (start[:1] == b"\xff" and _are_frames(io.BytesIO(start), 0, 3))
     if found[0].startswith(b".snd"):
         offset, _, coding, rate, channels = struct.unpack(">5I", start[4:24].ljust(20, b"\0"))
         usual = RATES[0] <= rate <= RATES[1] and 0 < channels <= _MAX_CHANNELS
@@ -1021,8 +1022,6 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
             raise cut_off(name, "ends within a frame")
         whole = _at(file, offset, frame.size)
         counted = _counted(whole)
-        if _another_within(file, offset, frame.size):
-            raise cut_off(name, f"ends at byte {offset}, within a frame, and another recording begins there")
         if counted or not found or frame.kind != found[-1].kind:
             found.append(_MpegStream(frame.kind, head))
         stream = found[-1]
@@ -1033,16 +1032,26 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
             stream.body.add(offset, offset + frame.size)
         stream.size += frame.size
         offset += frame.size
+    for stream in found:
+        for piece in stream.body.pieces:
+            if isinstance(piece, tuple) and (at := _another_within(file, *piece)) is not None:
+                raise cut_off(name, f"ends within a frame, and another recording begins at byte {at}")
     return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]], following
 
 
-def _another_within(file: BinaryIO, offset: int, size: int) -> bool:
-    """Whether another recording begins within a frame, which is cut off, then."""
-    data = _at(file, offset, size + 64)
-    if (found := find_beginning(data[1 : size + HELD_BACK])) is not None and found + 1 < size:
-        return True
-    words = (match.start() - at for match in re.finditer(b"Xing|Info", data) for at in (13, 21, 36))
-    return any(0 < begin < size and _frame(data[begin:]) and _xing(data[begin:]) for begin in words)
+def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
+    """Find where in a range of frames another recording begins: within one of them, which is cut off, then."""
+    overlap = 64
+    while begin < end:
+        data = _at(file, begin, min((1 << 20) + overlap, end - begin))
+        if (at := find_beginning(data)) is not None:
+            return begin + at
+        for match in re.finditer(b"Xing|Info", data):
+            for at in (match.start() - before for before in (13, 21, 36)):
+                if at >= 0 and _frame(data[at:]) and _xing(data[at:]):
+                    return begin + at
+        begin += 1 << 20
+    return None
 
 
 _MAX_PADDING = 1 << 13  # bytes, of one value, behind a recording that does not say how long it is

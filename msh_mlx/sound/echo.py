@@ -238,7 +238,7 @@ def measure_echo(
         loudspeaker.write(frame)
         pcm = source.read(FRAME_SIZE, _DEAD)
         if pcm is None:
-            raise MshError("The microphone gives no sound; choose another one with --input-device.")
+            raise MshError("The microphone gives no sound", "choose another one with --input-device")
         clean.append(pcm)
         progress()
     return _judged(np.concatenate(tap.taken), np.concatenate(clean), sound, source.state().delay)

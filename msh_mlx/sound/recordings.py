@@ -67,10 +67,11 @@ class _Part(ABC):
     """A recording as others may stand behind it in a file: its rate, its channels, and its length in samples of a channel if
     that is known.
 
-    `following` are the parts that were found behind it while it was read; `checked` says that nothing can be wrong with it.
+    `following` are the parts that were found behind it while it was read; `checked` says that nothing can be wrong with it;
+    `temporary` is a file to be closed with it.
     """
 
-    file: BinaryIO | None  # None in a pipe
+    temporary: BinaryIO | None = None
     rate: int
     channels: int
     samples: int | None
@@ -124,7 +125,8 @@ class Recording:
             raise cut_off(self.name, f"ends too early, after {self._heard:.2f} s") from None
         except _GoesOnError:
             raise InputError(
-                f"{self.name} goes on after {self._heard:.2f} s with MP3 sound, which is not read behind FLAC; save each alone."
+                f"{self.name} goes on after {self._heard:.2f} s with MP3 sound, which is not read behind FLAC",
+                "save each alone",
             ) from None
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
@@ -163,7 +165,7 @@ class Recording:
     def close(self) -> None:
         """Close the file; standard input stays open."""
         # Since Python 3.14 closing a pipe of which something is left unread fails on its way, for nothing.
-        for file in (self._file, *(part.file for part in self._parts if part.file)):
+        for file in (self._file, *(part.temporary for part in self._parts if part.temporary)):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -370,7 +372,14 @@ def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
     if numbers and numbers.dtype:
         return [_Plain(stream, None, name, numbers)]
     stream.unread(bytes(reader.seen))
-    return _examine(_spool(stream), name)
+    spool = _spool(stream)
+    try:
+        parts = _examine(spool, name)
+    except BaseException:
+        spool.close()
+        raise
+    parts[0].temporary = spool
+    return parts
 
 
 def _check_following(start: bytes, name: str, before: Sequence[_Part]) -> None:
@@ -378,8 +387,8 @@ def _check_following(start: bytes, name: str, before: Sequence[_Part]) -> None:
         lengths = [None if part.samples is None else part.samples / part.rate for part in before]
         after = "" if None in lengths else f" after {sum(length or 0 for length in lengths):.2f} s"
         raise InputError(
-            f"{name} goes on{after} with another recording, which is {other.name} and not read here; save each alone, and "
-            "convert that one."
+            f"{name} goes on{after} with another recording, which is {other.name} and not read here",
+            "save each alone, and convert that one",
         )
 
 
@@ -405,7 +414,7 @@ class _Plain(_Part):
     def __init__(self, stream: Ahead, file: BinaryIO | None, name: str, numbers: Numbers) -> None:
         super().__init__()
         self.rate, self.channels = numbers.rate, numbers.channels
-        self.file = file
+        self._file = file
         self._name, self._stream, self._numbers = name, stream, numbers
         self._step = int(numbers.dtype[-1]) * numbers.channels
         size = (numbers.promised or None) if numbers.size is None else numbers.size
@@ -417,8 +426,8 @@ class _Plain(_Part):
         yield self.rate, self.channels, self._decoded()
 
     def _decoded(self) -> Iterator[npt.NDArray[Any]]:
-        if self.file:
-            self.file.seek(self._numbers.offset)
+        if self._file:
+            self._file.seek(self._numbers.offset)
         piped = self._numbers.size is None
         # Where the sound may end; None: not before the stream does.
         end = promised = self._numbers.promised if piped else self._numbers.size
@@ -495,8 +504,7 @@ class _Decoded(_Part):
 
     def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
         super().__init__()
-        self._source = self.file = file
-        self.checked = False
+        self._file, self.checked = file, False
         self._name, self._streams = name, streams
         lengths: list[float | None] = []
         for number, stream in enumerate(streams):
@@ -509,7 +517,7 @@ class _Decoded(_Part):
 
     @contextlib.contextmanager
     def _open(self, stream: Stream) -> Iterator[tuple[Pieces, _SoundFile]]:
-        pieces = Pieces(self._source, stream.pieces)
+        pieces = Pieces(self._file, stream.pieces)
         try:
             with _quiet_mpg123():
                 sound = _SoundFile(pieces)

@@ -53,7 +53,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     if text == "~" or text.startswith("~/"):
         folder = home()
         if folder is None:
-            raise InputError(f"{text} is in the home folder, and there is none; set HOME, or write the path without ~.")
+            raise InputError(
+                f"{text} is in the home folder, and there is none", "set HOME, or write the path without ~"
+            )
         return folder / text[2:]
     place = Path(text)
     # Of "./~/x" pathlib keeps "~/x", which is something else to whoever looks at it next.
@@ -101,23 +103,32 @@ def temporary_folder() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         raise MshError(
-            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones); "
-            "set TMPDIR to a folder that can."
+            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones)",
+            "set TMPDIR to a folder that can",
         ) from None
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Check that `size` bytes can be written to the folder `path` in the one for temporary files; it is made if need be.
+    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
+
+    The folder is made if need be.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 
     Raises
     ------
     MshError
-        They cannot.
+        It cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
+    # The compiler is run by a shell, with the names of files in double quotes.
+    if special := re.search(r'["$`]|\\{2}', str(folder)):
+        raise MshError(
+            f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
+            "compiled there",
+            f"set {name} to another folder, or unset it",
+        )
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")
@@ -131,7 +142,8 @@ def check_temporary(path: str, size: int) -> None:
             advice += f", or unset {name}"
         raise MshError(
             f"{place} cannot be written to ({error.strerror or error}), and functions of the model are compiled there, "
-            f"in the folder for temporary files; {advice}."
+            f"in the folder for temporary files",
+            advice,
         ) from None
 
 
@@ -162,7 +174,7 @@ def asset(name: str, what: str) -> Path:
     for folder in (package, package.parent):
         if (folder / name).is_file():
             return folder / name
-    raise MshError(f"{what} is missing from this installation; install the package again.")
+    raise MshError(f"{what} is missing from this installation", "install the package again")
 
 
 def client_folder() -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from .safetensors import TensorInfo
 
@@ -26,18 +26,9 @@ _NAMES = [
 _DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.weight")
 _STACKED = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
 _SHARED = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
-# What the tensors are called in the Transformers library's form of Moshi, whole or without its codec.
-_TRANSFORMERS = re.compile(
-    r"(decoder\.)?model\.(layers|embed_tokens)\.|decoder\.lm_head\.|(depth_decoder|audio_encoder|embed_tokens)\."
-)
 
 
-def is_transformers(names: Iterable[str]) -> bool:
-    """Tell the Transformers library's names from those of both layouts, and of Mimi."""
-    return any(map(_TRANSFORMERS.match, names))
-
-
-def is_pytorch(names: Mapping[str, object]) -> bool:
+def is_pytorch(names: Collection[str]) -> bool:
     """Tell PyTorch's layout from MLX's by the name of the last norm."""
     return "out_norm.alpha" in names
 

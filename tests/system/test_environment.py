@@ -210,12 +210,15 @@ def test_a_terminal_gets_no_sound(folder: Path) -> None:
 
 
 def test_who_reads_may_stop(folder: Path) -> None:
-    command = ["/bin/sh", "-c", '"$@" --output - --input in.wav | head -c 50', "sh", *MAIN, "--demo"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=LIMIT, env=env)
-    assert len(done.stdout) == 50
-    assert b"Error" not in done.stderr
-    assert b"ignored" not in done.stderr
+    for what in ("--demo --output - --input in.wav --tail 4", "models --plain", "models --json"):
+        line = f'{{ "$@" {what}; echo $? >code; }} | head -c 0'
+        done = subprocess.run(
+            ["/bin/sh", "-c", line, "sh", *MAIN], cwd=folder, capture_output=True, timeout=LIMIT, env=env
+        )
+        assert (done.stdout, (folder / "code").read_text()) == (b"", "141\n")  # as of a program that SIGPIPE ends
+        assert b"Error" not in done.stderr
+        assert b"ignored" not in done.stderr
 
 
 def test_a_wav_file_without_end() -> None:
@@ -313,7 +316,7 @@ def test_a_user_without_an_entry(tmp_path: Path) -> None:
     if subprocess.run(["setpriv", "--reuid=54321", sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("that user cannot run this Python")
     tmp_path.chmod(0o777)
-    code = "import msh_mlx.system.places as p, msh_mlx.library.catalogue as c; print(p.home(), c.user_file())"
+    code = "import msh_mlx.system.places as p; print(p.home(), p.user_file())"
     done = subprocess.run(
         ["setpriv", "--reuid=54321", "--clear-groups", sys.executable, "-c", code],
         capture_output=True,
@@ -350,6 +353,17 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_to(folder: Path) ->
     refused(result, 1, "/proc/mlx", "set TMPDIR")
     found = run("doctor", "--quick", "--plain", cwd=folder, TMPDIR="/proc").stdout
     assert re.search(r"^problem +mlx: /proc/mlx.*Set TMPDIR", found, re.MULTILINE)
+
+
+@COMPILES
+@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b", "with space, 'quotes' & more"])
+def test_a_folder_for_temporary_files_that_the_compiler_may_not_find(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    result = run(*SHORT, "--input", "in.wav", "--output", "o.wav", cwd=folder, TMPDIR=str(folder / name))
+    if " " in name:
+        assert result.returncode == 0, result.stderr
+        return
+    refused(result, 1, str(folder / name), f"has {name[1]} in its name", "set TMPDIR")
 
 
 @COMPILES
