@@ -30,7 +30,7 @@ from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.session import Session
 from msh_mlx.errors import InputError
-from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.library.files import find_demo
 
 LEAD = 2  # frames between what the model heard and the sound of its answer in the air
@@ -131,7 +131,7 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     before, after, noise = left(heard, near), left(clean, near), left(near, near)
 
     def span(begin: float, end: float) -> slice:
-        return slice(round(begin / 0.08), round(end / 0.08))
+        return slice(round(begin / FRAME_SECONDS), round(end / FRAME_SECONDS))
 
     def erle(span: slice) -> float:
         return decibels(np.mean(before[span]) / np.mean(after[span]))
@@ -141,8 +141,10 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     loud = np.flatnonzero(after[: late.start] > 4 * np.maximum(noise[: late.start], np.mean(after[late])))
     result = {
         "erle": erle(late),
-        "settle": max(0.0, (loud[-1] + 1) * 0.08 - first) if len(loud) else 0.0,
-        "after": decibels(np.mean(after[span(first + 2, late.stop * 0.08)]) / np.mean(noise[span(first + 2, SECONDS)])),
+        "settle": max(0.0, (loud[-1] + 1) * FRAME_SECONDS - first) if len(loud) else 0.0,
+        "after": decibels(
+            np.mean(after[span(first + 2, late.stop * FRAME_SECONDS)]) / np.mean(noise[span(first + 2, SECONDS)])
+        ),
         "cost": seconds / SECONDS,
     }
     if change:

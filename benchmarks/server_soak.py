@@ -37,7 +37,7 @@ import soundfile
 
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import MshError
-from msh_mlx.format import FRAME_SIZE
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusEncoder
 from msh_mlx.system.words import human_size
@@ -407,7 +407,7 @@ class Visit:
         await client.handshake()
         for page in self._voice.pages:
             await client.send(encode(Audio(page)))
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(FRAME_SECONDS)
         return await client.bye()
 
     async def restart(self) -> str:
