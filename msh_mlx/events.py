@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Pcm = npt.NDArray[np.float32]
+from .format import Pcm
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,13 @@ class Loading:
     stage: str
     seconds: float | None = None
     fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """The model in use from now on has `bits` a weight. Not told of the demo model, which has no smaller one beside it."""
+
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class Failed:
 
 Event = (
     Loading
+    | ModelInUse
     | Ready
     | Heard
     | Said

@@ -23,7 +23,6 @@ from ..events import (
     Heard,
     Levels,
     Loading,
-    Pcm,
     Ready,
     Said,
     Span,
@@ -32,6 +31,7 @@ from ..events import (
     Underrun,
     Word,
 )
+from ..format import Pcm
 from ..metrics import Durations, Memory, Metrics, percentile
 from ..system.threads import exists
 from .text import Words
@@ -178,6 +178,9 @@ class Pipeline:
         change the sound in them. What it raises ends the conversation.
     delay_limit
         How old the user's sound may become on its way through the pipeline, in seconds.
+    early
+        Tells how many seconds of the sound that waits count as not old at all, since they came together; it is told how many
+        seconds are under way behind `source`. Called on the encoder thread.
     lighter
         Gets the lower quartile of the model's step times in warm-up, in seconds, on the model thread: what else runs just then
         makes some steps longer, and none shorter. What it returns makes another session in place of this one, None keeps it.
@@ -202,6 +205,7 @@ class Pipeline:
         events: Callable[[Event], None],
         *,
         delay_limit: float = DELAY_LIMIT,
+        early: Callable[[float], float] = lambda _: 0.0,
         lighter: Callable[[float], Load | None] | None = None,
         alone: bool = True,
     ) -> None:
@@ -213,6 +217,7 @@ class Pipeline:
         self._sink = sink
         self._events = events
         self._delay_limit = delay_limit
+        self._early = early
         self._lighter = lighter
         self._alone = alone
         self._codes: _Queue[_Frame[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
@@ -434,10 +439,12 @@ class Pipeline:
     def _look_around(self, session: Session, index: int) -> None:
         """Keep the delay within its limit, and tell of drops, underruns and queues."""
         frame = 1 / session.frame_rate
+        under_way = frame * (self._taken - self.metrics.frames)
         backlog = self._source.backlog()
-        if backlog + frame * (self._taken - self.metrics.frames) > self._delay_limit:
+        early = self._early(under_way)  # after `backlog`, since what comes in between is early
+        if backlog + under_way > self._delay_limit + early:
             # One frame is kept: with less the encoder would have to wait, and more would be delay for nothing.
-            dropped = self._source.trim(frame)
+            dropped = self._source.trim(max(frame, early))
             if dropped > 0:
                 backlog -= dropped
                 self.metrics.drops += 1

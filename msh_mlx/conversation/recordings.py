@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import MshError
 from ..events import Word
-from ..sound.recordings import Pcm, Recording, WavWriter, read_frames
+from ..format import Pcm
+from ..sound.recordings import Recording, WavWriter, read_frames
 from ..system.newfile import Output, open_output
 from ..system.streams import StandardOutput
 from .text import Words

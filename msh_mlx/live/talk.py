@@ -18,6 +18,7 @@ from typing import Protocol
 from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
+from ..format import FRAME_SECONDS
 from ..metrics import Metrics
 from ..model.step import explain
 from ..sound.both import Devices
@@ -36,7 +37,6 @@ from .screen.status import EchoSummary, Percentiles, Screen, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
-_FRAME = 0.08  # seconds
 _FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
 
 
@@ -86,36 +86,21 @@ class Middle(Protocol):
 
 @dataclass(frozen=True)
 class Ends:
-    """What a middle is put between: microphone, loudspeaker and who watches.
-
-    `delay_limit` is in seconds; `use_model` wants to hear the bits of another model that takes the place of the first.
-    """
+    """What a middle is put between: microphone, loudspeaker and who watches; `delay_limit` is in seconds."""
 
     source: Source
     sink: Sink
     events: Callable[[Event], None]
     delay_limit: float
-    use_model: Callable[[int | None], None]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model that was found: what makes the middle with it, and its bits per weight.
-
-    These are None where there is no smaller one to choose.
-    """
-
-    middle: Callable[[Ends], Middle]
-    bits: int | None = None
-
-
-def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
+def talk(make: Callable[[Ends], Middle], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
     Parameters
     ----------
-    prepare
-        Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
+    make
+        Makes what is between the ends. Once started, that loads the model, or reaches it, on threads of its own.
     options
         What the user asked for.
     signals
@@ -136,7 +121,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
     if options.as_json:
         check_output()
     with ExitStack() as stack:
-        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=FRAME_SECONDS)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
         log = stack.enter_context(Log())
@@ -144,7 +129,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(prepare, elsewhere)
+        conversation.begin(make, elsewhere)
         conversation.run(keys)
     return 0
 
@@ -173,13 +158,12 @@ class _Conversation:
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
-    def begin(self, prepare: Callable[[], Prepared], elsewhere: bool) -> None:
+    def begin(self, make: Callable[[Ends], Middle], elsewhere: bool) -> None:
         """Open everything that can be missing, then let the model load."""
         options = self._options
         begin = perf_counter()
         if not elsewhere:
             self._screen.handle(Loading("files"))
-        model = prepare()
         if options.trace:
             self._trace = Trace(options.trace, self._notify)
         self._recorder = Recorder(self._notify, options.record)
@@ -188,7 +172,7 @@ class _Conversation:
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
+        self._hints = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,
@@ -197,8 +181,8 @@ class _Conversation:
             noise_suppression=options.noise_suppression,
             gain_control=options.gain_control,
         )
-        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
-        self._pipeline = model.middle(ends)
+        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay)
+        self._pipeline = make(ends)
         self._pipeline.mute(options.muted)
         self._stack.enter_context(_awake())
         self._signals.defer()

@@ -15,15 +15,13 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .cache import Ring, capacities
+from .attention import Ring, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
 from .step import AS_SAID, Outcome, Position
-
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Step:
 
 
 class LmGen:
-    """A conversation with `lm`: hands it the user's codes, frame by frame, and gives back its own.
+    """A conversation with `lm`: gives it the user's codes, frame by frame, and returns its own.
 
     Position 0 is the priming step, with "start" tokens everywhere; it happens by itself before the first step and after
     `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
@@ -47,7 +45,7 @@ class LmGen:
 
     State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
     `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
-    used on another, but by one at a time.
+    used on another, but only by one thread at a time.
 
     Parameters
     ----------
@@ -122,7 +120,7 @@ class LmGen:
         Raises
         ------
         InputError
-            The codes have another shape, are no integers or out of range; the conversation is as before.
+            The codes have another shape, are not integers, or are out of range; the conversation is as before.
         InUseError
             Another thread is in the middle of a step.
         """
@@ -148,9 +146,9 @@ class LmGen:
                 self._take([self._enqueue()])
 
     def warm_up(self) -> None:
-        """Let MLX compile all that a conversation of any length will need, on this thread, and `prime`.
+        """Compile, on this thread, all that a conversation of any length needs, and `prime`.
 
-        What is said stays as it would be. For a moment it takes the memory of the full cache.
+        The conversation is the same with it and without. For a moment it takes the memory of the full cache.
 
         Raises
         ------
@@ -209,7 +207,8 @@ class LmGen:
             codes = codes[:, 0]
         if codes.shape != (config.user_q,) or (codes.size and codes.dtype.kind not in "iu"):
             raise InputError(
-                f"The user's codes are {codes.dtype}{list(codes.shape)}; integers of shape [{config.user_q}] are expected."
+                f"The user's codes are {codes.dtype}{list(codes.shape)}",
+                f"integers of shape [{config.user_q}] are expected",
             )
         wrong = (codes < -1) | (codes >= config.card) if codes.dtype.kind == "i" else codes >= config.card
         if wrong.any():
@@ -246,8 +245,8 @@ class LmGen:
 
     def _key(self, position: int) -> mx.array:
         """Make the random key of a position: it follows from seed and position."""
-        # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
-        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
+        # Threefry makes unrelated streams of different keys.
+        return mx.random.key(mixed_seed(self._seed, position))
 
     def _tokens(self) -> npt.NDArray[np.int32]:
         """Collect the input of this position, `[1 + n_q]`, from the streams and their delays."""

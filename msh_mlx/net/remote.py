@@ -31,7 +31,6 @@ from ..events import (
     Levels,
     Loading,
     Notice,
-    Pcm,
     Ready,
     Said,
     Span,
@@ -40,11 +39,12 @@ from ..events import (
     Underrun,
     Word,
 )
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Durations, Memory, Metrics, resident_bytes
+from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
-from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
-from .parameters import one_line
+from .opus import OpusDecoder, OpusEncoder
 from .tls import KnownServers, fingerprint, peer_certificate
 from .tunnel import Proxy, ProxyConnector
 
@@ -55,9 +55,6 @@ else:
     from async_timeout import timeout
 
 from .address import Address
-
-FRAME_SIZE = 2 * PACKET_SAMPLES
-FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE  # seconds
 
 _CONNECT = 10.0  # seconds for a connection to be there
 _SILENT = 10.0  # seconds in which a server that hears something sends nothing: it has gone
@@ -106,8 +103,7 @@ class EndedError(MshError):
     """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
 
     def __init__(self, what: str, *, over: bool) -> None:
-        super().__init__(f"{what}; try again.")
-        self.what = what
+        super().__init__(what, "try again")
         self.over = over
 
 
@@ -197,8 +193,6 @@ class Remote:
     recording
         The sound is a recording's: nothing of it is given up, no more is sent than the server answers, and a lost connection
         ends the conversation.
-    known
-        The servers whose certificates are remembered.
 
     Attributes
     ----------
@@ -215,7 +209,6 @@ class Remote:
         *,
         delay_limit: float = DELAY_LIMIT,
         recording: bool = False,
-        known: KnownServers | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.metrics.step = self._steps = _Steps()
@@ -227,7 +220,6 @@ class Remote:
         self._events = events
         self._delay_limit = delay_limit
         self._recording = recording
-        self._known = known or KnownServers()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -363,11 +355,10 @@ class Remote:
             proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
             certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
             if certificate is not None:
-                if self._known.check(self._address.host, self._address.port, certificate):
+                known = KnownServers()
+                if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(
-                        Notice("certificate", f"{said}; from now on it is expected there ({self._known.path}).")
-                    )
+                    self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
         return await session.ws_connect(
@@ -454,7 +445,8 @@ class Remote:
             if talk.listening and (silence := self._silence(now)):
                 hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
                 raise _LostError(f"{silence}{hint}", over=True)
-            if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
+            since = talk.begun if talk.asked is None else talk.asked
+            if not talk.listening and talk.waiting is None and not told and now - since > _PATIENT:
                 told = True
                 self._events(
                     Notice("waiting", f"{self._address} does not listen yet; it may be busy with somebody else.")
@@ -694,7 +686,7 @@ class Remote:
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return one_line(text, _SENTENCE)
+    return shortened(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

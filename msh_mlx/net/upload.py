@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from queue import Empty, SimpleQueue
@@ -19,19 +18,12 @@ from ..events import (
     Event,
     Failed,
     Notice,
-    Pcm,
     Said,
     Spoke,
 )
-from .opus import SAMPLE_RATE
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .address import Address
-from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 
 class _Feed:
@@ -240,8 +232,8 @@ def answers(
     # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
     to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
     if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
-        what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
-        raise BrokenOffError(f"{what}; what was said until then is kept.") from None
+        what = error.what if isinstance(error, EndedError) else error.clause
+        raise BrokenOffError(what, "what was said until then is kept") from None
     seconds = len(reply.heard) * FRAME_SECONDS
     notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
     for pcm in reply.heard:

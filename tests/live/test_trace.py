@@ -142,7 +142,7 @@ import os, sys, time
 from itertools import pairwise
 from pathlib import Path
 from msh_mlx.events import Span
-from msh_mlx.trace import Trace
+from msh_mlx.live.trace import Trace
 
 trace = Trace(Path(sys.argv[1]), lambda notice: os.write(1, notice.message.encode() + b"\\n"))
 for index in range(int(sys.argv[2])):
