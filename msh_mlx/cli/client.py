@@ -145,16 +145,15 @@ def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..live.talk import Ends, Prepared, talk
     from ..net.remote import Remote
 
-    def middle(ends: Ends) -> Remote:
+    def conversation(ends: Ends) -> Remote:
         return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
 
-    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
+    return talk(lambda: Prepared(conversation), live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..conversation.recordings import Plan, converse_with
-    from ..net.opus import SAMPLE_RATE
-    from ..net.remote import FRAME_SIZE
+    from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
     from ..system.newfile import check_outputs, output

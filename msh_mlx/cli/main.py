@@ -35,9 +35,9 @@ from .options import (
 from .program import guard, interruptible
 
 if TYPE_CHECKING:
-    from ..conversation.pipeline import Load
     from ..conversation.recordings import Event, Plan
     from ..conversation.session import Session
+    from ..conversation.warmup import Load
     from ..library.files import ModelFiles
     from ..live.talk import Ends
     from ..sound.recordings import Recording
@@ -134,26 +134,21 @@ def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
+    from ..conversation.warmup import warm
     from ..live.talk import Prepared, talk
     from ..weights.checkpoint import file_bits
     from ..weights.safetensors import read_header
 
     choice = choose(args, signals)
 
-    def middle(ends: Ends) -> Pipeline:
+    def conversation(ends: Ends) -> Pipeline:
         lighter = _Lighter(choice, args, ends) if choice.suited else None
-        return Pipeline(
-            lambda progress: _load(choice.files, args, progress),
-            ends.source,
-            ends.sink,
-            ends.events,
-            delay_limit=ends.delay_limit,
-            lighter=lighter,
-        )
+        make = warm(lambda progress: _load(choice.files, args, progress), lighter)
+        return Pipeline(make, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
 
     def prepare() -> Prepared:
         bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
-        return Prepared(middle, bits)
+        return Prepared(conversation, bits)
 
     return talk(prepare, live_options(args), signals)
 

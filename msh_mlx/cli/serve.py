@@ -25,6 +25,7 @@ from ..conversation.load import load_parts
 from ..errors import InputError, MshError
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
+from ..system.threads import short_turns
 from .choice import Choice, add_model, check_model, choose
 from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
 from .program import interruptible
@@ -399,7 +400,8 @@ class _Program:
             await self._while_signals_allow(asyncio.to_thread(self._load, model))
             server.ready = True
             self._say_where(sock, context, static)
-            await self._while_signals_allow(server.failed.wait())
+            with short_turns():
+                await self._while_signals_allow(server.failed.wait())
             assert server.failure
             raise self._sorry(server.failure)
         except Stopped:
@@ -428,9 +430,6 @@ class _Program:
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()
-        from ..conversation.pipeline import SWITCH_INTERVAL
-
-        sys.setswitchinterval(SWITCH_INTERVAL)
         self._shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
 
     # ---- what is said ----------------------------------------------------------------------------------------------------

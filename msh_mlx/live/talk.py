@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Protocol
 
-from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
+from ..conversation.live import DELAY_LIMIT, LiveConversation, Sink, Source
 from ..errors import MshError
-from ..events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
-from ..metrics import Metrics
+from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
 from ..model.step import explain
 from ..sound.both import Devices
 from ..sound.devices import Device
@@ -27,6 +25,7 @@ from ..system.log import Log
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.terminal import terminal_name
+from ..system.threads import short_turns
 from .hints import Hints
 from .hints import Sample as HintSample
 from .keys import Keys, action
@@ -37,7 +36,7 @@ from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
 _FRAME = 0.08  # seconds
-_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
+_FOR_FILES = (Span, Queues)  # events that neither the screen nor the hints have a use for
 
 
 @dataclass(frozen=True)
@@ -64,31 +63,12 @@ class Options:
     as_json: bool = False
 
 
-class Middle(Protocol):
-    """What is between the devices, as `Pipeline` is."""
-
-    metrics: Metrics
-    failure: Failed | None
-    muted: bool
-
-    def start(self) -> None:
-        """Begin, on threads: events tell how it goes."""
-
-    def reset(self) -> None:
-        """Begin a new conversation."""
-
-    def mute(self, muted: bool) -> None:
-        """Let the model hear silence in place of the user, or the user again."""
-
-    def stop(self, timeout: float = 1.0) -> bool:
-        """End the conversation and wait up to `timeout` seconds for the threads; False if one is left."""
-
-
 @dataclass(frozen=True)
 class Ends:
-    """What a middle is put between: microphone, loudspeaker and who watches.
+    """What a conversation is made with, the model aside: where it hears, where it speaks, and whom it tells.
 
-    `delay_limit` is in seconds; `use_model` wants to hear the bits of another model that takes the place of the first.
+    The first four are those of `LiveConversation`. `use_model` is to be called when another model takes the place of the first,
+    with the bits of its weights, or None.
     """
 
     source: Source
@@ -100,12 +80,14 @@ class Ends:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that was found: what makes the middle with it, and its bits per weight.
+    """A model that was found, here or on another computer.
 
-    These are None where there is no smaller one to choose.
+    `conversation` makes the conversation with it, which is then started: on threads of its own it loads the model, or connects
+    to the server. `bits` says how many each of the model's weights has, so that a model that is too slow can be answered with
+    advice; None where there is no smaller one to advise.
     """
 
-    middle: Callable[[Ends], Middle]
+    conversation: Callable[[Ends], LiveConversation]
     bits: int | None = None
 
 
@@ -115,7 +97,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
     Parameters
     ----------
     prepare
-        Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
+        Finds the model.
     options
         What the user asked for.
     signals
@@ -163,7 +145,7 @@ class _Conversation:
         self._devices: Devices | None = None
         self._source: EchoFree | None = None
         self._echo: EchoState | None = None  # as it was last
-        self._pipeline: Middle | None = None
+        self._conversation: LiveConversation | None = None
         self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
         self._begun: float | None = None  # when the model began to listen
@@ -198,14 +180,15 @@ class _Conversation:
             gain_control=options.gain_control,
         )
         ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
-        self._pipeline = model.middle(ends)
-        self._pipeline.mute(options.muted)
+        self._conversation = model.conversation(ends)
+        self._conversation.mute(options.muted)
         self._stack.enter_context(_awake())
+        self._stack.enter_context(short_turns())  # while the screen runs Python
         self._signals.defer()
-        self._pipeline.start()
+        self._conversation.start()
 
     def _observe(self, event: Event) -> None:
-        """Pass an event on to everybody who watches; on the threads of the middle."""
+        """Pass an event on to everybody who watches; on the threads of the conversation."""
         if self._trace:
             self._trace(event)
         if self._recorder:
@@ -223,7 +206,7 @@ class _Conversation:
     def run(self, keys: Keys) -> None:
         """Look after everything until the user has had enough, or something fails."""
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         while True:
             key = keys.poll(_TICK)
             self._signals.check()
@@ -233,7 +216,7 @@ class _Conversation:
                 break
             self._devices.poll()
             self._show_events()
-            if failure := self._pipeline.failure:
+            if failure := self._conversation.failure:
                 raise _sorry(failure, self._log)
             self._screen.tick(self._status())
             duration = self._options.duration
@@ -256,15 +239,15 @@ class _Conversation:
     def _press(self, pressed: str | None) -> bool:
         """Do what a key stands for; return whether the conversation goes on."""
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._recorder
         assert self._source
         if pressed == "quit":
             return False
         if pressed in ("mute", "talk"):
-            self._pipeline.mute(not self._pipeline.muted)
+            self._conversation.mute(not self._conversation.muted)
         elif pressed == "new":
-            self._pipeline.reset()
+            self._conversation.reset()
         elif pressed == "save":
             self._recorder.save(Path("conversations").absolute())
         elif pressed == "device":
@@ -283,9 +266,9 @@ class _Conversation:
 
     def _status(self) -> Status:
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._source
-        metrics = self._pipeline.metrics
+        metrics = self._conversation.metrics
         echo = self._source.state()
         if self._trace and echo != self._echo:
             self._trace(echo)
@@ -300,7 +283,7 @@ class _Conversation:
             loudspeaker=said.peak,
             microphone_clipped=heard.clipped > 0,
             loudspeaker_clipped=said.clipped > 0,
-            muted=self._pipeline.muted,
+            muted=self._conversation.muted,
             step_p50=1000 * metrics.step.recent(50) or None,
             step_p95=p95,
             delay=1000 * metrics.delay.recent(50) or None,
@@ -318,7 +301,7 @@ class _Conversation:
 
     def _current_hints(self, clipped: bool, step_p95: float | None, cancels: bool) -> tuple[str, ...]:
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._hints
         microphone = self._devices.microphone
         device = microphone.device
@@ -329,9 +312,9 @@ class _Conversation:
             self._hints.use_device(device.name, device.rate, outputs)
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
-        dropped = self._pipeline.metrics.dropped
+        dropped = self._conversation.metrics.dropped
         return self._hints.update(
-            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._pipeline.muted)
+            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._conversation.muted)
         )
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
@@ -339,8 +322,8 @@ class _Conversation:
     def close(self) -> None:
         """Release the devices, complete the files, and say how it was; a terminal that has gone does not hinder that."""
         self._ended = perf_counter()
-        if self._pipeline:
-            self._pipeline.stop(0.3)
+        if self._conversation:
+            self._conversation.stop(0.3)
         if self._devices:
             self._devices.close()
         self._stack.close()
@@ -353,8 +336,8 @@ class _Conversation:
                 self._screen.summary(self._summary())
 
     def _summary(self) -> Summary:
-        assert self._pipeline
-        metrics = self._pipeline.metrics
+        assert self._conversation
+        metrics = self._conversation.metrics
         stages = {}
         for name in ("encode", "step", "decode"):
             spread = getattr(metrics, name).all()

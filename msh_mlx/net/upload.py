@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
+from ..conversation.live import NullSink
 from ..conversation.recordings import Answer, BrokenOffError
 from ..errors import MshError
-from ..events import (
-    Dropped,
-    Event,
-    Failed,
-    Notice,
-    Pcm,
-    Said,
-    Spoke,
-)
-from .opus import SAMPLE_RATE
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from ..events import Dropped, Event, Failed, Notice, Said, Spoke
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .address import Address
-from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 
 class _Feed:
@@ -88,22 +73,6 @@ class _Feed:
 
     def trim(self, keep: float) -> float:
         return 0.0
-
-
-class _Nowhere:
-    """A sink that forgets: what is said is in the events."""
-
-    def write(self, pcm: Pcm) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def clear(self) -> None:
-        pass
-
-    def stats(self) -> Mapping[str, Any]:
-        return {}
 
 
 class _Reply:
@@ -205,7 +174,7 @@ def answers(
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
-    remote = Remote(address, feed, _Nowhere(), events.put, recording=True)
+    remote = Remote(address, feed, NullSink(), events.put, recording=True)
     reply = _Reply(address, notify)
     ended = False
     remote.start()
