@@ -16,9 +16,10 @@ from .devices import print_devices, print_latency
 from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, number, own_token, whole
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import Answer, Event
+    from ..conversation.recordings import RecordingEvent
+    from ..events import Event
+    from ..format import Pcm
     from ..net.address import Address
-    from ..sound.recordings import Pcm
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # What the wire protocol calls the options of `add_sampling`.
@@ -162,14 +163,14 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args) as shown, open_recording(args.input) as recording:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 
-        def answer(frames: Iterator[Pcm]) -> Iterator[Answer]:
+        def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
         converse_with(
-            answer, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
+            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
         )
     return 0

@@ -35,7 +35,7 @@ from .options import (
 from .program import guard, interruptible
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import Event, Plan
+    from ..conversation.recordings import Plan, RecordingEvent
     from ..conversation.session import Session
     from ..conversation.warmup import Load
     from ..library.files import ModelFiles
@@ -207,7 +207,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
     with display(args) as shown:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -447,8 +448,15 @@ def hear(server, frames, *, realtime=False, **query):
     address = Address("127.0.0.1", server.port, query=query if realtime else {"realtime": "0", **query})
     said, told = [], []
     try:
-        for answer in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
-            said.append(answer)
+        for event in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
+            match event:
+                case Heard(index, pcm):
+                    assert index == len(said)
+                    said.append(SimpleNamespace(heard=pcm, pcm=None, text=""))
+                case Spoke(index, text):
+                    said[index].text += text
+                case Said(index, pcm):
+                    said[index].pcm = pcm
     except MshError as error:
         return said, told, error
     return said, told, None

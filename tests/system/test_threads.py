@@ -9,7 +9,6 @@ from msh_mlx.system.threads import short_turns
 
 def test_turns_are_short_until_the_end_of_the_context():
     before = sys.getswitchinterval()
-    with pytest.raises(KeyError), short_turns():
-        assert sys.getswitchinterval() == pytest.approx(1e-3) != before
-        raise KeyError
+    with short_turns():
+        assert sys.getswitchinterval() == pytest.approx(1e-3) < before
     assert sys.getswitchinterval() == before
