@@ -213,10 +213,10 @@ class Pipeline(LiveConversation):
                 if isinstance(item, _Envelope):
                     begin = perf_counter()
                     self.metrics.model_wait.add(begin - item.ready)
-                    spoken = session.step(item.content)
+                    step, text = session.step(item.content)
                     end = perf_counter()
-                    self._speaks(item.index, spoken.text)  # first the text of a frame, then its sound
-                    self._to_decoder.put(_Envelope(item.index, item.heard, end, spoken.frame))
+                    self._speaks(item.index, text)  # first the text of a frame, then its sound
+                    self._to_decoder.put(_Envelope(item.index, item.heard, end, step.codes))
                     self._worked("step", item.index, begin, end)
                     self._measure(Memory.now)
                 else:

@@ -15,9 +15,8 @@ import soundfile
 from mimi import Capture, Playback
 from paths import DEMO, DIGITS
 
-from msh_mlx import Session, load_lm, load_mimi, load_tokenizer
+from msh_mlx import Session, Step, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.pipeline import Pipeline
-from msh_mlx.conversation.session import Spoken
 from msh_mlx.conversation.text import Words
 from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Queues, Ready, Said, Span, Spoke, SpokeWord, Underrun
@@ -115,11 +114,11 @@ class Toy:
     def step(self, codes):
         self.on("step")
         self.steps += 1
-        return Spoken(f" {int(codes[0])}", self.steps, codes)
+        return Step(self.steps, codes), f" {int(codes[0])}"
 
-    def decode(self, frame):
+    def decode(self, codes):
         self.on("decode")
-        return np.full(SIZE, frame[0] / 1000, np.float32)
+        return np.full(SIZE, codes[0] / 1000, np.float32)
 
     def warm_up(self):
         self.on("warm_up")
@@ -423,7 +422,7 @@ def test_every_frame_is_told_and_measured():
 
 def test_the_last_word_does_not_wait_for_another():
     session = Toy()
-    session.step = lambda codes: Spoken(" one" if codes[0] == 1 else "", 0, codes)
+    session.step = lambda codes: (Step(0, codes), " one" if codes[0] == 1 else "")
     with Run(session) as run:
         run.ready()
         run.tape.give(number(1))
