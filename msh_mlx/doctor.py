@@ -440,7 +440,7 @@ def is_writable(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """A folder that is written to: what `path` it has, what for, and how many bytes are `free` there."""
 
     path: Path
@@ -464,13 +464,13 @@ def check_disk() -> Finding:
     except OSError:
         return Finding("disk", "problem", "the current folder is not there any more", "Go to another one with cd.")
     return judge_disk(
-        Place(cache, "models", shutil.disk_usage(nearest(cache)).free, is_writable(cache)),
-        Place(here, "recordings", shutil.disk_usage(here).free, is_writable(here)),
+        Folder(cache, "models", shutil.disk_usage(nearest(cache)).free, is_writable(cache)),
+        Folder(here, "recordings", shutil.disk_usage(here).free, is_writable(here)),
         _published(),
     )
 
 
-def judge_disk(cache: Place, here: Place, entries: Mapping[str, Entry]) -> Finding:
+def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Finding:
     """Judge where models and recordings are written to; the former by the size of the smallest model."""
     name = "disk"
     # The same number to a tenth of a gigabyte: the same disk.

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from msh_mlx import doctor
 from msh_mlx.cli.doctor import conclusion, show
-from msh_mlx.doctor import Check, Finding, Place, examine
+from msh_mlx.doctor import Check, Finding, Folder, examine
 from msh_mlx.errors import MshError
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure
@@ -313,7 +313,7 @@ def test_memory(available: Any, whole: int, status: str, advice: str) -> None:
     ],
 )
 def test_disks(cache: int, here: int, writable: bool, status: str, advice: str) -> None:
-    places = Place(Path("/cache"), "models", cache, writable), Place(Path("/here"), "recordings", here)
+    places = Folder(Path("/cache"), "models", cache, writable), Folder(Path("/here"), "recordings", here)
     finding = doctor.judge_disk(*places, ENTRIES)
     assert (finding.status, advice in finding.advice) == (status, True)
 

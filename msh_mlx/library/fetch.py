@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file as the hub has it: `etag` is the hash of its contents, `size` is in bytes."""
 
     file: HubFile
@@ -107,7 +107,7 @@ def host() -> str:
 # ---- what the hub has ----------------------------------------------------------------------------------------------------
 
 
-def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote]:
+def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[RemoteFile]:
     """Ask the hub for commits, hashes and sizes, all at the same time.
 
     Raises
@@ -122,7 +122,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     _check_surroundings()
     watch = watch or Watch()
     job = _Job(watch)
-    found: dict[HubFile, Remote] = {}
+    found: dict[HubFile, RemoteFile] = {}
 
     def work(file: HubFile) -> None:
         found[file] = _retried(lambda: _look_up(file), job, file.path)
@@ -162,7 +162,7 @@ def _check_surroundings() -> None:
         )
 
 
-def _look_up(file: HubFile) -> Remote:
+def _look_up(file: HubFile) -> RemoteFile:
     url = hf_hub_url(file.repository, file.path, revision=file.revision)
     with _errors(file):
         metadata: HfFileMetadata = get_hf_file_metadata(url, timeout=CONNECT)
@@ -179,7 +179,7 @@ def _look_up(file: HubFile) -> Remote:
             f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected; "
             "name the commit that it is of as the revision."
         )
-    return Remote(file, commit, etag, size)
+    return RemoteFile(file, commit, etag, size)
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
@@ -400,7 +400,7 @@ class _StoppedError(Exception):
 # ---- the contents --------------------------------------------------------------------------------------------------------
 
 
-def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
+def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Path]:
     """Fetch what is missing of files that `look_up` found, and return their paths in the cache, in the same order.
 
     What has come stays on disk whatever happens, and the next call goes on from there. Every file is checked by the hub's hash,
@@ -422,7 +422,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     came = [remote for remote in whole.values() if remote.missing]
     job = _Job(watch, total, total - sum(remote.missing for remote in came))
 
-    def work(remote: Remote) -> None:
+    def work(remote: RemoteFile) -> None:
         try:
             _fetch(remote, job)
         except OSError as error:
@@ -435,7 +435,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     return [remote.pointer for remote in remotes]
 
 
-def check_space(remotes: Sequence[Remote]) -> None:
+def check_space(remotes: Sequence[RemoteFile]) -> None:
     """Raise MshError if the disk has no room for what is missing."""
     need = sum({remote.blob: remote.missing for remote in remotes}.values())
     folder = cache.cache_folder()
@@ -448,7 +448,7 @@ def check_space(remotes: Sequence[Remote]) -> None:
         )
 
 
-def _disk_error(error: OSError, remote: Remote) -> MshError:
+def _disk_error(error: OSError, remote: RemoteFile) -> MshError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MshError(
             f"The disk with {cache.cache_folder()} is full; make room and try again: what came of {remote.file.path} is kept."
@@ -456,7 +456,7 @@ def _disk_error(error: OSError, remote: Remote) -> MshError:
     return MshError(f"{error.filename or cache.cache_folder()} cannot be written ({error.strerror or error}).")
 
 
-def _fetch(remote: Remote, job: _Job) -> None:
+def _fetch(remote: RemoteFile, job: _Job) -> None:
     """Bring one file into the cache."""
     if remote.pointer.is_file():
         return
@@ -473,7 +473,7 @@ def _fetch(remote: Remote, job: _Job) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
+def _locked(path: Path, remote: RemoteFile, job: _Job) -> Iterator[None]:
     lock, begin, told = FileLock(path), perf_counter(), False
     while True:
         try:
@@ -492,7 +492,7 @@ def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
         lock.release()
 
 
-def _found_elsewhere(remote: Remote, job: _Job) -> bool:
+def _found_elsewhere(remote: RemoteFile, job: _Job) -> bool:
     """Take a file of the same contents from another repository in the cache, if there is one."""
     if not cache.is_sha256(remote.etag):
         return False
@@ -524,7 +524,7 @@ def _read(file: BinaryIO, digest: cache.Digest, job: _Job) -> int:
     return count
 
 
-def _download(remote: Remote, job: _Job) -> None:
+def _download(remote: RemoteFile, job: _Job) -> None:
     name, sha256 = remote.file.path, remote.file.sha256
     for last in (False, True):
         digest = _download_once(remote, job)
@@ -540,7 +540,7 @@ def _download(remote: Remote, job: _Job) -> None:
     raise AssertionError
 
 
-def _download_once(remote: Remote, job: _Job) -> cache.Digest:
+def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
     """Bring the partial file to its full size, however many requests that takes; return its digest."""
     with remote.partial.open("a+b", buffering=0) as file:
         file.seek(0)
@@ -576,7 +576,7 @@ def _download_once(remote: Remote, job: _Job) -> cache.Digest:
     return digest
 
 
-def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
+def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]:
     """Ask for a file from byte `begin` on and yield it piece by piece; first None if it comes from its beginning instead."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
@@ -600,7 +600,7 @@ def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
         raise _Transient(MshError(f"{error}; try again: what has come is kept.")) from None
 
 
-def _begins_at(response: httpx2.Response, remote: Remote) -> int:
+def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
     """Return the byte at which an answer begins; what is no part of the file (a login page, say) raises."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
@@ -634,7 +634,7 @@ def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
             begin, count = perf_counter(), 0
 
 
-def _link(remote: Remote) -> None:
+def _link(remote: RemoteFile) -> None:
     """Give a blob its name in the snapshot, and the revision its commit."""
     try:
         if not remote.pointer.is_file():

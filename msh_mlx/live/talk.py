@@ -31,7 +31,7 @@ from .hints import Sample as HintSample
 from .keys import Keys, action
 from .recorder import Recorder
 from .screen.open import open_screen
-from .screen.status import EchoSummary, Percentiles, Screen, Status, Summary
+from .screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
@@ -342,7 +342,7 @@ class _Conversation:
         for name in ("encode", "step", "decode"):
             spread = getattr(metrics, name).all()
             if spread.count:
-                stages[name] = Percentiles(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
+                stages[name] = StageTimes(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
         files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
         if self._trace:
             files.append(str(self._trace.path))
