@@ -119,6 +119,9 @@ class Pipeline(LiveConversation):
         Makes the session; called once, on the model thread.
     source, sink, events, delay_limit
         As for `LiveConversation`.
+    early
+        Tells how many seconds of the sound that waits count as not old at all, since they came together; it is told how many
+        seconds are under way behind `source`. Called on the encoder thread.
     """
 
     def __init__(
@@ -129,8 +132,10 @@ class Pipeline(LiveConversation):
         events: Callable[[Event], None],
         *,
         delay_limit: float = DELAY_LIMIT,
+        early: Callable[[float], float] = lambda _: 0.0,
     ) -> None:
         super().__init__(source, sink, events, delay_limit)
+        self._early = early
         self._make = make
         self._to_model: _Queue[_Envelope[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
         self._to_decoder: _Queue[_Envelope[_Codes | None] | _Restart | _Pause] = _Queue(_QUEUE)
@@ -265,10 +270,12 @@ class Pipeline(LiveConversation):
 
     def _look_around(self, index: int) -> None:
         """Keep the delay within its limit, and tell of drops, underruns and queues."""
+        under_way = FRAME_SECONDS * (self._taken - self.metrics.frames)
         backlog = self._source.backlog()
-        if backlog + FRAME_SECONDS * (self._taken - self.metrics.frames) > self._delay_limit:
+        early = self._early(under_way)  # after `backlog`, since what comes in between is early
+        if backlog + under_way > self._delay_limit + early:
             # One frame is kept: with less the encoder would have to wait, and more would be delay for nothing.
-            dropped = self._source.trim(FRAME_SECONDS)
+            dropped = self._source.trim(max(FRAME_SECONDS, early))
             backlog -= dropped
             self._gave_up(index, dropped)
         self._tell_queues(backlog, *(FRAME_SECONDS * len(queue) for queue in (self._to_model, self._to_decoder)))

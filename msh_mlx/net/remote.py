@@ -171,8 +171,6 @@ class Remote(LiveConversation):
     recording
         The sound is a recording's: nothing of it is given up, no more is sent than the server answers, and a lost connection
         ends the conversation.
-    known
-        The servers whose certificates are remembered.
 
     Attributes
     ----------
@@ -189,13 +187,11 @@ class Remote(LiveConversation):
         *,
         delay_limit: float = DELAY_LIMIT,
         recording: bool = False,
-        known: KnownServers | None = None,
     ) -> None:
         super().__init__(source, sink, events, delay_limit)
         self.metrics.step = self._steps = _Steps()
         self._address = address
         self._recording = recording
-        self._known = known or KnownServers()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -319,10 +315,11 @@ class Remote(LiveConversation):
             proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
             certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
             if certificate is not None:
-                if self._known.check(self._address.host, self._address.port, certificate):
+                known = KnownServers()
+                if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
                     self._events(
-                        Notice("certificate", f"{said}; from now on it is expected there ({self._known.path}).")
+                        Notice("certificate", f"{said}; from now on it is expected there ({known.path}).")
                     )
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
@@ -410,7 +407,8 @@ class Remote(LiveConversation):
             if talk.listening and (silence := self._silence(now)):
                 hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
                 raise _LostError(f"{silence}{hint}", over=True)
-            if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
+            since = talk.begun if talk.asked is None else talk.asked
+            if not talk.listening and talk.waiting is None and not told and now - since > _PATIENT:
                 told = True
                 self._events(
                     Notice("waiting", f"{self._address} does not listen yet; it may be busy with somebody else.")

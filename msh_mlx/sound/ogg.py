@@ -193,7 +193,7 @@ class OggSplitter:
     It holds at most one unfinished page and one unfinished packet. What is no page, or one with a wrong checksum, is passed
     over to the next one, as long as `limit` allows: the bytes that were passed over or summed in vain, less those of good
     pages, must stay within it. So time and memory are bounded by what was sent. A wrong length in a page holds up what follows
-    by one page's length.
+    by one page's length. A damaged page in which no other begins has cost no more than a good one.
     """
 
     def __init__(self, limit: int = 1 << 18) -> None:
@@ -239,8 +239,11 @@ class OggSplitter:
             else:
                 if size:
                     pages.append(self._read(page, damaged=True))
-                self._waste(size + len(_CAPTURE))
-                position += len(_CAPTURE)
+                if size and self._is_alone(position, size):
+                    position += size
+                else:
+                    self._waste(size + len(_CAPTURE))
+                    position += len(_CAPTURE)
         del buffer[:position]
         return pages
 
@@ -254,6 +257,14 @@ class OggSplitter:
             return None
         count = buffer[body - 1]
         return _HEADER.size + count + sum(buffer[body : body + count])
+
+    def _is_alone(self, position: int, size: int) -> bool:
+        """Whether no other page begins in what would be a page, as far as the bytes are there."""
+        begin, end = position + len(_CAPTURE), position + size
+        ends = range(max(begin, end - len(_CAPTURE) + 1), end)
+        return self._buffer.find(_CAPTURE, begin, end) < 0 and not any(
+            _CAPTURE.startswith(self._buffer[at : at + len(_CAPTURE)]) for at in ends
+        )
 
     def _waste(self, count: int) -> None:
         self._wasted += count

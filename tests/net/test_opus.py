@@ -61,12 +61,13 @@ def damaged(page, at=-1):
     return page[: at % len(page)] + bytes([page[at] ^ 0x55]) + page[at % len(page) + 1 :]
 
 
-def refused(pieces):
-    """What is said, and after how many of the pieces."""
+def refused(pieces, *, silence=False):
+    """What is said, and after how many of the pieces; before, there may be no sound, or silence for what is damaged."""
     decoder = OpusDecoder()
     for count, piece in enumerate(pieces, 1):
         try:
-            assert not len(decoder.decode(piece))
+            heard = decoder.decode(piece)
+            assert not (heard.any() if silence else len(heard))
         except ProtocolError as error:
             return str(error), count
     raise AssertionError("it is not refused")
@@ -353,6 +354,43 @@ def test_a_little_nonsense_is_passed_over(nonsense):
     said = stream(packets(4))
     pieces = [nonsense, *said[:3], nonsense, *said[3:]]
     assert np.array_equal(np.concatenate(hear(pieces)), np.concatenate(hear(said)))
+
+
+@pytest.mark.parametrize("a_page", [1, 5, 25])
+@pytest.mark.parametrize("piece", [0, 1000, 7])
+def test_many_damaged_pages_in_a_good_stream_are_no_end(a_page, piece):
+    """Twenty seconds of 250 kB, page by page or in any pieces: silence of their length."""
+    packet = packets(1)[0]
+    said = [packet + bytes(500 - len(packet))] * 600
+    good = stream(said, a_page)
+    bad = [*good[:3], *map(damaged, good[3:-1]), good[-1]]
+    data = b"".join(bad)
+    pieces = [data[i : i + piece] for i in range(0, len(data), piece)] if piece else bad
+    decoder = OpusDecoder()
+    assert len(np.concatenate(hear(pieces, decoder))) == 600 * PACKET
+    assert decoder.faults == len(bad) - 4
+    assert decoder.lost + decoder.heard == pytest.approx(600 * 0.04)
+    assert decoder.heard == pytest.approx(2 * a_page * 0.04)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("a_page", [1, 25])
+def test_wrong_checksums_everywhere_are_named_within_three_seconds(first, a_page):
+    """Also where the headers are right; and not because of one long page."""
+    good = stream(packets(100), a_page)
+    said, count = refused([*good[:first], *map(damaged, good[first:])], silence=True)
+    assert said.startswith("The checksums of the audio's pages are wrong")
+    assert (count - 3) * a_page * 0.04 <= 2
+    long = stream(packets(101), 100)
+    assert len(np.concatenate(hear([*long[:2], damaged(long[2]), long[3]]))) == 101 * PACKET
+
+
+def test_a_large_damaged_header_does_not_hide_the_sound():
+    pages = case("tags66k.opus")
+    decoder = OpusDecoder()
+    heard = np.concatenate(hear([pages[0], *map(damaged, pages[1:3]), *pages[3:]], decoder))
+    assert np.abs(heard).max() > 0.1
+    assert len(heard) >= len(np.concatenate(hear(pages))) - PACKET
 
 
 def test_a_large_damaged_page_is_no_end():

@@ -203,10 +203,11 @@ def test_a_new_conversation_on_the_same_connection():
 
 
 def test_a_new_conversation_with_a_server_that_knows_no_restart(monkeypatch):
-    monkeypatch.setattr(remote, "_ANSWER", 0.2)
+    monkeypatch.setattr(remote, "_ANSWER", 0.4)
     ours = Ours(restarts=False)
     with Server(ours) as server, Run(server.port) as run:
         run.ready()
+        run.remote._talk.begun -= 60  # how long it was connected says nothing about the new conversation
         run.remote.reset()
         run.ready(2)
         assert ours.talks == 2
@@ -928,6 +929,19 @@ def test_a_certificate_is_shown_remembered_and_expected(tmp_path):
     for part in (folder_fingerprint(tmp_path / "one"), folder_fingerprint(tmp_path / "two"), "line 1"):
         assert part in str(error)
     assert known.path.read_text() == before
+
+
+def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, monkeypatch):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with Server(Ours()) as server, Run(server.port) as run:
+        run.ready()
+    with Server(Ours(), ssl=server_context(tmp_path)) as server, Run(server.port, secure=True) as run:
+        assert "There is no home folder to remember the server's certificate in" in str(run.failed())
 
 
 def test_a_certificate_that_the_system_trusts(tmp_path, monkeypatch):
