@@ -22,7 +22,7 @@ from ..conversation.session import Session
 from ..errors import MshError, ProtocolError
 from ..events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
 from ..metrics import Metrics
-from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode
+from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
 from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
 from .parameters import ChatParameters
 
@@ -36,6 +36,7 @@ _IDLE = 0.16  # seconds of sound that wait where a model keeps up with what come
 _APART = 0.1  # seconds between two pieces that did not come together
 _UNREAD = 5.0  # seconds in which live sound that comes too early is not read, at most: there may be other messages
 _BURST = 2  # seconds of messages at the highest rate
+_MEANINGLESS = 16, 4096  # messages, and bytes in them, that mean nothing here and may come between two pieces of sound
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ class Connection:
         self._listens_since: float | None = None
         self._last_sound: float | None = None  # heard, or said to what was heard
         self._unanswered = 0.0  # seconds of sound that was heard and has no answer
+        self._meaningless = 0, 0  # messages and bytes, since there was sound
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -375,6 +377,8 @@ class Connection:
         if len(data) > self._limits.message:
             sentence = f"A message has {len(data)} bytes; {self._limits.message} are allowed."
             raise End("message_size", sentence, WSCloseCode.MESSAGE_TOO_BIG)
+        if (sentence := misplaced_sound(data)) is not None:
+            raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
         match decode(data):
             case Audio(pages):
                 faults, heard = self._decoder.faults, self._decoder.heard
@@ -389,10 +393,23 @@ class Connection:
                 if (sound := self._decoder.heard - heard) > 0:  # not the silence in place of what is damaged
                     self._last_sound = monotonic()
                     self._unanswered += sound
+                    self._meaningless = 0, 0
                 if len(pcm):
                     self._source.write(pcm)
             case Control() as control:
                 self._obey(control)
+            case Ping() if len(data) == 1:
+                pass
+            case _:
+                self._pass_over(data)
+
+    def _pass_over(self, data: bytes) -> None:
+        """Take no notice of a message that means nothing here, unless there are many and nothing else."""
+        count, size = self._meaningless
+        self._meaningless = count, size = count + 1, size + len(data)
+        if count > _MEANINGLESS[0] or size > _MEANINGLESS[1]:
+            sentence = "Nothing comes but messages that mean nothing here; one with sound is the byte 1 and then Ogg pages."
+            raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
 
     def _obey(self, control: Control) -> None:
         if control is Control.PAUSE:

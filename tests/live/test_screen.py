@@ -257,7 +257,10 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     assert not terminal.screen.cursor.hidden
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (50, 20), (40, 12)])
+SIZES = (80, 24), (60, 24), (50, 20), (80, 14), (60, 14), (80, 12), (40, 12), (80, 10)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("muted", [False, True])
 def test_the_status_stays_beside_the_help(width: int, height: int, muted: bool) -> None:
     now, terminal = Time(), Terminal(width, height)
@@ -269,9 +272,10 @@ def test_the_status_stays_beside_the_help(width: int, height: int, muted: bool) 
     assert re.search("^mic +muted" if muted else "^mic +█", text, re.MULTILINE)
     assert ("m unmute" in text, "Muted: m lets Moshi hear you" in text) == (muted, muted)
     assert "push to talk" in text
+    assert "1:02:05 · step 41/63 of 80 ms" in text
+    assert "! Moshi hears itself: use headphones." in text
+    assert text.splitlines()[-1].endswith("q quit")
     if height >= 20:
-        assert "1:02:05 · step 41/63 of 80 ms" in text
-        assert "! Moshi hears itself: use headphones." in text
         assert re.search("^q +end the conversation", text, re.MULTILINE)
 
 
@@ -283,6 +287,18 @@ def test_what_is_wrong_and_the_keys_stay_in_low_windows() -> None:
         text = "\n".join(terminal.lines())
     assert "! Moshi hears itself: use" in text
     assert text.endswith("q quit")
+
+
+@pytest.mark.parametrize("height", range(6, 12))
+def test_what_is_wrong_stays_beside_the_help_in_the_lowest_windows(height: int) -> None:
+    now, terminal = Time(), Terminal(60, height)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        screen.tick(STATUS)
+        screen.help()
+        text = "\n".join(terminal.lines())
+    assert "! Moshi hears itself: use headphones." in text
+    assert ("mute the microphone" in text) == (height >= 7)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (200, 50), (20, 8), (1, 1), (34, 3)])

@@ -204,10 +204,14 @@ def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, m
 # ---- sound that comes in long pieces, or at once -------------------------------------------------------------------------
 
 
+def spoken(pcm):
+    """Sound in packets of 40 ms."""
+    return [packet for page in OggSplitter().feed(OpusEncoder().encode(pcm)) for packet in page.packets]
+
+
 def long_pages(pcm, seconds, channels):
     """A stream as programs write it that put so many seconds on a page."""
-    said = [packet for page in OggSplitter().feed(OpusEncoder().encode(pcm)) for packet in page.packets]
-    begin, *pages = stream(said, round(seconds / 0.04))
+    begin, *pages = stream(spoken(pcm), round(seconds / 0.04))
     if channels == 2:
         head = ogg.HEAD[:9] + bytes([channels]) + ogg.HEAD[10:]
         begin = ogg.whole([head], flags=2)
@@ -373,20 +377,21 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
 
 
 def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
-    """A second of page after page that cannot be read: silence, and the words behind it are heard."""
-    pages = long_pages(digits[: 76 * FRAME], 0.04, 1)
+    """Two seconds of page after page that cannot be read: silence, and the words behind it are heard."""
+    said = spoken(digits[: 76 * FRAME])
+    pages = stream([*said[:76], *said[:50], *said[76:]])
 
     async def scenario():
         async with serving(model) as server:
             async with Talker(server.url, **FILE, **ASKS) as talker:
-                await send_pages(talker, [*pages[:80], *map(damaged, pages[80:105]), *pages[105:]])
-                await heard_frames(talker, 75)
+                await send_pages(talker, [*pages[:78], *map(damaged, pages[78:128]), *pages[128:]])
+                await heard_frames(talker, 100)
             await eventually(lambda: server.log)
             return talker.heard, server.log[0]
 
     heard, summary = run(scenario())
     assert heard.text.split() == ["four", "one", "three"]
-    assert (summary["damaged_pages"], summary["damaged_s"]) == (25, pytest.approx(1.0))
+    assert (summary["damaged_pages"], summary["damaged_s"]) == (50, pytest.approx(2.0))
 
 
 def test_wrong_checksums_everywhere_are_said(model):
@@ -426,3 +431,62 @@ def test_damaged_pages_keep_no_session(model):
     heard = run(scenario())
     assert heard.error == "No sound came for 1 s, so the conversation is over."
     assert len(heard.sound) > 4 * FRAME
+
+
+# ---- sound that does not come as sound -----------------------------------------------------------------------------------
+
+
+def typed(kind, pieces):
+    return [bytes([kind]) + piece for piece in pieces]
+
+
+UNTYPED = "Sound comes without its type: a message with sound is the byte 1 and then Ogg pages."
+
+
+@pytest.mark.parametrize(
+    ("messages", "said", "at_most"),
+    [
+        (stream(packets(75)), UNTYPED, 1),
+        *((typed(kind, stream(packets(75))), f"Sound comes as a message of type {kind}; its type is 1.", 1) for kind in (0, 2, 3, 9)),
+        ([b"\x78" + piece for piece in packets(75)], "Nothing comes but messages that mean nothing here", 75),
+        (typed(9, packets(75)), "Nothing comes but messages that mean nothing here", 75),
+        (typed(0, packets(75)), "Nothing comes but messages that mean nothing here", 75),
+        (typed(6, packets(75)), "Nothing comes but messages that mean nothing here", 75),
+        ([bytes(4) + bytes(1920)] * 4, "Nothing comes but messages that mean nothing here", 4),
+    ],
+)  # fmt: skip
+def test_sound_that_does_not_come_as_sound_gets_one_sentence(model, messages, said, at_most):
+    """At once where it is certain, and else before three seconds of it have come."""
+
+    async def scenario():
+        async with serving(model) as server, Talker(server.url, stats=None) as talker:
+            await talker.until(Handshake)
+            for message in messages[:at_most]:
+                if talker.ws.closed:
+                    break
+                await talker.ws.send_bytes(message)
+            while await talker.receive():
+                pass
+            return talker.heard
+
+    heard = run(scenario())
+    (error,) = heard.of(Error)
+    assert error.text.startswith(said)
+    assert heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+
+
+def test_a_few_messages_that_mean_nothing_are_passed_over(model, digits):
+    """Of other types, or without anything in them: as many as one likes, as long as there is sound between them."""
+    others = [b"", b"\x00" + bytes(8), b"\x02word", b"\x04{}", b"\x06", b"\x09", b"\xff\x00", b"\x03\x09", b"\x03\x01"]
+
+    async def scenario():
+        async with serving(model) as server, Talker(server.url, **FILE) as talker:
+            await talker.until(Handshake)
+            encoder = OpusEncoder()
+            for begin in range(0, 20 * FRAME, FRAME):
+                for other in others:
+                    await talker.ws.send_bytes(other)
+                await talker.send(Audio(encoder.encode(digits[begin : begin + FRAME])))
+            return await heard_frames(talker, 19)
+
+    assert not run(scenario()).error

@@ -47,6 +47,8 @@ _LOUD = Style(color="yellow")
 _BAD = Style(color="red", bold=True)
 _HINT = Style(color="yellow")
 
+_FEW_KEYS = 2  # whose help there is room for if it is asked for, sooner than for all figures
+
 
 class Meter:
     """A level with a peak that is held for a while and then falls, on a scale in decibels."""
@@ -301,13 +303,19 @@ class LiveScreen(Screen):
             for count in range(len(figures), -1, -1):
                 yield [*meters, *figures[:count], *hints]
             return
-        keys, explained = self._help_lines(width)
+        sentences, explained = self._help_lines(width)
+        keys: list[Line] = sum(sentences, [])
         yield [*air, *status, *air, *keys, *explained]
         yield [*status, *keys, *explained]
         yield [*air, *status, *air, *keys]
-        for count in range(len(figures), -1, -1):
-            yield [*meters, *figures[:count], *hints, *keys]
-        yield [*meters, *keys]
+        # What is wrong now stays, and the figures as long as the first keys do.
+        for few in range(len(sentences), _FEW_KEYS - 1, -1):
+            yield [*status, *sum(sentences[:few], [])]
+        for count in range(len(figures), 0, -1):
+            yield [*meters, *figures[:count], *hints, *sum(sentences[:_FEW_KEYS], [])]
+        for few in range(_FEW_KEYS - 1, -1, -1):
+            yield [*meters, *figures[:1], *hints, *sum(sentences[:few], [])]
+        yield [*meters, *hints]
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
@@ -380,19 +388,19 @@ class LiveScreen(Screen):
             [[Segment(line, _HINT)] for lines in hints for line in lines],
         )
 
-    def _help_lines(self, width: int) -> tuple[list[Line], list[Line]]:
-        """Return the lines that say what the keys do, and those that explain the figures."""
-        lines: list[Line] = []
+    def _help_lines(self, width: int) -> tuple[list[list[Line]], list[Line]]:
+        """Return the lines that say what the keys do, of each key, and those that explain the figures."""
+        sentences: list[list[Line]] = []
         for key in KEYS:
             first, *rest = wrapped(key.sentence, max(width - 8, 1))
-            lines.append([Segment(f"{key.name:8}", _BOLD), Segment(first)])
-            lines += [[Segment(f"{'':8}{line}")] for line in rest]
+            begin: Line = [Segment(f"{key.name:8}", _BOLD), Segment(first)]
+            sentences.append([begin, *([Segment(f"{'':8}{line}")] for line in rest)])
         explained = (
             "step: median and 95th percentile of the model's time for a frame, and how long a frame lasts. "
             "echo: how loud Moshi's voice comes back through the microphone, below full scale, and how much of that Moshi "
             "does not hear. memory: MLX's in use + kept for reuse, and the most so far."
         )
-        return lines, [[Segment(line, _DIM)] for line in wrapped(explained, width)]
+        return sentences, [[Segment(line, _DIM)] for line in wrapped(explained, width)]
 
     def _key_line(self, width: int) -> Line:
         keys = list(KEYS)
