@@ -146,8 +146,7 @@ def _made(check: Check) -> Finding:
     try:
         return check.run()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding(check.name, "problem", found, _sentence(advice) or _AGAIN)
+        return Finding(check.name, "problem", error.what, _sentence(error.advice) or _AGAIN)
     except ModuleNotFoundError as error:
         return Finding(check.name, "problem", f"the module {error.name} is missing", _AGAIN)
     except BaseException as error:
@@ -359,7 +358,7 @@ def check_demo() -> Finding:
         config = LmConfig.of(files.config)
         words = load_tokenizer(files.tokenizer).GetPieceSize()
     except MshError as error:
-        return Finding(name, "problem", str(error).rstrip("."), _AGAIN)
+        return Finding(name, "problem", error.clause, _AGAIN)
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
         return Finding(name, "problem", found, _AGAIN)
@@ -376,7 +375,7 @@ def check_models() -> Finding:
         entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
-        return Finding(name, "problem", str(error).rstrip("."), advice)
+        return Finding(name, "problem", error.clause, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"
@@ -396,7 +395,7 @@ def check_models() -> Finding:
                     load_tokenizer(path)
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
+                return Finding(name, "problem", f"{entry.name}: {error.what}", advice)
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
@@ -457,8 +456,7 @@ def check_disk() -> Finding:
     try:
         check_cache()
     except InputError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding("disk", "warning", found[0].lower() + found[1:], _sentence(advice))
+        return Finding("disk", "warning", error.what[0].lower() + error.what[1:], _sentence(error.advice))
     try:
         here = Path.cwd()
     except OSError:
@@ -547,10 +545,7 @@ def check_sound(devices: list[Device]) -> Finding:
     try:
         devices += find_devices()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition(": install")
-        if advice:
-            return Finding(name, "problem", found, f"Install{advice}.")
-        return Finding(name, "problem", found, _RESTART)
+        return Finding(name, "problem", error.what, _sentence(error.advice) or _RESTART)
     import sounddevice
 
     version = sounddevice.get_portaudio_version()[1].partition(",")[0].removesuffix("-devel")

@@ -24,6 +24,13 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class ModelInUse:
+    """The model that speaks from now on has so many `bits` a weight; not told of one that has no smaller one beside it."""
+
+    bits: int
+
+
+@dataclass(frozen=True)
 class Ready:
     """The conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
 
@@ -144,6 +151,7 @@ class Failed:
 
 Event = (
     Loading
+    | ModelInUse
     | Ready
     | Heard
     | Said

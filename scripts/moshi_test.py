@@ -47,6 +47,7 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
     from msh_mlx.cli.display import Display, timing_line
     from msh_mlx.conversation.recordings import Plan, RecordingEvent, converse
     from msh_mlx.sound.recordings import open_recording
+    from msh_mlx.weights.checkpoint import open_checkpoint
 
     with open_recording(source) as recording, Display(Console(highlight=False), plain=True) as display:
 
@@ -56,7 +57,7 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
 
         session = load_session(
             files,
-            args.quantized,
+            open_checkpoint(files.model, files.config, args.quantized),
             voice={"temperature": args.temperature, "top_k": 250},
             text={"temperature": args.text_temperature, "top_k": 25},
             seed=args.seed,

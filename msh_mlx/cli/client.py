@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -143,13 +144,10 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
-    from ..live.talk import Ends, Prepared, talk
+    from ..live.talk import talk
     from ..net.remote import Remote
 
-    def conversation(ends: Ends) -> Remote:
-        return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
-
-    return talk(lambda: Prepared(conversation), live_options(args), signals, elsewhere=True)
+    return talk(partial(Remote, address), live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:

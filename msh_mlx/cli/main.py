@@ -9,15 +9,16 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..conversation.load import load_session
+from ..conversation.load import StepDown, load_session
 from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
-from .choice import Choice, add_model, check_model, choose
+from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
     Parser,
@@ -35,11 +36,10 @@ from .options import (
 from .program import guard, interruptible
 
 if TYPE_CHECKING:
+    from ..conversation.live import Sink, Source
     from ..conversation.recordings import Plan, RecordingEvent
     from ..conversation.session import Session
-    from ..conversation.warmup import Load
-    from ..library.files import ModelFiles
-    from ..live.talk import Ends
+    from ..events import Event
     from ..sound.recordings import Recording
 
 _COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
@@ -119,75 +119,31 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
-def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float], None]) -> Session:
-    return load_session(
-        files,
-        args.quantized,
-        **samplers(args),
-        kv_bits=args.kv_bits,
-        seed=args.seed,
-        lora=args.lora,
-        lora_scaling=args.lora_scaling,
-        progress=progress,
-    )
+def _loader(args: argparse.Namespace) -> Callable[..., Session]:
+    """Return `load_session` with what the options say of the conversation."""
+    sampling = samplers(args)
+    return partial(load_session, voice=sampling["voice"], text=sampling["text"], kv_bits=args.kv_bits, seed=args.seed)
 
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
-    from ..live.talk import Prepared, talk
-    from ..weights.checkpoint import file_bits
-    from ..weights.safetensors import read_header
+    from ..events import ModelInUse
+    from ..live.talk import talk
+    from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
+    load = _loader(args)
+    open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
-    def conversation(ends: Ends) -> Pipeline:
-        lighter = _Lighter(choice, args, ends) if choice.suited else None
-        make = warm(lambda progress: _load(choice.files, args, progress), lighter)
-        return Pipeline(make, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
+        if not choice.is_demo:
+            events(ModelInUse(choice.checkpoint.bits))
+        lighter = StepDown(choice.selection, open_model, load, events) if choice.selection else None
+        session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
+        return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
-    def prepare() -> Prepared:
-        bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
-        return Prepared(conversation, bits)
-
-    return talk(prepare, live_options(args), signals)
-
-
-class _Lighter:
-    """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
-
-    def __init__(self, choice: Choice, args: argparse.Namespace, ends: Ends) -> None:
-        self._choice = choice
-        self._args = args
-        self._ends = ends
-        self._entry = choice.entry if choice.suited else None
-
-    def __call__(self, pace: float) -> Load | None:
-        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
-        from ..events import Notice
-        from ..library.cache import Watch
-        from ..library.suited import SLOW, lighter, obtain
-
-        notify = self._ends.events
-        slow, entries = self._entry, self._choice.entries
-        if slow is None or entries is None or pace <= SLOW:
-            return None
-        self._entry = instead = lighter(slow, self._choice.suited)
-        said = f"{slow.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
-        if instead is None:
-            notify(Notice("slow", f"{said}, and there is no lighter model; close other programs.", "warning"))
-            return None
-        notify(Notice("lighter", f"{said}; taking {instead.name}.", "warning"))
-
-        def load(progress: Callable[[float], None]) -> Session:
-            def say(sentence: str) -> None:
-                notify(Notice("fetch", sentence))
-
-            files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
-            return _load(files, self._args, progress)
-
-        self._ends.use_model(instead.bits)
-        return load
+    return talk(make, live_options(args), signals)
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
@@ -200,7 +156,8 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     # What is wrong here is said before gigabytes are fetched.
     check_outputs(outputs, inputs)
     recordings = [_checked(path) for path in args.input]
-    files = choose(args, signals).files
+    choice = choose(args, signals)
+    files = choice.files
     check_outputs(outputs, files.all)
 
     from ..conversation.recordings import converse
@@ -213,7 +170,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = _load(files, args, interruptible(progress, signals))
+            session = _loader(args)(files, choice.checkpoint, progress=interruptible(progress, signals))
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()

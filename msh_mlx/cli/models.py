@@ -368,7 +368,7 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
         size = path.stat().st_size
         return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
     except MshError as error:
-        return str(error).rstrip(".")
+        return error.clause
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
 
@@ -392,7 +392,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
         load_mimi(path)
     else:
         config = cache.find(entry.files["config"]) if "config" in entry.files else None
-        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+        open_checkpoint(path, LmConfig.of(config, lora=True))
     if found := find_not_finite(path, progress):
         name, position, value = found
         return f"{name} holds {value} at position {position}"

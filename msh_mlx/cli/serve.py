@@ -419,14 +419,11 @@ class _Program:
         task.result()
 
     def _load(self, model: SharedModel) -> None:
-        args, files = self._args, self._choice.files
+        files, checkpoint = self._choice.files, self._choice.checkpoint
         begin = perf_counter()
         with self._shown.progress(f"Loading {files.model.name}") as progress:
             tell = interruptible(progress, self._signals)
-            scaling = args.lora_scaling
-            model.load(
-                lambda: load_parts(files, args.quantized, lora=args.lora, lora_scaling=scaling, progress=tell),
-            )
+            model.load(lambda: load_parts(files, checkpoint, progress=tell))
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -212,3 +212,7 @@ class LiveConversation(ABC):
             self.metrics.reply.add(now - heard)
             self.metrics.delay.add(now - heard + queued)
         self._events(Said(index, pcm))
+
+
+# Gets the source, the sink, the events and the delay limit of `LiveConversation`.
+MakeConversation: TypeAlias = Callable[[Source, Sink, Callable[[Event], None], float], LiveConversation]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Makes a session that is warm and new, on the model's thread. Gets what to tell of the loading to, and what to call now and
 # then: it raises when the conversation is over.
-Make: TypeAlias = "Callable[[Callable[[Loading], None], Callable[[], None]], Session]"
+MakeSession: TypeAlias = "Callable[[Callable[[Loading], None], Callable[[], None]], Session]"
 
 _QUEUE = 2  # frames between two stages
 _PATIENCE = 0.1  # seconds, after which the encoder thread looks around though there is no sound or no room
@@ -126,7 +126,7 @@ class Pipeline(LiveConversation):
 
     def __init__(
         self,
-        make: Make,
+        make: MakeSession,
         source: Source,
         sink: Sink,
         events: Callable[[Event], None],
@@ -148,7 +148,7 @@ class Pipeline(LiveConversation):
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Make the session and begin, on threads: events tell how it goes."""
+        """MakeSession the session and begin, on threads: events tell how it goes."""
         self._begin_thread("model", self._run_model)
 
     def stop(self, timeout: float = 1.0) -> bool:

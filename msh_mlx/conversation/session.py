@@ -98,11 +98,12 @@ class Session:
         need = max(config.dep_q, config.user_q)
         if mimi.num_codebooks < need:
             raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}; load it with as many."
+                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
             )
         if mimi.config["bins"] != config.card:
             raise InputError(
-                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}; give the model's own codec."
+                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
+                "give the model's own codec",
             )
         self.sample_rate: int = mimi.sample_rate
         self.frame_rate: float = mimi.frame_rate

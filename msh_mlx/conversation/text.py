@@ -39,7 +39,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
             if tokenizer.IsByte(token):
                 bytes([int(piece[3:-1], 16)])
     except (RuntimeError, ValueError):
-        raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
+        raise InputError(f"The tokenizer {path} is not a SentencePiece model", "fetch the file again") from None
     return tokenizer
 
 
@@ -53,7 +53,7 @@ def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card:
     """
     if tokenizer.GetPieceSize() != text_card:
         raise InputError(
-            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}; give the model's own."
+            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}", "give the model's own"
         )
 
 

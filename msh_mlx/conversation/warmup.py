@@ -13,7 +13,7 @@ from ..events import Loading
 from ..metrics import percentile
 
 if TYPE_CHECKING:
-    from .pipeline import Make
+    from .pipeline import MakeSession
     from .session import Session
 
 Load: TypeAlias = (
@@ -27,7 +27,7 @@ _JUDGING = 5.0  # seconds, after which the fewest will do
 _WARM = 1.5  # times the fastest frame: no slower is warm
 
 
-def warm(load: Load, lighter: Lighter | None = None) -> Make:
+def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
     """Return what loads a session, lets it run on silence until its time is steady, and gives it back as new.
 
     `load` makes the session. `lighter` gets the lower quartile of the model's step times, in seconds: what else runs just then

@@ -49,7 +49,7 @@ def check_cache() -> None:
     """Raise InputError if there is no folder for the cache, because the user has no home folder."""
     if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
         raise InputError(
-            "There is no home folder for Hugging Face's cache; set HOME, or HF_HOME to a folder for the models."
+            "There is no home folder for Hugging Face's cache", "set HOME, or HF_HOME to a folder for the models"
         )
 
 
@@ -266,7 +266,7 @@ def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:
-        raise InputError(f"The files of {entry.name} are your own, not fetched ones; remove them by hand.")
+        raise InputError(f"The files of {entry.name} are your own, not fetched ones", "remove them by hand")
     neighbours = [other for other in others if other.name != entry.name and is_on_disk(other)]
     needed = {find(file) for other in neighbours for file in other.files.values()}
     freed, removed, kept = 0, [], []

@@ -120,7 +120,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
         repository = f"{owner}/{name}"
         if not (_REPOSITORY.fullmatch(repository) and _is_path(path) and (not revision or _is_revision(revision))):
             raise InputError(
-                f"{text} names no file on the hub; the form is hf:OWNER/NAME/FILE or hf:OWNER/NAME/FILE@REVISION."
+                f"{text} names no file on the hub", "the form is hf:OWNER/NAME/FILE or hf:OWNER/NAME/FILE@REVISION"
             )
         return HubFile(repository, path, revision or "main")
     path = text.removeprefix("file:")
@@ -135,7 +135,7 @@ def parse_repository(text: str) -> tuple[str, str]:
     """Read what names a repository, `OWNER/NAME[@REVISION]`: its name and the revision; raises InputError for what does not."""
     name, at, revision = text.removeprefix("hf:").partition("@")
     if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
-        raise InputError(f"{text!r} names no repository on the hub; the form is OWNER/NAME or OWNER/NAME@REVISION.")
+        raise InputError(f"{text!r} names no repository on the hub", "the form is OWNER/NAME or OWNER/NAME@REVISION")
     return name, revision or "main"
 
 
@@ -191,12 +191,12 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     path = user_path(path)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"The catalogue {path} is no regular file; give a file like weights.toml.")
+            raise InputError(f"The catalogue {path} is no regular file", "give a file like weights.toml")
         with path.open("rb") as file:
             raw = file.read(_MAX_SIZE + 1)
         if len(raw) > _MAX_SIZE:
             raise InputError(
-                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB; give a file like weights.toml."
+                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB", "give a file like weights.toml"
             )
         text = decode_text(raw)
         values = tomllib.loads(text)
@@ -205,7 +205,7 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     except OSError as error:
         raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise InputError(f"The catalogue {path} is not in UTF-8; save it in that encoding.") from None
+        raise InputError(f"The catalogue {path} is not in UTF-8", "save it in that encoding") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"The catalogue {path} is not valid TOML: {error}.") from None
     return {name: _Table(path, text, (name,), value).entry() for name, value in values.items()}
@@ -258,7 +258,7 @@ class _Table:
 
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
-            raise self._wrong(f"has no files; {listed(ROLES[:3])} are needed")
+            raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
         files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
         files._only(ROLES)
         hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
@@ -269,7 +269,7 @@ class _Table:
             sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
             if text is None:
                 if role != "config":
-                    raise files._wrong(f"has no {role}; {listed(ROLES[:3])} are needed")
+                    raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
                 continue
             try:
                 if repository and not text.startswith(("hf:", "file:")):
@@ -279,21 +279,23 @@ class _Table:
                     continue
                 reference = parse_reference(text, self._path.parent)
             except InputError as error:
-                raise files._wrong(f"is wrong: {str(error).rstrip('.')}", role) from None
+                raise files._wrong(f"is wrong: {error.what}", role, error.advice) from None
             found[role] = replace(reference, sha256=sha256)
         return found
 
     def _only(self, known: Iterable[str]) -> None:
         for key in self._values:
             if key not in known:
-                raise self._wrong(f"is not known; {listed(known)} are", key)
+                raise self._wrong("is not known", key, f"{listed(known)} are")
 
     def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
         value = self._values.get(key)
         if value is None:
             return None
         if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
-            raise self._wrong(f"is {value!r}; {what} is expected" if len(repr(value)) < 100 else f"is no {what}", key)
+            if len(repr(value)) < 100:
+                raise self._wrong(f"is {value!r}", key, f"{what} is expected")
+            raise self._wrong(f"is no {what}", key)
         return value
 
     def _count(self, key: str) -> int | None:
@@ -301,14 +303,15 @@ class _Table:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
-            raise self._wrong(
-                f"is {value!r}; a number of bytes is expected" if len(repr(value)) < 100 else "is no number", key
-            )
+            if len(repr(value)) < 100:
+                raise self._wrong(f"is {value!r}", key, "a number of bytes is expected")
+            raise self._wrong("is no number", key)
         return value
 
-    def _wrong(self, what: str, key: str | None = None) -> InputError:
+    def _wrong(self, what: str, key: str | None = None, advice: str = "") -> InputError:
         keys = self._keys if key is None else (*self._keys, key)
-        return InputError(f"{self._path}, line {_line(self._text, keys)}: {'.'.join(keys)} {what}.")
+        where = f"{self._path}, line {_line(self._text, keys)}: {'.'.join(keys)}"
+        return InputError(f"{where} {what}" if advice else f"{where} {what}.", advice)
 
 
 def _line(text: str, keys: tuple[str, ...]) -> int:

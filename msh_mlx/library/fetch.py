@@ -157,8 +157,8 @@ def _check_surroundings() -> None:
     cache.check_cache()
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
         raise InputError(
-            "The token for Hugging Face has characters that no token has; set HF_TOKEN to it as it was given to you, or "
-            "use 'hf auth login'."
+            "The token for Hugging Face has characters that no token has",
+            "set HF_TOKEN to it as it was given to you, or use 'hf auth login'",
         )
 
 
@@ -169,15 +169,15 @@ def _look_up(file: HubFile) -> RemoteFile:
     commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
     if not (commit and cache.is_commit(commit) and etag and _ETAG.fullmatch(etag)):
         raise MshError(
-            f"{host()} does not answer like a hub of Hugging Face: {file.path} has no commit or no hash there; "
-            "look whether the network wants a login, or HF_ENDPOINT or a proxy names something else."
+            f"{host()} does not answer like a hub of Hugging Face: {file.path} has no commit or no hash there",
+            "look whether the network wants a login, or HF_ENDPOINT or a proxy names something else",
         )
     if size is None:
-        raise MshError(f"{host()} does not say how large {file.path} is; try again later.")
+        raise MshError(f"{host()} does not say how large {file.path} is", "try again later")
     if file.sha256 and cache.is_sha256(etag) and etag != file.sha256:
         raise InputError(
-            f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected; "
-            "name the commit that it is of as the revision."
+            f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected",
+            "name the commit that it is of as the revision",
         )
     return RemoteFile(file, commit, etag, size)
 
@@ -224,20 +224,20 @@ def _errors(file: HubFile) -> Iterator[None]:
             raise UnreachableError(f"{where} cannot be trusted ({_brief(error)})") from None
         raise UnreachableError(f"{where} cannot be reached{_through_proxy()} ({_brief(error)})") from None
     except httpx2.TooManyRedirects:
-        raise MshError(f"{where} redirects {file.path} in a circle; try again later.") from None
+        raise MshError(f"{where} redirects {file.path} in a circle", "try again later") from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
         if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
             why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
             raise InputError(
-                f"{proxy} is no proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
+                f"{proxy} is no proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
             ) from None
         if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
             raise
         raise InputError(
-            f"{constants.ENDPOINT} is no address of a hub ({_brief(error)}); correct HF_ENDPOINT."
+            f"{constants.ENDPOINT} is no address of a hub ({_brief(error)})", "correct HF_ENDPOINT"
         ) from None
     except httpx2.TransportError as error:
-        raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)}); try again later.")) from None
+        raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)})", "try again later")) from None
 
 
 def _is_address(text: str) -> bool:
@@ -274,12 +274,12 @@ def _http_error(error: HfHubHTTPError, file: HubFile) -> Exception:
             "read it."
         )
     if status not in _BUSY:
-        return MshError(f"{where} answers {status} to the request for {file.path}; try again later.")
+        return MshError(f"{where} answers {status} to the request for {file.path}", "try again later")
     told = response.headers.get("Retry-After", "")
     after = float(told) if re.fullmatch(r"\d{1,9}", told) else None
     when = "later" if after is None else f"in {after:.0f} s"
     what = "has had too many requests" if status == HTTPStatus.TOO_MANY_REQUESTS else "has trouble"
-    sorry = MshError(f"{where} {what} ({status}); try again {when}.")
+    sorry = MshError(f"{where} {what} ({status})", f"try again {when}")
     return sorry if after is not None and after > LONGEST_WAIT else _Transient(sorry, after)
 
 
@@ -338,7 +338,7 @@ class _Job:
         """Wait before the next attempt, longer each time."""
         seconds = trouble.after if trouble.after is not None else PAUSE * min(2**attempt, 8)
         if seconds >= 4:
-            self.say(f"{what}: {str(trouble.error).split(';')[0].rstrip('.')}; trying again in {seconds:.0f} s.")
+            self.say(f"{what}: {trouble.error.what}; trying again in {seconds:.0f} s.")
         self.wait(seconds)
 
     # On the calling thread.
@@ -443,15 +443,16 @@ def check_space(remotes: Sequence[RemoteFile]) -> None:
     free = shutil.disk_usage(there).free
     if need and need + MARGIN > free:
         raise MshError(
-            f"There is no room for {human_size(need)} in {folder}: {human_size(free)} are free; make room, or name a folder on "
-            "another disk with HF_HOME."
+            f"There is no room for {human_size(need)} in {folder}: {human_size(free)} are free",
+            "make room, or name a folder on another disk with HF_HOME",
         )
 
 
 def _disk_error(error: OSError, remote: RemoteFile) -> MshError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MshError(
-            f"The disk with {cache.cache_folder()} is full; make room and try again: what came of {remote.file.path} is kept."
+            f"The disk with {cache.cache_folder()} is full",
+            f"make room and try again: what came of {remote.file.path} is kept",
         )
     return MshError(f"{error.filename or cache.cache_folder()} cannot be written ({error.strerror or error}).")
 
@@ -535,7 +536,7 @@ def _download(remote: RemoteFile, job: _Job) -> None:
         job.add(-remote.size)
         what = f"{name} came damaged (its hash is not the one that it should have) and was removed"
         if last:
-            raise MshError(f"{what}, twice; try again later, or over another network.")
+            raise MshError(f"{what}, twice", "try again later, or over another network")
         job.say(f"{what}; fetching it once more.")
     raise AssertionError
 
@@ -567,7 +568,7 @@ def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
                     have += len(piece)
                     job.add(len(piece))
                 if have < remote.size:
-                    raise _Transient(MshError(f"The connection to {host()} broke; try again: what has come is kept."))
+                    raise _Transient(MshError(f"The connection to {host()} broke", "try again: what has come is kept"))
             except _Transient as trouble:
                 failures = 1 if have - before >= _PROGRESS else failures + 1
                 if failures > RETRIES:
@@ -588,7 +589,7 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
             get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response,
         ):
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise _Transient(MshError(f"{host()} has less of {remote.file.path} than it says; try again later."))
+                raise _Transient(MshError(f"{host()} has less of {remote.file.path} than it says", "try again later"))
             if response.is_error:
                 response.read()
             hf_raise_for_status(response)
@@ -597,7 +598,7 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
             yield from _watched(response.iter_raw(), job)
     except UnreachableError as error:
         # In the middle of a file it is worth waiting for the network.
-        raise _Transient(MshError(f"{error}; try again: what has come is kept.")) from None
+        raise _Transient(MshError(str(error), "try again: what has come is kept")) from None
 
 
 def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
@@ -613,8 +614,8 @@ def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
     if size != remote.size or begin not in (0, asked):
         raise _Transient(
             MshError(
-                f"{response.url.host} answers with something else in place of {remote.file.path}; "
-                "look whether the network wants a login, and try again."
+                f"{response.url.host} answers with something else in place of {remote.file.path}",
+                "look whether the network wants a login, and try again",
             )
         )
     return begin
@@ -630,7 +631,7 @@ def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
         count += len(piece)
         if (seconds := perf_counter() - begin) > window:
             if count < least * seconds:
-                raise _Transient(MshError(f"{host()} sends next to nothing; try again later: what has come is kept."))
+                raise _Transient(MshError(f"{host()} sends next to nothing", "try again later: what has come is kept"))
             begin, count = perf_counter(), 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,11 +105,20 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
-def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
-    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
-    fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
-    # Stable: what is on disk comes first, then the best.
-    return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)
+@dataclass(frozen=True)
+class Selection:
+    """A model that was chosen for this machine, all models that suit it (`suitable`), and the whole catalogue."""
+
+    entry: Entry
+    suited: Sequence[Entry]
+    entries: Mapping[str, Entry]
+
+    def lighter(self) -> Selection | None:
+        """Choose what to take in its place if it is too slow: of the same voice if there is such a one; None: there is none."""
+        fewer = [other for other in self.suited if (other.step_bytes or 0) < (self.entry.step_bytes or 0)]
+        # Stable: what is on disk comes first, then the best.
+        found = min(fewer, key=lambda other: _voice(other) != _voice(self.entry), default=None)
+        return replace(self, entry=found) if found else None
 
 
 def _voice(entry: Entry) -> str:
@@ -180,7 +189,7 @@ def check_memory(name: str, need: int, memory: int) -> str | None:
     what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
     instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
     if need > memory:
-        raise MshError(f"{what}; {instead}.")
+        raise MshError(what, instead)
     return f"{what}: it may become slow; {instead}." if need > room(memory) else None
 
 
@@ -202,7 +211,7 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     found = cache.paths(entry)
     model, mimi, tokenizer = (found[role] for role in ("lm", "mimi", "tokenizer"))
     if not (model and mimi and tokenizer):
-        raise MshError(f"Files of {entry.name} went away while they were fetched; try again.")
+        raise MshError(f"Files of {entry.name} went away while they were fetched", "try again")
     return ModelFiles(model, mimi, tokenizer, found.get("config"))
 
 
@@ -214,7 +223,7 @@ def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], w
         _fetch(entry, entries, watch)
         found = cache.find(reference)
     if found is None:
-        raise MshError(f"The {what} went away while it was fetched; try again.")
+        raise MshError(f"The {what} went away while it was fetched", "try again")
     return found
 
 
@@ -239,8 +248,8 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
         instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
         raise UnreachableError(
-            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk; "
-            f"{instead or 'without network there is only --demo'}."
+            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk",
+            instead or "without network there is only --demo",
         ) from None
 
 
@@ -266,7 +275,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         folder = cache.repository_folder(name) / "snapshots" / (commit or "")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
         if not names:
-            raise UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
+            raise UnreachableError(f"{error}, and {name} is not on this disk", "--demo needs no network") from None
     said: dict[str, object] = {}
     files: dict[str, Reference] = {}
     if "config.json" in names:
@@ -287,12 +296,12 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         elif len(usual) == 1 or (role == "lm" and usual and not bits):
             files[role] = HubFile(name, usual[0], revision)
         elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
-            raise InputError(f"The repository {name} has its model in several files ({index}); {ONE_FILE}.")
+            raise InputError(f"The repository {name} has its model in several files ({index})", ONE_FILE)
         else:
             what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
             of = f" of {bits} bits ({wanted[0]})" if role == "lm" and bits else ""
             raise InputError(
-                f"The repository {name} has {what}{of}; give the files with --model, --mimi and --tokenizer."
+                f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
     files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
     return Entry(repository, "", files, None, None, None, None, None, Path())
@@ -306,5 +315,5 @@ def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
     """Return the codec or the tokenizer of the catalogue, for a model that came without: one on disk if there is one."""
     files = [entry.files[role] for entry in entries.values() if role in entry.files]
     if not files:
-        raise InputError(f"The catalogue has no {_ROLES[role]}; give one with --{role}.")
+        raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")
     return next((file for file in files if cache.find(file)), files[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
 
-from ..conversation.live import DELAY_LIMIT, LiveConversation, Sink, Source
+from ..conversation.live import DELAY_LIMIT, LiveConversation, MakeConversation
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
 from ..model.step import explain
@@ -63,41 +63,13 @@ class Options:
     as_json: bool = False
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What a conversation is made with, the model aside: where it hears, where it speaks, and whom it tells.
-
-    The first four are those of `LiveConversation`. `use_model` is to be called when another model takes the place of the first,
-    with the bits of its weights, or None.
-    """
-
-    source: Source
-    sink: Sink
-    events: Callable[[Event], None]
-    delay_limit: float
-    use_model: Callable[[int | None], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model that was found, here or on another computer.
-
-    `conversation` makes the conversation with it, which is then started: on threads of its own it loads the model, or connects
-    to the server. `bits` says how many each of the model's weights has, so that a model that is too slow can be answered with
-    advice; None where there is no smaller one to advise.
-    """
-
-    conversation: Callable[[Ends], LiveConversation]
-    bits: int | None = None
-
-
-def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
+def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
     Parameters
     ----------
-    prepare
-        Finds the model.
+    make
+        Makes the conversation, which loads the model, or connects to it, when it is started.
     options
         What the user asked for.
     signals
@@ -126,7 +98,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(prepare, elsewhere)
+        conversation.begin(make, elsewhere)
         conversation.run(keys)
     return 0
 
@@ -155,13 +127,12 @@ class _Conversation:
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
-    def begin(self, prepare: Callable[[], Prepared], elsewhere: bool) -> None:
+    def begin(self, make: MakeConversation, elsewhere: bool) -> None:
         """Open everything that can be missing, then let the model load."""
         options = self._options
         begin = perf_counter()
         if not elsewhere:
             self._screen.handle(Loading("files"))
-        model = prepare()
         if options.trace:
             self._trace = Trace(options.trace, self._notify)
         self._recorder = Recorder(self._notify, options.record)
@@ -170,7 +141,7 @@ class _Conversation:
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
+        self._hints = Hints(terminal=terminal, frame_seconds=_FRAME, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,
@@ -179,8 +150,7 @@ class _Conversation:
             noise_suppression=options.noise_suppression,
             gain_control=options.gain_control,
         )
-        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
-        self._conversation = model.conversation(ends)
+        self._conversation = make(self._source, loudspeaker, self._observe, options.max_delay)
         self._conversation.mute(options.muted)
         self._stack.enter_context(_awake())
         self._stack.enter_context(short_turns())  # while the screen runs Python

@@ -51,7 +51,7 @@ class RingFormat:
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 8):
-            raise InputError(f"A key/value cache of {self.bits!r} bits is not there; give 8, or leave it out.")
+            raise InputError(f"A key/value cache of {self.bits!r} bits is not there", "give 8, or leave it out")
         if self.bits and self.head_dim % 32:
             raise InputError(
                 f"An 8-bit key/value cache needs heads of a multiple of 32, and these have {self.head_dim}."

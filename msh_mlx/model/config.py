@@ -194,11 +194,11 @@ class LmConfig:
             raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():
             if values.get(key) is not None and values[key] != only:
-                raise InputError(f"{source} has {key} = {brief(values[key])}; only {only!r} can be run.")
+                raise InputError(f"{source} has {key} = {brief(values[key])}", f"only {only!r} can be run")
         if values.get("lora") not in (None, False, True):
-            raise InputError(f"{source} has lora = {brief(values['lora'])}; true or false is expected.")
+            raise InputError(f"{source} has lora = {brief(values['lora'])}", "true or false is expected")
         if values.get("lora") and not lora:
-            raise InputError(f"{source} is of a model with LoRA adapters; give them with --lora.")
+            raise InputError(f"{source} is of a model with LoRA adapters", "give them with --lora")
         given = {key: value for key, value in values.items() if key in known}
         given["lora_scaling"] = scaling_in(values, source)
         width = given.pop("depformer_dim_feedforward", cls.depformer_dim_feedforward)
@@ -271,7 +271,7 @@ def scaling_in(values: Mapping[str, Any], source: str) -> float | None:
     if value is None or values.get("lora") is False:
         return None
     if not LORA_SCALING.has(value):
-        raise InputError(f"{source} has lora_scaling = {brief(value)}; {LORA_SCALING} is expected.")
+        raise InputError(f"{source} has lora_scaling = {brief(value)}", f"{LORA_SCALING} is expected")
     return float(value)
 
 
@@ -305,7 +305,7 @@ def other_kind(values: Mapping[str, Any]) -> str | None:
 
 def not_run(subject: str, what: str) -> InputError:
     """Make the error for a model that is none for conversations, `what` as from `other_kind`, behind "X is" or "X is of"."""
-    return InputError(f"{subject} {what}, which this program does not run; give a Moshi model.")
+    return InputError(f"{subject} {what}, which this program does not run", "give a Moshi model")
 
 
 def _gate_width(feedforward: int, dim: int) -> int:
@@ -314,7 +314,7 @@ def _gate_width(feedforward: int, dim: int) -> int:
 
 def _wrong(key: str, value: object, expected: str) -> InputError:
     shown = "null" if value is None else brief(value)
-    return InputError(f"The model's configuration has {key} = {shown}; {expected} is expected.")
+    return InputError(f"The model's configuration has {key} = {shown}", f"{expected} is expected")
 
 
 def _listed(keys: list[Any]) -> str:

@@ -214,7 +214,8 @@ class LmGen:
             codes = codes[:, 0]
         if codes.shape != (config.user_q,) or (codes.size and codes.dtype.kind not in "iu"):
             raise InputError(
-                f"The user's codes are {codes.dtype}{list(codes.shape)}; integers of shape [{config.user_q}] are expected."
+                f"The user's codes are {codes.dtype}{list(codes.shape)}",
+                f"integers of shape [{config.user_q}] are expected",
             )
         wrong = (codes < -1) | (codes >= config.card) if codes.dtype.kind == "i" else codes >= config.card
         if wrong.any():

@@ -52,7 +52,7 @@ def explain(error: BaseException) -> MshError | None:
     except MshError as found:
         return found
     return MshError(
-        "A function of the model could not be compiled; 'msh-mlx doctor' says what is wrong with the compiler."
+        "A function of the model could not be compiled", "'msh-mlx doctor' says what is wrong with the compiler"
     )
 
 

@@ -408,7 +408,9 @@ class Connection:
         count, size = self._meaningless
         self._meaningless = count, size = count + 1, size + len(data)
         if count > _MEANINGLESS[0] or size > _MEANINGLESS[1]:
-            sentence = "Nothing comes but messages that mean nothing here; one with sound is the byte 1 and then Ogg pages."
+            sentence = (
+                "Nothing comes but messages that mean nothing here; one with sound is the byte 1 and then Ogg pages."
+            )
             raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
 
     def _obey(self, control: Control) -> None:

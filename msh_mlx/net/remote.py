@@ -84,8 +84,7 @@ class EndedError(MshError):
     """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
 
     def __init__(self, what: str, *, over: bool) -> None:
-        super().__init__(f"{what}; try again.")
-        self.what = what
+        super().__init__(what, "try again")
         self.over = over
 
 
@@ -184,8 +183,8 @@ class Remote(LiveConversation):
         source: Source,
         sink: Sink,
         events: Callable[[Event], None],
-        *,
         delay_limit: float = DELAY_LIMIT,
+        *,
         recording: bool = False,
     ) -> None:
         super().__init__(source, sink, events, delay_limit)
@@ -318,9 +317,7 @@ class Remote(LiveConversation):
                 known = KnownServers()
                 if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(
-                        Notice("certificate", f"{said}; from now on it is expected there ({known.path}).")
-                    )
+                    self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
         return await session.ws_connect(

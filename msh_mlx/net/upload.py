@@ -215,8 +215,8 @@ def answers(
     # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
     to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
     if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
-        what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
-        raise BrokenOffError(f"{what}; what was said until then is kept.") from None
+        what = error.what if isinstance(error, EndedError) else error.clause
+        raise BrokenOffError(what, "what was said until then is kept") from None
     seconds = len(reply.heard) * FRAME_SECONDS
     notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
     while reply.heard:

@@ -193,8 +193,8 @@ def open_sounddevice() -> Any:
         import sounddevice
     except OSError:
         raise MshError(
-            "The PortAudio library is missing: install it (on Debian and Ubuntu: apt-get install libportaudio2), "
-            "or give --input FILE, which needs none."
+            "The PortAudio library is missing",
+            "install it (on Debian and Ubuntu: apt-get install libportaudio2), or give --input FILE, which needs none",
         ) from None
     except Exception as error:
         raise _no_start(error) from None
@@ -234,7 +234,7 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
             future.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
         if isinstance(error, TimeoutError) and not future.done():
             raise MshError(
-                f"The sound system has not answered for {seconds:.0f} s; restart it or the computer."
+                f"The sound system has not answered for {seconds:.0f} s", "restart it or the computer"
             ) from None
         raise
 

@@ -36,9 +36,9 @@ class NewFile:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
         if self.path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file.")
+            raise InputError(f"{path} is a folder", "give the name of a file")
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{path} is no regular file; give another name.")
+            raise InputError(f"{path} is no regular file", "give another name")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
         self._name = str(path)
         self._made = False
@@ -49,7 +49,7 @@ class NewFile:
             self.file: BinaryIO = io.BufferedRandom(NamedFile(self._temporary, "x+b", self._name))
         except FileNotFoundError:
             above = self.path.parent.parent
-            raise InputError(f"{path} cannot be written, since there is no folder {above}; make it first.") from None
+            raise InputError(f"{path} cannot be written, since there is no folder {above}", "make it first") from None
         except OSError as error:
             self._remove_folder()
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -97,7 +97,7 @@ def output(text: str) -> Output:
 def file_output(text: str, what: str) -> Path:
     """Return the path of an output that must be a file; `what` it is begins the error."""
     if text == STDOUT:
-        raise InputError(f"{what} cannot go to the standard output; name a file (./- for one that is called so).")
+        raise InputError(f"{what} cannot go to the standard output", "name a file (./- for one that is called so)")
     return user_path(text)
 
 
@@ -122,15 +122,15 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
     for path in outputs:
         if not isinstance(path, Path):
             if any(os.path.samestat(path.stat(), source) for source in sources):
-                raise InputError("The standard output is a file that is read and would be overwritten; name another.")
+                raise InputError("The standard output is a file that is read and would be overwritten", "name another")
             continue
         if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
-            raise InputError(f"{path} is read and would be overwritten; give the output another name.")
+            raise InputError(f"{path} is read and would be overwritten", "give the output another name")
         place = os.path.realpath(path)
         if sys.platform == "darwin":  # whose file names differ in more than case and composition
             place = unicodedata.normalize("NFC", place).casefold()
         if place in seen:
-            raise InputError(f"{path} would be written twice; give every output a name of its own.")
+            raise InputError(f"{path} would be written twice", "give every output a name of its own")
         seen.add(place)
         NewFile(path).__exit__(None, None, None)
 
@@ -145,5 +145,5 @@ def existing(path: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not path or stat.S_ISDIR(mode):
-        raise InputError(f"The {what} {path or '(an empty name)'} is a folder; give the file in it.")
+        raise InputError(f"The {what} {path or '(an empty name)'} is a folder", "give the file in it")
     return found

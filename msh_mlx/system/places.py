@@ -53,7 +53,9 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     if text == "~" or text.startswith("~/"):
         folder = home()
         if folder is None:
-            raise InputError(f"{text} is in the home folder, and there is none; set HOME, or write the path without ~.")
+            raise InputError(
+                f"{text} is in the home folder, and there is none", "set HOME, or write the path without ~"
+            )
         return folder / text[2:]
     place = Path(text)
     # Of "./~/x" pathlib keeps "~/x", which is something else to whoever looks at it next.
@@ -80,8 +82,8 @@ def temporary_folder() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         raise MshError(
-            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones); "
-            "set TMPDIR to a folder that can."
+            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones)",
+            "set TMPDIR to a folder that can",
         ) from None
 
 
@@ -110,7 +112,8 @@ def check_temporary(path: str, size: int) -> None:
             advice += f", or unset {name}"
         raise MshError(
             f"{place} cannot be written to ({error.strerror or error}), and functions of the model are compiled there, "
-            f"in the folder for temporary files; {advice}."
+            f"in the folder for temporary files",
+            advice,
         ) from None
 
 
@@ -141,7 +144,7 @@ def asset(name: str, what: str) -> Path:
     for folder in (package, package.parent):
         if (folder / name).is_file():
             return folder / name
-    raise MshError(f"{what} is missing from this installation; install the package again.")
+    raise MshError(f"{what} is missing from this installation", "install the package again")
 
 
 def client_folder() -> Path | None:

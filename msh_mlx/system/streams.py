@@ -82,7 +82,7 @@ def _printing(stream: TextIO | None) -> TextIO:
 def check_output() -> None:
     """Raise InputError where what is printed is all that the user gets, and the standard output is closed."""
     if 1 in _closed:
-        raise InputError("The standard output is closed, and there is nothing else to write to; leave it open.")
+        raise InputError("The standard output is closed, and there is nothing else to write to", "leave it open")
 
 
 class StandardOutput:
@@ -98,10 +98,10 @@ class StandardOutput:
         global _taken
         check_output()
         if _taken:
-            raise InputError("Only one thing can go to the standard output; name a file for the other.")
+            raise InputError("Only one thing can go to the standard output", "name a file for the other")
         if os.isatty(1):
             raise InputError(
-                "The standard output is a terminal; put > FILE or | PROGRAM behind the command, or name a file."
+                "The standard output is a terminal", "put > FILE or | PROGRAM behind the command, or name a file"
             )
         _taken = True
         sys.stdout.flush()

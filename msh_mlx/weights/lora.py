@@ -117,13 +117,13 @@ def read_lora(
     path = user_path(path)
     header = read_header(path)
     if "out_norm.weight" in header or "out_norm.alpha" in header:
-        raise InputError(f"{path} is no file of LoRA adapters but a language model; give it as --model.")
+        raise InputError(f"{path} is no file of LoRA adapters but a language model", "give it as --model")
     if any(name.startswith("quantizer.") for name in header):
-        raise InputError(f"{path} is no file of LoRA adapters but a Mimi codec; give it as --mimi.")
+        raise InputError(f"{path} is no file of LoRA adapters but a Mimi codec", "give it as --mimi")
     for name, info in header.items():
         if info.dtype not in FLOATS or len(info.shape) != 2:
             raise InputError(
-                f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}; a float matrix is expected."
+                f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}", "a float matrix is expected"
             )
     found: dict[str, Change] = {}
     for name, info in header.items():
@@ -151,7 +151,7 @@ def read_lora(
                 )
             rank, (rows, columns) = info.shape[0], shapes[places[0]]
             if info.shape[1] != columns:
-                raise InputError(f"{path}: {name} has shape {list(info.shape)}; [rank, {columns}] is expected.")
+                raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
             _check_shape(path, other, b, (rows * len(places), rank))
             a = read_tensor(path, info)
@@ -175,4 +175,4 @@ def _places(name: str, dep_q: int) -> list[str]:
 
 def _check_shape(path: Path, name: str, info: TensorInfo, expected: tuple[int, ...]) -> None:
     if info.shape != expected:
-        raise InputError(f"{path}: {name} has shape {list(info.shape)}; {list(expected)} is expected.")
+        raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"{list(expected)} is expected")

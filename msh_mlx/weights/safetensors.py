@@ -67,7 +67,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     path = user_path(path)
     size = check_file(path)
     if size == 0:
-        raise InputError(f"{path} is empty; fetch the file again.")
+        raise InputError(f"{path} is empty", "fetch the file again")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -76,44 +76,42 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             raw = file.read(length) if size >= 8 and length <= min(_MAX_HEADER, size - 8) else b""
     except OSError as error:
         raise cannot_read(str(path), error) from None
-    if start[8:9] != b"{" and (other := foreign(start)) is not None:
-        raise InputError(f"{path} is {other}.")
-    if _JSON.match(start) and start[8:9] != b"{":
-        raise InputError(f"{path} is {_json(path)}.")
+    if start[8:9] != b"{" and (other := foreign(start) or (_json(path) if _JSON.match(start) else None)):
+        raise InputError(f"{path} is {other[0]}", other[1])
     if not raw.startswith(b"{"):
         if size >= 9 and start[8:9] == b"{" and length > _MAX_HEADER:
             raise InputError(
-                f"{path} is not a safetensors file: its header would have {length:,} bytes; fetch the file again."
+                f"{path} is not a safetensors file: its header would have {length:,} bytes", "fetch the file again"
             )
         if size >= 8 and size - 8 < length <= _MAX_HEADER and (start[8:9] == b"{" or not start[:8].isascii()):
-            raise InputError(f"{path} is cut off in its header; fetch the file again.")
-        raise InputError(f"{path} is not a safetensors file; fetch the file again.")
+            raise InputError(f"{path} is cut off in its header", "fetch the file again")
+        raise InputError(f"{path} is not a safetensors file", "fetch the file again")
     try:
         header = json.loads(raw, object_pairs_hook=_distinct)
         places = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
     except _TwiceError as error:
         raise InputError(
-            f"{path} has a broken safetensors header: {brief(error.key)} is there twice; fetch the file again."
+            f"{path} has a broken safetensors header: {brief(error.key)} is there twice", "fetch the file again"
         ) from None
     except _UnknownTypeError as error:
         raise InputError(
-            f"{path}: {error.name} is of type {brief(error.dtype)}, which is not known; "
-            "fetch the file again, or take one with weights of type BF16."
+            f"{path}: {error.name} is of type {brief(error.dtype)}, which is not known",
+            "fetch the file again, or take one with weights of type BF16",
         ) from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} has a broken safetensors header; fetch the file again.") from None
+        raise InputError(f"{path} has a broken safetensors header", "fetch the file again") from None
     end = 0
     for name, (_, begin, stop) in sorted(places.items(), key=lambda item: item[1][1:]):
         if begin != end:
             what = "overlaps another tensor" if begin < end else "leaves a gap before it"
             raise InputError(
-                f"{path} has a broken safetensors header: the place of {name} {what}; fetch the file again."
+                f"{path} has a broken safetensors header: the place of {name} {what}", "fetch the file again"
             )
         end = stop
     data = 8 + length
     if end != size - data:
         what = "cut off" if end > size - data else "longer than its header says"
-        raise InputError(f"{path} is {what}: {size:,} bytes in place of {data + end:,}; fetch the file again.")
+        raise InputError(f"{path} is {what}: {size:,} bytes in place of {data + end:,}", "fetch the file again")
     return {name: TensorInfo(info.dtype, info.shape, data + begin) for name, (info, begin, _) in places.items()}
 
 
@@ -128,15 +126,15 @@ class _UnknownTypeError(ValueError):
         self.dtype = dtype
 
 
-def _json(path: Path) -> str:
+def _json(path: Path) -> tuple[str, str]:
     """Say what a file is that holds JSON, not weights, and what to do."""
     with path.open("rb") as file:
         text = file.read(_MAX_INDEX)
     if b'"weight_map"' not in text:
-        return "a JSON file, which holds no weights; give the .safetensors file"
+        return "a JSON file, which holds no weights", "give the .safetensors file"
     parts = sorted({name.decode() for name in re.findall(rb'"([\w.-]+\.safetensors)"', text)})
     of = f" ({', '.join(parts[:2])}{' …' if len(parts) > 2 else ''})" if parts else ""
-    return f"an index of a model that is in several files{of}; {ONE_FILE}"
+    return f"an index of a model that is in several files{of}", ONE_FILE
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -347,7 +347,10 @@ def test_help_and_version_are_whole(program: list[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, msh_mlx.cli\ntry: msh_mlx.cli.main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    code = (
+        "import sys\nfrom msh_mlx.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )
@@ -357,7 +360,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_screen_knows_nothing_of_the_model() -> None:
-    code = "import sys, msh_mlx.ui; print(sorted(sys.modules))"
+    code = "import sys, msh_mlx.cli.display; print(sorted(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=LIMIT
     )

@@ -493,7 +493,7 @@ def test_a_model_that_is_too_slow_gives_way_to_a_lighter_one(virtual_audio: Virt
     models = (("digits-bf16", "bf16", 9000), ("digits-q8", "q8", 8000))
     weights = tmp_path / "weights.toml"
     weights.write_text("".join(f"[{name}]\n{entry.format(kind, size)}\n" for name, kind, size in models))
-    change = "from msh_mlx import library; library.SLOW = 0.0001"
+    change = "from msh_mlx.library import suited; suited.SLOW = 0.0001"
     command = [sys.executable, "-c", WRAPPER.format(change=change), "--weights", str(weights)]
     with Talk(virtual_audio, "--duration", "1", command=command) as talk:
         talk.until_ready()

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from paths import DIGITS
 
-from msh_mlx.events import Heard, Ready, Said
+from msh_mlx.events import Heard, ModelInUse, Ready, Said
 from msh_mlx.live.hints import EchoDetector, Hints, Latch, Sample, envelope
 from msh_mlx.sound.headset import is_bluetooth_headset
 from msh_mlx.system.terminal import terminal_name
@@ -22,7 +22,10 @@ FRAME = 0.08
 
 
 def hints(*, terminal: str | None = "iTerm", bits: int | None = 8) -> Hints:
-    return Hints(terminal=terminal, bits=bits, frame_seconds=FRAME)
+    made = Hints(terminal=terminal, frame_seconds=FRAME)
+    if bits is not None:
+        made.handle(ModelInUse(bits))
+    return made
 
 
 def over_time(given: Hints, sample: Callable[[float], Sample], seconds: float) -> list[tuple[float, tuple[str, ...]]]:
@@ -170,7 +173,7 @@ def test_dropped_sound_where_there_is_no_smaller_model(bits: int | None) -> None
 
 
 def test_a_model_elsewhere() -> None:
-    given = Hints(terminal=None, bits=None, frame_seconds=FRAME, elsewhere=True)
+    given = Hints(terminal=None, frame_seconds=FRAME, elsewhere=True)
     changes = over_time(given, lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
     assert [time for time, _ in changes] == [20, 30]
     assert changes[0][1] == ("The server, or the way to it, is too slow: not all that you say is heard.",)

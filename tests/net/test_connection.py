@@ -246,7 +246,9 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
     async def scenario():
         return await asyncio.gather(
             *(
-                listens(model, long_pages(digits[: 50 * FRAME], seconds, channels), every=seconds, words=["four", "one"])
+                listens(
+                    model, long_pages(digits[: 50 * FRAME], seconds, channels), every=seconds, words=["four", "one"]
+                )
                 for seconds in (1.0, 0.52)
             )
         )
