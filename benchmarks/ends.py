@@ -9,23 +9,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
 from mimi import Capture, Playback
 
-from msh_mlx.format import FRAME, RATE
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.sound.ends import CaptureSource
 
-Pcm = npt.NDArray[np.float32]
-SIZE = round(FRAME * RATE)  # samples of a frame
-BLOCK = RATE // 100  # samples of a device's callback
+BLOCK = SAMPLE_RATE // 100  # samples of a device's callback
 
 
 def speech(path: Path) -> Iterator[Pcm]:
     """Yield a recording (24 kHz mono), again and again, in blocks `[240]` float32."""
     pcm, rate = soundfile.read(path, dtype="float32")
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     blocks = pcm[: len(pcm) // BLOCK * BLOCK].reshape(-1, BLOCK)
     return (blocks[i % len(blocks)] for i in count())
 
@@ -34,9 +30,9 @@ class Ends:
     """A microphone and a loudspeaker; whoever has them moves their clocks by `hear` and `play`."""
 
     def __init__(self) -> None:
-        self.capture = Capture(RATE)
-        self.playback = Playback(RATE, frame=SIZE)
-        self.source = CaptureSource(self.capture, RATE)
+        self.capture = Capture(SAMPLE_RATE)
+        self.playback = Playback(SAMPLE_RATE, frame=FRAME_SIZE)
+        self.source = CaptureSource(self.capture, SAMPLE_RATE)
         self.answers = threading.Semaphore(0)  # one for each frame written
 
     def hear(self, pcm: Pcm) -> None:
@@ -68,7 +64,7 @@ class Clock(threading.Thread):
 
     def __init__(self, ends: Ends, blocks: Iterator[Pcm], speed: float) -> None:
         super().__init__(name="clock", daemon=True)
-        self._ends, self._blocks, self._seconds = ends, blocks, BLOCK / RATE / speed
+        self._ends, self._blocks, self._seconds = ends, blocks, BLOCK / SAMPLE_RATE / speed
         self._ending = threading.Event()
         self.late = 0.0  # seconds, the most
 

@@ -22,7 +22,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
-from ends import BLOCK, SIZE, Clock, Ends, speech
+from ends import BLOCK, Clock, Ends, speech
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
@@ -32,7 +32,7 @@ from msh_mlx.conversation.session import Session
 from msh_mlx.conversation.warmup import warm
 from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
-from msh_mlx.format import FRAME
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.library.files import ModelFiles, find_demo, find_model
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.status import Screen, Status
@@ -103,9 +103,9 @@ def as_fast_as_it_goes(load: Callable[[], Session], frames: int) -> dict[str, fl
                 if i >= ahead:
                     while not talk.ends.answers.acquire(timeout=1):
                         talk.drain(note)
-                    talk.ends.play(SIZE)
+                    talk.ends.play(FRAME_SIZE)
                 if i < TURN:
-                    for _ in range(SIZE // BLOCK):
+                    for _ in range(FRAME_SIZE // BLOCK):
                         talk.ends.hear(next(blocks))
             return perf_counter() - begin
 
@@ -167,7 +167,7 @@ def screen(ui: str) -> Iterator[Screen | None]:
     thread.start()
     with (
         os.fdopen(writer, "w") as out,
-        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME) as painted,
+        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME_SECONDS) as painted,
     ):
         yield painted
     thread.join()
@@ -204,9 +204,11 @@ def main() -> int:
             files, None, voice={"temperature": 0.8, "top_k": 250}, text={"temperature": 0.7, "top_k": 25}, seed=0
         )
 
-    fast = as_fast_as_it_goes(load, round(args.seconds / FRAME))
+    fast = as_fast_as_it_goes(load, round(args.seconds / FRAME_SECONDS))
     overlapped, parts = fast["overlapped"], [fast[stage] for stage in ("encode", "step", "decode")]
-    print(f"{files.model.name} on {platform.machine()}, {os.cpu_count()} cores; a frame lasts {1000 * FRAME:.0f} ms")
+    print(
+        f"{files.model.name} on {platform.machine()}, {os.cpu_count()} cores; a frame lasts {1000 * FRAME_SECONDS:.0f} ms"
+    )
     print("One after the other: " + " + ".join(f"{1000 * part:.2f}" for part in parts), end=" ")
     print(f"= {1000 * sum(parts):.2f} ms a frame; overlapped, as fast as it goes: {1000 * overlapped:.2f} ms,", end=" ")
     print(f"{sum(parts) / overlapped:.2f} times as fast\n")

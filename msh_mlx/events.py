@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Pcm = npt.NDArray[np.float32]
+from .format import Pcm
 
 
 @dataclass(frozen=True)

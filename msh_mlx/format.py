@@ -10,5 +10,3 @@ Pcm = npt.NDArray[np.float32]  # samples of sound, about in [-1, 1]
 SAMPLE_RATE = 24_000  # Hz
 FRAME_SIZE = 1_920  # samples
 FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE
-
-RATE, FRAME = SAMPLE_RATE, FRAME_SECONDS

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import printable
 from .options import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..doctor import Finding
+    from ..doctor.judgements import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
 _STATUS, _NAME = 9, 12  # columns, with what is between them
@@ -50,7 +51,8 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_output()
     from rich.console import Console
 
-    from ..doctor import ECHO, TOTAL, all_checks, examine
+    from ..doctor.checks import ECHO, TOTAL, all_checks
+    from ..doctor.examine import examine
     from ..system.log import Log
 
     # A check that was given up is left in native code, and may be so for good.
@@ -82,7 +84,8 @@ def show(console: Console, finding: Finding, *, plain: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found, advice = (_one_line(text) for text in (finding.found, finding.advice))
+    # Names of devices and files may hold anything, commands to the terminal included.
+    found, advice = (printable(text) for text in (finding.found, finding.advice))
     if plain:
         line = f"{finding.status:{_STATUS}}{finding.name}: {found}" + (f". {advice}" if advice else "")
         console.print(Text(line), soft_wrap=True)
@@ -105,8 +108,3 @@ def conclusion(findings: list[Finding]) -> str:
     if problems:
         return f"A conversation would not work: {' and '.join(counts)}."
     return f"A conversation should work{f', with {counts[0]}' if counts else ''}."
-
-
-def _one_line(text: str) -> str:
-    # Names of devices and files may hold anything, commands to the terminal included.
-    return "".join(c if c.isprintable() else " " for c in text)

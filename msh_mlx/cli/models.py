@@ -141,9 +141,6 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
     from ..library.suited import STEP_LIMIT, judge
     from ..system.words import human_size, printable
 
-    def known(size: int | None) -> str:
-        return "?" if size is None else human_size(size)
-
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -158,8 +155,8 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
             "*" if entry == default else "",
             entry.name,
             _state(entry),
-            known(entry.size),
-            known(entry.memory),
+            human_size(entry.size),
+            human_size(entry.memory),
             verdict.words,
             about,
         )

@@ -13,6 +13,7 @@ from ..errors import MshError
 from ..system.places import mend_environment
 from ..system.signals import Signals, Stopped
 from ..system.streams import end_standard, open_standard
+from ..system.words import printable
 
 
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
@@ -76,7 +77,7 @@ def _explained(error: Exception) -> MshError | None:
 def _complain(message: str) -> None:
     # Where the standard error takes nothing, the exit code has to do.
     with contextlib.suppress(OSError, ValueError):
-        print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:

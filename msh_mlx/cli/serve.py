@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _PORT = 9998
 _BLOCK = 4096  # bytes, the least that a file takes on most disks
 _LOOK = 0.05  # seconds between two looks at signals
-_SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both of them change
 
 
 def run(argv: Sequence[str], signals: Signals) -> int:
@@ -313,7 +312,9 @@ def _seed(text: int | None, audio: int | None) -> int | None:
     """Make one seed of two; alike or alone they are that seed, as for --seed."""
     if text is None or audio is None or text == audio:
         return audio if text is None else text
-    return (text * _SEED_FACTOR + audio) % (1 << 64)
+    from ..model.sampling import mixed_seed
+
+    return mixed_seed(audio, text)
 
 
 # ---- addresses -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from ..errors import InputError
+from ..format import Pcm
 from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.lm import Lm
 from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
@@ -40,7 +41,7 @@ class Frame:
     leading space starting a word, "" if nothing did; `token` the text token behind it.
     """
 
-    pcm: npt.NDArray[np.float32]
+    pcm: Pcm
     text: str
     token: int
     timings: Timings
@@ -126,7 +127,7 @@ class Session:
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)
 
-    def push(self, pcm: npt.NDArray[np.float32]) -> Frame:
+    def push(self, pcm: Pcm) -> Frame:
         """Hear one frame of the user and say one.
 
         Parameters
@@ -173,7 +174,7 @@ class Session:
 
     # The stages of `push`, for those who run each on a thread of its own: they share no state.
 
-    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    def encode(self, pcm: Pcm) -> npt.NDArray[np.uint32]:
         """Turn one frame of the user's sound into codes, `[K]` for the K codebooks that the model hears.
 
         `pcm` is what `push` takes.
@@ -202,7 +203,7 @@ class Session:
         step = self._gen.step(codes)
         return step, self._text.push(step.text_token)
 
-    def decode(self, codes: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.float32]:
+    def decode(self, codes: npt.NDArray[np.uint32] | None) -> Pcm:
         """Turn the codes of a `Step` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
         with one_at_a_time(self._decoding):
             return np.zeros(self.frame_size, np.float32) if codes is None else self._decoder.step(codes[:, None])

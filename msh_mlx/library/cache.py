@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from ..errors import InputError
-from ..system.places import home, user_folder
+from ..system.places import notes_folder
 from .catalogue import Entry, HubFile, LocalFile, Reference
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -201,12 +200,8 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
 
 def _notes() -> Path | None:
-    if sys.platform == "darwin":
-        own = home()
-        folder = own / "Library" / "Caches" if own else None
-    else:
-        folder = user_folder("XDG_CACHE_HOME", ".cache")
-    return folder / "msh-mlx" / "verified.json" if folder else None
+    folder = notes_folder()
+    return folder / "verified.json" if folder else None
 
 
 def _read_notes() -> dict[str, Any]:

@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ..system.places import user_file
+from ..system.places import config_folder
 from ..system.words import listed
 
 # What a file of a model is for. The language model's configuration may be missing: it is v0.1's then.
@@ -145,6 +145,12 @@ def _is_path(text: str) -> bool:
 
 def _is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text
+
+
+def user_file() -> Path | None:
+    """Name the file of the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
+    folder = config_folder()
+    return folder / "weights.toml" if folder else None
 
 
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:

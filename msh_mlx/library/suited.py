@@ -170,7 +170,7 @@ def lm_name(bits: int | None) -> str:
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
     """Count the bytes that conversations with a model take once their windows are full, as `Entry.memory` does for one."""
-    from ..model.cache import RingFormat
+    from ..model.attention import RingFormat
     from ..weights.checkpoint import default_dtype
 
     config, dtype = checkpoint.config, default_dtype()

@@ -11,7 +11,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from ..events import Event, Heard, ModelInUse, Pcm, Ready, Said
+from ..events import Event, Heard, ModelInUse, Ready, Said
+from ..format import Pcm
 from ..sound.headset import is_bluetooth_headset
 
 

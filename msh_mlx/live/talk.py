@@ -17,6 +17,7 @@ from time import perf_counter
 from ..conversation.live import DELAY_LIMIT, LiveConversation, MakeConversation
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
+from ..format import FRAME_SECONDS
 from ..model.step import explain
 from ..sound.both import Devices
 from ..sound.devices import Device
@@ -35,7 +36,6 @@ from .screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
-_FRAME = 0.08  # seconds
 _FOR_FILES = (Span, Queues)  # events that neither the screen nor the hints have a use for
 
 
@@ -90,7 +90,7 @@ def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewher
     if options.as_json:
         check_output()
     with ExitStack() as stack:
-        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=FRAME_SECONDS)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
         log = stack.enter_context(Log())
@@ -141,7 +141,7 @@ class _Conversation:
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, frame_seconds=_FRAME, elsewhere=elsewhere)
+        self._hints = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,

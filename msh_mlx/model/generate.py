@@ -15,15 +15,13 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .cache import Ring, capacities
+from .attention import Ring, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
 from .step import AS_SAID, Logits, StepFunction
-
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 
 
 @dataclass(frozen=True)
@@ -251,8 +249,8 @@ class LmGen:
 
     def _key(self, position: int) -> mx.array:
         """Make the random key of the step at a position: it follows from seed and position."""
-        # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
-        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
+        # Threefry makes unrelated streams of different keys.
+        return mx.random.key(mixed_seed(self._seed, position))
 
     def _tokens(self) -> npt.NDArray[np.int32]:
         """Collect the input of this step, `[1 + n_q]`, from the streams and their delays."""

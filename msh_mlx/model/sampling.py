@@ -17,6 +17,13 @@ _SMALLEST_SHARE = 1e-30  # what is smaller would be 0 in float32, and not even t
 # How many tokens of the recent words are kept, for each word.
 TOKENS_A_WORD = 4
 
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """Make one seed in [0, 2^64) of two numbers, so that neighbouring seeds do not meet at neighbouring numbers."""
+    return (seed + _GOLDEN_RATIO * number) % (1 << 64)
+
 
 @dataclass(frozen=True)
 class Sampler:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import MshError
 from ..system.places import check_temporary
-from .cache import Place, Ring, RingCache, RingFormat, rotation
+from .attention import Ring, RingFormat, ring_caches, rotation, slots
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
@@ -105,7 +105,7 @@ class StepFunction:
             All on the device: the text token and the codes, `[1 + dep_q]` int32; the new state; and what they were chosen from.
         """
         config = self._lm.config
-        numbers = mx.array(np.concatenate([_slot(position, config.context, rings), tokens, recent]))
+        numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
         factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
         result: tuple[mx.array, list[Ring], Logits] = self._function(numbers, factors, said, rings, key)
         return result
@@ -118,7 +118,7 @@ class StepFunction:
         slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
         mine, user = mx.split(tokens, [own])
         tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
-        caches = _caches(rings, self._form, slot, factors)
+        caches = ring_caches(rings, self._form, slot, factors)
         h, text_logits = lm(tokens, caches)
 
         draws = self._text_noise + config.dep_q * self._audio_noise
@@ -151,21 +151,10 @@ class Reader:
     def read(self, tokens: npt.NDArray[np.int32]) -> mx.array:
         """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
         config = self._lm.config
-        slot = mx.array(_slot(self._position, config.context, self._rings))
+        slot = mx.array(slots(self._position, config.context, self._rings))
         factors = mx.array(rotation(self._position, self._form.head_dim, config.max_period))
-        caches = _caches(self._rings, self._form, slot, factors)
+        caches = ring_caches(self._rings, self._form, slot, factors)
         _, logits = self._lm(mx.array(tokens), caches)
         self._rings = [cache.ring for cache in caches]
         self._position += 1
         return logits[0]
-
-
-def _slot(position: int, context: int, rings: list[Ring]) -> npt.NDArray[np.int32]:
-    """Tell where a position goes, and the last slot that it sees."""
-    return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
-
-
-def _caches(rings: list[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
-    """Make the caches of one position; `slot` is what `_slot` says."""
-    place = Place(slot[:1], mx.arange(rings[0][0].shape[2]) <= slot[1], factors)
-    return [RingCache(ring, form, place) for ring in rings]

@@ -20,10 +20,11 @@ from ..conversation.live import DELAY_LIMIT, NullSink
 from ..conversation.pipeline import Pipeline
 from ..conversation.session import Session
 from ..errors import MshError, ProtocolError
-from ..events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
+from ..events import Dropped, Event, Failed, Ready, Said, Spoke
+from ..format import SAMPLE_RATE, Pcm
 from ..metrics import Metrics
 from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
-from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
+from .opus import OpusDecoder, OpusEncoder
 from .parameters import ChatParameters
 
 _FADE_IN = 120  # samples, 5 ms, where sound was left out

@@ -9,7 +9,7 @@ import numpy as np
 import sphn
 
 from ..errors import ProtocolError
-from ..events import Pcm
+from ..format import SAMPLE_RATE, Pcm
 from ..sound.mixing import Mix
 from ..sound.ogg import (
     GRANULE_RATE,
@@ -24,9 +24,6 @@ from ..sound.ogg import (
     write_page,
 )
 
-SAMPLE_RATE = 24_000
-# Of the published programs' packets: 40 ms.
-PACKET_SAMPLES = 960
 _RATIO = GRANULE_RATE // SAMPLE_RATE
 # The end of `OpusHead`, and a whole `OpusTags` that says nothing.
 _FAMILY, _TAGS = b"\0", b"OpusTags" + bytes(8)

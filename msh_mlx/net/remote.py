@@ -25,10 +25,10 @@ from ..errors import InputError, MshError, ProtocolError, UnansweredError
 from ..events import Event, Failed, Loading, Notice
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..metrics import Durations, Memory, resident_bytes
+from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
-from .parameters import one_line
 from .tls import KnownServers, fingerprint, peer_certificate
 from .tunnel import Proxy, ProxyConnector
 
@@ -599,7 +599,7 @@ class Remote(LiveConversation):
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return one_line(text, _SENTENCE)
+    return shortened(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

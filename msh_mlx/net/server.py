@@ -32,9 +32,10 @@ from ..conversation.session import Session
 from ..conversation.shared import SharedModel, Tokens
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
+from ..system.words import shortened
 from .connection import Connection, End, Limits
 from .messages import MetaData
-from .parameters import ChatParameters, describe_server, one_line, unknown_parameters
+from .parameters import ChatParameters, describe_server, unknown_parameters
 from .session_log import SessionLog
 from .visitor import Network, Origin, Visitor, is_among
 
@@ -414,7 +415,7 @@ class Server:
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Log an event. There may be anything, and any amount of it, in what clients send."""
-        self._log({key: one_line(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
+        self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
     def _http_logger(self) -> logging.Logger:
         """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
@@ -487,7 +488,7 @@ class Server:
         """Refuse names that are not ours: a page of somebody else's could have made its name lead here (DNS rebinding)."""
         for place in visitor.places:
             if not place.is_address and place.name not in self._settings.hosts:
-                name = one_line(place.name, _SHOWN)
+                name = shortened(place.name, _SHOWN)
                 self._refuse(
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
@@ -498,8 +499,8 @@ class Server:
         page = Origin.parse(origin)
         if page and any(place.may_be(page) for place in visitor.places[:1]):
             return
-        shown = one_line(origin, _SHOWN)
-        asked = one_line(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
+        shown = shortened(origin, _SHOWN)
+        asked = shortened(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
         self._refuse(
             "origin",
             403,
@@ -513,7 +514,7 @@ class Server:
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:
-            sentence = f"{path} is not asked for with {one_line(request.method, _SHOWN)}, but with {methods[0]}."
+            sentence = f"{path} is not asked for with {shortened(request.method, _SHOWN)}, but with {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
     def _check_token(self, request: web.Request) -> None:
@@ -569,7 +570,7 @@ class Server:
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
         """Answer with a file of the page, or say what there is instead."""
-        shown = one_line(path, _SHOWN)
+        shown = shortened(path, _SHOWN)
         if _is_interface(path):
             self._refuse(
                 "unknown",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import InputError
+from ..system.words import printable
 from .ogg import page_checksum
 
 RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
@@ -514,7 +515,7 @@ def _aiff(reader: HeaderReader) -> Numbers:
     dtype = f"{coding}{width}" if width in {"i": (1, 2, 3, 4), "u": (1,), "f": (4, 8)}.get(coding[1:], ()) else ""
     size = size if size == 0 else max(0, size - 8 - offset)
     size_field = size_at, ">I", 8 + offset
-    called = Foreign(f"AIFF in the coding {_printable(common[18:22])}", "aiff", True)
+    called = Foreign(f"AIFF in the coding {_name(common[18:22])}", "aiff", True)
     return _measured(reader, rate, channels, dtype, size, _RIFX, called, size_field)
 
 
@@ -553,12 +554,12 @@ def _caf(reader: HeaderReader) -> Numbers:
     size = 0xFFFFFFFF if size == -1 else max(0, size - 4)
     rate = rate if 0 < rate < 1e9 else 0
     dtype = f"{kind_of}{width}" if plain else ""
-    called = Foreign(f"CAF in the coding {_printable(coding)}", "caf", True)
+    called = Foreign(f"CAF in the coding {_name(coding)}", "caf", True)
     return _measured(reader, round(rate), channels, dtype, size, _CAF, called, size_field)
 
 
-def _printable(code: bytes) -> str:
-    return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in code.rstrip())
+def _name(code: bytes) -> str:
+    return printable(code.decode("ascii", "replace").rstrip())
 
 
 def _measured(

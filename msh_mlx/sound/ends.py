@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 
 from ..errors import MshError
-from ..format import FRAME, RATE, Pcm
+from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from .devices import NOUN, Device, Kind
 from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
@@ -59,7 +59,9 @@ class CaptureSource:
     def __init__(self, capture: Capture, rate: int) -> None:
         self._capture = capture
         self._rate = rate
-        self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
+        self._resampler = (
+            None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        )
         self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
         # Of the first sample, as if what was forgotten before the next had come before it.
         self._begin = capture.position
@@ -90,14 +92,14 @@ class CaptureSource:
         """Say where the next `n` samples are, and go on behind them; the resampler gives sample k for k * rate / 24000."""
         places = []
         while n:
-            position = self._begin + self._taken * self._rate / RATE
+            position = self._begin + self._taken * self._rate / SAMPLE_RATE
             while self._cuts and position >= self._cuts[0][0]:
                 forgotten = self._cuts.popleft()[1]
                 self._begin += forgotten
                 position += forgotten
             count = n
             if self._cuts:
-                count = min(n, math.ceil((self._cuts[0][0] - position) * RATE / self._rate))
+                count = min(n, math.ceil((self._cuts[0][0] - position) * SAMPLE_RATE / self._rate))
             places.append((position, count))
             self._taken += count
             n -= count
@@ -106,7 +108,7 @@ class CaptureSource:
     def _resampled(self, resampler: soxr.ResampleStream, n: int, timeout: float) -> Pcm | None:
         end = monotonic() + timeout
         while len(self._waiting) < n:
-            missing = (n - len(self._waiting)) * self._rate // RATE
+            missing = (n - len(self._waiting)) * self._rate // SAMPLE_RATE
             block: Pcm | None = self._capture.read(max(missing, self._rate // 200), max(0.0, end - monotonic()))
             if block is None:
                 return None
@@ -116,11 +118,11 @@ class CaptureSource:
 
     def backlog(self) -> float:
         """Return how much sound waits, in seconds."""
-        return float(self._capture.available / self._rate) + len(self._waiting) / RATE
+        return float(self._capture.available / self._rate) + len(self._waiting) / SAMPLE_RATE
 
     def trim(self, keep: float) -> float:
         """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
-        ring = max(0, round((keep - len(self._waiting) / RATE) * self._rate))
+        ring = max(0, round((keep - len(self._waiting) / SAMPLE_RATE) * self._rate))
         position = self._capture.position
         forgotten = self._capture.trim(ring)
         if forgotten and self._resampler:  # which has yet to give what came before
@@ -134,7 +136,9 @@ class PlaybackSink:
     def __init__(self, playback: Playback, rate: int) -> None:
         self._playback = playback
         self._rate = rate
-        self._resampler = None if rate == RATE else soxr.ResampleStream(RATE, rate, 1, dtype="float32", quality="HQ")
+        self._resampler = (
+            None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="float32", quality="HQ")
+        )
         self._lock = threading.Lock()  # the resampler is written to on one thread and paused on another
 
     def write(self, pcm: Pcm) -> None:
@@ -197,7 +201,7 @@ class _Meter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ring: Ring | None = None
-        self._rate = RATE
+        self._rate = SAMPLE_RATE
         self._before: dict[str, float] = {}
         self._peak = 0.0
         self._energy = 0.0
@@ -240,10 +244,10 @@ class _Meter:
         self._clipped += stats.pop("clipped", 0)
         for name in _SAMPLES:
             if name in stats:
-                stats[name] = round(stats[name] * RATE / self._rate)
+                stats[name] = round(stats[name] * SAMPLE_RATE / self._rate)
         for name, samples in _COUNTS.items():
             if name in stats:
-                count = round(stats[name] * RATE / self._rate) if samples else stats[name]
+                count = round(stats[name] * SAMPLE_RATE / self._rate) if samples else stats[name]
                 stats[name] = count + self._before.get(name, 0)
         return stats
 
@@ -392,7 +396,7 @@ class Microphone(_End):
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.microphones
         # Who gives fewer channels than there are leaves some out, or takes their average.
-        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (RATE, own)]
+        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (SAMPLE_RATE, own)]
 
     def note(self) -> str | None:
         """Return a sentence on channels of the device that are not heard; None if all are, or if that was said before."""
@@ -471,11 +475,11 @@ class Loudspeaker(_End):
     def _ring(self, rate: int, channels: int) -> Ring:
         from mimi import Playback
 
-        return Playback(rate, channels=channels, frame=round(FRAME * rate))
+        return Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
 
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.output_channels
-        return [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
+        return [(SAMPLE_RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
     def _opened(self, line: _Line) -> None:
         self._sink = PlaybackSink(line.ring, line.rate)
@@ -517,7 +521,7 @@ class Loudspeaker(_End):
 
     def cushion(self) -> float:
         """Return how much sound should wait, in seconds."""
-        return float(self.stats().get("cushion", 0)) / RATE
+        return float(self.stats().get("cushion", 0)) / SAMPLE_RATE
 
     def underruns(self) -> int:
         """Return how often the loudspeaker ran dry so far."""

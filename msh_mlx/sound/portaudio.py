@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ..errors import MshError
+from ..format import SAMPLE_RATE
 from .devices import NOUN, Device, Kind, device_table, no_device
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ class StreamError(MshError):
     _REASONS = (
         ("busy", "is in use by another program; close that, or choose another device"),
         ("gone", "is not there any more; connect it again, or choose another device"),
-        ("rate", "opens neither at 24000 Hz nor at its own rate; choose another device"),
+        ("rate", f"opens neither at {SAMPLE_RATE} Hz nor at its own rate; choose another device"),
         ("denied", "may not be used ({}); allow it in the system's privacy settings"),
         ("", "cannot be opened ({}); choose another device"),
     )

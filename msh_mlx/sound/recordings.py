@@ -23,6 +23,7 @@ import soundfile
 import soxr
 
 from ..errors import InputError, MshError
+from ..format import Pcm
 from ..system.places import temporary_file, user_path
 from .containers import (
     MAGIC,
@@ -42,8 +43,6 @@ from .containers import (
     untagged,
 )
 from .mixing import Mix
-
-Pcm = npt.NDArray[np.float32]
 
 STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import MshError
-from .places import home, temporary_file, temporary_folder, user_folder
-
-
-def log_folder() -> Path | None:
-    """Name the folder for log files; it may not be there yet. None: the user has no home folder."""
-    if sys.platform == "darwin":
-        folder = home()
-        return folder / "Library" / "Logs" / "msh-mlx" if folder else None
-    folder = user_folder("XDG_STATE_HOME", ".local", "state")
-    return folder / "msh-mlx" if folder else None
+from .places import log_folder, temporary_file, temporary_folder
 
 
 class Log:

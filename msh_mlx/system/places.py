@@ -62,12 +62,33 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return place.absolute() if place.parts[:1] == ("~",) else place
 
 
-def user_folder(variable: str, *usual: str) -> Path | None:
-    """Return the folder that a variable of the environment names, else `usual` in the home folder; None if there is none."""
-    if named := os.environ.get(variable):
-        return user_path(named)
-    folder = home()
-    return folder.joinpath(*usual) if folder else None
+def config_folder() -> Path | None:
+    """Name the folder of what the user has set. None: there is no home folder."""
+    return _own_folder("XDG_CONFIG_HOME", ".config")
+
+
+def notes_folder() -> Path | None:
+    """Name the folder of what can be found out again. None: there is no home folder."""
+    return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
+
+
+def log_folder() -> Path | None:
+    """Name the folder of log files. None: there is no home folder."""
+    return _own_folder("XDG_STATE_HOME", ".local/state", "Library/Logs")
+
+
+def _own_folder(variable: str, usual: str, on_macos: str | None = None) -> Path | None:
+    """Name the program's own folder, which may not be there yet: where `variable` says, else in `usual` in the home folder.
+
+    `on_macos`, in the home folder, takes the place of both there. The package platformdirs would put the configuration into
+    another folder than ~/.config on a Mac.
+    """
+    if sys.platform == "darwin" and on_macos:
+        usual = on_macos
+    elif named := os.environ.get(variable):
+        return user_path(named) / "msh-mlx"
+    own = home()
+    return own / usual / "msh-mlx" if own else None
 
 
 def temporary_folder() -> Path:
@@ -154,15 +175,3 @@ def client_folder() -> Path | None:
         if (folder / "index.html").is_file():
             return folder
     return None
-
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
-
-def user_file() -> Path | None:
-    """Name the file for the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
-    folder = user_folder("XDG_CONFIG_HOME", ".config")
-    return folder / "msh-mlx" / "weights.toml" if folder else None

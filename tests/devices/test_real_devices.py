@@ -20,6 +20,7 @@ from paths import ROOT
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import Notice
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.sound.both import Devices
 from msh_mlx.sound.devices import choose_device
 from msh_mlx.sound.ends import Loudspeaker, Microphone
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 SCRIPT = ROOT / "scripts" / "virtual_audio.sh"
 LIMIT = 20  # seconds
-FRAME = 1920
 SPEECH = soundfile.read(ROOT / "assets" / "demo" / "digits.flac", frames=36000, dtype="float32")[0]
 FORMATS: list[Any] = [None, [(48000, 2)], [(44100, 2)], [(16000, 1)]]
 
@@ -63,7 +63,7 @@ def say(loudspeaker: Loudspeaker, sound: npt.NDArray[np.float32]) -> None:
 def hear(microphone: Microphone, seconds: float) -> npt.NDArray[np.float32]:
     frames = []
     for _ in range(round(seconds / 0.08)):
-        pcm = microphone.read(FRAME, LIMIT)
+        pcm = microphone.read(FRAME_SIZE, LIMIT)
         assert pcm is not None
         frames.append(pcm)
     return np.concatenate(frames)
@@ -101,7 +101,7 @@ def test_the_microphone(audio: VirtualAudio, formats: Any) -> None:
         assert not microphone.lost
     finally:
         microphone.close()
-    assert microphone.read(FRAME, 0.01) is None
+    assert microphone.read(FRAME_SIZE, 0.01) is None
 
 
 @pytest.mark.parametrize("formats", FORMATS)
@@ -177,7 +177,7 @@ def test_the_loudspeaker_is_unplugged_and_plugged_in(audio: VirtualAudio) -> Non
                 watched.live()
                 time.sleep(0.01)
             assert devices.lost
-            assert devices.microphone.read(FRAME, 0.01) is None
+            assert devices.microphone.read(FRAME_SIZE, 0.01) is None
         finally:
             audio.plug()
         until(lambda: not devices.lost, watched.live)

@@ -11,7 +11,7 @@ from msh_mlx.bench import bytes_per_step
 from msh_mlx.errors import InputError
 from msh_mlx.library import catalogue
 from msh_mlx.library.catalogue import HubFile, LocalFile, find_entry, load_catalogue, parse_reference, read_catalogue
-from msh_mlx.model.cache import RingFormat
+from msh_mlx.model.attention import RingFormat
 from msh_mlx.model.config import LmConfig
 from msh_mlx.model.lm import Lm
 from msh_mlx.system.places import asset

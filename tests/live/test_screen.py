@@ -26,6 +26,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from msh_mlx.events import Dropped, EchoState, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun, Word
+from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.live.screen.json import JsonScreen
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.plain import PlainScreen
@@ -34,7 +35,6 @@ from msh_mlx.live.screen.status import EchoSummary, Screen, StageTimes, Status, 
 from msh_mlx.live.screen.terminal import LiveScreen, Meter
 
 LIMIT = 10.0
-FRAME = 0.08
 
 STATUS = Status(
     elapsed=3725.4,
@@ -111,7 +111,7 @@ class Terminal:
 
 
 def live(terminal: Terminal, now: Time) -> LiveScreen:
-    return LiveScreen(terminal.console, frame_seconds=FRAME, now=now)
+    return LiveScreen(terminal.console, frame_seconds=FRAME_SECONDS, now=now)
 
 
 def say(screen: Screen, now: Time, text: str, index: int) -> int:
@@ -119,7 +119,7 @@ def say(screen: Screen, now: Time, text: str, index: int) -> int:
     for word in text.split():
         screen.handle(Spoke(index, f" {word}"))
         index += 4
-        now.now += 4 * FRAME
+        now.now += 4 * FRAME_SECONDS
         screen.tick()
     return index
 
@@ -235,7 +235,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "dropped 0.2 s",
         "1 underrun",
         "echo -18 dB, 32 dB taken away",
-        "memory 4.1 GB + 0.2 GB, peak 4.4 GB",
+        "memory 4.1 GB + 200.0 MB, peak 4.4 GB",
         "recording to monday",
     ]
     separator = " · " if encoding == "utf-8" else " | "
@@ -342,7 +342,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
             return True
 
     file = File()
-    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME) as screen:
+    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME_SECONDS) as screen:
         assert isinstance(screen, LiveScreen)
         screen.handle(Ready(1))
         screen.handle(Notice("device-lost", "Gone", "error"))
@@ -574,7 +574,7 @@ def test_in_a_real_terminal() -> None:
 
 def plain(draw: Callable[[PlainScreen, Time], None]) -> list[str]:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME_SECONDS, now=now) as screen:
         draw(screen, now)
     return out.getvalue().splitlines()
 
@@ -643,7 +643,7 @@ def test_plain_lines_about_the_echo() -> None:
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME_SECONDS, now=now) as screen:
         screen.handle(Spoke(0, " Hello"))
         now.now += 1
         screen.tick()
@@ -672,7 +672,7 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
     out = io.StringIO()
     if kind != "pipe":
         monkeypatch.setattr(out, "isatty", lambda: True)
-    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME)
+    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME_SECONDS)
     assert isinstance(screen, PlainScreen)
 
 

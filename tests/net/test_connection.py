@@ -7,12 +7,13 @@ import aiohttp
 import numpy as np
 import ogg
 import pytest
-from talker import FRAME, Talker
+from talker import Talker
 from test_opus import case, damaged, packets, stream
-from test_server import FILE, GREEDY, RATE, digits, eventually, model, run, serving
+from test_server import FILE, GREEDY, digits, eventually, model, run, serving
 
 from msh_mlx.conversation.session import Session
 from msh_mlx.events import Said, Spoke
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
 from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.messages import Audio, Error, Handshake
@@ -32,7 +33,7 @@ async def send_pages(talker, pages):
 
 
 async def heard_frames(talker, count):
-    while len(talker.heard.sound) < count * FRAME:
+    while len(talker.heard.sound) < count * FRAME_SIZE:
         assert await talker.receive(), talker.heard.error
     return talker.heard
 
@@ -46,12 +47,12 @@ def test_pages_with_large_headers_are_heard(model):
         async with serving(model) as server:
             async with Talker(server.url, **FILE, **ASKS) as talker:
                 await send_pages(talker, pages)
-                first = await heard_frames(talker, len(pcm) // FRAME)
+                first = await heard_frames(talker, len(pcm) // FRAME_SIZE)
             await eventually(lambda: server.log)
             return first, server.log[0]
 
     heard, summary = run(scenario())
-    assert len(heard.sound) == len(pcm) // FRAME * FRAME
+    assert len(heard.sound) == len(pcm) // FRAME_SIZE * FRAME_SIZE
     assert not heard.error
     assert summary["damaged_pages"] == 0
 
@@ -63,7 +64,7 @@ def test_a_damaged_page_is_counted_told_and_logged(model):
         async with serving(model) as server:
             async with Talker(server.url, **FILE, **ASKS) as talker:
                 await send_pages(talker, case("bad_crc.opus"))
-                heard = await heard_frames(talker, 72240 // FRAME)
+                heard = await heard_frames(talker, 72240 // FRAME_SIZE)
                 while not any("damaged_s" in values for values in heard.metadata):
                     assert await talker.receive()
             await eventually(lambda: server.log)
@@ -139,7 +140,7 @@ def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):
 
 def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
     """The words behind it come in their steps."""
-    pcm = digits[: 45 * FRAME]
+    pcm = digits[: 45 * FRAME_SIZE]
     encoder = OpusEncoder()
     pages = [page.data for page in OggSplitter().feed(encoder.encode(pcm))]
 
@@ -176,7 +177,7 @@ def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, m
             time.sleep(1.2)
         return step(self, codes)
 
-    pcm = digits[: 76 * FRAME].reshape(-1, FRAME)
+    pcm = digits[: 76 * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     told = []
 
     def client(port, realtime):
@@ -247,7 +248,10 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
         return await asyncio.gather(
             *(
                 listens(
-                    model, long_pages(digits[: 50 * FRAME], seconds, channels), every=seconds, words=["four", "one"]
+                    model,
+                    long_pages(digits[: 50 * FRAME_SIZE], seconds, channels),
+                    every=seconds,
+                    words=["four", "one"],
                 )
                 for seconds in (1.0, 0.52)
             )
@@ -260,7 +264,7 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
 @pytest.mark.parametrize("together", [False, True])
 def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
     """A file that is sent as fast as the network takes it, by who does not know of realtime=0: page by page, or in a message."""
-    pages = long_pages(digits[: 76 * FRAME], 0.52, 1)
+    pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
     _, summary = run(listens(model, pieces, words=["four", "one", "three"]))
     assert summary["dropped_s"] == 0
@@ -274,7 +278,7 @@ def test_files_that_come_at_once_without_a_query_are_answered(model, name):
         async with serving(model) as server:
             async with Talker(server.url, stats=None) as talker:
                 await send_pages(talker, case(name))
-                await heard_frames(talker, 72240 // FRAME)
+                await heard_frames(talker, 72240 // FRAME_SIZE)
             await eventually(lambda: server.log)
             return server.log[0]
 
@@ -291,14 +295,14 @@ class Arrivals:
     def come(self, *pieces):
         """Let pieces of so many seconds come together."""
         for seconds in pieces:
-            self.source.write(np.zeros(round(seconds * RATE), np.float32))
+            self.source.write(np.zeros(round(seconds * SAMPLE_RATE), np.float32))
 
     def wait(self, seconds):
         """Let time pass while the model hears."""
         for _ in range(round(seconds / 0.08)):
             self.now += 0.08
             for _ in range(2):
-                self.source.read(FRAME, 0)
+                self.source.read(FRAME_SIZE, 0)
 
     @property
     def late(self):
@@ -330,7 +334,7 @@ def test_what_was_held_up_on_its_way_is_late(piece):
     for _ in range(round(2 / piece)):
         arrivals.come(piece)
         arrivals.now += piece
-        while arrivals.source.read(FRAME, 0) is not None:
+        while arrivals.source.read(FRAME_SIZE, 0) is not None:
             pass
     arrivals.now += 3
     arrivals.come(*[piece] * round(3 / piece))
@@ -365,7 +369,7 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
         async with serving(model) as server:
             async with Talker(server.url, stats=None) as talker:
                 await talker.until(Handshake)
-                await talker.say(digits[: 25 * FRAME], pause=0.08)
+                await talker.say(digits[: 25 * FRAME_SIZE], pause=0.08)
             await eventually(lambda: server.log)
             return server.log[0], talker.heard
 
@@ -380,7 +384,7 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
 
 def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
     """Two seconds of page after page that cannot be read: silence, and the words behind it are heard."""
-    said = spoken(digits[: 76 * FRAME])
+    said = spoken(digits[: 76 * FRAME_SIZE])
     pages = stream([*said[:76], *said[:50], *said[76:]])
 
     async def scenario():
@@ -432,7 +436,7 @@ def test_damaged_pages_keep_no_session(model):
 
     heard = run(scenario())
     assert heard.error == "No sound came for 1 s, so the conversation is over."
-    assert len(heard.sound) > 4 * FRAME
+    assert len(heard.sound) > 4 * FRAME_SIZE
 
 
 # ---- sound that does not come as sound -----------------------------------------------------------------------------------
@@ -485,10 +489,10 @@ def test_a_few_messages_that_mean_nothing_are_passed_over(model, digits):
         async with serving(model) as server, Talker(server.url, **FILE) as talker:
             await talker.until(Handshake)
             encoder = OpusEncoder()
-            for begin in range(0, 20 * FRAME, FRAME):
+            for begin in range(0, 20 * FRAME_SIZE, FRAME_SIZE):
                 for other in others:
                     await talker.ws.send_bytes(other)
-                await talker.send(Audio(encoder.encode(digits[begin : begin + FRAME])))
+                await talker.send(Audio(encoder.encode(digits[begin : begin + FRAME_SIZE])))
             return await heard_frames(talker, 19)
 
     assert not run(scenario()).error

@@ -9,11 +9,10 @@ import soundfile
 from paths import CASES
 
 from msh_mlx.errors import ProtocolError
+from msh_mlx.format import SAMPLE_RATE
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.sound.ogg import GRANULE_RATE, OggSplitter, PageKind, write_page
 
-RATE = 24000
-FRAME = 1920
 PACKET = 960  # samples at 24 kHz
 
 
@@ -50,7 +49,7 @@ def stream(packets, a_page=1, rate=GRANULE_RATE, serial=42):
     """Pages with so many packets each, whose granules count at `rate`; None: they say nothing."""
     pages = [ogg.whole([ogg.HEAD], flags=2, serial=serial), ogg.whole([ogg.TAGS], sequence=1, serial=serial)]
     for index in range(0, len(packets), a_page):
-        done = min(index + a_page, len(packets)) * PACKET * (rate or 0) // RATE
+        done = min(index + a_page, len(packets)) * PACKET * (rate or 0) // SAMPLE_RATE
         part = packets[index : index + a_page]
         pages.append(ogg.whole(part, sequence=len(pages), granule=done if rate else 7, serial=serial))
     return pages
@@ -171,7 +170,7 @@ def test_a_damaged_page_is_silent_and_counted():
     assert [len(pcm) for pcm in heard] == [0, 0, 23520, 24000, 24720]
     (silent,) = [pcm for pcm in heard[2:] if not pcm.any()]
     assert decoder.faults == 1
-    assert decoder.lost == pytest.approx(len(silent) / RATE)
+    assert decoder.lost == pytest.approx(len(silent) / SAMPLE_RATE)
 
 
 @pytest.mark.parametrize("rate", [48_000, 24_000, None])
@@ -236,7 +235,7 @@ def test_no_number_makes_silence_without_end():
         sequence, granule = index * 10_000_000, index * (1 << 50)
         pages.append(ogg.whole([said], sequence=sequence, granule=granule))
     heard = OpusDecoder().decode(b"".join(pages))
-    assert len(heard) <= 10 * RATE + 201 * PACKET
+    assert len(heard) <= 10 * SAMPLE_RATE + 201 * PACKET
 
 
 # ---- what cannot be decoded is said --------------------------------------------------------------------------------------

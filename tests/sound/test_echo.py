@@ -9,19 +9,17 @@ import time
 from itertools import cycle
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from mimi import Capture, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import EchoState
+from msh_mlx.format import FRAME_SIZE, Pcm
 from msh_mlx.live.screen.status import EchoSummary
 from msh_mlx.metrics import EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
 from msh_mlx.sound.ends import CaptureSource, PlaybackSink, Taken
 
-Pcm = npt.NDArray[np.float32]
-SIZE = 1920
 BLOCK = 0.01  # seconds of a callback
 
 
@@ -50,9 +48,9 @@ def test_sound_tells_where_it_was(rate: int, seed: int) -> None:
         # Twice: the second before the resampler has given what was before the first.
         for _ in range(2 if rng.random() < 0.1 else 0):
             source.trim(float(rng.uniform(0, 0.1)))
-        while rng.random() < 0.9 and (taken := source.take(SIZE, 0)):
+        while rng.random() < 0.9 and (taken := source.take(FRAME_SIZE, 0)):
             assert taken.capture is capture
-            assert len(taken.pcm) == sum(count for _, count in taken.places) == SIZE
+            assert len(taken.pcm) == sum(count for _, count in taken.places) == FRAME_SIZE
             pcm.append(taken.pcm)
             places += [position + np.arange(count) * rate / 24000 for position, count in taken.places]
     right = np.concatenate(places)
@@ -70,12 +68,12 @@ def test_what_is_not_there_yet_is_not_taken(rate: int) -> None:
     source = CaptureSource(capture, rate)
     for _ in range(3):
         capture.feed(np.zeros(rate // 100, np.float32))
-        assert source.take(SIZE, 0) is None
+        assert source.take(FRAME_SIZE, 0) is None
     capture.feed(np.zeros(rate, np.float32))
     for index in range(3):
-        taken = source.take(SIZE, 0)
+        taken = source.take(FRAME_SIZE, 0)
         assert taken
-        assert taken.places == [(pytest.approx(index * SIZE * rate / 24000), SIZE)]
+        assert taken.places == [(pytest.approx(index * FRAME_SIZE * rate / 24000), FRAME_SIZE)]
 
 
 # ---- taken away ----------------------------------------------------------------------------------------------------------
@@ -88,7 +86,7 @@ class Room:
         self, heard_rate: int = 24000, played_rate: int = 24000, *, gain: float = 0.5, delay: float = 0.05
     ) -> None:
         self._rng = np.random.default_rng(1)
-        self._words = cycle(syllables(8, seed=3).reshape(-1, SIZE))
+        self._words = cycle(syllables(8, seed=3).reshape(-1, FRAME_SIZE))
         self.playback: Playback | None = None
         self.open(heard_rate, played_rate, gain=gain, delay=delay)
 
@@ -141,9 +139,9 @@ class Room:
         for _ in range(round(seconds / 0.08)):
             while self.queued() < 0.16:
                 self.write(next(self._words))
-            pcm = source.read(SIZE, 1)
+            pcm = source.read(FRAME_SIZE, 1)
             assert pcm is not None
-            assert (pcm.shape, pcm.dtype) == ((SIZE,), np.float32)
+            assert (pcm.shape, pcm.dtype) == ((FRAME_SIZE,), np.float32)
             clean.append(pcm)
         return np.concatenate(self.heard[-12:]), np.concatenate(clean[-12:])
 
@@ -184,14 +182,14 @@ def test_other_devices_have_another_echo() -> None:
     assert source.state().found
     room.dead = True
     room.trim(0)
-    assert source.read(SIZE, 0.01) is None
+    assert source.read(FRAME_SIZE, 0.01) is None
     assert source.state().found  # nothing was heard that speaks against it
     # While there is a microphone only, it passes as it is.
     room.open(48000, 48000, gain=0.5, delay=0.25)
     room.playback = None
     heard, clean = room.converse(source, 1.2)
     assert not source.state().found
-    assert np.array_equal(heard[SIZE:], clean[SIZE:])  # the change is faded over
+    assert np.array_equal(heard[FRAME_SIZE:], clean[FRAME_SIZE:])  # the change is faded over
     room.open(48000, 48000, gain=0.5, delay=0.25)
     heard, clean = room.converse(source, 4)
     assert decibels(heard) - decibels(clean) > 15

@@ -19,10 +19,9 @@ from mimi import Mixer
 from paths import CASES
 
 from msh_mlx.errors import InputError, MshError
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.ogg import page_checksum
 from msh_mlx.sound.recordings import Recording, WavWriter, open_recording, read_frames, resample
-
-RATE, SIZE = 24000, 1920
 
 
 def sound(rate: int, channels: int, seconds: float = 1.3, seed: int = 0) -> np.ndarray:
@@ -45,7 +44,7 @@ def mixed(pcm: np.ndarray, rate: int) -> np.ndarray:
 
 def frames_of(path: Path) -> np.ndarray:
     with open_recording(str(path)) as recording:
-        return np.concatenate(list(read_frames(recording, RATE, SIZE)))
+        return np.concatenate(list(read_frames(recording, SAMPLE_RATE, FRAME_SIZE)))
 
 
 FORMATS = [
@@ -84,9 +83,9 @@ def test_resamples_as_in_one_go(tmp_path: Path, rate: int, suffix: str, channels
     path = tmp_path / f"in.{suffix}"
     soundfile.write(path, sound(rate, channels, 2.03), rate)
     mono = mixed(soundfile.read(path, dtype="float32", always_2d=True)[0], rate)
-    expected = soxr.resample(mono, rate, RATE)
+    expected = soxr.resample(mono, rate, SAMPLE_RATE)
     got = frames_of(path)
-    assert len(got) == -(-len(expected) // SIZE) * SIZE
+    assert len(got) == -(-len(expected) // FRAME_SIZE) * FRAME_SIZE
     np.testing.assert_allclose(got[: len(expected)], expected, atol=2e-6)
     assert not got[len(expected) :].any()
 
@@ -97,40 +96,40 @@ def test_resampling_does_not_depend_on_the_blocks(seed: int) -> None:
     rate = int(rng.choice([8000, 11025, 22050, 44100, 48000]))
     pcm = sound(rate, 1)[:, 0]
     cuts = np.sort(rng.integers(0, len(pcm), rng.integers(1, 60)))
-    got = np.concatenate(list(resample(np.split(pcm, cuts), rate, RATE)))
-    np.testing.assert_allclose(got, soxr.resample(pcm, rate, RATE), atol=2e-6)
+    got = np.concatenate(list(resample(np.split(pcm, cuts), rate, SAMPLE_RATE)))
+    np.testing.assert_allclose(got, soxr.resample(pcm, rate, SAMPLE_RATE), atol=2e-6)
 
 
 def test_the_right_rate_passes_unchanged_and_the_last_frame_is_filled_up(tmp_path: Path) -> None:
-    numbers = np.random.default_rng(1).integers(-32768, 32768, 2 * SIZE + 1).astype(np.int16)
-    soundfile.write(tmp_path / "in.wav", numbers, RATE)
+    numbers = np.random.default_rng(1).integers(-32768, 32768, 2 * FRAME_SIZE + 1).astype(np.int16)
+    soundfile.write(tmp_path / "in.wav", numbers, SAMPLE_RATE)
     got = frames_of(tmp_path / "in.wav")
-    assert len(got) == 3 * SIZE
+    assert len(got) == 3 * FRAME_SIZE
     assert np.array_equal(got[: len(numbers)], numbers / np.float32(32768))
     assert not got[len(numbers) :].any()
 
 
 def test_a_whole_number_of_frames_gets_no_further_one(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "in.wav", sound(RATE, 1)[: 3 * SIZE], RATE)
-    assert len(frames_of(tmp_path / "in.wav")) == 3 * SIZE
+    soundfile.write(tmp_path / "in.wav", sound(SAMPLE_RATE, 1)[: 3 * FRAME_SIZE], SAMPLE_RATE)
+    assert len(frames_of(tmp_path / "in.wav")) == 3 * FRAME_SIZE
 
 
 def test_a_single_sample_is_a_frame(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "in.wav", np.ones(1, np.float32), 192000)
-    assert len(frames_of(tmp_path / "in.wav")) == SIZE
+    assert len(frames_of(tmp_path / "in.wav")) == FRAME_SIZE
 
 
 def test_tilde_and_at_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    soundfile.write(tmp_path / "a@b.wav", sound(RATE, 1), RATE)
-    assert len(read_all(Path("~/a@b.wav"))) == len(sound(RATE, 1))
+    soundfile.write(tmp_path / "a@b.wav", sound(SAMPLE_RATE, 1), SAMPLE_RATE)
+    assert len(read_all(Path("~/a@b.wav"))) == len(sound(SAMPLE_RATE, 1))
 
 
 def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
     for name in ("a.raw", "a.txt", "a"):
-        soundfile.write(tmp_path / "a.flac", sound(RATE, 1), RATE)
+        soundfile.write(tmp_path / "a.flac", sound(SAMPLE_RATE, 1), SAMPLE_RATE)
         (tmp_path / name).write_bytes((tmp_path / "a.flac").read_bytes())
-        assert len(read_all(tmp_path / name)) == len(sound(RATE, 1))
+        assert len(read_all(tmp_path / name)) == len(sound(SAMPLE_RATE, 1))
 
 
 # ---- pipes ---------------------------------------------------------------------------------------------------------------
@@ -215,12 +214,12 @@ def test_wav_streams_of_unknown_length(tmp_path: Path, riff: int, size: int, pip
 
 
 def test_a_wav_stream_is_heard_before_it_ends() -> None:
-    data = streamed(encoded("WAV", "PCM_16", RATE, 1), 0xFFFFFFFF, 0xFFFFFFFF)
+    data = streamed(encoded("WAV", "PCM_16", SAMPLE_RATE, 1), 0xFFFFFFFF, 0xFFFFFFFF)
     read_end, write_end = os.pipe()
     try:
         os.write(write_end, data[: 44 + 2 * 8192])
         with open_recording(f"/dev/fd/{read_end}") as recording:
-            frames = read_frames(recording, RATE, SIZE)
+            frames = read_frames(recording, SAMPLE_RATE, FRAME_SIZE)
             first = [next(frames) for _ in range(4)]
             os.write(write_end, data[44 + 2 * 8192 :])
             os.close(write_end)
@@ -342,22 +341,22 @@ def test_a_flac_that_was_piped_does_not_know_its_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
 def test_samples_that_are_no_numbers(tmp_path: Path, subtype: str, value: float) -> None:
-    pcm = sound(RATE, 2).astype(np.float64)
+    pcm = sound(SAMPLE_RATE, 2).astype(np.float64)
     pcm[12000, 1] = value
-    soundfile.write(tmp_path / "in.wav", pcm, RATE, subtype=subtype)
+    soundfile.write(tmp_path / "in.wav", pcm, SAMPLE_RATE, subtype=subtype)
     with pytest.raises(InputError, match=r"first at 0\.500 s"):
         read_all(tmp_path / "in.wav")
 
 
 def test_samples_in_other_units(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "in.wav", 10 * sound(RATE, 1), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "in.wav", 10 * sound(SAMPLE_RATE, 1), SAMPLE_RATE, subtype="FLOAT")
     assert np.abs(read_all(tmp_path / "in.wav")).max() > 1
-    soundfile.write(tmp_path / "in.wav", 32768 * sound(RATE, 1), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "in.wav", 32768 * sound(SAMPLE_RATE, 1), SAMPLE_RATE, subtype="FLOAT")
     with pytest.raises(InputError, match="between -1 and 1"):
         read_all(tmp_path / "in.wav")
 
 
-def odd_wav(rate: int = RATE, channels: int = 1, chunks: bytes = b"", size: int = 0) -> bytes:
+def odd_wav(rate: int = SAMPLE_RATE, channels: int = 1, chunks: bytes = b"", size: int = 0) -> bytes:
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * 2, 2 * max(channels, 1), 16)
     body = b"WAVE" + chunks + fmt + struct.pack("<4sI", b"data", size) + bytes(size)
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -449,7 +448,9 @@ PLAIN = [
 
 def plain(form: str, subtype: str, endian: str, seconds: float = 0.5) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, sound(RATE, 1, seconds)[:12000], RATE, format=form, subtype=subtype, endian=endian)
+    soundfile.write(
+        buffer, sound(SAMPLE_RATE, 1, seconds)[:12000], SAMPLE_RATE, format=form, subtype=subtype, endian=endian
+    )
     return buffer.getvalue()
 
 
@@ -496,7 +497,9 @@ def test_what_is_behind_the_sound_is_no_sound(tmp_path: Path, count: int, piped:
     )  # bytes: an odd number of them
     sizes = [len(numbers), 0xFFFFFFFF] if not piped else [len(numbers)]
     for size in sizes:
-        head = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 0, b"WAVEfmt ", 16, 1, 1, RATE, RATE, 1, 8, b"data", size)
+        head = struct.pack(
+            "<4sI8sIHHIIHH4sI", b"RIFF", 0, b"WAVEfmt ", 16, 1, 1, SAMPLE_RATE, SAMPLE_RATE, 1, 8, b"data", size
+        )
         body = head + numbers.tobytes()
         got = [heard(tmp_path, body + bytes(len(numbers) % 2), piped)[: len(numbers)]]
         if size == len(numbers):
@@ -707,22 +710,22 @@ def test_damaged_headers_are_refused_or_read(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_a_voice_on_any_channel(tmp_path: Path) -> None:
-    voice = sound(RATE, 1)[:, 0]
+    voice = sound(SAMPLE_RATE, 1)[:, 0]
     numbers = np.rint(voice * 32768) / np.float32(32768)
     for channels, place in [(2, 0), (2, 1), (16, 15)]:
         pcm = np.zeros((len(voice), channels), np.float32)
         pcm[:, place] = numbers
-        soundfile.write(tmp_path / "in.wav", pcm, RATE)
+        soundfile.write(tmp_path / "in.wav", pcm, SAMPLE_RATE)
         np.testing.assert_array_equal(read_all(tmp_path / "in.wav"), numbers)
-    soundfile.write(tmp_path / "in.wav", np.stack([numbers] * 6, 1), RATE)
+    soundfile.write(tmp_path / "in.wav", np.stack([numbers] * 6, 1), SAMPLE_RATE)
     np.testing.assert_array_equal(read_all(tmp_path / "in.wav"), numbers)
 
 
 @pytest.mark.parametrize("name", ["in.wav", "stereo_opposite_phase.opus"])
 def test_opposite_phase_is_heard_and_told(tmp_path: Path, name: str) -> None:
     if name == "in.wav":
-        voice = sound(RATE, 1)[:, 0]
-        soundfile.write(tmp_path / name, np.stack([voice, -voice], 1), RATE, subtype="FLOAT")
+        voice = sound(SAMPLE_RATE, 1)[:, 0]
+        soundfile.write(tmp_path / name, np.stack([voice, -voice], 1), SAMPLE_RATE, subtype="FLOAT")
     path = (tmp_path if name == "in.wav" else CASES) / name
     left = soundfile.read(path, dtype="float32")[0][:, 0]
     with open_recording(str(path)) as recording:
@@ -741,22 +744,22 @@ def test_opposite_phase_is_heard_and_told(tmp_path: Path, name: str) -> None:
 def test_writes_and_clips(tmp_path: Path, channels: int) -> None:
     pcm = np.array([[0.0, 0.5], [1.0, -1.0], [1.5, -1.5], [100.0, -100.0], [-0.25, 3e38]], np.float32)[:, :channels]
     with (tmp_path / "out.wav").open("wb") as file:
-        writer = WavWriter(file, RATE, channels)
+        writer = WavWriter(file, SAMPLE_RATE, channels)
         for row in pcm:
             writer.write(row[None])
         writer.finish()
     got, rate = soundfile.read(tmp_path / "out.wav", dtype="int16", always_2d=True)
     info = soundfile.info(tmp_path / "out.wav")
-    assert (rate, info.format, info.subtype, info.channels) == (RATE, "WAV", "PCM_16", channels)
+    assert (rate, info.format, info.subtype, info.channels) == (SAMPLE_RATE, "WAV", "PCM_16", channels)
     expected = [[0, 16384], [32767, -32768], [32767, -32768], [32767, -32768], [-8192, 32767]]
     assert np.array_equal(got, np.array(expected)[:, :channels])
 
 
 def test_16_bit_sound_survives(tmp_path: Path) -> None:
     numbers = np.arange(-32768, 32768).astype(np.int16)
-    soundfile.write(tmp_path / "in.wav", numbers, RATE)
+    soundfile.write(tmp_path / "in.wav", numbers, SAMPLE_RATE)
     with (tmp_path / "out.wav").open("wb") as file:
-        writer = WavWriter(file, RATE, 1)
+        writer = WavWriter(file, SAMPLE_RATE, 1)
         writer.write(read_all(tmp_path / "in.wav"))
         writer.finish()
     assert (tmp_path / "out.wav").read_bytes() == (tmp_path / "in.wav").read_bytes()
@@ -767,7 +770,7 @@ def test_a_wav_file_ends_at_4_gib(tmp_path: Path) -> None:
         def write(self, data: object) -> int:
             return 0
 
-    writer = WavWriter(Nowhere(), RATE, 2)
+    writer = WavWriter(Nowhere(), SAMPLE_RATE, 2)
     block = np.zeros((1 << 24, 2), np.float32)
 
     for _ in range(63):

@@ -28,7 +28,7 @@ from msh_mlx.library import cache as hub
 from msh_mlx.sound.recordings import WavWriter, open_recording
 from msh_mlx.system import log, places
 from msh_mlx.system.newfile import NewFile
-from msh_mlx.system.places import home, temporary_file, user_folder, user_path
+from msh_mlx.system.places import home, log_folder, temporary_file, user_path
 from msh_mlx.system.streams import NamedFile
 
 LIMIT = 60
@@ -92,7 +92,7 @@ def test_recordings_where_streams_are_closed(folder: Path, suffix: str, redirect
 def test_descriptors_of_streams_are_nobody_elses(folder: Path) -> None:
     """Whatever is opened next, a server's socket say, does not get the descriptor of a stream that is closed."""
     code = (
-        "import os, sys; from msh_mlx.options import guard\n"
+        "import os, sys; from msh_mlx.cli.program import guard\n"
         "def program(signals):\n"
         "    number = os.open(os.devnull, os.O_RDONLY)\n"
         "    for descriptor in range(3): os.fstat(descriptor)\n"
@@ -277,19 +277,18 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from msh_mlx import doctor
+    from msh_mlx.doctor import checks as doctor
     from msh_mlx.library import catalogue
     from msh_mlx.net import tls
 
     assert home() is None
-    assert user_folder("XDG_STATE_HOME", ".local") is None
     with pytest.raises(InputError, match=r"^~/x is in the home folder, and there is none; set HOME"):
         user_path("~/x")
     assert catalogue.user_file() is None
     assert catalogue.load_catalogue()
     with pytest.raises(InputError, match="There is no home folder to remember the server's certificate in"):
         tls.known_file()
-    assert log.log_folder() is None
+    assert log_folder() is None
     with log.Log() as kept:
         written = kept.write(ValueError("found"))
     assert written
@@ -314,7 +313,7 @@ def test_a_user_without_an_entry(tmp_path: Path) -> None:
     if subprocess.run(["setpriv", "--reuid=54321", sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("that user cannot run this Python")
     tmp_path.chmod(0o777)
-    code = "import msh_mlx.places as p, msh_mlx.catalogue as c; print(p.home(), c.user_file())"
+    code = "import msh_mlx.system.places as p, msh_mlx.library.catalogue as c; print(p.home(), c.user_file())"
     done = subprocess.run(
         ["setpriv", "--reuid=54321", "--clear-groups", sys.executable, "-c", code],
         capture_output=True,
@@ -385,7 +384,7 @@ def test_what_fails_while_it_is_compiled_is_explained(tmp_path: Path, monkeypatc
     assert str(tmp_path / "gone") in str(explain(failed))
     # As MLX says it; the program asks `explain`.
     code = (
-        "import mlx.core; from msh_mlx.options import guard\n"
+        "import mlx.core; from msh_mlx.cli.program import guard\n"
         "def program(signals): raise RuntimeError('filesystem error: temp_directory_path: No such file or directory')\n"
         "raise SystemExit(guard(program))"
     )
@@ -454,9 +453,8 @@ def small_files() -> Iterator[None]:
 def limited(kilobytes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program where no file may become larger; what MLX compiles is there already."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes << 10},) * 2); "
-    code += (
-        "import msh_mlx.position as p; p.check_compiling = lambda: None; from msh_mlx.cli import main; sys.exit(main())"
-    )
+    code += "import msh_mlx.model.step as s; s.check_compiling = lambda: None; "
+    code += "from msh_mlx.cli.main import main; sys.exit(main())"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT, env=env)

@@ -17,8 +17,10 @@ from rich.style import Style
 from rich.text import Text
 
 from ...events import Event, Failed, Loading, Notice, Ready, Spoke
+from ...format import FRAME_SECONDS
+from ...system.words import human_size, printable
 from ..keys import KEYS
-from .sentences import PAUSE, Flow, bytes_line, clock, counted, echo_line, one_line, stage_line, summary_lines, wrapped
+from .sentences import PAUSE, Flow, clock, counted, echo_line, stage_line, summary_lines, wrapped
 from .status import Screen, Status, Summary
 
 Line = list[Segment]
@@ -118,7 +120,7 @@ class LiveScreen(Screen):
     """
 
     _WIDEST = 100  # cells of a line of words; longer ones are hard to read
-    _INTERVAL = 1 / 12.5
+    _INTERVAL = FRAME_SECONDS
 
     def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -192,7 +194,7 @@ class LiveScreen(Screen):
             self._keep(line)
 
     def _keep(self, text: str, style: Style = _PLAIN) -> None:
-        self._done.append(Text(one_line(text), style))
+        self._done.append(Text(printable(text), style))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -348,7 +350,7 @@ class LiveScreen(Screen):
             line.append(Segment(" CLIP", _BAD) if meter.clipped else Segment("     "))
             left = room - Segment.get_line_length(line) - 1
             if left >= 12:
-                line.append(Segment(" " + _shortened(one_line(device), left), _DIM))
+                line.append(Segment(" " + _shortened(printable(device), left), _DIM))
             cells.append(list(Segment.adjust_line_length(line, room)))
         return [[*cells[0], Segment("  "), *cells[1]]] if columns == 2 else cells
 
@@ -370,10 +372,10 @@ class LiveScreen(Screen):
         if status.echo:
             figures.append(Segment(echo_line(status.echo), _DIM))
         if status.memory_active is not None:
-            active, cache, peak = map(bytes_line, (status.memory_active, status.memory_cache, status.memory_peak))
+            active, cache, peak = map(human_size, (status.memory_active, status.memory_cache, status.memory_peak))
             figures.append(Segment(f"memory {active} + {cache}, peak {peak}", _DIM))
         if status.recording:
-            name = one_line(PurePath(status.recording).name or status.recording)
+            name = printable(PurePath(status.recording).name or status.recording)
             figures.append(Segment(f"recording to {_shortened(name, 24)}", _DIM))
         return _packed(figures, Segment(self._glyphs.separator, _DIM), width)
 

@@ -1,26 +1,68 @@
-"""Keys and values of the positions that a query can still see.
+"""Attention: from a layer's input to its output, over keys and values that a cache holds.
 
-A *ring* is the state of one attention layer, a list of arrays that a step takes and gives back. They hold the keys and the
-values, `[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales,
-biases; groups along `head_dim`). Position p lies in slot `p % context`. Slots are in no order of time once the ring has
-turned: keys carry their position in their rotation, so attention does not need one.
+There are two caches. The temporal transformer has a `RingCache` a layer: the positions of a conversation, as many as the
+window has. The depformer has a `StepCache` a layer: the codebooks of one step.
+
+A *ring* is the state of one layer, a list of arrays that a step takes and gives back. They hold the keys and the values,
+`[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales, biases;
+groups along `head_dim`). Position p lies in slot `p % context`. Once the ring has turned, the slots are not in the order of
+time. Attention does not need that order: a key's rotation says at which position it is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .layers import attend
+from .layers import on_cpu, project
 
 _FIRST_CAPACITY = 128
 
 Ring = list[mx.array]
+
+
+class Cache(Protocol):
+    """Where a layer's keys and values go, and what its query makes of them."""
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take a projected row of queries, keys and values, `[1, 3 · dim]`, and return `[1, dim]`."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one query over what the cache holds."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def __call__(self, x: mx.array, cache: Cache, onto: mx.array) -> mx.array:
+        """`[1, dim]` in and out; the result is added to `onto`."""
+        return project(self.out_proj, cache.attend(project(self.in_proj, x)), onto)
+
+
+def attend(query: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
+    """Attend from one query, `[1, heads, 1, head_dim]`, as is the result, to keys and values `[1, heads, n, head_dim]`.
+
+    `seen`, bool `[n]`, says which of them count; None: all.
+    """
+    if not on_cpu():
+        return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale, mask=seen)
+    # What MLX composes that of on the CPU, with scale and mask inside the product.
+    mask = mx.array(0.0, query.dtype) if seen is None else mx.where(seen, 0.0, -math.inf).astype(query.dtype)
+    scores = mx.addmm(mask, query, keys.swapaxes(-1, -2), alpha=scale)
+    return mx.softmax(scores, axis=-1, precise=True) @ values
+
+
+# ---- the conversation's ----------------------------------------------------------------------------------------------------
 
 
 def capacities(context: int) -> list[int]:
@@ -123,6 +165,11 @@ def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.
     return factors.astype(np.float32)
 
 
+def slots(position: int, context: int, rings: Sequence[Ring]) -> npt.NDArray[np.int32]:
+    """Return the slot of a position, and the last slot that it sees, `[2]`."""
+    return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a position goes and what it sees: `slot` int32 `[1]`, `seen` bool `[capacity]`, `factors` as from `rotation`."""
@@ -148,6 +195,15 @@ class RingCache:
         query, new = mx.split(turned.reshape(3, form.heads, 1, form.head_dim), [1])
         self.ring = form.store(self.ring, new, self._place.slot)
         return form.attend(query, self.ring, self._place.seen).astype(qkv.dtype).reshape(1, -1)
+
+
+def ring_caches(rings: Sequence[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
+    """Make the caches of one position, one a layer; `slot` is from `slots`, `factors` from `rotation`."""
+    place = Place(slot[:1], mx.arange(rings[0][0].shape[2]) <= slot[1], factors)
+    return [RingCache(ring, form, place) for ring in rings]
+
+
+# ---- the step's ------------------------------------------------------------------------------------------------------------
 
 
 class StepCache:
