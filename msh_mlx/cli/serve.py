@@ -26,6 +26,7 @@ from ..errors import InputError, MshError
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
+from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
 from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
 from .program import interruptible
@@ -428,15 +429,22 @@ class _Program:
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()
-        self._shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
 
     # ---- what is said ----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        """Print a line; with --json it is an object like all others."""
+        if self._args.json:
+            self._log({"event": "notice", "message": text})
+        else:
+            print(printable(text), flush=True)
 
     def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
         args = self._args
         port = sock.getsockname()[1]
         scheme = "https" if context else "http"
-        say = partial(print, flush=True)
+        say = self._say
         say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
         if context:
             from ..net.tls import folder_fingerprint
@@ -454,7 +462,7 @@ class _Program:
     def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
         """Say where the page is, for other machines as a code, too."""
         args = self._args
-        say = partial(print, flush=True)
+        say = self._say
         if not static:
             if args.static != "none":
                 say("There is no page yet: build it with `make page`. Clients can connect.")
@@ -463,7 +471,7 @@ class _Program:
         local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
         for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
             say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
-        if not _is_loopback(args.host):
+        if not _is_loopback(args.host) and not args.json:
             import segno
 
             print()

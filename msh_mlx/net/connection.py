@@ -378,8 +378,8 @@ class Connection:
         if len(data) > self._limits.message:
             sentence = f"A message has {len(data)} bytes; {self._limits.message} are allowed."
             raise End("message_size", sentence, WSCloseCode.MESSAGE_TOO_BIG)
-        if (sentence := misplaced_sound(data)) is not None:
-            raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
+        if (misplaced := misplaced_sound(data)) is not None:
+            raise End("type", misplaced, WSCloseCode.UNSUPPORTED_DATA)
         match decode(data):
             case Audio(pages):
                 faults, heard = self._decoder.faults, self._decoder.heard

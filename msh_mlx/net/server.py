@@ -48,6 +48,7 @@ _TAKEN_WITHIN = 120.0  # seconds for a client to take an answer
 # Connections besides those of conversations: for pages, figures, and what browsers keep open for the next request.
 _SPARE, _SPARE_PER_ADDRESS = 128, 32
 _MAX_LINE, _MAX_FIELD = 8190, 32_768  # bytes of a request's first line, and of a header: with all cookies of a host
+_TOO_MANY = "Too many headers"  # how aiohttp's complaint of more than about 128 begins
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -248,6 +249,11 @@ class _Handler(web.RequestHandler):
             sentence = "Something unexpected happened in the server."
             if status < 500:
                 sentence = "The request is no HTTP that this server can read."
+            if isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
+                status, sentence = (
+                    431,
+                    "The request has more headers than this server reads; send fewer than a hundred.",
+                )
             if isinstance(exc, LineTooLong):
                 status = 431
                 sentence = f"A header of the request is longer than {_MAX_FIELD} bytes."

@@ -220,7 +220,7 @@ def long_pages(pcm, seconds, channels):
 
 
 async def listens(model, pieces, *, every=0.0, words=()):
-    """Send pieces as published clients do, one `every` so many seconds; return what is heard until all words are, and the log."""
+    """Send pieces as published clients do, one `every` so many seconds, until all words are heard; return all, and the log."""
     async with serving(model) as server:
         async with Talker(server.url, stats=None, **GREEDY) as talker:
             await talker.until(Handshake)
@@ -263,7 +263,7 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
-    """A file that is sent as fast as the network takes it, by who does not know of realtime=0: page by page, or in a message."""
+    """A file as fast as the network takes it, by who does not know of realtime=0: page by page, or in one message."""
     pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
     _, summary = run(listens(model, pieces, words=["four", "one", "three"]))
@@ -286,7 +286,7 @@ def test_files_that_come_at_once_without_a_query_are_answered(model, name):
 
 
 class Arrivals:
-    """Sound as it comes from the network, by a clock that is moved by hand, to a model that hears twice as fast as one speaks."""
+    """Sound as it comes from the network, by a clock moved by hand, to a model that hears twice as fast as one speaks."""
 
     def __init__(self):
         self.now = 0.0
@@ -453,7 +453,10 @@ UNTYPED = "Sound comes without its type: a message with sound is the byte 1 and 
     ("messages", "said", "at_most"),
     [
         (stream(packets(75)), UNTYPED, 1),
-        *((typed(kind, stream(packets(75))), f"Sound comes as a message of type {kind}; its type is 1.", 1) for kind in (0, 2, 3, 9)),
+        *(
+            (typed(kind, stream(packets(75))), f"Sound comes as a message of type {kind}; its type is 1.", 1)
+            for kind in (0, 2, 3, 9)
+        ),
         ([b"\x78" + piece for piece in packets(75)], "Nothing comes but messages that mean nothing here", 75),
         (typed(9, packets(75)), "Nothing comes but messages that mean nothing here", 75),
         (typed(0, packets(75)), "Nothing comes but messages that mean nothing here", 75),

@@ -518,6 +518,11 @@ async def raw(server, request):
         (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than anything here"),
         (b"GET /?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than 8190 bytes"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 50_000 + b"\r\n", 431, "longer than 32768 bytes"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Some: 1\r\n" * 200,
+            431,
+            "has more headers than this server reads",
+        ),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n\x01\x02\r\n", 400, "no HTTP that this server can read"),
         (b"GET / HTTP/1.1\r\nHost: " + b"h" * 5000 + b"\r\n", 421, "does not go by the name 'hhh"),
         (
@@ -529,7 +534,7 @@ async def raw(server, request):
         (b"GET /api/chat?text_topk=" + b"9" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 400, "text_topk"),
         (b"GET /v1/" + b"x" * 900 + b" HTTP/1.1\r\nHost: localhost\r\n", 404, "There is no /v1/xxx"),
     ],
-    ids=["path", "line", "header", "damaged", "host", "origin", "method", "parameter", "interface"],
+    ids=["path", "line", "header", "headers", "damaged", "host", "origin", "method", "parameter", "interface"],
 )
 def test_whatever_is_asked_the_answer_and_the_log_are_short(model, request_, status, said):
     async def scenario():

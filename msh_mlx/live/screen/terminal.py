@@ -306,17 +306,21 @@ class LiveScreen(Screen):
                 yield [*meters, *figures[:count], *hints]
             return
         sentences, explained = self._help_lines(width)
-        keys: list[Line] = sum(sentences, [])
+
+        def first(few: int) -> list[Line]:
+            return [line for lines in sentences[:few] for line in lines]
+
+        keys = first(len(sentences))
         yield [*air, *status, *air, *keys, *explained]
         yield [*status, *keys, *explained]
         yield [*air, *status, *air, *keys]
         # What is wrong now stays, and the figures as long as the first keys do.
         for few in range(len(sentences), _FEW_KEYS - 1, -1):
-            yield [*status, *sum(sentences[:few], [])]
+            yield [*status, *first(few)]
         for count in range(len(figures), 0, -1):
-            yield [*meters, *figures[:count], *hints, *sum(sentences[:_FEW_KEYS], [])]
+            yield [*meters, *figures[:count], *hints, *first(_FEW_KEYS)]
         for few in range(_FEW_KEYS - 1, -1, -1):
-            yield [*meters, *figures[:1], *hints, *sum(sentences[:few], [])]
+            yield [*meters, *figures[:1], *hints, *first(few)]
         yield [*meters, *hints]
 
     def _line_in_progress(self, width: int) -> Line:
