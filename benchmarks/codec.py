@@ -403,16 +403,22 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="FILE", help="a codec; default: full-size random weights, made in .cache")
-    count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
-    parser.add_argument("--frames", default=100, help="to measure in each direction (default: %(default)s)", **count)
-    parser.add_argument("--warm-up", default=20, help="frames before them (default: %(default)s)", **count)
-    parser.add_argument("--threads", default=[1, 2], nargs="+", help="each of them (default: 1 2)", **count)
-    parser.add_argument("--loads", default=3, help="processes to measure loading in (default: %(default)s)", **count)
     parser.add_argument(
-        "--peer", action="store_true", help=f"measure rustymimi {PEER_VERSION}, too, installed if need be"
+        "--weights", metavar="FILE", help="measure this codec (default: full-size random weights, made in .cache)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
+    parser.add_argument(
+        "--frames", default=100, help="measure N frames in each direction (default: %(default)s)", **count
+    )
+    parser.add_argument("--warm-up", default=20, help="run N frames before them (default: %(default)s)", **count)
+    parser.add_argument(
+        "--threads", default=[1, 2], nargs="+", help="measure with each number of threads (default: 1 2)", **count
+    )
+    parser.add_argument("--loads", default=3, help="measure loading in N processes (default: %(default)s)", **count)
+    parser.add_argument(
+        "--peer", action="store_true", help=f"measure rustymimi {PEER_VERSION}, too; install it if need be"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     given = user_path(args.weights) if args.weights else None
     output = user_path(args.json) if args.json else None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from echo_peers import peers
 from echo_scenes import NO_ECHO, SCENES, Air, Scene, Voices, plain
-from mimi import EchoCanceller
+from msh_native import EchoCanceller
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
@@ -296,13 +296,16 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"measure {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--count", type=int, help="use so many plain rooms (default: 20) and dialogues (default: 100)")
     parser.add_argument(
-        "--only", nargs="+", metavar="CANCELLER", help="these, of none, ours, webrtc, webrtc told, speex, sonora, aec3"
+        "--only",
+        nargs="+",
+        metavar="CANCELLER",
+        help="measure only these of none, ours, webrtc, webrtc told, speex, sonora, aec3",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
-    parser.add_argument("--json", metavar="FILE", help="keep the figures there")
+    parser.add_argument("--quick", action="store_true", help="use fewer and shorter scenes")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     return guard(lambda _: run(parser.parse_args()), debug=True)
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import soundfile
-from mimi import Capture, Playback
+from msh_native import Capture, Playback
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.sound.ends import CaptureSource

@@ -262,17 +262,21 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
     parser.add_argument(
-        "--sizes", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="the models (default: all)"
+        "--sizes", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="measure these models (default: all)"
     )
-    parser.add_argument("--steps", default=200, help="of ours to measure at size graph (default: %(default)s)", **count)
-    parser.add_argument("--starts", default=3, help="processes to measure the start in (default: %(default)s)", **count)
-    parser.add_argument("--long", default=10000, help="steps of the long run (default: %(default)s)", **count)
-    parser.add_argument("--quick", action="store_true", help="few steps of size graph alone, and no long run")
     parser.add_argument(
-        "--peer", action="store_true", help=f"measure moshi-mlx {PEER_VERSION}, too, installed if need be"
+        "--steps", default=200, help="measure N of our steps at size graph (default: %(default)s)", **count
     )
-    parser.add_argument("--memory", action="store_true", help="print what the published size takes, and end")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--starts", default=3, help="measure the start in N processes (default: %(default)s)", **count)
+    parser.add_argument("--long", default=10000, help="make N steps in the long run (default: %(default)s)", **count)
+    parser.add_argument("--quick", action="store_true", help="make a few steps of size graph alone, and no long run")
+    parser.add_argument(
+        "--peer", action="store_true", help=f"measure moshi-mlx {PEER_VERSION}, too; install it if need be"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="print the memory that the published size takes, and exit"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     if args.memory:
         memory_table()

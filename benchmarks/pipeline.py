@@ -186,14 +186,24 @@ def table(metrics: Metrics) -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", metavar="FILE", help="a language model; default: the demo")
-    parser.add_argument("--mimi", metavar="FILE", help="its codec")
-    parser.add_argument("--tokenizer", metavar="FILE", help="its tokenizer; default: the one beside the model")
-    parser.add_argument("--config", metavar="FILE", help="its configuration; default: the one beside the model")
-    parser.add_argument("--seconds", type=float, default=20.0, help="sound to hear in each run (default: %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, help="of the clock; 1 is real time (default: %(default)s)")
-    parser.add_argument("--ui", choices=("off", "on", "busy", "all"), default="all", help="screens (default: all)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--model", metavar="FILE", help="measure this language model (default: the demo's)")
+    parser.add_argument("--mimi", metavar="FILE", help="load its codec from this file")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="load its tokenizer from this file (default: the one beside the model)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="read its configuration from this file (default: the one beside the model)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="hear this much sound in each run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="run the clock at this speed; 1 is real time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ui", choices=("off", "on", "busy", "all"), default="all", help="paint these screens (default: all)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     if args.model and not args.mimi:
         raise InputError("There is no codec; give one with --mimi.")

@@ -66,7 +66,8 @@ OPTIONS = (
 # The server, but everybody is let in, whether there is time for him or not.
 OPEN = """
 import sys
-from msh_mlx import cli, shared
+from msh_mlx.cli import main as cli
+from msh_mlx.conversation import shared
 shared.SharedModel.has_room = lambda *_: True
 sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """
@@ -324,8 +325,8 @@ def load() -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of conversation each way (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
     print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)

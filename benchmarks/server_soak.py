@@ -885,9 +885,9 @@ def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--at-once", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--sessions", type=int, default=1000, help="hold so many sessions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="choose them by this seed (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=4, help="hold so many at once (default: %(default)s)")
     args = parser.parse_args()
     found = soak(max(args.sessions, FIRST + 1), args.seed, args.at_once, lambda text: print(text, flush=True))
     print(f"\n{'who came':<16}{'how it ended':<40}{'times':>6}")

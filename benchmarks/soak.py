@@ -210,11 +210,15 @@ def check_rings(delays: list[float], underruns: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=10.0, help="of conversation (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="of conversation, in place of --hours")
-    parser.add_argument("--from-hour", type=float, default=0.0, help="go on after so many hours (default: %(default)s)")
-    parser.add_argument("--rings", type=float, default=10.0, help="hours of the rings alone (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--hours", type=float, default=10.0, help="talk for so many hours (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="talk for so many minutes instead")
+    parser.add_argument(
+        "--from-hour", type=float, default=0.0, help="start at this hour of a conversation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rings", type=float, default=10.0, help="run the rings alone for so many hours (default: %(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     seconds = args.hours * 3600 if args.minutes is None else args.minutes * 60
     frames = max(PARTS, round(seconds / FRAME_SECONDS))

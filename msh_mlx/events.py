@@ -22,7 +22,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class ModelInUse:
-    """The model that speaks from now on has so many `bits` a weight; not told of one that has no smaller one beside it."""
+    """The model in use from now on has `bits` a weight. Not told of the demo model, which has no smaller one beside it."""
 
     bits: int
 

@@ -72,9 +72,9 @@ END
 esac
 
 from_wheels -c '
-import mimi, msh_mlx, os, platform, sys
+import mimi, msh_mlx, msh_native, os, platform, sys
 place = os.path.realpath(sys.argv[1])
-outside = [m.__name__ for m in (mimi, msh_mlx) if not os.path.realpath(m.__file__).startswith(place)]
+outside = [m.__name__ for m in (mimi, msh_mlx, msh_native) if not os.path.realpath(m.__file__).startswith(place)]
 sys.exit("not imported from the wheels: " + ", ".join(outside) if outside else print(platform.machine(), platform.python_version()))' "$place"
 program --version
 program models --json | grep moshiko-q8 >/dev/null

@@ -39,7 +39,7 @@ checksum() { cksum <"$1"; }
 extension_state() {
   {
     find rust \( -name target -o -name __pycache__ \) -prune -o -type f ! -name '*.so' ! -name '*.pyc' -exec cksum {} +
-    find $venv/lib rust/mimi-pyo3 -name target -prune -o -type f -name '*mimi*.so' -exec cksum {} +
+    find $venv/lib rust/mimi-pyo3 -name target -prune -o -type f -path '*/msh_native/*.so' -exec cksum {} +
   } | LC_ALL=C sort | cksum
 }
 
@@ -279,6 +279,8 @@ if [ $do_extension = yes ]; then
     cat $stamps/build.log >&2
     die 'the extension could not be built.'
   }
+  # One that an older checkout left under another name would get into the wheels.
+  find rust/mimi-pyo3/python -name '*.so' ! -path '*/msh_native/*' -exec rm -f {} +
   stamp extension "$(extension_state)"
 fi
 
@@ -297,6 +299,6 @@ if [ $do_page = yes ]; then
   stamp page "$(page_state)"
 fi
 
-"$py" -c 'import mimi, mlx.core, msh_mlx' || die "what is in $venv cannot be imported; 'make clean setup' makes it anew."
+"$py" -c 'import mimi, mlx.core, msh_mlx, msh_native' || die "what is in $venv cannot be imported; 'make clean setup' makes it anew."
 stamp root "$root"
 say "$venv is ready"

@@ -112,14 +112,16 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "soxr", "huggingface_hub", "sentencepiece", "psutil"])
+@pytest.mark.parametrize(
+    "package", ["mlx", "numpy", "mimi", "msh_native", "huggingface_hub", "sentencepiece", "psutil"]
+)
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
     (tmp_path / "broken" / package / "__init__.py").write_text("raise ImportError('it is broken')")
     checks, code = outcome(PYTHONPATH=str(tmp_path / "broken"))
     names = {
         "mimi": "codec",
-        "soxr": "sound",
+        "msh_native": "codec",
         "huggingface_hub": "disk",
         "sentencepiece": "demo model",
         "psutil": "memory",
@@ -361,7 +363,7 @@ def test_the_cache_is_where_the_hub_has_it(home: Path) -> None:
         ({"width": 80, "height": 6}, {"TERM": "screen"}, True, "warning", "small"),
         ({"width": 80, "height": 24}, {"TERM": "dumb"}, True, "warning", "plain lines"),
         ({"width": 80, "height": 24}, {"TERM": "xterm"}, False, "warning", "no keyboard"),
-        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "no terminal"),
+        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "not a terminal"),
     ],
 )
 def test_terminals(options: Any, environment: Any, keys: bool, status: str, word: str) -> None:
@@ -474,7 +476,7 @@ def fail(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "found", "advice"),
     [
-        (MshError("It is in use; close the other program."), "It is in use", "Close the other program."),
+        (MshError("It is in use", "close the other program"), "It is in use", "Close the other program."),
         (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", AGAIN),
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", AGAIN),
         (TimeoutError("its own"), "TimeoutError: its own", AGAIN),
@@ -499,7 +501,7 @@ def test_a_check_that_hangs() -> None:
 FINDINGS = [
     Finding("system", "ok", "Apple M2, 16.0 GB, macOS 14.5"),
     Finding("mlx", "warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install the compiler."),
-    Finding("terminal", "skipped", "the output is no terminal"),
+    Finding("terminal", "skipped", "the output is not a terminal"),
     Finding("sound", "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without."),
 ]
 
@@ -519,7 +521,7 @@ ok       system      Apple M2, 16.0 GB, macOS 14.5
 warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
                      Install the compiler.
-skipped  terminal    the output is no terminal
+skipped  terminal    the output is not a terminal
 problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
                      FILE) it works without.
@@ -533,7 +535,7 @@ def test_in_lines() -> None:
         == """\
 ok       system: Apple M2, 16.0 GB, macOS 14.5
 warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
-skipped  terminal: the output is no terminal
+skipped  terminal: the output is not a terminal
 problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """
     )

@@ -48,7 +48,7 @@ def add_weights(add: Callable[..., object]) -> None:
     add(
         "--weights",
         metavar="FILE",
-        help="models of your own, in the form of weights.toml, beside those of the catalogue",
+        help="add the models in this file to the catalogue; its form is that of weights.toml",
     )
 
 
@@ -60,16 +60,42 @@ def add_model(add: Callable[..., object], *, served: bool = False) -> None:
     add(
         "--variant",
         metavar="NAME",
-        help="a model of the catalogue ('msh-mlx models' lists them); default: the best that suits this machine",
+        help="use this model of the catalogue; 'msh-mlx models' lists them (default: the best that suits this machine)",
     )
-    add(*model, metavar="FILE", help="the language model (.safetensors): a file, or hf:OWNER/NAME/FILE on the hub")
-    add(*mimi, metavar="FILE", help="the codec (.safetensors); default: the tokenizer-*.safetensors beside the model")
-    add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
+    add(
+        *model,
+        metavar="FILE",
+        help="load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub",
+    )
+    add(
+        *mimi,
+        metavar="FILE",
+        help="load the codec from this file (.safetensors; default: the tokenizer-*.safetensors beside the model, else the "
+        "catalogue's)",
+    )
+    add(
+        "--tokenizer",
+        metavar="FILE",
+        help="load the text tokenizer from this file (default: the tokenizer*.model beside the model, else the catalogue's)",
+    )
     add_config(add, config)
-    add("--hf-repo", metavar="REPOSITORY", help="a repository on the hub that has all files of a model: OWNER/NAME")
-    add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
-    add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
-    add("--or-demo", action="store_true", help="do so only if no model suits this machine, or none can be fetched")
+    add(
+        "--hf-repo",
+        metavar="REPOSITORY",
+        help="use the model of this repository on the hub (OWNER/NAME), which must have all of its files",
+    )
+    add(
+        "--quantized",
+        type=int,
+        choices=(4, 8),
+        help="require a model with this many bits a weight; alone, use the published model that has them",
+    )
+    add("--demo", action="store_true", help="use the demo model that comes with the program; it repeats spoken digits")
+    add(
+        "--or-demo",
+        action="store_true",
+        help="use the demo model only if no other suits this machine or can be fetched",
+    )
     add_weights(add)
 
 

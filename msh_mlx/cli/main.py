@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -29,8 +30,8 @@ from .options import (
     check_lora,
     display,
     live_options,
-    number,
     samplers,
+    seconds,
     whole,
 )
 from .program import guard, interruptible
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], signals: Signals) -> int:
     # The conversation takes options only, so that a first word without a dash is a command.
     if not arguments or arguments[0].startswith("-"):
-        return _converse(_parser().parse_args(arguments), signals)
+        return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
     if name not in _COMMANDS:
         raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
@@ -69,13 +70,13 @@ def _run(arguments: list[str], signals: Signals) -> int:
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     from .. import __version__
 
     parser = Parser(
         prog="msh-mlx",
-        description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
-        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
+        description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
     add_model(add)
@@ -88,25 +89,34 @@ def _parser() -> Parser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="recordings (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
+        help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
+    add(
+        "--transcript",
+        metavar="FILE",
+        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
+    )
     add(
         "--output-dir",
         metavar="FOLDER",
-        help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
+        help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
     )
-    add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
-    add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
+    add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
+    add(
+        "--tail",
+        metavar="SECONDS",
+        type=seconds,
+        help="add this much silence after the recording, for an answer to finish (default: 0)",
+    )
+    add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
     add = parser.add_argument_group("conversation").add_argument
     add_sampling(add)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
-    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
-    add("--version", action="version", version=f"msh-mlx {__version__}")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
+    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
     return parser
 
 
@@ -148,21 +158,24 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs
+    from ..system.newfile import check_outputs, making, named_folder
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
     inputs = [0 if path == STDIN else user_path(path) for path in args.input]
-    # What is wrong here is said before gigabytes are fetched.
-    check_outputs(outputs, inputs)
-    recordings = [_checked(path) for path in args.input]
-    choice = choose(args, signals)
-    files = choice.files
-    check_outputs(outputs, files.all)
+    with ExitStack() as stack:
+        if args.output_dir:
+            stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
+        # What is wrong here is said before gigabytes are fetched.
+        check_outputs(outputs, inputs)
+        recordings = [_checked(path) for path in args.input]
+        choice = choose(args, signals)
+        files = choice.files
+        check_outputs(outputs, files.all)
 
-    from ..conversation.recordings import converse
+        from ..conversation.recordings import converse
 
-    with display(args) as shown:
+        shown = stack.enter_context(display(args))
 
         def listener(event: RecordingEvent) -> None:
             signals.check()
@@ -217,14 +230,14 @@ def _check_options(args: argparse.Namespace) -> None:
 def _plans(args: argparse.Namespace) -> list[Plan]:
     """Say for every input what is to be written."""
     from ..conversation.recordings import Plan
-    from ..system.newfile import Output, output
+    from ..system.newfile import Output, named_folder, output
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
-    folder = user_path(args.output_dir)
+    folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]

@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from ..library.suited import Machine
 
 _UNCHECKED = 3  # exit code: nothing is wrong, as far as could be told
-_ACTIONS = ("get", "verify", "remove", "path")
+ACTIONS = ("get", "verify", "remove", "path")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx models",
-        description="List the models that this program can run: the published ones, and your own (--weights, weights/).",
-        epilog="Commands: " + "; ".join(f"msh-mlx models {name} --help" for name in _ACTIONS) + ".",
+        description="List the models that this program can run: the published ones and your own (--weights, weights/).",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
     add_weights(parser.add_argument)
     add_printing(parser.add_argument)
     return parser
 
 
-def _action_parser(action: str) -> Parser:
+def action_parser(action: str) -> Parser:
     about = {
-        "get": "Fetch models from the hub into Hugging Face's cache; what is there already stays.",
-        "verify": "Read all files of models on disk: whether their hashes are the hub's, and they hold what they should.",
+        "get": "Fetch models from the hub into Hugging Face's cache. Files that are there already are not fetched again.",
+        "verify": "Read all files of models on disk, and check their hashes, tensors and numbers.",
         "remove": "Remove a model's files from Hugging Face's cache.",
-        "path": "Print the paths of a model's files, a line each: model, codec, tokenizer, and configuration if it has one.",
+        "path": "Print the paths of a model's files, one a line: model, codec, tokenizer, and configuration if it has one.",
     }
     codes = {
-        "verify": "Exit code: 0 if all is as it should be, 1 if something is wrong, 3 if nothing is, but files of the hub's "
-        "could not be compared with their hashes, which a cache without links does not keep. Your own files are read whole; "
-        "only a sha256 in the catalogue shows that they are unchanged."
+        "verify": "Exit code: 0 if all files are right, 1 if something is wrong, 3 if nothing is wrong but the hash of a file "
+        "from the hub is not known, as in a cache without links. Your own files are read whole; only a sha256 in the "
+        "catalogue shows that they are unchanged."
     }
     parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
     add = parser.add_argument
     if action == "get":
-        add("names", metavar="NAME", nargs="+", help="of the model, as 'msh-mlx models' lists it")
+        add("names", metavar="NAME", nargs="+", help="fetch this model; 'msh-mlx models' lists the names")
     elif action == "verify":
-        add("names", metavar="NAME", nargs="*", help="of the model; default: all that are on disk")
-        add("--repair", action="store_true", help="remove files that are wrong, and fetch them again")
+        add("names", metavar="NAME", nargs="*", help="check this model (default: all that are on disk)")
+        add("--repair", action="store_true", help="remove wrong files, and fetch them again")
     else:
-        add("names", metavar="NAME", nargs=1, help="of the model, as 'msh-mlx models' lists it")
+        add("names", metavar="NAME", nargs=1, help="the model; 'msh-mlx models' lists the names")
     add_weights(add)
     add_printing(add)
     return parser
@@ -63,16 +63,14 @@ def _action_parser(action: str) -> Parser:
 def run(arguments: list[str], signals: Signals) -> int:
     if arguments and not arguments[0].startswith("-"):
         action, *rest = arguments
-        if action not in _ACTIONS:
-            raise InputError(
-                f"There is no command {action!r} of models, only {', '.join(_ACTIONS)}; --help lists them."
-            )
-        args = _action_parser(action).parse_args(rest)
+        if action not in ACTIONS:
+            raise InputError(f"There is no command {action!r} of models, only {', '.join(ACTIONS)}; --help lists them.")
+        args = action_parser(action).parse_args(rest)
         if action in ("verify", "path"):
             check_output()
         work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
         return work(args, _Shelf(args), signals)
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     check_output()
     return _list(args, _Shelf(args))
 

@@ -48,17 +48,20 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         _complain("Stopped.")
         return 128 + number
-    except BrokenPipeError:
-        pass  # whoever read the standard output has gone, as with `| head`
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # help and version, not what Rich makes of it
+        # Whoever read the standard output has gone, as with `| head`: what the shell says of other programs then.
+        return 128 + signal.SIGPIPE
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
         _complain("There is not enough memory.")
-    except OSError as error:
-        _complain(f"{error.filename or 'A file'}: {error.strerror or error}.")
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+            _complain(f"{os.fsdecode(error.filename)}: {error.strerror or error}.")
         elif said := _explained(error):
             _complain(str(said))
         else:

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.load import load_parts
 from ..errors import InputError, MshError
+from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
+from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
 from .program import interruptible
 
 if TYPE_CHECKING:
@@ -78,50 +79,90 @@ def parser() -> Parser:
     add_model(add, served=True)
     add_lora(add)
     add = made.add_argument_group("server").add_argument
-    add("--host", metavar="ADDRESS", help="where to listen; 0.0.0.0 is every network (default: 127.0.0.1)")
-    add("--port", metavar="PORT", type=whole(0, 1 << 16), help=f"default: {_PORT}; 0 is one that is free")
+    add("--host", metavar="ADDRESS", help="listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
     add(
-        "--ssl", metavar="FOLDER", help="serve by TLS, with cert.pem and key.pem in it; a pair is made if there is none"
+        "--port",
+        metavar="PORT",
+        type=whole(0, 1 << 16),
+        help=f"listen on this port; 0 takes a free one (default: {_PORT})",
     )
-    add("--static", metavar="FOLDER", help="a page of your own; 'none' serves none (default: the one that comes along)")
-    add("--config", metavar="FILE", dest="server_config", help="a configuration of the production server (.json)")
-    add("--sessions", metavar="N", type=whole(1, 1001), help="conversations at once (default: 1)")
-    add("--line", metavar="N", type=whole(0, 10_001), help="clients that may wait for their turn (default: 16)")
-    add("--log-dir", metavar="FOLDER", help="keep each session's summary and tokens there")
-    add("--instance-name", metavar="NAME", help="what the server calls itself (default: msh-mlx)")
+    add(
+        "--ssl",
+        metavar="FOLDER",
+        help="serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none",
+    )
+    add(
+        "--static",
+        metavar="FOLDER",
+        help="serve the page in this folder, or none with 'none' (default: the page that comes with the program)",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        dest="server_config",
+        help="read a configuration of the production server (.json); options override it",
+    )
+    add("--sessions", metavar="N", type=whole(1, 1001), help="hold up to N conversations at once (default: 1)")
+    add("--line", metavar="N", type=whole(0, 10_001), help="let up to N clients wait for their turn (default: 16)")
+    add(
+        "--log-dir",
+        metavar="FOLDER",
+        help="write a summary (JSON) and the tokens (.npy) of each session to this folder",
+    )
+    add("--instance-name", metavar="NAME", help="tell clients this name of the server (default: msh-mlx)")
     add = made.add_argument_group("network").add_argument
-    add("--token", metavar="TOKEN", help="what every client must give; better set as MSH_TOKEN in the environment")
+    add(
+        "--token", metavar="TOKEN", help="require this token from every client; better set MSH_TOKEN in the environment"
+    )
     add(
         "--allow-origin",
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="let pages of another server use this one, such as https://example.org",
+        help="let pages of another server, such as https://example.org, use this one; can be repeated",
     )
     add(
         "--allow-host",
         metavar="NAME",
         action="append",
         default=[],
-        help="a name under which clients know this machine, besides its own",
+        help="accept this name for this machine, besides its own names; can be repeated",
     )
     add(
         "--trusted-proxy",
         metavar="ADDRESS",
         action="append",
         default=[],
-        help="a proxy in front of this server, or a network of them: what it says of its clients is believed; "
-        "127.0.0.1, too, has to be named",
+        help="believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
+        "it is named, not even 127.0.0.1; can be repeated",
     )
-    add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="clients at once (default: 64)")
-    add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
-    add("--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without sound (default: 60)")
-    add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
+    add(
+        "--max-connections",
+        metavar="N",
+        type=whole(1, 10_001),
+        default=64,
+        help="allow up to N clients that talk or wait (default: 64)",
+    )
+    add(
+        "--max-per-address",
+        metavar="N",
+        type=whole(1, 10_001),
+        default=32,
+        help="allow up to N of them from one address (default: 32)",
+    )
+    add(
+        "--idle",
+        metavar="SECONDS",
+        type=seconds,
+        default=60.0,
+        help="end a conversation after this time without sound (default: 60)",
+    )
+    add = made.add_argument_group("conversation (where a client does not ask for something else)").add_argument
     add_sampling(add)
     add = made.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
     add("--json", action="store_true", help="log JSON objects, one a line")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
     return made
 
 
@@ -141,8 +182,10 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
+    if args.ssl:
+        named_folder(args.ssl, "--ssl")
     if args.log_dir:
-        _check_log_dir(user_path(args.log_dir))
+        _check_log_dir(named_folder(args.log_dir, "--log-dir"))
 
 
 def _check_log_dir(folder: Path) -> None:

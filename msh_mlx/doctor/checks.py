@@ -190,7 +190,7 @@ def check_demo() -> Finding:
         config = LmConfig.of(files.config)
         words = load_tokenizer(files.tokenizer).GetPieceSize()
     except MshError as error:
-        return Finding(name, "problem", str(error).rstrip("."), AGAIN)
+        return Finding(name, "problem", error.clause, AGAIN)
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
         return Finding(name, "problem", found, AGAIN)
@@ -200,6 +200,7 @@ def check_demo() -> Finding:
 def check_models() -> Finding:
     """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
     from ..library import cache
+    from ..library.settings import SettingsError, check_settings
     from ..library.suited import load_library
 
     name = "models"
@@ -207,7 +208,12 @@ def check_models() -> Finding:
         entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
-        return Finding(name, "problem", str(error).rstrip("."), advice)
+        return Finding(name, "problem", error.clause, advice)
+    try:
+        check_settings()
+    except SettingsError as error:
+        advice = "Correct it, or unset it: until then no model can be fetched."
+        return Finding(name, "warning", error.what, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
         found = f"none of the {len(entries)} in the catalogue on disk"
@@ -227,7 +233,7 @@ def check_models() -> Finding:
                     load_tokenizer(path)
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding(name, "problem", f"{entry.name}: {str(error).split('; ')[0].rstrip('.')}", advice)
+                return Finding(name, "problem", f"{entry.name}: {error.what}", advice)
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
@@ -278,8 +284,7 @@ def check_disk() -> Finding:
     try:
         check_cache()
     except InputError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding("disk", "warning", found[0].lower() + found[1:], sentence(advice))
+        return Finding("disk", "warning", error.what[0].lower() + error.what[1:], sentence(error.advice))
     try:
         here = Path.cwd()
     except OSError:
@@ -295,7 +300,7 @@ def check_terminal(console: Console, *, keys: bool) -> Finding:
     """Look at the terminal behind `console`; `keys` is whether there is a keyboard, too."""
     name = "terminal"
     if not console.is_terminal:
-        return Finding(name, "skipped", "the output is no terminal; a conversation prints plain lines there")
+        return Finding(name, "skipped", "the output is not a terminal; a conversation prints plain lines there")
     found = f"{console.width} by {console.height}, {console.encoding}"
     if console.is_dumb_terminal:
         advice = "Set TERM to what your terminal is, such as xterm-256color, to see the screen."

@@ -56,8 +56,7 @@ def _made(check: Check) -> Finding:
     try:
         return check.run()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition("; ")
-        return Finding(check.name, "problem", found, sentence(advice) or AGAIN)
+        return Finding(check.name, "problem", error.what, sentence(error.advice) or AGAIN)
     except ModuleNotFoundError as error:
         return Finding(check.name, "problem", f"the module {error.name} is missing", AGAIN)
     except BaseException as error:

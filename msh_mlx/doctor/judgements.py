@@ -1,4 +1,4 @@
-"""What is made of the facts that the checks found. Nothing here touches the machine."""
+"""Judges the facts that the checks found. Nothing here touches the machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: decibels taken away, and dBFS t
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check came to: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing.
+    """The result of a check: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing.
 
     `figures` is what was measured, under its names; None where nothing was.
     """

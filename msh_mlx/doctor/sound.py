@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import MshError
-from .examine import death_of
+from .examine import death_of, sentence
 from .judgements import Finding, judge_echo, judge_headset, judge_microphone, judge_speaker
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def check_sound(devices: list[Device]) -> Finding:
     try:
         devices += find_devices()
     except MshError as error:
-        found, _, advice = str(error).rstrip(".").partition(": install")
-        if advice:
-            return Finding(name, "problem", found, f"Install{advice}.")
-        return Finding(name, "problem", found, RESTART)
+        return Finding(name, "problem", error.what, sentence(error.advice) or RESTART)
     import sounddevice
 
     version = sounddevice.get_portaudio_version()[1].partition(",")[0].removesuffix("-devel")

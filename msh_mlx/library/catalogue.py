@@ -66,7 +66,7 @@ Reference: TypeAlias = HubFile | LocalFile
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the catalogue; what is None is not known.
+    """A model of the catalogue. None means that a value is not known.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def parse_repository(text: str) -> tuple[str, str]:
-    """Read what names a repository, `OWNER/NAME[@REVISION]`: its name and the revision; raises InputError for what does not."""
+    """Read `OWNER/NAME[@REVISION]`: return the repository and the revision. Raises InputError for anything else."""
     name, at, revision = text.removeprefix("hf:").partition("@")
     if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
         raise InputError(f"{text!r} names no repository on the hub", "the form is OWNER/NAME or OWNER/NAME@REVISION")
@@ -191,13 +191,13 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     Raises
     ------
     InputError
-        The file cannot be read, is no TOML, or has a key that is not known, lacks one that is needed, or has a value of the
+        The file cannot be read, is not TOML, or has a key that is not known, lacks one that is needed, or has a value of the
         wrong kind; the message names the line.
     """
     path = user_path(path)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"The catalogue {path} is no regular file", "give a file like weights.toml")
+            raise InputError(f"The catalogue {path} is not a regular file", "give a file like weights.toml")
         with path.open("rb") as file:
             raw = file.read(_MAX_SIZE + 1)
         if len(raw) > _MAX_SIZE:
@@ -218,20 +218,20 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
 
 
 class _Table:
-    """A table of the file that is being read, which knows how to complain."""
+    """A table of the file that is being read. Its errors name the line."""
 
     def __init__(self, path: Path, text: str, keys: tuple[str, ...], values: object) -> None:
         self._path = path
         self._text = text
         self._keys = keys
         if not isinstance(values, dict):
-            raise self._wrong("is no table")
+            raise self._wrong("is not a table")
         self._values: dict[str, Any] = values
 
     def entry(self) -> Entry:
         (name,) = self._keys
         if not _NAME.fullmatch(name):
-            raise self._wrong("is no name for a model: letters, digits, '.', '_', '+' and '-' make one")
+            raise self._wrong("is not a name for a model: letters, digits, '.', '_', '+' and '-' make one")
         known = (
             "about",
             "repository",
@@ -280,7 +280,7 @@ class _Table:
             try:
                 if repository and not text.startswith(("hf:", "file:")):
                     if not _is_path(text):
-                        raise InputError(f"{text!r} is no path in a repository.")
+                        raise InputError(f"{text!r} is not a path in a repository.")
                     found[role] = HubFile(repository, text, revision, sha256)
                     continue
                 reference = parse_reference(text, self._path.parent)
@@ -301,7 +301,7 @@ class _Table:
         if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
             if len(repr(value)) < 100:
                 raise self._wrong(f"is {value!r}", key, f"{what} is expected")
-            raise self._wrong(f"is no {what}", key)
+            raise self._wrong(f"is not {what}", key)
         return value
 
     def _count(self, key: str) -> int | None:
@@ -311,7 +311,7 @@ class _Table:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
             if len(repr(value)) < 100:
                 raise self._wrong(f"is {value!r}", key, "a number of bytes is expected")
-            raise self._wrong("is no number", key)
+            raise self._wrong("is not a number of bytes", key)
         return value
 
     def _wrong(self, what: str, key: str | None = None, advice: str = "") -> InputError:
@@ -321,7 +321,7 @@ class _Table:
 
 
 def _line(text: str, keys: tuple[str, ...]) -> int:
-    """Find the line on which `keys` came to have a value: the last one of the shortest beginning that has it."""
+    """Find the line that gave `keys` their value: the last line of the shortest beginning of the file that has it."""
     lines = text.split("\n")
     for count in range(1, len(lines) + 1):
         try:

@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
+# First: without it, Hugging Face's library may not be imported.
+from .settings import SettingsError, check_settings, constants  # isort: split
+
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -88,7 +91,7 @@ class RemoteFile:
 
     @property
     def partial(self) -> Path:
-        """Where what has come so far is."""
+        """The path of its contents while they are incomplete."""
         return cache.partial(self.file.repository, self.etag)
 
     @property
@@ -113,7 +116,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     Raises
     ------
     UnreachableError
-        It does not answer, or `HF_HUB_OFFLINE` is set.
+        It does not answer, or `HF_HUB_OFFLINE` is set; SettingsError, if the environment is wrong.
     InputError
         It has no such file, or not for this user; or its hash is not the one that the reference has.
     MshError
@@ -155,8 +158,9 @@ def _check_surroundings() -> None:
     if constants.is_offline_mode():
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
     cache.check_cache()
+    check_settings()
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
-        raise InputError(
+        raise SettingsError(
             "The token for Hugging Face has characters that no token has",
             "set HF_TOKEN to it as it was given to you, or use 'hf auth login'",
         )
@@ -183,7 +187,7 @@ def _look_up(file: HubFile) -> RemoteFile:
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
-    """Something that may go away by itself: `error` is what to say if it does not; `after` is when to try again, in seconds."""
+    """An error that may go away by itself. `error` is raised if it does not; `after` is when to try again, in seconds."""
 
     def __init__(self, error: MshError, after: float | None = None) -> None:
         super().__init__(str(error))
@@ -226,30 +230,18 @@ def _errors(file: HubFile) -> Iterator[None]:
     except httpx2.TooManyRedirects:
         raise MshError(f"{where} redirects {file.path} in a circle", "try again later") from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
-        if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
-            why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
-            raise InputError(
-                f"{proxy} is no proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
-            ) from None
-        if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        if not (proxy := _proxy()):
             raise
-        raise InputError(
-            f"{constants.ENDPOINT} is no address of a hub ({_brief(error)})", "correct HF_ENDPOINT"
+        why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
+        raise SettingsError(
+            f"{proxy} is not a proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
         ) from None
     except httpx2.TransportError as error:
         raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)})", "try again later")) from None
 
 
-def _is_address(text: str) -> bool:
-    try:
-        parts = httpx2.URL(text)
-    except httpx2.InvalidURL:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.host)
-
-
 def _proxy() -> str | None:
-    """Say which proxy the environment names for the hub, and where, without what is secret in it; None if it names none."""
+    """Name the hub's proxy in the environment, and the variable, without its secrets; None if there is none."""
     parts = urlsplit(constants.ENDPOINT)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -578,7 +570,7 @@ def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
 
 
 def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]:
-    """Ask for a file from byte `begin` on and yield it piece by piece; first None if it comes from its beginning instead."""
+    """Ask for a file from byte `begin` on, and yield it piece by piece; None comes first if it begins at byte 0 instead."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
     headers |= {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
@@ -602,7 +594,7 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
 
 
 def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
-    """Return the byte at which an answer begins; what is no part of the file (a login page, say) raises."""
+    """Return the byte of the file at which an answer begins; raises for what is not part of the file, such as a login page."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
         begin, _, size = map(int, ranged.groups())

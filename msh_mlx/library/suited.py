@@ -24,6 +24,7 @@ from . import cache
 from .cache import Watch
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, load_catalogue, parse_repository
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .settings import SettingsError
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be expected of a model on a machine; None is not known.
+    """What to expect of a model on a machine; None: not known.
 
     `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
     """
@@ -77,7 +78,7 @@ class Verdict:
 
     @property
     def suits(self) -> bool:
-        """Whether it may be chosen without having been named."""
+        """Whether it may be chosen when the user names no model."""
         return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
 
     @property
@@ -91,7 +92,7 @@ class Verdict:
 
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
-    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    """Judge a model on a machine by its figures in the catalogue."""
     return Verdict(
         entry,
         None if entry.memory is None else entry.memory <= machine.room,
@@ -243,6 +244,8 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
             what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
             watch.say(f"Fetching {entry.name} from {fetch.host()} into {cache.cache_folder()}: {what}")
         fetch.fetch(remotes, watch)
+    except SettingsError:
+        raise
     except UnreachableError as error:
         gone = [str(file.path) for file in cache.missing(entry)]
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
@@ -274,6 +277,8 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         commit = cache.commit_of(name, revision)
         folder = cache.repository_folder(name) / "snapshots" / (commit or "")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
+        if not names and isinstance(error, SettingsError):
+            raise
         if not names:
             raise UnreachableError(f"{error}, and {name} is not on this disk", "--demo needs no network") from None
     said: dict[str, object] = {}

@@ -30,7 +30,7 @@ Ring = list[mx.array]
 
 
 class Cache(Protocol):
-    """Where a layer's keys and values go, and what its query makes of them."""
+    """Keeps the keys and values of a layer, and attends to them."""
 
     def attend(self, qkv: mx.array) -> mx.array:
         """Take a projected row of queries, keys and values, `[1, 3 · dim]`, and return `[1, dim]`."""
@@ -148,7 +148,7 @@ class RingFormat:
 
 
 def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.float32]:
-    """Return what turns queries, keys and values of one position into what is stored and compared.
+    """Return the factors that rotate and scale the queries and keys of one position.
 
     The result, `[2, 3, 1, 1, head_dim / 2, 2]` float32, holds the factors of each pair and of the pair swapped, for queries,
     keys and values: interleaved rotary embedding (Su et al. 2021) by `position · max_period^(−2i / head_dim)` for the first
@@ -170,37 +170,34 @@ def slots(position: int, context: int, rings: Sequence[Ring]) -> npt.NDArray[np.
     return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a position goes and what it sees: `slot` int32 `[1]`, `seen` bool `[capacity]`, `factors` as from `rotation`."""
-
-    slot: mx.array
-    seen: mx.array
-    factors: mx.array
-
-
 class RingCache:
-    """Attention of one position of a conversation; `ring` is the new one afterwards."""
+    """The cache of one layer at one position of a conversation. After `attend`, `ring` is the new one.
 
-    def __init__(self, ring: Ring, form: RingFormat, place: Place) -> None:
+    The position goes to `slot`, int32 `[1]`, and sees the slots that `seen`, bool `[capacity]`, names. `factors` are from
+    `rotation`.
+    """
+
+    def __init__(self, ring: Ring, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
         self.ring = ring
         self._form = form
-        self._place = place
+        self._slot = slot
+        self._seen = seen
+        self._factors = factors
 
     def attend(self, qkv: mx.array) -> mx.array:
         """Take a projected row, `[1, 3 · dim]`, store its keys and values, and return `[1, dim]`."""
-        form, factors = self._form, self._place.factors
+        form, factors = self._form, self._factors
         pairs = qkv.reshape(3, form.heads, 1, form.head_dim // 2, 2)
         turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).astype(qkv.dtype)
         query, new = mx.split(turned.reshape(3, form.heads, 1, form.head_dim), [1])
-        self.ring = form.store(self.ring, new, self._place.slot)
-        return form.attend(query, self.ring, self._place.seen).astype(qkv.dtype).reshape(1, -1)
+        self.ring = form.store(self.ring, new, self._slot)
+        return form.attend(query, self.ring, self._seen).astype(qkv.dtype).reshape(1, -1)
 
 
 def ring_caches(rings: Sequence[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
     """Make the caches of one position, one a layer; `slot` is from `slots`, `factors` from `rotation`."""
-    place = Place(slot[:1], mx.arange(rings[0][0].shape[2]) <= slot[1], factors)
-    return [RingCache(ring, form, place) for ring in rings]
+    seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
+    return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
 
 
 # ---- the step's ------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Step:
 
 
 class LmGen:
-    """A conversation with `lm`: hands it the user's codes, frame by frame, and gives back its own.
+    """A conversation with `lm`: gives it the user's codes, frame by frame, and returns its own.
 
     Position 0 is the priming step, with "start" tokens everywhere; it happens by itself before the first step and after
     `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
@@ -50,7 +50,7 @@ class LmGen:
 
     State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
     `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
-    used on another, but by one at a time.
+    used on another, but only by one thread at a time.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class LmGen:
         Raises
         ------
         InputError
-            The codes have another shape, are no integers or out of range; the conversation is as before.
+            The codes have another shape, are not integers, or are out of range; the conversation is as before.
         InUseError
             Another thread is in the middle of a step.
         """
@@ -151,9 +151,9 @@ class LmGen:
                 self._take([self._enqueue()])
 
     def warm_up(self) -> None:
-        """Let MLX compile all that a conversation of any length will need, on this thread, and `prime`.
+        """Compile, on this thread, all that a conversation of any length needs, and `prime`.
 
-        What is said stays as it would be. For a moment it takes the memory of the full cache.
+        The conversation is the same with it and without. For a moment it takes the memory of the full cache.
 
         Raises
         ------

@@ -102,7 +102,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class TextSampler(Sampler):
-    """A `Sampler` for the text stream, which it can make vary more, or say less.
+    """A `Sampler` for the text stream. It can also make Moshi repeat words less, or say less.
 
     - `repetition_penalty`: logits of tokens in the last `repetition_words` words are divided by it if positive, else multiplied
       (Keskar et al. 2019); 1 changes nothing. Of longer words the last `TOKENS_A_WORD` tokens each are counted, on average.

@@ -27,7 +27,7 @@ _COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
 
 
 def _compiles() -> bool:
-    """Whether functions are compiled: for the CPU MLX does so with g++; without one, the same function runs as it is."""
+    """Whether functions are compiled. For the CPU, MLX needs g++ for that; without it the same function runs uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
 
 
@@ -44,7 +44,7 @@ def check_compiling() -> None:
 
 
 def explain(error: BaseException) -> MshError | None:
-    """Return what to tell the user of an error of MLX's, if it comes from compiling for the CPU; else None."""
+    """Return the error to show the user in place of MLX's, if compiling for the CPU failed; else None."""
     if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
         return None
     try:
@@ -59,8 +59,9 @@ def explain(error: BaseException) -> MshError | None:
 class StepFunction:
     """Runs steps of one conversation.
 
-    Nothing that changes from step to step is a number of Python, which would be compiled in: one trace serves all steps with a
-    ring's capacity. MLX keeps traces by thread: the first call on another thread traces anew.
+    What changes from step to step is in arrays. A number of Python would become a constant of the compiled function. So one
+    trace serves all steps with a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
+    again.
     """
 
     def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
@@ -139,7 +140,7 @@ class StepFunction:
 
 
 class Reader:
-    """The temporal transformer alone, on tokens that are given: what a model would say, to compare models with."""
+    """Runs the temporal transformer alone on given tokens, to compare the text logits of models."""
 
     def __init__(self, lm: Lm, kv_bits: int | None = None) -> None:
         lm.prepare()

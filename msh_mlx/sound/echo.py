@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from mimi import EchoCanceller, Reference, VoiceEnhancer
+from msh_native import EchoCanceller, Reference, VoiceEnhancer
 
 from ..errors import MshError
 from ..events import EchoState
@@ -21,7 +21,7 @@ from ..metrics import EchoFigures
 from .ends import Taken
 
 if TYPE_CHECKING:
-    from mimi import Playback
+    from msh_native import Playback
 
 MODES = {
     "auto": "An echo of Moshi's voice is taken away when there is one.",
@@ -33,7 +33,7 @@ _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the roo
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
 _LEARNING = 1.0  # seconds until it is measured how much is taken away
-_MARGIN = 0.01  # seconds that a `mimi.Reference` is late
+_MARGIN = 0.01  # seconds that a `msh_native.Reference` is late
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
 _ABOVE = 2.0  # times the power of noise: what is heard beyond that is an echo
@@ -73,7 +73,7 @@ class EchoFree:
     mode
         "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
     noise_suppression, gain_control
-        What is done besides (see `mimi.VoiceEnhancer`).
+        What is done besides (see `msh_native.VoiceEnhancer`).
 
     Attributes
     ----------
@@ -238,7 +238,7 @@ def measure_echo(
         loudspeaker.write(frame)
         pcm = source.read(FRAME_SIZE, _DEAD)
         if pcm is None:
-            raise MshError("The microphone gives no sound; choose another one with --input-device.")
+            raise MshError("The microphone gives no sound", "choose another one with --input-device")
         clean.append(pcm)
         progress()
     return _judged(np.concatenate(tap.taken), np.concatenate(clean), sound, source.state().delay)

@@ -27,7 +27,7 @@ from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
 
 if TYPE_CHECKING:
-    from mimi import Capture, Playback
+    from msh_native import Capture, Playback
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
@@ -369,7 +369,7 @@ class _End(ABC):
 class Microphone(_End):
     """The user's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
 
-    The device's channels are mixed so that a voice on any of them is heard, as `mimi.Mixer` says.
+    The device's channels are mixed so that a voice on any of them is heard, as `msh_native.Mixer` says.
 
     Parameters
     ----------
@@ -389,7 +389,7 @@ class Microphone(_End):
         self._noted: set[str] = set()
 
     def _ring(self, rate: int, channels: int) -> Ring:
-        from mimi import Capture
+        from msh_native import Capture
 
         return Capture(rate, channels=channels)
 
@@ -473,7 +473,7 @@ class Loudspeaker(_End):
     _sink: PlaybackSink | None = None
 
     def _ring(self, rate: int, channels: int) -> Ring:
-        from mimi import Playback
+        from msh_native import Playback
 
         return Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
 

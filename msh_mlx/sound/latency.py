@@ -165,7 +165,7 @@ class _Ends:
             self._taken.append(self._clock() - self._written / SAMPLE_RATE + self._loudspeaker.queued())
             pcm = self._microphone.read(_BLOCK, _DEAD)
             if pcm is None:
-                raise MshError("The microphone gives no sound; choose another one with --input-device.")
+                raise MshError("The microphone gives no sound", "choose another one with --input-device")
             self._read += _BLOCK
             self._given.append(self._clock() - self._read / SAMPLE_RATE - self._microphone.backlog())
             heard.append(pcm)

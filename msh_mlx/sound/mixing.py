@@ -12,10 +12,10 @@ from ..format import Pcm
 
 
 class Mix:
-    """Mixes the channels of one recording, block by block, as `mimi.Mixer` says; one channel passes as it is."""
+    """Mixes the channels of one recording, block by block, as `msh_native.Mixer` says; one channel passes as it is."""
 
     def __init__(self, rate: int, channels: int) -> None:
-        from mimi import Mixer
+        from msh_native import Mixer
 
         self._mixer = Mixer(rate, channels)
         self._mono = channels == 1

@@ -20,7 +20,7 @@ ANSWER = 10.0  # seconds within which the sound system has to open a stream
 
 
 class Ring(Protocol):
-    """What PortAudio is given of a `mimi.Capture` or a `mimi.Playback`: the addresses of its callback and its data."""
+    """What PortAudio is given of a `Capture` or a `Playback` of `msh_native`: the addresses of its callback and its data."""
 
     @property
     def callback(self) -> int: ...
@@ -170,13 +170,13 @@ class _PortAudioStream:
 class StreamError(MshError):
     """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
 
-    _REASONS = (
-        ("busy", "is in use by another program; close that, or choose another device"),
-        ("gone", "is not there any more; connect it again, or choose another device"),
-        ("rate", f"opens neither at {SAMPLE_RATE} Hz nor at its own rate; choose another device"),
-        ("denied", "may not be used ({}); allow it in the system's privacy settings"),
-        ("", "cannot be opened ({}); choose another device"),
-    )
+    _REASONS: ClassVar = {
+        "busy": ("is in use by another program", "close that, or choose another device"),
+        "gone": ("is not there any more", "connect it again, or choose another device"),
+        "rate": (f"opens neither at {SAMPLE_RATE} Hz nor at its own rate", "choose another device"),
+        "denied": ("may not be used ({})", "allow it in the system's privacy settings"),
+        "": ("cannot be opened ({})", "choose another device"),
+    }
     _CODES: ClassVar = {-9985: "busy", -9996: "gone", -9997: "rate"}  # PortAudio's
 
     def __init__(
@@ -186,7 +186,8 @@ class StreamError(MshError):
         self.reason: str = self._CODES.get(code, "")
         if not self.reason and re.search(r"permission|permitted|not allowed|denied", said, re.IGNORECASE):
             self.reason = "denied"
-        super().__init__(f'The {NOUN[kind]} "{device.name}" {dict(self._REASONS)[self.reason].format(said)}.')
+        what, advice = self._REASONS[self.reason]
+        super().__init__(f'The {NOUN[kind]} "{device.name}" {what.format(said)}', advice)
 
 
 def open_sounddevice() -> Any:

@@ -29,9 +29,9 @@ def brief(value: object) -> str:
 
 
 def check_file(path: Path, what: str = "") -> int:
-    """Find out that a file can be opened without waiting for anything, and return its size in bytes.
+    """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
-    `what` it is comes before its name in the message, as in "The tokenizer"; "" is any file.
+    `what`, such as "The tokenizer", comes before its name in the message; "" says nothing.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def check_file(path: Path, what: str = "") -> int:
     except OSError as error:
         raise cannot_read(name, error) from None
     except ValueError:
-        raise InputError(f"{name.replace(chr(0), '?')} is no name of a file: it has a zero byte in it.") from None
+        raise InputError(f"{name.replace(chr(0), '?')} is not the name of a file: it has a zero byte in it.") from None
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{name} is a folder", "give the file in it")
     if not stat.S_ISREG(status.st_mode):
@@ -55,7 +55,7 @@ def check_file(path: Path, what: str = "") -> int:
 
 
 def cannot_read(name: str, error: OSError) -> InputError:
-    """Make the error for a file that the system does not let be read."""
+    """Make the error for a file that the system does not let us read."""
     if isinstance(error, PermissionError):
         return InputError(f"{name} may not be read by this user", "change its permissions")
     return InputError(f"{name} cannot be read: {error.strerror or error}.")

@@ -1,4 +1,4 @@
-"""Where things go that no user should have to read: noise of native code, and tracebacks."""
+"""The log file: tracebacks, and what native code prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .places import log_folder, temporary_file, temporary_folder
 
 
 class Log:
-    """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
+    """While entered, collects what native code writes to the standard error, so that it does not spoil the screen."""
 
     def __enter__(self) -> Log:
         try:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
@@ -30,7 +30,7 @@ class NewFile:
     Raises
     ------
     InputError
-        The folder cannot be made or written to, or `path` is no regular file.
+        The folder cannot be made or written to, or `path` is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class NewFile:
         if self.path.is_dir():
             raise InputError(f"{path} is a folder", "give the name of a file")
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{path} is no regular file", "give another name")
+            raise InputError(f"{path} is not a regular file", "give another name")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
         self._name = str(path)
         self._made = False
@@ -90,7 +90,7 @@ Output: TypeAlias = "Path | StandardOutput"
 
 
 def output(text: str) -> Output:
-    """Return what the option for an output names: a file, or the standard output by `-`, which is taken at once."""
+    """Return the output that an option names: a file, or, for `-`, the standard output, which is taken at once."""
     return StandardOutput() if text == STDOUT else user_path(text)
 
 
@@ -99,6 +99,37 @@ def file_output(text: str, what: str) -> Path:
     if text == STDOUT:
         raise InputError(f"{what} cannot go to the standard output", "name a file (./- for one that is called so)")
     return user_path(text)
+
+
+def named_folder(text: str, option: str) -> Path:
+    """Return the path of the folder that an option names."""
+    if text == STDOUT:
+        raise InputError(
+            f"{option} takes a folder, and - is the standard output", "name one (./- for one that is called so)"
+        )
+    return user_path(text)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; those of them in which nothing is in the end go again.
+
+    Raises
+    ------
+    InputError
+        It cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def open_output(place: Output) -> NewFile | StandardOutput:

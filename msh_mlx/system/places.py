@@ -20,7 +20,7 @@ _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows any
 
 
 def mend_environment() -> None:
-    """Forget variables that mean nothing: sizes that no terminal has, so that it is asked itself, and empty names."""
+    """Remove variables that mean nothing: empty names of folders, and sizes that no terminal has."""
     for name in ("COLUMNS", "LINES"):
         if not _SIZE.fullmatch(os.environ.get(name, "80")):
             del os.environ[name]
@@ -40,7 +40,7 @@ def home() -> Path | None:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path as it was typed or stands in a file: `~` and `~/…` are in the home folder, all others what they say.
+    """Return the path that was typed or stands in a file: `~` and `~/…` are in the home folder, others stay as they are.
 
     A name like `~backup.wav` is a file's; the shell has already put in the folders of other users that there are.
 
@@ -68,7 +68,7 @@ def config_folder() -> Path | None:
 
 
 def notes_folder() -> Path | None:
-    """Name the folder of what can be found out again. None: there is no home folder."""
+    """Name the folder of notes: what can be found out again. None: there is no home folder."""
     return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
@@ -109,17 +109,26 @@ def temporary_folder() -> Path:
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Find out whether `size` bytes can be written to the folder `path` in that for temporary files, which may be made.
+    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
+
+    The folder is made if need be.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 
     Raises
     ------
     MshError
-        They cannot.
+        It cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
+    # The compiler is run by a shell, with the names of files in double quotes.
+    if special := re.search(r'["$`]|\\{2}', str(folder)):
+        raise MshError(
+            f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
+            "compiled there",
+            f"set {name} to another folder, or unset it",
+        )
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")

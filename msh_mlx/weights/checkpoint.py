@@ -1,4 +1,4 @@
-"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
+"""Checkpoints: checking the tensors of a language model, and loading them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..model.config import LmConfig, not_run, other_kind
 from ..model.lm import Lm
-from ..system.inputs import ONE_FILE
+from ..system.inputs import check_file
 from ..system.places import user_path
-from .layout import is_pytorch, is_transformers, to_mlx_layout
+from .kinds import check_lm, kind_of
+from .layout import is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
@@ -41,7 +42,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A language model's file that was checked; no tensor has been read.
+    """A language model's file whose header has been checked. No tensor has been read.
 
     It keeps no weights alive, can be handed to another thread, and loaded any number of times.
 
@@ -57,6 +58,8 @@ class Checkpoint:
         Where the tensors are, by their names in the MLX layout. Several may share a place.
     quantizations
         The modules whose weights are quantized, and how.
+    stamp
+        Tells this file from one that takes its place before it is loaded.
     lora, scaling
         The file of adapters to merge, and how much of them is added; None: there are none.
     """
@@ -67,6 +70,7 @@ class Checkpoint:
     linear: frozenset[str]
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
+    stamp: tuple[int, ...]
     lora: Path | None = None
     scaling: Scaling | None = None
 
@@ -102,6 +106,8 @@ class Checkpoint:
         InputError
             The adapters do not fit the model, or a file has changed.
         """
+        if _stamp(self.path) != self.stamp:
+            raise InputError(f"{self.path} has changed since it was checked", "start again")
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
@@ -197,9 +203,11 @@ def open_checkpoint(
     """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s."""
     path = user_path(path)
     lm_config = LmConfig.of(config, lora=lora is not None)
+    stamp = _stamp(path)
     header = read_header(path)
-    _check_kind(path, header)
+    check_lm(path, header)
     try:
+        _check_types(path, header)
         _check_quantized(path, header, quantized)
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, lm_config.dep_q)
@@ -213,7 +221,13 @@ def open_checkpoint(
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    check_file(path)
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def default_dtype() -> mx.Dtype:
@@ -263,47 +277,8 @@ def load_lm(
     return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
-# How the parts of a model in several files are named.
-_PART = re.compile(r"-0*([1-9]\d*)-of-0*([2-9]|[1-9]\d+)\.safetensors$")
-
-
-def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
-    kind = _kind(header)
-    if kind == "transformers":
-        raise InputError(
-            f"{path} has the Transformers library's names of tensors",
-            "give Kyutai's own file, such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors",
-        )
-    if (part := _PART.search(path.name)) and not _is_whole(header):
-        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model", ONE_FILE)
-    if kind == "mimi":
-        raise InputError(f"{path} is a Mimi codec, not a language model", "give it as --mimi, and the model as --model")
-    if kind == "lora":
-        raise InputError(
-            f"{path} holds LoRA adapters, not a language model", "give it as --lora, and the model as --model"
-        )
-    if kind != "lm":
-        raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
-
-
-def _is_whole(header: Mapping[str, TensorInfo]) -> bool:
-    """Tell whether a file has something of every part of a language model, the first as well as the last."""
-    beginnings = ("text_emb.", "transformer.layers.0.", "out_norm.", "text_linear.")
-    return all(any(name.startswith(beginning) for name in header) for beginning in beginnings)
-
-
-def _kind(header: Mapping[str, TensorInfo]) -> str | None:
-    if is_transformers(header):
-        return "transformers"
-    if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
-        return "mimi"
-    if "out_norm.weight" in header or is_pytorch(header):
-        return "lm"
-    return "lora" if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in header) else None
-
-
 def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    """Name the kind of a model that cannot hold conversations, by its tensors; None if it can, or that is not known."""
     found = sizes(header)
     values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
     values["demux_second_stream"] = any(".out1." in name for name in header)
@@ -315,12 +290,13 @@ def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
 
 def describe(header: Mapping[str, TensorInfo]) -> str:
     """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
-    kind = _kind(header)
+    kind = kind_of(header)
     if kind != "lm":
         others = {
             "mimi": "a Mimi codec",
             "lora": "LoRA adapters",
-            "transformers": "a model with the Transformers library's names",
+            "Transformers' lm": "a model with the Transformers library's names",
+            "Transformers' mimi": "a Mimi codec with the Transformers library's names",
         }
         return others.get(kind or "", "no file of Moshi's")
     if (other := _other_kind(header)) is not None:
@@ -335,6 +311,20 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
     groups = scales.shape[-1] if scales is not None and scales.shape else 0
     size = f" in groups of {header['out_norm.weight'].shape[0] // groups}" if groups else ""
     return f"{what}, {bits} bits{size}"
+
+
+def _check_types(path: Path, header: Mapping[str, TensorInfo]) -> None:
+    """Check how the numbers of all tensors are stored; before the shapes, which other types may have made different."""
+    for name, info in header.items():
+        if info.dtype not in FLOATS:
+            is_packed = f"{name.removesuffix('.weight')}.scales" in header
+            if not (is_packed and info.dtype == "U32"):
+                raise _wrong_type(path, name, info, is_packed=is_packed)
+
+
+def _wrong_type(path: Path, name: str, info: TensorInfo, *, is_packed: bool) -> InputError:
+    expected = "uint32" if is_packed else "a float of 16 or 32 bits"
+    return InputError(f"{path}: {name} is of type {_dtype_name(info)}", f"{expected} is expected")
 
 
 def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: int | None) -> None:
@@ -361,7 +351,7 @@ _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    """Read the sizes of a language model off its tensors, as far as they tell, by the keys of `LmConfig`."""
     counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
     for name in header:
         for key, pattern in _COUNTED.items():
@@ -391,17 +381,16 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
             for values in (other, {key: getattr(config, key) for key in other})
         )
         raise InputError(
-            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
-            f"{said}",
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
             "give the model's own with --config",
         )
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
+    """Read the bits of most weights off a header, without a configuration; None: not quantized.
 
-    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
-    `out_norm` tells the width of the rows that are packed there.
+    A file may hold weights of several kinds. Those of the first feed-forward stand for all. `out_norm` tells how many numbers
+    are packed into a row.
     """
     weight, norm = header.get(f"{_LARGE}.weight"), header.get("out_norm.weight")
     if (
@@ -451,8 +440,6 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
             quantizations[module] = _quantization(path, module, tensors, shape)
         elif array.shape != shape:
             raise InputError(f"{path}: {name} has shape {list(array.shape)}", f"{list(shape)} is expected")
-        elif array.dtype not in FLOATS:
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}", "a float of 16 or 32 bits is expected")
     surplus = sorted(set(tensors) - expected)
     wrong = [_listed(missing, "is missing", "are missing")] if missing else []
     wrong += [_listed(surplus, "does not belong to this model", "do not belong to this model")] if surplus else []
@@ -470,17 +457,14 @@ def _listed(names: list[str], one: str, several: str) -> str:
 
 def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> Quantization:
     weight, scales, biases = (tensors[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
+    if weight.dtype != "U32":
+        raise _wrong_type(path, f"{module}.weight", weight, is_packed=True)
     rows, columns = shape
     fits = len(weight.shape) == len(scales.shape) == 2 and scales.shape == biases.shape and scales.shape[1] > 0
     if fits and weight.shape[0] == scales.shape[0] == rows:
         group_size, rest = divmod(columns, scales.shape[1])
         bits, rest_bits = divmod(weight.shape[1] * 32, columns)
         if not rest and not rest_bits and bits in BITS and group_size in GROUP_SIZES:
-            if weight.dtype != "U32" or scales.dtype not in FLOATS or biases.dtype not in FLOATS:
-                raise InputError(
-                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}",
-                    "uint32 with floats is expected",
-                )
             return Quantization(bits, group_size)
     raise InputError(
         f"{path}: {module} has a quantized weight {list(weight.shape)} with scales {list(scales.shape)}, "

@@ -43,8 +43,8 @@ class Rule:
 class Converted:
     """What was written: the model and its configuration, the bytes before and after, and what did not fit the groups.
 
-    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are no whole number of groups. `scaling`
-    says how much of the adapters was added; None: there were none.
+    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are not a whole number of groups.
+    `scaling` says how much of the adapters was added; None: there were none.
     """
 
     path: Path
@@ -134,7 +134,7 @@ def convert(
 def _targets(
     checkpoint: Checkpoint, bits: int, group_size: int, keep: Sequence[Rule]
 ) -> tuple[dict[str, Quantization], list[str]]:
-    """Choose for every module how to quantize it; those missing are not. The list is of those that should be and cannot."""
+    """Choose how to quantize each module; those that are not there stay as they are. List those that should be and cannot."""
     targets: dict[str, Quantization] = {}
     unpacked: list[str] = []
     fitting: set[str] = set()

@@ -1,4 +1,10 @@
-"""The safetensors format: headers that are checked, tensors read by ranges of the file, files written in place."""
+"""The safetensors format: headers that are checked, tensors read by ranges of the file, files written in place.
+
+The codec has a reader of its own in Rust (`rust/mimi/src/checkpoint.rs`), because its crate works without Python. This one does
+not use it, for three reasons. The codec's takes three float types and streams each tensor into its own layout; here are packed
+integers, too, ranges of rows, and arrays of MLX. Its errors are the crate's, and do not know the program's options. And what
+reads only headers, such as `msh-mlx models` and `msh-mlx doctor`, also works where the extension cannot be loaded.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +67,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Raises
     ------
     InputError
-        The file cannot be read, is no safetensors file, is shorter or longer than its header says, or has a tensor of a type
+        The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of a type
         that is not known.
     """
     path = user_path(path)
@@ -178,7 +184,7 @@ def read_tensor(path: Path, info: TensorInfo) -> mx.array:
 
 
 # Of each float: how numpy reads its bits, the bits of its exponent, which are all set in what is not finite, and those of
-# its fraction, which are not all 0 if it is no number.
+# its fraction, which are not all 0 if it is NaN.
 _EXPONENTS: dict[str, tuple[Any, int, int]] = {
     "F16": (np.uint16, 0x7C00, 0x3FF),
     "BF16": (np.uint16, 0x7F80, 0x7F),
@@ -191,12 +197,12 @@ _PIECE = 1 << 22
 def find_not_finite(
     path: str | os.PathLike[str], progress: Callable[[float], None] | None = None
 ) -> tuple[str, int, float] | None:
-    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or no number.
+    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or NaN.
 
     Parameters
     ----------
     path
-        The file, of whatever model; quantized weights are no floats, their scales and biases are.
+        The file, of any model. Quantized weights are not floats; their scales and biases are.
     progress
         Called with the fraction of the floats' bytes that are read, from 0 to 1.
 

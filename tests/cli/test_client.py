@@ -16,7 +16,7 @@ from paths import DIGITS, ROOT
 from published import LAG, Server, published
 from test_remote import Ours, over_opus
 
-from msh_mlx.cli.main import _parser, main
+from msh_mlx.cli.main import main, parser
 from msh_mlx.cli.options import samplers
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.recordings import Plan, converse_with
@@ -97,7 +97,7 @@ def program(*args, **environment):
 
 def local_reply(arrived, transcript):
     """What `local_mlx.py` says to a recording, `[frames, 1920]`, before it becomes a file."""
-    args = _parser().parse_args(["--demo", *SAMPLING])
+    args = parser().parse_args(["--demo", *SAMPLING])
     session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
     replies = []
 

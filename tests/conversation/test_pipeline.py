@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from mimi import Capture, Playback
+from msh_native import Capture, Playback
 from paths import DEMO, DIGITS
 
 from msh_mlx import Session, Step, load_lm, load_mimi, load_tokenizer

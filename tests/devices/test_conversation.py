@@ -41,7 +41,8 @@ LOADED = 60  # seconds until a busy machine has loaded the model
 # What a program of one's own may do to a session. It is run in place of local_mlx.py.
 WRAPPER = """
 import sys, time
-from msh_mlx import cli, session
+from msh_mlx.cli import main as cli
+from msh_mlx.conversation import session
 
 def every(method, frame, action):
     original, count = getattr(session.Session, method), [0]
@@ -339,7 +340,7 @@ def test_a_model_that_is_still_loading(virtual_audio: VirtualAudio) -> None:
 
 def test_a_second_signal_ends_at_once(virtual_audio: VirtualAudio) -> None:
     """Also where the first one's cleaning up takes long."""
-    change = "from msh_mlx import live; live._Conversation.close = lambda self: time.sleep(60)"
+    change = "from msh_mlx.live import talk; talk._Conversation.close = lambda self: time.sleep(60)"
     with Talk(virtual_audio, command=wrapped(change)) as talk:
         talk.until_ready()
         talk.process.send_signal(signal.SIGINT)

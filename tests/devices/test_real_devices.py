@@ -247,7 +247,8 @@ def test_no_device_at_all(audio: VirtualAudio, tmp_path: Path) -> None:
         ("Devices('x', None, print).open()", "microphone"),
         ("print(list_devices())", "sound device"),
     ):
-        result = python(f"from msh_mlx.devices import *\ntry: {code}\nexcept MshError as error: print(error)", env)
+        names = "from msh_mlx.errors import *; from msh_mlx.sound.both import *; from msh_mlx.sound.portaudio import *"
+        result = python(f"{names}\ntry: {code}\nexcept MshError as error: print(error)", env)
         assert result.returncode == 0, result.stderr
         assert re.fullmatch(rf"There is no {word} .*--input FILE.*\.\n", result.stdout)
 
@@ -256,7 +257,7 @@ def test_the_sound_system_dies(virtual_audio: VirtualAudio) -> None:
     """Both streams end with their server; they are lost, it does not come back, and nothing hangs, not even the exit."""
     code = """
 import subprocess, time
-from msh_mlx.devices import Devices
+from msh_mlx.sound.both import Devices
 devices = Devices("moshi_mic", "moshi_speaker", lambda notice: print(notice.kind, flush=True))
 devices.open()
 assert devices.microphone.read(1920, 5) is not None

@@ -314,8 +314,8 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from msh_mlx.events import Heard, Said, SpokeWord
-from msh_mlx.recorder import Recorder
-from msh_mlx.text import Word
+from msh_mlx.live.recorder import Recorder
+from msh_mlx.events import Word
 
 def tell(*words):
     os.write(1, " ".join(map(str, words)).encode() + b"\\n")

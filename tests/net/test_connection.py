@@ -220,7 +220,7 @@ def long_pages(pcm, seconds, channels):
 
 
 async def listens(model, pieces, *, every=0.0, words=()):
-    """Send pieces as published clients do, one `every` so many seconds, until all words are heard; return all, and the log."""
+    """Send pieces as published clients do, one each `every` seconds; return what is heard until all words are, and the log."""
     async with serving(model) as server:
         async with Talker(server.url, stats=None, **GREEDY) as talker:
             await talker.until(Handshake)
@@ -263,7 +263,7 @@ def test_live_sound_in_long_pages_is_heard(model, digits, channels):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
-    """A file as fast as the network takes it, by who does not know of realtime=0: page by page, or in one message."""
+    """A file that is sent at once, without realtime=0: page by page, or in one message."""
     pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
     _, summary = run(listens(model, pieces, words=["four", "one", "three"]))
@@ -286,7 +286,7 @@ def test_files_that_come_at_once_without_a_query_are_answered(model, name):
 
 
 class Arrivals:
-    """Sound as it comes from the network, by a clock moved by hand, to a model that hears twice as fast as one speaks."""
+    """Sound from the network, by a clock that is moved by hand, for a model that hears twice as fast as one speaks."""
 
     def __init__(self):
         self.now = 0.0

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from paths import GOLDEN
 
 from msh_mlx.errors import ProtocolError
+from msh_mlx.net import parameters
 from msh_mlx.net.messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
-from msh_mlx.net.parameters import _PARAMETERS, BUILD_KEYS, ChatParameters, describe_server, unknown_parameters
+from msh_mlx.net.parameters import BUILD_KEYS, ChatParameters, unknown_parameters
+from msh_mlx.sound import ogg as ogg_pages
 from msh_mlx.sound.ogg import MAX_PAGE, OggSplitter, PageKind, packet_samples
 
 RECORDED = GOLDEN / "wire" / "page_and_torch_server.bin"
@@ -319,7 +321,7 @@ def test_a_stream_that_is_no_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
 
 def test_checksums_in_vain_are_few(monkeypatch):
     summed = []
-    monkeypatch.setattr("msh_mlx.sound.ogg.page_checksum", lambda page: summed.append(len(page)) or b"none")
+    monkeypatch.setattr(ogg_pages, "page_checksum", lambda page: summed.append(len(page)) or b"none")
     claims = b"OggS\0" + b"\xff" * 22  # a page of 50 kB, again and again
     with pytest.raises(ProtocolError):
         OggSplitter().feed(claims * 37_000)
@@ -416,7 +418,7 @@ def test_what_is_missing_or_empty_has_its_default():
     ],
 )
 def test_a_wrong_parameter_is_a_sentence_that_names_it(name, values):
-    assert set(_PARAMETERS) == set(vars(ChatParameters()))
+    assert set(parameters._PARAMETERS) == set(vars(ChatParameters()))
     for value in values:
         with pytest.raises(ProtocolError, match=rf"^The parameter {name} .*\.$") as raised:
             ChatParameters.from_query({name: value})
@@ -446,11 +448,11 @@ def test_the_metadata_has_what_the_published_page_wants():
         "text_temperature", "text_topk", "audio_temperature", "audio_topk",
         "pad_mult", "repetition_penalty_context", "repetition_penalty",
     )  # fmt: skip
-    for parameters in (
+    for chosen in (
         ChatParameters(),
         ChatParameters(repetition_penalty=1.3, repetition_penalty_context=64, pad_mult=-1.0),
     ):
-        message = describe_server(parameters, "lm", "mimi", "here", {"git_hash": "abc", "other": "x"})
+        message = parameters.describe_server(chosen, "lm", "mimi", "here", {"git_hash": "abc", "other": "x"})
         values = decode(encode(message)).values
         assert all(type(values[name]) in (int, float) for name in numbers)
         assert (values["lm_model_file"], values["mimi_model_file"], values["instance_name"]) == ("lm", "mimi", "here")

@@ -1,8 +1,8 @@
-"""`mimi.EchoCanceller` on sound that is put together, and `mimi.Reference` without devices."""
+"""`msh_native.EchoCanceller` on sound that is put together, and `msh_native.Reference` without devices."""
 
 import numpy as np
 import pytest
-from mimi import Capture, EchoCanceller, Playback, Reference
+from msh_native import Capture, EchoCanceller, Playback, Reference
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.echo import MODES

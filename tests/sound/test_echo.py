@@ -10,7 +10,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from mimi import Capture, Playback, VoiceEnhancer
+from msh_native import Capture, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import EchoState

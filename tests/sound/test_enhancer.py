@@ -1,9 +1,9 @@
-"""`mimi.VoiceEnhancer` on the demo's recording of spoken digits."""
+"""`msh_native.VoiceEnhancer` on the demo's recording of spoken digits."""
 
 import numpy as np
 import pytest
 import soundfile
-from mimi import VoiceEnhancer
+from msh_native import VoiceEnhancer
 from paths import DIGITS
 
 from msh_mlx.format import FRAME_SIZE

@@ -15,7 +15,7 @@ import ogg
 import pytest
 import soundfile
 import soxr
-from mimi import Mixer
+from msh_native import Mixer
 from paths import CASES
 
 from msh_mlx.errors import InputError, MshError
@@ -235,7 +235,7 @@ def test_a_long_stream_needs_no_memory() -> None:
     code = """
 import resource, sys
 import numpy as np
-from msh_mlx.audio import open_recording, read_frames
+from msh_mlx.sound.recordings import open_recording, read_frames
 with open_recording("-") as recording:
     frames = read_frames(recording, 24000, 1920)
     next(frames)
@@ -735,6 +735,161 @@ def test_opposite_phase_is_heard_and_told(tmp_path: Path, name: str) -> None:
         ]
     off = np.sqrt(np.mean((got[2400:] - left[2400:]) ** 2) / np.mean(left**2))
     assert off < 0.01
+
+
+# ---- several recordings in a file ----------------------------------------------------------------------------------------
+
+
+def bare_mp3() -> bytes:
+    data = encoded("MP3", channels=1)
+    return data[data.index(b"\xff\xfb", 100) :]
+
+
+PARTS = {
+    "WAV": lambda: plain("WAV", "PCM_16", "LITTLE"),
+    "float WAV": lambda: plain("WAV", "FLOAT", "LITTLE"),
+    "RIFX": lambda: plain("WAV", "PCM_16", "BIG"),
+    "u-law WAV": lambda: plain("WAV", "ULAW", "LITTLE"),
+    "IMA WAV": lambda: plain("WAV", "IMA_ADPCM", "LITTLE"),
+    "ADPCM WAV": lambda: plain("WAV", "MS_ADPCM", "LITTLE"),
+    "GSM WAV": lambda: plain("WAV", "GSM610", "LITTLE"),
+    "RF64": lambda: plain("RF64", "PCM_16", "FILE"),
+    "W64": lambda: plain("W64", "PCM_16", "FILE"),
+    "AIFF": lambda: plain("AIFF", "PCM_16", "BIG"),
+    "AIFC": lambda: plain("AIFF", "PCM_16", "LITTLE"),
+    "u-law AIFC": lambda: plain("AIFF", "ULAW", "FILE"),
+    "AU": lambda: plain("AU", "PCM_16", "BIG"),
+    "CAF": lambda: plain("CAF", "PCM_16", "BIG"),
+    "FLAC": lambda: encoded("FLAC", channels=1),
+    "Vorbis": lambda: encoded("OGG", "VORBIS", channels=1),
+    "Opus": lambda: encoded("OGG", "OPUS", channels=1),
+    "MP3": lambda: encoded("MP3", channels=1),
+    "bare MP3": bare_mp3,
+}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("first", PARTS)
+def test_recordings_of_any_formats_one_behind_the_other(tmp_path: Path, first: str, piped: bool) -> None:
+    data = PARTS[first]()
+    (_, rate, alone) = (path := write(tmp_path / "alone", data), open_recording(str(path)).rate, read_all(path))
+    for second in dict.fromkeys((first, "WAV", "AU", "FLAC", "Vorbis", "MP3", "bare MP3")):
+        if first == "bare MP3" and second == "bare MP3":
+            continue  # which is one recording
+        more = PARTS[second]()
+        if first == "FLAC" and "MP3" in second:
+            with pytest.raises(InputError, match=r"goes on after 1\.30 s with MP3 sound"):
+                heard(tmp_path, data + more, piped)
+            continue
+        with open_recording(str(write(tmp_path / "second", more))) as recording:
+            expected = [alone, *resample(recording.blocks(), recording.rate, rate)]
+        got = heard(tmp_path, data + more, piped)
+        length = sum(map(len, expected))
+        # Nothing less, and nothing of a header: the decoder of MP3 alone may be some samples off where counts are missing.
+        assert abs(len(got) - length) <= (1200 if "MP3" in first + second else 1), second
+        np.testing.assert_allclose(got[: len(alone) - 1200], alone[:-1200], atol=1e-6)
+        if "MP3" not in first + second:
+            np.testing.assert_allclose(got[-len(alone) :], np.concatenate(expected)[-len(alone) :], atol=1e-6)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 5000])
+def test_recordings_behind_one_of_unknown_length(tmp_path: Path, size: int, piped: bool) -> None:
+    data = plain("WAV", "PCM_16", "LITTLE")
+    expected = heard(tmp_path, data)
+    joined = streamed(data, size, size) + plain("AU", "PCM_16", "BIG")
+    np.testing.assert_array_equal(heard(tmp_path, joined, piped), np.concatenate([expected, expected]))
+
+
+def test_chunks_between_recordings(tmp_path: Path) -> None:
+    data = plain("WAV", "PCM_16", "LITTLE")
+    expected = heard(tmp_path, data)
+    joined = data + b"LIST\4\0\0\0INFO" + bytes(1001) + data + b"TAG" + bytes(125)
+    for piped in (False, True):
+        got = heard(tmp_path, joined[: -128 if piped else None], piped)
+        np.testing.assert_array_equal(got, np.concatenate([expected, expected]))
+
+
+@pytest.mark.parametrize("first", ["WAV", "AU", "u-law WAV", "FLAC", "Vorbis", "MP3"])
+def test_what_cannot_be_read_behind_a_recording_is_said(tmp_path: Path, first: str) -> None:
+    data = PARTS[first]()
+    with open_recording(str(write(tmp_path / "alone", data))) as alone:
+        seconds = alone.samples / alone.rate
+    other = b"\0\0\0\x20ftypM4A " + bytes(20) + b"isomiso2" + bytes(200)
+    for piped in (False, True):
+        with pytest.raises(InputError, match=rf"goes on after {seconds:.2f} s with .* M4A \(AAC\)") as caught:
+            heard(tmp_path, data + other, piped)
+        assert_sentence(caught.value)
+    # One that is cut off and goes on with another.
+    for part in (0.6, 0.95):
+        assert_refused(tmp_path, data[: int(part * len(data))] + data, False)
+
+
+def wav_of_mp3() -> bytes:
+    frames = bare_mp3()
+    fmt = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 48000, 8000, 1, 0, 12, 1, 2, 384, 1, 0)
+    chunks = struct.pack("<4sI", b"fmt ", len(fmt)) + fmt + struct.pack("<4sII", b"fact", 4, 99999)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 12 + len(chunks) + len(frames))
+        + b"WAVE"
+        + chunks
+        + (struct.pack("<4sI", b"data", len(frames)) + frames + bytes(len(frames) % 2))
+    )
+
+
+def test_mp3_in_wav(tmp_path: Path) -> None:
+    data = wav_of_mp3()
+    expected = heard(tmp_path, bare_mp3())
+    for piped in (False, True):
+        np.testing.assert_array_equal(heard(tmp_path, data, piped), expected)
+        assert len(heard(tmp_path, data + data, piped)) == 2 * len(expected)
+    assert_refused(tmp_path, data[:-500], False)
+
+
+FILLERS = {
+    "a zero": b"\0",
+    "a line's end": b"\r\n",
+    "zeros": bytes(4096),
+    "ones": b"\xff" * 2000,
+    "text": b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>\n' * 5,
+}
+
+
+@pytest.mark.parametrize("form", ["FLAC", "Vorbis", "Opus", "MP3", "bare MP3"])
+@pytest.mark.parametrize("filler", FILLERS)
+def test_what_is_put_behind_a_whole_recording(tmp_path: Path, form: str, filler: str) -> None:
+    data = PARTS[form]()
+    for piped in (False, True):
+        np.testing.assert_array_equal(heard(tmp_path, data + FILLERS[filler], piped), heard(tmp_path, data))
+    if form != "bare MP3":  # which does not say how long it is, so that its last frame may hold anything
+        for part in (0.5, 0.9):
+            assert_refused(tmp_path, data[: int(part * len(data))] + FILLERS[filler], False)
+
+
+@pytest.mark.parametrize("form", ["FLAC", "Vorbis", "Opus", "MP3", "bare MP3"])
+def test_holes_of_zeros(tmp_path: Path, form: str) -> None:
+    """As downloads leave them that were not ended, of files that had their size from the beginning."""
+    data = PARTS[form]()
+    size = len(data)
+    for begin, end in ((0.5, 1.0), (0.4, 0.6), (0.3, 0.35)):
+        first, last = int(begin * size), int(end * size)
+        assert_refused(tmp_path, data[:first] + bytes(last - first) + data[last:], False)
+    if form == "bare MP3":
+        # Where frames end, so that only the zeros tell.
+        kbits = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+        starts = [0]
+        while starts[-1] < size:
+            starts.append(starts[-1] + 3 * kbits[data[starts[-1] + 2] >> 4])  # at 48 kHz
+        for first, last in ((starts[10], starts[14]), (starts[len(starts) // 2], size)):
+            assert_refused(tmp_path, data[:first] + bytes(last - first) + data[last:], False)
+
+
+def test_a_flac_may_hold_another_recordings_header(tmp_path: Path) -> None:
+    data = encoded("FLAC", channels=1)
+    block = b"riff" + plain("WAV", "PCM_16", "LITTLE")[:44]  # as `flac --keep-foreign-metadata` writes it
+    kept = data[:42] + b"\2" + len(block).to_bytes(3, "big") + block + data[42:]
+    np.testing.assert_array_equal(heard(tmp_path, kept), heard(tmp_path, data))
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import ctypes
 import threading
 import time
 
-import mimi
+import msh_native
 import numpy as np
 import pytest
 
@@ -105,7 +105,7 @@ class SlowPlayback:
 def test_playback_against_slow(seed):
     rng = np.random.default_rng(seed)
     # Less than the 2 s in which the regulation does nothing.
-    fast, slow = mimi.Playback(RATE, frame=FRAME, seconds=30), SlowPlayback()
+    fast, slow = msh_native.Playback(RATE, frame=FRAME, seconds=30), SlowPlayback()
     rendered = 0
     while True:
         action = rng.integers(12)
@@ -137,8 +137,8 @@ def test_playback_against_slow(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_capture_against_slow(seed):
     rng = np.random.default_rng(seed)
-    fast = mimi.Capture(RATE, channels=2, seconds=0.5)
-    mixer = mimi.Mixer(RATE, 2)
+    fast = msh_native.Capture(RATE, channels=2, seconds=0.5)
+    mixer = msh_native.Mixer(RATE, 2)
     capacity = RATE // 2
     slow = np.zeros(0, np.float32)
     old = np.zeros(0, np.float32)  # what was forgotten; the sound now blends from it
@@ -187,7 +187,7 @@ def test_capture_against_slow(seed):
 
 
 def test_capture_by_its_callback():
-    capture = mimi.Capture(RATE, channels=2)
+    capture = msh_native.Capture(RATE, channels=2)
     callback = CALLBACK(capture.callback)
     pcm = np.array([[0.5, 0.5], [np.nan, 1], [np.inf, -np.inf], [0, 0]], np.float32)
     assert callback(pcm.ctypes.data, None, 4, None, 2, capture.userdata) == 0
@@ -200,7 +200,7 @@ def test_capture_by_its_callback():
 
 
 def test_playback_by_its_callback():
-    playback = mimi.Playback(RATE, channels=3, frame=FRAME)
+    playback = msh_native.Playback(RATE, channels=3, frame=FRAME)
     callback = CALLBACK(playback.callback)
     playback.write(np.full(FRAME, 7, np.float32))
     output = np.full((100, 3), np.nan, np.float32)
@@ -216,7 +216,7 @@ def test_playback_by_its_callback():
 
 
 def test_mono_goes_to_all_channels():
-    capture = mimi.Capture(RATE, channels=2)
+    capture = msh_native.Capture(RATE, channels=2)
     pcm = sine(100)
     capture.feed(pcm)
     capture.feed(np.stack([pcm, pcm], 1)[::2])
@@ -224,7 +224,7 @@ def test_mono_goes_to_all_channels():
 
 
 def test_levels_are_of_the_time_since_they_were_asked_for():
-    capture, playback = mimi.Capture(RATE), mimi.Playback(RATE, frame=FRAME)
+    capture, playback = msh_native.Capture(RATE), msh_native.Playback(RATE, frame=FRAME)
     pcm = np.array([0.5, -0.999, 0.25, 1.5] * 200, np.float32)
     capture.feed(pcm)
     stats = capture.stats()
@@ -242,8 +242,8 @@ def test_levels_are_of_the_time_since_they_were_asked_for():
 
 def test_idle_is_the_time_since_the_last_callback():
     for ring, call in (
-        (capture := mimi.Capture(RATE), lambda: capture.feed(sine(10))),
-        (playback := mimi.Playback(RATE, frame=FRAME), lambda: playback.render(10)),
+        (capture := msh_native.Capture(RATE), lambda: capture.feed(sine(10))),
+        (playback := msh_native.Playback(RATE, frame=FRAME), lambda: playback.render(10)),
     ):
         time.sleep(0.05)
         assert 0.05 <= ring.stats()["idle"] < 10
@@ -257,7 +257,7 @@ def test_idle_is_the_time_since_the_last_callback():
 
 
 def test_read_waits_without_the_gil():
-    capture = mimi.Capture(RATE)
+    capture = msh_native.Capture(RATE)
     pcm = sine(1000)
 
     def feed():
@@ -272,7 +272,7 @@ def test_read_waits_without_the_gil():
 
 
 def test_read_gives_up_after_its_timeout():
-    capture = mimi.Capture(RATE)
+    capture = msh_native.Capture(RATE)
     capture.feed(sine(10))
     start = time.monotonic()
     assert capture.read(11, 0.05) is None
@@ -281,7 +281,7 @@ def test_read_gives_up_after_its_timeout():
 
 
 def test_capture_across_threads():
-    capture = mimi.Capture(RATE, seconds=0.2)
+    capture = msh_native.Capture(RATE, seconds=0.2)
     total = 300_000
     numbers = np.arange(total, dtype=np.float32)
 
@@ -309,7 +309,7 @@ def test_capture_across_threads():
 
 def test_playback_across_threads():
     """One thread writes, pauses, clears and asks, the other renders: no click, and every sample is accounted for."""
-    playback = mimi.Playback(RATE, frame=FRAME)
+    playback = msh_native.Playback(RATE, frame=FRAME)
     frame = sine(FRAME)
     heard = []
     done = threading.Event()
@@ -349,7 +349,7 @@ def test_playback_across_threads():
 
 def test_two_devices_at_a_ring_break_nothing():
     """That is a mistake, but it may cost samples only."""
-    capture, playback = mimi.Capture(RATE, seconds=600), mimi.Playback(RATE, frame=FRAME)
+    capture, playback = msh_native.Capture(RATE, seconds=600), msh_native.Playback(RATE, frame=FRAME)
     pcm = sine(FRAME)
 
     def device():
@@ -369,18 +369,18 @@ def test_two_devices_at_a_ring_break_nothing():
 
 def test_bad_arguments():
     for make in (
-        lambda: mimi.Capture(0),
-        lambda: mimi.Capture(-48000),
-        lambda: mimi.Capture(RATE, channels=0),
-        lambda: mimi.Capture(RATE, seconds=0),
-        lambda: mimi.Capture(RATE, seconds=float("nan")),
-        lambda: mimi.Playback(RATE, frame=0),
-        lambda: mimi.Playback(RATE, frame=FRAME, seconds=0.3),
-        lambda: mimi.Playback(RATE, frame=FRAME, channels=-1),
+        lambda: msh_native.Capture(0),
+        lambda: msh_native.Capture(-48000),
+        lambda: msh_native.Capture(RATE, channels=0),
+        lambda: msh_native.Capture(RATE, seconds=0),
+        lambda: msh_native.Capture(RATE, seconds=float("nan")),
+        lambda: msh_native.Playback(RATE, frame=0),
+        lambda: msh_native.Playback(RATE, frame=FRAME, seconds=0.3),
+        lambda: msh_native.Playback(RATE, frame=FRAME, channels=-1),
     ):
         with pytest.raises(ValueError, match="expected"):
             make()
-    capture, playback = mimi.Capture(RATE, channels=2), mimi.Playback(RATE, frame=FRAME)
+    capture, playback = msh_native.Capture(RATE, channels=2), msh_native.Playback(RATE, frame=FRAME)
     with pytest.raises(TypeError, match="float32"):
         capture.feed(np.zeros(10))
     with pytest.raises(TypeError, match="float32"):

@@ -27,7 +27,7 @@ use crate::without_gil;
 /// ------
 /// ValueError
 ///     There is no such mode.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct EchoCanceller {
     canceller: Mutex<Canceller>,
     remote: Remote,
@@ -133,7 +133,7 @@ fn alone<'a, T>(of: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failu
 /// ----------
 /// noise_suppression, gain_control : bool
 ///     What to do.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct VoiceEnhancer(Mutex<Enhancer>);
 
 #[pymethods]

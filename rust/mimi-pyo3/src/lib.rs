@@ -1,4 +1,4 @@
-//! The Python extension `mimi._mimi`: it checks, converts, releases the GIL and maps errors; no arithmetic is in here.
+//! The Python extension `msh_native._native` of the packages `mimi` and `msh_native`: it checks, converts, releases the GIL and maps errors; no arithmetic is in here.
 
 mod arrays;
 mod echo;
@@ -290,7 +290,7 @@ fn kernels() -> String {
 }
 
 #[pymodule]
-fn _mimi(module: &Bound<'_, PyModule>) -> PyResult<()> {
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Mimi>()?;
     module.add_class::<Encoder>()?;
     module.add_class::<Decoder>()?;

@@ -42,7 +42,7 @@ macro_rules! dict {
 /// ------
 /// ValueError
 ///     An argument is out of range.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct Mixer(Mutex<rings::Mixer>);
 
 #[pymethods]
@@ -97,7 +97,7 @@ impl Mixer {
 /// ------
 /// ValueError
 ///     An argument is out of range.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct Capture(Arc<rings::Capture>);
 
 #[pymethods]
@@ -226,7 +226,7 @@ impl Capture {
 /// ------
 /// ValueError
 ///     An argument is out of range.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct Playback(Arc<rings::Playback>);
 
 #[pymethods]
@@ -346,7 +346,7 @@ impl Playback {
 ///     The microphone's.
 /// playback : Playback
 ///     The loudspeaker's, which remembers 3 s.
-#[pyclass(module = "mimi", frozen)]
+#[pyclass(module = "msh_native", frozen)]
 pub struct Reference(Mutex<rings::Reference>);
 
 #[pymethods]

@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-
-from mimi._mimi import Decoder, Encoder, Mimi
+from msh_native._native import Decoder, Encoder, Mimi
 
 __all__ = ["StreamTokenizer", "Tokenizer", "write_wav"]
 
