@@ -21,7 +21,7 @@ from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .step import AS_SAID, Logits, StepFunction
+from .step import AS_SAID, StepFunction, StepLogits
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class LmGen:
             self._position = 0
             self._said: mx.array | None = None
             self._rings: list[Ring] = []
-            self._logits: Logits | None = None
+            self._logits: StepLogits | None = None
             self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
             self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
             self._words.clear()
@@ -186,7 +186,7 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """Logits of the newest step's codes, `[dep_q, card]`, on the device.
+        """StepLogits of the newest step's codes, `[dep_q, card]`, on the device.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class LmGen:
         """Bytes of keys and values that are held now."""
         return sum(array.nbytes for ring in self._rings for array in ring)
 
-    def _newest(self) -> Logits:
+    def _newest(self) -> StepLogits:
         if self._logits is None:
             raise InputError("There was no step yet, and so there are no logits.")
         return self._logits

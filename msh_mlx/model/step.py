@@ -21,7 +21,7 @@ from .sampling import Sampler, TextSampler
 AS_SAID = -2
 
 # Of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers changed anything.
-Logits = tuple[mx.array, list[mx.array]]
+StepLogits = tuple[mx.array, list[mx.array]]
 
 _COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
 
@@ -83,7 +83,7 @@ class StepFunction:
         rings: list[Ring],
         key: mx.array,
         recent: npt.NDArray[np.int32],
-    ) -> tuple[mx.array, list[Ring], Logits]:
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
         """Enqueue a step; nothing is waited for.
 
         Parameters
@@ -108,12 +108,12 @@ class StepFunction:
         config = self._lm.config
         numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
         factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
-        result: tuple[mx.array, list[Ring], Logits] = self._function(numbers, factors, said, rings, key)
+        result: tuple[mx.array, list[Ring], StepLogits] = self._function(numbers, factors, said, rings, key)
         return result
 
     def _run(
         self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
-    ) -> tuple[mx.array, list[Ring], Logits]:
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
         lm, config = self._lm, self._lm.config
         own = 1 + config.dep_q
         slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])

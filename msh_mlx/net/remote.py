@@ -242,21 +242,21 @@ class Remote(LiveConversation):
         address = self._address
         self._proxy = Proxy.on_the_way(address.host, address.port, secure=address.secure)
         connector = ProxyConnector(self._proxy) if self._proxy else None
-        session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+        http = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
         try:
             while True:
                 with contextlib.suppress(_AgainError):
-                    await self._attempt(session)
+                    await self._attempt(http)
         finally:
             # TLS would wait half a minute for the other side's goodbye.
             with contextlib.suppress(Exception):
                 async with timeout(_CLOSE):
-                    await session.close()
+                    await http.close()
 
-    async def _attempt(self, session: aiohttp.ClientSession) -> None:
+    async def _attempt(self, http: aiohttp.ClientSession) -> None:
         """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
         try:
-            connection = await self._connect(session)
+            connection = await self._connect(http)
             try:
                 await self._converse(connection)
             finally:
@@ -282,7 +282,7 @@ class Remote(LiveConversation):
             await asyncio.sleep(_PAUSES[min(self._attempts, len(_PAUSES) - 1)])
             self._attempts += 1
 
-    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+    async def _connect(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         """Connect to the server.
 
         Raises
@@ -298,7 +298,7 @@ class Remote(LiveConversation):
             self._events(Loading("connecting"))
         try:
             async with timeout(_CONNECT):
-                connection = await self._open(session)
+                connection = await self._open(http)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
             if isinstance(error, MshError):
                 raise
@@ -308,7 +308,7 @@ class Remote(LiveConversation):
             self._events(Loading("waiting"))
         return connection
 
-    async def _open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+    async def _open(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         trusted: bool | aiohttp.Fingerprint = True
         if self._address.secure:
             proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
@@ -320,7 +320,7 @@ class Remote(LiveConversation):
                     self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
-        return await session.ws_connect(
+        return await http.ws_connect(
             self._address.url(), ssl=trusted, autoping=False, max_msg_size=messages.MAX_MESSAGE
         )
 
