@@ -148,5 +148,5 @@ def test_files_and_targets_that_pages_name_are_there(page):
         r"`(?:python )?((?:assets|benchmarks|client|docs|msh_mlx|rust|scripts|tests)/[\w./-]*)", text(page)
     )
     assert not [path for path in named if not (ROOT / path).exists()]
-    targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.M))
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text(page), re.M)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.M))
+    assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text(page), re.M)) <= targets
