@@ -499,7 +499,9 @@ PROGRAM = """
 import os, sys
 from msh_mlx.events import Ready, Spoke
 from msh_mlx.keys import Keys, action
-from msh_mlx.screen import LiveScreen, Status, Summary, open_screen
+from msh_mlx.live.screen.open import open_screen
+from msh_mlx.live.screen.status import Status, Summary
+from msh_mlx.live.screen.terminal import LiveScreen
 with open_screen(plain=False, as_json=False, out=sys.stdout, frame_seconds=0.08) as screen, Keys(sys.stdin) as keys:
     assert isinstance(screen, LiveScreen)
     screen.handle(Ready(1))
@@ -744,7 +746,7 @@ def test_json_is_flushed_line_by_line(tmp_path: Path) -> None:
 
 
 def test_the_screen_knows_nothing_of_the_model() -> None:
-    code = "import sys, msh_mlx.screen, msh_mlx.hints; print(sorted(sys.modules))"
+    code = "import sys, msh_mlx.live.screen.open, msh_mlx.live.hints; print(sorted(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

@@ -16,7 +16,7 @@ from test_pipeline import Reel, Tape, eventually
 from msh_mlx.conversation.recordings import BrokenOffError
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord, Word
-from msh_mlx.net import remote
+from msh_mlx.net import remote, upload
 from msh_mlx.net.address import Address
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -463,7 +463,8 @@ def words_of(said):
 @pytest.fixture
 def brisk(monkeypatch):
     """What takes long is not waited for."""
-    monkeypatch.setattr(remote, "_STALLED", 0.1)
+    for module in (remote, upload):
+        monkeypatch.setattr(module, "STALLED", 0.1)
     monkeypatch.setattr(remote, "_SILENT", 1.0)
 
 

@@ -27,7 +27,7 @@ LONG = 10  # seconds, after which something hangs
 # The server, but its model fails when it is asked for a certain thing so many times: "step" or "prime", counted from loading.
 FAILING = """
 import sys
-from msh_mlx import generate
+from msh_mlx.model import generate
 from msh_mlx.cli import main
 
 name, times, *arguments = sys.argv[1:]
