@@ -498,7 +498,7 @@ def fail(screen: Screen) -> None:
 PROGRAM = """
 import os, sys
 from msh_mlx.events import Ready, Spoke
-from msh_mlx.keys import Keys, action
+from msh_mlx.live.keys import Keys, action
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.status import Status, Summary
 from msh_mlx.live.screen.terminal import LiveScreen

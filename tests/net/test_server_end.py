@@ -28,7 +28,7 @@ LONG = 10  # seconds, after which something hangs
 FAILING = """
 import sys
 from msh_mlx.model import generate
-from msh_mlx.cli import main
+from msh_mlx.cli.main import main
 
 name, times, *arguments = sys.argv[1:]
 work, left = getattr(generate.LmGen, name), [int(times)]
