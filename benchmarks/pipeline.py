@@ -29,6 +29,7 @@ from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
@@ -36,6 +37,7 @@ from msh_mlx.library.files import ModelFiles, find_demo, find_model
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.status import Screen, Status
 from msh_mlx.metrics import Metrics
+from msh_mlx.system.threads import short_turns
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 TURN = 25  # frames
@@ -45,8 +47,8 @@ ROWS = {
     "encode": "encode",
     "step": "step",
     "decode": "decode",
-    "codes_wait": "wait for the model",
-    "frames_wait": "wait for the decoder",
+    "model_wait": "wait for the model",
+    "decoder_wait": "wait for the decoder",
     "reply": "reply: from last sample heard to first written",
     "delay": "delay: that, and what waits to be played",
 }
@@ -58,7 +60,7 @@ class Conversation:
     def __init__(self, load: Callable[[], Session]) -> None:
         self.ends = Ends()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        self.pipeline = Pipeline(lambda _: load(), self.ends.source, self.ends, self.events.put)
+        self.pipeline = Pipeline(warm(lambda _: load()), self.ends.source, self.ends, self.events.put)
 
     def __enter__(self) -> Conversation:
         self.pipeline.start()
@@ -240,4 +242,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

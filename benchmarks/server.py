@@ -28,8 +28,10 @@ from server_soak import DIGITS, TOKEN, Client, ServerProcess
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
+from msh_mlx.conversation.live import NullSink
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.pipeline import Pipeline
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.errors import MshError
 from msh_mlx.events import Event, Failed, Ready, Said
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, Pcm
@@ -37,6 +39,7 @@ from msh_mlx.library.files import find_demo
 from msh_mlx.net.connection import NetworkSource
 from msh_mlx.net.messages import Audio, Control, MetaData, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
+from msh_mlx.system.threads import short_turns
 
 PACKET = 0.04  # seconds
 TURN = 50  # frames
@@ -95,19 +98,6 @@ async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phas
     return spoken
 
 
-class Nowhere:
-    """A sink; replies are taken where they are told of."""
-
-    def write(self, pcm: Pcm) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def stats(self) -> dict[str, Any]:
-        return {}
-
-
 class Alone:
     """The pipeline in this process, between ends that add nothing."""
 
@@ -119,7 +109,7 @@ class Alone:
             "text": {"temperature": 0.7, "top_k": 25},
         }
         self.pipeline = Pipeline(
-            lambda _: load_session(find_demo(), None, **sampling, seed=0), self._source, Nowhere(), self._hear
+            warm(lambda _: load_session(find_demo(), None, **sampling, seed=0)), self._source, NullSink(), self._hear
         )
 
     def __enter__(self) -> Alone:
@@ -373,4 +363,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

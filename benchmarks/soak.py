@@ -25,12 +25,14 @@ from msh_mlx.conversation.codec import load_mimi
 from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
 from msh_mlx.conversation.text import load_tokenizer
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Event, Failed, Ready, Span
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.metrics import Durations
 from msh_mlx.model.config import LmConfig
 from msh_mlx.system.memory import set_limits
+from msh_mlx.system.threads import short_turns
 from msh_mlx.weights.checkpoint import load_lm
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
@@ -128,7 +130,7 @@ def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
         elif isinstance(event, Ready | Failed):
             ready.set()
 
-    pipeline = Pipeline(lambda _: load(hours), ends.source, ends, note)
+    pipeline = Pipeline(warm(lambda _: load(hours)), ends.source, ends, note)
     answered = 0
 
     def answer(heard: int) -> None:
@@ -241,4 +243,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

@@ -79,17 +79,17 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Sizes of queues at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
+class Queues:
+    """What waits where at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
 
-    `microphone` is sound that waits to be heard, `codes` and `frames` what waits for the model and the decoder, `loudspeaker`
-    what waits to be played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
+    `microphone` is sound that waits to be heard, `model` and `decoder` what waits for these, `loudspeaker` what waits to be
+    played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
     """
 
     time: float
     microphone: float
-    codes: float
-    frames: float
+    model: float
+    decoder: float
     loudspeaker: float
     cushion: float
     dropped: float
@@ -155,7 +155,7 @@ Event = (
     | Spoke
     | SpokeWord
     | Span
-    | Levels
+    | Queues
     | EchoState
     | Dropped
     | Underrun

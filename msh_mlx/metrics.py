@@ -158,22 +158,22 @@ class EchoFigures:
 class Metrics:
     """The figures of one run of the pipeline; each is written by one thread and may be read by any.
 
-    `encode`, `step`, `decode` are what the stages took; `codes_wait` and `frames_wait` what a frame waited for the model and
-    the decoder; `reply` the time from a frame's last sample, heard by the microphone, to the first sample of its reply, handed
-    to the loudspeaker; `delay` that and what the loudspeaker had yet to play by then. All in seconds.
+    `encode`, `step`, `decode` are what the stages took; `model_wait` and `decoder_wait` what a frame waited for the model
+    and the decoder; `reply` the time from a frame's last sample, heard by the microphone, to the first sample of its reply,
+    handed to the loudspeaker; `delay` that and what the loudspeaker had yet to play by then. All in seconds.
 
     `frames` were answered in all conversations; `words` were spoken; `drops` times `dropped` seconds of the user's sound in
     all were given up; the loudspeaker ran dry `underruns` times.
     """
 
-    STAGES = ("encode", "step", "decode", "codes_wait", "frames_wait", "reply", "delay")
+    STAGES = ("encode", "step", "decode", "model_wait", "decoder_wait", "reply", "delay")
 
     def __init__(self) -> None:
         self.encode = Durations()
         self.step = Durations()
         self.decode = Durations()
-        self.codes_wait = Durations()
-        self.frames_wait = Durations()
+        self.model_wait = Durations()
+        self.decoder_wait = Durations()
         self.reply = Durations()
         self.delay = Durations()
         self.frames = 0

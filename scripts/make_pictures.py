@@ -24,6 +24,7 @@ from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Event, Failed, Heard, Ready, Said, Spoke
 from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.library.files import find_demo
@@ -90,7 +91,7 @@ def picture(load: Callable[[object], Session], words: int) -> str:
     screen = LiveScreen(console, frame_seconds=FRAME_SECONDS)
     ends, events = Ends(), SimpleQueue[Event]()
     clock = Clock(ends, speech(RECORDING), 1.0)
-    pipeline = Pipeline(load, ends.source, ends, events.put)
+    pipeline = Pipeline(warm(load), ends.source, ends, events.put)
     with screen:
         console.push_render_hook(paper)
         pipeline.start()

@@ -69,13 +69,13 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
     from rich.console import Console
 
     from msh_mlx.cli.display import Display, timing_line
-    from msh_mlx.conversation.recordings import Event, Plan, converse
+    from msh_mlx.conversation.recordings import Plan, RecordingEvent, converse
     from msh_mlx.sound.recordings import open_recording
     from msh_mlx.weights.checkpoint import open_checkpoint
 
     with open_recording(source) as recording, Display(Console(highlight=False), plain=True) as display:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             display(event)
 
@@ -86,9 +86,9 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
             text={"temperature": args.text_temperature, "top_k": 25},
             seed=args.seed,
         )
-        summary = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
-        for what, times in (("Encoding", summary.encode), ("The model", summary.step), ("Decoding", summary.decode)):
-            display.say(timing_line(what, [times]))
+        ended = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
+        for what, stage in (("Encoding", "encode"), ("The model", "step"), ("Decoding", "decode")):
+            display.say(timing_line(what, [ended.stages[stage]]))
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -16,7 +17,8 @@ from .devices import print_devices, print_latency
 from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, own_token, seconds, whole
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import Answer, Event
+    from ..conversation.recordings import RecordingEvent
+    from ..events import Event
     from ..format import Pcm
     from ..net.address import Address
 
@@ -155,13 +157,10 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
-    from ..live.talk import Ends, talk
+    from ..live.talk import talk
     from ..net.remote import Remote
 
-    def make(ends: Ends) -> Remote:
-        return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
-
-    return talk(make, live_options(args), signals, elsewhere=True)
+    return talk(partial(Remote, address), live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
@@ -175,14 +174,14 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args) as shown, open_recording(args.input) as recording:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 
-        def answer(frames: Iterator[Pcm]) -> Iterator[Answer]:
+        def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
         converse_with(
-            answer, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
+            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
         )
     return 0

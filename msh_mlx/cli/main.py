@@ -37,9 +37,10 @@ from .options import (
 from .program import guard, interruptible
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import Event, Plan
+    from ..conversation.live import Sink, Source
+    from ..conversation.recordings import Plan, RecordingEvent
     from ..conversation.session import Session
-    from ..live.talk import Ends
+    from ..events import Event
     from ..sound.recordings import Recording
 
 _COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
@@ -136,6 +137,7 @@ def _loader(args: argparse.Namespace) -> Callable[..., Session]:
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
+    from ..conversation.warmup import warm
     from ..events import ModelInUse
     from ..live.talk import talk
     from ..weights.checkpoint import open_checkpoint
@@ -144,17 +146,12 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     load = _loader(args)
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
-    def make(ends: Ends) -> Pipeline:
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
-            ends.events(ModelInUse(choice.checkpoint.bits))
-        return Pipeline(
-            lambda progress: load(choice.files, choice.checkpoint, progress=progress),
-            ends.source,
-            ends.sink,
-            ends.events,
-            delay_limit=ends.delay_limit,
-            lighter=StepDown(choice.selection, open_model, load, ends.events) if choice.selection else None,
-        )
+            events(ModelInUse(choice.checkpoint.bits))
+        lighter = StepDown(choice.selection, open_model, load, events) if choice.selection else None
+        session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
+        return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
     return talk(make, live_options(args), signals)
 
@@ -180,7 +177,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
         shown = stack.enter_context(display(args))
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 

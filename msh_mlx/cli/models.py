@@ -254,7 +254,7 @@ def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class _Verified:
     """What was found out about a file; `wrong` is None if nothing is wrong, `checked` whether its hash was compared."""
 
     entry: Entry
@@ -286,7 +286,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     from ..library import cache
 
     named = shelf.named or [entry for entry in shelf.entries.values() if cache.is_on_disk(entry)]
-    findings: list[_Finding] = []
+    findings: list[_Verified] = []
     known: dict[Path, str | None] = {}
     with display(args) as shown:
         for entry in named:
@@ -300,7 +300,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
                         wrong = known[path] = _wrong(entry, role, path, progress, signals)
                 checked = path is not None and cache.can_check(file, path)
-                findings.append(_Finding(entry, role, file, path, wrong, checked))
+                findings.append(_Verified(entry, role, file, path, wrong, checked))
                 if not args.json:
                     shown.say(f"{entry.name}: {_name(file)}: {findings[-1].words}")
         if not named and not args.json:
@@ -324,7 +324,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     return _UNCHECKED if unchecked else 0
 
 
-def _names(findings: list[_Finding]) -> str:
+def _names(findings: list[_Verified]) -> str:
     return " ".join(dict.fromkeys(finding.entry.name for finding in findings))
 
 
@@ -332,7 +332,7 @@ def _name(file: Reference) -> str:
     return Path(file.path).name
 
 
-def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
+def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
     return {
         "model": finding.entry.name,
         "role": finding.role,
@@ -394,7 +394,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
     return None
 
 
-def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Finding], signals: Signals) -> list[_Finding]:
+def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Verified], signals: Signals) -> list[_Verified]:
     """Fetch wrong files again; return those of which that is no use, because they are the user's own."""
     from ..library import cache
     from ..library.catalogue import HubFile

@@ -26,6 +26,7 @@ from ..errors import InputError, MshError
 from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
+from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
 from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
@@ -444,7 +445,8 @@ class _Program:
             await self._while_signals_allow(asyncio.to_thread(self._load, model))
             server.ready = True
             self._say_where(sock, context, static)
-            await self._while_signals_allow(server.failed.wait())
+            with short_turns():
+                await self._while_signals_allow(server.failed.wait())
             assert server.failure
             raise self._sorry(server.failure)
         except Stopped:
@@ -470,9 +472,6 @@ class _Program:
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()
-        from ..conversation.pipeline import SWITCH_INTERVAL
-
-        sys.setswitchinterval(SWITCH_INTERVAL)
         self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
 
     # ---- what is said ----------------------------------------------------------------------------------------------------

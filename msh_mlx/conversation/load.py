@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ..library.files import ModelFiles
     from ..library.suited import Selection
     from ..weights.checkpoint import Checkpoint
-    from .pipeline import Load
     from .session import Parts, Session
+    from .warmup import Load
 
 
 def load_session(
@@ -68,7 +68,7 @@ def load_parts(
 class StepDown:
     """Takes the next lighter model while the one that was chosen for this machine turns out to be too slow.
 
-    It is what a `Pipeline` takes as `lighter`: called with the pace of each model in warm-up, on the model's thread.
+    It is what `warm` takes as `lighter`: called with the pace of each model in warm-up, on the model's thread.
 
     Parameters
     ----------

@@ -91,7 +91,7 @@ class TextStream:
 
 
 class Words:
-    """Puts pieces of text together into words; a space starts a new one."""
+    """Puts pieces of text together into words, whose times are in whole milliseconds; a space starts a new one."""
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -105,7 +105,7 @@ class Words:
                 done += self.flush()
                 continue
             if not self._text:
-                self._start = time
+                self._start = round(time, 3)  # without the noise of binary fractions
             self._text += character
         return done
 

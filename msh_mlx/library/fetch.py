@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file as the hub has it: `etag` is the hash of its contents, `size` is in bytes."""
 
     file: HubFile
@@ -110,7 +110,7 @@ def host() -> str:
 # ---- what the hub has ----------------------------------------------------------------------------------------------------
 
 
-def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote]:
+def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[RemoteFile]:
     """Ask the hub for commits, hashes and sizes, all at the same time.
 
     Raises
@@ -125,7 +125,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     _check_surroundings()
     watch = watch or Watch()
     job = _Job(watch)
-    found: dict[HubFile, Remote] = {}
+    found: dict[HubFile, RemoteFile] = {}
 
     def work(file: HubFile) -> None:
         found[file] = _retried(lambda: _look_up(file), job, file.path)
@@ -166,7 +166,7 @@ def _check_surroundings() -> None:
         )
 
 
-def _look_up(file: HubFile) -> Remote:
+def _look_up(file: HubFile) -> RemoteFile:
     url = hf_hub_url(file.repository, file.path, revision=file.revision)
     with _errors(file):
         metadata: HfFileMetadata = get_hf_file_metadata(url, timeout=CONNECT)
@@ -183,7 +183,7 @@ def _look_up(file: HubFile) -> Remote:
             f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected",
             "name the commit that it is of as the revision",
         )
-    return Remote(file, commit, etag, size)
+    return RemoteFile(file, commit, etag, size)
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
@@ -392,7 +392,7 @@ class _StoppedError(Exception):
 # ---- the contents --------------------------------------------------------------------------------------------------------
 
 
-def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
+def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Path]:
     """Fetch what is missing of files that `look_up` found, and return their paths in the cache, in the same order.
 
     What has come stays on disk whatever happens, and the next call goes on from there. Every file is checked by the hub's hash,
@@ -414,7 +414,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     came = [remote for remote in whole.values() if remote.missing]
     job = _Job(watch, total, total - sum(remote.missing for remote in came))
 
-    def work(remote: Remote) -> None:
+    def work(remote: RemoteFile) -> None:
         try:
             _fetch(remote, job)
         except OSError as error:
@@ -427,7 +427,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     return [remote.pointer for remote in remotes]
 
 
-def check_space(remotes: Sequence[Remote]) -> None:
+def check_space(remotes: Sequence[RemoteFile]) -> None:
     """Raise MshError if the disk has no room for what is missing."""
     need = sum({remote.blob: remote.missing for remote in remotes}.values())
     folder = cache.cache_folder()
@@ -440,7 +440,7 @@ def check_space(remotes: Sequence[Remote]) -> None:
         )
 
 
-def _disk_error(error: OSError, remote: Remote) -> MshError:
+def _disk_error(error: OSError, remote: RemoteFile) -> MshError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MshError(
             f"The disk with {cache.cache_folder()} is full",
@@ -449,7 +449,7 @@ def _disk_error(error: OSError, remote: Remote) -> MshError:
     return MshError(f"{error.filename or cache.cache_folder()} cannot be written ({error.strerror or error}).")
 
 
-def _fetch(remote: Remote, job: _Job) -> None:
+def _fetch(remote: RemoteFile, job: _Job) -> None:
     """Bring one file into the cache."""
     if remote.pointer.is_file():
         return
@@ -466,7 +466,7 @@ def _fetch(remote: Remote, job: _Job) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
+def _locked(path: Path, remote: RemoteFile, job: _Job) -> Iterator[None]:
     lock, begin, told = FileLock(path), perf_counter(), False
     while True:
         try:
@@ -485,7 +485,7 @@ def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
         lock.release()
 
 
-def _found_elsewhere(remote: Remote, job: _Job) -> bool:
+def _found_elsewhere(remote: RemoteFile, job: _Job) -> bool:
     """Take a file of the same contents from another repository in the cache, if there is one."""
     if not cache.is_sha256(remote.etag):
         return False
@@ -517,7 +517,7 @@ def _read(file: BinaryIO, digest: cache.Digest, job: _Job) -> int:
     return count
 
 
-def _download(remote: Remote, job: _Job) -> None:
+def _download(remote: RemoteFile, job: _Job) -> None:
     name, sha256 = remote.file.path, remote.file.sha256
     for last in (False, True):
         digest = _download_once(remote, job)
@@ -533,7 +533,7 @@ def _download(remote: Remote, job: _Job) -> None:
     raise AssertionError
 
 
-def _download_once(remote: Remote, job: _Job) -> cache.Digest:
+def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
     """Bring the partial file to its full size, however many requests that takes; return its digest."""
     with remote.partial.open("a+b", buffering=0) as file:
         file.seek(0)
@@ -569,7 +569,7 @@ def _download_once(remote: Remote, job: _Job) -> cache.Digest:
     return digest
 
 
-def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
+def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]:
     """Ask for a file from byte `begin` on, and yield it piece by piece; None comes first if it begins at byte 0 instead."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
@@ -593,7 +593,7 @@ def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
         raise _Transient(MshError(str(error), "try again: what has come is kept")) from None
 
 
-def _begins_at(response: httpx2.Response, remote: Remote) -> int:
+def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
     """Return the byte of the file at which an answer begins; raises for what is not part of the file, such as a login page."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
@@ -627,7 +627,7 @@ def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
             begin, count = perf_counter(), 0
 
 
-def _link(remote: Remote) -> None:
+def _link(remote: RemoteFile) -> None:
     """Give a blob its name in the snapshot, and the revision its commit."""
     try:
         if not remote.pointer.is_file():

@@ -350,7 +350,7 @@ class _Track:
         self._name = name
         self._channels = channels
         self._part = part
-        self._step = 2 * channels * FRAME_SIZE  # bytes of a frame
+        self._frame_bytes = 2 * channels * FRAME_SIZE
         self._open: dict[int, io.FileIO] = {}
         self.frames = 0  # its length so far
         self._file(0)
@@ -368,17 +368,17 @@ class _Track:
             part, place = divmod(index, self._part)
             if part not in self._open:
                 begun = part + 1
-            count = min(self._part - place, len(data) // self._step)
-            _write_at(self._file(part), _HEADER + place * self._step, data[: count * self._step])
+            count = min(self._part - place, len(data) // self._frame_bytes)
+            _write_at(self._file(part), _HEADER + place * self._frame_bytes, data[: count * self._frame_bytes])
             index += count
-            data = data[count * self._step :]
+            data = data[count * self._frame_bytes :]
             self.frames = max(self.frames, index)
         return begun
 
     def read(self, index: int, count: int) -> Samples:
         """Return `count` frames from `index`, `[samples]`, silence where there are none; of temporary files only."""
-        data = os.pread(self._open[0].fileno(), count * self._step, _HEADER + index * self._step)
-        return np.frombuffer(data.ljust(count * self._step, b"\0"), "<i2")
+        data = os.pread(self._open[0].fileno(), count * self._frame_bytes, _HEADER + index * self._frame_bytes)
+        return np.frombuffer(data.ljust(count * self._frame_bytes, b"\0"), "<i2")
 
     def sync(self) -> None:
         """Bring the headers up to date."""
@@ -401,7 +401,7 @@ class _Track:
 
     def _size(self, part: int) -> int:
         """Return how many bytes of sound a part holds."""
-        return min(max(self.frames - part * self._part, 0), self._part) * self._step
+        return min(max(self.frames - part * self._part, 0), self._part) * self._frame_bytes
 
     def _file(self, part: int) -> io.FileIO:
         if part not in self._open:

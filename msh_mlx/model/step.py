@@ -1,11 +1,10 @@
-"""One position of a conversation, as one function that MLX compiles: transformers, sampling and state."""
+"""One step of a conversation, as one function that MLX compiles: transformers, sampling and state."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
 import shutil
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -18,24 +17,13 @@ from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
 
-# In place of a token: take what the position before has said.
+# In place of a token: take what the step before has said.
 AS_SAID = -2
 
+# Of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers changed anything.
+StepLogits = tuple[mx.array, list[mx.array]]
+
 _COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a position gives, all on the device.
-
-    `said` is the text token and the codes, `[1 + dep_q]` int32; `rings` the new state; `text_logits` `[1, text_card]` and
-    `audio_logits`, `dep_q` times `[1, card]`, what they were chosen from, before samplers changed anything.
-    """
-
-    said: mx.array
-    rings: list[Ring]
-    text_logits: mx.array
-    audio_logits: list[mx.array]
 
 
 def _compiles() -> bool:
@@ -68,11 +56,11 @@ def explain(error: BaseException) -> MshError | None:
     )
 
 
-class Position:
-    """Runs positions of one conversation.
+class StepFunction:
+    """Runs steps of one conversation.
 
-    What changes from position to position is in arrays. A number of Python would become a constant of the compiled function.
-    So one trace serves all positions of a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
+    What changes from step to step is in arrays. A number of Python would become a constant of the compiled function. So one
+    trace serves all steps with a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
     again.
     """
 
@@ -95,31 +83,37 @@ class Position:
         rings: list[Ring],
         key: mx.array,
         recent: npt.NDArray[np.int32],
-    ) -> Outcome:
-        """Enqueue a position; nothing is waited for.
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
+        """Enqueue a step; nothing is waited for.
 
         Parameters
         ----------
         position
-            How many positions there were before.
+            How many steps there were before.
         tokens
             `[1 + n_q]`, the input; `AS_SAID` stands for what `said` holds there, −1 for nothing.
         said, rings
-            Those of the position before; one ring a layer, with room for this position. The caller lets go of the rings, so
+            Those of the step before; one ring a layer, with room for this position. The caller lets go of the rings, so
             that they are changed in place.
         key
-            As from `mx.random.key`: the position's randomness.
+            As from `mx.random.key`: the step's randomness.
         recent
             As `TextSampler.adjusted` takes it.
+
+        Returns
+        -------
+        said, rings, logits
+            All on the device: the text token and the codes, `[1 + dep_q]` int32; the new state; and what they were chosen from.
         """
         config = self._lm.config
         numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
         factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
-        return Outcome(*self._function(numbers, factors, said, rings, key))
+        result: tuple[mx.array, list[Ring], StepLogits] = self._function(numbers, factors, said, rings, key)
+        return result
 
     def _run(
         self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
-    ) -> tuple[mx.array, list[Ring], mx.array, list[mx.array]]:
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
         lm, config = self._lm, self._lm.config
         own = 1 + config.dep_q
         slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
@@ -141,12 +135,8 @@ class Position:
             return self._audio_sampler(logits, audio_parts[k])
 
         codes = lm.depformer(h, text, choose)
-        return (
-            mx.concatenate([text, *codes]).astype(mx.int32),
-            [cache.ring for cache in caches],
-            text_logits,
-            audio_logits,
-        )
+        said = mx.concatenate([text, *codes]).astype(mx.int32)
+        return said, [cache.ring for cache in caches], (text_logits, audio_logits)
 
 
 class Reader:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
-from ..conversation.pipeline import DELAY_LIMIT, Pipeline
+from ..conversation.live import DELAY_LIMIT, NullSink
+from ..conversation.pipeline import Pipeline
 from ..conversation.session import Session
 from ..errors import MshError, ProtocolError
 from ..events import Dropped, Event, Failed, Ready, Said, Spoke
@@ -163,19 +164,6 @@ class NetworkSource:
             taken.append(part[:n])
             n -= len(taken[-1])
         return np.concatenate(taken) if taken else np.zeros(0, np.float32)
-
-
-class _NoSink:
-    """What is said goes out by events, where text and sound are together."""
-
-    def write(self, pcm: Pcm) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def stats(self) -> dict[str, Any]:
-        return {}
 
 
 class Connection:
@@ -338,13 +326,12 @@ class Connection:
         self.begun = perf_counter()
         self.send(self._about)
         self.pipeline = Pipeline(
-            lambda _: session,
+            lambda *_: session,
             self._source,
-            _NoSink(),
+            NullSink(),
             self._observe,
             delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
             early=self._source.early,
-            alone=False,
         )
         self._metrics = self.pipeline.metrics
         self.pipeline.start()

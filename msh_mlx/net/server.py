@@ -37,7 +37,7 @@ from .connection import Connection, End, Limits
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .session_log import SessionLog
-from .visitor import Network, Place, Visitor, is_among
+from .visitor import Network, Origin, Visitor, is_among
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least; it stops everything for some milliseconds
@@ -283,7 +283,7 @@ class _Waiting:
     turn: asyncio.Future[Session]
 
 
-class _Metrics:
+class _Exposition:
     """The figures in Prometheus's form."""
 
     def __init__(self, server: Server, model: SharedModel) -> None:
@@ -301,13 +301,13 @@ class _Metrics:
         )
         step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
         model.on_step = step.observe
-        self._registry.register(_Ends(server))
+        self._registry.register(_ErrorCounts(server))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
 
-class _Ends(Collector):
+class _ErrorCounts(Collector):
     def __init__(self, server: Server) -> None:
         self._server = server
 
@@ -350,7 +350,7 @@ class Server:
         self._gates = _Gates(
             settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
         )
-        self._origins = [Place.of_origin(origin) for origin in settings.origins]
+        self._origins = [Origin.parse(origin) for origin in settings.origins]
         self._speakers: set[str] = set()  # proxies that are not trusted, as far as they were told
         self._routes = {
             "/api/chat": _Route(
@@ -367,7 +367,7 @@ class Server:
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether somebody has left since Python's collector came by
-        self._metrics = _Metrics(self, model)
+        self._metrics = _Exposition(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -502,7 +502,7 @@ class Server:
     def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
         if origin is None or self._is_friend(origin):
             return
-        page = Place.of_origin(origin)
+        page = Origin.parse(origin)
         if page and any(place.may_be(page) for place in visitor.places[:1]):
             return
         shown = shortened(origin, _SHOWN)
@@ -515,7 +515,7 @@ class Server:
         )
 
     def _is_friend(self, origin: str | None) -> bool:
-        place = Place.of_origin(origin) if origin else None
+        place = Origin.parse(origin) if origin else None
         return place is not None and place in self._origins
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:

@@ -21,8 +21,8 @@ from paths import DEMO, GOLDEN, ROOT
 from rich.console import Console
 
 from msh_mlx.cli.display import Display
-from msh_mlx.conversation.recordings import Began, Plan, Spoke, Stepped, Summary
-from msh_mlx.events import Word
+from msh_mlx.conversation.recordings import Began, Ended, Plan
+from msh_mlx.events import Said, SpokeWord, Word
 
 LIMIT = 60  # seconds, for a busy machine
 
@@ -477,18 +477,17 @@ def shown(draw: Callable[[Display], None], *, plain: bool, width: int = 60) -> s
 
 
 def a_conversation(display: Display) -> None:
-    summary = Summary("in.wav", Plan(reply=Path("out.wav"), transcript=Path("out.jsonl")))
+    ended = Ended("in.wav", Plan(reply=Path("out.wav"), transcript=Path("out.jsonl")))
     display(Began("in.wav", 4, 0.08))
     for step, text in enumerate(["four", "[bold]one", "thr\x1bee", "x" * 70]):
         word = Word(step * 0.08, text)
-        summary.words.append(word)
-        summary.encode.append(0.01)
-        summary.step.append(0.02 + 0.001 * step)
-        summary.decode.append(0.01)
-        display(Spoke(word))
-        display(Stepped(step + 1, 0.04 * (step + 1)))
-    summary.seconds, summary.wall = 0.32, 0.16
-    display(summary)
+        ended.words.append(word)
+        for stage, seconds in (("encode", 0.01), ("step", 0.02 + 0.001 * step), ("decode", 0.01)):
+            ended.stages[stage].append(seconds)
+        display(SpokeWord(word))
+        display(Said(step, np.zeros(1920, np.float32)))
+    ended.seconds, ended.wall = 0.32, 0.16
+    display(ended)
 
 
 def test_plain_lines() -> None:
@@ -519,7 +518,7 @@ def test_a_terminal_has_a_bar_while_it_listens_and_none_afterwards() -> None:
 def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
     def fails(display: Display) -> None:
         display(Began("in.wav", None, 0.08))
-        display(Stepped(1, 0.1))
+        display(Said(0, np.zeros(1920, np.float32)))
         raise KeyError
 
     console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, legacy_windows=False)
@@ -531,7 +530,7 @@ def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
 
 
 def test_nothing_said() -> None:
-    lines = shown(lambda display: display(Summary("in.wav", Plan())), plain=True).splitlines()
+    lines = shown(lambda display: display(Ended("in.wav", Plan())), plain=True).splitlines()
     assert lines[0] == "Said: (nothing)"
 
 

@@ -19,7 +19,8 @@ from test_remote import Ours, over_opus
 from msh_mlx.cli.main import main, parser
 from msh_mlx.cli.options import samplers
 from msh_mlx.conversation.load import load_session
-from msh_mlx.conversation.recordings import Answer, Plan, converse_with
+from msh_mlx.conversation.recordings import Plan, converse_with
+from msh_mlx.events import Heard, Said, Spoke
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.messages import Error, Handshake, encode
@@ -100,14 +101,16 @@ def local_reply(arrived, transcript):
     session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
     replies = []
 
-    def answers(frames):
-        for pcm in frames:
+    def hold(frames):
+        for index, pcm in enumerate(frames):
             frame = session.push(pcm)
             replies.append(frame.pcm)
-            yield Answer(pcm, frame.pcm, frame.text)
+            yield Heard(index, pcm)
+            yield Spoke(index, frame.text)
+            yield Said(index, frame.pcm)
 
     with open_recording(str(arrived)) as recording:
-        converse_with(answers, SAMPLE_RATE, FRAME_SIZE, recording, Plan(transcript=transcript), lambda event: None)
+        converse_with(hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(transcript=transcript), lambda event: None)
     return np.array(replies)
 
 

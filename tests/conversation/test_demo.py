@@ -15,7 +15,7 @@ import soundfile
 from paths import DEMO, DIGITS, ROOT
 
 from msh_mlx import Sampler, Session, Word, load_lm, load_mimi, load_tokenizer
-from msh_mlx.conversation.recordings import Plan, Summary, converse
+from msh_mlx.conversation.recordings import Ended, Plan, converse
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.recordings import open_recording
 
@@ -252,12 +252,14 @@ def test_the_events_of_a_conversation(tmp_path: Path) -> None:
     )
     events: list[object] = []
     with open_recording(str(tmp_path / "in.wav")) as recording:
-        summary = converse(session, recording, Plan(tail=0.1), events.append)
-    assert [type(event).__name__ for event in events] == ["Began", *["Stepped"] * 15, "Summary"]
-    assert isinstance(summary, Summary)
-    assert summary.seconds == pytest.approx(1.2)
-    assert summary.speed == pytest.approx(summary.seconds / summary.wall)
-    assert len(summary.encode) == len(summary.step) == len(summary.decode) == 15
+        ended = converse(session, recording, Plan(tail=0.1), events.append)
+    frame = ["Heard", "Span", "Span", "Span", "Said"]
+    assert [type(event).__name__ for event in events] == ["Began", *frame * 15, "Ended"]
+    assert isinstance(ended, Ended)
+    assert events[-1] is ended
+    assert ended.seconds == pytest.approx(1.2)
+    assert ended.speed == pytest.approx(ended.seconds / ended.wall)
+    assert [len(times) for times in ended.stages.values()] == [15, 15, 15]
 
 
 def test_a_channel_that_is_left_out_is_told(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from paths import DEMO, DIGITS
 
 from msh_mlx.cli import serve
 from msh_mlx.cli.main import main
+from msh_mlx.conversation.live import NullSink
 from msh_mlx.conversation.load import StepDown, load_session
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.errors import InputError
 from msh_mlx.events import Failed, ModelInUse, Notice, Ready
 from msh_mlx.library.suited import SLOW, Selection, load_library
-from msh_mlx.live.talk import Ends
 from msh_mlx.model.lm import Lm
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights import checkpoint, lora
@@ -73,7 +73,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 
 class Silence:
-    """Both ends of a conversation: nothing is heard, and nobody listens."""
+    """A source: nothing is heard."""
 
     def read(self, n: int, timeout: float) -> None:
         return None
@@ -83,14 +83,6 @@ class Silence:
 
     def trim(self, keep: float) -> float:
         return 0.0
-
-    def write(self, pcm: Any) -> None:
-        pass
-
-    pause = clear = lambda self: None
-
-    def stats(self) -> dict[str, int]:
-        return {}
 
 
 def live(monkeypatch: pytest.MonkeyPatch, *args: str) -> list[ModelInUse]:
@@ -105,7 +97,7 @@ def live(monkeypatch: pytest.MonkeyPatch, *args: str) -> list[ModelInUse]:
             if isinstance(event, Ready | Failed):
                 over.set()
 
-        pipeline = make(Ends(Silence(), Silence(), hear, 0.4))
+        pipeline = make(Silence(), NullSink(), hear, 0.4)
         pipeline.start()
         assert over.wait(60)
         assert pipeline.stop(60)

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import sys
 import threading
 import time
 import weakref
@@ -16,11 +15,11 @@ import soundfile
 from msh_native import Capture, Playback
 from paths import DEMO, DIGITS
 
-from msh_mlx import Session, load_lm, load_mimi, load_tokenizer
+from msh_mlx import Session, Step, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.pipeline import Pipeline
-from msh_mlx.conversation.session import Spoken
 from msh_mlx.conversation.text import Words
-from msh_mlx.events import Dropped, Failed, Heard, Levels, Loading, Ready, Said, Span, Spoke, SpokeWord, Underrun
+from msh_mlx.conversation.warmup import warm
+from msh_mlx.events import Dropped, Failed, Heard, Loading, Queues, Ready, Said, Span, Spoke, SpokeWord, Underrun
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.ends import CaptureSource
 
@@ -115,11 +114,11 @@ class Toy:
     def step(self, codes):
         self.on("step")
         self.steps += 1
-        return Spoken(f" {int(codes[0])}", self.steps, codes)
+        return Step(self.steps, codes), f" {int(codes[0])}"
 
-    def decode(self, frame):
+    def decode(self, codes):
         self.on("decode")
-        return np.full(FRAME_SIZE, frame[0] / 1000, np.float32)
+        return np.full(FRAME_SIZE, codes[0] / 1000, np.float32)
 
     def warm_up(self):
         self.on("warm_up")
@@ -147,7 +146,7 @@ class Toy:
 class Run:
     """A pipeline and what came of it."""
 
-    def __init__(self, session=None, tape=None, reel=None, load=None, on=lambda event: None, **options):
+    def __init__(self, session=None, tape=None, reel=None, load=None, lighter=None, on=lambda event: None, **options):
         self.events = []
         self.tape, self.reel = tape or Tape(), reel or Reel()
         self.session = session or Toy()
@@ -156,7 +155,8 @@ class Run:
             self.events.append(event)
             on(event)
 
-        self.pipeline = Pipeline(load or (lambda progress: self.session), self.tape, self.reel, events, **options)
+        make = warm(load or (lambda progress: self.session), lighter)
+        self.pipeline = Pipeline(make, self.tape, self.reel, events, **options)
 
     def __enter__(self):
         self.pipeline.start()
@@ -356,7 +356,7 @@ def test_what_else_runs_does_not_make_a_model_too_slow():
 
 
 def test_a_model_that_is_far_too_slow_is_judged_soon(monkeypatch):
-    monkeypatch.setattr("msh_mlx.conversation.pipeline._JUDGING", 0.0)
+    monkeypatch.setattr("msh_mlx.conversation.warmup._JUDGING", 0.0)
     session, paces = Toy(), []
     with Run(session, lighter=lambda pace: paces.append(pace)) as run:
         run.ready()
@@ -398,7 +398,7 @@ def test_every_frame_is_told_and_measured():
             run.answered(i + 1)
         reel.underruns = 2
         eventually(lambda: run.of(Underrun))
-        eventually(lambda: run.of(Levels)[-1].underruns)
+        eventually(lambda: run.of(Queues)[-1].underruns)
     spans = run.of(Span)
     for stage in ("encode", "step", "decode"):
         ours = [span for span in spans if span.stage == stage]
@@ -414,15 +414,15 @@ def test_every_frame_is_told_and_measured():
     assert summary["delay"]["p50"] == pytest.approx(summary["reply"]["p50"] + 0.1, rel=0.02)
     assert summary["frames"] == summary["words"] == 50
     assert run.of(Underrun) == [Underrun(2)]
-    levels = run.of(Levels)[-1]
+    levels = run.of(Queues)[-1]
     assert (levels.loudspeaker, levels.cushion, levels.underruns) == (0.1, 0.08, 2)
-    times = [event.time for event in run.of(Levels)]
+    times = [event.time for event in run.of(Queues)]
     assert all(b - a >= 0.05 for a, b in itertools.pairwise(times))
 
 
 def test_the_last_word_does_not_wait_for_another():
     session = Toy()
-    session.step = lambda codes: Spoken(" one" if codes[0] == 1 else "", 0, codes)
+    session.step = lambda codes: (Step(0, codes), " one" if codes[0] == 1 else "")
     with Run(session) as run:
         run.ready()
         run.tape.give(number(1))
@@ -708,7 +708,6 @@ def test_a_stop_at_any_moment_leaves_no_thread(seed):
     chance = random.Random(seed)
     pauses = {stage: chance.choice([0, 0, 0.001, 0.005]) for stage in ("load", "push", "encode", "step", "decode")}
     session = Toy(lambda stage: time.sleep(pauses.get(stage, 0)))
-    interval = sys.getswitchinterval()
     with Run(session, delay_limit=chance.choice([0.1, 0.4])) as run:
         until = time.monotonic() + chance.choice([0, 0.005, 0.02, 0.08])
         while time.monotonic() < until:
@@ -719,4 +718,3 @@ def test_a_stop_at_any_moment_leaves_no_thread(seed):
         assert run.pipeline.stop(PATIENT)
         assert not our_threads()
     assert run.pipeline.failure is None
-    assert sys.getswitchinterval() == pytest.approx(interval)

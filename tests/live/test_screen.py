@@ -31,7 +31,7 @@ from msh_mlx.live.screen.json import JsonScreen
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.plain import PlainScreen
 from msh_mlx.live.screen.sentences import Flow, clock
-from msh_mlx.live.screen.status import EchoSummary, Percentiles, Screen, Status, Summary
+from msh_mlx.live.screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from msh_mlx.live.screen.terminal import LiveScreen, Meter
 
 LIMIT = 10.0
@@ -58,7 +58,7 @@ STATUS = Status(
 SUMMARY = Summary(
     seconds=151.2,
     words=312,
-    stages={"encode": Percentiles(3, 4, 5, 9), "step": Percentiles(41.25, 62, 70, 120)},
+    stages={"encode": StageTimes(3, 4, 5, 9), "step": StageTimes(41.25, 62, 70, 120)},
     dropped=0.24,
     underruns=1,
     memory_peak=4_400_000_000,

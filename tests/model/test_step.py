@@ -21,7 +21,7 @@ from msh_mlx.model import generate as generate_module
 from msh_mlx.model.attention import RingFormat
 from msh_mlx.model.lm import Lm
 
-PACKAGE = Path(msh_mlx.__file__).parent
+ROOM = Path(msh_mlx.__file__).parent / "model"
 PATIENCE = 10.0
 
 
@@ -77,7 +77,7 @@ def test_only_one_function_brings_values_to_the_host():
     }
     found = []
     for name in ("attention", "generate", "layers", "lm", "sampling", "step", "transformer"):
-        path = PACKAGE / "model" / f"{name}.py"
+        path = ROOM / f"{name}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
             for node in ast.walk(function):

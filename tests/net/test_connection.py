@@ -12,6 +12,7 @@ from test_opus import case, damaged, packets, stream
 from test_server import FILE, GREEDY, digits, eventually, model, run, serving
 
 from msh_mlx.conversation.session import Session
+from msh_mlx.events import Said, Spoke
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
 from msh_mlx.net.connection import Limits, NetworkSource
@@ -192,8 +193,8 @@ def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, m
             return expected, await asyncio.to_thread(client, server.port, True)
 
     expected, said = run(scenario())
-    assert len(said) == len(expected) == len(pcm)
-    places = [[(i, answer.text) for i, answer in enumerate(each) if answer.text] for each in (expected, said)]
+    assert [sum(isinstance(event, Said) for event in each) for each in (said, expected)] == [len(pcm)] * 2
+    places = [[(event.index, event.text) for event in each if isinstance(event, Spoke)] for each in (expected, said)]
     assert [text for _, text in places[0]] == [text for _, text in places[1]] == [" four", " one", " three"]
     for (one, _), (other, _) in zip(*places, strict=True):
         assert abs(one - other) <= 2

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -17,7 +18,7 @@ from msh_mlx.conversation.recordings import BrokenOffError
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord, Word
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
-from msh_mlx.net import remote
+from msh_mlx.net import remote, upload
 from msh_mlx.net.address import Address
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -449,8 +450,15 @@ def hear(server, frames, *, realtime=False, **query):
     address = Address("127.0.0.1", server.port, query=query if realtime else {"realtime": "0", **query})
     said, told = [], []
     try:
-        for answer in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
-            said.append(answer)
+        for event in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
+            match event:
+                case Heard(index, pcm):
+                    assert index == len(said)
+                    said.append(SimpleNamespace(heard=pcm, pcm=None, text=""))
+                case Spoke(index, text):
+                    said[index].text += text
+                case Said(index, pcm):
+                    said[index].pcm = pcm
     except MshError as error:
         return said, told, error
     return said, told, None
@@ -464,7 +472,8 @@ def words_of(said):
 @pytest.fixture
 def brisk(monkeypatch):
     """What takes long is not waited for."""
-    monkeypatch.setattr(remote, "STALLED", 0.1)
+    for module in (remote, upload):
+        monkeypatch.setattr(module, "STALLED", 0.1)
     monkeypatch.setattr(remote, "_SILENT", 1.0)
 
 

@@ -112,7 +112,7 @@ def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path):
         step, other = a.step(codes), b.step(codes)
         assert np.abs(np.array(a.text_logits) - np.array(b.text_logits)).max() < 1e-4
         assert np.abs(np.array(a.audio_logits) - np.array(b.audio_logits)).max() < 1e-4
-        assert (step.text_token, step.frame.tolist()) == (other.text_token, other.frame.tolist())
+        assert (step.text_token, step.codes.tolist()) == (other.text_token, other.codes.tolist())
 
 
 def test_dtype_follows_the_device():
@@ -127,7 +127,7 @@ def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch):
     (folder / "config.json").write_bytes((SMALL / "config.json").read_bytes())
     monkeypatch.setenv("HOME", str(tmp_path))
     lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json")
-    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).frame is not None
+    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).codes is not None
 
 
 def test_quantized_must_be_what_the_file_is():
