@@ -1,4 +1,4 @@
-"""The typed face of the extension `mimi`: the codec in Rust."""
+"""The typed face of the package `mimi`: the codec in Rust."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def compiler_trouble() -> str | None:
 
 
 def check_codec() -> Finding:
-    """Encode and decode a frame with the extension `mimi` and the demo model's codec."""
+    """Encode and decode a frame with the package `mimi` and the demo model's codec."""
     name = "codec"
     try:
         import mimi
