@@ -19,7 +19,7 @@ from msh_native import Capture, Mixer, Playback
 
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Notice
-from msh_mlx.sound import devices as module
+from msh_mlx.sound import both, ends
 from msh_mlx.sound.both import Devices
 from msh_mlx.sound.devices import Device, choose_device
 from msh_mlx.sound.ends import CaptureSource, Loudspeaker, Microphone, PlaybackSink
@@ -338,8 +338,8 @@ def test_a_busy_device_is_tried_once_and_named() -> None:
 
 
 def test_a_sound_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ANSWER", 0.05)
-    monkeypatch.setattr(module, "_CLOSE", 0.05)
+    monkeypatch.setattr(ends, "ANSWER", 0.05)
+    monkeypatch.setattr(ends, "CLOSE", 0.05)
     go_on = threading.Event()
     system = FakeSystem(ALL)
     microphone = Microphone(system)
@@ -348,7 +348,7 @@ def test_a_sound_system_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         microphone.open(BUILT_IN)
     go_on.set()
     until(lambda: system.opened and not system.streams)  # what was opened too late was closed again
-    monkeypatch.setattr(module, "_ANSWER", DEADLINE)
+    monkeypatch.setattr(ends, "ANSWER", DEADLINE)
     microphone.open(BUILT_IN)
     go_on.clear()
     system.closing = lambda: go_on.wait(DEADLINE)
@@ -383,7 +383,7 @@ def test_stats_and_levels_over_several_streams() -> None:
     assert level.peak == 1
     assert level.clipped == 2 * 44100
     assert level.rms == pytest.approx(np.sqrt((0.25 + 1) / 2), rel=1e-4)
-    assert microphone.level() == module.Level()
+    assert microphone.level() == ends.Level()
 
 
 def test_the_loudspeaker_in_seconds() -> None:
@@ -434,7 +434,7 @@ class Watched:
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RETRY", 0.02)
+    monkeypatch.setattr(both, "_RETRY", 0.02)
 
 
 def unplug(system: FakeSystem, *devices: Device) -> None:
@@ -491,8 +491,8 @@ def test_linux_renumbers_the_names() -> None:
 
 
 def test_a_device_that_wants_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SILENT", 0.2)
-    monkeypatch.setattr(module, "_SETTLING", 0.4)
+    monkeypatch.setattr(ends, "_SILENT", 0.2)
+    monkeypatch.setattr(ends, "_SETTLING", 0.4)
     for kind in (Capture, Playback):
         system = FakeSystem(ALL)
         watched = Watched(system, None, None)
