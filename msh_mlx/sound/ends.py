@@ -12,7 +12,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -177,6 +177,23 @@ class Level:
     clipped: int = 0
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """The sums of a ring that levels are made of, and the largest sample."""
+
+    samples: int = 0
+    energy: float = 0.0
+    clipped: int = 0
+    peak: float = 0.0
+
+    @classmethod
+    def of(cls, ring: Ring, since: int = 0) -> _Sums:
+        """Return the sums of all sound of a ring, and the peak of what came after `since` samples."""
+        stats = ring.stats(since)
+        return cls(stats["samples"], stats["energy"], stats.get("clipped", 0), stats["peak"])
+
+
+_LEVELS = ("energy", "clipped", "peak")  # what of a ring's stats is asked for as a level
 _COUNTS = {  # what goes on counting when a stream is opened again; True for samples, which are those of the device
     "callbacks": False,
     "underruns": False,
@@ -191,63 +208,6 @@ _COUNTS = {  # what goes on counting when a stream is opened again; True for sam
 _SAMPLES = ("cushion", "queued")  # further samples of the device
 
 
-class _Meter:
-    """The stats of rings that follow each other, as of a single ring at 24 kHz; any number of threads may ask."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ring: Ring | None = None
-        self._rate = RATE
-        self._before: dict[str, float] = {}
-        self._peak = 0.0
-        self._energy = 0.0
-        self._heard = 0.0
-        self._clipped = 0
-        self._samples = 0
-
-    def watch(self, ring: Ring, rate: int) -> None:
-        """Go on with another ring."""
-        with self._lock:
-            if self._ring:
-                latest = self._take(self._ring)
-                self._before.update({name: latest[name] for name in _COUNTS if name in latest})
-            self._ring, self._rate, self._samples = ring, rate, 0
-
-    def stats(self) -> dict[str, Any]:
-        """Return the stats of the ring without its levels; counts include those of earlier rings, samples are at 24 kHz."""
-        with self._lock:
-            return self._take(self._ring) if self._ring else {}
-
-    def level(self) -> Level:
-        """Return how loud it was since the last call."""
-        with self._lock:
-            if self._ring:
-                self._take(self._ring)
-            rms = (self._energy / self._heard) ** 0.5 if self._heard else 0.0
-            level = Level(self._peak, rms, self._clipped)
-            self._peak = self._energy = self._heard = 0.0
-            self._clipped = 0
-            return level
-
-    def _take(self, ring: Ring) -> dict[str, Any]:
-        stats = ring.stats()
-        # Asking a ring for its levels resets them, so they are gathered until somebody wants them.
-        self._peak = max(self._peak, stats.pop("peak"))
-        new = stats["samples"] - self._samples
-        self._samples = stats["samples"]
-        self._energy += stats.pop("rms") ** 2 * new
-        self._heard += new
-        self._clipped += stats.pop("clipped", 0)
-        for name in _SAMPLES:
-            if name in stats:
-                stats[name] = round(stats[name] * RATE / self._rate)
-        for name, samples in _COUNTS.items():
-            if name in stats:
-                count = round(stats[name] * RATE / self._rate) if samples else stats[name]
-                stats[name] = count + self._before.get(name, 0)
-        return stats
-
-
 @dataclass(frozen=True)
 class _Line:
     """An open stream and its ring."""
@@ -258,6 +218,19 @@ class _Line:
     ring: Any
     stream: Stream
     opened: float
+    before: Mapping[str, float]  # counts of the streams before it
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stats of the ring without its levels; counts include those of the streams before, samples are at 24 kHz."""
+        stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
+        for name in _SAMPLES:
+            if name in stats:
+                stats[name] = round(stats[name] * RATE / self.rate)
+        for name, samples in _COUNTS.items():
+            if name in stats:
+                count = round(stats[name] * RATE / self.rate) if samples else stats[name]
+                stats[name] = count + self.before.get(name, 0)
+        return stats
 
 
 class _End(ABC):
@@ -269,7 +242,10 @@ class _End(ABC):
         self._system = system
         self._formats = formats
         self._line: _Line | None = None
-        self._meter = _Meter()
+        self._latest: _Line | None = None  # which is still asked about when it is closed
+        self._lock = threading.Lock()  # levels are asked for on one thread, and streams opened on another
+        self._told = _Sums()  # of the latest ring, when its level was asked for
+        self._rest = _Sums()  # of earlier rings since then
 
     @abstractmethod
     def _ring(self, rate: int, channels: int) -> Ring:
@@ -295,8 +271,10 @@ class _End(ABC):
         """
         self.close()
         line = within(ANSWER, lambda: self._open(device), lambda late: late.stream.close())
-        self._meter.watch(line.ring, line.rate)
-        self._line = line
+        with self._lock:
+            self._rest = self._untold()
+            self._told = _Sums()
+            self._line = self._latest = line
         self._opened(line)
 
     def _open(self, device: Device) -> _Line:
@@ -311,7 +289,8 @@ class _End(ABC):
                 if error.reason == "busy":
                     break
             else:
-                return _Line(device, rate, channels, ring, stream, monotonic())
+                before = {name: count for name, count in self.stats().items() if name in _COUNTS}
+                return _Line(device, rate, channels, ring, stream, monotonic(), before)
         assert trouble
         raise trouble
 
@@ -340,18 +319,35 @@ class _End(ABC):
         if not line:
             return False
         limit = _SILENT if monotonic() - line.opened > _SETTLING else _SETTLING
-        return not line.stream.active or bool(self._meter.stats()["idle"] > limit)
+        return not line.stream.active or bool(line.stats()["idle"] > limit)
 
     def stats(self) -> dict[str, Any]:
         """Return the stats of the ring, see `mimi`, with samples counted at 24 kHz and without its levels.
 
         Counts go on when the stream is opened again. Empty before the first time.
         """
-        return self._meter.stats()
+        line = self._latest
+        return line.stats() if line else {}
 
     def level(self) -> Level:
         """Return how loud it was since the last call."""
-        return self._meter.level()
+        with self._lock:
+            sums, self._rest = self._untold(), _Sums()
+        return Level(sums.peak, math.sqrt(sums.energy / max(1, sums.samples)), sums.clipped)
+
+    def _untold(self) -> _Sums:
+        """Return what was not told as a level yet, and count it as told."""
+        rest, line = self._rest, self._latest
+        if not line:
+            return rest
+        told, now = self._told, _Sums.of(line.ring, self._told.samples)
+        self._told = now
+        return _Sums(
+            rest.samples + now.samples - told.samples,
+            rest.energy + now.energy - told.energy,
+            rest.clipped + now.clipped - told.clipped,
+            max(rest.peak, now.peak),
+        )
 
     def describe(self) -> str:
         """Say which device it is, at which rate, with how many channels and which delay."""
@@ -406,7 +402,7 @@ class Microphone(_End):
                 f"Only {line.channels} of the {line.device.microphones} channels of {name} can be opened; "
                 "speak into the first, or choose another microphone."
             )
-        if left_out := self._meter.stats()["left_out"]:
+        if left_out := line.stats()["left_out"]:
             notes.append(opposed(name, left_out))
         for note in notes:
             if note not in self._noted:

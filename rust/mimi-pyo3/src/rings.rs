@@ -178,10 +178,16 @@ impl Capture {
     /// callbacks before which the device lost input; ``idle``: seconds since the last callback, or since the object was
     /// made; ``longest_gap`` between callbacks and ``longest_callback``, seconds; ``all_zero_seconds``: length of the
     /// run of exact zeros that the sound ends with; ``left_out``: a list of the channels, counted from 0, that were left
-    /// out for a while because they were in opposite phase to another. Since the last call of this method only: ``peak``, the largest
-    /// magnitude; ``rms``; ``clipped``, samples of magnitude 0.999 or more.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats();
+    /// out for a while because they were in opposite phase to another; ``clipped``: samples of magnitude 0.999 or more;
+    /// ``energy``: the sum of the samples' squares; ``peak``: the largest magnitude from sample number ``since`` on, or
+    /// 10 ms earlier, in the last minute.
+    ///
+    /// Asking changes nothing: whoever wants the level of a time subtracts the counts at its beginning.
+    ///
+    /// Raises ValueError for a negative ``since``.
+    #[pyo3(signature = (since=0))]
+    fn stats<'py>(&self, py: Python<'py>, since: i64) -> Result<Bound<'py, PyDict>, Failure> {
+        let stats = self.0.stats(natural("since", since)? as u64);
         Ok(dict!(
             py,
             stats,
@@ -193,7 +199,7 @@ impl Capture {
             longest_gap,
             longest_callback,
             peak,
-            rms,
+            energy,
             clipped,
             all_zero_seconds,
             left_out
@@ -305,12 +311,16 @@ impl Playback {
     /// ``cleared``: samples forgotten by ``clear``; ``trimmed`` and ``inserted``: samples dropped and repeated to keep
     /// the delay; ``cushion`` and ``queued``, samples; ``device_underflows``: callbacks that came too late for the
     /// device; ``idle``: seconds since the last callback, or since the object was made; ``longest_gap`` between
-    /// callbacks and ``longest_callback``, seconds. Since the last call of this method only: ``peak``, the largest
-    /// magnitude that was rendered, and ``rms``.
+    /// callbacks and ``longest_callback``, seconds; ``energy``: the sum of the rendered samples' squares; ``peak``: the
+    /// largest magnitude from rendered sample number ``since`` on, or 10 ms earlier, in the last minute. Asking changes
+    /// nothing.
     ///
     /// While no callback runs, ``written + inserted - trimmed - lost == played + cleared + queued``.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats();
+    ///
+    /// Raises ValueError for a negative ``since``.
+    #[pyo3(signature = (since=0))]
+    fn stats<'py>(&self, py: Python<'py>, since: i64) -> Result<Bound<'py, PyDict>, Failure> {
+        let stats = self.0.stats(natural("since", since)? as u64);
         Ok(dict!(
             py,
             stats,
@@ -331,7 +341,7 @@ impl Playback {
             longest_gap,
             longest_callback,
             peak,
-            rms
+            energy
         ))
     }
 }
