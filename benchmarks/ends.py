@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from msh_native import Capture, Playback
+from msh_native import Capture, Ear, Playback
 
 from msh_mlx.format import FRAME, RATE
-from msh_mlx.sound.ends import CaptureSource
 
 Pcm = npt.NDArray[np.float32]
 SIZE = round(FRAME * RATE)  # samples of a frame
@@ -36,7 +35,7 @@ class Ends:
     def __init__(self) -> None:
         self.capture = Capture(RATE)
         self.playback = Playback(RATE, frame=SIZE)
-        self.source = CaptureSource(self.capture, RATE)
+        self.source = Ear(self.capture)
         self.answers = threading.Semaphore(0)  # one for each frame written
 
     def hear(self, pcm: Pcm) -> None:

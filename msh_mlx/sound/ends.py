@@ -11,14 +11,10 @@ import contextlib
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import soxr
 
 from ..errors import MshError
 from ..format import FRAME, RATE, Pcm
@@ -27,142 +23,11 @@ from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
 
 if TYPE_CHECKING:
-    from msh_native import Capture, Playback
+    from msh_native import Ear, Mouth, Playback
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
 CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
-
-
-# ---- rings at 24 kHz -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Sound of a microphone, `pcm` `[n]` float32 at 24 kHz, and where it was in `capture`.
-
-    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is,
-    in samples at 24 kHz. There is more than one where sound between them was forgotten.
-    """
-
-    pcm: Pcm
-    capture: Capture
-    places: Sequence[tuple[float, int]]
-
-
-class CaptureSource:
-    """What a microphone hears, at 24 kHz, out of a ring at the microphone's rate.
-
-    `read`, `take` and `trim` belong to one thread.
-    """
-
-    def __init__(self, capture: Capture, rate: int) -> None:
-        self._capture = capture
-        self._rate = rate
-        self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
-        self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
-        # Of the first sample, as if what was forgotten before the next had come before it.
-        self._begin = capture.position
-        self._taken = 0  # samples at 24 kHz
-        self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
-
-    def read(self, n: int, timeout: float) -> Pcm | None:
-        """Wait for the next `n` samples at 24 kHz, at most `timeout` seconds.
-
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time; nothing is lost then.
-        """
-        taken = self.take(n, timeout)
-        return taken.pcm if taken else None
-
-    def take(self, n: int, timeout: float) -> Taken | None:
-        """Do what `read` does, and say where in the ring the sound was."""
-        if self._resampler:
-            pcm = self._resampled(self._resampler, n, timeout)
-            return None if pcm is None else Taken(pcm, self._capture, self._places(n))
-        position = self._capture.position
-        pcm = self._capture.read(n, timeout)
-        return None if pcm is None else Taken(pcm, self._capture, [(float(position), n)])
-
-    def _places(self, n: int) -> list[tuple[float, int]]:
-        """Say where the next `n` samples are, and go on behind them; the resampler gives sample k for k * rate / 24000."""
-        places = []
-        while n:
-            position = self._begin + self._taken * self._rate / RATE
-            while self._cuts and position >= self._cuts[0][0]:
-                forgotten = self._cuts.popleft()[1]
-                self._begin += forgotten
-                position += forgotten
-            count = n
-            if self._cuts:
-                count = min(n, math.ceil((self._cuts[0][0] - position) * RATE / self._rate))
-            places.append((position, count))
-            self._taken += count
-            n -= count
-        return places
-
-    def _resampled(self, resampler: soxr.ResampleStream, n: int, timeout: float) -> Pcm | None:
-        end = monotonic() + timeout
-        while len(self._waiting) < n:
-            missing = (n - len(self._waiting)) * self._rate // RATE
-            block: Pcm | None = self._capture.read(max(missing, self._rate // 200), max(0.0, end - monotonic()))
-            if block is None:
-                return None
-            self._waiting = np.concatenate([self._waiting, resampler.resample_chunk(block)])
-        pcm, self._waiting = self._waiting[:n], self._waiting[n:]
-        return pcm
-
-    def backlog(self) -> float:
-        """Return how much sound waits, in seconds."""
-        return float(self._capture.available / self._rate) + len(self._waiting) / RATE
-
-    def trim(self, keep: float) -> float:
-        """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
-        ring = max(0, round((keep - len(self._waiting) / RATE) * self._rate))
-        position = self._capture.position
-        forgotten = self._capture.trim(ring)
-        if forgotten and self._resampler:  # which has yet to give what came before
-            self._cuts.append((position, forgotten))
-        return float(forgotten / self._rate)
-
-
-class PlaybackSink:
-    """What a loudspeaker plays, given at 24 kHz, into a ring at the loudspeaker's rate."""
-
-    def __init__(self, playback: Playback, rate: int) -> None:
-        self._playback = playback
-        self._rate = rate
-        self._resampler = None if rate == RATE else soxr.ResampleStream(RATE, rate, 1, dtype="float32", quality="HQ")
-        self._lock = threading.Lock()  # the resampler is written to on one thread and paused on another
-
-    def write(self, pcm: Pcm) -> None:
-        """Play `[n]` float32 at 24 kHz; never waits."""
-        if not self._resampler:
-            self._playback.write(pcm)
-            return
-        with self._lock:
-            self._playback.write(self._resampler.resample_chunk(pcm))
-
-    def pause(self) -> None:
-        """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
-        if self._resampler:
-            with self._lock:
-                self._playback.write(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-                self._resampler.clear()
-        self._playback.pause()
-
-    def clear(self) -> None:
-        """Fade out what is playing, and forget the rest."""
-        if self._resampler:
-            with self._lock:
-                self._resampler.clear()
-        self._playback.clear()
-
-    def queued(self) -> float:
-        """Return how much sound waits to be played, in seconds."""
-        return float(self._playback.queued / self._rate)
 
 
 # ---- one microphone, one loudspeaker -------------------------------------------------------------------------------------
@@ -221,7 +86,7 @@ class _Line:
     before: Mapping[str, float]  # counts of the streams before it
 
     def stats(self) -> dict[str, Any]:
-        """Return the stats of the ring without its levels; counts include those of the streams before, samples are at 24 kHz."""
+        """Return the stats of the ring without levels; counts include those of the streams before, samples are at 24 kHz."""
         stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
         for name in _SAMPLES:
             if name in stats:
@@ -373,7 +238,7 @@ class Microphone(_End):
     """
 
     kind = "input"
-    _source: CaptureSource | None = None
+    _ear: Ear | None = None
 
     def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
         super().__init__(system, formats=formats)
@@ -411,14 +276,23 @@ class Microphone(_End):
         return None
 
     def _opened(self, line: _Line) -> None:
-        self._source = CaptureSource(line.ring, line.rate)
+        from msh_native import Ear
+
+        self._ear = Ear(line.ring)
         self._available.set()
 
     def close(self) -> None:
         """Close the stream, promptly even if its device is gone; `read` waits until it is opened again."""
         self._available.clear()
-        self._source = None
+        self._ear = None
         super().close()
+
+    def ear(self, timeout: float = 0.0) -> Ear | None:
+        """Return what hears through the open stream; None while there is none, after waiting for one for `timeout` seconds."""
+        ear = self._ear
+        if not ear:
+            self._available.wait(timeout)
+        return ear
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples, at most `timeout` seconds.
@@ -428,26 +302,18 @@ class Microphone(_End):
         pcm
             `[n]` float32, or None if they did not come in time, also while there is no device.
         """
-        taken = self.take(n, timeout)
-        return taken.pcm if taken else None
-
-    def take(self, n: int, timeout: float) -> Taken | None:
-        """Do what `read` does, and say where in which ring the sound was."""
-        source = self._source
-        if source:
-            return source.take(n, timeout)
-        self._available.wait(timeout)
-        return None
+        ear = self.ear(timeout)
+        return ear.read(n, timeout) if ear else None
 
     def backlog(self) -> float:
         """Return how much sound waits, in seconds."""
-        source = self._source
-        return source.backlog() if source else 0.0
+        ear = self.ear()
+        return ear.backlog() if ear else 0.0
 
     def trim(self, keep: float) -> float:
         """Forget the oldest sound so that `keep` seconds wait; return how many were lost."""
-        source = self._source
-        return source.trim(keep) if source else 0.0
+        ear = self.ear()
+        return ear.trim(keep) if ear else 0.0
 
 
 class Loudspeaker(_End):
@@ -462,7 +328,7 @@ class Loudspeaker(_End):
     """
 
     kind = "output"
-    _sink: PlaybackSink | None = None
+    _mouth: Mouth | None = None
 
     def _ring(self, rate: int, channels: int) -> Ring:
         from msh_native import Playback
@@ -474,15 +340,17 @@ class Loudspeaker(_End):
         return [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
     def _opened(self, line: _Line) -> None:
-        self._sink = PlaybackSink(line.ring, line.rate)
+        from msh_native import Mouth
+
+        self._mouth = Mouth(line.ring)
 
     def close(self) -> None:
         """Fade out and close the stream, promptly even if its device is gone; what is written then is forgotten."""
-        line, sink = self._line, self._sink
-        if line and sink and not self.lost:
-            sink.clear()
+        line, mouth = self._line, self._mouth
+        if line and mouth and not self.lost:
+            mouth.clear()
             sleep(min(line.stream.latency + 0.01, 0.1))
-        self._sink = None
+        self._mouth = None
         super().close()
 
     @property
@@ -493,23 +361,23 @@ class Loudspeaker(_End):
 
     def write(self, pcm: Pcm) -> None:
         """Play `[n]` float32; never waits."""
-        if sink := self._sink:
-            sink.write(pcm)
+        if mouth := self._mouth:
+            mouth.write(pcm)
 
     def pause(self) -> None:
         """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
-        if sink := self._sink:
-            sink.pause()
+        if mouth := self._mouth:
+            mouth.pause()
 
     def clear(self) -> None:
         """Fade out what is playing, and forget the rest."""
-        if sink := self._sink:
-            sink.clear()
+        if mouth := self._mouth:
+            mouth.clear()
 
     def queued(self) -> float:
         """Return how much sound waits to be played, in seconds."""
-        sink = self._sink
-        return sink.queued() if sink else 0.0
+        mouth = self._mouth
+        return mouth.queued() if mouth else 0.0
 
     def cushion(self) -> float:
         """Return how much sound should wait, in seconds."""

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from msh_native import Capture, Playback
+from msh_native import Capture, Ear, Playback
 from paths import DEMO, DIGITS
 
 from msh_mlx import Session, load_lm, load_mimi, load_tokenizer
@@ -21,7 +21,6 @@ from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Spoken
 from msh_mlx.conversation.text import Words
 from msh_mlx.events import Dropped, Failed, Heard, Levels, Loading, Ready, Said, Span, Spoke, SpokeWord, Underrun
-from msh_mlx.sound.ends import CaptureSource
 
 SIZE, RATE, SECONDS = 1920, 24000, 0.08
 PATIENT = 10  # seconds: much longer than anything here takes
@@ -254,7 +253,7 @@ def test_between_the_rings_of_devices(speech, by_hand):
     chance = random.Random(1)
     capture, playback = Capture(RATE), Playback(RATE, frame=SIZE)
     frames = 25
-    with Run(load=load_demo, tape=CaptureSource(capture, RATE), reel=playback) as run:
+    with Run(load=load_demo, tape=Ear(capture), reel=playback) as run:
         run.ready()
         pcm, played = speech[:frames].ravel(), []
         while len(pcm):

@@ -167,14 +167,23 @@ impl Capture {
     /// Waits until `count` samples wait and takes them; None, and nothing is taken, if that takes longer than `timeout`.
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let begin = Instant::now();
-        loop {
+        while self.wait(count, timeout.saturating_sub(begin.elapsed())) {
             if let Some(pcm) = self.try_read(count) {
                 return Some(pcm);
             }
-            let left = timeout.checked_sub(begin.elapsed())?;
+        }
+        None
+    }
+
+    /// Waits until `count` samples wait, at most for `timeout`, and says whether they do.
+    pub fn wait(&self, count: usize, timeout: Duration) -> bool {
+        let begin = Instant::now();
+        while self.available() < count {
+            let Some(left) = timeout.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) else { return false };
             let missing = count.saturating_sub(self.available()) as f64 / self.rate as f64;
             thread::sleep(Duration::from_secs_f64(missing.clamp(0.001, 0.002)).min(left));
         }
+        true
     }
 
     fn try_read(&self, count: usize) -> Option<Vec<f32>> {
