@@ -2,9 +2,12 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import msh_mlx
 
@@ -62,6 +65,19 @@ def test_rooms_import_downwards():
 def test_no_module_imports_itself_by_way_of_others():
     names = {name for name, _ in modules()}
     graph = {name: {other for other in imported(name, path) if other in names} for name, path in modules()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    "crate", sorted(path.parent for path in PACKAGE.parent.glob("rust/*/src")), ids=lambda path: path.name
+)
+def test_no_module_in_rust_uses_itself_by_way_of_others(crate):
+    graph = {}
+    for path in (crate / "src").rglob("*.rs"):
+        name = path.relative_to(crate / "src").with_suffix("").parts[0]
+        graph.setdefault(name, set()).update(re.findall(r"\bcrate::(\w+)", path.read_text(encoding="utf-8")))
+    # Without the module itself, and without names of the crate's root, which only puts the others together.
+    graph = {name: (others & graph.keys()) - {name} for name, others in graph.items() if name != "lib"}
     graphlib.TopologicalSorter(graph).prepare()
 
 

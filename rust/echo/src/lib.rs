@@ -16,6 +16,7 @@
 mod delay;
 mod ear;
 mod enhance;
+mod presence;
 
 use std::array;
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use aec3::audio_processing::aec3::block_processor::BlockProcessor;
 pub use delay::{DelayFinder, Evidence, FRAME};
 pub use ear::Ear;
 pub use enhance::{ENHANCED, Enhancer};
+use presence::{GONE, Presence};
 pub use rings::RATE;
 
 /// What is processed at a time; also the delay of sound from which an echo is taken.
@@ -45,20 +47,10 @@ const STRICT: f32 = 0.4;
 const HEADROOM: usize = 256;
 /// The longest delay, in samples.
 const LONGEST: usize = 15_000;
-/// A delay that is off by no more is left to the filter, in samples.
-const TOLERANCE: usize = 192;
-/// Frames with sound from the loudspeaker and no echo of it, after which there is none: 5 s.
-const GONE: usize = 62;
-/// Frames in which something was played and nothing heard, after which there is no echo as far as one knows: 1.2 s.
-const UNHEARD: usize = 15;
 /// What is left of sound that may be an echo, as long as nobody knows whether there is one, or the filter learns.
 const HELD_BACK: f32 = 0.03;
 /// Blocks of sound from the loudspeaker from which the filter has learned enough: 0.4 s.
 const LEARNED: usize = 2 * RATE / BLOCK / 5;
-/// What was heard before the loudspeaker's first words may go on this many times as loud, in power, and passes.
-const LOUDER: f32 = 4.0;
-/// What is left of that power a frame later.
-const FADING: f32 = 0.95;
 /// Blocks after such sound in which the room may still answer: 0.25 s.
 const REVERBERANT: usize = RATE / BLOCK / 4;
 /// A block's mean square from which a loudspeaker is active: -55 dBFS.
@@ -115,23 +107,13 @@ pub struct Canceller {
     linear: Block,
     /// Samples that the played sound is kept back.
     delay: usize,
-    /// A delay that was found once and may come again.
-    rumour: Option<usize>,
-    found: bool,
-    /// Whether the delay has just become another.
+    /// Whether that has just become another number.
     moved: bool,
-    /// Whether it is known if there is an echo.
-    known: bool,
-    /// The power of what was heard lately and cannot be an echo.
-    before: f32,
-    /// Whether what is heard may be an echo, while that is not known.
-    suspect: bool,
-    /// Blocks of sound from which the filter has learned.
-    learned: usize,
-    /// Blocks since the last of them.
-    since: usize,
+    presence: Presence,
     /// Frames in a row that spoke against an echo.
     against: usize,
+    /// Blocks since the loudspeaker was last active.
+    quiet_blocks: usize,
     /// Whether what comes out is cancelled.
     cancelling: bool,
     heard_power: f32,
@@ -229,15 +211,10 @@ impl Canceller {
             capture: Block::new(1, 1),
             linear: Block::new(1, 1),
             delay: 0,
-            rumour: None,
-            found: false,
             moved: false,
-            known: false,
-            before: 0.0,
-            suspect: false,
-            learned: 0,
-            since: 0,
+            presence: Presence::START,
             against: 0,
+            quiet_blocks: 0,
             cancelling: false,
             heard_power: 0.0,
             clean_power: 0.0,
@@ -257,8 +234,7 @@ impl Canceller {
         self.played.iter_mut().for_each(|sample| *sample = 0.0);
         self.heard_frame.clear();
         self.played_frame.clear();
-        (self.delay, self.rumour, self.found, self.against) = (0, None, false, 0);
-        (self.known, self.suspect, self.learned, self.before) = (false, false, 0, 0.0);
+        (self.delay, self.presence, self.against) = (0, Presence::START, 0);
         (self.heard_power, self.clean_power, self.echo_power) = (0.0, 0.0, 0.0);
         self.tell();
     }
@@ -290,7 +266,7 @@ impl Canceller {
             at += count;
         }
         for (heard, played) in pcm.chunks_exact_mut(BLOCK).zip(played.chunks_exact(BLOCK)) {
-            self.cancel(heard, played, mode == Mode::On || self.found || self.suspect);
+            self.cancel(heard, played, mode == Mode::On || self.presence.is_possible());
         }
         self.tell();
     }
@@ -300,35 +276,20 @@ impl Canceller {
         match evidence {
             Evidence::Nothing | Evidence::Unclear => {}
             Evidence::NoEcho | Evidence::Silence => {
-                self.rumour = None;
                 self.against += 1;
-                self.known |= evidence == Evidence::NoEcho || self.against >= UNHEARD;
                 if self.against == GONE {
-                    self.found = false;
                     self.finder.forget();
                 }
             }
             Evidence::Echo(delay) => {
                 self.against = 0;
-                let off = delay.abs_diff(self.delay + HEADROOM);
-                let again = self.rumour.is_some_and(|rumour| rumour.abs_diff(delay) <= TOLERANCE);
-                self.rumour = Some(delay);
-                // A first echo may be a mistake that costs little; what is known is given up for what comes twice.
-                if !self.found {
-                    self.learned = 0;
-                }
-                if !self.found || (off > TOLERANCE && again) {
+                if self.presence.follows(delay, self.delay + HEADROOM) {
                     self.moved = true;
                     self.delay = delay.saturating_sub(HEADROOM).min(LONGEST);
                 }
-                (self.found, self.known) = (true, true);
             }
         }
-        self.before *= FADING;
-        if evidence == Evidence::Nothing {
-            self.before = self.before.max(power);
-        }
-        self.suspect = !self.known && evidence != Evidence::Nothing && power > LOUDER * self.before;
+        self.presence = self.presence.after(evidence, power, self.against);
     }
 
     fn cancel(&mut self, heard: &mut [f32], played: &[f32], cancelling: bool) {
@@ -353,9 +314,9 @@ impl Canceller {
             &mut self.capture,
         );
         let render = power(self.render.view(0, 0)) / (SCALE * SCALE);
-        self.since += 1;
+        self.quiet_blocks += 1;
         if render > ACTIVE {
-            (self.since, self.learned) = (0, self.learned + usize::from(self.found));
+            self.quiet_blocks = 0;
             let linear = self.linear.view(0, 0);
             let all: [f32; BLOCK] = array::from_fn(|i| sane(&heard[i]));
             let echo = power(&array::from_fn::<f32, BLOCK, _>(|i| all[i] - linear[i] / SCALE));
@@ -370,7 +331,15 @@ impl Canceller {
                 }
             }
         }
-        if self.suspect || (self.found && self.learned < LEARNED && self.since < REVERBERANT) {
+        let held_back = match &mut self.presence {
+            Presence::Unknown { suspicious, .. } => *suspicious,
+            Presence::Absent => false,
+            Presence::Present { learned, .. } => {
+                *learned += usize::from(render > ACTIVE);
+                *learned < LEARNED && self.quiet_blocks < REVERBERANT
+            }
+        };
+        if held_back {
             self.capture.view_mut(0, 0).iter_mut().for_each(|sample| *sample *= HELD_BACK);
         }
         let clean = self.capture.view(0, 0);
@@ -390,14 +359,15 @@ impl Canceller {
 
     fn tell(&self) {
         let decibels = |ratio: f32| 10.0 * ratio.log10();
-        let known = self.found && self.echo_power > 0.0;
+        let present = self.presence.is_certain();
+        let known = present && self.echo_power > 0.0;
         let level = if known { decibels(self.echo_power) } else { f32::NEG_INFINITY };
         let removed =
             if known && self.cancelling { decibels(self.heard_power / self.clean_power.max(1e-12)) } else { 0.0 };
-        let delay = if self.found { (self.delay + HEADROOM) as f32 / RATE as f32 } else { f32::NAN };
+        let delay = if present { (self.delay + HEADROOM) as f32 / RATE as f32 } else { f32::NAN };
         for (to, value) in [(&self.board.level, level), (&self.board.removed, removed), (&self.board.delay, delay)] {
             to.store(value.to_bits(), Ordering::Relaxed);
         }
-        self.board.echo.store(self.found, Ordering::Relaxed);
+        self.board.echo.store(present, Ordering::Relaxed);
     }
 }

@@ -2,15 +2,15 @@
 
 use aec3::api::EchoCanceller3Config;
 use aec3::audio_processing::aec3::aec3_common::FFT_LENGTH_BY_2_PLUS_1 as BINS;
-use aec3::audio_processing::aec3::reverb_model_estimator::ReverbModelEstimator;
+use aec3::audio_processing::aec3::reverb_tail_estimator::ReverbTailEstimator;
 use echo::{BLOCK, RATE};
 
 const PARTITIONS: usize = 56;
 /// Bins of which a voice has nothing.
 const SILENT: usize = 40;
 
-fn estimator() -> ReverbModelEstimator {
-    ReverbModelEstimator::new(&EchoCanceller3Config::default())
+fn estimator() -> ReverbTailEstimator {
+    ReverbTailEstimator::new(&EchoCanceller3Config::default())
 }
 
 fn decay(room: f64) -> f64 {

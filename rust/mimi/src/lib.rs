@@ -43,6 +43,7 @@ mod error;
 #[allow(unsafe_code)]
 mod kernels;
 mod quantizer;
+mod scratch;
 mod seanet;
 mod shared;
 mod transformer;

@@ -6,7 +6,7 @@
 use crate::config::Config;
 use crate::error::Result;
 use crate::kernels::{Kernels, Matrix, Sink};
-use crate::seanet::sized;
+use crate::scratch::sized;
 use crate::weights::Weights;
 
 /// Entries per piece of work when a codebook is searched.

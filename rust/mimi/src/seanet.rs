@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::conv::{Conv, History};
 use crate::error::Result;
 use crate::kernels::{Activation, Kernels, Sink};
+use crate::scratch::sized;
 use crate::weights::Weights;
 
 /// `x + conv1(ELU(conv3(ELU(x))))`; its caller applies the first ELU, and gets the ELU of the result.
@@ -37,14 +38,6 @@ impl Residual {
         self.narrow.run(kernels, input, steps, Sink::Act(Activation::Elu, inner));
         self.widen.run_pointwise(kernels, inner, steps, Sink::AddAct(raw, Activation::Elu, out));
     }
-}
-
-/// The first `len` numbers of a buffer that only ever grows.
-pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
 }
 
 /// Audio `[samples]` to rows `[samples / (frame size / 2), dimension]`.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::config::Config;
 use crate::error::Result;
 use crate::kernels::{Activation, Kernels, Matrix, Sink};
-use crate::seanet::sized;
+use crate::scratch::sized;
 use crate::weights::Weights;
 
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::kernels::Matrix;
-use crate::seanet::sized;
+use crate::scratch::sized;
 
 pub(crate) enum Weights<'a> {
     /// Notes the names and shapes asked for.

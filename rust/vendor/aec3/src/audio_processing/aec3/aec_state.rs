@@ -11,7 +11,7 @@ use crate::audio_processing::aec3::erle_estimator::ErleEstimator;
 use crate::audio_processing::aec3::filter_analyzer::FilterAnalyzer;
 use crate::audio_processing::aec3::render_buffer::RenderBuffer;
 use crate::audio_processing::aec3::reverb_model::ReverbModel;
-use crate::audio_processing::aec3::reverb_model_estimator::ReverbModelEstimator;
+use crate::audio_processing::aec3::reverb_tail_estimator::ReverbTailEstimator;
 use crate::audio_processing::aec3::subtractor_output::SubtractorOutput;
 use crate::audio_processing::aec3::subtractor_output_analyzer::SubtractorOutputAnalyzer;
 use crate::audio_processing::logging::apm_data_dumper::{ApmDataDumper, DiagnosticLevel};
@@ -42,7 +42,7 @@ pub struct AecState {
     erle_estimator: ErleEstimator,
     filter_analyzer: FilterAnalyzer,
     echo_audibility: EchoAudibility,
-    reverb_model_estimator: ReverbModelEstimator,
+    reverb_model_estimator: ReverbTailEstimator,
     avg_render_reverb: ReverbModel,
     subtractor_output_analyzer: SubtractorOutputAnalyzer,
     saturation_detector: SaturationDetector,
@@ -65,7 +65,7 @@ impl AecState {
         let filter_analyzer = FilterAnalyzer::new(&config, num_capture_channels);
         let echo_audibility =
             EchoAudibility::new(config.echo_audibility.use_stationarity_properties_at_init);
-        let reverb_model_estimator = ReverbModelEstimator::new(&config);
+        let reverb_model_estimator = ReverbTailEstimator::new(&config);
         let avg_render_reverb = ReverbModel::new();
         let subtractor_output_analyzer = SubtractorOutputAnalyzer::new(num_capture_channels);
         let saturation_detector = SaturationDetector::default();

@@ -39,7 +39,7 @@ pub mod render_delay_controller_metrics;
 pub mod render_signal_analyzer;
 pub mod residual_echo_estimator;
 pub mod reverb_model;
-pub mod reverb_model_estimator;
+pub mod reverb_tail_estimator;
 pub mod shadow_filter_update_gain;
 pub mod signal_dependent_erle_estimator;
 pub mod spectrum_buffer;

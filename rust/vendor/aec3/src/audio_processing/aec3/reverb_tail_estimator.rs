@@ -18,14 +18,14 @@ const EXCITE: f32 = 0.003;
 /// from a partition to the next. A diffuse field decays exponentially (M. R. Schroeder, "New method of measuring reverberation
 /// time", JASA 37, 1965), so both follow from the energies of two stretches of the filter's late part, long before its end: the
 /// end itself is more of a filter's error than of a room.
-pub struct ReverbModelEstimator {
+pub struct ReverbTailEstimator {
     decay: f32,
     tail: [f32; BINS],
     /// The loudspeaker's spectrum: where it has nothing, the filter could learn nothing.
     excited: [f32; BINS],
 }
 
-impl ReverbModelEstimator {
+impl ReverbTailEstimator {
     pub fn new(config: &EchoCanceller3Config) -> Self {
         Self { decay: config.ep_strength.default_len.abs(), tail: [0.0; BINS], excited: [0.0; BINS] }
     }
