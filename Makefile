@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format wheels check-wheels check-aarch64 check-floors check-world check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format docs pictures wheels check-wheels check-aarch64 check-floors check-world check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -75,6 +75,14 @@ format: setup ## format the sources
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: setup ## write the tables of options in docs/options.md from the programs
+	$(PY) scripts/make_options.py --write
+
+pictures: setup ## draw the pictures of the terminal and of the page in docs/ (the page's in Debian's Chromium)
+	$(PY) scripts/make_pictures.py
+	@sh scripts/setup.sh page browsers
+	cd client && npx vite build && MSH_PICTURES=1 npx vitest run --config vite.browser.config.ts tests/chromium.test.ts -t 'a picture of a conversation'
 
 wheels: page ## build the wheels of the extension and the package into dist/
 	rm -rf dist

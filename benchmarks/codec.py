@@ -35,6 +35,7 @@ from processes import ROOT, Process, make_peer
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import InputError
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.system.newfile import check_outputs
 from msh_mlx.system.places import user_path
 from msh_mlx.system.words import printable
@@ -43,7 +44,6 @@ WORKER = Path(__file__).with_name("codec_worker.py")
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 WEIGHTS = ROOT / ".cache" / "mimi-full-seed7.safetensors"
 PEER_VERSION = "0.4.1"
-FRAME = 1920
 BLOCK = 10  # frames of one turn
 CODES = 150  # frames that are decoded, again and again
 AGES = 1_000, 100_000  # frames
@@ -112,7 +112,7 @@ def recording() -> Iterator[Path]:
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pcm.npy"
-        np.save(path, pcm[: len(pcm) // FRAME * FRAME])
+        np.save(path, pcm[: len(pcm) // FRAME_SIZE * FRAME_SIZE])
         yield path
 
 
@@ -136,8 +136,8 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
             workers = [processes[contender.name] for contender in contenders]
         ours = [(c, w) for c, w in zip(contenders, workers, strict=True) if c.kind == "ours"]
         result["config"] = config = ours[0][1].ask("config")
-        if config["sample_rate"] / config["frame_rate"] != FRAME:
-            raise InputError(f"{printable(weights.name)} has other frames than those of {FRAME} samples.")
+        if config["sample_rate"] / config["frame_rate"] != FRAME_SIZE:
+            raise InputError(f"{printable(weights.name)} has other frames than those of {FRAME_SIZE} samples.")
         with contenders[0].start(weights, pcm) as fresh:  # so that its codes are those of the recording's beginning
             fresh.ask("load")
             codes = fresh.ask("codes", count=CODES)
@@ -403,16 +403,22 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", metavar="FILE", help="a codec; default: full-size random weights, made in .cache")
-    count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
-    parser.add_argument("--frames", default=100, help="to measure in each direction (default: %(default)s)", **count)
-    parser.add_argument("--warm-up", default=20, help="frames before them (default: %(default)s)", **count)
-    parser.add_argument("--threads", default=[1, 2], nargs="+", help="each of them (default: 1 2)", **count)
-    parser.add_argument("--loads", default=3, help="processes to measure loading in (default: %(default)s)", **count)
     parser.add_argument(
-        "--peer", action="store_true", help=f"measure rustymimi {PEER_VERSION}, too, installed if need be"
+        "--weights", metavar="FILE", help="measure this codec (default: full-size random weights, made in .cache)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
+    parser.add_argument(
+        "--frames", default=100, help="measure N frames in each direction (default: %(default)s)", **count
+    )
+    parser.add_argument("--warm-up", default=20, help="run N frames before them (default: %(default)s)", **count)
+    parser.add_argument(
+        "--threads", default=[1, 2], nargs="+", help="measure with each number of threads (default: 1 2)", **count
+    )
+    parser.add_argument("--loads", default=3, help="measure loading in N processes (default: %(default)s)", **count)
+    parser.add_argument(
+        "--peer", action="store_true", help=f"measure rustymimi {PEER_VERSION}, too; install it if need be"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     given = user_path(args.weights) if args.weights else None
     output = user_path(args.json) if args.json else None

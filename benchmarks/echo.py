@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from echo_peers import peers
-from echo_scenes import FRAME, NO_ECHO, RATE, SCENES, Air, Pcm, Scene, Voices, plain
+from echo_scenes import NO_ECHO, SCENES, Air, Scene, Voices, plain
 from msh_native import EchoCanceller
 
 from msh_mlx.cli.options import Parser
@@ -30,6 +30,7 @@ from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.session import Session
 from msh_mlx.errors import InputError
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.library.files import find_demo
 
 LEAD = 2  # frames between what the model heard and the sound of its answer in the air
@@ -61,16 +62,19 @@ def add_peers() -> None:
 
 
 def frames(pcm: Pcm) -> list[Pcm]:
-    return [pcm[i : i + FRAME] for i in range(0, len(pcm) - FRAME + 1, FRAME)]
+    return [pcm[i : i + FRAME_SIZE] for i in range(0, len(pcm) - FRAME_SIZE + 1, FRAME_SIZE)]
 
 
 def words_in_a_row(voice: dict[str, Pcm], seed: int, seconds: float) -> Pcm:
     """Return words of a voice, `[24000 * seconds]`, with pauses of 0.1 to 0.5 s."""
     random = np.random.default_rng(seed)
-    parts = [np.zeros(RATE // 2, np.float32)]
-    while sum(map(len, parts)) < seconds * RATE:
-        parts += [voice[str(random.choice(list(voice)))], np.zeros(int(random.uniform(0.1, 0.5) * RATE), np.float32)]
-    return np.concatenate(parts)[: int(seconds * RATE)]
+    parts = [np.zeros(SAMPLE_RATE // 2, np.float32)]
+    while sum(map(len, parts)) < seconds * SAMPLE_RATE:
+        parts += [
+            voice[str(random.choice(list(voice)))],
+            np.zeros(int(random.uniform(0.1, 0.5) * SAMPLE_RATE), np.float32),
+        ]
+    return np.concatenate(parts)[: int(seconds * SAMPLE_RATE)]
 
 
 # ---- signals -------------------------------------------------------------------------------------------------------------
@@ -87,7 +91,7 @@ def decibels(ratio: float) -> float:
 def likeness(wanted: Pcm, got: Pcm) -> float:
     """Return the scale-invariant ratio of signal to distortion, dB, at the best of the shifts up to 25 ms."""
     size = 1 << (2 * len(wanted)).bit_length()
-    alike = np.fft.irfft(np.fft.rfft(got, size) * np.conj(np.fft.rfft(wanted, size)), size)[: RATE // 40]
+    alike = np.fft.irfft(np.fft.rfft(got, size) * np.conj(np.fft.rfft(wanted, size)), size)[: SAMPLE_RATE // 40]
     shift = int(np.argmax(alike))
     a, b = wanted[: len(wanted) - shift].astype(np.float64), got[shift:].astype(np.float64)
     share = np.dot(a, b) / np.dot(a, a)
@@ -127,7 +131,7 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     before, after, noise = left(heard, near), left(clean, near), left(near, near)
 
     def span(begin: float, end: float) -> slice:
-        return slice(round(begin / 0.08), round(end / 0.08))
+        return slice(round(begin / FRAME_SECONDS), round(end / FRAME_SECONDS))
 
     def erle(span: slice) -> float:
         return decibels(np.mean(before[span]) / np.mean(after[span]))
@@ -137,14 +141,16 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
     loud = np.flatnonzero(after[: late.start] > 4 * np.maximum(noise[: late.start], np.mean(after[late])))
     result = {
         "erle": erle(late),
-        "settle": max(0.0, (loud[-1] + 1) * 0.08 - first) if len(loud) else 0.0,
-        "after": decibels(np.mean(after[span(first + 2, late.stop * 0.08)]) / np.mean(noise[span(first + 2, SECONDS)])),
+        "settle": max(0.0, (loud[-1] + 1) * FRAME_SECONDS - first) if len(loud) else 0.0,
+        "after": decibels(
+            np.mean(after[span(first + 2, late.stop * FRAME_SECONDS)]) / np.mean(noise[span(first + 2, SECONDS)])
+        ),
         "cost": seconds / SECONDS,
     }
     if change:
         result["back"] = erle(span(change + 2, change + 6))
     heard, near, clean, _ = pass_through(scene, name, said, voice)
-    late = slice(int(SETTLED * RATE), None)
+    late = slice(int(SETTLED * SAMPLE_RATE), None)
     result["voice"] = likeness(near[late], clean[late])
     return result
 
@@ -156,7 +162,7 @@ def converse(session: Session, scene: Scene, canceller: Canceller, voice: Pcm) -
     """Let the model hear a voice and itself, and return the words it says."""
     session.reset()
     air = Air(scene)
-    ahead, words = [np.zeros(FRAME, np.float32)] * LEAD, []
+    ahead, words = [np.zeros(FRAME_SIZE, np.float32)] * LEAD, []
     for said in frames(voice):
         played = ahead.pop(0)
         frame = session.push(canceller(air.hear(played, said)[0], played))
@@ -171,11 +177,11 @@ def without_echo(session: Session, scene: Scene, voice: Pcm) -> list[str]:
 
 def question(voice: dict[str, Pcm], words: Sequence[str], seconds: float) -> Pcm:
     """Return spoken words, then silence until the end."""
-    parts = [np.zeros(RATE // 2, np.float32)]
+    parts = [np.zeros(SAMPLE_RATE // 2, np.float32)]
     for word in words:
-        parts += [voice[word], np.zeros(RATE // 5, np.float32)]
-    pcm = np.concatenate(parts)
-    return np.concatenate([pcm, np.zeros(max(0, int(seconds * RATE) - len(pcm)), np.float32)])[: int(seconds * RATE)]
+        parts += [voice[word], np.zeros(SAMPLE_RATE // 5, np.float32)]
+    pcm, size = np.concatenate(parts), int(seconds * SAMPLE_RATE)
+    return np.pad(pcm, (0, max(0, size - len(pcm))))[:size]
 
 
 def kept(wanted: Sequence[str], got: Sequence[str]) -> int:
@@ -292,13 +298,16 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--count", type=int, help="plain rooms (default: 20) and dialogues (default: 100)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"measure {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--count", type=int, help="use so many plain rooms (default: 20) and dialogues (default: 100)")
     parser.add_argument(
-        "--only", nargs="+", metavar="CANCELLER", help="these, of none, ours, webrtc, webrtc told, speex, sonora, aec3"
+        "--only",
+        nargs="+",
+        metavar="CANCELLER",
+        help="measure only these of none, ours, webrtc, webrtc told, speex, sonora, aec3",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer scenes, shorter")
-    parser.add_argument("--json", metavar="FILE", help="keep the figures there")
+    parser.add_argument("--quick", action="store_true", help="use fewer and shorter scenes")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     return guard(lambda _: run(parser.parse_args()), debug=True)
 
 

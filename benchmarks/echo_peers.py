@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-Pcm = npt.NDArray[np.float32]
+from msh_mlx.format import Pcm
 
 BLOCK = 240  # samples, 10 ms at 24 kHz
 PACKAGES = {"webrtc": "webrtc-audio-processing", "speex": "speexdsp"}  # as pkg-config calls them

@@ -12,10 +12,8 @@ import soundfile
 import soxr
 from mimi import Mimi
 
-Pcm = npt.NDArray[np.float32]
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 
-RATE = 24_000
-FRAME = 1920
 LEVEL = -20.0  # dB of full scale, of a voice while it speaks
 NO_ECHO = -300.0  # dB against the user's voice
 
@@ -88,19 +86,19 @@ class Air:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._random = np.random.default_rng(scene.seed)
-        taps = round(scene.room * RATE)
+        taps = round(scene.room * SAMPLE_RATE)
         # An exponential tail behind the direct sound: Schroeder's model of a diffuse field.
         tail = self._random.standard_normal(taps) * 10 ** (-3 * np.arange(taps) / taps)
-        tail[: RATE // 500] = 0.0
+        tail[: SAMPLE_RATE // 500] = 0.0
         tail *= 10 ** (-scene.direct / 20) / np.sqrt(np.sum(tail**2))
         tail[0] = 1.0
         response = tail / np.sqrt(np.sum(tail**2))
         if scene.distort:
             response = np.convolve(response, _small_loudspeaker())
         self._response = response
-        self._size = 1 << (FRAME + len(response)).bit_length()
+        self._size = 1 << (FRAME_SIZE + len(response)).bit_length()
         self._spectrum = np.fft.rfft(response, self._size)
-        self._wet = np.zeros(4 * RATE)  # in the air, by the loudspeaker's clock; grows
+        self._wet = np.zeros(4 * SAMPLE_RATE)  # in the air, by the loudspeaker's clock; grows
         self._played = 0
         self._time = 0
         self._music = np.zeros(1, np.float32)
@@ -121,12 +119,12 @@ class Air:
         self._wet[self._played : end] += np.fft.irfft(np.fft.rfft(sound, self._size) * self._spectrum, self._size)
         self._played += len(played)
         number = self._time + np.arange(len(played))
-        seconds = number / RATE
+        seconds = number / SAMPLE_RATE
         loop = scene.loop + 0.04 * (scene.jump is not None and seconds[0] >= scene.jump)
         gain = 10 ** ((scene.level + 6 * (scene.volume is not None and seconds[0] >= scene.volume)) / 20)
         # A clock that runs ahead is made up for at first, so that nothing is heard before it was played.
-        place = number * (1 + scene.drift * 1e-6) - loop * RATE
-        place -= max(0.0, scene.drift) * 1e-6 * 120 * RATE
+        place = number * (1 + scene.drift * 1e-6) - loop * SAMPLE_RATE
+        place -= max(0.0, scene.drift) * 1e-6 * 120 * SAMPLE_RATE
         echo = gain * self._between(place)
         self._time += len(played)
         noise = self._random.standard_normal(len(played)) * 10 ** (scene.noise / 20)
@@ -152,21 +150,21 @@ class Air:
 
 def _small_loudspeaker() -> npt.NDArray[np.float64]:
     """Return the impulse response of a band from 200 Hz to 8 kHz."""
-    at = np.arange(-240, 241) / RATE
-    band = 2 * 8000 / RATE * np.sinc(2 * 8000 * at) - 2 * 200 / RATE * np.sinc(2 * 200 * at)
+    at = np.arange(-240, 241) / SAMPLE_RATE
+    band = 2 * 8000 / SAMPLE_RATE * np.sinc(2 * 8000 * at) - 2 * 200 / SAMPLE_RATE * np.sinc(2 * 200 * at)
     return np.asarray(band * np.hanning(len(at)), np.float64)
 
 
 def _music(seed: int) -> Pcm:
     """Return 16 s of chords of three plucked strings, two a second, over a bass: to be played in a circle."""
     random = np.random.default_rng(seed)
-    at = np.arange(2 * RATE) / RATE
-    music = np.zeros(16 * RATE)
+    at = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    music = np.zeros(16 * SAMPLE_RATE)
     for beat in range(32):
         root = 110 * 2 ** (random.choice([0, 3, 5, 7]) / 12)
         for pitch in root * 2 ** (np.array([-12, *random.choice([0, 3, 7, 10, 12, 15], 3, replace=False)]) / 12):
             string = sum(np.sin(2 * np.pi * k * pitch * at) * np.exp(-(2 + k) * at) / k for k in range(1, 12))
-            place = (beat * RATE // 2 + np.arange(len(at))) % len(music)
+            place = (beat * SAMPLE_RATE // 2 + np.arange(len(at))) % len(music)
             music[place] += string
     return music.astype(np.float32)
 
@@ -187,7 +185,10 @@ class Voices:
         ]
         for factor in (0.94, 1.06):
             self.users.append(
-                {word: at_level(soxr.resample(pcm, RATE, RATE * factor)) for word, pcm in self.users[0].items()}
+                {
+                    word: at_level(soxr.resample(pcm, SAMPLE_RATE, SAMPLE_RATE * factor))
+                    for word, pcm in self.users[0].items()
+                }
             )
 
 

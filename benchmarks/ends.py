@@ -9,22 +9,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
 from msh_native import Capture, Ear, Playback
 
-from msh_mlx.format import FRAME, RATE
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 
-Pcm = npt.NDArray[np.float32]
-SIZE = round(FRAME * RATE)  # samples of a frame
-BLOCK = RATE // 100  # samples of a device's callback
+BLOCK = SAMPLE_RATE // 100  # samples of a device's callback
 
 
 def speech(path: Path) -> Iterator[Pcm]:
     """Yield a recording (24 kHz mono), again and again, in blocks `[240]` float32."""
     pcm, rate = soundfile.read(path, dtype="float32")
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     blocks = pcm[: len(pcm) // BLOCK * BLOCK].reshape(-1, BLOCK)
     return (blocks[i % len(blocks)] for i in count())
 
@@ -33,8 +29,8 @@ class Ends:
     """A microphone and a loudspeaker; whoever has them moves their clocks by `hear` and `play`."""
 
     def __init__(self) -> None:
-        self.capture = Capture(RATE)
-        self.playback = Playback(RATE, frame=SIZE)
+        self.capture = Capture(SAMPLE_RATE)
+        self.playback = Playback(SAMPLE_RATE, frame=FRAME_SIZE)
         self.source = Ear(self.capture)
         self.answers = threading.Semaphore(0)  # one for each frame written
 
@@ -67,7 +63,7 @@ class Clock(threading.Thread):
 
     def __init__(self, ends: Ends, blocks: Iterator[Pcm], speed: float) -> None:
         super().__init__(name="clock", daemon=True)
-        self._ends, self._blocks, self._seconds = ends, blocks, BLOCK / RATE / speed
+        self._ends, self._blocks, self._seconds = ends, blocks, BLOCK / SAMPLE_RATE / speed
         self._ending = threading.Event()
         self.late = 0.0  # seconds, the most
 

@@ -32,6 +32,7 @@ from processes import ROOT, Process, make_peer
 
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
+from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.system.newfile import check_outputs
 from msh_mlx.system.places import user_path
 from msh_mlx.weights.checkpoint import default_dtype
@@ -50,7 +51,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "depformer_dim_feedforward": 4224,
     },
 }  # fmt: skip
-FRAME = 0.08  # seconds
 BITS = {"graph": 16, "1b": 4}
 GROUP = 32
 SEED = 11
@@ -184,14 +184,14 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.model.cache import RingFormat, capacities
+    from msh_mlx.model.attention import RingFormat, capacities
     from msh_mlx.model.config import LmConfig
     from msh_mlx.model.lm import Lm
 
     config = LmConfig()
     print(f"{'7 B, GB':<12}{'weights':>10}", end="")
     sizes = capacities(config.context)
-    print("".join(f"{f'{n * FRAME:.0f} s':>9}" for n in sizes) + "  of keys and values; with 8 bits at most")
+    print("".join(f"{f'{n * FRAME_SECONDS:.0f} s':>9}" for n in sizes) + "  of keys and values; with 8 bits at most")
     forms = [RingFormat(config.num_heads, config.dim // config.num_heads, mx.bfloat16, bits) for bits in (None, 8)]
     for name, bits, group in (("q4", 4, 32), ("q8", 8, 64), ("bf16", 16, 0)):
         lm = Lm(config)
@@ -262,17 +262,21 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
     parser.add_argument(
-        "--sizes", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="the models (default: all)"
+        "--sizes", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="measure these models (default: all)"
     )
-    parser.add_argument("--steps", default=200, help="of ours to measure at size graph (default: %(default)s)", **count)
-    parser.add_argument("--starts", default=3, help="processes to measure the start in (default: %(default)s)", **count)
-    parser.add_argument("--long", default=10000, help="steps of the long run (default: %(default)s)", **count)
-    parser.add_argument("--quick", action="store_true", help="few steps of size graph alone, and no long run")
     parser.add_argument(
-        "--peer", action="store_true", help=f"measure moshi-mlx {PEER_VERSION}, too, installed if need be"
+        "--steps", default=200, help="measure N of our steps at size graph (default: %(default)s)", **count
     )
-    parser.add_argument("--memory", action="store_true", help="print what the published size takes, and end")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--starts", default=3, help="measure the start in N processes (default: %(default)s)", **count)
+    parser.add_argument("--long", default=10000, help="make N steps in the long run (default: %(default)s)", **count)
+    parser.add_argument("--quick", action="store_true", help="make a few steps of size graph alone, and no long run")
+    parser.add_argument(
+        "--peer", action="store_true", help=f"measure moshi-mlx {PEER_VERSION}, too; install it if need be"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="print the memory that the published size takes, and exit"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     if args.memory:
         memory_table()

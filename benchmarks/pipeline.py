@@ -22,20 +22,22 @@ from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
-from ends import BLOCK, SIZE, Clock, Ends, speech
+from ends import BLOCK, Clock, Ends, speech
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.errors import InputError
 from msh_mlx.events import Event, Failed, Ready, Span
-from msh_mlx.format import FRAME
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.library.files import ModelFiles, find_demo, find_model
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.status import Screen, Status
 from msh_mlx.metrics import Metrics
+from msh_mlx.system.threads import short_turns
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 TURN = 25  # frames
@@ -45,8 +47,8 @@ ROWS = {
     "encode": "encode",
     "step": "step",
     "decode": "decode",
-    "codes_wait": "wait for the model",
-    "frames_wait": "wait for the decoder",
+    "model_wait": "wait for the model",
+    "decoder_wait": "wait for the decoder",
     "reply": "reply: from last sample heard to first written",
     "delay": "delay: that, and what waits to be played",
 }
@@ -58,7 +60,7 @@ class Conversation:
     def __init__(self, load: Callable[[], Session]) -> None:
         self.ends = Ends()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        self.pipeline = Pipeline(lambda _: load(), self.ends.source, self.ends, self.events.put)
+        self.pipeline = Pipeline(warm(lambda _: load()), self.ends.source, self.ends, self.events.put)
 
     def __enter__(self) -> Conversation:
         self.pipeline.start()
@@ -101,9 +103,9 @@ def as_fast_as_it_goes(load: Callable[[], Session], frames: int) -> dict[str, fl
                 if i >= ahead:
                     while not talk.ends.answers.acquire(timeout=1):
                         talk.drain(note)
-                    talk.ends.play(SIZE)
+                    talk.ends.play(FRAME_SIZE)
                 if i < TURN:
-                    for _ in range(SIZE // BLOCK):
+                    for _ in range(FRAME_SIZE // BLOCK):
                         talk.ends.hear(next(blocks))
             return perf_counter() - begin
 
@@ -165,7 +167,7 @@ def screen(ui: str) -> Iterator[Screen | None]:
     thread.start()
     with (
         os.fdopen(writer, "w") as out,
-        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME) as painted,
+        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME_SECONDS) as painted,
     ):
         yield painted
     thread.join()
@@ -184,14 +186,24 @@ def table(metrics: Metrics) -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", metavar="FILE", help="a language model; default: the demo")
-    parser.add_argument("--mimi", metavar="FILE", help="its codec")
-    parser.add_argument("--tokenizer", metavar="FILE", help="its tokenizer; default: the one beside the model")
-    parser.add_argument("--config", metavar="FILE", help="its configuration; default: the one beside the model")
-    parser.add_argument("--seconds", type=float, default=20.0, help="sound to hear in each run (default: %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, help="of the clock; 1 is real time (default: %(default)s)")
-    parser.add_argument("--ui", choices=("off", "on", "busy", "all"), default="all", help="screens (default: all)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--model", metavar="FILE", help="measure this language model (default: the demo's)")
+    parser.add_argument("--mimi", metavar="FILE", help="load its codec from this file")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="load its tokenizer from this file (default: the one beside the model)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="read its configuration from this file (default: the one beside the model)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="hear this much sound in each run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="run the clock at this speed; 1 is real time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ui", choices=("off", "on", "busy", "all"), default="all", help="paint these screens (default: all)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     if args.model and not args.mimi:
         raise InputError("There is no codec; give one with --mimi.")
@@ -202,9 +214,11 @@ def main() -> int:
             files, None, voice={"temperature": 0.8, "top_k": 250}, text={"temperature": 0.7, "top_k": 25}, seed=0
         )
 
-    fast = as_fast_as_it_goes(load, round(args.seconds / FRAME))
+    fast = as_fast_as_it_goes(load, round(args.seconds / FRAME_SECONDS))
     overlapped, parts = fast["overlapped"], [fast[stage] for stage in ("encode", "step", "decode")]
-    print(f"{files.model.name} on {platform.machine()}, {os.cpu_count()} cores; a frame lasts {1000 * FRAME:.0f} ms")
+    print(
+        f"{files.model.name} on {platform.machine()}, {os.cpu_count()} cores; a frame lasts {1000 * FRAME_SECONDS:.0f} ms"
+    )
     print("One after the other: " + " + ".join(f"{1000 * part:.2f}" for part in parts), end=" ")
     print(f"= {1000 * sum(parts):.2f} ms a frame; overlapped, as fast as it goes: {1000 * overlapped:.2f} ms,", end=" ")
     print(f"{sum(parts) / overlapped:.2f} times as fast\n")
@@ -228,4 +242,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

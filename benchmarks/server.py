@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,20 +22,24 @@ from time import perf_counter, process_time
 from typing import Any, TypeAlias
 
 import numpy as np
-from ends import BLOCK, SIZE, Pcm, speech
+import psutil
+from ends import BLOCK, speech
 from server_soak import DIGITS, TOKEN, Client, ServerProcess
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
+from msh_mlx.conversation.live import NullSink
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.pipeline import Pipeline
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.errors import MshError
 from msh_mlx.events import Event, Failed, Ready, Said
-from msh_mlx.format import FRAME
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.connection import NetworkSource
 from msh_mlx.net.messages import Audio, Control, MetaData, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
+from msh_mlx.system.threads import short_turns
 
 PACKET = 0.04  # seconds
 TURN = 50  # frames
@@ -63,7 +66,8 @@ OPTIONS = (
 # The server, but everybody is let in, whether there is time for him or not.
 OPEN = """
 import sys
-from msh_mlx import cli, shared
+from msh_mlx.cli import main as cli
+from msh_mlx.conversation import shared
 shared.SharedModel.has_room = lambda *_: True
 sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """
@@ -80,12 +84,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def cpu_seconds(pid: int) -> float:
     """Tell how much processor time another process has taken."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.exists():
-        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    *minutes, seconds = subprocess.check_output(["ps", "-o", "time=", "-p", str(pid)], text=True).strip().split(":")
-    return 60 * float(minutes[-1]) + float(seconds)
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phase: float = 0.0) -> list[float]:
@@ -96,19 +96,6 @@ async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phas
         spoken.append(perf_counter())
         await say(i)
     return spoken
-
-
-class Nowhere:
-    """A sink; replies are taken where they are told of."""
-
-    def write(self, pcm: Pcm) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def stats(self) -> dict[str, Any]:
-        return {}
 
 
 class Alone:
@@ -122,7 +109,7 @@ class Alone:
             "text": {"temperature": 0.7, "top_k": 25},
         }
         self.pipeline = Pipeline(
-            lambda _: load_session(find_demo(), None, **sampling, seed=0), self._source, Nowhere(), self._hear
+            warm(lambda _: load_session(find_demo(), None, **sampling, seed=0)), self._source, NullSink(), self._hear
         )
 
     def __enter__(self) -> Alone:
@@ -283,7 +270,7 @@ async def one_of_many(server: ServerProcess, pages: list[bytes], phase: float) -
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
         if len(heard) < len(pages) // 2:  # replies lack where sound was dropped
-            dropped = max(dropped, FRAME * (len(pages) // 2 - len(heard)))
+            dropped = max(dropped, FRAME_SECONDS * (len(pages) // 2 - len(heard)))
         return [there - said for said, there in zip(spoken[1::2], heard, strict=False)], dropped
     finally:
         await client.bye()
@@ -293,13 +280,14 @@ def prepared(frames: int) -> list[bytes]:
     """Encode speech beforehand, so that this process takes little of the machine."""
     blocks, encoder = speech(DIGITS), OpusEncoder()
     return [
-        encoder.encode(np.concatenate([next(blocks) for _ in range(SIZE // BLOCK // 2)])) for _ in range(2 * frames)
+        encoder.encode(np.concatenate([next(blocks) for _ in range(FRAME_SIZE // BLOCK // 2)]))
+        for _ in range(2 * frames)
     ]
 
 
 async def crowd(server: ServerProcess, count: int, pages: list[bytes]) -> dict[str, Any]:
     """Let so many clients talk at once, spread over the time of a frame."""
-    runs = await asyncio.gather(*(one_of_many(server, pages, FRAME * i / count) for i in range(count)))
+    runs = await asyncio.gather(*(one_of_many(server, pages, FRAME_SECONDS * i / count) for i in range(count)))
     admitted = [run for run in runs if run is not None]
     delays = [1000 * delay for run in admitted for delay in run[0]]
     dropped = sum(run[1] for run in admitted)
@@ -328,7 +316,7 @@ def crowds() -> dict[str, Any]:
 
 
 def fits(run: dict[str, Any]) -> bool:
-    return bool(run["dropped_s"] == 0 and run["p95"] <= 1000 * FRAME)
+    return bool(run["dropped_s"] == 0 and run["p95"] <= 1000 * FRAME_SECONDS)
 
 
 def load() -> str:
@@ -337,14 +325,14 @@ def load() -> str:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of conversation each way (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
     print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)
 
     with ServerProcess(*OPTIONS) as server:
-        both = result["delay"] = asyncio.run(compare(server, round(args.seconds / FRAME)))
+        both = result["delay"] = asyncio.run(compare(server, round(args.seconds / FRAME_SECONDS)))
         connect = result["handshake"] = asyncio.run(handshakes(server))
     print(f"\n{'ms, medians of ' + str(both['turns']) + ' turns':<48}{'p50':>8}{'p95':>8}")
     for name, key in (("reply, pipeline in this process", "alone"), ("reply, through the server with Opus", "server")):
@@ -363,7 +351,7 @@ def main() -> int:
     for run in many["runs"]:
         print(f"{run['clients']:<20}{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}")
     own = many["own_admission"]
-    print(f"Conversations that the machine holds within {1000 * FRAME:.0f} ms: {many['held']}")
+    print(f"Conversations that the machine holds within {1000 * FRAME_SECONDS:.0f} ms: {many['held']}")
     print(
         f"Of {MOST} clients at once the server let {own['admitted']} in, with p95 {own['p95']:.1f} ms "
         f"and {own['dropped_s']:.2f} s dropped; {load()}"
@@ -375,4 +363,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

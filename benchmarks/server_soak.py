@@ -32,17 +32,19 @@ from time import monotonic, perf_counter, sleep
 from urllib.parse import urlencode
 
 import numpy as np
+import psutil
 import soundfile
 
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import MshError
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusEncoder
+from msh_mlx.system.words import human_size
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 ONSETS = (7, 15, 58, 93, 101, 110)  # frames in which somebody begins to say a digit
-SIZE = 1920  # samples of a frame
 TOKEN = "soak"
 FIRST = 10  # sessions after which the server is as large as it is to stay
 IDLE = 2.0  # seconds
@@ -133,7 +135,7 @@ class ServerProcess:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server holds: main memory in bytes; threads and descriptors, 0 where there is no /proc."""
+    """What the server holds: main memory in bytes, threads and descriptors."""
 
     memory: int
     threads: int
@@ -141,14 +143,11 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> Usage:
-        memory = int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)])) << 10
-        proc = Path("/proc") / str(pid)
-        if not proc.exists():
-            return cls(memory, 0, 0)
-        return cls(memory, len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir())))
+        process = psutil.Process(pid)
+        return cls(process.memory_info().rss, process.num_threads(), process.num_fds())
 
     def __str__(self) -> str:
-        return f"{self.memory / 1e6:.1f} MB, {self.threads} threads, {self.descriptors} descriptors"
+        return f"{human_size(self.memory)}, {self.threads} threads, {self.descriptors} descriptors"
 
 
 # ---- a client ------------------------------------------------------------------------------------------------------------
@@ -324,9 +323,9 @@ def voices() -> list[Voice]:
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
     made = []
     for index, first in enumerate(ONSETS):
-        said = pcm[first * SIZE : (first + SPOKEN) * SIZE]
-        heard, encoder = np.concatenate([said, np.zeros((WAITING + index % 3) * SIZE, np.float32)]), OpusEncoder()
-        pages = [encoder.encode(part) for part in heard.reshape(-1, SIZE)]
+        said = pcm[first * FRAME_SIZE : (first + SPOKEN) * FRAME_SIZE]
+        heard, encoder = np.concatenate([said, np.zeros((WAITING + index % 3) * FRAME_SIZE, np.float32)]), OpusEncoder()
+        pages = [encoder.encode(part) for part in heard.reshape(-1, FRAME_SIZE)]
         made.append(Voice(pages, {"text_seed": index, "audio_seed": index} | (GREEDY if index % 2 else {})))
     return made
 
@@ -408,7 +407,7 @@ class Visit:
         await client.handshake()
         for page in self._voice.pages:
             await client.send(encode(Audio(page)))
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(FRAME_SECONDS)
         return await client.bye()
 
     async def restart(self) -> str:
@@ -862,10 +861,10 @@ def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
     wrong = []
     first, last = found.usage[0], found.usage[-1]
     if (more := last.memory - first.memory) > MORE_SHARE * first.memory + MORE_MEMORY:
-        wrong.append(f"memory grew by {more / 1e6:.1f} MB, from {first.memory / 1e6:.1f} MB after the tenth session")
+        wrong.append(f"memory grew by {human_size(more)}, from {human_size(first.memory)} after the tenth session")
     middle = found.usage[len(found.usage) // 2]
     if sessions >= LONG and (more := last.memory - middle.memory) > MORE_SHARE * middle.memory + MORE_THEN:
-        wrong.append(f"memory still grew by {more / 1e6:.1f} MB in the second half of the sessions")
+        wrong.append(f"memory still grew by {human_size(more)} in the second half of the sessions")
     pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's threads come when they are needed, and stay
     if last.threads > first.threads + pool:
         wrong.append(f"there are {last.threads} threads and were {first.threads} after the tenth session")
@@ -886,9 +885,9 @@ def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--at-once", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--sessions", type=int, default=1000, help="hold so many sessions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="choose them by this seed (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=4, help="hold so many at once (default: %(default)s)")
     args = parser.parse_args()
     found = soak(max(args.sessions, FIRST + 1), args.seed, args.at_once, lambda text: print(text, flush=True))
     print(f"\n{'who came':<16}{'how it ended':<40}{'times':>6}")

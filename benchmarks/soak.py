@@ -18,19 +18,21 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from ends import BLOCK, SIZE, Ends, speech
+from ends import BLOCK, Ends, speech
 
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.codec import load_mimi
 from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
 from msh_mlx.conversation.text import load_tokenizer
+from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Event, Failed, Ready, Span
-from msh_mlx.format import FRAME, RATE
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.metrics import Durations
 from msh_mlx.model.config import LmConfig
 from msh_mlx.system.memory import set_limits
+from msh_mlx.system.threads import short_turns
 from msh_mlx.weights.checkpoint import load_lm
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
@@ -49,7 +51,7 @@ class Aged(Session):
         super().__init__(*parts, **options)
         self._hours = hours
         # The codec's transformers go at 25 steps a second, two a frame.
-        self._codec_position = 2 * int(hours * 3600 / FRAME)
+        self._codec_position = 2 * int(hours * 3600 / FRAME_SECONDS)
 
     def reset_encoder(self) -> None:
         self._encoder.reset(position=self._codec_position)
@@ -65,7 +67,7 @@ class Aged(Session):
             for _ in range(config.max_delay + 1):
                 gen.step(hear)
             # Whole turns of the rings: the next slot stays the same.
-            gen._position += int(self._hours * 3600 / FRAME) // config.context * config.context
+            gen._position += int(self._hours * 3600 / FRAME_SECONDS) // config.context * config.context
             for _ in range(config.context):
                 gen.step(hear)
 
@@ -94,10 +96,10 @@ class Clocks:
             self._left = np.concatenate([self._left, next(self._blocks)])
         self._ends.hear(self._left[:n])
         self._left, self._heard = self._left[n:], self._heard + n
-        answer(self._heard // SIZE)
+        answer(self._heard // FRAME_SIZE)
         self._ends.play(BLOCK)
         self._played += BLOCK
-        self._delay += (self._ends.capture.available + self._ends.playback.queued) / RATE
+        self._delay += (self._ends.capture.available + self._ends.playback.queued) / SAMPLE_RATE
         self._blocks_played += 1
 
     def delay(self) -> float:
@@ -128,7 +130,7 @@ def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
         elif isinstance(event, Ready | Failed):
             ready.set()
 
-    pipeline = Pipeline(lambda _: load(hours), ends.source, ends, note)
+    pipeline = Pipeline(warm(lambda _: load(hours)), ends.source, ends, note)
     answered = 0
 
     def answer(heard: int) -> None:
@@ -147,7 +149,11 @@ def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
             clocks.move(answer)
         memory = pipeline.metrics.memory
         parts.append(Part(steps[part].all().p50, memory.active, memory.rss, clocks.delay()))
-        show(f"{(part + 1) / PARTS:4.0%}", parts[-1], frames * (part + 1) // PARTS * FRAME / (perf_counter() - begin))
+        show(
+            f"{(part + 1) / PARTS:4.0%}",
+            parts[-1],
+            frames * (part + 1) // PARTS * FRAME_SECONDS / (perf_counter() - begin),
+        )
     pipeline.stop(10)
     return parts, {**pipeline.metrics.summary(), "speaker": ends.stats()}
 
@@ -165,12 +171,12 @@ def echo(hours: float, drift: float) -> tuple[list[float], dict[str, Any]]:
     ends, delays = Ends(), list[float]()
 
     def answer(_: int) -> None:
-        while (pcm := ends.source.read(SIZE, 0.0)) is not None:
+        while (pcm := ends.source.read(FRAME_SIZE, 0.0)) is not None:
             ends.write(pcm)
 
     clocks = Clocks(ends, drift)
     for _ in range(PARTS):
-        for _ in range(round(hours * 3600 * RATE / BLOCK / PARTS)):
+        for _ in range(round(hours * 3600 * SAMPLE_RATE / BLOCK / PARTS)):
             clocks.move(answer)
         delays.append(clocks.delay())
     return delays, ends.stats()
@@ -193,7 +199,7 @@ def complaints(parts: list[Part], figures: dict[str, Any]) -> list[str]:
 
 def check_rings(delays: list[float], underruns: int) -> list[str]:
     wrong = []
-    if max(delays[1:]) - min(delays[1:]) > FRAME:
+    if max(delays[1:]) - min(delays[1:]) > FRAME_SECONDS:
         wrong.append(
             f"the delay in the rings went from {1000 * min(delays[1:]):.0f} to {1000 * max(delays[1:]):.0f} ms"
         )
@@ -204,14 +210,18 @@ def check_rings(delays: list[float], underruns: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=10.0, help="of conversation (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="of conversation, in place of --hours")
-    parser.add_argument("--from-hour", type=float, default=0.0, help="go on after so many hours (default: %(default)s)")
-    parser.add_argument("--rings", type=float, default=10.0, help="hours of the rings alone (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--hours", type=float, default=10.0, help="talk for so many hours (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="talk for so many minutes instead")
+    parser.add_argument(
+        "--from-hour", type=float, default=0.0, help="start at this hour of a conversation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rings", type=float, default=10.0, help="run the rings alone for so many hours (default: %(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     seconds = args.hours * 3600 if args.minutes is None else args.minutes * 60
-    frames = max(PARTS, round(seconds / FRAME))
+    frames = max(PARTS, round(seconds / FRAME_SECONDS))
 
     print(f"{frames} frames from hour {args.from_hour:g}, clocks {1e6 * DRIFT:g} ppm apart", flush=True)
     parts, figures = converse(frames, args.from_hour)
@@ -233,4 +243,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(lambda _: main()))
+    with short_turns():  # as in a live conversation
+        sys.exit(guard(lambda _: main()))

@@ -16,14 +16,14 @@ import numpy as np
 
 from . import __version__
 from .conversation.codec import Mimi
+from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
 from .model.config import LmConfig
 from .model.generate import LmGen
 from .model.lm import Lm
 from .system.machine import chip, system
 from .system.memory import machine_memory
-
-FRAME = 0.08  # seconds
+from .system.words import human_size
 
 # Models to make of random weights: the published 7 B one, and the next smaller size.
 SIZES = {
@@ -161,20 +161,20 @@ class Report:
         return [
             ("msh-mlx", self.version),
             ("chip", f"{self.chip}, {self.cores} cores"),
-            ("memory", f"{self.memory / 2**30:.1f} GiB"),
+            ("memory", human_size(self.memory)),
             ("system", self.system),
             ("MLX", f"{self.mlx} on {self.device}"),
             ("model", self.model),
             ("bits", f"{self.bits}, activations {self.dtype}"),
-            ("weights", f"{self.weights / 1e9:.2f} GB"),
+            ("weights", human_size(self.weights, 2)),
             (f"step p50 / p95 / p99 ({self.steps} steps)", times(self.step)),
             ("encode p50 / p95 / p99", times(self.encode)),
             ("decode p50 / p95 / p99", times(self.decode)),
             ("real-time factor", f"{self.real_time:.2f} {'with' if self.encode else 'without'} the codec"),
             ("warm-up", f"{self.warm_up / 1000:.1f} s"),
-            ("memory peak", f"{self.peak / 1e9:.2f} GB"),
-            ("bytes read a step", f"{self.bytes_per_step / 1e9:.3f} GB"),
-            ("bandwidth reached", f"{self.share:.0%} of {self.bandwidth / 1e9:.1f} GB/s measured"),
+            ("memory peak", human_size(self.peak, 2)),
+            ("bytes read a step", human_size(self.bytes_per_step, 3)),
+            ("bandwidth reached", f"{self.share:.0%} of {human_size(self.bandwidth)}/s measured"),
         ]
 
     def table(self) -> str:
@@ -212,21 +212,22 @@ def measure(
     codes = rng.integers(0, config.card, (steps + 1, config.user_q))
     times: dict[str, list[float]] = {"step": [], "encode": [], "decode": []}
 
-    stages: list[tuple[str, Callable[[Any], Any]]] = [("step", gen.step)]
+    def timed(what: str, work: Callable[[Any], Any], given: Any) -> Any:
+        begin = perf_counter()
+        made = work(given)
+        times[what].append(perf_counter() - begin)
+        return made
+
     if mimi:
-        stages += [("encode", mimi.encoder().step), ("decode", mimi.decoder().step)]
+        encoder, decoder = mimi.encoder(), mimi.decoder()
         noise = 0.1 * rng.standard_normal(mimi.frame_size, np.float32)
     gen.step(codes[0])
     for t in range(steps):
         if progress:
             progress(t / steps)
-        given: Any = None
-        for what, work in stages:
-            # The decoder gets what the encoder made.
-            given = {"step": codes[1 + t], "encode": noise if mimi else None, "decode": given}[what]
-            begin = perf_counter()
-            given = work(given)
-            times[what].append(perf_counter() - begin)
+        timed("step", gen.step, codes[1 + t])
+        if mimi:
+            timed("decode", decoder.step, timed("encode", encoder.step, noise))
     spreads = {what: Percentiles.of(seconds) if seconds else None for what, seconds in times.items()}
     step = cast("Percentiles", spreads["step"])
     together = sum(spread.p50 for spread in spreads.values() if spread)
@@ -250,7 +251,7 @@ def measure(
         step=step,
         encode=spreads["encode"],
         decode=spreads["decode"],
-        real_time=1000 * FRAME / together,
+        real_time=1000 * FRAME_SECONDS / together,
         warm_up=1000 * warm_up,
         peak=mx.get_peak_memory(),
         weights=sum(array.nbytes for _, array in lm.named_parameters()),

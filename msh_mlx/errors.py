@@ -1,4 +1,7 @@
-"""The errors that a user can meet; each message is one sentence that says what was wrong and what to do."""
+"""The errors that a user can meet; each message is one sentence that says what was wrong and what to do.
+
+Both parts are fields, for whoever needs one without the other: nobody takes a sentence apart.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,27 @@ import errno
 
 
 class MshError(Exception):
-    """Something failed; the program ends with exit code 1."""
+    """Something failed; the program ends with exit code 1.
+
+    Parameters
+    ----------
+    what
+        What was wrong, without a full stop where there is `advice`; else a whole sentence.
+    advice
+        What to do about it, or what was expected, without a full stop: "what; advice." is the message.
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}; {advice}." if advice else what)
+        self.what = what if advice else what.removesuffix(".")
+        self.advice = advice
+
+    @property
+    def clause(self) -> str:
+        """The message without its full stop, for the middle of another sentence."""
+        return str(self).removesuffix(".")
 
 
 class InputError(MshError, ValueError):
@@ -40,7 +61,7 @@ def write_error(name: str, error: OSError) -> WriteError:
         errno.EDQUOT: "make room, or name a place on another disk",
         errno.EFBIG: "the system allows no larger file there, so name another place",
     }.get(error.errno or 0, "name another place")
-    made = WriteError(f"{name} cannot be written: {error.strerror or error}; {advice}.")
+    made = WriteError(f"{name} cannot be written: {error.strerror or error}", advice)
     made.errno = error.errno
     return made
 

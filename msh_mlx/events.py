@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Pcm = npt.NDArray[np.float32]
+from .format import Pcm
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,13 @@ class Loading:
     stage: str
     seconds: float | None = None
     fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """The model in use from now on has `bits` a weight. Not told of the demo model, which has no smaller one beside it."""
+
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,17 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Sizes of queues at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
+class Queues:
+    """What waits where at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
 
-    `microphone` is sound that waits to be heard, `codes` and `frames` what waits for the model and the decoder, `loudspeaker`
-    what waits to be played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
+    `microphone` is sound that waits to be heard, `model` and `decoder` what waits for these, `loudspeaker` what waits to be
+    played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
     """
 
     time: float
     microphone: float
-    codes: float
-    frames: float
+    model: float
+    decoder: float
     loudspeaker: float
     cushion: float
     dropped: float
@@ -144,13 +148,14 @@ class Failed:
 
 Event = (
     Loading
+    | ModelInUse
     | Ready
     | Heard
     | Said
     | Spoke
     | SpokeWord
     | Span
-    | Levels
+    | Queues
     | EchoState
     | Dropped
     | Underrun

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Pcm = npt.NDArray[np.float32]
+Pcm = npt.NDArray[np.float32]  # samples of sound, about in [-1, 1]
 
-RATE = 24_000  # Hz, of the sound that the conversation hears and says
-FRAME = 0.08  # seconds
+SAMPLE_RATE = 24_000  # Hz
+FRAME_SIZE = 1_920  # samples
+FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE

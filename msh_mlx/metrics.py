@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from .events import EchoState
@@ -21,6 +19,7 @@ _LEAST, _MOST = 1e-6, 1e4  # seconds, what the bins cover
 _PER_E = 200  # bins per factor of e: each is 0.5 % wide
 _BINS = math.ceil(_PER_E * math.log(_MOST / _LEAST)) + 1
 _WINDOW = 250  # frames, 20 s
+_PROCESS = psutil.Process()  # this one
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -111,17 +110,8 @@ class Memory:
 
 
 def resident_bytes() -> int:
-    """Return the main memory that this process takes now, in bytes; 0 where the system does not tell."""
-    if sys.platform == "darwin":
-        info = (ctypes.c_uint64 * 12)()  # struct proc_taskinfo: virtual size, resident size, and more
-        size = ctypes.sizeof(info)
-        flavor = 4  # PROC_PIDTASKINFO
-        done = ctypes.CDLL("/usr/lib/libproc.dylib").proc_pidinfo(os.getpid(), flavor, ctypes.c_uint64(0), info, size)
-        return int(info[1]) if done == size else 0
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Return the main memory that this process takes now, in bytes."""
+    return int(_PROCESS.memory_info().rss)
 
 
 class Decibels:
@@ -168,22 +158,22 @@ class EchoFigures:
 class Metrics:
     """The figures of one run of the pipeline; each is written by one thread and may be read by any.
 
-    `encode`, `step`, `decode` are what the stages took; `codes_wait` and `frames_wait` what a frame waited for the model and
-    the decoder; `reply` the time from a frame's last sample, heard by the microphone, to the first sample of its reply, handed
-    to the loudspeaker; `delay` that and what the loudspeaker had yet to play by then. All in seconds.
+    `encode`, `step`, `decode` are what the stages took; `model_wait` and `decoder_wait` what a frame waited for the model
+    and the decoder; `reply` the time from a frame's last sample, heard by the microphone, to the first sample of its reply,
+    handed to the loudspeaker; `delay` that and what the loudspeaker had yet to play by then. All in seconds.
 
     `frames` were answered in all conversations; `words` were spoken; `drops` times `dropped` seconds of the user's sound in
     all were given up; the loudspeaker ran dry `underruns` times.
     """
 
-    STAGES = ("encode", "step", "decode", "codes_wait", "frames_wait", "reply", "delay")
+    STAGES = ("encode", "step", "decode", "model_wait", "decoder_wait", "reply", "delay")
 
     def __init__(self) -> None:
         self.encode = Durations()
         self.step = Durations()
         self.decode = Durations()
-        self.codes_wait = Durations()
-        self.frames_wait = Durations()
+        self.model_wait = Durations()
+        self.decoder_wait = Durations()
         self.reply = Durations()
         self.delay = Durations()
         self.frames = 0

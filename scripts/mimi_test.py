@@ -18,12 +18,12 @@ from msh_mlx.system.signals import Signals
 def main() -> int:
     """Run the script and return its exit code."""
     parser = Parser(prog="mimi_test.py", description="Try the codec on a recording.")
-    parser.add_argument("--weights", metavar="FILE", required=True, help="the codec (.safetensors)")
+    parser.add_argument("--weights", metavar="FILE", required=True, help="load the codec from this file (.safetensors)")
     parser.add_argument(
-        "--codebooks", metavar="N", type=whole(1), default=8, help="codebooks to use (default: %(default)s)"
+        "--codebooks", metavar="N", type=whole(1), default=8, help="use N codebooks (default: %(default)s)"
     )
-    parser.add_argument("--output", metavar="FILE", help="write the recording there (WAV), coded and decoded")
-    parser.add_argument("input", metavar="RECORDING", nargs="?", help="default: the recording of the demo")
+    parser.add_argument("--output", metavar="FILE", help="write the recording, coded and decoded, to this file (WAV)")
+    parser.add_argument("input", metavar="RECORDING", nargs="?", help="code this recording (default: the demo's)")
     return guard(lambda signals: try_codec(parser.parse_args(), signals))
 
 

@@ -17,17 +17,41 @@ from msh_mlx.system.signals import Signals
 def main() -> int:
     """Run the script and return its exit code."""
     parser = Parser(prog="moshi_test.py", description="Let the model hear a recording.")
-    parser.add_argument("--moshi-weights", metavar="FILE", required=True, help="the language model (.safetensors)")
-    parser.add_argument("--mimi-weights", metavar="FILE", required=True, help="the codec (.safetensors)")
-    parser.add_argument("--tokenizer", metavar="FILE", required=True, help="the tokenizer (.model)")
-    parser.add_argument("--config", metavar="FILE", help="default: the config.json beside the model, if there is one")
-    parser.add_argument("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
-    parser.add_argument("--temperature", type=number, default=0.8, help="of the voice (default: %(default)s)")
-    parser.add_argument("--text-temperature", type=number, default=0.7, help="of the text (default: %(default)s)")
-    parser.add_argument("--seed", metavar="N", type=whole(0, 1 << 64), help="default: a new one every time")
+    parser.add_argument(
+        "--moshi-weights", metavar="FILE", required=True, help="load the language model from this file (.safetensors)"
+    )
+    parser.add_argument(
+        "--mimi-weights", metavar="FILE", required=True, help="load the codec from this file (.safetensors)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", required=True, help="load the text tokenizer from this file (.model)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="read the configuration from this file (default: config.json beside the model)"
+    )
+    parser.add_argument("--quantized", type=int, choices=(4, 8), help="require a model with this many bits a weight")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=number,
+        default=0.8,
+        help="sample the voice at this temperature (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text-temperature",
+        metavar="T",
+        type=number,
+        default=0.7,
+        help="sample the text at this temperature (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=whole(0, 1 << 64), help="seed the sampling (default: a new seed every time)"
+    )
     parser.add_argument("--steps", metavar="N", type=whole(1), help="stop after N steps")
-    parser.add_argument("--output", metavar="FILE", help="write Moshi's voice there (WAV)")
-    parser.add_argument("input", metavar="RECORDING", nargs="?", help="default: the recording of the demo")
+    parser.add_argument("--output", metavar="FILE", help="write Moshi's voice to this file (WAV)")
+    parser.add_argument(
+        "input", metavar="RECORDING", nargs="?", help="play this recording to the model (default: the demo's)"
+    )
     return guard(lambda signals: try_model(parser.parse_args(), signals))
 
 
@@ -45,25 +69,26 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
     from rich.console import Console
 
     from msh_mlx.cli.display import Display, timing_line
-    from msh_mlx.conversation.recordings import Event, Plan, converse
+    from msh_mlx.conversation.recordings import Plan, RecordingEvent, converse
     from msh_mlx.sound.recordings import open_recording
+    from msh_mlx.weights.checkpoint import open_checkpoint
 
     with open_recording(source) as recording, Display(Console(highlight=False), plain=True) as display:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             display(event)
 
         session = load_session(
             files,
-            args.quantized,
+            open_checkpoint(files.model, files.config, args.quantized),
             voice={"temperature": args.temperature, "top_k": 250},
             text={"temperature": args.text_temperature, "top_k": 25},
             seed=args.seed,
         )
-        summary = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
-        for what, times in (("Encoding", summary.encode), ("The model", summary.step), ("Decoding", summary.decode)):
-            display.say(timing_line(what, [times]))
+        ended = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
+        for what, stage in (("Encoding", "encode"), ("The model", "step"), ("Decoding", "decode")):
+            display.say(timing_line(what, [ended.stages[stage]]))
     return 0
 
 

@@ -18,12 +18,11 @@ import ogg
 from aiohttp import web
 from paths import GOLDEN
 
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.sound.ogg import OggSplitter, PageKind
 
 RECORDED = GOLDEN / "wire" / "page_and_torch_server.bin"
-FRAME = 1920
-SECONDS = 0.08
 LIMIT = 10  # seconds, against hanging
 
 HANDSHAKES = {"R": bytes(9), "T": b"\0", "M": b"\0", "W": bytes(3)}
@@ -181,8 +180,8 @@ def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, we
             if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
                 continue
             heard = np.concatenate([heard, decoder.decode(message.data[1:])])
-            while len(heard) >= FRAME:
-                frame, heard = heard[:FRAME], heard[FRAME:]
+            while len(heard) >= FRAME_SIZE:
+                frame, heard = heard[:FRAME_SIZE], heard[FRAME_SIZE:]
                 count += 1
                 if count <= lag:
                     continue
@@ -259,7 +258,7 @@ def _says(kind, pcm):
         yield from (said[i : i + 2] for i in range(0, len(said), 2))
         return
     voice = Voice(kind)
-    for begin in range(0, len(pcm) - FRAME + 1, FRAME):
-        yield voice.messages(pcm[begin : begin + FRAME])
+    for begin in range(0, len(pcm) - FRAME_SIZE + 1, FRAME_SIZE):
+        yield voice.messages(pcm[begin : begin + FRAME_SIZE])
     while True:
-        yield voice.messages(np.zeros(FRAME, np.float32))
+        yield voice.messages(np.zeros(FRAME_SIZE, np.float32))

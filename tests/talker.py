@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import aiohttp
 import numpy as np
 
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net import messages as protocol
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
-
-FRAME = 1920
 
 
 @dataclass
@@ -95,8 +94,8 @@ class Talker:
     async def say(self, pcm, pause=0.0):
         """Send sound, frame by frame."""
         encoder = OpusEncoder()
-        for start in range(0, len(pcm) - FRAME + 1, FRAME):
-            await self.send(protocol.Audio(encoder.encode(pcm[start : start + FRAME])))
+        for start in range(0, len(pcm) - FRAME_SIZE + 1, FRAME_SIZE):
+            await self.send(protocol.Audio(encoder.encode(pcm[start : start + FRAME_SIZE])))
             if pause:
                 await asyncio.sleep(pause)
 
@@ -106,7 +105,7 @@ class Talker:
         first = len(self.heard.pcm)
         sending = asyncio.ensure_future(self.say(pcm, pause))
         try:
-            while sum(map(len, self.heard.pcm[first:])) < len(pcm) // FRAME * FRAME:
+            while sum(map(len, self.heard.pcm[first:])) < len(pcm) // FRAME_SIZE * FRAME_SIZE:
                 if await self.receive() is None:
                     break
         finally:

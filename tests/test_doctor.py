@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes.util
 import io
 import json
@@ -20,9 +21,22 @@ import pytest
 from paths import DEMO, ROOT
 from rich.console import Console
 
-from msh_mlx import doctor
+import msh_mlx
 from msh_mlx.cli.doctor import conclusion, show
-from msh_mlx.doctor import Check, Finding, Place, examine
+from msh_mlx.doctor.checks import all_checks, check_demo, check_files, check_mlx, check_models, check_terminal
+from msh_mlx.doctor.examine import AGAIN, Check, death_of, examine
+from msh_mlx.doctor.judgements import (
+    Finding,
+    Folder,
+    judge_disk,
+    judge_echo,
+    judge_memory,
+    judge_microphone,
+    judge_python,
+    judge_speaker,
+    judge_system,
+)
+from msh_mlx.doctor.sound import check_echo, check_microphone, check_speaker
 from msh_mlx.errors import MshError
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure
@@ -98,18 +112,21 @@ def test_plain_lines_for_what_is_no_terminal() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("package", ["mlx", "numpy", "mimi", "msh_native", "soxr", "huggingface_hub", "sentencepiece"])
+@pytest.mark.parametrize(
+    "package", ["mlx", "numpy", "mimi", "msh_native", "huggingface_hub", "sentencepiece", "psutil"]
+)
 def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / "broken" / package).mkdir(parents=True)
     (tmp_path / "broken" / package / "__init__.py").write_text("raise ImportError('it is broken')")
     checks, code = outcome(PYTHONPATH=str(tmp_path / "broken"))
-    name = {
+    names = {
         "mimi": "codec",
         "msh_native": "codec",
-        "soxr": "sound",
         "huggingface_hub": "disk",
         "sentencepiece": "demo model",
-    }.get(package, "mlx")
+        "psutil": "memory",
+    }
+    name = names.get(package, "mlx")
     assert code == 1
     assert checks[name]["status"] == "problem"
     assert "it is broken" in checks[name]["found"]
@@ -141,10 +158,10 @@ def test_a_sound_system_that_ends_the_process(tmp_path: Path) -> None:
 
 
 def test_code_that_ends_its_process() -> None:
-    assert doctor.death_of("import os; os.kill(os.getpid(), 11)", 20) == "SIGSEGV"
-    assert doctor.death_of("raise ImportError", 20) == ""
+    assert death_of("import os; os.kill(os.getpid(), 11)", 20) == "SIGSEGV"
+    assert death_of("raise ImportError", 20) == ""
     with pytest.raises(subprocess.TimeoutExpired):
-        doctor.death_of("import time; time.sleep(30)", 0.1)
+        death_of("import time; time.sleep(30)", 0.1)
 
 
 def test_mlx_that_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +169,7 @@ def test_mlx_that_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = mx.array
     monkeypatch.setattr(mx, "array", lambda values: right(values + 1))
-    assert "product is wrong" in doctor.check_mlx().found
+    assert "product is wrong" in check_mlx().found
 
 
 def test_a_catalogue_of_the_user_that_is_wrong(home: Path) -> None:
@@ -173,21 +190,21 @@ def test_weights_of_the_user(home: Path) -> None:
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer"}\n')
     for name in ("mimi", "tokenizer"):
         own.with_name(name).touch()
-    finding = doctor.check_files()
+    finding = check_files()
     assert finding.status == "warning"
     assert finding.found == f"{own.with_name('lm')} of the model mine is not there"
     assert finding.advice == f"Put the file there, or correct mine in {own}."
     own.with_name("lm").mkdir()
-    assert doctor.check_files().found.endswith("cannot be read")
+    assert check_files().found.endswith("cannot be read")
     own.with_name("lm").rmdir()
     own.with_name("lm").touch()
-    assert doctor.check_files().status == "ok"
+    assert check_files().status == "ok"
 
 
 def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    assert doctor.check_models().status == "warning"
-    assert doctor.check_models().found == "none of the 8 in the catalogue on disk"
+    assert check_models().status == "warning"
+    assert check_models().found == "none of the 8 in the catalogue on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')
@@ -199,17 +216,17 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     }
     for name, file in files.items():
         shutil.copy(DEMO / file, own.with_name(name))
-    found = doctor.check_models()
+    found = check_models()
     assert (found.status, found.found) == ("ok", "mine on disk, not verified yet")
     assert run("--quick").stdout.count("models verify") == 1
     command = [sys.executable, str(ROOT / "local_mlx.py"), "models", "verify"]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
-    assert doctor.check_models().found == "mine on disk, verified"
+    assert check_models().found == "mine on disk, verified"
     # A change is noticed; what is no model any more is a problem.
     own.with_name("lm").touch()
-    assert doctor.check_models().found == "mine on disk, not verified yet"
+    assert check_models().found == "mine on disk, not verified yet"
     own.with_name("mimi").write_bytes((DEMO / "mimi.safetensors").read_bytes()[:-1])
-    found = doctor.check_models()
+    found = check_models()
     assert found.status == "problem"
     assert found.found.startswith(f"mine: {own.with_name('mimi')} is cut off")
     assert found.advice == "'msh-mlx models verify --repair mine' fetches it again."
@@ -220,7 +237,7 @@ def test_logs_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch
         pytest.skip("logs have another place there")
     (home / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
-    finding = doctor.check_files()
+    finding = check_files()
     assert (finding.status, str(home / "file") in finding.advice) == ("warning", True)
 
 
@@ -239,14 +256,21 @@ def test_a_demo_model_that_is_broken(
     folder = tmp_path / "demo"
     shutil.copytree(ROOT / "assets" / "demo", folder)
     monkeypatch.setattr("msh_mlx.library.files.demo_folder", lambda: folder)
-    assert doctor.check_demo().status == "ok"
+    assert check_demo().status == "ok"
     change(folder / name)
-    finding = doctor.check_demo()
+    finding = check_demo()
     assert finding.status == "problem"
     assert found in finding.found
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------------
+
+
+def test_judgements_touch_nothing() -> None:
+    tree = ast.parse((Path(msh_mlx.__file__).parent / "doctor" / "judgements.py").read_text(encoding="utf-8"))
+    taken = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    taken |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert taken == {"__future__", "collections.abc", "dataclasses", "math", "pathlib", "system.words", "typing"}
 
 
 @pytest.mark.parametrize(
@@ -262,7 +286,7 @@ def test_a_demo_model_that_is_broken(
 )
 def test_systems(arguments: Any, status: str, advice: str) -> None:
     *positional, named = arguments
-    finding = doctor.judge_system(*positional, **named)
+    finding = judge_system(*positional, **named)
     assert (finding.status, advice in finding.advice) == (status, True)
 
 
@@ -281,7 +305,7 @@ def test_systems(arguments: Any, status: str, advice: str) -> None:
     ],
 )
 def test_pythons(version: Any, libc: Any, free_threaded: bool, status: str) -> None:
-    assert doctor.judge_python(version, "x", libc, free_threaded=free_threaded).status == status
+    assert judge_python(version, "x", libc, free_threaded=free_threaded).status == status
 
 
 ENTRIES: Any = {
@@ -295,13 +319,12 @@ ENTRIES: Any = {
     ("available", "whole", "status", "advice"),
     [
         (8 * GB, 16 * GB, "ok", ""),
-        (None, 16 * GB, "ok", ""),
         (6 * GB, 16 * GB, "warning", "Close other programs: small takes 7.0 GB"),
         (4 * GB, 6 * GB, "warning", "demo"),
     ],
 )
 def test_memory(available: Any, whole: int, status: str, advice: str) -> None:
-    finding = doctor.judge_memory(available, whole, ENTRIES)
+    finding = judge_memory(available, whole, ENTRIES)
     assert (finding.status, advice in finding.advice) == (status, True)
 
 
@@ -317,8 +340,8 @@ def test_memory(available: Any, whole: int, status: str, advice: str) -> None:
     ],
 )
 def test_disks(cache: int, here: int, writable: bool, status: str, advice: str) -> None:
-    places = Place(Path("/cache"), "models", cache, writable), Place(Path("/here"), "recordings", here)
-    finding = doctor.judge_disk(*places, ENTRIES)
+    places = Folder(Path("/cache"), "models", cache, writable), Folder(Path("/here"), "recordings", here)
+    finding = judge_disk(*places, ENTRIES)
     assert (finding.status, advice in finding.advice) == (status, True)
 
 
@@ -340,19 +363,19 @@ def test_the_cache_is_where_the_hub_has_it(home: Path) -> None:
         ({"width": 80, "height": 6}, {"TERM": "screen"}, True, "warning", "small"),
         ({"width": 80, "height": 24}, {"TERM": "dumb"}, True, "warning", "plain lines"),
         ({"width": 80, "height": 24}, {"TERM": "xterm"}, False, "warning", "no keyboard"),
-        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "no terminal"),
+        ({"width": 80, "height": 24, "force_terminal": False}, {"TERM": "xterm"}, True, "skipped", "not a terminal"),
     ],
 )
 def test_terminals(options: Any, environment: Any, keys: bool, status: str, word: str) -> None:
     console = Console(file=io.StringIO(), _environ=environment, **{"force_terminal": True, **options})
-    finding = doctor.check_terminal(console, keys=keys)
+    finding = check_terminal(console, keys=keys)
     assert (finding.status, word in finding.found) == (status, True), finding
 
 
 def test_a_terminal_without_utf_8() -> None:
     file = io.TextIOWrapper(io.BytesIO(), "ascii")
     console = Console(file=file, force_terminal=True, width=80, height=24, _environ={"TERM": "xterm"})
-    finding = doctor.check_terminal(console, keys=True)
+    finding = check_terminal(console, keys=True)
     assert (finding.status, "C.UTF-8" in finding.advice) == ("warning", True)
 
 
@@ -391,9 +414,9 @@ def test_a_real_terminal(columns: str, term: str, word: str) -> None:
     ],
 )
 def test_microphones(level: Any, headset: bool, terminal: Any, status: str, word: str) -> None:
-    finding = doctor.judge_microphone("It", level, headset=headset, terminal=terminal)
+    finding = judge_microphone("It", level, headset=headset, terminal=terminal)
     assert (finding.status, word in finding.advice) == (status, True)
-    assert doctor.judge_microphone("It", Level(0.1, 0.01)).found == "It: hears -40 dBFS, peak -20"
+    assert judge_microphone("It", Level(0.1, 0.01)).found == "It: hears -40 dBFS, peak -20"
 
 
 @pytest.mark.parametrize(
@@ -410,17 +433,17 @@ def test_microphones(level: Any, headset: bool, terminal: Any, status: str, word
     ],
 )
 def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:
-    finding = doctor.judge_echo(measure)
+    finding = judge_echo(measure)
     assert (finding.status, finding.found) == (status, found)
     assert ("headphones" in finding.advice) == (status == "warning")
     assert finding.figures == vars(measure)
 
 
 def test_a_sound_is_made_for_whoever_asks_for_it() -> None:
-    names = [check.name for check in doctor.all_checks()]
+    names = [check.name for check in all_checks()]
     assert names == NAMES
-    assert [check.name for check in doctor.all_checks(echo=True)] == [*NAMES, "echo"]
-    assert doctor.check_echo([]).status == "skipped"
+    assert [check.name for check in all_checks(echo=True)] == [*NAMES, "echo"]
+    assert check_echo([]).status == "skipped"
     result = run("--quick", "--echo")
     assert (result.returncode, result.stdout) == (2, "")
     assert "--echo" in result.stderr
@@ -429,24 +452,18 @@ def test_a_sound_is_made_for_whoever_asks_for_it() -> None:
 def test_devices_that_are_missing() -> None:
     speaker = Device(0, "Speaker", "Core Audio", 0, 2, 48000.0, default_output=True)
     headset = Device(1, "AirPods", "Core Audio", 1, 0, 24000.0, default_input=True)
-    assert doctor.check_microphone([speaker]).found == "no microphone"
-    assert doctor.check_speaker([headset]).found == "no loudspeaker"
-    assert doctor.check_speaker([speaker], play=False).found == "Speaker, 48000 Hz stereo (not opened)"
-    finding = doctor.check_microphone([headset], listen=False)
+    assert check_microphone([speaker]).found == "no microphone"
+    assert check_speaker([headset]).found == "no loudspeaker"
+    assert check_speaker([speaker], play=False).found == "Speaker, 48000 Hz stereo (not opened)"
+    finding = check_microphone([headset], listen=False)
     assert (finding.status, finding.found) == ("warning", "AirPods, 24000 Hz mono (not listened to)")
-    finding = examine(Check("speaker", lambda: doctor.check_speaker([speaker], "9", play=False)), 1)
+    finding = examine(Check("speaker", lambda: check_speaker([speaker], "9", play=False)), 1)
     assert (finding.status, finding.advice) == ("problem", 'There is 0 "Speaker".')
-    assert doctor.judge_speaker("It", running=False).status == "problem"
+    assert judge_speaker("It", running=False).status == "problem"
 
 
 def test_the_memory_of_this_machine() -> None:
-    available = machine.available_memory()
-    assert available is not None
-    assert 0 < available <= machine.physical_memory()
-    stat = "Mach Virtual Memory Statistics: (page size of 16384 bytes)\nPages free:      100.\nPages active:   7.\n"
-    stat += "Pages inactive:  20.\nPages speculative:  3.\nPages purgeable:  1.\n"
-    assert machine._of_vm_stat(stat) == 124 * 16384
-    assert machine._of_vm_stat("") is machine._of_meminfo("") is None
+    assert 0 < machine.available_memory() <= machine.physical_memory()
 
 
 # ---- checks that go wrong themselves -------------------------------------------------------------------------------------
@@ -459,11 +476,11 @@ def fail(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("error", "found", "advice"),
     [
-        (MshError("It is in use; close the other program."), "It is in use", "Close the other program."),
-        (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", doctor._AGAIN),
-        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", doctor._AGAIN),
-        (TimeoutError("its own"), "TimeoutError: its own", doctor._AGAIN),
-        (SystemExit(3), "SystemExit: 3", doctor._AGAIN),
+        (MshError("It is in use", "close the other program"), "It is in use", "Close the other program."),
+        (ModuleNotFoundError("No module", name="soxr"), "the module soxr is missing", AGAIN),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", AGAIN),
+        (TimeoutError("its own"), "TimeoutError: its own", AGAIN),
+        (SystemExit(3), "SystemExit: 3", AGAIN),
     ],
 )  # fmt: skip
 def test_a_check_that_fails(error: BaseException, found: str, advice: str) -> None:
@@ -484,7 +501,7 @@ def test_a_check_that_hangs() -> None:
 FINDINGS = [
     Finding("system", "ok", "Apple M2, 16.0 GB, macOS 14.5"),
     Finding("mlx", "warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install the compiler."),
-    Finding("terminal", "skipped", "the output is no terminal"),
+    Finding("terminal", "skipped", "the output is not a terminal"),
     Finding("sound", "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without."),
 ]
 
@@ -504,8 +521,8 @@ ok       system      Apple M2, 16.0 GB, macOS 14.5
 warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
                      Install the compiler.
-skipped  terminal    the output is no terminal
-problem  sound       no  [2Jdevices
+skipped  terminal    the output is not a terminal
+problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
                      FILE) it works without.
 """
@@ -518,8 +535,8 @@ def test_in_lines() -> None:
         == """\
 ok       system: Apple M2, 16.0 GB, macOS 14.5
 warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
-skipped  terminal: the output is no terminal
-problem  sound: no  [2Jdevices. Connect one; with recordings (--input FILE) it works without.
+skipped  terminal: the output is not a terminal
+problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """
     )
 

@@ -94,3 +94,16 @@ def test_sound_that_is_cut_off(tmp_path: Path) -> None:
         result = run(*command, tmp_path / "in.wav")
         assert result.returncode == 2
         assert "cut off" in result.stderr
+
+
+def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    for arguments, words in (
+        ([tmp_path / "none" / "x.safetensors"], "none/x.safetensors: No such file or directory."),
+        ([tmp_path], "Is a directory."),
+        ([tmp_path / "x.safetensors", "--config", tmp_path / "none.json"], "none.json: No such file or directory."),
+        ([tmp_path / "x.safetensors", "--config", tmp_path / "broken.json"], "broken.json is not valid JSON"),
+    ):
+        result = run("scripts/make_mimi_weights.py", *arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert words in result.stderr

@@ -12,31 +12,33 @@ from .options import Parser, add_config, add_printing, display, whole
 from .program import interruptible
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx bench",
         description="Measure how fast a model is on this machine, and print a table to paste. "
-        "Without --model or --size it is the small model that comes with the program.",
+        "Without --variant, --model or --size, measure the demo model.",
     )
     add = parser.add_argument
     add(
-        "--variant", metavar="NAME", help="a model of the catalogue, with its codec; it is fetched if it is not on disk"
+        "--variant",
+        metavar="NAME",
+        help="measure this model of the catalogue, with its codec; it is fetched if it is not on disk",
     )
     add_weights(add)
-    add("--model", metavar="FILE", help="the language model (.safetensors)")
-    add("--mimi", metavar="FILE", help="the codec (.safetensors), to be measured, too")
+    add("--model", metavar="FILE", help="measure the language model in this file (.safetensors)")
+    add("--mimi", metavar="FILE", help="measure the codec in this file, too (.safetensors)")
     add_config(add)
-    add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
-    add("--size", choices=("7b", "1b"), help="random weights of this size, made in memory, in place of a model")
-    add("--bits", type=int, choices=(4, 6, 8, 16), help="of the random weights (default: 4)")
-    add("--steps", metavar="N", type=whole(1), default=100, help="to measure (default: %(default)s)")
-    add("--kv-bits", type=int, choices=(8,), help="keep keys and values in 8 bits")
+    add("--quantized", type=int, choices=(4, 8), help="require a model with this many bits a weight")
+    add("--size", choices=("7b", "1b"), help="measure random weights of this size, made in memory")
+    add("--bits", type=int, choices=(4, 6, 8, 16), help="make the random weights with this many bits (default: 4)")
+    add("--steps", metavar="N", type=whole(1, 1_000_001), default=100, help="measure N steps (default: %(default)s)")
+    add("--kv-bits", type=int, choices=(8,), help="keep the model's cache in 8 bits")
     add_printing(add)
     return parser
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.variant and (args.model or args.mimi or args.config or args.size):
         raise InputError("--variant brings its own files; leave --model, --mimi, --config and --size out.")
     if args.size and (args.model or args.config or args.quantized):

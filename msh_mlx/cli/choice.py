@@ -1,4 +1,4 @@
-"""Which model a command line asks for: its options, and the files that they lead to.
+"""Which model a command line asks for: its options, the files that they lead to, and the model's file, checked.
 
 Heavy modules are imported late: help and wrong options are answered at once.
 """
@@ -6,7 +6,7 @@ Heavy modules are imported late: help and wrong options are answered at once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
 
     from ..library.cache import Watch
     from ..library.catalogue import Entry
-    from ..library.suited import Machine
+    from ..library.suited import Machine, Selection
+    from ..weights.checkpoint import Checkpoint
 
+_DEMO = "the demo model"
 _FILES = ("model", "mimi", "tokenizer", "config")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The files of a model; its name; and, where it was chosen for this machine, what could be taken in its place."""
+    """The files of a model, that of the language model checked; its name; and where it was chosen for this machine, how.
+
+    `checkpoint` is opened once, here: the question of memory, the display and loading all use it.
+    """
 
     files: ModelFiles
+    checkpoint: Checkpoint
     name: str
-    entry: Entry | None = None
-    suited: Sequence[Entry] = ()
-    entries: Mapping[str, Entry] | None = None
+    selection: Selection | None = None
     is_demo: bool = False
 
 
@@ -44,7 +48,7 @@ def add_weights(add: Callable[..., object]) -> None:
     add(
         "--weights",
         metavar="FILE",
-        help="models of your own, in the form of weights.toml, beside those of the catalogue",
+        help="add the models in this file to the catalogue; its form is that of weights.toml",
     )
 
 
@@ -56,16 +60,42 @@ def add_model(add: Callable[..., object], *, served: bool = False) -> None:
     add(
         "--variant",
         metavar="NAME",
-        help="a model of the catalogue ('msh-mlx models' lists them); default: the best that suits this machine",
+        help="use this model of the catalogue; 'msh-mlx models' lists them (default: the best that suits this machine)",
     )
-    add(*model, metavar="FILE", help="the language model (.safetensors): a file, or hf:OWNER/NAME/FILE on the hub")
-    add(*mimi, metavar="FILE", help="the codec (.safetensors); default: the tokenizer-*.safetensors beside the model")
-    add("--tokenizer", metavar="FILE", help="the tokenizer; default: the tokenizer*.model beside the model")
+    add(
+        *model,
+        metavar="FILE",
+        help="load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub",
+    )
+    add(
+        *mimi,
+        metavar="FILE",
+        help="load the codec from this file (.safetensors; default: the tokenizer-*.safetensors beside the model, else the "
+        "catalogue's)",
+    )
+    add(
+        "--tokenizer",
+        metavar="FILE",
+        help="load the text tokenizer from this file (default: the tokenizer*.model beside the model, else the catalogue's)",
+    )
     add_config(add, config)
-    add("--hf-repo", metavar="REPOSITORY", help="a repository on the hub that has all files of a model: OWNER/NAME")
-    add("--quantized", type=int, choices=(4, 8), help="insist that the model has so many bits")
-    add("--demo", action="store_true", help="use the small model that comes with the program: it repeats digits")
-    add("--or-demo", action="store_true", help="do so only if no model suits this machine, or none can be fetched")
+    add(
+        "--hf-repo",
+        metavar="REPOSITORY",
+        help="use the model of this repository on the hub (OWNER/NAME), which must have all of its files",
+    )
+    add(
+        "--quantized",
+        type=int,
+        choices=(4, 8),
+        help="require a model with this many bits a weight; alone, use the published model that has them",
+    )
+    add("--demo", action="store_true", help="use the demo model that comes with the program; it repeats spoken digits")
+    add(
+        "--or-demo",
+        action="store_true",
+        help="use the demo model only if no other suits this machine or can be fetched",
+    )
     add_weights(add)
 
 
@@ -98,7 +128,7 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
 
 
 def choose(args: argparse.Namespace, signals: Signals) -> Choice:
-    """Find the files of the model that the options ask for, and fetch what is missing.
+    """Find the files of the model that the options ask for, fetch what is missing, and check that it can be loaded.
 
     Raises
     ------
@@ -110,50 +140,53 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     from ..model.step import check_compiling
 
     check_compiling()
-    choice = _chosen(args, signals)
-    if args.lora is not None:
-        _say_scaling(choice, args, signals)
+    with watching(args, signals) as watch:
+        choice = _chosen(args, watch)
+        if not choice.is_demo:
+            _check_memory(choice, args, watch)
+        if scaling := choice.checkpoint.scaling:
+            # A fine-tune with another scaling is another model.
+            watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
     return choice
 
 
-def _chosen(args: argparse.Namespace, signals: Signals) -> Choice:
+def _chosen(args: argparse.Namespace, watch: Watch) -> Choice:
     if args.demo:
-        return Choice(find_demo(), "the demo model", is_demo=True)
-    with watching(args, signals) as watch:
-        try:
-            choice = _choose(args, watch)
-            _check_files(choice, args, watch)
-            return choice
-        except (_NothingSuitsError, UnreachableError) as error:
-            if not args.or_demo or args.model or args.variant or args.hf_repo:
-                raise
-            watch.say(f"{str(error).split('; ')[0].rstrip('.')}; so this is the demo model, which repeats digits.")
-            return Choice(find_demo(), "the demo model", is_demo=True)
+        return _opened(args, find_demo(), _DEMO, is_demo=True)
+    try:
+        return _choose(args, watch)
+    except (_NothingSuitsError, UnreachableError) as error:
+        if not args.or_demo or args.model or args.variant or args.hf_repo:
+            raise
+        watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
+        return _opened(args, find_demo(), _DEMO, is_demo=True)
 
 
-def _check_files(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
-    """Compare the model's file with its configuration and the options, and its needs with the machine, before it is loaded."""
-    from ..library.suited import check_memory, memory_needed
-    from ..model.config import LmConfig
-    from ..system.memory import machine_memory
+def _opened(
+    args: argparse.Namespace,
+    files: ModelFiles,
+    name: str,
+    selection: Selection | None = None,
+    *,
+    is_demo: bool = False,
+) -> Choice:
+    """Compare the model's file with its configuration and the options."""
     from ..weights.checkpoint import open_checkpoint
 
-    lora = args.lora is not None
-    config = LmConfig.of(choice.files.config, lora=lora)
-    checkpoint = open_checkpoint(choice.files.model, config, args.quantized, lora=lora)
-    need = memory_needed(checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+    checkpoint = open_checkpoint(
+        files.model, files.config, args.quantized, lora=args.lora, lora_scaling=args.lora_scaling
+    )
+    return Choice(files, checkpoint, name, selection, is_demo)
+
+
+def _check_memory(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
+    """Compare the needs of the model with the machine, before it is loaded."""
+    from ..library.suited import check_memory, memory_needed
+    from ..system.memory import machine_memory
+
+    need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
     if warning := check_memory(choice.name, need, machine_memory()):
         watch.say(warning)
-
-
-def _say_scaling(choice: Choice, args: argparse.Namespace, signals: Signals) -> None:
-    """Say how much of the adapters is added: a fine-tune with another scaling is another model."""
-    from ..model.config import LmConfig
-    from ..weights.lora import find_scaling
-
-    scaling = find_scaling(args.lora, LmConfig.of(choice.files.config, lora=True), args.lora_scaling)
-    with watching(args, signals) as watch:
-        watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
@@ -172,12 +205,12 @@ class _NothingSuitsError(InputError):
 
 def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
     from ..library.catalogue import find_entry
-    from ..library.suited import load_library, obtain, repository_entry
+    from ..library.suited import Selection, load_library, obtain, repository_entry
 
     entries = load_library(args.weights)
-    suited: list[Entry] = []
+    selection = None
     if args.model:
-        return Choice(_own_files(args, entries, watch), args.model)
+        return _opened(args, _own_files(args, entries, watch), args.model)
     if args.variant:
         entry = find_entry(entries, args.variant)
         if args.quantized and entry.bits not in (None, args.quantized):
@@ -191,7 +224,8 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
         entry = _of_bits(entries, args.quantized)
     else:
         entry, suited = _best(entries, watch)
-    return Choice(obtain(entry, entries, watch), entry.name, entry, suited, entries)
+        selection = Selection(entry, suited, entries)
+    return _opened(args, obtain(entry, entries, watch), entry.name, selection)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
@@ -225,7 +259,7 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
         machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
     if not suited:
-        raise _NothingSuitsError(_why_none(entries, machine))
+        raise _nothing_suits(entries, machine)
     best = suited[0]
     watch.say(f"The model is {best.name}: {best.about}".rstrip(": ") + ".")
     better = [entry for entry in suited if (entry.bits or 0) > (best.bits or 0)]
@@ -234,14 +268,14 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
     return best, suited
 
 
-def _why_none(entries: Mapping[str, Entry], machine: Machine) -> str:
+def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSuitsError:
     from ..library.suited import STEP_LIMIT, judge
     from ..system.words import human_size
 
     known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
     if not known:
-        return (
-            "The catalogue says of no model how much memory and time it takes; name one with --variant, or try --demo."
+        return _NothingSuitsError(
+            "The catalogue says of no model how much memory and time it takes", "name one with --variant, or try --demo"
         )
     least = min(known, key=lambda entry: entry.memory or 0)
     verdict = judge(least, machine)
@@ -253,9 +287,9 @@ def _why_none(entries: Mapping[str, Entry], machine: Machine) -> str:
             f"has steps of {1000 * verdict.step:.0f} ms by this machine's memory bandwidth "
             f"({human_size(machine.bandwidth)}/s), and {1000 * STEP_LIMIT:.0f} are the limit"
         )
-    return (
-        f"No model suits this machine: {least.name}, the lightest, {what}; "
-        f"take it all the same with --variant {least.name}, or try --demo."
+    return _NothingSuitsError(
+        f"No model suits this machine: {least.name}, the lightest, {what}",
+        f"take it all the same with --variant {least.name}, or try --demo",
     )
 
 

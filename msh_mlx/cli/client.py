@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
 from .devices import print_devices, print_latency
-from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, number, own_token, whole
+from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, own_token, seconds, whole
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import Answer, Event
+    from ..conversation.recordings import RecordingEvent
+    from ..events import Event
+    from ..format import Pcm
     from ..net.address import Address
-    from ..sound.recordings import Pcm
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # What the wire protocol calls the options of `add_sampling`.
@@ -38,7 +40,7 @@ _PARAMETERS = {
 
 def run(arguments: list[str], signals: Signals) -> int:
     """Talk with a model behind a websocket, and return the exit code."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     _check(args)
     if args.list_devices:
         return print_devices(args)
@@ -48,29 +50,29 @@ def run(arguments: list[str], signals: Signals) -> int:
     return _with_recording(args, address, signals) if args.input else _talk(args, address, signals)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx client",
-        description="Talk with Moshi on another machine; or let it hear a recording (--input) and keep what it says. "
-        "Another machine is reached through the proxy that HTTPS_PROXY (with TLS) or HTTP_PROXY names, unless NO_PROXY does.",
+        description="Talk with Moshi on another machine, or let it hear a recording (--input) and save its reply. "
+        "The proxy in HTTPS_PROXY (with TLS) or HTTP_PROXY is used, unless NO_PROXY names the server.",
     )
     add = parser.add_argument_group("server").add_argument
-    add("--host", metavar="HOST", help="its name or number (default: 127.0.0.1, this machine)")
-    add("--port", metavar="PORT", type=whole(1, 65536), help="default: 9998")
+    add("--host", metavar="HOST", help="connect to this name or address (default: 127.0.0.1, this machine)")
+    add("--port", metavar="PORT", type=whole(1, 65536), help="connect to this port (default: 9998)")
     add(
         "--https",
         action="store_true",
-        help="use TLS; a certificate that nobody vouches for is shown, remembered, and from then on expected",
+        help="use TLS; a certificate that no authority vouches for is shown, remembered, and expected from then on",
     )
     add(
         "--url",
         metavar="URL",
-        help="all of that in one: ws://HOST:PORT, or wss://… with TLS; http and https will do, too",
+        help="give host, port and TLS in one: ws://HOST:PORT, or wss://… with TLS; http and https also work",
     )
     add(
         "--token",
         metavar="TOKEN",
-        help=f"what the server wants to know before it talks; better in the environment, as {TOKEN}",
+        help=f"send this token to the server; better set {TOKEN} in the environment",
     )
     add(
         "--param",
@@ -78,25 +80,38 @@ def _parser() -> Parser:
         action="append",
         type=_param,
         default=[],
-        help="a parameter of the address, such as the voice_prompt and the text_prompt of PersonaPlex's servers; may be "
-        "given several times, and counts before what other options say",
+        help="add a parameter to the address, such as voice_prompt and text_prompt for PersonaPlex's servers; can be repeated, "
+        "and overrides other options",
     )
     add_live(parser.add_argument_group("live").add_argument)
     add = parser.add_argument_group("recording").add_argument
-    add("--input", metavar="FILE", help="a recording (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input")
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
-    add("--tail", metavar="SECONDS", type=number, help="let it hear so much silence after the recording (default: 0)")
+    add(
+        "--input",
+        metavar="FILE",
+        help="play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
+    )
+    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
+    add(
+        "--transcript",
+        metavar="FILE",
+        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
+    )
+    add(
+        "--tail",
+        metavar="SECONDS",
+        type=seconds,
+        help="add this much silence after the recording, for an answer to finish (default: 0)",
+    )
     add(
         "--realtime",
         action="store_true",
-        help="send it no faster than one speaks: for servers other than this program's",
+        help="send the recording no faster than one speaks, for servers other than this program's",
     )
     add_sampling(parser.add_argument_group("conversation").add_argument, remote=True)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
-    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
+    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
     return parser
 
 
@@ -142,19 +157,15 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
-    from ..live.talk import Ends, Prepared, talk
+    from ..live.talk import talk
     from ..net.remote import Remote
 
-    def middle(ends: Ends) -> Remote:
-        return Remote(address, ends.source, ends.sink, ends.events, delay_limit=ends.delay_limit)
-
-    return talk(lambda: Prepared(middle), live_options(args), signals, elsewhere=True)
+    return talk(partial(Remote, address), live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..conversation.recordings import Plan, converse_with
-    from ..net.opus import SAMPLE_RATE
-    from ..net.remote import FRAME_SIZE
+    from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
     from ..system.newfile import check_outputs, output
@@ -163,14 +174,14 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args) as shown, open_recording(args.input) as recording:
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 
-        def answer(frames: Iterator[Pcm]) -> Iterator[Answer]:
+        def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
         converse_with(
-            answer, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
+            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
         )
     return 0

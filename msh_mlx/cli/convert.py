@@ -12,22 +12,22 @@ from .options import Parser, add_config, add_lora, add_printing, check_lora, dis
 from .program import interruptible
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx convert",
-        description="Write a language model, in PyTorch's or MLX's layout, with other bits a weight, for MLX. "
-        "Its configuration is written beside it, as OUT with .json in place of .safetensors, where it is found.",
+        description="Convert a language model in PyTorch's or MLX's layout to another number of bits a weight, for MLX. "
+        "The configuration is written beside it, as OUT with .json in place of .safetensors.",
     )
     add = parser.add_argument
-    add("model", metavar="IN", help="the language model (.safetensors)")
-    add("out", metavar="OUT", help="the file to write (.safetensors)")
-    bits = "4, 6 or 8 bits a weight, or 16 for bfloat16"
+    add("model", metavar="IN", help="read the language model from this file (.safetensors)")
+    add("out", metavar="OUT", help="write the new model to this file (.safetensors)")
+    bits = "store weights in 4, 6 or 8 bits, or 16 for bfloat16"
     add("--bits", type=int, choices=(4, 6, 8, 16), required=True, help=bits)
     add(
         "--group-size",
         type=int,
         choices=(32, 64, 128),
-        help="weights that share a scale (default: 32 with 4 bits, else 64)",
+        help="let this many weights share a scale (default: 32 with 4 bits, else 64)",
     )
     add(
         "--keep",
@@ -35,12 +35,12 @@ def _parser() -> Parser:
         type=_rule,
         action="append",
         default=[],
-        help="other bits (default: 16) for weights with such names, as in --keep '*emb*=8' --keep text_linear; "
-        "the first that fits counts",
+        help="store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "
+        "repeated, and the first pattern that fits counts",
     )
     add_config(add)
     add_lora(add)
-    add("--check", action="store_true", help="compare the text logits of before and after on a fixed input")
+    add("--check", action="store_true", help="compare the text logits before and after on a fixed input")
     add_printing(add)
     return parser
 
@@ -54,7 +54,7 @@ def _rule(text: str) -> tuple[str, int]:
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     check_lora(args)
     from ..model.step import check_compiling
     from ..system.memory import set_limits

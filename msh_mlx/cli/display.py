@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -22,7 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..conversation.recordings import Began, Event, Noted, Spoke, Stepped, Summary
+from ..conversation.recordings import Began, Ended, RecordingEvent
+from ..events import Notice, Said, SpokeWord
 from ..system.words import human_size, printable
 
 
@@ -40,6 +41,7 @@ class Display:
         self._task = TaskID(0)
         self._line = ""
         self._step_seconds = 0.0
+        self._begin = 0.0
 
     def __enter__(self) -> Display:
         return self
@@ -103,21 +105,21 @@ class Display:
 
         return tell
 
-    def __call__(self, event: Event) -> None:
-        """Show an event."""
+    def __call__(self, event: RecordingEvent) -> None:
+        """Show an event. Most have nothing to show."""
         if isinstance(event, Began):
             self._began(event)
-        elif isinstance(event, Spoke):
+        elif isinstance(event, SpokeWord):
             self._spoke(event)
-        elif isinstance(event, Stepped):
-            self._stepped(event)
-        elif isinstance(event, Noted):
-            self.say(event.sentence)
-        else:
+        elif isinstance(event, Said):
+            self._said(event)
+        elif isinstance(event, Notice):
+            self.say(event.message)
+        elif isinstance(event, Ended):
             self._ended(event)
 
     def _began(self, event: Began) -> None:
-        self._step_seconds = event.step_seconds
+        self._step_seconds, self._begin = event.step_seconds, perf_counter()
         self.say(f"Listening to {event.name}")
         if self._plain:
             return
@@ -138,7 +140,7 @@ class Display:
         assert self._progress
         return Group(Text(self._line, no_wrap=True, overflow="ellipsis"), self._progress)
 
-    def _spoke(self, event: Spoke) -> None:
+    def _spoke(self, event: SpokeWord) -> None:
         word = printable(event.word.text)
         if not self._live:
             self.say(f"{event.word.start:8.2f} s  {word}")
@@ -149,21 +151,22 @@ class Display:
         self._line = f"{self._line} {word}".strip()
         self._live.update(self._view())
 
-    def _stepped(self, event: Stepped) -> None:
+    def _said(self, event: Said) -> None:
         if self._progress:
-            speed = event.count * self._step_seconds / event.wall if event.wall else 0.0
-            self._progress.update(self._task, completed=event.count, speed=speed)
+            count = event.index + 1
+            speed = count * self._step_seconds / (perf_counter() - self._begin)
+            self._progress.update(self._task, completed=count, speed=speed)
 
-    def _ended(self, summary: Summary) -> None:
+    def _ended(self, ended: Ended) -> None:
         self._stop()
-        self.say(f"Said: {' '.join(word.text for word in summary.words) or '(nothing)'}")
-        if summary.plan.reply:
-            self.say(f"Reply: {summary.plan.reply}")
-        if summary.plan.transcript:
-            self.say(f"Transcript: {summary.plan.transcript}")
-        self.say(f"{summary.seconds:.2f} s of sound in {summary.wall:.2f} s: {summary.speed:.1f} × real time")
-        if summary.step:
-            self.say(timing_line("Step", [summary.encode, summary.step, summary.decode], self._step_seconds))
+        self.say(f"Said: {' '.join(word.text for word in ended.words) or '(nothing)'}")
+        if ended.plan.reply:
+            self.say(f"Reply: {ended.plan.reply}")
+        if ended.plan.transcript:
+            self.say(f"Transcript: {ended.plan.transcript}")
+        self.say(f"{ended.seconds:.2f} s of sound in {ended.wall:.2f} s: {ended.speed:.1f} × real time")
+        if ended.stages["step"]:
+            self.say(timing_line("Step", ended.stages.values(), self._step_seconds))
 
     def _stop(self) -> None:
         if self._live:
@@ -171,7 +174,7 @@ class Display:
         self._live = self._progress = None
 
 
-def timing_line(what: str, stages: list[array[float]], budget: float | None = None) -> str:
+def timing_line(what: str, stages: Iterable[array[float]], budget: float | None = None) -> str:
     """Say the median and the 95th percentile of the sum of `stages`, seconds per step each, in milliseconds."""
     total = 1000 * np.sum([np.asarray(stage) for stage in stages], axis=0)
     p50, p95 = np.percentile(total, [50, 95]) if len(total) else (0.0, 0.0)

@@ -11,46 +11,48 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import printable
 from .options import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..doctor import Finding
+    from ..doctor.judgements import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
 _STATUS, _NAME = 9, 12  # columns, with what is between them
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx doctor",
-        description="Look at everything that a conversation needs, and say what to do where something is not as it should be. "
-        "The exit code is 1 if something would stop a conversation.",
+        description="Check everything that a conversation needs, and say what to do where something is wrong. "
+        "Exit code: 1 if something would stop a conversation, else 0.",
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="do not listen to the microphone, nor open the loudspeaker")
+    add("--quick", action="store_true", help="do not open the microphone and the loudspeaker")
     add(
         "--echo",
         action="store_true",
-        help="play three seconds of noise, too, and say how much of it comes back and how much of that is taken away",
+        help="play three seconds of noise, and say how loud its echo is and how much of it is removed",
     )
-    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
-    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
-    add("--plain", action="store_true", help="one plain line for each check, also in a terminal")
-    add("--json", action="store_true", help="print the outcome as a JSON object")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
+    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
+    add("--plain", action="store_true", help="print one plain line for each check, even in a terminal")
+    add("--json", action="store_true", help="print the result as a JSON object")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
     return parser
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.quick and args.echo:
         raise InputError("--echo needs the devices that --quick does not open; leave one of them out.")
     check_output()
     from rich.console import Console
 
-    from ..doctor import ECHO, TOTAL, all_checks, examine
+    from ..doctor.checks import ECHO, TOTAL, all_checks
+    from ..doctor.examine import examine
     from ..system.log import Log
 
     # A check that was given up is left in native code, and may be so for good.
@@ -82,7 +84,8 @@ def show(console: Console, finding: Finding, *, plain: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found, advice = (_one_line(text) for text in (finding.found, finding.advice))
+    # Names of devices and files may hold anything, commands to the terminal included.
+    found, advice = (printable(text) for text in (finding.found, finding.advice))
     if plain:
         line = f"{finding.status:{_STATUS}}{finding.name}: {found}" + (f". {advice}" if advice else "")
         console.print(Text(line), soft_wrap=True)
@@ -105,8 +108,3 @@ def conclusion(findings: list[Finding]) -> str:
     if problems:
         return f"A conversation would not work: {' and '.join(counts)}."
     return f"A conversation should work{f', with {counts[0]}' if counts else ''}."
-
-
-def _one_line(text: str) -> str:
-    # Names of devices and files may hold anything, commands to the terminal included.
-    return "".join(c if c.isprintable() else " " for c in text)

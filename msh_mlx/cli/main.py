@@ -9,15 +9,17 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..conversation.load import load_session
+from ..conversation.load import StepDown, load_session
 from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
-from .choice import Choice, add_model, check_model, choose
+from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
     Parser,
@@ -28,18 +30,17 @@ from .options import (
     check_lora,
     display,
     live_options,
-    number,
     samplers,
+    seconds,
     whole,
 )
 from .program import guard, interruptible
 
 if TYPE_CHECKING:
-    from ..conversation.pipeline import Load
-    from ..conversation.recordings import Event, Plan
+    from ..conversation.live import Sink, Source
+    from ..conversation.recordings import Plan, RecordingEvent
     from ..conversation.session import Session
-    from ..library.files import ModelFiles
-    from ..live.talk import Ends
+    from ..events import Event
     from ..sound.recordings import Recording
 
 _COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], signals: Signals) -> int:
     # The conversation takes options only, so that a first word without a dash is a command.
     if not arguments or arguments[0].startswith("-"):
-        return _converse(_parser().parse_args(arguments), signals)
+        return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
     if name not in _COMMANDS:
         raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
@@ -69,13 +70,13 @@ def _run(arguments: list[str], signals: Signals) -> int:
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     from .. import __version__
 
     parser = Parser(
         prog="msh-mlx",
-        description="Talk with Moshi; or let it hear a recording (--input) and keep what it says.",
-        epilog="Commands: " + "; ".join(f"msh-mlx {name} --help" for name in _COMMANDS) + ".",
+        description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
     add = parser.add_argument_group("model").add_argument
     add_model(add)
@@ -88,25 +89,34 @@ def _parser() -> Parser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="recordings (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
+        help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice there (WAV); - is the standard output")
-    add("--transcript", metavar="FILE", help="write Moshi's words there, one JSON object a line; - as above")
+    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
+    add(
+        "--transcript",
+        metavar="FILE",
+        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
+    )
     add(
         "--output-dir",
         metavar="FOLDER",
-        help="write NAME.wav and NAME.jsonl there for every input; made if it is missing",
+        help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
     )
-    add("--stereo", action="store_true", help="put the user on the left and Moshi on the right")
-    add("--tail", metavar="SECONDS", type=number, help="hear so much silence after the recording (default: 0)")
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps (80 ms each)")
+    add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
+    add(
+        "--tail",
+        metavar="SECONDS",
+        type=seconds,
+        help="add this much silence after the recording, for an answer to finish (default: 0)",
+    )
+    add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
     add = parser.add_argument_group("conversation").add_argument
     add_sampling(add)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
-    add("--json", action="store_true", help="print one JSON object a line for every event (live)")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
-    add("--version", action="version", version=f"msh-mlx {__version__}")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
+    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
     return parser
 
 
@@ -119,106 +129,61 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
-def _load(files: ModelFiles, args: argparse.Namespace, progress: Callable[[float], None]) -> Session:
-    return load_session(
-        files,
-        args.quantized,
-        **samplers(args),
-        kv_bits=args.kv_bits,
-        seed=args.seed,
-        lora=args.lora,
-        lora_scaling=args.lora_scaling,
-        progress=progress,
-    )
+def _loader(args: argparse.Namespace) -> Callable[..., Session]:
+    """Return `load_session` with what the options say of the conversation."""
+    sampling = samplers(args)
+    return partial(load_session, voice=sampling["voice"], text=sampling["text"], kv_bits=args.kv_bits, seed=args.seed)
 
 
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
-    from ..live.talk import Prepared, talk
-    from ..weights.checkpoint import file_bits
-    from ..weights.safetensors import read_header
+    from ..conversation.warmup import warm
+    from ..events import ModelInUse
+    from ..live.talk import talk
+    from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
+    load = _loader(args)
+    open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
-    def middle(ends: Ends) -> Pipeline:
-        lighter = _Lighter(choice, args, ends) if choice.suited else None
-        return Pipeline(
-            lambda progress: _load(choice.files, args, progress),
-            ends.source,
-            ends.sink,
-            ends.events,
-            delay_limit=ends.delay_limit,
-            lighter=lighter,
-        )
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
+        if not choice.is_demo:
+            events(ModelInUse(choice.checkpoint.bits))
+        lighter = StepDown(choice.selection, open_model, load, events) if choice.selection else None
+        session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
+        return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
-    def prepare() -> Prepared:
-        bits = None if choice.is_demo else file_bits(read_header(choice.files.model)) or 16
-        return Prepared(middle, bits)
-
-    return talk(prepare, live_options(args), signals)
-
-
-class _Lighter:
-    """Steps down to a lighter model while the one that was chosen for this machine turns out to be too slow."""
-
-    def __init__(self, choice: Choice, args: argparse.Namespace, ends: Ends) -> None:
-        self._choice = choice
-        self._args = args
-        self._ends = ends
-        self._entry = choice.entry if choice.suited else None
-
-    def __call__(self, pace: float) -> Load | None:
-        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
-        from ..events import Notice
-        from ..library.cache import Watch
-        from ..library.suited import SLOW, lighter, obtain
-
-        notify = self._ends.events
-        slow, entries = self._entry, self._choice.entries
-        if slow is None or entries is None or pace <= SLOW:
-            return None
-        self._entry = instead = lighter(slow, self._choice.suited)
-        said = f"{slow.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
-        if instead is None:
-            notify(Notice("slow", f"{said}, and there is no lighter model; close other programs.", "warning"))
-            return None
-        notify(Notice("lighter", f"{said}; taking {instead.name}.", "warning"))
-
-        def load(progress: Callable[[float], None]) -> Session:
-            def say(sentence: str) -> None:
-                notify(Notice("fetch", sentence))
-
-            files = obtain(instead, entries, Watch(lambda done, total: progress(done / total), say))
-            return _load(files, self._args, progress)
-
-        self._ends.use_model(instead.bits)
-        return load
+    return talk(make, live_options(args), signals)
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs
+    from ..system.newfile import check_outputs, making, named_folder
 
     plans = _plans(args)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
     inputs = [0 if path == STDIN else user_path(path) for path in args.input]
-    # What is wrong here is said before gigabytes are fetched.
-    check_outputs(outputs, inputs)
-    recordings = [_checked(path) for path in args.input]
-    files = choose(args, signals).files
-    check_outputs(outputs, files.all)
+    with ExitStack() as stack:
+        if args.output_dir:
+            stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
+        # What is wrong here is said before gigabytes are fetched.
+        check_outputs(outputs, inputs)
+        recordings = [_checked(path) for path in args.input]
+        choice = choose(args, signals)
+        files = choice.files
+        check_outputs(outputs, files.all)
 
-    from ..conversation.recordings import converse
+        from ..conversation.recordings import converse
 
-    with display(args) as shown:
+        shown = stack.enter_context(display(args))
 
-        def listener(event: Event) -> None:
+        def listener(event: RecordingEvent) -> None:
             signals.check()
             shown(event)
 
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = _load(files, args, interruptible(progress, signals))
+            session = _loader(args)(files, choice.checkpoint, progress=interruptible(progress, signals))
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
@@ -265,14 +230,14 @@ def _check_options(args: argparse.Namespace) -> None:
 def _plans(args: argparse.Namespace) -> list[Plan]:
     """Say for every input what is to be written."""
     from ..conversation.recordings import Plan
-    from ..system.newfile import Output, output
+    from ..system.newfile import Output, named_folder, output
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
     if not args.output_dir:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
-    folder = user_path(args.output_dir)
+    folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]

@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from ..library.suited import Machine
 
 _UNCHECKED = 3  # exit code: nothing is wrong, as far as could be told
-_ACTIONS = ("get", "verify", "remove", "path")
+ACTIONS = ("get", "verify", "remove", "path")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx models",
-        description="List the models that this program can run: the published ones, and your own (--weights, weights/).",
-        epilog="Commands: " + "; ".join(f"msh-mlx models {name} --help" for name in _ACTIONS) + ".",
+        description="List the models that this program can run: the published ones and your own (--weights, weights/).",
+        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
     add_weights(parser.add_argument)
     add_printing(parser.add_argument)
     return parser
 
 
-def _action_parser(action: str) -> Parser:
+def action_parser(action: str) -> Parser:
     about = {
-        "get": "Fetch models from the hub into Hugging Face's cache; what is there already stays.",
-        "verify": "Read all files of models on disk: whether their hashes are the hub's, and they hold what they should.",
+        "get": "Fetch models from the hub into Hugging Face's cache. Files that are there already are not fetched again.",
+        "verify": "Read all files of models on disk, and check their hashes, tensors and numbers.",
         "remove": "Remove a model's files from Hugging Face's cache.",
-        "path": "Print the paths of a model's files, a line each: model, codec, tokenizer, and configuration if it has one.",
+        "path": "Print the paths of a model's files, one a line: model, codec, tokenizer, and configuration if it has one.",
     }
     codes = {
-        "verify": "Exit code: 0 if all is as it should be, 1 if something is wrong, 3 if nothing is, but files of the hub's "
-        "could not be compared with their hashes, which a cache without links does not keep. Your own files are read whole; "
-        "only a sha256 in the catalogue shows that they are unchanged."
+        "verify": "Exit code: 0 if all files are right, 1 if something is wrong, 3 if nothing is wrong but the hash of a file "
+        "from the hub is not known, as in a cache without links. Your own files are read whole; only a sha256 in the "
+        "catalogue shows that they are unchanged."
     }
     parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
     add = parser.add_argument
     if action == "get":
-        add("names", metavar="NAME", nargs="+", help="of the model, as 'msh-mlx models' lists it")
+        add("names", metavar="NAME", nargs="+", help="fetch this model; 'msh-mlx models' lists the names")
     elif action == "verify":
-        add("names", metavar="NAME", nargs="*", help="of the model; default: all that are on disk")
-        add("--repair", action="store_true", help="remove files that are wrong, and fetch them again")
+        add("names", metavar="NAME", nargs="*", help="check this model (default: all that are on disk)")
+        add("--repair", action="store_true", help="remove wrong files, and fetch them again")
     else:
-        add("names", metavar="NAME", nargs=1, help="of the model, as 'msh-mlx models' lists it")
+        add("names", metavar="NAME", nargs=1, help="the model; 'msh-mlx models' lists the names")
     add_weights(add)
     add_printing(add)
     return parser
@@ -63,16 +63,14 @@ def _action_parser(action: str) -> Parser:
 def run(arguments: list[str], signals: Signals) -> int:
     if arguments and not arguments[0].startswith("-"):
         action, *rest = arguments
-        if action not in _ACTIONS:
-            raise InputError(
-                f"There is no command {action!r} of models, only {', '.join(_ACTIONS)}; --help lists them."
-            )
-        args = _action_parser(action).parse_args(rest)
+        if action not in ACTIONS:
+            raise InputError(f"There is no command {action!r} of models, only {', '.join(ACTIONS)}; --help lists them.")
+        args = action_parser(action).parse_args(rest)
         if action in ("verify", "path"):
             check_output()
         work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
         return work(args, _Shelf(args), signals)
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     check_output()
     return _list(args, _Shelf(args))
 
@@ -141,9 +139,6 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
     from ..library.suited import STEP_LIMIT, judge
     from ..system.words import human_size, printable
 
-    def known(size: int | None) -> str:
-        return "?" if size is None else human_size(size)
-
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -158,8 +153,8 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
             "*" if entry == default else "",
             entry.name,
             _state(entry),
-            known(entry.size),
-            known(entry.memory),
+            human_size(entry.size),
+            human_size(entry.memory),
             verdict.words,
             about,
         )
@@ -259,7 +254,7 @@ def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class _Verified:
     """What was found out about a file; `wrong` is None if nothing is wrong, `checked` whether its hash was compared."""
 
     entry: Entry
@@ -291,7 +286,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     from ..library import cache
 
     named = shelf.named or [entry for entry in shelf.entries.values() if cache.is_on_disk(entry)]
-    findings: list[_Finding] = []
+    findings: list[_Verified] = []
     known: dict[Path, str | None] = {}
     with display(args) as shown:
         for entry in named:
@@ -305,7 +300,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
                         wrong = known[path] = _wrong(entry, role, path, progress, signals)
                 checked = path is not None and cache.can_check(file, path)
-                findings.append(_Finding(entry, role, file, path, wrong, checked))
+                findings.append(_Verified(entry, role, file, path, wrong, checked))
                 if not args.json:
                     shown.say(f"{entry.name}: {_name(file)}: {findings[-1].words}")
         if not named and not args.json:
@@ -329,7 +324,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     return _UNCHECKED if unchecked else 0
 
 
-def _names(findings: list[_Finding]) -> str:
+def _names(findings: list[_Verified]) -> str:
     return " ".join(dict.fromkeys(finding.entry.name for finding in findings))
 
 
@@ -337,7 +332,7 @@ def _name(file: Reference) -> str:
     return Path(file.path).name
 
 
-def _finding_as_dict(finding: _Finding) -> dict[str, Any]:
+def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
     return {
         "model": finding.entry.name,
         "role": finding.role,
@@ -368,7 +363,7 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
         size = path.stat().st_size
         return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
     except MshError as error:
-        return str(error).rstrip(".")
+        return error.clause
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
 
@@ -392,14 +387,14 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
         load_mimi(path)
     else:
         config = cache.find(entry.files["config"]) if "config" in entry.files else None
-        open_checkpoint(path, LmConfig.of(config, lora=True), lora=True)
+        open_checkpoint(path, LmConfig.of(config, lora=True))
     if found := find_not_finite(path, progress):
         name, position, value = found
         return f"{name} holds {value} at position {position}"
     return None
 
 
-def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Finding], signals: Signals) -> list[_Finding]:
+def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Verified], signals: Signals) -> list[_Verified]:
     """Fetch wrong files again; return those of which that is no use, because they are the user's own."""
     from ..library import cache
     from ..library.catalogue import HubFile

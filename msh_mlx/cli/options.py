@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
-from ..system.places import user_path
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
@@ -83,6 +82,11 @@ def within(values: Range) -> Callable[[str], float]:
     return parse
 
 
+# A number of seconds: a day is longer than anybody waits, and far from where times and counts of steps overflow.
+_DAY = 86_400.0
+seconds = within(Range(0, _DAY))
+
+
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     """Return a parser for an option that is a whole number ≥ `least` and < `limit`."""
 
@@ -100,9 +104,9 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
 
 
 def add_printing(add: Callable[..., object]) -> None:
-    add("--plain", action="store_true", help="show no progress, also in a terminal")
-    add("--json", action="store_true", help="print the outcome as a JSON object")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--plain", action="store_true", help="do not show progress, even in a terminal")
+    add("--json", action="store_true", help="print the result as a JSON object")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
 
 
 def add_config(add: Callable[..., object], name: str = "--config") -> None:
@@ -110,12 +114,13 @@ def add_config(add: Callable[..., object], name: str = "--config") -> None:
         name,
         dest="config",
         metavar="FILE",
-        help="the model's configuration; default: the .json of its name or the config.json beside it, if there is one",
+        help="read the model's configuration from this file (default: the .json of the same name or the config.json beside the "
+        "model, else that of Moshi 0.1)",
     )
 
 
 def add_lora(add: Callable[..., object]) -> None:
-    scaling = "how much of them to add (default: what the configuration beside them, or else the model's, says; else 2)"
+    scaling = "multiply the adapters by S (default: what the configuration beside them, or the model's, says; else 2)"
     add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
     add("--lora-scaling", metavar="S", type=within(Range(0, LORA_SCALING.most)), help=scaling)
 
@@ -130,43 +135,71 @@ def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
         value, said = (None, "the server's") if remote else (default, said)
         add(name, default=value, help=help.format(f"default: {said}"), **options)
 
-    option("--temperature", 0.8, "0.8", "of the voice; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
-    option("--text-temperature", 0.7, "0.7", "of the text; 0 is greedy ({})", metavar="T", type=within(TEMPERATURE))
-    option("--top-k", 250, "250", "choices for the voice; 0 is all ({})", metavar="K", type=whole(0))
-    option("--text-top-k", 25, "25", "choices for the text; 0 is all ({})", metavar="K", type=whole(0))
+    option(
+        "--temperature",
+        0.8,
+        "0.8",
+        "sample the voice at this temperature; 0 is greedy ({})",
+        metavar="T",
+        type=within(TEMPERATURE),
+    )
+    option(
+        "--text-temperature",
+        0.7,
+        "0.7",
+        "sample the text at this temperature; 0 is greedy ({})",
+        metavar="T",
+        type=within(TEMPERATURE),
+    )
+    option(
+        "--top-k",
+        250,
+        "250",
+        "sample the voice from the K likeliest choices; 0 is all ({})",
+        metavar="K",
+        type=whole(0),
+    )
+    option(
+        "--text-top-k",
+        25,
+        "25",
+        "sample the text from the K likeliest choices; 0 is all ({})",
+        metavar="K",
+        type=whole(0),
+    )
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
         add(
             f"--{name}top-p",
             metavar="P",
             type=positive_share,
             default=1.0,
-            help=f"for the {of}, the likeliest choices that together have this probability (default: 1, all)",
+            help=f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)",
         )
         add(
             f"--{name}min-p",
             metavar="P",
             type=share,
             default=0.0,
-            help=f"for the {of}, only choices with this share of the likeliest one's probability (default: 0, all)",
+            help=f"sample the {of} from choices at least P times as likely as the likeliest one (default: 0, all)",
         )
-    avoid = "make Moshi avoid its last words: above 1, say 1.1 ({})"
+    avoid = "make Moshi avoid its last words: above 1, such as 1.1 ({})"
     option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=within(REPETITION_PENALTY))
-    looks = "how many of its last words --repetition-penalty looks at ({})"
+    looks = "apply --repetition-penalty to Moshi's last N words ({})"
     option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
-    less = "make Moshi talk less (above 0, say 2) or more (below 0; {})"
+    less = "make Moshi talk less (above 0, such as 2) or more (below 0; {})"
     option("--padding-bonus", 0.0, "0", less, metavar="X", type=within(PADDING_BONUS))
     if not remote:
         add(
             "--kv-bits",
             type=int,
             choices=(8,),
-            help="keep what the model remembers in 8 bits: half the memory, a little less exact",
+            help="keep the model's cache in 8 bits: half the memory, slightly less exact",
         )
     add(
         "--seed",
         metavar="N",
         type=whole(0, 1 << 64),
-        help="the same seed gives the same conversation (default: a new one every time)",
+        help="seed the sampling: the same seed gives the same conversation (default: a new seed every time)",
     )
 
 
@@ -230,50 +263,56 @@ _LIVE = (
 
 def add_live(add: Callable[..., object]) -> None:
     """Add the options of live conversations."""
-    add("--list-devices", action="store_true", help="list the sound devices and end")
-    add("--input-device", metavar="DEVICE", help="the microphone: its number, or a part of its name")
-    add("--output-device", metavar="DEVICE", help="the loudspeaker: its number, or a part of its name")
-    add("--record", metavar="FOLDER", help="record both voices and the words there, as the conversation goes")
-    add("--trace", metavar="FILE", help="write what took how long there (Chrome's trace format; open it in Perfetto)")
-    add("--duration", metavar="SECONDS", type=number, help="end after so long")
+    add("--list-devices", action="store_true", help="list the sound devices, mark the defaults, and exit")
+    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
+    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
+    add(
+        "--record",
+        metavar="FOLDER",
+        help="record both voices, a stereo mix and the words to this folder, as the conversation goes",
+    )
+    add(
+        "--trace",
+        metavar="FILE",
+        help="write how long each stage took to this file (Chrome's trace format; open it in Perfetto)",
+    )
+    add("--duration", metavar="SECONDS", type=seconds, help="end the conversation after this time")
     add(
         "--max-delay",
         metavar="MS",
         type=_delay,
-        help="drop the oldest of what you said once it is late by more than so many milliseconds (default: 400)",
+        help="drop the oldest of your sound once it is more than this many milliseconds late (default: 400)",
     )
-    add("--mute-start", action="store_true", help="begin with the microphone muted")
+    add("--mute-start", action="store_true", help="start with the microphone muted")
     add(
         "--echo",
         choices=("auto", "on", "off"),
-        help="take the loudspeaker's echo out of the microphone's sound: if there is one, always, or never (default: auto)",
+        help="remove the loudspeaker's echo from the microphone's sound: auto, if there is one; on, always; off, never "
+        "(default: auto)",
     )
-    add("--noise-suppression", action="store_true", help="take steady noise out of the microphone's sound")
-    add("--gain-control", action="store_true", help="bring your voice to the same level, however far you are")
+    add("--noise-suppression", action="store_true", help="remove steady noise from the microphone's sound (adds 4 ms)")
+    add("--gain-control", action="store_true", help="keep your voice at one level, however far away you are")
     add(
         "--measure-latency",
         action="store_true",
-        help="play clicks, find them in the microphone, say how long that took, and end",
+        help="play clicks, find them in the microphone's sound, print the delay of the devices, and exit",
     )
 
 
 def _delay(text: str) -> float:
     """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
-    value = number(text)
-    if value < 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 200 or more")
-    return value / 1000
+    return within(Range(200, 1000 * _DAY))(text) / 1000
 
 
 def live_options(args: argparse.Namespace) -> Options:
     """Return what the options of `add_live` and of the program say."""
     from ..live.talk import Options
-    from ..system.newfile import file_output
+    from ..system.newfile import file_output, named_folder
 
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=user_path(args.record) if args.record else None,
+        record=named_folder(args.record, "--record") if args.record else None,
         trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,

@@ -13,6 +13,7 @@ from ..errors import MshError
 from ..system.places import mend_environment
 from ..system.signals import Signals, Stopped
 from ..system.streams import end_standard, open_standard
+from ..system.words import printable
 
 
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
@@ -47,17 +48,20 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         _complain("Stopped.")
         return 128 + number
-    except BrokenPipeError:
-        pass  # whoever read the standard output has gone, as with `| head`
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # help and version, not what Rich makes of it
+        # Whoever read the standard output has gone, as with `| head`: what the shell says of other programs then.
+        return 128 + signal.SIGPIPE
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:
         _complain("There is not enough memory.")
-    except OSError as error:
-        _complain(f"{error.filename or 'A file'}: {error.strerror or error}.")
     except Exception as error:
         if debug:
             traceback.print_exc()
+        elif isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+            _complain(f"{os.fsdecode(error.filename)}: {error.strerror or error}.")
         elif said := _explained(error):
             _complain(str(said))
         else:
@@ -76,7 +80,7 @@ def _explained(error: Exception) -> MshError | None:
 def _complain(message: str) -> None:
     # Where the standard error takes nothing, the exit code has to do.
     with contextlib.suppress(OSError, ValueError):
-        print("".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:

@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.load import load_parts
 from ..errors import InputError, MshError
+from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
+from ..system.threads import short_turns
+from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_sampling, check_lora, display, number, own_token, whole
+from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
 from .program import interruptible
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 _PORT = 9998
 _BLOCK = 4096  # bytes, the least that a file takes on most disks
 _LOOK = 0.05  # seconds between two looks at signals
-_SEED_FACTOR = 0x9E3779B97F4A7C15  # odd, so that two seeds make one that both of them change
 
 
 def run(argv: Sequence[str], signals: Signals) -> int:
@@ -77,50 +79,90 @@ def parser() -> Parser:
     add_model(add, served=True)
     add_lora(add)
     add = made.add_argument_group("server").add_argument
-    add("--host", metavar="ADDRESS", help="where to listen; 0.0.0.0 is every network (default: 127.0.0.1)")
-    add("--port", metavar="PORT", type=whole(0, 1 << 16), help=f"default: {_PORT}; 0 is one that is free")
+    add("--host", metavar="ADDRESS", help="listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
     add(
-        "--ssl", metavar="FOLDER", help="serve by TLS, with cert.pem and key.pem in it; a pair is made if there is none"
+        "--port",
+        metavar="PORT",
+        type=whole(0, 1 << 16),
+        help=f"listen on this port; 0 takes a free one (default: {_PORT})",
     )
-    add("--static", metavar="FOLDER", help="a page of your own; 'none' serves none (default: the one that comes along)")
-    add("--config", metavar="FILE", dest="server_config", help="a configuration of the production server (.json)")
-    add("--sessions", metavar="N", type=whole(1, 1001), help="conversations at once (default: 1)")
-    add("--line", metavar="N", type=whole(0, 10_001), help="clients that may wait for their turn (default: 16)")
-    add("--log-dir", metavar="FOLDER", help="keep each session's summary and tokens there")
-    add("--instance-name", metavar="NAME", help="what the server calls itself (default: msh-mlx)")
+    add(
+        "--ssl",
+        metavar="FOLDER",
+        help="serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none",
+    )
+    add(
+        "--static",
+        metavar="FOLDER",
+        help="serve the page in this folder, or none with 'none' (default: the page that comes with the program)",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        dest="server_config",
+        help="read a configuration of the production server (.json); options override it",
+    )
+    add("--sessions", metavar="N", type=whole(1, 1001), help="hold up to N conversations at once (default: 1)")
+    add("--line", metavar="N", type=whole(0, 10_001), help="let up to N clients wait for their turn (default: 16)")
+    add(
+        "--log-dir",
+        metavar="FOLDER",
+        help="write a summary (JSON) and the tokens (.npy) of each session to this folder",
+    )
+    add("--instance-name", metavar="NAME", help="tell clients this name of the server (default: msh-mlx)")
     add = made.add_argument_group("network").add_argument
-    add("--token", metavar="TOKEN", help="what every client must give; better set as MSH_TOKEN in the environment")
+    add(
+        "--token", metavar="TOKEN", help="require this token from every client; better set MSH_TOKEN in the environment"
+    )
     add(
         "--allow-origin",
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="let pages of another server use this one, such as https://example.org",
+        help="let pages of another server, such as https://example.org, use this one; can be repeated",
     )
     add(
         "--allow-host",
         metavar="NAME",
         action="append",
         default=[],
-        help="a name under which clients know this machine, besides its own",
+        help="accept this name for this machine, besides its own names; can be repeated",
     )
     add(
         "--trusted-proxy",
         metavar="ADDRESS",
         action="append",
         default=[],
-        help="a proxy in front of this server, or a network of them: what it says of its clients is believed; "
-        "127.0.0.1, too, has to be named",
+        help="believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
+        "it is named, not even 127.0.0.1; can be repeated",
     )
-    add("--max-connections", metavar="N", type=whole(1, 10_001), default=64, help="clients at once (default: 64)")
-    add("--max-per-address", metavar="N", type=whole(1, 10_001), default=32, help="from one address (default: 32)")
-    add("--idle", metavar="SECONDS", type=number, default=60.0, help="end after so long without sound (default: 60)")
-    add = made.add_argument_group("conversation, where a client asks for nothing else").add_argument
+    add(
+        "--max-connections",
+        metavar="N",
+        type=whole(1, 10_001),
+        default=64,
+        help="allow up to N clients that talk or wait (default: 64)",
+    )
+    add(
+        "--max-per-address",
+        metavar="N",
+        type=whole(1, 10_001),
+        default=32,
+        help="allow up to N of them from one address (default: 32)",
+    )
+    add(
+        "--idle",
+        metavar="SECONDS",
+        type=seconds,
+        default=60.0,
+        help="end a conversation after this time without sound (default: 60)",
+    )
+    add = made.add_argument_group("conversation (where a client does not ask for something else)").add_argument
     add_sampling(add)
     add = made.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, also in a terminal")
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
     add("--json", action="store_true", help="log JSON objects, one a line")
-    add("--debug", action="store_true", help="show where an unexpected error came from")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
     return made
 
 
@@ -140,8 +182,10 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
+    if args.ssl:
+        named_folder(args.ssl, "--ssl")
     if args.log_dir:
-        _check_log_dir(user_path(args.log_dir))
+        _check_log_dir(named_folder(args.log_dir, "--log-dir"))
 
 
 def _check_log_dir(folder: Path) -> None:
@@ -312,7 +356,9 @@ def _seed(text: int | None, audio: int | None) -> int | None:
     """Make one seed of two; alike or alone they are that seed, as for --seed."""
     if text is None or audio is None or text == audio:
         return audio if text is None else text
-    return (text * _SEED_FACTOR + audio) % (1 << 64)
+    from ..model.sampling import mixed_seed
+
+    return mixed_seed(audio, text)
 
 
 # ---- addresses -----------------------------------------------------------------------------------------------------------
@@ -399,7 +445,8 @@ class _Program:
             await self._while_signals_allow(asyncio.to_thread(self._load, model))
             server.ready = True
             self._say_where(sock, context, static)
-            await self._while_signals_allow(server.failed.wait())
+            with short_turns():
+                await self._while_signals_allow(server.failed.wait())
             assert server.failure
             raise self._sorry(server.failure)
         except Stopped:
@@ -417,29 +464,30 @@ class _Program:
         task.result()
 
     def _load(self, model: SharedModel) -> None:
-        args, files = self._args, self._choice.files
+        files, checkpoint = self._choice.files, self._choice.checkpoint
         begin = perf_counter()
         with self._shown.progress(f"Loading {files.model.name}") as progress:
             tell = interruptible(progress, self._signals)
-            scaling = args.lora_scaling
-            model.load(
-                lambda: load_parts(files, args.quantized, lora=args.lora, lora_scaling=scaling, progress=tell),
-            )
+            model.load(lambda: load_parts(files, checkpoint, progress=tell))
         # Python's collector would stop all threads to look through what was loaded, again and again.
         gc.collect()
         gc.freeze()
-        from ..conversation.pipeline import SWITCH_INTERVAL
-
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        self._shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
 
     # ---- what is said ----------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        """Print a line; with --json it is an object like all others."""
+        if self._args.json:
+            self._log({"event": "notice", "message": text})
+        else:
+            print(printable(text), flush=True)
 
     def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
         args = self._args
         port = sock.getsockname()[1]
         scheme = "https" if context else "http"
-        say = partial(print, flush=True)
+        say = self._say
         say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
         if context:
             from ..net.tls import folder_fingerprint
@@ -457,7 +505,7 @@ class _Program:
     def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
         """Say where the page is, for other machines as a code, too."""
         args = self._args
-        say = partial(print, flush=True)
+        say = self._say
         if not static:
             if args.static != "none":
                 say("There is no page yet: build it with `make page`. Clients can connect.")
@@ -466,7 +514,7 @@ class _Program:
         local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
         for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
             say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
-        if not _is_loopback(args.host):
+        if not _is_loopback(args.host) and not args.json:
             import segno
 
             print()

@@ -10,6 +10,8 @@ from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
 from ..system.places import user_path
+from ..weights.kinds import check_mimi
+from ..weights.safetensors import read_header
 
 __all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
 
@@ -29,6 +31,7 @@ def load_mimi(
         The file cannot be read or is no Mimi checkpoint, or an argument is out of range; the message says which.
     """
     path = user_path(path)
+    check_mimi(path, read_header(path))
     if isinstance(config, str | os.PathLike):
         config = str(user_path(config))
     elif config is not None:

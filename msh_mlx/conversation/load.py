@@ -1,4 +1,4 @@
-"""From the files of a model to a session."""
+"""From the files of a model to a session; and from a model that is too slow here to the next lighter one."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..events import Event
     from ..library.files import ModelFiles
+    from ..library.suited import Selection
+    from ..weights.checkpoint import Checkpoint
     from .session import Parts, Session
+    from .warmup import Load
 
 
 def load_session(
     files: ModelFiles,
-    quantized: int | None,
+    checkpoint: Checkpoint | None = None,
     *,
     voice: Mapping[str, Any],
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
-    lora: str | None = None,
-    lora_scaling: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
     """Set MLX's limits and load a model, what is small first.
 
-    `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and `Session`,
-    `lora_scaling` None what the configurations say.
+    `checkpoint` is the model's file, checked, with adapters if there are any; None: it is opened here, with the configuration
+    of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and
+    `Session`.
 
     Raises
     ------
@@ -36,36 +39,86 @@ def load_session(
     from .session import Session
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
-    parts = load_parts(files, quantized, lora=lora, lora_scaling=lora_scaling, progress=progress)
+    parts = load_parts(files, checkpoint, progress=progress)
     return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
 
 
 def load_parts(
-    files: ModelFiles,
-    quantized: int | None,
-    *,
-    lora: str | None = None,
-    lora_scaling: float | None = None,
-    progress: Callable[[float], None] | None = None,
+    files: ModelFiles, checkpoint: Checkpoint | None = None, *, progress: Callable[[float], None] | None = None
 ) -> Parts:
     """Set MLX's limits and load what sessions share; arguments and errors are those of `load_session`."""
-    from ..model.config import LmConfig
     from ..model.step import check_compiling
     from ..system.memory import set_limits
-    from ..weights.checkpoint import load_lm, open_checkpoint
+    from ..weights.checkpoint import open_checkpoint
     from .codec import load_mimi
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
 
     check_compiling()
     set_limits()
-    config = LmConfig.of(files.config, lora=lora is not None)
     tokenizer = load_tokenizer(files.tokenizer)
     # Before gigabytes are read; what is wrong with the model itself comes first.
-    open_checkpoint(files.model, config, quantized, lora=lora is not None)
+    checkpoint = checkpoint or open_checkpoint(files.model, files.config)
+    config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    lm = load_lm(
-        files.model, config=config, quantized=quantized, lora=lora, lora_scaling=lora_scaling, progress=progress
-    )
-    return Parts(lm, mimi, tokenizer)
+    return Parts(checkpoint.load(progress=progress), mimi, tokenizer)
+
+
+class StepDown:
+    """Takes the next lighter model while the one that was chosen for this machine turns out to be too slow.
+
+    It is what `warm` takes as `lighter`: called with the pace of each model in warm-up, on the model's thread.
+
+    Parameters
+    ----------
+    selection
+        The model that was chosen, and what could be taken in its place.
+    open_model
+        Opens a model's file with its configuration, as `open_checkpoint` does.
+    load
+        Makes a session, as `load_session` does, of files, a checkpoint and `progress`.
+    events
+        Hears what is done, and which model is used from then on.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        open_model: Callable[..., Checkpoint],
+        load: Callable[..., Session],
+        events: Callable[[Event], None],
+    ) -> None:
+        self._selection: Selection | None = selection
+        self._open_model = open_model
+        self._load = load
+        self._events = events
+
+    def __call__(self, pace: float) -> Load | None:
+        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
+        from ..events import ModelInUse, Notice
+        from ..library.cache import Watch
+        from ..library.suited import SLOW, obtain
+
+        slow = self._selection
+        if slow is None or pace <= SLOW:
+            return None
+        self._selection = instead = slow.lighter()
+        said = f"{slow.entry.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
+        if instead is None:
+            said = f"{said}, and there is no lighter model; close other programs."
+            self._events(Notice("slow", said, "warning"))
+            return None
+        self._events(Notice("lighter", f"{said}; taking {instead.entry.name}.", "warning"))
+
+        def load(progress: Callable[[float], None]) -> Session:
+            def say(sentence: str) -> None:
+                self._events(Notice("fetch", sentence))
+
+            watch = Watch(lambda done, total: progress(done / total), say)
+            files = obtain(instead.entry, instead.entries, watch)
+            checkpoint = self._open_model(files.model, files.config)
+            self._events(ModelInUse(checkpoint.bits))
+            return self._load(files, checkpoint, progress=progress)
+
+        return load

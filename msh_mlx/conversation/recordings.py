@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ..errors import MshError
-from ..events import Word
-from ..sound.recordings import Pcm, Recording, WavWriter, read_frames
+from ..events import Event, Heard, Notice, Said, Span, Spoke, SpokeWord, Word
+from ..format import Pcm
+from ..sound.recordings import Recording, WavWriter, read_frames
 from ..system.newfile import Output, open_output
 from ..system.streams import StandardOutput
 from .text import Words
 
 if TYPE_CHECKING:
-    from .session import Session, Timings
+    from .session import Session
+
+_STAGES = "encode", "step", "decode"
 
 
 @dataclass(frozen=True)
@@ -48,118 +51,88 @@ class Began:
     step_seconds: float
 
 
-@dataclass(frozen=True)
-class Stepped:
-    """A step was made; `count` steps so far took `wall` seconds."""
-
-    count: int
-    wall: float
-
-
-@dataclass(frozen=True)
-class Spoke:
-    """Moshi has spoken a word."""
-
-    word: Word
-
-
-@dataclass(frozen=True)
-class Noted:
-    """Something of the recording is not heard, says `sentence`."""
-
-    sentence: str
-
-
 @dataclass
-class Summary:
-    """A conversation that has ended: `seconds` of sound took `wall` seconds; the times of its steps are in seconds."""
+class Ended:
+    """A conversation that has ended: `seconds` of sound took `wall` seconds.
+
+    `stages` are "encode", "step" and "decode", with the seconds that each took in every frame; empty if they are not known.
+    """
 
     name: str
     plan: Plan
     seconds: float = 0.0
     wall: float = 0.0
     words: list[Word] = field(default_factory=list)
-    encode: array[float] = field(default_factory=lambda: array("d"))
-    step: array[float] = field(default_factory=lambda: array("d"))
-    decode: array[float] = field(default_factory=lambda: array("d"))
+    stages: dict[str, array[float]] = field(default_factory=lambda: {stage: array("d") for stage in _STAGES})
 
     @property
     def speed(self) -> float:
         """Seconds of sound per second: above 1 is faster than real time."""
         return self.seconds / self.wall if self.wall else 0.0
 
-    def add(self, timings: Timings) -> None:
-        """Note how long a step took."""
-        self.encode.append(timings.encode)
-        self.step.append(timings.step)
-        self.decode.append(timings.decode)
 
-
-Event = Began | Stepped | Spoke | Noted | Summary
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What Moshi said while it heard a frame: both sounds, `[1920]` float32, its text, and how long that took, if known."""
-
-    heard: Pcm
-    pcm: Pcm
-    text: str
-    timings: Timings | None = None
+RecordingEvent: TypeAlias = Began | Event | Ended
 
 
 class BrokenOffError(MshError):
     """A conversation that cannot be held again as it was has ended too early; what was said until then is kept."""
 
 
-def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[Event], None]) -> Summary:
+def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[RecordingEvent], None]) -> Ended:
     """Let a fresh `session` hear a recording, as `converse_with` does."""
 
-    def answers(frames: Iterator[Pcm]) -> Iterator[Answer]:
-        for pcm in frames:
+    def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
+        for index, pcm in enumerate(frames):
+            begin = perf_counter()
             frame = session.push(pcm)
-            yield Answer(pcm, frame.pcm, frame.text, frame.timings)
+            yield Heard(index, pcm)
+            for stage, seconds in vars(frame.timings).items():
+                yield Span(stage, index, begin, begin + seconds)
+                begin += seconds
+            if frame.text:
+                yield Spoke(index, frame.text)
+            yield Said(index, frame.pcm)
 
-    return converse_with(answers, session.sample_rate, session.frame_size, recording, plan, listener)
+    return converse_with(hold, session.sample_rate, session.frame_size, recording, plan, listener)
 
 
 def converse_with(
-    answers: Callable[[Iterator[Pcm]], Iterator[Answer]],
+    hold: Callable[[Iterator[Pcm]], Iterator[Event]],
     rate: int,
     size: int,
     recording: Recording,
     plan: Plan,
-    listener: Callable[[Event], None],
-) -> Summary:
+    listener: Callable[[RecordingEvent], None],
+) -> Ended:
     """Let Moshi hear a recording, write what it says, and tell `listener` about it as it happens.
 
-    `answers` takes the recording in frames of `size` samples, `rate` a second, and yields what is said to each. Frame t of the
-    reply is what step t said, so that sample n of it lies beside sample n of the recording. The files appear together at the
-    end, or not at all; where the answers break off, with what there was of them. Into the standard output everything goes at
-    once.
+    `hold` takes the recording in frames of `size` samples, `rate` a second, and yields what happens: for each frame `Heard`,
+    what is known of `Span` and `Spoke`, and at last `Said`. Frame t of the reply is what step t said, so that sample n of it
+    lies beside sample n of the recording. `listener` gets all that, words and notices, and an `Ended` at the end. The files
+    appear together at the end, or not at all; where the conversation breaks off, with what there was of it. Into the standard
+    output everything goes at once.
 
     Raises
     ------
     InputError
         The recording is cut off, damaged or not finite; a file cannot be written.
     BrokenOffError
-        As `answers` raised it, when the files are complete.
+        As `hold` raised it, when the files are complete.
     MshError
         The reply becomes too long for a WAV file.
     """
     step_seconds = size / rate
     tail = math.ceil(round(plan.tail / step_seconds, 6))
-    summary, words = Summary(recording.name, plan), Words()
+    ended, words = Ended(recording.name, plan), Words()
+    heard = np.zeros(size, np.float32)
 
     def spoke(new: list[Word]) -> None:
         for word in new:
-            # A time on the clock of the recording, without the noise of binary fractions.
-            word = Word(round(word.start, 3), word.text)
-            summary.words.append(word)
+            ended.words.append(word)
             if transcript:
                 line = json.dumps({"start": word.start, "text": word.text}, ensure_ascii=False)
                 transcript.file.write(line.encode() + b"\n")
-            listener(Spoke(word))
+            listener(SpokeWord(word))
 
     with ExitStack() as stack:
         reply = stack.push(open_output(plan.reply)) if plan.reply else None
@@ -170,21 +143,25 @@ def converse_with(
         frames = _with_tail(read_frames(recording, rate, size), tail, size)
         broken: BrokenOffError | None = None
         try:
-            for count, answer in enumerate(answers(frames)):
-                if writer:
-                    writer.write(np.stack([answer.heard, answer.pcm], axis=1) if plan.stereo else answer.pcm)
-                while recording.notes:
-                    listener(Noted(recording.notes.pop(0)))
-                if answer.timings:
-                    summary.add(answer.timings)
-                spoke(words.push(count * step_seconds, answer.text))
-                for output in (reply, transcript):
-                    if isinstance(output, StandardOutput):
-                        output.file.flush()
-                summary.seconds, summary.wall = (count + 1) * step_seconds, perf_counter() - begin
-                listener(Stepped(count + 1, summary.wall))
-                if count + 1 == plan.max_steps:
-                    break
+            for event in hold(frames):
+                listener(event)
+                match event:
+                    case Heard(_, heard):
+                        while recording.notes:
+                            listener(Notice("recording", recording.notes.pop(0)))
+                    case Span():
+                        ended.stages[event.stage].append(event.end - event.begin)
+                    case Spoke(index, text):
+                        spoke(words.push(index * step_seconds, text))
+                    case Said(index, pcm):
+                        if writer:
+                            writer.write(np.stack([heard, pcm], axis=1) if plan.stereo else pcm)
+                        for output in (reply, transcript):
+                            if isinstance(output, StandardOutput):
+                                output.file.flush()
+                        ended.seconds, ended.wall = (index + 1) * step_seconds, perf_counter() - begin
+                        if index + 1 == plan.max_steps:
+                            break
         except BrokenOffError as error:
             broken = error
         spoke(words.flush())
@@ -193,10 +170,10 @@ def converse_with(
             reply.commit()
         if transcript:
             transcript.commit()
-    listener(summary)
+    listener(ended)
     if broken:
         raise broken
-    return summary
+    return ended
 
 
 def _with_tail(frames: Iterator[Pcm], tail: int, size: int) -> Iterator[Pcm]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import sentencepiece
 
 from ..errors import InputError
-from ..model.generate import LmGen, one_at_a_time
+from ..format import Pcm
+from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.lm import Lm
 from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
 from .codec import Mimi
@@ -40,23 +41,10 @@ class Frame:
     leading space starting a word, "" if nothing did; `token` the text token behind it.
     """
 
-    pcm: npt.NDArray[np.float32]
+    pcm: Pcm
     text: str
     token: int
     timings: Timings
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """What the model says in one step.
-
-    `text` and `token` are those of `Frame`; `frame` is the codes of its voice, `[K]` uint32 for its K codebooks, or None while
-    its first frame is incomplete.
-    """
-
-    text: str
-    token: int
-    frame: npt.NDArray[np.uint32] | None
 
 
 @dataclass(frozen=True)
@@ -111,11 +99,12 @@ class Session:
         need = max(config.dep_q, config.user_q)
         if mimi.num_codebooks < need:
             raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}; load it with as many."
+                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
             )
         if mimi.config["bins"] != config.card:
             raise InputError(
-                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}; give the model's own codec."
+                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
+                "give the model's own codec",
             )
         self.sample_rate: int = mimi.sample_rate
         self.frame_rate: float = mimi.frame_rate
@@ -138,7 +127,7 @@ class Session:
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)
 
-    def push(self, pcm: npt.NDArray[np.float32]) -> Frame:
+    def push(self, pcm: Pcm) -> Frame:
         """Hear one frame of the user and say one.
 
         Parameters
@@ -162,12 +151,12 @@ class Session:
         begin = perf_counter()
         codes = self.encode(pcm)
         encoded = perf_counter()
-        spoken = self.step(codes)
+        step, text = self.step(codes)
         stepped = perf_counter()
-        reply = self.decode(spoken.frame)
+        reply = self.decode(step.codes)
         decoded = perf_counter()
         timings = Timings(encoded - begin, stepped - encoded, decoded - stepped)
-        return Frame(reply, spoken.text, spoken.token, timings)
+        return Frame(reply, text, step.text_token, timings)
 
     def reset(self) -> None:
         """Start a new conversation from fresh state; model and codec stay loaded."""
@@ -185,7 +174,7 @@ class Session:
 
     # The stages of `push`, for those who run each on a thread of its own: they share no state.
 
-    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    def encode(self, pcm: Pcm) -> npt.NDArray[np.uint32]:
         """Turn one frame of the user's sound into codes, `[K]` for the K codebooks that the model hears.
 
         `pcm` is what `push` takes.
@@ -203,8 +192,8 @@ class Session:
         with one_at_a_time(self._encoding):
             return self._encoder.step(pcm)[: self._user_q, 0]
 
-    def step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
-        """Let the model hear the codes of one frame, `[K]` as from `encode`, and speak.
+    def step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
+        """Let the model hear the codes of one frame, `[K]` as from `encode`; return what it says, and the `text` of `Frame`.
 
         Raises
         ------
@@ -212,12 +201,12 @@ class Session:
             The codes have another shape, are no integers or out of range; the conversation is as before.
         """
         step = self._gen.step(codes)
-        return Spoken(self._text.push(step.text_token), step.text_token, step.frame)
+        return step, self._text.push(step.text_token)
 
-    def decode(self, frame: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.float32]:
-        """Turn the codes of a `Spoken` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
+    def decode(self, codes: npt.NDArray[np.uint32] | None) -> Pcm:
+        """Turn the codes of a `Step` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
         with one_at_a_time(self._decoding):
-            return np.zeros(self.frame_size, np.float32) if frame is None else self._decoder.step(frame[:, None])
+            return np.zeros(self.frame_size, np.float32) if codes is None else self._decoder.step(codes[:, None])
 
     def reset_encoder(self) -> None:
         """Do the part of `reset` that concerns `encode`."""

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..metrics import Durations
+from ..model.generate import Step
 from ..model.sampling import Sampler
 from ..system.threads import exists
-from .session import Parts, Session, Spoken
+from .session import Parts, Session
 
 # What was heard and said in one step: the user's codes `[K]`, the text token, Moshi's codes `[K]` or None.
 Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"], None]
@@ -121,17 +122,17 @@ class _TakesTurns(Session):
         self._note = note
         self._tokens = tokens
 
-    def step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
-        spoken: Spoken = self._turn(lambda: self._timed_step(codes))
+    def step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
+        step, text = self._turn(lambda: self._timed_step(codes))
         if self._tokens:
-            self._tokens(codes, spoken.token, spoken.frame)
-        return spoken
+            self._tokens(codes, step.text_token, step.codes)
+        return step, text
 
-    def _timed_step(self, codes: npt.NDArray[np.uint32]) -> Spoken:
+    def _timed_step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
         begin = perf_counter()
-        spoken = super().step(codes)
+        result = super().step(codes)
         self._note(perf_counter() - begin)
-        return spoken
+        return result
 
     def reset_model(self) -> None:
         self._turn(super().reset_model)

@@ -39,7 +39,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
             if tokenizer.IsByte(token):
                 bytes([int(piece[3:-1], 16)])
     except (RuntimeError, ValueError):
-        raise InputError(f"The tokenizer {path} is not a SentencePiece model; fetch the file again.") from None
+        raise InputError(f"The tokenizer {path} is not a SentencePiece model", "fetch the file again") from None
     return tokenizer
 
 
@@ -53,7 +53,7 @@ def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card:
     """
     if tokenizer.GetPieceSize() != text_card:
         raise InputError(
-            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}; give the model's own."
+            f"The tokenizer has {tokenizer.GetPieceSize()} pieces and the model {text_card}", "give the model's own"
         )
 
 
@@ -91,7 +91,7 @@ class TextStream:
 
 
 class Words:
-    """Puts pieces of text together into words; a space starts a new one."""
+    """Puts pieces of text together into words, whose times are in whole milliseconds; a space starts a new one."""
 
     def __init__(self) -> None:
         self._start = 0.0
@@ -105,7 +105,7 @@ class Words:
                 done += self.flush()
                 continue
             if not self._text:
-                self._start = time
+                self._start = round(time, 3)  # without the noise of binary fractions
             self._text += character
         return done
 

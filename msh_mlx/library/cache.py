@@ -1,4 +1,4 @@
-"""What is on disk of the hub's files: Hugging Face's cache, in the layout that every program shares.
+"""Hugging Face's cache: which files of the hub are on disk, in the layout that every program shares.
 
 The layout is documented at https://huggingface.co/docs/huggingface_hub/guides/manage-cache: a repository's folder has
 `blobs/ETAG`, the contents by their hash, `snapshots/COMMIT/PATH`, links to them, and `refs/REVISION`, the commit of a branch.
@@ -13,17 +13,15 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-
 from ..errors import InputError
-from ..system.places import home, user_folder
+from ..system.places import notes_folder
 from .catalogue import Entry, HubFile, LocalFile, Reference
+from .settings import constants
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +31,11 @@ _PARTIAL = ".msh.incomplete"
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches: `progress` gets the bytes that are there and those of all files, `say` a sentence; `check` may raise."""
+    """What to call while files are fetched or read.
+
+    `progress` is called with the bytes done so far and the bytes of all files. `say` is called with a sentence for the user.
+    `check` is called often, and ends the work by raising.
+    """
 
     progress: Callable[[int, int], None] = lambda done, total: None
     say: Callable[[str], None] = lambda sentence: None
@@ -49,7 +51,7 @@ def check_cache() -> None:
     """Raise InputError if there is no folder for the cache, because the user has no home folder."""
     if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
         raise InputError(
-            "There is no home folder for Hugging Face's cache; set HOME, or HF_HOME to a folder for the models."
+            "There is no home folder for Hugging Face's cache", "set HOME, or HF_HOME to a folder for the models"
         )
 
 
@@ -64,7 +66,7 @@ def is_commit(revision: str) -> bool:
 
 
 def commit_of(repository: str, revision: str) -> str | None:
-    """Return the commit that a revision is, as far as the cache knows."""
+    """Return the commit of a revision, as far as the cache knows."""
     if is_commit(revision):
         return revision
     try:
@@ -115,12 +117,12 @@ def blob_of(path: Path) -> Path | None:
 
 
 def partial(repository: str, etag: str) -> Path:
-    """Return where what has come so far of a file is kept until it is complete."""
+    """Return the path of a file's contents while they are incomplete."""
     return blob_folder(repository) / f"{etag}{_PARTIAL}"
 
 
 def partials(repository: str) -> list[Path]:
-    """List what has come of files of a repository that are not complete."""
+    """List the incomplete files of a repository."""
     return sorted(blob_folder(repository).glob(f"*{_PARTIAL}"))
 
 
@@ -130,7 +132,7 @@ def partials(repository: str) -> list[Path]:
 class Digest:
     """The hash of a file's contents by which the hub knows it: sha256 of large files, git's sha1 of small ones.
 
-    `expected` is an ETag of the hub's; what is neither of the two cannot be checked, and every file agrees with it.
+    `expected` is an ETag of the hub's. If it is neither of the two hashes, nothing can be checked, and every file agrees.
     """
 
     def __init__(self, expected: str, size: int) -> None:
@@ -162,7 +164,7 @@ def is_sha256(etag: str) -> bool:
 
 
 def can_check(file: Reference, path: Path) -> bool:
-    """Tell whether a hash is known that the contents of a file can be compared with.
+    """Tell whether the hash of a file is known, so that its contents can be checked.
 
     Where the cache could not make links, as on some file systems, nothing says which hash the hub has of a file.
     """
@@ -201,12 +203,8 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
 
 def _notes() -> Path | None:
-    if sys.platform == "darwin":
-        own = home()
-        folder = own / "Library" / "Caches" if own else None
-    else:
-        folder = user_folder("XDG_CACHE_HOME", ".cache")
-    return folder / "msh-mlx" / "verified.json" if folder else None
+    folder = notes_folder()
+    return folder / "verified.json" if folder else None
 
 
 def _read_notes() -> dict[str, Any]:
@@ -255,7 +253,7 @@ class Removed:
 
 
 def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
-    """Remove the files of a model from the cache, whole or incomplete, but those that a model of `others` on disk needs.
+    """Remove the files of a model from the cache, whole or incomplete. Those that a model of `others` on disk needs stay.
 
     Other files of the same repository, which other programs may have fetched, stay.
 
@@ -266,7 +264,7 @@ def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:
-        raise InputError(f"The files of {entry.name} are your own, not fetched ones; remove them by hand.")
+        raise InputError(f"The files of {entry.name} are your own, not fetched ones", "remove them by hand")
     neighbours = [other for other in others if other.name != entry.name and is_on_disk(other)]
     needed = {find(file) for other in neighbours for file in other.files.values()}
     freed, removed, kept = 0, [], []

@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from ..system.places import user_file
+from ..system.places import config_folder
 from ..system.words import listed
 
 # What a file of a model is for. The language model's configuration may be missing: it is v0.1's then.
@@ -66,7 +66,7 @@ Reference: TypeAlias = HubFile | LocalFile
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the catalogue; what is None is not known.
+    """A model of the catalogue. None means that a value is not known.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
         repository = f"{owner}/{name}"
         if not (_REPOSITORY.fullmatch(repository) and _is_path(path) and (not revision or _is_revision(revision))):
             raise InputError(
-                f"{text} names no file on the hub; the form is hf:OWNER/NAME/FILE or hf:OWNER/NAME/FILE@REVISION."
+                f"{text} names no file on the hub", "the form is hf:OWNER/NAME/FILE or hf:OWNER/NAME/FILE@REVISION"
             )
         return HubFile(repository, path, revision or "main")
     path = text.removeprefix("file:")
@@ -132,10 +132,10 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def parse_repository(text: str) -> tuple[str, str]:
-    """Read what names a repository, `OWNER/NAME[@REVISION]`: its name and the revision; raises InputError for what does not."""
+    """Read `OWNER/NAME[@REVISION]`: return the repository and the revision. Raises InputError for anything else."""
     name, at, revision = text.removeprefix("hf:").partition("@")
     if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
-        raise InputError(f"{text!r} names no repository on the hub; the form is OWNER/NAME or OWNER/NAME@REVISION.")
+        raise InputError(f"{text!r} names no repository on the hub", "the form is OWNER/NAME or OWNER/NAME@REVISION")
     return name, revision or "main"
 
 
@@ -145,6 +145,12 @@ def _is_path(text: str) -> bool:
 
 def _is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text
+
+
+def user_file() -> Path | None:
+    """Name the file of the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
+    folder = config_folder()
+    return folder / "weights.toml" if folder else None
 
 
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
@@ -185,18 +191,18 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     Raises
     ------
     InputError
-        The file cannot be read, is no TOML, or has a key that is not known, lacks one that is needed, or has a value of the
+        The file cannot be read, is not TOML, or has a key that is not known, lacks one that is needed, or has a value of the
         wrong kind; the message names the line.
     """
     path = user_path(path)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"The catalogue {path} is no regular file; give a file like weights.toml.")
+            raise InputError(f"The catalogue {path} is not a regular file", "give a file like weights.toml")
         with path.open("rb") as file:
             raw = file.read(_MAX_SIZE + 1)
         if len(raw) > _MAX_SIZE:
             raise InputError(
-                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB; give a file like weights.toml."
+                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB", "give a file like weights.toml"
             )
         text = decode_text(raw)
         values = tomllib.loads(text)
@@ -205,27 +211,27 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     except OSError as error:
         raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise InputError(f"The catalogue {path} is not in UTF-8; save it in that encoding.") from None
+        raise InputError(f"The catalogue {path} is not in UTF-8", "save it in that encoding") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"The catalogue {path} is not valid TOML: {error}.") from None
     return {name: _Table(path, text, (name,), value).entry() for name, value in values.items()}
 
 
 class _Table:
-    """A table of the file that is being read, which knows how to complain."""
+    """A table of the file that is being read. Its errors name the line."""
 
     def __init__(self, path: Path, text: str, keys: tuple[str, ...], values: object) -> None:
         self._path = path
         self._text = text
         self._keys = keys
         if not isinstance(values, dict):
-            raise self._wrong("is no table")
+            raise self._wrong("is not a table")
         self._values: dict[str, Any] = values
 
     def entry(self) -> Entry:
         (name,) = self._keys
         if not _NAME.fullmatch(name):
-            raise self._wrong("is no name for a model: letters, digits, '.', '_', '+' and '-' make one")
+            raise self._wrong("is not a name for a model: letters, digits, '.', '_', '+' and '-' make one")
         known = (
             "about",
             "repository",
@@ -258,7 +264,7 @@ class _Table:
 
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
-            raise self._wrong(f"has no files; {listed(ROLES[:3])} are needed")
+            raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
         files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
         files._only(ROLES)
         hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
@@ -269,31 +275,33 @@ class _Table:
             sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
             if text is None:
                 if role != "config":
-                    raise files._wrong(f"has no {role}; {listed(ROLES[:3])} are needed")
+                    raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
                 continue
             try:
                 if repository and not text.startswith(("hf:", "file:")):
                     if not _is_path(text):
-                        raise InputError(f"{text!r} is no path in a repository.")
+                        raise InputError(f"{text!r} is not a path in a repository.")
                     found[role] = HubFile(repository, text, revision, sha256)
                     continue
                 reference = parse_reference(text, self._path.parent)
             except InputError as error:
-                raise files._wrong(f"is wrong: {str(error).rstrip('.')}", role) from None
+                raise files._wrong(f"is wrong: {error.what}", role, error.advice) from None
             found[role] = replace(reference, sha256=sha256)
         return found
 
     def _only(self, known: Iterable[str]) -> None:
         for key in self._values:
             if key not in known:
-                raise self._wrong(f"is not known; {listed(known)} are", key)
+                raise self._wrong("is not known", key, f"{listed(known)} are")
 
     def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
         value = self._values.get(key)
         if value is None:
             return None
         if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
-            raise self._wrong(f"is {value!r}; {what} is expected" if len(repr(value)) < 100 else f"is no {what}", key)
+            if len(repr(value)) < 100:
+                raise self._wrong(f"is {value!r}", key, f"{what} is expected")
+            raise self._wrong(f"is not {what}", key)
         return value
 
     def _count(self, key: str) -> int | None:
@@ -301,18 +309,19 @@ class _Table:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
-            raise self._wrong(
-                f"is {value!r}; a number of bytes is expected" if len(repr(value)) < 100 else "is no number", key
-            )
+            if len(repr(value)) < 100:
+                raise self._wrong(f"is {value!r}", key, "a number of bytes is expected")
+            raise self._wrong("is not a number of bytes", key)
         return value
 
-    def _wrong(self, what: str, key: str | None = None) -> InputError:
+    def _wrong(self, what: str, key: str | None = None, advice: str = "") -> InputError:
         keys = self._keys if key is None else (*self._keys, key)
-        return InputError(f"{self._path}, line {_line(self._text, keys)}: {'.'.join(keys)} {what}.")
+        where = f"{self._path}, line {_line(self._text, keys)}: {'.'.join(keys)}"
+        return InputError(f"{where} {what}" if advice else f"{where} {what}.", advice)
 
 
 def _line(text: str, keys: tuple[str, ...]) -> int:
-    """Find the line on which `keys` came to have a value: the last one of the shortest beginning that has it."""
+    """Find the line that gave `keys` their value: the last line of the shortest beginning of the file that has it."""
     lines = text.split("\n")
     for count in range(1, len(lines) + 1):
         try:

@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
+# First: without it, Hugging Face's library may not be imported.
+from .settings import SettingsError, check_settings, constants  # isort: split
+
 import httpx2
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, get_hf_file_metadata, get_session, get_token, hf_hub_url
+from huggingface_hub import get_hf_file_metadata, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -68,7 +71,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file as the hub has it: `etag` is the hash of its contents, `size` is in bytes."""
 
     file: HubFile
@@ -88,7 +91,7 @@ class Remote:
 
     @property
     def partial(self) -> Path:
-        """Where what has come so far is."""
+        """The path of its contents while they are incomplete."""
         return cache.partial(self.file.repository, self.etag)
 
     @property
@@ -107,13 +110,13 @@ def host() -> str:
 # ---- what the hub has ----------------------------------------------------------------------------------------------------
 
 
-def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote]:
+def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[RemoteFile]:
     """Ask the hub for commits, hashes and sizes, all at the same time.
 
     Raises
     ------
     UnreachableError
-        It does not answer, or `HF_HUB_OFFLINE` is set.
+        It does not answer, or `HF_HUB_OFFLINE` is set; SettingsError, if the environment is wrong.
     InputError
         It has no such file, or not for this user; or its hash is not the one that the reference has.
     MshError
@@ -122,7 +125,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
     _check_surroundings()
     watch = watch or Watch()
     job = _Job(watch)
-    found: dict[HubFile, Remote] = {}
+    found: dict[HubFile, RemoteFile] = {}
 
     def work(file: HubFile) -> None:
         found[file] = _retried(lambda: _look_up(file), job, file.path)
@@ -155,35 +158,36 @@ def _check_surroundings() -> None:
     if constants.is_offline_mode():
         raise UnreachableError("HF_HUB_OFFLINE is set, so that nothing is fetched")
     cache.check_cache()
+    check_settings()
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
-        raise InputError(
-            "The token for Hugging Face has characters that no token has; set HF_TOKEN to it as it was given to you, or "
-            "use 'hf auth login'."
+        raise SettingsError(
+            "The token for Hugging Face has characters that no token has",
+            "set HF_TOKEN to it as it was given to you, or use 'hf auth login'",
         )
 
 
-def _look_up(file: HubFile) -> Remote:
+def _look_up(file: HubFile) -> RemoteFile:
     url = hf_hub_url(file.repository, file.path, revision=file.revision)
     with _errors(file):
         metadata: HfFileMetadata = get_hf_file_metadata(url, timeout=CONNECT)
     commit, etag, size = metadata.commit_hash, metadata.etag, metadata.size
     if not (commit and cache.is_commit(commit) and etag and _ETAG.fullmatch(etag)):
         raise MshError(
-            f"{host()} does not answer like a hub of Hugging Face: {file.path} has no commit or no hash there; "
-            "look whether the network wants a login, or HF_ENDPOINT or a proxy names something else."
+            f"{host()} does not answer like a hub of Hugging Face: {file.path} has no commit or no hash there",
+            "look whether the network wants a login, or HF_ENDPOINT or a proxy names something else",
         )
     if size is None:
-        raise MshError(f"{host()} does not say how large {file.path} is; try again later.")
+        raise MshError(f"{host()} does not say how large {file.path} is", "try again later")
     if file.sha256 and cache.is_sha256(etag) and etag != file.sha256:
         raise InputError(
-            f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected; "
-            "name the commit that it is of as the revision."
+            f"{file.path} in {file.repository} has the sha256 {etag} now, and {file.sha256} is expected",
+            "name the commit that it is of as the revision",
         )
-    return Remote(file, commit, etag, size)
+    return RemoteFile(file, commit, etag, size)
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
-    """Something that may go away by itself: `error` is what to say if it does not; `after` is when to try again, in seconds."""
+    """An error that may go away by itself. `error` is raised if it does not; `after` is when to try again, in seconds."""
 
     def __init__(self, error: MshError, after: float | None = None) -> None:
         super().__init__(str(error))
@@ -224,32 +228,20 @@ def _errors(file: HubFile) -> Iterator[None]:
             raise UnreachableError(f"{where} cannot be trusted ({_brief(error)})") from None
         raise UnreachableError(f"{where} cannot be reached{_through_proxy()} ({_brief(error)})") from None
     except httpx2.TooManyRedirects:
-        raise MshError(f"{where} redirects {file.path} in a circle; try again later.") from None
+        raise MshError(f"{where} redirects {file.path} in a circle", "try again later") from None
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, ValueError, ImportError) as error:
-        if (proxy := _proxy()) and _is_address(constants.ENDPOINT):
-            why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
-            raise InputError(
-                f"{proxy} is no proxy that can be used ({why}); give one like http://HOST:PORT, or unset it."
-            ) from None
-        if not isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        if not (proxy := _proxy()):
             raise
-        raise InputError(
-            f"{constants.ENDPOINT} is no address of a hub ({_brief(error)}); correct HF_ENDPOINT."
+        why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else _brief(error)
+        raise SettingsError(
+            f"{proxy} is not a proxy that can be used ({why})", "give one like http://HOST:PORT, or unset it"
         ) from None
     except httpx2.TransportError as error:
-        raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)}); try again later.")) from None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = httpx2.URL(text)
-    except httpx2.InvalidURL:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.host)
+        raise _Transient(MshError(f"The connection to {where} broke ({_brief(error)})", "try again later")) from None
 
 
 def _proxy() -> str | None:
-    """Say which proxy the environment names for the hub, and where, without what is secret in it; None if it names none."""
+    """Name the hub's proxy in the environment, and the variable, without its secrets; None if there is none."""
     parts = urlsplit(constants.ENDPOINT)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -274,12 +266,12 @@ def _http_error(error: HfHubHTTPError, file: HubFile) -> Exception:
             "read it."
         )
     if status not in _BUSY:
-        return MshError(f"{where} answers {status} to the request for {file.path}; try again later.")
+        return MshError(f"{where} answers {status} to the request for {file.path}", "try again later")
     told = response.headers.get("Retry-After", "")
     after = float(told) if re.fullmatch(r"\d{1,9}", told) else None
     when = "later" if after is None else f"in {after:.0f} s"
     what = "has had too many requests" if status == HTTPStatus.TOO_MANY_REQUESTS else "has trouble"
-    sorry = MshError(f"{where} {what} ({status}); try again {when}.")
+    sorry = MshError(f"{where} {what} ({status})", f"try again {when}")
     return sorry if after is not None and after > LONGEST_WAIT else _Transient(sorry, after)
 
 
@@ -338,7 +330,7 @@ class _Job:
         """Wait before the next attempt, longer each time."""
         seconds = trouble.after if trouble.after is not None else PAUSE * min(2**attempt, 8)
         if seconds >= 4:
-            self.say(f"{what}: {str(trouble.error).split(';')[0].rstrip('.')}; trying again in {seconds:.0f} s.")
+            self.say(f"{what}: {trouble.error.what}; trying again in {seconds:.0f} s.")
         self.wait(seconds)
 
     # On the calling thread.
@@ -400,7 +392,7 @@ class _StoppedError(Exception):
 # ---- the contents --------------------------------------------------------------------------------------------------------
 
 
-def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
+def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Path]:
     """Fetch what is missing of files that `look_up` found, and return their paths in the cache, in the same order.
 
     What has come stays on disk whatever happens, and the next call goes on from there. Every file is checked by the hub's hash,
@@ -422,7 +414,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     came = [remote for remote in whole.values() if remote.missing]
     job = _Job(watch, total, total - sum(remote.missing for remote in came))
 
-    def work(remote: Remote) -> None:
+    def work(remote: RemoteFile) -> None:
         try:
             _fetch(remote, job)
         except OSError as error:
@@ -435,7 +427,7 @@ def fetch(remotes: Sequence[Remote], watch: Watch | None = None) -> list[Path]:
     return [remote.pointer for remote in remotes]
 
 
-def check_space(remotes: Sequence[Remote]) -> None:
+def check_space(remotes: Sequence[RemoteFile]) -> None:
     """Raise MshError if the disk has no room for what is missing."""
     need = sum({remote.blob: remote.missing for remote in remotes}.values())
     folder = cache.cache_folder()
@@ -443,20 +435,21 @@ def check_space(remotes: Sequence[Remote]) -> None:
     free = shutil.disk_usage(there).free
     if need and need + MARGIN > free:
         raise MshError(
-            f"There is no room for {human_size(need)} in {folder}: {human_size(free)} are free; make room, or name a folder on "
-            "another disk with HF_HOME."
+            f"There is no room for {human_size(need)} in {folder}: {human_size(free)} are free",
+            "make room, or name a folder on another disk with HF_HOME",
         )
 
 
-def _disk_error(error: OSError, remote: Remote) -> MshError:
+def _disk_error(error: OSError, remote: RemoteFile) -> MshError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MshError(
-            f"The disk with {cache.cache_folder()} is full; make room and try again: what came of {remote.file.path} is kept."
+            f"The disk with {cache.cache_folder()} is full",
+            f"make room and try again: what came of {remote.file.path} is kept",
         )
     return MshError(f"{error.filename or cache.cache_folder()} cannot be written ({error.strerror or error}).")
 
 
-def _fetch(remote: Remote, job: _Job) -> None:
+def _fetch(remote: RemoteFile, job: _Job) -> None:
     """Bring one file into the cache."""
     if remote.pointer.is_file():
         return
@@ -473,7 +466,7 @@ def _fetch(remote: Remote, job: _Job) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
+def _locked(path: Path, remote: RemoteFile, job: _Job) -> Iterator[None]:
     lock, begin, told = FileLock(path), perf_counter(), False
     while True:
         try:
@@ -492,7 +485,7 @@ def _locked(path: Path, remote: Remote, job: _Job) -> Iterator[None]:
         lock.release()
 
 
-def _found_elsewhere(remote: Remote, job: _Job) -> bool:
+def _found_elsewhere(remote: RemoteFile, job: _Job) -> bool:
     """Take a file of the same contents from another repository in the cache, if there is one."""
     if not cache.is_sha256(remote.etag):
         return False
@@ -524,7 +517,7 @@ def _read(file: BinaryIO, digest: cache.Digest, job: _Job) -> int:
     return count
 
 
-def _download(remote: Remote, job: _Job) -> None:
+def _download(remote: RemoteFile, job: _Job) -> None:
     name, sha256 = remote.file.path, remote.file.sha256
     for last in (False, True):
         digest = _download_once(remote, job)
@@ -535,12 +528,12 @@ def _download(remote: Remote, job: _Job) -> None:
         job.add(-remote.size)
         what = f"{name} came damaged (its hash is not the one that it should have) and was removed"
         if last:
-            raise MshError(f"{what}, twice; try again later, or over another network.")
+            raise MshError(f"{what}, twice", "try again later, or over another network")
         job.say(f"{what}; fetching it once more.")
     raise AssertionError
 
 
-def _download_once(remote: Remote, job: _Job) -> cache.Digest:
+def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
     """Bring the partial file to its full size, however many requests that takes; return its digest."""
     with remote.partial.open("a+b", buffering=0) as file:
         file.seek(0)
@@ -567,7 +560,7 @@ def _download_once(remote: Remote, job: _Job) -> cache.Digest:
                     have += len(piece)
                     job.add(len(piece))
                 if have < remote.size:
-                    raise _Transient(MshError(f"The connection to {host()} broke; try again: what has come is kept."))
+                    raise _Transient(MshError(f"The connection to {host()} broke", "try again: what has come is kept"))
             except _Transient as trouble:
                 failures = 1 if have - before >= _PROGRESS else failures + 1
                 if failures > RETRIES:
@@ -576,8 +569,8 @@ def _download_once(remote: Remote, job: _Job) -> cache.Digest:
     return digest
 
 
-def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
-    """Ask for a file from byte `begin` on and yield it piece by piece; first None if it comes from its beginning instead."""
+def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]:
+    """Ask for a file from byte `begin` on, and yield it piece by piece; None comes first if it begins at byte 0 instead."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
     headers |= {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
@@ -588,7 +581,7 @@ def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
             get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response,
         ):
             if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise _Transient(MshError(f"{host()} has less of {remote.file.path} than it says; try again later."))
+                raise _Transient(MshError(f"{host()} has less of {remote.file.path} than it says", "try again later"))
             if response.is_error:
                 response.read()
             hf_raise_for_status(response)
@@ -597,11 +590,11 @@ def _pieces(remote: Remote, begin: int, job: _Job) -> Iterator[bytes | None]:
             yield from _watched(response.iter_raw(), job)
     except UnreachableError as error:
         # In the middle of a file it is worth waiting for the network.
-        raise _Transient(MshError(f"{error}; try again: what has come is kept.")) from None
+        raise _Transient(MshError(str(error), "try again: what has come is kept")) from None
 
 
-def _begins_at(response: httpx2.Response, remote: Remote) -> int:
-    """Return the byte at which an answer begins; what is no part of the file (a login page, say) raises."""
+def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
+    """Return the byte of the file at which an answer begins; raises for what is not part of the file, such as a login page."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
         begin, _, size = map(int, ranged.groups())
@@ -613,8 +606,8 @@ def _begins_at(response: httpx2.Response, remote: Remote) -> int:
     if size != remote.size or begin not in (0, asked):
         raise _Transient(
             MshError(
-                f"{response.url.host} answers with something else in place of {remote.file.path}; "
-                "look whether the network wants a login, and try again."
+                f"{response.url.host} answers with something else in place of {remote.file.path}",
+                "look whether the network wants a login, and try again",
             )
         )
     return begin
@@ -630,11 +623,11 @@ def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
         count += len(piece)
         if (seconds := perf_counter() - begin) > window:
             if count < least * seconds:
-                raise _Transient(MshError(f"{host()} sends next to nothing; try again later: what has come is kept."))
+                raise _Transient(MshError(f"{host()} sends next to nothing", "try again later: what has come is kept"))
             begin, count = perf_counter(), 0
 
 
-def _link(remote: Remote) -> None:
+def _link(remote: RemoteFile) -> None:
     """Give a blob its name in the snapshot, and the revision its commit."""
     try:
         if not remote.pointer.is_file():

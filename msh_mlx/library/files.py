@@ -34,7 +34,7 @@ def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
     """Find the file beside a model that fits a pattern; None if there is none, InputError if there are several."""
     found = sorted(path for path in model.parent.glob(pattern) if path.is_file())
     if len(found) > 1:
-        raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}; name one with {option}.")
+        raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}", f"name one with {option}")
     return found[0] if found else None
 
 
@@ -53,7 +53,7 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
     else:
         tokenizer_file = beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
     if tokenizer_file is None:
-        raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}; give one with --tokenizer.")
+        raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}", "give one with --tokenizer")
     config_file = existing(config, "configuration") if config is not None else find_config(model_file)
     return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from . import cache
 from .cache import Watch
 from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, load_catalogue, parse_repository
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .settings import SettingsError
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be expected of a model on a machine; None is not known.
+    """What to expect of a model on a machine; None: not known.
 
     `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
     """
@@ -77,7 +78,7 @@ class Verdict:
 
     @property
     def suits(self) -> bool:
-        """Whether it may be chosen without having been named."""
+        """Whether it may be chosen when the user names no model."""
         return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
 
     @property
@@ -91,7 +92,7 @@ class Verdict:
 
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
-    """Say what is to be expected of a model on a machine, by what the catalogue says of it."""
+    """Judge a model on a machine by its figures in the catalogue."""
     return Verdict(
         entry,
         None if entry.memory is None else entry.memory <= machine.room,
@@ -105,11 +106,20 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
-def lighter(entry: Entry, suited: Sequence[Entry]) -> Entry | None:
-    """Choose, of models that suit, what to take in place of one that is too slow: of the same voice if there is such a one."""
-    fewer = [other for other in suited if (other.step_bytes or 0) < (entry.step_bytes or 0)]
-    # Stable: what is on disk comes first, then the best.
-    return min(fewer, key=lambda other: _voice(other) != _voice(entry), default=None)
+@dataclass(frozen=True)
+class Selection:
+    """A model that was chosen for this machine, all models that suit it (`suitable`), and the whole catalogue."""
+
+    entry: Entry
+    suited: Sequence[Entry]
+    entries: Mapping[str, Entry]
+
+    def lighter(self) -> Selection | None:
+        """Choose what to take in its place if it is too slow: of the same voice if there is such a one; None: there is none."""
+        fewer = [other for other in self.suited if (other.step_bytes or 0) < (self.entry.step_bytes or 0)]
+        # Stable: what is on disk comes first, then the best.
+        found = min(fewer, key=lambda other: _voice(other) != _voice(self.entry), default=None)
+        return replace(self, entry=found) if found else None
 
 
 def _voice(entry: Entry) -> str:
@@ -161,7 +171,7 @@ def lm_name(bits: int | None) -> str:
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
     """Count the bytes that conversations with a model take once their windows are full, as `Entry.memory` does for one."""
-    from ..model.cache import RingFormat
+    from ..model.attention import RingFormat
     from ..weights.checkpoint import default_dtype
 
     config, dtype = checkpoint.config, default_dtype()
@@ -180,7 +190,7 @@ def check_memory(name: str, need: int, memory: int) -> str | None:
     what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
     instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
     if need > memory:
-        raise MshError(f"{what}; {instead}.")
+        raise MshError(what, instead)
     return f"{what}: it may become slow; {instead}." if need > room(memory) else None
 
 
@@ -202,7 +212,7 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     found = cache.paths(entry)
     model, mimi, tokenizer = (found[role] for role in ("lm", "mimi", "tokenizer"))
     if not (model and mimi and tokenizer):
-        raise MshError(f"Files of {entry.name} went away while they were fetched; try again.")
+        raise MshError(f"Files of {entry.name} went away while they were fetched", "try again")
     return ModelFiles(model, mimi, tokenizer, found.get("config"))
 
 
@@ -214,7 +224,7 @@ def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], w
         _fetch(entry, entries, watch)
         found = cache.find(reference)
     if found is None:
-        raise MshError(f"The {what} went away while it was fetched; try again.")
+        raise MshError(f"The {what} went away while it was fetched", "try again")
     return found
 
 
@@ -234,13 +244,15 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
             what = f"{human_size(size)} in {count} file{'s' if count > 1 else ''}"
             watch.say(f"Fetching {entry.name} from {fetch.host()} into {cache.cache_folder()}: {what}")
         fetch.fetch(remotes, watch)
+    except SettingsError:
+        raise
     except UnreachableError as error:
         gone = [str(file.path) for file in cache.missing(entry)]
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
         instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
         raise UnreachableError(
-            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk; "
-            f"{instead or 'without network there is only --demo'}."
+            f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk",
+            instead or "without network there is only --demo",
         ) from None
 
 
@@ -265,8 +277,10 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         commit = cache.commit_of(name, revision)
         folder = cache.repository_folder(name) / "snapshots" / (commit or "")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()] if commit else []
+        if not names and isinstance(error, SettingsError):
+            raise
         if not names:
-            raise UnreachableError(f"{error}, and {name} is not on this disk; --demo needs no network.") from None
+            raise UnreachableError(f"{error}, and {name} is not on this disk", "--demo needs no network") from None
     said: dict[str, object] = {}
     files: dict[str, Reference] = {}
     if "config.json" in names:
@@ -287,12 +301,12 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         elif len(usual) == 1 or (role == "lm" and usual and not bits):
             files[role] = HubFile(name, usual[0], revision)
         elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
-            raise InputError(f"The repository {name} has its model in several files ({index}); {ONE_FILE}.")
+            raise InputError(f"The repository {name} has its model in several files ({index})", ONE_FILE)
         else:
             what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
             of = f" of {bits} bits ({wanted[0]})" if role == "lm" and bits else ""
             raise InputError(
-                f"The repository {name} has {what}{of}; give the files with --model, --mimi and --tokenizer."
+                f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
     files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
     return Entry(repository, "", files, None, None, None, None, None, Path())
@@ -306,5 +320,5 @@ def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
     """Return the codec or the tokenizer of the catalogue, for a model that came without: one on disk if there is one."""
     files = [entry.files[role] for entry in entries.values() if role in entry.files]
     if not files:
-        raise InputError(f"The catalogue has no {_ROLES[role]}; give one with --{role}.")
+        raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")
     return next((file for file in files if cache.find(file)), files[0])

@@ -77,7 +77,7 @@ def disk_error(error: Exception) -> str:
     if isinstance(error, RemovedError):
         return "its folder has been removed"
     if isinstance(error, MshError):
-        return str(error).rstrip(".")
+        return error.clause
     if not isinstance(error, OSError):
         return f"{type(error).__name__} ({error})"
     if error.errno == errno.ENOSPC:

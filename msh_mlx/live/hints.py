@@ -11,7 +11,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from ..events import Event, Heard, Pcm, Ready, Said
+from ..events import Event, Heard, ModelInUse, Ready, Said
+from ..format import Pcm
 from ..sound.headset import is_bluetooth_headset
 
 
@@ -136,21 +137,18 @@ def envelope(pcm: Pcm, parts: int) -> list[float]:
 class Hints:
     """Gives hints when they help, the most important first.
 
-    `terminal` is the application that macOS has to allow the microphone to; None on other systems. `bits` says how small the
-    model is (4, 8, 16; None: there is no smaller one to choose); `frame_seconds` how long a frame lasts; `elsewhere` that it is
-    another computer that has the model.
+    `terminal` is the application that macOS has to allow the microphone to; None on other systems. `frame_seconds` says how
+    long a frame lasts; `elsewhere` that it is another computer that has the model.
     """
 
     _SILENT = 3.0  # seconds of zeros
     _ASKING = 20.0  # seconds during which macOS may be waiting for an answer
     _HEADSET = 30.0  # seconds for which the hint about a headset is shown
 
-    def __init__(
-        self, *, terminal: str | None, bits: int | None, frame_seconds: float, elsewhere: bool = False
-    ) -> None:
+    def __init__(self, *, terminal: str | None, frame_seconds: float, elsewhere: bool = False) -> None:
         self._terminal = terminal
         self._elsewhere = elsewhere
-        self.use_model(bits)
+        self._smaller = ""
         self._frame_seconds = frame_seconds
         self._silent = Latch(0.0, 1.0)
         self._slow = Latch(5.0, 10.0)
@@ -164,10 +162,6 @@ class Hints:
         self._played: dict[int, list[float]] = {}
         self._heard: dict[int, list[float]] = {}
 
-    def use_model(self, bits: int | None) -> None:
-        """Say how small the model is from now on; None: there is no smaller one to choose."""
-        self._smaller = "choose the q4 model" if bits in (8, 16) else ""
-
     def use_device(self, name: str, rate: float, outputs: Collection[str]) -> None:
         """Say which input device is in use from now on: its name, its default rate in Hz, the names of all output devices."""
         self._headset = name if is_bluetooth_headset(name, rate, outputs) else None
@@ -180,8 +174,10 @@ class Hints:
         self._echo_latch = Latch(0.0, 15.0)
 
     def handle(self, event: Event) -> None:
-        """Compare what is heard with what is said; other events say nothing here."""
-        if isinstance(event, Ready):
+        """Compare what is heard with what is said, and learn how small the model is; other events say nothing here."""
+        if isinstance(event, ModelInUse):
+            self._smaller = "choose the q4 model" if event.bits in (8, 16) else ""
+        elif isinstance(event, Ready):
             self._played.clear()
             self._heard.clear()
         elif isinstance(event, Heard):

@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
+from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..sound.recordings import to_int16, wav_header
 from ..system.places import temporary_folder, user_path
+from ..system.words import human_size
 from .background import Background, RemovedError, disk_error
 
 Samples = npt.NDArray[np.int16]
-_RATE, _SIZE = 24_000, 1_920  # of the sound, and of a frame of it
 _HEADER = 44  # bytes
 _LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
 _QUEUE = 1_500  # events that may wait for the disk: a minute
@@ -183,7 +184,7 @@ class Recorder:
         with self._failures():
             self._take.sync()
             if self._parent is None and self._take.free() < self._reserve:
-                self._end(f"less than {self._reserve / 1e9:g} GB is free on the disk of temporary files")
+                self._end(f"less than {human_size(self._reserve)} is free on the disk of temporary files")
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -262,7 +263,7 @@ class _Take:
     def __init__(self, folder: Path | None, limit: int) -> None:
         self._folder = folder
         # All files go on in a next part at the same frame, that of the stereo file.
-        part = (limit - _HEADER) // (4 * _SIZE) if folder else 1 << 48
+        part = (limit - _HEADER) // (4 * FRAME_SIZE) if folder else 1 << 48
         self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]
         self._stereo = _Track(folder, "conversation", 2, part) if folder else None
         self._words = _create(folder, "transcript.jsonl")
@@ -278,7 +279,7 @@ class _Take:
         """Put a frame, `[1920]`, of a side to its place; return the number of the part that it begins, if it does."""
         begun = self._sides[side].write(index, samples)
         if self._stereo:
-            other, half = self._halves.pop(index, (1 - side, np.zeros(_SIZE, np.int16)))
+            other, half = self._halves.pop(index, (1 - side, np.zeros(FRAME_SIZE, np.int16)))
             both = [half, half]
             both[side] = samples
             if other == side:
@@ -349,7 +350,7 @@ class _Track:
         self._name = name
         self._channels = channels
         self._part = part
-        self._step = 2 * channels * _SIZE  # bytes of a frame
+        self._frame_bytes = 2 * channels * FRAME_SIZE
         self._open: dict[int, io.FileIO] = {}
         self.frames = 0  # its length so far
         self._file(0)
@@ -367,22 +368,22 @@ class _Track:
             part, place = divmod(index, self._part)
             if part not in self._open:
                 begun = part + 1
-            count = min(self._part - place, len(data) // self._step)
-            _write_at(self._file(part), _HEADER + place * self._step, data[: count * self._step])
+            count = min(self._part - place, len(data) // self._frame_bytes)
+            _write_at(self._file(part), _HEADER + place * self._frame_bytes, data[: count * self._frame_bytes])
             index += count
-            data = data[count * self._step :]
+            data = data[count * self._frame_bytes :]
             self.frames = max(self.frames, index)
         return begun
 
     def read(self, index: int, count: int) -> Samples:
         """Return `count` frames from `index`, `[samples]`, silence where there are none; of temporary files only."""
-        data = os.pread(self._open[0].fileno(), count * self._step, _HEADER + index * self._step)
-        return np.frombuffer(data.ljust(count * self._step, b"\0"), "<i2")
+        data = os.pread(self._open[0].fileno(), count * self._frame_bytes, _HEADER + index * self._frame_bytes)
+        return np.frombuffer(data.ljust(count * self._frame_bytes, b"\0"), "<i2")
 
     def sync(self) -> None:
         """Bring the headers up to date."""
         for part, file in self._open.items():
-            _write_at(file, 0, wav_header(_RATE, self._channels, self._size(part)))
+            _write_at(file, 0, wav_header(SAMPLE_RATE, self._channels, self._size(part)))
 
     def finish(self, frames: int) -> None:
         """Fill up to `frames` with silence, and close."""
@@ -400,14 +401,14 @@ class _Track:
 
     def _size(self, part: int) -> int:
         """Return how many bytes of sound a part holds."""
-        return min(max(self.frames - part * self._part, 0), self._part) * self._step
+        return min(max(self.frames - part * self._part, 0), self._part) * self._frame_bytes
 
     def _file(self, part: int) -> io.FileIO:
         if part not in self._open:
             name = f"{self._name}.wav" if part == 0 else f"{self._name}-part{part + 1}.wav"
             self._open[part] = _create(self._folder, name)
             if self._folder:
-                _write_at(self._open[part], 0, wav_header(_RATE, self._channels, 0))
+                _write_at(self._open[part], 0, wav_header(SAMPLE_RATE, self._channels, 0))
         return self._open[part]
 
 
@@ -458,5 +459,5 @@ def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
 
 def _clock(frames: int) -> str:
     """Write a number of frames as hours, minutes and seconds."""
-    seconds = frames * _SIZE // _RATE
+    seconds = frames * FRAME_SIZE // SAMPLE_RATE
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

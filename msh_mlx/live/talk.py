@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Protocol
 
-from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
+from ..conversation.live import DELAY_LIMIT, LiveConversation, MakeConversation
 from ..errors import MshError
-from ..events import EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span
-from ..metrics import Metrics
+from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
+from ..format import FRAME_SECONDS
 from ..model.step import explain
 from ..sound.both import Devices
 from ..sound.devices import Device
@@ -27,17 +26,17 @@ from ..system.log import Log
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.terminal import terminal_name
+from ..system.threads import short_turns
 from .hints import Hints
 from .hints import Sample as HintSample
 from .keys import Keys, action
 from .recorder import Recorder
 from .screen.open import open_screen
-from .screen.status import EchoSummary, Percentiles, Screen, Status, Summary
+from .screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
-_FRAME = 0.08  # seconds
-_FOR_FILES = (Span, Levels)  # events that neither the screen nor the hints have a use for
+_FOR_FILES = (Span, Queues)  # events that neither the screen nor the hints have a use for
 
 
 @dataclass(frozen=True)
@@ -64,58 +63,13 @@ class Options:
     as_json: bool = False
 
 
-class Middle(Protocol):
-    """What is between the devices, as `Pipeline` is."""
-
-    metrics: Metrics
-    failure: Failed | None
-    muted: bool
-
-    def start(self) -> None:
-        """Begin, on threads: events tell how it goes."""
-
-    def reset(self) -> None:
-        """Begin a new conversation."""
-
-    def mute(self, muted: bool) -> None:
-        """Let the model hear silence in place of the user, or the user again."""
-
-    def stop(self, timeout: float = 1.0) -> bool:
-        """End the conversation and wait up to `timeout` seconds for the threads; False if one is left."""
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What a middle is put between: microphone, loudspeaker and who watches.
-
-    `delay_limit` is in seconds; `use_model` wants to hear the bits of another model that takes the place of the first.
-    """
-
-    source: Source
-    sink: Sink
-    events: Callable[[Event], None]
-    delay_limit: float
-    use_model: Callable[[int | None], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model that was found: what makes the middle with it, and its bits per weight.
-
-    These are None where there is no smaller one to choose.
-    """
-
-    middle: Callable[[Ends], Middle]
-    bits: int | None = None
-
-
-def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
+def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
     Parameters
     ----------
-    prepare
-        Finds the model. What it returns makes what loads it, or reaches it, on threads of its own.
+    make
+        Makes the conversation, which loads the model, or connects to it, when it is started.
     options
         What the user asked for.
     signals
@@ -136,7 +90,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
     if options.as_json:
         check_output()
     with ExitStack() as stack:
-        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=_FRAME)
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=FRAME_SECONDS)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
         signals.at_once = _closer(screen, keys)
         log = stack.enter_context(Log())
@@ -144,7 +98,7 @@ def talk(prepare: Callable[[], Prepared], options: Options, signals: Signals, *,
         stack.enter_context(keys)
         conversation = _Conversation(options, screen, signals, log)
         stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(prepare, elsewhere)
+        conversation.begin(make, elsewhere)
         conversation.run(keys)
     return 0
 
@@ -163,7 +117,7 @@ class _Conversation:
         self._devices: Devices | None = None
         self._source: EchoFree | None = None
         self._echo: EchoState | None = None  # as it was last
-        self._pipeline: Middle | None = None
+        self._conversation: LiveConversation | None = None
         self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
         self._begun: float | None = None  # when the model began to listen
@@ -173,13 +127,12 @@ class _Conversation:
 
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
-    def begin(self, prepare: Callable[[], Prepared], elsewhere: bool) -> None:
+    def begin(self, make: MakeConversation, elsewhere: bool) -> None:
         """Open everything that can be missing, then let the model load."""
         options = self._options
         begin = perf_counter()
         if not elsewhere:
             self._screen.handle(Loading("files"))
-        model = prepare()
         if options.trace:
             self._trace = Trace(options.trace, self._notify)
         self._recorder = Recorder(self._notify, options.record)
@@ -188,7 +141,7 @@ class _Conversation:
         self._devices = Devices(options.input_device, options.output_device, self._notify)
         self._devices.open()
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, bits=model.bits, frame_seconds=_FRAME, elsewhere=elsewhere)
+        self._hints = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,
@@ -197,15 +150,15 @@ class _Conversation:
             noise_suppression=options.noise_suppression,
             gain_control=options.gain_control,
         )
-        ends = Ends(self._source, loudspeaker, self._observe, options.max_delay, self._hints.use_model)
-        self._pipeline = model.middle(ends)
-        self._pipeline.mute(options.muted)
+        self._conversation = make(self._source, loudspeaker, self._observe, options.max_delay)
+        self._conversation.mute(options.muted)
         self._stack.enter_context(_awake())
+        self._stack.enter_context(short_turns())  # while the screen runs Python
         self._signals.defer()
-        self._pipeline.start()
+        self._conversation.start()
 
     def _observe(self, event: Event) -> None:
-        """Pass an event on to everybody who watches; on the threads of the middle."""
+        """Pass an event on to everybody who watches; on the threads of the conversation."""
         if self._trace:
             self._trace(event)
         if self._recorder:
@@ -223,7 +176,7 @@ class _Conversation:
     def run(self, keys: Keys) -> None:
         """Look after everything until the user has had enough, or something fails."""
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         while True:
             key = keys.poll(_TICK)
             self._signals.check()
@@ -233,7 +186,7 @@ class _Conversation:
                 break
             self._devices.poll()
             self._show_events()
-            if failure := self._pipeline.failure:
+            if failure := self._conversation.failure:
                 raise _sorry(failure, self._log)
             self._screen.tick(self._status())
             duration = self._options.duration
@@ -256,15 +209,15 @@ class _Conversation:
     def _press(self, pressed: str | None) -> bool:
         """Do what a key stands for; return whether the conversation goes on."""
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._recorder
         assert self._source
         if pressed == "quit":
             return False
         if pressed in ("mute", "talk"):
-            self._pipeline.mute(not self._pipeline.muted)
+            self._conversation.mute(not self._conversation.muted)
         elif pressed == "new":
-            self._pipeline.reset()
+            self._conversation.reset()
         elif pressed == "save":
             self._recorder.save(Path("conversations").absolute())
         elif pressed == "device":
@@ -283,9 +236,9 @@ class _Conversation:
 
     def _status(self) -> Status:
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._source
-        metrics = self._pipeline.metrics
+        metrics = self._conversation.metrics
         echo = self._source.state()
         if self._trace and echo != self._echo:
             self._trace(echo)
@@ -300,7 +253,7 @@ class _Conversation:
             loudspeaker=said.peak,
             microphone_clipped=heard.clipped > 0,
             loudspeaker_clipped=said.clipped > 0,
-            muted=self._pipeline.muted,
+            muted=self._conversation.muted,
             step_p50=1000 * metrics.step.recent(50) or None,
             step_p95=p95,
             delay=1000 * metrics.delay.recent(50) or None,
@@ -318,7 +271,7 @@ class _Conversation:
 
     def _current_hints(self, clipped: bool, step_p95: float | None, cancels: bool) -> tuple[str, ...]:
         assert self._devices
-        assert self._pipeline
+        assert self._conversation
         assert self._hints
         microphone = self._devices.microphone
         device = microphone.device
@@ -329,9 +282,9 @@ class _Conversation:
             self._hints.use_device(device.name, device.rate, outputs)
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
-        dropped = self._pipeline.metrics.dropped
+        dropped = self._conversation.metrics.dropped
         return self._hints.update(
-            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._pipeline.muted)
+            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._conversation.muted)
         )
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
@@ -339,8 +292,8 @@ class _Conversation:
     def close(self) -> None:
         """Release the devices, complete the files, and say how it was; a terminal that has gone does not hinder that."""
         self._ended = perf_counter()
-        if self._pipeline:
-            self._pipeline.stop(0.3)
+        if self._conversation:
+            self._conversation.stop(0.3)
         if self._devices:
             self._devices.close()
         self._stack.close()
@@ -353,13 +306,13 @@ class _Conversation:
                 self._screen.summary(self._summary())
 
     def _summary(self) -> Summary:
-        assert self._pipeline
-        metrics = self._pipeline.metrics
+        assert self._conversation
+        metrics = self._conversation.metrics
         stages = {}
         for name in ("encode", "step", "decode"):
             spread = getattr(metrics, name).all()
             if spread.count:
-                stages[name] = Percentiles(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
+                stages[name] = StageTimes(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
         files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
         if self._trace:
             files.append(str(self._trace.path))

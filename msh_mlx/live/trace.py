@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from ..errors import InputError
-from ..events import Dropped, EchoState, Event, Failed, Levels, Loading, Notice, Ready, Span, SpokeWord, Underrun
+from ..events import Dropped, EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span, SpokeWord, Underrun
 from ..system.newfile import check_outputs
 from .background import Background, disk_error
 
@@ -23,7 +23,7 @@ _NO_ECHO = -100.0  # dB of full scale
 _QUEUE = 50_000  # events that may wait for the disk
 _BUFFER = 1 << 16  # characters that are written at once
 
-_Traced = Loading | Ready | SpokeWord | Span | Levels | EchoState | Dropped | Underrun | Notice | Failed
+_Traced = Loading | Ready | SpokeWord | Span | Queues | EchoState | Dropped | Underrun | Notice | Failed
 
 
 class Trace:
@@ -91,10 +91,15 @@ class Trace:
         time, event = thing
         if isinstance(event, Span):
             self._span(event.stage, f"{event.stage} {event.index}", event.begin, event.end, {"frame": event.index})
-        elif isinstance(event, Levels):
-            names = ("microphone", "codes", "frames", "loudspeaker", "cushion")
-            milliseconds = {name: round(1000 * getattr(event, name), 3) for name in names}
-            self._counter("queue ms", event.time, milliseconds)
+        elif isinstance(event, Queues):
+            waiting = {
+                "microphone": event.microphone,
+                "codes": event.model,
+                "frames": event.decoder,
+                "loudspeaker": event.loudspeaker,
+                "cushion": event.cushion,
+            }
+            self._counter("queue ms", event.time, {name: round(1000 * size, 3) for name, size in waiting.items()})
             self._counter(
                 "lost", event.time, {"dropped ms": round(1000 * event.dropped, 3), "underruns": event.underruns}
             )

@@ -17,6 +17,7 @@ from .ranges import LORA_SCALING, Range, is_whole
 _MAX_SIZE = 1 << 20
 _FLOAT = Range(1e-9, 1e12)
 _MAX_WHOLE = 1 << 24
+_SCHEDULE = "depformer_weights_per_step_schedule"
 _SPEECH_TO_TEXT = "a speech-to-text model"
 
 # Keys that change the architecture, with the one value that this implementation has; null stands for it, too.
@@ -34,7 +35,6 @@ _FIXED: dict[str, Any] = {
     "depformer_norm": None,
     "depformer_pos_emb": "none",
     "depformer_weights_per_step": True,
-    "depformer_weights_per_step_schedule": None,
     "extra_heads_num_heads": 0,
     "gating": "silu",
     "kv_repeat": 1,
@@ -189,16 +189,16 @@ class LmConfig:
     @classmethod
     def _read(cls, values: Mapping[str, Any], source: str, lora: bool) -> LmConfig:
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", "text_card_out"})
+        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", "text_card_out", _SCHEDULE})
         if unknown:
             raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():
             if values.get(key) is not None and values[key] != only:
-                raise InputError(f"{source} has {key} = {brief(values[key])}; only {only!r} can be run.")
+                raise InputError(f"{source} has {key} = {brief(values[key])}", f"only {only!r} can be run")
         if values.get("lora") not in (None, False, True):
-            raise InputError(f"{source} has lora = {brief(values['lora'])}; true or false is expected.")
+            raise InputError(f"{source} has lora = {brief(values['lora'])}", "true or false is expected")
         if values.get("lora") and not lora:
-            raise InputError(f"{source} is of a model with LoRA adapters; give them with --lora.")
+            raise InputError(f"{source} is of a model with LoRA adapters", "give them with --lora")
         given = {key: value for key, value in values.items() if key in known}
         given["lora_scaling"] = scaling_in(values, source)
         width = given.pop("depformer_dim_feedforward", cls.depformer_dim_feedforward)
@@ -209,6 +209,10 @@ class LmConfig:
             raise _wrong(
                 "text_card_out", values["text_card_out"], f"the same as text_card = {config.text_card}, or null,"
             )
+        # Each step of the depformer has weights of its own, which a schedule may say, too.
+        own = list(range(config.dep_q))
+        if values.get(_SCHEDULE) not in (None, own):
+            raise InputError(f"{source} has {_SCHEDULE} = {brief(values[_SCHEDULE])}", f"only {own} can be run")
         if width is None:
             width = int(config.hidden_scale * config.depformer_dim)
         return replace(config, depformer_dim_feedforward=width)
@@ -244,7 +248,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     InputError
-        The file cannot be read, is no text, or not a JSON object.
+        The file cannot be read, is not text, or is not a JSON object.
     """
     path = user_path(path)
     raw = read_small(path, "The configuration", _MAX_SIZE)
@@ -260,23 +264,23 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scaling_in(values: Mapping[str, Any], source: str) -> float | None:
-    """Read what a configuration says of how much of its adapters is added; None if it has none, or does not say.
+    """Read how much of its adapters a configuration adds; None if it has none, or does not say.
 
     Raises
     ------
     InputError
-        It says something that is no such number; `source` is named.
+        It says something else than a number; `source` is named.
     """
     value = values.get("lora_scaling")
     if value is None or values.get("lora") is False:
         return None
     if not LORA_SCALING.has(value):
-        raise InputError(f"{source} has lora_scaling = {brief(value)}; {LORA_SCALING} is expected.")
+        raise InputError(f"{source} has lora_scaling = {brief(value)}", f"{LORA_SCALING} is expected")
     return float(value)
 
 
 def other_kind(values: Mapping[str, Any]) -> str | None:
-    """Say by its configuration what a model is that is none for conversations; None if that is not known."""
+    """Name the kind of a model that cannot hold conversations, by its configuration; None if the kind is not known."""
 
     def says(key: str, kind: str) -> bool:
         return isinstance(text := values.get(key), str) and text.lower().startswith(kind)
@@ -304,8 +308,8 @@ def other_kind(values: Mapping[str, Any]) -> str | None:
 
 
 def not_run(subject: str, what: str) -> InputError:
-    """Make the error for a model that is none for conversations, `what` as from `other_kind`, behind "X is" or "X is of"."""
-    return InputError(f"{subject} {what}, which this program does not run; give a Moshi model.")
+    """Make the error for a model of another kind: `subject` is "X is" or "X is of", `what` is from `other_kind`."""
+    return InputError(f"{subject} {what}, which this program does not run", "give a Moshi model")
 
 
 def _gate_width(feedforward: int, dim: int) -> int:
@@ -314,7 +318,7 @@ def _gate_width(feedforward: int, dim: int) -> int:
 
 def _wrong(key: str, value: object, expected: str) -> InputError:
     shown = "null" if value is None else brief(value)
-    return InputError(f"The model's configuration has {key} = {shown}; {expected} is expected.")
+    return InputError(f"The model's configuration has {key} = {shown}", f"{expected} is expected")
 
 
 def _listed(keys: list[Any]) -> str:

@@ -15,31 +15,34 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .cache import Ring, capacities
+from .attention import Ring, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
-from .step import AS_SAID, Outcome, Position
-
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
+from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
+from .step import AS_SAID, StepFunction, StepLogits
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step says.
+    """What the model says in one step.
 
-    `text_token` is the text token; `frame` the own codes of one frame, `[dep_q]` uint32, with the delays undone, or None
-    while the first frame is incomplete.
+    `text_token` is the text token; `codes` are those of one frame of its voice, `[dep_q]` uint32, with the delays undone, or
+    None while the first frame is incomplete.
     """
 
     text_token: int
-    frame: npt.NDArray[np.uint32] | None
+    codes: npt.NDArray[np.uint32] | None
+
+    @property
+    def frame(self) -> npt.NDArray[np.uint32] | None:
+        """The same as `codes`, by their former name."""
+        return self.codes
 
 
 class LmGen:
-    """A conversation with `lm`: hands it the user's codes, frame by frame, and gives back its own.
+    """A conversation with `lm`: gives it the user's codes, frame by frame, and returns its own.
 
     Position 0 is the priming step, with "start" tokens everywhere; it happens by itself before the first step and after
     `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
@@ -47,7 +50,7 @@ class LmGen:
 
     State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
     `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
-    used on another, but by one at a time.
+    used on another, but only by one thread at a time.
 
     Parameters
     ----------
@@ -87,7 +90,7 @@ class LmGen:
         self.audio_sampler = audio_sampler
         self.seed = seed
         self._form = lm.ring_format(kv_bits)
-        self._run = Position(lm, text_sampler, audio_sampler, self._form)
+        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form)
         self._words = _RecentWords(text_sampler, lm.config, word_starts)
         self._in_use = Lock()
         self.reset()
@@ -105,7 +108,7 @@ class LmGen:
             self._position = 0
             self._said: mx.array | None = None
             self._rings: list[Ring] = []
-            self._outcome: Outcome | None = None
+            self._logits: StepLogits | None = None
             self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
             self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
             self._words.clear()
@@ -122,7 +125,7 @@ class LmGen:
         Raises
         ------
         InputError
-            The codes have another shape, are no integers or out of range; the conversation is as before.
+            The codes have another shape, are not integers, or are out of range; the conversation is as before.
         InUseError
             Another thread is in the middle of a step.
         """
@@ -133,7 +136,7 @@ class LmGen:
             self._user.append(codes)
             said.append(self._enqueue())
             text_token = self._take(said)
-            return Step(text_token, self._complete_frame())
+            return Step(text_token, self._complete_codes())
 
     def prime(self) -> None:
         """Run the priming step now, if it was not run, so that the first step is as fast as any.
@@ -148,9 +151,9 @@ class LmGen:
                 self._take([self._enqueue()])
 
     def warm_up(self) -> None:
-        """Let MLX compile all that a conversation of any length will need, on this thread, and `prime`.
+        """Compile, on this thread, all that a conversation of any length needs, and `prime`.
 
-        What is said stays as it would be. For a moment it takes the memory of the full cache.
+        The conversation is the same with it and without. For a moment it takes the memory of the full cache.
 
         Raises
         ------
@@ -162,45 +165,45 @@ class LmGen:
             tokens = np.zeros(1 + config.n_q, np.int32)
             for capacity in capacities(config.context):
                 said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
-                outcome = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
+                said, grown, logits = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
                 # A GPU makes its kernels when they first run, and other ones for longer caches; on the CPU the first is all.
                 if capacity == capacities(config.context)[0] or not on_cpu():
-                    to_host(outcome.said)
-                del outcome, rings
+                    to_host(said)
+                del said, grown, logits, rings
             mx.clear_cache()
         self.prime()
 
     @property
     def text_logits(self) -> mx.array:
-        """Text logits of the newest position, `[text_card]`, on the device, before the sampler changed any.
+        """Text logits of the newest step, `[text_card]`, on the device, before the sampler changed any.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return self._newest().text_logits[0]
+        return self._newest()[0][0]
 
     @property
     def audio_logits(self) -> mx.array:
-        """Logits of the newest position's codes, `[dep_q, card]`, on the device.
+        """StepLogits of the newest step's codes, `[dep_q, card]`, on the device.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest().audio_logits)
+        return mx.concatenate(self._newest()[1])
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that are held now."""
         return sum(array.nbytes for ring in self._rings for array in ring)
 
-    def _newest(self) -> Outcome:
-        if self._outcome is None:
+    def _newest(self) -> StepLogits:
+        if self._logits is None:
             raise InputError("There was no step yet, and so there are no logits.")
-        return self._outcome
+        return self._logits
 
     def _checked(self, user_codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
         config = self.lm.config
@@ -209,7 +212,8 @@ class LmGen:
             codes = codes[:, 0]
         if codes.shape != (config.user_q,) or (codes.size and codes.dtype.kind not in "iu"):
             raise InputError(
-                f"The user's codes are {codes.dtype}{list(codes.shape)}; integers of shape [{config.user_q}] are expected."
+                f"The user's codes are {codes.dtype}{list(codes.shape)}",
+                f"integers of shape [{config.user_q}] are expected",
             )
         wrong = (codes < -1) | (codes >= config.card) if codes.dtype.kind == "i" else codes >= config.card
         if wrong.any():
@@ -217,7 +221,7 @@ class LmGen:
         return codes.astype(np.int32)
 
     def _enqueue(self) -> mx.array:
-        """Enqueue one position and return what it says, `[1 + dep_q]` int32 on the device."""
+        """Enqueue one step and return what it says, `[1 + dep_q]` int32 on the device."""
         config = self.lm.config
         if self._said is None:
             self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
@@ -226,16 +230,15 @@ class LmGen:
             larger = min(2 * capacity, config.context)
             self._rings = [self._form.grown(ring, larger) for ring in self._rings]
         rings, self._rings = self._rings, []
-        self._outcome = None
-        outcome = self._run(
+        self._logits = None
+        self._said, self._rings, self._logits = self._run(
             self._position, self._tokens(), self._said, rings, self._key(self._position), self._words.tokens()
         )
-        self._outcome, self._said, self._rings = outcome, outcome.said, outcome.rings
         self._position += 1
-        return outcome.said
+        return self._said
 
     def _take(self, said: list[mx.array]) -> int:
-        """Bring what positions said to the host, remember it, and return the last text token."""
+        """Bring what steps said to the host, remember it, and return the last text token."""
         for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
             self._words.push(int(row[0]))
             self._sampled.append(row[1:].astype(np.uint32))
@@ -245,12 +248,12 @@ class LmGen:
         return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
 
     def _key(self, position: int) -> mx.array:
-        """Make the random key of a position: it follows from seed and position."""
-        # Threefry makes unrelated streams of different keys; the odd factor keeps neighbouring seeds from meeting.
-        return mx.random.key((self._seed + _GOLDEN_RATIO * position) % (1 << 64))
+        """Make the random key of the step at a position: it follows from seed and position."""
+        # Threefry makes unrelated streams of different keys.
+        return mx.random.key(mixed_seed(self._seed, position))
 
     def _tokens(self) -> npt.NDArray[np.int32]:
-        """Collect the input of this position, `[1 + n_q]`, from the streams and their delays."""
+        """Collect the input of this step, `[1 + n_q]`, from the streams and their delays."""
         config = self.lm.config
         tokens = np.full(1 + config.n_q, AS_SAID, np.int32)
         for i, delay in enumerate(config.delays):
@@ -261,7 +264,7 @@ class LmGen:
                 tokens[i] = config.card if i else config.text_card
         return tokens
 
-    def _complete_frame(self) -> npt.NDArray[np.uint32] | None:
+    def _complete_codes(self) -> npt.NDArray[np.uint32] | None:
         config = self.lm.config
         if self._position <= config.max_delay:
             return None

@@ -10,13 +10,12 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten
 
-from .cache import RingFormat, StepCache
+from .attention import Cache, RingFormat, StepCache
 from .config import LmConfig
-from .layers import Projection, Table, alike, lay_out, normalize, project
-from .transformer import NORM_EPS, Cache, Transformer, TransformerShape
+from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
+from .transformer import NORM_EPS, Transformer, TransformerShape
 
 Choose = Callable[[mx.array, int], mx.array]
 
@@ -43,10 +42,9 @@ class Depformer(nn.Module):
 
     def prepare(self) -> None:
         """Lay the weights out for the steps."""
-        inputs = [part.linear_in for part in self.slices]
-        # Nothing but h goes into them, so that all are one product if they are stored alike.
-        self._inputs = [Projection(group) for group in ([inputs] if alike(inputs) else [[one] for one in inputs])]
-        self._tables = [Table([part.emb]) for part in self.slices]
+        # The input of all slices is h, so that they are one product if they are stored alike.
+        self._inputs = lay_out(Projection, [part.linear_in for part in self.slices])
+        self._tables = [table for part in self.slices for table in lay_out(Table, [part.emb])]
 
     def __call__(self, h: mx.array, text_token: mx.array, choose: Choose) -> list[mx.array]:
         """Choose the codes of one step.
@@ -90,14 +88,12 @@ class Lm(nn.Module):
         if self._prepared:
             return
         self.depformer.prepare()
-        together = alike(self.audio_embs)
-        self._text_table = Table([self.text_emb])
-        self._audio_tables = [
-            Table(group) for group in ([self.audio_embs] if together else [[one] for one in self.audio_embs])
-        ]
-        # Where the rows of each codebook begin in its table.
-        self._rows = mx.array(np.arange(self.config.n_q, dtype=np.int32) * (self.config.card + 1) * together)
-        lay_out(self)
+        (self._text_table,) = lay_out(Table, [self.text_emb])
+        self._audio_tables = lay_out(Table, self.audio_embs)
+        # Where the rows of each codebook begin in its table, which it has for itself or shares with all others.
+        in_a_table = self.config.n_q // len(self._audio_tables)
+        self._rows = mx.array([k % in_a_table * (self.config.card + 1) for k in range(self.config.n_q)], mx.int32)
+        lay_out_linear(self)
         mx.eval(self.parameters(), self._rows)
         self._prepared = True
 

@@ -1,4 +1,4 @@
-"""Numbers that reach the model: between which bounds they, and what is computed of them in float32, stay finite."""
+"""The bounds of numbers that reach the model: within them, what is computed of the numbers in float32 stays finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Range:
     most: float
 
     def has(self, value: object) -> bool:
-        """Tell whether something is a number of these; a truth value is none, nor is what is no number (NaN)."""
+        """Tell whether `value` is a number in the range; True, False and NaN are not."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
 
     def __str__(self) -> str:
@@ -36,5 +36,5 @@ LORA_SCALING = Range(-_LARGEST, _LARGEST)
 
 
 def is_whole(value: object) -> bool:
-    """Tell a whole number from what is none, a truth value included."""
+    """Tell whether `value` is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

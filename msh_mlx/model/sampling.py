@@ -17,6 +17,13 @@ _SMALLEST_SHARE = 1e-30  # what is smaller would be 0 in float32, and not even t
 # How many tokens of the recent words are kept, for each word.
 TOKENS_A_WORD = 4
 
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """Make one seed in [0, 2^64) of two numbers, so that neighbouring seeds do not meet at neighbouring numbers."""
+    return (seed + _GOLDEN_RATIO * number) % (1 << 64)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -95,7 +102,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class TextSampler(Sampler):
-    """A `Sampler` for the text stream, which it can make vary more, or say less.
+    """A `Sampler` for the text stream. It can also make Moshi repeat words less, or say less.
 
     - `repetition_penalty`: logits of tokens in the last `repetition_words` words are divided by it if positive, else multiplied
       (Keskar et al. 2019); 1 changes nothing. Of longer words the last `TOKENS_A_WORD` tokens each are counted, on average.

@@ -1,11 +1,10 @@
-"""One position of a conversation, as one function that MLX compiles: transformers, sampling and state."""
+"""One step of a conversation, as one function that MLX compiles: transformers, sampling and state."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
 import shutil
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -13,33 +12,22 @@ import numpy.typing as npt
 
 from ..errors import MshError
 from ..system.places import check_temporary
-from .cache import Place, Ring, RingCache, RingFormat, rotation
+from .attention import Ring, RingFormat, ring_caches, rotation, slots
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
 
-# In place of a token: take what the position before has said.
+# In place of a token: take what the step before has said.
 AS_SAID = -2
+
+# Of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers changed anything.
+StepLogits = tuple[mx.array, list[mx.array]]
 
 _COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a position leaves behind, all on the device.
-
-    `said` is the text token and the codes, `[1 + dep_q]` int32; `rings` the new state; `text_logits` `[1, text_card]` and
-    `audio_logits`, `dep_q` times `[1, card]`, what they were chosen from, before samplers changed anything.
-    """
-
-    said: mx.array
-    rings: list[Ring]
-    text_logits: mx.array
-    audio_logits: list[mx.array]
-
-
 def _compiles() -> bool:
-    """Whether functions are compiled: for the CPU MLX does so with g++; without one, the same function runs as it is."""
+    """Whether functions are compiled. For the CPU, MLX needs g++ for that; without it the same function runs uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
 
 
@@ -56,7 +44,7 @@ def check_compiling() -> None:
 
 
 def explain(error: BaseException) -> MshError | None:
-    """Return what to tell the user of an error of MLX's, if it comes from compiling for the CPU; else None."""
+    """Return the error to show the user in place of MLX's, if compiling for the CPU failed; else None."""
     if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
         return None
     try:
@@ -64,15 +52,16 @@ def explain(error: BaseException) -> MshError | None:
     except MshError as found:
         return found
     return MshError(
-        "A function of the model could not be compiled; 'msh-mlx doctor' says what is wrong with the compiler."
+        "A function of the model could not be compiled", "'msh-mlx doctor' says what is wrong with the compiler"
     )
 
 
-class Position:
-    """Runs positions of one conversation.
+class StepFunction:
+    """Runs steps of one conversation.
 
-    Nothing that changes from position to position is a number of Python, which would be compiled in: one trace serves all
-    positions of a ring's capacity. MLX keeps traces by thread: the first call on another thread traces anew.
+    What changes from step to step is in arrays. A number of Python would become a constant of the compiled function. So one
+    trace serves all steps with a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
+    again.
     """
 
     def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
@@ -94,37 +83,43 @@ class Position:
         rings: list[Ring],
         key: mx.array,
         recent: npt.NDArray[np.int32],
-    ) -> Outcome:
-        """Enqueue a position; nothing is waited for.
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
+        """Enqueue a step; nothing is waited for.
 
         Parameters
         ----------
         position
-            How many positions there were before.
+            How many steps there were before.
         tokens
             `[1 + n_q]`, the input; `AS_SAID` stands for what `said` holds there, −1 for nothing.
         said, rings
-            Those of the position before; one ring a layer, with room for this position. The caller lets go of the rings, so
+            Those of the step before; one ring a layer, with room for this position. The caller lets go of the rings, so
             that they are changed in place.
         key
-            As from `mx.random.key`: the position's randomness.
+            As from `mx.random.key`: the step's randomness.
         recent
             As `TextSampler.adjusted` takes it.
+
+        Returns
+        -------
+        said, rings, logits
+            All on the device: the text token and the codes, `[1 + dep_q]` int32; the new state; and what they were chosen from.
         """
         config = self._lm.config
-        numbers = mx.array(np.concatenate([_slot(position, config.context, rings), tokens, recent]))
+        numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
         factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
-        return Outcome(*self._function(numbers, factors, said, rings, key))
+        result: tuple[mx.array, list[Ring], StepLogits] = self._function(numbers, factors, said, rings, key)
+        return result
 
     def _run(
         self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
-    ) -> tuple[mx.array, list[Ring], mx.array, list[mx.array]]:
+    ) -> tuple[mx.array, list[Ring], StepLogits]:
         lm, config = self._lm, self._lm.config
         own = 1 + config.dep_q
         slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
         mine, user = mx.split(tokens, [own])
         tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
-        caches = _caches(rings, self._form, slot, factors)
+        caches = ring_caches(rings, self._form, slot, factors)
         h, text_logits = lm(tokens, caches)
 
         draws = self._text_noise + config.dep_q * self._audio_noise
@@ -140,16 +135,12 @@ class Position:
             return self._audio_sampler(logits, audio_parts[k])
 
         codes = lm.depformer(h, text, choose)
-        return (
-            mx.concatenate([text, *codes]).astype(mx.int32),
-            [cache.ring for cache in caches],
-            text_logits,
-            audio_logits,
-        )
+        said = mx.concatenate([text, *codes]).astype(mx.int32)
+        return said, [cache.ring for cache in caches], (text_logits, audio_logits)
 
 
 class Reader:
-    """The temporal transformer alone, on tokens that are given: what a model would say, to compare models with."""
+    """Runs the temporal transformer alone on given tokens, to compare the text logits of models."""
 
     def __init__(self, lm: Lm, kv_bits: int | None = None) -> None:
         lm.prepare()
@@ -161,21 +152,10 @@ class Reader:
     def read(self, tokens: npt.NDArray[np.int32]) -> mx.array:
         """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
         config = self._lm.config
-        slot = mx.array(_slot(self._position, config.context, self._rings))
+        slot = mx.array(slots(self._position, config.context, self._rings))
         factors = mx.array(rotation(self._position, self._form.head_dim, config.max_period))
-        caches = _caches(self._rings, self._form, slot, factors)
+        caches = ring_caches(self._rings, self._form, slot, factors)
         _, logits = self._lm(mx.array(tokens), caches)
         self._rings = [cache.ring for cache in caches]
         self._position += 1
         return logits[0]
-
-
-def _slot(position: int, context: int, rings: list[Ring]) -> npt.NDArray[np.int32]:
-    """Tell where a position goes, and the last slot that it sees."""
-    return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
-
-
-def _caches(rings: list[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
-    """Make the caches of one position; `slot` is what `_slot` says."""
-    place = Place(slot[:1], mx.arange(rings[0][0].shape[2]) <= slot[1], factors)
-    return [RingCache(ring, form, place) for ring in rings]

@@ -1,40 +1,20 @@
-"""The transformer that both parts of the model are made of: attention, gated feed-forward, layers.
+"""The transformer that both parts of the model are made of: layers of attention and a gated feed-forward.
 
-Everything here handles one step at a time: activations are `[1, dim]`. The modules hold the weights, laid out by `lay_out`.
+Everything here handles one step at a time: activations are `[1, dim]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention import Attention, Cache
 from .layers import normalize, project
 
 NORM_EPS = 1e-8
-
-
-class Cache(Protocol):
-    """Where a layer's keys and values go, and what its query makes of them."""
-
-    def attend(self, qkv: mx.array) -> mx.array:
-        """Take a projected row of queries, keys and values, `[1, 3 · dim]`, and return `[1, dim]`."""
-
-
-class Attention(nn.Module):
-    """Multi-head attention of one query over what the cache holds."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
-
-    def __call__(self, x: mx.array, cache: Cache, onto: mx.array) -> mx.array:
-        """`[1, dim]` in and out; the result is added to `onto`."""
-        return project(self.out_proj, cache.attend(project(self.in_proj, x)), onto)
 
 
 class Gating(nn.Module):

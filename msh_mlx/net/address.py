@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
@@ -11,12 +10,6 @@ from yarl import URL
 
 from ..errors import InputError
 from .tls import server_name
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 HOST, PORT = "127.0.0.1", 9998
 PATH = "/api/chat"

@@ -16,21 +16,28 @@ from typing import Any
 import numpy as np
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
-from ..conversation.pipeline import DELAY_LIMIT, Pipeline
+from ..conversation.live import DELAY_LIMIT, NullSink
+from ..conversation.pipeline import Pipeline
 from ..conversation.session import Session
 from ..errors import MshError, ProtocolError
-from ..events import Dropped, Event, Failed, Pcm, Ready, Said, Spoke
+from ..events import Dropped, Event, Failed, Ready, Said, Spoke
+from ..format import SAMPLE_RATE, Pcm
 from ..metrics import Metrics
-from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode
-from .opus import SAMPLE_RATE, OpusDecoder, OpusEncoder
+from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
+from .opus import OpusDecoder, OpusEncoder
 from .parameters import ChatParameters
 
 _FADE_IN = 120  # samples, 5 ms, where sound was left out
 _STATS_EVERY = 2.0  # seconds
 _PING_EVERY = 4.0  # seconds, while nothing else is to be said
 _AHEAD = 2.0  # seconds of a file's sound that wait for the model
-_LONGEST = 10.0  # seconds of live sound, whatever the model does meanwhile
+_LONGEST = 60.0  # seconds of live sound, whatever the model does meanwhile
+_PIECES = 16  # that came last, by which what a client sends at once is judged
+_IDLE = 0.16  # seconds of sound that wait where a model keeps up with what comes
+_APART = 0.1  # seconds between two pieces that did not come together
+_UNREAD = 5.0  # seconds in which live sound that comes too early is not read, at most: there may be other messages
 _BURST = 2  # seconds of messages at the highest rate
+_MEANINGLESS = 16, 4096  # messages, and bytes in them, that mean nothing here and may come between two pieces of sound
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,56 @@ class End(Exception):  # noqa: N818 — most ends are none
 
 
 class NetworkSource:
-    """The user's sound as it came over the network: written by the loop's thread, read by the encoder's; see `Source`."""
+    """The user's sound as it came over the network: written by the loop's thread, read by the encoder's; see `Source`.
 
-    def __init__(self, longest: float) -> None:
+    Attributes
+    ----------
+    refused
+        Seconds that were forgotten because nothing was read for too long.
+    """
+
+    def __init__(self, longest: float, now: Callable[[], float] = monotonic) -> None:
         self._longest = longest
+        self._now = now
         self._parts: deque[Pcm] = deque()
         self._samples = 0
         self._changed = threading.Condition()
         self._cut = False
-        self.refused = 0.0  # seconds
+        self.refused = 0.0
+        self._under_way = 0.0  # seconds that were read and are not answered, as far as that was told
+        self._pieces: deque[float] = deque(maxlen=_PIECES)  # seconds of sound
+        self._written: float | None = None  # when it last was; None: nothing was since the conversation began
+        self._ahead = 0.0  # seconds of sound by which it was ahead of the clock then
+        self._gap = 0.0  # seconds in which nothing came before what waits now: so much may be late together
 
     def write(self, pcm: Pcm) -> None:
         """Take sound, `[n]` float32 at 24 kHz; beyond `longest` seconds the oldest is forgotten."""
+        seconds, now = len(pcm) / SAMPLE_RATE, self._now()
         with self._changed:
+            since = 0.0 if self._written is None else now - self._written
+            waits = self.backlog() + self._under_way
+            if waits < _IDLE and since > _APART:
+                self._gap = max(0.0, since - self._ahead)
+            self._ahead = min(max(0.0, self._ahead - since), waits) + seconds
+            self._written = now
+            self._pieces.append(seconds)
             self._parts.append(pcm)
             self._samples += len(pcm)
             self._changed.notify()
         if self.backlog() > self._longest:
             self.refused += self.trim(self._longest / 2)
+
+    def early(self, under_way: float | None = None) -> float:
+        """Tell how much of the sound that waits is not late, in seconds: it came in one piece, or ahead of the clock.
+
+        Who sends pages of a second, or a file as fast as the network takes it, is not to lose any of that. What comes at once
+        after a gap was held up on its way, and is late. `under_way` is how much was read and is not answered yet, in seconds.
+        """
+        with self._changed:
+            if under_way is not None:
+                self._under_way = under_way
+            since = 0.0 if self._written is None else self._now() - self._written
+            return max(self._ahead - since - self._gap, *self._pieces, 0.0)
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """As in `Source`."""
@@ -106,6 +145,8 @@ class NetworkSource:
     def trim(self, keep: float) -> float:
         """As in `Source`."""
         with self._changed:
+            if not keep:  # what comes next begins anew
+                self._written, self._ahead, self._gap = None, 0.0, 0.0
             excess = self._samples - round(keep * SAMPLE_RATE)
             if excess <= 0:
                 return 0.0
@@ -123,19 +164,6 @@ class NetworkSource:
             taken.append(part[:n])
             n -= len(taken[-1])
         return np.concatenate(taken) if taken else np.zeros(0, np.float32)
-
-
-class _NoSink:
-    """What is said goes out by events, where text and sound are together."""
-
-    def write(self, pcm: Pcm) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def stats(self) -> dict[str, Any]:
-        return {}
 
 
 class Connection:
@@ -186,7 +214,9 @@ class Connection:
         self._listens = False
         self._paused = False
         self._listens_since: float | None = None
-        self._last_sound: float | None = None  # heard or said
+        self._last_sound: float | None = None  # heard, or said to what was heard
+        self._unanswered = 0.0  # seconds of sound that was heard and has no answer
+        self._meaningless = 0, 0  # messages and bytes, since there was sound
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -296,12 +326,12 @@ class Connection:
         self.begun = perf_counter()
         self.send(self._about)
         self.pipeline = Pipeline(
-            lambda _: session,
+            lambda *_: session,
             self._source,
-            _NoSink(),
+            NullSink(),
             self._observe,
             delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
-            alone=False,
+            early=self._source.early,
         )
         self._metrics = self.pipeline.metrics
         self.pipeline.start()
@@ -311,8 +341,7 @@ class Connection:
 
     async def _read(self) -> None:
         while True:
-            if not self._parameters.realtime:
-                await self._until_there_is_room()
+            await self._until_there_is_room()
             message = await self._ws.receive()
             if message.type is WSMsgType.ERROR:
                 raise _broken(message.data)
@@ -330,7 +359,11 @@ class Connection:
             self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
-        while self._source.backlog() > _AHEAD or self.unsent > self._limits.unsent // 2:
+        """Let the network wait while the model has enough to hear, and nothing of it is late."""
+        source, begin, live = self._source, monotonic(), self._parameters.realtime
+        while source.backlog() > _AHEAD or (not live and self.unsent > self._limits.unsent // 2):
+            if live and (source.early() < _AHEAD or monotonic() - begin > _UNREAD):
+                return
             await asyncio.sleep(0.01)
 
     def _meter(self) -> None:
@@ -345,9 +378,11 @@ class Connection:
         if len(data) > self._limits.message:
             sentence = f"A message has {len(data)} bytes; {self._limits.message} are allowed."
             raise End("message_size", sentence, WSCloseCode.MESSAGE_TOO_BIG)
+        if (misplaced := misplaced_sound(data)) is not None:
+            raise End("type", misplaced, WSCloseCode.UNSUPPORTED_DATA)
         match decode(data):
             case Audio(pages):
-                faults = self._decoder.faults
+                faults, heard = self._decoder.faults, self._decoder.heard
                 try:
                     pcm = self._decoder.decode(pages, keep=self._listens and not self._paused)
                 except ProtocolError as error:
@@ -356,20 +391,39 @@ class Connection:
                 for note in self._decoder.notes[self._told_notes :]:
                     self.tell({"notice": note})
                 self._told_notes = len(self._decoder.notes)
-                if len(pcm):
+                if (sound := self._decoder.heard - heard) > 0:  # not the silence in place of what is damaged
                     self._last_sound = monotonic()
+                    self._unanswered += sound
+                    self._meaningless = 0, 0
+                if len(pcm):
                     self._source.write(pcm)
             case Control() as control:
                 self._obey(control)
+            case Ping() if len(data) == 1:
+                pass
+            case _:
+                self._pass_over(data)
+
+    def _pass_over(self, data: bytes) -> None:
+        """Take no notice of a message that means nothing here, unless there are many and nothing else."""
+        count, size = self._meaningless
+        self._meaningless = count, size = count + 1, size + len(data)
+        if count > _MEANINGLESS[0] or size > _MEANINGLESS[1]:
+            sentence = (
+                "Nothing comes but messages that mean nothing here; one with sound is the byte 1 and then Ogg pages."
+            )
+            raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
 
     def _obey(self, control: Control) -> None:
         if control is Control.PAUSE:
             self._paused = True
+            self._unanswered = 0.0
             self._source.trim(0)
         elif control is Control.START:
             self._paused = False
         elif control is Control.RESTART and self._listens and self.pipeline:
             self._listens = self._paused = False
+            self._unanswered = 0.0
             self.pipeline.reset()
 
     # ---- time ------------------------------------------------------------------------------------------------------------
@@ -392,8 +446,13 @@ class Connection:
 
     @property
     def notes(self) -> list[str]:
-        """What there was to say of the client's sound, a sentence each."""
-        return self._decoder.notes
+        """What there was to say of the client's sound, a sentence each.
+
+        Published clients are told nothing of it: they take every message for a part of the conversation, or for an error.
+        """
+        dropped = self._dropped()
+        late = [f"{dropped:.1f} s of the sound came too late and were not heard."] if dropped else []
+        return [*self._decoder.notes, *late]
 
     def stats(self) -> dict[str, float | int]:
         """Return the figures of the conversation, as they are sent to the client."""
@@ -427,7 +486,7 @@ class Connection:
             while self._texts and self._texts[0][0] <= event.index:
                 datas.append(encode(Text(self._texts.popleft()[1])))
             datas.append(encode(Audio(self._encoder.encode(event.pcm))))
-            self._on_loop(self._said, datas)
+            self._on_loop(self._said, datas, len(event.pcm) / SAMPLE_RATE)
         elif isinstance(event, Ready):
             self._texts.clear()
             self._drops.clear()
@@ -440,9 +499,11 @@ class Connection:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _said(self, datas: list[bytes]) -> None:
+    def _said(self, datas: list[bytes], seconds: float) -> None:
         self.steps += 1
-        self._last_sound = monotonic()
+        if self._unanswered > 0:
+            self._unanswered -= seconds
+            self._last_sound = monotonic()
         self.words += sum(data[1:2] == b" " for data in datas if data[0] == 2)
         if self._listens and self.steps <= (self._parameters.max_steps or math.inf):
             self._send(datas)

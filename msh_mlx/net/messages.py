@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Any, TypeAlias
 
 from ..errors import ProtocolError
+from ..sound.ogg import CAPTURE
 
 VERSION = 0
 MODEL_VERSION = 0
@@ -151,6 +152,16 @@ def decode(data: bytes, limit: int = MAX_MESSAGE) -> Message | None:
 
 
 _CONTROLS = frozenset(Control)
+_AUDIO = 1
+
+
+def misplaced_sound(data: bytes) -> str | None:
+    """Say so if a message begins with an Ogg page, but is not of the type of sound; None if that is not so."""
+    if data.startswith(CAPTURE):
+        return f"Sound comes without its type: a message with sound is the byte {_AUDIO} and then Ogg pages."
+    if data.startswith(CAPTURE, 1) and data[0] != _AUDIO:
+        return f"Sound comes as a message of type {data[0]}; its type is {_AUDIO}."
+    return None
 
 
 def _utf8(data: bytes, what: str) -> str:

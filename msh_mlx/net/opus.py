@@ -9,7 +9,7 @@ import numpy as np
 import sphn
 
 from ..errors import ProtocolError
-from ..events import Pcm
+from ..format import SAMPLE_RATE, Pcm
 from ..sound.mixing import Mix
 from ..sound.ogg import (
     GRANULE_RATE,
@@ -24,9 +24,6 @@ from ..sound.ogg import (
     write_page,
 )
 
-SAMPLE_RATE = 24_000
-# Of the published programs' packets: 40 ms.
-PACKET_SAMPLES = 960
 _RATIO = GRANULE_RATE // SAMPLE_RATE
 # The end of `OpusHead`, and a whole `OpusTags` that says nothing.
 _FAMILY, _TAGS = b"\0", b"OpusTags" + bytes(8)
@@ -71,6 +68,8 @@ class _Stream:
         The bytes of its largest page.
     begun
         Whether a page of sound has come.
+    good
+        Whether one was not damaged.
     unplaced
         Damaged pages since the last good one that may be of this stream, and have no place yet.
     """
@@ -82,6 +81,7 @@ class _Stream:
     usual: int = 0
     largest: int = 0
     begun: bool = False
+    good: bool = False
     unplaced: int = 0
 
     def samples_since(self, page: Page) -> int | None:
@@ -117,7 +117,8 @@ class _Stream:
         if page.granule >= 0:
             self.granule = page.granule
         self.next = (page.sequence + 1) % 2**32
-        self.usual, self.largest, self.begun, self.unplaced = page.samples, max(self.largest, len(page.data)), True, 0
+        self.usual, self.largest, self.unplaced = page.samples, max(self.largest, len(page.data)), 0
+        self.begun = self.good = True
 
 
 class _Stereo:
@@ -167,6 +168,8 @@ class OpusDecoder:
         Pages that are damaged, missing, or not decoded to their end.
     lost
         Seconds of silence in place of what was on them.
+    heard
+        Seconds of sound that was decoded.
     notes
         Sentences on channels that are left out, each once.
     """
@@ -174,6 +177,7 @@ class OpusDecoder:
     def __init__(self) -> None:
         self.faults = 0
         self.lost = 0.0
+        self.heard = 0.0
         self._splitter = OggSplitter()
         self._stream: _Stream | None = None
         self._foreign: dict[int, str] = {}  # what other streams hold, by their numbers
@@ -195,15 +199,15 @@ class OpusDecoder:
         Raises
         ------
         ProtocolError
-            What came is nothing that can be decoded: no Ogg, another codec, more than two channels, or a stream without its
-            beginning. A new stream may follow.
+            What came is nothing that can be decoded: no Ogg, another codec, more than two channels, a stream without its
+            beginning, or one whose pages are all damaged. A new stream may follow.
         """
         self._room = round(_LONGEST_GAP * SAMPLE_RATE)
         parts: list[Pcm] = []
         pages = self._splitter.feed(data)
         for page in pages:
             parts += self._take(page, keep)
-        if any(page.kind is not PageKind.DAMAGED for page in pages):
+        if pages:
             self._stray, self._bare = 0, True
         elif data and not self._splitter.waits:
             self._look_at(data)
@@ -275,6 +279,12 @@ class OpusDecoder:
 
     def _take_damaged(self, page: Page, stream: _Stream | None, keep: bool) -> list[Pcm]:
         self.faults += 1
+        if stream is None or not stream.good:
+            self._unreadable += page.samples
+            if self._unreadable > max(_UNREADABLE * GRANULE_RATE, page.samples):  # more than one long page
+                raise self._give_up(
+                    "The checksums of the audio's pages are wrong (RFC 3533, section 6): no page of sound can be read."
+                )
         if stream is None or (page.serial, page.sequence) != (stream.serial, stream.next):
             if stream:
                 stream.unplaced += 1  # if it is one of the stream's, the next page will tell
@@ -315,6 +325,7 @@ class OpusDecoder:
         try:
             if self._stereo:
                 heard = self._stereo.decode(packet, samples)
+                self.heard += len(heard) / SAMPLE_RATE
                 note = self._stereo.note()
                 if note and note not in self.notes:
                     self.notes.append(note)
@@ -330,6 +341,7 @@ class OpusDecoder:
             self._reader = None
             self.faults += 1
             return self._silence(samples, True)
+        self.heard += len(pcm) / SAMPLE_RATE
         finite: Pcm = np.nan_to_num(np.clip(pcm, -1.0, 1.0))
         return finite
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..model.ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..system.words import shortened
 from .messages import MetaData
 
 
@@ -137,13 +138,7 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
 
 def unknown_parameters(query: Iterable[str]) -> list[str]:
     """Name the parameters of an address that mean nothing here, fit to be shown, each once; of very many the first."""
-    return list(dict.fromkeys(one_line(name, 40) for name in query if name not in _PARAMETERS))[:20]
-
-
-def one_line(text: str, most: int) -> str:
-    """Return what the other side sent on one line of at most `most` characters, without any that a terminal would obey."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text[: most + 1]).split())
-    return words if len(text) <= most else words[: most - 1] + "…"
+    return list(dict.fromkeys(shortened(name, 40) for name in query if name not in _PARAMETERS))[:20]
 
 
 # All of them must be there, or the published page shows nothing.

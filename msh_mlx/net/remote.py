@@ -20,31 +20,15 @@ from typing import Any, NoReturn
 import aiohttp
 import numpy as np
 
-from ..conversation.pipeline import DELAY_LIMIT, Sink, Source
-from ..conversation.text import Words
+from ..conversation.live import DELAY_LIMIT, LiveConversation, Sink, Source
 from ..errors import InputError, MshError, ProtocolError, UnansweredError
-from ..events import (
-    Dropped,
-    Event,
-    Failed,
-    Heard,
-    Levels,
-    Loading,
-    Notice,
-    Pcm,
-    Ready,
-    Said,
-    Span,
-    Spoke,
-    SpokeWord,
-    Underrun,
-    Word,
-)
-from ..metrics import Durations, Memory, Metrics, resident_bytes
+from ..events import Event, Failed, Loading, Notice
+from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
+from ..metrics import Durations, Memory, resident_bytes
+from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
-from .opus import PACKET_SAMPLES, SAMPLE_RATE, OpusDecoder, OpusEncoder
-from .parameters import one_line
+from .opus import OpusDecoder, OpusEncoder
 from .tls import KnownServers, fingerprint, peer_certificate
 from .tunnel import Proxy, ProxyConnector
 
@@ -55,9 +39,6 @@ else:
     from async_timeout import timeout
 
 from .address import Address
-
-FRAME_SIZE = 2 * PACKET_SAMPLES
-FRAME_SECONDS = FRAME_SIZE / SAMPLE_RATE  # seconds
 
 _CONNECT = 10.0  # seconds for a connection to be there
 _SILENT = 10.0  # seconds in which a server that hears something sends nothing: it has gone
@@ -78,9 +59,6 @@ _STUCK = 60.0  # seconds without sound, while other messages come, after which a
 LAST_WORDS = 0.2  # seconds for the text of the last frame, which some servers send behind its sound
 TOGETHER = 0.02  # seconds between a text and the sound of the same frame, at most
 _DAMAGE_EVERY = 10.0  # seconds between two words about damage
-_WORD_ENDS = 12  # frames without text after which the last word is complete
-_LEVELS_EVERY = 0.05  # seconds, at least
-_MEMORY_EVERY = 1.0  # seconds, at least
 # A server that complains and closes with another code is not asked again.
 _COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
@@ -106,23 +84,22 @@ class EndedError(MshError):
     """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
 
     def __init__(self, what: str, *, over: bool) -> None:
-        super().__init__(f"{what}; try again.")
-        self.what = what
+        super().__init__(what, "try again")
         self.over = over
 
 
 class _Steps(Durations):
-    """The times of the model's steps as the server tells them, in seconds: its median and its 95th percentile."""
+    """The times of the model's steps as the server tells them, in seconds: their median and their 95th percentile alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = 0.0, 0.0
+        self._told: dict[float, float] = {50: 0.0, 95: 0.0}
 
     def tell(self, p50: float, p95: float) -> None:
-        self._told = p50, p95
+        self._told = {50: p50, 95: p95}
 
     def recent(self, percent: float) -> float:
-        return self._told[percent > 50]
+        return self._told[percent]
 
 
 @dataclass
@@ -143,7 +120,6 @@ class _Talk:
     sent_at: float = 0.0  # when a frame last was
     said_at: float = 0.0  # when a frame of the reply last came
     pinged_at: float = field(default_factory=perf_counter)  # when we last said that we are still here
-    text_at: int = 0  # in which frame text came last
     given_up: int = 0  # frames of ours in this conversation, by the server
     forgiven: int = 0  # frames of ours in this conversation that are not waited for any longer
     told_given_up: int = 0  # frames, on this connection
@@ -151,7 +127,6 @@ class _Talk:
     told_faults: int = 0  # pages of its sound, to the user
     told_at: float = -math.inf  # when they were
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
-    words: Words = field(default_factory=Words)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
     # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
     heard: deque[float] = field(default_factory=deque)
@@ -168,8 +143,8 @@ class _Talk:
 
     def begin(self) -> None:
         """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
-        self.sent = self.received = self.text_at = self.given_up = self.forgiven = 0
-        self.encoder, self.words = OpusEncoder(), Words()
+        self.sent = self.received = self.given_up = self.forgiven = 0
+        self.encoder = OpusEncoder()
         self.rest = np.zeros(0, np.float32)
         self.heard.clear()
         self.said_at = perf_counter()
@@ -177,7 +152,7 @@ class _Talk:
         self.pinged_at = perf_counter()
 
 
-class Remote:
+class Remote(LiveConversation):
     """A conversation between `source` and `sink` with a model elsewhere, on a thread of its own.
 
     Sound goes out from the server's handshake on, silence while muted. What waits in `source` beyond `delay_limit` is given up,
@@ -188,22 +163,18 @@ class Remote:
     ----------
     address
         The server.
-    source, sink
-        The ends, as for `Pipeline`.
-    events
-        Gets every event, on the thread of the connection, as for `Pipeline`.
+    source, sink, events
+        As for `LiveConversation`.
     delay_limit
         How much of the user's sound may wait, in seconds.
     recording
         The sound is a recording's: nothing of it is given up, no more is sent than the server answers, and a lost connection
         ends the conversation.
-    known
-        The servers whose certificates are remembered.
 
     Attributes
     ----------
     metrics, failure, muted
-        As `Pipeline`'s; the times of steps are what the server tells.
+        As of `LiveConversation`; the times of steps are what the server tells.
     """
 
     def __init__(
@@ -212,31 +183,19 @@ class Remote:
         source: Source,
         sink: Sink,
         events: Callable[[Event], None],
-        *,
         delay_limit: float = DELAY_LIMIT,
+        *,
         recording: bool = False,
-        known: KnownServers | None = None,
     ) -> None:
-        self.metrics = Metrics()
+        super().__init__(source, sink, events, delay_limit)
         self.metrics.step = self._steps = _Steps()
-        self.failure: Failed | None = None
-        self.muted = False
         self._address = address
-        self._source = source
-        self._sink = sink
-        self._events = events
-        self._delay_limit = delay_limit
         self._recording = recording
-        self._known = known or KnownServers()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._restart = False
-        self._conversation = 0  # 0 until the first begins
         self._lost = False  # whether the user was told so
         self._attempts = 0  # to connect again, in vain
-        self._told = 0.0  # when `Levels` were
-        self._measured = 0.0  # when memory was
         self._refusal = ""  # what the server said when it did not want us
         self._talk = _Talk()
         self._proxy: Proxy | None = None
@@ -248,23 +207,15 @@ class Remote:
         self._thread = threading.Thread(target=self._run_thread, name="msh-remote", daemon=True)
         self._thread.start()
 
-    def reset(self) -> None:
-        """Begin a new conversation; `Ready` says when."""
-        self._restart = True
-
-    def mute(self, muted: bool) -> None:
-        """Let the model hear silence in place of the user, or the user again."""
-        self.muted = muted
-
     def stop(self, timeout: float = 1.0) -> bool:
-        """End the conversation and wait up to `timeout` seconds for the thread; may be called again."""
+        """As in `LiveConversation`."""
         if self._loop and self._task:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
         return self.join(timeout)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until `stop` or a failure has ended the thread; False if that is not so after `timeout` seconds."""
+        """As in `LiveConversation`."""
         if not self._thread:
             return True
         self._thread.join(timeout)
@@ -291,21 +242,21 @@ class Remote:
         address = self._address
         self._proxy = Proxy.on_the_way(address.host, address.port, secure=address.secure)
         connector = ProxyConnector(self._proxy) if self._proxy else None
-        session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+        http = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
         try:
             while True:
                 with contextlib.suppress(_AgainError):
-                    await self._attempt(session)
+                    await self._attempt(http)
         finally:
             # TLS would wait half a minute for the other side's goodbye.
             with contextlib.suppress(Exception):
                 async with timeout(_CLOSE):
-                    await session.close()
+                    await http.close()
 
-    async def _attempt(self, session: aiohttp.ClientSession) -> None:
+    async def _attempt(self, http: aiohttp.ClientSession) -> None:
         """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
         try:
-            connection = await self._connect(session)
+            connection = await self._connect(http)
             try:
                 await self._converse(connection)
             finally:
@@ -331,7 +282,7 @@ class Remote:
             await asyncio.sleep(_PAUSES[min(self._attempts, len(_PAUSES) - 1)])
             self._attempts += 1
 
-    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+    async def _connect(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         """Connect to the server.
 
         Raises
@@ -347,7 +298,7 @@ class Remote:
             self._events(Loading("connecting"))
         try:
             async with timeout(_CONNECT):
-                connection = await self._open(session)
+                connection = await self._open(http)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
             if isinstance(error, MshError):
                 raise
@@ -357,20 +308,19 @@ class Remote:
             self._events(Loading("waiting"))
         return connection
 
-    async def _open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+    async def _open(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
         trusted: bool | aiohttp.Fingerprint = True
         if self._address.secure:
             proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
             certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
             if certificate is not None:
-                if self._known.check(self._address.host, self._address.port, certificate):
+                known = KnownServers()
+                if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(
-                        Notice("certificate", f"{said}; from now on it is expected there ({self._known.path}).")
-                    )
+                    self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # Pongs say how much of the sound has arrived.
-        return await session.ws_connect(
+        return await http.ws_connect(
             self._address.url(), ssl=trusted, autoping=False, max_msg_size=messages.MAX_MESSAGE
         )
 
@@ -437,7 +387,7 @@ class Remote:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tell_damage(0.0)
-            self._spoke(self._talk.words.flush())
+            self._end_words()
         for task in tasks:  # what came first explains the others
             if task in done:
                 await task
@@ -454,7 +404,8 @@ class Remote:
             if talk.listening and (silence := self._silence(now)):
                 hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
                 raise _LostError(f"{silence}{hint}", over=True)
-            if not talk.listening and talk.waiting is None and not told and now - talk.begun > _PATIENT:
+            since = talk.begun if talk.asked is None else talk.asked
+            if not talk.listening and talk.waiting is None and not told and now - since > _PATIENT:
                 told = True
                 self._events(
                     Notice("waiting", f"{self._address} does not listen yet; it may be busy with somebody else.")
@@ -493,11 +444,8 @@ class Remote:
                 continue
             begin = perf_counter()
             index, heard = talk.sent, begin - self._source.backlog()
-            if self.muted:
-                pcm = silence
-            self._events(Heard(index, pcm))
-            data = talk.encoder.encode(pcm)
-            self._worked("encode", index, begin)
+            data = talk.encoder.encode(self._hears(index, pcm))
+            self._worked("encode", index, begin, perf_counter())
             talk.heard.append(heard)
             talk.sent += 1
             talk.taken += 1
@@ -526,32 +474,13 @@ class Remote:
 
     def _look_around(self) -> None:
         """Keep what waits within its limit, and tell of drops, underruns and queues."""
-        talk, metrics = self._talk, self.metrics
         backlog = self._source.backlog()
         if backlog > self._delay_limit and not self._recording:
             dropped = self._source.trim(FRAME_SECONDS)
             backlog -= dropped
-            self._dropped(dropped)
-        stats = self._sink.stats()
-        underruns = stats.get("underruns", 0)
-        if underruns != metrics.underruns:
-            metrics.underruns = underruns
-            self._events(Underrun(underruns))
-        now = perf_counter()
-        if now - self._told > _LEVELS_EVERY:
-            self._told = now
-            queued, cushion = (stats.get(name, 0) / SAMPLE_RATE for name in ("queued", "cushion"))
-            under_way = FRAME_SECONDS * max(0, talk.sent - talk.place)
-            self._events(Levels(now, backlog, under_way, 0.0, queued, cushion, metrics.dropped, underruns))
-        if now - self._measured > _MEMORY_EVERY:
-            self._measured = now
-            metrics.memory = Memory(rss=resident_bytes())
-
-    def _dropped(self, seconds: float) -> None:
-        if seconds > 0:
-            self.metrics.drops += 1
-            self.metrics.dropped += seconds
-            self._events(Dropped(self._talk.sent, seconds))
+            self._gave_up(self._talk.sent, dropped)
+        self._tell_queues(backlog, FRAME_SECONDS * max(0, self._talk.sent - self._talk.place), 0.0)
+        self._measure(lambda: Memory(rss=resident_bytes()))
 
     async def _hear(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> None:
         talk = self._talk
@@ -582,9 +511,7 @@ class Remote:
             case Audio(data):
                 self._play(self._decode(data))
             case Text(text) | ColoredText(_, text) if talk.is_on:
-                self._events(Spoke(talk.place, text))
-                self._spoke(talk.words.push(talk.place * FRAME_SECONDS, text))
-                talk.text_at = talk.place
+                self._speaks(talk.place, text)
             case MetaData(values):
                 self._learn(values)
             case Error(text):
@@ -593,15 +520,13 @@ class Remote:
 
     def _begin(self) -> None:
         """Begin the next conversation with what is heard from now on."""
-        self._spoke(self._talk.words.flush())
+        self._end_words()
         self._talk.begin()
         if self._conversation:
             self._sink.clear()
-        self._source.trim(0)
-        self._conversation += 1
-        if self._conversation == 1:
+        else:
             self._events(Loading("waiting", perf_counter() - self._talk.begun))
-        self._events(Ready(self._conversation))
+        self._listen()
         if self._lost:
             self._lost = False
             self._events(Notice("connection-back", f"{self._address} is there again; this is a new conversation."))
@@ -634,19 +559,11 @@ class Remote:
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
-            index, now = talk.place, perf_counter()
-            talk.said_at = now
-            queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
-            self._sink.write(frame)
-            self.metrics.frames += 1
-            if talk.heard:
-                heard = talk.heard.popleft()
-                self.metrics.reply.add(now - heard)
-                self.metrics.delay.add(now - heard + queued)
+            index = talk.place
+            talk.said_at = perf_counter()
             talk.received += 1
-            self._events(Said(index, frame))
-            if index >= talk.text_at + _WORD_ENDS:
-                self._spoke(talk.words.flush())
+            self._says(index, frame, talk.heard.popleft() if talk.heard else None)
+            self._speaks(index, "")
 
     def _learn(self, values: Mapping[str, Any]) -> None:
         """Take what the server tells about itself; published ones tell other things."""
@@ -673,28 +590,16 @@ class Remote:
             talk.given_up += new
             for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
-            self._dropped(new * FRAME_SECONDS)
+            self._gave_up(talk.sent, new * FRAME_SECONDS)
         if damaged is not None and damaged > talk.told_damaged:
             talk.told_damaged = damaged
             sentence = f"{self._address} could not read {damaged:.2f} s so far of what it was sent: pages are damaged."
             self._events(Notice("damaged", sentence, "warning"))
 
-    def _spoke(self, words: list[Word]) -> None:
-        for word in words:
-            self.metrics.words += 1
-            # A time on the clock of the conversation, without the noise of binary fractions.
-            self._events(SpokeWord(Word(round(word.start, 3), word.text)))
-
-    def _worked(self, stage: str, index: int, begin: float) -> None:
-        end = perf_counter()
-        durations: Durations = getattr(self.metrics, stage)
-        durations.add(end - begin)
-        self._events(Span(stage, index, begin, end))
-
 
 def _line(text: str) -> str:
     """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
-    return one_line(text, _SENTENCE)
+    return shortened(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:

@@ -32,11 +32,12 @@ from ..conversation.session import Session
 from ..conversation.shared import SharedModel, Tokens
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
+from ..system.words import shortened
 from .connection import Connection, End, Limits
 from .messages import MetaData
-from .parameters import ChatParameters, describe_server, one_line, unknown_parameters
+from .parameters import ChatParameters, describe_server, unknown_parameters
 from .session_log import SessionLog
-from .visitor import Network, Place, Visitor, is_among
+from .visitor import Network, Origin, Visitor, is_among
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least; it stops everything for some milliseconds
@@ -47,6 +48,7 @@ _TAKEN_WITHIN = 120.0  # seconds for a client to take an answer
 # Connections besides those of conversations: for pages, figures, and what browsers keep open for the next request.
 _SPARE, _SPARE_PER_ADDRESS = 128, 32
 _MAX_LINE, _MAX_FIELD = 8190, 32_768  # bytes of a request's first line, and of a header: with all cookies of a host
+_TOO_MANY = "Too many headers"  # how aiohttp's complaint of more than about 128 begins
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -247,6 +249,11 @@ class _Handler(web.RequestHandler):
             sentence = "Something unexpected happened in the server."
             if status < 500:
                 sentence = "The request is no HTTP that this server can read."
+            if isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
+                status, sentence = (
+                    431,
+                    "The request has more headers than this server reads; send fewer than a hundred.",
+                )
             if isinstance(exc, LineTooLong):
                 status = 431
                 sentence = f"A header of the request is longer than {_MAX_FIELD} bytes."
@@ -276,7 +283,7 @@ class _Waiting:
     turn: asyncio.Future[Session]
 
 
-class _Metrics:
+class _Exposition:
     """The figures in Prometheus's form."""
 
     def __init__(self, server: Server, model: SharedModel) -> None:
@@ -294,13 +301,13 @@ class _Metrics:
         )
         step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
         model.on_step = step.observe
-        self._registry.register(_Ends(server))
+        self._registry.register(_ErrorCounts(server))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
 
-class _Ends(Collector):
+class _ErrorCounts(Collector):
     def __init__(self, server: Server) -> None:
         self._server = server
 
@@ -343,7 +350,7 @@ class Server:
         self._gates = _Gates(
             settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
         )
-        self._origins = [Place.of_origin(origin) for origin in settings.origins]
+        self._origins = [Origin.parse(origin) for origin in settings.origins]
         self._speakers: set[str] = set()  # proxies that are not trusted, as far as they were told
         self._routes = {
             "/api/chat": _Route(
@@ -360,7 +367,7 @@ class Server:
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether somebody has left since Python's collector came by
-        self._metrics = _Metrics(self, model)
+        self._metrics = _Exposition(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -414,7 +421,7 @@ class Server:
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Log an event. There may be anything, and any amount of it, in what clients send."""
-        self._log({key: one_line(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
+        self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
     def _http_logger(self) -> logging.Logger:
         """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
@@ -487,7 +494,7 @@ class Server:
         """Refuse names that are not ours: a page of somebody else's could have made its name lead here (DNS rebinding)."""
         for place in visitor.places:
             if not place.is_address and place.name not in self._settings.hosts:
-                name = one_line(place.name, _SHOWN)
+                name = shortened(place.name, _SHOWN)
                 self._refuse(
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
@@ -495,11 +502,11 @@ class Server:
     def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
         if origin is None or self._is_friend(origin):
             return
-        page = Place.of_origin(origin)
+        page = Origin.parse(origin)
         if page and any(place.may_be(page) for place in visitor.places[:1]):
             return
-        shown = one_line(origin, _SHOWN)
-        asked = one_line(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
+        shown = shortened(origin, _SHOWN)
+        asked = shortened(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
         self._refuse(
             "origin",
             403,
@@ -508,12 +515,12 @@ class Server:
         )
 
     def _is_friend(self, origin: str | None) -> bool:
-        place = Place.of_origin(origin) if origin else None
+        place = Origin.parse(origin) if origin else None
         return place is not None and place in self._origins
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:
-            sentence = f"{path} is not asked for with {one_line(request.method, _SHOWN)}, but with {methods[0]}."
+            sentence = f"{path} is not asked for with {shortened(request.method, _SHOWN)}, but with {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
     def _check_token(self, request: web.Request) -> None:
@@ -569,7 +576,7 @@ class Server:
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
         """Answer with a file of the page, or say what there is instead."""
-        shown = one_line(path, _SHOWN)
+        shown = shortened(path, _SHOWN)
         if _is_interface(path):
             self._refuse(
                 "unknown",

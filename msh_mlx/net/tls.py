@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import InputError
 from ..system.newfile import NewFile
-from ..system.places import user_file
+from ..system.places import config_folder
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
 _DAYS = 397  # browsers take no certificate that is valid for longer
@@ -181,12 +181,12 @@ def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipadd
 
 def known_file() -> Path:
     """Name the file of the certificates that the user has met: `msh-mlx/known-servers` beside the user's catalogue."""
-    own = user_file()
-    if own is None:
+    folder = config_folder()
+    if folder is None:
         raise InputError(
             "There is no home folder to remember the server's certificate in; set HOME, or XDG_CONFIG_HOME to a folder."
         )
-    return own.with_name("known-servers")
+    return folder / "known-servers"
 
 
 class KnownServers:

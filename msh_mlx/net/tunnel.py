@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from ..errors import InputError, UnansweredError
+from ..system.words import shortened
 from .tls import client_context, server_name
 
 _LONGEST_ANSWER = 1 << 14  # bytes
@@ -120,7 +121,7 @@ class Proxy:
     def _refusal(self, server: str, version: str, status: str) -> str:
         if not version.startswith("HTTP/1.") or not status:
             return f"The proxy {self} does not answer as a proxy does; {_OTHERWISE}."
-        said = "".join(c for c in status[:80] if c.isprintable())
+        said = shortened(status, 80)
         if status.startswith("407"):
             return f"The proxy {self} wants a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
         return f"The proxy {self} does not let us through to {server} ({said}); {_OTHERWISE}."

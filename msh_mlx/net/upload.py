@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from ..conversation.recordings import Answer, BrokenOffError
+from ..conversation.live import NullSink
+from ..conversation.recordings import BrokenOffError
 from ..errors import MshError
-from ..events import (
-    Dropped,
-    Event,
-    Failed,
-    Notice,
-    Pcm,
-    Said,
-    Spoke,
-)
-from .opus import SAMPLE_RATE
-
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+from ..events import Dropped, Event, Failed, Heard, Notice, Said, Spoke
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .address import Address
-from .remote import FRAME_SECONDS, FRAME_SIZE, LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
+from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
 
 class _Feed:
@@ -90,29 +75,13 @@ class _Feed:
         return 0.0
 
 
-class _Nowhere:
-    """A sink that forgets: what is said is in the events."""
-
-    def write(self, pcm: Pcm) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def clear(self) -> None:
-        pass
-
-    def stats(self) -> Mapping[str, Any]:
-        return {}
-
-
 class _Reply:
     """Puts what a server says beside what it heard, frame by frame."""
 
     def __init__(self, address: Address, notify: Callable[[str], None]) -> None:
         self.heard: deque[Pcm] = deque()  # that is not answered
         self.error: BaseException | None = None
-        self.begun = False  # whether there was an answer
+        self.answered = 0  # frames
         self.latest = 0.0  # when there was one
         self._address = address
         self._notify = notify
@@ -142,20 +111,26 @@ class _Reply:
             case Failed(_, error):
                 self.error = error
 
-    def take(self, keep: int) -> Iterator[Answer]:
+    def answer(self, pcm: Pcm, text: str) -> Iterator[Event]:
+        """Yield what happens in the next frame."""
+        index, self.answered = self.answered, self.answered + 1
+        yield Heard(index, self.heard.popleft())
+        if text:
+            yield Spoke(index, text)
+        yield Said(index, pcm)
+
+    def take(self, keep: int) -> Iterator[Event]:
         """Yield what is answered, but for the last `keep` frames of what was heard."""
         while self._said and len(self.heard) > keep:
-            self.begun = True
-            yield Answer(self.heard.popleft(), *self._said.popleft())
+            yield from self.answer(*self._said.popleft())
 
-    def rest(self) -> Iterator[Answer]:
+    def rest(self) -> Iterator[Event]:
         """Yield what is left; the text that came last belongs to the last frame of that."""
         while self.heard and (self._said or self._text):
             pcm, text = self._said.popleft() if self._said else (_SILENCE, "")
             if not self._said or len(self.heard) == 1:
                 text, self._text = text + self._text, ""
-            self.begun = True
-            yield Answer(self.heard.popleft(), pcm, text)
+            yield from self.answer(pcm, text)
 
 
 def _behind(events: SimpleQueue[Event]) -> list[Event]:
@@ -182,8 +157,8 @@ def answers(
     realtime: bool,
     notify: Callable[[str], None],
     check: Callable[[], None],
-) -> Iterator[Answer]:
-    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what it says to each.
+) -> Iterator[Event]:
+    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what happens in each, as `converse_with` wants it.
 
     Parameters
     ----------
@@ -205,7 +180,7 @@ def answers(
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
-    remote = Remote(address, feed, _Nowhere(), events.put, recording=True)
+    remote = Remote(address, feed, NullSink(), events.put, recording=True)
     reply = _Reply(address, notify)
     ended = False
     remote.start()
@@ -235,14 +210,14 @@ def answers(
     yield from reply.rest()
     if (error := reply.error) is None:
         return
-    if not reply.begun or not isinstance(error, MshError):
+    if not reply.answered or not isinstance(error, MshError):
         raise error
     # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
     to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
     if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
-        what = error.what if isinstance(error, EndedError) else str(error).rstrip(".")
-        raise BrokenOffError(f"{what}; what was said until then is kept.") from None
+        what = error.what if isinstance(error, EndedError) else error.clause
+        raise BrokenOffError(what, "what was said until then is kept") from None
     seconds = len(reply.heard) * FRAME_SECONDS
     notify(f"{address} answered {seconds:.2f} s less than it heard; the reply ends in silence.")
-    for pcm in reply.heard:
-        yield Answer(pcm, _SILENCE, "")
+    while reply.heard:
+        yield from reply.answer(_SILENCE, "")

@@ -20,7 +20,7 @@ _FORWARDED = "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwar
 
 
 @dataclass(frozen=True)
-class Place:
+class Origin:
     """Where a server is said to be.
 
     Attributes
@@ -38,21 +38,21 @@ class Place:
     port: int | None
 
     @classmethod
-    def of_origin(cls, origin: str) -> Place | None:
+    def parse(cls, origin: str) -> Origin | None:
         """Read an origin such as `https://example.org:8443`; None if it is none, as "null" is not."""
         scheme, _, host = origin.lower().partition("://")
         place = cls.of_host(host, scheme, port=_DEFAULT_PORTS.get(scheme))
         return place if scheme in _DEFAULT_PORTS and place.name else None
 
     @classmethod
-    def of_host(cls, host: str, scheme: str | None = None, *, port: int | None = None) -> Place:
+    def of_host(cls, host: str, scheme: str | None = None, *, port: int | None = None) -> Origin:
         """Read a Host header; `port` is for one that names none."""
         match = _HOST.fullmatch(host.strip())
         if not match:
             return cls(scheme, host.lower(), port)
         return cls(scheme, match[1].strip("[]").lower(), int(match[2]) if match[2] else port)
 
-    def may_be(self, origin: Place) -> bool:
+    def may_be(self, origin: Origin) -> bool:
         """Tell whether a page of `origin` may come from here, as far as it is known where that is."""
         port = _DEFAULT_PORTS[origin.scheme or "http"] if self.port == 0 else self.port
         return self.name == origin.name and port in (None, origin.port) and self.scheme in (None, origin.scheme)
@@ -78,7 +78,7 @@ class Visitor:
     """
 
     address: str
-    places: tuple[Place, ...]
+    places: tuple[Origin, ...]
     speaker: str
 
     @classmethod
@@ -95,12 +95,12 @@ class Visitor:
         scheme = {"http": "http", "ws": "http", "https": "https", "wss": "https"}.get(told.get("proto", ""))
         places = []
         if told.get("host"):
-            places.append(Place.of_host(told["host"], scheme))
+            places.append(Origin.of_host(told["host"], scheme))
         if (host := request.headers.get("Host")) is not None:
             # A browser names the port, unless it is the scheme's own. Where ours is another one and none is named, a proxy
             # has left it out, and only the name can be compared.
             places.append(
-                Place.of_host(host, scheme, port=0 if _own_port(request) in _DEFAULT_PORTS.values() else None)
+                Origin.of_host(host, scheme, port=0 if _own_port(request) in _DEFAULT_PORTS.values() else None)
             )
         address = _first_unknown(peer, told.get("for", ""), proxies)
         return cls(address, tuple(places), peer if tells and not trusted else "")
@@ -154,7 +154,7 @@ def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
 
 def _plain(text: str) -> str:
     """Return an address without port, brackets and zone, an IPv4 one as such; "" if it is none."""
-    for candidate in (text, Place.of_host(text).name):
+    for candidate in (text, Origin.of_host(text).name):
         if number := _address(candidate):
             return str(number)
     return ""

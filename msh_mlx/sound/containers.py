@@ -11,12 +11,12 @@ import re
 import shlex
 import struct
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import InputError
+from ..system.words import printable
 from .ogg import page_checksum
 
 RATES = (1_000, 768_000)  # Hz; beyond them a header is damaged rather than unusual
@@ -45,6 +45,8 @@ class Numbers:
     chunks: _Chunks
     coding: Foreign  # what to call it if even libsndfile cannot decode it
     size_field: tuple[int, str, int]  # where the header says it, how, and how much else it counts
+    following: int | None = None  # where in the file another recording begins
+    mpeg: bool = False  # its sound is frames of MPEG sound
 
     @property
     def wraps(self) -> bool:
@@ -57,13 +59,15 @@ class Stream:
     """A part of a file that libsndfile decodes by itself, put together of bytes and of ranges `(begin, end)` of the file.
 
     `samples` is its length in samples of a channel if that is known better than by libsndfile; `slack` is how many of them may
-    be missing in the end; `other` is what it is if libsndfile cannot decode it.
+    be missing in the end; `other` is what it is if libsndfile cannot decode it. With `ends_anywhere`, what cannot be decoded
+    behind its last sample is none of it.
     """
 
     pieces: list[bytes | tuple[int, int]] = field(default_factory=list)
     samples: int | None = None
     slack: int = 0
     other: Foreign | None = None
+    ends_anywhere: bool = False
 
     def add(self, begin: int, end: int) -> None:
         """Append a range, which may go on where the last one ended."""
@@ -159,8 +163,10 @@ def untagged(file: BinaryIO) -> tuple[BinaryIO, int]:
     return file, size - begin
 
 
-def find_streams(file: BinaryIO, name: str, size: int) -> list[Stream]:
+def find_streams(file: BinaryIO, name: str, size: int) -> tuple[list[Stream], int | None]:
     """Find the sound in a file of `size` bytes without tags in front that is no file of chunks.
+
+    Return it, and where another recording begins behind it.
 
     Raises
     ------
@@ -225,6 +231,110 @@ def _find(file: BinaryIO, wanted: bytes, begin: int, end: int) -> int | None:
         if len(block) <= overlap:
             break
         begin += len(block) - overlap
+    return None
+
+
+# ---- where recordings begin ----------------------------------------------------------------------------------------------
+
+
+class Ahead:
+    """A stream or file, read from where it stands, that can look ahead."""
+
+    def __init__(self, file: BinaryIO | Ahead, start: bytes = b"") -> None:
+        self._file = file
+        self._ahead = start
+        self.position = 0  # bytes that were read
+
+    def peek(self, size: int) -> bytes:
+        """Return what the next read returns."""
+        if len(self._ahead) < size:
+            self._ahead += self._file.read(size - len(self._ahead))
+        return self._ahead[:size]
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer only where it ends."""
+        data = self.peek(size)
+        self._ahead = self._ahead[len(data) :]
+        self.position += len(data)
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read last."""
+        self._ahead = data + self._ahead
+        self.position -= len(data)
+
+    def skip_zeros(self) -> None:
+        """Pass over zeros."""
+        while (block := self.peek(1 << 12)) and self.skip(len(block) - len(block.lstrip(b"\0"))) == len(block):
+            pass
+
+    def skip(self, size: int) -> int:
+        """Pass over `size` bytes and return how many there were."""
+        begin = self.position
+        while size > self.position - begin and self.read(min(size - (self.position - begin), 1 << 16)):
+            pass
+        return self.position - begin
+
+
+HELD_BACK = 24  # bytes that it takes to see that a recording begins
+_WINDOW = 1 << 13  # bytes that it takes to see the same of frames of MPEG sound
+# What a recording begins with, long enough that nothing else does so by chance; three of them are not read here.
+_START = re.compile(
+    rb"(?:RIF[FX]|RF64|BW64).{4}WAVE|riff\x2e\x91\xcf\x11|FORM.{4}AIF[FC]|\.snd\0\0|caff\x00\x01\x00\x00desc"
+    rb"|fLaC\0\0\0\x22|OggS\0[\2\6]\0{8}|ID3[\2-\4]\0.[\0-\x7f]{4}"
+    rb"|.{4}ftyp(?:M4|mp4|iso|qt  |3gp)|\x1aE\xdf\xa3.{1,8}B\x86|0&\xb2u\x8ef\xcf\x11",
+    re.DOTALL,
+)
+
+
+# Letters of each, and where they stand in it: these are found fast.
+_LETTERS = [(b"WAVE", 8), (b"AIF", 8), (b"ftyp", 4)]
+_LETTERS += [(word, 0) for word in (b"riff.", b".snd", b"caff", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf", b"0&\xb2")]
+
+
+def begins(start: bytes) -> bool:
+    """Whether another recording, of whatever format, begins with `start`."""
+    if not (found := _START.match(start)):
+        other = any(len(magic) > 3 and start[at:].startswith(magic) for at, magic, _ in _FOREIGN)
+        return other or (start[:1] == b"\xff" and _are_frames(io.BytesIO(start), 0, 3))
+    if found[0].startswith(b".snd"):
+        offset, _, coding, rate, channels = struct.unpack(">5I", start[4:24].ljust(20, b"\0"))
+        usual = RATES[0] <= rate <= RATES[1] and 0 < channels <= _MAX_CHANNELS
+        return bool(usual and offset >= 24 and 0 < coding < 40)
+    return True
+
+
+def find_beginning(data: bytes) -> int | None:
+    """Find where in `data` a recording begins; frames of MPEG sound are not found."""
+    first = None
+    for letters, at in _LETTERS:
+        place = data.find(letters, at)
+        while place >= 0 and (first is None or place - at < first):
+            if begins(data[place - at : place - at + 64]):
+                first = place - at
+            place = data.find(letters, place + 1)
+    return first
+
+
+def _find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
+    """Find where in a range of a file another recording begins; MPEG frames without a tag only at its beginning."""
+    if begins(_at(file, begin, min(_WINDOW, end - begin))):
+        return begin
+    while begin < end:
+        block = _at(file, begin, min(1 << 20, end - begin))
+        if (at := find_beginning(block)) is not None:
+            place = begin + at
+            if not block[at:].startswith(b"ID3"):
+                return place
+            # A tag's few letters count only together with what is behind it.
+            behind = place + _tag_at(file, place, end)
+            if behind < end and begins(_at(file, behind, min(_WINDOW, end - behind))):
+                return place
+            begin = place + 3
+        elif len(block) <= HELD_BACK:
+            break
+        else:
+            begin += len(block) - HELD_BACK
     return None
 
 
@@ -399,7 +509,7 @@ _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 class HeaderReader:
     """Reads from a stream and remembers what it has read."""
 
-    def __init__(self, file: BinaryIO, name: str, start: bytes, size: int | None) -> None:
+    def __init__(self, file: BinaryIO | Ahead, name: str, start: bytes, size: int | None) -> None:
         self.file = file
         self.name = name
         self.size = size  # of the file, None of a pipe
@@ -485,7 +595,8 @@ def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
     if dtype and not 0 < bits <= 8 * (step // channels):
         dtype = ""
     coding = Foreign(f"WAV in the coding 0x{tag:04x}", "wav", True)
-    return _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, coding, size_field)
+    numbers = _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, coding, size_field)
+    return replace(numbers, mpeg=tag in (0x50, 0x55))
 
 
 def _aiff(reader: HeaderReader) -> Numbers:
@@ -514,7 +625,7 @@ def _aiff(reader: HeaderReader) -> Numbers:
     dtype = f"{coding}{width}" if width in {"i": (1, 2, 3, 4), "u": (1,), "f": (4, 8)}.get(coding[1:], ()) else ""
     size = size if size == 0 else max(0, size - 8 - offset)
     size_field = size_at, ">I", 8 + offset
-    called = Foreign(f"AIFF in the coding {_printable(common[18:22])}", "aiff", True)
+    called = Foreign(f"AIFF in the coding {_name(common[18:22])}", "aiff", True)
     return _measured(reader, rate, channels, dtype, size, _RIFX, called, size_field)
 
 
@@ -553,12 +664,12 @@ def _caf(reader: HeaderReader) -> Numbers:
     size = 0xFFFFFFFF if size == -1 else max(0, size - 4)
     rate = rate if 0 < rate < 1e9 else 0
     dtype = f"{kind_of}{width}" if plain else ""
-    called = Foreign(f"CAF in the coding {_printable(coding)}", "caf", True)
+    called = Foreign(f"CAF in the coding {_name(coding)}", "caf", True)
     return _measured(reader, round(rate), channels, dtype, size, _CAF, called, size_field)
 
 
-def _printable(code: bytes) -> str:
-    return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in code.rstrip())
+def _name(code: bytes) -> str:
+    return printable(code.decode("ascii", "replace").rstrip())
 
 
 def _measured(
@@ -586,72 +697,77 @@ def _measured(
     if promised > held:
         if numbers.promised is not None:
             raise cut_off(name, f"promises {offset + promised} bytes and holds {reader.size}")
-        return replace(numbers, size=held)
+        promised = 0
     file = reader.file
+    assert not isinstance(file, Ahead)
     end = _without_tags(file, reader.size)
     held = max(promised, end - offset)
     step = 1 << 32 if numbers.wraps else held + 1
     for size in reversed(range(promised, held + 1, step)):
-        if _ends(file, name, chunks, offset, size, held):
-            return replace(numbers, size=size, promised=promised)
-    return replace(numbers, size=held, promised=promised)
+        if (stop := _ends(file, name, chunks, offset, size, held)) is not None:
+            return replace(numbers, size=size, promised=promised, following=stop if stop < offset + held else None)
+    following = _find_recording(file, offset, offset + held)
+    if following is None:
+        return replace(numbers, size=held, promised=promised)
+    if following - offset < (numbers.promised or 0):
+        raise cut_off(name, f"promises {offset + promised} bytes, and another recording begins after {following}")
+    return replace(numbers, size=following - offset, promised=promised, following=following)
 
 
 # What is known to stand behind the sound, so that it is no sound even if it is cut off.
 _BEHIND = re.compile(rb"LIST|(?i:id3 |junk|pad )|FLLR|bext|cue |smpl|fact|iXML|_PMX|PEAK|COMT|ANNO|NAME|MARK|INST|APPL")
 
 
-def _ends(file: BinaryIO, name: str, chunks: _Chunks, offset: int, size: int, held: int) -> bool:
-    """Whether the sound of a file may end after `size` of the `held` bytes: with them, or before chunks up to their end."""
+def _ends(file: BinaryIO, name: str, chunks: _Chunks, offset: int, size: int, held: int) -> int | None:
+    """Return where a recording ends whose sound ends after `size` of the `held` bytes: with them, or where another begins, or
+    behind chunks; None if its sound cannot end there.
+    """
     for padding in {chunks.padding(size), 0}:  # which some forget
+        begin = offset + size + padding
         if size + padding >= held:
-            return True
+            return offset + held
+        file.seek(begin)
+        stream = Ahead(file)
         try:
-            if follow_chunks(
-                lambda count: file.read(count),
-                lambda count: file.seek(count, io.SEEK_CUR),
-                name,
-                chunks,
-                _at(file, offset + size + padding, chunks.header),
-                held - size - padding,
-            ):
-                return True
+            another = follow_chunks(stream, name, chunks, held - size - padding)
         except InputError:
-            if _BEHIND.fullmatch(_at(file, offset + size + padding, 4)):
+            if _BEHIND.fullmatch(_at(file, begin, 4)):
                 raise
-    return False
+            continue
+        if another is not None:
+            return begin + stream.position if another else offset + held
+    return None
 
 
-def follow_chunks(
-    read: Callable[[int], bytes],
-    skip: Callable[[int], object],
-    name: str,
-    chunks: _Chunks,
-    header: bytes,
-    held: int | None = None,
-) -> bool:
-    """Pass over the chunks behind the sound, of which `header` was read; False if it is none.
+def follow_chunks(stream: Ahead, name: str, chunks: _Chunks, held: int | None = None) -> bool | None:
+    """Pass over the chunks behind the sound, up to where another recording begins, and say whether one does; None if there
+    is neither a chunk nor a recording.
 
-    `held` is how many bytes there are, the header included, if that is known.
+    `held` is how many bytes there are, if that is known.
 
     Raises
     ------
     InputError
         They end before the last of them does, or something else comes.
     """
-    if not chunks.follow(header):
-        return False
-    passed = 0
-    while header.strip(b"\0"):
+    begin = stream.position
+    while not begins(stream.peek(_WINDOW)):
+        passed = stream.position - begin
+        if passed == held:
+            return False
+        header = stream.peek(chunks.header)
         if not chunks.follow(header):
+            if not passed:
+                return None
+            if not header.strip(b"\0"):
+                stream.skip_zeros()
+                return begins(stream.peek(_WINDOW))
             raise _damaged(name, f"is damaged {passed} bytes behind its sound")
         _, size = chunks.read(header)
-        passed += chunks.header + size
-        if size < 0 or (held is not None and passed > held):
+        size += chunks.header
+        if size < chunks.header or (held is not None and passed + size > held) or stream.skip(size) < size:
             raise cut_off(name, "ends within what follows its sound")
-        skip(size + chunks.padding(size))
-        passed += chunks.padding(size)
-        header = read(chunks.header) if held is None or passed < held else b""
+        stream.skip(chunks.padding(size - chunks.header))
     return True
 
 
@@ -660,7 +776,7 @@ def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
     assert numbers.size is not None
     stream = Stream(other=numbers.coding)
     if numbers.size == numbers.promised:
-        stream.add(0, file.seek(0, io.SEEK_END))
+        stream.add(0, numbers.following or file.seek(0, io.SEEK_END))
         return stream
     at, form, more = numbers.size_field
     try:
@@ -675,28 +791,32 @@ def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
 
 # ---- FLAC ----------------------------------------------------------------------------------------------------------------
 
-_FLAC_START = b"fLaC\0\0\0\x22"  # the marker, and a block of the kind and the size of the first
 
+def _flac(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]:
+    """Find a FLAC stream, and where another recording begins behind it.
 
-def _flac(file: BinaryIO, name: str, end: int) -> list[Stream]:
-    """Find the FLAC streams, one behind the other.
-
-    libsndfile is not told how long they are, so that it reads up to their end and finds all damage; what is left out is found
-    when they have been read.
+    libsndfile is not told how long it is, so that it reads up to the end and finds all damage; what is left out is found when
+    it has been read.
     """
-    streams = []
-    begin = 0
-    while begin < end:
-        following = _find(file, _FLAC_START, begin + 8, end)
-        stop = end if following is None else following
-        head = _at(file, begin, 26)
-        if len(head) < 26:
-            raise cut_off(name, "ends within its header")
-        stream = Stream([_without_length(head)], _flac_samples(head))
-        stream.add(begin + 26, stop)
-        streams.append(stream)
-        begin = stop
-    return streams
+    head = _at(file, 0, 26)
+    if len(head) < 26:
+        raise cut_off(name, "ends within its header")
+    offset, last = 4, False
+    while not last and offset < end:  # other blocks may hold anything, another recording's header, too
+        kind = _at(file, offset, 4)
+        last = bool(kind[0] & 0x80)
+        offset += 4 + int.from_bytes(kind[1:], "big")
+    following = _find_recording(file, offset, end)
+    stream = Stream([_without_length(head)], _flac_samples(head), ends_anywhere=True)
+    stream.add(26, end if following is None else following)
+    return [stream], following
+
+
+def goes_on(pieces: Pieces) -> bool:
+    """Whether MPEG frames begin about where the decoder of a FLAC stream, which reads ahead, has given up."""
+    pieces.seek(max(0, pieces.tell() - (1 << 16)))
+    window = pieces.read(1 << 17) or b""
+    return any(begins(window[at : at + _WINDOW]) for at in (match.start() for match in re.finditer(rb"\xff", window)))
 
 
 def _flac_samples(head: bytes) -> int | None:
@@ -729,19 +849,25 @@ _OGG_FOREIGN = [
 ]
 
 
-def _ogg(file: BinaryIO, name: str, end: int) -> list[Stream]:
-    """Find the streams of an Ogg file, one behind the other, and check all of their pages.
+def _ogg(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]:
+    """Find the streams of an Ogg file, one behind the other, and check all of their pages; and where another recording begins.
 
     A last page that does not say that it is the last is none the less; Android's recorders leave it at that.
     """
     links: list[dict[int, _OggStream]] = []
     beginning = False  # the pages are the first of their streams
-    offset = 0
+    offset, following = 0, None
     while offset < end:
         page, size = _ogg_page(file, offset)
         if not size:
-            if _find(file, b"OggS", offset + 1, end) is None and links and not _unended(links[-1]):
-                break  # something that was put behind the sound
+            # Something was put behind the sound, and maybe another recording behind that.
+            following = _find_recording(file, offset, end)
+            if following is None:
+                following = _first_frame(file, offset, end)
+            stop = end if following is None else following
+            ended = links and (stop == offset or not _unended(links[-1]))
+            if ended and _find(file, b"OggS", offset + 1, stop) is None:
+                break
             raise _damaged(name, f"is damaged at byte {offset}, where no page begins")
         if offset + size > end:
             raise cut_off(name, "ends within a page")
@@ -769,7 +895,7 @@ def _ogg(file: BinaryIO, name: str, end: int) -> list[Stream]:
         offset += len(page)
     if not links:
         raise cut_off(name, "has no whole page")
-    return [_ogg_stream(file, name, link) for link in links]
+    return [_ogg_stream(file, name, link) for link in links], following
 
 
 def _ogg_page(file: BinaryIO, offset: int) -> tuple[bytes, int]:
@@ -839,19 +965,21 @@ def _first_frame(file: BinaryIO, begin: int, end: int) -> int | None:
     stripped = len(window) - len(window.lstrip(b"\0"))
     at = stripped
     while (at := window.find(b"\xff", at)) >= 0:
-        if (frame := _frame(window[at : at + 4])) is not None:
-            # The first bytes are believed; anything later takes more evidence.
-            wanted = 1 if at == stripped else 3
-            following: _Frame | None = frame
-            place = begin + at
-            while following and following.kind == frame.kind and wanted:
-                wanted -= 1
-                place += following.size
-                following = _frame(_at(file, place, 4))
-            if not wanted:
-                return begin + at
+        # The first bytes are believed; anything later takes more evidence.
+        if _are_frames(file, begin + at, 1 if at == stripped else 3):
+            return begin + at
         at += 1
     return None
+
+
+def _are_frames(file: BinaryIO, begin: int, wanted: int) -> bool:
+    """Whether as many frames of the same kind as are wanted begin there."""
+    frame = following = _frame(_at(file, begin, 4))
+    while frame and following and following.kind == frame.kind and wanted:
+        wanted -= 1
+        begin += following.size
+        following = _frame(_at(file, begin, 4))
+    return not wanted
 
 
 @dataclass
@@ -866,24 +994,30 @@ class _MpegStream:
     size: int = 0  # in bytes
     body: Stream = field(default_factory=Stream)
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has all that it counts."""
+        return 0 < self.counted[0] <= self.frames
 
-def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> list[Stream]:
-    """Walk over the frames of MPEG files, one behind the other, whatever tags are between them."""
+
+def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream], int | None]:
+    """Walk over the frames of MPEG files, one behind the other, whatever tags are between them, up to another recording."""
     found: list[_MpegStream] = []
-    offset = begin
+    offset, following = begin, None
     while offset < end:
         head = _at(file, offset, 4)
         frame = _frame(head)
         if frame is None or (
             found and frame.kind != found[-1].kind and _frame(_at(file, offset + frame.size, 4)) is None
         ):
-            if not (length := _not_a_frame(file, offset, end)):
-                complete = found and 0 < found[-1].counted[0] <= found[-1].frames
-                if complete and _first_frame(file, offset, end) is None:
-                    break  # something that was put behind the sound
+            another = begins(_at(file, offset, min(_WINDOW, end - offset)))
+            if length := _tag_at(file, offset, end) or (0 if another else _padding(file, offset, end, found)):
+                offset += length
+                continue
+            following = _find_recording(file, offset, end)
+            if not found or not _may_end(file, found[-1], offset, end if following is None else following):
                 raise _damaged(name, f"is damaged at byte {offset}")
-            offset += length
-            continue
+            break
         if offset + frame.size > end:
             raise cut_off(name, "ends within a frame")
         whole = _at(file, offset, frame.size)
@@ -898,15 +1032,61 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> list[Stream]:
             stream.body.add(offset, offset + frame.size)
         stream.size += frame.size
         offset += frame.size
-    return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]]
+    for stream in found:
+        for piece in stream.body.pieces:
+            if isinstance(piece, tuple) and (at := _another_within(file, *piece)) is not None:
+                raise cut_off(name, f"ends within a frame, and another recording begins at byte {at}")
+    return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]], following
 
 
-def _not_a_frame(file: BinaryIO, offset: int, end: int) -> int:
-    """Return the length of a tag, or of zeros, between frames; 0 if it is neither."""
-    if length := _tag_at(file, offset, end):
-        return length
-    block = _at(file, offset, min(1 << 16, end - offset))
-    return len(block) - len(block.lstrip(b"\0"))
+def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
+    """Find where in a range of frames another recording begins: within one of them, which is cut off, then."""
+    overlap = 64
+    while begin < end:
+        data = _at(file, begin, min((1 << 20) + overlap, end - begin))
+        if (at := find_beginning(data)) is not None:
+            return begin + at
+        for match in re.finditer(b"Xing|Info", data):
+            for at in (match.start() - before for before in (13, 21, 36)):
+                if at >= 0 and _frame(data[at:]) and _xing(data[at:]):
+                    return begin + at
+        begin += 1 << 20
+    return None
+
+
+_MAX_PADDING = 1 << 13  # bytes, of one value, behind a recording that does not say how long it is
+_MAX_TEXT = 1 << 16  # bytes of text behind one
+
+
+def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) -> int:
+    """Return how many zeros fill up the end of a recording; 0 if there are none, or if they stand where sound has been."""
+    place = offset
+    while place < end:
+        block = _at(file, place, min(1 << 16, end - place))
+        rest = block.lstrip(b"\0")
+        place += len(block) - len(rest)
+        if rest:
+            break
+    if begins(_at(file, max(offset, place - 3), 64)):  # which may begin with zeros
+        place = max(offset, place - 3)
+    frame = _frame(_at(file, place, 4)) if place < end else None
+    goes_on = frame is not None and frame.kind == found[-1].kind and not _counted(_at(file, place, frame.size))
+    room = end if found[-1].complete else min(_MAX_PADDING, found[-1].size // 2)
+    return 0 if goes_on or place - offset > room else place - offset
+
+
+def _may_end(file: BinaryIO, last: _MpegStream, offset: int, stop: int) -> bool:
+    """Whether what is up to `stop`, and is neither frames nor a tag, was put behind the sound and is none."""
+    if last.complete:
+        return _first_frame(file, offset, stop) is None
+    rest = _at(file, offset, min(stop - offset, _MAX_TEXT + 1))
+    if len(set(rest)) <= 1:
+        return len(rest) <= min(_MAX_PADDING, last.size // 2)
+    try:
+        text = rest.decode()
+    except UnicodeDecodeError:
+        return False
+    return len(rest) <= _MAX_TEXT and "".join(text.split()).isprintable()
 
 
 def _mpeg_stream(name: str, found: _MpegStream) -> Stream:

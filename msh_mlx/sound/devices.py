@@ -105,10 +105,10 @@ def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> 
         return found[0]
     if found:
         raise InputError(
-            f"Several {noun}s are called {wanted!r}: {_listing(found)}; give a number or more of the name."
+            f"Several {noun}s are called {wanted!r}: {_listing(found)}", "give a number or more of the name"
         )
     what = f"number {wanted}" if wanted.isdecimal() else f"called {wanted!r}"
-    raise InputError(f"There is no {noun} {what}; there is {_listing(candidates)}.")
+    raise InputError(f"There is no {noun} {what}", f"there is {_listing(candidates)}")
 
 
 def _listing(devices: Sequence[Device]) -> str:
@@ -116,7 +116,7 @@ def _listing(devices: Sequence[Device]) -> str:
 
 
 def no_device(noun: str) -> MshError:
-    return MshError(f"There is no {noun} on this computer; connect one, or give --input FILE, which needs none.")
+    return MshError(f"There is no {noun} on this computer", "connect one, or give --input FILE, which needs none")
 
 
 def find_again(devices: Sequence[Device], device: Device, kind: Kind) -> Device | None:

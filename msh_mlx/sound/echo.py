@@ -15,8 +15,8 @@ import numpy as np
 from msh_native import EchoCanceller, VoiceEnhancer
 
 from ..errors import MshError
-from ..events import EchoState, Pcm
-from ..format import FRAME, RATE
+from ..events import EchoState
+from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ MODES = {
     "off": "An echo of Moshi's voice is left as it is.",
 }
 
-_SIZE = round(FRAME * RATE)  # samples of a frame
 _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the room is known
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
@@ -135,7 +134,7 @@ class EchoFree:
             ear.clean(self._canceller, playback, self._enhancer)
         pcm = ear.read(n, timeout)
         if pcm is not None:
-            self.figures.add(self.state(), n / RATE)
+            self.figures.add(self.state(), n / SAMPLE_RATE)
         return pcm
 
     def heard(self) -> Pcm:
@@ -206,15 +205,15 @@ def measure_echo(
     """
     source = EchoFree(microphone, loudspeaker, "auto")
     sound = syllables(_SOUND)
-    before, after = (np.zeros(round(seconds * RATE), np.float32) for seconds in (_QUIET, _LONGEST))
+    before, after = (np.zeros(round(seconds * SAMPLE_RATE), np.float32) for seconds in (_QUIET, _LONGEST))
     heard, clean = [], []
     for frame in _frames(np.concatenate([before, sound, after])):
         while loudspeaker.queued() < loudspeaker.cushion():
-            loudspeaker.write(np.zeros(_SIZE, np.float32))
+            loudspeaker.write(np.zeros(FRAME_SIZE, np.float32))
         loudspeaker.write(frame)
-        pcm = source.read(_SIZE, _DEAD)
+        pcm = source.read(FRAME_SIZE, _DEAD)
         if pcm is None:
-            raise MshError("The microphone gives no sound; choose another one with --input-device.")
+            raise MshError("The microphone gives no sound", "choose another one with --input-device")
         heard.append(source.heard())
         clean.append(pcm)
         progress()
@@ -223,7 +222,7 @@ def measure_echo(
 
 def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeasure:
     """Compare what was heard with what was played and with what is left of it."""
-    begin, learnt = (round(seconds * RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
+    begin, learnt = (round(seconds * SAMPLE_RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
     noise = _power(heard[begin // 2 : begin])
     end = begin + len(sound)
     left = _decibels(_power(clean[learnt:end]))
@@ -238,19 +237,19 @@ def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeas
 def syllables(seconds: float, seed: int = 0) -> Pcm:
     """Return noise with the spectrum and the rhythm of speech, `[24000 * seconds]` float32, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    size = round(seconds * RATE)
+    size = round(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(rng.standard_normal(size))
-    hertz = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1.0)
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1.0)
     # As loud as voices are: flat from 100 to 500 Hz, and 6 dB an octave less above.
     spectrum *= np.minimum(hertz / 100, 1) ** 2 / np.maximum(hertz / 500, 1)
     noise = np.fft.irfft(spectrum, size)
     envelope = np.zeros(size)
     begin = 0
     for pause in cycle((0.02, 0.05, 0.03, 0.2)):
-        length = round(rng.uniform(0.12, 0.28) * RATE)
+        length = round(rng.uniform(0.12, 0.28) * SAMPLE_RATE)
         end = min(begin + length, size)
         envelope[begin:end] = (rng.uniform(0.4, 1) * np.hanning(length))[: end - begin]
-        begin = end + round(pause * RATE)
+        begin = end + round(pause * SAMPLE_RATE)
         if begin >= size:
             break
     pcm = noise * envelope
@@ -259,8 +258,8 @@ def syllables(seconds: float, seed: int = 0) -> Pcm:
 
 
 def _frames(pcm: Pcm) -> list[Pcm]:
-    padded = np.pad(pcm, (0, -len(pcm) % _SIZE))
-    return list(padded.reshape(-1, _SIZE))
+    padded = np.pad(pcm, (0, -len(pcm) % FRAME_SIZE))
+    return list(padded.reshape(-1, FRAME_SIZE))
 
 
 def _power(pcm: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> float:

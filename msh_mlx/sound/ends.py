@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MshError
-from ..format import FRAME, RATE, Pcm
+from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from .devices import NOUN, Device, Kind
 from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
@@ -90,10 +90,10 @@ class _Line:
         stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
         for name in _SAMPLES:
             if name in stats:
-                stats[name] = round(stats[name] * RATE / self.rate)
+                stats[name] = round(stats[name] * SAMPLE_RATE / self.rate)
         for name, samples in _COUNTS.items():
             if name in stats:
-                count = round(stats[name] * RATE / self.rate) if samples else stats[name]
+                count = round(stats[name] * SAMPLE_RATE / self.rate) if samples else stats[name]
                 stats[name] = count + self.before.get(name, 0)
         return stats
 
@@ -253,7 +253,7 @@ class Microphone(_End):
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.microphones
         # Who gives fewer channels than there are leaves some out, or takes their average.
-        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (RATE, own)]
+        return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (SAMPLE_RATE, own)]
 
     def note(self) -> str | None:
         """Return a sentence on channels of the device that are not heard; None if all are, or if that was said before."""
@@ -333,11 +333,11 @@ class Loudspeaker(_End):
     def _ring(self, rate: int, channels: int) -> Ring:
         from msh_native import Playback
 
-        return Playback(rate, channels=channels, frame=round(FRAME * rate))
+        return Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
 
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.output_channels
-        return [(RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
+        return [(SAMPLE_RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
     def _opened(self, line: _Line) -> None:
         from msh_native import Mouth
@@ -381,7 +381,7 @@ class Loudspeaker(_End):
 
     def cushion(self) -> float:
         """Return how much sound should wait, in seconds."""
-        return float(self.stats().get("cushion", 0)) / RATE
+        return float(self.stats().get("cushion", 0)) / SAMPLE_RATE
 
     def underruns(self) -> int:
         """Return how often the loudspeaker ran dry so far."""

@@ -9,13 +9,10 @@ from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import MshError
+from ..format import SAMPLE_RATE, Pcm
 
-Pcm = npt.NDArray[np.float32]
-
-_RATE = 24_000  # Hz
 _BLOCK = 240  # samples that are read at a time
 _AHEAD = 0.03  # seconds of sound that the loudspeaker has beyond its cushion
 _SETTLE = 0.5  # seconds until both devices run
@@ -108,7 +105,7 @@ def measure_latency(
 
 def _chirp() -> Pcm:
     """Return 30 ms that rise from 1 to 8 kHz: unlike speech, sharp after a matched filter, and heard on any device."""
-    seconds = np.arange(round(0.03 * _RATE)) / _RATE
+    seconds = np.arange(round(0.03 * SAMPLE_RATE)) / SAMPLE_RATE
     wave = np.sin(2 * np.pi * (1000 * seconds + 7000 / (2 * 0.03) * seconds**2)) * np.hanning(len(seconds))
     return (_LEVEL * wave).astype(np.float32)
 
@@ -151,26 +148,26 @@ class _Ends:
 
     def play(self, pcm: Pcm) -> float:
         """Put a sound into the queue, and return the time at which the device will take it."""
-        time = min(self._taken) + self._written / _RATE
+        time = min(self._taken) + self._written / SAMPLE_RATE
         self._write(pcm)
         return time
 
     def arrived(self, ago: int) -> float:
         """Return the time at which the device gave the sample that was read `ago` samples before the end."""
-        return min(self._given) + (self._read - ago) / _RATE
+        return min(self._given) + (self._read - ago) / SAMPLE_RATE
 
     def listen(self, seconds: float) -> Pcm:
         """Return what is heard, `[24000 * seconds]` float32, while the loudspeaker gets silence behind what it has."""
         heard = []
-        for _ in range(round(seconds * _RATE / _BLOCK)):
+        for _ in range(round(seconds * SAMPLE_RATE / _BLOCK)):
             while self._loudspeaker.queued() < self.ahead:
                 self._write(np.zeros(_BLOCK, np.float32))
-            self._taken.append(self._clock() - self._written / _RATE + self._loudspeaker.queued())
+            self._taken.append(self._clock() - self._written / SAMPLE_RATE + self._loudspeaker.queued())
             pcm = self._microphone.read(_BLOCK, _DEAD)
             if pcm is None:
-                raise MshError("The microphone gives no sound; choose another one with --input-device.")
+                raise MshError("The microphone gives no sound", "choose another one with --input-device")
             self._read += _BLOCK
-            self._given.append(self._clock() - self._read / _RATE - self._microphone.backlog())
+            self._given.append(self._clock() - self._read / SAMPLE_RATE - self._microphone.backlog())
             heard.append(pcm)
         return np.concatenate(heard)
 

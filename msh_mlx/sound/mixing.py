@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Pcm = npt.NDArray[np.float32]
+from ..format import Pcm
 
 
 class Mix:

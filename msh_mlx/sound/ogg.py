@@ -161,7 +161,7 @@ def container(data: bytes) -> str | None:
     return next((name for at, start, name in _CONTAINERS if data[at:].startswith(start)), None)
 
 
-_CAPTURE = b"OggS"
+CAPTURE = b"OggS"  # with which every page begins
 _HEADER = struct.Struct("<4sBBqII4sB")
 _CONTINUED, _FIRST = 1, 2
 _BEGINNING = 8  # bytes of a packet that tell whether it is a header
@@ -182,7 +182,7 @@ def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 
     """Write a page with one whole packet of up to `MAX_PACKET` bytes; the first page begins a stream."""
     lacing = bytes([*[255] * (len(packet) // 255), len(packet) % 255])
     flags = 0 if sequence else _FIRST
-    header = _HEADER.pack(_CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
+    header = _HEADER.pack(CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
     page = header + lacing + packet
     return page[:22] + page_checksum(page) + page[26:]
 
@@ -193,7 +193,7 @@ class OggSplitter:
     It holds at most one unfinished page and one unfinished packet. What is no page, or one with a wrong checksum, is passed
     over to the next one, as long as `limit` allows: the bytes that were passed over or summed in vain, less those of good
     pages, must stay within it. So time and memory are bounded by what was sent. A wrong length in a page holds up what follows
-    by one page's length.
+    by one page's length. A damaged page in which no other begins has cost no more than a good one.
     """
 
     def __init__(self, limit: int = 1 << 18) -> None:
@@ -206,8 +206,8 @@ class OggSplitter:
     @property
     def waits(self) -> bool:
         """Whether what came last is the beginning of a page, as far as it goes."""
-        start = self._buffer[: len(_CAPTURE)]
-        return bool(start) and _CAPTURE.startswith(start)
+        start = self._buffer[: len(CAPTURE)]
+        return bool(start) and CAPTURE.startswith(start)
 
     def feed(self, data: bytes) -> list[Page]:
         """Take bytes and return the pages that are complete with them, DAMAGED ones in their places.
@@ -222,10 +222,10 @@ class OggSplitter:
         pages: list[Page] = []
         position = 0
         while True:
-            start = buffer.find(_CAPTURE, position)
+            start = buffer.find(CAPTURE, position)
             found = start >= 0
             if not found:
-                start = max(position, len(buffer) - len(_CAPTURE) + 1)
+                start = max(position, len(buffer) - len(CAPTURE) + 1)
             self._waste(start - position)
             position = start
             size = self._page_size(position) if found else None
@@ -239,8 +239,11 @@ class OggSplitter:
             else:
                 if size:
                     pages.append(self._read(page, damaged=True))
-                self._waste(size + len(_CAPTURE))
-                position += len(_CAPTURE)
+                if size and self._is_alone(position, size):
+                    position += size
+                else:
+                    self._waste(size + len(CAPTURE))
+                    position += len(CAPTURE)
         del buffer[:position]
         return pages
 
@@ -254,6 +257,14 @@ class OggSplitter:
             return None
         count = buffer[body - 1]
         return _HEADER.size + count + sum(buffer[body : body + count])
+
+    def _is_alone(self, position: int, size: int) -> bool:
+        """Whether no other page begins in what would be a page, as far as the bytes are there."""
+        begin, end = position + len(CAPTURE), position + size
+        ends = range(max(begin, end - len(CAPTURE) + 1), end)
+        return self._buffer.find(CAPTURE, begin, end) < 0 and not any(
+            CAPTURE.startswith(self._buffer[at : at + len(CAPTURE)]) for at in ends
+        )
 
     def _waste(self, count: int) -> None:
         self._wasted += count

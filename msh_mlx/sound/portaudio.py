@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ..errors import MshError
+from ..format import SAMPLE_RATE
 from .devices import NOUN, Device, Kind, device_table, no_device
 
 T = TypeVar("T")
@@ -169,13 +170,13 @@ class _PortAudioStream:
 class StreamError(MshError):
     """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
 
-    _REASONS = (
-        ("busy", "is in use by another program; close that, or choose another device"),
-        ("gone", "is not there any more; connect it again, or choose another device"),
-        ("rate", "opens neither at 24000 Hz nor at its own rate; choose another device"),
-        ("denied", "may not be used ({}); allow it in the system's privacy settings"),
-        ("", "cannot be opened ({}); choose another device"),
-    )
+    _REASONS: ClassVar = {
+        "busy": ("is in use by another program", "close that, or choose another device"),
+        "gone": ("is not there any more", "connect it again, or choose another device"),
+        "rate": (f"opens neither at {SAMPLE_RATE} Hz nor at its own rate", "choose another device"),
+        "denied": ("may not be used ({})", "allow it in the system's privacy settings"),
+        "": ("cannot be opened ({})", "choose another device"),
+    }
     _CODES: ClassVar = {-9985: "busy", -9996: "gone", -9997: "rate"}  # PortAudio's
 
     def __init__(
@@ -185,7 +186,8 @@ class StreamError(MshError):
         self.reason: str = self._CODES.get(code, "")
         if not self.reason and re.search(r"permission|permitted|not allowed|denied", said, re.IGNORECASE):
             self.reason = "denied"
-        super().__init__(f'The {NOUN[kind]} "{device.name}" {dict(self._REASONS)[self.reason].format(said)}.')
+        what, advice = self._REASONS[self.reason]
+        super().__init__(f'The {NOUN[kind]} "{device.name}" {what.format(said)}', advice)
 
 
 def open_sounddevice() -> Any:
@@ -193,8 +195,8 @@ def open_sounddevice() -> Any:
         import sounddevice
     except OSError:
         raise MshError(
-            "The PortAudio library is missing: install it (on Debian and Ubuntu: apt-get install libportaudio2), "
-            "or give --input FILE, which needs none."
+            "The PortAudio library is missing",
+            "install it (on Debian and Ubuntu: apt-get install libportaudio2), or give --input FILE, which needs none",
         ) from None
     except Exception as error:
         raise _no_start(error) from None
@@ -234,7 +236,7 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
             future.add_done_callback(lambda done: None if done.exception() else discard(done.result()))
         if isinstance(error, TimeoutError) and not future.done():
             raise MshError(
-                f"The sound system has not answered for {seconds:.0f} s; restart it or the computer."
+                f"The sound system has not answered for {seconds:.0f} s", "restart it or the computer"
             ) from None
         raise
 

@@ -8,12 +8,13 @@ a file that can seek. All that is there is heard; a recording of which something
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import struct
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -23,18 +24,23 @@ import soundfile
 import soxr
 
 from ..errors import InputError, MshError
+from ..format import Pcm
 from ..system.places import temporary_file, user_path
 from .containers import (
+    HELD_BACK,
     MAGIC,
     RATES,
+    Ahead,
     HeaderReader,
     Numbers,
     Pieces,
     Stream,
     cut_off,
+    find_beginning,
     find_streams,
     follow_chunks,
     foreign,
+    goes_on,
     not_audio,
     not_read,
     patched,
@@ -43,15 +49,46 @@ from .containers import (
 )
 from .mixing import Mix
 
-Pcm = npt.NDArray[np.float32]
-
 STDIN = "-"
 _BLOCK = 4096  # samples of a channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
 
 
-class Recording(ABC):
+class _CutOffError(Exception):
+    """A part ends before it should."""
+
+
+class _GoesOnError(Exception):
+    """Another recording follows, which cannot be read where it is."""
+
+
+class _Part(ABC):
+    """A recording as others may stand behind it in a file: its rate, its channels, and its length in samples of a channel if
+    that is known.
+
+    `following` are the parts that were found behind it while it was read; `checked` says that nothing can be wrong with it;
+    `temporary` is a file to be closed with it.
+    """
+
+    temporary: BinaryIO | None = None
+    rate: int
+    channels: int
+    samples: int | None
+    checked: bool
+
+    def __init__(self) -> None:
+        self.following: list[_Part] = []
+
+    @abstractmethod
+    def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the streams that follow each other.
+
+        InputError or _CutOffError say that one is cut off or damaged.
+        """
+
+
+class Recording:
     """A recording that is open for reading, once, from its beginning.
 
     `name` is what messages call it, `rate` its samples a second, `channels` their number, and `samples` its length in samples
@@ -60,22 +97,15 @@ class Recording(ABC):
     `notes` are sentences on what was not heard of what has been read. It closes at the end of a `with` block.
     """
 
-    name: str
-    rate: int
-    channels: int
-    samples: int | None
-    can_reopen: bool
-    _file: BinaryIO
-    _heard: float  # seconds so far
-
-    def __init__(self) -> None:
+    def __init__(self, name: str, file: BinaryIO, parts: list[_Part], *, can_reopen: bool) -> None:
+        self.name, self.rate, self.channels = name, parts[0].rate, parts[0].channels
+        lengths = [None if part.samples is None else part.samples * self.rate / part.rate for part in parts]
+        self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
+        self.can_reopen = can_reopen
         self.notes: list[str] = []
-
-    @abstractmethod
-    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
-        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the parts that follow each other; raise
-        InputError where one is cut off or damaged.
-        """
+        self._file = file
+        self._parts = parts
+        self._heard = 0.0  # seconds so far
 
     def blocks(self) -> Iterator[Pcm]:
         """Yield the sound in blocks, `[samples]` float32 at `rate`, all channels mixed into one.
@@ -86,10 +116,18 @@ class Recording(ABC):
             The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite or far
             outside [−1, 1].
         """
-        self._heard = 0.0
         try:
-            for rate, channels, blocks in self._read():
-                yield from resample(self._mixed(rate, channels, blocks), rate, self.rate)
+            for part in self._parts:
+                for rate, channels, blocks in part.read():
+                    yield from resample(self._mixed(rate, channels, blocks), rate, self.rate)
+                self._parts.extend(part.following)
+        except _CutOffError:
+            raise cut_off(self.name, f"ends too early, after {self._heard:.2f} s") from None
+        except _GoesOnError:
+            raise InputError(
+                f"{self.name} goes on after {self._heard:.2f} s with MP3 sound, which is not read behind FLAC",
+                "save each alone",
+            ) from None
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
         if not self._heard:
@@ -120,14 +158,16 @@ class Recording(ABC):
 
     def check(self) -> None:
         """Read all of it, without keeping it, and raise what `blocks` would raise. The recording is used up."""
-        for _ in self.blocks():
-            pass
+        if not self.samples or not all(part.checked for part in self._parts):
+            for _ in self.blocks():
+                pass
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
         # Since Python 3.14 closing a pipe of which something is left unread fails on its way, for nothing.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        for file in (self._file, *(part.temporary for part in self._parts if part.temporary)):
+            with contextlib.suppress(OSError):
+                file.close()
 
     def __enter__(self) -> Recording:
         return self
@@ -136,9 +176,6 @@ class Recording(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _cut_off(self) -> InputError:
-        return cut_off(self.name, f"ends too early, after {self._heard:.2f} s")
 
 
 def open_recording(path: str) -> Recording:
@@ -166,9 +203,11 @@ def open_recording(path: str) -> Recording:
         raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        recording = _examine(file, name, regular)
-        recording.can_reopen = regular and path != STDIN
-        return recording
+        if regular:
+            return Recording(name, file, _examine(file, name), can_reopen=path != STDIN)
+        if os.isatty(file.fileno()):
+            raise InputError(f"{name} is a terminal; pipe a recording into it, or name a file.")
+        return Recording(name, file, _examine_stream(Ahead(file), name), can_reopen=False)
     except MshError:
         file.close()
         raise
@@ -276,119 +315,162 @@ class WavWriter:
             self._file.seek(0, os.SEEK_END)
 
 
-def _examine(file: BinaryIO, name: str, regular: bool) -> Recording:
-    """Find out what the open `file` is, and return it as a recording."""
-    if not regular and os.isatty(file.fileno()):
-        raise InputError(f"{name} is a terminal; pipe a recording into it, or name a file.")
-    start = file.read(12)
-    if not start:
-        raise InputError(f"{name} is empty (0 bytes).")
-    mpeg = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0
-    if not regular:
-        # Looking first also keeps an endless stream of something else out of the temporary file.
-        if other := foreign(start):
-            raise not_read(name, other)
-        if not mpeg and not start.startswith(MAGIC):
-            raise not_audio(name)
-        reader = HeaderReader(file, name, start, None)
-        numbers = read_header(reader)
-        if numbers and numbers.dtype:
-            return _Plain(file, name, numbers)
-        file = _spool(file, bytes(reader.seen))
-    file, size = untagged(file)
+def _examine(file: BinaryIO, name: str) -> list[_Part]:
+    """Find out what is in a file that can seek: the recordings in it, one behind the other."""
+    size = file.seek(0, io.SEEK_END)
+    parts: list[_Part] = []
+    begin: int | None = 0
+    while begin is not None:
+        if parts:
+            _check_following(_head(file, begin), name, parts)
+        rest, length = untagged(io.BufferedReader(Pieces(file, [(begin, size)])))
+        if parts and not length:
+            break  # a tag alone
+        part, following = _examine_one(rest, name, length)
+        parts.append(part)
+        begin = None if following is None else size - length + following
+    return parts
+
+
+def _head(file: BinaryIO, begin: int) -> bytes:
+    file.seek(begin)
+    return file.read(12)
+
+
+def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | None]:
+    """Return the recording that a file of `size` bytes begins with, and where the next one begins."""
     reader = HeaderReader(file, name, file.read(12), size)
     if numbers := read_header(reader):
-        return _Plain(file, name, numbers) if numbers.dtype else _Decoded(file, name, [patched(numbers, file, name)])
-    return _Decoded(file, name, find_streams(file, name, size))
+        if numbers.dtype:
+            return _Plain(Ahead(file), file, name, numbers), numbers.following
+        if not numbers.mpeg:
+            return _Decoded(file, name, [patched(numbers, file, name)]), numbers.following
+        assert numbers.size is not None
+        frames = io.BufferedReader(Pieces(file, [(numbers.offset, numbers.offset + numbers.size)]))
+        return _Decoded(frames, name, find_streams(frames, name, numbers.size)[0]), numbers.following
+    streams, following = find_streams(file, name, size)
+    return _Decoded(file, name, streams), following
 
 
-def _spool(file: BinaryIO, start: bytes) -> BinaryIO:
-    """Store `start` and the rest of the stream `file` in a temporary file that has no name."""
+def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
+    """Find out what comes through a pipe, behind what came before.
+
+    Plain numbers are read as they come; of other formats all is stored first.
+    """
+    start = stream.peek(12)
+    if before:
+        _check_following(start, name, before)
+    if not start:
+        raise InputError(f"{name} is empty (0 bytes).")
+    # Looking first also keeps an endless stream of something else out of the temporary file.
+    if other := foreign(start):
+        raise not_read(name, other)
+    if not (len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0) and not start.startswith(MAGIC):
+        raise not_audio(name)
+    reader = HeaderReader(stream, name, stream.read(12), None)
+    numbers = read_header(reader)
+    if numbers and numbers.dtype:
+        return [_Plain(stream, None, name, numbers)]
+    stream.unread(bytes(reader.seen))
+    spool = _spool(stream)
     try:
-        spool = temporary_file()
+        parts = _examine(spool, name)
     except BaseException:
-        file.close()
+        spool.close()
         raise
+    parts[0].temporary = spool
+    return parts
+
+
+def _check_following(start: bytes, name: str, before: Sequence[_Part]) -> None:
+    if other := foreign(start):
+        lengths = [None if part.samples is None else part.samples / part.rate for part in before]
+        after = "" if None in lengths else f" after {sum(length or 0 for length in lengths):.2f} s"
+        raise InputError(
+            f"{name} goes on{after} with another recording, which is {other.name} and not read here",
+            "save each alone, and convert that one",
+        )
+
+
+def _spool(stream: Ahead) -> BinaryIO:
+    """Store the rest of a stream in a temporary file that has no name."""
+    spool = temporary_file()
     try:
-        spool.write(start)
-        while data := file.read(1 << 16):
+        while data := stream.read(1 << 16):
             spool.write(data)
         spool.seek(0)
     except BaseException:
         spool.close()
         raise
-    finally:
-        file.close()
     return spool
 
 
 # ---- plain numbers -------------------------------------------------------------------------------------------------------
 
 
-class _Plain(Recording):
-    """A file or a stream of plain numbers."""
+class _Plain(_Part):
+    """Plain numbers in a file, or in a pipe, which has no `file`."""
 
-    def __init__(self, file: BinaryIO, name: str, numbers: Numbers) -> None:
+    def __init__(self, stream: Ahead, file: BinaryIO | None, name: str, numbers: Numbers) -> None:
         super().__init__()
-        self.name, self.rate, self.channels = name, numbers.rate, numbers.channels
-        self._file, self._numbers = file, numbers
+        self.rate, self.channels = numbers.rate, numbers.channels
+        self._file = file
+        self._name, self._stream, self._numbers = name, stream, numbers
         self._step = int(numbers.dtype[-1]) * numbers.channels
         size = (numbers.promised or None) if numbers.size is None else numbers.size
         self.samples = None if size is None else size // self._step
-
-    def check(self) -> None:
         # Sizes were compared on opening, and whole numbers are always finite.
-        if not self.samples or self._numbers.size is None or "f" in self._numbers.dtype:
-            super().check()
+        self.checked = numbers.size is not None and "f" not in numbers.dtype
 
-    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+    def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
         yield self.rate, self.channels, self._decoded()
 
     def _decoded(self) -> Iterator[npt.NDArray[Any]]:
+        if self._file:
+            self._file.seek(self._numbers.offset)
         piped = self._numbers.size is None
         # Where the sound may end; None: not before the stream does.
         end = promised = self._numbers.promised if piped else self._numbers.size
-        got, rest = 0, b""
-        if not piped:
-            self._file.seek(self._numbers.offset)
-        while got != end or piped:
+        believed = promised is not None  # that what comes is sound; if not, another recording may begin anywhere
+        got, rest, ended = 0, b"", False
+        while not ended and (got != end or piped):
             if got == end:
-                data = self._behind(end)
+                if self._ends(end):
+                    break
                 end = end + (1 << 32) if self._numbers.wraps else None
-                ended = not data
-            else:
-                want = self._step * _BLOCK if end is None else min(self._step * _BLOCK, end - got)
-                data = self._file.read(want)
-                ended = len(data) < want
+                believed = False
+            want = self._step * _BLOCK if end is None else min(self._step * _BLOCK, end - got)
+            data = self._stream.read(want)
+            ended = len(data) < want
             got += len(data)
             rest += data
-            whole = len(rest) // self._step * self._step
+            known = len(rest) if believed or ended else max(0, len(rest) - HELD_BACK)
+            if not believed and (at := find_beginning(rest)) is not None:
+                self._stream.unread(rest[at:])
+                known, ended = at, True
+            whole = known // self._step * self._step
             if whole:
                 yield self._decode(rest[:whole])
             rest = rest[whole:]
-            if ended:
-                if got < (promised or 0):
-                    raise self._cut_off()
-                break
+        if got < (promised or 0):
+            raise _CutOffError
+        if piped and self._stream.peek(1):
+            self.following = _examine_stream(self._stream, self._name, self)
 
-    def _behind(self, size: int) -> bytes:
-        """Read what is behind `size` bytes of sound in a pipe, and return it if it is more sound.
+    def _ends(self, size: int) -> bool:
+        """Whether the sound in a pipe ends after `size` bytes.
 
-        Whoever writes into a pipe shall not be stopped by our leaving, so all of it is read.
+        Whoever writes into a pipe shall not be stopped by our leaving, so all that is no recording is read.
         """
         chunks = self._numbers.chunks
-        padding = chunks.padding(size)
-        data = self._file.read(padding + (chunks.header or 1))
-
-        def skip(count: int) -> None:
-            while count and (passed := len(self._file.read(min(count, 1 << 16)))):
-                count -= passed
-            if count:
-                raise cut_off(self.name, "ends within what follows its sound")
-
-        if not data[padding:] or follow_chunks(self._file.read, skip, self.name, chunks, data[padding:]):
-            return b""
-        return data
+        padding = self._stream.read(chunks.padding(size))
+        another = follow_chunks(self._stream, self._name, chunks)
+        if another is None and self._stream.peek(1):
+            self._stream.unread(padding)
+            return False
+        while not another and self._stream.read(1 << 16):
+            pass
+        return True
 
     def _decode(self, data: bytes) -> npt.NDArray[Any]:
         dtype = self._numbers.dtype
@@ -417,12 +499,13 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-class _Decoded(Recording):
+class _Decoded(_Part):
     """A file that libsndfile decodes, stream by stream."""
 
     def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
         super().__init__()
-        self.name, self._file, self._streams = name, file, streams
+        self._file, self.checked = file, False
+        self._name, self._streams = name, streams
         lengths: list[float | None] = []
         for number, stream in enumerate(streams):
             with self._open(stream) as (_, sound):
@@ -442,14 +525,14 @@ class _Decoded(Recording):
             if pieces.error:
                 raise pieces.error from None
             if stream.other:
-                raise not_read(self.name, stream.other) from None
-            raise cut_off(self.name, "cannot be decoded") from None
+                raise not_read(self._name, stream.other) from None
+            raise cut_off(self._name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
-                raise InputError(f"{self.name} claims {sound.samplerate} samples a second, which is no rate of sound.")
+                raise InputError(f"{self._name} claims {sound.samplerate} samples a second, which is no rate of sound.")
             yield pieces, sound
 
-    def _read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
+    def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
         for stream in self._streams:
             with self._open(stream) as (pieces, sound):
                 yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
@@ -458,21 +541,27 @@ class _Decoded(Recording):
         quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
         got = 0
         while True:
+            # Not beyond the last sample, so that what follows it cannot spoil a block.
+            left = stream.samples - got if stream.samples else 0
             try:
                 with quiet():
-                    block = sound.read(_BLOCK, dtype="float32", always_2d=True)
+                    block = sound.read(min(_BLOCK, left) if left > 0 else _BLOCK, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError:
                 block = None
             if pieces.error:
                 raise pieces.error
+            if block is None and stream.ends_anywhere and got == stream.samples:
+                if goes_on(pieces):
+                    raise _GoesOnError
+                break
             if block is None:
-                raise self._cut_off()
+                raise _CutOffError
             if not len(block):
                 break
             got += len(block)
             yield block
         if got < (_length(stream, sound) or 0) - stream.slack:
-            raise self._cut_off()
+            raise _CutOffError
 
 
 def _length(stream: Stream, sound: _SoundFile) -> int | None:

@@ -29,9 +29,9 @@ def brief(value: object) -> str:
 
 
 def check_file(path: Path, what: str = "") -> int:
-    """Find out that a file can be opened without waiting for anything, and return its size in bytes.
+    """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
-    `what` it is comes before its name in the message, as in "The tokenizer"; "" is any file.
+    `what`, such as "The tokenizer", comes before its name in the message; "" says nothing.
 
     Raises
     ------
@@ -46,32 +46,32 @@ def check_file(path: Path, what: str = "") -> int:
     except OSError as error:
         raise cannot_read(name, error) from None
     except ValueError:
-        raise InputError(f"{name.replace(chr(0), '?')} is no name of a file: it has a zero byte in it.") from None
+        raise InputError(f"{name.replace(chr(0), '?')} is not the name of a file: it has a zero byte in it.") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{name} is a folder; give the file in it.")
+        raise InputError(f"{name} is a folder", "give the file in it")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name} is a pipe or a device; give a regular file.")
+        raise InputError(f"{name} is a pipe or a device", "give a regular file")
     return status.st_size
 
 
 def cannot_read(name: str, error: OSError) -> InputError:
-    """Make the error for a file that the system does not let be read."""
+    """Make the error for a file that the system does not let us read."""
     if isinstance(error, PermissionError):
-        return InputError(f"{name} may not be read by this user; change its permissions.")
+        return InputError(f"{name} may not be read by this user", "change its permissions")
     return InputError(f"{name} cannot be read: {error.strerror or error}.")
 
 
-def foreign(start: bytes) -> str | None:
+def foreign(start: bytes) -> tuple[str, str] | None:
     """Say what a file is that begins with `start` and is certainly not what was wanted, and what to do; None: not known."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<"):
-        return "a web page that was saved in place of the file; fetch the file itself"
+        return "a web page that was saved in place of the file", "fetch the file itself"
     if text.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, which only names the file; fetch the file itself, with git lfs pull"
+        return "a git-lfs pointer, which only names the file", "fetch the file itself, with git lfs pull"
     if start.startswith(b"GGUF"):
-        return "a GGUF file; take the .safetensors file"
+        return "a GGUF file", "take the .safetensors file"
     if start.startswith((b"PK\x03\x04", *_PICKLES)):
-        return "a PyTorch file in the pickle format; take the .safetensors file"
+        return "a PyTorch file in the pickle format", "take the .safetensors file"
     return None
 
 
@@ -104,10 +104,10 @@ def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
             data = file.read(min(size, limit) + 1)
     except OSError as error:
         raise cannot_read(f"{what} {path}", error) from None
-    if (other := foreign(data[:64])) is not None:
-        raise InputError(f"{what} {path} is {other}.")
+    if other := foreign(data[:64]):
+        raise InputError(f"{what} {path} is {other[0]}", other[1])
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= size:
-        raise InputError(f"{what} {path} is a safetensors file, which holds weights; give {what.lower()} itself.")
+        raise InputError(f"{what} {path} is a safetensors file, which holds weights", f"give {what.lower()} itself")
     if len(data) > limit:
-        raise InputError(f"{what} {path} has more than {limit >> 20} MiB, so it is something else; give another file.")
+        raise InputError(f"{what} {path} has more than {limit >> 20} MiB, so it is something else", "give another file")
     return data

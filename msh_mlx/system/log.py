@@ -1,29 +1,19 @@
-"""Where things go that no user should have to read: noise of native code, and tracebacks."""
+"""The log file: tracebacks, and what native code prints."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import MshError
-from .places import home, temporary_file, temporary_folder, user_folder
-
-
-def log_folder() -> Path | None:
-    """Name the folder for log files; it may not be there yet. None: the user has no home folder."""
-    if sys.platform == "darwin":
-        folder = home()
-        return folder / "Library" / "Logs" / "msh-mlx" if folder else None
-    folder = user_folder("XDG_STATE_HOME", ".local", "state")
-    return folder / "msh-mlx" if folder else None
+from .places import log_folder, temporary_file, temporary_folder
 
 
 class Log:
-    """While entered, keeps to itself what native code writes to the standard error, which would spoil the screen."""
+    """While entered, collects what native code writes to the standard error, so that it does not spoil the screen."""
 
     def __enter__(self) -> Log:
         try:

@@ -1,10 +1,8 @@
-"""What the machine is: its processor, its memory, its system. Needs nothing but Python, so that it works where MLX does not."""
+"""What the machine is: its processor, its memory, its system. Works where MLX does not."""
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,31 +37,16 @@ def is_translated() -> bool:
 
 def physical_memory() -> int:
     """Return the bytes of memory that the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
-def available_memory() -> int | None:
-    """Return the bytes of memory that a program can have now without the system paging out; None if it is not known."""
-    if sys.platform == "darwin":
-        return _of_vm_stat(output_of("vm_stat"))
-    try:
-        return _of_meminfo(Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
+def available_memory() -> int:
+    """Return the bytes of memory that a program can have now without the system paging out."""
+    import psutil
 
-
-def _of_meminfo(text: str) -> int | None:
-    found = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else None
-
-
-def _of_vm_stat(text: str) -> int | None:
-    # Inactive pages are those of files, or of programs that have not used them for long.
-    page = re.search(r"page size of (\d+) bytes", text)
-    pages = dict(re.findall(r"^Pages (\w+):\s*(\d+)\.$", text, re.MULTILINE))
-    if not page or "free" not in pages:
-        return None
-    return int(page[1]) * sum(int(pages.get(kind, 0)) for kind in ("free", "inactive", "speculative", "purgeable"))
+    return int(psutil.virtual_memory().available)
 
 
 def output_of(*command: str) -> str:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
@@ -30,15 +30,15 @@ class NewFile:
     Raises
     ------
     InputError
-        The folder cannot be made or written to, or `path` is no regular file.
+        The folder cannot be made or written to, or `path` is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
         if self.path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file.")
+            raise InputError(f"{path} is a folder", "give the name of a file")
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{path} is no regular file; give another name.")
+            raise InputError(f"{path} is not a regular file", "give another name")
         self._temporary = self.path.with_name(f".msh-{secrets.token_hex(8)}.tmp")
         self._name = str(path)
         self._made = False
@@ -49,7 +49,7 @@ class NewFile:
             self.file: BinaryIO = io.BufferedRandom(NamedFile(self._temporary, "x+b", self._name))
         except FileNotFoundError:
             above = self.path.parent.parent
-            raise InputError(f"{path} cannot be written, since there is no folder {above}; make it first.") from None
+            raise InputError(f"{path} cannot be written, since there is no folder {above}", "make it first") from None
         except OSError as error:
             self._remove_folder()
             raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -90,15 +90,46 @@ Output: TypeAlias = "Path | StandardOutput"
 
 
 def output(text: str) -> Output:
-    """Return what the option for an output names: a file, or the standard output by `-`, which is taken at once."""
+    """Return the output that an option names: a file, or, for `-`, the standard output, which is taken at once."""
     return StandardOutput() if text == STDOUT else user_path(text)
 
 
 def file_output(text: str, what: str) -> Path:
     """Return the path of an output that must be a file; `what` it is begins the error."""
     if text == STDOUT:
-        raise InputError(f"{what} cannot go to the standard output; name a file (./- for one that is called so).")
+        raise InputError(f"{what} cannot go to the standard output", "name a file (./- for one that is called so)")
     return user_path(text)
+
+
+def named_folder(text: str, option: str) -> Path:
+    """Return the path of the folder that an option names."""
+    if text == STDOUT:
+        raise InputError(
+            f"{option} takes a folder, and - is the standard output", "name one (./- for one that is called so)"
+        )
+    return user_path(text)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder with those above it; those of them in which nothing is in the end go again.
+
+    Raises
+    ------
+    InputError
+        It cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def open_output(place: Output) -> NewFile | StandardOutput:
@@ -122,15 +153,15 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
     for path in outputs:
         if not isinstance(path, Path):
             if any(os.path.samestat(path.stat(), source) for source in sources):
-                raise InputError("The standard output is a file that is read and would be overwritten; name another.")
+                raise InputError("The standard output is a file that is read and would be overwritten", "name another")
             continue
         if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
-            raise InputError(f"{path} is read and would be overwritten; give the output another name.")
+            raise InputError(f"{path} is read and would be overwritten", "give the output another name")
         place = os.path.realpath(path)
         if sys.platform == "darwin":  # whose file names differ in more than case and composition
             place = unicodedata.normalize("NFC", place).casefold()
         if place in seen:
-            raise InputError(f"{path} would be written twice; give every output a name of its own.")
+            raise InputError(f"{path} would be written twice", "give every output a name of its own")
         seen.add(place)
         NewFile(path).__exit__(None, None, None)
 
@@ -145,5 +176,5 @@ def existing(path: str, what: str) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not path or stat.S_ISDIR(mode):
-        raise InputError(f"The {what} {path or '(an empty name)'} is a folder; give the file in it.")
+        raise InputError(f"The {what} {path or '(an empty name)'} is a folder", "give the file in it")
     return found

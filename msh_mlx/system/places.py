@@ -20,7 +20,7 @@ _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows any
 
 
 def mend_environment() -> None:
-    """Forget variables that mean nothing: sizes that no terminal has, so that it is asked itself, and empty names."""
+    """Remove variables that mean nothing: empty names of folders, and sizes that no terminal has."""
     for name in ("COLUMNS", "LINES"):
         if not _SIZE.fullmatch(os.environ.get(name, "80")):
             del os.environ[name]
@@ -40,7 +40,7 @@ def home() -> Path | None:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path as it was typed or stands in a file: `~` and `~/…` are in the home folder, all others what they say.
+    """Return the path that was typed or stands in a file: `~` and `~/…` are in the home folder, others stay as they are.
 
     A name like `~backup.wav` is a file's; the shell has already put in the folders of other users that there are.
 
@@ -53,19 +53,42 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     if text == "~" or text.startswith("~/"):
         folder = home()
         if folder is None:
-            raise InputError(f"{text} is in the home folder, and there is none; set HOME, or write the path without ~.")
+            raise InputError(
+                f"{text} is in the home folder, and there is none", "set HOME, or write the path without ~"
+            )
         return folder / text[2:]
     place = Path(text)
     # Of "./~/x" pathlib keeps "~/x", which is something else to whoever looks at it next.
     return place.absolute() if place.parts[:1] == ("~",) else place
 
 
-def user_folder(variable: str, *usual: str) -> Path | None:
-    """Return the folder that a variable of the environment names, else `usual` in the home folder; None if there is none."""
-    if named := os.environ.get(variable):
-        return user_path(named)
-    folder = home()
-    return folder.joinpath(*usual) if folder else None
+def config_folder() -> Path | None:
+    """Name the folder of what the user has set. None: there is no home folder."""
+    return _own_folder("XDG_CONFIG_HOME", ".config")
+
+
+def notes_folder() -> Path | None:
+    """Name the folder of notes: what can be found out again. None: there is no home folder."""
+    return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
+
+
+def log_folder() -> Path | None:
+    """Name the folder of log files. None: there is no home folder."""
+    return _own_folder("XDG_STATE_HOME", ".local/state", "Library/Logs")
+
+
+def _own_folder(variable: str, usual: str, on_macos: str | None = None) -> Path | None:
+    """Name the program's own folder, which may not be there yet: where `variable` says, else in `usual` in the home folder.
+
+    `on_macos`, in the home folder, takes the place of both there. The package platformdirs would put the configuration into
+    another folder than ~/.config on a Mac.
+    """
+    if sys.platform == "darwin" and on_macos:
+        usual = on_macos
+    elif named := os.environ.get(variable):
+        return user_path(named) / "msh-mlx"
+    own = home()
+    return own / usual / "msh-mlx" if own else None
 
 
 def temporary_folder() -> Path:
@@ -80,23 +103,32 @@ def temporary_folder() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         raise MshError(
-            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones); "
-            "set TMPDIR to a folder that can."
+            f"No folder for temporary files can be written to ({os.environ.get('TMPDIR') or '/tmp'} and the usual ones)",
+            "set TMPDIR to a folder that can",
         ) from None
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Find out whether `size` bytes can be written to the folder `path` in that for temporary files, which may be made.
+    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
+
+    The folder is made if need be.
 
     The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
 
     Raises
     ------
     MshError
-        They cannot.
+        It cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
+    # The compiler is run by a shell, with the names of files in double quotes.
+    if special := re.search(r'["$`]|\\{2}', str(folder)):
+        raise MshError(
+            f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
+            "compiled there",
+            f"set {name} to another folder, or unset it",
+        )
     try:
         if not folder.is_dir():
             raise NotADirectoryError(0, "there is no such folder")
@@ -110,7 +142,8 @@ def check_temporary(path: str, size: int) -> None:
             advice += f", or unset {name}"
         raise MshError(
             f"{place} cannot be written to ({error.strerror or error}), and functions of the model are compiled there, "
-            f"in the folder for temporary files; {advice}."
+            f"in the folder for temporary files",
+            advice,
         ) from None
 
 
@@ -141,7 +174,7 @@ def asset(name: str, what: str) -> Path:
     for folder in (package, package.parent):
         if (folder / name).is_file():
             return folder / name
-    raise MshError(f"{what} is missing from this installation; install the package again.")
+    raise MshError(f"{what} is missing from this installation", "install the package again")
 
 
 def client_folder() -> Path | None:
@@ -151,15 +184,3 @@ def client_folder() -> Path | None:
         if (folder / "index.html").is_file():
             return folder
     return None
-
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
-
-def user_file() -> Path | None:
-    """Name the file for the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
-    folder = user_folder("XDG_CONFIG_HOME", ".config")
-    return folder / "msh-mlx" / "weights.toml" if folder else None

@@ -1,4 +1,4 @@
-"""How a program is asked to end: by signals, which become an exception where the program is ready for it."""
+"""Signals that ask the program to end. They become an exception where the program is ready for it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Stopped(KeyboardInterrupt):
 class Signals:
     """While entered, raises `Stopped` in the main thread when the program is asked to end.
 
-    The first request is enough: while the program cleans up, more are ignored, or, once `at_once` is set, a second one calls it
-    and ends the process on the spot. After `defer`, requests raise nothing; `check` does, where the program is ready for it.
+    The first request is enough. While the program cleans up, further ones are ignored. Once `at_once` is set, the second one
+    calls it and ends the process on the spot. After `defer`, only `check` raises, where the program is ready for it.
 
     `end_process` says that threads may be left in native code that nothing can interrupt, so that the process shall end
     without waiting for them once everything is written.
@@ -37,7 +37,7 @@ class Signals:
         self.end_process = False
 
     def defer(self) -> None:
-        """From now on leave it to `check` to raise."""
+        """Let only `check` raise from now on."""
         self._deferred = True
 
     def stop(self, number: int) -> NoReturn:

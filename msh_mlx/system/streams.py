@@ -19,7 +19,7 @@ _taken = False  # whether the standard output is somebody's alone
 
 
 class NamedFile(io.FileIO):
-    """An unbuffered file; an error of writing is a `WriteError` that calls it `said`."""
+    """An unbuffered file. Errors of writing are `WriteError`, and call the file `said`."""
 
     def __init__(self, file: str | os.PathLike[str] | int, mode: str, said: str, *, closefd: bool = True) -> None:
         super().__init__(file, mode, closefd=closefd)
@@ -57,7 +57,7 @@ def open_standard() -> None:
 
 
 def end_standard() -> None:
-    """Write what waits in the standard streams; what cannot be written is given up, since Python would try it once more."""
+    """Write what waits in the standard streams. Give up what cannot be written, or Python would try it again."""
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
@@ -80,13 +80,13 @@ def _printing(stream: TextIO | None) -> TextIO:
 
 
 def check_output() -> None:
-    """Raise InputError where what is printed is all that the user gets, and the standard output is closed."""
+    """Raise InputError if the standard output is closed; for commands whose only result is what they print."""
     if 1 in _closed:
-        raise InputError("The standard output is closed, and there is nothing else to write to; leave it open.")
+        raise InputError("The standard output is closed, and there is nothing else to write to", "leave it open")
 
 
 class StandardOutput:
-    """The standard output as a file for one thing alone, used like a `NewFile`; all that is printed goes to standard error.
+    """The standard output as the file of one output, used like a `NewFile`. What is printed goes to standard error instead.
 
     Raises
     ------
@@ -98,10 +98,10 @@ class StandardOutput:
         global _taken
         check_output()
         if _taken:
-            raise InputError("Only one thing can go to the standard output; name a file for the other.")
+            raise InputError("Only one thing can go to the standard output", "name a file for the other")
         if os.isatty(1):
             raise InputError(
-                "The standard output is a terminal; put > FILE or | PROGRAM behind the command, or name a file."
+                "The standard output is a terminal", "put > FILE or | PROGRAM behind the command, or name a file"
             )
         _taken = True
         sys.stdout.flush()

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 
-def human_size(count: float) -> str:
-    """Write a number of bytes with its unit."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+def human_size(count: float | None, digits: int = 1) -> str:
+    """Write a number of bytes with its unit; "?" if it is not known."""
+    if count is None:
+        return "?"
+    return f"{count / 1e9:.{digits}f} GB" if count >= 1e9 else f"{count / 1e6:.{digits}f} MB"
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line and without anything that a terminal could take for a command."""
-    return "".join(c if c.isprintable() else _UNPRINTABLE for c in text)
+    """Return `text` on one line: spaces for line breaks and tabs, U+FFFD for all else that a terminal could obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
+def shortened(text: str, most: int) -> str:
+    """Return `printable` text of at most `most` characters, one space between words; "…" ends what was cut."""
+    words = " ".join(printable(text[: most + 1]).split())
+    return words if len(text) <= most else words[: most - 1] + "…"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
 """Files of weights: reading, checking, quantizing, converting, adapters.
 
-A model comes out of this room; where its file came from is the library's.
+This room turns a file into a model. Where the file comes from is the library's business.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: the one place that checks a language model's tensors, and loads them."""
+"""Checkpoints: checking the tensors of a language model, and loading them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..model.config import LmConfig, not_run, other_kind
 from ..model.lm import Lm
-from ..system.inputs import ONE_FILE
+from ..system.inputs import check_file
 from ..system.places import user_path
-from .layout import is_pytorch, is_transformers, to_mlx_layout
-from .lora import Change, find_scaling, read_lora
+from .kinds import check_lm, kind_of
+from .layout import is_pytorch, to_mlx_layout
+from .lora import Change, Scaling, find_scaling, read_lora
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+_LARGE = "transformer.layers.0.gating.linear_in"  # the first of the modules that make the temporal transformer large
 _CHUNK = 1 << 20  # weights that are computed with at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
@@ -40,28 +42,43 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A language model's file that was checked; no tensor has been read.
+    """A language model's file whose header has been checked. No tensor has been read.
+
+    It keeps no weights alive, can be handed to another thread, and loaded any number of times.
 
     Attributes
     ----------
     path, config
         The file, and what it is said to hold.
-    lm
-        The model without its weights: those that it has are never computed, and nothing in it is quantized.
     shapes
         The shapes of the modules' weights, unpacked, by the modules' names, in the order of the model.
+    linear
+        The modules that are linear layers; the other matrices are embeddings.
     tensors
         Where the tensors are, by their names in the MLX layout. Several may share a place.
     quantizations
         The modules whose weights are quantized, and how.
+    stamp
+        Tells this file from one that takes its place before it is loaded.
+    lora, scaling
+        The file of adapters to merge, and how much of them is added; None: there are none.
     """
 
     path: Path
     config: LmConfig
-    lm: Lm
     shapes: dict[str, tuple[int, ...]]
+    linear: frozenset[str]
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
+    stamp: tuple[int, ...]
+    lora: Path | None = None
+    scaling: Scaling | None = None
+
+    @property
+    def bits(self) -> int:
+        """The bits of most of the weights, as `file_bits` counts them; 16 if they are not quantized."""
+        how = self.quantizations.get(_LARGE)
+        return how.bits if how else 16
 
     def parts(self, module: str) -> dict[str, TensorInfo]:
         """Say where the tensors of a module are: "weight", and "scales" and "biases" of one that is quantized."""
@@ -76,17 +93,67 @@ class Checkpoint:
             for info in self.parts(module).values()
         )
 
-    def changes(self, lora: str | os.PathLike[str] | None, scaling: float | None) -> dict[str, Change]:
-        """Read what the file `lora` changes of this model's weights, as `read_lora` does; nothing if there is none.
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Of `shapes` those `[out, in]` of linear layers and embeddings, which can be quantized and changed by adapters."""
+        return {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
 
-        `scaling` None is what `find_scaling` finds.
+    def load(self, dtype: mx.Dtype | None = None, progress: Callable[[float], None] | None = None) -> Lm:
+        """Load the model, adapters merged; arguments are those of `load_lm`.
+
+        Raises
+        ------
+        InputError
+            The adapters do not fit the model, or a file has changed.
         """
-        if lora is None:
+        if _stamp(self.path) != self.stamp:
+            raise InputError(f"{self.path} has changed since it was checked", "start again")
+        changes = self.changes()
+        if dtype is None:
+            dtype = default_dtype()
+        lm = Lm(self.config, *_hidden_widths(self.tensors))
+        _quantize(lm, self.quantizations)
+        total = sum(info.nbytes for info in self.tensors.values())
+        done = 0
+        weights: list[tuple[str, mx.array]] = []
+        for module in self.shapes:
+            if progress:
+                progress(done / total)
+            arrays = self._read(module, changes.get(module), dtype)
+            mx.eval(list(arrays.values()))
+            weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
+            done += sum(info.nbytes for info in self.parts(module).values())
+            mx.clear_cache()  # else what was in use for one module stays beside the next
+        lm.load_weights(weights, strict=True)
+        weights.clear()
+        lm.freeze()
+        lm.eval()
+        lm.prepare()
+        mx.clear_cache()
+        if progress:
+            progress(1.0)
+        return lm
+
+    def _read(self, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
+        """Read a module's tensors as they are held, with `change` made."""
+        how, parts = self.quantizations.get(module), self.parts(module)
+        if change is None:
+            arrays = [read_tensor(self.path, info) for info in parts.values()]
+            arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
+        else:
+            pieces = []
+            for _, rows in self.rows(module, change):
+                weight = rows.astype(dtype)
+                pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
+                mx.eval(pieces[-1])
+            arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
+        return dict(zip(parts, arrays, strict=True))
+
+    def changes(self) -> dict[str, Change]:
+        """Read what the adapters change of the weights, by the modules' names; nothing if there are none."""
+        if self.lora is None or self.scaling is None:
             return {}
-        matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
-        linear = {name for name, module in self.lm.named_modules() if isinstance(module, nn.Linear)}
-        how_much = find_scaling(lora, self.config, scaling).value
-        return read_lora(lora, how_much, matrices, self.config.dep_q, linear)
+        return read_lora(self.lora, self.scaling.value, self.matrices, self.config.dep_q, self.linear)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix some rows at a time: yield the first one's number, and the rows in float32, with `change` made.
@@ -109,7 +176,8 @@ class Checkpoint:
             weight = change.merge(weight, row) if change else weight.astype(mx.float32)
             if change and not mx.isfinite(weight).all().item():
                 raise InputError(
-                    f"{change.path} makes numbers of {module} infinite or none at all; give another file, or --lora-scaling."
+                    f"{change.path} makes numbers of {module} infinite or none at all",
+                    "give another file, or --lora-scaling",
                 )
             yield row, weight
 
@@ -129,17 +197,17 @@ def open_checkpoint(
     config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     quantized: int | None = None,
     *,
-    lora: bool = False,
+    lora: str | os.PathLike[str] | None = None,
+    lora_scaling: float | None = None,
 ) -> Checkpoint:
-    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s.
-
-    With `lora` the configuration may say that there are adapters: they will be merged.
-    """
+    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s."""
     path = user_path(path)
+    lm_config = LmConfig.of(config, lora=lora is not None)
+    stamp = _stamp(path)
     header = read_header(path)
-    lm_config = LmConfig.of(config, lora=lora)
-    _check_kind(path, header)
+    check_lm(path, header)
     try:
+        _check_types(path, header)
         _check_quantized(path, header, quantized)
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, lm_config.dep_q)
@@ -151,7 +219,15 @@ def open_checkpoint(
             raise not_run(f"{path} is", what) from None
         raise
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
-    return Checkpoint(path, lm_config, lm, shapes, tensors, quantizations)
+    linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
+    adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    check_file(path)
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def default_dtype() -> mx.Dtype:
@@ -198,91 +274,11 @@ def load_lm(
     InputError
         A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
     """
-    checkpoint = open_checkpoint(path, config, quantized, lora=lora is not None)
-    changes = checkpoint.changes(lora, lora_scaling)
-    if dtype is None:
-        dtype = default_dtype()
-    lm = checkpoint.lm
-    _quantize(lm, checkpoint.quantizations)
-    total = sum(info.nbytes for info in checkpoint.tensors.values())
-    done = 0
-    weights: list[tuple[str, mx.array]] = []
-    for module in checkpoint.shapes:
-        if progress:
-            progress(done / total)
-        arrays = _read_module(checkpoint, module, changes.get(module), dtype)
-        mx.eval(list(arrays.values()))
-        weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
-        done += sum(info.nbytes for info in checkpoint.parts(module).values())
-        mx.clear_cache()  # else what was in use for one module stays beside the next
-    lm.load_weights(weights, strict=True)
-    weights.clear()
-    lm.freeze()
-    lm.eval()
-    lm.prepare()
-    mx.clear_cache()
-    if progress:
-        progress(1.0)
-    return lm
-
-
-def _read_module(checkpoint: Checkpoint, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Read a module's tensors as they are held, with `change` made."""
-    how, parts = checkpoint.quantizations.get(module), checkpoint.parts(module)
-    if change is None:
-        arrays = [read_tensor(checkpoint.path, info) for info in parts.values()]
-        arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
-    else:
-        pieces = []
-        for _, rows in checkpoint.rows(module, change):
-            weight = rows.astype(dtype)
-            pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
-            mx.eval(pieces[-1])
-        arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
-    return dict(zip(parts, arrays, strict=True))
-
-
-# How the parts of a model in several files are named.
-_PART = re.compile(r"-0*([1-9]\d*)-of-0*([2-9]|[1-9]\d+)\.safetensors$")
-
-
-def _check_kind(path: Path, header: Mapping[str, TensorInfo]) -> None:
-    kind = _kind(header)
-    if kind == "transformers":
-        raise InputError(
-            f"{path} has the Transformers library's names of tensors; give Kyutai's own file, "
-            "such as hf:kyutai/moshiko-mlx-q4/model.q4.safetensors."
-        )
-    if (part := _PART.search(path.name)) and not _is_whole(header):
-        raise InputError(f"{path} is part {part[1]} of {part[2]} of a model; {ONE_FILE}.")
-    if kind == "mimi":
-        raise InputError(f"{path} is a Mimi codec, not a language model; give it as --mimi, and the model as --model.")
-    if kind == "lora":
-        raise InputError(
-            f"{path} holds LoRA adapters, not a language model; give it as --lora, and the model as --model."
-        )
-    if kind != "lm":
-        raise InputError(f"{path} is not a Moshi language model: it has no tensor out_norm.weight.")
-
-
-def _is_whole(header: Mapping[str, TensorInfo]) -> bool:
-    """Tell whether a file has something of every part of a language model, the first as well as the last."""
-    beginnings = ("text_emb.", "transformer.layers.0.", "out_norm.", "text_linear.")
-    return all(any(name.startswith(beginning) for name in header) for beginning in beginnings)
-
-
-def _kind(header: Mapping[str, TensorInfo]) -> str | None:
-    if is_transformers(header):
-        return "transformers"
-    if any(name.startswith(("encoder.", "decoder.", "quantizer.")) for name in header):
-        return "mimi"
-    if "out_norm.weight" in header or is_pytorch(header):
-        return "lm"
-    return "lora" if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in header) else None
+    return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
 def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Say by its tensors what a language model is that is none for conversations; None if it is one, or it is not known."""
+    """Name the kind of a model that cannot hold conversations, by its tensors; None if it can, or that is not known."""
     found = sizes(header)
     values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
     values["demux_second_stream"] = any(".out1." in name for name in header)
@@ -294,12 +290,13 @@ def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
 
 def describe(header: Mapping[str, TensorInfo]) -> str:
     """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
-    kind = _kind(header)
+    kind = kind_of(header)
     if kind != "lm":
         others = {
             "mimi": "a Mimi codec",
             "lora": "LoRA adapters",
-            "transformers": "a model with the Transformers library's names",
+            "Transformers' lm": "a model with the Transformers library's names",
+            "Transformers' mimi": "a Mimi codec with the Transformers library's names",
         }
         return others.get(kind or "", "no file of Moshi's")
     if (other := _other_kind(header)) is not None:
@@ -310,10 +307,24 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
     if bits is None:
         dtypes = sorted({_dtype_name(info) for info in header.values() if "F" in info.dtype})
         return f"{what}, not quantized ({' and '.join(dtypes) or 'no floats'})"
-    scales = header.get("transformer.layers.0.gating.linear_in.scales")
+    scales = header.get(f"{_LARGE}.scales")
     groups = scales.shape[-1] if scales is not None and scales.shape else 0
     size = f" in groups of {header['out_norm.weight'].shape[0] // groups}" if groups else ""
     return f"{what}, {bits} bits{size}"
+
+
+def _check_types(path: Path, header: Mapping[str, TensorInfo]) -> None:
+    """Check how the numbers of all tensors are stored; before the shapes, which other types may have made different."""
+    for name, info in header.items():
+        if info.dtype not in FLOATS:
+            is_packed = f"{name.removesuffix('.weight')}.scales" in header
+            if not (is_packed and info.dtype == "U32"):
+                raise _wrong_type(path, name, info, is_packed=is_packed)
+
+
+def _wrong_type(path: Path, name: str, info: TensorInfo, *, is_packed: bool) -> InputError:
+    expected = "uint32" if is_packed else "a float of 16 or 32 bits"
+    return InputError(f"{path}: {name} is of type {_dtype_name(info)}", f"{expected} is expected")
 
 
 def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: int | None) -> None:
@@ -321,11 +332,11 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
         return
     bits = file_bits(header)
     if bits is None:
-        raise InputError(f"{path} is not quantized: it is {describe(header)}; leave --quantized {quantized} out.")
+        raise InputError(f"{path} is not quantized: it is {describe(header)}", f"leave --quantized {quantized} out")
     if bits != quantized:
         raise InputError(
-            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}; "
-            f"give --quantized {bits}, or leave it out."
+            f"{path} is quantized to {bits} bits, not {quantized}: it is {describe(header)}",
+            f"give --quantized {bits}, or leave it out",
         )
 
 
@@ -340,7 +351,7 @@ _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Read off a language model's tensors what its configuration has to say, by the keys of `LmConfig`, as far as they tell."""
+    """Read the sizes of a language model off its tensors, as far as they tell, by the keys of `LmConfig`."""
     counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
     for name in header:
         for key, pattern in _COUNTED.items():
@@ -370,18 +381,18 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
             for values in (other, {key: getattr(config, key) for key in other})
         )
         raise InputError(
-            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration "
-            f"{said}; give the model's own with --config."
+            f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
+            "give the model's own with --config",
         )
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read off a header the bits of most of the weights, for which no configuration is needed; None: not quantized.
+    """Read the bits of most weights off a header, without a configuration; None: not quantized.
 
-    A file may hold weights of several kinds: the first of those that make the temporal transformer large stands for them.
-    `out_norm` tells the width of the rows that are packed there.
+    A file may hold weights of several kinds. Those of the first feed-forward stand for all. `out_norm` tells how many numbers
+    are packed into a row.
     """
-    weight, norm = header.get("transformer.layers.0.gating.linear_in.weight"), header.get("out_norm.weight")
+    weight, norm = header.get(f"{_LARGE}.weight"), header.get("out_norm.weight")
     if (
         weight is None
         or norm is None
@@ -403,7 +414,7 @@ def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int |
         return array.shape[0] // 2 if array is not None and fits else None
 
     return (
-        half_rows("transformer.layers.0.gating.linear_in.weight"),
+        half_rows(f"{_LARGE}.weight"),
         half_rows("depformer.slices.0.transformer.layers.0.gating.linear_in.weight"),
     )
 
@@ -428,9 +439,7 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
                 continue
             quantizations[module] = _quantization(path, module, tensors, shape)
         elif array.shape != shape:
-            raise InputError(f"{path}: {name} has shape {list(array.shape)}; {list(shape)} is expected.")
-        elif array.dtype not in FLOATS:
-            raise InputError(f"{path}: {name} is of type {_dtype_name(array)}; a float of 16 or 32 bits is expected.")
+            raise InputError(f"{path}: {name} has shape {list(array.shape)}", f"{list(shape)} is expected")
     surplus = sorted(set(tensors) - expected)
     wrong = [_listed(missing, "is missing", "are missing")] if missing else []
     wrong += [_listed(surplus, "does not belong to this model", "do not belong to this model")] if surplus else []
@@ -448,17 +457,14 @@ def _listed(names: list[str], one: str, several: str) -> str:
 
 def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> Quantization:
     weight, scales, biases = (tensors[f"{module}.{part}"] for part in ("weight", "scales", "biases"))
+    if weight.dtype != "U32":
+        raise _wrong_type(path, f"{module}.weight", weight, is_packed=True)
     rows, columns = shape
     fits = len(weight.shape) == len(scales.shape) == 2 and scales.shape == biases.shape and scales.shape[1] > 0
     if fits and weight.shape[0] == scales.shape[0] == rows:
         group_size, rest = divmod(columns, scales.shape[1])
         bits, rest_bits = divmod(weight.shape[1] * 32, columns)
         if not rest and not rest_bits and bits in BITS and group_size in GROUP_SIZES:
-            if weight.dtype != "U32" or scales.dtype not in FLOATS or biases.dtype not in FLOATS:
-                raise InputError(
-                    f"{path}: {module} is packed as {_dtype_name(weight)} with scales as {_dtype_name(scales)}; "
-                    "uint32 with floats is expected."
-                )
             return Quantization(bits, group_size)
     raise InputError(
         f"{path}: {module} has a quantized weight {list(weight.shape)} with scales {list(scales.shape)}, "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +23,7 @@ from ..system.newfile import NewFile, check_outputs, file_output
 from ..system.places import user_path
 from .beside import config_beside
 from .checkpoint import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
-from .lora import Change, Scaling, find_scaling
+from .lora import Change, Scaling
 from .safetensors import TensorInfo, TensorWriter, read_tensor
 
 Logits = npt.NDArray[np.float64]
@@ -44,8 +43,8 @@ class Rule:
 class Converted:
     """What was written: the model and its configuration, the bytes before and after, and what did not fit the groups.
 
-    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are no whole number of groups. `scaling`
-    says how much of the adapters was added; None: there were none.
+    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are not a whole number of groups.
+    `scaling` says how much of the adapters was added; None: there were none.
     """
 
     path: Path
@@ -102,9 +101,8 @@ def convert(
     out = file_output(os.fspath(out), "The model")
     out_config = config_beside(out)
     inputs = [file for file in (path, config, lora) if isinstance(file, str | os.PathLike)]
-    checkpoint = open_checkpoint(path, config, lora=lora is not None)
-    scaling = None if lora is None else find_scaling(lora, checkpoint.config, lora_scaling)
-    changes = checkpoint.changes(lora, scaling.value if scaling else None)
+    checkpoint = open_checkpoint(path, config, lora=lora, lora_scaling=lora_scaling)
+    changes = checkpoint.changes()
     check_outputs([out, out_config], [user_path(file) for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
     written = {
@@ -128,19 +126,19 @@ def convert(
     mx.clear_cache()
     if progress:
         progress(1.0)
-    return Converted(out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), scaling)
+    return Converted(
+        out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), checkpoint.scaling
+    )
 
 
 def _targets(
     checkpoint: Checkpoint, bits: int, group_size: int, keep: Sequence[Rule]
 ) -> tuple[dict[str, Quantization], list[str]]:
-    """Choose for every module how to quantize it; those missing are not. The list is of those that should be and cannot."""
+    """Choose how to quantize each module; those that are not there stay as they are. List those that should be and cannot."""
     targets: dict[str, Quantization] = {}
     unpacked: list[str] = []
     fitting: set[str] = set()
-    for module, layer in checkpoint.lm.named_modules():
-        if not isinstance(layer, nn.Linear | nn.Embedding):
-            continue
+    for module, (_, columns) in checkpoint.matrices.items():
         fits = [rule for rule in keep if fnmatchcase(module, rule.pattern)]
         fitting |= {rule.pattern for rule in fits}
         wanted = fits[0].bits if fits else bits
@@ -149,17 +147,17 @@ def _targets(
             continue
         if stored and stored.bits < wanted:
             raise InputError(
-                f"{checkpoint.path}: {module} has {stored.bits} bits, and {wanted} would only make it larger; "
-                f"convert it to {stored.bits} bits or fewer, or to 16."
+                f"{checkpoint.path}: {module} has {stored.bits} bits, and {wanted} would only make it larger",
+                f"convert it to {stored.bits} bits or fewer, or to 16",
             )
-        if checkpoint.shapes[module][1] % group_size:
+        if columns % group_size:
             unpacked.append(module)
         else:
             targets[module] = Quantization(wanted, group_size)
     for rule in keep:
         if rule.pattern not in fitting:
             some = ", ".join(["text_emb", "audio_embs.0", "transformer.layers.0.gating.linear_in", "text_linear"])
-            raise InputError(f"No weight's name fits {rule.pattern!r}; names are {some} and the like.")
+            raise InputError(f"No weight's name fits {rule.pattern!r}", f"names are {some} and the like")
     return targets, sorted(unpacked)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from .safetensors import TensorInfo
 
@@ -26,24 +26,15 @@ _NAMES = [
 _DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.weight")
 _STACKED = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
 _SHARED = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
-# What the tensors are called in the Transformers library's form of Moshi, whole or without its codec.
-_TRANSFORMERS = re.compile(
-    r"(decoder\.)?model\.(layers|embed_tokens)\.|decoder\.lm_head\.|(depth_decoder|audio_encoder|embed_tokens)\."
-)
 
 
-def is_transformers(names: Iterable[str]) -> bool:
-    """Tell the Transformers library's names from those of both layouts, and of Mimi."""
-    return any(map(_TRANSFORMERS.match, names))
-
-
-def is_pytorch(names: Mapping[str, object]) -> bool:
+def is_pytorch(names: Collection[str]) -> bool:
     """Tell PyTorch's layout from MLX's by the name of the last norm."""
     return "out_norm.alpha" in names
 
 
 def stacked_names(name: str, dep_q: int) -> list[str]:
-    """Name the MLX layout's tensors that lie stacked along the rows of PyTorch's tensor `name`; [] if it is no such one."""
+    """Name the MLX layout's tensors that lie stacked along the rows of PyTorch's tensor `name`; [] if it is not stacked."""
     match = _STACKED.fullmatch(name)
     if not match:
         return []
@@ -52,7 +43,7 @@ def stacked_names(name: str, dep_q: int) -> list[str]:
 
 
 def mlx_name(name: str) -> str:
-    """Name the one tensor of the MLX layout that PyTorch's `name` is; one that is not known comes back as it is."""
+    """Return the MLX layout's name of PyTorch's tensor `name`; an unknown name stays as it is."""
     if match := _DEPFORMER_EMB.fullmatch(name):
         return f"depformer.slices.{int(match[1]) + 1}.emb.weight"
     for pattern, new in _NAMES:
@@ -64,7 +55,7 @@ def mlx_name(name: str) -> str:
 def to_mlx_layout(header: Mapping[str, TensorInfo], dep_q: int) -> dict[str, TensorInfo]:
     """Say where a file holds each tensor of the MLX layout: what is stacked are ranges of rows, what is shared is there twice.
 
-    A name that is not known stays as it is, for whoever checks the model to complain of.
+    An unknown name stays as it is: the check of the model complains of it.
     """
     if not is_pytorch(header):
         return dict(header)

@@ -55,7 +55,7 @@ Change: TypeAlias = Adapter | Replacement
 
 @dataclass(frozen=True)
 class Scaling:
-    """How much of the adapters is added, and who says so, as a clause: "as lora/config.json says"."""
+    """How much of the adapters is added, and why, as a clause: "as lora/config.json says"."""
 
     value: float
     reason: str
@@ -92,7 +92,7 @@ def read_lora(
     dep_q: int,
     linear: Collection[str] | None = None,
 ) -> dict[str, Change]:
-    """Read from a safetensors file what changes a model's weights, by the names that their modules have in the MLX layout.
+    """Read the changes of a model's weights from a safetensors file, by the names of the modules in the MLX layout.
 
     The file holds `X.lora_A.weight` `[rank, in]` and `X.lora_B.weight` `[out, rank]` for some linear layers X, and `X.weight`
     for some matrices X, mostly embeddings, which take the place of the model's. X is named as in either layout. Where PyTorch's
@@ -117,13 +117,13 @@ def read_lora(
     path = user_path(path)
     header = read_header(path)
     if "out_norm.weight" in header or "out_norm.alpha" in header:
-        raise InputError(f"{path} is no file of LoRA adapters but a language model; give it as --model.")
+        raise InputError(f"{path} is a language model, not a file of LoRA adapters", "give it as --model")
     if any(name.startswith("quantizer.") for name in header):
-        raise InputError(f"{path} is no file of LoRA adapters but a Mimi codec; give it as --mimi.")
+        raise InputError(f"{path} is a Mimi codec, not a file of LoRA adapters", "give it as --mimi")
     for name, info in header.items():
         if info.dtype not in FLOATS or len(info.shape) != 2:
             raise InputError(
-                f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}; a float matrix is expected."
+                f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}", "a float matrix is expected"
             )
     found: dict[str, Change] = {}
     for name, info in header.items():
@@ -131,7 +131,7 @@ def read_lora(
             places = _places(name, dep_q)
             if places[0] not in shapes:
                 raise InputError(
-                    f"{path} is no file of LoRA adapters for the model: {name} is neither a {_A[1:]} nor a {_B[1:]}, and no "
+                    f"{path} is not a file of LoRA adapters for the model: {name} is neither a {_A[1:]} nor a {_B[1:]}, and no "
                     "matrix of the model is called so."
                 )
             rows, columns = shapes[places[0]]
@@ -151,7 +151,7 @@ def read_lora(
                 )
             rank, (rows, columns) = info.shape[0], shapes[places[0]]
             if info.shape[1] != columns:
-                raise InputError(f"{path}: {name} has shape {list(info.shape)}; [rank, {columns}] is expected.")
+                raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
             _check_shape(path, other, b, (rows * len(places), rank))
             a = read_tensor(path, info)
@@ -164,15 +164,15 @@ def read_lora(
                 raise InputError(f"{path} changes {place} twice, once by {name}.")
             found[place] = change
     if not found:
-        raise InputError(f"{path} is no file of LoRA adapters: it is empty.")
+        raise InputError(f"{path} is not a file of LoRA adapters: it is empty.")
     return found
 
 
 def _places(name: str, dep_q: int) -> list[str]:
-    """Name the modules of the MLX layout whose weights a tensor of either layout is, or has stacked along its rows."""
+    """Name the modules of the MLX layout whose weights a tensor of either layout holds, stacked along its rows if several."""
     return [new.removesuffix(".weight") for new in stacked_names(name, dep_q) or [mlx_name(name)]]
 
 
 def _check_shape(path: Path, name: str, info: TensorInfo, expected: tuple[int, ...]) -> None:
     if info.shape != expected:
-        raise InputError(f"{path}: {name} has shape {list(info.shape)}; {list(expected)} is expected.")
+        raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"{list(expected)} is expected")

@@ -1,4 +1,10 @@
-"""The safetensors format: headers that are checked, tensors read by ranges of the file, files written in place."""
+"""The safetensors format: headers that are checked, tensors read by ranges of the file, files written in place.
+
+The codec has a reader of its own in Rust (`rust/mimi/src/checkpoint.rs`), because its crate works without Python. This one does
+not use it, for three reasons. The codec's takes three float types and streams each tensor into its own layout; here are packed
+integers, too, ranges of rows, and arrays of MLX. Its errors are the crate's, and do not know the program's options. And what
+reads only headers, such as `msh-mlx models` and `msh-mlx doctor`, also works where the extension cannot be loaded.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +67,13 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Raises
     ------
     InputError
-        The file cannot be read, is no safetensors file, is shorter or longer than its header says, or has a tensor of a type
+        The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of a type
         that is not known.
     """
     path = user_path(path)
     size = check_file(path)
     if size == 0:
-        raise InputError(f"{path} is empty; fetch the file again.")
+        raise InputError(f"{path} is empty", "fetch the file again")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -76,44 +82,42 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             raw = file.read(length) if size >= 8 and length <= min(_MAX_HEADER, size - 8) else b""
     except OSError as error:
         raise cannot_read(str(path), error) from None
-    if start[8:9] != b"{" and (other := foreign(start)) is not None:
-        raise InputError(f"{path} is {other}.")
-    if _JSON.match(start) and start[8:9] != b"{":
-        raise InputError(f"{path} is {_json(path)}.")
+    if start[8:9] != b"{" and (other := foreign(start) or (_json(path) if _JSON.match(start) else None)):
+        raise InputError(f"{path} is {other[0]}", other[1])
     if not raw.startswith(b"{"):
         if size >= 9 and start[8:9] == b"{" and length > _MAX_HEADER:
             raise InputError(
-                f"{path} is not a safetensors file: its header would have {length:,} bytes; fetch the file again."
+                f"{path} is not a safetensors file: its header would have {length:,} bytes", "fetch the file again"
             )
         if size >= 8 and size - 8 < length <= _MAX_HEADER and (start[8:9] == b"{" or not start[:8].isascii()):
-            raise InputError(f"{path} is cut off in its header; fetch the file again.")
-        raise InputError(f"{path} is not a safetensors file; fetch the file again.")
+            raise InputError(f"{path} is cut off in its header", "fetch the file again")
+        raise InputError(f"{path} is not a safetensors file", "fetch the file again")
     try:
         header = json.loads(raw, object_pairs_hook=_distinct)
         places = {name: _place(name, entry) for name, entry in header.items() if name != "__metadata__"}
     except _TwiceError as error:
         raise InputError(
-            f"{path} has a broken safetensors header: {brief(error.key)} is there twice; fetch the file again."
+            f"{path} has a broken safetensors header: {brief(error.key)} is there twice", "fetch the file again"
         ) from None
     except _UnknownTypeError as error:
         raise InputError(
-            f"{path}: {error.name} is of type {brief(error.dtype)}, which is not known; "
-            "fetch the file again, or take one with weights of type BF16."
+            f"{path}: {error.name} is of type {brief(error.dtype)}, which is not known",
+            "fetch the file again, or take one with weights of type BF16",
         ) from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} has a broken safetensors header; fetch the file again.") from None
+        raise InputError(f"{path} has a broken safetensors header", "fetch the file again") from None
     end = 0
     for name, (_, begin, stop) in sorted(places.items(), key=lambda item: item[1][1:]):
         if begin != end:
             what = "overlaps another tensor" if begin < end else "leaves a gap before it"
             raise InputError(
-                f"{path} has a broken safetensors header: the place of {name} {what}; fetch the file again."
+                f"{path} has a broken safetensors header: the place of {name} {what}", "fetch the file again"
             )
         end = stop
     data = 8 + length
     if end != size - data:
         what = "cut off" if end > size - data else "longer than its header says"
-        raise InputError(f"{path} is {what}: {size:,} bytes in place of {data + end:,}; fetch the file again.")
+        raise InputError(f"{path} is {what}: {size:,} bytes in place of {data + end:,}", "fetch the file again")
     return {name: TensorInfo(info.dtype, info.shape, data + begin) for name, (info, begin, _) in places.items()}
 
 
@@ -128,15 +132,15 @@ class _UnknownTypeError(ValueError):
         self.dtype = dtype
 
 
-def _json(path: Path) -> str:
+def _json(path: Path) -> tuple[str, str]:
     """Say what a file is that holds JSON, not weights, and what to do."""
     with path.open("rb") as file:
         text = file.read(_MAX_INDEX)
     if b'"weight_map"' not in text:
-        return "a JSON file, which holds no weights; give the .safetensors file"
+        return "a JSON file, which holds no weights", "give the .safetensors file"
     parts = sorted({name.decode() for name in re.findall(rb'"([\w.-]+\.safetensors)"', text)})
     of = f" ({', '.join(parts[:2])}{' …' if len(parts) > 2 else ''})" if parts else ""
-    return f"an index of a model that is in several files{of}; {ONE_FILE}"
+    return f"an index of a model that is in several files{of}", ONE_FILE
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def read_tensor(path: Path, info: TensorInfo) -> mx.array:
 
 
 # Of each float: how numpy reads its bits, the bits of its exponent, which are all set in what is not finite, and those of
-# its fraction, which are not all 0 if it is no number.
+# its fraction, which are not all 0 if it is NaN.
 _EXPONENTS: dict[str, tuple[Any, int, int]] = {
     "F16": (np.uint16, 0x7C00, 0x3FF),
     "BF16": (np.uint16, 0x7F80, 0x7F),
@@ -193,12 +197,12 @@ _PIECE = 1 << 22
 def find_not_finite(
     path: str | os.PathLike[str], progress: Callable[[float], None] | None = None
 ) -> tuple[str, int, float] | None:
-    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or no number.
+    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or NaN.
 
     Parameters
     ----------
     path
-        The file, of whatever model; quantized weights are no floats, their scales and biases are.
+        The file, of any model. Quantized weights are not floats; their scales and biases are.
     progress
         Called with the fraction of the floats' bytes that are read, from 0 to 1.
 

@@ -13,20 +13,21 @@ import pytest
 import soundfile
 from aiohttp import web
 from paths import DIGITS, ROOT
-from published import FRAME, LAG, Server, published
+from published import LAG, Server, published
 from test_remote import Ours, over_opus
 
-from msh_mlx.cli.main import _parser, main
+from msh_mlx.cli.main import main, parser
 from msh_mlx.cli.options import samplers
 from msh_mlx.conversation.load import load_session
-from msh_mlx.conversation.recordings import Answer, Plan, converse_with
+from msh_mlx.conversation.recordings import Plan, converse_with
+from msh_mlx.events import Heard, Said, Spoke
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.messages import Error, Handshake, encode
 from msh_mlx.net.parameters import ChatParameters
 from msh_mlx.net.tls import folder_fingerprint, known_file, server_context
 from msh_mlx.sound.recordings import open_recording, to_int16
 
-RATE = 24000
 TAIL = 20  # frames of silence
 LIMIT = 10  # seconds, against hanging
 LOADED = 120  # seconds until a busy machine has loaded the model
@@ -65,7 +66,7 @@ def words(path):
 
 
 def tone(seconds):
-    time = np.arange(round(seconds * RATE)) / RATE
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     return (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
 
 
@@ -73,7 +74,7 @@ def tone(seconds):
 def recording(tmp_path):
     """17.5 frames, as a file."""
     path = tmp_path / "tone.wav"
-    soundfile.write(path, tone(1.4), RATE, subtype="FLOAT")
+    soundfile.write(path, tone(1.4), SAMPLE_RATE, subtype="FLOAT")
     return path
 
 
@@ -96,18 +97,20 @@ def program(*args, **environment):
 
 def local_reply(arrived, transcript):
     """What `local_mlx.py` says to a recording, `[frames, 1920]`, before it becomes a file."""
-    args = _parser().parse_args(["--demo", *SAMPLING])
+    args = parser().parse_args(["--demo", *SAMPLING])
     session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
     replies = []
 
-    def answers(frames):
-        for pcm in frames:
+    def hold(frames):
+        for index, pcm in enumerate(frames):
             frame = session.push(pcm)
             replies.append(frame.pcm)
-            yield Answer(pcm, frame.pcm, frame.text)
+            yield Heard(index, pcm)
+            yield Spoke(index, frame.text)
+            yield Said(index, frame.pcm)
 
     with open_recording(str(arrived)) as recording:
-        converse_with(answers, RATE, FRAME, recording, Plan(transcript=transcript), lambda event: None)
+        converse_with(hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(transcript=transcript), lambda event: None)
     return np.array(replies)
 
 
@@ -116,9 +119,9 @@ def test_the_reply_is_that_of_the_local_program(server, tmp_path):
     arrived, reply = tmp_path / "arrived.wav", tmp_path / "reply.wav"
     local, remote = tmp_path / "local.jsonl", tmp_path / "remote.jsonl"
     pcm = soundfile.read(DIGITS, dtype="float32")[0]
-    frames = -(-len(pcm) // FRAME) + TAIL
-    pcm = np.pad(pcm, (0, frames * FRAME - len(pcm))).reshape(frames, FRAME)
-    soundfile.write(arrived, over_opus(pcm).ravel(), RATE, subtype="FLOAT")
+    frames = -(-len(pcm) // FRAME_SIZE) + TAIL
+    pcm = np.pad(pcm, (0, frames * FRAME_SIZE - len(pcm))).reshape(frames, FRAME_SIZE)
+    soundfile.write(arrived, over_opus(pcm).ravel(), SAMPLE_RATE, subtype="FLOAT")
     said = local_reply(arrived, local)
     options = ["--tail", TAIL * 0.08, "--output", reply, "--transcript", remote, "--plain", *SAMPLING]
     done = program("--port", server, "--input", DIGITS, *options)
@@ -141,9 +144,9 @@ def test_a_recording_in_real_time(kind, recording, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "realtime" not in server.requests[0].query
     heard, rate = soundfile.read(reply, dtype="int16")
-    sent = np.pad(tone(1.4), (0, 30 * FRAME)).reshape(-1)[: (23 + 3) * FRAME].reshape(-1, FRAME)
+    sent = np.pad(tone(1.4), (0, 30 * FRAME_SIZE)).reshape(-1)[: (23 + 3) * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     expected = over_opus(over_opus(sent)[LAG[kind] :])[:23]
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     assert np.array_equal(heard, to_int16(expected.ravel()))
     expected = [{"start": round(i * 0.08, 3), "text": f"word{i}"} for i in range(0, 23, 5)]
     assert words(transcript) == expected
@@ -250,7 +253,7 @@ def test_a_recording_faster_than_real_time(kind, recording, tmp_path):
         done = program("--port", server.port, "--input", recording, "--output", reply, "--transcript", transcript)
     assert done.returncode == 0, done.stderr
     heard, _ = soundfile.read(reply, dtype="int16")
-    sent = np.pad(tone(1.4), (0, 30 * FRAME)).reshape(-1)[: (18 + LAG[kind]) * FRAME].reshape(-1, FRAME)
+    sent = np.pad(tone(1.4), (0, 30 * FRAME_SIZE)).reshape(-1)[: (18 + LAG[kind]) * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     assert np.array_equal(heard, to_int16(over_opus(over_opus(sent)[LAG[kind] :]).ravel()))
     assert [word["text"] for word in words(transcript)] == ["word0", "word5", "word10", "word15"]
 
@@ -274,7 +277,7 @@ def test_half_a_conversation_is_kept(recording, tmp_path):
     for path in (reply, transcript):
         assert str(path) in "".join(done.stdout.split("\n"))
     heard, _ = soundfile.read(reply, dtype="int16")
-    sent = np.pad(tone(1.4), (0, 30 * FRAME))[: 7 * FRAME].reshape(-1, FRAME)
+    sent = np.pad(tone(1.4), (0, 30 * FRAME_SIZE))[: 7 * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     assert np.array_equal(heard, to_int16(over_opus(over_opus(sent)).ravel()))
     assert [word["text"] for word in words(transcript)] == [f"word{i}" for i in range(7)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reply.jsonl", "reply.wav", "tone.wav"]

@@ -74,6 +74,17 @@ def test_it_says_where_when_it_is_ready_and_ends_on_sigterm(page):
         assert program.end() == (143, "Stopped.\n")
 
 
+def test_with_json_every_line_is_an_object(page):
+    """Also beyond this machine, where people would see a code."""
+    with Program("--demo", "--port", "0", "--host", "0.0.0.0", "--json", *page) as program:
+        while not any("Without --token" in line for line in program.lines):
+            program.until("{")
+        assert program.end() == (143, "Stopped.\n")
+    events = [json.loads(line) for line in program.lines]
+    assert {event["event"] for event in events} == {"notice"}
+    assert any(event["message"].startswith("standalone worker listening on http://0.0.0.0:") for event in events)
+
+
 def test_without_a_page_nobody_is_sent_there(monkeypatch, capsys):
     """The page is built later than the server, in a checkout."""
     monkeypatch.setattr(serve, "client_folder", lambda: None)

@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from slow_mimi import SlowMimi
 
+from msh_mlx.format import FRAME_SIZE
+
 TINY = GOLDEN / "mimi-tiny"
 TINY_CONFIG = json.loads((TINY / "config.json").read_text())
-FRAME = 1920
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def streamed(codec, pcm, rng, largest):
     for n in chunks(rng, len(pcm), largest):
         parts.append(encoder.step(pcm[at : at + n]))
         at += n
-        assert sum(p.shape[1] for p in parts) == at // FRAME
+        assert sum(p.shape[1] for p in parts) == at // FRAME_SIZE
     return np.concatenate(parts, axis=1)
 
 
@@ -94,7 +95,7 @@ def stream_decoded(codec, codes, rng, largest):
     decoder, parts, at = codec.decoder(), [], 0
     for n in chunks(rng, codes.shape[1], largest):
         parts.append(decoder.step(codes[:, at : at + n]))
-        assert parts[-1].shape == (n * FRAME,)
+        assert parts[-1].shape == (n * FRAME_SIZE,)
         at += n
     return np.concatenate(parts)
 
@@ -128,16 +129,16 @@ def test_attributes(tiny, full):
 def test_streaming_equals_offline(seed, tiny):
     rng = np.random.default_rng(seed)
     frames = int(rng.integers(30, 90))  # the window is 12 frames
-    pcm = (rng.standard_normal(frames * FRAME) * 0.3).astype(np.float32)
+    pcm = (rng.standard_normal(frames * FRAME_SIZE) * 0.3).astype(np.float32)
     codes = tiny.encode(pcm)
     assert codes.shape == (8, frames)
-    assert (streamed(tiny, pcm, rng, int(rng.choice([7, 500, FRAME, 5000, 30000])) + 100) == codes).all()
+    assert (streamed(tiny, pcm, rng, int(rng.choice([7, 500, FRAME_SIZE, 5000, 30000])) + 100) == codes).all()
     offline = tiny.decode(codes)
     assert np.abs(stream_decoded(tiny, codes, rng, int(rng.choice([1, 3, 40]))) - offline).max() < 1e-5
 
 
 def test_streaming_equals_offline_at_full_size_past_the_window(full, speech):
-    pcm = np.concatenate([speech, speech[: 3 * 24000]])[: 200 * FRAME]  # the window is 125 frames
+    pcm = np.concatenate([speech, speech[: 3 * 24000]])[: 200 * FRAME_SIZE]  # the window is 125 frames
     rng = np.random.default_rng(3)
     codes = full.encode(pcm)
     assert codes.shape == (32, 200)
@@ -148,7 +149,7 @@ def test_streaming_equals_offline_at_full_size_past_the_window(full, speech):
 
 def test_offline_equals_the_slow_version_past_the_window(tiny, speech):
     slow = SlowMimi(load_file(TINY / "mimi.safetensors"), TINY_CONFIG)
-    pcm = speech[: 40 * FRAME + 700]
+    pcm = speech[: 40 * FRAME_SIZE + 700]
     latent = slow.latent(pcm)
     assert latent.shape == (64, 41)
     assert np.abs(tiny.encode_latent(pcm) - latent).max() < 2e-5
@@ -169,14 +170,14 @@ def test_fewer_codebooks_are_the_first_ones(count, tiny, golden):
 
 @pytest.mark.parametrize("count", [1, 2, 9, 31])
 def test_every_number_of_codebooks_at_full_size(count, full, full_path, speech):
-    pcm = speech[40000 : 40000 + 5 * FRAME]
+    pcm = speech[40000 : 40000 + 5 * FRAME_SIZE]
     codes = full.encode(pcm)
     assert (mimi.Mimi(full_path, num_codebooks=count).encode(pcm) == codes[:count]).all()
 
 
 def test_all_32_codebooks_equal_the_slow_version(full, full_path, speech):
     slow = SlowMimi(load_file(full_path))
-    pcm = speech[40000 : 40000 + 8 * FRAME]
+    pcm = speech[40000 : 40000 + 8 * FRAME_SIZE]
     codes, margins = slow.quantize(slow.latent(pcm), 32)
     same_codes(full.encode(pcm), codes, margins)
     assert np.abs(full.decode(codes) - slow.decode(codes)).max() < 1e-4
@@ -215,7 +216,7 @@ def test_unusual_checkpoints_equal_the_slow_version(seed, dtype, tmp_path):
     slow = SlowMimi(stored, config)
     codec = mimi.Mimi(path, num_codebooks=11)
     assert codec.config == {**V01, **config}
-    pcm = np.random.default_rng(seed).uniform(-1, 1, 9 * FRAME + 1).astype(np.float32)
+    pcm = np.random.default_rng(seed).uniform(-1, 1, 9 * FRAME_SIZE + 1).astype(np.float32)
     latent = slow.latent(pcm)
     assert np.abs(codec.encode_latent(pcm) - latent).max() < 2e-5
     codes, margins = slow.quantize(latent, 11)
@@ -234,7 +235,7 @@ def test_quiet_sound_shows_the_norms_epsilon(golden, tmp_path):
         weights[f"encoder.model.{last}.conv.conv.{part}"] *= 1e-3
     path = tmp_path / "quiet.safetensors"
     save_file(weights, path)
-    pcm = golden["pcm"][: 10 * FRAME]
+    pcm = golden["pcm"][: 10 * FRAME_SIZE]
     exact = SlowMimi(weights, TINY_CONFIG).latent(pcm)
     assert np.abs(mimi.Mimi(path, config=TINY_CONFIG).encode_latent(pcm) - exact).max() < 2e-5
 
@@ -242,7 +243,7 @@ def test_quiet_sound_shows_the_norms_epsilon(golden, tmp_path):
 def test_the_demo_model_hears_and_speaks(speech):
     codec = mimi.Mimi(DEMO / "mimi.safetensors")
     slow = SlowMimi(load_file(DEMO / "mimi.safetensors"), codec.config)
-    pcm = speech[: 30 * FRAME]
+    pcm = speech[: 30 * FRAME_SIZE]
     codes, margins = slow.quantize(slow.latent(pcm), 8)
     same_codes(codec.encode(pcm), codes, margins)
     voice = json.loads((DEMO / "voice.json").read_text())
@@ -253,11 +254,11 @@ def test_the_demo_model_hears_and_speaks(speech):
 @pytest.mark.parametrize("length", [0, 1, 1919, 1920, 1921, 4000])
 def test_lengths(length, tiny, golden):
     pcm = golden["pcm"][:length]
-    padded = np.pad(pcm, (0, -length % FRAME))
+    padded = np.pad(pcm, (0, -length % FRAME_SIZE))
     codes = tiny.encode(pcm)
-    assert codes.shape == (8, math.ceil(length / FRAME))
+    assert codes.shape == (8, math.ceil(length / FRAME_SIZE))
     assert (codes == tiny.encode(padded)).all()
-    assert tiny.decode(codes).shape == (codes.shape[1] * FRAME,)
+    assert tiny.decode(codes).shape == (codes.shape[1] * FRAME_SIZE,)
 
 
 def test_reset_starts_a_new_stream(tiny, golden):
@@ -303,7 +304,7 @@ def test_kinds_of_arrays(tiny, golden):
     for dtype in (np.int16, np.int32, np.int64, np.uint8, np.uint64):
         assert (tiny.decode(codes.astype(dtype)) == pcm).all()
     assert (tiny.decode(np.asfortranarray(codes)) == pcm).all()
-    strided = np.repeat(golden["pcm"][: 3 * FRAME], 2)[::2]
+    strided = np.repeat(golden["pcm"][: 3 * FRAME_SIZE], 2)[::2]
     assert not strided.flags.c_contiguous
     assert (tiny.encode(strided) == golden["codes"][:, :3]).all()
 
@@ -342,7 +343,7 @@ def extreme(kind, n):
 )
 def test_extreme_sound_and_speech_after_it_equal_the_slow_version(kind, tiny, speech):
     slow = SlowMimi(load_file(TINY / "mimi.safetensors"), TINY_CONFIG)
-    pcm = np.concatenate([extreme(kind, 14 * FRAME), speech[40000 : 40000 + 6 * FRAME]])
+    pcm = np.concatenate([extreme(kind, 14 * FRAME_SIZE), speech[40000 : 40000 + 6 * FRAME_SIZE]])
     latent = slow.latent(pcm)
     assert np.abs(tiny.encode_latent(pcm) - latent).max() < 2e-5 * max(1, np.abs(latent).max())
     codes, margins = slow.quantize(latent, 8)
@@ -400,7 +401,7 @@ def test_wrong_codes_change_nothing(tiny, golden):
             decoder.step(codes)
         assert part in str(error.value), str(error.value)
     rest = decoder.step(golden["codes"][:, 3:])
-    assert np.abs(rest - golden["decoded"][3 * FRAME :]).max() < 1e-4
+    assert np.abs(rest - golden["decoded"][3 * FRAME_SIZE :]).max() < 1e-4
 
 
 def test_two_streams_on_two_threads(tiny, golden):
@@ -424,7 +425,7 @@ def test_two_streams_on_two_threads(tiny, golden):
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_one_stream_on_two_threads_is_an_error(kind, full, speech):
     stream = getattr(full, kind)()
-    data = speech[: 60 * FRAME] if kind == "encoder" else np.zeros((32, 60), np.uint32)
+    data = speech[: 60 * FRAME_SIZE] if kind == "encoder" else np.zeros((32, 60), np.uint32)
     done = []
     thread = threading.Thread(target=lambda: done.append(stream.step(data)))
     thread.start()
@@ -455,7 +456,7 @@ def test_the_interpreter_runs_on_while_the_codec_computes(full, speech):
     thread.start()
     running.wait()
     begin = time.perf_counter()
-    full.encode(speech[: 40 * FRAME])
+    full.encode(speech[: 40 * FRAME_SIZE])
     end = time.perf_counter()
     running.clear()
     thread.join()
@@ -529,7 +530,7 @@ def test_damaged_files_never_crash(tmp_path):
     data = (TINY / "mimi.safetensors").read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     rng = np.random.default_rng(0)
-    path, pcm = tmp_path / "damaged.safetensors", np.zeros(FRAME, np.float32)
+    path, pcm = tmp_path / "damaged.safetensors", np.zeros(FRAME_SIZE, np.float32)
     for _ in range(400):
         damaged = bytearray(data)
         for place in rng.integers(0, header, int(rng.integers(1, 4))):
@@ -581,7 +582,7 @@ print(*sizes)
 @pytest.mark.parametrize("wait", [0, 1.1])
 def test_a_file_that_has_changed_is_read_again(tmp_path, speech, wait):
     """Also one that changes in place, keeping its size, while a codec of it lives."""
-    path, pcm = tmp_path / "mimi.safetensors", speech[: 12 * FRAME]
+    path, pcm = tmp_path / "mimi.safetensors", speech[: 12 * FRAME_SIZE]
     weights = load_file(DEMO / "mimi.safetensors")
     config = safe_open(DEMO / "mimi.safetensors", "np").metadata()
     save_file(weights, path, config)
@@ -597,9 +598,10 @@ def test_a_file_that_has_changed_is_read_again(tmp_path, speech, wait):
     assert (first.decode(first.encode(pcm)) == before).all()
 
 
+@pytest.mark.parametrize("stored_anew", [False, True])
 @pytest.mark.parametrize(("dtype", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E4M3", 8), ("F8_E8M0", 8), ("C64", 64)])
-def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
-    """Such a file is sound; what is wrong is the type of a tensor."""
+def test_types_that_are_not_read_are_named(dtype, bits, stored_anew, tmp_path):
+    """Such a file is sound; what is wrong is the type of a tensor, whether or not its bytes mean another shape by it."""
     data = (TINY / "mimi.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     entries, more = json.loads(data[8:start]), bytearray()
@@ -611,8 +613,11 @@ def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
         begin, end = entry["data_offsets"]
         piece = data[start + begin : start + end]
         if name == odd:
-            piece = bytes(len(piece) // 4 * bits // 8)
             entry["dtype"] = dtype
+            if stored_anew:
+                piece = bytes(len(piece) // 4 * bits // 8)
+            else:
+                entry["shape"] = [8 * len(piece) // bits]
         entry["data_offsets"] = [len(more), len(more) + len(piece)]
         more += piece
     raw = json.dumps(entries).encode()

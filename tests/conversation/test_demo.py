@@ -15,11 +15,11 @@ import soundfile
 from paths import DEMO, DIGITS, ROOT
 
 from msh_mlx import Sampler, Session, Word, load_lm, load_mimi, load_tokenizer
-from msh_mlx.conversation.recordings import Plan, Summary, converse
+from msh_mlx.conversation.recordings import Ended, Plan, converse
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.recordings import open_recording
 
 EXPECTED = json.loads((DEMO / "expected.json").read_text())
-RATE, SIZE = 24000, 1920
 GREEDY = ("--temperature", "0", "--text-temperature", "0")
 
 
@@ -78,7 +78,7 @@ def spoken(sound: np.ndarray, templates: dict[str, np.ndarray], least: float) ->
         at = int(scores[word].argmax())
         if scores[word][at] < least:
             return sorted(found, key=lambda word: word.start)
-        found.append(Word(at / RATE, word))
+        found.append(Word(at / SAMPLE_RATE, word))
         for other, template in templates.items():
             scores[other][max(0, at - len(template) * 3 // 4) : at + len(templates[word]) * 3 // 4] = 0
 
@@ -88,7 +88,7 @@ def assert_sound_says(sound: np.ndarray, words: list[Word], templates: dict[str,
     assert [word.text for word in heard] == [word.text for word in words]
     for in_sound, in_text in zip(heard, words, strict=True):
         # A word's sound begins one frame after the step of its text.
-        assert abs(in_sound.start - (in_text.start + SIZE / RATE)) < 0.2
+        assert abs(in_sound.start - (in_text.start + FRAME_SIZE / SAMPLE_RATE)) < 0.2
 
 
 # ---- tests ---------------------------------------------------------------------------------------------------------------
@@ -106,14 +106,19 @@ def test_the_words_and_their_times(greedy: Path) -> None:
 
 def test_the_sound_says_the_words(greedy: Path, templates: dict[str, np.ndarray]) -> None:
     sound, rate = soundfile.read(greedy / "out.wav", dtype="float32")
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     assert_sound_says(sound, words_of(greedy / "out.jsonl"), templates, 0.8)
 
 
 def test_the_reply_is_as_long_as_the_recording_and_its_tail(greedy: Path) -> None:
-    frames = -(-soundfile.info(DIGITS).frames // SIZE) + 13  # 1 s is 12.5 frames
+    frames = -(-soundfile.info(DIGITS).frames // FRAME_SIZE) + 13  # 1 s is 12.5 frames
     info = soundfile.info(greedy / "out.wav")
-    assert (info.frames, info.samplerate, info.channels, info.subtype) == (frames * SIZE, RATE, 1, "PCM_16")
+    assert (info.frames, info.samplerate, info.channels, info.subtype) == (
+        frames * FRAME_SIZE,
+        SAMPLE_RATE,
+        1,
+        "PCM_16",
+    )
 
 
 def test_stereo_is_the_recording_and_the_reply(greedy: Path) -> None:
@@ -161,7 +166,7 @@ def in_common(a: list[str], b: list[str]) -> int:
 
 def test_the_same_seed_gives_the_same_files_alone_or_among_others(tmp_path: Path) -> None:
     for name, rate in (("a", 24000), ("b", 44100)):
-        pcm = soundfile.read(DIGITS, dtype="float32", stop=3 * RATE)[0]
+        pcm = soundfile.read(DIGITS, dtype="float32", stop=3 * SAMPLE_RATE)[0]
         soundfile.write(tmp_path / f"{name}.wav", pcm, rate)
     folder = tmp_path / "many"
     folder.mkdir()
@@ -182,8 +187,8 @@ def test_the_same_seed_gives_the_same_files_alone_or_among_others(tmp_path: Path
 
 
 def test_a_pipe_is_as_good_as_a_file(tmp_path: Path) -> None:
-    pcm = soundfile.read(DIGITS, dtype="float32", stop=2 * RATE)[0]
-    soundfile.write(tmp_path / "in.wav", pcm, RATE)
+    pcm = soundfile.read(DIGITS, dtype="float32", stop=2 * SAMPLE_RATE)[0]
+    soundfile.write(tmp_path / "in.wav", pcm, SAMPLE_RATE)
     data = (tmp_path / "in.wav").read_bytes()
     endless = data.replace(data[:8], b"RIFF\xff\xff\xff\xff").replace(data[36:44], b"data\xff\xff\xff\xff")
     msh("--demo", *GREEDY, "--input", "in.wav", "--output", "file.wav", cwd=tmp_path)
@@ -206,10 +211,10 @@ def test_a_pipe_is_as_good_as_a_file(tmp_path: Path) -> None:
 
 def test_steps_end_the_conversation(tmp_path: Path) -> None:
     for steps, frames in ((1, 1), (10, 10), (1000, 25 + 2)):
-        soundfile.write(tmp_path / "in.wav", np.zeros(2 * RATE), RATE)
+        soundfile.write(tmp_path / "in.wav", np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE)
         args = ["--tail", "0.16", "--steps", str(steps), "--output", "out.wav"]
         msh("--demo", "--input", "in.wav", *args, cwd=tmp_path)
-        assert soundfile.info(tmp_path / "out.wav").frames == frames * SIZE
+        assert soundfile.info(tmp_path / "out.wav").frames == frames * FRAME_SIZE
 
 
 def test_the_files_beside_the_model_and_odd_names(tmp_path: Path) -> None:
@@ -218,7 +223,7 @@ def test_the_files_beside_the_model_and_odd_names(tmp_path: Path) -> None:
     for name in ("model.q8.safetensors", "mimi.safetensors", "config.json"):
         (folder / name).symlink_to(DEMO / name)
     (folder / "tokenizer_spm_48.model").symlink_to(DEMO / "tokenizer.model")
-    soundfile.write(tmp_path / "a@b c.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "a@b c.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     model = ["--model", folder / "model.q8.safetensors", "--mimi", folder / "mimi.safetensors", "--quantized", "8"]
     msh(*model, *GREEDY, "--input", "a@b c.wav", "--output", "x@y z.wav", cwd=tmp_path)
     msh("--demo", *GREEDY, "--input", "a@b c.wav", "--output", "demo.wav", cwd=tmp_path)
@@ -226,20 +231,20 @@ def test_the_files_beside_the_model_and_odd_names(tmp_path: Path) -> None:
 
 
 def test_an_output_is_replaced_as_a_whole_also_through_a_link(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "in.wav", np.zeros(RATE // 2), RATE)
+    soundfile.write(tmp_path / "in.wav", np.zeros(SAMPLE_RATE // 2), SAMPLE_RATE)
     (tmp_path / "real.wav").write_text("old")
     (tmp_path / "real.wav").chmod(0o640)
     (tmp_path / "link.wav").symlink_to("real.wav")
     msh("--demo", "--input", "in.wav", "--output", "link.wav", cwd=tmp_path)
     assert (tmp_path / "link.wav").is_symlink()
-    assert soundfile.info(tmp_path / "real.wav").frames == 7 * SIZE
+    assert soundfile.info(tmp_path / "real.wav").frames == 7 * FRAME_SIZE
     assert (tmp_path / "real.wav").stat().st_mode & 0o777 == 0o640
 
 
 def test_the_events_of_a_conversation(tmp_path: Path) -> None:
     """Without files to write, too."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.zeros(RATE), RATE, format="WAV")
+    soundfile.write(buffer, np.zeros(SAMPLE_RATE), SAMPLE_RATE, format="WAV")
     (tmp_path / "in.wav").write_bytes(buffer.getvalue())
     lm, mimi = load_lm(DEMO / "model.q8.safetensors", config=DEMO / "config.json"), load_mimi(DEMO / "mimi.safetensors")
     session = Session(
@@ -247,12 +252,14 @@ def test_the_events_of_a_conversation(tmp_path: Path) -> None:
     )
     events: list[object] = []
     with open_recording(str(tmp_path / "in.wav")) as recording:
-        summary = converse(session, recording, Plan(tail=0.1), events.append)
-    assert [type(event).__name__ for event in events] == ["Began", *["Stepped"] * 15, "Summary"]
-    assert isinstance(summary, Summary)
-    assert summary.seconds == pytest.approx(1.2)
-    assert summary.speed == pytest.approx(summary.seconds / summary.wall)
-    assert len(summary.encode) == len(summary.step) == len(summary.decode) == 15
+        ended = converse(session, recording, Plan(tail=0.1), events.append)
+    frame = ["Heard", "Span", "Span", "Span", "Said"]
+    assert [type(event).__name__ for event in events] == ["Began", *frame * 15, "Ended"]
+    assert isinstance(ended, Ended)
+    assert events[-1] is ended
+    assert ended.seconds == pytest.approx(1.2)
+    assert ended.speed == pytest.approx(ended.seconds / ended.wall)
+    assert [len(times) for times in ended.stages.values()] == [15, 15, 15]
 
 
 def test_a_channel_that_is_left_out_is_told(tmp_path: Path) -> None:

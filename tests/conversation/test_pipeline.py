@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import sys
 import threading
 import time
 import weakref
@@ -16,13 +15,13 @@ import soundfile
 from msh_native import Capture, Ear, Playback
 from paths import DEMO, DIGITS
 
-from msh_mlx import Session, load_lm, load_mimi, load_tokenizer
+from msh_mlx import Session, Step, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.pipeline import Pipeline
-from msh_mlx.conversation.session import Spoken
 from msh_mlx.conversation.text import Words
-from msh_mlx.events import Dropped, Failed, Heard, Levels, Loading, Ready, Said, Span, Spoke, SpokeWord, Underrun
+from msh_mlx.conversation.warmup import warm
+from msh_mlx.events import Dropped, Failed, Heard, Loading, Queues, Ready, Said, Span, Spoke, SpokeWord, Underrun
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 
-SIZE, RATE, SECONDS = 1920, 24000, 0.08
 PATIENT = 10  # seconds: much longer than anything here takes
 
 
@@ -62,14 +61,14 @@ class Tape:
             return pcm
 
     def backlog(self):
-        return len(self.waiting) / RATE
+        return len(self.waiting) / SAMPLE_RATE
 
     def trim(self, keep):
         with self.changed:
-            n = max(0, len(self.waiting) - round(keep * RATE))
+            n = max(0, len(self.waiting) - round(keep * SAMPLE_RATE))
             self.waiting = self.waiting[n:]
             self.trimmed.append(n)
-            return n / RATE
+            return n / SAMPLE_RATE
 
 
 class Reel:
@@ -98,7 +97,7 @@ class Reel:
 class Toy:
     """A session that says what it hears, at once; counts its steps as state. `on(stage)` is called as each stage begins."""
 
-    sample_rate, frame_size, frame_rate = RATE, SIZE, 12.5
+    sample_rate, frame_size, frame_rate = SAMPLE_RATE, FRAME_SIZE, 12.5
     TIMINGS = SimpleNamespace(total=0.001, step=0.0005)
 
     def __init__(self, on=lambda stage: None):
@@ -114,11 +113,11 @@ class Toy:
     def step(self, codes):
         self.on("step")
         self.steps += 1
-        return Spoken(f" {int(codes[0])}", self.steps, codes)
+        return Step(self.steps, codes), f" {int(codes[0])}"
 
-    def decode(self, frame):
+    def decode(self, codes):
         self.on("decode")
-        return np.full(SIZE, frame[0] / 1000, np.float32)
+        return np.full(FRAME_SIZE, codes[0] / 1000, np.float32)
 
     def warm_up(self):
         self.on("warm_up")
@@ -146,7 +145,7 @@ class Toy:
 class Run:
     """A pipeline and what came of it."""
 
-    def __init__(self, session=None, tape=None, reel=None, load=None, on=lambda event: None, **options):
+    def __init__(self, session=None, tape=None, reel=None, load=None, lighter=None, on=lambda event: None, **options):
         self.events = []
         self.tape, self.reel = tape or Tape(), reel or Reel()
         self.session = session or Toy()
@@ -155,7 +154,8 @@ class Run:
             self.events.append(event)
             on(event)
 
-        self.pipeline = Pipeline(load or (lambda progress: self.session), self.tape, self.reel, events, **options)
+        make = warm(load or (lambda progress: self.session), lighter)
+        self.pipeline = Pipeline(make, self.tape, self.reel, events, **options)
 
     def __enter__(self):
         self.pipeline.start()
@@ -177,7 +177,7 @@ class Run:
 
 def number(i):
     """A frame that a `Toy` hears as i."""
-    return np.full(SIZE, i / 1000, np.float32)
+    return np.full(FRAME_SIZE, i / 1000, np.float32)
 
 
 def numbers(frames):
@@ -191,7 +191,7 @@ def numbers(frames):
 def speech():
     """[80, 1920] of the demo recording."""
     pcm = soundfile.read(DIGITS, dtype="float32")[0]
-    return pcm[: 80 * SIZE].reshape(80, SIZE)
+    return pcm[: 80 * FRAME_SIZE].reshape(80, FRAME_SIZE)
 
 
 def load_demo(progress=None, seed=5):
@@ -210,7 +210,7 @@ def test_the_reply_is_that_of_a_session_driven_by_hand(speech, by_hand):
     with Run(load=load_demo, delay_limit=PATIENT) as run:
         run.ready()
         for pcm in speech:
-            eventually(lambda: run.tape.backlog() < 2 * SECONDS)
+            eventually(lambda: run.tape.backlog() < 2 * FRAME_SECONDS)
             run.tape.give(pcm)
         run.answered(len(speech))
     assert len(run.reel.frames) == len(by_hand)
@@ -218,7 +218,7 @@ def test_the_reply_is_that_of_a_session_driven_by_hand(speech, by_hand):
     said = [(i, frame.text) for i, frame in enumerate(by_hand) if frame.text]
     assert [(event.index, event.text) for event in run.of(Spoke)] == said
     words = Words()
-    expected = [word for i, text in said for word in words.push(i * SECONDS, text)] + words.flush()
+    expected = [word for i, text in said for word in words.push(i * FRAME_SECONDS, text)] + words.flush()
     assert [event.word.text for event in run.of(SpokeWord)] == [word.text for word in expected]
     assert [event.word.start for event in run.of(SpokeWord)] == pytest.approx([word.start for word in expected])
     assert len(expected) == run.pipeline.metrics.words == 3
@@ -251,7 +251,7 @@ def test_a_reset_in_mid_conversation_starts_afresh(speech, by_hand):
 def test_between_the_rings_of_devices(speech, by_hand):
     """In blocks of any size; what is played begins when the first reply is there, fades in, and is the reply."""
     chance = random.Random(1)
-    capture, playback = Capture(RATE), Playback(RATE, frame=SIZE)
+    capture, playback = Capture(SAMPLE_RATE), Playback(SAMPLE_RATE, frame=FRAME_SIZE)
     frames = 25
     with Run(load=load_demo, tape=Ear(capture), reel=playback) as run:
         run.ready()
@@ -260,12 +260,12 @@ def test_between_the_rings_of_devices(speech, by_hand):
             block = chance.randrange(1, 1500)
             capture.feed(pcm[:block])
             pcm = pcm[block:]
-            run.answered((frames * SIZE - len(pcm)) // SIZE)
+            run.answered((frames * FRAME_SIZE - len(pcm)) // FRAME_SIZE)
             played.append(playback.render(min(block, playback.queued))[:, 0])
         played.append(playback.render(playback.queued)[:, 0])
         assert run.pipeline.metrics.drops == run.pipeline.metrics.underruns == 0
     played, said = np.concatenate(played), np.concatenate([frame.pcm for frame in by_hand[:frames]])
-    fade = RATE // 200
+    fade = SAMPLE_RATE // 200
     assert len(played) == len(said)
     assert np.array_equal(played[fade:], said[fade:])
 
@@ -355,7 +355,7 @@ def test_what_else_runs_does_not_make_a_model_too_slow():
 
 
 def test_a_model_that_is_far_too_slow_is_judged_soon(monkeypatch):
-    monkeypatch.setattr("msh_mlx.conversation.pipeline._JUDGING", 0.0)
+    monkeypatch.setattr("msh_mlx.conversation.warmup._JUDGING", 0.0)
     session, paces = Toy(), []
     with Run(session, lighter=lambda pace: paces.append(pace)) as run:
         run.ready()
@@ -397,7 +397,7 @@ def test_every_frame_is_told_and_measured():
             run.answered(i + 1)
         reel.underruns = 2
         eventually(lambda: run.of(Underrun))
-        eventually(lambda: run.of(Levels)[-1].underruns)
+        eventually(lambda: run.of(Queues)[-1].underruns)
     spans = run.of(Span)
     for stage in ("encode", "step", "decode"):
         ours = [span for span in spans if span.stage == stage]
@@ -413,15 +413,15 @@ def test_every_frame_is_told_and_measured():
     assert summary["delay"]["p50"] == pytest.approx(summary["reply"]["p50"] + 0.1, rel=0.02)
     assert summary["frames"] == summary["words"] == 50
     assert run.of(Underrun) == [Underrun(2)]
-    levels = run.of(Levels)[-1]
+    levels = run.of(Queues)[-1]
     assert (levels.loudspeaker, levels.cushion, levels.underruns) == (0.1, 0.08, 2)
-    times = [event.time for event in run.of(Levels)]
+    times = [event.time for event in run.of(Queues)]
     assert all(b - a >= 0.05 for a, b in itertools.pairwise(times))
 
 
 def test_the_last_word_does_not_wait_for_another():
     session = Toy()
-    session.step = lambda codes: Spoken(" one" if codes[0] == 1 else "", 0, codes)
+    session.step = lambda codes: (Step(0, codes), " one" if codes[0] == 1 else "")
     with Run(session) as run:
         run.ready()
         run.tape.give(number(1))
@@ -507,7 +507,7 @@ def test_queues_are_bounded():
         eventually(lambda: len(run.of(Heard)) == 3)
         time.sleep(0.15)
         assert len(run.of(Heard)) == 3  # two wait, and the model has one
-        assert run.tape.backlog() == pytest.approx(17 * SECONDS)
+        assert run.tape.backlog() == pytest.approx(17 * FRAME_SECONDS)
         gate.set()
         run.answered(20)
     assert numbers(run.reel.frames) == list(range(20))
@@ -537,7 +537,7 @@ def test_a_slow_model_costs_the_oldest_sound_and_no_more_delay(seed):
         def settled():
             """The encoder has done all it can: what is late has been given up."""
             late = len(run.of(Heard)) - len(run.of(Said))
-            return run.tape.backlog() + SECONDS * late <= 0.4 + 1e-9
+            return run.tape.backlog() + FRAME_SECONDS * late <= 0.4 + 1e-9
 
         for _ in range(6):
             give(chance.randrange(1, 12))
@@ -560,15 +560,15 @@ def test_a_slow_model_costs_the_oldest_sound_and_no_more_delay(seed):
     assert heard == sorted(set(heard))
     assert heard[-20:] == list(range(given - 19, given + 1))
     metrics = run.pipeline.metrics
-    assert len(heard) + round(metrics.dropped / SECONDS) == given
+    assert len(heard) + round(metrics.dropped / FRAME_SECONDS) == given
     assert metrics.drops == len(run.of(Dropped))
     assert metrics.dropped == pytest.approx(sum(event.seconds for event in run.of(Dropped)))
     # What was given up lies just before the frame that the event names, and one frame was kept.
-    assert all(backlog == pytest.approx(SECONDS) for _, backlog in dropping)
+    assert all(backlog == pytest.approx(FRAME_SECONDS) for _, backlog in dropping)
     gaps = {i: heard[i] - heard[i - 1] - 1 for i in range(1, len(heard)) if heard[i] > heard[i - 1] + 1}
     told = Counter()
     for event in run.of(Dropped):
-        told[event.index] += round(event.seconds / SECONDS)
+        told[event.index] += round(event.seconds / FRAME_SECONDS)
     told.pop(0, None)
     assert gaps == told
 
@@ -707,7 +707,6 @@ def test_a_stop_at_any_moment_leaves_no_thread(seed):
     chance = random.Random(seed)
     pauses = {stage: chance.choice([0, 0, 0.001, 0.005]) for stage in ("load", "push", "encode", "step", "decode")}
     session = Toy(lambda stage: time.sleep(pauses.get(stage, 0)))
-    interval = sys.getswitchinterval()
     with Run(session, delay_limit=chance.choice([0.1, 0.4])) as run:
         until = time.monotonic() + chance.choice([0, 0.005, 0.02, 0.08])
         while time.monotonic() < until:
@@ -718,4 +717,3 @@ def test_a_stop_at_any_moment_leaves_no_thread(seed):
         assert run.pipeline.stop(PATIENT)
         assert not our_threads()
     assert run.pipeline.failure is None
-    assert sys.getswitchinterval() == pytest.approx(interval)

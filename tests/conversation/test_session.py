@@ -40,7 +40,7 @@ def test_a_session_is_its_parts(parts, speech):
     codes = mimi.encode(speech.ravel())
     gen, text = LmGen(lm, **GREEDY), TextStream(tokenizer, lm.config.padding_ids)
     steps = [gen.step(codes[:, t]) for t in range(len(speech))]
-    reply = mimi.decode(np.stack([s.frame for s in steps], axis=1))
+    reply = mimi.decode(np.stack([s.codes for s in steps], axis=1))
     pcm, tokens, said = heard(Session(lm, mimi, tokenizer, **GREEDY), speech)
     assert tokens == [s.text_token for s in steps]
     assert said == "".join(text.push(token) for token in tokens) == " four one"
@@ -97,8 +97,8 @@ def test_made_on_one_thread_and_used_on_others(parts, speech):
     on_a_thread(session.warm_up)
     codes = on_a_thread(lambda: [session.encode(pcm) for pcm in speech[:12]])
     spoken = on_a_thread(lambda: [session.step(c) for c in codes])
-    reply = on_a_thread(lambda: [session.decode(s.frame) for s in spoken])
-    assert [s.token for s in spoken] == wanted[1]
+    reply = on_a_thread(lambda: [session.decode(step.codes) for step, _ in spoken])
+    assert [step.text_token for step, _ in spoken] == wanted[1]
     assert (np.concatenate(reply) == wanted[0]).all()
     session.reset()
     assert heard(session, speech[:12])[1:] == wanted[1:]

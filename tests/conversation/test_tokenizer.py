@@ -17,10 +17,11 @@ import soundfile
 from paths import GOLDEN, ROOT
 from safetensors.numpy import load_file, save_file
 
+from msh_mlx.format import FRAME_SIZE
+
 TINY = GOLDEN / "mimi-tiny"
 PEER = ROOT / ".cache" / "peer-rustymimi" / "bin" / "python"
 FULL = ROOT / ".cache" / "mimi-full-seed7.safetensors"
-FRAME = 1920
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_encoding_and_decoding_at_once(tokenizer, golden):
     assert (codes.dtype, codes.shape) == (np.uint32, (1, 8, 50))
     assert (codes[0] == golden["codes"]).all()
     pcm = tokenizer.decode(codes)
-    assert (pcm.dtype, pcm.shape) == (np.float32, (1, 1, 50 * FRAME))
+    assert (pcm.dtype, pcm.shape) == (np.float32, (1, 1, 50 * FRAME_SIZE))
     assert np.abs(pcm[0, 0] - golden["decoded"]).max() < 1e-4
     assert tokenizer.encode(np.zeros((1, 1, 1921), np.float32)).shape == (1, 8, 2)
     assert tokenizer.encode(np.zeros((1, 1, 0), np.float32)).shape == (1, 8, 0)
@@ -73,9 +74,9 @@ def test_encoding_and_decoding_at_once(tokenizer, golden):
 
 def test_steps(tokenizer, golden):
     pcm, codes = golden["pcm"][None, None], []
-    for at in range(0, 10 * FRAME, 800):
+    for at in range(0, 10 * FRAME_SIZE, 800):
         step = tokenizer.encode_step(pcm[..., at : at + 800])
-        assert (step is None) == ((at + 800) // FRAME == at // FRAME)
+        assert (step is None) == ((at + 800) // FRAME_SIZE == at // FRAME_SIZE)
         if step is not None:
             assert (step.dtype, step.shape) == (np.uint32, (1, 8, 1))
             codes.append(step)
@@ -84,8 +85,8 @@ def test_steps(tokenizer, golden):
     assert (codes[0] == golden["codes"][:, :10]).all()
     decoded = [tokenizer.decode_step(codes[..., i : i + 1]) for i in range(10)]
     assert decoded[0].dtype == np.float32
-    assert decoded[0].shape == (1, 1, FRAME)
-    assert np.abs(np.concatenate(decoded, axis=2)[0, 0] - golden["decoded"][: 10 * FRAME]).max() < 1e-4
+    assert decoded[0].shape == (1, 1, FRAME_SIZE)
+    assert np.abs(np.concatenate(decoded, axis=2)[0, 0] - golden["decoded"][: 10 * FRAME_SIZE]).max() < 1e-4
     assert tokenizer.decode_step(codes[..., :0]) is None
 
 
@@ -98,13 +99,15 @@ def test_reset_leaves_nothing(tokenizer, golden):
 
 
 def test_batches(tokenizer, golden):
-    pcm = np.stack([golden["pcm"][: 9 * FRAME], golden["pcm"][FRAME : 10 * FRAME]])[:, None]
+    pcm = np.stack([golden["pcm"][: 9 * FRAME_SIZE], golden["pcm"][FRAME_SIZE : 10 * FRAME_SIZE]])[:, None]
     codes = tokenizer.encode(pcm)
     assert codes.shape == (2, 8, 9)
-    parts = [tokenizer.encode_step(pcm[..., at : at + 2 * FRAME]) for at in range(0, 9 * FRAME, 2 * FRAME)]
+    parts = [
+        tokenizer.encode_step(pcm[..., at : at + 2 * FRAME_SIZE]) for at in range(0, 9 * FRAME_SIZE, 2 * FRAME_SIZE)
+    ]
     assert (np.concatenate(parts, axis=2) == codes).all()
     decoded = tokenizer.decode(codes)
-    assert decoded.shape == (2, 1, 9 * FRAME)
+    assert decoded.shape == (2, 1, 9 * FRAME_SIZE)
     parts = [tokenizer.decode_step(codes[..., i : i + 1]) for i in range(9)]
     assert np.abs(np.concatenate(parts, axis=2) - decoded).max() < 1e-5
     for step, data in ((tokenizer.encode_step, pcm), (tokenizer.decode_step, codes)):
@@ -133,7 +136,7 @@ def test_arguments(kind, path, tmp_path):
 
 
 def test_wrong_arrays(tokenizer, stream):
-    sound, codes = np.zeros((1, 1, FRAME), np.float32), np.zeros((1, 8, 1), np.uint32)
+    sound, codes = np.zeros((1, 1, FRAME_SIZE), np.float32), np.zeros((1, 8, 1), np.uint32)
     for call in (tokenizer.encode, tokenizer.encode_step, stream.encode):
         for wrong in (sound[0], sound.astype(np.float64), sound.astype(np.int16), [0.0], None):
             with pytest.raises(TypeError, match="pcm_data"):
@@ -143,7 +146,7 @@ def test_wrong_arrays(tokenizer, stream):
             with pytest.raises(TypeError, match="codes"):
                 call(wrong)
     for call in (tokenizer.encode, tokenizer.encode_step):
-        for shape in ((0, 1, FRAME), (1, 2, FRAME)):
+        for shape in ((0, 1, FRAME_SIZE), (1, 2, FRAME_SIZE)):
             with pytest.raises(ValueError, match="shape"):
                 call(np.zeros(shape, np.float32))
         with pytest.raises(ValueError, match="pcm"):
@@ -177,7 +180,7 @@ def test_streams_in_threads(stream, golden):
     for rows in np.split(codes.T, np.cumsum(sizes)[:-1]):
         stream.decode(rows)
     decoded = [fetch(stream.get_decoded) for _ in sizes]
-    assert [part.shape for part in decoded] == [(n * FRAME,) for n in sizes]
+    assert [part.shape for part in decoded] == [(n * FRAME_SIZE,) for n in sizes]
     assert decoded[0].dtype == np.float32
     assert np.abs(np.concatenate(decoded) - golden["decoded"]).max() < 1e-4
 
@@ -185,7 +188,7 @@ def test_streams_in_threads(stream, golden):
 def test_nothing_is_no_work(stream, golden):
     stream.encode(golden["pcm"][:0])
     stream.decode(golden["codes"].T[:0])
-    stream.encode(golden["pcm"][:FRAME])
+    stream.encode(golden["pcm"][:FRAME_SIZE])
     assert (fetch(stream.get_encoded) == golden["codes"][:, :1]).all()
     assert stream.get_decoded() is None
 
@@ -211,14 +214,14 @@ def test_an_error_in_a_thread_reaches_the_next_call(stream, golden):
     for part in (rows[:2], rows[2:4] + 200, rows[2:4]):
         attempt(stream.decode, part)
     decoded = np.concatenate([attempt(fetch, stream.get_decoded) for _ in range(2)])
-    assert np.abs(decoded - golden["decoded"][: 4 * FRAME]).max() < 1e-4
+    assert np.abs(decoded - golden["decoded"][: 4 * FRAME_SIZE]).max() < 1e-4
     assert len(errors) == 2
     assert "127" in errors[1]
 
 
 def test_what_came_before_an_error_in_the_same_call_is_there(stream, golden):
     pcm = golden["pcm"].copy()
-    pcm[40 * FRAME] = np.inf
+    pcm[40 * FRAME_SIZE] = np.inf
     stream.encode(pcm)
     with pytest.raises(ValueError, match="inf"):
         fetch(stream.get_encoded)
@@ -228,7 +231,7 @@ def test_what_came_before_an_error_in_the_same_call_is_there(stream, golden):
 
 
 def test_an_error_reaches_who_only_gives(stream, golden):
-    stream.encode(np.full(FRAME, np.nan, np.float32))
+    stream.encode(np.full(FRAME_SIZE, np.nan, np.float32))
     with pytest.raises(ValueError, match="pcm"):  # noqa: PT012
         for _ in range(100):
             stream.encode(golden["pcm"][:10])
@@ -242,12 +245,14 @@ def test_what_is_on_its_way_is_bounded(seconds, path, golden):
         given = 0
         with pytest.raises(BufferError, match="encode"):  # noqa: PT012
             for i in range(50):
-                stream.encode(golden["pcm"][i * FRAME : (i + 1) * FRAME])
+                stream.encode(golden["pcm"][i * FRAME_SIZE : (i + 1) * FRAME_SIZE])
                 given += 1
         assert given == np.ceil(max(1, seconds * 12.5))
         for k in range(given):
             assert (fetch(stream.get_encoded) == golden["codes"][:, k : k + 1]).all()
-        stream.encode(golden["pcm"][given * FRAME : (given + 1) * FRAME])  # and goes on, as if nothing had been
+        stream.encode(
+            golden["pcm"][given * FRAME_SIZE : (given + 1) * FRAME_SIZE]
+        )  # and goes on, as if nothing had been
         assert (fetch(stream.get_encoded) == golden["codes"][:, given : given + 1]).all()
         with pytest.raises(BufferError, match="decode"):  # noqa: PT012
             for i in range(50):
@@ -383,7 +388,7 @@ def test_one_program_with_both_packages(tmp_path):
     if not FULL.exists():
         pytest.skip(f"{FULL.name} is not there: rustymimi loads no other size")
     pcm, _ = soundfile.read(ROOT / "assets" / "demo" / "digits.flac", dtype="float32")
-    np.save(tmp_path / "pcm.npy", pcm[40000 : 40000 + 6 * FRAME])
+    np.save(tmp_path / "pcm.npy", pcm[40000 : 40000 + 6 * FRAME_SIZE])
     said, arrays = {}, {}
     for python, module in ((interpreter, "rustymimi"), (Path(sys.executable), "mimi")):
         (tmp_path / f"{module}_program.py").write_text(PROGRAM.format(module=module))

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from paths import ROOT
+
+from msh_mlx.format import Pcm
 
 SCRIPT = ROOT / "scripts" / "virtual_audio.sh"
 RAW = ("--raw", "--format=float32le", "--rate=24000", "--channels=1")
 LIMIT = 10  # seconds
-
-Pcm = npt.NDArray[np.float32]
 
 
 class Recorder:

@@ -27,10 +27,12 @@ import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
 
+from msh_mlx.format import SAMPLE_RATE
+
 if TYPE_CHECKING:
     from conftest import VirtualAudio
 
-DIGITS, RATE = soundfile.read(DIGITS, dtype="float32")
+DIGITS = soundfile.read(DIGITS, dtype="float32")[0]
 EXPECTED = json.loads((DEMO / "expected.json").read_text())["words"]
 PROGRAM = [sys.executable, str(ROOT / "local_mlx.py"), "--demo", "--temperature", "0", "--text-temperature", "0"]
 LIMIT = 10  # seconds, against hanging
@@ -39,7 +41,8 @@ LOADED = 60  # seconds until a busy machine has loaded the model
 # What a program of one's own may do to a session. It is run in place of local_mlx.py.
 WRAPPER = """
 import sys, time
-from msh_mlx import cli, session
+from msh_mlx.cli import main as cli
+from msh_mlx.conversation import session
 
 def every(method, frame, action):
     original, count = getattr(session.Session, method), [0]
@@ -147,7 +150,7 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
     (take,) = folder.iterdir()
     user, moshi = (soundfile.read(take / f"{name}.wav", dtype="float32")[0] for name in ("user", "moshi"))
     both, rate = soundfile.read(take / "conversation.wav", dtype="float32")
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     assert 16 < len(both) / rate < 18.5
     length = min(len(user), len(moshi))
     np.testing.assert_array_equal(both[:length], np.stack([user[:length], moshi[:length]], axis=1))
@@ -156,8 +159,8 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
     # Word for word, as the cushion may have moved in between; in the midst of a word, too, on a busy machine.
     fits = []
     for event in (event for event in talk.events if event["event"] == "word"):
-        begin = round((event["start"] - 0.1) * RATE)
-        word = moshi[begin : begin + RATE // 2]
+        begin = round((event["start"] - 0.1) * SAMPLE_RATE)
+        word = moshi[begin : begin + SAMPLE_RATE // 2]
         assert np.abs(word).max() > 0.02
         fits.append(virtual_audio.align(played, word)[1])
     assert np.median(fits) > 0.9
@@ -182,7 +185,7 @@ def test_plain_lines(virtual_audio: VirtualAudio) -> None:
     for line in process.stdout:
         if "Listening" in line:
             break
-    virtual_audio.speak(DIGITS[: 5 * RATE])
+    virtual_audio.speak(DIGITS[: 5 * SAMPLE_RATE])
     output, errors = process.communicate(timeout=LOADED)
     assert process.returncode == 0, errors
     assert EXPECTED[0] in output
@@ -244,7 +247,9 @@ def test_the_loudspeaker_is_unplugged(virtual_audio: VirtualAudio) -> None:
         heard = virtual_audio.listen()
         virtual_audio.speak(DIGITS)
         begin = time.monotonic()
-        talk.until(lambda event: event["event"] == "status" and time.monotonic() - begin > len(DIGITS) / RATE + 3, 40)
+        talk.until(
+            lambda event: event["event"] == "status" and time.monotonic() - begin > len(DIGITS) / SAMPLE_RATE + 3, 40
+        )
         assert understood(talk.words())
         talk.until(lambda event: event["event"] == "status")
         talk.stop(signal.SIGINT)
@@ -335,7 +340,7 @@ def test_a_model_that_is_still_loading(virtual_audio: VirtualAudio) -> None:
 
 def test_a_second_signal_ends_at_once(virtual_audio: VirtualAudio) -> None:
     """Also where the first one's cleaning up takes long."""
-    change = "from msh_mlx import live; live._Conversation.close = lambda self: time.sleep(60)"
+    change = "from msh_mlx.live import talk; talk._Conversation.close = lambda self: time.sleep(60)"
     with Talk(virtual_audio, command=wrapped(change)) as talk:
         talk.until_ready()
         talk.process.send_signal(signal.SIGINT)
@@ -493,7 +498,7 @@ def test_a_model_that_is_too_slow_gives_way_to_a_lighter_one(virtual_audio: Virt
     models = (("digits-bf16", "bf16", 9000), ("digits-q8", "q8", 8000))
     weights = tmp_path / "weights.toml"
     weights.write_text("".join(f"[{name}]\n{entry.format(kind, size)}\n" for name, kind, size in models))
-    change = "from msh_mlx import library; library.SLOW = 0.0001"
+    change = "from msh_mlx.library import suited; suited.SLOW = 0.0001"
     command = [sys.executable, "-c", WRAPPER.format(change=change), "--weights", str(weights)]
     with Talk(virtual_audio, "--duration", "1", command=command) as talk:
         talk.until_ready()

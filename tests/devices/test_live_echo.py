@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from test_conversation import DIGITS, LIMIT, RATE, Talk
+from test_conversation import DIGITS, LIMIT, Talk
+
+from msh_mlx.format import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from conftest import VirtualAudio
 
-QUESTION = DIGITS[: int(2.2 * RATE)]  # "four one"
+QUESTION = DIGITS[: int(2.2 * SAMPLE_RATE)]  # "four one"
 ANSWERED = 6.0  # seconds from the end of the question within which it is answered
 SILENT = 12.0  # seconds in which a loop would go on
 

@@ -20,6 +20,7 @@ from paths import ROOT
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import Notice
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.sound.both import Devices
 from msh_mlx.sound.devices import choose_device
 from msh_mlx.sound.ends import Loudspeaker, Microphone
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 SCRIPT = ROOT / "scripts" / "virtual_audio.sh"
 LIMIT = 20  # seconds
-FRAME = 1920
 SPEECH = soundfile.read(ROOT / "assets" / "demo" / "digits.flac", frames=36000, dtype="float32")[0]
 FORMATS: list[Any] = [None, [(48000, 2)], [(44100, 2)], [(16000, 1)]]
 
@@ -63,7 +63,7 @@ def say(loudspeaker: Loudspeaker, sound: npt.NDArray[np.float32]) -> None:
 def hear(microphone: Microphone, seconds: float) -> npt.NDArray[np.float32]:
     frames = []
     for _ in range(round(seconds / 0.08)):
-        pcm = microphone.read(FRAME, LIMIT)
+        pcm = microphone.read(FRAME_SIZE, LIMIT)
         assert pcm is not None
         frames.append(pcm)
     return np.concatenate(frames)
@@ -101,7 +101,7 @@ def test_the_microphone(audio: VirtualAudio, formats: Any) -> None:
         assert not microphone.lost
     finally:
         microphone.close()
-    assert microphone.read(FRAME, 0.01) is None
+    assert microphone.read(FRAME_SIZE, 0.01) is None
 
 
 @pytest.mark.parametrize("formats", FORMATS)
@@ -177,7 +177,7 @@ def test_the_loudspeaker_is_unplugged_and_plugged_in(audio: VirtualAudio) -> Non
                 watched.live()
                 time.sleep(0.01)
             assert devices.lost
-            assert devices.microphone.read(FRAME, 0.01) is None
+            assert devices.microphone.read(FRAME_SIZE, 0.01) is None
         finally:
             audio.plug()
         until(lambda: not devices.lost, watched.live)
@@ -247,7 +247,8 @@ def test_no_device_at_all(audio: VirtualAudio, tmp_path: Path) -> None:
         ("Devices('x', None, print).open()", "microphone"),
         ("print(list_devices())", "sound device"),
     ):
-        result = python(f"from msh_mlx.devices import *\ntry: {code}\nexcept MshError as error: print(error)", env)
+        names = "from msh_mlx.errors import *; from msh_mlx.sound.both import *; from msh_mlx.sound.portaudio import *"
+        result = python(f"{names}\ntry: {code}\nexcept MshError as error: print(error)", env)
         assert result.returncode == 0, result.stderr
         assert re.fullmatch(rf"There is no {word} .*--input FILE.*\.\n", result.stdout)
 
@@ -256,7 +257,7 @@ def test_the_sound_system_dies(virtual_audio: VirtualAudio) -> None:
     """Both streams end with their server; they are lost, it does not come back, and nothing hangs, not even the exit."""
     code = """
 import subprocess, time
-from msh_mlx.devices import Devices
+from msh_mlx.sound.both import Devices
 devices = Devices("moshi_mic", "moshi_speaker", lambda notice: print(notice.kind, flush=True))
 devices.open()
 assert devices.microphone.read(1920, 5) is not None

@@ -22,7 +22,6 @@ from test_conversation import (
     DIGITS,
     LIMIT,
     LOADED,
-    RATE,
     ROOT,
     SIGNALS,
     Talk,
@@ -31,6 +30,8 @@ from test_conversation import (
     terminal,
     understood,
 )
+
+from msh_mlx.format import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from conftest import VirtualAudio
@@ -92,8 +93,8 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
     assert [json.loads(line)["text"] for line in (take / "transcript.jsonl").read_text().splitlines()] == talk.words()
     fits = []
     for event in (event for event in talk.events if event["event"] == "word"):
-        begin = round((event["start"] - 0.1) * RATE)
-        word = moshi[begin : begin + RATE // 2]
+        begin = round((event["start"] - 0.1) * SAMPLE_RATE)
+        word = moshi[begin : begin + SAMPLE_RATE // 2]
         assert np.abs(word).max() > 0.02
         fits.append(virtual_audio.align(played, word)[1])
     assert max(fits) > 0.95  # on a busy machine there are gaps in others

@@ -11,7 +11,7 @@ from msh_mlx.bench import bytes_per_step
 from msh_mlx.errors import InputError
 from msh_mlx.library import catalogue
 from msh_mlx.library.catalogue import HubFile, LocalFile, find_entry, load_catalogue, parse_reference, read_catalogue
-from msh_mlx.model.cache import RingFormat
+from msh_mlx.model.attention import RingFormat
 from msh_mlx.model.config import LmConfig
 from msh_mlx.model.lm import Lm
 from msh_mlx.system.places import asset
@@ -89,15 +89,19 @@ WRONG = {
     "several lines": (changed('"A model of mine"', "[\n1,\n2,\n]"), 5, "mine.about is"),
     "quantization": (changed('"q8"', '"8"'), 5, "mine.quantization is '8'; q4, q6, q8 and bf16 is expected"),
     "repository": (changed("me/mine", "mine"), 3, "mine.repository is 'mine'; OWNER/NAME"),
-    "way out": (changed("folder/model", "../model"), 12, "mine.files.lm is wrong: '../model.safetensors' is no path"),
+    "way out": (
+        changed("folder/model", "../model"),
+        12,
+        "mine.files.lm is wrong: '../model.safetensors' is not a path",
+    ),
     "absolute": (changed("folder/model", "/model"), 12, "mine.files.lm is wrong"),
     "reference": (changed("hf:you/yours/", "hf:you/"), 14, "mine.files.tokenizer is wrong: hf:you/tokenizer"),
     "revision": (changed('"v1"', '"../../x"'), 4, "mine.revision is '../../x'"),
     "hash": (changed('lm = "0000', 'lm = "000'), 18, "mine.sha256.lm is"),
     "hash of nothing": (changed('lm = "0000', 'codec = "0000'), 18, "mine.sha256.codec is not known"),
-    "no table": ("x = 1\n" + GOOD, 1, "x is no table"),
-    "files no table": ('[a]\nfiles = "x"\n', 2, "a.files is no table"),
-    "name": (changed("[mine]", '["m ine"]\nfiles = {}\n[mine]'), 1, "m ine is no name"),
+    "no table": ("x = 1\n" + GOOD, 1, "x is not a table"),
+    "files no table": ('[a]\nfiles = "x"\n', 2, "a.files is not a table"),
+    "name": (changed("[mine]", '["m ine"]\nfiles = {}\n[mine]'), 1, "m ine is not a name"),
 }
 
 
@@ -120,7 +124,7 @@ def test_wrong_files_name_the_line(tmp_path, case):
         (b"a = \xff\n", "not in UTF-8"),
         (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
         (b"a = " + b"[" * 100_000, "not valid TOML"),
-        (b"a = " + b"9" * 5000, "not valid TOML|is no table"),
+        (b"a = " + b"9" * 5000, "not valid TOML|is not a table"),
     ],
 )
 def test_what_is_no_catalogue(tmp_path, raw, what):
@@ -131,7 +135,7 @@ def test_what_is_no_catalogue(tmp_path, raw, what):
 def test_no_file_and_a_folder(tmp_path):
     with pytest.raises(InputError, match="There is no catalogue"):
         read_catalogue(tmp_path / "none.toml")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_catalogue(tmp_path)
 
 

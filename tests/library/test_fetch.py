@@ -446,7 +446,7 @@ def test_a_disk_that_fills(server, monkeypatch, tmp_path):
         server.add("us/model", FILES)
         refused(
             MshError,
-            "is full; make room and try again: what has come of model.safetensors is kept",
+            "is full; make room and try again: what came of model.safetensors is kept",
             "model.safetensors",
         )
         (partial,) = partials()
@@ -481,9 +481,9 @@ def test_a_partial_file_that_is_wrong_or_too_long(server):
 
 PROGRAM = """
 import sys
-from msh_mlx.fetch import fetch, look_up
-from msh_mlx.hub import Watch
-from msh_mlx.catalogue import HubFile
+from msh_mlx.library.fetch import fetch, look_up
+from msh_mlx.library.cache import Watch
+from msh_mlx.library.catalogue import HubFile
 watch = Watch(lambda done, total: print(done, flush=True), lambda said: print(said, flush=True))
 fetch(look_up([HubFile("us/model", path) for path in sys.argv[1:]], watch), watch)
 """
@@ -576,7 +576,7 @@ def test_stopping_takes_no_time(server, fault):
 def test_the_environment_is_respected(server, tmp_path):
     server.add("us/private", FILES, private=True)
     code = (
-        "import json, sys\nfrom msh_mlx.fetch import fetch, look_up\nfrom msh_mlx.catalogue import HubFile\n"
+        "import json, sys\nfrom msh_mlx.library.fetch import fetch, look_up\nfrom msh_mlx.library.catalogue import HubFile\n"
         "print(json.dumps([str(p) for p in fetch(look_up([HubFile('us/private', 'model.safetensors')]))]))"
     )
     with Proxy() as proxy:

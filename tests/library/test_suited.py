@@ -15,7 +15,7 @@ from msh_mlx.library import cache as hub
 from msh_mlx.library import suited as library
 from msh_mlx.library.cache import Watch
 from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
-from msh_mlx.library.suited import Machine, judge, lighter, load_library, obtain, repository_entry, suitable
+from msh_mlx.library.suited import Machine, Selection, judge, load_library, obtain, repository_entry, suitable
 from msh_mlx.model.generate import LmGen
 from msh_mlx.weights.checkpoint import load_lm, open_checkpoint
 
@@ -109,14 +109,14 @@ def test_lighter_models_of_the_same_voice_first():
     entries = load_catalogue()
     suited = suitable(entries, Machine(64 * GIB, 800e9))
     steps = []
-    entry = entries["moshika-bf16"]
-    while entry:
-        steps.append(entry.name)
-        entry = lighter(entry, suited)
+    selection = Selection(entries["moshika-bf16"], suited, entries)
+    while selection:
+        steps.append(selection.entry.name)
+        selection = selection.lighter()
     assert steps == ["moshika-bf16", "moshika-q8", "moshika-q4"]
     put(entries["moshika-q4"])
     suited = suitable(entries, Machine(64 * GIB, 800e9))
-    assert lighter(entries["moshika-bf16"], suited).name == "moshika-q4"  # on disk
+    assert Selection(entries["moshika-bf16"], suited, entries).lighter().entry.name == "moshika-q4"  # on disk
 
 
 def test_this_machine_is_measured():

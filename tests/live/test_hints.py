@@ -11,18 +11,21 @@ import pytest
 import soundfile
 from paths import DIGITS
 
-from msh_mlx.events import Heard, Ready, Said
+from msh_mlx.events import Heard, ModelInUse, Ready, Said
+from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.live.hints import EchoDetector, Hints, Latch, Sample, envelope
 from msh_mlx.sound.headset import is_bluetooth_headset
 from msh_mlx.system.terminal import terminal_name
 
 Row = npt.NDArray[np.float64]
 STEP = EchoDetector.STEP
-FRAME = 0.08
 
 
 def hints(*, terminal: str | None = "iTerm", bits: int | None = 8) -> Hints:
-    return Hints(terminal=terminal, bits=bits, frame_seconds=FRAME)
+    made = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS)
+    if bits is not None:
+        made.handle(ModelInUse(bits))
+    return made
 
 
 def over_time(given: Hints, sample: Callable[[float], Sample], seconds: float) -> list[tuple[float, tuple[str, ...]]]:
@@ -170,7 +173,7 @@ def test_dropped_sound_where_there_is_no_smaller_model(bits: int | None) -> None
 
 
 def test_a_model_elsewhere() -> None:
-    given = Hints(terminal=None, bits=None, frame_seconds=FRAME, elsewhere=True)
+    given = Hints(terminal=None, frame_seconds=FRAME_SECONDS, elsewhere=True)
     changes = over_time(given, lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
     assert [time for time, _ in changes] == [20, 30]
     assert changes[0][1] == ("The server, or the way to it, is too slow: not all that you say is heard.",)
@@ -283,7 +286,7 @@ def test_the_hint_about_an_echo() -> None:
         if index >= 2:
             levels = played[2 * index : 2 * index + 2]
             given.handle(Said(index, pcm(levels if len(levels) else speech(rng, STEP * 2), rng)))
-        shown.append(given.update(replace(Sample(0), time=index * FRAME)))
+        shown.append(given.update(replace(Sample(0), time=index * FRAME_SECONDS)))
     kinds = [bool(hint) for hint in shown]
     assert kinds.count(True) > 100
     assert sum(a != b for a, b in zip(kinds[1:], kinds[:-1], strict=True)) == 2  # it came once and went once
@@ -303,7 +306,7 @@ def test_the_hint_about_an_echo_that_is_not_taken_away() -> None:
         levels = heard[2 * index : 2 * index + 2] if off else noise(rng, 2)
         given.handle(Heard(index, pcm(levels, rng)))
         given.handle(Said(index, pcm(played[2 * index : 2 * index + 2], rng)))
-        shown.append(given.update(Sample(index * FRAME, cancels=not off)))
+        shown.append(given.update(Sample(index * FRAME_SECONDS, cancels=not off)))
     assert set(filter(None, shown[:375])) == {
         ("Moshi hears itself through the microphone: press e to take the echo away, or use headphones.",)
     }

@@ -142,7 +142,7 @@ def test_no_terminal_no_keys() -> None:
 
 CHILD = """
 import sys, termios
-from msh_mlx.keys import Keys
+from msh_mlx.live.keys import Keys
 
 def say(*words):
     print(*words, flush=True)

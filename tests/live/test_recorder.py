@@ -20,18 +20,18 @@ import soundfile
 
 from msh_mlx.errors import InputError
 from msh_mlx.events import Heard, Notice, Ready, Said, Span, SpokeWord, Word
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.live import recorder as module
 from msh_mlx.live.background import Background
 from msh_mlx.live.recorder import Recorder
 from msh_mlx.sound.recordings import to_int16
 
-SIZE, RATE = 1920, 24000
 FILES = ["conversation.wav", "moshi.wav", "transcript.jsonl", "user.wav"]
 
 
 def voice(seed: int, frames: int) -> np.ndarray:
     """`[frames, 1920]` float32; some of it is louder than full scale."""
-    return np.random.default_rng(seed).normal(0, 0.4, (frames, SIZE)).astype(np.float32)
+    return np.random.default_rng(seed).normal(0, 0.4, (frames, FRAME_SIZE)).astype(np.float32)
 
 
 def talk(recorder: Recorder, user: np.ndarray, moshi: np.ndarray, words: list[Word] | None = None) -> None:
@@ -48,13 +48,13 @@ def talk(recorder: Recorder, user: np.ndarray, moshi: np.ndarray, words: list[Wo
 
 def sound(path: Path) -> np.ndarray:
     data, rate = soundfile.read(path, dtype="int16")
-    assert rate == RATE
+    assert rate == SAMPLE_RATE
     assert soundfile.info(path).subtype == "PCM_16"
     return data
 
 
 def padded(pcm: np.ndarray, frames: int) -> np.ndarray:
-    return np.concatenate([to_int16(pcm).ravel(), np.zeros((frames - len(pcm)) * SIZE, np.int16)])
+    return np.concatenate([to_int16(pcm).ravel(), np.zeros((frames - len(pcm)) * FRAME_SIZE, np.int16)])
 
 
 def check(folder: Path, user: np.ndarray, moshi: np.ndarray, words: list[Word] | None = None) -> None:
@@ -135,7 +135,7 @@ def test_files_can_be_read_while_they_grow(tmp_path: Path, notices: list[Notice]
     recorder = Recorder(notices.append, tmp_path)
     talk(recorder, user, moshi, [Word(0.0, "hm")])
     wait(lambda: recorder.folders and all((recorder.folders[0] / name).exists() for name in FILES))
-    wait(lambda: soundfile.info(recorder.folders[0] / "conversation.wav").frames == 10 * SIZE)
+    wait(lambda: soundfile.info(recorder.folders[0] / "conversation.wav").frames == 10 * FRAME_SIZE)
     check(recorder.folders[0], user, moshi, [Word(0.0, "hm")])
     assert recorder.close(10)
 
@@ -173,7 +173,7 @@ def test_a_conversation_that_never_began_leaves_nothing(tmp_path: Path, notices:
 
 def test_full_files_go_on_in_the_next_part(tmp_path: Path, notices: list[Notice]) -> None:
     user, moshi = voice(4, 23), voice(5, 22)
-    recorder = Recorder(notices.append, tmp_path, limit=44 + 10 * 4 * SIZE + 100)
+    recorder = Recorder(notices.append, tmp_path, limit=44 + 10 * 4 * FRAME_SIZE + 100)
     talk(recorder, user, moshi)
     assert recorder.close(10)
     assert kinds(notices) == ["recording", "recording-part", "recording-part"]
@@ -186,14 +186,14 @@ def test_full_files_go_on_in_the_next_part(tmp_path: Path, notices: list[Notice]
         ("conversation", np.stack([padded(user, 23), padded(moshi, 23)], axis=1)),
     ):
         parts = [sound(folder / f"{name}{part}.wav") for part in ("", "-part2", "-part3")]
-        assert [len(part) // SIZE for part in parts] == [10, 10, 3]
+        assert [len(part) // FRAME_SIZE for part in parts] == [10, 10, 3]
         assert np.array_equal(np.concatenate(parts), expected)
 
 
 def test_a_file_ends_below_4_gib() -> None:
-    frames = (module._LIMIT - 44) // (4 * SIZE)
-    assert 44 + frames * 4 * SIZE <= 0xFFFFFFFF < 44 + (frames + 1) * 4 * SIZE
-    module.wav_header(RATE, 2, frames * 4 * SIZE)
+    frames = (module._LIMIT - 44) // (4 * FRAME_SIZE)
+    assert 44 + frames * 4 * FRAME_SIZE <= 0xFFFFFFFF < 44 + (frames + 1) * 4 * FRAME_SIZE
+    module.wav_header(SAMPLE_RATE, 2, frames * 4 * FRAME_SIZE)
 
 
 # ---- saving --------------------------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from msh_mlx.events import Heard, Said, SpokeWord
-from msh_mlx.recorder import Recorder
-from msh_mlx.text import Word
+from msh_mlx.live.recorder import Recorder
+from msh_mlx.events import Word
 
 def tell(*words):
     os.write(1, " ".join(map(str, words)).encode() + b"\\n")
@@ -353,10 +353,10 @@ def test_a_killed_program_loses_less_than_a_second(tmp_path: Path) -> None:
     user, moshi = voice(0, 2000), voice(1, 2000)
     for name, expected in (("user", user), ("moshi", moshi)):
         got = sound(folder / f"{name}.wav")
-        assert len(got) // SIZE > due > 0
+        assert len(got) // FRAME_SIZE > due > 0
         assert np.array_equal(got, to_int16(expected).ravel()[: len(got)])
     both = sound(folder / "conversation.wav")
-    assert len(both) // SIZE > due
+    assert len(both) // FRAME_SIZE > due
     assert np.array_equal(both[:, 0], to_int16(user).ravel()[: len(both)])
     words = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
     assert len(words) > due
@@ -371,10 +371,10 @@ def check_cut_short(folder: Path) -> None:
         lengths.add(len(got))
         expected = to_int16(voice(seed, 2000)).ravel()[: len(got)]
         # The last frame may be missing on one side.
-        assert np.array_equal(got[:-SIZE], expected[:-SIZE])
-        assert len(got) > 10 * SIZE
+        assert np.array_equal(got[:-FRAME_SIZE], expected[:-FRAME_SIZE])
+        assert len(got) > 10 * FRAME_SIZE
     lengths.add(len(sound(folder / "conversation.wav")))
-    assert max(lengths) - min(lengths) <= SIZE
+    assert max(lengths) - min(lengths) <= FRAME_SIZE
     for line in (folder / "transcript.jsonl").read_text().splitlines():
         assert json.loads(line)["text"].startswith("word")
     for path in folder.glob("*.wav"):
@@ -451,7 +451,7 @@ def test_a_slow_disk_ends_the_recording_and_delays_nobody(
     assert recorder._background._queue.qsize() <= 52
     go.set()
     assert recorder.close(10)
-    assert np.array_equal(sound(recorder.folders[0] / "user.wav")[: 20 * SIZE], to_int16(voice(24, 20)).ravel())
+    assert np.array_equal(sound(recorder.folders[0] / "user.wav")[: 20 * FRAME_SIZE], to_int16(voice(24, 20)).ravel())
 
 
 def test_a_disk_that_hangs_does_not_keep_the_program(

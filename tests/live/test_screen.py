@@ -26,15 +26,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from msh_mlx.events import Dropped, EchoState, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun, Word
+from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.live.screen.json import JsonScreen
 from msh_mlx.live.screen.open import open_screen
 from msh_mlx.live.screen.plain import PlainScreen
 from msh_mlx.live.screen.sentences import Flow, clock
-from msh_mlx.live.screen.status import EchoSummary, Percentiles, Screen, Status, Summary
+from msh_mlx.live.screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from msh_mlx.live.screen.terminal import LiveScreen, Meter
 
 LIMIT = 10.0
-FRAME = 0.08
 
 STATUS = Status(
     elapsed=3725.4,
@@ -58,7 +58,7 @@ STATUS = Status(
 SUMMARY = Summary(
     seconds=151.2,
     words=312,
-    stages={"encode": Percentiles(3, 4, 5, 9), "step": Percentiles(41.25, 62, 70, 120)},
+    stages={"encode": StageTimes(3, 4, 5, 9), "step": StageTimes(41.25, 62, 70, 120)},
     dropped=0.24,
     underruns=1,
     memory_peak=4_400_000_000,
@@ -111,7 +111,7 @@ class Terminal:
 
 
 def live(terminal: Terminal, now: Time) -> LiveScreen:
-    return LiveScreen(terminal.console, frame_seconds=FRAME, now=now)
+    return LiveScreen(terminal.console, frame_seconds=FRAME_SECONDS, now=now)
 
 
 def say(screen: Screen, now: Time, text: str, index: int) -> int:
@@ -119,7 +119,7 @@ def say(screen: Screen, now: Time, text: str, index: int) -> int:
     for word in text.split():
         screen.handle(Spoke(index, f" {word}"))
         index += 4
-        now.now += 4 * FRAME
+        now.now += 4 * FRAME_SECONDS
         screen.tick()
     return index
 
@@ -235,7 +235,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "dropped 0.2 s",
         "1 underrun",
         "echo -18 dB, 32 dB taken away",
-        "memory 4.1 GB + 0.2 GB, peak 4.4 GB",
+        "memory 4.1 GB + 200.0 MB, peak 4.4 GB",
         "recording to monday",
     ]
     separator = " · " if encoding == "utf-8" else " | "
@@ -257,7 +257,10 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     assert not terminal.screen.cursor.hidden
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (50, 20), (40, 12)])
+SIZES = (80, 24), (60, 24), (50, 20), (80, 14), (60, 14), (80, 12), (40, 12), (80, 10)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("muted", [False, True])
 def test_the_status_stays_beside_the_help(width: int, height: int, muted: bool) -> None:
     now, terminal = Time(), Terminal(width, height)
@@ -269,9 +272,10 @@ def test_the_status_stays_beside_the_help(width: int, height: int, muted: bool) 
     assert re.search("^mic +muted" if muted else "^mic +█", text, re.MULTILINE)
     assert ("m unmute" in text, "Muted: m lets Moshi hear you" in text) == (muted, muted)
     assert "push to talk" in text
+    assert "1:02:05 · step 41/63 of 80 ms" in text
+    assert "! Moshi hears itself: use headphones." in text
+    assert text.splitlines()[-1].endswith("q quit")
     if height >= 20:
-        assert "1:02:05 · step 41/63 of 80 ms" in text
-        assert "! Moshi hears itself: use headphones." in text
         assert re.search("^q +end the conversation", text, re.MULTILINE)
 
 
@@ -283,6 +287,18 @@ def test_what_is_wrong_and_the_keys_stay_in_low_windows() -> None:
         text = "\n".join(terminal.lines())
     assert "! Moshi hears itself: use" in text
     assert text.endswith("q quit")
+
+
+@pytest.mark.parametrize("height", range(6, 12))
+def test_what_is_wrong_stays_beside_the_help_in_the_lowest_windows(height: int) -> None:
+    now, terminal = Time(), Terminal(60, height)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        screen.tick(STATUS)
+        screen.help()
+        text = "\n".join(terminal.lines())
+    assert "! Moshi hears itself: use headphones." in text
+    assert ("mute the microphone" in text) == (height >= 7)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (200, 50), (20, 8), (1, 1), (34, 3)])
@@ -326,7 +342,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
             return True
 
     file = File()
-    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME) as screen:
+    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME_SECONDS) as screen:
         assert isinstance(screen, LiveScreen)
         screen.handle(Ready(1))
         screen.handle(Notice("device-lost", "Gone", "error"))
@@ -482,8 +498,10 @@ def fail(screen: Screen) -> None:
 PROGRAM = """
 import os, sys
 from msh_mlx.events import Ready, Spoke
-from msh_mlx.keys import Keys, action
-from msh_mlx.screen import LiveScreen, Status, Summary, open_screen
+from msh_mlx.live.keys import Keys, action
+from msh_mlx.live.screen.terminal import LiveScreen
+from msh_mlx.live.screen.status import Status, Summary
+from msh_mlx.live.screen.open import open_screen
 with open_screen(plain=False, as_json=False, out=sys.stdout, frame_seconds=0.08) as screen, Keys(sys.stdin) as keys:
     assert isinstance(screen, LiveScreen)
     screen.handle(Ready(1))
@@ -558,7 +576,7 @@ def test_in_a_real_terminal() -> None:
 
 def plain(draw: Callable[[PlainScreen, Time], None]) -> list[str]:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME_SECONDS, now=now) as screen:
         draw(screen, now)
     return out.getvalue().splitlines()
 
@@ -627,7 +645,7 @@ def test_plain_lines_about_the_echo() -> None:
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME_SECONDS, now=now) as screen:
         screen.handle(Spoke(0, " Hello"))
         now.now += 1
         screen.tick()
@@ -656,7 +674,7 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
     out = io.StringIO()
     if kind != "pipe":
         monkeypatch.setattr(out, "isatty", lambda: True)
-    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME)
+    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME_SECONDS)
     assert isinstance(screen, PlainScreen)
 
 
@@ -728,7 +746,7 @@ def test_json_is_flushed_line_by_line(tmp_path: Path) -> None:
 
 
 def test_the_screen_knows_nothing_of_the_model() -> None:
-    code = "import sys, msh_mlx.screen, msh_mlx.hints; print(sorted(sys.modules))"
+    code = "import sys, msh_mlx.live.screen.open, msh_mlx.live.screen.terminal, msh_mlx.live.hints; print(sorted(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

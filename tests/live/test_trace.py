@@ -26,9 +26,9 @@ from msh_mlx.events import (
     EchoState,
     Failed,
     Heard,
-    Levels,
     Loading,
     Notice,
+    Queues,
     Ready,
     Span,
     SpokeWord,
@@ -95,7 +95,7 @@ def test_everything_else(tmp_path: Path) -> None:
     trace(Loading("loading"))
     trace(Loading("loading", 1.5))
     trace(Ready(2))
-    trace(Levels(begin + 1, 0.01, 0.08, 0.16, 0.1, 0.08, 0.4, 7))
+    trace(Queues(begin + 1, 0.01, 0.08, 0.16, 0.1, 0.08, 0.4, 7))
     trace(EchoState("auto", found=True, level=-18.44, removed=31.55, delay=0.05))
     trace(EchoState("auto"))
     trace(Dropped(31, 0.4))
@@ -142,7 +142,7 @@ import os, sys, time
 from itertools import pairwise
 from pathlib import Path
 from msh_mlx.events import Span
-from msh_mlx.trace import Trace
+from msh_mlx.live.trace import Trace
 
 trace = Trace(Path(sys.argv[1]), lambda notice: os.write(1, notice.message.encode() + b"\\n"))
 for index in range(int(sys.argv[2])):
@@ -218,7 +218,7 @@ def test_hours_do_not_fill_the_memory(tmp_path: Path) -> None:
                 time.sleep(0.001)
             for stage in STAGES:
                 trace(Span(stage, index, now + 0.3 * index, now + 0.3 * index + 0.01))
-            trace(Levels(now + 0.3 * index, 0, 0, 0, 0, 0, 0, 0))
+            trace(Queues(now + 0.3 * index, 0, 0, 0, 0, 0, 0, 0))
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()

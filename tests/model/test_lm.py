@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, inputs, rotate
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.model.cache import capacities, rotation
+from msh_mlx.model.attention import capacities, rotation
 
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"
@@ -21,7 +21,7 @@ GREEDY = Sampler(temperature=0)
 def talk(gen, user_codes):
     """Run a conversation; `user_codes` is [codebooks, steps]. Returns text tokens and frames, [steps] and [dep_q, steps]."""
     steps = [gen.step(user_codes[:, t]) for t in range(user_codes.shape[1])]
-    return [s.text_token for s in steps], np.array([s.frame for s in steps]).T
+    return [s.text_token for s in steps], np.array([s.codes for s in steps]).T
 
 
 class Recorder:
@@ -44,7 +44,7 @@ class Recorder:
         self.gen._enqueue = keep
 
     def talk(self, user_codes):
-        self.frames += [self.gen.step(user_codes[:, t]).frame for t in range(user_codes.shape[1])]
+        self.frames += [self.gen.step(user_codes[:, t]).codes for t in range(user_codes.shape[1])]
         return self
 
 
@@ -235,7 +235,8 @@ def test_codes_may_be_a_column(small_golden):
     gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY)
     step = gen.step(small_golden["user_codes"][:, :1].astype(np.uint32))
     assert step.text_token == small_golden["text_tokens"][1]
-    assert step.frame.dtype == np.uint32
+    assert step.codes.dtype == np.uint32
+    assert step.frame is step.codes
 
 
 def test_seed_out_of_range():
@@ -243,7 +244,7 @@ def test_seed_out_of_range():
     with pytest.raises(InputError, match="seed"):
         LmGen(lm, seed=-1)
     assert (
-        LmGen(lm, seed=2**64 - 1, text_sampler=Sampler(1.0), audio_sampler=Sampler(1.0)).step([0] * 4).frame is not None
+        LmGen(lm, seed=2**64 - 1, text_sampler=Sampler(1.0), audio_sampler=Sampler(1.0)).step([0] * 4).codes is not None
     )
 
 

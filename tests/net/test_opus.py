@@ -9,11 +9,10 @@ import soundfile
 from paths import CASES
 
 from msh_mlx.errors import ProtocolError
+from msh_mlx.format import SAMPLE_RATE
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.sound.ogg import GRANULE_RATE, OggSplitter, PageKind, write_page
 
-RATE = 24000
-FRAME = 1920
 PACKET = 960  # samples at 24 kHz
 
 
@@ -50,7 +49,7 @@ def stream(packets, a_page=1, rate=GRANULE_RATE, serial=42):
     """Pages with so many packets each, whose granules count at `rate`; None: they say nothing."""
     pages = [ogg.whole([ogg.HEAD], flags=2, serial=serial), ogg.whole([ogg.TAGS], sequence=1, serial=serial)]
     for index in range(0, len(packets), a_page):
-        done = min(index + a_page, len(packets)) * PACKET * (rate or 0) // RATE
+        done = min(index + a_page, len(packets)) * PACKET * (rate or 0) // SAMPLE_RATE
         part = packets[index : index + a_page]
         pages.append(ogg.whole(part, sequence=len(pages), granule=done if rate else 7, serial=serial))
     return pages
@@ -61,12 +60,13 @@ def damaged(page, at=-1):
     return page[: at % len(page)] + bytes([page[at] ^ 0x55]) + page[at % len(page) + 1 :]
 
 
-def refused(pieces):
-    """What is said, and after how many of the pieces."""
+def refused(pieces, *, silence=False):
+    """What is said, and after how many of the pieces; before, there may be no sound, or silence for what is damaged."""
     decoder = OpusDecoder()
     for count, piece in enumerate(pieces, 1):
         try:
-            assert not len(decoder.decode(piece))
+            heard = decoder.decode(piece)
+            assert not (heard.any() if silence else len(heard))
         except ProtocolError as error:
             return str(error), count
     raise AssertionError("it is not refused")
@@ -170,7 +170,7 @@ def test_a_damaged_page_is_silent_and_counted():
     assert [len(pcm) for pcm in heard] == [0, 0, 23520, 24000, 24720]
     (silent,) = [pcm for pcm in heard[2:] if not pcm.any()]
     assert decoder.faults == 1
-    assert decoder.lost == pytest.approx(len(silent) / RATE)
+    assert decoder.lost == pytest.approx(len(silent) / SAMPLE_RATE)
 
 
 @pytest.mark.parametrize("rate", [48_000, 24_000, None])
@@ -235,7 +235,7 @@ def test_no_number_makes_silence_without_end():
         sequence, granule = index * 10_000_000, index * (1 << 50)
         pages.append(ogg.whole([said], sequence=sequence, granule=granule))
     heard = OpusDecoder().decode(b"".join(pages))
-    assert len(heard) <= 10 * RATE + 201 * PACKET
+    assert len(heard) <= 10 * SAMPLE_RATE + 201 * PACKET
 
 
 # ---- what cannot be decoded is said --------------------------------------------------------------------------------------
@@ -353,6 +353,43 @@ def test_a_little_nonsense_is_passed_over(nonsense):
     said = stream(packets(4))
     pieces = [nonsense, *said[:3], nonsense, *said[3:]]
     assert np.array_equal(np.concatenate(hear(pieces)), np.concatenate(hear(said)))
+
+
+@pytest.mark.parametrize("a_page", [1, 5, 25])
+@pytest.mark.parametrize("piece", [0, 1000, 7])
+def test_many_damaged_pages_in_a_good_stream_are_no_end(a_page, piece):
+    """Twenty seconds of 250 kB, page by page or in any pieces: silence of their length."""
+    packet = packets(1)[0]
+    said = [packet + bytes(500 - len(packet))] * 600
+    good = stream(said, a_page)
+    bad = [*good[:3], *map(damaged, good[3:-1]), good[-1]]
+    data = b"".join(bad)
+    pieces = [data[i : i + piece] for i in range(0, len(data), piece)] if piece else bad
+    decoder = OpusDecoder()
+    assert len(np.concatenate(hear(pieces, decoder))) == 600 * PACKET
+    assert decoder.faults == len(bad) - 4
+    assert decoder.lost + decoder.heard == pytest.approx(600 * 0.04)
+    assert decoder.heard == pytest.approx(2 * a_page * 0.04)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("a_page", [1, 25])
+def test_wrong_checksums_everywhere_are_named_within_three_seconds(first, a_page):
+    """Also where the headers are right; and not because of one long page."""
+    good = stream(packets(100), a_page)
+    said, count = refused([*good[:first], *map(damaged, good[first:])], silence=True)
+    assert said.startswith("The checksums of the audio's pages are wrong")
+    assert (count - 3) * a_page * 0.04 <= 2
+    long = stream(packets(101), 100)
+    assert len(np.concatenate(hear([*long[:2], damaged(long[2]), long[3]]))) == 101 * PACKET
+
+
+def test_a_large_damaged_header_does_not_hide_the_sound():
+    pages = case("tags66k.opus")
+    decoder = OpusDecoder()
+    heard = np.concatenate(hear([pages[0], *map(damaged, pages[1:3]), *pages[3:]], decoder))
+    assert np.abs(heard).max() > 0.1
+    assert len(heard) >= len(np.concatenate(hear(pages))) - PACKET
 
 
 def test_a_large_damaged_page_is_no_end():

@@ -12,10 +12,11 @@ import time
 import aiohttp
 import pytest
 from paths import ROOT
-from talker import FRAME, Talker
+from talker import Talker
 from test_server import FILE, digits, eventually, model, run, serving
 from yarl import URL
 
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net.address import Address
 
 __all__ = ["digits", "model"]
@@ -136,7 +137,7 @@ async def visit(url, digits):
 @pytest.mark.parametrize("proxy", PROXIES)
 @pytest.mark.parametrize(("block", "path"), [(0, "/"), (1, "/moshi/"), (1, "/moshi")])
 def test_the_documented_lines_work_as_they_stand(model, digits, tmp_path, page, proxy, block, path):
-    short = digits[: 5 * FRAME]
+    short = digits[: 5 * FRAME_SIZE]
 
     async def scenario():
         async with serving(model, *OPTIONS, static=page) as server:
@@ -238,7 +239,7 @@ def test_a_path_that_is_taken_away_with_its_slash(model, digits, tmp_path, page)
     async def scenario():
         async with serving(model, *OPTIONS, static=page) as server:
             with nginx(tmp_path, to(server, lines)) as url:
-                return await visit(f"{url}/moshi/", digits[: 3 * FRAME])
+                return await visit(f"{url}/moshi/", digits[: 3 * FRAME_SIZE])
 
     assert len(run(scenario()).pcm) == 3
 

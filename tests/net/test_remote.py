@@ -5,18 +5,20 @@ import contextlib
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from published import FRAME, LAG, SECONDS, Server, Voice, published, recorded, replay
+from published import LAG, Server, Voice, published, recorded, replay
 from test_pipeline import Reel, Tape, eventually
 
 from msh_mlx.conversation.recordings import BrokenOffError
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord, Word
-from msh_mlx.net import remote
+from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
+from msh_mlx.net import remote, upload
 from msh_mlx.net.address import Address
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -60,7 +62,7 @@ class Run:
     def say(self, frames):
         """Speak, as fast as it is heard."""
         for pcm in frames:
-            eventually(lambda: self.tape.backlog() < 2 * SECONDS)
+            eventually(lambda: self.tape.backlog() < 2 * FRAME_SECONDS)
             self.tape.give(pcm)
 
     def of(self, *kinds):
@@ -86,14 +88,14 @@ class Run:
 def tone(frames, seed=0):
     """[frames, 1920] of sound that an ear could tell from other sound."""
     chance = np.random.default_rng(seed)
-    steps = np.repeat(chance.uniform(200, 2000, frames), FRAME)
-    return (0.3 * np.sin(2 * np.pi * np.cumsum(steps) / 24000)).astype(np.float32).reshape(frames, FRAME)
+    steps = np.repeat(chance.uniform(200, 2000, frames), FRAME_SIZE)
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(steps) / 24000)).astype(np.float32).reshape(frames, FRAME_SIZE)
 
 
 def over_opus(frames):
     """What the other side hears of frames."""
     encoder, decoder = OpusEncoder(), OpusDecoder()
-    return np.concatenate([decoder.decode(encoder.encode(pcm)) for pcm in frames]).reshape(-1, FRAME)
+    return np.concatenate([decoder.decode(encoder.encode(pcm)) for pcm in frames]).reshape(-1, FRAME_SIZE)
 
 
 # ---- published servers ---------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def test_a_conversation_with_a_published_server(kind):
     assert np.array_equal([event.pcm for event in run.of(Heard)], said)
     assert [(event.index, event.text) for event in run.of(Spoke)] == [(i, f" word{i}") for i in (0, 5, 10, 15)]
     words = [event.word for event in run.of(SpokeWord)]
-    assert words == [Word(round(i * SECONDS, 3), f"word{i}") for i in (0, 5, 10, 15)]
+    assert words == [Word(round(i * FRAME_SECONDS, 3), f"word{i}") for i in (0, 5, 10, 15)]
     metrics = run.remote.metrics
     assert (metrics.frames, metrics.words, metrics.drops, metrics.underruns) == (20 - LAG[kind], 4, 0, 0)
     assert metrics.encode.all().count == 20
@@ -133,8 +135,8 @@ def test_what_the_torch_server_sent_is_heard():
     sound = np.concatenate([decoder.decode(data[1:]) for _, data in messages if data[0] == 1])
     with Server(replay(messages)) as server, Run(server.port) as run:
         run.ready()
-        run.answered(len(sound) // FRAME)
-    assert np.array_equal(np.concatenate(run.reel.frames), sound[: len(sound) // FRAME * FRAME])
+        run.answered(len(sound) // FRAME_SIZE)
+    assert np.array_equal(np.concatenate(run.reel.frames), sound[: len(sound) // FRAME_SIZE * FRAME_SIZE])
     assert [event.word.text for event in run.of(SpokeWord)] == ["four", "one", "three", "eight", "nine", "zero"]
 
 
@@ -202,10 +204,11 @@ def test_a_new_conversation_on_the_same_connection():
 
 
 def test_a_new_conversation_with_a_server_that_knows_no_restart(monkeypatch):
-    monkeypatch.setattr(remote, "_ANSWER", 0.2)
+    monkeypatch.setattr(remote, "_ANSWER", 0.4)
     ours = Ours(restarts=False)
     with Server(ours) as server, Run(server.port) as run:
         run.ready()
+        run.remote._talk.begun -= 60  # how long it was connected says nothing about the new conversation
         run.remote.reset()
         run.ready(2)
         assert ours.talks == 2
@@ -316,7 +319,7 @@ def test_what_is_late_is_dropped_and_counted():
     assert dropped > 2
     assert run.remote.metrics.drops == len(run.of(Dropped))
     assert sum(event.seconds for event in run.of(Dropped)) == pytest.approx(dropped)
-    assert len(run.of(Heard)) * SECONDS + dropped == pytest.approx(40 * SECONDS)
+    assert len(run.of(Heard)) * FRAME_SECONDS + dropped == pytest.approx(40 * FRAME_SECONDS)
 
 
 def test_a_server_that_takes_nothing():
@@ -410,7 +413,7 @@ def test_a_complaint_and_the_end():
         ours.send(Error("The model\nbroke;\x1b[31m start it again."))
         ours.close()
         error = run.failed()
-    assert str(error).endswith("ended the conversation: The model broke; [31m start it again.")
+    assert str(error).endswith("ended the conversation: The model broke;\ufffd[31m start it again.")
     assert error.exit_code == 1
     assert [event.level for event in run.of(Notice)] == ["error"]
     assert ours.talks == 1
@@ -447,8 +450,15 @@ def hear(server, frames, *, realtime=False, **query):
     address = Address("127.0.0.1", server.port, query=query if realtime else {"realtime": "0", **query})
     said, told = [], []
     try:
-        for answer in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
-            said.append(answer)
+        for event in answers(address, iter(frames), realtime=realtime, notify=told.append, check=lambda: None):
+            match event:
+                case Heard(index, pcm):
+                    assert index == len(said)
+                    said.append(SimpleNamespace(heard=pcm, pcm=None, text=""))
+                case Spoke(index, text):
+                    said[index].text += text
+                case Said(index, pcm):
+                    said[index].pcm = pcm
     except MshError as error:
         return said, told, error
     return said, told, None
@@ -462,7 +472,8 @@ def words_of(said):
 @pytest.fixture
 def brisk(monkeypatch):
     """What takes long is not waited for."""
-    monkeypatch.setattr(remote, "_STALLED", 0.1)
+    for module in (remote, upload):
+        monkeypatch.setattr(module, "STALLED", 0.1)
     monkeypatch.setattr(remote, "_SILENT", 1.0)
 
 
@@ -474,7 +485,7 @@ def test_a_recording_and_a_published_server(kind, brisk):
         said, told, error = hear(server, frames)
     assert (error, told) == (None, [])
     assert np.array_equal([answer.heard for answer in said], frames)
-    sent = np.concatenate([frames, np.zeros((LAG[kind], FRAME), np.float32)])
+    sent = np.concatenate([frames, np.zeros((LAG[kind], FRAME_SIZE), np.float32)])
     assert np.array_equal([answer.pcm for answer in said], over_opus(over_opus(sent)[LAG[kind] :]))
     assert words_of(said) == [(i, f" word{i}") for i in range(0, 60, 5)]
 
@@ -503,7 +514,7 @@ def test_a_server_that_does_not_answer_every_frame(every, brisk):
     assert [text for _, text in words_of(said)] == [f" {i}" for i in range(every, 61, every)]
     assert all(answer.pcm.any() for answer in said[: 60 // every])
     # The last word, behind its sound, has a frame of its own.
-    seconds = (60 - 60 // every - 1) * SECONDS
+    seconds = (60 - 60 // every - 1) * FRAME_SECONDS
     assert told == [f"127.0.0.1:{server.port} answered {seconds:.2f} s less than it heard; the reply ends in silence."]
 
 
@@ -695,7 +706,7 @@ def test_damage_in_a_reply_is_silent_and_told(monkeypatch):
         said, told, error = hear(server, frames)
     assert error is None
     assert len(said) == 12
-    reply = np.concatenate([answer.pcm for answer in said]).reshape(-1, FRAME // 2)
+    reply = np.concatenate([answer.pcm for answer in said]).reshape(-1, FRAME_SIZE // 2)
     assert [i for i, part in enumerate(reply) if not part.any()] == [4, 8, 10]
     assert told == [
         f"What 127.0.0.1:{server.port} says has damaged or missing pages: {count}, {0.04 * count:.2f} s so far, "
@@ -724,7 +735,7 @@ def test_parameters_that_mean_nothing_are_named():
         ours.send(Text(" end"))
         eventually(lambda: run.of(Spoke))
     assert run.notices("ignored") == [
-        f"127.0.0.1:{server.port} knows nothing of these parameters: voice_prompt, text [31m_prompt."
+        f"127.0.0.1:{server.port} knows nothing of these parameters: voice_prompt, text\ufffd[31m_prompt."
     ]
 
 
@@ -919,6 +930,19 @@ def test_a_certificate_is_shown_remembered_and_expected(tmp_path):
     for part in (folder_fingerprint(tmp_path / "one"), folder_fingerprint(tmp_path / "two"), "line 1"):
         assert part in str(error)
     assert known.path.read_text() == before
+
+
+def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, monkeypatch):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with Server(Ours()) as server, Run(server.port) as run:
+        run.ready()
+    with Server(Ours(), ssl=server_context(tmp_path)) as server, Run(server.port, secure=True) as run:
+        assert "There is no home folder to remember the server's certificate in" in str(run.failed())
 
 
 def test_a_certificate_that_the_system_trusts(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 from paths import ROOT
-from talker import FRAME, Talker
+from talker import Talker
 
+from msh_mlx.format import FRAME_SIZE
 from msh_mlx.library.files import demo_folder
 from msh_mlx.net.messages import Audio, Handshake, MetaData
 
@@ -27,8 +28,8 @@ LONG = 10  # seconds, after which something hangs
 # The server, but its model fails when it is asked for a certain thing so many times: "step" or "prime", counted from loading.
 FAILING = """
 import sys
-from msh_mlx import generate
-from msh_mlx.cli import main
+from msh_mlx.model import generate
+from msh_mlx.cli.main import main
 
 name, times, *arguments = sys.argv[1:]
 work, left = getattr(generate.LmGen, name), [int(times)]
@@ -47,7 +48,7 @@ sys.exit(main(["serve", *arguments]))
 @pytest.fixture(scope="module")
 def pcm():
     sound, _ = soundfile.read(demo_folder() / "digits.flac", dtype="float32")
-    return sound[: len(sound) // FRAME * FRAME]
+    return sound[: len(sound) // FRAME_SIZE * FRAME_SIZE]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from msh_mlx.errors import InputError
-from msh_mlx.net.visitor import Place, Visitor, is_among, read_network
+from msh_mlx.net.visitor import Origin, Visitor, is_among, read_network
 
 PROXIES = [read_network("127.0.0.1"), read_network("10.0.0.0/8"), read_network("fd00::/8")]
 
@@ -65,7 +65,7 @@ def test_without_a_word_nobody_is_trusted_not_even_this_machine():
 
 def fits(origin, headers, peer="127.0.0.1", **options):
     """Whether a page of `origin` is taken for one of the server's own."""
-    page = Place.of_origin(origin)
+    page = Origin.parse(origin)
     return page is not None and any(place.may_be(page) for place in visit(peer, headers, **options).places[:1])
 
 

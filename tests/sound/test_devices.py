@@ -163,7 +163,7 @@ def test_portaudio_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
-    with pytest.raises(MshError, match=r"^The PortAudio library is missing: .*libportaudio2.*\.$"):
+    with pytest.raises(MshError, match=r"^The PortAudio library is missing; .*libportaudio2.*\.$"):
         list_devices(system=PortAudio())
 
 

@@ -8,21 +8,17 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import soxr
 from mimi import Mimi
 from msh_native import Capture, Ear, EchoCanceller, Mouth, Playback, VoiceEnhancer
 from paths import DEMO
 
+from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.sound.devices import Device, Kind
 from msh_mlx.sound.echo import EchoFree
 from msh_mlx.sound.ends import Loudspeaker, Microphone
 from msh_mlx.sound.portaudio import Ring, Stream, StreamError
-
-Pcm = npt.NDArray[np.float32]
-SIZE = 1920
-
 
 # ---- other rates ---------------------------------------------------------------------------------------------------------
 
@@ -46,11 +42,18 @@ def said(pcm: Pcm, rate: int) -> Pcm:
     return playback.render(rate)[:, 0]
 
 
-PAIRS = [(48000, 24000), (44100, 24000), (16000, 24000), (24000, 48000), (24000, 44100), (24000, 16000)]
+PAIRS = [
+    (48000, SAMPLE_RATE),
+    (44100, SAMPLE_RATE),
+    (16000, SAMPLE_RATE),
+    (SAMPLE_RATE, 48000),
+    (SAMPLE_RATE, 44100),
+    (SAMPLE_RATE, 16000),
+]
 
 
 def resampled(pcm: Pcm, rate: int, new_rate: int) -> Pcm:
-    return heard(pcm, rate) if new_rate == 24000 else said(pcm, new_rate)
+    return heard(pcm, rate) if new_rate == SAMPLE_RATE else said(pcm, new_rate)
 
 
 def tone(hertz: float, rate: int) -> Pcm:
@@ -89,9 +92,10 @@ def test_resampling_is_at_least_as_good_as_soxrs(rate: int, new_rate: int) -> No
 def test_what_a_resampler_holds_is_short(rate: int) -> None:
     capture, playback = Capture(rate), Playback(rate, frame=rate * 8 // 100)
     ear, mouth = Ear(capture), Mouth(playback)
-    look_ahead = 112 / min(rate, 24000)
+    look_ahead = 112 / min(rate, SAMPLE_RATE)
     streams = [
-        soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ") for rates in ((rate, 24000), (24000, rate))
+        soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
+        for rates in ((rate, SAMPLE_RATE), (SAMPLE_RATE, rate))
     ]
     given, taken, most = 0, np.zeros(2), np.zeros(4)
     for block in range(1, 101):
@@ -101,7 +105,7 @@ def test_what_a_resampler_holds_is_short(rate: int) -> None:
             given += 24
         for i, (stream, count) in enumerate(zip(streams, (rate // 100, 240), strict=True)):
             taken[i] += len(stream.resample_chunk(np.zeros(count, np.float32)))
-        held = block / 100 - np.array([given / 24000, mouth.queued(), taken[0] / 24000, taken[1] / rate])
+        held = block / 100 - np.array([given / SAMPLE_RATE, mouth.queued(), taken[0] / SAMPLE_RATE, taken[1] / rate])
         most = np.maximum(most, held)
     # A millisecond more, because that is what was read at a time.
     assert most[0] <= look_ahead + 0.0011
@@ -173,7 +177,7 @@ def test_a_frame_crosses_into_native_code_four_times() -> None:
             calls[f"{kind.__name__}.{function.__name__}"] += 1
 
     def speak() -> None:
-        pcm = source.read(SIZE, 0)
+        pcm = source.read(FRAME_SIZE, 0)
         assert pcm is not None
         loudspeaker.write(decoder.step(encoder.step(pcm)))
 
@@ -187,4 +191,4 @@ def test_a_frame_crosses_into_native_code_four_times() -> None:
     with_sound = ["Ear.read", "Encoder.step", "Decoder.step", "Mouth.write"]
     # And one that asks how much of an echo there was.
     assert calls == dict.fromkeys([*with_sound, "EchoCanceller.stats"], 5)
-    assert system.rings["output"].stats()["written"] > 5 * 2 * SIZE
+    assert system.rings["output"].stats()["written"] > 5 * 2 * FRAME_SIZE

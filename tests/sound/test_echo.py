@@ -9,18 +9,16 @@ import time
 from itertools import cycle
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from msh_native import Capture, Ear, Mouth, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import EchoState
+from msh_mlx.format import FRAME_SIZE, Pcm
 from msh_mlx.live.screen.status import EchoSummary
 from msh_mlx.metrics import EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
 
-Pcm = npt.NDArray[np.float32]
-SIZE = 1920
 BLOCK = 0.01  # seconds of a callback
 
 
@@ -38,7 +36,7 @@ class Room:
         self, heard_rate: int = 24000, played_rate: int = 24000, *, gain: float = 0.5, delay: float = 0.05
     ) -> None:
         self._rng = np.random.default_rng(1)
-        self._words = cycle(syllables(8, seed=3).reshape(-1, SIZE))
+        self._words = cycle(syllables(8, seed=3).reshape(-1, FRAME_SIZE))
         self.playback: Playback | None = None
         self.open(heard_rate, played_rate, gain=gain, delay=delay)
 
@@ -95,9 +93,9 @@ class Room:
         for _ in range(round(seconds / 0.08)):
             while self.queued() < 0.16:
                 self.write(next(self._words))
-            pcm = source.read(SIZE, 1)
+            pcm = source.read(FRAME_SIZE, 1)
             assert pcm is not None
-            assert (pcm.shape, pcm.dtype) == ((SIZE,), np.float32)
+            assert (pcm.shape, pcm.dtype) == ((FRAME_SIZE,), np.float32)
             clean.append(pcm)
         return np.concatenate(self.raw[-12:]), np.concatenate(clean[-12:])
 
@@ -138,14 +136,14 @@ def test_other_devices_have_another_echo() -> None:
     assert source.state().found
     room.dead = True
     room.trim(0)
-    assert source.read(SIZE, 0.01) is None
+    assert source.read(FRAME_SIZE, 0.01) is None
     assert source.state().found  # nothing was heard that speaks against it
     # While there is a microphone only, it passes as it is.
     room.open(48000, 48000, gain=0.5, delay=0.25)
     room.playback = None
     heard, clean = room.converse(source, 1.2)
     assert not source.state().found
-    assert np.array_equal(heard[SIZE:], clean[SIZE:])  # the change is faded over
+    assert np.array_equal(heard[FRAME_SIZE:], clean[FRAME_SIZE:])  # the change is faded over
     room.open(48000, 48000, gain=0.5, delay=0.25)
     heard, clean = room.converse(source, 4)
     assert decibels(heard) - decibels(clean) > 15

@@ -6,7 +6,8 @@ import soundfile
 from msh_native import VoiceEnhancer
 from paths import DIGITS
 
-FRAME = 1920
+from msh_mlx.format import FRAME_SIZE
+
 LATE = 96  # samples, with noise suppression
 
 
@@ -15,11 +16,11 @@ def voice() -> np.ndarray:
     pcm, rate = soundfile.read(DIGITS, dtype="float32")
     assert rate == 24_000
     pcm = np.tile(pcm, 4)
-    return pcm[: len(pcm) // FRAME * FRAME]
+    return pcm[: len(pcm) // FRAME_SIZE * FRAME_SIZE]
 
 
 def enhance(enhancer: VoiceEnhancer, pcm: np.ndarray) -> np.ndarray:
-    return np.concatenate([enhancer.process(pcm[i : i + FRAME]) for i in range(0, len(pcm), FRAME)])
+    return np.concatenate([enhancer.process(pcm[i : i + FRAME_SIZE]) for i in range(0, len(pcm), FRAME_SIZE)])
 
 
 def decibels(pcm: np.ndarray) -> float:

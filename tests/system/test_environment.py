@@ -28,7 +28,7 @@ from msh_mlx.library import cache as hub
 from msh_mlx.sound.recordings import WavWriter, open_recording
 from msh_mlx.system import log, places
 from msh_mlx.system.newfile import NewFile
-from msh_mlx.system.places import home, temporary_file, user_folder, user_path
+from msh_mlx.system.places import home, log_folder, temporary_file, user_path
 from msh_mlx.system.streams import NamedFile
 
 LIMIT = 60
@@ -69,7 +69,7 @@ def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) ->
     """See that the program said one sentence at its end, with `words` in it, and return it."""
     message = result.stderr.splitlines()[-1]
     assert result.returncode == code, result.stderr
-    assert re.fullmatch(r"[A-Z~/.\w].*\.", message), message
+    assert re.fullmatch(r"[A-Z~/.\w-].*\.", message), message
     for bad in ("Traceback", "unexpected", "Exception ignored"):
         assert bad not in result.stderr
     for word in words:
@@ -92,7 +92,7 @@ def test_recordings_where_streams_are_closed(folder: Path, suffix: str, redirect
 def test_descriptors_of_streams_are_nobody_elses(folder: Path) -> None:
     """Whatever is opened next, a server's socket say, does not get the descriptor of a stream that is closed."""
     code = (
-        "import os, sys; from msh_mlx.options import guard\n"
+        "import os, sys; from msh_mlx.cli.program import guard\n"
         "def program(signals):\n"
         "    number = os.open(os.devnull, os.O_RDONLY)\n"
         "    for descriptor in range(3): os.fstat(descriptor)\n"
@@ -210,12 +210,15 @@ def test_a_terminal_gets_no_sound(folder: Path) -> None:
 
 
 def test_who_reads_may_stop(folder: Path) -> None:
-    command = ["/bin/sh", "-c", '"$@" --output - --input in.wav | head -c 50', "sh", *MAIN, "--demo"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=LIMIT, env=env)
-    assert len(done.stdout) == 50
-    assert b"Error" not in done.stderr
-    assert b"ignored" not in done.stderr
+    for what in ("--demo --output - --input in.wav --tail 4", "models --plain", "models --json"):
+        line = f'{{ "$@" {what}; echo $? >code; }} | head -c 0'
+        done = subprocess.run(
+            ["/bin/sh", "-c", line, "sh", *MAIN], cwd=folder, capture_output=True, timeout=LIMIT, env=env
+        )
+        assert (done.stdout, (folder / "code").read_text()) == (b"", "141\n")  # as of a program that SIGPIPE ends
+        assert b"Error" not in done.stderr
+        assert b"ignored" not in done.stderr
 
 
 def test_a_wav_file_without_end() -> None:
@@ -277,19 +280,18 @@ def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from msh_mlx import doctor
+    from msh_mlx.doctor import checks as doctor
     from msh_mlx.library import catalogue
     from msh_mlx.net import tls
 
     assert home() is None
-    assert user_folder("XDG_STATE_HOME", ".local") is None
     with pytest.raises(InputError, match=r"^~/x is in the home folder, and there is none; set HOME"):
         user_path("~/x")
     assert catalogue.user_file() is None
     assert catalogue.load_catalogue()
     with pytest.raises(InputError, match="There is no home folder to remember the server's certificate in"):
         tls.known_file()
-    assert log.log_folder() is None
+    assert log_folder() is None
     with log.Log() as kept:
         written = kept.write(ValueError("found"))
     assert written
@@ -314,7 +316,7 @@ def test_a_user_without_an_entry(tmp_path: Path) -> None:
     if subprocess.run(["setpriv", "--reuid=54321", sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("that user cannot run this Python")
     tmp_path.chmod(0o777)
-    code = "import msh_mlx.places as p, msh_mlx.catalogue as c; print(p.home(), c.user_file())"
+    code = "import msh_mlx.system.places as p, msh_mlx.library.catalogue as c; print(p.home(), c.user_file())"
     done = subprocess.run(
         ["setpriv", "--reuid=54321", "--clear-groups", sys.executable, "-c", code],
         capture_output=True,
@@ -354,6 +356,14 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_to(folder: Path) ->
 
 
 @COMPILES
+@pytest.mark.parametrize("name", ['a"b', "a$b", "a`b"])
+def test_a_folder_for_temporary_files_that_the_compiler_may_not_find(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    result = run(*SHORT, "--input", "in.wav", "--output", "o.wav", cwd=folder, TMPDIR=str(folder / name))
+    refused(result, 1, str(folder / name), f"has {name[1]} in its name", "set TMPDIR")
+
+
+@COMPILES
 def test_a_folder_for_temporary_files_that_is_full(folder: Path) -> None:
     # A limit on the size of files needs no disk of its own, and no rights.
     (folder / "tmp").mkdir()
@@ -385,7 +395,7 @@ def test_what_fails_while_it_is_compiled_is_explained(tmp_path: Path, monkeypatc
     assert str(tmp_path / "gone") in str(explain(failed))
     # As MLX says it; the program asks `explain`.
     code = (
-        "import mlx.core; from msh_mlx.options import guard\n"
+        "import mlx.core; from msh_mlx.cli.program import guard\n"
         "def program(signals): raise RuntimeError('filesystem error: temp_directory_path: No such file or directory')\n"
         "raise SystemExit(guard(program))"
     )
@@ -454,9 +464,8 @@ def small_files() -> Iterator[None]:
 def limited(kilobytes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program where no file may become larger; what MLX compiles is there already."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes << 10},) * 2); "
-    code += (
-        "import msh_mlx.position as p; p.check_compiling = lambda: None; from msh_mlx.cli import main; sys.exit(main())"
-    )
+    code += "import msh_mlx.model.step as s; s.check_compiling = lambda: None; "
+    code += "from msh_mlx.cli.main import main; sys.exit(main())"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT, env=env)
@@ -512,6 +521,39 @@ def test_a_full_device_is_named() -> None:
         file.write(b"x")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--demo", "--input", "in.wav", "--output-dir", "-"],
+        ["--demo", "--record", "-"],
+        ["client", "--record", "-"],
+        ["serve", "--demo", "--log-dir", "-"],
+        ["serve", "--demo", "--ssl", "-"],
+        ["convert", "in.wav", "-", "--bits", "4"],
+    ],
+)
+def test_the_standard_output_takes_no_folder_and_no_model(folder: Path, command: list[str]) -> None:
+    before = sorted(folder.iterdir())
+    refused(run(*command, cwd=folder), 2, "the standard output", "./-")
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--demo", "--input", "in.wav", "--output", "o.wav", "--tail"],
+        ["client", "--input", "in.wav", "--output", "o.wav", "--tail"],
+        ["--demo", "--duration"],
+        ["client", "--duration"],
+        ["serve", "--demo", "--idle"],
+        ["--demo", "--max-delay"],
+    ],
+)
+def test_times_have_a_bound(folder: Path, command: list[str]) -> None:
+    for value in ("1e308", "1e9", "inf", "nan", "-1"):
+        refused(run(*command, value, cwd=folder), 2, f"'{value}' is not a number from")
+
+
 # ---- folders that can be made --------------------------------------------------------------------------------------------
 
 
@@ -522,6 +564,9 @@ def test_folders_of_outputs_are_made(folder: Path) -> None:
     result = run(*SHORT, "--input", "in.wav", "--output-dir", "new", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (folder / "new").iterdir()) == ["in.jsonl", "in.wav"]
+    result = run(*SHORT, "--input", "in.wav", "--output-dir", "a/b/c", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "a" / "b" / "c" / "in.wav").exists()
     result = run(*SHORT, "--input", "in.wav", "--output", "more/o.wav", "--transcript", "words/o.jsonl", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert (folder / "more" / "o.wav").exists()
@@ -529,11 +574,13 @@ def test_folders_of_outputs_are_made(folder: Path) -> None:
 
 
 def test_folders_that_are_not_made(folder: Path) -> None:
-    for option, place in (("--output-dir", "a/b"), ("--output", "a/b/o.wav")):
-        refused(run(*SHORT, "--input", "in.wav", option, place, cwd=folder), 2, "there is no folder", "make it first")
+    result = run(*SHORT, "--input", "in.wav", "--output", "a/b/o.wav", cwd=folder)
+    refused(result, 2, "there is no folder", "make it first")
+    refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.wav/b/c", cwd=folder), 2, "in.wav/b/c cannot be made")
     refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.flac", cwd=folder), 2, "in.flac is no folder")
     # What goes wrong leaves no empty folder behind.
     refused(run(*SHORT, "--input", "none.wav", "--output", "new/o.wav", cwd=folder), 2, "none.wav")
+    refused(run(*SHORT, "--input", "none.wav", "--output-dir", "a/b/c", cwd=folder), 2, "none.wav")
     (folder / "cut.wav").write_bytes((folder / "in.wav").read_bytes()[:-900])
     refused(run(*SHORT, "--input", "cut.wav", "--output", "new/o.wav", cwd=folder), 2, "cut.wav")
     assert not (folder / "new").exists()
@@ -571,8 +618,8 @@ def test_a_token_for_the_hub_that_cannot_be_sent(folder: Path, token: str) -> No
     [
         ("HTTPS_PROXY", "http://127.0.0.1:1", 1, ["cannot be reached through the proxy that HTTPS_PROXY="]),
         ("https_proxy", "garbage.invalid", 1, ["cannot be reached through the proxy that https_proxy=garbage.invalid"]),
-        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is no proxy that can be used", "http://HOST:PORT"]),
-        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is no proxy that can be used"]),
+        ("ALL_PROXY", "foo://bar:1", 2, ["ALL_PROXY=foo://bar:1 is not a proxy that can be used", "http://HOST:PORT"]),
+        ("HTTPS_PROXY", "http://[::1", 2, ["HTTPS_PROXY=http://[::1 is not a proxy that can be used"]),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:1", 1, ["HTTPS_PROXY=http://127.0.0.1:1 names"]),
     ],
 )
@@ -602,4 +649,51 @@ def test_without_a_proxy_none_is_blamed(folder: Path) -> None:
     for env in ({}, {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "hub.invalid"}):
         said = refused(fetched(folder, **env), 1, "hub.invalid cannot be reached")
         assert "proxy" not in said.lower()
-    refused(fetched(folder, HF_ENDPOINT="nowhere"), 2, "nowhere is no address of a hub", "HF_ENDPOINT")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        *[
+            ("HF_ENDPOINT", value, "is not the address of a hub")
+            for value in ("nowhere", "http://[", "http://a:99999", "ht p://a")
+        ],
+        *[(f"HF_HUB_{of}_TIMEOUT", "2 s", "is not a whole number of seconds") for of in ("DOWNLOAD", "ETAG")],
+        ("SSL_CERT_FILE", "there-is-none", "cannot be used (No such file or directory)"),
+        ("SSL_CERT_FILE", ".", "cannot be used (Is a directory)"),
+        ("SSL_CERT_FILE", "in.wav", "cannot be used (it has no certificate)"),
+    ],
+)
+def test_settings_of_the_hub_that_are_wrong(folder: Path, variable: str, value: str, words: str) -> None:
+    refused(fetched(folder, **{variable: value}), 2, f"{variable}={value} {words}; correct it, or unset it.")
+
+
+def test_the_demo_where_the_hub_cannot_be_asked(folder: Path) -> None:
+    for variable, value in (("HF_HUB_ETAG_TIMEOUT", "x"), ("SSL_CERT_FILE", ".")):
+        env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(folder), variable: value}
+        files = "".join(
+            f'files.{role} = "{name}"\n' for role, name in (("lm", "a.safetensors"), ("tokenizer", "c.model"))
+        )
+        (folder / "one.toml").write_text(
+            '[own]\nabout = "light"\nrepository = "me/model"\nrevision = "main"\nquantization = "q4"\nsize = 1\nmemory = 1\n'
+            f'step-bytes = 1\nlicence = "none"\n{files}files.mimi = "b.safetensors"\n'
+        )
+        result = run(
+            "--or-demo",
+            "--steps",
+            "2",
+            "--input",
+            "in.wav",
+            "--output",
+            "o.wav",
+            "--weights",
+            "one.toml",
+            cwd=folder,
+            **env,
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"{variable}={value}" in result.stderr
+        assert "so this is the demo model" in result.stderr
+        doctor = run("doctor", "--quick", cwd=folder, **env)
+        assert f"warning  models: {variable}={value}" in doctor.stdout
+        assert "Error" not in doctor.stdout

@@ -23,9 +23,9 @@ import json, resource, sys
 import mlx.core as mx
 import numpy as np
 from pathlib import Path
-from msh_mlx.convert import convert
-from msh_mlx.memory import set_limits
-from msh_mlx.weights import load_lm
+from msh_mlx.system.memory import set_limits
+from msh_mlx.weights.checkpoint import load_lm
+from msh_mlx.weights.convert import convert
 
 def high_water():
     # Linux's ru_maxrss may be that of the process before it ran this program.

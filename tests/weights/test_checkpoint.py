@@ -1,6 +1,7 @@
 """Checkpoints: both layouts, quantized or not, and every wrong file with its sentence."""
 
 import json
+import math
 import struct
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from paths import CASES, DEMO, GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.weights.checkpoint import default_dtype
+from msh_mlx.weights.checkpoint import default_dtype, open_checkpoint
 from msh_mlx.weights.safetensors import read_header
 
 SMALL = GOLDEN / "lm-small"
@@ -111,7 +112,7 @@ def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path):
         step, other = a.step(codes), b.step(codes)
         assert np.abs(np.array(a.text_logits) - np.array(b.text_logits)).max() < 1e-4
         assert np.abs(np.array(a.audio_logits) - np.array(b.audio_logits)).max() < 1e-4
-        assert (step.text_token, step.frame.tolist()) == (other.text_token, other.frame.tolist())
+        assert (step.text_token, step.codes.tolist()) == (other.text_token, other.codes.tolist())
 
 
 def test_dtype_follows_the_device():
@@ -126,7 +127,7 @@ def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch):
     (folder / "config.json").write_bytes((SMALL / "config.json").read_bytes())
     monkeypatch.setenv("HOME", str(tmp_path))
     lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json")
-    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).frame is not None
+    assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).codes is not None
 
 
 def test_quantized_must_be_what_the_file_is():
@@ -215,7 +216,12 @@ def test_wrong_quantized_tensors(changed):
     assert "text_emb.biases is missing" in says_changed(**{"text_emb.biases": None})
     assert "text_emb has a quantized weight" in says_changed(**{"text_emb.scales": np.zeros((97, 3), np.float32)})
     assert "text_emb has a quantized weight" in says_changed(**{"text_emb.weight": np.zeros((97, 65), np.uint32)})
-    assert "text_emb is packed as int32" in says_changed(**{"text_emb.weight": np.zeros((97, 64), np.int32)})
+    assert "text_emb.weight is of type int32; uint32 is expected" in says_changed(
+        **{"text_emb.weight": np.zeros((97, 64), np.int32)}
+    )
+    assert "text_emb.weight is of type float32; uint32 is expected" in says_changed(
+        **{"text_emb.weight": np.zeros((97, 256), np.float32)}
+    )
     assert "out_norm.scales does not belong" in says_changed(**{"out_norm.scales": np.zeros((1, 4), np.float32)})
 
 
@@ -292,6 +298,12 @@ def test_keys_that_mean_nothing_may_have_any_value():
     for key in ("conditioners", "kv_repeat", "depformer_norm", "extra_heads_num_heads", "cross_attention", "lora"):
         assert LmConfig.from_dict({key: None}) == LmConfig()
     assert LmConfig.from_dict({"depformer_dim_feedforward": [96] * 8}).depformer_dim_feedforward == 96
+    # Weights of its own for every step of the depformer.
+    for schedule in (None, list(range(8))):
+        assert LmConfig.from_dict({"depformer_weights_per_step_schedule": schedule}) == LmConfig()
+    for schedule in ([0, 1, 2, 3, 4, 5, 6, 6], [0, 1, 2, 3], [], "x", 8):
+        with pytest.raises(InputError, match=r"_schedule = .*; only \[0, 1, 2, 3, 4, 5, 6, 7\] can be run"):
+            LmConfig.from_dict({"depformer_weights_per_step_schedule": schedule})
     assert LmConfig(hidden_scale=4.0).hidden == 21 * 4096 // 8
 
 
@@ -335,6 +347,21 @@ def test_files_of_other_kinds_are_named(changed):
     assert "is a speech translation model (Hibiki)" in says(changed(pytorch, **lut))
 
 
+def test_a_file_that_takes_the_place_of_the_one_that_was_checked(changed, tmp_path):
+    path = changed()
+    checkpoint = open_checkpoint(path, SMALL / "config.json")
+    checkpoint.load()
+    checkpoint.load()  # as often as one likes
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(path.read_bytes()[:-1] + b"?")
+    other.replace(path)
+    with pytest.raises(InputError, match=r"changed\.safetensors has changed since it was checked; start again\."):
+        checkpoint.load()
+    path.unlink()
+    with pytest.raises(InputError, match="There is no file"):
+        checkpoint.load()
+
+
 def test_parts_and_the_names_of_other_libraries(changed, tmp_path):
     path = changed(SMALL / "lm_pytorch.safetensors", **{"out_norm.alpha": None})
     part = path.rename(tmp_path / "model-00002-of-00003.safetensors")
@@ -374,6 +401,28 @@ def test_types_that_are_not_read_are_named(dtype, bits, tmp_path):
     path = tmp_path / "typed.safetensors"
     path.write_bytes(header(entries) + data)
     assert f"text_linear.weight is of type {dtype}; a float of 16 or 32 bits is expected" in says(path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "name", "expected"),
+    [
+        (SMALL, "lm_mlx_f32", "text_linear.weight", "a float of 16 or 32 bits"),
+        (SMALL, "lm_mlx_f32", "out_norm.weight", "a float of 16 or 32 bits"),
+        (SMALL, "lm_mlx_f32", "transformer.layers.0.gating.linear_in.weight", "a float of 16 or 32 bits"),
+        (QUANT, "lm_mlx_q8", "text_emb.weight", "uint32"),
+        (QUANT, "lm_mlx_q8", "text_emb.biases", "a float of 16 or 32 bits"),
+    ],
+)
+def test_a_type_is_named_before_the_shape_that_it_brings(folder, file, name, expected, tmp_path):
+    data = (folder / f"{file}.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:start])
+    entry = entries[name]
+    begin, end = entry["data_offsets"]
+    entry["dtype"], entry["shape"] = "F4", [*entry["shape"][:-1], 2 * (end - begin) // math.prod(entry["shape"][:-1])]
+    path = tmp_path / "typed.safetensors"
+    path.write_bytes(header(entries) + data[start:])
+    assert says(path, folder / "config.json").endswith(f"{name} is of type F4; {expected} is expected.")
 
 
 SMALL_BYTES = MLX_FILE.read_bytes()

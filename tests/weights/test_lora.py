@@ -1,6 +1,7 @@
 """LoRA adapters: merged at load and at conversion, in every form that the published layout takes."""
 
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -160,20 +161,20 @@ def test_on_the_command_line(adapters, tmp_path):
 def test_conversations_take_them_and_the_limits_are_set_first(tmp_path, monkeypatch, capsys):
     told = []
 
-    def load(path, **options):
-        told.append(options)
+    def load(checkpoint, **options):
+        told.append(checkpoint)
         raise InputError("Enough.")
 
-    monkeypatch.setattr("msh_mlx.weights.checkpoint.load_lm", load)
+    monkeypatch.setattr("msh_mlx.weights.checkpoint.Checkpoint.load", load)
     monkeypatch.setattr("msh_mlx.system.memory.set_limits", lambda: told.append("limits"))
     recording = DIGITS
     outputs = ["--input", str(recording), "--output", str(tmp_path / "o.wav")]
     assert main(["--demo", *outputs, "--lora", "x.safetensors", "--lora-scaling", "0.5"]) == 2
     said = "x.safetensors is added with a scaling of 0.5, as was asked for.\n"
     assert capsys.readouterr().err == f"{said}Enough.\n"
-    limits, options = told
+    limits, checkpoint = told
     assert limits == "limits"
-    assert (options["lora"], options["lora_scaling"]) == ("x.safetensors", 0.5)
+    assert (checkpoint.lora, checkpoint.scaling.value) == (Path("x.safetensors"), 0.5)
 
 
 def test_a_configuration_may_say_that_there_are_adapters(adapters, tmp_path):

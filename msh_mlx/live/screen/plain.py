@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke
+from ...system.words import printable
 from ..keys import KEYS
-from .sentences import echo_line, lost, one_line, stage_line, summary_lines
+from .sentences import echo_line, lost, stage_line, summary_lines
 from .status import Screen, Status, Summary
 
 _SENTENCE_ENDS = tuple(".!?…。！？")
@@ -45,7 +46,7 @@ class PlainScreen(Screen):
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(Text(one_line(text)), soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def _flush(self) -> None:
         line, self._line = self._line.strip(), ""

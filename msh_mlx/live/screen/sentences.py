@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len, chop_cells
 
 from ...events import EchoState, Loading
-from ...system.words import printable
+from ...system.words import human_size, printable
 from .status import Summary
 
 PAUSE = 2.0  # seconds without a word that are worth showing
@@ -28,12 +28,6 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def bytes_line(size: int | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def counted(number: int, noun: str) -> str:
@@ -61,7 +55,7 @@ def summary_lines(summary: Summary) -> list[str]:
         )
     lines.append(lost(summary.dropped, summary.underruns))
     if summary.memory_peak is not None:
-        lines.append(f"Memory: {bytes_line(summary.memory_peak)} at most")
+        lines.append(f"Memory: {human_size(summary.memory_peak)} at most")
     if echo := summary.echo:
         lines.append(
             f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB (most {round(echo.level_most)}), "
@@ -69,10 +63,6 @@ def summary_lines(summary: Summary) -> list[str]:
         )
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]
-
-
-def one_line(text: str) -> str:
-    return printable("".join(" " if c.isspace() else c for c in text))
 
 
 class Flow:
@@ -83,7 +73,7 @@ class Flow:
 
     def push(self, text: str, width: int) -> list[str]:
         """Add `text` to the line; return the lines of at most `width` cells that are full."""
-        self.line = (self.line + one_line(text)).lstrip(" ")
+        self.line = (self.line + printable(text)).lstrip(" ")
         full = []
         while cell_len(self.line.rstrip(" ")) > width:
             # At least a character, even where the terminal is narrower than that.

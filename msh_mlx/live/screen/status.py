@@ -42,7 +42,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Percentiles:
+class StageTimes:
     """How long a stage took, in milliseconds."""
 
     p50: float
@@ -84,7 +84,7 @@ class Summary:
 
     seconds: float
     words: int
-    stages: Mapping[str, Percentiles] = field(default_factory=dict)
+    stages: Mapping[str, StageTimes] = field(default_factory=dict)
     dropped: float = 0.0
     underruns: int = 0
     memory_peak: int | None = None

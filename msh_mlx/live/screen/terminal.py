@@ -17,8 +17,10 @@ from rich.style import Style
 from rich.text import Text
 
 from ...events import Event, Failed, Loading, Notice, Ready, Spoke
+from ...format import FRAME_SECONDS
+from ...system.words import human_size, printable
 from ..keys import KEYS
-from .sentences import PAUSE, Flow, bytes_line, clock, counted, echo_line, one_line, stage_line, summary_lines, wrapped
+from .sentences import PAUSE, Flow, clock, counted, echo_line, stage_line, summary_lines, wrapped
 from .status import Screen, Status, Summary
 
 Line = list[Segment]
@@ -46,6 +48,8 @@ _GOOD = Style(color="green")
 _LOUD = Style(color="yellow")
 _BAD = Style(color="red", bold=True)
 _HINT = Style(color="yellow")
+
+_FEW_KEYS = 2  # whose help there is room for if it is asked for, sooner than for all figures
 
 
 class Meter:
@@ -116,7 +120,7 @@ class LiveScreen(Screen):
     """
 
     _WIDEST = 100  # cells of a line of words; longer ones are hard to read
-    _INTERVAL = 1 / 12.5
+    _INTERVAL = FRAME_SECONDS
 
     def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -190,7 +194,7 @@ class LiveScreen(Screen):
             self._keep(line)
 
     def _keep(self, text: str, style: Style = _PLAIN) -> None:
-        self._done.append(Text(one_line(text), style))
+        self._done.append(Text(printable(text), style))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -301,13 +305,23 @@ class LiveScreen(Screen):
             for count in range(len(figures), -1, -1):
                 yield [*meters, *figures[:count], *hints]
             return
-        keys, explained = self._help_lines(width)
+        sentences, explained = self._help_lines(width)
+
+        def first(few: int) -> list[Line]:
+            return [line for lines in sentences[:few] for line in lines]
+
+        keys = first(len(sentences))
         yield [*air, *status, *air, *keys, *explained]
         yield [*status, *keys, *explained]
         yield [*air, *status, *air, *keys]
-        for count in range(len(figures), -1, -1):
-            yield [*meters, *figures[:count], *hints, *keys]
-        yield [*meters, *keys]
+        # What is wrong now stays, and the figures as long as the first keys do.
+        for few in range(len(sentences), _FEW_KEYS - 1, -1):
+            yield [*status, *first(few)]
+        for count in range(len(figures), 0, -1):
+            yield [*meters, *figures[:count], *hints, *first(_FEW_KEYS)]
+        for few in range(_FEW_KEYS - 1, -1, -1):
+            yield [*meters, *figures[:1], *hints, *first(few)]
+        yield [*meters, *hints]
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
@@ -340,7 +354,7 @@ class LiveScreen(Screen):
             line.append(Segment(" CLIP", _BAD) if meter.clipped else Segment("     "))
             left = room - Segment.get_line_length(line) - 1
             if left >= 12:
-                line.append(Segment(" " + _shortened(one_line(device), left), _DIM))
+                line.append(Segment(" " + _shortened(printable(device), left), _DIM))
             cells.append(list(Segment.adjust_line_length(line, room)))
         return [[*cells[0], Segment("  "), *cells[1]]] if columns == 2 else cells
 
@@ -362,10 +376,10 @@ class LiveScreen(Screen):
         if status.echo:
             figures.append(Segment(echo_line(status.echo), _DIM))
         if status.memory_active is not None:
-            active, cache, peak = map(bytes_line, (status.memory_active, status.memory_cache, status.memory_peak))
+            active, cache, peak = map(human_size, (status.memory_active, status.memory_cache, status.memory_peak))
             figures.append(Segment(f"memory {active} + {cache}, peak {peak}", _DIM))
         if status.recording:
-            name = one_line(PurePath(status.recording).name or status.recording)
+            name = printable(PurePath(status.recording).name or status.recording)
             figures.append(Segment(f"recording to {_shortened(name, 24)}", _DIM))
         return _packed(figures, Segment(self._glyphs.separator, _DIM), width)
 
@@ -380,19 +394,19 @@ class LiveScreen(Screen):
             [[Segment(line, _HINT)] for lines in hints for line in lines],
         )
 
-    def _help_lines(self, width: int) -> tuple[list[Line], list[Line]]:
-        """Return the lines that say what the keys do, and those that explain the figures."""
-        lines: list[Line] = []
+    def _help_lines(self, width: int) -> tuple[list[list[Line]], list[Line]]:
+        """Return the lines that say what the keys do, of each key, and those that explain the figures."""
+        sentences: list[list[Line]] = []
         for key in KEYS:
             first, *rest = wrapped(key.sentence, max(width - 8, 1))
-            lines.append([Segment(f"{key.name:8}", _BOLD), Segment(first)])
-            lines += [[Segment(f"{'':8}{line}")] for line in rest]
+            begin: Line = [Segment(f"{key.name:8}", _BOLD), Segment(first)]
+            sentences.append([begin, *([Segment(f"{'':8}{line}")] for line in rest)])
         explained = (
             "step: median and 95th percentile of the model's time for a frame, and how long a frame lasts. "
             "echo: how loud Moshi's voice comes back through the microphone, below full scale, and how much of that Moshi "
             "does not hear. memory: MLX's in use + kept for reuse, and the most so far."
         )
-        return lines, [[Segment(line, _DIM)] for line in wrapped(explained, width)]
+        return sentences, [[Segment(line, _DIM)] for line in wrapped(explained, width)]
 
     def _key_line(self, width: int) -> Line:
         keys = list(KEYS)

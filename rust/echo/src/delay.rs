@@ -14,6 +14,8 @@ use std::sync::Arc;
 use rustfft::num_complex::Complex32;
 use rustfft::{Fft, FftPlanner};
 
+use crate::RATE;
+
 /// Samples at 24 kHz for one at 8 kHz.
 const DECIMATION: usize = 3;
 /// Samples at 24 kHz that are looked at together.
@@ -54,7 +56,7 @@ impl Whitener {
         let scratch = forward.get_inplace_scratch_len().max(inverse.get_inplace_scratch_len());
         let taps = 16 * DECIMATION;
         // A sinc that ends at 3.4 kHz, in a Hann window.
-        let cut = 2.0 * 3400.0 / 24_000.0;
+        let cut = 2.0 * 3400.0 / RATE as f32;
         let kernel = (0..taps)
             .map(|i| {
                 let at = i as f32 - (taps - 1) as f32 / 2.0;

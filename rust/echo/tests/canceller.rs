@@ -3,11 +3,12 @@
 mod scenes;
 
 use echo::{BLOCK, Canceller, FRAME, Mode, RATE};
-use scenes::{Random, room, syllables};
+use fastrand::Rng;
+use scenes::{room, signed, syllables};
 
 fn noise(pcm: &mut [f32], size: f32) {
-    let mut random = Random(5);
-    pcm.iter_mut().for_each(|sample| *sample += size * random.next());
+    let mut random = Rng::with_seed(5);
+    pcm.iter_mut().for_each(|sample| *sample += size * signed(&mut random));
 }
 
 fn run(canceller: &mut Canceller, heard: &[f32], played: &[f32], block: usize) -> Vec<f32> {
@@ -23,7 +24,7 @@ fn decibels(pcm: &[f32]) -> f32 {
 }
 
 fn second(pcm: &[f32], begin: usize) -> &[f32] {
-    &pcm[24_000 * begin..24_000 * (begin + 2)]
+    &pcm[RATE * begin..RATE * (begin + 2)]
 }
 
 #[test]
@@ -37,7 +38,7 @@ fn finds_any_delay_and_takes_the_echo_away() {
             let clean = run(&mut canceller, &heard, &played, FRAME);
             let stats = canceller.remote().stats();
             assert!(stats.echo, "{delay} samples, {gain}");
-            assert!((stats.delay - delay as f32 / 24_000.0).abs() < 0.003, "{delay} samples, {gain}: {stats:?}");
+            assert!((stats.delay - delay as f32 / RATE as f32).abs() < 0.003, "{delay} samples, {gain}: {stats:?}");
             let taken = decibels(second(&heard, 5)) - decibels(second(&clean, 5));
             assert!(taken > if gain < 1.0 { 15.0 } else { 20.0 }, "{delay} samples, {gain}: {taken} dB");
             assert!(stats.removed > 15.0 && stats.level < 0.0, "{stats:?}");
@@ -88,7 +89,7 @@ fn follows_an_echo_that_comes_goes_and_moves() {
     let played = syllables(4, 36);
     let (near, far) = (room(&played, 2880, 1.0), room(&played, 3840, 1.0));
     let mut heard = near;
-    let (moves, ends) = (24_000 * 10, 24_000 * 20);
+    let (moves, ends) = (RATE * 10, RATE * 20);
     heard[moves..ends].copy_from_slice(&far[moves..ends]);
     heard[ends..].fill(0.0);
     noise(&mut heard, 3e-4);

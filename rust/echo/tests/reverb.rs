@@ -4,6 +4,7 @@ use aec3::api::EchoCanceller3Config;
 use aec3::audio_processing::aec3::aec3_common::FFT_LENGTH_BY_2_PLUS_1 as BINS;
 use aec3::audio_processing::aec3::reverb_tail_estimator::ReverbTailEstimator;
 use echo::{BLOCK, RATE};
+use fastrand::Rng;
 
 const PARTITIONS: usize = 56;
 /// Bins of which a voice has nothing.
@@ -19,15 +20,11 @@ fn decay(room: f64) -> f64 {
 
 /// A diffuse room behind its direct sound, as a filter learned it: with an error where nothing was played.
 fn response(room: f64, seed: u64) -> Vec<[f32; BINS]> {
-    let mut state = seed;
-    let mut random = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        ((state >> 33) as f64 + 0.5) / (1u64 << 31) as f64
-    };
+    let mut random = Rng::with_seed(seed);
     let mut response = vec![[0.0; BINS]; PARTITIONS];
     for (p, partition) in response.iter_mut().enumerate().skip(4) {
         for (k, power) in partition.iter_mut().enumerate() {
-            let diffuse = decay(room).powi(p as i32 - 4) * -random().ln();
+            let diffuse = decay(room).powi(p as i32 - 4) * -(1.0 - random.f64()).ln();
             *power = if k >= SILENT { 1.0 } else { (diffuse + if p == 4 { 10.0 } else { 0.0 }) as f32 };
         }
     }

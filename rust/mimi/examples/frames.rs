@@ -46,16 +46,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let frames: usize = arguments.next().map_or(Ok(300), |n| n.parse())?;
     let mimi = Mimi::load(Path::new(&path), &Options { num_threads: Some(threads), ..Options::default() })?;
 
-    let mut state = 1u64;
-    let mut noise = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
+    let mut random = fastrand::Rng::with_seed(1);
     let (mut encoder, mut decoder) = (mimi.encoder(), mimi.decoder());
     let (mut encoding, mut decoding) = (Table(Vec::new()), Table(Vec::new()));
     let (mut codes, mut decoded) = (Vec::new(), Vec::new());
     for frame in 0..frames + 20 {
-        let pcm: Vec<f32> = (0..mimi.frame_size()).map(|_| noise()).collect();
+        let pcm: Vec<f32> = (0..mimi.frame_size()).map(|_| random.f32() - 0.5).collect();
         let (begin, before) = (Instant::now(), encoder.stage_times());
         encoder.step_into(&pcm, &mut codes)?;
         let (middle, between) = (Instant::now(), decoder.stage_times());

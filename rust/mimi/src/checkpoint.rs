@@ -232,6 +232,8 @@ impl Checkpoint {
         }
         for (name, shape) in expected {
             let entry = &self.entries[name];
+            // Before the shape, which another type may have made different.
+            let dtype = self.dtype(name, entry)?;
             let same = entry.shape.len() == shape.len() && entry.shape.iter().zip(shape).all(|(a, b)| *a == *b as u64);
             if !same {
                 return Err(self.fail(format!(
@@ -239,7 +241,6 @@ impl Checkpoint {
                     entry.shape
                 )));
             }
-            let dtype = self.dtype(name, entry)?;
             let bytes = shape.iter().try_fold(dtype.size() as u64, |a, n| a.checked_mul(*n as u64));
             if bytes != Some(entry.end - entry.begin) {
                 return Err(self.fail(format!(

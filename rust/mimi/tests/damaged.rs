@@ -82,15 +82,11 @@ const NAMES: [&str; 8] = [
 
 const DTYPES: [&str; 9] = ["F32", "F16", "BF16", "F64", "U8", "I64", "", "\\n", "F8_E4M3"];
 
-struct Random(u64);
+struct Random(fastrand::Rng);
 
 impl Random {
     fn below(&mut self, n: usize) -> usize {
-        // xorshift64*
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+        self.0.usize(..n)
     }
 
     fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
@@ -348,7 +344,7 @@ fn main() {
     let (first, count) = (number("DAMAGED_FIRST", 0), number("DAMAGED_COUNT", 100_000));
     let (mut loaded, mut most) = (0, 0);
     for seed in first..first + count {
-        let mut random = Random((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Random(fastrand::Rng::with_seed(seed));
         let bytes = damaged(&good, &mut random);
         // Not emptied first: some file systems write such a file to the disk at once.
         let mut file = OpenOptions::new().write(true).open(&path).unwrap();

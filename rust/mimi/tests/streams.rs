@@ -11,12 +11,11 @@ fn demo(options: &Options) -> Mimi {
 
 /// A seeded sound with some structure: a gliding tone with noise.
 fn sound(samples: usize) -> Vec<f32> {
-    let (mut state, mut phase) = (1u64, 0.0f64);
+    let (mut random, mut phase) = (fastrand::Rng::with_seed(1), 0.0f64);
     (0..samples)
         .map(|i| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             phase += 0.02 + 0.02 * (i as f64 / 9000.0).sin();
-            (0.3 * phase.sin() + 0.1 * ((state >> 40) as f64 / (1u64 << 24) as f64 - 0.5)) as f32
+            (0.3 * phase.sin() + 0.1 * (random.f64() - 0.5)) as f32
         })
         .collect()
 }

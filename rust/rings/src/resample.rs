@@ -156,7 +156,8 @@ mod tests {
     }
 
     fn noise(count: usize) -> Vec<f32> {
-        (0..count as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+        let mut random = fastrand::Rng::with_seed(1);
+        (0..count).map(|_| 2.0 * random.f32() - 1.0).collect()
     }
 
     #[test]

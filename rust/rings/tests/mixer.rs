@@ -4,15 +4,10 @@ use rings::Mixer;
 
 const RATE: usize = 24000;
 
-/// Noise from a small generator, in [-`size`, `size`).
+/// Seeded noise in [-`size`, `size`).
 fn noise(seed: u64, count: usize, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..count)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size
-        })
-        .collect()
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..count).map(|_| (2.0 * random.f32() - 1.0) * size).collect()
 }
 
 fn mix(channels: &[&[f32]]) -> (Vec<f32>, Vec<usize>) {

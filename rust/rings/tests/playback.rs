@@ -2,29 +2,8 @@
 
 use std::f32::consts::TAU;
 
+use fastrand::Rng;
 use rings::Playback;
-
-/// A small generator of random numbers (SplitMix64), so that a seed always gives the same run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 to 1.
-    fn unit(&mut self) -> f64 {
-        self.next() as f64 / u64::MAX as f64
-    }
-
-    fn between(&mut self, low: usize, high: usize) -> usize {
-        low + (self.next() % (high - low + 1) as u64) as usize
-    }
-}
 
 const AMPLITUDE: f32 = 0.5;
 
@@ -92,13 +71,13 @@ const RATES: [(usize, usize); 3] = [(48000, 3840), (44100, 3528), (24000, 1920)]
 fn without_trouble_every_sample_comes_out_as_it_was() {
     for (rate, frame) in RATES {
         for seed in 0..20 {
-            let mut random = Random(seed);
-            let sound: Vec<f32> = (0..50 * frame).map(|_| (2.0 * random.unit() - 1.0) as f32).collect();
+            let mut random = Rng::with_seed(seed);
+            let sound: Vec<f32> = (0..50 * frame).map(|_| (2.0 * random.f64() - 1.0) as f32).collect();
             let playback = Playback::new(rate, 2, frame, 4.0).unwrap();
             let mut heard = Vec::new();
             let mut frames = sound.chunks(frame);
             while heard.len() < sound.len() {
-                let block = random.between(1, 4096);
+                let block = random.usize(1..=4096);
                 while playback.queued() < block.max(frame) {
                     let Some(next) = frames.next() else { break };
                     playback.write(next.to_vec());
@@ -159,7 +138,7 @@ fn clocks_that_drift_for_ten_hours() {
 fn conversation(rate: usize, frame: usize, seed: u64, late: f64, largest_block: usize) -> Device {
     let cycles = frame / 120;
     let sound = sine(frame, cycles);
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     let mut device = Device::new(rate, frame);
     let (mut frames, mut arrival) = (0f64, 0f64);
     for minute in 1..=3 {
@@ -167,11 +146,11 @@ fn conversation(rate: usize, frame: usize, seed: u64, late: f64, largest_block: 
             while arrival <= device.now {
                 device.playback.write(sound.clone());
                 frames += 1.0;
-                let longest = if random.unit() < 0.01 { late } else { 0.01 };
-                let delay = longest * random.unit() * rate as f64;
+                let longest = if random.f64() < 0.01 { late } else { 0.01 };
+                let delay = longest * random.f64() * rate as f64;
                 arrival = arrival.max(frames * frame as f64 + delay);
             }
-            device.render(random.between(1, largest_block));
+            device.render(random.usize(1..=largest_block));
             device.check_sums();
         }
         if minute < 3 {
@@ -289,18 +268,18 @@ fn the_cushion_grows_with_underruns_and_shrinks_with_quiet_minutes() {
 fn clear_pause_and_a_full_ring_do_not_click() {
     for (rate, frame) in RATES {
         for seed in 0..20 {
-            let mut random = Random(seed);
+            let mut random = Rng::with_seed(seed);
             let cycles = frame / 120;
             let sound = sine(frame, cycles);
             let mut device = Device::new(rate, frame);
             for _ in 0..300 {
-                match random.between(0, 19) {
+                match random.usize(..20) {
                     0 => device.playback.clear(),
                     1 => device.playback.pause(),
                     // More than fits.
                     2 => (0..60).for_each(|_| device.playback.write(sound.clone())),
                     n if n < 8 => device.playback.write(sound.clone()),
-                    _ => device.render(random.between(1, 4096)),
+                    _ => device.render(random.usize(1..=4096)),
                 }
                 device.check_sums();
             }

@@ -3,38 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastrand::Rng;
 use rings::{Capture, Mouth, Playback, RATE, Reference, Source};
 
 const FRAME: usize = 1920;
 const RATES: [usize; 5] = [24_000, 48_000, 44_100, 16_000, 96_000];
 
-/// Random numbers from 0 to 1, the same for the same seed.
-fn random(state: &mut u64) -> f64 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 11) as f64 / (1u64 << 53) as f64
-}
-
 #[test]
 fn sound_tells_where_it_was() {
     for rate in RATES {
         for seed in 0..5 {
-            let mut state = seed;
+            let mut random = Rng::with_seed(seed);
             let capture = Arc::new(Capture::new(rate, 1, 4.0).unwrap());
             let mut source = Source::new(capture.clone());
             // Every sample is its own number, so that what is taken says by itself where it was.
             let scale = 10.0 * rate as f64;
             let (mut fed, mut pcm, mut places) = (0, Vec::new(), Vec::new());
             while (fed as f64) < scale * 0.9 {
-                let count = 1 + (random(&mut state) * rate as f64 / 3.0) as usize;
+                let count = 1 + (random.f64() * rate as f64 / 3.0) as usize;
                 capture.feed(&(fed..fed + count).map(|i| (i as f64 / scale) as f32).collect::<Vec<_>>());
                 fed += count;
-                if random(&mut state) < 0.1 {
+                if random.f64() < 0.1 {
                     // Twice: the second before the resampler has given what was before the first.
                     for _ in 0..2 {
-                        source.trim(0.1 * random(&mut state));
+                        source.trim(0.1 * random.f64());
                     }
                 }
-                while random(&mut state) < 0.9 {
+                while random.f64() < 0.9 {
                     let Some(taken) = source.take(FRAME) else { break };
                     assert_eq!(taken.pcm.len(), FRAME);
                     assert_eq!(taken.places.iter().map(|place| place.1).sum::<usize>(), FRAME);

@@ -109,11 +109,6 @@ impl Kernels {
 /// Seeded numbers in [-1, 1).
 #[cfg(test)]
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..n).map(|_| 2.0 * random.f32() - 1.0).collect()
 }

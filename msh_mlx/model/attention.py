@@ -1,26 +1,68 @@
-"""Keys and values of the positions that a query can still see.
+"""Attention: from a layer's input to its output, over keys and values that a cache holds.
 
-A *ring* is the state of one attention layer, a list of arrays that a step takes and gives back. They hold the keys and the
-values, `[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales,
-biases; groups along `head_dim`). Position p lies in slot `p % context`. Slots are in no order of time once the ring has
-turned: keys carry their position in their rotation, so attention does not need one.
+There are two caches. The temporal transformer has a `RingCache` a layer: the positions of a conversation, as many as the
+window has. The depformer has a `StepCache` a layer: the codebooks of one step.
+
+A *ring* is the state of one layer, a list of arrays that a step takes and gives back. They hold the keys and the values,
+`[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales, biases;
+groups along `head_dim`). Position p lies in slot `p % context`. Once the ring has turned, the slots are not in the order of
+time. Attention does not need that order: a key's rotation says at which position it is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .layers import attend
+from .layers import on_cpu, project
 
 _FIRST_CAPACITY = 128
 
 Ring = list[mx.array]
+
+
+class Cache(Protocol):
+    """Keeps the keys and values of a layer, and attends to them."""
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take a projected row of queries, keys and values, `[1, 3 · dim]`, and return `[1, dim]`."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one query over what the cache holds."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+
+    def __call__(self, x: mx.array, cache: Cache, onto: mx.array) -> mx.array:
+        """`[1, dim]` in and out; the result is added to `onto`."""
+        return project(self.out_proj, cache.attend(project(self.in_proj, x)), onto)
+
+
+def attend(query: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
+    """Attend from one query, `[1, heads, 1, head_dim]`, as is the result, to keys and values `[1, heads, n, head_dim]`.
+
+    `seen`, bool `[n]`, says which of them count; None: all.
+    """
+    if not on_cpu():
+        return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale, mask=seen)
+    # What MLX composes that of on the CPU, with scale and mask inside the product.
+    mask = mx.array(0.0, query.dtype) if seen is None else mx.where(seen, 0.0, -math.inf).astype(query.dtype)
+    scores = mx.addmm(mask, query, keys.swapaxes(-1, -2), alpha=scale)
+    return mx.softmax(scores, axis=-1, precise=True) @ values
+
+
+# ---- the conversation's ----------------------------------------------------------------------------------------------------
 
 
 def capacities(context: int) -> list[int]:
@@ -51,7 +93,7 @@ class RingFormat:
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 8):
-            raise InputError(f"A key/value cache of {self.bits!r} bits is not there; give 8, or leave it out.")
+            raise InputError(f"A key/value cache of {self.bits!r} bits is not there", "give 8, or leave it out")
         if self.bits and self.head_dim % 32:
             raise InputError(
                 f"An 8-bit key/value cache needs heads of a multiple of 32, and these have {self.head_dim}."
@@ -106,7 +148,7 @@ class RingFormat:
 
 
 def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.float32]:
-    """Return what turns queries, keys and values of one position into what is stored and compared.
+    """Return the factors that rotate and scale the queries and keys of one position.
 
     The result, `[2, 3, 1, 1, head_dim / 2, 2]` float32, holds the factors of each pair and of the pair swapped, for queries,
     keys and values: interleaved rotary embedding (Su et al. 2021) by `position · max_period^(−2i / head_dim)` for the first
@@ -123,31 +165,42 @@ def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.
     return factors.astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a position goes and what it sees: `slot` int32 `[1]`, `seen` bool `[capacity]`, `factors` as from `rotation`."""
-
-    slot: mx.array
-    seen: mx.array
-    factors: mx.array
+def slots(position: int, context: int, rings: Sequence[Ring]) -> npt.NDArray[np.int32]:
+    """Return the slot of a position, and the last slot that it sees, `[2]`."""
+    return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
 
 
 class RingCache:
-    """Attention of one position of a conversation; `ring` is the new one afterwards."""
+    """The cache of one layer at one position of a conversation. After `attend`, `ring` is the new one.
 
-    def __init__(self, ring: Ring, form: RingFormat, place: Place) -> None:
+    The position goes to `slot`, int32 `[1]`, and sees the slots that `seen`, bool `[capacity]`, names. `factors` are from
+    `rotation`.
+    """
+
+    def __init__(self, ring: Ring, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
         self.ring = ring
         self._form = form
-        self._place = place
+        self._slot = slot
+        self._seen = seen
+        self._factors = factors
 
     def attend(self, qkv: mx.array) -> mx.array:
         """Take a projected row, `[1, 3 · dim]`, store its keys and values, and return `[1, dim]`."""
-        form, factors = self._form, self._place.factors
+        form, factors = self._form, self._factors
         pairs = qkv.reshape(3, form.heads, 1, form.head_dim // 2, 2)
         turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).astype(qkv.dtype)
         query, new = mx.split(turned.reshape(3, form.heads, 1, form.head_dim), [1])
-        self.ring = form.store(self.ring, new, self._place.slot)
-        return form.attend(query, self.ring, self._place.seen).astype(qkv.dtype).reshape(1, -1)
+        self.ring = form.store(self.ring, new, self._slot)
+        return form.attend(query, self.ring, self._seen).astype(qkv.dtype).reshape(1, -1)
+
+
+def ring_caches(rings: Sequence[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
+    """Make the caches of one position, one a layer; `slot` is from `slots`, `factors` from `rotation`."""
+    seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
+    return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
+
+
+# ---- the step's ------------------------------------------------------------------------------------------------------------
 
 
 class StepCache:

@@ -1,0 +1,205 @@
+"""Judges the facts that the checks found. Nothing here touches the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..system.words import human_size
+
+if TYPE_CHECKING:
+    from ..library.catalogue import Entry
+    from ..sound.echo import EchoMeasure
+    from ..sound.ends import Level
+
+Status = Literal["ok", "warning", "problem", "skipped"]
+
+_MB, _GB = 10**6, 10**9
+_PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that are supported
+_MACOS = 14
+_GLIBC = (2, 35)  # MLX is built for it
+_FULL = 100 * _MB  # below it, nothing can be written that is worth it
+_RECORDING = _GB  # about two hours of a recorded conversation
+_QUIET, _LOUDEST = -60.0, 0.99  # peaks: in dBFS, of a microphone that hardly hears, and of one that is clipped
+_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: decibels taken away, and dBFS that do not matter
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing.
+
+    `figures` is what was measured, under its names; None where nothing was.
+    """
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+    figures: Mapping[str, float | None] | None = None
+
+
+def judge_system(kind: str, processor: str, found: str, *, macos: str = "", translated: bool = False) -> Finding:
+    """Judge `sys.platform` and `platform.machine()`, the version of macOS, and whether Rosetta runs this Python."""
+    name = "system"
+    if kind == "linux":
+        advice = "Try the demo model; for the published sizes in real time, use a Mac with Apple silicon."
+        return Finding(name, "warning", f"{found}: computes on the processor", advice)
+    if kind != "darwin":
+        return Finding(name, "problem", f"{found} is not supported", "Use a Mac with Apple silicon, or Linux.")
+    if translated:
+        advice = "Install a Python for Apple silicon (arm64), then set up again with it."
+        return Finding(name, "problem", f"{found}, but this Python is one for Intel", advice)
+    if processor != "arm64":
+        return Finding(name, "problem", f"{found}: no Apple silicon, which MLX needs", "Use a Mac with Apple silicon.")
+    if macos.split(".")[0].isdecimal() and int(macos.split(".")[0]) < _MACOS:
+        advice = f"Update to macOS {_MACOS} or newer in System Settings > General > Software Update."
+        return Finding(name, "problem", f"{found} is too old for MLX", advice)
+    return Finding(name, "ok", found)
+
+
+def judge_python(
+    version: tuple[int, ...], full: str, libc: tuple[str, str] | None = None, *, free_threaded: bool = False
+) -> Finding:
+    """Judge a Python, by its version, and on Linux by the C library's name and version."""
+    name = "python"
+    found = f"{full}, {' '.join(libc)}" if libc and libc[0] else full
+    oldest, newest = (f"{major}.{minor}" for major, minor in _PYTHONS)
+    advice = f"Install Python {oldest} to {newest}, then set up again with it."
+    if free_threaded:
+        return Finding(name, "problem", f"{found}, free-threaded, which is not supported", advice)
+    if version < _PYTHONS[0]:
+        return Finding(name, "problem", f"{found} is too old", advice)
+    if libc and libc[0] != "glibc":
+        return Finding(
+            name, "warning", f"{found}: the C library is not glibc", "Use a system with glibc, such as Debian."
+        )
+    if libc and tuple(int(part) for part in libc[1].split(".")[:2] if part.isdecimal()) < _GLIBC:
+        advice = f"MLX needs glibc {'.'.join(map(str, _GLIBC))}: use a newer system, such as Debian 12 or Ubuntu 22.04."
+        return Finding(name, "problem", f"{found} is too old", advice)
+    if version > _PYTHONS[1]:
+        return Finding(name, "warning", f"{found} is newer than what is tested", advice)
+    return Finding(name, "ok", found)
+
+
+def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Finding:
+    """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
+    name = "memory"
+    found = f"{human_size(whole)}, {human_size(available)} free"
+    least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
+    if whole < least:
+        advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
+        return Finding(name, "warning", f"{found}: too little for the published models", advice)
+    if available < least:
+        advice = f"Close other programs: {model} takes {human_size(least)} while talking."
+        return Finding(name, "warning", f"{found}: too little just now", advice)
+    return Finding(name, "ok", found)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that is written to: what `path` it has, what for, and how many bytes are `free` there."""
+
+    path: Path
+    purpose: str
+    free: int
+    writable: bool = True
+
+
+def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Finding:
+    """Judge where models and recordings are written to; the former by the size of the smallest model."""
+    name = "disk"
+    # The same number to a tenth of a gigabyte: the same disk.
+    free = [f"{human_size(place.free)} free for {place.purpose}" for place in (cache, here)]
+    found = f"{human_size(here.free)} free" if human_size(cache.free) == human_size(here.free) else ", ".join(free)
+    least, model = min(((entry.size, entry.name) for entry in entries.values() if entry.size), default=(0, ""))
+    elsewhere = "set HF_HOME to a folder on another disk"
+    for place in (cache, here):
+        if place.free < _FULL:
+            return Finding(
+                name, "problem", f"{found}: the disk of {place.path} is full", "Delete what you do not need."
+            )
+    if not cache.writable:
+        advice = f"Make {cache.path} writable, or set HF_HOME to a folder that is."
+        return Finding(name, "warning", f"{found}, but nothing can be written to {cache.path}", advice)
+    if cache.free < least:
+        advice = f"{model} takes {human_size(least)}: delete what you do not need, or {elsewhere}."
+        return Finding(name, "warning", f"{found}: too little for any published model", advice)
+    if not here.writable:
+        advice = "Go to another folder before you record or save a conversation."
+        return Finding(name, "warning", f"{found}, but nothing can be written to {here.path}", advice)
+    if here.free < _RECORDING:
+        advice = "Delete what you do not need, or record to another disk."
+        return Finding(name, "warning", f"{found}: little for recordings", advice)
+    return Finding(name, "ok", found)
+
+
+def judge_speaker(found: str, *, running: bool) -> Finding:
+    """Judge a loudspeaker by whether it asked for sound."""
+    if running:
+        return Finding("speaker", "ok", found)
+    advice = "Choose another one with --output-device, or restart the sound system."
+    return Finding("speaker", "problem", f"{found}: plays nothing", advice)
+
+
+def judge_microphone(found: str, level: Level | None, *, headset: bool = False, terminal: str | None = None) -> Finding:
+    """Judge a microphone.
+
+    Parameters
+    ----------
+    found
+        What it is.
+    level
+        What it heard; None if it gave no sound at all.
+    headset
+        Whether it is a Bluetooth headset's.
+    terminal
+        The application that macOS has to allow it to; None on other systems.
+    """
+    name = "microphone"
+    if level is None:
+        advice = "Choose another one with --input-device, or restart the sound system."
+        return Finding(name, "problem", f"{found}: gives no sound", advice)
+    if level.peak == 0:
+        # Some give zeros in a quiet room, too; so do those that are muted or not allowed.
+        advice = (
+            "Run it again and speak; if it stays so, turn the microphone on in the system's sound settings, "
+            "or choose another one with --input-device."
+        )
+        if terminal:
+            advice = (
+                "Run it again and speak; if it stays so, the microphone is muted, or you have to allow "
+                f"{terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it."
+            )
+        return Finding(name, "warning", f"{found}: hears nothing, not even noise", advice)
+    peak, rms = (20 * math.log10(max(value, 1e-9)) for value in (level.peak, level.rms))
+    found = f"{found}: hears {rms:.0f} dBFS, peak {peak:.0f}"
+    if headset:
+        return judge_headset(found)
+    if peak < _QUIET:
+        advice = "If you spoke while it listened, turn the input level up in the system's sound settings."
+        return Finding(name, "ok", f"{found}, a quiet room", advice)
+    if level.peak > _LOUDEST:
+        advice = "Turn the input level down in the system's sound settings."
+        return Finding(name, "warning", f"{found}, too loud", advice)
+    return Finding(name, "ok", found)
+
+
+def judge_echo(measure: EchoMeasure) -> Finding:
+    """Judge the echo of a loudspeaker."""
+    name, figures = "echo", asdict(measure)
+    if measure.level is None or measure.removed is None:
+        return Finding(name, "ok", "none: the microphone does not hear the loudspeaker", figures=figures)
+    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB taken away after 1 s"
+    if measure.delay is not None:
+        found += f", {1000 * measure.delay:.0f} ms late"
+    if measure.removed >= _ENOUGH or measure.left <= _INAUDIBLE:
+        return Finding(name, "ok", found, figures=figures)
+    return Finding(name, "warning", found, "Use headphones, or turn the loudspeaker down.", figures)
+
+
+def judge_headset(found: str) -> Finding:
+    advice = "A Bluetooth headset sounds like a telephone while its microphone is in use: choose the built-in one."
+    return Finding("microphone", "warning", found, advice)

@@ -1,0 +1,74 @@
+"""What the environment says to Hugging Face's library, which reads it while it is imported, and fails if it is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from ..errors import InputError, UnreachableError
+
+_SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+
+
+class SettingsError(InputError, UnreachableError):
+    """The environment says something wrong, so that the hub cannot be asked; what is on disk can be used."""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # which may be none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(re.fullmatch(r"[!-~]+", text))
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _wrong() -> dict[str, str]:
+    """Say of each variable that the library cannot read what is wrong with it."""
+    found = {
+        name: f"{name}={os.environ[name]} is not a whole number of seconds"
+        for name in _SECONDS
+        if not _is_whole(os.environ.get(name, "0"))
+    }
+    if not _is_address(address := os.environ.get("HF_ENDPOINT", "https://a")):
+        found["HF_ENDPOINT"] = f"HF_ENDPOINT={address} is not the address of a hub"
+    return found
+
+
+@contextmanager
+def _without(names: list[str]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+_WRONG = _wrong()
+with _without(list(_WRONG)):
+    from huggingface_hub import constants as constants
+
+
+def check_settings() -> None:
+    """Raise SettingsError if the hub cannot be asked as the environment has it."""
+    for said in _WRONG.values():
+        raise SettingsError(said, "correct it, or unset it")
+    # Else the connection fails, with an error that names neither.
+    if file := os.environ.get("SSL_CERT_FILE"):
+        try:
+            ssl.create_default_context(cafile=file)
+        except OSError as error:
+            why = "it has no certificate" if isinstance(error, ssl.SSLError) else error.strerror or error
+            raise SettingsError(f"SSL_CERT_FILE={file} cannot be used ({why})", "correct it, or unset it") from None
