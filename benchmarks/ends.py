@@ -10,10 +10,9 @@ from time import perf_counter
 from typing import Any
 
 import soundfile
-from msh_native import Capture, Playback
+from msh_native import Capture, Ear, Playback
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
-from msh_mlx.sound.ends import CaptureSource
 
 BLOCK = SAMPLE_RATE // 100  # samples of a device's callback
 
@@ -32,7 +31,7 @@ class Ends:
     def __init__(self) -> None:
         self.capture = Capture(SAMPLE_RATE)
         self.playback = Playback(SAMPLE_RATE, frame=FRAME_SIZE)
-        self.source = CaptureSource(self.capture, SAMPLE_RATE)
+        self.source = Ear(self.capture)
         self.answers = threading.Semaphore(0)  # one for each frame written
 
     def hear(self, pcm: Pcm) -> None:

@@ -12,16 +12,15 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from msh_native import EchoCanceller, Reference, VoiceEnhancer
+from msh_native import EchoCanceller, VoiceEnhancer
 
 from ..errors import MshError
 from ..events import EchoState
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
-from .ends import Taken
 
 if TYPE_CHECKING:
-    from msh_native import Playback
+    from msh_native import Ear, Playback
 
 MODES = {
     "auto": "An echo of Moshi's voice is taken away when there is one.",
@@ -33,7 +32,7 @@ _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the roo
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
 _LEARNING = 1.0  # seconds until it is measured how much is taken away
-_MARGIN = 0.01  # seconds that a `msh_native.Reference` is late
+_MARGIN = 0.01  # seconds that a canceller is told late what was played
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
 _ABOVE = 2.0  # times the power of noise: what is heard beyond that is an echo
@@ -48,7 +47,7 @@ def next_mode(mode: str) -> str:
 class Hearing(Protocol):
     """A microphone, as `devices.Microphone` is."""
 
-    def take(self, n: int, timeout: float) -> Taken | None: ...
+    def ear(self, timeout: float) -> Ear | None: ...
     def backlog(self) -> float: ...
     def trim(self, keep: float) -> float: ...
 
@@ -102,8 +101,8 @@ class EchoFree:
         self._enhancer: VoiceEnhancer | None = None
         if noise_suppression or gain_control:
             self._enhancer = VoiceEnhancer(noise_suppression=noise_suppression, gain_control=gain_control)
-        self._between: tuple[object, object] = (None, None)  # the rings that the reference is about
-        self._reference: Reference | None = None
+        self._ear: Ear | None = None
+        self._playback: Playback | None = None  # whose echo the ear takes away
 
     @property
     def mode(self) -> str:
@@ -127,28 +126,20 @@ class EchoFree:
         ValueError
             `n` is no such multiple.
         """
-        taken = self._microphone.take(n, timeout)
-        if taken is None:
+        ear, playback = self._microphone.ear(timeout), self._loudspeaker.playback
+        if not ear:
             return None
-        pcm = self._canceller.process(taken.pcm, self._played(taken))
-        if self._enhancer:
-            pcm = self._enhancer.process(pcm)
-        self.figures.add(self.state(), n / SAMPLE_RATE)
+        if (ear, playback) != (self._ear, self._playback):
+            self._ear, self._playback = ear, playback
+            ear.clean(self._canceller, playback, self._enhancer)
+        pcm = ear.read(n, timeout)
+        if pcm is not None:
+            self.figures.add(self.state(), n / SAMPLE_RATE)
         return pcm
 
-    def _played(self, taken: Taken) -> Pcm:
-        """Return what was played while `taken` was heard."""
-        between = taken.capture, self._loudspeaker.playback
-        if between != self._between:
-            self._between = between
-            capture, playback = between
-            self._reference = Reference(capture, playback) if playback else None
-            self._canceller.reset()
-            if self._enhancer:
-                self._enhancer.reset()
-        if self._reference is None or self.mode == "off":
-            return np.zeros(len(taken.pcm), np.float32)
-        return np.concatenate([self._reference.read(position, count) for position, count in taken.places])
+    def heard(self) -> Pcm:
+        """Return what was read last as it was heard, `[n]` float32, nothing before the first time."""
+        return self._ear.heard() if self._ear else np.zeros(0, np.float32)
 
     def backlog(self) -> float:
         """Return how much sound waits to be read, in seconds."""
@@ -160,10 +151,10 @@ class EchoFree:
 
     def state(self) -> EchoState:
         """Return what is known of the echo now."""
-        mode = self._canceller.mode
+        stats = self._canceller.stats()
+        mode = stats["mode"]
         if mode == "off":  # nobody looks for one
             return EchoState(mode)
-        stats = self._canceller.stats()
         level, delay = (value if math.isfinite(value) else None for value in (stats["level"], stats["delay"]))
         if delay is not None:
             delay += _MARGIN
@@ -195,21 +186,6 @@ class EchoMeasure:
     delay: float | None = None
 
 
-class _Tap:
-    """A microphone that keeps what is taken from it."""
-
-    def __init__(self, microphone: Hearing) -> None:
-        self._microphone = microphone
-        self.backlog, self.trim = microphone.backlog, microphone.trim
-        self.taken: list[Pcm] = []
-
-    def take(self, n: int, timeout: float) -> Taken | None:
-        taken = self._microphone.take(n, timeout)
-        if taken:
-            self.taken.append(taken.pcm)
-        return taken
-
-
 def measure_echo(
     microphone: Hearing, loudspeaker: Playing, *, progress: Callable[[], None] = lambda: None
 ) -> EchoMeasure:
@@ -227,11 +203,10 @@ def measure_echo(
     MshError
         The microphone gives no sound.
     """
-    tap = _Tap(microphone)
-    source = EchoFree(tap, loudspeaker, "auto")
+    source = EchoFree(microphone, loudspeaker, "auto")
     sound = syllables(_SOUND)
     before, after = (np.zeros(round(seconds * SAMPLE_RATE), np.float32) for seconds in (_QUIET, _LONGEST))
-    clean = []
+    heard, clean = [], []
     for frame in _frames(np.concatenate([before, sound, after])):
         while loudspeaker.queued() < loudspeaker.cushion():
             loudspeaker.write(np.zeros(FRAME_SIZE, np.float32))
@@ -239,9 +214,10 @@ def measure_echo(
         pcm = source.read(FRAME_SIZE, _DEAD)
         if pcm is None:
             raise MshError("The microphone gives no sound", "choose another one with --input-device")
+        heard.append(source.heard())
         clean.append(pcm)
         progress()
-    return _judged(np.concatenate(tap.taken), np.concatenate(clean), sound, source.state().delay)
+    return _judged(np.concatenate(heard), np.concatenate(clean), sound, source.state().delay)
 
 
 def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeasure:

@@ -11,14 +11,10 @@ import contextlib
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import soxr
 
 from ..errors import MshError
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
@@ -27,146 +23,11 @@ from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
 
 if TYPE_CHECKING:
-    from msh_native import Capture, Playback
+    from msh_native import Ear, Mouth, Playback
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
 CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
-
-
-# ---- rings at 24 kHz -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Sound of a microphone, `pcm` `[n]` float32 at 24 kHz, and where it was in `capture`.
-
-    `places` are its parts: at which sample of the capture, counted as `Capture.position` is, each begins, and how long it is,
-    in samples at 24 kHz. There is more than one where sound between them was forgotten.
-    """
-
-    pcm: Pcm
-    capture: Capture
-    places: Sequence[tuple[float, int]]
-
-
-class CaptureSource:
-    """What a microphone hears, at 24 kHz, out of a ring at the microphone's rate.
-
-    `read`, `take` and `trim` belong to one thread.
-    """
-
-    def __init__(self, capture: Capture, rate: int) -> None:
-        self._capture = capture
-        self._rate = rate
-        self._resampler = (
-            None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        )
-        self._waiting = np.zeros(0, np.float32)  # resampled, and not read yet
-        # Of the first sample, as if what was forgotten before the next had come before it.
-        self._begin = capture.position
-        self._taken = 0  # samples at 24 kHz
-        self._cuts: deque[tuple[int, int]] = deque()  # positions, and samples forgotten there, not taken yet
-
-    def read(self, n: int, timeout: float) -> Pcm | None:
-        """Wait for the next `n` samples at 24 kHz, at most `timeout` seconds.
-
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time; nothing is lost then.
-        """
-        taken = self.take(n, timeout)
-        return taken.pcm if taken else None
-
-    def take(self, n: int, timeout: float) -> Taken | None:
-        """Do what `read` does, and say where in the ring the sound was."""
-        if self._resampler:
-            pcm = self._resampled(self._resampler, n, timeout)
-            return None if pcm is None else Taken(pcm, self._capture, self._places(n))
-        position = self._capture.position
-        pcm = self._capture.read(n, timeout)
-        return None if pcm is None else Taken(pcm, self._capture, [(float(position), n)])
-
-    def _places(self, n: int) -> list[tuple[float, int]]:
-        """Say where the next `n` samples are, and go on behind them; the resampler gives sample k for k * rate / 24000."""
-        places = []
-        while n:
-            position = self._begin + self._taken * self._rate / SAMPLE_RATE
-            while self._cuts and position >= self._cuts[0][0]:
-                forgotten = self._cuts.popleft()[1]
-                self._begin += forgotten
-                position += forgotten
-            count = n
-            if self._cuts:
-                count = min(n, math.ceil((self._cuts[0][0] - position) * SAMPLE_RATE / self._rate))
-            places.append((position, count))
-            self._taken += count
-            n -= count
-        return places
-
-    def _resampled(self, resampler: soxr.ResampleStream, n: int, timeout: float) -> Pcm | None:
-        end = monotonic() + timeout
-        while len(self._waiting) < n:
-            missing = (n - len(self._waiting)) * self._rate // SAMPLE_RATE
-            block: Pcm | None = self._capture.read(max(missing, self._rate // 200), max(0.0, end - monotonic()))
-            if block is None:
-                return None
-            self._waiting = np.concatenate([self._waiting, resampler.resample_chunk(block)])
-        pcm, self._waiting = self._waiting[:n], self._waiting[n:]
-        return pcm
-
-    def backlog(self) -> float:
-        """Return how much sound waits, in seconds."""
-        return float(self._capture.available / self._rate) + len(self._waiting) / SAMPLE_RATE
-
-    def trim(self, keep: float) -> float:
-        """Forget the oldest sound so that `keep` seconds wait, with a short crossfade at the cut; return how many were lost."""
-        ring = max(0, round((keep - len(self._waiting) / SAMPLE_RATE) * self._rate))
-        position = self._capture.position
-        forgotten = self._capture.trim(ring)
-        if forgotten and self._resampler:  # which has yet to give what came before
-            self._cuts.append((position, forgotten))
-        return float(forgotten / self._rate)
-
-
-class PlaybackSink:
-    """What a loudspeaker plays, given at 24 kHz, into a ring at the loudspeaker's rate."""
-
-    def __init__(self, playback: Playback, rate: int) -> None:
-        self._playback = playback
-        self._rate = rate
-        self._resampler = (
-            None if rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, rate, 1, dtype="float32", quality="HQ")
-        )
-        self._lock = threading.Lock()  # the resampler is written to on one thread and paused on another
-
-    def write(self, pcm: Pcm) -> None:
-        """Play `[n]` float32 at 24 kHz; never waits."""
-        if not self._resampler:
-            self._playback.write(pcm)
-            return
-        with self._lock:
-            self._playback.write(self._resampler.resample_chunk(pcm))
-
-    def pause(self) -> None:
-        """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
-        if self._resampler:
-            with self._lock:
-                self._playback.write(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-                self._resampler.clear()
-        self._playback.pause()
-
-    def clear(self) -> None:
-        """Fade out what is playing, and forget the rest."""
-        if self._resampler:
-            with self._lock:
-                self._resampler.clear()
-        self._playback.clear()
-
-    def queued(self) -> float:
-        """Return how much sound waits to be played, in seconds."""
-        return float(self._playback.queued / self._rate)
 
 
 # ---- one microphone, one loudspeaker -------------------------------------------------------------------------------------
@@ -181,6 +42,23 @@ class Level:
     clipped: int = 0
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """The sums of a ring that levels are made of, and the largest sample."""
+
+    samples: int = 0
+    energy: float = 0.0
+    clipped: int = 0
+    peak: float = 0.0
+
+    @classmethod
+    def of(cls, ring: Ring, since: int = 0) -> _Sums:
+        """Return the sums of all sound of a ring, and the peak of what came after `since` samples."""
+        stats = ring.stats(since)
+        return cls(stats["samples"], stats["energy"], stats.get("clipped", 0), stats["peak"])
+
+
+_LEVELS = ("energy", "clipped", "peak")  # what of a ring's stats is asked for as a level
 _COUNTS = {  # what goes on counting when a stream is opened again; True for samples, which are those of the device
     "callbacks": False,
     "underruns": False,
@@ -195,63 +73,6 @@ _COUNTS = {  # what goes on counting when a stream is opened again; True for sam
 _SAMPLES = ("cushion", "queued")  # further samples of the device
 
 
-class _Meter:
-    """The stats of rings that follow each other, as of a single ring at 24 kHz; any number of threads may ask."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ring: Ring | None = None
-        self._rate = SAMPLE_RATE
-        self._before: dict[str, float] = {}
-        self._peak = 0.0
-        self._energy = 0.0
-        self._heard = 0.0
-        self._clipped = 0
-        self._samples = 0
-
-    def watch(self, ring: Ring, rate: int) -> None:
-        """Go on with another ring."""
-        with self._lock:
-            if self._ring:
-                latest = self._take(self._ring)
-                self._before.update({name: latest[name] for name in _COUNTS if name in latest})
-            self._ring, self._rate, self._samples = ring, rate, 0
-
-    def stats(self) -> dict[str, Any]:
-        """Return the stats of the ring without its levels; counts include those of earlier rings, samples are at 24 kHz."""
-        with self._lock:
-            return self._take(self._ring) if self._ring else {}
-
-    def level(self) -> Level:
-        """Return how loud it was since the last call."""
-        with self._lock:
-            if self._ring:
-                self._take(self._ring)
-            rms = (self._energy / self._heard) ** 0.5 if self._heard else 0.0
-            level = Level(self._peak, rms, self._clipped)
-            self._peak = self._energy = self._heard = 0.0
-            self._clipped = 0
-            return level
-
-    def _take(self, ring: Ring) -> dict[str, Any]:
-        stats = ring.stats()
-        # Asking a ring for its levels resets them, so they are gathered until somebody wants them.
-        self._peak = max(self._peak, stats.pop("peak"))
-        new = stats["samples"] - self._samples
-        self._samples = stats["samples"]
-        self._energy += stats.pop("rms") ** 2 * new
-        self._heard += new
-        self._clipped += stats.pop("clipped", 0)
-        for name in _SAMPLES:
-            if name in stats:
-                stats[name] = round(stats[name] * SAMPLE_RATE / self._rate)
-        for name, samples in _COUNTS.items():
-            if name in stats:
-                count = round(stats[name] * SAMPLE_RATE / self._rate) if samples else stats[name]
-                stats[name] = count + self._before.get(name, 0)
-        return stats
-
-
 @dataclass(frozen=True)
 class _Line:
     """An open stream and its ring."""
@@ -262,6 +83,19 @@ class _Line:
     ring: Any
     stream: Stream
     opened: float
+    before: Mapping[str, float]  # counts of the streams before it
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stats of the ring without levels; counts include those of the streams before, samples are at 24 kHz."""
+        stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
+        for name in _SAMPLES:
+            if name in stats:
+                stats[name] = round(stats[name] * SAMPLE_RATE / self.rate)
+        for name, samples in _COUNTS.items():
+            if name in stats:
+                count = round(stats[name] * SAMPLE_RATE / self.rate) if samples else stats[name]
+                stats[name] = count + self.before.get(name, 0)
+        return stats
 
 
 class _End(ABC):
@@ -273,7 +107,10 @@ class _End(ABC):
         self._system = system
         self._formats = formats
         self._line: _Line | None = None
-        self._meter = _Meter()
+        self._latest: _Line | None = None  # which is still asked about when it is closed
+        self._lock = threading.Lock()  # levels are asked for on one thread, and streams opened on another
+        self._told = _Sums()  # of the latest ring, when its level was asked for
+        self._rest = _Sums()  # of earlier rings since then
 
     @abstractmethod
     def _ring(self, rate: int, channels: int) -> Ring:
@@ -299,8 +136,10 @@ class _End(ABC):
         """
         self.close()
         line = within(ANSWER, lambda: self._open(device), lambda late: late.stream.close())
-        self._meter.watch(line.ring, line.rate)
-        self._line = line
+        with self._lock:
+            self._rest = self._untold()
+            self._told = _Sums()
+            self._line = self._latest = line
         self._opened(line)
 
     def _open(self, device: Device) -> _Line:
@@ -315,7 +154,8 @@ class _End(ABC):
                 if error.reason == "busy":
                     break
             else:
-                return _Line(device, rate, channels, ring, stream, monotonic())
+                before = {name: count for name, count in self.stats().items() if name in _COUNTS}
+                return _Line(device, rate, channels, ring, stream, monotonic(), before)
         assert trouble
         raise trouble
 
@@ -344,18 +184,35 @@ class _End(ABC):
         if not line:
             return False
         limit = _SILENT if monotonic() - line.opened > _SETTLING else _SETTLING
-        return not line.stream.active or bool(self._meter.stats()["idle"] > limit)
+        return not line.stream.active or bool(line.stats()["idle"] > limit)
 
     def stats(self) -> dict[str, Any]:
         """Return the stats of the ring, see `mimi`, with samples counted at 24 kHz and without its levels.
 
         Counts go on when the stream is opened again. Empty before the first time.
         """
-        return self._meter.stats()
+        line = self._latest
+        return line.stats() if line else {}
 
     def level(self) -> Level:
         """Return how loud it was since the last call."""
-        return self._meter.level()
+        with self._lock:
+            sums, self._rest = self._untold(), _Sums()
+        return Level(sums.peak, math.sqrt(sums.energy / max(1, sums.samples)), sums.clipped)
+
+    def _untold(self) -> _Sums:
+        """Return what was not told as a level yet, and count it as told."""
+        rest, line = self._rest, self._latest
+        if not line:
+            return rest
+        told, now = self._told, _Sums.of(line.ring, self._told.samples)
+        self._told = now
+        return _Sums(
+            rest.samples + now.samples - told.samples,
+            rest.energy + now.energy - told.energy,
+            rest.clipped + now.clipped - told.clipped,
+            max(rest.peak, now.peak),
+        )
 
     def describe(self) -> str:
         """Say which device it is, at which rate, with how many channels and which delay."""
@@ -381,7 +238,7 @@ class Microphone(_End):
     """
 
     kind = "input"
-    _source: CaptureSource | None = None
+    _ear: Ear | None = None
 
     def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
         super().__init__(system, formats=formats)
@@ -410,7 +267,7 @@ class Microphone(_End):
                 f"Only {line.channels} of the {line.device.microphones} channels of {name} can be opened; "
                 "speak into the first, or choose another microphone."
             )
-        if left_out := self._meter.stats()["left_out"]:
+        if left_out := line.stats()["left_out"]:
             notes.append(opposed(name, left_out))
         for note in notes:
             if note not in self._noted:
@@ -419,14 +276,23 @@ class Microphone(_End):
         return None
 
     def _opened(self, line: _Line) -> None:
-        self._source = CaptureSource(line.ring, line.rate)
+        from msh_native import Ear
+
+        self._ear = Ear(line.ring)
         self._available.set()
 
     def close(self) -> None:
         """Close the stream, promptly even if its device is gone; `read` waits until it is opened again."""
         self._available.clear()
-        self._source = None
+        self._ear = None
         super().close()
+
+    def ear(self, timeout: float = 0.0) -> Ear | None:
+        """Return what hears through the open stream; None while there is none, after waiting for one for `timeout` seconds."""
+        ear = self._ear
+        if not ear:
+            self._available.wait(timeout)
+        return ear
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples, at most `timeout` seconds.
@@ -436,26 +302,18 @@ class Microphone(_End):
         pcm
             `[n]` float32, or None if they did not come in time, also while there is no device.
         """
-        taken = self.take(n, timeout)
-        return taken.pcm if taken else None
-
-    def take(self, n: int, timeout: float) -> Taken | None:
-        """Do what `read` does, and say where in which ring the sound was."""
-        source = self._source
-        if source:
-            return source.take(n, timeout)
-        self._available.wait(timeout)
-        return None
+        ear = self.ear(timeout)
+        return ear.read(n, timeout) if ear else None
 
     def backlog(self) -> float:
         """Return how much sound waits, in seconds."""
-        source = self._source
-        return source.backlog() if source else 0.0
+        ear = self.ear()
+        return ear.backlog() if ear else 0.0
 
     def trim(self, keep: float) -> float:
         """Forget the oldest sound so that `keep` seconds wait; return how many were lost."""
-        source = self._source
-        return source.trim(keep) if source else 0.0
+        ear = self.ear()
+        return ear.trim(keep) if ear else 0.0
 
 
 class Loudspeaker(_End):
@@ -470,7 +328,7 @@ class Loudspeaker(_End):
     """
 
     kind = "output"
-    _sink: PlaybackSink | None = None
+    _mouth: Mouth | None = None
 
     def _ring(self, rate: int, channels: int) -> Ring:
         from msh_native import Playback
@@ -482,15 +340,17 @@ class Loudspeaker(_End):
         return [(SAMPLE_RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
     def _opened(self, line: _Line) -> None:
-        self._sink = PlaybackSink(line.ring, line.rate)
+        from msh_native import Mouth
+
+        self._mouth = Mouth(line.ring)
 
     def close(self) -> None:
         """Fade out and close the stream, promptly even if its device is gone; what is written then is forgotten."""
-        line, sink = self._line, self._sink
-        if line and sink and not self.lost:
-            sink.clear()
+        line, mouth = self._line, self._mouth
+        if line and mouth and not self.lost:
+            mouth.clear()
             sleep(min(line.stream.latency + 0.01, 0.1))
-        self._sink = None
+        self._mouth = None
         super().close()
 
     @property
@@ -501,23 +361,23 @@ class Loudspeaker(_End):
 
     def write(self, pcm: Pcm) -> None:
         """Play `[n]` float32; never waits."""
-        if sink := self._sink:
-            sink.write(pcm)
+        if mouth := self._mouth:
+            mouth.write(pcm)
 
     def pause(self) -> None:
         """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
-        if sink := self._sink:
-            sink.pause()
+        if mouth := self._mouth:
+            mouth.pause()
 
     def clear(self) -> None:
         """Fade out what is playing, and forget the rest."""
-        if sink := self._sink:
-            sink.clear()
+        if mouth := self._mouth:
+            mouth.clear()
 
     def queued(self) -> float:
         """Return how much sound waits to be played, in seconds."""
-        sink = self._sink
-        return sink.queued() if sink else 0.0
+        mouth = self._mouth
+        return mouth.queued() if mouth else 0.0
 
     def cushion(self) -> float:
         """Return how much sound should wait, in seconds."""

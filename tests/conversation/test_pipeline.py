@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from msh_native import Capture, Playback
+from msh_native import Capture, Ear, Playback
 from paths import DEMO, DIGITS
 
 from msh_mlx import Session, Step, load_lm, load_mimi, load_tokenizer
@@ -21,7 +21,6 @@ from msh_mlx.conversation.text import Words
 from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Queues, Ready, Said, Span, Spoke, SpokeWord, Underrun
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
-from msh_mlx.sound.ends import CaptureSource
 
 PATIENT = 10  # seconds: much longer than anything here takes
 
@@ -254,7 +253,7 @@ def test_between_the_rings_of_devices(speech, by_hand):
     chance = random.Random(1)
     capture, playback = Capture(SAMPLE_RATE), Playback(SAMPLE_RATE, frame=FRAME_SIZE)
     frames = 25
-    with Run(load=load_demo, tape=CaptureSource(capture, SAMPLE_RATE), reel=playback) as run:
+    with Run(load=load_demo, tape=Ear(capture), reel=playback) as run:
         run.ready()
         pcm, played = speech[:frames].ravel(), []
         while len(pcm):

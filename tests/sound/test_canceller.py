@@ -1,8 +1,8 @@
-"""`msh_native.EchoCanceller` on sound that is put together, and `msh_native.Reference` without devices."""
+"""`msh_native.EchoCanceller` on sound that is put together."""
 
 import numpy as np
 import pytest
-from msh_native import Capture, EchoCanceller, Playback, Reference
+from msh_native import EchoCanceller
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.sound.echo import MODES
@@ -97,15 +97,3 @@ def test_bad_arguments_are_told():
             canceller.process(heard, played)
     with pytest.raises(TypeError):
         canceller.process(frame.astype(np.float64), frame)
-
-
-# ---- what was played meanwhile -------------------------------------------------------------------------------------------
-
-
-def test_what_was_played_before_anything_ran_is_silence():
-    reference = Reference(Capture(SAMPLE_RATE), Playback(SAMPLE_RATE, frame=FRAME_SIZE))
-    assert not reference.read(0.0, FRAME_SIZE).any()
-    with pytest.raises(ValueError, match="at least 0"):
-        reference.read(0.0, -1)
-    with pytest.raises(ValueError, match="at most 72000"):
-        reference.read(0.0, 72_001)

@@ -10,7 +10,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from msh_native import Capture, Playback, VoiceEnhancer
+from msh_native import Capture, Ear, Mouth, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
 from msh_mlx.events import EchoState
@@ -18,7 +18,6 @@ from msh_mlx.format import FRAME_SIZE, Pcm
 from msh_mlx.live.screen.status import EchoSummary
 from msh_mlx.metrics import EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
-from msh_mlx.sound.ends import CaptureSource, PlaybackSink, Taken
 
 BLOCK = 0.01  # seconds of a callback
 
@@ -27,60 +26,11 @@ def decibels(pcm: Pcm) -> float:
     return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
 
 
-# ---- where sound was -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rate", [24000, 48000, 44100, 16000])
-@pytest.mark.parametrize("seed", range(3))
-def test_sound_tells_where_it_was(rate: int, seed: int) -> None:
-    """Every sample is its own number, so that what is taken says by itself where it was."""
-    rng = np.random.default_rng(seed)
-    capture = Capture(rate)
-    source = CaptureSource(capture, rate)
-    scale = 10 * rate
-    fed = 0
-    pcm: list[Pcm] = []
-    places: list[Pcm] = []
-    while fed < scale * 0.9:
-        count = int(rng.integers(1, rate // 3))
-        capture.feed((np.arange(fed, fed + count) / scale).astype(np.float32))
-        fed += count
-        # Twice: the second before the resampler has given what was before the first.
-        for _ in range(2 if rng.random() < 0.1 else 0):
-            source.trim(float(rng.uniform(0, 0.1)))
-        while rng.random() < 0.9 and (taken := source.take(FRAME_SIZE, 0)):
-            assert taken.capture is capture
-            assert len(taken.pcm) == sum(count for _, count in taken.places) == FRAME_SIZE
-            pcm.append(taken.pcm)
-            places += [position + np.arange(count) * rate / 24000 for position, count in taken.places]
-    right = np.concatenate(places)
-    cuts = np.flatnonzero(np.diff(right) > 2 * rate / 24000)
-    assert len(cuts) > 1
-    # Beside a cut there are a crossfade of 5 ms and what the resampler makes of the step.
-    far = np.abs(np.arange(len(right))[:, None] - cuts).min(axis=1) > 200
-    assert far.mean() > 0.8
-    np.testing.assert_allclose(np.concatenate(pcm)[far] * scale, right[far], atol=2)
-
-
-@pytest.mark.parametrize("rate", [24000, 44100])
-def test_what_is_not_there_yet_is_not_taken(rate: int) -> None:
-    capture = Capture(rate)
-    source = CaptureSource(capture, rate)
-    for _ in range(3):
-        capture.feed(np.zeros(rate // 100, np.float32))
-        assert source.take(FRAME_SIZE, 0) is None
-    capture.feed(np.zeros(rate, np.float32))
-    for index in range(3):
-        taken = source.take(FRAME_SIZE, 0)
-        assert taken
-        assert taken.places == [(pytest.approx(index * FRAME_SIZE * rate / 24000), FRAME_SIZE)]
-
-
 # ---- taken away ----------------------------------------------------------------------------------------------------------
 
 
 class Room:
-    """Microphone and loudspeaker in a room, as time goes by; keeps what was heard."""
+    """Microphone and loudspeaker in a room, as time goes by, and the ear there; keeps what was heard."""
 
     def __init__(
         self, heard_rate: int = 24000, played_rate: int = 24000, *, gain: float = 0.5, delay: float = 0.05
@@ -92,31 +42,35 @@ class Room:
 
     def open(self, heard_rate: int, played_rate: int, *, gain: float, delay: float) -> None:
         """Take other devices."""
-        self.heard: list[Pcm] = []
+        self.raw: list[Pcm] = []
         self.dead = False
         self._rates = heard_rate, played_rate
         self._gain = gain
         self._capture = Capture(heard_rate)
-        self._source = CaptureSource(self._capture, heard_rate)
-        self.backlog, self.trim = self._source.backlog, self._source.trim
+        self._ear = Ear(self._capture)
+        self.backlog, self.trim = self._ear.backlog, self._ear.trim
+        self.clean, self.heard = self._ear.clean, self._ear.heard
         self._speaking = Playback(played_rate, frame=round(0.08 * played_rate))
         self.playback = self._speaking
-        sink = PlaybackSink(self._speaking, played_rate)
-        self.write, self.queued = sink.write, sink.queued
+        mouth = Mouth(self._speaking)
+        self.write, self.queued = mouth.write, mouth.queued
         self._air = np.zeros(round(delay * played_rate))
         self._due = time.perf_counter()
 
     def cushion(self) -> float:
         return float(self._speaking.stats()["cushion"]) / self._rates[1]
 
-    def take(self, n: int, timeout: float) -> Taken | None:
+    def ear(self, timeout: float) -> Room:
+        return self
+
+    def read(self, n: int, timeout: float) -> Pcm | None:
         self.live(0)
-        while not (taken := self._source.take(n, 0)):
+        while (pcm := self._ear.read(n, 0)) is None:
             if self.dead:
                 return None
             self.live(BLOCK)
-        self.heard.append(taken.pcm)
-        return taken
+        self.raw.append(self.heard())
+        return pcm
 
     def live(self, seconds: float) -> None:
         """Let the devices do what they do until now, and for so long."""
@@ -143,7 +97,7 @@ class Room:
             assert pcm is not None
             assert (pcm.shape, pcm.dtype) == ((FRAME_SIZE,), np.float32)
             clean.append(pcm)
-        return np.concatenate(self.heard[-12:]), np.concatenate(clean[-12:])
+        return np.concatenate(self.raw[-12:]), np.concatenate(clean[-12:])
 
 
 @pytest.mark.parametrize(
@@ -224,7 +178,7 @@ def test_more_is_done_where_it_is_asked_for(what: str) -> None:
     room = Room(gain=0)
     heard, got = room.converse(EchoFree(room, room, "off", **{what: True}), 2)
     enhancer = VoiceEnhancer(**{what: True})
-    wanted = np.concatenate([enhancer.process(pcm) for pcm in room.heard])[-len(got) :]
+    wanted = np.concatenate([enhancer.process(pcm) for pcm in room.raw])[-len(got) :]
     assert np.array_equal(got, wanted)
     assert not np.array_equal(got, heard)
 

@@ -223,21 +223,28 @@ def test_mono_goes_to_all_channels():
     np.testing.assert_array_equal(capture.read(150, 0), np.concatenate([pcm, pcm[::2]]))
 
 
-def test_levels_are_of_the_time_since_they_were_asked_for():
+def test_levels_are_sums_that_asking_leaves_alone():
     capture, playback = msh_native.Capture(RATE), msh_native.Playback(RATE, frame=FRAME)
     pcm = np.array([0.5, -0.999, 0.25, 1.5] * 200, np.float32)
     capture.feed(pcm)
-    stats = capture.stats()
-    assert (stats["peak"], stats["clipped"]) == (1.5, 400)
-    assert stats["rms"] == pytest.approx(np.sqrt(np.mean(pcm.astype(float) ** 2)), rel=1e-6)
     playback.write(pcm)
     played = playback.render(700)[:, 0]
-    stats = playback.stats()
-    assert stats["peak"] == 1
-    assert stats["rms"] == pytest.approx(np.sqrt(np.mean(played.astype(float) ** 2)), rel=1e-6)
+    for _ in range(2):
+        stats = capture.stats()
+        assert (stats["peak"], stats["clipped"]) == (1.5, 400)
+        assert stats["energy"] == pytest.approx(np.sum(pcm.astype(float) ** 2), rel=1e-6)
+        stats = playback.stats()
+        assert stats["peak"] == 1
+        assert stats["energy"] == pytest.approx(np.sum(played.astype(float) ** 2), rel=1e-6)
+    # Of what came since, and nothing did.
+    assert capture.stats(800)["peak"] == playback.stats(700)["peak"] == 0
+    # A span of 10 ms may have begun before.
+    capture.feed(np.full(RATE, 0.125, np.float32))
+    assert capture.stats(880)["peak"] == 0.125
+    assert capture.stats()["peak"] == 1.5
     for ring in (capture, playback):
-        stats = ring.stats()
-        assert (stats["peak"], stats["rms"]) == (0, 0)
+        with pytest.raises(ValueError, match="since is -1"):
+            ring.stats(-1)
 
 
 def test_idle_is_the_time_since_the_last_callback():

@@ -14,6 +14,7 @@
 //! echo. Once it is known that there is none, sound passes untouched.
 
 mod delay;
+mod ear;
 mod enhance;
 mod presence;
 
@@ -27,11 +28,11 @@ use aec3::audio_processing::aec3::block::Block;
 use aec3::audio_processing::aec3::block_processor::BlockProcessor;
 
 pub use delay::{DelayFinder, Evidence, FRAME};
+pub use ear::Ear;
 pub use enhance::{ENHANCED, Enhancer};
 use presence::{GONE, Presence};
+pub use rings::RATE;
 
-/// Samples per second.
-pub const RATE: usize = 24_000;
 /// What is processed at a time; also the delay of sound from which an echo is taken.
 pub const BLOCK: usize = 64;
 /// AEC3 calculates in units of 16-bit sound.

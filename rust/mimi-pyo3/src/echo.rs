@@ -1,7 +1,7 @@
 //! `EchoCanceller`: what the loudspeaker adds to the microphone, taken away. `VoiceEnhancer`: noise
-//! suppression and gain control.
+//! suppression and gain control. `Ear`: a microphone with both.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use echo::{BLOCK, Canceller, ENHANCED, Enhancer, Mode, Remote};
 use numpy::PyArray1;
@@ -10,6 +10,7 @@ use pyo3::types::PyDict;
 
 use crate::arrays;
 use crate::error::Failure;
+use crate::rings::{Capture, Playback, natural, seconds};
 use crate::without_gil;
 
 /// Takes the loudspeaker's echo out of the microphone's sound, mono float32 at 24 kHz.
@@ -29,7 +30,7 @@ use crate::without_gil;
 ///     There is no such mode.
 #[pyclass(module = "msh_native", frozen)]
 pub struct EchoCanceller {
-    canceller: Mutex<Canceller>,
+    canceller: Arc<Mutex<Canceller>>,
     remote: Remote,
 }
 
@@ -48,7 +49,7 @@ impl EchoCanceller {
     #[pyo3(signature = (*, mode="auto"))]
     fn new(mode: &str) -> Result<Self, Failure> {
         let canceller = Canceller::new(parse(mode)?);
-        Ok(Self { remote: canceller.remote(), canceller: Mutex::new(canceller) })
+        Ok(Self { remote: canceller.remote(), canceller: Arc::new(Mutex::new(canceller)) })
     }
 
     /// When to cancel: "auto", "on" or "off".
@@ -100,12 +101,13 @@ impl EchoCanceller {
 
     /// What was found lately, in a new dict.
     ///
-    /// ``echo``: whether there is one; ``level``: of the echo in the microphone's sound while the loudspeaker plays, dB of
+    /// ``mode``: the one in use; ``echo``: whether there is one; ``level``: of the echo in the microphone's sound while the loudspeaker plays, dB of
     /// full scale, ``-inf`` without one; ``removed``: how much of it is taken away, dB, 0 while sound passes; ``delay``:
     /// seconds from loudspeaker to microphone, NaN while unknown.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.remote.stats();
         let dict = PyDict::new(py);
+        dict.set_item("mode", self.mode())?;
         dict.set_item("echo", stats.echo)?;
         dict.set_item("level", stats.level)?;
         dict.set_item("removed", stats.removed)?;
@@ -134,14 +136,14 @@ fn alone<'a, T>(of: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failu
 /// noise_suppression, gain_control : bool
 ///     What to do.
 #[pyclass(module = "msh_native", frozen)]
-pub struct VoiceEnhancer(Mutex<Enhancer>);
+pub struct VoiceEnhancer(Arc<Mutex<Enhancer>>);
 
 #[pymethods]
 impl VoiceEnhancer {
     #[new]
     #[pyo3(signature = (*, noise_suppression=false, gain_control=false))]
     fn new(noise_suppression: bool, gain_control: bool) -> Self {
-        Self(Mutex::new(Enhancer::new(noise_suppression, gain_control)))
+        Self(Arc::new(Mutex::new(Enhancer::new(noise_suppression, gain_control))))
     }
 
     /// Gives what becomes of ``pcm [n] float32``, ``[n] float32``. Works without the GIL. ``n`` is a multiple of 480.
@@ -168,5 +170,89 @@ impl VoiceEnhancer {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).reset();
             Ok(())
         })
+    }
+}
+
+/// What is heard through a microphone at 24 kHz, whatever the rate of its device is.
+///
+/// Where the rates differ, sound is resampled, which makes it 4.7 ms late (7 ms from 16 kHz). One thread reads and trims;
+/// any may ask for ``backlog``.
+///
+/// Parameters
+/// ----------
+/// capture : Capture
+///     The microphone's ring, from which nobody else reads.
+#[pyclass(module = "msh_native", frozen)]
+pub struct Ear(echo::Ear);
+
+#[pymethods]
+impl Ear {
+    #[new]
+    fn new(capture: &Bound<'_, Capture>) -> Self {
+        Self(echo::Ear::new(capture.get().0.clone()))
+    }
+
+    /// Takes away the echo of a loudspeaker from now on, and enhances the voice; both begin anew.
+    ///
+    /// What was played is found by the clocks of both devices, and clocks that drift apart are followed.
+    ///
+    /// Parameters
+    /// ----------
+    /// canceller : EchoCanceller
+    ///     Is told what was heard and played.
+    /// playback : Playback or None
+    ///     The loudspeaker's ring, which remembers 3 s; None where there is none.
+    /// enhancer : VoiceEnhancer or None
+    ///     Is told the voice without the echo.
+    #[pyo3(signature = (canceller, playback=None, enhancer=None))]
+    fn clean(
+        &self,
+        py: Python<'_>,
+        canceller: &Bound<'_, EchoCanceller>,
+        playback: Option<&Bound<'_, Playback>>,
+        enhancer: Option<&Bound<'_, VoiceEnhancer>>,
+    ) -> Result<(), Failure> {
+        let canceller = canceller.get().canceller.clone();
+        let playback = playback.map(|playback| playback.get().0.clone());
+        let enhancer = enhancer.map(|enhancer| enhancer.get().0.clone());
+        without_gil(py, || {
+            self.0.clean(canceller, playback, enhancer);
+            Ok(())
+        })
+    }
+
+    /// Waits without the GIL until ``n`` samples at 24 kHz can be taken, and takes them.
+    ///
+    /// ``n`` is a multiple of 64 where an echo is taken away, and of 960 where the voice is enhanced as well. Gives
+    /// ``[n] float32``, or None if they have not come within ``timeout`` seconds; then nothing is taken.
+    ///
+    /// Raises ValueError for an ``n`` beyond the room or that is no such multiple, or a ``timeout`` that is no time.
+    fn read<'py>(&self, py: Python<'py>, n: i64, timeout: f64) -> Result<Option<Bound<'py, PyArray1<f32>>>, Failure> {
+        let (count, timeout, block) = (natural("n", n)?, seconds(timeout)?, self.0.block());
+        if count % block != 0 {
+            return Err(Failure::Value(format!("n is {n}, but a multiple of {block} is expected.")));
+        }
+        if !self.0.has_room(count) {
+            return Err(Failure::Value(format!("n is {n}, but there is not so much room.")));
+        }
+        let pcm = without_gil(py, || Ok(self.0.read(count, timeout)))?;
+        Ok(pcm.map(|pcm| PyArray1::from_vec(py, pcm)))
+    }
+
+    /// Gives what was read last, before anything was taken away or enhanced, ``[n] float32``.
+    fn heard<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        PyArray1::from_vec(py, self.0.heard())
+    }
+
+    /// How much sound waits, in seconds.
+    fn backlog(&self) -> f64 {
+        self.0.backlog()
+    }
+
+    /// Forgets the oldest sound so that ``keep`` seconds wait; nothing if fewer do.
+    ///
+    /// What is read next begins with a crossfade of 5 ms. Returns how many seconds were forgotten.
+    fn trim(&self, keep: f64) -> f64 {
+        self.0.trim(keep)
     }
 }

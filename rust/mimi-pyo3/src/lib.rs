@@ -297,7 +297,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rings::Capture>()?;
     module.add_class::<rings::Mixer>()?;
     module.add_class::<rings::Playback>()?;
-    module.add_class::<rings::Reference>()?;
+    module.add_class::<rings::Mouth>()?;
+    module.add_class::<echo::Ear>()?;
     module.add_class::<echo::EchoCanceller>()?;
     module.add_class::<echo::VoiceEnhancer>()?;
     module.add_function(wrap_pyfunction!(kernels, module)?)?;

@@ -12,8 +12,14 @@ use crate::error::Failure;
 use crate::without_gil;
 
 /// A number that may be 0.
-fn natural(name: &str, value: i64) -> Result<usize, Failure> {
+pub fn natural(name: &str, value: i64) -> Result<usize, Failure> {
     usize::try_from(value).map_err(|_| Failure::Value(format!("{name} is {value}, but at least 0 is expected.")))
+}
+
+/// A time to wait.
+pub fn seconds(timeout: f64) -> Result<Duration, Failure> {
+    Duration::try_from_secs_f64(timeout)
+        .map_err(|_| Failure::Value(format!("timeout is {timeout}, but seconds from 0 are expected.")))
 }
 
 macro_rules! dict {
@@ -98,7 +104,7 @@ impl Mixer {
 /// ValueError
 ///     An argument is out of range.
 #[pyclass(module = "msh_native", frozen)]
-pub struct Capture(Arc<rings::Capture>);
+pub struct Capture(pub Arc<rings::Capture>);
 
 #[pymethods]
 impl Capture {
@@ -127,12 +133,6 @@ impl Capture {
         self.0.available()
     }
 
-    /// Number of the sample that ``read`` takes next, counted from the first that was heard and did not get lost.
-    #[getter]
-    fn position(&self) -> u64 {
-        self.0.position()
-    }
-
     /// Calls the callback as a device would, without the GIL.
     ///
     /// ``pcm [n] float32`` goes to all channels, ``pcm [n, channels]`` is taken as it is. A device that runs at the same
@@ -157,8 +157,7 @@ impl Capture {
         if count > self.0.capacity() {
             return Err(Failure::Value(format!("n is {n}, but there is room for {} samples.", self.0.capacity())));
         }
-        let timeout = Duration::try_from_secs_f64(timeout)
-            .map_err(|_| Failure::Value(format!("timeout is {timeout}, but seconds from 0 are expected.")))?;
+        let timeout = seconds(timeout)?;
         let pcm = without_gil(py, || Ok(self.0.read(count, timeout)))?;
         Ok(pcm.map(|pcm| PyArray1::from_vec(py, pcm)))
     }
@@ -178,10 +177,16 @@ impl Capture {
     /// callbacks before which the device lost input; ``idle``: seconds since the last callback, or since the object was
     /// made; ``longest_gap`` between callbacks and ``longest_callback``, seconds; ``all_zero_seconds``: length of the
     /// run of exact zeros that the sound ends with; ``left_out``: a list of the channels, counted from 0, that were left
-    /// out for a while because they were in opposite phase to another. Since the last call of this method only: ``peak``, the largest
-    /// magnitude; ``rms``; ``clipped``, samples of magnitude 0.999 or more.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats();
+    /// out for a while because they were in opposite phase to another; ``clipped``: samples of magnitude 0.999 or more;
+    /// ``energy``: the sum of the samples' squares; ``peak``: the largest magnitude from sample number ``since`` on, or
+    /// 10 ms earlier, in the last minute.
+    ///
+    /// Asking changes nothing: whoever wants the level of a time subtracts the counts at its beginning.
+    ///
+    /// Raises ValueError for a negative ``since``.
+    #[pyo3(signature = (since=0))]
+    fn stats<'py>(&self, py: Python<'py>, since: i64) -> Result<Bound<'py, PyDict>, Failure> {
+        let stats = self.0.stats(natural("since", since)? as u64);
         Ok(dict!(
             py,
             stats,
@@ -193,7 +198,7 @@ impl Capture {
             longest_gap,
             longest_callback,
             peak,
-            rms,
+            energy,
             clipped,
             all_zero_seconds,
             left_out
@@ -227,7 +232,7 @@ impl Capture {
 /// ValueError
 ///     An argument is out of range.
 #[pyclass(module = "msh_native", frozen)]
-pub struct Playback(Arc<rings::Playback>);
+pub struct Playback(pub Arc<rings::Playback>);
 
 #[pymethods]
 impl Playback {
@@ -305,12 +310,16 @@ impl Playback {
     /// ``cleared``: samples forgotten by ``clear``; ``trimmed`` and ``inserted``: samples dropped and repeated to keep
     /// the delay; ``cushion`` and ``queued``, samples; ``device_underflows``: callbacks that came too late for the
     /// device; ``idle``: seconds since the last callback, or since the object was made; ``longest_gap`` between
-    /// callbacks and ``longest_callback``, seconds. Since the last call of this method only: ``peak``, the largest
-    /// magnitude that was rendered, and ``rms``.
+    /// callbacks and ``longest_callback``, seconds; ``energy``: the sum of the rendered samples' squares; ``peak``: the
+    /// largest magnitude from rendered sample number ``since`` on, or 10 ms earlier, in the last minute. Asking changes
+    /// nothing.
     ///
     /// While no callback runs, ``written + inserted - trimmed - lost == played + cleared + queued``.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats();
+    ///
+    /// Raises ValueError for a negative ``since``.
+    #[pyo3(signature = (since=0))]
+    fn stats<'py>(&self, py: Python<'py>, since: i64) -> Result<Bound<'py, PyDict>, Failure> {
+        let stats = self.0.stats(natural("since", since)? as u64);
         Ok(dict!(
             py,
             stats,
@@ -331,43 +340,52 @@ impl Playback {
             longest_gap,
             longest_callback,
             peak,
-            rms
+            energy
         ))
     }
 }
 
-/// What a loudspeaker played while a microphone heard: mono float32 at 24 kHz, on the clock of both callbacks.
+/// Writes to a ``Playback`` at 24 kHz, whatever the rate of its device is; for a loudspeaker to which nobody else writes.
 ///
-/// For the thread that reads the microphone. Clocks that drift apart are followed. It holds on to both rings.
+/// Where the rates differ, sound is resampled, and 4.7 ms of it wait for what follows. Any thread may call.
 ///
 /// Parameters
 /// ----------
-/// capture : Capture
-///     The microphone's.
 /// playback : Playback
-///     The loudspeaker's, which remembers 3 s.
+///     The loudspeaker's ring.
 #[pyclass(module = "msh_native", frozen)]
-pub struct Reference(Mutex<rings::Reference>);
+pub struct Mouth(rings::Mouth);
 
 #[pymethods]
-impl Reference {
+impl Mouth {
     #[new]
-    fn new(capture: &Bound<'_, Capture>, playback: &Bound<'_, Playback>) -> Self {
-        Self(Mutex::new(rings::Reference::new(capture.get().0.clone(), playback.get().0.clone())))
+    fn new(playback: &Bound<'_, Playback>) -> Self {
+        Self(rings::Mouth::new(playback.get().0.clone()))
     }
 
-    /// Gives ``[n] float32``: what was played in the ``n / 24000`` seconds that begin with the microphone's sample number
-    /// ``position``, in samples of its own rate; silence where nothing was.
+    /// Plays ``pcm [n] float32`` at 24 kHz after what waits, and never waits itself; as ``Playback.write``.
     ///
-    /// It is 10 ms late, which is less than sound needs through any devices: so it has been played by then.
-    ///
-    /// Raises ValueError for an ``n`` that is negative or longer than what is remembered.
-    fn read<'py>(&self, py: Python<'py>, position: f64, n: i64) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
-        let count = natural("n", n)?;
-        if count > 72_000 {
-            return Err(Failure::Value(format!("n is {n}, but at most 72000 samples are remembered.")));
-        }
-        let pcm = without_gil(py, || Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).read(position, count)))?;
-        Ok(PyArray1::from_vec(py, pcm))
+    /// Raises TypeError for another dtype, ValueError for another shape.
+    fn write(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
+        let pcm = arrays::pcm(pcm)?;
+        without_gil(py, || {
+            self.0.write(pcm);
+            Ok(())
+        })
+    }
+
+    /// Says that nothing follows for now: what waits is played to its end, and the silence after it is no underrun.
+    fn pause(&self) {
+        self.0.pause();
+    }
+
+    /// Lets the sound fade out in 5 ms and forgets what waits; then a new cushion is awaited.
+    fn clear(&self) {
+        self.0.clear();
+    }
+
+    /// How much sound waits to be played, in seconds.
+    fn queued(&self) -> f64 {
+        self.0.queued()
     }
 }

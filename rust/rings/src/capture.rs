@@ -33,7 +33,7 @@ pub struct Capture {
     clock: Clock,
 }
 
-/// What a [`Capture`] has counted since it was made, and the levels since the last time that somebody asked.
+/// What a [`Capture`] has counted since it was made.
 #[derive(Clone, Debug)]
 pub struct CaptureStats {
     /// Calls of the callback.
@@ -50,10 +50,10 @@ pub struct CaptureStats {
     pub longest_gap: f64,
     /// The longest time in a callback, in seconds.
     pub longest_callback: f64,
-    /// The largest magnitude of a sample.
+    /// The largest magnitude of the samples that were asked for.
     pub peak: f32,
-    /// The root of the mean square.
-    pub rms: f64,
+    /// The sum of the samples' squares.
+    pub energy: f64,
     /// Samples of magnitude 0.999 or more.
     pub clipped: u64,
     /// The length of the run of exact zeros that the sound ends with, in seconds.
@@ -89,7 +89,7 @@ impl Capture {
             overflows: Counter::default(),
             zeros: Counter::default(),
             left_out: (0..channels.get()).map(|_| AtomicBool::new(false)).collect(),
-            level: Level::default(),
+            level: Level::new(rate),
             timing: Timing::new(),
             clock: Clock::new(rate),
         })
@@ -149,7 +149,7 @@ impl Capture {
                 *sample = hearing.mixer.mix(frame);
                 hearing.zeros = if *sample == 0.0 { hearing.zeros.saturating_add(1) } else { 0 };
             }
-            self.level.add(mixed.iter().copied());
+            self.level.add(self.samples.get(), mixed.iter().copied());
             pushed += self.ring.push(mixed.iter().copied());
         }
         self.zeros.set(hearing.zeros);
@@ -167,14 +167,23 @@ impl Capture {
     /// Waits until `count` samples wait and takes them; None, and nothing is taken, if that takes longer than `timeout`.
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let begin = Instant::now();
-        loop {
+        while self.wait(count, timeout.saturating_sub(begin.elapsed())) {
             if let Some(pcm) = self.try_read(count) {
                 return Some(pcm);
             }
-            let left = timeout.checked_sub(begin.elapsed())?;
+        }
+        None
+    }
+
+    /// Waits until `count` samples wait, at most for `timeout`, and says whether they do.
+    pub fn wait(&self, count: usize, timeout: Duration) -> bool {
+        let begin = Instant::now();
+        while self.available() < count {
+            let Some(left) = timeout.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) else { return false };
             let missing = count.saturating_sub(self.available()) as f64 / self.rate as f64;
             thread::sleep(Duration::from_secs_f64(missing.clamp(0.001, 0.002)).min(left));
         }
+        true
     }
 
     fn try_read(&self, count: usize) -> Option<Vec<f32>> {
@@ -209,19 +218,20 @@ impl Capture {
         dropped
     }
 
-    /// The counts; the span of the levels begins anew.
-    pub fn stats(&self) -> CaptureStats {
-        let (times, levels) = (self.timing.get(), self.level.take());
+    /// The counts, and the peak of what was heard from sample number `since` on, or 10 ms earlier, in the last minute.
+    pub fn stats(&self, since: u64) -> CaptureStats {
+        let (times, samples) = (self.timing.get(), self.samples.get());
+        let levels = self.level.get(since, samples);
         CaptureStats {
             callbacks: times.callbacks,
-            samples: self.samples.get(),
+            samples,
             lost: self.lost.get(),
             device_overflows: self.overflows.get(),
             idle: times.idle,
             longest_gap: times.longest_gap,
             longest_callback: times.longest_callback,
             peak: levels.peak,
-            rms: levels.rms,
+            energy: levels.energy,
             clipped: levels.clipped,
             all_zero_seconds: self.zeros.get() as f64 / self.rate as f64,
             left_out: (0..self.channels.get()).filter(|i| self.left_out[*i].load(Ordering::Relaxed)).collect(),

@@ -1,7 +1,7 @@
 //! What a callback counts for the statistics: atomics that it adds to and that others read.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A counter with a single writer or several.
@@ -23,10 +23,6 @@ impl Counter {
 
     fn raise(&self, value: u64) {
         self.0.fetch_max(value, Ordering::Relaxed);
-    }
-
-    fn take(&self) -> u64 {
-        self.0.swap(0, Ordering::Relaxed)
     }
 }
 
@@ -131,50 +127,78 @@ impl Clock {
 
 /// A sample counts as clipped from here.
 const CLIPPED: f32 = 0.999;
-/// The energy is summed in fractions of this size.
-const ENERGY_UNIT: f64 = 1.0 / (1u64 << 32) as f64;
+/// The part of a span's number that is kept beside its peak: spans of a year.
+const SPAN_BITS: u64 = u32::MAX as u64;
+/// Spans of which the peak is known, in a second, and how many: those of the last minute.
+const SPANS: usize = 100;
+const KEPT: usize = 60 * SPANS;
 
-/// How loud the sound was since somebody asked last.
-#[derive(Default)]
+/// How loud the sound was. Asking changes nothing: whoever wants the level of a time subtracts the sums at its beginning.
 pub struct Level {
-    samples: Counter,
-    energy: Counter,
+    /// The sum of the squares; the bits of an f64.
+    energy: AtomicU64,
     clipped: Counter,
-    peak: AtomicU32,
+    /// Samples of a span.
+    span: u64,
+    /// The peaks of the spans, a span's number in the upper half and an f32's bits in the lower.
+    peaks: Box<[AtomicU64]>,
 }
 
-/// The levels of one span.
+/// The levels of all sound, and the peak of some of it.
 pub struct Levels {
     pub peak: f32,
-    pub rms: f64,
+    pub energy: f64,
     pub clipped: u64,
 }
 
 impl Level {
-    /// Adds a block's samples.
-    pub fn add(&self, samples: impl Iterator<Item = f32>) {
-        let (mut count, mut clipped, mut energy, mut peak) = (0, 0, 0.0, 0f32);
+    /// For sound of so many samples per second.
+    pub fn new(rate: usize) -> Self {
+        Self {
+            energy: AtomicU64::new(0),
+            clipped: Counter::default(),
+            span: rate.div_ceil(SPANS).max(1) as u64,
+            peaks: (0..KEPT).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Adds samples of the callback after which `end` samples have been counted; for the callback alone.
+    pub fn add(&self, end: u64, samples: impl Iterator<Item = f32>) {
+        let (mut clipped, mut energy, mut peak) = (0, 0.0, 0f32);
         for sample in samples {
             let size = sample.abs();
-            count += 1;
             clipped += usize::from(size >= CLIPPED);
             energy += f64::from(size) * f64::from(size);
             peak = peak.max(size);
         }
-        self.samples.add(count);
         self.clipped.add(clipped);
-        self.energy.add((energy / ENERGY_UNIT) as usize);
-        // The bits of floats that are not negative are in the floats' order.
-        self.peak.fetch_max(peak.to_bits(), Ordering::Relaxed);
+        let sum = f64::from_bits(self.energy.load(Ordering::Relaxed)) + energy;
+        self.energy.store(sum.to_bits(), Ordering::Relaxed);
+        let span = end / self.span;
+        if let Some(slot) = self.slot(span) {
+            let known = slot.load(Ordering::Relaxed);
+            // The bits of floats that are not negative are in the floats' order.
+            let new = (span << 32) | u64::from(peak.to_bits());
+            slot.store(if known >> 32 == span & SPAN_BITS { known.max(new) } else { new }, Ordering::Relaxed);
+        }
     }
 
-    /// The levels since the last call; the next span begins.
-    pub fn take(&self) -> Levels {
-        let samples = self.samples.take().max(1) as f64;
+    /// The sums, and the peak from sample number `since` to `end`, or a span earlier, of the last minute.
+    pub fn get(&self, since: u64, end: u64) -> Levels {
+        let (first, last) = (since / self.span, end / self.span);
+        let spans = if since < end { first.max(last.saturating_sub(KEPT as u64 - 1))..last + 1 } else { 0..0 };
+        let peak = spans.filter_map(|span| {
+            let known = self.slot(span)?.load(Ordering::Relaxed);
+            (known >> 32 == span & SPAN_BITS).then(|| f32::from_bits(known as u32))
+        });
         Levels {
-            peak: f32::from_bits(self.peak.swap(0, Ordering::Relaxed)),
-            rms: (self.energy.take() as f64 * ENERGY_UNIT / samples).sqrt(),
-            clipped: self.clipped.take(),
+            peak: peak.fold(0.0, f32::max),
+            energy: f64::from_bits(self.energy.load(Ordering::Relaxed)),
+            clipped: self.clipped.get(),
         }
+    }
+
+    fn slot(&self, span: u64) -> Option<&AtomicU64> {
+        self.peaks.get((span % KEPT as u64) as usize)
     }
 }

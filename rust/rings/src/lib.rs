@@ -1,12 +1,12 @@
 //! The buffers between a sound device and the rest of the program, with the policy of their delay.
 //!
 //! ```text
-//! Capture   device ─▶ callback (Mixer of the channels) ─▶ ring ─▶ read, trim
-//! Playback  write (splices) ─▶ ring ─▶ callback (cushion, fades, all channels) ─▶ device
-//!              └─▶ Reference: what was played while something was heard
+//! Capture   device ─▶ callback (Mixer of the channels) ─▶ ring ─▶ Source (Resampler, places) ─▶ 24 kHz
+//! Playback  24 kHz ─▶ Mouth (Resampler) ─▶ write (splices) ─▶ ring ─▶ callback (cushion, fades, all channels) ─▶ device
+//!                                                                        └─▶ Reference: what was played meanwhile, 24 kHz
 //! ```
 //!
-//! Sound is mono float32 at the device's rate. A callback is a C function as PortAudio calls it from a thread that must
+//! Sound is mono float32; in the rings it has the device's rate. A callback is a C function as PortAudio calls it from a thread that must
 //! never wait: it copies, mixes, counts and reads the monotonic clock for the statistics, and does nothing else. What takes
 //! time or memory is done by the thread at the other end of the ring. Decisions depend on counts of samples only, so
 //! that the same calls with the same samples always give the same sound.
@@ -19,17 +19,26 @@ mod capture;
 mod device;
 mod gauge;
 mod mixer;
+mod mouth;
 mod playback;
 mod reference;
+mod resample;
 mod ring;
+mod source;
 
 use std::num::NonZeroUsize;
 
 pub use capture::{Capture, CaptureStats};
 pub use device::StreamCallback;
 pub use mixer::Mixer;
+pub use mouth::Mouth;
 pub use playback::{Playback, PlaybackStats};
 pub use reference::Reference;
+pub use resample::Resampler;
+pub use source::{Source, Taken};
+
+/// Samples per second of what a [`Source`], a [`Reference`] and a [`Mouth`] give and take.
+pub const RATE: usize = 24_000;
 
 /// The length of a fade, a crossfade included, in samples: 5 ms.
 fn fade_length(rate: usize) -> usize {

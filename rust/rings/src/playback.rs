@@ -60,7 +60,7 @@ struct Counts {
     inserted: Counter,
 }
 
-/// What a [`Playback`] has counted since it was made, and the levels since the last time that somebody asked.
+/// What a [`Playback`] has counted since it was made.
 ///
 /// Always `written + inserted - trimmed - lost == played + cleared + queued`, unless a callback is under way.
 #[derive(Clone, Debug)]
@@ -97,10 +97,10 @@ pub struct PlaybackStats {
     pub longest_gap: f64,
     /// The longest time in a callback, in seconds.
     pub longest_callback: f64,
-    /// The largest magnitude of a rendered sample.
+    /// The largest magnitude of the rendered samples that were asked for.
     pub peak: f32,
-    /// The root of the mean square of what was rendered.
-    pub rms: f64,
+    /// The sum of the squares of what was rendered.
+    pub energy: f64,
 }
 
 /// The policy's lengths, in samples.
@@ -276,7 +276,7 @@ impl Playback {
             paused_at: AtomicU64::new(0),
             correction: AtomicI64::new(0),
             counts,
-            level: Level::default(),
+            level: Level::new(rate),
             timing: Timing::new(),
             rate,
             clock: Clock::new(rate),
@@ -317,7 +317,7 @@ impl Playback {
             self.counts.samples.add(output.len() / self.channels);
             self.render.try_with(|render| render.fill(self, output));
             let first = || output.chunks_exact(self.channels.get()).map(|frame| frame.first().copied().unwrap_or(0.0));
-            self.level.add(first());
+            self.level.add(self.counts.samples.get(), first());
             self.rendered.overwrite(first());
         });
     }
@@ -378,13 +378,15 @@ impl Playback {
         self.paused_at.store(self.ring.head(), Ordering::Release);
     }
 
-    /// The counts; the span of the levels begins anew.
-    pub fn stats(&self) -> PlaybackStats {
-        let (times, levels, counts) = (self.timing.get(), self.level.take(), &self.counts);
+    /// The counts, and the peak of what was rendered from sample number `since` on, or 10 ms earlier, in the last minute.
+    pub fn stats(&self, since: u64) -> PlaybackStats {
+        let (times, counts) = (self.timing.get(), &self.counts);
+        let samples = counts.samples.get();
+        let levels = self.level.get(since, samples);
         let queued = self.queued();
         PlaybackStats {
             callbacks: times.callbacks,
-            samples: counts.samples.get(),
+            samples,
             written: counts.written.get(),
             played: counts.played.get(),
             underruns: counts.underruns.get(),
@@ -401,7 +403,7 @@ impl Playback {
             longest_gap: times.longest_gap,
             longest_callback: times.longest_callback,
             peak: levels.peak,
-            rms: levels.rms,
+            energy: levels.energy,
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::{Capture, Playback};
 
-/// Samples per second of what is read.
-const RATE: f64 = 24_000.0;
+const RATE: f64 = crate::RATE as f64;
+
 /// Zeros of the sinc to each side.
 const ZEROS: f64 = 8.0;
 /// Values of the kernel between two of its zeros; what lies between the values is interpolated.

@@ -36,7 +36,7 @@ fn what_is_fed_is_read_in_order_across_threads() {
             next += count;
         }
     });
-    let stats = capture.stats();
+    let stats = capture.stats(0);
     assert_eq!((stats.samples, stats.lost, capture.available()), (total as u64, 0, 0));
 }
 
@@ -46,14 +46,14 @@ fn channels_are_mixed_and_odd_samples_become_nothing() {
     let voice: Vec<f32> = (0..48000).map(|i| (i as f32 * i as f32 * 1e-4).sin() * 0.5).collect();
     capture.feed(&voice.iter().flat_map(|sample| [0.0, *sample]).collect::<Vec<_>>());
     assert_eq!(capture.read(48000, NOW).unwrap(), voice);
-    assert!(capture.stats().left_out.is_empty());
+    assert!(capture.stats(0).left_out.is_empty());
     capture.feed(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
     assert_eq!(capture.read(2, NOW).unwrap(), [0.0, 0.0]);
     // The mixer begins anew with a ring.
     let capture = Capture::new(48000, 2, 2.0).unwrap();
     capture.feed(&voice.iter().flat_map(|sample| [*sample, -*sample]).collect::<Vec<_>>());
     assert_eq!(capture.read(48000, NOW).unwrap()[480..], voice[480..]);
-    assert_eq!(capture.stats().left_out, [1]);
+    assert_eq!(capture.stats(0).left_out, [1]);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_full_ring_keeps_the_oldest_and_counts_the_rest() {
     let capture = Capture::new(1000, 1, 0.1).unwrap();
     let samples: Vec<f32> = (0..130).map(|i| i as f32).collect();
     capture.feed(&samples);
-    assert_eq!((capture.stats().lost, capture.available()), (30, 100));
+    assert_eq!((capture.stats(0).lost, capture.available()), (30, 100));
     assert_eq!(capture.read(100, NOW).unwrap(), samples[..100]);
 }
 
@@ -99,19 +99,40 @@ fn trimming_crossfades_from_the_forgotten_sound() {
 }
 
 #[test]
-fn statistics_describe_the_sound_since_they_were_asked_for() {
+fn statistics_add_up_and_asking_changes_nothing() {
     let capture = Capture::new(1000, 1, 1.0).unwrap();
     capture.feed(&[0.5, -1.0, 0.0, 0.5]);
     capture.feed(&[0.0; 10]);
-    let stats = capture.stats();
-    assert_eq!((stats.callbacks, stats.samples, stats.peak, stats.clipped), (2, 14, 1.0, 1));
-    assert!((stats.rms - (1.5f64 / 14.0).sqrt()).abs() < 1e-6);
-    assert_eq!(stats.all_zero_seconds, 0.01);
+    for _ in 0..2 {
+        let stats = capture.stats(0);
+        assert_eq!((stats.callbacks, stats.samples, stats.peak, stats.clipped), (2, 14, 1.0, 1));
+        assert_eq!((stats.energy, stats.all_zero_seconds), (1.5, 0.01));
+    }
+    assert_eq!(capture.stats(14).peak, 0.0);
     capture.feed(&[0.0; 10]);
-    let stats = capture.stats();
-    assert_eq!((stats.peak, stats.rms, stats.clipped, stats.all_zero_seconds), (0.0, 0.0, 0, 0.02));
+    let stats = capture.stats(14);
+    assert_eq!((stats.peak, stats.energy, stats.clipped, stats.all_zero_seconds), (0.0, 1.5, 1, 0.02));
     capture.feed(&[0.0, 0.25]);
-    assert_eq!(capture.stats().all_zero_seconds, 0.0);
+    let stats = capture.stats(24);
+    assert_eq!((stats.peak, stats.energy, stats.all_zero_seconds), (0.25, 1.5625, 0.0));
+}
+
+#[test]
+fn a_peak_is_found_by_the_time_at_which_it_was() {
+    let capture = Capture::new(1000, 1, 1.0).unwrap();
+    // A callback each 10 ms, one after the other louder or quieter, for more than the minute that is remembered.
+    let peaks: Vec<f32> = (0..7000u32).map(|i| (i.wrapping_mul(2654435761) % 1000) as f32 / 1000.0).collect();
+    for (i, peak) in peaks.iter().enumerate() {
+        capture.feed(&[&[-*peak][..], &[0.0; 9]].concat());
+        for back in [0, 1, 7, 500, 6500] {
+            let from = (i + 1).saturating_sub(back);
+            let oldest = (i + 1).saturating_sub(6000).max(from.saturating_sub(1));
+            let wanted = if back == 0 { 0.0 } else { peaks[oldest..=i].iter().copied().fold(0.0, f32::max) };
+            if i % 97 == 0 || back < 10 {
+                assert_eq!(capture.stats(10 * from as u64).peak, wanted, "{back} callbacks after {i}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -129,6 +150,6 @@ fn the_callback_bears_any_buffer() {
     }
     // SAFETY: no buffer has that many samples, so it is left alone.
     assert_eq!(unsafe { Capture::CALLBACK(input, nothing, std::ffi::c_ulong::MAX, nothing, 0, user) }, 0);
-    let stats = capture.stats();
+    let stats = capture.stats(0);
     assert_eq!((stats.callbacks, stats.device_overflows, stats.samples, capture.available()), (4, 3, 0, 0));
 }

@@ -55,7 +55,7 @@ impl Device {
     }
 
     fn check_sums(&self) {
-        let stats = self.playback.stats();
+        let stats = self.playback.stats(0);
         assert_eq!(
             stats.written + stats.inserted - stats.trimmed - stats.lost,
             stats.played + stats.cleared + stats.queued as u64,
@@ -94,7 +94,7 @@ fn without_trouble_every_sample_comes_out_as_it_was() {
                 let gain = ((i + 1) as f32 / fade as f32).min(1.0);
                 assert_eq!(*heard, sound * gain, "sample {i} of seed {seed} at {rate}");
             }
-            let stats = playback.stats();
+            let stats = playback.stats(0);
             assert_eq!((stats.underruns, stats.trimmed, stats.inserted, stats.lost), (0, 0, 0, 0));
         }
     }
@@ -123,7 +123,7 @@ fn clocks_that_drift_for_ten_hours() {
             }
         }
         device.check_sums();
-        let stats = device.playback.stats();
+        let stats = device.playback.stats(0);
         assert!(stats.underruns <= 2, "{stats:?}");
         // Ten hours at 100 ppm are 3.6 s.
         let corrected = stats.inserted.abs_diff(stats.trimmed) as f64 / rate as f64;
@@ -158,7 +158,7 @@ fn conversation(rate: usize, frame: usize, seed: u64, late: f64, largest_block: 
         }
     }
     assert!(device.step < largest_step(rate, frame, cycles), "a step of {}", device.step);
-    let cushion = device.playback.stats().cushion as usize;
+    let cushion = device.playback.stats(0).cushion as usize;
     assert!((frame..=4 * frame).contains(&cushion));
     device
 }
@@ -168,7 +168,7 @@ fn a_conversation_with_small_trouble_settles_at_a_small_delay() {
     for (rate, frame) in RATES {
         for seed in 0..4 {
             let mut device = conversation(rate, frame, seed, 0.01, 1024);
-            let stats = device.playback.stats();
+            let stats = device.playback.stats(0);
             assert!(stats.underruns <= 2 && stats.lost == 0, "{stats:?}");
             let (low, high) = device.range();
             assert!(low > 0 && high - frame < frame + frame / 2, "{low} to {high} at {rate} in the last minute");
@@ -182,7 +182,7 @@ fn a_conversation_with_much_trouble_has_no_clicks_and_bounds_its_delay() {
         for seed in 0..4 {
             let largest_block = if seed % 2 == 0 { 4096 } else { 512 };
             let mut device = conversation(rate, frame, seed, 0.3, largest_block);
-            let stats = device.playback.stats();
+            let stats = device.playback.stats(0);
             assert!((1..=20).contains(&stats.underruns) && stats.lost == 0, "{stats:?}");
             let (_, high) = device.range();
             assert!(high < 6 * frame + largest_block, "{high} at {rate} in the last minute");
@@ -210,12 +210,12 @@ fn a_stall_leaves_no_delay_behind() {
         };
         run(&mut device, 30, false);
         let (low, high) = run(&mut device, 5, false);
-        let before = device.playback.stats();
+        let before = device.playback.stats(0);
         run(&mut device, 1, true);
         let (_, burst) = run(&mut device, 15, false);
         assert!(burst > rate * 3 / 4);
         let (low_after, high_after) = run(&mut device, 5, false);
-        let after = device.playback.stats();
+        let after = device.playback.stats(0);
         assert_eq!(after.underruns, before.underruns + 1);
         // The cushion has grown by a step, and the dead band is 5 ms to either side.
         let allowed = frame / 4 + rate / 100;
@@ -238,12 +238,12 @@ fn the_cushion_grows_with_underruns_and_shrinks_with_quiet_minutes() {
             device.render(block);
         }
         device.render(block);
-        cushions.push(device.playback.stats().cushion as usize);
+        cushions.push(device.playback.stats(0).cushion as usize);
     }
     let expected: Vec<usize> = (0..=15).map(|i| (frame + i * frame / 4).min(4 * frame)).collect();
     assert_eq!(cushions, expected);
 
-    let underruns = device.playback.stats().underruns;
+    let underruns = device.playback.stats(0).underruns;
     let mut frames = 0;
     let start = device.now;
     let mut cushions = Vec::new();
@@ -255,9 +255,9 @@ fn the_cushion_grows_with_underruns_and_shrinks_with_quiet_minutes() {
             }
             device.render(block);
         }
-        cushions.push(device.playback.stats().cushion as usize);
+        cushions.push(device.playback.stats(0).cushion as usize);
     }
-    assert_eq!(device.playback.stats().underruns, underruns);
+    assert_eq!(device.playback.stats(0).underruns, underruns);
     assert!(cushions.windows(2).all(|pair| pair[0] - pair[1] <= frame / 4), "{cushions:?}");
     assert!(*cushions.last().unwrap() <= frame + frame / 4, "{cushions:?}");
     assert!(device.range().1 < 6 * frame);
@@ -283,7 +283,7 @@ fn clear_pause_and_a_full_ring_do_not_click() {
                 }
                 device.check_sums();
             }
-            let stats = device.playback.stats();
+            let stats = device.playback.stats(0);
             assert!(stats.lost > 0 && stats.cleared > 0 && stats.played > 0, "{stats:?}");
             assert!(device.step < largest_step(rate, frame, cycles), "a step of {} in seed {seed}", device.step);
         }
@@ -309,11 +309,11 @@ fn silence_that_was_announced_is_no_underrun() {
     assert_eq!(playback.queued(), 0);
     playback.render(&mut output);
     assert!(output[0] > 0.0 && output[rate / 200..].iter().all(|sample| *sample == 0.0));
-    let stats = playback.stats();
+    let stats = playback.stats(0);
     assert_eq!((stats.underruns, stats.silent, stats.cleared), (0, 0, frame as u64));
     playback.write(vec![0.5; frame]);
     playback.render(&mut output);
-    let stats = playback.stats();
+    let stats = playback.stats(0);
     assert_eq!((stats.underruns, stats.silent), (1, 2 * frame as u64));
 }
 
@@ -344,7 +344,7 @@ fn the_callback_bears_any_buffer() {
     // SAFETY: no buffer has that many samples, so it is left alone.
     assert_eq!(unsafe { Playback::CALLBACK(nothing, output, std::ffi::c_ulong::MAX, nothing, 0, user) }, 0);
     assert_eq!(buffer, [9.0; 4]);
-    let stats = playback.stats();
+    let stats = playback.stats(0);
     assert_eq!((stats.callbacks, stats.device_underflows, stats.samples, stats.queued), (4, 3, 0, 1920));
 }
 

@@ -1,0 +1,124 @@
+//! What is heard through a microphone, without what a loudspeaker says: from the ring to the canceller, at 24 kHz.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rings::{Capture, Playback, Reference, Source, Taken};
+
+use crate::{BLOCK, Canceller, ENHANCED, Enhancer, Mode};
+
+/// A microphone at 24 kHz. One thread reads and trims; any may ask for the backlog.
+pub struct Ear {
+    capture: Arc<Capture>,
+    state: Mutex<State>,
+}
+
+struct State {
+    source: Source,
+    cleaning: Option<Cleaning>,
+    /// What was read last, before anything was done to it.
+    heard: Vec<f32>,
+}
+
+struct Cleaning {
+    canceller: Arc<Mutex<Canceller>>,
+    /// None while there is no loudspeaker.
+    reference: Option<Reference>,
+    enhancer: Option<Arc<Mutex<Enhancer>>>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ear {
+    /// A microphone as it is.
+    pub fn new(capture: Arc<Capture>) -> Self {
+        let source = Source::new(capture.clone());
+        Self { capture, state: Mutex::new(State { source, cleaning: None, heard: Vec::new() }) }
+    }
+
+    /// From now on the echo of a loudspeaker is taken away, and the voice enhanced. Both begin anew: they know other devices.
+    pub fn clean(
+        &self,
+        canceller: Arc<Mutex<Canceller>>,
+        playback: Option<Arc<Playback>>,
+        enhancer: Option<Arc<Mutex<Enhancer>>>,
+    ) {
+        lock(&canceller).reset();
+        if let Some(enhancer) = &enhancer {
+            lock(enhancer).reset();
+        }
+        let reference = playback.map(|playback| Reference::new(self.capture.clone(), playback));
+        lock(&self.state).cleaning = Some(Cleaning { canceller, reference, enhancer });
+    }
+
+    /// Of how many samples what is read is a multiple.
+    pub fn block(&self) -> usize {
+        match &lock(&self.state).cleaning {
+            None => 1,
+            Some(Cleaning { enhancer: None, .. }) => BLOCK,
+            // The least that is whole blocks of both.
+            Some(_) => (1..).map(|n| n * ENHANCED).find(|n| n.is_multiple_of(BLOCK)).unwrap_or(BLOCK * ENHANCED),
+        }
+    }
+
+    /// Whether so many samples can ever wait.
+    pub fn has_room(&self, count: usize) -> bool {
+        lock(&self.state).source.missing(count) <= self.capture.capacity()
+    }
+
+    /// Waits until `count` samples can be taken and takes them; None, and nothing is taken, if that takes longer than
+    /// `timeout`.
+    ///
+    /// # Panics
+    ///
+    /// `count` is no multiple of [`Ear::block`].
+    pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
+        let missing = lock(&self.state).source.missing(count);
+        // Without the lock, so that others may ask meanwhile.
+        if !self.capture.wait(missing, timeout) {
+            return None;
+        }
+        let mut state = lock(&self.state);
+        let taken = state.source.take(count)?;
+        state.heard.clone_from(&taken.pcm);
+        Some(match &mut state.cleaning {
+            Some(cleaning) => cleaning.apply(taken),
+            None => taken.pcm,
+        })
+    }
+
+    /// What was read last, before anything was done to it.
+    pub fn heard(&self) -> Vec<f32> {
+        lock(&self.state).heard.clone()
+    }
+
+    /// How much sound waits, in seconds.
+    pub fn backlog(&self) -> f64 {
+        lock(&self.state).source.backlog()
+    }
+
+    /// Forgets the oldest sound so that `keep` seconds wait, and says how many were forgotten.
+    pub fn trim(&self, keep: f64) -> f64 {
+        lock(&self.state).source.trim(keep)
+    }
+}
+
+impl Cleaning {
+    fn apply(&mut self, taken: Taken) -> Vec<f32> {
+        let Taken { mut pcm, places } = taken;
+        let mut canceller = lock(&self.canceller);
+        let played = match &mut self.reference {
+            Some(reference) if canceller.remote().mode() != Mode::Off => {
+                places.iter().flat_map(|(position, count)| reference.read(*position, *count)).collect()
+            }
+            _ => vec![0.0; pcm.len()],
+        };
+        canceller.process(&mut pcm, &played);
+        if let Some(enhancer) = &self.enhancer {
+            lock(enhancer).process(&mut pcm);
+        }
+        pcm
+    }
+}
