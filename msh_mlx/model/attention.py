@@ -26,7 +26,7 @@ from .layers import on_cpu, project
 
 _FIRST_CAPACITY = 128
 
-Ring = list[mx.array]
+KvRing = list[mx.array]
 
 
 class Cache(Protocol):
@@ -104,7 +104,7 @@ class RingFormat:
         """How many values share a scale and a bias with 8 bits."""
         return 64 if self.head_dim % 64 == 0 else 32
 
-    def empty(self, capacity: int) -> Ring:
+    def empty(self, capacity: int) -> KvRing:
         """Make a ring that has seen nothing."""
         shape = (2, self.heads, capacity)
         if self.bits is None:
@@ -113,7 +113,7 @@ class RingFormat:
         packed = mx.zeros((*shape, self.head_dim * self.bits // 32), mx.uint32)
         return [packed, mx.zeros(groups, self.dtype), mx.zeros(groups, self.dtype)]
 
-    def grown(self, ring: Ring, capacity: int) -> Ring:
+    def grown(self, ring: KvRing, capacity: int) -> KvRing:
         """Return the ring with more slots behind those that are there."""
         more = self.empty(capacity - ring[0].shape[2])
         return [mx.concatenate([old, new], axis=2) for old, new in zip(ring, more, strict=True)]
@@ -125,12 +125,12 @@ class RingFormat:
             return values * self.dtype.size
         return values * self.bits // 8 + 2 * (values // self.group_size) * self.dtype.size
 
-    def store(self, ring: Ring, new: mx.array, slot: mx.array) -> Ring:
+    def store(self, ring: KvRing, new: mx.array, slot: mx.array) -> KvRing:
         """Put keys and values, `[2, heads, 1, head_dim]`, into slot `slot`, int32 `[1]`."""
         parts = [new] if self.bits is None else mx.quantize(new, group_size=self.group_size, bits=self.bits)
         return [mx.slice_update(old, part, slot, axes=(2,)) for old, part in zip(ring, parts, strict=True)]
 
-    def attend(self, query: mx.array, ring: Ring, seen: mx.array) -> mx.array:
+    def attend(self, query: mx.array, ring: KvRing, seen: mx.array) -> mx.array:
         """Attend from a query that is scaled already to the slots that are seen.
 
         `query` is `[1, heads, 1, head_dim]`, as is the result; `seen` is bool `[capacity]`.
@@ -165,7 +165,7 @@ def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.
     return factors.astype(np.float32)
 
 
-def slots(position: int, context: int, rings: Sequence[Ring]) -> npt.NDArray[np.int32]:
+def slots(position: int, context: int, rings: Sequence[KvRing]) -> npt.NDArray[np.int32]:
     """Return the slot of a position, and the last slot that it sees, `[2]`."""
     return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
 
@@ -177,7 +177,7 @@ class RingCache:
     `rotation`.
     """
 
-    def __init__(self, ring: Ring, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
+    def __init__(self, ring: KvRing, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
         self.ring = ring
         self._form = form
         self._slot = slot
@@ -194,7 +194,7 @@ class RingCache:
         return form.attend(query, self.ring, self._seen).astype(qkv.dtype).reshape(1, -1)
 
 
-def ring_caches(rings: Sequence[Ring], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
+def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
     """Make the caches of one position, one a layer; `slot` is from `slots`, `factors` from `rotation`."""
     seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]

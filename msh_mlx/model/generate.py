@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .attention import Ring, capacities
+from .attention import KvRing, capacities
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
@@ -107,7 +107,7 @@ class LmGen:
             config = self.lm.config
             self._position = 0
             self._said: mx.array | None = None
-            self._rings: list[Ring] = []
+            self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
             self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
             self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
@@ -244,7 +244,7 @@ class LmGen:
             self._sampled.append(row[1:].astype(np.uint32))
         return int(row[0])
 
-    def _empty_rings(self, capacity: int) -> list[Ring]:
+    def _empty_rings(self, capacity: int) -> list[KvRing]:
         return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
 
     def _key(self, position: int) -> mx.array:

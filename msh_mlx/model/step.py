@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import MshError
 from ..system.places import check_temporary
-from .attention import Ring, RingFormat, ring_caches, rotation, slots
+from .attention import KvRing, RingFormat, ring_caches, rotation, slots
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
@@ -80,10 +80,10 @@ class StepFunction:
         position: int,
         tokens: npt.NDArray[np.int32],
         said: mx.array,
-        rings: list[Ring],
+        rings: list[KvRing],
         key: mx.array,
         recent: npt.NDArray[np.int32],
-    ) -> tuple[mx.array, list[Ring], StepLogits]:
+    ) -> tuple[mx.array, list[KvRing], StepLogits]:
         """Enqueue a step; nothing is waited for.
 
         Parameters
@@ -108,12 +108,12 @@ class StepFunction:
         config = self._lm.config
         numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
         factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
-        result: tuple[mx.array, list[Ring], StepLogits] = self._function(numbers, factors, said, rings, key)
+        result: tuple[mx.array, list[KvRing], StepLogits] = self._function(numbers, factors, said, rings, key)
         return result
 
     def _run(
-        self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[Ring], key: mx.array
-    ) -> tuple[mx.array, list[Ring], StepLogits]:
+        self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[KvRing], key: mx.array
+    ) -> tuple[mx.array, list[KvRing], StepLogits]:
         lm, config = self._lm, self._lm.config
         own = 1 + config.dep_q
         slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
