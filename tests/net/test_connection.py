@@ -219,46 +219,31 @@ def long_pages(pcm, seconds, channels):
     return [begin, *pages]
 
 
-async def listens(model, pieces, *, every=0.0, words=()):
-    """Send pieces as published clients do, one each `every` seconds; return what is heard until all words are, and the log."""
-    async with serving(model) as server:
-        async with Talker(server.url, stats=None, **GREEDY) as talker:
-            await talker.until(Handshake)
+async def heard_in(model, pieces, words, *, every=0.0):
+    """Send pieces as published clients do, one each `every` seconds, until the model has said all words."""
+    async with serving(model) as server, Talker(server.url, stats=None, **GREEDY) as talker:
+        await talker.until(Handshake)
 
-            async def say():
-                for piece in pieces:
-                    await talker.send(Audio(piece))
-                    await asyncio.sleep(every)
+        async def say():
+            for piece in pieces:
+                await talker.send(Audio(piece))
+                await asyncio.sleep(every)
 
-            sending = asyncio.ensure_future(say())
-            try:
-                while talker.heard.text.split() != list(words):
-                    assert await talker.receive(), talker.heard.error
-            finally:
-                sending.cancel()
-        await eventually(lambda: server.log)
-        return talker.heard, server.log[0]
+        sending = asyncio.ensure_future(say())
+        try:
+            while talker.heard.text.split() != words:
+                assert await talker.receive(), talker.heard.error
+        finally:
+            sending.cancel()
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_live_sound_in_long_pages_is_heard(model, digits, channels):
     """At speaking rate: a page comes when it is full, and nothing on it is late."""
 
-    async def scenario():
-        return await asyncio.gather(
-            *(
-                listens(
-                    model,
-                    long_pages(digits[: 50 * FRAME_SIZE], seconds, channels),
-                    every=seconds,
-                    words=["four", "one"],
-                )
-                for seconds in (1.0, 0.52)
-            )
-        )
-
-    for _, summary in run(scenario()):
-        assert summary["dropped_s"] == 0
+    for seconds in (1.0, 0.52):
+        pages = long_pages(digits[: 50 * FRAME_SIZE], seconds, channels)
+        run(heard_in(model, pages, ["four", "one"], every=seconds))
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -266,8 +251,7 @@ def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
     """A file that is sent at once, without realtime=0: page by page, or in one message."""
     pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
-    _, summary = run(listens(model, pieces, words=["four", "one", "three"]))
-    assert summary["dropped_s"] == 0
+    run(heard_in(model, pieces, ["four", "one", "three"]))
 
 
 @pytest.mark.parametrize("name", ["tags66k.opus", "bad_crc.opus"])
