@@ -240,7 +240,6 @@ async def heard_in(model, pieces, words, *, every=0.0):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_live_sound_in_long_pages_is_heard(model, digits, channels):
     """At speaking rate: a page comes when it is full, and nothing on it is late."""
-
     for seconds in (1.0, 0.52):
         pages = long_pages(digits[: 50 * FRAME_SIZE], seconds, channels)
         run(heard_in(model, pages, ["four", "one"], every=seconds))
