@@ -7,6 +7,10 @@ use rings::{Capture, Playback, Reference, Source, Taken};
 
 use crate::{BLOCK, Canceller, ENHANCED, Enhancer, Mode};
 
+/// The least that is whole blocks of the canceller and of the enhancer.
+const WHOLE: usize = 2 * ENHANCED;
+const _: () = assert!(WHOLE.is_multiple_of(BLOCK));
+
 /// A microphone at 24 kHz. One thread reads and trims; any may ask for the backlog.
 pub struct Ear {
     capture: Arc<Capture>,
@@ -53,13 +57,12 @@ impl Ear {
         lock(&self.state).cleaning = Some(Cleaning { canceller, reference, enhancer });
     }
 
-    /// Of how many samples what is read is a multiple.
+    /// What is read comes in multiples of so many samples.
     pub fn block(&self) -> usize {
         match &lock(&self.state).cleaning {
             None => 1,
             Some(Cleaning { enhancer: None, .. }) => BLOCK,
-            // The least that is whole blocks of both.
-            Some(_) => (1..).map(|n| n * ENHANCED).find(|n| n.is_multiple_of(BLOCK)).unwrap_or(BLOCK * ENHANCED),
+            Some(_) => WHOLE,
         }
     }
 
@@ -73,7 +76,7 @@ impl Ear {
     ///
     /// # Panics
     ///
-    /// `count` is no multiple of [`Ear::block`].
+    /// `count` is not a multiple of [`Ear::block`].
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let missing = lock(&self.state).source.missing(count);
         // Without the lock, so that others may ask meanwhile.

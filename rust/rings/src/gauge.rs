@@ -127,6 +127,8 @@ impl Clock {
 
 /// A sample counts as clipped from here.
 const CLIPPED: f32 = 0.999;
+/// In the energy a sample counts as no more than this: beside a larger one the others would not show in the sum.
+const LARGEST: f32 = 1e3;
 /// The part of a span's number that is kept beside its peak: spans of a year.
 const SPAN_BITS: u64 = u32::MAX as u64;
 /// Spans of which the peak is known, in a second, and how many: those of the last minute.
@@ -168,7 +170,8 @@ impl Level {
         for sample in samples {
             let size = sample.abs();
             clipped += usize::from(size >= CLIPPED);
-            energy += f64::from(size) * f64::from(size);
+            let bounded = f64::from(size.min(LARGEST));
+            energy += bounded * bounded;
             peak = peak.max(size);
         }
         self.clipped.add(clipped);

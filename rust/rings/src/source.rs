@@ -57,8 +57,10 @@ impl Source {
         let mut places = Vec::new();
         while count > 0 {
             let position = |begin: u64| begin as f64 + self.taken as f64 * step;
-            while let Some((at, forgotten)) = self.cuts.front().filter(|cut| position(self.begin) >= cut.0 as f64) {
-                debug_assert!(*at >= self.begin);
+            while let Some((at, forgotten)) = self.cuts.front().copied() {
+                if position(self.begin) < at as f64 {
+                    break;
+                }
                 self.begin += forgotten;
                 self.cuts.pop_front();
             }

@@ -115,6 +115,11 @@ fn statistics_add_up_and_asking_changes_nothing() {
     capture.feed(&[0.0, 0.25]);
     let stats = capture.stats(24);
     assert_eq!((stats.peak, stats.energy, stats.all_zero_seconds), (0.25, 1.5625, 0.0));
+    // After a sample that no device can mean, the level is known as before.
+    capture.feed(&[f32::MAX]);
+    let before = capture.stats(0).energy;
+    capture.feed(&[0.5]);
+    assert_eq!(capture.stats(0).energy - before, 0.25);
 }
 
 #[test]
