@@ -14,7 +14,19 @@ from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
 from .devices import print_devices, print_latency
-from .options import TOKEN, Parser, add_live, add_sampling, check_kind, display, live_options, own_token, seconds, whole
+from .options import (
+    TOKEN,
+    Parser,
+    add_live,
+    add_live_printing,
+    add_reply,
+    add_sampling,
+    check_kind,
+    display,
+    live_options,
+    own_token,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..conversation.recordings import RecordingEvent
@@ -90,18 +102,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
-    add(
-        "--transcript",
-        metavar="FILE",
-        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
-    )
-    add(
-        "--tail",
-        metavar="SECONDS",
-        type=seconds,
-        help="add this much silence after the recording, for an answer to finish (default: 0)",
-    )
+    add_reply(add)
     add(
         "--realtime",
         action="store_true",
@@ -109,9 +110,7 @@ def parser() -> Parser:
     )
     add_sampling(parser.add_argument_group("conversation").add_argument, remote=True)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_live_printing(add)
     return parser
 
 

@@ -24,14 +24,15 @@ from .devices import print_devices, print_latency
 from .options import (
     Parser,
     add_live,
+    add_live_printing,
     add_lora,
+    add_reply,
     add_sampling,
     check_kind,
     check_lora,
     display,
     live_options,
     samplers,
-    seconds,
     whole,
 )
 from .program import guard, interruptible
@@ -91,31 +92,18 @@ def parser() -> Parser:
         action="extend",
         help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
     )
-    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
-    add(
-        "--transcript",
-        metavar="FILE",
-        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
-    )
+    add_reply(add)
     add(
         "--output-dir",
         metavar="FOLDER",
         help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
     )
     add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
-    add(
-        "--tail",
-        metavar="SECONDS",
-        type=seconds,
-        help="add this much silence after the recording, for an answer to finish (default: 0)",
-    )
     add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
     add = parser.add_argument_group("conversation").add_argument
     add_sampling(add)
     add = parser.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_live_printing(add)
     add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
     return parser
 

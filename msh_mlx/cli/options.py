@@ -261,6 +261,29 @@ _LIVE = (
 )
 
 
+def add_reply(add: Callable[..., object]) -> None:
+    """Add the options of what is kept of a conversation with a recording."""
+    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
+    add(
+        "--transcript",
+        metavar="FILE",
+        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
+    )
+    add(
+        "--tail",
+        metavar="SECONDS",
+        type=seconds,
+        help="add this much silence after the recording, for an answer to finish (default: 0)",
+    )
+
+
+def add_live_printing(add: Callable[..., object]) -> None:
+    """Add the options of what live conversations print."""
+    add("--plain", action="store_true", help="print plain lines, even in a terminal")
+    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
+    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+
+
 def add_live(add: Callable[..., object]) -> None:
     """Add the options of live conversations."""
     add("--list-devices", action="store_true", help="list the sound devices, mark the defaults, and exit")
