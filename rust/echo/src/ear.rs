@@ -1,4 +1,4 @@
-//! What is heard through a microphone, without what a loudspeaker says: from the ring to the canceller, at 24 kHz.
+//! A microphone without the echo of a loudspeaker: from the ring to the canceller, at 24 kHz.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use rings::{Capture, Playback, Reference, Source, Taken};
 
 use crate::{BLOCK, Canceller, ENHANCED, Enhancer, Mode};
 
-/// A microphone at 24 kHz. One thread reads and trims; any may ask for the backlog.
+/// A microphone at 24 kHz. One thread reads and trims. Any thread may ask for the backlog.
 pub struct Ear {
     capture: Arc<Capture>,
     state: Mutex<State>,
@@ -32,13 +32,13 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ear {
-    /// A microphone as it is.
+    /// A microphone whose sound is not changed.
     pub fn new(capture: Arc<Capture>) -> Self {
         let source = Source::new(capture.clone());
         Self { capture, state: Mutex::new(State { source, cleaning: None, heard: Vec::new() }) }
     }
 
-    /// From now on the echo of a loudspeaker is taken away, and the voice enhanced. Both begin anew: they know other devices.
+    /// From now on, removes the echo of a loudspeaker, and enhances the voice. Both are reset, since the devices have changed.
     pub fn clean(
         &self,
         canceller: Arc<Mutex<Canceller>>,
@@ -53,30 +53,29 @@ impl Ear {
         lock(&self.state).cleaning = Some(Cleaning { canceller, reference, enhancer });
     }
 
-    /// Of how many samples what is read is a multiple.
+    /// Reads must be multiples of so many samples.
     pub fn block(&self) -> usize {
         match &lock(&self.state).cleaning {
             None => 1,
             Some(Cleaning { enhancer: None, .. }) => BLOCK,
-            // The least that is whole blocks of both.
+            // The least common multiple of both blocks.
             Some(_) => (1..).map(|n| n * ENHANCED).find(|n| n.is_multiple_of(BLOCK)).unwrap_or(BLOCK * ENHANCED),
         }
     }
 
-    /// Whether so many samples can ever wait.
+    /// Whether there is room for so many samples to wait.
     pub fn has_room(&self, count: usize) -> bool {
         lock(&self.state).source.missing(count) <= self.capture.capacity()
     }
 
-    /// Waits until `count` samples can be taken and takes them; None, and nothing is taken, if that takes longer than
-    /// `timeout`.
+    /// Waits for `count` samples, and takes them. None, with nothing taken, if that takes longer than `timeout`.
     ///
     /// # Panics
     ///
-    /// `count` is no multiple of [`Ear::block`].
+    /// `count` is not a multiple of [`Ear::block`].
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let missing = lock(&self.state).source.missing(count);
-        // Without the lock, so that others may ask meanwhile.
+        // Wait without the lock, so that other threads may ask meanwhile.
         if !self.capture.wait(missing, timeout) {
             return None;
         }
@@ -99,7 +98,7 @@ impl Ear {
         lock(&self.state).source.backlog()
     }
 
-    /// Forgets the oldest sound so that `keep` seconds wait, and says how many were forgotten.
+    /// Forgets the oldest sound so that `keep` seconds wait. Returns how many were forgotten.
     pub fn trim(&self, keep: f64) -> f64 {
         lock(&self.state).source.trim(keep)
     }
