@@ -557,7 +557,7 @@ class Visit:
         return outcome
 
     async def _stay(self, client: Client) -> None:
-        """Send everything except sound. This must not keep the session open."""
+        """Send messages without sound. They must not keep the session open."""
         with suppress(ConnectionError):
             while True:
                 await asyncio.sleep(IDLE / 4)
@@ -703,7 +703,7 @@ class Visit:
         return "closed"
 
     async def drip(self) -> str:
-        """Send a request one byte at a time, as slowly as possible."""
+        """Send a request slowly, one byte at a time."""
         client, begin = await self._open(), perf_counter()
         with suppress(ConnectionError):
             for byte in head(chat_path({}), UPGRADE | {"X": "y" * 100}):

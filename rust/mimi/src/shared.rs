@@ -48,7 +48,7 @@ impl<K: PartialEq, V> Shared<K, V> {
     }
 
     /// The living value of `key`, or a new one by `make`. Of two threads that want the same at once, one waits for the
-    /// other. Without a key the value is nobody else's.
+    /// other. Without a key the value is not shared.
     pub fn get(&self, key: Option<K>, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
         let Some(key) = key else { return make().map(Arc::new) };
         // What a panic left is whole: a value is entered when it is made.
