@@ -1,7 +1,7 @@
 //! One set of weights for all codecs of a file.
 //!
-//! If a codec of a file is still in use, loading the same file again gives a codec with the same weights. Shared weights are never
-//! written to. They are freed with the last codec that uses them.
+//! While a codec of a file is in use, loading the same file again gives a codec with the same weights. Shared weights are
+//! never written to. They are freed with the last codec that uses them.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
