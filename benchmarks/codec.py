@@ -1,15 +1,15 @@
-"""How fast the codec is, how much memory it needs, and how far each of its parts is from what the machine can do.
+"""Measure how fast the codec is, how much memory it needs, and how close its parts come to the limits of the machine.
 
-Each contender is a process of its own: ours with each number of threads and, with --peer, the package rustymimi, for which an
-environment is made in .cache. They take turns, some frames each, so that whatever else the machine does hits all alike. The
-input is speech, and all decode the same codes. Prints tables, and says which aims are met in this run; --json keeps the
-figures. It ends with 0 whatever they are.
+Each contender is a process of its own: ours with each number of threads, and with --peer the package rustymimi, in an
+environment in .cache. They take turns, some frames each, so that other load on the machine affects all alike. The input is
+speech, and all decode the same codes. The program prints tables, and says which aims are met in this run; --json keeps the
+figures. It exits with 0, whatever they are.
 
-What a frame costs is counted from the configuration. A convolution or product of weights [out, in] at n places takes
-2·n·out·in operations and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer: two
-steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values of the window as far as it is
-full, 2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the
-distances to every entry of each codebook. What is kept from step to step in between counts as free.
+The cost of a frame is counted from the configuration. A convolution or product of weights [out, in] at n places takes
+2·n·out·in operations, and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer:
+two steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values in the window so far,
+2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the
+distances to every entry of each codebook. State that is kept from step to step counts as free.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Contender:
 
     @property
     def load(self) -> float:
-        """From the call to the first encoded frame, the median of several processes."""
+        """The seconds from the call to the first encoded frame, the median of several processes."""
         return median(load["encoded"] for load in self.loads)
 
     def spread(self, way: str) -> dict[str, float]:
@@ -79,7 +79,7 @@ class Contender:
 
     @property
     def total(self) -> float:
-        """Of both directions, at the median."""
+        """The seconds of a frame in both directions, by the medians."""
         return sum(self.spread(way)["p50"] for way in WAYS)
 
     def start(self, weights: Path, pcm: Path) -> Process:
@@ -92,7 +92,7 @@ class Contender:
 
 
 def make_weights() -> Path:
-    """Make the full-size checkpoint with seeded random weights, if it is not there."""
+    """Make the full-size checkpoint with seeded random weights if it is not there. Return its path."""
     if not WEIGHTS.exists():
         sys.path.insert(0, str(ROOT / "scripts"))
         from make_mimi_weights import V01, tensors
@@ -108,7 +108,7 @@ def make_weights() -> Path:
 
 @contextlib.contextmanager
 def recording() -> Iterator[Path]:
-    """Give a file with the recording, whole frames of it, float32."""
+    """Yield a file with the recording as float32, cut to whole frames."""
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pcm.npy"
@@ -117,13 +117,13 @@ def recording() -> Iterator[Path]:
 
 
 def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, loads: int) -> dict[str, Any]:
-    """Let the contenders take turns; return what ours alone are asked, by number of threads, and what else there is to know."""
+    """Let the contenders take turns. Return the measurements of ours alone, by number of threads, and facts on the run."""
     result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}}
     with contextlib.ExitStack() as stack:
         pcm = stack.enter_context(recording())
         workers: list[Process] = []
         for turn in range(loads):
-            # Whoever begins a turn may find the machine in another state than the others do: each does so in turn.
+            # The first in a turn may find the machine in another state than the others, so each is first in turn.
             first = turn % len(contenders)
             processes = {}
             for contender in contenders[first:] + contenders[:first]:
@@ -191,23 +191,23 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
 
 
 def touch_memory(size: int = 1 << 30) -> None:
-    """Use and free some memory, so that who loads next gets pages that are there.
+    """Use and free some memory, so that the next load gets pages that are there.
 
-    A virtual machine often has to ask its host for those that were free for a while, which takes several times as long as
-    everything else about loading.
+    A virtual machine often has to ask its host for pages that were free for a while. That takes several times as long as the
+    rest of loading.
     """
     np.ones(size, np.uint8)
 
 
 class Clock:
-    """Tells how much of the machine others take while the workers are measured."""
+    """Measures how much of the machine other programs take while the workers are measured."""
 
     def __init__(self, workers: list[Process]) -> None:
         self._workers = workers
         self._last = self._read()
 
     def busy_elsewhere(self) -> float | None:
-        """Return how many processors worked for others since the last call, on average; None if the system does not say."""
+        """Return how many processors worked for other programs since the last call, on average. None: not known."""
         (then, before), (now, after) = self._last, self._read()
         self._last = now, after
         return None if before is None or after is None else max(0.0, after - before) / (now - then)
@@ -227,9 +227,9 @@ def medians(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return operations and bytes of a frame by direction and stage; the module's docstring says how they are counted.
+    """Return the operations and bytes of a frame, by direction and stage, counted as the module's docstring says.
 
-    `window` is how many steps a step of the transformer looks at, on average.
+    `window` is the number of steps that a step of the transformer sees, on average.
     """
     d, filters, compress = config["dimension"], config["n_filters"], config["compress"]
     rate = config["sample_rate"] / config["frame_rate"]  # samples a frame
@@ -249,8 +249,7 @@ def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[fl
     inner = conv(filters * config["channels"], 1, config["last_kernel_size"], rate)
     down, up, channels, places = [ends], [inner], filters, rate
     for ratio in reversed(config["ratios"]):
-        # The transposed convolution of the decoder is the same one the other way round: each place of the slower side takes
-        # part in every weight.
+        # The decoder's transposed convolution is the same in reverse: each place on the slower side uses every weight.
         resample = conv(channels, 2 * channels, 2 * ratio, places / ratio)
         down += [block(channels, places), resample]
         up += [block(channels, places), resample]
@@ -286,7 +285,7 @@ def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[fl
 
 
 def aims(contenders: list[Contender], result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the wanted figures, each with what it is in this run; those beside the peer only if it ran."""
+    """Return the aims, each with its figure in this run. Those that compare with the peer are there only if it ran."""
     found: list[dict[str, Any]] = []
 
     def want(name: str, value: float, limit: float, least: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""One codec in a process of its own, for codec.py: takes commands as lines of JSON, and answers each with a line.
+"""One codec in a process of its own, for codec.py. It takes commands as lines of JSON, and answers each with a line.
 
-Needs nothing but numpy and the codec, so that the interpreter of any environment runs it.
+It needs only numpy and the codec, so that the interpreter of any environment runs it.
 """
 
 import threading
@@ -15,7 +15,7 @@ BLOCK = 10  # frames
 
 
 class Ours:
-    """The codec under its own names."""
+    """Our codec."""
 
     def __init__(self, weights, threads):
         import mimi
@@ -29,7 +29,7 @@ class Ours:
 
 
 class Peer:
-    """The other one; the same shapes for whoever calls."""
+    """The peer's codec, with the same interface and shapes as `Ours`."""
 
     def __init__(self, weights, threads):
         import rustymimi
@@ -47,7 +47,7 @@ class Peer:
 
 
 class Worker:
-    """What can be asked of either, and, where a docstring says so, of ours alone."""
+    """The commands. Both codecs have them, except for those whose docstring says "ours only"."""
 
     def __init__(self, kind, weights, threads, pcm):
         self.codec = {"ours": Ours, "peer": Peer}[kind](weights, threads)
@@ -62,15 +62,15 @@ class Worker:
         return {"loaded": loaded - begin, "encoded": perf_counter() - begin}
 
     def config(self):
-        """Of ours."""
+        """Return the configuration (ours only)."""
         return {**self.codec.codec.config, "num_codebooks": self.codec.codec.num_codebooks}
 
     def codes(self, count):
-        """Encode the first frames at once, as a stream."""
+        """Encode the first frames at once, as a stream, and return the codes."""
         return self.codec.encode(np.ascontiguousarray(self.frames[:count].reshape(-1))).tolist()
 
     def take_codes(self, codes):
-        """Hear what there is to decode."""
+        """Take the codes to decode."""
         # A frame's codes have to be contiguous for the peer.
         self.columns = [np.array(column, np.uint32)[:, None] for column in zip(*codes, strict=True)]
 
@@ -91,15 +91,15 @@ class Worker:
         return seconds
 
     def stages(self):
-        """Seconds of ours so far, by direction and stage."""
+        """Return the seconds so far, by direction and stage (ours only)."""
         return {"encode": self.codec.encoder.stage_seconds(), "decode": self.codec.decoder.stage_seconds()}
 
     def peak(self):
-        """The most memory that was in use, in bytes."""
+        """Return the peak of the memory in use, in bytes."""
         return peak_memory()
 
     def together(self, count):
-        """Wall seconds of `count` frames of ours: encoded, decoded, and both at the same time from two threads."""
+        """Return the wall seconds to encode `count` frames, to decode them, and to do both on two threads (ours only)."""
         tasks = [lambda: self.encode(count), lambda: self.decode(count)]
         alone = []
         for task in tasks:
@@ -115,7 +115,7 @@ class Worker:
         return {"encode": alone[0], "decode": alone[1], "both": perf_counter() - begin}
 
     def inputs(self, count):
-        """Seconds of ours for each step on several kinds of sound, and on the codes of them."""
+        """Return the seconds of each step on several kinds of sound, and on their codes (ours only)."""
         n = len(self.frames) * FRAME
         square = np.where(np.arange(n) // 27 % 2, -1, 1)  # about 444 Hz
         sounds = {"speech": self.frames, "silence": np.zeros(n), "denormals": np.full(n, 1e-40), "square wave": square}
@@ -138,7 +138,7 @@ class Worker:
         return result
 
     def ages(self, count, ages):
-        """Seconds of ours for each step of streams that have gone on for so many frames; their windows are full."""
+        """Return the seconds of each step of streams of these ages, in frames, with full windows (ours only)."""
         codec, full = self.codec.codec, -(-self.codec.codec.config["context"] // 2) + 1
         full = min(full, len(self.frames), len(self.columns))
         streams = []
@@ -164,18 +164,18 @@ class Worker:
 
 
 class Machine:
-    """What numpy gets out of the machine."""
+    """The limits of the machine, as numpy reaches them."""
 
     def product(self, threads, size=1024, times=12):
-        """FLOP/s of a float32 matrix product, at best; its threads come from the environment."""
+        """Return the best FLOP/s of a float32 matrix product. The environment sets its threads."""
         a = np.random.default_rng(0).standard_normal((size, size), np.float32)
         out = np.empty_like(a)
         return 2 * size**3 / min(self._time(lambda: np.matmul(a, a, out), times))
 
     def read(self, threads, size=64 << 20, times=6):
-        """Bytes a second of reading float32 numbers from memory, a part in each thread, at best.
+        """Return the best bytes a second of reading float32 numbers from memory, a part in each thread.
 
-        In each thread one after the other or, as some machines like better, at four places in turn.
+        A thread reads one number after the other, or at four places in turn, which is faster on some machines.
         """
         parts = np.ones((threads, 4, size // threads // 4), np.float32)
         with ThreadPoolExecutor(threads) as pool:
@@ -184,7 +184,7 @@ class Machine:
         return parts.nbytes / seconds
 
     def reads_together(self, threads, size=64 << 20, times=15):
-        """Wall time of two reads from memory at the same time, `threads` for each, as a share of that of one; the median."""
+        """Return the wall time of two simultaneous reads from memory, `threads` each, as a share of one's: the median."""
         parts = np.ones((2, threads, size // 4 // threads), np.float32)
         with ThreadPoolExecutor(2 * threads) as pool:
 

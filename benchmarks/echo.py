@@ -1,10 +1,10 @@
-"""What becomes of Moshi's echo: how much is taken away, how fast, what of the user's voice is left, and what the model does.
+"""Measure echo cancellers: how much echo they remove, how fast, how much of the user's voice stays, and what the model does.
 
-Three parts: "scenes" plays words in each scene and measures, and lets the demo model talk there; "loop" lets the model hear
-what it says through plain rooms, 60 s after one question; "talk" lets a user talk with it there, in turns and into its words,
-and counts the words that come back. Each without a canceller ("none"), with ours ("ours"), and with WebRTC's of before
-AEC3 ("webrtc"; "webrtc told" is told the scene's delay, which no system knows so well) and SpeexDSP's ("speex"), where they are
-installed, and with AEC3 as the crates "sonora" and "aec3" have it.
+There are three parts. "scenes" plays words in each scene and measures, and lets the demo model talk there. "loop" lets the
+model hear itself through plain rooms, for 60 s after one question. "talk" lets a user talk with it there, in turns and into
+its words, and counts the words that come back. Each runs without a canceller ("none"), with ours ("ours"), with WebRTC's from
+before AEC3 ("webrtc"; "webrtc told" is told the scene's delay, which a real system does not know so well) and SpeexDSP's
+("speex"), if they are installed, and with AEC3 from the crates "sonora" and "aec3".
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from msh_mlx.errors import InputError
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.library.files import find_demo
 
-LEAD = 2  # frames between what the model heard and the sound of its answer in the air
+LEAD = 2  # frames between the sound that the model heard and its answer in the air
 SECONDS = 16  # of words in a scene
 SETTLED = 5.0  # seconds after which a canceller has settled, at the latest
 IN_TURNS, INTO = 3.5, 1.3  # seconds between a user's questions: Moshi ends in between, or is interrupted
@@ -47,7 +47,7 @@ def as_heard(heard: Pcm, played: Pcm) -> Pcm:
     return heard
 
 
-# What makes a canceller for a scene, by name.
+# Functions that make a canceller for a scene, by name.
 CANCELLERS: dict[str, Callable[[Scene], Canceller]] = {
     "none": lambda _: as_heard,
     "ours": lambda _: EchoCanceller().process,
@@ -89,7 +89,7 @@ def decibels(ratio: float) -> float:
 
 
 def likeness(wanted: Pcm, got: Pcm) -> float:
-    """Return the scale-invariant ratio of signal to distortion, dB, at the best of the shifts up to 25 ms."""
+    """Return the scale-invariant signal-to-distortion ratio in dB, at the best shift of up to 25 ms."""
     size = 1 << (2 * len(wanted)).bit_length()
     alike = np.fft.irfft(np.fft.rfft(got, size) * np.conj(np.fft.rfft(wanted, size)), size)[: SAMPLE_RATE // 40]
     shift = int(np.argmax(alike))
@@ -99,7 +99,7 @@ def likeness(wanted: Pcm, got: Pcm) -> float:
 
 
 def pass_through(scene: Scene, name: str, played: Pcm, voice: Pcm) -> tuple[Pcm, Pcm, Pcm, float]:
-    """Return what is heard in a scene, what would be without an echo, what the canceller makes of it, and its seconds."""
+    """Return the sound in a scene, the same without an echo, the canceller's output, and the canceller's seconds."""
     air, canceller, seconds = Air(scene), CANCELLERS[name](scene), 0.0
     rows = []
     for sound, said in zip(frames(played), frames(voice), strict=True):
@@ -113,7 +113,7 @@ def pass_through(scene: Scene, name: str, played: Pcm, voice: Pcm) -> tuple[Pcm,
 
 
 def left(clean: Pcm, near: Pcm) -> Pcm:
-    """Return the power of what a canceller left, `[frames]`; what it took of the noise does not count."""
+    """Return the power that a canceller left, `[frames]`. Noise that it removed does not count."""
     return np.array([max(power(a), power(b)) for a, b in zip(frames(clean), frames(near), strict=True)])
 
 
@@ -159,7 +159,7 @@ def signals(scene: Scene, name: str, voices: Voices) -> dict[str, float]:
 
 
 def converse(session: Session, scene: Scene, canceller: Canceller, voice: Pcm) -> list[str]:
-    """Let the model hear a voice and itself, and return the words it says."""
+    """Let the model hear a voice and itself. Return the words that it says."""
     session.reset()
     air = Air(scene)
     ahead, words = [np.zeros(FRAME_SIZE, np.float32)] * LEAD, []
@@ -185,7 +185,7 @@ def question(voice: dict[str, Pcm], words: Sequence[str], seconds: float) -> Pcm
 
 
 def kept(wanted: Sequence[str], got: Sequence[str]) -> int:
-    """Return how many of the words wanted came, in their order."""
+    """Return how many of the wanted words came, in order."""
     row = [0] * (len(got) + 1)
     for word in wanted:
         before = row[:]
@@ -195,7 +195,7 @@ def kept(wanted: Sequence[str], got: Sequence[str]) -> int:
 
 
 def loop(session: Session, voices: Voices, scene: Scene, seconds: float) -> dict[str, int]:
-    """Return, by canceller, the words beyond those that come without an echo, after one question."""
+    """Return, by canceller, how many words the model says after one question beyond those without an echo."""
     voice = question(voices.users[scene.seed % len(voices.users)], ["three", "nine"], seconds)
     base, further = without_echo(session, scene, voice), {}
     print(f"{scene.name}, room {scene.room:.2f} s, loop {scene.loop:.2f} s, without echo: {' '.join(base)}")
@@ -207,7 +207,7 @@ def loop(session: Session, voices: Voices, scene: Scene, seconds: float) -> dict
 
 
 def dialogue(voices: Voices, seed: int, pause: float) -> tuple[Pcm, list[str]]:
-    """Return a user who asks three times, one to three digits, with so many seconds between, and what it says."""
+    """Return a user's voice that asks three times, one to three digits, with pauses of `pause` seconds, and its words."""
     random = np.random.default_rng(seed)
     voice = voices.users[seed % len(voices.users)]
     parts, said = [], []
@@ -219,9 +219,9 @@ def dialogue(voices: Voices, seed: int, pause: float) -> tuple[Pcm, list[str]]:
 
 
 def talk(session: Session, voices: Voices, scenes: Sequence[Scene], pause: float) -> dict[str, float]:
-    """Return, by canceller, how many of the user's words come back with an echo, as a share of those without one.
+    """Return, by canceller, how many of the user's words come back with an echo, as a share of those without an echo.
 
-    Numbers are compared, not dialogues: where words lie in its frames decides which of them the small model mishears.
+    Only counts are compared, not dialogues: the small model mishears other words if they lie elsewhere in its frames.
     """
     without, came = 0, dict.fromkeys(CANCELLERS, 0)
     for seed, scene in enumerate(scenes):

@@ -28,9 +28,9 @@ _BUILT = Path(__file__).parent.parent / ".cache" / "echo_peers"
 
 
 def peers() -> dict[str, Callable[[float], Callable[[Pcm, Pcm], Pcm]]]:
-    """Return makers of the cancellers that are installed, by name; what is missing is said on stderr.
+    """Return makers of the installed cancellers, by name. Missing ones are named on the standard error.
 
-    A maker takes the delay of the echo in seconds, for those who want to be told; 0 if it is not known.
+    A maker takes the delay of the echo in seconds, which some cancellers use; 0 if it is not known.
     """
     built = {name: path for name in PACKAGES if (path := _build_package(name))}
     if len(built) < len(PACKAGES):
@@ -70,7 +70,7 @@ def _maker(path: Path) -> Callable[[float], Peer]:
 
 
 class Peer:
-    """A canceller that has heard nothing. Called with `heard` and `played`, both `[240 * n]` float32, it returns the like."""
+    """A new canceller. Call it with `heard` and `played`, both `[240 * n]` float32; it returns the same shape."""
 
     def __init__(self, library: ctypes.CDLL, delay: int = 0) -> None:
         self._library = library

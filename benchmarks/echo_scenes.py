@@ -1,4 +1,4 @@
-"""Rooms in which a microphone hears a loudspeaker, and voices for them: seeded, frame by frame, 24 kHz mono."""
+"""Simulated rooms in which a microphone hears a loudspeaker, and voices for them: seeded, frame by frame, 24 kHz mono."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_ECHO = -300.0  # dB against the user's voice
 
 @dataclass(frozen=True)
 class Scene:
-    """How the loudspeaker gets into the microphone.
+    """A room: how the loudspeaker's sound reaches the microphone.
 
     `room`: reverberation time (RT60) in seconds; `level`: of the echo against the user's voice, dB; `loop`: seconds until the
     direct sound is back; `direct`: dB of the direct sound against the tail; `distort`: a small loudspeaker, 200 Hz to 8 kHz,
@@ -70,18 +70,18 @@ def plain(count: int) -> list[Scene]:
 
 
 def active_level(pcm: npt.NDArray[np.floating]) -> float:
-    """Return the level of a voice while it speaks, dB of full scale: of the 20-ms parts within 15 dB of the loudest."""
+    """Return the level of a voice while it speaks, in dB of full scale, over the 20-ms parts within 15 dB of the loudest."""
     power = np.mean(pcm[: len(pcm) // 480 * 480].reshape(-1, 480).astype(np.float64) ** 2, axis=1)
     return float(10 * np.log10(np.mean(power[power > power.max() / 30]) + 1e-20))
 
 
 def at_level(pcm: Pcm, level: float = LEVEL) -> Pcm:
-    """Return a voice at a level."""
+    """Return a voice scaled to a level."""
     return (pcm * 10 ** ((level - active_level(pcm)) / 20)).astype(np.float32)
 
 
 class Air:
-    """A scene, frame by frame."""
+    """Simulates a scene, frame by frame."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -108,7 +108,7 @@ class Air:
             self._music = at_level(wet.astype(np.float32), LEVEL + scene.music)
 
     def hear(self, played: Pcm, voice: Pcm) -> tuple[Pcm, Pcm]:
-        """Return what the microphone hears, and what it would if nothing was played, of frames `[1920]` of the same time."""
+        """Return the microphone's sound, and the same without the loudspeaker, for frames `[1920]` of the same time."""
         scene = self._scene
         sound = played.astype(np.float64)
         if scene.distort:
@@ -122,7 +122,7 @@ class Air:
         seconds = number / SAMPLE_RATE
         loop = scene.loop + 0.04 * (scene.jump is not None and seconds[0] >= scene.jump)
         gain = 10 ** ((scene.level + 6 * (scene.volume is not None and seconds[0] >= scene.volume)) / 20)
-        # A clock that runs ahead is made up for at first, so that nothing is heard before it was played.
+        # Make up for a clock that runs ahead, so that nothing is heard before it was played.
         place = number * (1 + scene.drift * 1e-6) - loop * SAMPLE_RATE
         place -= max(0.0, scene.drift) * 1e-6 * 120 * SAMPLE_RATE
         echo = gain * self._between(place)
@@ -132,7 +132,7 @@ class Air:
         return (near + echo).astype(np.float32).clip(-1, 1), near.astype(np.float32).clip(-1, 1)
 
     def _between(self, place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return what is in the air at places between the samples: Lagrange's interpolation of third order."""
+        """Return the sound in the air at places between samples, by Lagrange's interpolation of third order."""
         whole = np.floor(place).astype(int)
         at = place - whole
         weights = (
@@ -149,14 +149,14 @@ class Air:
 
 
 def _small_loudspeaker() -> npt.NDArray[np.float64]:
-    """Return the impulse response of a band from 200 Hz to 8 kHz."""
+    """Return the impulse response of a band-pass from 200 Hz to 8 kHz."""
     at = np.arange(-240, 241) / SAMPLE_RATE
     band = 2 * 8000 / SAMPLE_RATE * np.sinc(2 * 8000 * at) - 2 * 200 / SAMPLE_RATE * np.sinc(2 * 200 * at)
     return np.asarray(band * np.hanning(len(at)), np.float64)
 
 
 def _music(seed: int) -> Pcm:
-    """Return 16 s of chords of three plucked strings, two a second, over a bass: to be played in a circle."""
+    """Return 16 s of chords of three plucked strings, two a second, over a bass, to be played in a loop."""
     random = np.random.default_rng(seed)
     at = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
     music = np.zeros(16 * SAMPLE_RATE)
@@ -173,7 +173,7 @@ def _music(seed: int) -> Pcm:
 
 
 class Voices:
-    """Spoken digits at `LEVEL`: `moshi`, the model's own ten; `users`, by voice, the same in other pitches and tempos."""
+    """Spoken digits at `LEVEL`: `moshi` are the model's own ten; `users`, by voice, have other pitches and tempos."""
 
     def __init__(self, folder: Path) -> None:
         codec = Mimi(folder / "mimi.safetensors")

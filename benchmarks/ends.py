@@ -1,4 +1,4 @@
-"""Ends for a pipeline without a sound card: the rings that real devices have, with clocks that a program moves."""
+"""A microphone and a loudspeaker without a sound card: the rings of real devices, with clocks that a program moves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = SAMPLE_RATE // 100  # samples of a device's callback
 
 
 def speech(path: Path) -> Iterator[Pcm]:
-    """Yield a recording (24 kHz mono), again and again, in blocks `[240]` float32."""
+    """Yield a recording (24 kHz mono) again and again, in blocks `[240]` float32."""
     pcm, rate = soundfile.read(path, dtype="float32")
     assert rate == SAMPLE_RATE
     blocks = pcm[: len(pcm) // BLOCK * BLOCK].reshape(-1, BLOCK)
@@ -26,7 +26,7 @@ def speech(path: Path) -> Iterator[Pcm]:
 
 
 class Ends:
-    """A microphone and a loudspeaker; whoever has them moves their clocks by `hear` and `play`."""
+    """A microphone and a loudspeaker. The user of this class moves their clocks with `hear` and `play`."""
 
     def __init__(self) -> None:
         self.capture = Capture(SAMPLE_RATE)
@@ -35,11 +35,11 @@ class Ends:
         self.answers = threading.Semaphore(0)  # one for each frame written
 
     def hear(self, pcm: Pcm) -> None:
-        """Let the microphone's callback bring some samples."""
+        """Let the microphone's callback deliver some samples."""
         self.capture.feed(pcm)
 
     def play(self, samples: int) -> Pcm:
-        """Let the loudspeaker's callback fetch some samples, `[samples]`."""
+        """Let the loudspeaker's callback fetch some samples; return them, `[samples]`."""
         return self.playback.render(samples)[:, 0]
 
     # As the pipeline's sink.
@@ -59,7 +59,7 @@ class Ends:
 
 
 class Clock(threading.Thread):
-    """Moves the clocks of both ends as time goes by, `speed` times as fast, in steps of 10 ms."""
+    """Moves the clocks of both ends with real time, `speed` times as fast, in steps of 10 ms."""
 
     def __init__(self, ends: Ends, blocks: Iterator[Pcm], speed: float) -> None:
         super().__init__(name="clock", daemon=True)

@@ -1,16 +1,16 @@
-"""How fast a step of the language model is, what it asks of the machine, and what it needs of memory.
+"""Measure how fast a step of the language model is, what work it makes, and how much memory it needs.
 
-Each contender is a process of its own: ours and, with --peer, the package moshi-mlx, for which an environment is made in
-.cache. They load the same seeded random weights, hear the same codes, sample alike (0.7 / 25 and 0.8 / 250), and take turns,
-some steps each, so that whatever else the machine does hits all alike. Prints tables, and says which aims are met in this
-run; --json keeps the figures. It ends with 0 whatever they are.
+Each contender is a process of its own: ours, and with --peer the package moshi-mlx, in an environment in .cache. They load the
+same seeded random weights, hear the same codes, sample alike (0.7 / 25 and 0.8 / 250), and take turns, some steps each, so that
+other load on the machine affects all alike. The program prints tables, and says which aims are met in this run; --json keeps
+the figures. It exits with 0, whatever they are.
 
-The sizes: "graph" has the real depth (32 layers, 8 × 6 in the depformer) and hardly any width, so that a step is launches,
-framework and Python; "1b" is dim 2048, 16 layers, 16 codebooks, 4 bits in groups of 32.
+The sizes: "graph" has the real depth (32 layers, 8 × 6 in the depformer) and hardly any width, so that a step consists of
+launches, framework and Python. "1b" has dim 2048, 16 layers, 16 codebooks, 4 bits in groups of 32.
 
-Counted a step: syncs, conversions of an array to values and calls that wait for the device; evaluations, of these the ones that
-found something to compute; primitives, the operations in the graphs that they found, where a compiled, fused one is one.
-The peer runs in the dtype that its program sets (bfloat16) and, at the size "graph", in float32, too.
+Counted per step: syncs (conversions of an array to values, and calls that wait for the device); evaluations (syncs that found
+something to compute); primitives (operations in the graphs that were found, where a compiled, fused one counts once). The peer
+runs in the dtype that its program sets (bfloat16) and, at the size "graph", in float32, too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SEED = 11
 
 @dataclass
 class Contender:
-    """One way to run one model; seconds."""
+    """One way to run one model. Times are in seconds."""
 
     name: str
     kind: str
@@ -82,7 +82,7 @@ class Contender:
 
 
 def make_model(size: str, context: int | None = None) -> tuple[Path, Path]:
-    """Make a seeded random model in .cache, if it is not there: the weights and their configuration."""
+    """Make a seeded random model in .cache if it is not there. Return the files of its weights and its configuration."""
     config = {**MODELS[size], "delays": [0, 0, *[1] * 7, 0, *[1] * 7]}
     if context:
         config["context"] = context
@@ -139,7 +139,7 @@ def age(ours: Contender, context: int, block: int) -> dict[str, float]:
     with ours.open(files, BITS["graph"]) as old, ours.open(files, BITS["graph"]) as young:
         for worker in (old, young):
             worker.ask("start", warm_up=True)
-        # One conversation stays at about one window, as the thing to compare with at every age.
+        # Compare every age with a conversation that stays at about one window.
         young.ask("steps", count=context)
         taken, result = 0, {}
         for windows in ages:
@@ -166,7 +166,7 @@ def long_run(ours: Contender, steps: int) -> list[int]:
 
 
 def eight_bits(windows: int = 4) -> dict[str, float]:
-    """Say how far an 8-bit cache moves the text logits of the demo model, over several windows of the same input."""
+    """Return how far an 8-bit cache moves the text logits of the demo model, over several windows of the same input."""
     from msh_mlx.library.files import find_demo
     from msh_mlx.weights.checkpoint import load_lm
     from msh_mlx.weights.convert import diverge, text_logits
@@ -180,7 +180,7 @@ def eight_bits(windows: int = 4) -> dict[str, float]:
 
 
 def memory_table() -> None:
-    """Print how much the published size takes, with activations and keys and values in bfloat16, by arithmetic."""
+    """Print the memory that the published size takes, as computed, with activations, keys and values in bfloat16."""
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -204,7 +204,7 @@ def memory_table() -> None:
 
 
 def aims(result: dict[str, list[Contender]], ages: dict[str, float], peaks: list[int]) -> list[dict[str, Any]]:
-    """Return the wanted figures, each with what it is in this run; those beside the peer only if it ran."""
+    """Return the aims, each with its figure in this run. Those that compare with the peer are there only if it ran."""
     found: list[dict[str, Any]] = []
 
     def want(name: str, value: float, limit: float, least: bool = False) -> None:
@@ -227,7 +227,7 @@ def aims(result: dict[str, list[Contender]], ages: dict[str, float], peaks: list
     if ages:
         want("the slowest age of the first window", max(ages.values()), 1.1)
     if peaks:
-        # The first tenth is that in which the rings grow.
+        # The rings grow in the first tenth.
         want("largest peak of memory of the smallest, by tenths of a long run", max(peaks[1:]) / min(peaks[1:]), 1.01)
     return found
 

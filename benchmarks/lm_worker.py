@@ -1,6 +1,6 @@
-"""One language model in a process of its own, for lm.py: takes commands as lines of JSON, and answers each with a line.
+"""One language model in a process of its own, for lm.py. It takes commands as lines of JSON, and answers each with a line.
 
-Needs nothing but numpy, MLX and the model's package, so that the interpreter of any environment runs it.
+It needs only numpy, MLX and the model's package, so that the interpreter of any environment runs it.
 """
 
 import io
@@ -13,12 +13,12 @@ import mlx.core as mx
 import numpy as np
 from serving import peak_memory, serve
 
-# What can make a program wait for the device, or bring a value to the host.
+# The functions that make a program wait for the device, or copy a value to the host.
 CONVERSIONS = ("item", "tolist", "__array__", "__bool__", "__int__", "__float__", "__index__", "__iter__")
 
 
 class Ours:
-    """The model under its own names."""
+    """Our model."""
 
     def __init__(self, weights, config, dtype, bits, kv_bits=None):
         self._weights, self._config, self._dtype, self._kv_bits = weights, config, dtype, kv_bits
@@ -37,7 +37,7 @@ class Ours:
 
 
 class Peer:
-    """The other one, as its own program uses it; the same shapes for whoever calls."""
+    """The peer's model, used as in its own program, with the same interface and shapes as `Ours`."""
 
     def __init__(self, weights, config, dtype, bits, kv_bits=None):
         self._config = json.loads(Path(config).read_text())
@@ -99,7 +99,7 @@ class Peer:
 
 
 class Counts:
-    """Counts, while it is entered, how often values are brought to the host or evaluated, and how much there is to evaluate."""
+    """While entered, counts how often values are copied to the host or evaluated, and how many operations are evaluated."""
 
     def __init__(self):
         self.syncs = self.evaluations = self.primitives = 0
@@ -156,17 +156,17 @@ def flat(values):
 
 
 class Worker:
-    """What can be asked of either, and, where a docstring says so, of ours alone."""
+    """The commands. Both models have them, except for those whose docstring says "ours only"."""
 
     def __init__(self, kind, weights, config, dtype, bits, *more):
         self.model = {"ours": Ours, "peer": Peer}[kind](weights, config, dtype, bits, *map(int, more))
         values = json.loads(Path(config).read_text())
-        # The user's codes, the same for all: seeded, and soon again from the beginning.
+        # The user's codes, the same for all: seeded, and repeated after a while.
         self.codes = np.random.default_rng(1).integers(0, values["card"], (256, values["n_q"] - values["dep_q"]))
         self.at = 0
 
     def start(self, warm_up):
-        """Load, and answer the first frame; returns the seconds of each part and MLX's memory, in bytes."""
+        """Load, and answer the first frame. Return the seconds of each part, and MLX's memory in bytes."""
         times = [perf_counter()]
         self.model.load()
         held, peak = mx.get_active_memory(), mx.get_peak_memory()
@@ -180,7 +180,7 @@ class Worker:
         return {"load": load, "warm_up": warm, "first": first, "held": held, "load_peak": peak}
 
     def steps(self, count):
-        """Take so many steps; returns the seconds of each."""
+        """Run `count` steps. Return the seconds of each."""
         seconds = []
         for _ in range(count):
             codes = self.codes[self.at % len(self.codes)].astype(np.int32)
@@ -191,19 +191,19 @@ class Worker:
         return seconds
 
     def count(self, count):
-        """Count over so many steps; returns figures a step."""
+        """Count over `count` steps. Return the figures per step."""
         with Counts() as counts:
             self.steps(count)
         return {k: getattr(counts, k) / count for k in ("syncs", "evaluations", "primitives")}
 
     def memory(self):
-        """MLX's memory now and at most since the last call, and what the process has used at most, in bytes."""
+        """Return MLX's memory now, its peak since the last call, and the peak of the process, in bytes."""
         held, peak = mx.get_active_memory(), mx.get_peak_memory()
         mx.reset_peak_memory()
         return {"held": held, "peak": peak, "process_peak": peak_memory()}
 
     def reset(self):
-        """Of ours: a new conversation."""
+        """Begin a new conversation (ours only)."""
         self.model.gen.reset()
 
     def device(self):

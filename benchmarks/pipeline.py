@@ -1,8 +1,8 @@
-"""How long each stage of a live conversation takes, what overlapping them gains, and whether the screen costs any sound.
+"""Measure the stages of a live conversation, the gain from overlapping them, and whether the screen costs sound.
 
-Drives the whole pipeline with synthetic devices: first as fast as it goes, against the same stages one after the other in the
-same run; then by the clock, without a screen, with one that repaints, and with one on a terminal that cannot keep up. Prints
-tables; --json keeps the figures.
+The whole pipeline runs with synthetic devices: first as fast as possible, against the same stages one after the other in the
+same run; then in real time, without a screen, with one that repaints, and with one on a terminal that cannot keep up. The
+program prints tables; --json keeps the figures.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from msh_mlx.system.threads import short_turns
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 TURN = 25  # frames
 REPAINTS = 15  # a second
-SLOW_READ = 256, 0.02  # bytes, seconds: what the busy terminal takes
+SLOW_READ = 256, 0.02  # the busy terminal takes so many bytes in so many seconds
 ROWS = {
     "encode": "encode",
     "step": "step",
@@ -55,7 +55,7 @@ ROWS = {
 
 
 class Conversation:
-    """A pipeline between synthetic ends, with its events in a queue."""
+    """A pipeline between a synthetic microphone and loudspeaker, with its events in a queue."""
 
     def __init__(self, load: Callable[[], Session]) -> None:
         self.ends = Ends()
@@ -84,9 +84,9 @@ class Conversation:
 
 
 def as_fast_as_it_goes(load: Callable[[], Session], frames: int) -> dict[str, float]:
-    """Return seconds a frame: of each stage when nothing overlaps, and of all together when everything does.
+    """Return the seconds per frame: of each stage without overlap, and of all together with overlap.
 
-    Both in turns, so that whatever else the machine does hits both.
+    Both run in turns, so that other load on the machine affects both.
     """
     blocks, spent = speech(DIGITS), dict.fromkeys(("encode", "step", "decode", "overlapped"), 0.0)
     turns = max(1, frames // TURN)
@@ -118,7 +118,7 @@ def as_fast_as_it_goes(load: Callable[[], Session], frames: int) -> dict[str, fl
 
 
 def by_the_clock(load: Callable[[], Session], seconds: float, speed: float, ui: str) -> tuple[Metrics, float]:
-    """Return the pipeline's figures, and how late the clock was at worst, in seconds."""
+    """Return the pipeline's figures, and the largest delay of the clock, in seconds."""
     with Conversation(load) as talk, screen(ui) as painted:
         clock = Clock(talk.ends, speech(DIGITS), speed)
         clock.start()
@@ -150,7 +150,7 @@ def by_the_clock(load: Callable[[], Session], seconds: float, speed: float, ui: 
 
 @contextlib.contextmanager
 def screen(ui: str) -> Iterator[Screen | None]:
-    """Give a screen on a terminal of its own, which takes what is painted ("on") or falls behind ("busy"); None for "off"."""
+    """Yield a screen on its own terminal, which reads all output ("on") or falls behind ("busy"); None for "off"."""
     if ui == "off":
         yield None
         return

@@ -1,4 +1,4 @@
-"""What benchmarks that compare packages share: workers that take turns, and environments for the packages."""
+"""Workers that take turns, and environments for packages, for benchmarks that compare packages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[1]
 
 
 class Process:
-    """A worker, and a way to ask it: a line of JSON each way."""
+    """A worker process. Requests and answers are lines of JSON."""
 
     def __init__(self, name: str, python: Path, worker: Path, threads: int | None, *arguments: object) -> None:
-        """Start `worker` with `python`; `threads` bounds the pools of what it computes with."""
+        """Start `worker` with `python`. `threads` limits the thread pools of its libraries."""
         self.name = name
         env = {**os.environ, "RUST_BACKTRACE": "0"}
         if threads is not None:
-            # The pools of the codecs, and of whatever numpy multiplies with.
+            # The thread pools of the codecs, and of numpy's libraries.
             pools = ("RAYON", "OPENBLAS", "OMP", "MKL")
             env |= {f"{pool}_NUM_THREADS": str(threads) for pool in pools} | {"VECLIB_MAXIMUM_THREADS": str(threads)}
         # A session of its own: Ctrl-C is for the benchmark, and the workers end with their input.
@@ -82,9 +82,9 @@ class Process:
 
 
 def make_peer(name: str, version: str, others: Sequence[str] = ()) -> Path:
-    """Make an environment with a package from the index in .cache, if it is not there, and return its interpreter.
+    """Make an environment in .cache with a package from the index, if it is not there. Return its interpreter.
 
-    `others` are installed with it.
+    `others` are installed, too.
     """
     folder = ROOT / ".cache" / f"peer-{name}"
     python = folder / "bin" / "python"

@@ -1,8 +1,8 @@
-"""What a conversation through the server costs more than the same without: delay, work, waiting, and how many fit.
+"""Measure the cost of a conversation through the server: more delay, work and waiting, and how many conversations fit.
 
-Runs the pipeline in this process and, in turns with it, the same frames through a server on the loopback; then connects again
-and again; then lets more and more clients talk in real time until replies take longer than a frame or sound is dropped.
-Prints a table; --json keeps the figures. Whatever else the machine does changes them all, so the load is printed, too.
+The pipeline runs in this process and, in turns with it, the same frames go through a server on the loopback. Then a client
+connects again and again. Then more and more clients talk in real time, until replies take longer than a frame or sound is
+dropped. The program prints a table; --json keeps the figures. Other load on the machine changes them, so it is printed, too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ OPTIONS = (
     "--seed",
     0,
 )
-# The server, but everybody is let in, whether there is time for him or not.
+# The server, but it lets in every client, whether there is time or not.
 OPEN = """
 import sys
 from msh_mlx.cli import main as cli
@@ -73,7 +73,7 @@ sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """
 
 
-# How long the reply to each frame took, and the processor time that went by a second.
+# The time to reply to each frame, and the processor time per second.
 Run: TypeAlias = "tuple[list[float], float]"
 
 
@@ -83,13 +83,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Tell how much processor time another process has taken."""
+    """Return the processor time that another process has taken, in seconds."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phase: float = 0.0) -> list[float]:
-    """Call `say` whenever another 40 ms have passed, and return when each of them had."""
+    """Call `say` every 40 ms. Return the times of the calls."""
     begin, spoken = perf_counter() + phase, []
     for i in range(packets):
         await asyncio.sleep(max(0.0, begin + (i + 1) * PACKET - perf_counter()))
@@ -99,7 +99,7 @@ async def by_the_clock(say: Callable[[int], Awaitable[None]], packets: int, phas
 
 
 class Alone:
-    """The pipeline in this process, between ends that add nothing."""
+    """The pipeline in this process, between a microphone and a loudspeaker that add no delay."""
 
     def __init__(self) -> None:
         self._source, self._events = NetworkSource(10.0), SimpleQueue[Event]()
@@ -132,7 +132,7 @@ class Alone:
             self._said.append(perf_counter())
 
     async def converse(self, packets: list[Pcm]) -> Run | None:
-        """Say packets in real time; None if sound was dropped, after which the conversation has begun anew."""
+        """Say packets in real time. None: sound was dropped, and the conversation has begun again."""
         self._said, begin, used = [], perf_counter(), process_time()
 
         async def say(i: int) -> None:
@@ -150,7 +150,7 @@ class Alone:
 
 
 class Through:
-    """A conversation through the server, which encodes and decodes as a client does."""
+    """A conversation through the server. It encodes and decodes as a client does."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
@@ -194,7 +194,7 @@ class Through:
 
 
 async def compare(server: ServerProcess, frames: int) -> dict[str, Any]:
-    """Hold the same conversation here and through the server, in turns; return delays in ms and the work of each."""
+    """Hold the same conversation here and through the server, in turns. Return the delays in ms, and the work of each."""
     blocks = speech(DIGITS)
     through = Through(server)
     turns: dict[str, list[Run]] = {"alone": [], "server": []}
@@ -226,7 +226,7 @@ async def compare(server: ServerProcess, frames: int) -> dict[str, Any]:
 
 
 async def handshakes(server: ServerProcess) -> dict[str, float]:
-    """Return how long it takes from the beginning of a connection to the handshake, in ms."""
+    """Return the time from the beginning of a connection to the handshake, in ms."""
     took = []
     for _ in range(HANDSHAKES):
         begin = perf_counter()
@@ -243,7 +243,7 @@ async def handshakes(server: ServerProcess) -> dict[str, float]:
 
 
 async def one_of_many(server: ServerProcess, pages: list[bytes], phase: float) -> tuple[list[float], float] | None:
-    """Talk in real time; return the replies' delays in seconds and how many seconds were dropped, or None if not let in."""
+    """Talk in real time. Return the delays of the replies and the dropped sound, in seconds; None if not let in."""
     client = await Client.open(server.port, random.Random(0))
     try:
         await client.chat(realtime=1)
@@ -277,7 +277,7 @@ async def one_of_many(server: ServerProcess, pages: list[bytes], phase: float) -
 
 
 def prepared(frames: int) -> list[bytes]:
-    """Encode speech beforehand, so that this process takes little of the machine."""
+    """Encode speech in advance, so that this process takes little of the machine."""
     blocks, encoder = speech(DIGITS), OpusEncoder()
     return [
         encoder.encode(np.concatenate([next(blocks) for _ in range(FRAME_SIZE // BLOCK // 2)]))
@@ -286,7 +286,7 @@ def prepared(frames: int) -> list[bytes]:
 
 
 async def crowd(server: ServerProcess, count: int, pages: list[bytes]) -> dict[str, Any]:
-    """Let so many clients talk at once, spread over the time of a frame."""
+    """Let `count` clients talk at once, spread over the time of a frame."""
     runs = await asyncio.gather(*(one_of_many(server, pages, FRAME_SECONDS * i / count) for i in range(count)))
     admitted = [run for run in runs if run is not None]
     delays = [1000 * delay for run in admitted for delay in run[0]]
@@ -295,13 +295,13 @@ async def crowd(server: ServerProcess, count: int, pages: list[bytes]) -> dict[s
 
 
 def crowds() -> dict[str, Any]:
-    """Find how many clients are let in, and how many the machine would bear."""
+    """Find how many clients the server lets in, and how many the machine could serve."""
     pages, runs, held = prepared(CROWD), list[dict[str, Any]](), 0
     with ServerProcess(*OPTIONS) as server:
         own = asyncio.run(crowd(server, MOST, pages))
     with ServerProcess(*OPTIONS, program=("-c", OPEN)) as server:
         for count in range(1, MOST + 1):
-            # The best of three: what else the machine does must not decide.
+            # Take the best of three, so that other load on the machine does not decide.
             tries = []
             for _ in range(3):
                 tries.append(asyncio.run(crowd(server, count, pages)))

@@ -1,9 +1,9 @@
-"""A thousand sessions with a server, most of them ill-behaved: does it keep its memory, its manners, and every secret?
+"""Test a server with a thousand sessions, most of them ill-behaved: does its memory stay, and does it mix up conversations?
 
-Starts the real server on the demo model and plays clients against it, several at once, the same every time for a seed: proper
+The real server runs on the demo model. Clients play against it, several at once, the same every time for a seed: proper
 conversations, garbage in Ogg, in messages and in HTTP, floods, stalls, half-open connections, closes at any byte. A reply must
-be, byte for byte, what the same words got on a server that had nobody else. Prints who came and how it ended, and exits with 1
-if something is not as it should be.
+be the same, byte for byte, as that to the same words on a server without other clients. The program prints the kinds of
+clients and how they ended, and exits with 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from msh_mlx.system.words import human_size
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
-ONSETS = (7, 15, 58, 93, 101, 110)  # frames in which somebody begins to say a digit
+ONSETS = (7, 15, 58, 93, 101, 110)  # frames in which a digit begins
 TOKEN = "soak"
-FIRST = 10  # sessions after which the server is as large as it is to stay
+FIRST = 10  # sessions after which the server should not grow any more
 IDLE = 2.0  # seconds
 LINE = 2
-HUNG = 60.0  # seconds in which every session has ended
-# Memory, at most. The tenth session is early: the allocator's arenas, one a thread, are still to fill.
+HUNG = 60.0  # seconds within which every session must end
+# How much memory may grow. The tenth session is early: the allocator's arenas, one per thread, are not full yet.
 MORE_SHARE, MORE_MEMORY = 0.05, 20 << 20
-# From the middle of a long soak on, when all of that has happened.
+# The same from the middle of a long soak on, when they are full.
 LONG, MORE_THEN = 500, 8 << 20
 BACKGROUND = 8  # slow connections at a time, beside the others
 
@@ -62,18 +62,18 @@ GREEDY: dict[str, object] = {"text_temperature": 0, "audio_temperature": 0}
 
 
 class Wrong(MshError):  # noqa: N818 — a finding, not a fault of this program
-    """Something that should not be, as a sentence."""
+    """Something is wrong; the message is a sentence."""
 
 
 class Full(Exception):  # noqa: N818
-    """The waiting line was full: come again."""
+    """The waiting line was full. Try again."""
 
 
 # ---- the server ----------------------------------------------------------------------------------------------------------
 
 
 class ServerProcess:
-    """A server in a process of its own, on a free port, with what it prints in files."""
+    """A server in a process of its own, on a free port. Its output goes to files."""
 
     def __init__(self, *options: object, program: Sequence[str] = (str(ROOT / "server_opus.py"),)) -> None:
         self._out = tempfile.NamedTemporaryFile()  # noqa: SIM115
@@ -119,7 +119,7 @@ class ServerProcess:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     def calm_down(self) -> dict[str, float]:
-        """Wait until nobody is connected, and return the figures then."""
+        """Wait until no client is connected, and return the figures then."""
         deadline = monotonic() + HUNG
         while True:
             figures = self.figures()
@@ -135,7 +135,7 @@ class ServerProcess:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server holds: main memory in bytes, threads and descriptors."""
+    """The server's resources: main memory in bytes, threads and descriptors."""
 
     memory: int
     threads: int
@@ -154,7 +154,7 @@ class Usage:
 
 
 class Client:
-    """A connection of which every byte is in the caller's hands, with a websocket over it if it wants one."""
+    """A connection on which the caller controls every byte, with a websocket on request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rng: random.Random) -> None:
         self._reader, self._writer, self._rng = reader, writer, rng
@@ -164,7 +164,7 @@ class Client:
 
     @classmethod
     async def open(cls, port: int, rng: random.Random, *, greedy: bool = True) -> Client:
-        """Connect; not `greedy` takes as little as possible from the system until it is asked for."""
+        """Connect. Without `greedy`, take as few bytes as possible from the system until they are needed."""
         sock = socket.socket()
         if not greedy:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -185,7 +185,7 @@ class Client:
         return status
 
     async def chat(self, **parameters: object) -> None:
-        """Become a conversation."""
+        """Begin a conversation."""
         status = await self.request(chat_path(parameters), UPGRADE)
         if status != 101:
             raise Wrong(f"A proper request got the status {status}.")
@@ -194,7 +194,7 @@ class Client:
         await self.write(b"".join(frame(message, self._rng, opcode) for message in messages))
 
     async def receive(self) -> object | None:
-        """Wait for a message; None when the server has closed, whose code is in `code` then, 0 if it did so without."""
+        """Wait for a message. None: the server has closed; `code` is its code then, or 0 without one."""
         while True:
             try:
                 first, length = await self._reader.readexactly(2)
@@ -221,7 +221,7 @@ class Client:
                 return message
 
     async def until(self, kind: type[object] | None) -> object | None:
-        """Receive until a message of a type, or the end, with None for the end alone."""
+        """Receive until a message of a type comes, or the end. With None, receive until the end."""
         while True:
             message = await self.receive()
             if message is None:
@@ -236,14 +236,14 @@ class Client:
             raise Wrong(f"There was no handshake, but code {self.code} and the error {self.error!r}.")
 
     async def answer(self, frames: int) -> None:
-        """Receive what Moshi says to so many frames."""
+        """Receive Moshi's replies to `frames` frames."""
         first = len(self.said)
         while sum(data[0] == 1 for data in self.said[first:]) < frames:
             if await self.receive() is None:
                 raise Wrong(f"A proper conversation ended with code {self.code} and the error {self.error!r}.")
 
     async def bye(self, complaint: str = "-") -> str:
-        """Close as one should, and tell how the server did; it may complain in a sentence that begins with `complaint`."""
+        """Close properly, and return how the server closed. It may complain with a sentence that begins with `complaint`."""
         with suppress(ConnectionError):
             await self.send(struct.pack(">H", 1000), opcode=8)
         await self.until(None)
@@ -252,9 +252,9 @@ class Client:
         return f"closed, {self.code}"
 
     async def told(self, what: str, *codes: int) -> str:
-        """Wait for the end, which must come with an error that has `what` in it, and one of the codes.
+        """Wait for the end, which must come with an error that contains `what`, and with one of the codes.
 
-        A client that is still sending may lose the last words to a reset of the connection.
+        If the client is still sending, a reset of the connection may lose the error.
         """
         await self.until(None)
         if self.code == 0 and not self.error:
@@ -264,7 +264,7 @@ class Client:
         return f"told, {self.code}"
 
     def leave(self, how: str) -> None:
-        """Be gone: "reset" the connection, "close" it, or close "half" of it."""
+        """Leave: "reset" the connection, "close" it, or close "half" of it."""
         with suppress(OSError, RuntimeError):
             if how == "half":
                 self._writer.write_eof()
@@ -311,7 +311,7 @@ def frame(payload: bytes, rng: random.Random, opcode: int = 2, *, first: int = 0
 
 @dataclass
 class Voice:
-    """Somebody's words, the pages of each frame, with what is asked for, and what Moshi says to them."""
+    """One speaker: the pages of each frame, the parameters of the conversation, and Moshi's reply."""
 
     pages: list[bytes]
     parameters: dict[str, object]
@@ -319,7 +319,7 @@ class Voice:
 
 
 def voices() -> list[Voice]:
-    """Let six people say a digit and wait for the answer, some of them greedily, some by lot."""
+    """Return six speakers who say a digit and wait for the answer, some with greedy and some with random sampling."""
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
     made = []
     for index, first in enumerate(ONSETS):
@@ -331,7 +331,7 @@ def voices() -> list[Voice]:
 
 
 def in_pieces(pages: list[bytes], rng: random.Random) -> list[bytes]:
-    """Make messages of pages: as they are, all in one, or cut anywhere."""
+    """Make messages from pages: one for each, one for all, or cut anywhere."""
     whole = b"".join(pages)
     match rng.randrange(3):
         case 0:
@@ -345,7 +345,7 @@ def in_pieces(pages: list[bytes], rng: random.Random) -> list[bytes]:
 
 
 def check(voice: Voice, said: list[bytes], *, whole: bool = True) -> None:
-    """Complain of an answer that somebody else should have got."""
+    """Raise Wrong for a reply that differs from the expected one."""
     if said != (voice.reply if whole else voice.reply[: len(said)]):
         at = next((i for i, (a, b) in enumerate(zip(said, voice.reply, strict=False)) if a != b), len(said))
         raise Wrong(f"A reply differs from that of a server with nobody else, from message {at} on.")
@@ -365,7 +365,7 @@ async def learn(port: int, voice: Voice) -> None:
 
 
 class Visit:
-    """What a client does; a method each, which tells how it ended."""
+    """The kinds of clients. Each is a method, which returns how it ended."""
 
     def __init__(self, port: int, spoken: list[Voice], rng: random.Random) -> None:
         self._port, self._rng = port, rng
@@ -373,7 +373,7 @@ class Visit:
         self._clients: list[Client] = []
 
     def leave(self) -> None:
-        """Close what is still open."""
+        """Close the connections that are still open."""
         for client in self._clients:
             client.leave("close")
 
@@ -387,7 +387,7 @@ class Visit:
         return client
 
     async def _converse(self, client: Client) -> None:
-        """Say the words and hear what belongs to them."""
+        """Say the words, and check the reply."""
         first = len(client.said)
         for message in in_pieces(self._voice.pages, self._rng):
             await client.send(message)
@@ -430,7 +430,7 @@ class Visit:
         return await client.bye()
 
     async def early(self) -> str:
-        """Speak before the handshake; a restart makes sure that nothing of it counts."""
+        """Speak before the handshake. After a restart, this must not matter."""
         client = await self._chat()
         await client.send(*in_pieces(self._voice.pages[:8], self._rng))
         await client.handshake()
@@ -440,7 +440,7 @@ class Visit:
         return await client.bye()
 
     async def steps(self) -> str:
-        """Ask for an end after some steps."""
+        """Ask the server to end after some steps."""
         most = self._rng.randrange(1, 12)
         client = await self._chat(max_steps=most)
         await client.handshake()
@@ -479,7 +479,7 @@ class Visit:
         return await client.bye()
 
     async def damaged(self) -> str:
-        """Damage the stream: on its way, or where the checksum is right."""
+        """Damage the stream: either so that checksums are wrong, or with right checksums."""
         client, rng = await self._chat(), self._rng
         await client.handshake()
         for page in self._voice.pages:
@@ -510,7 +510,7 @@ class Visit:
         with suppress(ConnectionError):
             for _ in range(9):
                 await client.send(encode(Audio(rng.randbytes(1 << 15))))
-        return await client.told("no Ogg stream", 1003)
+        return await client.told("not an Ogg stream", 1003)
 
     async def faulty(self) -> str:
         client = await self._chat()
@@ -533,7 +533,7 @@ class Visit:
         return await client.told("are allowed", 1009)
 
     async def huge(self) -> str:
-        """A message far over the limit, of which the server takes no more than the head."""
+        """Send a message far over the limit. The server must take only its head."""
         client = await self._chat()
         with suppress(ConnectionError):
             await client.write(b"\x82\xff" + (1 << self._rng.randrange(23, 63)).to_bytes(8, "big") + bytes(1000))
@@ -557,7 +557,7 @@ class Visit:
         return outcome
 
     async def _stay(self, client: Client) -> None:
-        """Send all kinds of things but sound, which is to keep nobody a session."""
+        """Send messages without sound. They must not keep the session open."""
         with suppress(ConnectionError):
             while True:
                 await asyncio.sleep(IDLE / 4)
@@ -658,7 +658,7 @@ class Visit:
         return how
 
     async def impatient(self) -> str:
-        """Leave the waiting line, or a conversation that has hardly begun."""
+        """Leave the waiting line, or a conversation that has just begun."""
         client = await self._chat()
         if await client.until(MetaData) is None:
             raise Wrong(f"A client got nothing but code {client.code} and {client.error!r}.")
@@ -668,7 +668,7 @@ class Visit:
         return how
 
     async def crowd(self) -> str:
-        """Come with more than the line takes."""
+        """Come with more clients than the line takes."""
 
         async def one() -> str:
             client = await self._chat()
@@ -683,7 +683,7 @@ class Visit:
         return "some in, some told that it is full" if len(set(outcomes)) > 1 else f"all {outcomes[0]}"
 
     async def deaf(self) -> str:
-        """Never read, and want answers."""
+        """Ask for answers, and never read."""
         client = await self._open(greedy=False)
         await client.write(head(chat_path(self._voice.parameters), UPGRADE))
         with suppress(ConnectionError, TimeoutError, asyncio.TimeoutError):
@@ -696,14 +696,14 @@ class Visit:
     # ---- slow: beside the others ----
 
     async def half_open(self) -> str:
-        """Ask for half of something, and wait."""
+        """Send half of a request, and wait."""
         client, request = await self._open(), head(chat_path({}), UPGRADE)
         await client.write(request[: self._rng.randrange(len(request))])
         await client.until(None)
         return "closed"
 
     async def drip(self) -> str:
-        """Ask one byte at a time, as slowly as it goes."""
+        """Send a request slowly, one byte at a time."""
         client, begin = await self._open(), perf_counter()
         with suppress(ConnectionError):
             for byte in head(chat_path({}), UPGRADE | {"X": "y" * 100}):
@@ -715,7 +715,7 @@ class Visit:
 
 
 SLOW = (Visit.half_open, Visit.drip)
-# How often of a hundred.
+# The share of each kind, in percent.
 WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
     Visit.proper: 18,
     Visit.live: 3,
@@ -747,7 +747,7 @@ WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
 
 
 def ogg_page(packets: list[bytes], rng: random.Random) -> bytes:
-    """Make a page of packets shorter than 255 bytes, whose checksum is right."""
+    """Make a page of packets shorter than 255 bytes, with the right checksum."""
     fields = struct.pack("<4sBBqII", b"OggS", 0, rng.randrange(8), rng.getrandbits(40), rng.choice((0, 42)), 7)
     body = bytes([len(packets), *map(len, packets)]) + b"".join(packets)
     crc = 0
@@ -763,7 +763,7 @@ def ogg_page(packets: list[bytes], rng: random.Random) -> bytes:
 
 @dataclass
 class Found:
-    """What came of it: how often who ended how, what is wrong, and what the server held and complained of."""
+    """The findings: how often each kind of client ended in each way, what is wrong, and the server's use and output."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -776,7 +776,7 @@ class Found:
 async def visit(
     kind: Callable[[Visit], Awaitable[str]], port: int, spoken: list[Voice], name: str, found: Found
 ) -> None:
-    """Play a client; whoever finds the line full comes again."""
+    """Play a client. If the line is full, try again."""
 
     async def until_there_is_room() -> str:
         while True:
@@ -801,7 +801,7 @@ async def visit(
 
 
 async def come(numbers: Iterator[int], seed: int, port: int, spoken: list[Voice], at_once: int, found: Found) -> None:
-    """Play clients, so many at once; slow ones come beside them."""
+    """Play clients, `at_once` at a time, with slow ones beside them."""
     slow, background = asyncio.Semaphore(BACKGROUND), set[asyncio.Task[None]]()
 
     async def one(number: int) -> None:
@@ -857,7 +857,7 @@ def soak(sessions: int, seed: int, at_once: int, tell: Callable[[str], None] = l
 
 
 def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
-    """Say what the server shows in the end that it should not."""
+    """List what is wrong with the server at the end."""
     wrong = []
     first, last = found.usage[0], found.usage[-1]
     if (more := last.memory - first.memory) > MORE_SHARE * first.memory + MORE_MEMORY:

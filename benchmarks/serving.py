@@ -1,4 +1,4 @@
-"""The other end of `processes.Process`: answers commands. Needs nothing but Python, whatever the environment."""
+"""The worker's side of `processes.Process`: answers commands. It needs only Python, in any environment."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def serve(make):
-    """Make a worker of the command line's arguments and call its methods: `[name, options]` a line, an answer a line."""
+    """Make a worker from the command line's arguments, and call its methods: a line `[name, options]`, an answer line."""
     try:
         worker = make(*sys.argv[1:])
         print(json.dumps({"result": None}), flush=True)
@@ -21,7 +21,7 @@ def serve(make):
 
 
 def peak_memory():
-    """The most memory that this process has used, in bytes."""
+    """Return the peak of this process's memory, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

@@ -1,8 +1,8 @@
-"""Hours of conversation: does memory grow, do steps become slower, do microphone and loudspeaker drift apart?
+"""Hold hours of conversation: does memory grow, do steps become slower, do microphone and loudspeaker drift apart?
 
-Drives the pipeline on the demo model as fast as it goes, between a microphone and a loudspeaker whose clocks differ by 100 ppm;
-then the rings alone, for hours, with the microphone too fast and too slow. Sound and sampling are the same every time. Prints
-what it finds, and exits with 1 if something is not as it should be.
+The pipeline runs on the demo model as fast as possible, between a microphone and a loudspeaker with clocks that differ by
+100 ppm. Then the rings run alone, for hours, with the microphone too fast and too slow. Sound and sampling are the same every
+time. The program prints its findings, and exits with 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from msh_mlx.weights.checkpoint import load_lm
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 DRIFT = 100e-6
-PARTS = 10  # in which a conversation is looked at; the first is for warming up
+PARTS = 10  # parts of a conversation to compare; the first is for warming up
 SLOWER = 1.5  # times, at most: the machine may do other things meanwhile
 MORE_MAIN_MEMORY = 16 << 20  # bytes, at most, after the warm-up
 MORE_MLX_MEMORY = 1 << 20
@@ -45,7 +45,7 @@ UNDERRUNS = 2  # at most
 
 
 class Aged(Session):
-    """A session that has always talked for `hours` already: positions are high, and the model's rings full."""
+    """A session that has talked for `hours` already: its positions are high, and the model's rings are full."""
 
     def __init__(self, *parts: Any, hours: float, **options: Any) -> None:
         super().__init__(*parts, **options)
@@ -81,7 +81,7 @@ def load(hours: float) -> Session:
 
 
 class Clocks:
-    """Moves the clocks of both ends; for a block that the loudspeaker plays, the microphone hears as much by its own."""
+    """Moves the clocks of both ends. While the loudspeaker plays a block, the microphone hears one by its own clock."""
 
     def __init__(self, ends: Ends, drift: float) -> None:
         self._ends, self._drift, self._blocks = ends, drift, speech(DIGITS)
@@ -90,7 +90,7 @@ class Clocks:
         self._delay, self._blocks_played = 0.0, 0
 
     def move(self, answer: Callable[[int], None]) -> None:
-        """Go on by 10 ms; `answer` gets the number of frames heard and returns when as many replies are written."""
+        """Move on by 10 ms. `answer` gets the number of frames heard, and returns when as many replies are written."""
         n = round((self._played + BLOCK) * (1 + self._drift)) - self._heard
         while len(self._left) < n:
             self._left = np.concatenate([self._left, next(self._blocks)])
@@ -120,7 +120,7 @@ class Part:
 
 
 def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
-    """Hold a conversation of so many frames that goes on after `hours`; return its tenths and the figures of all."""
+    """Hold a conversation of `frames` frames, as if after `hours`. Return its tenths, and the figures of the whole."""
     ends, ready, parts = Ends(), threading.Event(), list[Part]()
     steps = [Durations() for _ in range(PARTS)]
 
@@ -167,7 +167,7 @@ def show(name: str, part: Part, speed: float) -> None:
 
 
 def echo(hours: float, drift: float) -> tuple[list[float], dict[str, Any]]:
-    """Let the rings alone do the same for so many hours; return the delay of each tenth, in seconds, and their figures."""
+    """Run the rings alone for so many hours. Return the delay of each tenth in seconds, and their figures."""
     ends, delays = Ends(), list[float]()
 
     def answer(_: int) -> None:
@@ -183,7 +183,7 @@ def echo(hours: float, drift: float) -> tuple[list[float], dict[str, Any]]:
 
 
 def complaints(parts: list[Part], figures: dict[str, Any]) -> list[str]:
-    """Say what is wrong with a conversation."""
+    """List what is wrong with a conversation."""
     first, last = parts[1], parts[-1]
     wrong = check_rings([part.delay for part in parts], figures["speaker"]["underruns"])
     if last.step > SLOWER * first.step:

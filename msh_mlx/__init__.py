@@ -1,8 +1,8 @@
-"""A voice conversation with Moshi, on your own machine.
+"""Voice conversations with Moshi, on your own machine.
 
-`load_lm`, `load_mimi` and `load_tokenizer` read the three files of a model; `Session` is one conversation, frame by frame.
-`LmGen` is the language model alone, codes in and codes out. Names are loaded when they are first used, so that importing
-the package costs nothing.
+`load_lm`, `load_mimi` and `load_tokenizer` read the three files of a model. `Session` is one conversation, frame by frame.
+`LmGen` is the language model alone: codes in, codes out. A name is loaded when it is first used, so that importing the package
+costs nothing.
 """
 
 from __future__ import annotations

@@ -7,5 +7,5 @@ if __name__ == "__main__":
         from .cli.main import main
 
         sys.exit(main())
-    except KeyboardInterrupt:  # before `main` could look after signals
+    except KeyboardInterrupt:  # before `main` handles signals
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine: what `msh-mlx bench` measures, with real weights or random ones."""
+"""The measurements of `msh-mlx bench`: how fast a model is on this machine, with real weights or random ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .system.machine import chip, system
 from .system.memory import machine_memory
 from .system.words import human_size
 
-# Models to make of random weights: the published 7 B one, and the next smaller size.
+# Models to make with random weights: the published size, 7 B, and the next smaller one.
 SIZES = {
     "7b": LmConfig(),
     "1b": LmConfig(dim=2048, num_layers=16, num_heads=16, max_period=100000.0, text_card=48000),
@@ -40,10 +40,10 @@ def random_lm(
     dtype: mx.Dtype,
     progress: Callable[[float], None] | None = None,
 ) -> Lm:
-    """Make a model of seeded random weights, one matrix after the other and packed from the start.
+    """Make a model of seeded random weights, one matrix after the other. Quantized ones are made in packed form.
 
-    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`; `progress` gets the fraction
-    that is there. Every weight has the variance 1 / columns, so that activations stay about as large from layer to layer.
+    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`. `progress` gets the fraction
+    that has been made. Weights have the variance 1 / columns, so that activations stay about as large from layer to layer.
     """
     lm = Lm(config)
     if bits < 16:
@@ -59,7 +59,7 @@ def random_lm(
         columns = parameter.shape[-1]
         if f"{module}.scales" in like:
             columns = like[f"{module}.weight"].shape[-1] * 32 // bits
-        # Numbers of so many bits, evenly distributed, have this deviation before they are scaled.
+        # The standard deviation of evenly distributed whole numbers of so many bits.
         scale = columns**-0.5 * (12 / ((1 << bits) ** 2 - 1)) ** 0.5
         if parameter.dtype == mx.uint32:
             key, own = mx.random.split(key)
@@ -88,7 +88,7 @@ def random_lm(
 def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> int:
     """Count the bytes that a step has to read: every matrix once, one row of each embedding, keys and values.
 
-    `positions` is how many the attention sees, on average.
+    `positions` is the number of positions that attention sees, on average.
     """
     total = 0.0
     for module in _modules(lm):
@@ -105,7 +105,7 @@ def _modules(lm: Lm) -> list[Any]:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Milliseconds."""
+    """The percentiles of some times, in milliseconds."""
 
     p50: float
     p95: float
@@ -113,17 +113,17 @@ class Percentiles:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Percentiles:
-        """Take them of times in seconds."""
+        """Return the percentiles, in milliseconds, of times in seconds."""
         return cls(*(1000 * float(np.percentile(seconds, p)) for p in (50, 95, 99)))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured.
+    """The results of a measurement.
 
-    Times are in milliseconds, sizes in bytes, rates in bytes a second. `real_time` is how many times as fast as speech a frame
-    is encoded, answered and decoded one after the other, at the medians; without a codec, answered alone. `share` is that of
-    `bandwidth` that the median step reaches with `bytes_per_step`.
+    Times are in milliseconds, sizes in bytes, rates in bytes a second. `real_time` is how many times faster than speech a frame
+    is encoded, answered and decoded, one after the other, by the medians; without a codec, it is only answered. `share` is the
+    fraction of `bandwidth` that the median step reaches with its `bytes_per_step`.
     """
 
     version: str
@@ -149,11 +149,11 @@ class Report:
     share: float
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Return all figures, ready for JSON."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Lay it out for people, in two columns."""
+        """Return the figures for people, as names and values."""
 
         def times(p: Percentiles | None) -> str:
             return f"{p.p50:.1f} / {p.p95:.1f} / {p.p99:.1f} ms" if p else "not measured"
@@ -178,7 +178,7 @@ class Report:
         ]
 
     def table(self) -> str:
-        """Return a table in Markdown, which is one to the eye as well."""
+        """Return the figures as an aligned table in Markdown."""
         rows = [("", ""), *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
         lines = [
@@ -197,9 +197,9 @@ def measure(
     kv_bits: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Report:
-    """Measure steps of `lm` on seeded random codes, and the codec's on noise, one after the other.
+    """Measure steps of `lm` on seeded random codes, and the codec on noise, one after the other.
 
-    `progress` gets the fraction that is done.
+    `progress` gets the fraction that has been done.
     """
     config = lm.config
     reached = bandwidth()

@@ -1,6 +1,6 @@
-"""The errors that a user can meet; each message is one sentence that says what was wrong and what to do.
+"""The errors that a user can meet. Each message is one sentence that says what was wrong and what to do.
 
-Both parts are fields, for whoever needs one without the other: nobody takes a sentence apart.
+Both parts are fields, so that nobody has to take the sentence apart.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import errno
 
 
 class MshError(Exception):
-    """Something failed; the program ends with exit code 1.
+    """Something failed. The program ends with exit code 1.
 
     Parameters
     ----------
     what
-        What was wrong, without a full stop where there is `advice`; else a whole sentence.
+        What was wrong. Without `advice` it is a whole sentence; with it, it has no full stop.
     advice
-        What to do about it, or what was expected, without a full stop: "what; advice." is the message.
+        What to do about it, or what was expected, without a full stop. The message is "what; advice.".
     """
 
     exit_code = 1
@@ -33,29 +33,29 @@ class MshError(Exception):
 
 
 class InputError(MshError, ValueError):
-    """Something that the user gave (an option, a file, an array) is wrong; the program ends with exit code 2."""
+    """An input of the user is wrong: an option, a file or an array. The program ends with exit code 2."""
 
     exit_code = 2
 
 
 class InUseError(MshError, RuntimeError):
-    """A conversation was used on two threads at once; nothing of it has changed."""
+    """A conversation was used on two threads at once. The call that raises this has changed nothing."""
 
 
 class UnansweredError(MshError):
-    """There is no way to the server now; there may be one later."""
+    """The server cannot be reached now. It may be reached later."""
 
 
 class UnreachableError(MshError):
-    """The hub does not answer, or must not be asked; what is on disk can be used."""
+    """The hub does not answer, or must not be asked. Files on disk can still be used."""
 
 
 class WriteError(MshError, OSError):
-    """A file could not be written; `errno` is the system's reason."""
+    """A file could not be written. `errno` is the system's reason."""
 
 
 def write_error(name: str, error: OSError) -> WriteError:
-    """Return what to raise for an error of the system's when `name` was written."""
+    """Make the error to raise when the system failed to write `name`."""
     advice = {
         errno.ENOSPC: "make room, or name a place on another disk",
         errno.EDQUOT: "make room, or name a place on another disk",
@@ -67,4 +67,4 @@ def write_error(name: str, error: OSError) -> WriteError:
 
 
 class ProtocolError(MshError, ValueError):
-    """What the other side sent is wrong; the message is one sentence that can be sent back."""
+    """The other side sent something wrong. The message is one sentence that can be sent back."""

@@ -1,4 +1,4 @@
-"""What a live conversation tells those who watch it: the screen, the recorder, the trace."""
+"""The events of a live conversation, for the screen, the recorder and the trace."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .format import Pcm
 
 @dataclass(frozen=True)
 class Loading:
-    """A stage of the start begins (`seconds` None) or is done after so many seconds: "files", "loading", "warm-up";
-    with a model elsewhere "connecting" and "waiting".
+    """A stage of the start begins (`seconds` is None), or has ended after `seconds`.
 
-    While the model is loaded, `fraction`, from 0 to 1, says how much of it is there; else it is None.
+    The stages are "files", "loading" and "warm-up"; with a model on a server, "connecting" and "waiting". While the model is
+    being loaded, `fraction`, from 0 to 1, says how much of it has been loaded; else it is None.
     """
 
     stage: str
@@ -22,21 +22,21 @@ class Loading:
 
 @dataclass(frozen=True)
 class ModelInUse:
-    """The model in use from now on has `bits` a weight. Not told of the demo model, which has no smaller one beside it."""
+    """The model in use from now on has `bits` a weight. The demo model has no such event, since there is no smaller one."""
 
     bits: int
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
+    """A conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
 
     conversation: int
 
 
 @dataclass(frozen=True)
 class Heard:
-    """Frame `index` (from 0) of the user goes to the model: `pcm` `[1920]` float32 at 24 kHz, silence while muted."""
+    """Frame `index` (from 0) of the user goes to the model. `pcm` is `[1920]` float32 at 24 kHz, silence while muted."""
 
     index: int
     pcm: Pcm
@@ -44,7 +44,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Said:
-    """Frame `index` of Moshi's voice goes to the loudspeaker: `pcm` `[1920]` float32 at 24 kHz."""
+    """Frame `index` of Moshi's voice goes to the loudspeaker. `pcm` is `[1920]` float32 at 24 kHz."""
 
     index: int
     pcm: Pcm
@@ -52,7 +52,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Spoke:
-    """Text of Moshi's: the `text` that became complete in frame `index`, a leading space starting a word."""
+    """Moshi's `text` became complete in frame `index`. A leading space starts a word."""
 
     index: int
     text: str
@@ -60,14 +60,14 @@ class Spoke:
 
 @dataclass(frozen=True)
 class SpokeWord:
-    """A word is complete; `word.start` is in seconds of this conversation (index × 80 ms)."""
+    """A word is complete. `word.start` is in seconds of this conversation (index × 80 ms)."""
 
     word: Word
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stage worked on frame `index` from `begin` to `end`, seconds on `time.perf_counter`'s clock.
+    """A stage worked on frame `index` from `begin` to `end`, in seconds of `time.perf_counter`.
 
     `stage` is "encode", "step" or "decode".
     """
@@ -80,10 +80,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Queues:
-    """What waits where at the time `time` (`time.perf_counter`), in seconds of sound, and counts so far.
+    """How much sound waits in each queue at `time` (of `time.perf_counter`), in seconds, and counts so far.
 
-    `microphone` is sound that waits to be heard, `model` and `decoder` what waits for these, `loudspeaker` what waits to be
-    played, `cushion` its target; `dropped` is the user's sound given up, in seconds; `underruns` a count.
+    `microphone` waits to be heard, `model` and `decoder` wait for these stages, `loudspeaker` waits to be played; `cushion` is
+    the target of the last. `dropped` is how much of the user's sound was given up, in seconds; `underruns` is a count.
     """
 
     time: float
@@ -98,10 +98,10 @@ class Queues:
 
 @dataclass(frozen=True)
 class EchoState:
-    """What is known of the loudspeaker's echo in the microphone.
+    """The loudspeaker's echo in the microphone, as far as it is known.
 
-    `mode` is "auto", "on" or "off"; `found` whether there is one; `level` its loudness in dB of full scale while Moshi speaks;
-    `removed` how much of it is taken away, in dB; `delay` how late it is, in seconds. What is not known is None.
+    `mode` is "auto", "on" or "off". `found` says whether there is an echo. `level` is how loud it is while Moshi speaks, in dB
+    of full scale; `removed` is how much of it is taken away, in dB; `delay` is how late it is, in seconds. None: not known.
     """
 
     mode: str
@@ -113,7 +113,7 @@ class EchoState:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The model fell behind: `seconds` of the user's sound were given up at frame `index`."""
+    """The model fell behind. `seconds` of the user's sound were given up at frame `index`."""
 
     index: int
     seconds: float
@@ -121,16 +121,16 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Underrun:
-    """The loudspeaker ran dry; `count` so far."""
+    """The loudspeaker ran dry. `count` is how often so far."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know, in one sentence: a device is lost or back, the recording ended, a file was saved.
+    """One sentence for the user: a device is lost or back, the recording ended, a file was saved.
 
-    `kind` names it for programs, such as "device-lost"; `level` is "info", "warning" or "error".
+    `kind` names the event for programs, such as "device-lost". `level` is "info", "warning" or "error".
     """
 
     kind: str
@@ -140,7 +140,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part broke; the conversation is over. `where` is "encoder", "model", "decoder", "start" or "connection"."""
+    """A part failed, and the conversation is over. `where` is "encoder", "model", "decoder", "start" or "connection"."""
 
     where: str
     error: BaseException
@@ -166,7 +166,7 @@ Event = (
 
 @dataclass(frozen=True)
 class Word:
-    """A word, and the time at which it began, in seconds."""
+    """A word, and the time when it began, in seconds."""
 
     start: float
     text: str

@@ -1,4 +1,4 @@
-"""Figures of a live conversation in bounded memory, however long it lasts: durations, drops, underruns, memory."""
+"""The figures of a live conversation: durations, drops, underruns, memory. They take the same memory however long it lasts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 if TYPE_CHECKING:
     from .events import EchoState
 
-_LEAST, _MOST = 1e-6, 1e4  # seconds, what the bins cover
+_LEAST, _MOST = 1e-6, 1e4  # seconds that the bins cover
 _PER_E = 200  # bins per factor of e: each is 0.5 % wide
 _BINS = math.ceil(_PER_E * math.log(_MOST / _LEAST)) + 1
 _WINDOW = 250  # frames, 20 s
@@ -23,7 +23,7 @@ _PROCESS = psutil.Process()  # this one
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return a percentile, interpolated between the two nearest values as numpy does; 0 of no values."""
+    """Return a percentile, interpolated between the two nearest values as numpy does. 0: there are no values."""
     ordered = sorted(values)
     return _interpolate(ordered.__getitem__, len(ordered), percent) if ordered else 0.0
 
@@ -36,7 +36,7 @@ def _interpolate(value_at: Callable[[int], float], count: int, percent: float) -
 
 @dataclass(frozen=True)
 class Spread:
-    """How durations are spread: a count, and seconds."""
+    """The spread of durations: their count, and in seconds the least, percentiles, and the most."""
 
     count: int = 0
     least: float = 0.0
@@ -47,9 +47,9 @@ class Spread:
 
 
 class Durations:
-    """Durations in seconds: a histogram of all, whose percentiles are right to 0.5 %, and the last 250 as they were.
+    """Durations in seconds: a histogram of all, with percentiles exact to 0.5 %, and the last 250 themselves.
 
-    One thread adds; any may read meanwhile, without a lock that could hold that one up.
+    One thread adds. Any thread may read meanwhile: there is no lock that could hold up the first.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Durations:
         self._most = 0.0
 
     def add(self, seconds: float) -> None:
-        """Note a duration."""
+        """Add a duration."""
         self._bins[_bin(seconds)] += 1
         self._recent[self._count % _WINDOW] = seconds
         self._least = min(self._least, seconds)
@@ -68,13 +68,13 @@ class Durations:
         self._count += 1
 
     def recent(self, percent: float) -> float:
-        """Return a percentile of the last 250."""
+        """Return a percentile of the last 250 durations."""
         count = self._count
         return percentile(self._recent[: min(count, _WINDOW)], percent)
 
     def all(self) -> Spread:
-        """Return the percentiles of all."""
-        bins = self._bins[:]  # at once, while the other thread goes on
+        """Return the spread of all durations."""
+        bins = self._bins[:]  # a copy in one operation, while the other thread goes on
         count = sum(bins)
         if not count:
             return Spread()
@@ -94,7 +94,7 @@ def _bin(seconds: float) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: of MLX (in use, kept for reuse, the most in use so far), and `rss`, the process's share of the main memory."""
+    """Memory in bytes: MLX's (in use, kept for reuse, most in use so far), and `rss`, the process's part of the main memory."""
 
     active: int = 0
     cache: int = 0
@@ -103,7 +103,7 @@ class Memory:
 
     @classmethod
     def now(cls) -> Memory:
-        """Measure; to be called on the thread that does the MLX work."""
+        """Measure the memory. Call it on the thread that works with MLX."""
         import mlx.core as mx
 
         return cls(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(), resident_bytes())
@@ -115,9 +115,9 @@ def resident_bytes() -> int:
 
 
 class Decibels:
-    """Numbers of decibels, counted in whole ones: their median, right to half of one, and the most.
+    """Numbers in decibels, counted by whole decibels: their median, exact to half a decibel, and the largest.
 
-    One thread adds; any may read meanwhile.
+    One thread adds. Any thread may read meanwhile.
     """
 
     _LEAST, _MOST = -120, 120
@@ -126,21 +126,21 @@ class Decibels:
         self._counts = array("Q", bytes(8 * (self._MOST - self._LEAST + 1)))
 
     def add(self, decibels: float) -> None:
-        """Note a number."""
+        """Add a number."""
         self._counts[round(min(max(decibels, self._LEAST), self._MOST)) - self._LEAST] += 1
 
     def median(self) -> float | None:
-        """Return the median, None of no numbers."""
+        """Return the median; None if there are no numbers."""
         ends = list(accumulate(self._counts))
         return bisect_right(ends, (ends[-1] - 1) // 2) + self._LEAST if ends[-1] else None
 
     def most(self) -> float | None:
-        """Return the most, None of no numbers."""
+        """Return the largest number; None if there are none."""
         return max((i + self._LEAST for i, count in enumerate(self._counts) if count), default=None)
 
 
 class EchoFigures:
-    """The echo over a conversation: for how many seconds one was `found`, and then its `level` and what was `removed`."""
+    """The echo in a conversation: for how many seconds it was `found`, and then its `level`, and how much was `removed`."""
 
     def __init__(self) -> None:
         self.found = 0.0
@@ -148,7 +148,7 @@ class EchoFigures:
         self.removed = Decibels()
 
     def add(self, state: EchoState, seconds: float) -> None:
-        """Note how it was for some seconds."""
+        """Add a state of the echo that lasted for some seconds."""
         if state.found and state.level is not None:
             self.found += seconds
             self.level.add(state.level)
@@ -156,14 +156,15 @@ class EchoFigures:
 
 
 class Metrics:
-    """The figures of one run of the pipeline; each is written by one thread and may be read by any.
+    """The figures of one run of the pipeline. Each is written by one thread, and may be read by any.
 
-    `encode`, `step`, `decode` are what the stages took; `model_wait` and `decoder_wait` what a frame waited for the model
-    and the decoder; `reply` the time from a frame's last sample, heard by the microphone, to the first sample of its reply,
-    handed to the loudspeaker; `delay` that and what the loudspeaker had yet to play by then. All in seconds.
+    All durations are in seconds. `encode`, `step` and `decode` are the times of the stages. `model_wait` and `decoder_wait` are
+    how long a frame waited for the model and for the decoder. `reply` is the time from when the microphone hears a frame's last
+    sample to when the first sample of the reply goes to the loudspeaker. `delay` adds to that the sound that the loudspeaker
+    still had to play then.
 
-    `frames` were answered in all conversations; `words` were spoken; `drops` times `dropped` seconds of the user's sound in
-    all were given up; the loudspeaker ran dry `underruns` times.
+    `frames` is the number of frames answered in all conversations, `words` that of the words spoken. `drops` is how often sound
+    of the user was given up, `dropped` how many seconds in all. `underruns` is how often the loudspeaker ran dry.
     """
 
     STAGES = ("encode", "step", "decode", "model_wait", "decoder_wait", "reply", "delay")
@@ -184,7 +185,7 @@ class Metrics:
         self.memory = Memory()
 
     def summary(self) -> dict[str, Any]:
-        """Return all figures under their names, ready for JSON; durations as the fields of `Spread`."""
+        """Return all figures by their names, ready for JSON. Durations have the fields of `Spread`."""
         counts = {name: getattr(self, name) for name in ("frames", "words", "drops", "dropped", "underruns")}
         stages = {name: vars(getattr(self, name).all()) for name in self.STAGES}
         return {**counts, **stages, "memory": vars(self.memory)}

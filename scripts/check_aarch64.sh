@@ -1,8 +1,8 @@
 #!/bin/sh
-# Tries aarch64 on an x86-64 Debian machine, by QEMU: the Rust tests, NEON kernels included, then the wheel, built here
-# and installed into an empty environment with the package's. Needs what .ci/run installs: qemu-user-static, the cross
-# compilers gcc- and g++-aarch64-linux-gnu, and Rust's standard library for the target. Nothing is installed here: the
-# arm64 system, a few dozen packages of this machine's own release, is unpacked into .cache/aarch64.
+# Tests aarch64 on an x86-64 Debian machine, with QEMU: the Rust tests, NEON kernels included, then the extension's wheel, built
+# here and installed into an empty environment together with the package's. Needs packages that .ci/run installs:
+# qemu-user-static, the cross compilers gcc- and g++-aarch64-linux-gnu, and Rust's standard library for the target. Nothing is
+# installed here: the arm64 system, a few dozen packages of this machine's own release, is unpacked into .cache/aarch64.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root"
@@ -21,7 +21,7 @@ if [ ! -x "$system/usr/bin/python3" ]; then
   trap 'exit 130' INT TERM
   mkdir -p "$place/state/lists/partial" "$place/cache/archives/partial" "$place/system"
   : >"$place/status"
-  # With a status file of its own, apt finds what the packages need as on an empty machine.
+  # With its own status file, apt resolves the packages as on an empty machine.
   apt_arm64() {
     apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User="$(id -un)" \
       -o Dir::State="$place/state" -o Dir::State::status="$place/status" -o Dir::Cache="$place/cache" "$@"
@@ -36,9 +36,9 @@ fi
 
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L $system"
-# All 100,000 damaged files are for a processor of this machine's own.
+# The test with all 100,000 damaged files runs only on this machine's own processor.
 DAMAGED_COUNT=3000 cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p mimi
-# The simulations of hours would take long, and know nothing of the processor.
+# The simulations of hours are left out: they would take long, and do not depend on the processor.
 cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p echo -p rings --lib --test capture --test canceller --test allocations
 
 rm -rf dist/aarch64

@@ -1,6 +1,6 @@
-"""Check that the environment it runs in is whole; if not, say why and exit 1. Needs nothing but Python.
+"""Check that the environment that runs this is complete. If not, say why, and exit with 1. Needs only Python.
 
-Every file that pip recorded for an installed distribution has to be there, compiled caches aside.
+Every file that pip recorded for an installed distribution must be there, except for compiled caches.
 """
 
 import csv

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the oldest versions that pyproject.toml allows into an environment of its own, with the oldest supported Python
-# that is here (3.10, if there is one), and tries what matters with them: the demo, the server with a client, some tests.
-# Wants `make setup` to have built the extension, which is the same for all Pythons.
+# Installs the oldest versions that pyproject.toml allows into a separate environment, with the oldest supported Python that is
+# here (3.10, if possible). Then tries the demo, the server with a client, and some tests. `make setup` must have built the
+# extension, which is the same for all Pythons.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root"
@@ -20,7 +20,7 @@ trap 'exit 130' INT TERM
 
 base=''
 for version in 3.10 3.11 3.12 3.13 3.14; do
-  # In the path, or where pyenv keeps those that are not.
+  # Look in the path, then where pyenv keeps its Pythons.
   base=$("$uv" python find --system "$version" 2>/dev/null) && break
   base=$(find "${PYENV_ROOT:-$HOME/.pyenv}/versions" -path "*/$version.*/bin/python" 2>/dev/null | sed -n 1p)
   [ -z "$base" ] || break

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What must not be in the repository: addresses of package registries, paths of somebody's machine, built files.
+# Finds what must not be in the repository: addresses of package registries, paths of somebody's machine, built files.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Proves that rust/vendor/aec3 is the published release with rust/vendor/patches applied, less the files that are left out.
-# What differs is printed as a patch. Needs the network, or the release in cargo's cache.
+# Checks that rust/vendor/aec3 is the published release with rust/vendor/patches applied, without the files that are left out.
+# Prints differences as a patch. Needs the network, or the release in cargo's cache.
 set -eu
 cd "$(dirname "$0")/../rust/vendor"
 ours=$PWD/aec3
@@ -16,7 +16,7 @@ cargo vendor --quiet >/dev/null
 mv vendor/aec3 a
 cp -R "$ours" b
 
-# Left out before the patches are applied, so that none can change what is not here.
+# Remove these files before the patches are applied, so that no patch can change them.
 (cd a && find . -type f) | while read -r file; do [ -e "b/$file" ] || rm "a/$file"; done
 for patch in "$patches"/*.patch; do
   (cd a && git apply --whitespace=nowarn "$patch") || {

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs wheels into an empty environment, as somebody without Rust and without this repository would, plays the demo
-# recording to the demo model from there and compares its words with those expected.
+# Installs wheels into an empty environment, as a user without Rust and without this repository would. Plays the demo recording
+# to the demo model there, and compares its words with the expected ones.
 #   check_wheels.sh                 the wheels in dist/, on this machine
-#   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, by QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
+#   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, with QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 python=$root/.venv/bin/python
@@ -33,7 +33,7 @@ case ${1:-} in
     cp "$root"/dist/aarch64/*.whl "$place"
     cd "$place"
     mkdir bin tmp
-    # MLX compiles for the processor it runs on with the compiler it finds.
+    # MLX compiles for the processor that it runs on, with the compiler that it finds.
     ln -s "$(command -v aarch64-linux-gnu-g++)" bin/g++
     from_wheels() {
       env -i HOME="$place" TMPDIR="$place/tmp" PATH="$place/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 PYTHONPATH="$place/site" PYTHONNOUSERSITE=1 \
@@ -44,7 +44,7 @@ case ${1:-} in
     glibc=$(from_wheels -c 'import platform; print(platform.libc_ver()[1].split(".")[1])')
     platforms='--platform manylinux2014_aarch64'
     for minor in $(seq 17 "$glibc"); do platforms="$platforms --platform manylinux_2_${minor}_aarch64"; done
-    # pip would ask what it needs of the machine that it runs on.
+    # pip would resolve packages for the machine that it runs on.
     "$python" - msh_mlx-*.whl >needs.txt <<'END'
 import sys, zipfile
 from email.parser import Parser

@@ -1,4 +1,4 @@
-"""Puts the page into the wheel, where it was built; see pyproject.toml."""
+"""Puts the page into the wheel, if it was built; see pyproject.toml."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class PageHook(BuildHookInterface):
-    """Adds client/dist to wheels; an editable install finds it where it is."""
+    """Adds client/dist to wheels. An editable install finds it in its place."""
 
     def initialize(self, version, build_data):
         """Hatchling's hook, before a wheel is built."""

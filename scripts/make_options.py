@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of options in docs/options.md, from the parsers of the commands; `make docs` calls it."""
+"""Write the tables of options in docs/options.md, from the parsers of the commands. `make docs` calls it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from msh_mlx.cli.options import Parser
 from msh_mlx.live.keys import KEYS
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
-# What a script writes lies between two such lines.
+# The script writes the text between two such lines.
 REGION = re.compile(r"(<!-- made by scripts/make_options\.py: ([^\n]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def parsers() -> dict[str, Parser]:
-    """Return the parser of every command by the command's name."""
+    """Return the parser of each command, by the command's name."""
     found = [module.parser() for module in (main, client, serve, models)]
     found += [models.action_parser(action) for action in models.ACTIONS]
     found += [module.parser() for module in (convert, bench, doctor)]
@@ -27,10 +27,10 @@ def parsers() -> dict[str, Parser]:
 
 
 def tables(parser: Parser) -> str:
-    """Return what a command does and its options, a table for each group, and what its help ends with, in Markdown."""
+    """Return a command's description, a table of options for each group, and the end of its help, in Markdown."""
     groups: dict[str, list[str]] = {}
     for group in parser._action_groups:
-        # What is in no group is in two of argparse's own.
+        # Options without a group are in two groups of argparse's own.
         title = "" if group in (parser._positionals, parser._optionals) else group.title or ""
         groups.setdefault(title, []).extend(row(action) for action in group._group_actions if action.dest != "help")
     parts = [parser.description]
@@ -42,7 +42,7 @@ def tables(parser: Parser) -> str:
 
 
 def row(action: argparse.Action) -> str:
-    """Return a row of a table: how an option is written, and what it does."""
+    """Return the row of an option: how to write it, and what it does."""
     value = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else "")
     value = str(value).replace("|", r"\|") + ("..." if action.nargs in ("+", "*") else "")
     names = [f"`{name} {value}`" if value else f"`{name}`" for name in action.option_strings] or [f"`{value}`"]
@@ -51,7 +51,7 @@ def row(action: argparse.Action) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a sentence as Markdown that shows it as it is."""
+    """Return a sentence with Markdown's characters escaped."""
     return re.sub(r"([|*<])", r"\\\1", text)
 
 
@@ -61,7 +61,7 @@ def keys() -> str:
 
 
 def written(page: str) -> str:
-    """Return the page with all tables as they are now.
+    """Return the page with up-to-date tables.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def regions(page: str) -> Iterator[str]:
 
 
 def run() -> int:
-    """Write the page, or say whether it is as it should be."""
+    """Write the page, or compare it and say whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the page; else only compare it")
     write = parser.parse_args().write

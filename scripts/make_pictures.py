@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draws docs/terminal.svg, the screen of a live conversation with the demo model; `make pictures` calls it.
+"""Draw docs/terminal.svg, the screen of a live conversation with the demo model. `make pictures` calls it.
 
-The model hears the demo's recording as fast as one speaks, on the rings that sound devices have. The figures on the screen are
-those of this machine, so that every picture is a little different.
+The model hears the demo's recording in real time, through the rings of sound devices. The figures on the screen are those of
+this machine, so every picture is a little different.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from ends import Clock, Ends, speech  # noqa: E402
 
 RECORDING = ROOT / "assets" / "demo" / "digits.flac"
 WORDS = 6  # of the recording, which Moshi repeats
-AFTER = 4  # frames from the last word to the picture: it is just being heard
+AFTER = 4  # frames from the last word to the picture, when the word is being heard
 
 
 class Paper(RenderHook):
-    """Keeps what a screen has printed for good, and the footer that it painted last."""
+    """Keeps the lines that a screen has printed, and the footer that it painted last."""
 
     def __init__(self) -> None:
         self._printed: list[ConsoleRenderable] = []
         self._footer: ConsoleRenderable | None = None
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Called by the console with what it is about to write: rich.live puts the footer last."""
+        """Take the renderables that the console is about to write. rich.live puts the footer last."""
         *printed, self._footer = renderables
         self._printed += [part for part in printed if not isinstance(part, Control)]
         return renderables
 
     def svg(self) -> str:
-        """Return the picture, without the fonts that rich would have a browser fetch."""
+        """Return the picture, without the fonts that browsers would fetch for rich."""
         console = terminal(record=True)
         for part in self._printed:
             console.print(part, soft_wrap=True)
@@ -65,7 +65,7 @@ class Paper(RenderHook):
 
 
 def terminal(*, record: bool = False) -> Console:
-    """Return a terminal of 84 columns that nobody sees."""
+    """Return a console of 84 columns that is not shown."""
     return Console(
         file=io.StringIO(),
         record=record,
@@ -80,12 +80,12 @@ def terminal(*, record: bool = False) -> Console:
 
 
 def picture(load: Callable[[object], Session], words: int) -> str:
-    """Let a model hear the recording until it has said so many words, and return a picture of the screen.
+    """Let a model hear the recording until it has said `words` words, and return a picture of the screen.
 
     Raises
     ------
     BaseException
-        What the model or the codec failed with.
+        The error with which the model or the codec failed.
     """
     console, paper = terminal(), Paper()
     screen = LiveScreen(console, frame_seconds=FRAME_SECONDS)

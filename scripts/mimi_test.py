@@ -1,4 +1,4 @@
-"""Tries the codec on a recording: its codes, streaming against all at once, and the time that a frame takes.
+"""Try the codec on a recording: its codes, streaming against the whole at once, and the time that a frame takes.
 
 PYTHONPATH=. python scripts/mimi_test.py --weights mimi.safetensors [RECORDING] [--output OUT.wav]
 """
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def try_codec(args: argparse.Namespace, signals: Signals) -> int:
-    """Do it, and print a report."""
+    """Code and decode the recording, and print a report."""
     from msh_mlx.library.files import demo_folder
     from msh_mlx.system.newfile import check_outputs, open_output, output
     from msh_mlx.system.places import user_path

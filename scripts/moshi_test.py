@@ -1,4 +1,4 @@
-"""Lets the model hear a recording, and says what it answered and how long its steps took.
+"""Let the model hear a recording. Print what it answered, and how long its steps took.
 
 PYTHONPATH=. python scripts/moshi_test.py --moshi-weights F --mimi-weights F --tokenizer F [RECORDING] [--output OUT.wav]
 """
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def try_model(args: argparse.Namespace, signals: Signals) -> int:
-    """Do it, and print a report."""
+    """Play the recording to the model, and print a report."""
     from msh_mlx.library.files import demo_folder, find_model
     from msh_mlx.system.newfile import check_outputs, output
     from msh_mlx.system.places import user_path

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Resolves pyproject.toml into requirements.txt, for every supported Python on Linux and macOS. Versions that still fit
-# stay (UPGRADE=1 takes the newest). With --check nothing is written: it fails if requirements.txt is out of date.
+# Resolves pyproject.toml into requirements.txt, for every supported Python on Linux and macOS. Versions that still fit are kept
+# (UPGRADE=1 takes the newest). With --check it writes nothing, and fails if requirements.txt is out of date.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ trap 'rm -rf "$place"' EXIT
 grep -v '"msh-mimi==' pyproject.toml >"$place/pyproject.toml"
 cp README.md "$place/"
 grep -v '^#' requirements.txt >"$place/requirements.txt"
-# Answers come from the registry that uv is set up for; no address is written.
+# uv asks the registry that it is set up for. No address is written to the file.
 "$uv" pip compile --quiet --universal --python-version 3.10 --group "$place/pyproject.toml:dev" \
   ${UPGRADE:+--upgrade} --no-emit-index-url --no-annotate --no-header --output-file "$place/requirements.txt" "$place/pyproject.toml"
 {

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Leaves a working environment in .venv: the pinned packages, the extension built in release mode, and the package
-# itself (editable). Does only what is missing or has changed, repairs what is broken, and needs the network only when
-# there is something new to fetch. Called by `make setup`; PYTHON=/path/to/python3 chooses the interpreter.
+# Makes a working environment in .venv: the pinned packages, the extension built in release mode, and the package itself
+# (editable). Adds what is missing, repairs what is broken, and uses the network only to fetch something new. `make setup` calls
+# it; PYTHON=/path/to/python3 chooses the interpreter.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root"
 
-# What the caller's shell has set for another environment must not leak into this one.
+# Variables that the caller's shell has set for another environment must not affect this one.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV \
   PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_PYTHON CARGO_BUILD_TARGET
-# Nor may this environment, should it be the one activated, be what the next one is made from.
+# If this environment is activated, do not make the new one from it.
 PATH=$(printf '%s\n' "$PATH" | tr ':' '\n' | grep -vxF "$root/.venv/bin" | paste -s -d : -)
 PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 export PATH
@@ -29,13 +29,13 @@ die() {
   exit 1
 }
 
-# --- stamps: what has been done, by content ---------------------------------------------------------------------------
+# --- stamps: the steps that were done, by the content of their inputs ---------------------------------------------------
 
 stamped() { [ -f "$stamps/$1" ] && [ "$(cat "$stamps/$1")" = "$2" ]; }
 stamp() { printf '%s' "$2" >"$stamps/$1"; }
 checksum() { cksum <"$1"; }
 
-# The sources, and what is installed: a debug build put there by `maturin dev` is replaced by a release build.
+# The sources, and the installed file: a debug build from `maturin dev` is replaced by a release build.
 extension_state() {
   {
     find rust \( -name target -o -name __pycache__ \) -prune -o -type f ! -name '*.so' ! -name '*.pyc' -exec cksum {} +
@@ -67,7 +67,7 @@ install_packages() {
 
 # --- Python -----------------------------------------------------------------------------------------------------------
 
-# Prints the interpreter that an environment can be made from, if $1 is one that fits.
+# Prints the interpreter to make an environment from, if $1 fits.
 base_python() {
   "$1" -c '
 import os, sys, sysconfig
@@ -160,7 +160,7 @@ check_virtual() {
   is_library libasound_module_pcm_pulse.so || packages="$packages libasound2-plugins"
 }
 
-# What the page is made of; the tests of its own need what `npm ci` brings, too.
+# The sources of the page. Its tests also need the packages that `npm ci` installs.
 page_state() {
   find client \( -name node_modules -o -name dist -o -name .cache \) -prune -o -type f -exec cksum {} + | LC_ALL=C sort | cksum
 }
@@ -180,13 +180,13 @@ check_page() {
 
 check_browsers() {
   [ "$(uname)" = Linux ] || die 'the page is tested in the browsers of Debian, on Linux.'
-  # Firefox lets no sound run without a device, which PulseAudio makes; WebKit wants a screen.
+  # Firefox plays no sound without a device, which PulseAudio provides. WebKit needs a screen.
   for tool in chromium:chromium firefox-esr:firefox-esr WebKitWebDriver:webkit2gtk-driver Xvfb:xvfb pulseaudio:pulseaudio; do
     command -v ${tool%%:*} >/dev/null 2>&1 || packages="$packages ${tool##*:}"
   done
 }
 
-# In front of the server, in its tests.
+# The proxies in front of the server in its tests.
 check_proxy() {
   [ "$(uname)" = Linux ] || die 'the server is tested behind the proxies of Debian, on Linux.'
   for tool in nginx caddy; do
@@ -194,7 +194,7 @@ check_proxy() {
   done
 }
 
-# --- what is there, and what is to do ---------------------------------------------------------------------------------
+# --- find out what is missing -----------------------------------------------------------------------------------------
 
 reason=''
 if [ ! -e $venv ] && [ ! -L $venv ]; then
@@ -230,7 +230,7 @@ for extra; do
     proxy) check_proxy ;;
     live) check_live ;;
     virtual) check_virtual ;;
-    *) die "there is no $extra to set up; live, virtual, page, browsers and proxy can be named." ;;
+    *) die "there is no $extra to set up; name live, virtual, page, browsers or proxy." ;;
   esac
 done
 case $do_requirements$do_extension$do_package$do_page$packages in
@@ -240,7 +240,7 @@ case $do_requirements$do_extension$do_package$do_page$packages in
     ;;
 esac
 
-# Everything that can be missing is looked for before the first download.
+# Look for everything that may be missing before the first download.
 if [ -n "$reason" ]; then
   find_python
   check_platform
@@ -253,7 +253,7 @@ fi
 install_packages
 if [ -n "$reason" ]; then
   has_ensurepip || die "$base has no venv module (ensurepip is missing); install its venv package or name another Python with PYTHON=."
-  [ "$reason" = new ] || say "making $venv anew: $reason"
+  [ "$reason" = new ] || say "making $venv again: $reason"
   make_environment
 fi
 mkdir -p $stamps
@@ -272,14 +272,14 @@ fi
 
 if [ $do_extension = yes ]; then
   say 'building the extension in release mode (a minute or two)'
-  # The tests' crates too, so that `make test` needs no network later.
+  # Fetch the tests' crates, too, so that `make test` needs no network later.
   host=$(rustc -vV | sed -n 's/^host: //p')
   cargo fetch --quiet --locked --manifest-path rust/Cargo.toml --target "$host" || die 'the crates of rust/Cargo.lock could not be fetched.'
   "$py" -m maturin develop --release --locked -m $manifest >$stamps/build.log 2>&1 || {
     cat $stamps/build.log >&2
     die 'the extension could not be built.'
   }
-  # One that an older checkout left under another name would get into the wheels.
+  # Remove a library that an older checkout left under another name: it would get into the wheels.
   find rust/mimi-pyo3/python -name '*.so' ! -path '*/msh_native/*' -exec rm -f {} +
   stamp extension "$(extension_state)"
 fi
@@ -299,6 +299,6 @@ if [ $do_page = yes ]; then
   stamp page "$(page_state)"
 fi
 
-"$py" -c 'import mimi, mlx.core, msh_mlx, msh_native' || die "what is in $venv cannot be imported; 'make clean setup' makes it anew."
+"$py" -c 'import mimi, mlx.core, msh_mlx, msh_native' || die "what is in $venv cannot be imported; 'make clean setup' makes it again."
 stamp root "$root"
 say "$venv is ready"

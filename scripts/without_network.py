@@ -1,6 +1,6 @@
-"""Run a command with no network but the loopback: `unshare -n python3 scripts/without_network.py COMMAND...`.
+"""Run a command without network, except for the loopback: `unshare -n python3 scripts/without_network.py COMMAND...`.
 
-A new network namespace has a loopback that is down; no program's own servers could be reached there.
+In a new network namespace the loopback is down, and a program could not even reach its own servers. So bring it up first.
 """
 
 import fcntl

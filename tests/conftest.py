@@ -1,4 +1,4 @@
-"""What tests of several modules need."""
+"""Fixtures for tests of several rooms."""
 
 import signal
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that tests make can do what most can, wherever the tests themselves are started."""
+    """Give terminals that tests make the usual abilities, wherever the tests themselves are started."""
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
@@ -19,14 +19,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def signals() -> None:
-    """What is started by a test is not told to ignore signals, even if the tests are, as by nohup or behind "&"."""
+    """Let programs that tests start heed signals, even if the tests ignore them, as under nohup or behind "&"."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache of the hub's in place of the user's, without a token, and no catalogue of the user's own."""
+    """Replace the user's hub cache by an empty one, without a token, and without the user's own catalogue."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -39,7 +39,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
-    """A hub that is asked in place of the real one, and an empty cache."""
+    """A hub that takes the place of the real one, and an empty cache."""
     from msh_mlx.library import fetch
 
     with HubServer() as server:

@@ -1,8 +1,8 @@
-"""A hub to test against: Hugging Face's interface on the loopback, with faults to order, and a small proxy.
+"""A hub for tests: Hugging Face's interface on the loopback, with faults on request, and a small proxy.
 
-`HubServer` answers as huggingface.co does, as far as downloads go: `resolve` with its headers and its redirect to another
-origin (here another port, "the CDN"), ranges, the lists of files, private and gated repositories, the errors with their codes.
-The real huggingface-hub, pointed at it by `HF_ENDPOINT`, does not notice. What can go wrong on a network is asked for:
+`HubServer` answers downloads like huggingface.co: `resolve` with its headers and its redirect to another origin (here another
+port, "the CDN"), ranges, lists of files, private and gated repositories, errors with their codes. The real huggingface-hub,
+pointed at it by `HF_ENDPOINT`, does not notice the difference. Tests request the faults of a network:
 
     with HubServer() as hub:
         commit = hub.add("owner/model", {"config.json": b"{}", "model.safetensors": bytes(5000)})
@@ -58,31 +58,31 @@ Kind = Literal[
 
 HOST = "127.0.0.1"
 PIECE = 1 << 16  # bytes sent at a time
-TICK = 0.02  # seconds between two pieces, where there is a rate
+TICK = 0.02  # seconds between two pieces, if a rate is set
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body>Please log in to use this network.</body></html>\n"
 
 
 @dataclass
 class Request:
-    """A request as it came, and what became of it. `status` and `sent` grow while it is answered."""
+    """A request as it came, and its answer. `status` and `sent` change while it is answered."""
 
     method: str
     path: str  # as it was received: quoted, with the query; a proxy's is the whole address
     headers: dict[str, str]  # names in lower case
     origin: Origin | Literal["proxy"]
-    status: int = 0  # of the answer; 0: none yet, or none at all
+    status: int = 0  # of the answer; 0: no answer (yet)
     sent: int = 0  # bytes of the answer's body handed to the system
     fault: Kind | None = None
 
     @property
     def range(self) -> str | None:
-        """The header Range."""
+        """The header Range, or None."""
         return self.headers.get("range")
 
 
 @dataclass
 class Fault:
-    """What `HubServer.fault` has arranged. `used` counts the requests that it has met."""
+    """A fault that `HubServer.fault` has set up. `used` counts the requests that it has spoilt."""
 
     pattern: re.Pattern[str]
     kind: Kind
@@ -137,14 +137,14 @@ class _Answer:
 
 
 def serve(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let huggingface-hub in this process ask `server`, as if HF_ENDPOINT had named it when the process began."""
+    """Make huggingface-hub in this process use `server`, as if HF_ENDPOINT had named it from the start."""
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def git_blob(data: bytes) -> str:
-    """Git's name for these contents, 40 hexadecimal digits: the ETag (without quotes) of a small file."""
+    """Return git's name for these contents, 40 hexadecimal digits. It is the ETag of a small file, without quotes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -154,15 +154,15 @@ class HubServer:
     Parameters
     ----------
     lfs_from
-        Files of at least so many bytes are in LFS: `resolve` redirects to the CDN, and their hash is the SHA-256.
+        Files of at least so many bytes are in LFS. For them, `resolve` redirects to the CDN, and the hash is the SHA-256.
     token, stranger
-        Two users' tokens: the first may read everything, the second nothing that is private or gated. Any other token is
-        refused with 401, as by the hub.
+        The tokens of two users. The first may read everything, the second may not read what is private or gated. Any other
+        token is refused with 401, as by the hub.
     page
-        So many entries of a list of files come in one answer; the rest follows by the header Link.
+        The number of entries of a list of files in one answer. The header Link leads to the rest.
     resolve_cache
-        Small files come by way of a relative redirect (307 to /api/resolve-cache/...), as huggingface.co sends them. Without
-        it they are served where they are asked for.
+        Send small files through a relative redirect (307 to /api/resolve-cache/...), as huggingface.co does. Without it they
+        are sent directly.
     """
 
     def __init__(
@@ -206,12 +206,12 @@ class HubServer:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests so far, in the order in which they came."""
+        """All requests so far, in order."""
         with self._lock:
             return list(self._requests)
 
     def forget(self) -> None:
-        """Begin the list of requests anew."""
+        """Empty the list of requests."""
         with self._lock:
             self._requests.clear()
 
@@ -224,10 +224,10 @@ class HubServer:
         private: bool = False,
         gated: bool = False,
     ) -> str:
-        """Make a commit of these files, and let the revision (a branch, "refs/pr/1") point at it.
+        """Make a commit of these files, let the revision (a branch, "refs/pr/1") point at it, and return its name.
 
-        The files replace those that the revision had. Earlier commits stay. The commit's name, which is returned, is 40
-        hexadecimal digits that depend on the repository's name and the files alone.
+        The files replace those of the revision. Earlier commits stay. The name is 40 hexadecimal digits, which depend only on
+        the repository's name and the files.
         """
         tree = {path: _File.of(data, len(data) >= self._lfs_from) for path, data in sorted(files.items())}
         names = "".join(f"{path}\0{file.sha256}\n" for path, file in tree.items())
@@ -259,30 +259,31 @@ class HubServer:
         seconds: float = 1.0,
         data: bytes | None = None,
     ) -> Fault:
-        """Let the next requests (`times`; None: all) whose path has a match of the regular expression `match` go wrong.
+        """Spoil the next requests (`times`; None: all) whose path matches the regular expression `match` anywhere.
 
-        The path is as in the log: quoted, with the query. The CDN's has the name of the file in its query, so that `match` can
-        be that name for both origins; `method` and `origin` narrow it down. Faults are tried in the order in which they were
-        asked for, and one request meets one fault at most. A request that a fault could do nothing to (a HEAD has no body to
-        be cut) passes, and is not counted. Bytes of a body are counted from the body's beginning, not the file's.
+        The path is as in the log: quoted, with the query. The CDN's paths have the name of the file in the query, so `match`
+        can be that name for both origins. `method` and `origin` restrict it further. Faults are tried in the order in which
+        they were set up, and a request meets at most one. A request that a fault cannot spoil (a HEAD has no body to cut)
+        passes, and is not counted. Bytes of a body are counted from the beginning of the body, not of the file.
 
         - "status": the answer is `status` with `headers`, say 429 with {"Retry-After": "1"}.
         - "cut": the connection ends without an answer, or, with `after`, after so many bytes of a file; `reset` it, or close it
           cleanly. Of the bytes before a reset, some may not arrive.
-        - "stall": nothing comes, or nothing more than `after` bytes, but the connection stays.
+        - "stall": nothing comes, or only `after` bytes, but the connection stays open.
         - "drip": from `after` bytes on, `rate` bytes a second.
-        - "wrong bytes": the byte at `position` in the file is another. Answers without that byte are let pass.
+        - "wrong bytes": the byte at `position` in the file is changed. Answers without that byte pass.
         - "wrong length": the file is `by` bytes longer (zeros) or shorter (below zero), and the headers of this answer agree.
-        - "ignore range": 200 and the whole file, though a range was asked for.
-        - "wrong content-range": the range comes from `by` bytes further on (below zero: earlier), and Content-Range says so.
-        - "html": 200 and a web page, as from the network of a hotel.
-        - "gzip": the file compressed, in chunks, of no announced length, to clients that accept it. So the hub sends text.
+        - "ignore range": 200 and the whole file, although a range was requested.
+        - "wrong content-range": the range begins `by` bytes later (below zero: earlier), and Content-Range says so.
+        - "html": 200 and a web page, as from a hotel's network.
+        - "gzip": the file compressed, in chunks, without its length, to clients that accept it. The hub sends text so.
         - "redirect loop": 302 to the same address.
         - "dead redirect": 302 to an address that refuses connections; the hub's other headers stay.
         - "no etag": ETag and X-Linked-Etag are missing.
         - "slow headers": the answer's head takes `seconds`, line by line.
-        - "changed": this answer is right; from then on the file has other contents, `data` or the same with all bits turned:
-          at the hub in a new commit of the branch that was asked, at the CDN under the same address with another ETag.
+        - "changed": this answer is right, but from then on the file has other contents: `data`, or the same with all bits
+          inverted. At the hub they are in a new commit of the requested branch, at the CDN at the same address with another
+          ETag.
         """
         fault = Fault(
             pattern=re.compile(match),
@@ -305,12 +306,12 @@ class HubServer:
         return fault
 
     def heal(self) -> None:
-        """Forget all faults; those that are under way go on."""
+        """Forget all faults. Those in progress go on."""
         with self._lock:
             self._faults.clear()
 
     def down(self, origin: Origin | None = None) -> None:
-        """Refuse connections, at both ports or at one, and end those that there are."""
+        """Refuse connections, at both ports or at one, and end the open ones."""
         for listener in self._listeners(origin):
             listener.stop()
 
@@ -320,7 +321,7 @@ class HubServer:
             listener.start()
 
     def close(self) -> None:
-        """End everything. No thread is left. What the server itself did wrong is raised here."""
+        """End everything, so that no thread is left. Errors of the server itself are raised here."""
         for listener in (self._hub, self._cdn):
             listener.close()
         self._dead.close()
@@ -340,7 +341,7 @@ class HubServer:
         return [listener for name, listener in (("hub", self._hub), ("cdn", self._cdn)) if origin in (None, name)]
 
     def _respond(self, request: Request) -> tuple[_Answer, Fault | None]:
-        """The answer to a request, and the fault that its delivery is to show; other faults are in the answer."""
+        """Return the answer to a request, and the fault of its delivery, if any. Other faults are in the answer."""
         with self._lock:
             self._requests.append(request)
             answer = self._at_hub(request) if request.origin == "hub" else self._at_cdn(request)
@@ -429,7 +430,7 @@ class HubServer:
         return answer
 
     def _tree(self, target: str, query: dict[str, str], folder: str, files: dict[str, _File]) -> _Answer:
-        """The list of a folder's files (the root is ""), or of all files below it, a page at a time."""
+        """Return the list of a folder's files (the root is ""), or of all files below it, one page."""
         prefix = f"{folder}/" if folder else ""
         recursive = query.get("recursive", "").lower() in ("true", "1")
         entries: dict[str, dict[str, Any]] = {}
@@ -460,7 +461,7 @@ class HubServer:
         self.add(repository, {**{name: file.data for name, file in files.items()}, path: data}, revision)
 
     def _spoil(self, fault: Fault, request: Request, answer: _Answer) -> _Answer:
-        """The answer as the fault has it, unless it is a fault of the delivery."""
+        """Return the answer as the fault changes it. Faults of the delivery change nothing here."""
         data, headers = answer.data or b"", answer.headers
         match fault.kind:
             case "status":
@@ -496,7 +497,7 @@ class HubServer:
         return answer
 
     def _linked(self, answer: _Answer) -> bytes:
-        """The contents that a redirect leads to."""
+        """Return the contents that a redirect leads to."""
         name = answer.headers["X-Linked-Etag"].strip('"')
         if name in self._objects:
             return self._objects[name]
@@ -507,7 +508,7 @@ class HubServer:
 
 
 class Proxy:
-    """A forward proxy for plain HTTP at `url`, the value for HTTP_PROXY, with a list of the `requests` that it has had."""
+    """A forward proxy for plain HTTP at `url`, the value for HTTP_PROXY. `requests` lists its requests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -520,7 +521,7 @@ class Proxy:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests so far, in the order in which they came; their paths are whole addresses."""
+        """All requests so far, in order. Their paths are whole addresses."""
         with self._lock:
             return list(self._requests)
 
@@ -544,7 +545,7 @@ def _bound(port: int = 0) -> socket.socket:
 
 
 class _Listener(socketserver.TCPServer):
-    """A port of the loopback, with a thread for each connection; while it is stopped, it keeps the port and refuses."""
+    """A port of the loopback, with a thread per connection. While stopped, it keeps the port and refuses connections."""
 
     request_queue_size = 128
 
@@ -593,7 +594,7 @@ class _Listener(socketserver.TCPServer):
         thread.start()
 
     def adopt(self, connection: socket.socket) -> None:
-        """Let a connection that this thread has made end with the one that it serves."""
+        """Let a connection that this thread has made end together with the one that it serves."""
         with self._lock:
             if self._loop is None:
                 raise _HangUp
@@ -603,7 +604,7 @@ class _Listener(socketserver.TCPServer):
         try:
             self.finish_request(request, client_address)
         except (_HangUp, OSError):
-            pass  # the other side has gone, or is to think so of this one
+            pass  # the other side has gone, or this side pretends to
         except Exception as error:
             self.errors.append(error)
         finally:
@@ -662,7 +663,7 @@ class _HubHandler(_Handler):
     do_HEAD = do_GET  # noqa: N815
 
     def head(self, answer: _Answer) -> list[bytes]:
-        """The lines before the body, as bytes, the empty one included."""
+        """Return the lines before the body, as bytes, with the empty one."""
         headers = dict(answer.headers)
         if "Transfer-Encoding" not in headers:
             headers["Content-Length"] = str(len(answer.body))
@@ -673,7 +674,7 @@ class _HubHandler(_Handler):
         return [f"{line}\r\n".encode("latin-1") for line in [*lines, ""]]
 
     def send(self, request: Request, body: bytes, rate: float | None = None) -> None:
-        """Send a body, or a part of one, at a rate if there is one: what is asked for, or the hub's."""
+        """Send a body, or a part of one, at `rate`, else at the hub's rate, else as fast as possible."""
         due = time.monotonic()
         at = 0
         while at < len(body):
@@ -685,17 +686,17 @@ class _HubHandler(_Handler):
                 self.wait(due - time.monotonic())
             else:
                 due = time.monotonic()
-            request.sent += len(piece)  # before it is sent: who has the bytes must find them counted
+            request.sent += len(piece)  # before sending: once the bytes have arrived, they must be counted
             self.wfile.write(piece)
             at += len(piece)
 
     def wait(self, seconds: float) -> None:
-        """Wait, but not for a connection that has ended, at whichever end."""
+        """Wait, but not longer than the connection lasts at both ends."""
         if select.select([self.connection], [], [], max(0.0, seconds))[0]:
             raise _HangUp
 
     def end(self, fault: Fault) -> None:
-        """Be silent until the other side or the hub has had enough; or close the connection; or reset it."""
+        """Be silent until the other side or the hub ends the connection; or close it; or reset it."""
         if fault.kind == "stall":
             self.connection.recv(1)
         elif fault.reset:
@@ -744,7 +745,7 @@ class _ProxyHandler(_Handler):
 
 
 def _meets(fault: Fault, request: Request, answer: _Answer) -> bool:
-    """Whether this request is one for the fault: it is among those asked for, and there is something to spoil."""
+    """Whether the fault applies to this request: it matches, and there is something to spoil."""
     if (
         (fault.times is not None and fault.used >= fault.times)
         or fault.method not in (None, request.method)
@@ -775,7 +776,7 @@ def _meets(fault: Fault, request: Request, answer: _Answer) -> bool:
 
 
 def _served(request: Request, data: bytes, headers: Mapping[str, str], ranges: bool = True) -> _Answer:
-    """A file, or the one range of it that is asked for."""
+    """Return a file, or the requested range of it."""
     common = {name: value for name, value in headers.items() if name != "Content-Range"}
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", (request.range or "").replace(" ", ""))
     wanted = request.headers.get("if-range", common.get("ETag")) == common.get("ETag")
@@ -791,7 +792,7 @@ def _served(request: Request, data: bytes, headers: Mapping[str, str], ranges: b
 
 
 def _part(data: bytes, start: int, end: int, headers: Mapping[str, str]) -> _Answer:
-    """The bytes from `start` to before `end`, or the file's end."""
+    """Return the bytes from `start` up to `end`, or up to the file's end."""
     body = data[start:end]
     content_range = f"bytes {start}-{start + len(body) - 1}/{len(data)}"
     return _Answer(206, {**headers, "Content-Range": content_range}, body, data, start)
@@ -802,7 +803,7 @@ def _json(data: Any) -> _Answer:
 
 
 def _error(status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None) -> _Answer:
-    """An error, with the code and the message in the hub's headers."""
+    """Return an error, with the code and the message in the hub's headers."""
     answer = _json({"error": message})
     answer.status = status
     answer.headers |= {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}

@@ -1,10 +1,10 @@
-"""Ogg pages as RFC 3533 says, made slowly and obviously: what the tests send in place of an encoder."""
+"""Ogg pages by RFC 3533, made in a slow and obvious way. Tests send them in place of an encoder's."""
 
 import struct
 
 
 def checksum(data):
-    """The sum of RFC 3533, bit by bit: polynomial 0x04c11db7, from 0."""
+    """Return the checksum of RFC 3533, computed bit by bit: polynomial 0x04c11db7, from 0."""
     crc = 0
     for byte in data:
         crc ^= byte << 24
@@ -14,19 +14,19 @@ def checksum(data):
 
 
 def page(lengths, body, flags=0, granule=0, sequence=0, serial=42):
-    """A page of segments; the lengths of segments are given as they stand in it."""
+    """Return a page. The lengths of its segments are given as they stand in the page."""
     header = b"OggS\0" + struct.pack("<BqII", flags, granule, serial, sequence)
     rest = bytes([len(lengths), *lengths]) + body
     return header + struct.pack("<I", checksum(header + b"\0\0\0\0" + rest)) + rest
 
 
 def lace(packet):
-    """The lengths of a packet's segments."""
+    """Return the lengths of a packet's segments."""
     return [*[255] * (len(packet) // 255), len(packet) % 255]
 
 
 def whole(packets, **options):
-    """A page of whole packets."""
+    """Return a page of whole packets."""
     return page([length for packet in packets for length in lace(packet)], b"".join(packets), **options)
 
 
@@ -35,5 +35,5 @@ TAGS = b"OpusTags" + struct.pack("<I4sI", 4, b"test", 0)
 
 
 def headers(serial=42):
-    """The two pages with which a stream begins, as the published programs write them."""
+    """Return the two pages that begin a stream, as the published programs write them."""
     return whole([HEAD], flags=2, serial=serial) + whole([TAGS], sequence=1, serial=serial)

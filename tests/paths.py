@@ -1,4 +1,4 @@
-"""Where the files are that tests need."""
+"""The places of files that tests need."""
 
 from pathlib import Path
 

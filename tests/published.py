@@ -1,7 +1,7 @@
-"""The published programs as scripted peers: what they send, byte for byte where it matters, as far as protocols go.
+"""Scripted peers that send what the published programs send, byte for byte where it matters.
 
 R is the Rust server and its terminal client, T the PyTorch server and its client, M the MLX web server, W the web page. Servers
-hear through `OpusDecoder` and answer with what a `voice` makes of every frame; clients say a recording.
+decode sound with `OpusDecoder`, and answer each frame with the result of a `voice`. Clients send a recording.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.sound.ogg import OggSplitter, PageKind
 
 RECORDED = GOLDEN / "wire" / "page_and_torch_server.bin"
-LIMIT = 10  # seconds, against hanging
+LIMIT = 10  # seconds until a test that hangs fails
 
 HANDSHAKES = {"R": bytes(9), "T": b"\0", "M": b"\0", "W": bytes(3)}
-# Frames at the beginning that get no answer, while the model's delays are filled.
+# Frames at the beginning without an answer, because of the model's delays.
 LAG = {"R": 2, "T": 1, "M": 1, "W": 0}
 METADATA = {
     "text_temperature": 0.8,
@@ -44,7 +44,7 @@ METADATA = {
 
 
 def recorded(side):
-    """Milliseconds and bytes of all that the page (0) or the PyTorch server (1) sent in a real conversation."""
+    """Return all messages of the page (0) or the PyTorch server (1) in a real conversation: milliseconds, and bytes."""
     data, messages, position = RECORDED.read_bytes(), [], 0
     while position < len(data):
         direction, milliseconds, length = struct.unpack_from("<BII", data, position)
@@ -55,7 +55,7 @@ def recorded(side):
 
 
 def in_24_khz(page):
-    """A page whose granule position counts samples at 24 kHz, as the Rust programs do."""
+    """Return a page with its granule position in samples at 24 kHz, as the Rust programs count."""
     granule, serial, sequence = struct.unpack_from("<qII", page, 6)
     count = page[26]
     return ogg.page(page[27 : 27 + count], page[27 + count :], page[5], granule // 2, sequence, serial)
@@ -71,15 +71,15 @@ class Voice:
         self._headers = b""
 
     def messages(self, pcm):
-        """The messages for a frame `[1920]`."""
+        """Return the messages for a frame `[1920]`."""
         pages = self._splitter.feed(self._encoder.encode(pcm))
         head = b"".join(page.data for page in pages if page.kind is not PageKind.AUDIO)
         sound = [page.data for page in pages if page.kind is PageKind.AUDIO]
         if self._kind == "R":
             head, sound = head and in_24_khz(pages[0].data) + in_24_khz(pages[1].data), list(map(in_24_khz, sound))
-            # The headers alone, then a page a message.
+            # First the headers alone, then one page per message.
             return [b"\x01" + part for part in ([head] if head else []) + sound]
-        if self._kind == "M":  # a page a message, the first with the headers
+        if self._kind == "M":  # one page per message, the first with the headers
             return [b"\x01" + (head if i == 0 else b"") + part for i, part in enumerate(sound)]
         return [b"\x01" + head + b"".join(sound)]
 
@@ -88,9 +88,9 @@ class Voice:
 
 
 class Server:
-    """A websocket server on the loopback, on a thread of its own: `talk(socket, request)` holds a conversation.
+    """A websocket server on the loopback, on its own thread. `talk(socket, request)` holds a conversation.
 
-    `requests` are those that came, with their query; `refuse` may answer one in place of a conversation.
+    `requests` are the requests that came, with their query. `refuse` may answer one in place of a conversation.
     """
 
     def __init__(self, talk, *, ssl=None, refuse=None, port=0, host="127.0.0.1"):
@@ -115,7 +115,7 @@ class Server:
             raise self.errors[0]
 
     def hang_up(self):
-        """Cut all connections without a word."""
+        """Cut all connections without a closing message."""
 
         def cut():
             for transport in list(self._sockets):
@@ -159,14 +159,14 @@ class Server:
 
 
 def echo(count, pcm):
-    """A voice that says what it hears, and a word every fifth frame."""
+    """A voice that repeats the sound it hears, and says a word every fifth frame."""
     return pcm, f" word{count}" if count % 5 == 0 else ""
 
 
 def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]:
-    """What a published server does with a connection: frame `lag` and later ones are answered as `voice(count, pcm)` says.
+    """Handle a connection like a published server. Frame `lag` and later ones are answered with `voice(count, pcm)`.
 
-    It ignores controls and takes no notice of `realtime`.
+    It ignores controls and `realtime`.
     """
     lag = LAG[kind] if lag is None else lag
 
@@ -196,7 +196,7 @@ def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, we
 
 
 def replay(messages) -> Callable[[web.WebSocketResponse, web.Request], Awaitable[None]]:
-    """Send what was recorded of a server, as fast as it goes, and wait for the client to go."""
+    """Send the recorded messages of a server as fast as possible, and wait until the client has gone."""
 
     async def talk(socket, _):
         for _, data in messages:
@@ -211,10 +211,10 @@ def replay(messages) -> Callable[[web.WebSocketResponse, web.Request], Awaitable
 
 
 async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
-    """Talk with a server as a published client does, until `until(messages)` holds of what came; return that.
+    """Talk with a server like a published client, until `until(messages)` is true for the messages; return these.
 
-    The terminal clients say `pcm` `[n]`, a frame every `pace` seconds, then silence; the page says what it said when it was
-    recorded. T's client does not wait for the handshake, R's begins with Restart and accepts any certificate.
+    The terminal clients send `pcm` `[n]`, a frame every `pace` seconds, and then silence. The page sends its recorded messages.
+    T's client does not wait for the handshake. R's begins with Restart, and accepts any certificate.
     """
     received = []
     async with (
@@ -252,7 +252,7 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
 
 
 def _says(kind, pcm):
-    """The messages of one frame after the other."""
+    """Yield the messages of one frame after the other."""
     if kind == "W":
         said = [data for _, data in recorded(0)]  # 40 ms each
         yield from (said[i : i + 2] for i in range(0, len(said), 2))

@@ -1,6 +1,6 @@
-"""The Moshi language model, slow and obvious: numpy in float64, everything kept, the window a mask.
+"""The Moshi language model, slow and obvious: numpy in float64, with everything kept, and a mask for the window.
 
-Written from the description of the architecture, with the tensors of the PyTorch layout, to compare the real one with.
+It is written from the description of the architecture, for tensors of the PyTorch layout, and compared with the real one.
 """
 
 import numpy as np

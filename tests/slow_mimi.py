@@ -1,6 +1,6 @@
 """The codec, slow and obvious: numpy in float64, offline, from the description of the architecture.
 
-Arrays are [channels, time], weights as stored. For comparing the real one with.
+Arrays are [channels, time], weights as stored. Tests compare the real codec with it.
 """
 
 import math

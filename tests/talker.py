@@ -1,4 +1,4 @@
-"""A client of the server for tests: sends a recording, collects what comes back."""
+"""A client of the server for tests. It sends a recording, and collects the messages that come back."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 
 @dataclass
 class Heard:
-    """What came from the server, in its order; `raw` are the audio and text messages as they came."""
+    """The messages from the server, in order. `raw` are the audio and text messages as they came."""
 
     messages: list = field(default_factory=list)
     raw: list = field(default_factory=list)
@@ -41,7 +41,7 @@ class Heard:
 
 
 class Talker:
-    """One connection; `async with Talker(url, **parameters) as talker`. A parameter that is None is not sent, be it `stats`."""
+    """One connection: `async with Talker(url, **parameters) as talker`. A parameter that is None is not sent, even `stats`."""
 
     def __init__(self, url, headers=None, ssl=None, **parameters):
         self.heard = Heard()
@@ -65,7 +65,7 @@ class Talker:
         await self._http.close()
 
     async def receive(self, timeout=10.0):
-        """Wait for a message and keep it; None when the connection is closed."""
+        """Wait for a message, keep it and return it; None when the connection is closed."""
         message = await self.ws.receive(timeout)
         if message.type is not aiohttp.WSMsgType.BINARY:
             assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING), (
@@ -82,7 +82,7 @@ class Talker:
         return read
 
     async def until(self, kind, timeout=10.0):
-        """Receive until there is a message of a type, and return it; None if the connection is closed before."""
+        """Receive until a message of a type comes, and return it; None if the connection is closed first."""
         while True:
             message = await self.receive(timeout)
             if message is None or isinstance(message, kind):
@@ -100,7 +100,7 @@ class Talker:
                 await asyncio.sleep(pause)
 
     async def converse(self, pcm, pause=0.0):
-        """Wait for the handshake, send sound, and receive until as much has come back."""
+        """Wait for the handshake, send sound, and receive until as much sound has come back."""
         await self.until(protocol.Handshake)
         first = len(self.heard.pcm)
         sending = asyncio.ensure_future(self.say(pcm, pause))
@@ -114,6 +114,6 @@ class Talker:
 
 
 async def talk(url, pcm, pause=0.0, **parameters):
-    """Hold one conversation and return what was heard."""
+    """Hold one conversation, and return what came back."""
     async with Talker(url, **parameters) as talker:
         return await talker.converse(pcm, pause)

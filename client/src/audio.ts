@@ -7,14 +7,14 @@ import workletUrl from "./worklets/conversation?worker&url";
 import { type FromWorklet, PROCESSOR, type ToWorklet } from "./worklets/messages";
 
 export interface AudioEvents {
-  /** As much of the microphone as of what was played at the same time. */
+  /** The microphone's sound and the sound played at the same time, of the same length. */
   onSound(heard: Float32Array<ArrayBuffer>, played: Float32Array<ArrayBuffer>): void;
   onMicrophoneGone(): void;
   /** Whether the browser lets the sound run: a phone stops it for a call. */
   onRunning(running: boolean): void;
 }
 
-/** A part of the page did not load. */
+/** The error for a part of the page that did not load. */
 export class IncompleteError extends Error {}
 
 export class Sound {
@@ -30,7 +30,7 @@ export class Sound {
   #stream: MediaStream | null = null;
   #closed = false;
 
-  /** Must be called in the handler of a gesture, or Safari lets nothing sound. */
+  /** Call it in the handler of a gesture, or Safari plays no sound. */
   constructor(private readonly events: AudioEvents) {
     this.#context = new AudioContext({ latencyHint: "interactive" });
     void this.resume();
@@ -55,7 +55,7 @@ export class Sound {
     return this.#stream?.getAudioTracks()[0]?.label ?? "";
   }
 
-  /** From the loudspeaker's side: what the device adds to the delay, in seconds. */
+  /** The delay that the loudspeaker's device adds, in seconds. */
   get outputLatency(): number {
     return (this.#context.baseLatency || 0) + (this.#context.outputLatency || 0);
   }
@@ -64,7 +64,7 @@ export class Sound {
     return this.#context.resume().catch(() => undefined);
   }
 
-  /** Starts it all. Throws what getUserMedia throws, or an IncompleteError. */
+  /** Starts the microphone and the loudspeaker. Throws getUserMedia's errors, or an IncompleteError. */
   async open(deviceId: string): Promise<void> {
     const worklet = this.#context.audioWorklet.addModule(workletUrl);
     worklet.catch(() => undefined); // awaited below, after the question for the microphone
@@ -120,7 +120,7 @@ export class Sound {
     this.#post(resampled, [resampled.buffer]);
   }
 
-  /** Forgets what is still to be played: another conversation begins. */
+  /** Forgets the sound that waits to be played, for another conversation. */
   clear(): void {
     this.#toDevice = null;
     this.#post(null, []);
@@ -139,7 +139,7 @@ export class Sound {
 
   #onSound({ heard, played, cushion }: FromWorklet): void {
     this.cushion = cushion;
-    // The conversation goes on in silence.
+    // Without a microphone, the conversation goes on with silence.
     if (this.muted) heard.fill(0);
     this.events.onSound(this.#heard.process(heard), this.#played.process(played));
   }

@@ -1,4 +1,4 @@
-// From the press of the button to the end: microphone, connection, sound, words, recording.
+// A conversation from the press of the button to its end: microphone, connection, sound, words, recording.
 
 import { IncompleteError, Sound } from "./audio";
 import { Figures, level } from "./figures";
@@ -12,11 +12,11 @@ import { Recording } from "./wav";
 
 export const RECORDING_HOURS = 2;
 const PACKET_SECONDS = PACKET_SAMPLES / SAMPLE_RATE;
-// After so long a browser that lets no sound run will not do so unasked: some do not without a loudspeaker.
+// A browser that has not started the sound after this time needs a press of a button. Some never start it without a loudspeaker.
 const START_MS = 3000;
-// For so long sound may come of which nothing can be played.
+// Sound that cannot be played may come for this long.
 const UNPLAYED_MS = 2500;
-// Of what a meter shows, every 10 ms: it falls to a tenth within a third of a second.
+// The share of a meter's value that is kept every 10 ms: it falls to a tenth within a third of a second.
 const METER_FALL = 0.93;
 
 export type Phase = "microphone" | "connecting" | "waiting" | "talking" | "reconnecting" | "stopped" | "over";
@@ -34,7 +34,7 @@ export interface ConversationOptions {
   microphone: string;
   volume: number;
   muted: boolean;
-  /** Asked before every attempt to connect. */
+  /** Called before every attempt to connect. */
   address: () => URL;
   codec: Promise<Codec>;
 }
@@ -52,7 +52,7 @@ export class Conversation {
   #decoder: PacketDecoder | null = null;
   #reader = new OggReader();
   #playable = false; // the stream is Opus that can be decoded
-  #unplayedSince: number | null = null; // milliseconds: sound has come since then, and none of it could be played
+  #unplayedSince: number | null = null; // milliseconds; since then sound has come that could not be played
   #writer: OggWriter | null = null;
   #headers: Uint8Array | null = null; // to go with the first page
   #packets: Uint8Array[] = []; // of the next page
@@ -62,7 +62,7 @@ export class Conversation {
   #lost = false; // and since then the connection was lost
   #slow = false;
   #full = false;
-  #ignored: string[] = []; // parameters that the server knows nothing of
+  #ignored: string[] = []; // parameters that the server does not know
   #gone = false; // there is no microphone at present
 
   /** Must be called in the handler of a gesture. */
@@ -88,7 +88,7 @@ export class Conversation {
     return this.#sound;
   }
 
-  /** What waits to be heard, in seconds. */
+  /** How much sound waits to be heard, in seconds. */
   get queued(): number {
     return this.#sound.cushion.fill + this.#sound.outputLatency;
   }
@@ -105,7 +105,7 @@ export class Conversation {
     this.#link?.restart();
   }
 
-  /** Makes a new connection, with an address of now. */
+  /** Makes a new connection, with the present address. */
   reconnect(): void {
     this.#setPhase("connecting");
     this.#link?.reconnect();
@@ -126,7 +126,7 @@ export class Conversation {
     this.events.onMicrophones();
   }
 
-  /** The list of devices has changed: the one that was missed may be back. */
+  /** Call it when the list of devices has changed: a lost device may be back. */
   async devicesChanged(): Promise<void> {
     if (this.#gone) await this.useMicrophone("");
   }
@@ -157,7 +157,7 @@ export class Conversation {
       this.#encoder = await codec.encoder((packet) => this.#onPacket(packet));
       this.#decoder = await codec.decoder((samples, rate) => this.#sound.play(samples, rate));
     } catch {
-      // The browser's own codec was tried out before; what can fail is to fetch the other one.
+      // The browser's own codec has been tried already. Fetching the other one may fail.
       this.#fail({ cause: "incomplete" });
       return;
     }
@@ -187,7 +187,7 @@ export class Conversation {
     try {
       await this.#sound.open(microphone);
     } catch (error) {
-      // The chosen microphone may be gone since the last time.
+      // The chosen microphone may have gone since the last time.
       if (microphone === "" || microphoneTrouble(error).cause !== "no-microphone") throw error;
       await this.#sound.open("");
     }
@@ -250,11 +250,14 @@ export class Conversation {
     }
     this.#keepPlace((this.#reader.missing - missing) / GRANULE_RATE);
     if (this.#unplayedSince !== null && performance.now() - this.#unplayedSince > UNPLAYED_MS) {
-      this.#fail({ cause: "server", detail: "The server sends sound that is no Opus in Ogg, so it cannot be heard." });
+      this.#fail({
+        cause: "server",
+        detail: "The server's sound is not Opus in Ogg, so it cannot be heard.",
+      });
     }
   }
 
-  /** What did not come is silent for as long as it would have sounded. */
+  /** Plays silence in place of sound that did not come. */
   #keepPlace(seconds: number): void {
     if (seconds === 0) return;
     this.figures.received += seconds;

@@ -1,31 +1,31 @@
-// What lies between the network's rhythm and the loudspeaker's: a queue of samples, as short as the network lets it be.
+// The queue of samples between the network and the loudspeaker, as short as the network allows.
 
 /** All in seconds. */
 export const LIMITS = {
-  /** The first filling, two packets of 40 ms, and what underruns may make of it. */
+  /** The first target, two packets of 40 ms, and the largest, which underruns may raise it to. */
   start: 0.08,
   least: 0.06,
   most: 0.6,
-  /** A queue longer than this loses its surplus at once. */
+  /** The surplus of a longer queue is dropped at once. */
   overflow: 1,
-  /** Sound comes in pieces of this length, so the queue swings by as much. */
+  /** Sound comes in pieces of this length, so the queue's length varies by as much. */
   packet: 0.04,
   fade: 0.005,
-  /** How long the queue is watched before it is judged too long, and how long without an underrun lowers the target. */
+  /** How long the queue is watched before it counts as too long, and the time without an underrun that lowers the target. */
   watch: 4,
   calm: 10,
-  /** The piece that is left out where the queue is too long; at a quiet place, or after a while anywhere. */
+  /** The piece that is left out if the queue is too long: at a quiet place, or after a while anywhere. */
   skip: 0.02,
   patience: 5,
 } as const;
 const QUIET = 1e-5; // mean square, 50 dB below full scale
 
 export interface CushionState {
-  /** In seconds: what is queued, and what the queue is filled to before it plays. */
+  /** The queue's length, and the length that it needs before it plays, in seconds. */
   fill: number;
   target: number;
   underruns: number;
-  /** Seconds left out to shorten the delay, and those lost to an overflow. */
+  /** Seconds left out to shorten the delay, and seconds lost to an overflow. */
   skipped: number;
   dropped: number;
 }
@@ -41,9 +41,9 @@ export class Cushion {
   #skipped = 0;
   #dropped = 0;
   #excess = 0; // samples to be left out
-  #waited = 0; // samples played since a quiet place is looked for
-  #watched = 0; // samples played since #lowest counts
-  #lowest = Infinity; // the least filling since then
+  #waited = 0; // samples played since the search for a quiet place began
+  #watched = 0; // samples played since #lowest was reset
+  #lowest = Infinity; // the shortest length of the queue since then
   #calm = 0; // samples played since the last underrun or lowering
 
   constructor(private readonly rate: number) {
@@ -61,7 +61,7 @@ export class Cushion {
     };
   }
 
-  /** Forgets what is queued, for another conversation; what was learnt about the network stays. */
+  /** Forgets the queue, for another conversation. The target, which depends on the network, stays. */
   clear(): void {
     this.#fill = 0;
     this.#playing = false;
@@ -86,7 +86,7 @@ export class Cushion {
     this.#fill += added.length;
   }
 
-  /** Fills the output: with sound, or with silence until there is enough. */
+  /** Fills the output with sound, or with silence until enough sound waits. */
   pull(output: Float32Array): void {
     if (!this.#playing && this.#fill >= this.#target) {
       this.#playing = true;
@@ -133,7 +133,7 @@ export class Cushion {
     this.#waited = 0;
   }
 
-  /** Judges whether the queue is longer than the network's rhythm asks for. */
+  /** Decides whether the queue is longer than the network requires. */
   #shorten(length: number): void {
     this.#lowest = Math.min(this.#lowest, this.#fill - length);
     this.#watched += length;
@@ -149,7 +149,7 @@ export class Cushion {
     }
   }
 
-  /** How many samples to leave out now, faded over this output. */
+  /** How many samples to leave out now, with a fade over this output. */
   #jump(length: number): number {
     if (this.#fill > this.#samples(LIMITS.overflow)) {
       const jump = this.#fill - Math.max(this.#target, length);

@@ -1,10 +1,10 @@
-// How the conversation runs, from what the server tells and what the page counts.
+// The figures of the conversation, from the server's metadata and the page's own counts.
 
-/** When the delay and the losses matter enough to be shown, in seconds. */
+/** Delays and losses from which they are shown, in seconds. */
 export const SHOWN = { delay: 0.8, lost: 0.1, lostFor: 20 } as const;
-/** A step makes 80 ms of sound, so it must not take longer. */
+/** A step must not take longer, since it makes 80 ms of sound. */
 const STEP_MS = 80;
-// Reports in a row, one every two seconds, after which the server counts as too slow, or as fast enough again.
+// After so many reports in a row, one every two seconds, the server counts as too slow, or as fast enough again.
 const REPORTS = 3;
 
 export class Figures {
@@ -12,10 +12,10 @@ export class Figures {
   sent = 0;
   received = 0;
   unsent = 0;
-  damaged = 0; // of what came
+  damaged = 0; // in the sound that came
   slow = false;
   #serverDropped = 0;
-  #streak = 0; // reports in a row that speak against what `slow` says
+  #streak = 0; // reports in a row that contradict `slow`
   #lost = 0; // as of #lostAt
   #lostAt = -Infinity;
   #values: Record<string, unknown> = {};
@@ -37,7 +37,7 @@ export class Figures {
     return typeof value === "string" && value !== "" ? value : null;
   }
 
-  /** Takes metadata; later values replace earlier ones of the same name. */
+  /** Takes metadata. Later values replace earlier ones of the same name. */
   update(values: Record<string, unknown>): void {
     this.#values = { ...this.#values, ...values };
     if (!("step_p50_ms" in values)) return;
@@ -55,20 +55,20 @@ export class Figures {
   }
 
   /**
-   * Seconds from a sound into the microphone until the server's answer to that moment is heard: every sample that is sent
-   * comes back as one, so what is out is on its way, or was dropped.
+   * Seconds from a sound at the microphone until the server's answer to it is heard. Every sample that is sent comes back
+   * as one, so samples that have not come back are on their way, or were dropped.
    */
   delay(queued: number): number {
     const out = this.sent - this.received - this.#serverDropped;
     return Math.max(0, out) + queued;
   }
 
-  /** Seconds of sound that were lost anywhere; `dropped` is what the page's queue lost. */
+  /** Seconds of sound lost anywhere. `dropped` are those that the page's queue lost. */
   lost(dropped: number): number {
     return this.#serverDropped + this.unsent + this.damaged + dropped;
   }
 
-  /** What to show of both at this time (in seconds); nothing where all is well. */
+  /** The text to show of delay and losses at this time (in seconds); empty if all is well. */
   notice(now: number, queued: number, dropped: number): string {
     const parts: string[] = [];
     const delay = this.delay(queued);
@@ -81,7 +81,7 @@ export class Figures {
   }
 }
 
-/** A meter's position in [0, 1] for samples: the last 50 dB below full scale, by their root mean square. */
+/** A meter's position in [0, 1] for samples, by their root mean square: it covers 50 dB below full scale. */
 export function level(samples: Float32Array): number {
   if (samples.length === 0) return 0;
   const mean = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;

@@ -1,29 +1,29 @@
-// The connection: opened, watched, opened again.
+// The connection to the server: opens it, watches it, opens it again.
 
 import { type Control, decode, encodeAudio, encodeControl, encodePing, plainAddress } from "./protocol";
 import { refusal, type Trouble } from "./troubles";
 
 /** Seconds between the attempts to connect; the last one repeats. */
 export const BACKOFF = [0.5, 1, 2, 3, 5] as const;
-/** Nothing at all for so long in a conversation means that the server is gone. */
+/** If nothing comes for so long in a conversation, the server counts as gone. */
 export const SILENCE_MS = 10_000;
 const PING_MS = 5000;
-// How long a server may take to open a connection, to answer a plain request, and to begin anew when asked to.
+// How long a server may take to open a connection, to answer a plain request, and to begin again when asked to.
 const CONNECT_MS = 10_000;
 const ASK_MS = 5000;
 const RESTART_MS = 3000;
-// So much unsent, a second of sound, means that the network stands still; older sound helps nobody.
+// If so much is unsent, a second of sound, the network stands still. Older sound is of no use.
 const MAX_UNSENT = 6000;
 
 export interface LinkEvents {
-  /** The server has fresh state and listens; `again` unless it is the first time. */
+  /** The server has begun a new conversation and listens. `again` is false the first time. */
   onHandshake(again: boolean): void;
   onAudio(data: Uint8Array): void;
   onText(text: string): void;
   onMetadata(values: Record<string, unknown>): void;
-  /** Not connected any more, but trying. */
+  /** The connection is lost, and is being opened again. */
   onDown(trouble: Trouble): void;
-  /** It is over, and nothing is tried any more. */
+  /** The connection is over, and is not opened again. */
   onOver(trouble: Trouble): void;
 }
 
@@ -50,23 +50,23 @@ export class Link {
     return this.#talking && !this.#paused;
   }
 
-  /** Sends pages, unless the network stands still: then they are dropped and it says false. */
+  /** Sends pages. If the network stands still, drops them and returns false. */
   sendAudio(pages: Uint8Array): boolean {
     if (!this.talking || !this.#socket || this.#socket.bufferedAmount > MAX_UNSENT) return false;
     this.#send(encodeAudio(pages));
     return true;
   }
 
-  /** Asks for a new conversation: the answer is another handshake. */
+  /** Asks for a new conversation. The server answers with another handshake. */
   restart(): void {
     if (!this.#talking) return;
     this.#talking = false;
     this.#control("restart");
-    // Published servers ignore the wish.
+    // Published servers ignore this.
     this.#expect(RESTART_MS, () => this.reconnect());
   }
 
-  /** No sound will come for a while, or it comes again. */
+  /** Tells the server that no sound comes for a while, or that it comes again. */
   pause(paused: boolean): void {
     if (paused === this.#paused) return;
     this.#paused = paused;
@@ -76,7 +76,7 @@ export class Link {
     this.#watch();
   }
 
-  /** Connects anew, for instance with other parameters. */
+  /** Connects again, for instance with other parameters. */
   reconnect(): void {
     this.#drop();
     this.#failures = 0;
@@ -120,7 +120,7 @@ export class Link {
     });
     socket.onopen = () => {
       opened = true;
-      // In line, published servers say nothing for as long as it takes.
+      // While one waits in line, published servers send nothing.
       clearTimeout(this.#timeout);
     };
     socket.onmessage = ({ data }: MessageEvent<unknown>) => {
@@ -156,7 +156,7 @@ export class Link {
       if (socket !== this.#socket) return;
       const talked = this.#talking;
       this.#drop();
-      // 1001 and 1012: the server goes away, perhaps to come back; whatever else follows an error is meant.
+      // 1001 and 1012: the server ends, perhaps to come back. Any other code after an error is final.
       const goesAway = code === 1001 || code === 1012;
       if (said !== null && !goesAway) this.events.onOver({ cause: "server", detail: said });
       else if (code === 1000 && talked) this.events.onOver({ cause: "ended" });
@@ -165,10 +165,10 @@ export class Link {
     };
   }
 
-  /** A websocket does not tell why it did not open: a plain request of the same, from the same page, does. */
+  /** Finds out why a websocket did not open. It does not tell, but a plain request of the same address does. */
   async #ask(address: URL): Promise<void> {
     const plain = plainAddress(address);
-    // With POST alone browsers say which page asks, as they do for a websocket.
+    // As for a websocket, browsers name the asking page, but only with POST.
     const ask = (mode: RequestMode) =>
       fetch(plain, { method: "POST", mode, cache: "no-store", signal: AbortSignal.timeout(ASK_MS) });
     const seconds = this.#delay;
@@ -177,7 +177,7 @@ export class Link {
       const answer = await ask("cors");
       trouble = refusal(answer.status, await answer.text(), seconds);
     } catch {
-      // It does not answer, or tells pages of another server nothing; whether it is there they may know.
+      // It does not answer, or does not answer pages of another server. These may still find out whether it is there.
       if (plain.origin !== location.origin && (await ask("no-cors").catch(() => null))) {
         trouble = { cause: "foreign", page: location.origin };
       }

@@ -1,4 +1,4 @@
-// The page: what the user does, and what he is shown.
+// The page: the user's actions, and what is shown.
 
 import { microphones } from "./audio";
 import { Conversation, type Phase } from "./conversation";
@@ -10,7 +10,7 @@ import * as view from "./view";
 
 const { elements } = view;
 const NEWS_SHOWN_MS = 15_000;
-// Often enough to look alive; every picture costs power, and the sound needs the processor more.
+// Often enough to look alive. Every picture costs power, and the sound needs the processor more.
 const METERS_SHOWN_MS = 60;
 const METERS_TOLD_MS = 500;
 
@@ -25,7 +25,7 @@ const SENTENCES: Record<Phase, string> = {
 };
 const MUTED = "Muted: Moshi hears silence.";
 
-// What storage the browser refuses, for instance in a private window, is done without.
+// The page also works where the browser refuses storage, for instance in a private window.
 const store = {
   get(name: string): string | null {
     try {
@@ -50,11 +50,11 @@ if (given !== null) {
 }
 let token = given ?? store.get("token");
 let settings: Settings = readSettings(store.get("settings"), rest.searchParams);
-let settingsUsed = settings; // by the connection there is
+let settingsUsed = settings; // by the present connection
 let microphone = store.get("microphone") ?? "";
 let muted = false;
-let resumed = false; // the user has asked for the sound that stopped; the next press ends
-let conversation: Conversation | null = null; // the last one, also when it is over: it can still be saved
+let resumed = false; // the user has asked for the sound to go on; the next press ends the conversation
+let conversation: Conversation | null = null; // the last one, even when it is over: it can still be saved
 let trouble: Trouble | null = null;
 let wakeLock: WakeLockSentinel | null = null;
 
@@ -65,7 +65,7 @@ function unable(): Trouble | null {
   return null;
 }
 
-// Tried out before the first press, so that nothing is left to wait for.
+// Try the codecs before the first press, so that nothing is left to wait for.
 const codec = unable() ? null : chooseCodec();
 
 function isOn(): boolean {
@@ -113,7 +113,7 @@ async function keepAwake(awake: boolean): Promise<void> {
       wakeLock = await navigator.wakeLock.request("screen");
     }
   } catch {
-    // Not every browser has it, and none must give it.
+    // Not every browser has it, and a browser may refuse it.
   }
 }
 
@@ -137,7 +137,7 @@ function start(): void {
         if (started === conversation) showPhase();
       },
       onTrouble: (next) => {
-        // A trouble that keeps the conversation from going on outlives its end.
+        // A trouble that ended the conversation stays on the screen.
         if (started === conversation) showTrouble(next);
       },
       onText: view.addText,
@@ -192,9 +192,9 @@ function showDetails(): void {
     ["Server", figures.text("instance_name")],
     ["Model", figures.text("lm_model_file")],
     ["Delay", milliseconds(figures.delay(conversation.queued))],
-    ["Queue", `${milliseconds(fill)}, filled to ${milliseconds(target)}, ${underruns} times empty`],
-    ["Lost", `${figures.lost(dropped).toFixed(2)} s; left out to catch up ${skipped.toFixed(2)} s`],
-    ["Step", step[0] === null ? null : `${step[0]} ms, at worst ${step[1] ?? "?"} ms (80 ms are there)`],
+    ["Queue", `${milliseconds(fill)}, target ${milliseconds(target)}, ${underruns} times empty`],
+    ["Lost", `${figures.lost(dropped).toFixed(2)} s; ${skipped.toFixed(2)} s skipped to catch up`],
+    ["Step", step[0] === null ? null : `${step[0]} ms, p95 ${step[1] ?? "?"} ms (limit: 80 ms)`],
     ["Sound", `${sound.deviceRate} Hz, Opus by ${codecName || "…"}`],
     ["Microphone", sound.deviceName],
   ];

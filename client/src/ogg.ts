@@ -1,6 +1,6 @@
-// Ogg pages of Opus (RFC 3533, RFC 7845), both ways and pure: bytes in, packets out, and back.
+// Ogg pages of Opus (RFC 3533, RFC 7845), as pure code: bytes to packets, and packets to bytes.
 
-/** In which Ogg counts Opus's sound, whatever rate it was recorded at. */
+/** Ogg counts Opus's sound at this rate, whatever rate it was recorded at. */
 export const GRANULE_RATE = 48_000;
 
 const HEADER = 27;
@@ -37,7 +37,7 @@ export function packetKind(packet: Uint8Array): PacketKind {
 const SILK = [480, 960, 1920, 2880];
 const FRAME_SAMPLES = [...SILK, ...SILK, ...SILK, 480, 960, 480, 960, ...Array(4).fill([120, 240, 480, 960]).flat()];
 
-/** How long an Opus packet is, in samples at 48 kHz; 0 if it is none that may be decoded. */
+/** The length of an Opus packet in samples at 48 kHz; 0 if it must not be decoded. */
 export function packetSamples(packet: Uint8Array): number {
   const [toc, count] = packet;
   if (toc === undefined) return 0;
@@ -48,7 +48,7 @@ export function packetSamples(packet: Uint8Array): number {
   return samples <= 5760 ? samples : 0;
 }
 
-/** Whether a stream with this OpusHead has packets that a decoder takes: of one stream, for one or two channels. */
+/** Whether one decoder can decode a stream with this OpusHead: it must be a single stream of one or two channels. */
 export function isPlayable(head: Uint8Array): boolean {
   const [version, channels] = head.subarray(8, 10);
   const family = head[18];
@@ -56,20 +56,20 @@ export function isPlayable(head: Uint8Array): boolean {
   return family === 0 ? channels === 1 || channels === 2 : head[19] === 1;
 }
 
-// Of the pages that are missing at once: who numbers them in another way has lost nothing.
+// The most pages that may be missing at once. With more, the sender numbers pages in another way, and nothing was lost.
 const MOST_MISSING = 1000;
 
-/** Finds the packets in a stream of bytes that comes in any pieces; what is damaged is passed over, and counted. */
+/** Finds the packets in a stream of bytes, in pieces of any size. Damaged pages are skipped and counted. */
 export class OggReader {
-  /** What was on pages that did not come, or were damaged, as long as those before them; in samples at 48 kHz. */
+  /** The sound on missing or damaged pages, in samples at 48 kHz. Such a page counts as long as the one before. */
   missing = 0;
   #usual = 0; // samples on the page before
   #buffer = new Uint8Array(0);
-  #partial: Uint8Array | null = null; // the beginning of a packet that the next page goes on with
+  #partial: Uint8Array | null = null; // the beginning of a packet that continues on the next page
   #serial = -1;
   #sequence = -1;
 
-  /** Takes bytes and returns the packets, headers included, that are complete with them. */
+  /** Takes bytes, and returns the packets that they complete, headers included. */
   feed(bytes: Uint8Array): Uint8Array[] {
     const data = join([this.#buffer, bytes]);
     const packets: Uint8Array[] = [];
@@ -146,7 +146,7 @@ function findCapture(data: Uint8Array, from: number): number {
   return position;
 }
 
-/** How long the page at a capture pattern is; 0 if it is none, null if more bytes must come first. */
+/** The length of the page at a capture pattern; 0 if it is not a page, null if more bytes must come first. */
 function pageSize(data: Uint8Array, position: number): number | null {
   if (data.length > position + 4 && data[position + 4] !== 0) return 0;
   const count = data[position + 26];

@@ -1,7 +1,7 @@
 // The messages of /api/chat and its address, as pure code.
 
 export const SAMPLE_RATE = 24_000;
-/** Samples of an Opus packet as we send it: 40 ms. */
+/** The samples of an Opus packet that the page sends: 40 ms. */
 export const PACKET_SAMPLES = 960;
 
 export const CONTROLS = { start: 0, endTurn: 1, pause: 2, restart: 3 } as const;
@@ -17,7 +17,7 @@ export type Message =
 
 const UTF8 = new TextDecoder("utf-8", { fatal: true });
 
-/** Reads a binary message; null is what is to be discarded: empty, unknown, of no use to a client, or damaged. */
+/** Reads a binary message. Returns null for one to ignore: empty, unknown, of no use to a client, or damaged. */
 export function decode(data: Uint8Array): Message | null {
   const payload = data.subarray(1);
   try {
@@ -80,14 +80,14 @@ export function chatAddress(page: URL, parameters: Record<string, string>): URL 
   return address;
 }
 
-/** The same address for a plain request, which says in words what a websocket does not. */
+/** The same address for a plain request, whose answer tells in words what a websocket cannot. */
 export function plainAddress(address: URL): URL {
   const plain = new URL(address);
   plain.protocol = address.protocol === "wss:" ? "https:" : "http:";
   return plain;
 }
 
-/** Takes the token out of a page's address; returns it and the address without it. */
+/** Takes the token out of a page's address. Returns the token, and the address without it. */
 export function takeToken(page: URL): { token: string | null; rest: URL } {
   const rest = new URL(page);
   const fragment = new URLSearchParams(rest.hash.slice(1));

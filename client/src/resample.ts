@@ -31,8 +31,8 @@ export class Resampler {
   }
 
   /**
-   * Takes any number of samples and returns those that are ready. Output n stands for the time of input n from / to: nothing
-   * is shifted, it only comes later, by 2 ms at most.
+   * Takes any number of samples, and returns those that are ready. Output n belongs to the time of input n from / to. It is
+   * not shifted, and only comes later, by 2 ms at most.
    */
   process(input: Float32Array): Float32Array<ArrayBuffer> {
     if (this.#half === 0) return input.slice() as Float32Array<ArrayBuffer>;
@@ -56,7 +56,7 @@ export class Resampler {
     const keep = Math.floor((end * this.#down) / this.#up) - this.#half + 1;
     this.#history = data.slice(Math.max(0, keep - this.#first));
     this.#first = keep;
-    // Whole periods are taken off, so that hours later the numbers are still exact.
+    // Subtract whole periods, so that the numbers stay exact for hours.
     const periods = Math.floor(this.#next / this.#up) - 1;
     if (periods > 0) {
       this.#next -= periods * this.#up;

@@ -1,4 +1,4 @@
-// What the user may set for the model. An empty field leaves it to the server.
+// The user's settings for the model. The server chooses the value of an empty field.
 
 export interface Field {
   name: string;
@@ -10,7 +10,7 @@ export interface Field {
   shown: boolean;
 }
 
-// Larger seeds would not survive JavaScript's numbers.
+// JavaScript's numbers cannot hold larger seeds exactly.
 const SEED = Number.MAX_SAFE_INTEGER;
 
 export const FIELDS: readonly Field[] = [
@@ -32,7 +32,7 @@ export const FIELDS: readonly Field[] = [
   { name: "pad_mult", label: "Bonus for silence", whole: false, least: -100, most: 100, shown: true },
 ];
 
-// Parameters of the page's own address that are for the page, or that it hands on in its own way.
+// Parameters of the page's address that are for the page itself, or that it passes on in its own way.
 const KEPT: ReadonlySet<string> = new Set([
   "worker_addr",
   "worker_auth_id",
@@ -55,7 +55,7 @@ export function isValid(field: Field, text: string): boolean {
   );
 }
 
-/** Stored settings under those of the page's address; what is not valid is left out. */
+/** The stored settings, replaced by those in the page's address. Values that are not valid are left out. */
 export function readSettings(stored: string | null, page: URLSearchParams): Settings {
   const settings: Settings = {};
   const kept = parse(stored);
@@ -80,8 +80,8 @@ function parse(stored: string | null): Record<string, unknown> {
 }
 
 /**
- * The parameters of a conversation's address. What the page does not know goes to the server, too: it may be for that, or is
- * named by it as of no use.
+ * The parameters of a conversation's address. Parameters that the page does not know are passed on, too: they may be for the
+ * server, which reports those that it does not know.
  */
 export function parameters(settings: Settings, page: URLSearchParams, token: string | null): Record<string, string> {
   const values: Record<string, string> = { ...settings, stats: "1" };

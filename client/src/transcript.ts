@@ -1,6 +1,6 @@
-// What was said, piece by piece, and how it is saved.
+// The words of a conversation, piece by piece, and the formats to save them.
 
-/** Text, or the beginning of another conversation; the seconds are those of the recording. */
+/** A piece of text, or the beginning of another conversation. Seconds are those of the recording. */
 export type Entry = { seconds: number; text: string } | { seconds: number; renewed: true };
 
 // After such a pause a new line begins.

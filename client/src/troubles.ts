@@ -1,4 +1,4 @@
-// Every trouble has its sentence, which says what to do. This is the only place where they stand.
+// Every trouble has its sentence, which says what to do. All of these sentences are in this file.
 
 export type Trouble =
   | { cause: "insecure"; host: string; port: string }
@@ -26,7 +26,7 @@ export type Trouble =
   | { cause: "slow" }
   | { cause: "full"; hours: number };
 
-/** A notice only informs; what is no notice keeps the conversation from going on. */
+/** A notice only informs. Any other trouble keeps the conversation from going on. */
 const NOTICES: ReadonlySet<Trouble["cause"]> = new Set(["waiting", "renewed", "ignored", "slow", "full", "ended"]);
 
 export function isNotice(trouble: Trouble): boolean {
@@ -42,7 +42,7 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
     "The page may not use the microphone: allow it in the browser's settings for this page, then press the button again.",
   "no-microphone": () => "There is no microphone: connect one, then press the button again.",
   "microphone-busy": () =>
-    "The microphone does not start: another program may have it to itself; close that one, then press the button again.",
+    "The microphone does not start: another program may be using it. Close that program, then press the button again.",
   "microphone-gone": () => "The microphone is gone: connect it again or choose another one.",
   sound: ({ detail }) => `The browser's sound does not start (${detail}): reload the page to try again.`,
   "sound-stopped": () =>
@@ -51,24 +51,24 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
     place <= 1
       ? "The server is busy with another conversation: you are next in line."
       : `The server is busy with another conversation: you are number ${place} in line.`,
-  token: () => "The server wants its token: enter the one that it printed when it started.",
+  token: () => "The server needs its token: enter the one that it printed when it started.",
   refused: ({ detail }) => sentence(detail, "The server does not accept the conversation."),
   unready: ({ detail, seconds }) => `${sentence(detail, "The server is not ready.")} ${again(seconds)}`,
   unreachable: ({ seconds }) => `The server does not answer: is it running? ${again(seconds)}`,
   "no-websocket": ({ seconds }) =>
-    `The server answers, but no websocket comes through to it: a proxy between has to pass on the headers Upgrade and Connection. ${again(seconds)}`,
+    `The server answers, but websockets do not reach it: a proxy in between must pass on the headers Upgrade and Connection. ${again(seconds)}`,
   foreign: ({ page }) =>
     `The server answers, but not to pages of ${page}: start it with --allow-origin ${page}, or open its own page.`,
   lost: ({ seconds }) => `The connection was lost. ${again(seconds)}`,
   silent: ({ seconds }) => `Nothing has come from the server for 10 seconds. ${again(seconds)}`,
-  renewed: () => "Connected again: the conversation is new, and Moshi remembers nothing of the one before.",
+  renewed: () => "Connected again: this is a new conversation, and Moshi does not remember the one before.",
   ignored: ({ names }) =>
-    `The server knows nothing of ${names.length > 1 ? "these parameters" : "this parameter"}: ${names.join(", ")}.`,
+    `The server does not know ${names.length > 1 ? "these parameters" : "this parameter"}: ${names.join(", ")}.`,
   server: ({ detail }) => sentence(detail, "The server ended the conversation because of an error."),
-  ended: () => "The conversation has reached its end; press the button for another one.",
+  ended: () => "The conversation has reached its end. Press the button for another one.",
   slow: () =>
-    "The server is too slow for this model, so parts of the sound get lost: choose a smaller model or a faster machine.",
-  full: ({ hours }) => `The recording has reached ${hours} hours and goes on no longer; the conversation does.`,
+    "The server is too slow for this model, so parts of the sound are lost: choose a smaller model or a faster machine.",
+  full: ({ hours }) => `The recording has reached ${hours} hours and ends here. The conversation goes on.`,
 };
 
 export function explain(trouble: Trouble): string {
@@ -80,14 +80,14 @@ function again(seconds: number): string {
   return seconds < 1 ? "Connecting again…" : `Connecting again in ${Math.round(seconds)} s…`;
 }
 
-/** What a server says, as a sentence; of a proxy's page of HTML nothing can be shown. */
+/** A server's answer as a sentence, or `otherwise` for an answer that cannot be shown, such as a proxy's page of HTML. */
 function sentence(detail: string, otherwise: string): string {
   const text = detail.trim();
   if (text === "" || text.length > 500 || text.startsWith("<")) return otherwise;
   return /[.!?…]$/.test(text) ? text : `${text}.`;
 }
 
-/** Why there is no microphone, from what getUserMedia threw. */
+/** The trouble with the microphone, by the error that getUserMedia threw. */
 export function microphoneTrouble(error: unknown): Trouble {
   const name = error instanceof Error || error instanceof DOMException ? error.name : "";
   switch (name) {
@@ -106,15 +106,15 @@ export function microphoneTrouble(error: unknown): Trouble {
 }
 
 /**
- * Why a websocket did not open, from the answer to a plain request of the same address. All but "token" and "refused" may be
- * over the next time.
+ * Why a websocket did not open, by the answer to a plain request of the same address. All but "token" and "refused" may be
+ * over at the next attempt.
  */
 export function refusal(status: number, body: string, seconds: number): Trouble {
   if (status === 401) return { cause: "token" };
-  // It would have been fine, or, of published servers, such requests are not answered.
+  // A websocket would have been accepted; published servers do not answer plain requests.
   if (status === 426 || status === 405) return { cause: "no-websocket", seconds };
   if (status === 503) return { cause: "unready", detail: body, seconds };
-  // A proxy finds no server behind it.
+  // A proxy does not reach the server behind it.
   if (status === 502 || status === 504) return { cause: "unreachable", seconds };
   return { cause: "refused", detail: body };
 }

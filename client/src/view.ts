@@ -1,4 +1,4 @@
-// The elements of the page and what is written into them; no decisions.
+// The elements of the page, and writing into them. It decides nothing.
 
 import { clock } from "./transcript";
 
@@ -33,7 +33,7 @@ const transcript = find("transcript");
 const settingsError = find("settings-error");
 const details = find("details");
 
-/** "busy" and "talking": the button ends it. */
+/** In "busy" and "talking", the button ends the conversation. */
 export function showPhase(phase: "idle" | "busy" | "talking" | "stopped", label: string, sentence: string): void {
   document.body.dataset.phase = phase;
   talkLabel.textContent = label;
@@ -53,7 +53,7 @@ export function showSettingsError(sentence: string): void {
   setText(settingsError, sentence);
 }
 
-// Writing the same again would make a screen reader say it again.
+// If the same text were written again, a screen reader would say it again.
 function setText(element: HTMLElement, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -88,7 +88,7 @@ export function addRenewed(): void {
   });
 }
 
-/** Keeps the end in sight, unless the user has scrolled back. */
+/** Scrolls to the end, unless the user has scrolled back. */
 function follow(change: () => void): void {
   const atEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 40;
   change();
@@ -130,6 +130,6 @@ export function download(content: Blob, name: string): void {
   link.href = URL.createObjectURL(content);
   link.download = name;
   link.click();
-  // The browser has taken it by then, also where it asks for a place first.
+  // By then the browser has taken the file, even if it asks for a folder first.
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -24,7 +24,7 @@ export class Recording {
     return this.seconds >= this.limitSeconds;
   }
 
-  /** Adds as many samples of each voice, in [-1, 1]; what is beyond the limit is left out. */
+  /** Adds samples of both voices, of equal length, in [-1, 1]. Samples beyond the limit of the recording are left out. */
   append(left: Float32Array, right: Float32Array): void {
     const room = this.limitSeconds * this.rate - this.#doneSamples - this.#used;
     const count = Math.min(left.length, right.length, Math.max(0, room));
@@ -39,7 +39,7 @@ export class Recording {
     }
   }
 
-  /** The whole as a WAV file, the user's voice on the left. */
+  /** The recording as a WAV file, with the user's voice on the left. */
   toWav(): Blob {
     const samples = this.#doneSamples + this.#used;
     const rest = this.#piece.slice(0, 2 * this.#used);
@@ -51,7 +51,7 @@ export function toInt16(sample: number): number {
   return Math.round(Math.max(-1, Math.min(1, sample)) * 32767);
 }
 
-/** The 44 bytes before as many pairs of 16-bit samples. */
+/** The 44 bytes that begin a WAV file of so many pairs of 16-bit samples. */
 export function wavHeader(samples: number, rate: number): Uint8Array<ArrayBuffer> {
   const header = new Uint8Array(44);
   const fields = new DataView(header.buffer);

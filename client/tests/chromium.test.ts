@@ -124,7 +124,7 @@ test("a token: from the printed address, or asked for", async () => {
   onTestFinished(() => guarded.stop());
   const { page } = await openPage(browser, guarded.url);
   await page.click("#talk");
-  await page.waitForSelector("#trouble:has-text('The server wants its token')");
+  await page.waitForSelector("#trouble:has-text('The server needs its token')");
   await page.fill("#token-value", "s3cret");
   await page.click("#token button");
   await page.waitForSelector("[data-phase=talking]");

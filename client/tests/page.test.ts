@@ -296,7 +296,7 @@ describe("troubles", () => {
     server.answer = { status: 401, body: "The token is missing." };
     const page = await open();
     await page.click("#talk");
-    await trouble(page, "The server wants its token");
+    await trouble(page, "The server needs its token");
     await idle(page);
     expect(await page.evaluate("document.activeElement.id")).toBe("token-value");
     server.answer = { status: 426, body: "" };
@@ -320,7 +320,7 @@ describe("troubles", () => {
     server.upgrades = false;
     const page = await open();
     await page.click("#talk");
-    await trouble(page, "no websocket comes through to it: a proxy between has to pass on the headers Upgrade");
+    await trouble(page, "websockets do not reach it: a proxy in between must pass on the headers Upgrade");
     server.upgrades = true;
     await talking(page);
     expect(await page.textContent("#trouble")).toBe("");
@@ -336,7 +336,7 @@ describe("troubles", () => {
     await other.stop();
   });
 
-  test("parameters that the server knows nothing of: it is told, and the conversation goes on", async () => {
+  test("parameters that the server does not know: a notice names them, and the conversation goes on", async () => {
     connections((socket) => {
       socket.send(metadata({ ignored: ["voice_prompt", "text_topK"] }));
       return echo(socket);
@@ -345,7 +345,7 @@ describe("troubles", () => {
     await page.click("#talk");
     await talking(page);
     await page.waitForSelector(
-      "#trouble.notice:has-text('The server knows nothing of these parameters: voice_prompt, text_topK.')",
+      "#trouble.notice:has-text('The server does not know these parameters: voice_prompt, text_topK.')",
     );
     expect(server.requests[0]).toContain("voice_prompt=a.pt");
   });
@@ -439,9 +439,9 @@ describe("troubles", () => {
     const page = await open();
     await page.click("#talk");
     await talking(page);
-    list[0]?.socket.send(text(5, "The audio is no Ogg stream."));
+    list[0]?.socket.send(text(5, "The audio is not an Ogg stream."));
     list[0]?.socket.close(1011);
-    await trouble(page, "The audio is no Ogg stream.");
+    await trouble(page, "The audio is not an Ogg stream.");
     await idle(page);
     await page.click("#talk");
     await talking(page);

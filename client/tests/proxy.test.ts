@@ -98,8 +98,8 @@ test.skipIf(!NGINX).each([
 
 test.skipIf(!NGINX).each([
   ["no Host", USUAL.replace("HOST", ""), [], "may not use this server, which was asked for as '127.0.0.1'"],
-  ["a token", ROOT, ["--token", "s3cret"], "The server wants its token"],
-  ["no upgrade", NO_UPGRADE, [], "no websocket comes through to it: a proxy between has to pass on"],
+  ["a token", ROOT, ["--token", "s3cret"], "The server needs its token"],
+  ["no upgrade", NO_UPGRADE, [], "websockets do not reach it: a proxy in between must pass on"],
 ])("%s: the page shows the server's reason", async (_, lines, options, reason) => {
   const { page, url } = await talk(lines, "/", ...options);
   await page.waitForSelector(`#trouble:has-text(${JSON.stringify(reason)})`);

@@ -1,4 +1,4 @@
-"""The checks of the machine, of what computes on it, and of files. They touch the machine."""
+"""The checks of the machine, of MLX and the codec, and of files."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from .sound import LISTENING, RESTART, SOUND, check_echo, check_microphone, chec
 if TYPE_CHECKING:
     from ..sound.devices import Device
 
-TOTAL = 9.0  # seconds for all checks together
-ECHO = 12.0  # seconds for the echo, beyond `TOTAL`
-# What a line of keys needs, and what is shown of a conversation without hints and help.
+TOTAL = 9.0  # seconds that all checks together may take
+ECHO = 12.0  # seconds that the check of the echo may take, beyond `TOTAL`
+# The columns that the line of keys needs, and the lines that a conversation's screen needs without hints and help.
 _COLUMNS, _LINES = 68, 10
 
 
 def all_checks(
     input_device: str | None = None, output_device: str | None = None, *, listen: bool = True, echo: bool = False
 ) -> list[Check]:
-    """Return all checks, in the order in which they are to be made.
+    """Return all checks, in the order to run them.
 
-    `input_device` and `output_device` are as for `devices.choose_device`; `listen` opens them, too; `echo` plays a sound.
+    `input_device` and `output_device` are as for `devices.choose_device`. `listen` opens them; `echo` plays a sound.
     """
     devices: list[Device] = []
     doing = f"Listening for {LISTENING:.0f} s: say something" if listen else ""
@@ -70,7 +70,7 @@ def all_checks(
 
 
 def check_system() -> Finding:
-    """Look at processor, memory and operating system."""
+    """Check the processor, the memory and the operating system."""
     return judge_system(
         sys.platform,
         platform.machine(),
@@ -81,7 +81,7 @@ def check_system() -> Finding:
 
 
 def check_python() -> Finding:
-    """Look at the interpreter and the C library."""
+    """Check the interpreter and the C library."""
     return judge_python(
         sys.version_info[:2],
         platform.python_version(),
@@ -91,7 +91,7 @@ def check_python() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Compare the memory that is free now with what the smallest model of the catalogue needs."""
+    """Compare the memory that is free now with the needs of the smallest model in the catalogue."""
     return judge_memory(machine.available_memory(), machine.physical_memory(), _published())
 
 
@@ -100,7 +100,7 @@ def _published() -> dict[str, Entry]:
 
 
 def check_mlx() -> Finding:
-    """Compute a small product with MLX on its default device, and see whether it could compile for the processor."""
+    """Compute a small product with MLX on its default device. On the processor, check the compiler, too."""
     name = "mlx"
     if death := death_of("import mlx.core as mx; mx.eval(mx.zeros(1) + 1)", LIMIT - 1):
         advice = "Run it on the computer itself, not in a virtual machine, and update the system."
@@ -111,7 +111,7 @@ def check_mlx() -> Finding:
     except ImportError as error:
         return Finding(name, "problem", f"cannot be imported: {error}", AGAIN)
     found = f"{getattr(mx, '__version__', '?')} on the {'processor' if mx.default_device() == mx.cpu else 'GPU'}"
-    # Whole numbers as small as these are exact in any order and precision.
+    # Products of such small whole numbers are exact, in any order and precision.
     a, b = np.random.default_rng(0).integers(-8, 9, (2, 64, 64)).astype(np.float32)
     if not np.array_equal(np.array(mx.array(a) @ mx.array(b)), a @ b):
         return Finding(name, "problem", f"{found}: a product is wrong", "Update the system, then install MLX again.")
@@ -133,7 +133,7 @@ def check_mlx() -> Finding:
 
 
 def compiler_trouble() -> str | None:
-    """Say what is wrong with g++, which MLX calls when it compiles for the processor; "" if there is none, None if nothing."""
+    """Return what is wrong with g++, which MLX calls to compile for the processor. "": g++ is missing; None: it works."""
     if not shutil.which("g++"):
         return ""
     code = '#include <cmath>\n#include <cstdint>\nextern "C" float f(float x) { return std::exp(x); }\n'
@@ -150,7 +150,7 @@ def compiler_trouble() -> str | None:
 
 
 def check_codec() -> Finding:
-    """Encode and decode a frame with the package `mimi` and the demo model's codec."""
+    """Encode and decode one frame with the package `mimi` and the demo model's codec."""
     name = "codec"
     try:
         import mimi
@@ -177,7 +177,7 @@ def check_codec() -> Finding:
 
 
 def check_demo() -> Finding:
-    """Look whether the files of the demo model are there, whole, and fit each other."""
+    """Check that the files of the demo model are there, are complete, and fit each other."""
     from ..conversation.text import load_tokenizer
     from ..model.config import LmConfig
     from ..weights.safetensors import read_header
@@ -198,7 +198,7 @@ def check_demo() -> Finding:
 
 
 def check_models() -> Finding:
-    """Look at the catalogue, the user's own entries included, and at the models of it that are on disk."""
+    """Check the catalogue, with the user's own entries, and its models that are on disk."""
     from ..library import cache
     from ..library.settings import SettingsError, check_settings
     from ..library.suited import load_library
@@ -240,7 +240,7 @@ def check_models() -> Finding:
 
 
 def check_files() -> Finding:
-    """Look whether logs can be written, and whether the user's own weights can be read."""
+    """Check that logs can be written, and that the user's own weights can be read."""
     name = "files"
     folder = log_folder()
     if folder is None:
@@ -263,21 +263,21 @@ def check_files() -> Finding:
 
 
 def nearest(path: Path) -> Path:
-    """Return what there is of a path: itself, else the folder that it would be made in."""
-    path = Path(os.path.abspath(path))  # noqa: PTH100 # a link that leads nowhere stays what it is
+    """Return the path if it exists, else the nearest folder above it that does."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 # `resolve` would follow a link that leads nowhere
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or the folder itself can."""
+    """Whether files can be made in a folder, or whether the folder itself can be made."""
     place = nearest(folder)
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def check_disk() -> Finding:
-    """Look at the free disk of the hub's cache and of the current folder."""
+    """Check the free space on the disks of the hub's cache and of the current folder."""
     from ..library.cache import cache_folder, check_cache
 
     cache = cache_folder()
@@ -297,7 +297,7 @@ def check_disk() -> Finding:
 
 
 def check_terminal(console: Console, *, keys: bool) -> Finding:
-    """Look at the terminal behind `console`; `keys` is whether there is a keyboard, too."""
+    """Check the terminal behind `console`. `keys` says whether there is a keyboard, too."""
     name = "terminal"
     if not console.is_terminal:
         return Finding(name, "skipped", "the output is not a terminal; a conversation prints plain lines there")

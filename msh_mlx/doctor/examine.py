@@ -1,4 +1,4 @@
-"""How a check is made: in the time that it has, whatever it does."""
+"""Run a check within its time limit, whatever it does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from threading import Thread
 from ..errors import MshError
 from .judgements import Finding
 
-LIMIT = 5.0  # seconds for a check
+LIMIT = 5.0  # seconds that a check may take
 AGAIN = "Install the program again, as its README says."
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something to look at, in `limit` seconds at most.
+    """A check, which may take at most `limit` seconds.
 
-    `late` is what to do if it takes longer, `doing` what a person is told meanwhile.
+    `late` is the advice if it takes longer. `doing` is the text to show while it runs.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Check:
 
 
 def examine(check: Check, seconds: float) -> Finding:
-    """Make a check on a thread, so that a signal or the time ends the waiting whatever it does.
+    """Run a check on its own thread, so that a signal or the time limit ends the waiting.
 
     Returns
     -------
     finding
-        A "problem" if the check fails itself, or takes longer than its limit or `seconds`.
+        The check's own; or a "problem" if it fails or takes longer than its limit or `seconds`; "skipped" if no time is left.
     """
     limit = min(check.limit, seconds)
     if limit <= 0:
@@ -64,12 +64,12 @@ def _made(check: Check) -> Finding:
 
 
 def death_of(code: str, seconds: float) -> str:
-    """Try code in another process, since native code may end this one; return the signal that ended it, "" if none did.
+    """Run code in another process, since native code may crash this one. Return the signal that ended it, or "".
 
     Raises
     ------
     subprocess.TimeoutExpired
-        It took longer than `seconds`.
+        The code took longer than `seconds`.
     """
     command = [sys.executable, "-I", "-c", code]
     null = subprocess.DEVNULL

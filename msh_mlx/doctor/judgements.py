@@ -1,4 +1,4 @@
-"""Judges the facts that the checks found. Nothing here touches the machine."""
+"""Judge the facts that the checks found. Nothing here touches the machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ _MB, _GB = 10**6, 10**9
 _PYTHONS = ((3, 10), (3, 14))  # the oldest and the newest that are supported
 _MACOS = 14
 _GLIBC = (2, 35)  # MLX is built for it
-_FULL = 100 * _MB  # below it, nothing can be written that is worth it
+_FULL = 100 * _MB  # with less, nothing useful can be written
 _RECORDING = _GB  # about two hours of a recorded conversation
-_QUIET, _LOUDEST = -60.0, 0.99  # peaks: in dBFS, of a microphone that hardly hears, and of one that is clipped
-_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: decibels taken away, and dBFS that do not matter
+_QUIET, _LOUDEST = (
+    -60.0,
+    0.99,
+)  # peaks of a microphone that hardly hears (dBFS), and of one that is clipped (of full scale)
+_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: dB taken away that are enough, and dBFS that nobody hears
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: "problem" if it would stop a conversation, what was `found`, and what to do, "" for nothing.
+    """The result of a check.
 
-    `figures` is what was measured, under its names; None where nothing was.
+    `status` is "problem" if a conversation cannot work so. `found` is what was found, and `advice` what to do, or "". `figures`
+    are measured values by their names; None: nothing was measured.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Finding:
 
 
 def judge_system(kind: str, processor: str, found: str, *, macos: str = "", translated: bool = False) -> Finding:
-    """Judge `sys.platform` and `platform.machine()`, the version of macOS, and whether Rosetta runs this Python."""
+    """Judge the system by `sys.platform`, `platform.machine()` and the version of macOS; Rosetta may run this Python."""
     name = "system"
     if kind == "linux":
         advice = "Try the demo model; for the published sizes in real time, use a Mac with Apple silicon."
@@ -63,7 +67,7 @@ def judge_system(kind: str, processor: str, found: str, *, macos: str = "", tran
 def judge_python(
     version: tuple[int, ...], full: str, libc: tuple[str, str] | None = None, *, free_threaded: bool = False
 ) -> Finding:
-    """Judge a Python, by its version, and on Linux by the C library's name and version."""
+    """Judge Python by its version, and on Linux by the name and version of the C library."""
     name = "python"
     found = f"{full}, {' '.join(libc)}" if libc and libc[0] else full
     oldest, newest = (f"{major}.{minor}" for major, minor in _PYTHONS)
@@ -85,7 +89,7 @@ def judge_python(
 
 
 def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Finding:
-    """Judge bytes of memory, those free now and all, by what a conversation with the smallest model takes."""
+    """Judge the memory that is free now, and all memory, in bytes, by the needs of the smallest model."""
     name = "memory"
     found = f"{human_size(whole)}, {human_size(available)} free"
     least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
@@ -100,7 +104,7 @@ def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Fi
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that is written to: what `path` it has, what for, and how many bytes are `free` there."""
+    """A folder to write to: its path, its purpose, its free bytes, and whether it can be written to."""
 
     path: Path
     purpose: str
@@ -109,9 +113,9 @@ class Folder:
 
 
 def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Finding:
-    """Judge where models and recordings are written to; the former by the size of the smallest model."""
+    """Judge the folders of models and of recordings. The first must have room for the smallest model."""
     name = "disk"
-    # The same number to a tenth of a gigabyte: the same disk.
+    # If both have the same room, to a tenth of a gigabyte, take them for the same disk.
     free = [f"{human_size(place.free)} free for {place.purpose}" for place in (cache, here)]
     found = f"{human_size(here.free)} free" if human_size(cache.free) == human_size(here.free) else ", ".join(free)
     least, model = min(((entry.size, entry.name) for entry in entries.values() if entry.size), default=(0, ""))
@@ -137,7 +141,7 @@ def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Fin
 
 
 def judge_speaker(found: str, *, running: bool) -> Finding:
-    """Judge a loudspeaker by whether it asked for sound."""
+    """Judge a loudspeaker; `running` says whether it asked for sound."""
     if running:
         return Finding("speaker", "ok", found)
     advice = "Choose another one with --output-device, or restart the sound system."
@@ -150,20 +154,20 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
     Parameters
     ----------
     found
-        What it is.
+        The text that describes it.
     level
-        What it heard; None if it gave no sound at all.
+        How loud it heard; None if it gave no sound at all.
     headset
-        Whether it is a Bluetooth headset's.
+        Whether it is the microphone of a Bluetooth headset.
     terminal
-        The application that macOS has to allow it to; None on other systems.
+        The application that needs macOS's permission to use it; None on other systems.
     """
     name = "microphone"
     if level is None:
         advice = "Choose another one with --input-device, or restart the sound system."
         return Finding(name, "problem", f"{found}: gives no sound", advice)
     if level.peak == 0:
-        # Some give zeros in a quiet room, too; so do those that are muted or not allowed.
+        # Some microphones give zeros in a quiet room. So do muted ones, and those without permission.
         advice = (
             "Run it again and speak; if it stays so, turn the microphone on in the system's sound settings, "
             "or choose another one with --input-device."

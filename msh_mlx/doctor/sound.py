@@ -1,4 +1,4 @@
-"""The checks of the sound devices. They touch PortAudio, and open what it has."""
+"""The checks of the sound devices. They use PortAudio, and open devices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from ..sound.devices import Device
     from ..sound.ends import Loudspeaker
 
-LISTENING = 2.0  # seconds
-SOUND = 3.0  # seconds for one of the sound system that does not listen
+LISTENING = 2.0  # seconds of listening
+SOUND = 3.0  # seconds that a check of the sound system may take if it does not listen
 RESTART = "Restart the sound system or the computer."
-_FIRST = 2.0  # seconds within which a device has to begin
+_FIRST = 2.0  # seconds in which a device has to begin
 _CONNECT = "Connect one; with recordings (--input FILE) it works without."
 _ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this user."
 
 
 def check_sound(devices: list[Device]) -> Finding:
-    """Look whether PortAudio is there, and add the devices that it knows to `devices`."""
+    """Check that PortAudio is there, and add the devices that it knows to `devices`."""
     from ..sound import ends  # noqa: F401 # which opens devices: all that it imports has to be there
     from ..sound.portaudio import find_devices
 
@@ -62,7 +62,7 @@ def _described(device: Device, kind: Literal["input", "output"]) -> str:
 
 
 def check_speaker(devices: list[Device], wanted: str | None = None, *, play: bool = True) -> Finding:
-    """Open the loudspeaker, if `play`, and see whether it asks for sound; it gets silence."""
+    """Find the loudspeaker. With `play`, open it, and check that it asks for sound. It gets silence."""
     name = "speaker"
     if not devices:
         return Finding(name, "skipped", "not looked for")
@@ -84,7 +84,7 @@ def check_speaker(devices: list[Device], wanted: str | None = None, *, play: boo
 
 
 def _calls(end: Loudspeaker) -> bool:
-    """Wait for a device to call back; return whether it did."""
+    """Wait for a device to call back. Return whether it did."""
     deadline = monotonic() + _FIRST
     while not end.stats()["callbacks"]:
         if monotonic() > deadline:
@@ -94,7 +94,7 @@ def _calls(end: Loudspeaker) -> bool:
 
 
 def check_microphone(devices: list[Device], wanted: str | None = None, *, listen: bool = True) -> Finding:
-    """Open the microphone, if `listen`, and see what it hears."""
+    """Find the microphone. With `listen`, open it, and check how loud it hears."""
     name = "microphone"
     if not devices:
         return Finding(name, "skipped", "not looked for")
@@ -133,7 +133,7 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
 
 
 def check_echo(devices: list[Device], input_device: str | None = None, output_device: str | None = None) -> Finding:
-    """Play noise like speech, and see how much of it the microphone hears and how much of that is taken away."""
+    """Play noise like speech. Measure how much of it the microphone hears, and how much of that is taken away."""
     if not devices:
         return Finding("echo", "skipped", "not looked for")
     from ..sound.devices import choose_device

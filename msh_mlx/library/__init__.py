@@ -1,4 +1,4 @@
-"""Which models there are, which are on disk, fetching them, and which one suits this machine.
+"""The models: which exist, which are on disk, which one suits this machine, and how to fetch them.
 
-It reads headers and configurations of models, and runs none.
+This room reads headers and configurations of models. It does not run any.
 """

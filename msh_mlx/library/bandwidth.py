@@ -11,9 +11,9 @@ from ..model.layers import on_cpu
 
 
 def bandwidth(size: int = 1 << 28, times: int = 5, seconds: float = 0.5) -> float:
-    """Measure how fast the device reads memory, in bytes a second: the fastest of several sums over `size` bytes.
+    """Measure how fast the device reads memory, in bytes a second: sum `size` bytes several times, and take the fastest.
 
-    There are at least `times` of them, and they go on for `seconds`: one that nothing disturbs is enough.
+    Sum at least `times` times and for at least `seconds`. One sum that nothing disturbs is enough.
 
     MLX sums on a GPU. On the CPU its sums are bound by arithmetic, and numpy multiplies a vector by itself.
     """

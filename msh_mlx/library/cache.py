@@ -1,8 +1,8 @@
-"""Hugging Face's cache: which files of the hub are on disk, in the layout that every program shares.
+"""Hugging Face's cache: which files of the hub are on disk, in the layout that all programs share.
 
-The layout is documented at https://huggingface.co/docs/huggingface_hub/guides/manage-cache: a repository's folder has
-`blobs/ETAG`, the contents by their hash, `snapshots/COMMIT/PATH`, links to them, and `refs/REVISION`, the commit of a branch.
-Nothing here asks the network.
+The layout is documented at https://huggingface.co/docs/huggingface_hub/guides/manage-cache. A repository's folder has
+`blobs/ETAG` (contents, named by their hash), `snapshots/COMMIT/PATH` (links to them) and `refs/REVISION` (the commit of a
+branch). Nothing here asks the network.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PARTIAL = ".msh.incomplete"
 
 @dataclass(frozen=True)
 class Watch:
-    """What to call while files are fetched or read.
+    """Three functions that are called while files are fetched or read.
 
-    `progress` is called with the bytes done so far and the bytes of all files. `say` is called with a sentence for the user.
-    `check` is called often, and ends the work by raising.
+    `progress` gets the bytes done so far and the bytes of all files. `say` gets a sentence for the user. `check` is called
+    often; it ends the work by raising an exception.
     """
 
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -49,7 +49,7 @@ def cache_folder() -> Path:
 
 def check_cache() -> None:
     """Raise InputError if there is no folder for the cache, because the user has no home folder."""
-    if cache_folder().parts[:1] == ("~",):  # as Hugging Face's library leaves it then
+    if cache_folder().parts[:1] == ("~",):  # so Hugging Face's library leaves it without a home folder
         raise InputError(
             "There is no home folder for Hugging Face's cache", "set HOME, or HF_HOME to a folder for the models"
         )
@@ -61,12 +61,12 @@ def repository_folder(repository: str) -> Path:
 
 
 def is_commit(revision: str) -> bool:
-    """Tell a commit from the name of a branch or a tag."""
+    """Tell whether a revision is a commit, not the name of a branch or a tag."""
     return _COMMIT.fullmatch(revision) is not None
 
 
 def commit_of(repository: str, revision: str) -> str | None:
-    """Return the commit of a revision, as far as the cache knows."""
+    """Return the commit of a revision; None if the cache does not know it."""
     if is_commit(revision):
         return revision
     try:
@@ -77,12 +77,12 @@ def commit_of(repository: str, revision: str) -> str | None:
 
 
 def pointer(file: HubFile, commit: str) -> Path:
-    """Return the path under which a file of a commit is found once it is there."""
+    """Return the path that a file of a commit has once it is on disk."""
     return repository_folder(file.repository) / "snapshots" / commit / file.path
 
 
 def find(file: Reference) -> Path | None:
-    """Return the path of a file that is on disk, complete; None if it is not."""
+    """Return the path of a file if it is on disk, complete; else None."""
     if isinstance(file, LocalFile):
         path = file.path
     else:
@@ -104,20 +104,20 @@ def is_on_disk(entry: Entry) -> bool:
 
 
 def blob_folder(repository: str) -> Path:
-    """Return the folder with the contents of a repository's files, by their ETags."""
+    """Return the folder of a repository's blobs: the contents of its files, named by their ETags."""
     return repository_folder(repository) / "blobs"
 
 
 def blob_of(path: Path) -> Path | None:
-    """Return the blob that a path in the cache is a link to; None for a file that lies there itself.
+    """Return the blob that a path in the cache links to; None if the path is not a link.
 
-    A blob may in turn be a link, into a store that several repositories share.
+    The blob itself may be a link into a store that several repositories share.
     """
     return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else None
 
 
 def partial(repository: str, etag: str) -> Path:
-    """Return the path of a file's contents while they are incomplete."""
+    """Return the path that a file's contents have while they are incomplete."""
     return blob_folder(repository) / f"{etag}{_PARTIAL}"
 
 
@@ -130,9 +130,9 @@ def partials(repository: str) -> list[Path]:
 
 
 class Digest:
-    """The hash of a file's contents by which the hub knows it: sha256 of large files, git's sha1 of small ones.
+    """The hash of a file's contents, as the hub names them: sha256 for large files, git's sha1 for small ones.
 
-    `expected` is an ETag of the hub's. If it is neither of the two hashes, nothing can be checked, and every file agrees.
+    `expected` is an ETag from the hub. If it is neither of the two hashes, nothing can be checked, and every file agrees.
     """
 
     def __init__(self, expected: str, size: int) -> None:
@@ -148,11 +148,11 @@ class Digest:
 
     @property
     def sha256(self) -> str:
-        """The sha256 of what came so far."""
+        """The sha256 of the bytes so far, in hexadecimal."""
         return self._sha256.hexdigest()
 
     def agrees(self) -> bool:
-        """Tell whether the file is what the hub says; all of it must have come."""
+        """Tell whether the contents have the expected hash. Call it after the last byte."""
         if self._git:
             return self._git.hexdigest() == self._expected
         return not _SHA256.fullmatch(self._expected) or self.sha256 == self._expected
@@ -164,20 +164,19 @@ def is_sha256(etag: str) -> bool:
 
 
 def can_check(file: Reference, path: Path) -> bool:
-    """Tell whether the hash of a file is known, so that its contents can be checked.
+    """Tell whether a hash of the file is known, so that its contents can be checked.
 
-    Where the cache could not make links, as on some file systems, nothing says which hash the hub has of a file.
+    On some file systems the cache cannot make links. Then nothing tells the hub's hash of a file.
     """
     blob = blob_of(path) if isinstance(file, HubFile) else None
     return file.sha256 is not None or (blob is not None and (is_sha256(blob.name) or is_commit(blob.name)))
 
 
 def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda count: None) -> str | None:
-    """Read a file and compare its hash with what is known of it: say what is wrong, or None.
+    """Read a file, and compare its hash with the known ones. Return what is wrong, as a clause, or None.
 
-    The hub's hash is the name of the blob that `path` links to, and the reference may have one; without either (`can_check`)
-    nothing is found wrong. `told` gets the count of the
-    bytes that were read since the last time.
+    The hub's hash is the name of the blob that `path` links to; the reference may have one, too. If there is neither (see
+    `can_check`), nothing is found wrong. `told` gets the number of bytes that were read since its last call.
 
     Raises
     ------
@@ -199,7 +198,8 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
 # ---- what was checked ----------------------------------------------------------------------------------------------------
 #
-# Reading gigabytes takes long; that they were read and were right is noted, by the path, with what changes when the file does.
+# Reading gigabytes takes long. So a file that was read and found right is noted, by its path, with its size, time and inode:
+# one of these changes when the file does.
 
 
 def _notes() -> Path | None:
@@ -226,7 +226,7 @@ def note_verified(paths: Iterable[Path]) -> None:
     place = _notes()
     if place is None:
         return
-    with contextlib.suppress(OSError):  # else they are checked once more
+    with contextlib.suppress(OSError):  # without the note they are checked once more
         notes = {name: state for name, state in _read_notes().items() if Path(name).exists()}
         notes |= {str(path.resolve()): _state(path) for path in paths}
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ def is_verified(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Removed:
-    """What `remove` did: the bytes that are free now, the links that are gone, and the files that others still need."""
+    """What `remove` did: bytes that were freed, links that were removed, and files that were kept for other models."""
 
     freed: int
     removed: tuple[Path, ...]
@@ -253,14 +253,14 @@ class Removed:
 
 
 def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
-    """Remove the files of a model from the cache, whole or incomplete. Those that a model of `others` on disk needs stay.
+    """Remove the files of a model from the cache, complete or not. Keep those that a model of `others` on disk needs.
 
-    Other files of the same repository, which other programs may have fetched, stay.
+    Other files of the same repository stay: other programs may have fetched them.
 
     Raises
     ------
     InputError
-        Its files are the user's own.
+        The model's files are the user's own.
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:
@@ -284,7 +284,7 @@ def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
 
 
 def _remove(path: Path, repository: str) -> int:
-    """Remove a file from its snapshot, and its blob if no other snapshot has it; return the bytes that are free now."""
+    """Remove a file from its snapshot, and its blob if no other snapshot has it. Return the bytes that were freed."""
     blob = blob_of(path)
     last = blob or path
     size = 0 if last.is_symlink() or last.stat().st_nlink > 1 else last.stat().st_size
@@ -298,7 +298,7 @@ def _remove(path: Path, repository: str) -> int:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the empty folders of a repository's snapshots, and all of it if no file is left."""
+    """Remove the empty folders of a repository's snapshots, and the whole repository if no file is left."""
     for path in sorted(folder.glob("snapshots/**/"), reverse=True):
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -307,5 +307,5 @@ def _prune(folder: Path) -> None:
 
 
 def paths(entry: Entry) -> Mapping[str, Path | None]:
-    """Say by role where the files of a model are; None for one that is not on disk."""
+    """Return the path of each file of a model, by its role; None for a file that is not on disk."""
     return {role: find(file) for role, file in entry.files.items()}

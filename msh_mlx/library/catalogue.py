@@ -22,10 +22,10 @@ else:
 from ..system.places import config_folder
 from ..system.words import listed
 
-# What a file of a model is for. The language model's configuration may be missing: it is v0.1's then.
+# What a file of a model is for. The configuration may be missing: then it is that of v0.1.
 ROLES = ("lm", "mimi", "tokenizer", "config")
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
-# The catalogue has a few kilobytes; what is much larger is something else.
+# A catalogue has a few kilobytes. A much larger file is something else.
 _MAX_SIZE = 1 << 20
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _PATH = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
@@ -36,7 +36,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file on the hub: `path` in `repository` at `revision`, a branch, a tag or a commit; `sha256` of it if it is known."""
+    """A file on the hub: `path` in `repository` at `revision` (a branch, a tag or a commit), and its `sha256` if known."""
 
     repository: str
     path: str
@@ -51,7 +51,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of the user's own; `sha256` of it if it is known."""
+    """One of the user's own files, and its `sha256` if known."""
 
     path: Path
     sha256: str | None = None
@@ -71,9 +71,9 @@ class Entry:
     Attributes
     ----------
     name, about
-        What it is called (`--variant`), and a sentence on it.
+        Its name, as for `--variant`, and a sentence on it.
     files
-        Where the files are, by role: `lm`, `mimi` and `tokenizer` always, `config` if it has one.
+        Where the files are, by role: always `lm`, `mimi` and `tokenizer`; `config` if there is one.
     quantization
         "q4", "q6", "q8" or "bf16".
     size
@@ -82,9 +82,9 @@ class Entry:
         Bytes that a conversation takes once its window is full: weights, keys and values, and 1 GB for the codec, for what
         MLX keeps of freed buffers and for the program.
     step_bytes
-        Bytes that a step reads then: every matrix once, one row of each embedding, keys and values.
+        Bytes that a step reads then: every matrix once, one row of each embedding, all keys and values.
     licence
-        Of the weights.
+        The licence of the weights.
     source
         The file that the entry is from.
     """
@@ -101,17 +101,17 @@ class Entry:
 
     @property
     def bits(self) -> int | None:
-        """The bits of a weight, as far as known."""
+        """The bits of a weight; None if not known."""
         return QUANTIZATIONS[self.quantization] if self.quantization else None
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
-    """Read what names a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or just a path, relative to `folder`.
+    """Read the name of a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or a path, relative to `folder`.
 
     Raises
     ------
     InputError
-        It begins with `hf:` and names no file on the hub, or names nothing.
+        The text begins with `hf:` and does not name a file on the hub, or it names nothing.
     """
     if text.startswith("hf:"):
         rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
@@ -132,7 +132,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def parse_repository(text: str) -> tuple[str, str]:
-    """Read `OWNER/NAME[@REVISION]`: return the repository and the revision. Raises InputError for anything else."""
+    """Read `OWNER/NAME[@REVISION]`; return the repository and the revision. Raise InputError for anything else."""
     name, at, revision = text.removeprefix("hf:").partition("@")
     if not _REPOSITORY.fullmatch(name) or (at and not _is_revision(revision)):
         raise InputError(f"{text!r} names no repository on the hub", "the form is OWNER/NAME or OWNER/NAME@REVISION")
@@ -148,15 +148,15 @@ def _is_revision(text: str) -> bool:
 
 
 def user_file() -> Path | None:
-    """Name the file of the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
+    """Return the path of the user's own entries: `msh-mlx/weights.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`."""
     folder = config_folder()
     return folder / "weights.toml" if folder else None
 
 
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
-    """Read the program's catalogue, the user's own file if there is one, and the file `extra`: entries by name, in that order.
+    """Read the program's catalogue, then the user's own file if there is one, then the file `extra`. Return entries by name.
 
-    An entry takes the place of one of the same name in an earlier file.
+    An entry replaces one of the same name from an earlier file.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
     Raises
     ------
     InputError
-        There is none; the message says which there are.
+        There is no such entry; the message lists the names.
     """
     if name not in entries:
         raise InputError(f"There is no model {name!r} in the catalogue, only {listed(entries)}.")
@@ -191,8 +191,8 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     Raises
     ------
     InputError
-        The file cannot be read, is not TOML, or has a key that is not known, lacks one that is needed, or has a value of the
-        wrong kind; the message names the line.
+        The file cannot be read or is not TOML, a key is not known or is missing, or a value is of the wrong kind; the
+        message names the line.
     """
     path = user_path(path)
     try:
@@ -218,7 +218,7 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
 
 
 class _Table:
-    """A table of the file that is being read. Its errors name the line."""
+    """A table in the file that is being read. Its errors name the line."""
 
     def __init__(self, path: Path, text: str, keys: tuple[str, ...], values: object) -> None:
         self._path = path
@@ -321,7 +321,7 @@ class _Table:
 
 
 def _line(text: str, keys: tuple[str, ...]) -> int:
-    """Find the line that gave `keys` their value: the last line of the shortest beginning of the file that has it."""
+    """Find the line that gives `keys` their value. It is the last line of the shortest beginning of the file that has it."""
     lines = text.split("\n")
     for count in range(1, len(lines) + 1):
         try:

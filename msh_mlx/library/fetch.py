@@ -1,7 +1,8 @@
 """Fetches files from the hub into Hugging Face's cache: resumed, checked, several at a time.
 
-huggingface-hub says where a file is, which commit and hash it has, and who asks (addresses, tokens, proxies, the cache). The
-contents come by ranged HTTP requests of our own, so that what has come survives the process: its own downloads begin anew.
+The package huggingface-hub tells where a file is, its commit and its hash, and knows addresses, tokens, proxies and the cache.
+The contents are fetched here, by HTTP requests for ranges, so that the bytes that have come are kept when the process ends:
+huggingface-hub's own downloads begin again from the start.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
 
 PARALLEL = 4  # files at a time
-RETRIES = 5  # times in a row without anything to show for it
-PAUSE = 1.0  # seconds before the first of them; twice as long each time, up to eight times
-PATIENCE = 10.0  # seconds without a byte, after which a connection is given up
-CONNECT = 5.0  # seconds, after which the hub cannot be reached
-LONGEST_WAIT = 60.0  # seconds; who tells us to wait longer is told to the user
-SLOWEST = 1024.0, 30.0  # bytes a second over so many seconds: what is slower is given up and tried again
+RETRIES = 5  # attempts in a row that bring nothing
+PAUSE = 1.0  # seconds before the first retry; doubled each time, up to eight times as long
+PATIENCE = 10.0  # seconds without a byte until a connection is given up
+CONNECT = 5.0  # seconds to connect to the hub
+LONGEST_WAIT = 60.0  # seconds; if the hub asks for a longer wait, the user is told instead
+SLOWEST = 1024.0, 30.0  # bytes a second over so many seconds: a slower connection is given up and tried again
 MARGIN = 1 << 28  # bytes that are left free on the disk
 
 _PIECE = 1 << 20
-_PROGRESS = 1 << 16  # bytes; an attempt that brings fewer counts as one that failed
+_PROGRESS = 1 << 16  # bytes; an attempt that brings fewer counts as failed
 _ETAG = re.compile(r"[\w.-]+", re.ASCII)
 _BUSY = (
     HTTPStatus.REQUEST_TIMEOUT,
@@ -81,12 +82,12 @@ class RemoteFile:
 
     @property
     def pointer(self) -> Path:
-        """Where programs will find it."""
+        """The path where programs will find it."""
         return cache.pointer(self.file, self.commit)
 
     @property
     def blob(self) -> Path:
-        """Where its contents will be."""
+        """The path where its contents will be."""
         return cache.blob_folder(self.file.repository) / self.etag
 
     @property
@@ -103,7 +104,7 @@ class RemoteFile:
 
 
 def host() -> str:
-    """Name the hub that is asked, as `HF_ENDPOINT` says."""
+    """Return the host name of the hub, which `HF_ENDPOINT` chooses."""
     return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
 
 
@@ -111,16 +112,16 @@ def host() -> str:
 
 
 def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[RemoteFile]:
-    """Ask the hub for commits, hashes and sizes, all at the same time.
+    """Ask the hub for the commits, hashes and sizes of files, of several files at a time.
 
     Raises
     ------
     UnreachableError
-        It does not answer, or `HF_HUB_OFFLINE` is set; SettingsError, if the environment is wrong.
+        The hub does not answer, or `HF_HUB_OFFLINE` is set. SettingsError: the environment is wrong.
     InputError
-        It has no such file, or not for this user; or its hash is not the one that the reference has.
+        The hub has no such file, or does not give it to this user, or the file's hash is not that of the reference.
     MshError
-        It answers with something else.
+        The hub's answer makes no sense.
     """
     _check_surroundings()
     watch = watch or Watch()
@@ -135,7 +136,7 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
 
 
 def list_files(repository: str, revision: str, watch: Watch | None = None) -> list[str]:
-    """Ask the hub for the paths of a repository's files; errors are those of `look_up`."""
+    """Ask the hub for the paths of a repository's files. Errors are those of `look_up`."""
     from huggingface_hub import HfApi
 
     _check_surroundings()
@@ -187,7 +188,7 @@ def _look_up(file: HubFile) -> RemoteFile:
 
 
 class _Transient(Exception):  # noqa: N818 - it is retried, and only then an error
-    """An error that may go away by itself. `error` is raised if it does not; `after` is when to try again, in seconds."""
+    """An error that may go away: try again in `after` seconds (None: as usual). In the end `error` is raised."""
 
     def __init__(self, error: MshError, after: float | None = None) -> None:
         super().__init__(str(error))
@@ -197,7 +198,7 @@ class _Transient(Exception):  # noqa: N818 - it is retried, and only then an err
 
 @contextlib.contextmanager
 def _errors(file: HubFile) -> Iterator[None]:
-    """Turn what huggingface-hub and its HTTP client raise into our errors."""
+    """Turn the exceptions of huggingface-hub and its HTTP client into our own."""
     repository, where = file.repository, host()
     try:
         yield
@@ -241,7 +242,7 @@ def _errors(file: HubFile) -> Iterator[None]:
 
 
 def _proxy() -> str | None:
-    """Name the hub's proxy in the environment, and the variable, without its secrets; None if there is none."""
+    """Return the variable in the environment that names the hub's proxy, and its value without secrets; None: no proxy."""
     parts = urlsplit(constants.ENDPOINT)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -281,7 +282,7 @@ def _brief(error: BaseException) -> str:
 
 
 def _retried(ask: Callable[[], T], job: _Job, what: str) -> T:
-    """Ask a few times, with growing pauses."""
+    """Call `ask` a few times, with growing pauses, until it succeeds."""
     for attempt in range(3):
         try:
             return ask()
@@ -296,7 +297,7 @@ def _retried(ask: Callable[[], T], job: _Job, what: str) -> T:
 
 
 class _Job:
-    """Work on several threads, which the calling one waits for and reports on; the first error ends all of it."""
+    """Work on several threads. The calling thread waits for them and reports. The first error ends all of them."""
 
     def __init__(self, watch: Watch, total: int = 0, done: int = 0) -> None:
         self._watch = watch
@@ -310,7 +311,7 @@ class _Job:
     # On the threads that work.
 
     def add(self, count: int) -> None:
-        """Count bytes that have come; negative for those that were thrown away."""
+        """Count bytes that have come; a negative number for bytes that were thrown away."""
         with self._lock:
             self._done += count
 
@@ -327,7 +328,7 @@ class _Job:
         self.check()
 
     def pause(self, trouble: _Transient, attempt: int, what: str) -> None:
-        """Wait before the next attempt, longer each time."""
+        """Wait before the next attempt, longer each time. Tell the user if it is long."""
         seconds = trouble.after if trouble.after is not None else PAUSE * min(2**attempt, 8)
         if seconds >= 4:
             self.say(f"{what}: {trouble.error.what}; trying again in {seconds:.0f} s.")
@@ -368,7 +369,7 @@ class _Job:
             self._report()
         finally:
             self._stopped.set()
-            # What came last is on disk once they have noticed.
+            # Wait until the threads have noticed: then the last bytes are on disk.
             deadline = perf_counter() + 0.5
             for thread in threads:
                 if thread.ident is not None:
@@ -386,23 +387,23 @@ class _Job:
 
 
 class _StoppedError(Exception):
-    """The job is over: the thread that meets this ends."""
+    """The job is over. The thread in which it is raised ends."""
 
 
 # ---- the contents --------------------------------------------------------------------------------------------------------
 
 
 def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Path]:
-    """Fetch what is missing of files that `look_up` found, and return their paths in the cache, in the same order.
+    """Fetch the missing bytes of files that `look_up` found. Return the files' paths in the cache, in the same order.
 
-    What has come stays on disk whatever happens, and the next call goes on from there. Every file is checked by the hub's hash,
-    and by the reference's sha256 if it has one, before it gets its name; one that does not agree is removed and fetched once
-    more.
+    Bytes that have come stay on disk whatever happens, and the next call goes on from there. Before a file gets its name, its
+    hash is compared with the hub's, and with the reference's sha256 if there is one. If it differs, the file is removed and
+    fetched once more.
 
     Raises
     ------
     MshError
-        The disk has no room, or the cache cannot be written; a file came wrong twice; the hub or the network has trouble that
+        The disk has no room, the cache cannot be written, a file came damaged twice, or trouble with the hub or the network
         does not go away.
     InputError
         The hub does not give the file to this user (any more).
@@ -428,7 +429,7 @@ def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Pat
 
 
 def check_space(remotes: Sequence[RemoteFile]) -> None:
-    """Raise MshError if the disk has no room for what is missing."""
+    """Raise MshError if the disk has no room for the missing bytes."""
     need = sum({remote.blob: remote.missing for remote in remotes}.values())
     folder = cache.cache_folder()
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
@@ -450,16 +451,16 @@ def _disk_error(error: OSError, remote: RemoteFile) -> MshError:
 
 
 def _fetch(remote: RemoteFile, job: _Job) -> None:
-    """Bring one file into the cache."""
+    """Fetch one file into the cache."""
     if remote.pointer.is_file():
         return
     remote.blob.parent.mkdir(parents=True, exist_ok=True)
-    # As other programs lock it, so that nobody fetches what somebody else is fetching.
+    # Other programs take the same lock, so that no two fetch the same file.
     locks = cache.cache_folder() / ".locks" / cache.repository_folder(remote.file.repository).name
     locks.mkdir(parents=True, exist_ok=True)
     missing = remote.missing
     with _locked(locks / f"{remote.etag}.lock", remote, job):
-        if remote.blob.is_file():  # from somebody else, meanwhile
+        if remote.blob.is_file():  # another program has fetched it meanwhile
             job.add(missing)
         elif not _found_elsewhere(remote, job):
             _download(remote, job)
@@ -486,7 +487,7 @@ def _locked(path: Path, remote: RemoteFile, job: _Job) -> Iterator[None]:
 
 
 def _found_elsewhere(remote: RemoteFile, job: _Job) -> bool:
-    """Take a file of the same contents from another repository in the cache, if there is one."""
+    """Take a file with the same contents from another repository in the cache. Return False if there is none."""
     if not cache.is_sha256(remote.etag):
         return False
     for other in cache.cache_folder().glob(f"models--*/blobs/{remote.etag}"):
@@ -508,7 +509,7 @@ def _found_elsewhere(remote: RemoteFile, job: _Job) -> bool:
 
 
 def _read(file: BinaryIO, digest: cache.Digest, job: _Job) -> int:
-    """Feed what is left of a file to `digest`; return how many bytes that was."""
+    """Feed the rest of a file to `digest`; return how many bytes that was."""
     count = 0
     while piece := file.read(_PIECE):
         job.check()
@@ -534,7 +535,7 @@ def _download(remote: RemoteFile, job: _Job) -> None:
 
 
 def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
-    """Bring the partial file to its full size, however many requests that takes; return its digest."""
+    """Bring the partial file to its full size, with as many requests as that takes; return its digest."""
     with remote.partial.open("a+b", buffering=0) as file:
         file.seek(0)
         digest = cache.Digest(remote.etag, remote.size)
@@ -570,7 +571,7 @@ def _download_once(remote: RemoteFile, job: _Job) -> cache.Digest:
 
 
 def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]:
-    """Ask for a file from byte `begin` on, and yield it piece by piece; None comes first if it begins at byte 0 instead."""
+    """Request a file from byte `begin` on, and yield it in pieces. If the answer begins at byte 0 instead, yield None first."""
     url = hf_hub_url(remote.file.repository, remote.file.path, revision=remote.commit)
     headers = build_hf_headers()
     headers |= {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
@@ -589,12 +590,12 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
                 yield None
             yield from _watched(response.iter_raw(), job)
     except UnreachableError as error:
-        # In the middle of a file it is worth waiting for the network.
+        # In the middle of a file it is worth waiting for the network to come back.
         raise _Transient(MshError(str(error), "try again: what has come is kept")) from None
 
 
 def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
-    """Return the byte of the file at which an answer begins; raises for what is not part of the file, such as a login page."""
+    """Return the byte of the file at which an answer begins. Raise if it is not part of the file, but a login page, say."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
         begin, _, size = map(int, ranged.groups())
@@ -614,7 +615,7 @@ def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
 
 
 def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
-    """Pass pieces on, and give up when they come too slowly."""
+    """Pass pieces on. Give up if they come too slowly."""
     least, window = SLOWEST
     begin, count = perf_counter(), 0
     for piece in pieces:
@@ -628,7 +629,7 @@ def _watched(pieces: Iterator[bytes], job: _Job) -> Iterator[bytes]:
 
 
 def _link(remote: RemoteFile) -> None:
-    """Give a blob its name in the snapshot, and the revision its commit."""
+    """Link a blob under its name in the snapshot, and note the commit of the revision."""
     try:
         if not remote.pointer.is_file():
             remote.pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The files of a model: which they are, and where they are found."""
+"""The files of a model, and how to find them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENIZERS = "tokenizer*.model"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model; `config` None is the published architecture."""
+    """The files of a model. `config` is None for the published architecture."""
 
     model: Path
     mimi: Path
@@ -26,12 +26,12 @@ class ModelFiles:
 
     @property
     def all(self) -> list[Path]:
-        """Those that are there."""
+        """All files; the configuration only if there is one."""
         return [path for path in (self.model, self.mimi, self.tokenizer, self.config) if path]
 
 
 def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
-    """Find the file beside a model that fits a pattern; None if there is none, InputError if there are several."""
+    """Find the file beside a model that fits a pattern; None if there is none. Raise InputError if there are several."""
     found = sorted(path for path in model.parent.glob(pattern) if path.is_file())
     if len(found) > 1:
         raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}", f"name one with {option}")
@@ -39,12 +39,12 @@ def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
 
 
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
-    """Find the files of a model; tokenizer and configuration, if not given, beside it (`tokenizer*.model`, `find_config`).
+    """Find the files of a model. Look beside it for a tokenizer or configuration not given (`TOKENIZERS`, `find_config`).
 
     Raises
     ------
     InputError
-        A file is missing or a folder, or there is not exactly one tokenizer beside the model.
+        A file is missing or is a folder, or there is not exactly one tokenizer beside the model.
     """
     model_file = existing(model, "model")
     mimi_file = existing(mimi, "codec")
@@ -59,11 +59,11 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
 
 
 def demo_folder() -> Path:
-    """Return the folder of the demo model; raises MshError if it is not installed."""
+    """Return the folder of the demo model. Raise MshError if it is not installed."""
     return asset("assets/demo/config.json", "The demo model").parent
 
 
 def find_demo() -> ModelFiles:
-    """Find the files of the demo model; raises MshError if it is not installed."""
+    """Find the files of the demo model. Raise MshError if it is not installed."""
     folder = demo_folder()
     return find_model(str(folder / "model.q8.safetensors"), str(folder / "mimi.safetensors"))

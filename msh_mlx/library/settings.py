@@ -1,4 +1,4 @@
-"""What the environment says to Hugging Face's library, which reads it while it is imported, and fails if it is wrong."""
+"""Hugging Face's settings in the environment. Its library reads them while it is imported, and fails if they are wrong."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 
 
 class SettingsError(InputError, UnreachableError):
-    """The environment says something wrong, so that the hub cannot be asked; what is on disk can be used."""
+    """A setting in the environment is wrong, so the hub cannot be asked. Files on disk can still be used."""
 
 
 def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        _ = parts.port  # which may be none
+        _ = parts.port  # raises if it is not a number
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(re.fullmatch(r"[!-~]+", text))
@@ -36,7 +36,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _wrong() -> dict[str, str]:
-    """Say of each variable that the library cannot read what is wrong with it."""
+    """Return the variables that the library cannot read, each with a clause on what is wrong with it."""
     found = {
         name: f"{name}={os.environ[name]} is not a whole number of seconds"
         for name in _SECONDS
@@ -62,10 +62,10 @@ with _without(list(_WRONG)):
 
 
 def check_settings() -> None:
-    """Raise SettingsError if the hub cannot be asked as the environment has it."""
+    """Raise SettingsError if a setting in the environment is wrong."""
     for said in _WRONG.values():
         raise SettingsError(said, "correct it, or unset it")
-    # Else the connection fails, with an error that names neither.
+    # Otherwise the connection fails, with an error that names neither the variable nor the file.
     if file := os.environ.get("SSL_CERT_FILE"):
         try:
             ssl.create_default_context(cafile=file)

@@ -1,10 +1,10 @@
 """The models of the catalogue on this machine: which of them suit it, which are on disk, and how to get one.
 
-A model **fits** if what it takes while talking is at most three quarters of the memory and leaves 4 GiB to the system. It is
-**fast enough** if the memory's measured bandwidth brings the bytes of a step in 45 ms, a little more than half of the 80 ms
-that there are: attention, launches and everything else come on top. Of those that suit, the one with the most bits a weight
-is the best; those on disk come before those that would have to be fetched. If three steps in four then take more than 70 ms in
-warm-up, the next lighter one is taken.
+A model **fits** if it takes at most three quarters of the memory while talking, and leaves 4 GiB to the system. It is **fast
+enough** if the bytes of a step can be read in 45 ms at the measured bandwidth of the memory. That is a little more than half of
+the 80 ms that there are; attention, launches and everything else come on top. A model **suits** the machine if it is both. Of
+the models that suit, those on disk come first, and among them the one with the most bits a weight. If three in four steps of
+the warm-up then take more than 70 ms, the next lighter model is taken.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .settings import SettingsError
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
-STEP_LIMIT = 0.045  # seconds in which the bytes of a step must be read
-SLOW = 0.07  # seconds: a model whose steps take longer, three in four, is too slow
-_SYSTEM = 4 << 30  # bytes that are left to it, at least
-# What a conversation takes besides the weights: keys and values, here of the published size, and the codec, what MLX keeps of
-# freed buffers, and the program.
+STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
+SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
+_SYSTEM = 4 << 30  # bytes that the system keeps, at least
+# Bytes that a conversation takes besides the weights: keys and values, here of the published size; and the codec, MLX's freed
+# buffers and the program.
 _KEYS_AND_VALUES = 1_600_000_000
 _THE_REST = 1_000_000_000
 _ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
@@ -41,7 +41,7 @@ _ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "c
 
 @dataclass(frozen=True)
 class Machine:
-    """The bytes of memory, and how many bytes of it can be read in a second."""
+    """A machine's memory in bytes, and its bandwidth in bytes a second."""
 
     memory: int
     bandwidth: float
@@ -58,7 +58,7 @@ def room(memory: int) -> int:
 
 
 def this_machine() -> Machine:
-    """Measure the machine; takes about a second."""
+    """Measure the machine. Takes about a second."""
     from ..system.memory import machine_memory
     from .bandwidth import bandwidth
 
@@ -67,9 +67,10 @@ def this_machine() -> Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to expect of a model on a machine; None: not known.
+    """What to expect of a model on a machine.
 
-    `fits` in memory; `step` is the seconds in which the bytes of a step can be read.
+    `fits` says whether it fits in memory; `step` is the time that it takes to read the bytes of a step, in seconds. None: not
+    known.
     """
 
     entry: Entry
@@ -78,7 +79,7 @@ class Verdict:
 
     @property
     def suits(self) -> bool:
-        """Whether it may be chosen when the user names no model."""
+        """Whether the model may be chosen when the user does not name one."""
         return self.fits is True and self.step is not None and self.step <= STEP_LIMIT
 
     @property
@@ -92,7 +93,7 @@ class Verdict:
 
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
-    """Judge a model on a machine by its figures in the catalogue."""
+    """Judge a model by its figures in the catalogue."""
     return Verdict(
         entry,
         None if entry.memory is None else entry.memory <= machine.room,
@@ -108,14 +109,14 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
 
 @dataclass(frozen=True)
 class Selection:
-    """A model that was chosen for this machine, all models that suit it (`suitable`), and the whole catalogue."""
+    """The model that was chosen for this machine, all models that suit it (see `suitable`), and the whole catalogue."""
 
     entry: Entry
     suited: Sequence[Entry]
     entries: Mapping[str, Entry]
 
     def lighter(self) -> Selection | None:
-        """Choose what to take in its place if it is too slow: of the same voice if there is such a one; None: there is none."""
+        """Choose the model to take if this one is too slow: with the same voice if possible. None: there is none."""
         fewer = [other for other in self.suited if (other.step_bytes or 0) < (self.entry.step_bytes or 0)]
         # Stable: what is on disk comes first, then the best.
         found = min(fewer, key=lambda other: _voice(other) != _voice(self.entry), default=None)
@@ -132,7 +133,7 @@ def load_library(extra: str | None = None) -> dict[str, Entry]:
 
 
 def _in_weights(folder: Path) -> dict[str, Entry]:
-    """Find models in a folder and the folders in it, by the names of their files: repositories that were downloaded by hand."""
+    """Find models in a folder and its subfolders by the names of their files. They are repositories downloaded by hand."""
     found: dict[str, Entry] = {}
     for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
         for kind in ("bf16", "q8", "q4"):
@@ -165,12 +166,12 @@ def _is_there(path: Path) -> bool:
 
 
 def lm_name(bits: int | None) -> str:
-    """Name the model's file in a published MLX repository."""
+    """Return the name of the model's file in a published MLX repository."""
     return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
 
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
-    """Count the bytes that conversations with a model take once their windows are full, as `Entry.memory` does for one."""
+    """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`."""
     from ..model.attention import RingFormat
     from ..weights.checkpoint import default_dtype
 
@@ -180,12 +181,12 @@ def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversati
 
 
 def check_memory(name: str, need: int, memory: int) -> str | None:
-    """Compare the bytes that a model needs with those that the machine has; return a warning if there is little left.
+    """Compare the bytes that a model needs with those that the machine has. Return a warning if little is left, else None.
 
     Raises
     ------
     MshError
-        It needs more than there is.
+        The model needs more memory than there is.
     """
     what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
     instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
@@ -198,14 +199,14 @@ def check_memory(name: str, need: int, memory: int) -> str | None:
 
 
 def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
-    """Return the files of a model, after fetching what is not on disk.
+    """Return the files of a model. Fetch those that are not on disk.
 
     Raises
     ------
     InputError
-        A file of the user's own is not there; the hub has no such file, or not for this user.
+        One of the user's own files is not there, or the hub does not have a file, or does not give it to this user.
     MshError
-        A file cannot be fetched; the message says what would work without network.
+        A file cannot be fetched. The message says what works without network.
     """
     if cache.missing(entry):
         _fetch(entry, entries, watch)
@@ -217,7 +218,7 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
 
 
 def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:
-    """Return the path of one file, `what` it is to be, after fetching it if it is the hub's and not on disk; as `obtain`."""
+    """Return the path of one file. Fetch it if it is not on disk. `what` names it in errors, which are those of `obtain`."""
     found = cache.find(reference)
     if found is None:
         entry = Entry(f"the {what}", "", {"file": reference}, None, None, None, None, None, Path())
@@ -234,7 +235,7 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
             raise InputError(f"The {_ROLES.get(role, 'file')} of {entry.name}, {file.path}, is not there.")
     from . import fetch
 
-    # All of them: were the branch at another commit by now, those on disk would be of the old one.
+    # Fetch all files: if the branch has moved to another commit, those on disk are of the old one.
     files = [file for file in entry.files.values() if isinstance(file, HubFile)]
     try:
         remotes = fetch.look_up(files, watch)
@@ -257,14 +258,14 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
 
 
 def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
-    """Describe a repository of the published form that is not in the catalogue, by the names of its files.
+    """Make the entry of a repository that is not in the catalogue, but has the published form, by the names of its files.
 
-    `bits` chooses a model's file, where there are several.
+    `bits` chooses the model's file if there are several.
 
     Raises
     ------
     InputError
-        It is no such repository, or there is none.
+        The repository does not exist, or does not have that form.
     MshError
         The hub cannot be asked, and the repository is not on disk.
     """
@@ -287,7 +288,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
         config = HubFile(name, "config.json", revision)
         files["config"] = config
         path = obtain_file(config, "configuration", {}, watch)
-        with contextlib.suppress(InputError):  # of which whoever reads it for the model will complain
+        with contextlib.suppress(InputError):  # it is raised again when the model is opened
             said = read_config(path)
     wanted = [lm_name(bits)] if bits else [lm_name(16), lm_name(8), lm_name(4)]
     for role, key, usual in (
@@ -317,7 +318,7 @@ def _is_index(path: str) -> bool:
 
 
 def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
-    """Return the codec or the tokenizer of the catalogue, for a model that came without: one on disk if there is one."""
+    """Return the catalogue's codec or tokenizer, for a model that came without one. Prefer one on disk."""
     files = [entry.files[role] for entry in entries.values() if role in entry.files]
     if not files:
         raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")

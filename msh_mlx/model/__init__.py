@@ -1,4 +1,5 @@
-"""The language model in MLX: its configuration, layers, caches and sampling; shapes in, shapes out.
+"""The language model in MLX: its configuration, layers, caches and sampling.
 
-State is an argument, never hidden in a layer. No files but a configuration, no sound, no text.
+Functions take and return arrays. State is an argument, never hidden in a layer. The only file read here is a configuration.
+Nothing here knows of sound or text.
 """

@@ -1,10 +1,10 @@
-"""Attention: from a layer's input to its output, over keys and values that a cache holds.
+"""Attention: from a layer's input to its output, over the keys and values in a cache.
 
-There are two caches. The temporal transformer has a `RingCache` a layer: the positions of a conversation, as many as the
-window has. The depformer has a `StepCache` a layer: the codebooks of one step.
+There are two caches. In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation
+as fit in the window. In the depformer each layer has a `StepCache`, which holds the codebooks of one step.
 
-A *ring* is the state of one layer, a list of arrays that a step takes and gives back. They hold the keys and the values,
-`[2, heads, capacity, head_dim]`: one array in the activations' dtype, or, with 8 bits, three (packed uint32, scales, biases;
+A *ring* is the state of one layer: a list of arrays that a step takes and gives back. They hold the keys and the values,
+`[2, heads, capacity, head_dim]`: one array in the activations' dtype, or three with 8 bits (packed uint32, scales, biases;
 groups along `head_dim`). Position p lies in slot `p % context`. Once the ring has turned, the slots are not in the order of
 time. Attention does not need that order: a key's rotation says at which position it is.
 """
@@ -50,13 +50,13 @@ class Attention(nn.Module):
 
 
 def attend(query: mx.array, keys: mx.array, values: mx.array, scale: float, seen: mx.array | None = None) -> mx.array:
-    """Attend from one query, `[1, heads, 1, head_dim]`, as is the result, to keys and values `[1, heads, n, head_dim]`.
+    """Attend from one query `[1, heads, 1, head_dim]` to keys and values `[1, heads, n, head_dim]`; return the query's shape.
 
-    `seen`, bool `[n]`, says which of them count; None: all.
+    `seen`, bool `[n]`, says which of the keys and values count; None: all.
     """
     if not on_cpu():
         return mx.fast.scaled_dot_product_attention(query, keys, values, scale=scale, mask=seen)
-    # What MLX composes that of on the CPU, with scale and mask inside the product.
+    # The same operations as MLX's own on the CPU, but with scale and mask inside the matrix product.
     mask = mx.array(0.0, query.dtype) if seen is None else mx.where(seen, 0.0, -math.inf).astype(query.dtype)
     scores = mx.addmm(mask, query, keys.swapaxes(-1, -2), alpha=scale)
     return mx.softmax(scores, axis=-1, precise=True) @ values
@@ -75,10 +75,10 @@ def capacities(context: int) -> list[int]:
 
 @dataclass(frozen=True)
 class RingFormat:
-    """The shape of the rings of one model.
+    """The format of one model's rings.
 
-    `heads` and `head_dim` are those of the attention, `dtype` that of the activations, `bits` 8 or None for the activations'
-    own dtype.
+    `heads` and `head_dim` are those of the attention, and `dtype` is that of the activations. `bits` is 8, or None to keep keys
+    and values in `dtype`.
 
     Raises
     ------
@@ -93,19 +93,19 @@ class RingFormat:
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 8):
-            raise InputError(f"A key/value cache of {self.bits!r} bits is not there", "give 8, or leave it out")
+            raise InputError(f"The key/value cache cannot have {self.bits!r} bits", "give 8, or leave it out")
         if self.bits and self.head_dim % 32:
             raise InputError(
-                f"An 8-bit key/value cache needs heads of a multiple of 32, and these have {self.head_dim}."
+                f"An 8-bit key/value cache needs heads of a multiple of 32 numbers, and these have {self.head_dim}."
             )
 
     @property
     def group_size(self) -> int:
-        """How many values share a scale and a bias with 8 bits."""
+        """How many values share a scale and a bias, with 8 bits."""
         return 64 if self.head_dim % 64 == 0 else 32
 
     def empty(self, capacity: int) -> KvRing:
-        """Make a ring that has seen nothing."""
+        """Return a ring that holds nothing yet."""
         shape = (2, self.heads, capacity)
         if self.bits is None:
             return [mx.zeros((*shape, self.head_dim), self.dtype)]
@@ -114,12 +114,12 @@ class RingFormat:
         return [packed, mx.zeros(groups, self.dtype), mx.zeros(groups, self.dtype)]
 
     def grown(self, ring: KvRing, capacity: int) -> KvRing:
-        """Return the ring with more slots behind those that are there."""
+        """Return the ring with more slots behind its own, `capacity` in all."""
         more = self.empty(capacity - ring[0].shape[2])
         return [mx.concatenate([old, new], axis=2) for old, new in zip(ring, more, strict=True)]
 
     def nbytes(self, capacity: int) -> int:
-        """Bytes of one layer's ring."""
+        """Return the bytes of one layer's ring."""
         values = 2 * self.heads * capacity * self.head_dim
         if self.bits is None:
             return values * self.dtype.size
@@ -131,9 +131,9 @@ class RingFormat:
         return [mx.slice_update(old, part, slot, axes=(2,)) for old, part in zip(ring, parts, strict=True)]
 
     def attend(self, query: mx.array, ring: KvRing, seen: mx.array) -> mx.array:
-        """Attend from a query that is scaled already to the slots that are seen.
+        """Attend from a query, which is scaled already, to the slots that are seen.
 
-        `query` is `[1, heads, 1, head_dim]`, as is the result; `seen` is bool `[capacity]`.
+        The query and the result are `[1, heads, 1, head_dim]`; `seen` is bool `[capacity]`.
         """
         if self.bits is None:
             keys, values = mx.split(ring[0], 2)
@@ -150,10 +150,10 @@ class RingFormat:
 def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.float32]:
     """Return the factors that rotate and scale the queries and keys of one position.
 
-    The result, `[2, 3, 1, 1, head_dim / 2, 2]` float32, holds the factors of each pair and of the pair swapped, for queries,
-    keys and values: interleaved rotary embedding (Su et al. 2021) by `position · max_period^(−2i / head_dim)` for the first
-    two, with attention's `1 / √head_dim` in those of the queries, and nothing for the values. The angle is computed and reduced
-    in float64, so it is as exact after a week as at the start.
+    The result is `[2, 3, 1, 1, head_dim / 2, 2]` float32: factors of each pair, and of the pair swapped; for queries, keys and
+    values. Queries and keys get the interleaved rotary embedding (Su et al. 2021), pair i by the angle
+    `position · max_period^(−2i / head_dim)`. The queries' factors include attention's `1 / √head_dim`. Values stay as they
+    are. The angle is computed and reduced in float64, so it is as exact after a week as at the start.
     """
     angle = position * max_period ** (-2.0 * np.arange(head_dim // 2, dtype=np.float64) / head_dim)
     angle %= 2 * math.pi
@@ -166,15 +166,15 @@ def rotation(position: int, head_dim: int, max_period: float) -> npt.NDArray[np.
 
 
 def slots(position: int, context: int, rings: Sequence[KvRing]) -> npt.NDArray[np.int32]:
-    """Return the slot of a position, and the last slot that it sees, `[2]`."""
+    """Return `[2]`: the slot of a position, and the last slot that the position sees."""
     return np.array([position % context, min(position, rings[0][0].shape[2] - 1)], np.int32)
 
 
 class RingCache:
-    """The cache of one layer at one position of a conversation. After `attend`, `ring` is the new one.
+    """The cache of one layer at one position of a conversation. `attend` replaces `ring` by the new one.
 
-    The position goes to `slot`, int32 `[1]`, and sees the slots that `seen`, bool `[capacity]`, names. `factors` are from
-    `rotation`.
+    The position is stored in `slot`, int32 `[1]`, and sees the slots where `seen`, bool `[capacity]`, is true. `factors` are
+    from `rotation`.
     """
 
     def __init__(self, ring: KvRing, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
@@ -195,7 +195,7 @@ class RingCache:
 
 
 def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
-    """Make the caches of one position, one a layer; `slot` is from `slots`, `factors` from `rotation`."""
+    """Make the caches of one position, one per layer. `slot` is from `slots`, `factors` from `rotation`."""
     seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
 
@@ -204,19 +204,19 @@ def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, facto
 
 
 class StepCache:
-    """Attention among the few steps of one depformer pass: no window, no position, gone afterwards."""
+    """The cache of one layer in the depformer, for the codebooks of one step. It has no window and no positions."""
 
     def __init__(self, heads: int) -> None:
         self._heads = heads
         self._seen: mx.array | None = None
 
     def attend(self, qkv: mx.array) -> mx.array:
-        """Take a projected row, `[1, 3 · dim]`, and return `[1, dim]`: what it makes of all rows so far."""
+        """Take a projected row, `[1, 3 · dim]`, and attend from it to all rows so far; return `[1, dim]`."""
         dim = qkv.shape[1] // 3
         heads = qkv.reshape(3, self._heads, 1, dim // self._heads)
         if self._seen is None:
             self._seen = heads[1:]
-            return qkv[:, 2 * dim :]  # of one value, attention makes that value
+            return qkv[:, 2 * dim :]  # attention over one value is that value
         query, new = mx.split(heads, [1])
         self._seen = mx.concatenate([self._seen, new], axis=2)
         keys, values = mx.split(self._seen, 2)

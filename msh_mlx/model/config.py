@@ -1,4 +1,4 @@
-"""`LmConfig`: the numbers of a Moshi language model, and what a checkpoint's `config.json` may say."""
+"""`LmConfig`: the sizes of a Moshi language model, read from a checkpoint's `config.json`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..system.inputs import brief, decode_text, read_small
 from ..system.places import user_path
 from .ranges import LORA_SCALING, Range, is_whole
 
-# A configuration has about a kilobyte; what is much larger is something else.
+# A configuration has about a kilobyte. A much larger file is something else.
 _MAX_SIZE = 1 << 20
 _FLOAT = Range(1e-9, 1e12)
 _MAX_WHOLE = 1 << 24
 _SCHEDULE = "depformer_weights_per_step_schedule"
 _SPEECH_TO_TEXT = "a speech-to-text model"
 
-# Keys that change the architecture, with the one value that this implementation has; null stands for it, too.
+# Keys that change the architecture, with the only value that is implemented here. null means the same value.
 _FIXED: dict[str, Any] = {
     "bias_proj": False,
     "causal": True,
@@ -45,9 +45,9 @@ _FIXED: dict[str, Any] = {
     "quantize": False,
 }
 
-# Keys that say nothing about inference with this model, whatever their values: names of files, settings of training and of
-# other programs, parts that `_FIXED` makes sure are absent, and of the depformer, which sees all steps of its own and has no
-# positional embedding, the window and the rotation.
+# Keys that do not matter for inference, whatever their values: names of files; settings of training and of other programs;
+# parts that are absent because of `_FIXED`; and the depformer's window and rotation, because it sees all of a step's codebooks
+# and has no positional embedding.
 _IGNORED = frozenset(
     {
         "depformer_causal",
@@ -74,11 +74,11 @@ _IGNORED = frozenset(
 
 @dataclass(frozen=True)
 class LmConfig:
-    """The architecture of a Moshi language model; the defaults are the published v0.1 (Moshiko and Moshika, 7 B).
+    """The architecture of a Moshi language model. The defaults are those of the published v0.1 (Moshiko and Moshika, 7 B).
 
-    Keys and values are those of the `config.json` of the published checkpoints. `delays` has `1 + n_q` entries:
-    text, the model's own `dep_q` codebooks, the user's `n_q - dep_q` codebooks, in steps of 80 ms. `context` counts steps.
-    `lora_scaling` is that of the adapters which belong to the model; None: it does not say.
+    Names and values are as in the `config.json` of the published checkpoints. `delays` has `1 + n_q` entries, in steps of
+    80 ms: text, the model's own `dep_q` codebooks, the user's `n_q - dep_q` codebooks. `context` counts steps. `lora_scaling`
+    is the factor of the adapters that belong to the model; None: the configuration does not say.
 
     Raises
     ------
@@ -144,40 +144,40 @@ class LmConfig:
 
     @property
     def user_q(self) -> int:
-        """How many codebooks of the user the model hears."""
+        """The number of the user's codebooks."""
         return self.n_q - self.dep_q
 
     @property
     def max_delay(self) -> int:
-        """The largest delay, in steps: own frame f is complete at position f + max_delay."""
+        """The largest delay, in steps. The model's own frame f is complete at position f + max_delay."""
         return max(self.delays)
 
     @property
     def hidden(self) -> int:
-        """Width of the temporal feed-forward's inner layer; a checkpoint's shapes have the last word."""
+        """The width of the temporal feed-forward's inner layer. A checkpoint's shapes take precedence."""
         return _gate_width(int(self.hidden_scale * self.dim), self.dim)
 
     @property
     def depformer_hidden(self) -> int:
-        """Width of the depformer feed-forward's inner layer; a checkpoint's shapes have the last word."""
+        """The width of the depformer feed-forward's inner layer. A checkpoint's shapes take precedence."""
         return _gate_width(self.depformer_dim_feedforward, self.depformer_dim)
 
     @property
     def padding_ids(self) -> frozenset[int]:
-        """Text tokens that stand for no text: 0 ends a pad, `existing_text_padding_id` pads."""
+        """The text tokens without text: `existing_text_padding_id` is padding, and 0 ends padding."""
         return frozenset({0, self.existing_text_padding_id})
 
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any], source: str = "The model's configuration", *, lora: bool = False
     ) -> LmConfig:
-        """Read the keys of a `config.json`; missing keys take the v0.1 value. With `lora` it may be one with adapters.
+        """Read the keys of a `config.json`. Missing keys have their v0.1 value. `lora` allows a model with adapters.
 
         Raises
         ------
         InputError
-            A key is unknown, or says something that this implementation does not have; `source` is named, and the kind of model
-            where it is known.
+            A key is unknown, or has a value that is not implemented. The message names `source`, and the kind of model if it
+            is known.
         """
         try:
             return cls._read(values, source, lora)
@@ -209,7 +209,7 @@ class LmConfig:
             raise _wrong(
                 "text_card_out", values["text_card_out"], f"the same as text_card = {config.text_card}, or null,"
             )
-        # Each step of the depformer has weights of its own, which a schedule may say, too.
+        # Each codebook has its own weights in the depformer. A schedule may say the same.
         own = list(range(config.dep_q))
         if values.get(_SCHEDULE) not in (None, own):
             raise InputError(f"{source} has {_SCHEDULE} = {brief(values[_SCHEDULE])}", f"only {own} can be run")
@@ -219,7 +219,7 @@ class LmConfig:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, lora: bool = False) -> LmConfig:
-        """Read a `config.json`; `lora` as for `from_dict`.
+        """Read a `config.json`. `lora` is as for `from_dict`.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class LmConfig:
     def of(
         cls, config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None, *, lora: bool = False
     ) -> LmConfig:
-        """Take a configuration in any form: an `LmConfig`, a dict, a path, or None for v0.1; `lora` as for `from_dict`."""
+        """Take a configuration in any form: an `LmConfig`, a dict, a path, or None for v0.1. `lora` is as for `from_dict`."""
         if config is None:
             return cls()
         if isinstance(config, LmConfig):
@@ -243,7 +243,7 @@ class LmConfig:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a `config.json` as it is.
+    """Read a `config.json` without checking its keys.
 
     Raises
     ------
@@ -264,12 +264,12 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def scaling_in(values: Mapping[str, Any], source: str) -> float | None:
-    """Read how much of its adapters a configuration adds; None if it has none, or does not say.
+    """Read the factor that a configuration adds its adapters with; None if it does not say.
 
     Raises
     ------
     InputError
-        It says something else than a number; `source` is named.
+        The factor is not a number; the message names `source`.
     """
     value = values.get("lora_scaling")
     if value is None or values.get("lora") is False:
@@ -308,7 +308,7 @@ def other_kind(values: Mapping[str, Any]) -> str | None:
 
 
 def not_run(subject: str, what: str) -> InputError:
-    """Make the error for a model of another kind: `subject` is "X is" or "X is of", `what` is from `other_kind`."""
+    """Make the error for a model of another kind. `subject` is "X is" or "X is of"; `what` is from `other_kind`."""
     return InputError(f"{subject} {what}, which this program does not run", "give a Moshi model")
 
 

@@ -26,10 +26,10 @@ from .step import AS_SAID, StepFunction, StepLogits
 
 @dataclass(frozen=True)
 class Step:
-    """What the model says in one step.
+    """The result of one step: what the model says.
 
-    `text_token` is the text token; `codes` are those of one frame of its voice, `[dep_q]` uint32, with the delays undone, or
-    None while the first frame is incomplete.
+    `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
+    while the first frame is incomplete.
     """
 
     text_token: int
@@ -37,33 +37,34 @@ class Step:
 
     @property
     def frame(self) -> npt.NDArray[np.uint32] | None:
-        """The same as `codes`, by their former name."""
+        """The same as `codes`. The former name."""
         return self.codes
 
 
 class LmGen:
-    """A conversation with `lm`: gives it the user's codes, frame by frame, and returns its own.
+    """A conversation with `lm`. It takes the user's codes, frame by frame, and returns the model's.
 
-    Position 0 is the priming step, with "start" tokens everywhere; it happens by itself before the first step and after
-    `reset`. Step t, for the user's frame t, is position t + 1 and uses the newest codes of the user at once. There is no limit
-    on the number of steps.
+    Position 0 is the priming step, with "start" tokens everywhere. It runs by itself before the first step, also after
+    `reset`. Step t is for the user's frame t. It is position t + 1, and uses the user's newest codes at once. The number of
+    steps has no limit.
 
-    State: the rings of `lm`'s layers; the last text token and own codes as sampled, on the device; the own codes of the last
-    `max_delay + 1` positions and the user's of the last `max_delay + 1` frames, on the host. It may be made on one thread and
-    used on another, but only by one thread at a time.
+    The state on the device is the rings of `lm`'s layers, and the last text token and own codes as sampled. The state on the
+    host is the own codes of the last `max_delay + 1` positions, and the user's codes of the last `max_delay + 1` frames.
+
+    A conversation may be made on one thread and used on another, but only on one thread at a time.
 
     Parameters
     ----------
     lm
-        The model, as from `load_lm`; shared, not changed.
+        The model, as from `load_lm`. It is shared, and not changed.
     text_sampler, audio_sampler
-        How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
+        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25; 0.8 and 250.
     seed
-        The same seed, codes and machine give the same conversation, also after `reset`. None: a new one every time.
+        The same seed, codes and machine give the same conversation, also after `reset`. None: another one every time.
     kv_bits
-        8 keeps keys and values in 8 bits, in about half the memory of bfloat16; None in the activations' dtype.
+        8: keep keys and values in 8 bits, in about half the memory of bfloat16. None: keep them in the activations' dtype.
     word_starts
-        Text tokens with which a word begins, for the repetition penalty; by default those that follow padding.
+        The text tokens that begin a word, for the repetition penalty. By default, tokens that follow padding begin words.
 
     Raises
     ------
@@ -96,7 +97,7 @@ class LmGen:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation: the next step is as the first one was.
+        """Forget the conversation. The next step is like the first one.
 
         Raises
         ------
@@ -115,23 +116,23 @@ class LmGen:
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
-        """Hear one frame of the user and say one.
+        """Take the codes of one frame of the user, and return what the model says.
 
         Parameters
         ----------
         user_codes
-            `[n_q - dep_q]` or `[n_q - dep_q, 1]`, integers in [0, card); −1 for a codebook that is not there.
+            `[n_q - dep_q]` or `[n_q - dep_q, 1]`, integers in [0, card); −1 for a codebook that is missing.
 
         Raises
         ------
         InputError
-            The codes have another shape, are not integers, or are out of range; the conversation is as before.
+            The codes have another shape, are not integers, or are out of range. The conversation has not changed then.
         InUseError
             Another thread is in the middle of a step.
         """
         codes = self._checked(user_codes)
         with one_at_a_time(self._in_use):
-            # Nobody waits for the priming step: what it says stays on the device, where the next one takes it.
+            # Do not wait for the priming step: its result stays on the device, where the next step takes it.
             said = [self._enqueue()] if self._position == 0 else []
             self._user.append(codes)
             said.append(self._enqueue())
@@ -139,7 +140,7 @@ class LmGen:
             return Step(text_token, self._complete_codes())
 
     def prime(self) -> None:
-        """Run the priming step now, if it was not run, so that the first step is as fast as any.
+        """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
 
         Raises
         ------
@@ -151,9 +152,9 @@ class LmGen:
                 self._take([self._enqueue()])
 
     def warm_up(self) -> None:
-        """Compile, on this thread, all that a conversation of any length needs, and `prime`.
+        """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
 
-        The conversation is the same with it and without. For a moment it takes the memory of the full cache.
+        This does not change the conversation. For a moment it takes the memory of the full cache.
 
         Raises
         ------
@@ -166,7 +167,7 @@ class LmGen:
             for capacity in capacities(config.context):
                 said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
                 said, grown, logits = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
-                # A GPU makes its kernels when they first run, and other ones for longer caches; on the CPU the first is all.
+                # A GPU builds kernels when they first run, and others for longer caches. On the CPU the first size is enough.
                 if capacity == capacities(config.context)[0] or not on_cpu():
                     to_host(said)
                 del said, grown, logits, rings
@@ -175,7 +176,7 @@ class LmGen:
 
     @property
     def text_logits(self) -> mx.array:
-        """Text logits of the newest step, `[text_card]`, on the device, before the sampler changed any.
+        """The text logits of the newest step, `[text_card]`, on the device, before the sampler changed any.
 
         Raises
         ------
@@ -186,7 +187,7 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """StepLogits of the newest step's codes, `[dep_q, card]`, on the device.
+        """The logits of the newest step's codes, `[dep_q, card]`, on the device.
 
         Raises
         ------
@@ -197,12 +198,12 @@ class LmGen:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that are held now."""
+        """The bytes that keys and values take now."""
         return sum(array.nbytes for ring in self._rings for array in ring)
 
     def _newest(self) -> StepLogits:
         if self._logits is None:
-            raise InputError("There was no step yet, and so there are no logits.")
+            raise InputError("There are no logits before the first step.")
         return self._logits
 
     def _checked(self, user_codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
@@ -221,7 +222,7 @@ class LmGen:
         return codes.astype(np.int32)
 
     def _enqueue(self) -> mx.array:
-        """Enqueue one step and return what it says, `[1 + dep_q]` int32 on the device."""
+        """Enqueue one step. Return the text token and the codes, `[1 + dep_q]` int32 on the device."""
         config = self.lm.config
         if self._said is None:
             self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
@@ -238,7 +239,7 @@ class LmGen:
         return self._said
 
     def _take(self, said: list[mx.array]) -> int:
-        """Bring what steps said to the host, remember it, and return the last text token."""
+        """Copy the results of steps to the host, remember them, and return the last text token."""
         for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
             self._words.push(int(row[0]))
             self._sampled.append(row[1:].astype(np.uint32))
@@ -248,7 +249,7 @@ class LmGen:
         return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
 
     def _key(self, position: int) -> mx.array:
-        """Make the random key of the step at a position: it follows from seed and position."""
+        """Make the random key of the step at a position, from the seed and the position."""
         # Threefry makes unrelated streams of different keys.
         return mx.random.key(mixed_seed(self._seed, position))
 
@@ -260,7 +261,7 @@ class LmGen:
             if i > config.dep_q:
                 tokens[i] = self._user[-1 - delay][i - 1 - config.dep_q] if delay < len(self._user) else config.card
             elif self._position <= delay:
-                # A stream of delay d has said nothing of its own before position d + 1.
+                # Before position d + 1, a stream with delay d has no codes of its own.
                 tokens[i] = config.card if i else config.text_card
         return tokens
 
@@ -268,7 +269,7 @@ class LmGen:
         config = self.lm.config
         if self._position <= config.max_delay:
             return None
-        # Own frame f's codebook of delay d was sampled at position f + d; the newest position is f + max_delay.
+        # The codebook with delay d of own frame f was sampled at position f + d. The newest position is f + max_delay.
         delays = config.delays[1 : 1 + config.dep_q]
         return np.array([self._sampled[d - config.max_delay - 1][k] for k, d in enumerate(delays)], np.uint32)
 
@@ -282,7 +283,7 @@ class _RecentWords:
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
         self._count = sampler.repetition_words
-        # The newest tokens, each with the number of its word: what is older than `size` tokens is of no use.
+        # The newest `size` tokens, each with the number of its word. Older ones are of no use.
         self._tokens: deque[tuple[int, int]] = deque(maxlen=self._size)
         self.clear()
 
@@ -317,5 +318,5 @@ def one_at_a_time(lock: Lock) -> Iterator[None]:
 
 
 def to_host(array: mx.array) -> npt.NDArray[np.int32]:
-    """Bring values to the host: the one place where a conversation waits for the device."""
+    """Copy values to the host. This is the only place where a conversation waits for the device."""
     return np.array(array)

@@ -1,6 +1,6 @@
-"""How a step uses weights: matrices laid out for it once, so that nothing is sliced or transposed in the step itself.
+"""The weights as a step uses them. They are laid out once, so that a step does not have to slice or transpose them.
 
-Memory holds the weights once: the parameters of modules that were laid out are views of what a step uses.
+Memory holds the weights only once: after that, the parameters of the modules are views of the arrays that a step uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def on_cpu() -> bool:
 
 
 class Stack:
-    """The matrices of modules, one below the other: float, or packed with scales and biases."""
+    """The matrices of several modules, one below the other: as floats, or packed, with scales and biases."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         first: Any = modules[0]
@@ -47,19 +47,19 @@ class Stack:
 
 
 class Projection(Stack):
-    """`x @ W.T` for the weights of linear modules without biases; of several, the results follow each other."""
+    """Computes `x @ W.T` with the weights of linear modules, which have no biases. Results of several follow each other."""
 
     def _laid_out(self, array: mx.array) -> mx.array:
         if self.quantized:
             return array
-        # The matrix product of MLX's CPU backend is twice as fast where the columns of W lie together.
+        # MLX's matrix product on the CPU is twice as fast if each column of W is contiguous.
         return mx.contiguous(array.T) if on_cpu() else array.T
 
     def _as_stored(self) -> list[mx.array]:
         return self.arrays if self.quantized else [self.arrays[0].T]
 
     def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
-        """`[1, in]` to `[1, out]`, added to `onto`, if that is given."""
+        """Return `[1, out]` for `x` `[1, in]`, added to `onto` if that is given."""
         if not self.quantized:
             return x @ self.arrays[0] if onto is None else mx.addmm(onto, x, self.arrays[0])
         packed, scales, biases = self.arrays
@@ -68,10 +68,10 @@ class Projection(Stack):
 
 
 class Table(Stack):
-    """The rows of embeddings; those of the second follow those of the first."""
+    """Looks up rows of embeddings. The rows of the second follow those of the first."""
 
     def __call__(self, rows: mx.array) -> mx.array:
-        """`rows` are integers `[n]`; the result is `[n, dim]`."""
+        """Return the rows with the numbers `rows`, integers `[n]`: `[n, dim]`."""
         taken = [array[rows] for array in self.arrays]
         if self.quantized:
             packed, scales, biases = taken
@@ -83,9 +83,9 @@ _S = TypeVar("_S", bound=Stack)
 
 
 def lay_out(kind: type[_S], modules: Sequence[nn.Module]) -> list[_S]:
-    """Make one stack of modules that store their matrices alike, else one of each, and return them.
+    """Make one stack of all modules if they store their matrices alike, else one of each. Return the stacks.
 
-    The parameters of the modules become views of their stack, and `module.stack` is that stack.
+    The parameters of a module become views of its stack, which is `module.stack` afterwards.
     """
     stacks = []
     for group in [modules] if _alike(modules) else [[module] for module in modules]:
@@ -107,7 +107,7 @@ def lay_out_linear(model: nn.Module) -> None:
 
 
 def _alike(modules: Sequence[nn.Module]) -> bool:
-    """Whether matrices are stored in the same way, and as wide."""
+    """Whether the matrices of modules have the same type and width, and are packed in the same way."""
 
     def how(module: Any) -> object:
         return [(a.dtype, a.shape[1:]) for a in _arrays(module)], getattr(module, "group_size", None)
@@ -120,15 +120,15 @@ def _arrays(module: Any) -> list[mx.array]:
 
 
 def project(linear: nn.Linear, x: mx.array, onto: mx.array | None = None) -> mx.array:
-    """`[1, in]` to `[1, out]`, by a linear module that was laid out; added to `onto`, if that is given."""
+    """Apply a linear module that was laid out to `x` `[1, in]`. Return `[1, out]`, added to `onto` if that is given."""
     return linear.stack(x, onto)  # type: ignore[no-any-return]
 
 
 def normalize(norm: nn.RMSNorm, x: mx.array) -> mx.array:
-    """`x / √(mean(x²) + eps) · weight` of every row, computed in float32; `x` is `[..., rows, dim]`, as is the result."""
+    """Return `x / √(mean(x²) + eps) · weight` of every row, computed in float32. `x` and the result are `[..., rows, dim]`."""
     if on_cpu() and x.dtype == mx.float32 and x.shape[-2] == 1:
-        # MLX composes `rms_norm` of several operations there. The product of a row with itself is one, the rest compiles into
-        # one. Of several rows it would be all products of two of them.
+        # There, MLX's `rms_norm` is several operations. The product of a row with itself is one operation, and the rest
+        # compiles into another. With several rows, that product would be of all pairs of rows.
         mean = (x @ x.swapaxes(-1, -2)) * (1.0 / x.shape[-1])
         return x * mx.rsqrt(mean + norm.eps) * norm.weight
     return mx.fast.rms_norm(x, norm.weight, norm.eps)

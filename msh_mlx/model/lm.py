@@ -33,7 +33,7 @@ class DepformerSlice(nn.Module):
 
 
 class Depformer(nn.Module):
-    """Predicts the `dep_q` codes of one step, one after the other, each with weights of its own."""
+    """Predicts the `dep_q` codes of one step, one after the other, each with its own weights."""
 
     def __init__(self, config: LmConfig, hidden: int) -> None:
         super().__init__()
@@ -42,15 +42,15 @@ class Depformer(nn.Module):
 
     def prepare(self) -> None:
         """Lay the weights out for the steps."""
-        # The input of all slices is h, so that they are one product if they are stored alike.
+        # All slices have the input h: if they are stored alike, they are one matrix product.
         self._inputs = lay_out(Projection, [part.linear_in for part in self.slices])
         self._tables = [table for part in self.slices for table in lay_out(Table, [part.emb])]
 
     def __call__(self, h: mx.array, text_token: mx.array, choose: Choose) -> list[mx.array]:
         """Choose the codes of one step.
 
-        `h` is the temporal output `[1, dim]`, `text_token` the token `[1]` chosen in this step,
-        `choose(logits [1, card], k) -> [1]` chooses codebook k's code, an integer. The result is `dep_q` times `[1]`.
+        `h` is the temporal transformer's output, `[1, dim]`. `text_token`, `[1]`, was chosen in this step.
+        `choose(logits [1, card], k) -> [1]` chooses the code of codebook k, an integer. The result is `dep_q` arrays `[1]`.
         """
         caches = [StepCache(self._heads) for _ in self.slices[0].transformer.layers]
         heard = [
@@ -67,7 +67,7 @@ class Depformer(nn.Module):
 
 
 class Lm(nn.Module):
-    """The whole model. Holds weights only: caches and positions are arguments.
+    """The whole model. It holds only weights: caches and positions are arguments.
 
     `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
     """
@@ -84,13 +84,13 @@ class Lm(nn.Module):
         self._prepared = False
 
     def prepare(self) -> None:
-        """Lay the weights out for the steps, once, when they are all there; they must not be replaced afterwards."""
+        """Lay the weights out for the steps. Call it after loading; weights must not be replaced afterwards."""
         if self._prepared:
             return
         self.depformer.prepare()
         (self._text_table,) = lay_out(Table, [self.text_emb])
         self._audio_tables = lay_out(Table, self.audio_embs)
-        # Where the rows of each codebook begin in its table, which it has for itself or shares with all others.
+        # The first row of each codebook in its table. A codebook has its own table, or all share one.
         in_a_table = self.config.n_q // len(self._audio_tables)
         self._rows = mx.array([k % in_a_table * (self.config.card + 1) for k in range(self.config.n_q)], mx.int32)
         lay_out_linear(self)
@@ -102,19 +102,19 @@ class Lm(nn.Module):
         return cast("list[tuple[str, mx.array]]", tree_flatten(self.parameters()))
 
     def ring_format(self, bits: int | None = None) -> RingFormat:
-        """Describe the state of one layer; `bits` 8 makes it half as large as bfloat16 does."""
+        """Return the format of each layer's ring. With `bits` 8 it takes about half the memory of bfloat16."""
         config = self.config
         return RingFormat(config.num_heads, config.dim // config.num_heads, self.out_norm.weight.dtype, bits)
 
     def __call__(self, tokens: mx.array, caches: Sequence[Cache]) -> tuple[mx.array, mx.array]:
-        """One step of the temporal transformer.
+        """Run one step of the temporal transformer.
 
         Parameters
         ----------
         tokens
             `[1 + n_q]` int32: text, own codes, the user's codes. `text_card` and `card` mean "start", −1 adds nothing.
         caches
-            One `RingCache` a layer; updated.
+            One `RingCache` per layer. They are updated.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class Lm(nn.Module):
         """
         rows = mx.maximum(tokens, 0)
         audio, count = rows[1:] + self._rows, len(self._audio_tables)
-        # Each table gets its share of the codebooks: all of them, or one.
+        # Each table looks up its codebooks: all of them, or one.
         parts = [table(share) for table, share in zip(self._audio_tables, mx.split(audio, count), strict=True)]
         parts.insert(0, self._text_table(rows[:1]))
         x = mx.where((tokens >= 0)[:, None], mx.concatenate(parts), 0).sum(axis=0, keepdims=True)

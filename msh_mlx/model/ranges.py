@@ -1,23 +1,23 @@
-"""The bounds of numbers that reach the model: within them, what is computed of the numbers in float32 stays finite."""
+"""The bounds of numbers that reach the model. Within them, all results in float32 are finite."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Far beyond what makes sense, and far enough below where float32 ends that a logit times or plus this, divided by the coldest
-# temperature there is (1e-6), is finite still. Its inverse is as far from where float32 becomes 0.
+# Far beyond any useful value. A logit times or plus this, divided by the lowest temperature (1e-6), is still finite in float32.
+# The inverse is as far from the numbers that float32 rounds to 0.
 _LARGEST = 1e9
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`, both included; in a sentence it reads as in "-1 is not a number from 0 to 1e9"."""
+    """Numbers from `least` to `most`, both included. As text it is "a number from 0 to 1e9"."""
 
     least: float
     most: float
 
     def has(self, value: object) -> bool:
-        """Tell whether `value` is a number in the range; True, False and NaN are not."""
+        """Tell whether `value` is a number in the range. True, False and NaN are not."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
 
     def __str__(self) -> str:
@@ -36,5 +36,5 @@ LORA_SCALING = Range(-_LARGEST, _LARGEST)
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether `value` is a whole number; True and False are not."""
+    """Tell whether `value` is a whole number. True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""How a token is chosen from logits. Randomness is an argument, so that all of it can be drawn at once."""
+"""Choose a token from logits. Random numbers are an argument, so that all of them can be drawn at once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import InputError
 from ..system.inputs import brief
 from .ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, is_whole
 
-_COLDEST = 1e-6  # no logits that differ are closer than this makes matter, and none grows beyond float32
-_SMALLEST_SHARE = 1e-30  # what is smaller would be 0 in float32, and not even the likeliest token would pass
+_COLDEST = 1e-6  # colder would choose the same tokens, but logits would grow beyond float32
+_SMALLEST_SHARE = 1e-30  # a smaller one could become 0 in float32, and then not even the likeliest token would pass
 
-# How many tokens of the recent words are kept, for each word.
+# How many tokens are kept for each of the recent words.
 TOKENS_A_WORD = 4
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / φ, odd
 
 
 def mixed_seed(seed: int, number: int) -> int:
-    """Make one seed in [0, 2^64) of two numbers, so that neighbouring seeds do not meet at neighbouring numbers."""
+    """Make one seed in [0, 2^64) from two numbers. Neighbouring seeds with neighbouring numbers do not give the same one."""
     return (seed + _GOLDEN_RATIO * number) % (1 << 64)
 
 
@@ -29,14 +29,13 @@ def mixed_seed(seed: int, number: int) -> int:
 class Sampler:
     """Softmax sampling with a temperature, among the tokens that pass every filter.
 
-    The filters are applied in this order, each to what the one before left, as in the transformers library:
+    The filters are applied in this order, each to the tokens that the one before has left, as in the transformers library:
 
-    - `top_k`: the k likeliest tokens; 0, or one as large as the vocabulary, takes all.
-    - `top_p`: the likeliest tokens that together have this probability, the one that reaches it included (Holtzman et al.
-      2020); 1 takes all.
-    - `min_p`: those with at least this share of the likeliest one's probability; 0 takes all.
+    - `top_k`: keep the k likeliest tokens; 0, or a number as large as the vocabulary, keeps all.
+    - `top_p`: keep the likeliest tokens that together reach this probability (Holtzman et al. 2020); 1 keeps all.
+    - `min_p`: keep tokens with at least this share of the likeliest one's probability; 0 keeps all.
 
-    `temperature` 0 takes the likeliest token.
+    `temperature` 0 always takes the likeliest token.
 
     Raises
     ------
@@ -62,11 +61,11 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether no randomness is used."""
+        """Whether the likeliest token is taken, without random numbers."""
         return self.temperature == 0
 
     def noise_size(self, vocabulary: int) -> int:
-        """Tell how many random numbers a choice among so many tokens takes."""
+        """Return how many random numbers it takes to choose a token from `vocabulary` tokens."""
         if self.greedy:
             return 0
         return min(self.top_k, vocabulary) or vocabulary
@@ -74,8 +73,8 @@ class Sampler:
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
         """Choose tokens `[batch]` uint32.
 
-        `logits` are `[batch, vocabulary]`; `noise` is `[noise_size]` or `[batch, noise_size]`, independent draws of the
-        standard Gumbel distribution: the largest sum of logit and noise is a draw from the softmax (Gumbel-max).
+        `logits` are `[batch, vocabulary]`. `noise`, `[noise_size]` or `[batch, noise_size]`, are independent draws from the
+        standard Gumbel distribution. The largest sum of logit and noise is a draw from the softmax (Gumbel-max).
         """
         if self.greedy:
             return mx.argmax(logits, axis=-1)
@@ -104,9 +103,10 @@ class Sampler:
 class TextSampler(Sampler):
     """A `Sampler` for the text stream. It can also make Moshi repeat words less, or say less.
 
-    - `repetition_penalty`: logits of tokens in the last `repetition_words` words are divided by it if positive, else multiplied
-      (Keskar et al. 2019); 1 changes nothing. Of longer words the last `TOKENS_A_WORD` tokens each are counted, on average.
-    - `padding_bonus`: added to the logit of the padding token: above 0 Moshi talks less, below 0 more.
+    - `repetition_penalty`: divide the logits of tokens in the last `repetition_words` words by it if they are positive, else
+      multiply them (Keskar et al. 2019); 1 changes nothing. Of these words, at most `repetition_words · TOKENS_A_WORD` tokens
+      count, the newest ones.
+    - `padding_bonus`: add this to the logit of the padding token. Above 0 Moshi talks less, below 0 more.
 
     Raises
     ------
@@ -131,17 +131,17 @@ class TextSampler(Sampler):
 
     @property
     def recent_size(self) -> int:
-        """How many recent tokens `adjusted` takes; 0 if it needs none."""
+        """The number of recent tokens that `adjusted` takes; 0 without a penalty."""
         return 0 if self.repetition_penalty == 1 else self.repetition_words * TOKENS_A_WORD
 
     def adjusted(self, logits: mx.array, recent: mx.array, padding_id: int) -> mx.array:
-        """Apply penalty and bonus to logits `[1, vocabulary]`; if there are any, the result is float32.
+        """Apply penalty and bonus to logits `[1, vocabulary]`. The result is float32 if there is either.
 
-        `recent` is int32 `[recent_size]`: the tokens to penalize, in any order, and `vocabulary` where there are none.
+        `recent`, int32 `[recent_size]`, holds the tokens to penalize, in any order, and is filled up with `vocabulary`.
         """
         vocabulary = logits.shape[1]
         if self.recent_size or self.padding_bonus:
-            logits = logits.astype(mx.float32)  # in which the largest of both are finite; in float16 they would not be
+            logits = logits.astype(mx.float32)  # in float16 the largest penalty or bonus would give infinity
         if self.recent_size:
             said = mx.zeros((1, vocabulary + 1), mx.bool_)
             said = mx.put_along_axis(said, recent[None], mx.array(True), axis=1)[:, :vocabulary]

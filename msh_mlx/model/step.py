@@ -1,4 +1,4 @@
-"""One step of a conversation, as one function that MLX compiles: transformers, sampling and state."""
+"""One step of a conversation as one function that MLX compiles: transformers, sampling and state."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
 
-# In place of a token: take what the step before has said.
+# Stands for a token that the step before has chosen.
 AS_SAID = -2
 
-# Of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers changed anything.
+# The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them.
 StepLogits = tuple[mx.array, list[mx.array]]
 
-_COMPILED = 1 << 20  # bytes that MLX's compiled functions take at most
+_COMPILED = 1 << 20  # bytes on disk that MLX's compiled functions take, at most
 
 
 def _compiles() -> bool:
-    """Whether functions are compiled. For the CPU, MLX needs g++ for that; without it the same function runs uncompiled."""
+    """Whether functions are compiled. For the CPU, MLX needs g++ to compile. Without it they run uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
 
 
 def check_compiling() -> None:
-    """Find out, before anything large is fetched or loaded, whether there is room for what MLX compiles for the CPU.
+    """Check that there is room for the functions that MLX compiles for the CPU, before anything large is fetched or loaded.
 
     Raises
     ------
     MshError
-        The folder for temporary files, where MLX keeps that, is missing or full, or cannot be written to.
+        The folder for temporary files, where MLX keeps them, is missing, is full, or cannot be written to.
     """
     if on_cpu() and _compiles():
         check_temporary(f"mlx/{importlib.metadata.version('mlx')}/cpu", _COMPILED)
 
 
 def explain(error: BaseException) -> MshError | None:
-    """Return the error to show the user in place of MLX's, if compiling for the CPU failed; else None."""
+    """Return the error to show in place of `error` if MLX failed to compile for the CPU, else None."""
     if not isinstance(error, RuntimeError) or not re.search("filesystem error|Compile::eval_cpu", str(error)):
         return None
     try:
@@ -59,9 +59,9 @@ def explain(error: BaseException) -> MshError | None:
 class StepFunction:
     """Runs steps of one conversation.
 
-    What changes from step to step is in arrays. A number of Python would become a constant of the compiled function. So one
-    trace serves all steps with a ring's capacity. MLX keeps traces by thread: the first call on another thread traces
-    again.
+    Values that change from step to step are passed in arrays, because a Python number would become a constant of the compiled
+    function. So one trace serves all steps with the same capacity of the rings. MLX keeps traces by thread: the first call on
+    another thread traces again.
     """
 
     def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
@@ -84,26 +84,26 @@ class StepFunction:
         key: mx.array,
         recent: npt.NDArray[np.int32],
     ) -> tuple[mx.array, list[KvRing], StepLogits]:
-        """Enqueue a step; nothing is waited for.
+        """Enqueue a step on the device, without waiting for anything.
 
         Parameters
         ----------
         position
-            How many steps there were before.
+            The number of steps before this one.
         tokens
-            `[1 + n_q]`, the input; `AS_SAID` stands for what `said` holds there, −1 for nothing.
+            The input, `[1 + n_q]`. `AS_SAID` stands for the token in `said`, −1 for no token.
         said, rings
-            Those of the step before; one ring a layer, with room for this position. The caller lets go of the rings, so
-            that they are changed in place.
+            Results of the step before. There is one ring per layer, with room for this position. The caller must not keep
+            the rings: then they are changed in place.
         key
-            As from `mx.random.key`: the step's randomness.
+            The step's random key, as from `mx.random.key`.
         recent
-            As `TextSampler.adjusted` takes it.
+            As for `TextSampler.adjusted`.
 
         Returns
         -------
         said, rings, logits
-            All on the device: the text token and the codes, `[1 + dep_q]` int32; the new state; and what they were chosen from.
+            On the device: the text token and the codes, `[1 + dep_q]` int32; the new rings; and the logits of the tokens.
         """
         config = self._lm.config
         numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))

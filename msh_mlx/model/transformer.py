@@ -1,6 +1,6 @@
-"""The transformer that both parts of the model are made of: layers of attention and a gated feed-forward.
+"""The transformer, which both parts of the model use: layers of attention and a gated feed-forward.
 
-Everything here handles one step at a time: activations are `[1, dim]`.
+Everything here computes one step at a time: activations are `[1, dim]`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NORM_EPS = 1e-8
 
 
 class Gating(nn.Module):
-    """The gated feed-forward: `linear_out(silu(a) · b)` with `a, b` the halves of `linear_in(x)`."""
+    """The gated feed-forward: `linear_out(silu(a) · b)`, where `a, b` are the halves of `linear_in(x)`."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Gating(nn.Module):
 
 
 class Layer(nn.Module):
-    """`x += attn(norm1(x))`, `x += gating(norm2(x))`."""
+    """One layer: `x += attn(norm1(x))`, then `x += gating(norm2(x))`."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """What it takes to build a `Transformer`."""
+    """The sizes of a `Transformer`."""
 
     dim: int
     num_layers: int
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
         self.layers = [Layer(shape.dim, shape.hidden) for _ in range(shape.num_layers)]
 
     def __call__(self, x: mx.array, caches: Sequence[Cache]) -> mx.array:
-        """`[1, dim]` in and out; one cache a layer."""
+        """`[1, dim]` in and out; `caches` has one per layer."""
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, cache)
         return x

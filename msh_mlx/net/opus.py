@@ -232,7 +232,7 @@ class OpusDecoder:
         if self._bare and (enough or self._unreadable > _UNREADABLE * GRANULE_RATE):
             raise self._give_up("The audio comes as bare packets of Opus; send them in Ogg pages.")
         if enough:
-            raise self._give_up(f"The audio is no Ogg stream: no page was found in {self._stray} bytes.")
+            raise self._give_up(f"The audio is not an Ogg stream: no page was found in {self._stray} bytes.")
 
     # ---- pages -----------------------------------------------------------------------------------------------------------
 

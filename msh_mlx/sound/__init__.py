@@ -1,4 +1,4 @@
 """Sound: microphones and loudspeakers, echo, channels, and sound files.
 
-Everything it gives is mono float32 at 24 kHz. It knows nothing of models.
+Sound that leaves this room is mono float32 at 24 kHz. Nothing here knows of models.
 """

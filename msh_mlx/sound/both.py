@@ -1,4 +1,4 @@
-"""Microphone and loudspeaker together, lost and found again."""
+"""The microphone and the loudspeaker together: opened, and opened again after they were lost."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _RETRY = 1.0  # seconds between two attempts to get a device back
 
 
 class Devices:
-    """The microphone and the loudspeaker of a conversation, which come back by themselves after they were lost.
+    """The microphone and the loudspeaker of a conversation. Lost devices are opened again once they are back.
 
     Parameters
     ----------
     input_device, output_device
-        As `choose_device` takes them; None for the default, also for whatever is the default later.
+        As for `choose_device`. None follows the system's default, also when it changes.
     notify
-        Is told when devices are lost, are back, or were changed; called by `poll`.
+        Called by `poll` with a notice when devices are lost, are back, or were changed.
     system
         Where the devices are.
     """
@@ -44,7 +44,7 @@ class Devices:
         self.loudspeaker = Loudspeaker(system)
         self.known: list[Device] = []  # when they were last asked for
         self._suspicions = 0
-        self._next = False  # the next microphone is wanted
+        self._next = False  # the user wants the next microphone
         self._news: Notice | None = None
         self._worker: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -83,13 +83,13 @@ class Devices:
                 if self._news:
                     self._notify(self._news)
                     self._news = None
-                if self._next:  # it was wanted when this change had been decided
+                if self._next:  # asked for after this change was decided
                     self.next_input()
             return
         if note := self.microphone.note():
             self._notify(Notice("channels", note, "warning"))
         lost = [end for end in (self.microphone, self.loudspeaker) if end.lost]
-        # Twice, because a process that was stopped and goes on has not heard of its devices for long either.
+        # Look twice: a process that was stopped and goes on has not heard of its devices for a while, either.
         self._suspicions = self._suspicions + 1 if lost else 0
         if self._suspicions < 2:
             return
@@ -102,14 +102,14 @@ class Devices:
         self._start("device-back")
 
     def next_input(self) -> None:
-        """Change to the next microphone, one that was plugged in meanwhile included. `notify` hears of it."""
+        """Change to the next microphone, including one that was plugged in meanwhile. `notify` is told."""
         self._next = True
         if not self._worker:
             self.loudspeaker.pause()
             self._start("device-changed")
 
     def close(self) -> None:
-        """Close both, within a second whatever the sound system does."""
+        """Close both. Takes a second at most, whatever the sound system does."""
         self._stopping.set()
         if self._worker:
             self._worker.join(CLOSE)
@@ -120,7 +120,7 @@ class Devices:
         self._worker.start()
 
     def _reopen(self, kind: str) -> None:
-        """Close both and try to open them again until it works. Runs on a thread, because the sound system may take long."""
+        """Close both, and try to open them again until it works. Runs on its own thread: the sound system may take long."""
         while not self._stopping.is_set():
             changing = self._next
             try:
@@ -129,8 +129,8 @@ class Devices:
                 devices = self.known = self._system.devices()
                 alone = not self._choose_again(devices)
                 self._open_both()
-            except Exception:  # whatever it is, the user knows that the devices are lost; the next attempt may succeed
-                self._next |= changing  # a microphone that cannot be opened is passed over
+            except Exception:  # the user knows already that the devices are lost, and the next attempt may succeed
+                self._next |= changing  # skip a microphone that cannot be opened
                 self._stopping.wait(_RETRY)
                 continue
             heard, said = (self._current[kind].name for kind in ("input", "output"))

@@ -1,7 +1,7 @@
-"""What is in a sound file: where its sound lies, whether all of it is there, and what the decoder is given for it.
+"""Sound files by their structure: where the sound lies, whether it is complete, and what the decoder is given.
 
-Everything that a file holds is heard, whatever its sizes and counts say, and a file that promises more than it holds is
-refused. So each format is walked through here, by its chunks, pages or frames, before anything is decoded.
+All sound in a file is heard, even if the sizes and counts in its headers say less. A file that promises more than it holds
+is refused. To know both, each format is read through here, by its chunks, pages or frames, before anything is decoded.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MAX_CHUNK = 1 << 26  # bytes before the sound that a file may spend on pictures
 
 @dataclass(frozen=True)
 class Numbers:
-    """A file whose sound is plain numbers, from byte `offset` on.
+    """A file whose sound is one run of bytes from byte `offset` on, most often plain numbers.
 
-    `dtype` is numpy's type of a sample, where "i3" stands for 24 bits; "" is a coding that is left to libsndfile. `size` is the
-    sound's length in bytes, None in a pipe, where only reading tells. `promised` is what the header says, None if it does not.
+    `dtype` is numpy's type of a sample, with "i3" for 24 bits; "" means that libsndfile decodes it. `size` is the sound's
+    length in bytes; None in a pipe, where the length is known only at the end. `promised` is the length in the header, or None.
     """
 
     rate: int
@@ -44,23 +44,25 @@ class Numbers:
     promised: int | None
     chunks: _Chunks
     coding: Foreign  # what to call it if even libsndfile cannot decode it
-    size_field: tuple[int, str, int]  # where the header says it, how, and how much else it counts
+    size_field: tuple[
+        int, str, int
+    ]  # the size in the header: its place, its format, and the other bytes that it counts
     following: int | None = None  # where in the file another recording begins
     mpeg: bool = False  # its sound is frames of MPEG sound
 
     @property
     def wraps(self) -> bool:
-        """Whether what the header says has 32 bits, so that it may be what is left of a greater size."""
+        """Whether the size in the header has 32 bits. A greater size may have wrapped around in it."""
         return struct.calcsize(self.size_field[1]) == 4
 
 
 @dataclass
 class Stream:
-    """A part of a file that libsndfile decodes by itself, put together of bytes and of ranges `(begin, end)` of the file.
+    """A part of a file that libsndfile decodes on its own, made of bytes and of ranges `(begin, end)` of the file.
 
-    `samples` is its length in samples of a channel if that is known better than by libsndfile; `slack` is how many of them may
-    be missing in the end; `other` is what it is if libsndfile cannot decode it. With `ends_anywhere`, what cannot be decoded
-    behind its last sample is none of it.
+    `samples` is its length in samples per channel, where we know it better than libsndfile; `slack` is how many of them may
+    be missing at the end; `other` names the format, for the message if libsndfile cannot decode it. With `ends_anywhere`,
+    decoding may fail behind the last sample: what is there is not part of the sound.
     """
 
     pieces: list[bytes | tuple[int, int]] = field(default_factory=list)
@@ -70,7 +72,7 @@ class Stream:
     ends_anywhere: bool = False
 
     def add(self, begin: int, end: int) -> None:
-        """Append a range, which may go on where the last one ended."""
+        """Append a range. It is joined to the last one if it begins where that ends."""
         if self.pieces and isinstance(last := self.pieces[-1], tuple) and last[1] == begin:
             self.pieces[-1] = last[0], end
         elif begin < end:
@@ -78,10 +80,10 @@ class Stream:
 
 
 class Pieces(io.RawIOBase):
-    """A file put together of bytes and of ranges of another file, for reading.
+    """A file for reading, made of bytes and of ranges of another file.
 
-    An error of the file below ends it, and is kept in `error`: libsndfile, which reads from it, cannot raise it. With `close`
-    that file is closed, too.
+    libsndfile reads from it, and cannot raise Python's errors. So an error of the file below ends this one, and is kept in
+    `error`. With `close`, closing it closes the file below, too.
     """
 
     def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]], *, close: bool = False) -> None:
@@ -97,31 +99,31 @@ class Pieces(io.RawIOBase):
         self._index = 0  # of the piece that was read last
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it can seek."""
+        """Return True."""
         return True
 
     def close(self) -> None:
-        """Close it, and the file below if that was asked for."""
+        """Close it, and the file below if `close` was given."""
         if self._close:
             self._file.close()
         super().close()
 
     def tell(self) -> int:
-        """Return where the next read begins."""
+        """Return the position at which the next read begins."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place, as files do."""
+        """Move to a position, as files do, and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._begins[-1]}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` as far as there is something."""
+        """Read into `buffer`, and return how many bytes were read."""
         view = memoryview(buffer).cast("B")
         done = 0
         try:
@@ -152,7 +154,7 @@ class Pieces(io.RawIOBase):
 
 
 def untagged(file: BinaryIO) -> tuple[BinaryIO, int]:
-    """Return a file as it is without the tags that are in front, and its size in bytes; it is at its beginning."""
+    """Return the file without the tags in front of its sound, and its size in bytes. It stands at its beginning."""
     size = file.seek(0, io.SEEK_END)
     begin = 0
     while length := _tag_at(file, begin, size):
@@ -164,14 +166,14 @@ def untagged(file: BinaryIO) -> tuple[BinaryIO, int]:
 
 
 def find_streams(file: BinaryIO, name: str, size: int) -> tuple[list[Stream], int | None]:
-    """Find the sound in a file of `size` bytes without tags in front that is no file of chunks.
+    """Find the sound in a file of `size` bytes, without tags in front, in a format that is not made of chunks.
 
-    Return it, and where another recording begins behind it.
+    Return its streams, and the byte at which another recording begins behind them, or None.
 
     Raises
     ------
     InputError
-        It is nothing that can be heard here, or cut off, or damaged.
+        The format cannot be read, or the file is cut off or damaged.
     """
     end = _without_tags(file, size)
     start = _at(file, 0, 192)
@@ -191,12 +193,12 @@ def find_streams(file: BinaryIO, name: str, size: int) -> tuple[list[Stream], in
 
 
 def not_audio(name: str) -> InputError:
-    """Make the error for what is no sound at all."""
+    """Make the error for a file that is not a recording."""
     return InputError(f"{name} is not a WAV, FLAC, OGG or MP3 recording.")
 
 
 def not_read(name: str, other: Foreign) -> InputError:
-    """Make the error for a recording in a format that is not read here; it says how to convert it."""
+    """Make the error for a recording in a format that cannot be read. It says how to convert it."""
     source = name if Path(name).suffix else f"recording.{other.suffix}"
     target = str(Path(source).with_suffix(".wav"))
     if other.apple and sys.platform == "darwin":
@@ -207,12 +209,12 @@ def not_read(name: str, other: Foreign) -> InputError:
 
 
 def cut_off(name: str, what: str) -> InputError:
-    """Make the error for a file of which something is missing; `what` says how that shows."""
+    """Make the error for a file with something missing; `what` says how one can tell."""
     return InputError(f"{name} {what}: it is cut off or damaged, so get it again.")
 
 
 def _damaged(name: str, what: str) -> InputError:
-    """Make the error for a file with something wrong in its middle."""
+    """Make the error for a file that is damaged in its middle."""
     return InputError(f"{name} {what}; get it again.")
 
 
@@ -238,7 +240,7 @@ def _find(file: BinaryIO, wanted: bytes, begin: int, end: int) -> int | None:
 
 
 class Ahead:
-    """A stream or file, read from where it stands, that can look ahead."""
+    """A stream or file that is read from its present position, and can look ahead."""
 
     def __init__(self, file: BinaryIO | Ahead, start: bytes = b"") -> None:
         self._file = file
@@ -276,9 +278,9 @@ class Ahead:
         return self.position - begin
 
 
-HELD_BACK = 24  # bytes that it takes to see that a recording begins
-_WINDOW = 1 << 13  # bytes that it takes to see the same of frames of MPEG sound
-# What a recording begins with, long enough that nothing else does so by chance; three of them are not read here.
+HELD_BACK = 24  # bytes needed to see that a recording begins
+_WINDOW = 1 << 13  # bytes needed to see the same of frames of MPEG sound
+# What recordings begin with, long enough not to occur by chance. Three of these formats cannot be read here.
 _START = re.compile(
     rb"(?:RIF[FX]|RF64|BW64).{4}WAVE|riff\x2e\x91\xcf\x11|FORM.{4}AIF[FC]|\.snd\0\0|caff\x00\x01\x00\x00desc"
     rb"|fLaC\0\0\0\x22|OggS\0[\2\6]\0{8}|ID3[\2-\4]\0.[\0-\x7f]{4}"
@@ -287,7 +289,7 @@ _START = re.compile(
 )
 
 
-# Letters of each, and where they stand in it: these are found fast.
+# A few letters of each, which a search finds fast, and their place in it.
 _LETTERS = [(b"WAVE", 8), (b"AIF", 8), (b"ftyp", 4)]
 _LETTERS += [(word, 0) for word in (b"riff.", b".snd", b"caff", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf", b"0&\xb2")]
 
@@ -305,7 +307,7 @@ def begins(start: bytes) -> bool:
 
 
 def find_beginning(data: bytes) -> int | None:
-    """Find where in `data` a recording begins; frames of MPEG sound are not found."""
+    """Find where in `data` a recording begins. Frames of MPEG sound are not looked for."""
     first = None
     for letters, at in _LETTERS:
         place = data.find(letters, at)
@@ -317,7 +319,7 @@ def find_beginning(data: bytes) -> int | None:
 
 
 def _find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find where in a range of a file another recording begins; MPEG frames without a tag only at its beginning."""
+    """Find where another recording begins in a range of a file. MPEG frames without a tag count only at its beginning."""
     if begins(_at(file, begin, min(_WINDOW, end - begin))):
         return begin
     while begin < end:
@@ -326,7 +328,7 @@ def _find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
             place = begin + at
             if not block[at:].startswith(b"ID3"):
                 return place
-            # A tag's few letters count only together with what is behind it.
+            # A tag has few letters, so what follows it must be a recording, too.
             behind = place + _tag_at(file, place, end)
             if behind < end and begins(_at(file, behind, min(_WINDOW, end - behind))):
                 return place
@@ -387,7 +389,7 @@ _MP4 = {
 
 
 def foreign(start: bytes) -> Foreign | None:
-    """Say which format that is not read begins with `start`; None if it is none that is known."""
+    """Return the format that begins with `start` and cannot be read here; None if it is not a known one."""
     for at, magic, known in _FOREIGN:
         if start[at:].startswith(magic):
             return known
@@ -408,14 +410,14 @@ def foreign(start: bytes) -> Foreign | None:
 
 
 def _without_tags(file: BinaryIO, size: int) -> int:
-    """Return where the tags behind everything else in a file begin."""
+    """Return where the tags at the end of a file begin."""
     while length := _tag_before(file, size):
         size = max(size - length, 0)
     return size
 
 
 def _tag_at(file: BinaryIO, offset: int, end: int) -> int:
-    """Return the length of the tag at `offset`, 0 if there is none: ID3v2, APE, Lyrics3, ID3v1 and its enhanced form."""
+    """Return the length of the tag at `offset`: ID3v2, APE, Lyrics3, ID3v1 or its enhanced form. 0: there is none."""
     head = _at(file, offset, 32)
     if head.startswith(b"ID3") and len(head) >= 10:
         return 10 + _syncsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)
@@ -435,7 +437,7 @@ def _tag_at(file: BinaryIO, offset: int, end: int) -> int:
 
 
 def _tag_before(file: BinaryIO, end: int) -> int:
-    """Return the length of the tag that ends at `end`, 0 if none does."""
+    """Return the length of the tag that ends at `end`; 0 if there is none."""
     if end >= 128 and _at(file, end - 128, 3) == b"TAG":
         enhanced = end >= 128 + 227 and _at(file, end - 128 - 227, 4) == b"TAG+"
         return 128 + (227 if enhanced else 0)
@@ -465,8 +467,8 @@ def _syncsafe(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """How a format writes its chunks: the length of their names, how their size is written, whether it counts the header, too,
-    and to which multiple of bytes they are filled up. AU has none.
+    """How a format writes its chunks: the length of their names, the format of their sizes, whether a size counts the header,
+    too, and the multiple of bytes to which chunks are padded. AU has no chunks.
     """
 
     name: int = 4
@@ -479,7 +481,7 @@ class _Chunks:
         return self.name + struct.calcsize(self.size)
 
     def read(self, header: bytes) -> tuple[bytes, int]:
-        """Return a chunk's name and the length of what follows the header."""
+        """Return a chunk's name, and the length of its contents."""
         size: int = struct.unpack(self.size, header[self.name : self.header])[0]
         return header[: self.name], size - (self.header if self.inclusive else 0)
 
@@ -487,7 +489,7 @@ class _Chunks:
         return -size % self.align
 
     def follow(self, header: bytes) -> bool:
-        """Whether a chunk begins with these bytes, which may be sound as well."""
+        """Whether these bytes, which may be sound as well, look like the beginning of a chunk."""
         if not self.name or len(header) < self.header:
             return False
         if self.name == 16:  # a GUID
@@ -507,7 +509,7 @@ _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
 class HeaderReader:
-    """Reads from a stream and remembers what it has read."""
+    """Reads from a stream, and remembers what it has read."""
 
     def __init__(self, file: BinaryIO | Ahead, name: str, start: bytes, size: int | None) -> None:
         self.file = file
@@ -516,7 +518,7 @@ class HeaderReader:
         self.seen = bytearray(start)
 
     def read(self, size: int) -> bytes:
-        """Return the next `size` bytes; InputError if there are fewer."""
+        """Return the next `size` bytes. Raise InputError if there are fewer."""
         begin = len(self.seen)
         while missing := begin + size - len(self.seen):
             data = self.file.read(min(missing, 1 << 16))
@@ -530,7 +532,7 @@ class HeaderReader:
         return chunks.read(self.read(chunks.header))
 
     def content(self, size: int, padding: int = 0) -> bytes:
-        """Return what a chunk before the sound holds."""
+        """Return the contents of a chunk before the sound."""
         if not 0 <= size <= _MAX_CHUNK:
             raise InputError(
                 f"{self.name} has {size} bytes of something else before its sound: it is damaged, so get it again."
@@ -539,12 +541,12 @@ class HeaderReader:
 
 
 def read_header(reader: HeaderReader) -> Numbers | None:
-    """Read a header of 12 bytes, which were seen, up to the sound itself; None if it is no format of chunks.
+    """Read a file of chunks up to its sound. Its first 12 bytes have been read already. None: it is not a file of chunks.
 
     Raises
     ------
     InputError
-        It is damaged, or promises more than the file holds.
+        The header is damaged, or promises more than the file holds.
     """
     start = bytes(reader.seen)
     if start[:4] in (b"RIFF", b"RF64", b"BW64") and start[8:] == b"WAVE":
@@ -564,12 +566,12 @@ def read_header(reader: HeaderReader) -> Numbers | None:
 
 
 def _is_unknown(size: int) -> bool:
-    """Whether a 32-bit size is one of those that programs write when they do not know it (yet)."""
+    """Whether a 32-bit size is one that programs write as long as they do not know the size."""
     return 0x7FFFF000 <= size <= 0x80001000 or 0xFFFFF000 <= size <= 0xFFFFFFFF
 
 
 def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
-    """Read WAV, RF64 or W64, which differ in how they write chunks."""
+    """Read WAV, RF64 or W64. They differ in how they write chunks."""
     name, fmt, big_at = reader.name, b"", 0
     order = ">" if chunks is _RIFX else "<"
     while True:
@@ -682,7 +684,7 @@ def _measured(
     coding: Foreign,
     size_field: tuple[int, str, int],
 ) -> Numbers:
-    """Compare what a header promises with what the file holds, unless it is a pipe."""
+    """Compare the sizes in a header with what the file holds, unless it is a pipe."""
     name, offset = reader.name, len(reader.seen)
     if not 0 < channels <= _MAX_CHANNELS:
         raise InputError(f"{name} claims to have {channels} channels; 1 to {_MAX_CHANNELS} are understood.")
@@ -714,13 +716,13 @@ def _measured(
     return replace(numbers, size=following - offset, promised=promised, following=following)
 
 
-# What is known to stand behind the sound, so that it is no sound even if it is cut off.
+# Chunks that are known to follow the sound. One of these is not sound, even if it is cut off.
 _BEHIND = re.compile(rb"LIST|(?i:id3 |junk|pad )|FLLR|bext|cue |smpl|fact|iXML|_PMX|PEAK|COMT|ANNO|NAME|MARK|INST|APPL")
 
 
 def _ends(file: BinaryIO, name: str, chunks: _Chunks, offset: int, size: int, held: int) -> int | None:
-    """Return where a recording ends whose sound ends after `size` of the `held` bytes: with them, or where another begins, or
-    behind chunks; None if its sound cannot end there.
+    """Return where a recording ends if its sound ends after `size` of the `held` bytes: at the end of the file, where another
+    recording begins, or behind its last chunk. None: its sound cannot end there.
     """
     for padding in {chunks.padding(size), 0}:  # which some forget
         begin = offset + size + padding
@@ -740,15 +742,15 @@ def _ends(file: BinaryIO, name: str, chunks: _Chunks, offset: int, size: int, he
 
 
 def follow_chunks(stream: Ahead, name: str, chunks: _Chunks, held: int | None = None) -> bool | None:
-    """Pass over the chunks behind the sound, up to where another recording begins, and say whether one does; None if there
-    is neither a chunk nor a recording.
+    """Skip the chunks behind the sound, and say whether another recording follows them. None: neither a chunk nor a recording
+    follows.
 
     `held` is how many bytes there are, if that is known.
 
     Raises
     ------
     InputError
-        They end before the last of them does, or something else comes.
+        The last chunk is cut off, or something else follows.
     """
     begin = stream.position
     while not begins(stream.peek(_WINDOW)):
@@ -772,7 +774,7 @@ def follow_chunks(stream: Ahead, name: str, chunks: _Chunks, held: int | None = 
 
 
 def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
-    """Return the stream of a file whose numbers libsndfile decodes, with the size that it really has."""
+    """Return the stream of a file whose numbers libsndfile decodes, with its real size in the header."""
     assert numbers.size is not None
     stream = Stream(other=numbers.coding)
     if numbers.size == numbers.promised:
@@ -795,8 +797,8 @@ def patched(numbers: Numbers, file: BinaryIO, name: str) -> Stream:
 def _flac(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]:
     """Find a FLAC stream, and where another recording begins behind it.
 
-    libsndfile is not told how long it is, so that it reads up to the end and finds all damage; what is left out is found when
-    it has been read.
+    libsndfile is not told the length: so it reads up to the end, and finds all damage. Whether something was left out is
+    found once the stream has been read.
     """
     head = _at(file, 0, 26)
     if len(head) < 26:
@@ -813,14 +815,14 @@ def _flac(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None
 
 
 def goes_on(pieces: Pieces) -> bool:
-    """Whether MPEG frames begin about where the decoder of a FLAC stream, which reads ahead, has given up."""
+    """Whether MPEG frames begin near the place where the decoder of a FLAC stream gave up. It reads ahead."""
     pieces.seek(max(0, pieces.tell() - (1 << 16)))
     window = pieces.read(1 << 17) or b""
     return any(begins(window[at : at + _WINDOW]) for at in (match.start() for match in re.finditer(rb"\xff", window)))
 
 
 def _flac_samples(head: bytes) -> int | None:
-    """Return the length that the 26 bytes before it of a FLAC stream tell, None if it is 0: it was written into a pipe."""
+    """Return the length in the first 26 bytes of a FLAC stream; None if it is 0, because it was written into a pipe."""
     return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) or None
 
 
@@ -833,7 +835,7 @@ def _without_length(head: bytes) -> bytes:
 
 @dataclass
 class _OggStream:
-    """One of the streams that go side by side: its pages' number and its first packet's beginning."""
+    """One of several streams side by side: the number of its pages, and the beginning of its first packet."""
 
     codec: bytes
     pages: list[tuple[int, int, int]]  # where they begin, where their content begins, where they end
@@ -850,9 +852,9 @@ _OGG_FOREIGN = [
 
 
 def _ogg(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]:
-    """Find the streams of an Ogg file, one behind the other, and check all of their pages; and where another recording begins.
+    """Find the streams of an Ogg file, one behind the other, and check all their pages. Find where another recording begins.
 
-    A last page that does not say that it is the last is none the less; Android's recorders leave it at that.
+    The last page need not be marked as the last: Android's recorders do not mark it.
     """
     links: list[dict[int, _OggStream]] = []
     beginning = False  # the pages are the first of their streams
@@ -899,7 +901,7 @@ def _ogg(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]
 
 
 def _ogg_page(file: BinaryIO, offset: int) -> tuple[bytes, int]:
-    """Read the page at `offset` as far as it is there, and return it with its size; 0 if none begins there."""
+    """Read the page at `offset`, as far as it is there. Return it and its size; the size is 0 if no page begins there."""
     page = _at(file, offset, 27)
     if not b"OggS\0".startswith(page[:5]):
         return b"", 0
@@ -915,7 +917,7 @@ def _unended(link: dict[int, _OggStream]) -> bool:
 
 
 def _ogg_stream(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Stream:
-    """Return what is heard of streams side by side, of which one is sound."""
+    """Return the stream to hear, of several side by side; exactly one of them must be sound."""
     heard = [stream for stream in link.values() if stream.codec.startswith((b"OpusHead", b"\x01vorbis", b"\x7fFLAC"))]
     if not heard:
         codec = next(iter(link.values())).codec
@@ -952,7 +954,7 @@ def _ogg_stream(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Strea
 
 
 class _Frame(NamedTuple):
-    """A frame of MPEG sound: its length in bytes and in samples, and what cannot change within a recording."""
+    """A frame of MPEG sound: its length in bytes, its length in samples, and what stays the same within a recording."""
 
     size: int
     samples: int
@@ -960,12 +962,12 @@ class _Frame(NamedTuple):
 
 
 def _first_frame(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find the first frame of MPEG sound behind what is left of one or of a tag; None if there is none."""
+    """Find the first whole frame of MPEG sound; the rest of a frame or of a tag may come before it. None: there is none."""
     window = _at(file, begin, min(end - begin, 1 << 16))
     stripped = len(window) - len(window.lstrip(b"\0"))
     at = stripped
     while (at := window.find(b"\xff", at)) >= 0:
-        # The first bytes are believed; anything later takes more evidence.
+        # At the very beginning a few frames are enough; later, more of them are wanted.
         if _are_frames(file, begin + at, 1 if at == stripped else 3):
             return begin + at
         at += 1
@@ -973,7 +975,7 @@ def _first_frame(file: BinaryIO, begin: int, end: int) -> int | None:
 
 
 def _are_frames(file: BinaryIO, begin: int, wanted: int) -> bool:
-    """Whether as many frames of the same kind as are wanted begin there."""
+    """Whether `wanted` frames of the same kind follow each other from `begin` on."""
     frame = following = _frame(_at(file, begin, 4))
     while frame and following and following.kind == frame.kind and wanted:
         wanted -= 1
@@ -984,7 +986,7 @@ def _are_frames(file: BinaryIO, begin: int, wanted: int) -> bool:
 
 @dataclass
 class _MpegStream:
-    """A recording in MPEG frames: `header` is its first frame if that only counts the others."""
+    """A recording in MPEG frames. `header` is its first frame if that holds no sound, but counts the others."""
 
     kind: tuple[int, int, int, bool]
     first: bytes
@@ -996,12 +998,12 @@ class _MpegStream:
 
     @property
     def complete(self) -> bool:
-        """Whether it has all that it counts."""
+        """Whether all frames and bytes are there that its header counts."""
         return 0 < self.counted[0] <= self.frames
 
 
 def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream], int | None]:
-    """Walk over the frames of MPEG files, one behind the other, whatever tags are between them, up to another recording."""
+    """Find MPEG recordings, one behind the other, by their frames. Tags may lie between them. Stop at another recording."""
     found: list[_MpegStream] = []
     offset, following = begin, None
     while offset < end:
@@ -1040,7 +1042,7 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
 
 
 def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find where in a range of frames another recording begins: within one of them, which is cut off, then."""
+    """Find where another recording begins within one of a range of frames. That frame is cut off, then."""
     overlap = 64
     while begin < end:
         data = _at(file, begin, min((1 << 20) + overlap, end - begin))
@@ -1059,7 +1061,7 @@ _MAX_TEXT = 1 << 16  # bytes of text behind one
 
 
 def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) -> int:
-    """Return how many zeros fill up the end of a recording; 0 if there are none, or if they stand where sound has been."""
+    """Return how many bytes of padding end a recording; 0 if there are none, or if they take the place of sound."""
     place = offset
     while place < end:
         block = _at(file, place, min(1 << 16, end - place))
@@ -1076,7 +1078,7 @@ def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) ->
 
 
 def _may_end(file: BinaryIO, last: _MpegStream, offset: int, stop: int) -> bool:
-    """Whether what is up to `stop`, and is neither frames nor a tag, was put behind the sound and is none."""
+    """Whether the bytes up to `stop`, neither frames nor a tag, were added behind the sound and are not sound."""
     if last.complete:
         return _first_frame(file, offset, stop) is None
     rest = _at(file, offset, min(stop - offset, _MAX_TEXT + 1))
@@ -1103,7 +1105,7 @@ def _mpeg_stream(name: str, found: _MpegStream) -> Stream:
 
 
 def _counted(frame: bytes) -> tuple[int, int] | None:
-    """Return how many frames and bytes follow, the bytes of this one included, if that is what `frame` tells; 0: unknown."""
+    """Return what a header frame counts: the frames behind it, and all bytes with its own; 0: not said. None: no such frame."""
     if frame[36:40] == b"VBRI" and len(frame) >= 54:
         size, frames = struct.unpack(">II", frame[46:54])
         return frames, size
@@ -1126,13 +1128,13 @@ def _xing(frame: bytes) -> int | None:
 
 
 def _side(frame: bytes) -> int:
-    """Return how long what stands behind a layer III frame's header is, before its sound."""
+    """Return the length of the side information between a layer III frame's header and its sound, in bytes."""
     mono = frame[3] >> 6 == 3
     return (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
 
 
 def _recounted(header: bytes, frames: int, size: int) -> bytes:
-    """Return the frame `header` with other counts; what else it says stays."""
+    """Return the frame `header` with other counts. The rest of it stays."""
     at = _xing(header)
     if at is None or not struct.unpack(">I", header[at + 4 : at + 8])[0] & 1:
         return _mpeg_header(header[:4], frames, size)
@@ -1148,7 +1150,7 @@ def _mpeg_header(first: bytes, frames: int, size: int) -> bytes:
     Without one, the decoder guesses the length from the first frame and stops there.
     """
     if first[1] >> 1 & 3 != 1:
-        return b""  # that is layer III's alone
+        return b""  # only layer III has such a frame
     # No checksum, no padding, and a bit rate with room enough.
     head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
     frame = _frame(head)
@@ -1169,7 +1171,7 @@ _KBITS[False, 3] = _KBITS[False, 2]
 
 
 def _frame(head: bytes) -> _Frame | None:
-    """Read the header of a frame of MPEG sound; None if it is none."""
+    """Read the header of a frame of MPEG sound; None if it is not one."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5

@@ -1,4 +1,4 @@
-"""Which microphones and loudspeakers there are, and which of them the user means."""
+"""Microphones and loudspeakers: list them, and find the one that the user means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Device:
-    """A device of PortAudio's list: `rate` in Hz is its own, `input_channels` is 0 if it is no microphone.
+    """A device in PortAudio's list. `rate` is its default, in Hz; `input_channels` is 0 if it is not a microphone.
 
     `number` counts from 0 and holds until devices come or go; `host_api` is the system behind it, such as "Core Audio".
     """
@@ -34,12 +34,12 @@ class Device:
 
     @property
     def microphones(self) -> int:
-        """How many channels may carry a voice of their own: all, or 2 where ALSA's plugins name what they could make."""
+        """How many channels may carry a voice of their own: all, but at most 2 of those that ALSA's plugins make up."""
         plugin = self.host_api == "ALSA" and "(hw:" not in self.name
         return min(self.input_channels, 2) if plugin else self.input_channels
 
     def is_default(self, kind: Kind) -> bool:
-        """Whether the system uses it where no device is named."""
+        """Whether the system uses it when no device is named."""
         return self.default_input if kind == "input" else self.default_output
 
 
@@ -75,7 +75,7 @@ def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> 
     Parameters
     ----------
     devices
-        All there are.
+        All devices.
     wanted
         Its number, its name, or a part of the name, in capitals or not; None for the system's default.
     kind
@@ -84,7 +84,7 @@ def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> 
     Raises
     ------
     InputError
-        None, or several, are meant by `wanted`; the message names those there are.
+        `wanted` fits no device, or several; the message lists them.
     MshError
         There is no device of that kind at all.
     """
@@ -120,7 +120,7 @@ def no_device(noun: str) -> MshError:
 
 
 def find_again(devices: Sequence[Device], device: Device, kind: Kind) -> Device | None:
-    """Return `device` as it is in a newer list: numbers change, and on Linux so do those in its name."""
+    """Find `device` in a newer list: its number may be another, and on Linux the numbers in its name, too. None: gone."""
     for name in (str, lambda text: re.sub(r"\(hw:\d+,\d+\)", "", text)):
         for other in devices:
             if other.channels(kind) and (name(other.name), other.host_api) == (name(device.name), device.host_api):

@@ -1,4 +1,4 @@
-"""Keeps Moshi from hearing itself: the loudspeaker's echo is taken out of the microphone's sound, and measured.
+"""Remove the loudspeaker's echo from the microphone's sound, so that Moshi does not hear itself, and measure the echo.
 
 Sound is mono float32 at 24 kHz.
 """
@@ -124,7 +124,7 @@ class EchoFree:
         Raises
         ------
         ValueError
-            `n` is no such multiple.
+            `n` is not such a multiple.
         """
         ear, playback = self._microphone.ear(timeout), self._loudspeaker.playback
         if not ear:
@@ -138,7 +138,7 @@ class EchoFree:
         return pcm
 
     def heard(self) -> Pcm:
-        """Return what was read last as it was heard, `[n]` float32, nothing before the first time."""
+        """Return the sound that was read last, with its echo: `[n]` float32, empty before the first read."""
         return self._ear.heard() if self._ear else np.zeros(0, np.float32)
 
     def backlog(self) -> float:
@@ -146,7 +146,7 @@ class EchoFree:
         return self._microphone.backlog()
 
     def trim(self, keep: float) -> float:
-        """Forget the oldest sound so that about `keep` seconds wait; return how many seconds were forgotten."""
+        """Forget the oldest sound so that about `keep` seconds wait. Return how many seconds were forgotten."""
         return self._microphone.trim(keep)
 
     def state(self) -> EchoState:
@@ -189,14 +189,14 @@ class EchoMeasure:
 def measure_echo(
     microphone: Hearing, loudspeaker: Playing, *, progress: Callable[[], None] = lambda: None
 ) -> EchoMeasure:
-    """Play three seconds of noise that comes and goes like speech, and see how much of it is heard and taken away.
+    """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is taken away.
 
     Parameters
     ----------
     microphone, loudspeaker
-        Open, and used by nobody else meanwhile.
+        Open, and not used by anything else meanwhile.
     progress
-        Is called a dozen times a second, and may raise to end it.
+        Called a dozen times a second. It may raise an exception to end the measurement.
 
     Raises
     ------
@@ -221,7 +221,7 @@ def measure_echo(
 
 
 def _judged(heard: Pcm, clean: Pcm, sound: Pcm, delay: float | None) -> EchoMeasure:
-    """Compare what was heard with what was played and with what is left of it."""
+    """Compare the sound that was heard with the sound that was played, and with the cleaned sound."""
     begin, learnt = (round(seconds * SAMPLE_RATE) for seconds in (_QUIET, _QUIET + _LONGEST + _LEARNING))
     noise = _power(heard[begin // 2 : begin])
     end = begin + len(sound)

@@ -1,7 +1,7 @@
 """The microphone and the loudspeaker: each a stream, its ring, and its figures.
 
-PortAudio calls native code in `mimi` that copies sound into and out of rings; nothing here runs when a device wants sound, so
-nothing here can be late. Sound on this side of the rings is mono float32 at 24 kHz, whatever the device has.
+PortAudio calls native code in `msh_native`, which copies sound into and out of rings. No Python runs when a device wants
+sound, so Python cannot be late. On this side of the rings sound is mono float32 at 24 kHz, whatever the device has.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone m
 
 @dataclass(frozen=True)
 class Level:
-    """How loud it was since the last time it was asked for: largest and root mean square sample, and how many clipped."""
+    """How loud sound was since the last question: the largest sample, the root mean square, and how many samples clipped."""
 
     peak: float = 0.0
     rms: float = 0.0
@@ -44,7 +44,7 @@ class Level:
 
 @dataclass(frozen=True)
 class _Sums:
-    """The sums of a ring that levels are made of, and the largest sample."""
+    """The sums over a ring's samples from which levels are made, and the largest sample."""
 
     samples: int = 0
     energy: float = 0.0
@@ -58,8 +58,8 @@ class _Sums:
         return cls(stats["samples"], stats["energy"], stats.get("clipped", 0), stats["peak"])
 
 
-_LEVELS = ("energy", "clipped", "peak")  # what of a ring's stats is asked for as a level
-_COUNTS = {  # what goes on counting when a stream is opened again; True for samples, which are those of the device
+_LEVELS = ("energy", "clipped", "peak")  # the stats of a ring that `level` reports
+_COUNTS = {  # stats that count on when a stream is opened again; True: they count samples at the device's rate
     "callbacks": False,
     "underruns": False,
     "device_overflows": False,
@@ -70,7 +70,7 @@ _COUNTS = {  # what goes on counting when a stream is opened again; True for sam
     "trimmed": True,
     "inserted": True,
 }
-_SAMPLES = ("cushion", "queued")  # further samples of the device
+_SAMPLES = ("cushion", "queued")  # further stats in samples at the device's rate
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Line:
     before: Mapping[str, float]  # counts of the streams before it
 
     def stats(self) -> dict[str, Any]:
-        """Return the stats of the ring without levels; counts include those of the streams before, samples are at 24 kHz."""
+        """Return the ring's stats, without levels. Counts include earlier streams; samples are counted at 24 kHz."""
         stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
         for name in _SAMPLES:
             if name in stats:
@@ -107,7 +107,7 @@ class _End(ABC):
         self._system = system
         self._formats = formats
         self._line: _Line | None = None
-        self._latest: _Line | None = None  # which is still asked about when it is closed
+        self._latest: _Line | None = None  # stays after closing, for figures
         self._lock = threading.Lock()  # levels are asked for on one thread, and streams opened on another
         self._told = _Sums()  # of the latest ring, when its level was asked for
         self._rest = _Sums()  # of earlier rings since then
@@ -122,17 +122,17 @@ class _End(ABC):
 
     @abstractmethod
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
-        """Return rates and numbers of channels to try, in that order."""
+        """Return the rates and numbers of channels to try, the first one first."""
 
     def open(self, device: Device) -> None:
-        """Open a stream of `device`, at 24 kHz if it can, else at its own rate; close the one before.
+        """Open a stream of `device`: at 24 kHz if the device can, else at its own rate. Close the one before.
 
         A loudspeaker is opened in mono if it can be, a microphone with all of its channels.
 
         Raises
         ------
         MshError
-            It is in use, not allowed, not there any more, or cannot be opened for another reason.
+            The device is in use, not allowed, not there any more, or cannot be opened for another reason.
         """
         self.close()
         line = within(ANSWER, lambda: self._open(device), lambda late: late.stream.close())
@@ -167,19 +167,19 @@ class _End(ABC):
         try:
             within(CLOSE, line.stream.close)
         except MshError:
-            # PortAudio hangs, and would do so again when sounddevice ends it on the way out of the process.
+            # PortAudio hangs. It would hang again when sounddevice ends it at the exit of the process.
             with contextlib.suppress(Exception):
                 atexit.unregister(open_sounddevice()._exit_handler)
 
     @property
     def device(self) -> Device | None:
-        """The device, None while closed."""
+        """The device; None while closed."""
         line = self._line
         return line.device if line else None
 
     @property
     def lost(self) -> bool:
-        """Whether the stream has died: it ended, or its device has wanted nothing for a second (three at the beginning)."""
+        """Whether the stream has died: it ended, or its device made no callback for a second (three just after opening)."""
         line = self._line
         if not line:
             return False
@@ -187,21 +187,21 @@ class _End(ABC):
         return not line.stream.active or bool(line.stats()["idle"] > limit)
 
     def stats(self) -> dict[str, Any]:
-        """Return the stats of the ring, see `mimi`, with samples counted at 24 kHz and without its levels.
+        """Return the stats of the ring (see `msh_native`), without its levels; samples are counted at 24 kHz.
 
-        Counts go on when the stream is opened again. Empty before the first time.
+        Counts go on when the stream is opened again. The result is empty before the first time.
         """
         line = self._latest
         return line.stats() if line else {}
 
     def level(self) -> Level:
-        """Return how loud it was since the last call."""
+        """Return how loud the sound was since the last call."""
         with self._lock:
             sums, self._rest = self._untold(), _Sums()
         return Level(sums.peak, math.sqrt(sums.energy / max(1, sums.samples)), sums.clipped)
 
     def _untold(self) -> _Sums:
-        """Return what was not told as a level yet, and count it as told."""
+        """Return the sums of the sound that no level has told yet, and count it as told."""
         rest, line = self._rest, self._latest
         if not line:
             return rest
@@ -215,7 +215,7 @@ class _End(ABC):
         )
 
     def describe(self) -> str:
-        """Say which device it is, at which rate, with how many channels and which delay."""
+        """Describe the device for people: its name, rate, channels and delay."""
         line = self._line
         if not line:
             return f"no {NOUN[self.kind]}"
@@ -252,11 +252,11 @@ class Microphone(_End):
 
     def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.microphones
-        # Who gives fewer channels than there are leaves some out, or takes their average.
+        # A system that gives fewer channels than there are leaves some out, or averages them.
         return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (SAMPLE_RATE, own)]
 
     def note(self) -> str | None:
-        """Return a sentence on channels of the device that are not heard; None if all are, or if that was said before."""
+        """Return a sentence on the device's channels that are not heard. None: all are heard, or it was said before."""
         line = self._line
         if not line:
             return None
@@ -288,7 +288,7 @@ class Microphone(_End):
         super().close()
 
     def ear(self, timeout: float = 0.0) -> Ear | None:
-        """Return what hears through the open stream; None while there is none, after waiting for one for `timeout` seconds."""
+        """Return the ear of the open stream. Wait at most `timeout` seconds for one; None if there is none then."""
         ear = self._ear
         if not ear:
             self._available.wait(timeout)
@@ -300,13 +300,13 @@ class Microphone(_End):
         Returns
         -------
         pcm
-            `[n]` float32, or None if they did not come in time, also while there is no device.
+            `[n]` float32, or None if they did not come in time, as while there is no device.
         """
         ear = self.ear(timeout)
         return ear.read(n, timeout) if ear else None
 
     def backlog(self) -> float:
-        """Return how much sound waits, in seconds."""
+        """Return how much sound waits to be read, in seconds."""
         ear = self.ear()
         return ear.backlog() if ear else 0.0
 
@@ -355,17 +355,17 @@ class Loudspeaker(_End):
 
     @property
     def playback(self) -> Playback | None:
-        """The ring of the open stream, None while closed."""
+        """The ring of the open stream; None while closed."""
         line = self._line
         return line.ring if line else None
 
     def write(self, pcm: Pcm) -> None:
-        """Play `[n]` float32; never waits."""
+        """Play `[n]` float32. Never waits."""
         if mouth := self._mouth:
             mouth.write(pcm)
 
     def pause(self) -> None:
-        """Nothing will come for now: what waits is played to its end, and silence after it is no underrun."""
+        """Say that nothing follows for now: what waits is played to its end, and silence after it is not an underrun."""
         if mouth := self._mouth:
             mouth.pause()
 
@@ -380,7 +380,7 @@ class Loudspeaker(_End):
         return mouth.queued() if mouth else 0.0
 
     def cushion(self) -> float:
-        """Return how much sound should wait, in seconds."""
+        """Return how much sound should wait to be played, in seconds."""
         return float(self.stats().get("cushion", 0)) / SAMPLE_RATE
 
     def underruns(self) -> int:

@@ -1,4 +1,4 @@
-"""Several channels become one, in which whoever speaks into any of them is heard; and a sentence when some are left out."""
+"""Mix several channels into one, so that a voice on any of them is heard; say when channels are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Mix:
         return samples[:, 0] if self._mono else self._mixer.mix(samples)
 
     def note(self, name: str) -> str | None:
-        """Return a sentence on what is left out of the sound called `name`; None if that is nothing, or was said before."""
+        """Return a sentence on the channels of `name` that are left out. None: there are none, or it was said before."""
         if self._told or self._mono or not (left_out := self._mixer.left_out):
             return None
         self._told = True
@@ -35,7 +35,7 @@ class Mix:
 
 
 def opposed(name: str, channels: Sequence[int]) -> str:
-    """Say that some of the channels, which count from 0, are in opposite phase and are left out."""
+    """Write the sentence that some channels, numbered from 0, are in opposite phase and are left out."""
     numbers = [str(channel + 1) for channel in channels]
     if len(numbers) == 1:
         return (

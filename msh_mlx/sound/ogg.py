@@ -1,7 +1,7 @@
 """Ogg pages (RFC 3533) and the Opus packets in them (RFC 6716, RFC 7845), as pure code.
 
-Opus itself is not decoded here. What is here keeps its decoder safe: pages that are whole and sound, and how much sound is in
-them before anything is decoded.
+Opus itself is not decoded here. This module keeps the decoder safe: it passes on only whole and undamaged pages, and tells how
+much sound is in them before anything is decoded.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from enum import Enum
 
 from ..errors import ProtocolError
 
-# In which Ogg counts Opus's sound, whatever rate it was recorded at (RFC 7845, section 4).
+# Hz: Ogg counts Opus's sound at this rate, whatever rate it was recorded at (RFC 7845, section 4).
 GRANULE_RATE = 48_000
 # 27 bytes, 255 lengths of segments, 255 segments of 255 bytes (RFC 3533, section 6).
 MAX_PAGE = 27 + 255 + 255 * 255
-# Of a packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
+# The longest packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
 MAX_PACKET_SAMPLES = 5760
-# Of a packet, in bytes, for one stream (RFC 7845, section 6).
+# The largest packet of one stream, in bytes (RFC 7845, section 6).
 MAX_PACKET = 61_440
 
 
 class PageKind(Enum):
-    """What a page is for (RFC 7845, section 3); FOREIGN begins a stream that is no Opus, and DAMAGED has a wrong checksum."""
+    """What a page is for (RFC 7845, section 3). FOREIGN begins a stream that is not Opus; DAMAGED has a wrong checksum."""
 
     HEAD = "head"
     TAGS = "tags"
@@ -36,27 +36,27 @@ class PageKind(Enum):
 
 @dataclass(frozen=True)
 class Page:
-    """A page of an Ogg stream; of a damaged one, nothing that it says is sure.
+    """A page of an Ogg stream. Do not rely on anything that a damaged page says.
 
     Attributes
     ----------
     data
         All its bytes, header included.
     kind
-        HEAD begins a new stream, also in the middle of a connection.
+        HEAD begins a new stream, which may happen in the middle of a connection.
     serial, sequence
         The number of the stream, and of the page in it.
     granule
-        The position at its end as the sender counts it: some count at another rate, so do not rely on it.
+        The position at its end, as the sender counts it. Some senders count at another rate, so do not rely on it.
     durations
-        Of each audio packet that ends on this page, in samples at 48 kHz.
+        The length of each audio packet that ends on this page, in samples at 48 kHz.
     faults
-        How many packets on it, or parts of packets, no decoder should see: empty, of no duration or one over 120 ms, too long,
-        or without their beginning. They have no place in `durations`.
+        How many packets on it, or parts of packets, a decoder must not see: empty, without sound or with over 120 ms of it,
+        too many bytes, or without their beginning. They have no place in `durations`.
     packets
-        The audio packets themselves, as many as `durations`, whole also if they began on pages before.
+        The audio packets, as many as `durations`. They are whole, even if they began on earlier pages.
     first
-        What the first packet on it begins with: of HEAD and FOREIGN the whole packet, or as much as is on the page.
+        The beginning of the first packet on it. For HEAD and FOREIGN the whole packet, or as much as is on the page.
     """
 
     data: bytes
@@ -71,7 +71,7 @@ class Page:
 
     @property
     def samples(self) -> int:
-        """The sound in its packets, in samples at 48 kHz; 800 bytes can hold 30 s of it."""
+        """How much sound is in its packets, in samples at 48 kHz. 800 bytes can hold 30 s."""
         return sum(self.durations)
 
 
@@ -80,12 +80,12 @@ _FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 9
 
 
 def packet_samples(packet: bytes) -> int:
-    """Tell how long an Opus packet is, in samples at 48 kHz, from its first two bytes (RFC 6716, sections 3.1 and 3.2).
+    """Return the length of an Opus packet in samples at 48 kHz, from its first two bytes (RFC 6716, sections 3.1 and 3.2).
 
     Raises
     ------
     ProtocolError
-        It is empty or lacks its number of frames, or it is longer than 120 ms.
+        The packet is empty, lacks its number of frames, or is longer than 120 ms.
     """
     if not packet:
         raise ProtocolError("An Opus packet is empty.")
@@ -99,7 +99,7 @@ def packet_samples(packet: bytes) -> int:
     return samples
 
 
-# How the first packet of an Ogg stream begins, by what it holds; "" is no sound, but may stand beside some.
+# How the first packet of an Ogg stream begins, by what the stream holds. "": not sound, but it may stand beside sound.
 _CODECS = {
     b"OpusHead": "Opus",
     b"\x01vorbis": "Vorbis",
@@ -117,17 +117,17 @@ _CODECS = {
 
 
 def ogg_codec(packet: bytes) -> str | None:
-    """Name what an Ogg stream holds from its first packet: "Vorbis"; "" is no sound, and None something unknown."""
+    """Name what an Ogg stream holds, such as "Vorbis", by its first packet. "": not sound; None: not known."""
     return next((name for start, name in _CODECS.items() if packet.startswith(start)), None)
 
 
 def check_head(packet: bytes) -> None:
-    """Find out from an `OpusHead` (RFC 7845, section 5.1) whether its packets are what one decoder of Opus takes.
+    """Check in an `OpusHead` (RFC 7845, section 5.1) that one Opus decoder can decode the stream.
 
     Raises
     ------
     ProtocolError
-        It is too short, of another version, or each of its packets holds several streams, for more than two channels.
+        It is too short or of another version, or its packets hold several streams, for more than two channels.
     """
     cut_off = ProtocolError("The header of the audio (OpusHead) is cut off.")
     if len(packet) < 19:
@@ -141,7 +141,7 @@ def check_head(packet: bytes) -> None:
         raise ProtocolError(f"The audio is Opus of {channels} channels; send one, or two.")
 
 
-# How sound that is in no Ogg begins, by what it is: offset, bytes, name.
+# How sound in other formats than Ogg begins: offset, bytes, name.
 _CONTAINERS = (
     (0, b"RIFF", "WAV"),
     (0, b"RF64", "WAV"),
@@ -157,11 +157,11 @@ _CONTAINERS = (
 
 
 def container(data: bytes) -> str | None:
-    """Name what sound that begins with `data` and is no Ogg is in; None if that is not known."""
+    """Name the format of sound that begins with `data` and is not Ogg; None if it is not known."""
     return next((name for at, start, name in _CONTAINERS if data[at:].startswith(start)), None)
 
 
-CAPTURE = b"OggS"  # with which every page begins
+CAPTURE = b"OggS"  # every page begins with it
 _HEADER = struct.Struct("<4sBBqII4sB")
 _CONTINUED, _FIRST = 1, 2
 _BEGINNING = 8  # bytes of a packet that tell whether it is a header
@@ -171,7 +171,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def page_checksum(page: bytes) -> bytes:
     """Compute a page's checksum as it stands in the page (RFC 3533, section 6).
 
-    It is zlib's polynomial with the bits of each byte the other way round, and without zlib's inversions.
+    It has zlib's polynomial, but the bits of each byte in reverse order, and none of zlib's inversions.
     """
     mirrored = page.translate(_MIRRORED)
     crc = zlib.crc32(mirrored[26:], zlib.crc32(b"\0\0\0\0", zlib.crc32(mirrored[:22], 0xFFFFFFFF)))
@@ -188,34 +188,34 @@ def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 
 
 
 class OggSplitter:
-    """Finds the whole pages in a stream of bytes that comes in any pieces.
+    """Finds the whole pages in a stream of bytes, which may come in pieces of any size.
 
-    It holds at most one unfinished page and one unfinished packet. What is no page, or one with a wrong checksum, is passed
-    over to the next one, as long as `limit` allows: the bytes that were passed over or summed in vain, less those of good
-    pages, must stay within it. So time and memory are bounded by what was sent. A wrong length in a page holds up what follows
-    by one page's length. A damaged page in which no other begins has cost no more than a good one.
+    It holds at most one unfinished page and one unfinished packet. Bytes that are not a page, and pages with a wrong checksum,
+    are skipped up to the next page. `limit` bounds that: the bytes skipped, and those of wrong checksums, less the bytes of
+    good pages, must stay within it. So the work is in proportion to what was sent. A wrong length in a page holds up what
+    follows by one page at most. A damaged page costs no more than a good one, unless another page begins in it.
     """
 
     def __init__(self, limit: int = 1 << 18) -> None:
         self._limit = limit
         self._buffer = bytearray()  # from where the next page may begin, less than a page
         self._wasted = 0  # bytes, in [0, limit]
-        # The stream's number, the next page's, and the packet that this page is to go on with, as far as it is there.
+        # The stream's number, the next page's number, and the packet that continues there, as far as it has come.
         self._unfinished: tuple[int, int, bytes] | None = None
 
     @property
     def waits(self) -> bool:
-        """Whether what came last is the beginning of a page, as far as it goes."""
+        """Whether the bytes that wait may be the beginning of a page."""
         start = self._buffer[: len(CAPTURE)]
         return bool(start) and CAPTURE.startswith(start)
 
     def feed(self, data: bytes) -> list[Page]:
-        """Take bytes and return the pages that are complete with them, DAMAGED ones in their places.
+        """Take bytes, and return the pages that they complete, DAMAGED ones in their places.
 
         Raises
         ------
         ProtocolError
-            Too much of it is no Ogg; the splitter has forgotten everything then, and can be used for a new stream.
+            Too many bytes were not Ogg. The splitter has forgotten everything then, and can take a new stream.
         """
         buffer = self._buffer
         buffer += data
@@ -248,7 +248,7 @@ class OggSplitter:
         return pages
 
     def _page_size(self, position: int) -> int | None:
-        """Tell how long the page at a capture pattern is; 0 if it is none, None if more bytes must come first."""
+        """Return the length of the page at `position`, where "OggS" stands. 0: not a page; None: more bytes must come first."""
         buffer = self._buffer
         if len(buffer) > position + 4 and buffer[position + 4] != 0:  # the version of Ogg
             return 0
@@ -259,7 +259,7 @@ class OggSplitter:
         return _HEADER.size + count + sum(buffer[body : body + count])
 
     def _is_alone(self, position: int, size: int) -> bool:
-        """Whether no other page begins in what would be a page, as far as the bytes are there."""
+        """Whether no other page begins within these `size` bytes."""
         begin, end = position + len(CAPTURE), position + size
         ends = range(max(begin, end - len(CAPTURE) + 1), end)
         return self._buffer.find(CAPTURE, begin, end) < 0 and not any(
@@ -272,7 +272,7 @@ class OggSplitter:
             self._buffer.clear()
             self._wasted = 0
             self._unfinished = None
-            raise ProtocolError(f"The audio is no Ogg stream: no page was found in {self._limit} bytes.")
+            raise ProtocolError(f"The audio is not an Ogg stream: no page was found in {self._limit} bytes.")
 
     def _read(self, data: bytes, *, damaged: bool = False) -> Page:
         _, _, flags, granule, serial, sequence, _, count = _HEADER.unpack_from(data)
@@ -303,7 +303,7 @@ class OggSplitter:
                 durations.append(samples)
             if goes_on:  # to the next page
                 inside = True
-                # Of a header nothing more is of use.
+                # The rest of a header is of no use.
                 packet = packet if header is None or packet is None else packet[:_BEGINNING]
             else:
                 packet = b""
@@ -319,7 +319,7 @@ class OggSplitter:
 
 
 def _parts(lacing: bytes) -> Iterator[tuple[int, bool]]:
-    """Yield the bytes of each packet on a page, from the lengths of its segments, and whether it goes on on the next page."""
+    """Yield the length in bytes of each packet on a page, by its segments, and whether it continues on the next page."""
     length = 0
     for index, segment in enumerate(lacing, 1):
         length += segment
@@ -333,7 +333,7 @@ _MASK = 0xFFFFFFFF  # of a page's number
 
 
 def _samples(packet: bytes | None) -> int:
-    """Tell how long an audio packet is, in samples at 48 kHz, from its beginning; 0 if it is none."""
+    """Return the length of an audio packet in samples at 48 kHz, from its beginning; 0 if a decoder must not see it."""
     if packet is None or len(packet) > MAX_PACKET:
         return 0
     try:

@@ -1,4 +1,4 @@
-"""PortAudio: which devices there are, and streams of them."""
+"""PortAudio: its list of devices, and streams of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER = 10.0  # seconds within which the sound system has to open a stream
 
 
 class Ring(Protocol):
-    """What PortAudio is given of a `Capture` or a `Playback` of `msh_native`: the addresses of its callback and its data."""
+    """A `Capture` or a `Playback` of `msh_native`. PortAudio gets the addresses of its callback and its data."""
 
     @property
     def callback(self) -> int: ...
@@ -30,7 +30,7 @@ class Ring(Protocol):
 
 
 class Stream(Protocol):
-    """A stream that runs; `latency` is PortAudio's own, in seconds."""
+    """A running stream. `latency` is PortAudio's own, in seconds."""
 
     @property
     def active(self) -> bool: ...
@@ -40,7 +40,7 @@ class Stream(Protocol):
 
 
 class SoundSystem(Protocol):
-    """What is needed of PortAudio. The calls may take long, and are made on any thread."""
+    """The part of PortAudio that is used here. Calls may take long, and may be made on any thread."""
 
     def devices(self) -> list[Device]: ...
     def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream: ...
@@ -48,9 +48,9 @@ class SoundSystem(Protocol):
 
 
 class PortAudio:
-    """PortAudio by way of sounddevice, which is imported when it is first needed.
+    """PortAudio through the package sounddevice, which is imported when it is first needed.
 
-    PortAudio is not made for several threads at a time, so each call waits for the one before.
+    PortAudio cannot be used on several threads at a time, so each call waits for the one before.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class PortAudio:
         Raises
         ------
         StreamError
-            PortAudio refuses; the message says why.
+            PortAudio refuses. The message says why.
         """
         with self._lock:
             sd = open_sounddevice()
@@ -122,7 +122,7 @@ class PortAudio:
             return opened
 
     def refresh(self) -> None:
-        """Initialise PortAudio anew, which is the only way to learn which devices came and went.
+        """Initialise PortAudio again. Only so does it notice which devices came and went.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class PortAudio:
 
 
 class _PortAudioStream:
-    """A stream of sounddevice. It holds on to its ring, which has to live as long as PortAudio may call its callback."""
+    """A stream of sounddevice. It keeps its ring alive for as long as PortAudio may call the callback."""
 
     def __init__(self, system: PortAudio, stream: Any, ring: Ring) -> None:
         self._system = system
@@ -160,7 +160,7 @@ class _PortAudioStream:
     def active(self) -> bool:
         try:
             return bool(self.stream.active)
-        except Exception:  # PortAudio reports an error of a stream that broke
+        except Exception:  # PortAudio raises when a stream broke
             return False
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class _PortAudioStream:
 
 
 class StreamError(MshError):
-    """A stream cannot be opened. `text`, `code` and what the `host` system said are as in sounddevice's error."""
+    """A stream cannot be opened. `text`, `code` and the words of the `host` system are as in sounddevice's error."""
 
     _REASONS: ClassVar = {
         "busy": ("is in use by another program", "close that, or choose another device"),
@@ -211,14 +211,14 @@ PORTAUDIO = PortAudio()  # the library has one state for the whole process
 
 
 def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
-    """Return `call()`, made on a thread, so that a signal or the deadline ends the waiting whatever the sound system does.
+    """Call `call()` on another thread, and return its result. A signal or the deadline ends the waiting.
 
-    The result of a call that nobody waits for any more goes to `discard`.
+    If the call ends later, its result goes to `discard`.
 
     Raises
     ------
     MshError
-        It takes longer than `seconds`, or fails with one.
+        The call takes longer than `seconds`, or fails with a MshError.
     """
     future: Future[T] = Future()
 
@@ -253,7 +253,7 @@ def find_devices(system: SoundSystem = PORTAUDIO) -> list[Device]:
 
 
 def list_devices(*, as_json: bool = False, system: SoundSystem = PORTAUDIO) -> str:
-    """Return all devices as a table for a terminal with the defaults marked, or as lines of JSON.
+    """Return all devices: as a table for a terminal, with the defaults marked, or as lines of JSON.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Sound in files: recordings in, block by block in constant memory; Moshi's voice out.
+"""Sound files: read recordings block by block in constant memory, and write Moshi's voice.
 
-Plain numbers are read here, because a pipe's WAV has to be heard before it ends; everything else is decoded by libsndfile, from
-a file that can seek. All that is there is heard; a recording of which something is missing is refused. All sound is float32 in
-[−1, 1].
+Plain numbers are decoded here, because a WAV file in a pipe has to be heard before it ends. libsndfile decodes everything
+else, from a file that can seek. All sound in a file is heard; a recording with something missing is refused. Sound is float32
+in [−1, 1].
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .containers import (
 from .mixing import Mix
 
 STDIN = "-"
-_BLOCK = 4096  # samples of a channel that are read at once
+_BLOCK = 4096  # samples per channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
 
@@ -60,15 +60,15 @@ class _CutOffError(Exception):
 
 
 class _GoesOnError(Exception):
-    """Another recording follows, which cannot be read where it is."""
+    """Another recording follows, and cannot be read in this place."""
 
 
 class _Part(ABC):
-    """A recording as others may stand behind it in a file: its rate, its channels, and its length in samples of a channel if
-    that is known.
+    """One of the recordings in a file, where others may follow it: its rate, its channels, and its length in samples per
+    channel, if that is known.
 
-    `following` are the parts that were found behind it while it was read; `checked` says that nothing can be wrong with it;
-    `temporary` is a file to be closed with it.
+    `following` are the parts that were found behind it while it was read. `checked` says that nothing can be wrong with it.
+    `temporary` is a file to close with it.
     """
 
     temporary: BinaryIO | None = None
@@ -84,17 +84,17 @@ class _Part(ABC):
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
         """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the streams that follow each other.
 
-        InputError or _CutOffError say that one is cut off or damaged.
+        Raise InputError or _CutOffError if one is cut off or damaged.
         """
 
 
 class Recording:
-    """A recording that is open for reading, once, from its beginning.
+    """A recording that is open for reading, once, from its beginning. It closes at the end of a `with` block.
 
-    `name` is what messages call it, `rate` its samples a second, `channels` their number, and `samples` its length in samples
-    of a channel, None where only reading will tell; `can_reopen` says whether it can be opened again and read a second time.
-    Where it consists of several, one behind the other, the first has that rate and so many channels; all are heard.
-    `notes` are sentences on what was not heard of what has been read. It closes at the end of a `with` block.
+    `name` is its name in messages, `rate` in samples a second, `channels` their number. `samples` is its length in samples per
+    channel; None if only reading can tell. `can_reopen` says whether it can be opened and read a second time. If several
+    recordings follow each other in the file, all are heard, and `rate` and `channels` are those of the first. `notes` are
+    sentences on channels that were left out, of what has been read so far.
     """
 
     def __init__(self, name: str, file: BinaryIO, parts: list[_Part], *, can_reopen: bool) -> None:
@@ -113,8 +113,8 @@ class Recording:
         Raises
         ------
         InputError
-            The recording is cut off or damaged, cannot be read, has no samples, or samples that are not finite or far
-            outside [−1, 1].
+            The recording is cut off or damaged, cannot be read, has no samples, or has samples that are not finite or are
+            far outside [−1, 1].
         """
         try:
             for part in self._parts:
@@ -134,7 +134,7 @@ class Recording:
             raise InputError(f"{self.name} holds no sound (0 samples).")
 
     def _mixed(self, rate: int, channels: int, blocks: Iterator[npt.NDArray[Any]]) -> Iterator[Pcm]:
-        """Mix the channels of a part, after a look at its samples."""
+        """Check the samples of a part, and mix its channels."""
         begin, count = self._heard, 0
         mix = Mix(rate, channels)
         for block in blocks:
@@ -157,14 +157,14 @@ class Recording:
                 self.notes.append(note)
 
     def check(self) -> None:
-        """Read all of it, without keeping it, and raise what `blocks` would raise. The recording is used up."""
+        """Read all of it, keep nothing, and raise what `blocks` would raise. The recording is used up afterwards."""
         if not self.samples or not all(part.checked for part in self._parts):
             for _ in self.blocks():
                 pass
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
-        # Since Python 3.14 closing a pipe of which something is left unread fails on its way, for nothing.
+        # Since Python 3.14, closing a pipe with unread bytes raises an error that means nothing.
         for file in (self._file, *(part.temporary for part in self._parts if part.temporary)):
             with contextlib.suppress(OSError):
                 file.close()
@@ -179,16 +179,16 @@ class Recording:
 
 
 def open_recording(path: str) -> Recording:
-    """Open a recording: WAV, FLAC, OGG or MP3 at any rate and with any channels; `-` is standard input, `~` the home folder.
+    """Open a recording: WAV, FLAC, OGG or MP3, at any rate, with any channels. `-` is standard input, `~` the home folder.
 
-    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. A regular file is examined: its chunks, pages or
-    frames. Plain numbers in a pipe are read as they come; other formats need to seek, so their streams are first stored in a
-    temporary file without a name.
+    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or frames of a regular file are
+    checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
+    stored in a temporary file without a name.
 
     Raises
     ------
     InputError
-        There is no such file, it is a folder or empty, it is no sound that can be read, or something of it is missing.
+        There is no such file, it is a folder or empty, its format cannot be read, or something of it is missing.
     """
     name = "The standard input" if path == STDIN else path
     if not path:
@@ -220,7 +220,7 @@ def open_recording(path: str) -> Recording:
 
 
 def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
-    """Yield a recording in frames, `[size]` float32 at `rate` samples a second; the last one is filled up with zeros.
+    """Yield a recording in frames, `[size]` float32 at `rate` samples a second. The last one is filled up with zeros.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
                 yield frame
                 count += 1
                 frame, filled = np.zeros(size, np.float32), 0
-    # A recording of a sample or two may have no sample at the lower rate; it still is a frame.
+    # A recording of one or two samples may have none at the lower rate. It is still one frame.
     if filled or not count:
         yield frame
 
@@ -260,13 +260,13 @@ def resample(blocks: Iterable[Pcm], rate: int, new_rate: int) -> Iterator[Pcm]:
 
 
 def to_int16(pcm: Pcm) -> npt.NDArray[np.int16]:
-    """Return float32 sound of any shape as 16-bit numbers; what is outside [−1, 1] is clipped."""
+    """Return float32 sound, of any shape, as int16. Samples outside [−1, 1] are clipped."""
     scaled: npt.NDArray[np.int16] = np.rint(np.clip(pcm, -1, 1 - 2.0**-15) * 32768).astype("<i2")
     return scaled
 
 
 def wav_header(rate: int, channels: int, size: int) -> bytes:
-    """Return the 44 bytes before `size` bytes of 16-bit sound in a WAV file."""
+    """Return the 44 bytes that begin a WAV file with `size` bytes of 16-bit sound."""
     step = 2 * channels
     fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * step, step, 16)
     return b"RIFF%sWAVEfmt %s%sdata%s" % tuple(
@@ -275,14 +275,14 @@ def wav_header(rate: int, channels: int, size: int) -> bytes:
 
 
 class WavWriter:
-    """Writes a 16-bit WAV file, block by block, into a file or, without a length in its header, into what cannot seek.
+    """Writes a 16-bit WAV file, block by block. Where `file` cannot seek, the header does not tell the length.
 
     Parameters
     ----------
     file
-        Open for writing bytes, where the WAV file begins; it is not closed.
+        A file open for writing bytes, at the place where the WAV file begins. It is not closed.
     rate, channels
-        Samples a second, and their number at a time.
+        Samples a second, and the number of channels.
     """
 
     def __init__(self, file: BinaryIO, rate: int, channels: int) -> None:
@@ -294,7 +294,7 @@ class WavWriter:
         file.write(wav_header(rate, channels, 0 if file.seekable() else _UNKNOWN - 36))
 
     def write(self, pcm: Pcm) -> None:
-        """Append `[samples]` or `[samples, channels]` float32; what is outside [−1, 1] is clipped.
+        """Append `[samples]` or `[samples, channels]` float32. Samples outside [−1, 1] are clipped.
 
         Raises
         ------
@@ -316,7 +316,7 @@ class WavWriter:
 
 
 def _examine(file: BinaryIO, name: str) -> list[_Part]:
-    """Find out what is in a file that can seek: the recordings in it, one behind the other."""
+    """Find the recordings in a file that can seek, one behind the other."""
     size = file.seek(0, io.SEEK_END)
     parts: list[_Part] = []
     begin: int | None = 0
@@ -353,9 +353,9 @@ def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | Non
 
 
 def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
-    """Find out what comes through a pipe, behind what came before.
+    """Find the recordings that come through a pipe, behind those of `before`.
 
-    Plain numbers are read as they come; of other formats all is stored first.
+    Plain numbers are read as they come. Other formats are stored whole first.
     """
     start = stream.peek(12)
     if before:
@@ -409,7 +409,7 @@ def _spool(stream: Ahead) -> BinaryIO:
 
 
 class _Plain(_Part):
-    """Plain numbers in a file, or in a pipe, which has no `file`."""
+    """Plain numbers in a file, or in a pipe, where `file` is None."""
 
     def __init__(self, stream: Ahead, file: BinaryIO | None, name: str, numbers: Numbers) -> None:
         super().__init__()
@@ -429,9 +429,9 @@ class _Plain(_Part):
         if self._file:
             self._file.seek(self._numbers.offset)
         piped = self._numbers.size is None
-        # Where the sound may end; None: not before the stream does.
+        # Where the sound may end. None: at the end of the stream only.
         end = promised = self._numbers.promised if piped else self._numbers.size
-        believed = promised is not None  # that what comes is sound; if not, another recording may begin anywhere
+        believed = promised is not None  # the next bytes are sound; else another recording may begin anywhere
         got, rest, ended = 0, b"", False
         while not ended and (got != end or piped):
             if got == end:
@@ -460,7 +460,7 @@ class _Plain(_Part):
     def _ends(self, size: int) -> bool:
         """Whether the sound in a pipe ends after `size` bytes.
 
-        Whoever writes into a pipe shall not be stopped by our leaving, so all that is no recording is read.
+        Bytes behind it that are not a recording are read, too. Otherwise the writer of the pipe would fail when we leave.
         """
         chunks = self._numbers.chunks
         padding = self._stream.read(chunks.padding(size))
@@ -495,7 +495,7 @@ class _Plain(_Part):
 
 class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
-        # soundfile otherwise seeks after every block, which is slow with FLAC and inexact with MP3.
+        # Otherwise soundfile seeks after every block, which is slow with FLAC and inexact with MP3.
         return False
 
 
@@ -529,7 +529,7 @@ class _Decoded(_Part):
             raise cut_off(self._name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
-                raise InputError(f"{self._name} claims {sound.samplerate} samples a second, which is no rate of sound.")
+                raise InputError(f"{self._name} claims {sound.samplerate} samples a second; sound has no such rate.")
             yield pieces, sound
 
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
@@ -565,7 +565,7 @@ class _Decoded(_Part):
 
 
 def _length(stream: Stream, sound: _SoundFile) -> int | None:
-    """Return a stream's samples of a channel, None if only reading tells."""
+    """Return a stream's length in samples per channel; None if only reading can tell."""
     if stream.samples is not None:
         return stream.samples
     return sound.frames if 0 <= sound.frames < 1 << 62 else None
@@ -573,7 +573,7 @@ def _length(stream: Stream, sound: _SoundFile) -> int | None:
 
 @contextlib.contextmanager
 def _quiet_mpg123() -> Iterator[None]:
-    """Keep what the MP3 decoder prints about damaged files off the standard error."""
+    """Keep the MP3 decoder's own messages on damaged files off the standard error."""
     try:
         saved = os.dup(2)
     except OSError:  # it is closed

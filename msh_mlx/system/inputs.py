@@ -1,4 +1,4 @@
-"""Files that a user names: looked at before they are opened, and recognised when they are something else."""
+"""Check files that a user names before they are opened, and recognise files that are something else."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from .places import user_path
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
-# How the pickles begin that PyTorch wrote before it used ZIP archives: the protocol, and the first operations there are.
+# How PyTorch's older files begin, which are pickles and not ZIP archives: the protocol, and the first operations.
 _PICKLES = tuple(bytes([0x80, protocol, code]) for protocol in (2, 3, 4, 5) for code in b"}]c\x8a\x95")
 
-# What editors and shells of Windows write before a text, and the encoding that it stands for.
+# Byte order marks, which editors and shells of Windows write before a text, and their encodings.
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
-# What to do with a part of a model, or with the index of its parts.
+# The advice for a part of a model, or the index of its parts.
 ONE_FILE = "give a model that is in one file"
 
 
 def brief(value: object) -> str:
-    """Write a value for a message: on one line, and not at length."""
+    """Return a value as short text on one line, for a message."""
     return _BRIEF.repr(value)
 
 
 def check_file(path: Path, what: str = "") -> int:
     """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
-    `what`, such as "The tokenizer", comes before its name in the message; "" says nothing.
+    `what`, such as "The tokenizer", comes before the file's name in messages; it may be "".
 
     Raises
     ------
     InputError
-        There is none, it is a folder, a pipe or a device, or nobody may look at it.
+        The file does not exist, is a folder, a pipe or a device, or may not be looked at.
     """
     name = f"{what} {path}".strip()
     try:
@@ -55,14 +55,14 @@ def check_file(path: Path, what: str = "") -> int:
 
 
 def cannot_read(name: str, error: OSError) -> InputError:
-    """Make the error for a file that the system does not let us read."""
+    """Make the error for a file that cannot be read."""
     if isinstance(error, PermissionError):
         return InputError(f"{name} may not be read by this user", "change its permissions")
     return InputError(f"{name} cannot be read: {error.strerror or error}.")
 
 
 def foreign(start: bytes) -> tuple[str, str] | None:
-    """Say what a file is that begins with `start` and is certainly not what was wanted, and what to do; None: not known."""
+    """Recognise a file by its beginning. Return what it is and what to do instead; None if it is not a known mistake."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<"):
         return "a web page that was saved in place of the file", "fetch the file itself"
@@ -76,12 +76,12 @@ def foreign(start: bytes) -> tuple[str, str] | None:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a text file: UTF-8, or what a byte order mark says it is; the mark is left out.
+    """Decode a text file: as its byte order mark says, else as UTF-8. The mark is removed.
 
     Raises
     ------
     UnicodeDecodeError
-        It is not in that encoding.
+        The bytes are not in that encoding.
     """
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
@@ -90,12 +90,12 @@ def decode_text(data: bytes) -> str:
 
 
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
-    """Read a whole file of at most `limit` bytes; `what` is as for `check_file`.
+    """Read a whole file of at most `limit` bytes. `what` is as for `check_file`.
 
     Raises
     ------
     InputError
-        It cannot be read, is larger, empty, or something else than a file that is meant.
+        The file cannot be read, is larger or empty, or is something else by its beginning.
     """
     path = user_path(path)
     size = check_file(path, what)

@@ -1,4 +1,4 @@
-"""The log file: tracebacks, and what native code prints."""
+"""The log file: tracebacks, and the messages of native code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .places import log_folder, temporary_file, temporary_folder
 
 
 class Log:
-    """While entered, collects what native code writes to the standard error, so that it does not spoil the screen."""
+    """While entered, collects what native code writes to the standard error, so that it does not disturb the screen."""
 
     def __enter__(self) -> Log:
         try:
             self._noise = temporary_file()
-        except MshError:  # then it is lost
+        except MshError:  # without a temporary file it is lost
             self._noise = Path(os.devnull).open("r+b")
         self._original = os.dup(2)
         os.dup2(self._noise.fileno(), 2)
@@ -30,7 +30,7 @@ class Log:
         self._noise.close()
 
     def write(self, error: BaseException) -> Path | None:
-        """Write a log file with the traceback of `error` and the noise where logs belong; None if that is impossible."""
+        """Write a log file: the traceback of `error`, and what was collected. Return its path; None if that is impossible."""
         self._noise.seek(0)
         text = "".join(traceback.format_exception(error)).encode() + self._noise.read()
         for folder in (log_folder, temporary_folder):

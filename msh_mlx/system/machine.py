@@ -1,4 +1,4 @@
-"""What the machine is: its processor, its memory, its system. Works where MLX does not."""
+"""The machine: its processor, memory and operating system. Works without MLX."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ANSWER = 2.0  # seconds for a command of the system
+_ANSWER = 2.0  # seconds that a command of the system may take
 
 
 def chip() -> str:
-    """Name the processor as the system does."""
+    """Return the processor's name, as the system has it."""
     if sys.platform == "darwin":
         name = output_of("sysctl", "-n", "machdep.cpu.brand_string")
     else:
@@ -24,33 +24,33 @@ def chip() -> str:
 
 
 def system() -> str:
-    """Name the operating system and its version."""
+    """Return the name and version of the operating system."""
     if sys.platform == "darwin":
         return f"macOS {platform.mac_ver()[0]}"
     return f"{platform.system()} {platform.release()}"
 
 
 def is_translated() -> bool:
-    """Whether this Python is one for Intel processors that Rosetta runs on Apple silicon."""
+    """Whether this Python is made for Intel processors, and Rosetta runs it on Apple silicon."""
     return sys.platform == "darwin" and output_of("sysctl", "-n", "sysctl.proc_translated") == "1"
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory that the machine has."""
+    """Return the machine's memory in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that a program can have now without the system paging out."""
+    """Return how many bytes of memory a program can take now before the system has to page out."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
 def output_of(*command: str) -> str:
-    """Return what a command of the system prints, "" if it fails or takes long."""
+    """Return the output of a command of the system; "" if it fails or takes too long."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""How much of the machine's memory MLX may keep."""
+"""Limits on the memory that MLX may keep."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ _MB = 1 << 20
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory that the device has, or the machine where the device does not say."""
+    """Return the device's memory in bytes, or the machine's if the device does not say."""
     size = mx.device_info().get("memory_size") or mx.device_info().get("total_memory")
     return int(size) if size else physical_memory()
 
 
 def cache_limit(memory: int) -> int:
-    """Return how many bytes of freed buffers MLX keeps for reuse: a 32nd of the memory, from 64 to 512 MiB.
+    """Return how many bytes of freed buffers MLX may keep for reuse: a 32nd of the memory, from 64 to 512 MiB.
 
-    A step frees and takes the same few megabytes every time. Unlimited, the cache keeps what loading and converting go through,
-    which is as much as there is.
+    Each step frees and takes the same few megabytes. Without a limit, the cache would also keep all buffers of loading and
+    converting, which can fill the memory.
     """
     return min(max(memory // 32, 64 * _MB), 512 * _MB)
 
 
 def set_limits() -> None:
-    """Set MLX's limits from the machine's memory; called before anything is loaded.
+    """Set MLX's limits from the machine's memory. Call it before anything is loaded.
 
-    The cache's is `cache_limit`. Where the device can wire memory, as Metal can, so that the system does not page out weights
-    that wait for somebody to speak, MLX may wire as much as the system recommends; only what is allocated is wired.
+    The limit of MLX's cache is `cache_limit`. On a device that can wire memory, as Metal can, MLX may wire as much as the
+    system recommends: so the system does not page out the weights while nobody speaks. Only allocated memory is wired.
     """
     mx.set_cache_limit(cache_limit(machine_memory()))
     if most := mx.device_info().get("max_recommended_working_set_size"):

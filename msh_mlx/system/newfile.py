@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and outputs that are checked before any work."""
+"""Write files that appear whole or not at all, and check outputs before any work."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .streams import STDOUT, NamedFile, StandardOutput
 
 
 class NewFile:
-    """A file that is written under another name beside `path` and gets its own when it is complete.
+    """A file that is written under another name beside `path`, and gets its own name when it is complete.
 
-    Used as `with NewFile(path) as new: new.file.write(…); new.commit()`: leaving without `commit` leaves nothing. A link is
-    followed: what it names is replaced. The folder is made if it is missing, but not those above it: where they are missing,
-    too, something in the path is misspelt.
+    Use it as `with NewFile(path) as new: new.file.write(…); new.commit()`. Without `commit`, no file is left. A link is
+    followed, and the file that it names is replaced. The folder is made if it is missing, but not the folders above it: if they
+    are missing, too, the path is probably misspelt.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class NewFile:
 
     def _remove_folder(self) -> None:
         if self._made:
-            with contextlib.suppress(OSError):  # others may have used it
+            with contextlib.suppress(OSError):  # it may hold other files by now
                 self.path.parent.rmdir()
 
     def commit(self) -> None:
@@ -78,7 +78,7 @@ class NewFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # What waits to be written when the disk is full fails once more.
+            # When the disk is full, closing tries to write the rest, and fails once more.
             with contextlib.suppress(OSError):
                 self.file.close()
         finally:
@@ -90,12 +90,12 @@ Output: TypeAlias = "Path | StandardOutput"
 
 
 def output(text: str) -> Output:
-    """Return the output that an option names: a file, or, for `-`, the standard output, which is taken at once."""
+    """Return the output that an option names: a path, or the standard output for `-`, which is taken at once."""
     return StandardOutput() if text == STDOUT else user_path(text)
 
 
 def file_output(text: str, what: str) -> Path:
-    """Return the path of an output that must be a file; `what` it is begins the error."""
+    """Return the path of an output that must be a file. `what` begins the error message."""
     if text == STDOUT:
         raise InputError(f"{what} cannot go to the standard output", "name a file (./- for one that is called so)")
     return user_path(text)
@@ -112,12 +112,12 @@ def named_folder(text: str, option: str) -> Path:
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Make a folder with those above it; those of them in which nothing is in the end go again.
+    """Make a folder and those above it. At the end, remove those that were made and are empty.
 
     Raises
     ------
     InputError
-        It cannot be made.
+        The folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -133,21 +133,21 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def open_output(place: Output) -> NewFile | StandardOutput:
-    """Open an output for writing; errors are those of `NewFile`."""
+    """Open an output for writing. Errors are those of `NewFile`."""
     return NewFile(place) if isinstance(place, Path) else place
 
 
 def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> None:
-    """Find out before any work whether the outputs can be written; inputs are paths or open descriptors.
+    """Check that the outputs can be written, before any work. Inputs are paths or open descriptors.
 
     Raises
     ------
     InputError
-        One of them cannot be written, is another one as well, or is one of the inputs, be it through a link.
+        An output cannot be written, is given twice, or is also an input, if only through a link.
     """
     sources = []
     for source in inputs:
-        with contextlib.suppress(OSError, ValueError):  # whoever reads it will complain
+        with contextlib.suppress(OSError, ValueError):  # reading the input raises the error
             sources.append(os.stat(source))  # noqa: PTH116
     seen: set[str] = set()
     for path in outputs:
@@ -167,7 +167,7 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
 
 
 def existing(path: str, what: str) -> Path:
-    """Return the path of a file, `what` it is to be, or raise InputError if it is not there or a folder."""
+    """Return the path of a file. Raise InputError if it does not exist or is a folder; `what` names it there."""
     found = user_path(path) if path else Path()
     try:
         mode = found.stat().st_mode

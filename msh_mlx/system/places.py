@@ -1,4 +1,4 @@
-"""Folders that belong to the user or the system, and paths as they are typed."""
+"""Folders of the user and of the system, and paths as users type them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import BinaryIO
 from ..errors import InputError, MshError, write_error
 from .streams import NamedFile
 
-# Variables that name a folder for temporary files, the first one first.
+# Variables that name a folder for temporary files. The first that is set counts.
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
-_SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a terminal that shows anything
+_SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a usable terminal
 
 
 def mend_environment() -> None:
-    """Remove variables that mean nothing: empty names of folders, and sizes that no terminal has."""
+    """Remove environment variables without meaning: empty names of folders, and impossible sizes of the terminal."""
     for name in ("COLUMNS", "LINES"):
         if not _SIZE.fullmatch(os.environ.get(name, "80")):
             del os.environ[name]
@@ -30,7 +30,7 @@ def mend_environment() -> None:
 
 
 def home() -> Path | None:
-    """Return the user's home folder: `HOME`, else what the password file says; None where neither does."""
+    """Return the user's home folder: `HOME`, else the one in the password file, else None."""
     if named := os.environ.get("HOME"):
         return Path(named)
     try:
@@ -40,14 +40,14 @@ def home() -> Path | None:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path that was typed or stands in a file: `~` and `~/…` are in the home folder, others stay as they are.
+    """Return a path that was typed, or read from a file: `~` and `~/…` are in the home folder. Others stay as they are.
 
-    A name like `~backup.wav` is a file's; the shell has already put in the folders of other users that there are.
+    A name like `~backup.wav` is that of a file: the shell has replaced the names of other users already.
 
     Raises
     ------
     InputError
-        It is in the home folder, and there is none.
+        The path is in the home folder, and there is no home folder.
     """
     text = os.fspath(path)
     if text == "~" or text.startswith("~/"):
@@ -58,30 +58,30 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             )
         return folder / text[2:]
     place = Path(text)
-    # Of "./~/x" pathlib keeps "~/x", which is something else to whoever looks at it next.
+    # pathlib makes "~/x" of "./~/x", and the next reader would take that for the home folder.
     return place.absolute() if place.parts[:1] == ("~",) else place
 
 
 def config_folder() -> Path | None:
-    """Name the folder of what the user has set. None: there is no home folder."""
+    """Return the folder of the user's own settings. None: there is no home folder."""
     return _own_folder("XDG_CONFIG_HOME", ".config")
 
 
 def notes_folder() -> Path | None:
-    """Name the folder of notes: what can be found out again. None: there is no home folder."""
+    """Return the folder of notes, which can be made again if they are lost. None: there is no home folder."""
     return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
 
 
 def log_folder() -> Path | None:
-    """Name the folder of log files. None: there is no home folder."""
+    """Return the folder of log files. None: there is no home folder."""
     return _own_folder("XDG_STATE_HOME", ".local/state", "Library/Logs")
 
 
 def _own_folder(variable: str, usual: str, on_macos: str | None = None) -> Path | None:
-    """Name the program's own folder, which may not be there yet: where `variable` says, else in `usual` in the home folder.
+    """Return the program's own folder, which may not exist yet: in the folder of `variable`, else in `usual` at home.
 
-    `on_macos`, in the home folder, takes the place of both there. The package platformdirs would put the configuration into
-    another folder than ~/.config on a Mac.
+    On a Mac, `on_macos` in the home folder replaces both. The package platformdirs is not used: on a Mac it would put the
+    configuration into another folder than ~/.config.
     """
     if sys.platform == "darwin" and on_macos:
         usual = on_macos
@@ -97,7 +97,7 @@ def temporary_folder() -> Path:
     Raises
     ------
     MshError
-        There is none that can be written to.
+        No such folder can be written to.
     """
     try:
         return Path(tempfile.gettempdir())
@@ -109,20 +109,19 @@ def temporary_folder() -> Path:
 
 
 def check_temporary(path: str, size: int) -> None:
-    """Check that `size` bytes can be written to the folder `path` in the one for temporary files, and code compiled there.
+    """Check that `size` bytes can be written to `path` in the folder for temporary files, and that code compiles there.
 
-    The folder is made if need be.
-
-    The folder is the one that programs in C++ use: what the first variable says, whether it can be used or not.
+    `path` is made if it is missing. The folder for temporary files is that of C++ programs: the one that the first variable
+    names, even if it cannot be used.
 
     Raises
     ------
     MshError
-        It cannot.
+        The folder cannot be used.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
-    # The compiler is run by a shell, with the names of files in double quotes.
+    # A shell runs the compiler, with the names of files in double quotes.
     if special := re.search(r'["$`]|\\{2}', str(folder)):
         raise MshError(
             f"{folder}, the folder for temporary files, has {special[0]} in its name, and functions of the model cannot be "
@@ -148,9 +147,9 @@ def check_temporary(path: str, size: int) -> None:
 
 
 def temporary_file() -> BinaryIO:
-    """Open a temporary file without a name for writing and reading; errors are those of `temporary_folder`.
+    """Open a temporary file without a name, for writing and reading. Errors are those of `temporary_folder`.
 
-    A `WriteError` of it names the folder.
+    Its `WriteError` names the folder.
     """
     said = f"The folder for temporary files, {temporary_folder()},"
     try:
@@ -161,14 +160,14 @@ def temporary_file() -> BinaryIO:
 
 
 def asset(name: str, what: str) -> Path:
-    """Return the path of a file that comes with the program: in the package as installed, beside it in a checkout.
+    """Return the path of a file that comes with the program: in the installed package, or beside it in a checkout.
 
-    `what` names it in the error.
+    `what` names the file in the error.
 
     Raises
     ------
     MshError
-        It is in neither.
+        The file is in neither place.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package, package.parent):
@@ -178,7 +177,7 @@ def asset(name: str, what: str) -> Path:
 
 
 def client_folder() -> Path | None:
-    """Find the built web page, in the installed package or where `npm run build` leaves it; None if it is not there."""
+    """Find the built web page: in the installed package, or where `npm run build` leaves it. None: it is not there."""
     package = Path(__file__).parents[1]
     for folder in (package / "assets" / "client", package.parent / "client" / "dist"):
         if (folder / "index.html").is_file():

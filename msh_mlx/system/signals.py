@@ -1,4 +1,4 @@
-"""Signals that ask the program to end. They become an exception where the program is ready for it."""
+"""Signals that ask the program to end. They raise an exception where the program is ready for it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """While entered, raises `Stopped` in the main thread when the program is asked to end.
+    """While entered, raises `Stopped` in the main thread when a signal asks the program to end.
 
-    The first request is enough. While the program cleans up, further ones are ignored. Once `at_once` is set, the second one
-    calls it and ends the process on the spot. After `defer`, only `check` raises, where the program is ready for it.
+    The first signal is enough. Further ones are ignored while the program cleans up. But if `at_once` is set, the second signal
+    calls it and ends the process at once. After `defer`, only `check` raises, where the program is ready for it.
 
-    `end_process` says that threads may be left in native code that nothing can interrupt, so that the process shall end
-    without waiting for them once everything is written.
+    `end_process` says that threads may be left in native code, which nothing can interrupt. The process must then end without
+    waiting for them, once everything is written.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
@@ -45,7 +45,7 @@ class Signals:
         raise Stopped(number)
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal came that was deferred, or whose exception got lost in a callback of some library."""
+        """Raise `Stopped` if a signal was deferred, or if its exception was lost in a callback of some library."""
         if self._received is not None:
             raise Stopped(self._received)
 
@@ -63,7 +63,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in self._NUMBERS:
-            # `nohup` ignores SIGHUP on purpose. (SIGINT is ignored by accident in scripts, behind "&".)
+            # `nohup` ignores SIGHUP on purpose, so that stays ignored. A script's "&" ignores SIGINT by accident.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 try:
                     self._before[number] = signal.signal(number, self._receive)

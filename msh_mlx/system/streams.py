@@ -1,4 +1,4 @@
-"""The standard streams of the process, and files whose errors say which file it is."""
+"""The standard streams of the process, and files whose errors name the file."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from ..errors import InputError, MshError, write_error
 
 STDOUT = "-"
 _STDOUT_NAME = "The standard output"
-_closed: set[int] = set()  # descriptors that the program was started without
-_taken = False  # whether the standard output is somebody's alone
+_closed: set[int] = set()  # descriptors that were closed when the program started
+_taken = False  # whether one output has the standard output for itself
 
 
 class NamedFile(io.FileIO):
-    """An unbuffered file. Errors of writing are `WriteError`, and call the file `said`."""
+    """An unbuffered file. Failed writes raise `WriteError`, with `said` as the file's name."""
 
     def __init__(self, file: str | os.PathLike[str] | int, mode: str, said: str, *, closefd: bool = True) -> None:
         super().__init__(file, mode, closefd=closefd)
         self._said = said
 
     def write(self, data: Any) -> int:
-        """Write bytes; return how many were taken."""
+        """Write bytes; return how many were written."""
         try:
             return super().write(data)
-        except BrokenPipeError:  # whoever reads has had enough, which is no mistake
+        except BrokenPipeError:  # the reader has had enough, which is not a mistake
             raise
         except OSError as error:
             raise write_error(self._said, error) from None
 
 
 def open_standard() -> None:
-    """See that the three standard streams are there; called before anything else opens a file.
+    """Make sure that the three standard streams are open. Call it before anything else opens a file.
 
-    Where one is closed, the null device takes its place: the next file or socket would get its descriptor, and then what is
-    meant for the stream.
+    The null device takes the place of a closed stream. Otherwise the next file or socket would get its descriptor, and then
+    the bytes that are meant for the stream.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             _closed.add(descriptor)
-            # Who reads the standard input is to hear that it is not there, not that it is empty.
+            # A read from a missing standard input must fail, and not look like empty input.
             os.set_inheritable(os.open(os.devnull, os.O_WRONLY), True)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -57,7 +57,7 @@ def open_standard() -> None:
 
 
 def end_standard() -> None:
-    """Write what waits in the standard streams. Give up what cannot be written, or Python would try it again."""
+    """Flush the standard streams. Give up what cannot be written: Python would try it again at the exit."""
     for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
@@ -73,25 +73,25 @@ def _descriptor(stream: TextIO | Any) -> int | None:
 
 
 def _printing(stream: TextIO | None) -> TextIO:
-    """Return a stream on the standard output like `stream`, with errors that name it, and for any character."""
+    """Return a stream like `stream` on the standard output. Its errors name it, and it takes any character."""
     file = io.BufferedWriter(NamedFile(1, "wb", _STDOUT_NAME, closefd=False))
     encoding = stream.encoding if stream else None
     return io.TextIOWrapper(file, encoding=encoding, errors="replace", line_buffering=os.isatty(1))
 
 
 def check_output() -> None:
-    """Raise InputError if the standard output is closed; for commands whose only result is what they print."""
+    """Raise InputError if the standard output is closed. This is for commands whose only result is what they print."""
     if 1 in _closed:
         raise InputError("The standard output is closed, and there is nothing else to write to", "leave it open")
 
 
 class StandardOutput:
-    """The standard output as the file of one output, used like a `NewFile`. What is printed goes to standard error instead.
+    """The standard output as the file of one output, used like a `NewFile`. `print` goes to the standard error instead.
 
     Raises
     ------
     InputError
-        It is closed, a terminal, or something else's already.
+        It is closed, is a terminal, or is taken by another output already.
     """
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class StandardOutput:
         return "the standard output"
 
     def stat(self) -> os.stat_result:
-        """Return what the system knows of it."""
+        """Return its status, as `os.fstat` does."""
         return os.fstat(self.file.fileno())
 
     def commit(self) -> None:
-        """Write what waits."""
+        """Flush it."""
         self.file.flush()
 
     def __enter__(self) -> StandardOutput:
@@ -134,7 +134,7 @@ class StandardOutput:
 
 
 class _Output(NamedFile):
-    """What the standard output was; it can seek where that is a file that is written from its beginning on."""
+    """The former standard output. It can seek if it is a file that is written from its beginning on."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", _STDOUT_NAME)
@@ -142,5 +142,5 @@ class _Output(NamedFile):
         self._seekable = stat.S_ISREG(os.fstat(descriptor).st_mode) and not appends
 
     def seekable(self) -> bool:
-        """Whether what was written can be changed."""
+        """Whether bytes that were written can be changed."""
         return self._seekable

@@ -1,10 +1,10 @@
-"""Which terminal the program runs in."""
+"""The terminal application in which the program runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# By TERM_PROGRAM, by TERM, and by the identifier that macOS gives to what an application starts.
+# Names by TERM_PROGRAM, by TERM, and by the identifier that macOS gives to processes of an application.
 _TERMINALS = {
     "apple_terminal": "Terminal",
     "com.apple.terminal": "Terminal",
@@ -32,7 +32,7 @@ _TERMINALS = {
 
 def terminal_name(environment: Mapping[str, str]) -> str:
     """Return the name of the terminal application, as macOS lists it; "your terminal application" if it is unknown."""
-    # Inside of tmux the first is tmux's own.
+    # Inside tmux, TERM_PROGRAM is tmux's own.
     for variable in ("TERM_PROGRAM", "TERM", "LC_TERMINAL", "__CFBundleIdentifier"):
         value = environment.get(variable, "").lower()
         if name := _TERMINALS.get(value) or _TERMINALS.get(value.removesuffix("2") + ".app"):

@@ -1,4 +1,4 @@
-"""Whether a thread has ended, and how soon one gets its turn."""
+"""Threads: whether one has really ended, and how soon a waiting one gets its turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TURN = 1e-3  # seconds
 
 @contextmanager
 def short_turns() -> Iterator[None]:
-    """Return a context in which a thread that comes back from native code waits 1 ms, not 5, while another runs Python."""
+    """Return a context in which a thread that returns from native code waits at most 1 ms, not 5, for a thread in Python."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_TURN)
     try:
@@ -24,10 +24,10 @@ def short_turns() -> Iterator[None]:
 
 
 def exists(thread: threading.Thread) -> bool:
-    """Whether a thread of Python still exists for the system.
+    """Whether a Python thread still exists for the system.
 
-    Before Python 3.13 `join` returns a little earlier. What MLX has compiled on a thread is released then, which needs the
-    interpreter: should the process end meanwhile, it would be aborted.
+    Before Python 3.13, `join` returns a little before the thread's end. At its end, functions that MLX has compiled on it are
+    released. That needs the interpreter: if the process ended in that moment, it would be aborted.
     """
     if thread.is_alive() or sys.version_info >= (3, 13):
         return thread.is_alive()

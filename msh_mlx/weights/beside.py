@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def config_beside(model: Path) -> Path:
-    """Name the configuration that is beside a model's file and belongs to it alone: model.json for model.safetensors."""
+    """Return the path of the configuration of this model's file alone: model.json for model.safetensors."""
     return model.with_suffix(".json")
 
 
 def find_config(model: Path) -> Path | None:
-    """Find the configuration beside a model: the one of its own name, else the folder's `config.json`, else None."""
+    """Find the configuration beside a model: the one with its own name, else the folder's `config.json`, else None."""
     for path in (config_beside(model), model.with_name("config.json")):
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""Checkpoints: checking the tensors of a language model, and loading them."""
+"""Checkpoints: check the tensors of a language model, and load them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-_LARGE = "transformer.layers.0.gating.linear_in"  # the first of the modules that make the temporal transformer large
-_CHUNK = 1 << 20  # weights that are computed with at a time
+_LARGE = "transformer.layers.0.gating.linear_in"  # one of the modules that hold most of the weights
+_CHUNK = 1 << 20  # weights that are changed or unpacked at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -34,7 +34,7 @@ _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a weight is packed: `scale · n + bias` per group of `group_size` along a row, n of `bits` bits."""
+    """How a weight is packed: as `scale · n + bias`, n of `bits` bits, with a scale and a bias per `group_size` along a row."""
 
     bits: int
     group_size: int
@@ -42,26 +42,26 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A language model's file whose header has been checked. No tensor has been read.
+    """A language model's file with a checked header. No tensor has been read.
 
-    It keeps no weights alive, can be handed to another thread, and loaded any number of times.
+    It holds no weights. It can be handed to another thread, and loaded any number of times.
 
     Attributes
     ----------
     path, config
-        The file, and what it is said to hold.
+        The file, and the configuration that its tensors fit.
     shapes
-        The shapes of the modules' weights, unpacked, by the modules' names, in the order of the model.
+        The shape of each module's weight, unpacked, by the module's name, in the order of the model.
     linear
-        The modules that are linear layers; the other matrices are embeddings.
+        The names of the linear layers. The other matrices are embeddings.
     tensors
-        Where the tensors are, by their names in the MLX layout. Several may share a place.
+        Where the tensors are in the file, by their names in the MLX layout. Several may share a place.
     quantizations
-        The modules whose weights are quantized, and how.
+        How weights are quantized, by the names of the modules. A module that is missing is not quantized.
     stamp
-        Tells this file from one that takes its place before it is loaded.
+        Identifies the file as it was checked. `load` refuses a file that was replaced or changed since.
     lora, scaling
-        The file of adapters to merge, and how much of them is added; None: there are none.
+        The file of adapters to merge, and the factor that they are added with; None: no adapters.
     """
 
     path: Path
@@ -81,12 +81,12 @@ class Checkpoint:
         return how.bits if how else 16
 
     def parts(self, module: str) -> dict[str, TensorInfo]:
-        """Say where the tensors of a module are: "weight", and "scales" and "biases" of one that is quantized."""
+        """Return where a module's tensors are in the file: "weight"; if it is quantized, also "scales" and "biases"."""
         names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
     def held_bytes(self, dtype: mx.Dtype) -> int:
-        """Say how many bytes the model takes in memory when `load_lm` has loaded it with `dtype`."""
+        """Return the bytes that the model takes in memory once `load_lm` has loaded it with `dtype`."""
         return sum(
             info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * dtype.size
             for module in self.shapes
@@ -95,11 +95,11 @@ class Checkpoint:
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
-        """Of `shapes` those `[out, in]` of linear layers and embeddings, which can be quantized and changed by adapters."""
+        """The shapes `[out, in]` of linear layers and embeddings. Only these can be quantized or changed by adapters."""
         return {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
 
     def load(self, dtype: mx.Dtype | None = None, progress: Callable[[float], None] | None = None) -> Lm:
-        """Load the model, adapters merged; arguments are those of `load_lm`.
+        """Load the model, with adapters merged. Arguments are those of `load_lm`.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class Checkpoint:
             mx.eval(list(arrays.values()))
             weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
             done += sum(info.nbytes for info in self.parts(module).values())
-            mx.clear_cache()  # else what was in use for one module stays beside the next
+            mx.clear_cache()  # otherwise the buffers of one module stay in memory beside those of the next
         lm.load_weights(weights, strict=True)
         weights.clear()
         lm.freeze()
@@ -135,7 +135,7 @@ class Checkpoint:
         return lm
 
     def _read(self, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
-        """Read a module's tensors as they are held, with `change` made."""
+        """Read a module's tensors as the model holds them, with `change` made."""
         how, parts = self.quantizations.get(module), self.parts(module)
         if change is None:
             arrays = [read_tensor(self.path, info) for info in parts.values()]
@@ -150,20 +150,20 @@ class Checkpoint:
         return dict(zip(parts, arrays, strict=True))
 
     def changes(self) -> dict[str, Change]:
-        """Read what the adapters change of the weights, by the modules' names; nothing if there are none."""
+        """Read the changes that the adapters make, by the modules' names; empty without adapters."""
         if self.lora is None or self.scaling is None:
             return {}
         return read_lora(self.lora, self.scaling.value, self.matrices, self.config.dep_q, self.linear)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
-        """Read a matrix some rows at a time: yield the first one's number, and the rows in float32, with `change` made.
+        """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
 
-        What is quantized is unpacked.
+        Quantized weights are unpacked.
 
         Raises
         ------
         InputError
-            A number is not finite once it is changed.
+            A number is not finite after the change.
         """
         rows, columns = self.shapes[module]
         how, parts = self.quantizations.get(module), self.parts(module)
@@ -176,13 +176,13 @@ class Checkpoint:
             weight = change.merge(weight, row) if change else weight.astype(mx.float32)
             if change and not mx.isfinite(weight).all().item():
                 raise InputError(
-                    f"{change.path} makes numbers of {module} infinite or none at all",
+                    f"{change.path} makes numbers of {module} infinite or NaN",
                     "give another file, or --lora-scaling",
                 )
             yield row, weight
 
     def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, mx.array]]:
-        """Read a matrix as it is stored, some rows at a time: yield the first one's number, and the rows."""
+        """Read a matrix as it is stored, some rows at a time. Yield the number of the first row, and the rows."""
         step = _rows_at_a_time(info.shape[1])
         for row in range(0, info.shape[0], step):
             yield row, read_tensor(self.path, info.rows(row, row + step))
@@ -200,7 +200,7 @@ def open_checkpoint(
     lora: str | os.PathLike[str] | None = None,
     lora_scaling: float | None = None,
 ) -> Checkpoint:
-    """Read a file's header and compare it with the configuration; errors and arguments are `load_lm`'s."""
+    """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
     lm_config = LmConfig.of(config, lora=lora is not None)
     stamp = _stamp(path)
@@ -214,7 +214,7 @@ def open_checkpoint(
         lm = Lm(lm_config, *_hidden_widths(tensors))
         quantizations = _check(path, lm, tensors)
     except InputError:
-        # What is wrong with it in particular helps nobody.
+        # For another kind of model, name the kind: the tensor that does not fit would help nobody.
         if (what := _other_kind(header)) is not None:
             raise not_run(f"{path} is", what) from None
         raise
@@ -231,7 +231,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def default_dtype() -> mx.Dtype:
-    """Choose the activations' dtype by the device: float32 on the CPU, where bfloat16 is ten times slower, else bfloat16."""
+    """Return the dtype of the activations: float32 on the CPU, where bfloat16 is ten times slower, else bfloat16."""
     return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
 
 
@@ -247,8 +247,8 @@ def load_lm(
 ) -> Lm:
     """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
 
-    Which weights are quantized, with how many bits and in what groups, is read off the stored tensors. They are read one module
-    after the other, so that beyond the weights as they are held there is never more than one module in memory.
+    The stored tensors tell which weights are quantized, with how many bits and in what groups. Modules are read one after the
+    other: besides the weights of the model itself, never more than one module is in memory.
 
     Parameters
     ----------
@@ -257,28 +257,28 @@ def load_lm(
     config
         A path to a `config.json`, its contents as a dict, an `LmConfig`, or None for v0.1.
     dtype
-        Of the activations, and of the weights that are not quantized; None chooses by the device (`default_dtype`).
+        The dtype of the activations and of the weights that are not quantized; None chooses by the device (`default_dtype`).
     quantized
-        The bits that the caller believes the file to have; another number is an error.
+        The bits that the caller expects; if the file has another number, that is an error.
     lora
-        A file of adapters to add to the weights, and of weights to put in the place of the model's (`read_lora`). It is
-        computed in float32; a weight that is quantized is so again afterwards, in the same way.
+        A file of adapters to add to the weights, and of weights that replace the model's (`read_lora`). Sums are computed in
+        float32. A quantized weight is quantized again afterwards, in the same way.
     lora_scaling
-        How much of the adapters is added; None is what the configuration beside them or that of the model says, else 2
-        (`lora.find_scaling`).
+        The factor that adapters are added with. None: the factor in the configuration beside them, or in the model's, else
+        2 (`lora.find_scaling`).
     progress
-        Called with the fraction of the bytes that are loaded, from 0 to 1.
+        Called with the fraction of the bytes that have been loaded, from 0 to 1.
 
     Raises
     ------
     InputError
-        A file or the configuration is wrong, or they do not fit each other; the message says which tensor.
+        A file or the configuration is wrong, or they do not fit each other; the message names the tensor.
     """
     return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
 def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Name the kind of a model that cannot hold conversations, by its tensors; None if it can, or that is not known."""
+    """Name the kind of a model that cannot hold conversations, by its tensors. None: it can, or its kind is not known."""
     found = sizes(header)
     values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
     values["demux_second_stream"] = any(".out1." in name for name in header)
@@ -289,7 +289,7 @@ def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
 
 
 def describe(header: Mapping[str, TensorInfo]) -> str:
-    """Say in words what a file is, by its tensors alone: "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
+    """Say what a file is, by its tensors alone, such as "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
     kind = kind_of(header)
     if kind != "lm":
         others = {
@@ -298,7 +298,7 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
             "Transformers' lm": "a model with the Transformers library's names",
             "Transformers' mimi": "a Mimi codec with the Transformers library's names",
         }
-        return others.get(kind or "", "no file of Moshi's")
+        return others.get(kind or "", "not a file of Moshi's")
     if (other := _other_kind(header)) is not None:
         return other
     layout = "PyTorch's" if is_pytorch(header) else "MLX's"
@@ -314,7 +314,7 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
 
 
 def _check_types(path: Path, header: Mapping[str, TensorInfo]) -> None:
-    """Check how the numbers of all tensors are stored; before the shapes, which other types may have made different."""
+    """Check the types of all tensors. This comes before the check of shapes, since another type may change a shape, too."""
     for name, info in header.items():
         if info.dtype not in FLOATS:
             is_packed = f"{name.removesuffix('.weight')}.scales" in header
@@ -351,7 +351,7 @@ _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Read the sizes of a language model off its tensors, as far as they tell, by the keys of `LmConfig`."""
+    """Read the sizes of a language model off its tensors, as far as they tell. The names are the keys of `LmConfig`."""
     counted: dict[str, set[str]] = {key: set() for key in _COUNTED}
     for name in header:
         for key, pattern in _COUNTED.items():
@@ -373,7 +373,7 @@ def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 
 def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
-    """Compare what can be read off with the configuration before a model of its sizes is made."""
+    """Compare the sizes of the tensors with the configuration, before a model of the configuration's sizes is made."""
     other = {key: size for key, size in sizes(header).items() if size != getattr(config, key)}
     if other:
         found, said = (
@@ -387,10 +387,10 @@ def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig)
 
 
 def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
-    """Read the bits of most weights off a header, without a configuration; None: not quantized.
+    """Read the bits of most weights off a header, without a configuration. None: they are not quantized.
 
-    A file may hold weights of several kinds. Those of the first feed-forward stand for all. `out_norm` tells how many numbers
-    are packed into a row.
+    A file may hold weights with different bits. Those of the first feed-forward stand for all. The length of `out_norm` tells
+    how many numbers are packed into a row.
     """
     weight, norm = header.get(f"{_LARGE}.weight"), header.get("out_norm.weight")
     if (
@@ -405,11 +405,11 @@ def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
 
 
 def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int | None]:
-    """Read the feed-forward widths, of the temporal transformer and of the depformer, off the tensors' shapes."""
+    """Read the widths of the feed-forwards off the tensors' shapes: the temporal transformer's, and the depformer's."""
 
     def half_rows(name: str) -> int | None:
         array = tensors.get(name)
-        # A tensor of no bytes may claim to have any shape.
+        # An empty tensor may claim any shape.
         fits = array is not None and len(array.shape) == 2 and 0 < array.shape[0] < 1 << 24
         return array.shape[0] // 2 if array is not None and fits else None
 
@@ -420,7 +420,7 @@ def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int |
 
 
 def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
-    """Compare the stored tensors with what `lm` needs; return the modules that are quantized, and how."""
+    """Compare the stored tensors with those that `lm` needs. Return how weights are quantized, by the modules' names."""
     modules = dict(lm.named_modules())
     quantizations: dict[str, Quantization] = {}
     missing, expected = [], set()

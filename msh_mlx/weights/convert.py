@@ -1,4 +1,4 @@
-"""Converting a language model's file: to other bits, with adapters merged, a few rows at a time."""
+"""Convert a language model's file: to other bits, with adapters merged, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHECK_STEPS = 48
 
 @dataclass(frozen=True)
 class Rule:
-    """Bits for the modules whose names in the MLX layout fit `pattern`, a shell's (`*emb*`)."""
+    """The bits of the modules whose names in the MLX layout fit `pattern`, which is like a shell's (`*emb*`)."""
 
     pattern: str
     bits: int
@@ -41,10 +41,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the model and its configuration, the bytes before and after, and what did not fit the groups.
+    """What `convert` wrote: the paths of the model and its configuration, and the bytes before and after.
 
-    `unpacked` are the modules that were to be quantized and stay bfloat16: their rows are not a whole number of groups.
-    `scaling` says how much of the adapters was added; None: there were none.
+    `unpacked` are the modules that should have been quantized, but stay bfloat16, because their rows are not a whole number of
+    groups. `scaling` is the factor that the adapters were added with; None: there were none.
     """
 
     path: Path
@@ -69,8 +69,8 @@ def convert(
 ) -> Converted:
     """Write the model in `path`, of either layout, to `out` in the MLX layout, and its configuration beside it.
 
-    A few rows are in memory at a time, whatever the model's size. Both files appear when they are complete. Norms stay
-    bfloat16. A weight that is quantized in the same way already is copied; one that is quantized otherwise is unpacked first.
+    Only a few rows are in memory at a time, whatever the model's size. Both files appear when they are complete. Norms are
+    bfloat16. A weight that is quantized in the wanted way already is copied; another quantized weight is unpacked first.
 
     Parameters
     ----------
@@ -79,19 +79,19 @@ def convert(
     group_size
         How many weights share a scale: 32, 64 or 128.
     keep
-        Other bits for some modules; the first rule that fits a module's name counts.
+        Other bits for some modules. The first rule that fits a module's name counts.
     config
         As for `load_lm`.
     lora, lora_scaling
         Adapters to merge, as for `load_lm`.
     progress
-        Called with the fraction of the bytes that are done, from 0 to 1.
+        Called with the fraction of the bytes that have been converted, from 0 to 1.
 
     Raises
     ------
     InputError
-        A file, the configuration or a number is wrong, `out` is an input or cannot be written, a rule fits nothing, or a weight
-        has fewer bits already.
+        A file, the configuration or a number is wrong, `out` is one of the inputs or cannot be written, a rule fits nothing,
+        or a weight has fewer bits than wanted already.
     """
     for wanted in (bits, *(rule.bits for rule in keep)):
         if wanted not in (*BITS, PLAIN):
@@ -134,7 +134,7 @@ def convert(
 def _targets(
     checkpoint: Checkpoint, bits: int, group_size: int, keep: Sequence[Rule]
 ) -> tuple[dict[str, Quantization], list[str]]:
-    """Choose how to quantize each module; those that are not there stay as they are. List those that should be and cannot."""
+    """Choose how to quantize each module; one that is left out is not quantized. List those that should be, but cannot."""
     targets: dict[str, Quantization] = {}
     unpacked: list[str] = []
     fitting: set[str] = set()
@@ -162,7 +162,7 @@ def _targets(
 
 
 def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, TensorInfo]:
-    """Describe the tensors that a module's weight of this shape is written as."""
+    """Describe the tensors that hold a module's weight of this shape in the new file."""
     if how is None:
         return {"weight": TensorInfo("BF16", shape)}
     rows, columns = shape
@@ -173,7 +173,7 @@ def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, Tenso
 def _rows(
     checkpoint: Checkpoint, module: str, how: Quantization | None, change: Change | None
 ) -> Iterator[tuple[int, str, mx.array]]:
-    """Yield pieces of a module's tensors as they are written: the first row, the name of the part, the rows."""
+    """Yield pieces of a module's tensors to write: the number of the first row, the name of the part, the rows."""
     if len(checkpoint.shapes[module]) == 1:
         yield 0, "weight", read_tensor(checkpoint.path, checkpoint.parts(module)["weight"]).astype(mx.bfloat16)
         return
@@ -194,10 +194,10 @@ def _rows(
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far the text logits of two models are apart, over `steps` steps of the same input.
+    """How much the text logits of two models differ, over `steps` steps of the same input.
 
-    `largest` is the largest absolute difference of a logit, `kl` the mean Kullback-Leibler divergence of the second model's
-    distribution from the first one's, in nats, `agree` the share of steps in which both would choose the same token.
+    `largest` is the largest absolute difference of a logit. `kl` is the mean Kullback-Leibler divergence of the second model's
+    distribution from the first one's, in nats. `agree` is the share of steps in which both have the same likeliest token.
     """
 
     steps: int
@@ -226,12 +226,12 @@ def check(
     *,
     progress: Callable[[float], None] | None = None,
 ) -> Divergence:
-    """Compare what `convert` wrote with what it made it from, adapters merged in both; arguments are those of `convert`."""
+    """Compare the model that `convert` wrote with its source, adapters merged in both. Arguments are those of `convert`."""
 
     def part(begin: float) -> Callable[[float], None] | None:
         return (lambda fraction: progress(begin + fraction / 2)) if progress else None
 
-    # One after the other, so that only one is in memory.
+    # Load them one after the other, so that only one is in memory.
     first = text_logits(load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)), _CHECK_STEPS)
     mx.clear_cache()
     after = load_lm(result.path, result.config, progress=part(0.5))
@@ -239,7 +239,10 @@ def check(
 
 
 def text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None, *, kv_bits: int | None = None) -> Logits:
-    """Run `lm` on seeded random codes, and on `text` `[steps]` or its own best tokens; return `[steps, text_card]` float64."""
+    """Run `lm` on seeded random codes and on `text` `[steps]`, else its own likeliest tokens. Return the text logits.
+
+    The result is `[steps, text_card]` float64.
+    """
     config = lm.config
     codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q)).tolist()
     reader = Reader(lm, kv_bits)

@@ -1,4 +1,4 @@
-"""What a safetensors file is, by the names of its tensors; and what to say of one that is something else than was wanted."""
+"""Recognise what a safetensors file is by the names of its tensors, and refuse one that is not what was wanted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layout import is_pytorch
 
 Kind = Literal["lm", "mimi", "lora", "Transformers' lm", "Transformers' mimi"]
 
-# What the tensors are called in the Transformers library's form of Moshi, whole or without its codec, and of Mimi.
+# Names of tensors in the Transformers library's form of Moshi, with or without its codec, and of Mimi.
 _TRANSFORMERS_LM = re.compile(
     r"(decoder\.)?model\.(layers|embed_tokens)\.|decoder\.lm_head\.|(depth_decoder|audio_encoder|embed_tokens)\."
 )
@@ -21,9 +21,9 @@ _TRANSFORMERS_MIMI = re.compile(
     r"(en|de)coder\.layers\.\d+\.(conv|block)\.|(en|de)coder_transformer\.layers\.|"
     r"quantizer\.(semantic|acoustic)_residual_vector_quantizer\."
 )
-# How the parts of a model in several files are named.
+# The names of files that hold one part of a model.
 _PART = re.compile(r"-0*([1-9]\d*)-of-0*([2-9]|[1-9]\d+)\.safetensors$")
-# How names begin of which a whole language model, or a whole codec, has some each: the first that it has, and the last.
+# Beginnings of names. A whole language model, or a whole codec, has tensors for each: the first modules, and the last.
 _WHOLE = (
     ("text_emb.", "transformer.layers.0.", "out_norm.", "text_linear."),
     ("encoder.", "decoder.", "quantizer."),
@@ -33,7 +33,7 @@ _LM, _MIMI = f"{_KYUTAIS}model.q4.safetensors", f"{_KYUTAIS}tokenizer-e351c8d8-c
 
 
 def kind_of(names: Collection[str]) -> Kind | None:
-    """Say what the tensors of these names are; None: nothing that is known."""
+    """Return the kind of a file with tensors of these names; None if it is not known."""
     if any(map(_TRANSFORMERS_LM.match, names)):
         return "Transformers' lm"
     if any(map(_TRANSFORMERS_MIMI.match, names)):
@@ -46,7 +46,7 @@ def kind_of(names: Collection[str]) -> Kind | None:
 
 
 def _part(path: Path, names: Collection[str]) -> str | None:
-    """Say which part of a model a file is, as "part 1 of 3", by its name, which proves nothing where all of it is there."""
+    """Return which part of a model a file is, such as "part 1 of 3", by its name. None: it is not a part, or it is complete."""
     part = _PART.search(path.name)
     if not part or any(all(any(n.startswith(b) for n in names) for b in beginnings) for beginnings in _WHOLE):
         return None
@@ -54,7 +54,7 @@ def _part(path: Path, names: Collection[str]) -> str | None:
 
 
 def check_lm(path: Path, names: Collection[str]) -> None:
-    """Raise InputError for a file that is no language model, by the names of its tensors."""
+    """Raise InputError for a file that is not a language model, by the names of its tensors."""
     kind = kind_of(names)
     if kind == "Transformers' lm":
         raise InputError(
@@ -78,7 +78,10 @@ def check_lm(path: Path, names: Collection[str]) -> None:
 
 
 def check_mimi(path: Path, names: Collection[str]) -> None:
-    """Raise InputError for a codec that the extension could only miss tensors of, by their names; the rest is its own."""
+    """Raise InputError for a codec of another library, or for a part of one, by its tensors' names.
+
+    The extension could only say that tensors are missing. It checks everything else itself.
+    """
     kind = kind_of(names)
     if kind == "Transformers' mimi":
         raise InputError(

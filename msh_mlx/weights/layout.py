@@ -1,4 +1,4 @@
-"""The two layouts of published checkpoints: the names of PyTorch's become those of MLX's."""
+"""The two layouts of published checkpoints, PyTorch's and MLX's: translate the first into the second."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _SHARED = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
 
 
 def is_pytorch(names: Collection[str]) -> bool:
-    """Tell PyTorch's layout from MLX's by the name of the last norm."""
+    """Tell whether the layout is PyTorch's, not MLX's, by the name of the last norm."""
     return "out_norm.alpha" in names
 
 
 def stacked_names(name: str, dep_q: int) -> list[str]:
-    """Name the MLX layout's tensors that lie stacked along the rows of PyTorch's tensor `name`; [] if it is not stacked."""
+    """Return the MLX names of the tensors that lie stacked along the rows of PyTorch's tensor `name`; [] if not stacked."""
     match = _STACKED.fullmatch(name)
     if not match:
         return []
@@ -43,7 +43,7 @@ def stacked_names(name: str, dep_q: int) -> list[str]:
 
 
 def mlx_name(name: str) -> str:
-    """Return the MLX layout's name of PyTorch's tensor `name`; an unknown name stays as it is."""
+    """Return the MLX name of PyTorch's tensor `name`. An unknown name stays as it is."""
     if match := _DEPFORMER_EMB.fullmatch(name):
         return f"depformer.slices.{int(match[1]) + 1}.emb.weight"
     for pattern, new in _NAMES:
@@ -53,9 +53,10 @@ def mlx_name(name: str) -> str:
 
 
 def to_mlx_layout(header: Mapping[str, TensorInfo], dep_q: int) -> dict[str, TensorInfo]:
-    """Say where a file holds each tensor of the MLX layout: what is stacked are ranges of rows, what is shared is there twice.
+    """Return where a file holds each tensor of the MLX layout.
 
-    An unknown name stays as it is: the check of the model complains of it.
+    A stacked tensor becomes several, each a range of its rows. A shared tensor appears under both names. An unknown name stays
+    as it is: the check of the model refuses it.
     """
     if not is_pytorch(header):
         return dict(header)

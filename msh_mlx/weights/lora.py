@@ -1,4 +1,4 @@
-"""LoRA adapters: small products that are added to a model's weights, and weights that come beside them."""
+"""LoRA adapters: products of small matrices that are added to a model's weights, and whole weights that come with them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .layout import mlx_name, stacked_names
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_USUAL = 2.0  # that of the published recipe for fine-tuning
+_USUAL = 2.0  # the factor in the published recipe for fine-tuning
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to one weight: `scaling · b @ a`, with `a` `[rank, in]` and `b` `[out, rank]`; `path` is its file."""
+    """A product to add to one weight: `scaling · b @ a`, with `a` `[rank, in]` and `b` `[out, rank]`, from the file `path`."""
 
     path: Path
     a: mx.array
@@ -33,20 +33,20 @@ class Adapter:
     scaling: float
 
     def merge(self, weight: mx.array, row: int = 0) -> mx.array:
-        """Return `weight` `[rows, in]`, the rows from `row` on, with the product added, in float32."""
+        """Add the product to `weight`, `[rows, in]`, the rows from `row` on. Return them in float32."""
         b = self.b[row : row + weight.shape[0]].astype(mx.float32)
         return weight.astype(mx.float32) + self.scaling * (b @ self.a.astype(mx.float32))
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A weight that takes the place of the model's, such as an embedding that was trained as a whole: where it is stored."""
+    """A stored weight that replaces the model's, such as an embedding that was trained as a whole."""
 
     path: Path
     info: TensorInfo
 
     def merge(self, weight: mx.array, row: int = 0) -> mx.array:
-        """Return, in place of `weight` `[rows, in]`, the rows from `row` on, those that are stored, in float32."""
+        """Return the stored rows in place of `weight`, `[rows, in]`, the rows from `row` on, in float32."""
         return read_tensor(self.path, self.info.rows(row, row + weight.shape[0])).astype(mx.float32)
 
 
@@ -55,22 +55,22 @@ Change: TypeAlias = Adapter | Replacement
 
 @dataclass(frozen=True)
 class Scaling:
-    """How much of the adapters is added, and why, as a clause: "as lora/config.json says"."""
+    """The factor that adapters are added with, and where it comes from, as a clause: "as lora/config.json says"."""
 
     value: float
     reason: str
 
 
 def find_scaling(lora: str | os.PathLike[str], config: LmConfig, given: float | None = None) -> Scaling:
-    """Find out how much of the adapters in a file is added.
+    """Find the factor that the adapters in a file are added with.
 
-    What is `given` comes first; then `lora_scaling` in the configuration beside the adapters, of their own name (`find_config`)
-    or `config.json`, where the published recipe writes it; then the same in the model's configuration; then 2.
+    It is `given`; else `lora_scaling` in the configuration beside the adapters (`find_config`), where the published recipe
+    writes it; else `lora_scaling` in the model's configuration; else 2.
 
     Raises
     ------
     InputError
-        It is not a number from -1e9 to 1e9, or the configuration beside the adapters cannot be read.
+        The factor is not a number from -1e9 to 1e9, or the configuration beside the adapters cannot be read.
     """
     if given is not None:
         if not LORA_SCALING.has(given):
@@ -92,22 +92,22 @@ def read_lora(
     dep_q: int,
     linear: Collection[str] | None = None,
 ) -> dict[str, Change]:
-    """Read the changes of a model's weights from a safetensors file, by the names of the modules in the MLX layout.
+    """Read the changes to a model's weights from a safetensors file. Return them by the modules' names in the MLX layout.
 
-    The file holds `X.lora_A.weight` `[rank, in]` and `X.lora_B.weight` `[out, rank]` for some linear layers X, and `X.weight`
-    for some matrices X, mostly embeddings, which take the place of the model's. X is named as in either layout. Where PyTorch's
-    has one layer for all slices of the depformer, stacked along the rows, so are `lora_B` and `X.weight`.
+    The file holds `X.lora_A.weight` `[rank, in]` and `X.lora_B.weight` `[out, rank]` for some linear layers X. It may also hold
+    `X.weight` for some matrices X, mostly embeddings, which replace the model's. Names X are those of either layout. Where
+    PyTorch's layout stacks all slices of the depformer along the rows of one layer, `lora_B` and `X.weight` are stacked, too.
 
     Parameters
     ----------
     scaling
-        How much of the adapters is added.
+        The factor that the adapters are added with.
     shapes
         The shapes `[out, in]` of the model's matrices, by their names in the MLX layout.
     dep_q
         How many slices the depformer has.
     linear
-        Those of the matrices that can have adapters; None: all.
+        The names of the matrices that can have adapters; None: all.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def read_lora(
 
 
 def _places(name: str, dep_q: int) -> list[str]:
-    """Name the modules of the MLX layout whose weights a tensor of either layout holds, stacked along its rows if several."""
+    """Return the modules, in the MLX layout, whose weights a tensor holds. Several are stacked along its rows."""
     return [new.removesuffix(".weight") for new in stacked_names(name, dep_q) or [mlx_name(name)]]
 
 

@@ -1,9 +1,9 @@
-"""The safetensors format: headers that are checked, tensors read by ranges of the file, files written in place.
+"""The safetensors format: check headers, read tensors by ranges of the file, write files in place.
 
-The codec has a reader of its own in Rust (`rust/mimi/src/checkpoint.rs`), because its crate works without Python. This one does
-not use it, for three reasons. The codec's takes three float types and streams each tensor into its own layout; here are packed
-integers, too, ranges of rows, and arrays of MLX. Its errors are the crate's, and do not know the program's options. And what
-reads only headers, such as `msh-mlx models` and `msh-mlx doctor`, also works where the extension cannot be loaded.
+The codec has its own reader in Rust (`rust/mimi/src/checkpoint.rs`), because its crate works without Python. That reader is not
+used here, for three reasons. It takes three float types, and streams each tensor into its own layout; here packed integers,
+ranges of rows and MLX arrays are needed, too. Its errors do not know the program's options. And commands that read only
+headers, such as `msh-mlx models` and `msh-mlx doctor`, must work even where the extension cannot be loaded.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _MAX_NAME = 512
 _MAX_AXES = 16
 _MAX_INDEX = 1 << 20
 _JSON = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*[\"}]")
-# All types that the format has, and the bits of a number of each.
+# All types of the format, and the bits of one number.
 _BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8,
     "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64,
     "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 FLOATS = ("F32", "BF16", "F16")
-# How numpy reads what is read here; bfloat16, which it does not have, as its bits.
+# The types that numpy reads them as. It has no bfloat16, so that is read as its bits.
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a file: its dtype as the header has it ("F32", "BF16", …), its shape, and the byte it begins at."""
+    """A tensor in a file: its dtype as in the header ("F32", "BF16", …), its shape, and the byte of the file it begins at."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,20 +55,20 @@ class TensorInfo:
         return math.prod(self.shape) * _BITS[self.dtype] // 8
 
     def rows(self, begin: int, end: int) -> TensorInfo:
-        """Describe rows `begin` to `end` alone, which lie side by side; fewer where the tensor ends."""
+        """Describe the rows from `begin` up to `end`, or up to the tensor's end if that comes first."""
         end = min(end, self.shape[0])
         row = self.nbytes // self.shape[0] if self.shape[0] else 0
         return TensorInfo(self.dtype, (end - begin, *self.shape[1:]), self.begin + begin * row)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file; no tensor is read.
+    """Read and check the header of a safetensors file. No tensor is read.
 
     Raises
     ------
     InputError
-        The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of a type
-        that is not known.
+        The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of an
+        unknown type.
     """
     path = user_path(path)
     size = check_file(path)
@@ -133,7 +133,7 @@ class _UnknownTypeError(ValueError):
 
 
 def _json(path: Path) -> tuple[str, str]:
-    """Say what a file is that holds JSON, not weights, and what to do."""
+    """Say what a JSON file is, and what to give in its place."""
     with path.open("rb") as file:
         text = file.read(_MAX_INDEX)
     if b'"weight_map"' not in text:
@@ -155,7 +155,7 @@ def _place(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63 for n in (*shape, begin, end))
-    # Products of many large numbers would take for ever.
+    # Without these limits, the product of many large numbers could take for ever.
     if not name.isprintable() or len(name) > _MAX_NAME or len(shape) > _MAX_AXES or not whole:
         raise ValueError(name)
     if isinstance(dtype := entry["dtype"], str) and dtype not in _BITS:
@@ -166,12 +166,12 @@ def _place(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
 
 
 def read_tensor(path: Path, info: TensorInfo) -> mx.array:
-    """Read one tensor, or some rows of one, of dtype F32, F16, BF16 or U32; nothing else of the file is touched.
+    """Read one tensor, or some rows of one, of dtype F32, F16, BF16 or U32. Nothing else of the file is read.
 
     Raises
     ------
     InputError
-        The file has changed since its header was read.
+        The file is shorter than when its header was read.
     """
     count = math.prod(info.shape)
     data = np.fromfile(path, _NUMPY[info.dtype], count, offset=info.begin)
@@ -183,8 +183,8 @@ def read_tensor(path: Path, info: TensorInfo) -> mx.array:
     return array.reshape(info.shape)
 
 
-# Of each float: how numpy reads its bits, the bits of its exponent, which are all set in what is not finite, and those of
-# its fraction, which are not all 0 if it is NaN.
+# For each type of float: numpy's type for its bits, the mask of its exponent and that of its fraction. If all bits of the
+# exponent are set, the number is not finite; it is NaN if the fraction is not 0.
 _EXPONENTS: dict[str, tuple[Any, int, int]] = {
     "F16": (np.uint16, 0x7C00, 0x3FF),
     "BF16": (np.uint16, 0x7F80, 0x7F),
@@ -197,19 +197,19 @@ _PIECE = 1 << 22
 def find_not_finite(
     path: str | os.PathLike[str], progress: Callable[[float], None] | None = None
 ) -> tuple[str, int, float] | None:
-    """Read all floats of a safetensors file, some megabytes at a time, and find the first that is infinite or NaN.
+    """Read all floats of a safetensors file, some megabytes at a time. Find the first that is infinite or NaN.
 
     Parameters
     ----------
     path
-        The file, of any model. Quantized weights are not floats; their scales and biases are.
+        The file, of any model. Quantized weights are not floats, but their scales and biases are.
     progress
-        Called with the fraction of the floats' bytes that are read, from 0 to 1.
+        Called with the fraction of the floats' bytes that have been read, from 0 to 1.
 
     Returns
     -------
     tuple or None
-        The tensor's name, the position in it, row-major, and the value (inf, −inf or nan). None: all are finite.
+        The tensor's name, the number's position in it (row-major), and its value (inf, −inf or nan). None: all are finite.
 
     Raises
     ------
@@ -248,9 +248,9 @@ def find_not_finite(
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors' names, dtypes (F32, BF16, U32) and shapes are known beforehand.
+    """Writes a safetensors file. The names, dtypes (F32, BF16, U32) and shapes of its tensors must be known beforehand.
 
-    The header is written at once; tensors follow in any order, whole or by rows, and none is kept.
+    The header is written at once. Tensors follow in any order, whole or by rows. None is kept in memory.
     """
 
     def __init__(self, file: BinaryIO, tensors: Mapping[str, TensorInfo]) -> None:
@@ -269,7 +269,7 @@ class TensorWriter:
         }
 
     def write(self, name: str, array: mx.array, row: int = 0) -> None:
-        """Write `array`, of the dtype that was announced, as the rows of tensor `name` from `row` on."""
+        """Write `array` as the rows of tensor `name` from `row` on. Its dtype must be the announced one."""
         place = self._tensors[name].rows(row, row + array.shape[0])
         if array.dtype == mx.bfloat16:
             array = array.view(mx.uint16)

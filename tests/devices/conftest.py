@@ -1,4 +1,4 @@
-"""Sound devices for the tests of this folder: `scripts/virtual_audio.sh`."""
+"""Virtual sound devices for the tests in this folder, made by `scripts/virtual_audio.sh`."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Recorder:
 
 
 class VirtualAudio:
-    """A microphone and a loudspeaker that tests can speak into and listen to; `env` is what a process needs to find them."""
+    """A microphone to speak into, and a loudspeaker to listen to. A process finds them with the variables of `env`."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
 
     def speak(self, pcm: Pcm) -> subprocess.Popen[bytes]:
-        """Play 24 kHz mono into the microphone; the process ends when all is played."""
+        """Play 24 kHz mono into the microphone. The process ends when all is played."""
         process = subprocess.Popen(["pacat", "--playback", "--device=micsrc", *RAW], stdin=subprocess.PIPE)
         assert process.stdin
-        # All of it fits into what PulseAudio buffers and the pipe, or waits here for the rest.
+        # If it does not fit into PulseAudio's buffer and the pipe, this waits for the rest.
         process.stdin.write(pcm.astype("<f4").tobytes())
         process.stdin.close()
         return process
@@ -68,7 +68,7 @@ class VirtualAudio:
 
     @staticmethod
     def align(heard: Pcm, sound: Pcm) -> tuple[int, float]:
-        """Find `sound` in `heard`: at which sample, and how well it fits there (their correlation, 1 at best)."""
+        """Find `sound` in `heard`. Return its first sample, and how well it fits there (the correlation, 1 at best)."""
         size = 1 << (len(heard) + len(sound)).bit_length()
         spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sound, size))
         at = int(np.argmax(np.fft.irfft(spectrum, size)[: max(1, len(heard) - len(sound) + 1)]))
@@ -88,7 +88,7 @@ class VirtualAudio:
 
 
 def missing() -> str:
-    """Say what this machine lacks for these tests."""
+    """Return what this machine lacks for these tests, or an empty text."""
     tools = [tool for tool in ("pulseaudio", "pactl", "pacat", "parec") if not shutil.which(tool)]
     if tools:
         return f"there is no {', '.join(tools)} (Debian: pulseaudio pulseaudio-utils)"
@@ -102,7 +102,7 @@ def missing() -> str:
 
 @pytest.fixture(scope="session")
 def virtual_audio() -> Iterator[VirtualAudio]:
-    """Virtual sound devices, also for this process and those it starts. Without PulseAudio the test is skipped."""
+    """Make virtual sound devices, also for this process and those it starts. Skip the test without PulseAudio."""
     if reason := missing():
         if os.environ.get("MSH_REQUIRE_LIVE") == "1":
             pytest.fail(f"MSH_REQUIRE_LIVE is set, and {reason}")

@@ -346,7 +346,7 @@ def test_two_threads_at_once_are_told(lm, golden, monkeypatch):
 def test_logits_before_any_step(lm):
     gen = LmGen(lm)
     for logits in ("text_logits", "audio_logits"):
-        with pytest.raises(InputError, match="no step yet"):
+        with pytest.raises(InputError, match="no logits before the first step"):
             getattr(gen, logits)
 
 

@@ -115,7 +115,7 @@ def headless():
         (headless, "The audio has no beginning: its header (OpusHead) did not come; begin a new stream."),
         (lambda: [b"\x1aE\xdf\xa3" + bytes(100)], "The audio is WebM or Matroska; send Opus in Ogg pages."),
         (lambda: [b"RIFF\0\0\0\0WAVE" + bytes(3840)] + [bytes(3840)] * 10, "The audio is WAV; send Opus in Ogg pages."),
-        (lambda: [b"\1\2" * 1920] * 40, "The audio is no Ogg stream: no page was found in "),
+        (lambda: [b"\1\2" * 1920] * 40, "The audio is not an Ogg stream: no page was found in "),
     ],
 )
 def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):

@@ -299,7 +299,7 @@ def test_a_server_that_sends_no_opus():
     with Server(ours) as server, Run(server.port) as run:
         run.ready()
         ours.send(Audio(bytes(1 << 16)))
-        assert "sends sound that cannot be heard: The audio is no Ogg stream" in str(run.failed())
+        assert "sends sound that cannot be heard: The audio is not an Ogg stream" in str(run.failed())
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------------
@@ -609,7 +609,7 @@ def test_what_a_server_said_before_the_end_is_kept(how, brisk):
     assert error.exit_code == 1
     sentence = {
         "complaint": "ended the conversation: The model broke",
-        "nonsense": "sends sound that cannot be heard: The audio is no Ogg stream: no page was found in 100000 bytes",
+        "nonsense": "sends sound that cannot be heard: The audio is not an Ogg stream: no page was found in 100000 bytes",
         "silent": "was lost after 2 s: nothing came for 1 s; --realtime is for servers that want it",
     }.get(how, "was lost after 2 s: ")
     assert sentence in str(error)

@@ -1,4 +1,4 @@
-"""The demo model as moshi's own programs take it: PyTorch's names, float32, and the configurations that go with it."""
+"""Write the demo model for moshi's own programs: PyTorch's names, float32, and the configurations that they need."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from msh_mlx.library.files import demo_folder
 
-# The names of the MLX layout, and what they are in PyTorch's.
+# Names in the MLX layout, and their names in PyTorch's.
 _NAMES = [
     (r"audio_embs\.(\d+)\.weight", r"emb.\1.weight"),
     (r"out_norm\.weight", "out_norm.alpha"),
@@ -48,7 +48,7 @@ _MIMI = {
 
 
 def pytorch_name(name: str) -> str:
-    """Name the tensor `name` of the MLX layout in PyTorch's."""
+    """Return PyTorch's name of the tensor `name` of the MLX layout."""
     for pattern, new in _NAMES:
         if match := re.fullmatch(pattern, name):
             return match.expand(new)
@@ -58,7 +58,7 @@ def pytorch_name(name: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write the model and its configurations into `folder`; they choose greedily."""
+    """Write the model and its configurations into `folder`. They make it choose greedily."""
     demo = demo_folder()
     stored = mx.load(str(demo / "model.q8.safetensors"))
     assert isinstance(stored, dict)

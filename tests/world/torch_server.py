@@ -1,6 +1,6 @@
-"""Start moshi's own server, in the environment of that package: `torch_server.py FOLDER PORT`, with what `demo.py` left there.
+"""Start moshi's own server, in the environment of that package: `torch_server.py FOLDER PORT`, with the files of `demo.py`.
 
-It is the published program but for what needs CUDA, and it computes in float32.
+It is the published program, except for the parts that need CUDA, and it computes in float32.
 """
 
 import os

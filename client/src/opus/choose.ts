@@ -1,4 +1,4 @@
-// Which way to do Opus works here. A browser's word is not taken for it: a tone goes through.
+// Chooses the Opus codec that works here. A browser's own claim is not enough: each codec is tried with a tone.
 
 import { GRANULE_RATE, packetSamples } from "../ogg";
 import { PACKET_SAMPLES, SAMPLE_RATE } from "../protocol";
@@ -16,7 +16,7 @@ export async function chooseCodec(): Promise<Codec> {
   return (await works(webCodecs)) ? webCodecs : wasm;
 }
 
-/** Whether a tone comes back without a flush, as long and as loud as it went in: nothing swallowed, nothing held back. */
+/** Whether a tone comes back without a flush, as long and as loud as it went in. */
 async function works(codec: Codec): Promise<boolean> {
   const closers: { close(): void }[] = [];
   let encoded = 0; // seconds

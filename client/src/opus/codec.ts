@@ -1,14 +1,14 @@
-// Opus packets from samples and back, whoever does it.
+// The interface of an Opus codec: samples to packets, and packets to samples.
 
-/** Takes pieces of PACKET_SAMPLES samples at SAMPLE_RATE; the packets come later, in order. */
+/** Takes pieces of PACKET_SAMPLES samples at SAMPLE_RATE. The packets come later, in order. */
 export interface PacketEncoder {
   encode(samples: Float32Array<ArrayBuffer>): void;
-  /** Begins another stream: what has not come out yet is lost. */
+  /** Begins another stream. Packets that have not come yet are lost. */
   restart(): void;
   close(): void;
 }
 
-/** Takes packets; their samples come later, in order. */
+/** Takes packets. Their samples come later, in order. */
 export interface PacketDecoder {
   decode(packet: Uint8Array): void;
   restart(): void;
@@ -18,12 +18,12 @@ export interface PacketDecoder {
 export type OnPacket = (packet: Uint8Array) => void;
 export type OnSamples = (samples: Float32Array<ArrayBuffer>, rate: number) => void;
 
-/** A way to do Opus. */
+/** An Opus codec. */
 export interface Codec {
   name: string;
   encoder(onPacket: OnPacket): Promise<PacketEncoder>;
   decoder(onSamples: OnSamples): Promise<PacketDecoder>;
 }
 
-/** Of what we send, in bit/s: speech at 24 kHz gains nothing from more. */
+/** The bit rate of the sound that the page sends, in bit/s. Speech at 24 kHz gains nothing from more. */
 export const BIT_RATE = 48_000;

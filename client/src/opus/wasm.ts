@@ -1,4 +1,4 @@
-// Opus by WebAssembly, for browsers without WebCodecs.
+// Opus in WebAssembly, for browsers without WebCodecs.
 
 import { OpusDecoder } from "opus-decoder";
 import encoderUrl from "opus-recorder/dist/encoderWorker.min.js?url";
@@ -6,7 +6,7 @@ import { OggReader, packetKind } from "../ogg";
 import { SAMPLE_RATE } from "../protocol";
 import { BIT_RATE, type Codec } from "./codec";
 
-// As opus-recorder understands them.
+// Options of opus-recorder.
 const INIT = {
   command: "init",
   encoderApplication: 2049, // audio
@@ -23,7 +23,7 @@ export const wasm: Codec = {
 
   async encoder(onPacket) {
     const worker = new Worker(encoderUrl);
-    // It answers each "init" with "ready"; pages from before the last one belong to a stream that is over.
+    // It answers each "init" with "ready". Pages from before the last "ready" belong to an earlier stream.
     let begun = 0;
     let ready = 0;
     let reader = new OggReader();
@@ -39,7 +39,7 @@ export const wasm: Codec = {
           reader = new OggReader();
           resolve();
         } else if (data.page && ready === begun) {
-          // It writes pages; ours are written elsewhere, so only the packets are taken.
+          // It writes Ogg pages. Take only their packets, since ogg.ts writes the pages.
           for (const packet of reader.feed(data.page)) if (packetKind(packet) === "audio") onPacket(packet);
         }
       };
@@ -50,7 +50,7 @@ export const wasm: Codec = {
         worker.postMessage({ command: "encode", buffers: [samples] });
       },
       restart() {
-        worker.postMessage({ command: "done" }); // frees the memory, of which it has a fixed amount
+        worker.postMessage({ command: "done" }); // frees its memory, which is limited
         begin();
       },
       close() {
@@ -62,12 +62,12 @@ export const wasm: Codec = {
   async decoder(onSamples) {
     const decoder = new OpusDecoder({ channels: 1, sampleRate: SAMPLE_RATE, preSkip: 0 });
     await decoder.ready;
-    let chain = Promise.resolve(); // a restart takes a moment, and what comes meanwhile waits
+    let chain = Promise.resolve(); // a restart takes a moment, and packets wait for it
     let stream = 0;
     const then = (action: () => unknown) => {
       chain = chain.then(action).then(
         () => undefined,
-        () => undefined, // a damaged packet is passed over
+        () => undefined, // skip a damaged packet
       );
     };
     return {

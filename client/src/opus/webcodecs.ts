@@ -1,4 +1,4 @@
-// Opus by the browser itself.
+// The browser's own Opus codec.
 
 import { PACKET_SAMPLES, SAMPLE_RATE } from "../protocol";
 import { BIT_RATE, type Codec } from "./codec";
@@ -10,7 +10,7 @@ const ENCODING = {
   sampleRate: SAMPLE_RATE,
   numberOfChannels: 1,
   bitrate: BIT_RATE,
-  // Where the browser does not know these it makes packets of 20 ms, which serve as well.
+  // A browser that does not know these makes packets of 20 ms, which work as well.
   opus: { format: "opus", application: "audio", frameDuration: PACKET_SAMPLES * MICROSECONDS },
 };
 const DECODING = { codec: "opus", sampleRate: SAMPLE_RATE, numberOfChannels: 1 };

@@ -3,7 +3,7 @@
 import { Cushion } from "../cushion";
 import { type FromWorklet, PROCESSOR, type ToWorklet } from "./messages";
 
-// How much is told at once: often enough for the delay, seldom enough for the main thread.
+// How much sound goes into one message: small for a short delay, but not too many messages for the main thread.
 const PIECE_SECONDS = 0.01;
 const QUANTUM = 128;
 

@@ -2,10 +2,10 @@ import type { CushionState } from "../cushion";
 
 export const PROCESSOR = "conversation";
 
-/** To the worklet: samples to play, at the device's rate, or null: forget what is queued. */
+/** To the worklet: samples to play, at the device's rate; or null, to forget the queue. */
 export type ToWorklet = Float32Array<ArrayBuffer> | null;
 
-/** From the worklet: as many samples of the microphone and of what was played at the same time. */
+/** From the worklet: samples of the microphone, and as many that were played at the same time. */
 export interface FromWorklet {
   heard: Float32Array<ArrayBuffer>;
   played: Float32Array<ArrayBuffer>;

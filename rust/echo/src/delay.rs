@@ -1,11 +1,11 @@
-//! How long the loudspeaker's sound takes to the microphone: normalised cross-correlation of whitened sound.
+//! Finds how long sound takes from the loudspeaker to the microphone, by normalised cross-correlation of whitened sound.
 //!
-//! Both signals are taken down to 8 kHz and whitened in windows of 80 ms: the magnitude of each bin is divided by that of
-//! its surroundings of 40 Hz, which leaves neither the colour nor the pitch of a voice but its phases (the generalised
-//! cross-correlation of Knapp and Carter, 1976, with the smoothed coherence transform as weight). What the microphone heard
-//! in a frame is correlated with what was played up to 600 ms before; frames are summed with a forgetting factor, and the
-//! sum is divided by the energies. Sounds that have nothing in common stay below a bound that falls with the root of the
-//! number of frames; an echo does not.
+//! Both signals are resampled to 8 kHz and whitened in windows of 80 ms: the magnitude of each bin is divided by that of its
+//! surroundings of 40 Hz. This removes the colour and the pitch of a voice, and keeps its phases (the generalised
+//! cross-correlation of Knapp and Carter, 1976, with the smoothed coherence transform as weight). The sound heard in a frame is
+//! correlated with the sound played up to 600 ms before. Frames are summed with a forgetting factor, and the sum is divided by
+//! the energies. The correlation of unrelated sounds stays below a bound that falls with the root of the number of frames; that
+//! of an echo does not.
 
 use std::collections::VecDeque;
 use std::f32::consts::PI;
@@ -16,7 +16,7 @@ use rustfft::{Fft, FftPlanner};
 
 use crate::RATE;
 
-/// Samples at 24 kHz for one at 8 kHz.
+/// Samples at 24 kHz per sample at 8 kHz.
 const DECIMATION: usize = 3;
 /// Samples at 24 kHz that are looked at together.
 pub const FRAME: usize = 1920;
@@ -29,9 +29,9 @@ const AROUND: usize = 1;
 /// The correlation's transform, and the delays that it can find: 0 to 608 ms at 8 kHz.
 const SIZE: usize = 6144;
 const LAGS: usize = 4865;
-/// What the sums keep from frame to frame.
+/// The share of the sums that is kept from frame to frame.
 const MEMORY: f32 = 0.92;
-/// An echo's correlation exceeds this for one frame, and for more frames as much less as the root of their number says.
+/// An echo's correlation exceeds this after one frame. For more frames, divide it by the root of their number.
 const CHANCE: f32 = 0.55;
 /// Below this mean square a frame is silence: -60 dBFS.
 const SILENCE: f32 = 1e-6;
@@ -79,8 +79,8 @@ impl Whitener {
         }
     }
 
-    /// Takes sound at 24 kHz; what becomes complete of it, whitened at 8 kHz and [`HOP`] samples late, takes the place of
-    /// the oldest in `out`.
+    /// Takes sound at 24 kHz. The sound that it completes, whitened at 8 kHz and [`HOP`] samples late, replaces the oldest in
+    /// `out`.
     fn push(&mut self, pcm: &[f32], out: &mut VecDeque<f32>) {
         for sample in pcm {
             self.past.pop_front();
@@ -104,7 +104,7 @@ impl Whitener {
             *bin = Complex32::new(sample * hann, 0.0);
             energy += bin.re * bin.re;
         }
-        // What is loud counts more, but not by as much as it is louder.
+        // Loud sound counts more, but not in proportion.
         let loudness = (energy / WINDOW as f32).sqrt().sqrt();
         if energy / WINDOW as f32 > SILENCE / 10.0 {
             self.forward.process_with_scratch(&mut self.spectrum, &mut self.scratch);
@@ -143,18 +143,18 @@ impl Whitener {
     }
 }
 
-/// What the sums say.
+/// The result of the sums.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Evidence {
     /// The loudspeaker was silent for as long as an echo may take.
     Nothing,
-    /// It played something, and there is too little to tell.
+    /// The loudspeaker played something, but too little to tell.
     Unclear,
-    /// It played something, and the microphone hears nothing, or not yet.
+    /// The loudspeaker played something, and the microphone hears nothing, or nothing yet.
     Silence,
-    /// What the microphone hears has no more in common with what was played than chance would have.
+    /// The microphone's sound has no more in common with the played sound than by chance.
     NoEcho,
-    /// It hears it after so many samples at 24 kHz.
+    /// The microphone hears the loudspeaker after so many samples at 24 kHz.
     Echo(usize),
 }
 
@@ -219,11 +219,11 @@ impl DelayFinder {
         (self.energy, self.frames) = (0.0, 0.0);
     }
 
-    /// Takes what was heard and played in the same [`FRAME`] samples at 24 kHz.
+    /// Takes the sound heard and the sound played in the same [`FRAME`] samples at 24 kHz.
     pub fn push(&mut self, heard: &[f32], played: &[f32]) -> Evidence {
         self.heard.push(heard, &mut self.heard_pcm);
         self.played.push(played, &mut self.played_pcm);
-        // The loudness of whitened sound is the root of what it was.
+        // Whitening takes the root of the loudness.
         let power = |pcm: &mut dyn Iterator<Item = &f32>| pcm.map(|x| x * x).sum::<f32>();
         let most = self.played_pcm.iter().fold(0f32, |most, x| most.max(x.abs()));
         if most * most < SILENCE.sqrt() {

@@ -1,4 +1,4 @@
-//! What is heard through a microphone, without what a loudspeaker says: from the ring to the canceller, at 24 kHz.
+//! A microphone without the echo of a loudspeaker: from the ring to the canceller, at 24 kHz.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::{BLOCK, Canceller, ENHANCED, Enhancer, Mode};
 const WHOLE: usize = 2 * ENHANCED;
 const _: () = assert!(WHOLE.is_multiple_of(BLOCK));
 
-/// A microphone at 24 kHz. One thread reads and trims; any may ask for the backlog.
+/// A microphone at 24 kHz. One thread reads and trims. Any thread may ask for the backlog.
 pub struct Ear {
     capture: Arc<Capture>,
     state: Mutex<State>,
@@ -36,13 +36,13 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ear {
-    /// A microphone as it is.
+    /// A microphone whose sound is not changed.
     pub fn new(capture: Arc<Capture>) -> Self {
         let source = Source::new(capture.clone());
         Self { capture, state: Mutex::new(State { source, cleaning: None, heard: Vec::new() }) }
     }
 
-    /// From now on the echo of a loudspeaker is taken away, and the voice enhanced. Both begin anew: they know other devices.
+    /// From now on, removes the echo of a loudspeaker, and enhances the voice. Both are reset, since the devices have changed.
     pub fn clean(
         &self,
         canceller: Arc<Mutex<Canceller>>,
@@ -57,7 +57,7 @@ impl Ear {
         lock(&self.state).cleaning = Some(Cleaning { canceller, reference, enhancer });
     }
 
-    /// What is read comes in multiples of so many samples.
+    /// Reads must be multiples of so many samples.
     pub fn block(&self) -> usize {
         match &lock(&self.state).cleaning {
             None => 1,
@@ -66,20 +66,19 @@ impl Ear {
         }
     }
 
-    /// Whether so many samples can ever wait.
+    /// Whether there is room for so many samples to wait.
     pub fn has_room(&self, count: usize) -> bool {
         lock(&self.state).source.missing(count) <= self.capture.capacity()
     }
 
-    /// Waits until `count` samples can be taken and takes them; None, and nothing is taken, if that takes longer than
-    /// `timeout`.
+    /// Waits for `count` samples, and takes them. None, with nothing taken, if that takes longer than `timeout`.
     ///
     /// # Panics
     ///
     /// `count` is not a multiple of [`Ear::block`].
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let missing = lock(&self.state).source.missing(count);
-        // Without the lock, so that others may ask meanwhile.
+        // Wait without the lock, so that other threads may ask meanwhile.
         if !self.capture.wait(missing, timeout) {
             return None;
         }
@@ -102,7 +101,7 @@ impl Ear {
         lock(&self.state).source.backlog()
     }
 
-    /// Forgets the oldest sound so that `keep` seconds wait, and says how many were forgotten.
+    /// Forgets the oldest sound so that `keep` seconds wait. Returns how many were forgotten.
     pub fn trim(&self, keep: f64) -> f64 {
         lock(&self.state).source.trim(keep)
     }

@@ -1,5 +1,4 @@
-//! What may be done to a voice besides: noise suppression and automatic gain control, WebRTC's as the crates `sonora-ns` and
-//! `sonora-agc2` ported them.
+//! Noise suppression and automatic gain control: WebRTC's, as ported in the crates `sonora-ns` and `sonora-agc2`.
 
 use sonora_agc2::adaptive_digital_gain_controller::{AdaptiveDigitalGainController, FrameInfo};
 use sonora_agc2::common::{
@@ -22,7 +21,7 @@ const GAIN_FRAME: usize = RATE / 100;
 /// Sound is processed by multiples of this many samples: whole frames of both.
 pub const ENHANCED: usize = 480;
 
-/// Takes steady noise out of a voice, or brings it to the same level whoever speaks, or both; 24 kHz, mono.
+/// Suppresses steady noise behind a voice, or brings every voice to the same level, or both; 24 kHz, mono.
 pub struct Enhancer {
     noise: Option<NoiseSuppressor>,
     gain: Option<GainControl>,
@@ -38,7 +37,7 @@ struct GainControl {
 }
 
 impl Enhancer {
-    /// With noise suppression, by 12 dB at most, or gain control, or both.
+    /// An enhancer with noise suppression (by 12 dB at most), or gain control, or both.
     pub fn new(noise_suppression: bool, gain_control: bool) -> Self {
         Self {
             noise: noise_suppression.then(|| NoiseSuppressor::new(NsConfig::default())),
@@ -46,7 +45,7 @@ impl Enhancer {
         }
     }
 
-    /// Forgets everything: a device was changed.
+    /// Forgets everything, as after a change of devices.
     pub fn reset(&mut self) {
         *self = Self::new(self.noise.is_some(), self.gain.is_some());
     }
@@ -55,7 +54,7 @@ impl Enhancer {
     ///
     /// # Panics
     ///
-    /// Its length is no multiple of [`ENHANCED`].
+    /// Its length is not a multiple of [`ENHANCED`].
     pub fn process(&mut self, pcm: &mut [f32]) {
         assert!(pcm.len().is_multiple_of(ENHANCED), "whole frames are expected");
         if self.noise.is_none() && self.gain.is_none() {

@@ -1,17 +1,17 @@
-//! Takes the loudspeaker's echo out of the microphone's sound: 24 kHz, mono.
+//! Removes the loudspeaker's echo from the microphone's sound: 24 kHz, mono.
 //!
 //! ```text
 //! heard, played ─▶ DelayFinder ─▶ played, as late as its echo ─▶ AEC3 (Kalman filter, suppressor) ─▶ clean
 //! ```
 //!
-//! The canceller is WebRTC's AEC3 as the crate `aec3` ported it, on blocks of 64 samples. Its one band is the whole of
-//! 0 to 12 kHz here: a band of 16 kHz in its own terms is a matter of units, and so nothing is split, resampled or thrown
-//! away. Its own search for the delay takes seconds where the loop is long; [`DelayFinder`] takes fractions of one. Its main
-//! filter takes as long to learn a room; the one that `rust/vendor/aec3` has instead needs a word or two.
+//! The canceller is WebRTC's AEC3, as ported in the crate `aec3`, on blocks of 64 samples. Its single band covers the whole of
+//! 0 to 12 kHz here. AEC3 takes it for sound at 16 kHz, but that only changes units: nothing is split, resampled or lost. AEC3's
+//! own search for the delay takes seconds if the loop is long; [`DelayFinder`] takes a fraction of a second. AEC3's own main
+//! filter takes seconds to learn a room; the filter in `rust/vendor/aec3` needs a word or two.
 //!
-//! As long as it is not known whether there is an echo, in the first words of a conversation, what may be one is held back:
-//! what is louder than what was heard before them. So is what is heard while the filter learns from the first 0.4 s of an
-//! echo. Once it is known that there is none, sound passes untouched.
+//! In the first words of a conversation it is not known whether there is an echo. Until then, sound that may be an echo is
+//! suppressed: sound that is louder than what was heard before these words. Sound is also suppressed while the filter learns
+//! from the first 0.4 s of an echo. Once it is known that there is no echo, sound passes unchanged.
 
 mod delay;
 mod ear;
@@ -33,7 +33,7 @@ pub use enhance::{ENHANCED, Enhancer};
 use presence::{GONE, Presence};
 pub use rings::RATE;
 
-/// What is processed at a time; also the delay of sound from which an echo is taken.
+/// Samples that are processed at a time. Sound from which an echo is removed is late by as much.
 pub const BLOCK: usize = 64;
 /// AEC3 calculates in units of 16-bit sound.
 const SCALE: f32 = 32_768.0;
@@ -41,13 +41,13 @@ const SCALE: f32 = 32_768.0;
 const NOMINAL_RATE: i32 = 16_000;
 /// The linear filter: 149 ms.
 const FILTER_BLOCKS: usize = 56;
-/// The echo may be so much louder, against sound that masks it, while nobody else speaks: as a share of the release's.
+/// How loud an echo may remain beside sound that masks it, while nobody else speaks: as a share of the release's value.
 const STRICT: f32 = 0.4;
 /// The filter begins so many samples before the direct sound.
 const HEADROOM: usize = 256;
 /// The longest delay, in samples.
 const LONGEST: usize = 15_000;
-/// What is left of sound that may be an echo, as long as nobody knows whether there is one, or the filter learns.
+/// The gain of sound that may be an echo, as long as that is not known, or while the filter learns.
 const HELD_BACK: f32 = 0.03;
 /// Blocks of sound from the loudspeaker from which the filter has learned enough: 0.4 s.
 const LEARNED: usize = 2 * RATE / BLOCK / 5;
@@ -55,13 +55,13 @@ const LEARNED: usize = 2 * RATE / BLOCK / 5;
 const REVERBERANT: usize = RATE / BLOCK / 4;
 /// A block's mean square from which a loudspeaker is active: -55 dBFS.
 const ACTIVE: f32 = 3e-6;
-/// How much a block changes the figures: they follow within a second.
+/// How much a block changes the figures. They follow within a second.
 const FOLLOW: f32 = BLOCK as f32 / RATE as f32;
 
 /// When to cancel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// While there is an echo; else the sound passes as it is.
+    /// While there is an echo. Else sound passes unchanged.
     #[default]
     Auto,
     /// Always.
@@ -70,16 +70,16 @@ pub enum Mode {
     Off,
 }
 
-/// What was found lately.
+/// The latest figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stats {
     /// Whether there is an echo.
     pub echo: bool,
     /// The echo in the microphone's sound while the loudspeaker plays, in dB of full scale; `-inf` without one.
     pub level: f32,
-    /// How much of it is taken away, in dB; 0 while the sound passes.
+    /// How much of it is removed, in dB; 0 while sound passes unchanged.
     pub removed: f32,
-    /// Seconds from the loudspeaker to the microphone; NaN while it is unknown.
+    /// Seconds from the loudspeaker to the microphone; NaN while that is not known.
     pub delay: f32,
 }
 
@@ -93,7 +93,7 @@ struct Board {
     delay: AtomicU32,
 }
 
-/// What the thread that reads the microphone has.
+/// The state of the thread that reads the microphone.
 pub struct Canceller {
     finder: DelayFinder,
     processor: BlockProcessor,
@@ -105,16 +105,16 @@ pub struct Canceller {
     render: Block,
     capture: Block,
     linear: Block,
-    /// Samples that the played sound is kept back.
+    /// How many samples the played sound is delayed.
     delay: usize,
-    /// Whether that has just become another number.
+    /// Whether that number has just changed.
     moved: bool,
     presence: Presence,
     /// Frames in a row that spoke against an echo.
     against: usize,
     /// Blocks since the loudspeaker was last active.
     quiet_blocks: usize,
-    /// Whether what comes out is cancelled.
+    /// Whether the output is that of the canceller.
     cancelling: bool,
     heard_power: f32,
     clean_power: f32,
@@ -153,8 +153,8 @@ fn settings() -> EchoCanceller3Config {
     config.delay.use_external_delay_estimator = true;
     config.delay.delay_headroom_samples = 0;
     (config.filter.main.length_blocks, config.filter.main_initial.length_blocks) = (FILTER_BLOCKS, FILTER_BLOCKS);
-    // The main filter is better here than what the release expects of its own, and so is what is known of the room behind
-    // it: both leave less to the suppressor.
+    // The main filter is better here than the release expects of its own, and so is the model of the room behind it. Both leave
+    // less to the suppressor.
     (config.erle.max_l, config.erle.max_h) = (50.0, 16.0);
     let tuning = &mut config.suppressor.normal_tuning;
     for mask in [&mut tuning.mask_lf, &mut tuning.mask_hf] {
@@ -222,12 +222,12 @@ impl Canceller {
         }
     }
 
-    /// For another thread.
+    /// A handle for another thread.
     pub fn remote(&self) -> Remote {
         Remote(self.board.clone())
     }
 
-    /// Forgets everything: a device was changed.
+    /// Forgets everything, as after a change of devices.
     pub fn reset(&mut self) {
         self.finder.reset();
         self.processor = processor();
@@ -239,11 +239,11 @@ impl Canceller {
         self.tell();
     }
 
-    /// Takes out of `pcm`, what was heard, the echo of `played` in the same instants.
+    /// Removes the echo of `played` from `pcm`, the sound that was heard at the same time.
     ///
     /// # Panics
     ///
-    /// The two are not equally long, or their length is no multiple of [`BLOCK`].
+    /// The two differ in length, or their length is not a multiple of [`BLOCK`].
     pub fn process(&mut self, pcm: &mut [f32], played: &[f32]) {
         assert!(pcm.len() == played.len() && pcm.len().is_multiple_of(BLOCK), "whole blocks of both are expected");
         let mode = self.remote().mode();
@@ -271,7 +271,7 @@ impl Canceller {
         self.tell();
     }
 
-    /// Decides whether there is an echo, and how late, from what the finder says of a frame and the frame's power.
+    /// Decides whether there is an echo, and how late it is, from the finder's result for a frame and the frame's power.
     fn weigh(&mut self, evidence: Evidence, power: f32) {
         match evidence {
             Evidence::Nothing | Evidence::Unclear => {}

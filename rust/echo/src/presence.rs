@@ -1,4 +1,4 @@
-//! Whether there is an echo, as far as one knows.
+//! Whether there is an echo, as far as is known.
 //!
 //! ```text
 //!            NoEcho, or Silence for UNHEARD frames
@@ -11,29 +11,29 @@
 
 use crate::delay::Evidence;
 
-/// Frames with sound from the loudspeaker and no echo of it, after which there is none: 5 s.
+/// Frames with sound from the loudspeaker and without an echo, after which the echo counts as gone: 5 s.
 pub(crate) const GONE: usize = 62;
-/// Frames in which something was played and nothing heard, after which there is no echo as far as one knows: 1.2 s.
+/// Frames in which sound was played and nothing was heard, after which an echo counts as absent: 1.2 s.
 const UNHEARD: usize = 15;
-/// Delays that differ by no more are the same, in samples: the filter makes up for it.
+/// In samples. Delays that differ by no more count as the same, because the filter makes up for it.
 const TOLERANCE: usize = 192;
-/// What was heard before the loudspeaker's first words may go on this many times as loud, in power, and passes.
+/// Sound passes if its power is at most so many times that of the sound before the loudspeaker's first words.
 const LOUDER: f32 = 4.0;
-/// What is left of that power a frame later.
+/// The share of that power that counts a frame later.
 const FADING: f32 = 0.95;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Presence {
     /// There was too little to tell.
     Unknown {
-        /// The power of what was heard lately and cannot be an echo.
+        /// The power of recent sound that cannot be an echo.
         before: f32,
-        /// Whether what is heard may be an echo: it is louder than that.
+        /// Whether the sound may be an echo, because it is louder than that.
         suspicious: bool,
     },
-    /// There is none.
+    /// There is no echo.
     Absent,
-    /// There is one.
+    /// There is an echo.
     Present {
         /// The delay that the last frame showed, in samples, unless it spoke against an echo.
         last: Option<usize>,
@@ -46,8 +46,8 @@ impl Presence {
     /// Nothing was heard yet.
     pub const START: Self = Self::Unknown { before: 0.0, suspicious: false };
 
-    /// What is known after one more frame of the mean square `power`. `against` frames in a row, this one included, have
-    /// spoken against an echo.
+    /// Returns what is known after one more frame of the mean square `power`. `against` frames in a row, this one included, speak
+    /// against an echo.
     pub fn after(self, evidence: Evidence, power: f32, against: usize) -> Self {
         use Evidence::{Echo, NoEcho, Nothing, Silence};
         match (self, evidence) {
@@ -67,9 +67,9 @@ impl Presence {
         }
     }
 
-    /// Whether to follow an echo that comes `delay` samples late when sound is lined up with one that was `present` late.
+    /// Whether to follow an echo that is `delay` samples late, while sound is lined up with one that was `present` samples late.
     ///
-    /// A first echo may be a mistake that costs little; what is known is given up for what comes twice.
+    /// A first echo is followed at once, since a mistake costs little. A known delay is given up only for one that comes twice.
     pub fn follows(self, delay: usize, present: usize) -> bool {
         let same = |other: usize| other.abs_diff(delay) <= TOLERANCE;
         match self {

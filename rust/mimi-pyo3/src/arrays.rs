@@ -1,4 +1,4 @@
-//! Numpy arrays in and out. Inputs are copied: other threads may change them once the GIL is released.
+//! Numpy arrays to and from Rust. Inputs are copied, because other threads may change them once the GIL is released.
 
 use numpy::{
     Element, PyArray1, PyArray2, PyArrayDescrMethods, PyArrayMethods, PyReadonlyArray2, PyUntypedArray,

@@ -1,5 +1,5 @@
-//! `EchoCanceller`: what the loudspeaker adds to the microphone, taken away. `VoiceEnhancer`: noise
-//! suppression and gain control. `Ear`: a microphone with both.
+//! `EchoCanceller` removes the loudspeaker's echo. `VoiceEnhancer` suppresses noise and controls the gain. `Ear` is a
+//! microphone with both.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -13,16 +13,16 @@ use crate::error::Failure;
 use crate::rings::{Capture, Playback, natural, seconds};
 use crate::without_gil;
 
-/// Takes the loudspeaker's echo out of the microphone's sound, mono float32 at 24 kHz.
+/// Removes the loudspeaker's echo from the microphone's sound, mono float32 at 24 kHz.
 ///
-/// Delays of 20 to 600 ms are found by themselves and followed. While an echo is taken away, sound is 64 samples (2.7 ms)
-/// late; else it passes as it is. What may be an echo is held back until it is known whether there is one, and while the first
-/// 0.4 s of it are learned. One thread calls ``process``; any may set ``mode`` and ask for ``stats``.
+/// It finds delays of 20 to 600 ms, and follows them. While it removes an echo, sound comes out 64 samples (2.7 ms) late; else
+/// sound passes unchanged. Sound that may be an echo is suppressed until it is known whether there is one, and while the first
+/// 0.4 s of an echo are learned. One thread calls ``process``. Any thread may set ``mode`` and ask for ``stats``.
 ///
 /// Parameters
 /// ----------
 /// mode : str
-///     "auto" takes an echo away once there is one, "on" always looks for one to take away, "off" never.
+///     "auto": remove an echo once there is one; "on": always remove what may be an echo; "off": never.
 ///
 /// Raises
 /// ------
@@ -65,11 +65,11 @@ impl EchoCanceller {
         Ok(())
     }
 
-    /// Gives what was ``heard [n] float32`` without the echo of what was ``played [n] float32`` in the same instants.
+    /// Returns ``heard [n] float32`` without the echo of ``played [n] float32``, the sound played at the same time.
     ///
     /// Works without the GIL. ``n`` is a multiple of 64.
     ///
-    /// Raises TypeError for another dtype, ValueError for another shape, RuntimeError if another thread is at it.
+    /// Raises TypeError for another dtype, ValueError for another shape, RuntimeError if another thread is in a call.
     fn process<'py>(
         &self,
         py: Python<'py>,
@@ -91,7 +91,7 @@ impl EchoCanceller {
         Ok(PyArray1::from_vec(py, heard))
     }
 
-    /// Forgets everything, as when a device was changed.
+    /// Forgets everything, as after a change of devices.
     fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
         without_gil(py, || {
             self.canceller.lock().unwrap_or_else(PoisonError::into_inner).reset();
@@ -99,11 +99,11 @@ impl EchoCanceller {
         })
     }
 
-    /// What was found lately, in a new dict.
+    /// Returns the latest figures in a new dict.
     ///
-    /// ``mode``: the one in use; ``echo``: whether there is one; ``level``: of the echo in the microphone's sound while the loudspeaker plays, dB of
-    /// full scale, ``-inf`` without one; ``removed``: how much of it is taken away, dB, 0 while sound passes; ``delay``:
-    /// seconds from loudspeaker to microphone, NaN while unknown.
+    /// ``mode``: the mode in use; ``echo``: whether there is an echo; ``level``: how loud it is in the microphone's sound while
+    /// the loudspeaker plays, in dB of full scale, ``-inf`` without one; ``removed``: how much of it is removed, in dB, 0 while
+    /// sound passes unchanged; ``delay``: seconds from the loudspeaker to the microphone, NaN while unknown.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.remote.stats();
         let dict = PyDict::new(py);
@@ -116,7 +116,7 @@ impl EchoCanceller {
     }
 }
 
-/// What only one thread uses at a time.
+/// Locks an object that only one thread may use at a time.
 fn alone<'a, T>(of: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failure> {
     of.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => {
@@ -126,15 +126,15 @@ fn alone<'a, T>(of: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failu
     })
 }
 
-/// Takes steady noise out of a voice, or brings it to one level, or both; mono float32 at 24 kHz.
+/// Suppresses steady noise behind a voice, or brings the voice to one level, or both; mono float32 at 24 kHz.
 ///
-/// The two are WebRTC's: its noise suppressor, by 12 dB at most, which makes sound 96 samples (4 ms) late, and its adaptive
-/// digital gain control with a limiter. With neither, sound passes as it is.
+/// Both are WebRTC's. Its noise suppressor removes 12 dB at most, and makes sound 96 samples (4 ms) late. Its adaptive digital
+/// gain control has a limiter. With neither, sound passes unchanged.
 ///
 /// Parameters
 /// ----------
 /// noise_suppression, gain_control : bool
-///     What to do.
+///     Which of the two to do.
 #[pyclass(module = "msh_native", frozen)]
 pub struct VoiceEnhancer(Arc<Mutex<Enhancer>>);
 
@@ -146,9 +146,9 @@ impl VoiceEnhancer {
         Self(Arc::new(Mutex::new(Enhancer::new(noise_suppression, gain_control))))
     }
 
-    /// Gives what becomes of ``pcm [n] float32``, ``[n] float32``. Works without the GIL. ``n`` is a multiple of 480.
+    /// Processes ``pcm [n] float32`` and returns ``[n] float32``. Works without the GIL. ``n`` is a multiple of 480.
     ///
-    /// Raises TypeError for another dtype, ValueError for another shape, RuntimeError if another thread is at it.
+    /// Raises TypeError for another dtype, ValueError for another shape, RuntimeError if another thread is in a call.
     fn process<'py>(&self, py: Python<'py>, pcm: &Bound<'_, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
         let mut pcm = arrays::pcm(pcm)?;
         if pcm.len() % ENHANCED != 0 {
@@ -164,7 +164,7 @@ impl VoiceEnhancer {
         Ok(PyArray1::from_vec(py, pcm))
     }
 
-    /// Forgets everything, as when a device was changed.
+    /// Forgets everything, as after a change of devices.
     fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
         without_gil(py, || {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).reset();
@@ -173,15 +173,15 @@ impl VoiceEnhancer {
     }
 }
 
-/// What is heard through a microphone at 24 kHz, whatever the rate of its device is.
+/// Reads the sound of a microphone at 24 kHz, whatever the rate of its device.
 ///
-/// Where the rates differ, sound is resampled, which makes it 4.7 ms late (7 ms from 16 kHz). One thread reads and trims;
-/// any may ask for ``backlog``.
+/// If the rates differ, sound is resampled, which makes it 4.7 ms late (7 ms from 16 kHz). One thread reads and trims. Any
+/// thread may ask for ``backlog``.
 ///
 /// Parameters
 /// ----------
 /// capture : Capture
-///     The microphone's ring, from which nobody else reads.
+///     The microphone's ring. Nothing else may read from it.
 #[pyclass(module = "msh_native", frozen)]
 pub struct Ear(echo::Ear);
 
@@ -192,18 +192,18 @@ impl Ear {
         Self(echo::Ear::new(capture.get().0.clone()))
     }
 
-    /// Takes away the echo of a loudspeaker from now on, and enhances the voice; both begin anew.
+    /// From now on, removes the echo of a loudspeaker, and enhances the voice. Both are reset first.
     ///
-    /// What was played is found by the clocks of both devices, and clocks that drift apart are followed.
+    /// The clocks of both devices tell what was played at the same time. They may drift apart.
     ///
     /// Parameters
     /// ----------
     /// canceller : EchoCanceller
-    ///     Is told what was heard and played.
+    ///     Gets the sound that was heard and that was played.
     /// playback : Playback or None
-    ///     The loudspeaker's ring, which remembers 3 s; None where there is none.
+    ///     The loudspeaker's ring, which remembers 3 s; None without a loudspeaker.
     /// enhancer : VoiceEnhancer or None
-    ///     Is told the voice without the echo.
+    ///     Gets the voice without the echo; None: the voice is not enhanced.
     #[pyo3(signature = (canceller, playback=None, enhancer=None))]
     fn clean(
         &self,
@@ -221,12 +221,12 @@ impl Ear {
         })
     }
 
-    /// Waits without the GIL until ``n`` samples at 24 kHz can be taken, and takes them.
+    /// Waits without the GIL for ``n`` samples at 24 kHz, and takes them.
     ///
-    /// ``n`` is a multiple of 64 where an echo is taken away, and of 960 where the voice is enhanced as well. Gives
+    /// ``n`` must be a multiple of 64 if an echo is removed, and of 960 if the voice is enhanced as well. Returns
     /// ``[n] float32``, or None if they have not come within ``timeout`` seconds; then nothing is taken.
     ///
-    /// Raises ValueError for an ``n`` beyond the room or that is no such multiple, or a ``timeout`` that is no time.
+    /// Raises ValueError if ``n`` is larger than the room or not such a multiple, or if ``timeout`` is negative or not finite.
     fn read<'py>(&self, py: Python<'py>, n: i64, timeout: f64) -> Result<Option<Bound<'py, PyArray1<f32>>>, Failure> {
         let (count, timeout, block) = (natural("n", n)?, seconds(timeout)?, self.0.block());
         if count % block != 0 {
@@ -239,19 +239,19 @@ impl Ear {
         Ok(pcm.map(|pcm| PyArray1::from_vec(py, pcm)))
     }
 
-    /// Gives what was read last, before anything was taken away or enhanced, ``[n] float32``.
+    /// Returns the sound that was read last, before its echo was removed or its voice enhanced, ``[n] float32``.
     fn heard<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
         PyArray1::from_vec(py, self.0.heard())
     }
 
-    /// How much sound waits, in seconds.
+    /// Returns how much sound waits, in seconds.
     fn backlog(&self) -> f64 {
         self.0.backlog()
     }
 
-    /// Forgets the oldest sound so that ``keep`` seconds wait; nothing if fewer do.
+    /// Forgets the oldest sound so that ``keep`` seconds wait; nothing if less waits.
     ///
-    /// What is read next begins with a crossfade of 5 ms. Returns how many seconds were forgotten.
+    /// The next read begins with a crossfade of 5 ms. Returns how many seconds were forgotten.
     fn trim(&self, keep: f64) -> f64 {
         self.0.trim(keep)
     }

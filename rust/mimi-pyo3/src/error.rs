@@ -15,7 +15,7 @@ pyo3::create_exception!(
     "A checkpoint or a configuration that cannot be used; the message says what is wrong with it."
 );
 
-/// Whatever a call can raise.
+/// An error that a call can raise.
 pub enum Failure {
     /// From the codec itself.
     Codec(Error),
@@ -23,9 +23,9 @@ pub enum Failure {
     Type(String),
     /// An argument of the right type that cannot be used.
     Value(String),
-    /// A stream that another thread is using, or that broke while it was used.
+    /// An object that another thread is using, or that broke in an earlier call.
     State(String),
-    /// Raised by Python on the way.
+    /// An error that Python raised.
     Python(PyErr),
 }
 

@@ -1,4 +1,5 @@
-//! The Python extension `msh_native._native` of the packages `mimi` and `msh_native`: it checks, converts, releases the GIL and maps errors; no arithmetic is in here.
+//! The Python extension `msh_native._native` of the packages `mimi` and `msh_native`. It checks and converts arguments, releases
+//! the GIL and maps errors. It does no arithmetic.
 
 mod arrays;
 mod echo;
@@ -14,9 +15,9 @@ use pyo3::types::{PyDict, PyMapping};
 
 use error::{Failure, MimiError};
 
-/// The weights of a codec: immutable, to be shared between threads and streams.
+/// The weights of a codec. They do not change, and may be shared between threads and streams.
 ///
-/// Codecs of the same file and configuration share them by themselves, unless the file was written within the last second.
+/// Codecs of the same file and configuration share their weights, unless the file was written within the last second.
 ///
 /// Parameters
 /// ----------
@@ -33,9 +34,9 @@ use error::{Failure, MimiError};
 /// Raises
 /// ------
 /// OSError
-///     A file is missing, is a directory or cannot be read (FileNotFoundError, IsADirectoryError, PermissionError).
+///     A file is missing, is a folder or cannot be read (FileNotFoundError, IsADirectoryError, PermissionError).
 /// MimiError
-///     The checkpoint or the configuration is not usable.
+///     The checkpoint or the configuration cannot be used.
 /// ValueError
 ///     ``num_codebooks`` or ``num_threads`` is out of range.
 #[pyclass(module = "mimi", frozen)]
@@ -143,7 +144,7 @@ impl Mimi {
         py.import("json")?.call_method1("loads", (self.0.config().to_json().to_string(),))
     }
 
-    /// Encodes a whole recording with a stream of its own.
+    /// Encodes a whole recording with its own stream.
     ///
     /// ``pcm [T] float32`` in [-1, 1] gives codes ``[num_codebooks, ceil(T / frame_size)] uint32``; zeros complete the
     /// last frame. Working memory does not grow with T.
@@ -155,7 +156,7 @@ impl Mimi {
         Ok(arrays::to_rows(py, &codes, self.0.num_codebooks())?)
     }
 
-    /// The latents that ``encode`` quantizes.
+    /// Returns the latents that ``encode`` quantizes.
     ///
     /// ``pcm [T] float32`` gives ``[dimension, ceil(T / frame_size)] float32``. Raises what ``encode`` raises.
     fn encode_latent<'py>(
@@ -168,7 +169,7 @@ impl Mimi {
         Ok(arrays::to_rows(py, &latents, self.0.config().dimension)?)
     }
 
-    /// Decodes a whole recording with a stream of its own.
+    /// Decodes a whole recording with its own stream.
     ///
     /// ``codes [K, m]`` of any integer type, K from 1 to ``num_codebooks``, gives ``[m * frame_size] float32``, which
     /// can leave [-1, 1].
@@ -180,12 +181,12 @@ impl Mimi {
         Ok(PyArray1::from_vec(py, pcm))
     }
 
-    /// A new stream from audio to codes.
+    /// Returns a new stream from audio to codes.
     fn encoder(&self) -> Encoder {
         Encoder { stream: Mutex::new(self.0.encoder()), num_codebooks: self.0.num_codebooks() }
     }
 
-    /// A new stream from codes to audio.
+    /// Returns a new stream from codes to audio.
     fn decoder(&self) -> Decoder {
         Decoder { stream: Mutex::new(self.0.decoder()) }
     }
@@ -202,9 +203,9 @@ struct Encoder {
 
 #[pymethods]
 impl Encoder {
-    /// Takes any number of samples and gives the codes of the frames that they complete.
+    /// Takes any number of samples, and returns the codes of the frames that they complete.
     ///
-    /// ``pcm [n] float32`` in [-1, 1] gives ``[num_codebooks, m] uint32``; samples that fill no frame wait for more.
+    /// ``pcm [n] float32`` in [-1, 1] gives ``[num_codebooks, m] uint32``. Samples that do not fill a frame wait for more.
     ///
     /// Raises TypeError for another dtype, ValueError for another shape or a sample that is not finite, RuntimeError
     /// when another thread is using the stream.
@@ -223,9 +224,9 @@ impl Encoder {
         stage_seconds(py, with_stream(py, &self.stream, "Encoder", |stream| Ok(stream.stage_times()))?)
     }
 
-    /// Begins a new stream; samples that wait for more are forgotten.
+    /// Begins a new stream. Samples that wait are forgotten.
     ///
-    /// ``position`` is how many steps of the transformer shall count as passed, to try streams of any age.
+    /// ``position`` is how many steps of the transformer count as passed already, to test streams of any age.
     ///
     /// Raises RuntimeError when another thread is using the stream.
     #[pyo3(signature = (*, position=0))]
@@ -271,7 +272,7 @@ impl Decoder {
 
     /// Begins a new stream.
     ///
-    /// ``position`` is how many steps of the transformer shall count as passed, to try streams of any age.
+    /// ``position`` is how many steps of the transformer count as passed already, to test streams of any age.
     ///
     /// Raises RuntimeError when another thread is using the stream.
     #[pyo3(signature = (*, position=0))]
@@ -283,7 +284,7 @@ impl Decoder {
     }
 }
 
-/// The instruction set of the codec's kernels on this machine: ``"AVX2"``, ``"NEON"`` or, much slower, ``"portable"``.
+/// Returns the instruction set of the codec's kernels on this machine: ``"AVX2"``, ``"NEON"`` or, much slower, ``"portable"``.
 #[pyfunction]
 fn kernels() -> String {
     mimi::Isa::available()[0].to_string()

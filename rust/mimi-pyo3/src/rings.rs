@@ -30,12 +30,12 @@ macro_rules! dict {
     }};
 }
 
-/// Mixes several channels into one, so that whoever speaks into any of them is heard as loud as alone.
+/// Mixes several channels into one. A voice on any of them is as loud as it would be alone.
 ///
-/// Every channel weighs as much as its share of the power at the moment, so the same sound on all channels passes
-/// unchanged, as does a sound on one of them while the others are silent. A channel in opposite phase to one of the
-/// loudest would extinguish it and is left out. The result does not depend on how the sound is cut, and is not late;
-/// a single channel passes as it is.
+/// Each channel is weighted by its share of the power at the moment. So the same sound on all channels passes unchanged, and
+/// so does a sound on one channel while the others are silent. A channel in opposite phase to one of the loudest would
+/// cancel it, so it is left out. The result does not depend on how the sound is cut into calls, and is not late. A single
+/// channel passes unchanged.
 ///
 /// Parameters
 /// ----------
@@ -59,7 +59,7 @@ impl Mixer {
         Ok(Self(Mutex::new(mixer.map_err(Failure::Value)?)))
     }
 
-    /// Mixes the next ``pcm [n, channels] float32``, without the GIL, and gives ``[n] float32``.
+    /// Mixes the next ``pcm [n, channels] float32``, without the GIL, and returns ``[n] float32``.
     ///
     /// Samples that are not finite become 0. Raises TypeError for another dtype, ValueError for another shape.
     fn mix<'py>(&self, py: Python<'py>, pcm: &Bound<'_, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
@@ -72,7 +72,7 @@ impl Mixer {
         Ok(PyArray1::from_vec(py, mixed))
     }
 
-    /// The channels, counted from 0, that are left out since a while because they are in opposite phase to another.
+    /// The channels, counted from 0, that have been left out for a while because they are in opposite phase to another.
     #[getter]
     fn left_out(&self) -> Vec<usize> {
         self.lock().left_out().collect()
@@ -85,10 +85,10 @@ impl Mixer {
     }
 }
 
-/// What a microphone heard and nobody has read yet: mono float32 samples, from the device's thread to another.
+/// Sound from a microphone that has not been read yet: mono float32, from the device's thread to another.
 ///
-/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback mixes the
-/// channels as ``Mixer`` does; samples that are not finite become 0.
+/// Give ``callback`` and ``userdata`` to a stream of PortAudio, which must end before this object does. The callback mixes
+/// the channels as ``Mixer`` does. Samples that are not finite become 0.
 ///
 /// Parameters
 /// ----------
@@ -97,7 +97,7 @@ impl Mixer {
 /// channels : int
 ///     Channels of the device.
 /// seconds : float
-///     Room for sound that waits, 0.1 to 600.
+///     The room for sound that waits, 0.1 to 600.
 ///
 /// Raises
 /// ------
@@ -115,19 +115,19 @@ impl Capture {
         Ok(Self(Arc::new(capture.map_err(Failure::Value)?)))
     }
 
-    /// Address of the callback, a ``PaStreamCallback`` for interleaved float32 input.
+    /// The address of the callback, a ``PaStreamCallback`` for interleaved float32 input.
     #[getter]
     fn callback(&self) -> usize {
         rings::Capture::CALLBACK as usize
     }
 
-    /// Address that the callback takes as ``userData``.
+    /// The address that the callback takes as ``userData``.
     #[getter]
     fn userdata(&self) -> usize {
         Arc::as_ptr(&self.0) as usize
     }
 
-    /// Samples that wait.
+    /// How many samples wait.
     #[getter]
     fn available(&self) -> usize {
         self.0.available()
@@ -135,8 +135,8 @@ impl Capture {
 
     /// Calls the callback as a device would, without the GIL.
     ///
-    /// ``pcm [n] float32`` goes to all channels, ``pcm [n, channels]`` is taken as it is. A device that runs at the same
-    /// time makes samples lost.
+    /// ``pcm [n] float32`` goes to all channels; ``pcm [n, channels]`` has one column per channel. Samples may be lost if a
+    /// device runs at the same time.
     ///
     /// Raises TypeError for another dtype, ValueError for another shape.
     fn feed(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
@@ -147,11 +147,11 @@ impl Capture {
         })
     }
 
-    /// Waits without the GIL until ``n`` samples wait and takes them.
+    /// Waits without the GIL for ``n`` samples, and takes them.
     ///
-    /// Gives ``[n] float32``, or None if they have not come within ``timeout`` seconds; then nothing is taken.
+    /// Returns ``[n] float32``, or None if they have not come within ``timeout`` seconds; then nothing is taken.
     ///
-    /// Raises ValueError for an ``n`` beyond the room or a ``timeout`` that is no time.
+    /// Raises ValueError if ``n`` is larger than the room, or if ``timeout`` is negative or not finite.
     fn read<'py>(&self, py: Python<'py>, n: i64, timeout: f64) -> Result<Option<Bound<'py, PyArray1<f32>>>, Failure> {
         let count = natural("n", n)?;
         if count > self.0.capacity() {
@@ -181,7 +181,7 @@ impl Capture {
     /// ``energy``: the sum of the samples' squares; ``peak``: the largest magnitude from sample number ``since`` on, or
     /// 10 ms earlier, in the last minute.
     ///
-    /// Asking changes nothing: whoever wants the level of a time subtracts the counts at its beginning.
+    /// Asking changes nothing: to measure a span of time, subtract the counts at its beginning from those at its end.
     ///
     /// Raises ValueError for a negative ``since``.
     #[pyo3(signature = (since=0))]
@@ -206,15 +206,15 @@ impl Capture {
     }
 }
 
-/// Sound that was written and not played yet: mono float32 samples, from a thread to the device's.
+/// Sound that was written and not played yet: mono float32, from one thread to the device's.
 ///
-/// A stream of PortAudio gets ``callback`` and ``userdata`` and must end before this object does. The callback writes
-/// the same to all channels, always finite and in [-1, 1].
+/// Give ``callback`` and ``userdata`` to a stream of PortAudio, which must end before this object does. The callback writes
+/// the same sound to all channels, always finite and in [-1, 1].
 ///
-/// Play begins when a cushion of samples waits, at first a frame, and fades in. When the sound runs dry it fades out, an
-/// underrun is counted, and the cushion grows by a quarter of a frame, up to four frames; after a minute that would have
-/// passed with a smaller one it shrinks. Delay that the cushion does not ask for is dropped, and delay that it lacks is
-/// added, in steps of some milliseconds where the sound allows it; this takes blocks of at least 20 ms in ``write``.
+/// Play begins, with a fade, when a cushion of samples waits: one frame at first. When the sound runs dry, it fades out, an
+/// underrun is counted, and the cushion grows by a quarter of a frame, up to four frames. After a minute in which a smaller
+/// cushion would have been enough, it shrinks. If more or less sound waits than the cushion asks for, some milliseconds at
+/// a time are dropped or repeated, where the sound allows it. For this, blocks in ``write`` must be of 20 ms or more.
 ///
 /// Parameters
 /// ----------
@@ -223,9 +223,9 @@ impl Capture {
 /// channels : int
 ///     Channels of the device.
 /// frame : int
-///     Samples that come at a time, and the smallest cushion.
+///     The samples written at a time, which is also the smallest cushion.
 /// seconds : float
-///     Room for sound that waits, 0.1 to 600, at least five frames.
+///     The room for sound that waits, 0.1 to 600, at least five frames.
 ///
 /// Raises
 /// ------
@@ -244,25 +244,25 @@ impl Playback {
         Ok(Self(Arc::new(rings::Playback::new(rate, channels, frame, seconds).map_err(Failure::Value)?)))
     }
 
-    /// Address of the callback, a ``PaStreamCallback`` for interleaved float32 output.
+    /// The address of the callback, a ``PaStreamCallback`` for interleaved float32 output.
     #[getter]
     fn callback(&self) -> usize {
         rings::Playback::CALLBACK as usize
     }
 
-    /// Address that the callback takes as ``userData``.
+    /// The address that the callback takes as ``userData``.
     #[getter]
     fn userdata(&self) -> usize {
         Arc::as_ptr(&self.0) as usize
     }
 
-    /// Samples that wait.
+    /// How many samples wait.
     #[getter]
     fn queued(&self) -> usize {
         self.0.queued()
     }
 
-    /// Calls the callback as a device would, without the GIL, and gives what it plays, ``[n, channels] float32``.
+    /// Calls the callback as a device would, without the GIL, and returns what it plays, ``[n, channels] float32``.
     ///
     /// It plays silence if a device runs at the same time.
     ///
@@ -282,7 +282,7 @@ impl Playback {
 
     /// Adds ``pcm [n] float32`` to what waits, and never waits itself.
     ///
-    /// What does not fit is dropped; a sample that is not finite becomes 0.
+    /// Samples that do not fit are dropped. A sample that is not finite becomes 0.
     ///
     /// Raises TypeError for another dtype, ValueError for another shape.
     fn write(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
@@ -293,12 +293,12 @@ impl Playback {
         })
     }
 
-    /// Says that nothing follows for now: what waits is played to its end, and the silence after it is no underrun.
+    /// Says that nothing follows for now: what waits is played to its end, and silence after it is not an underrun.
     fn pause(&self) {
         self.0.pause();
     }
 
-    /// Lets the sound fade out in 5 ms and forgets what waits; then a new cushion is awaited.
+    /// Fades the sound out in 5 ms, and forgets what waits. Play begins again with a new cushion.
     fn clear(&self) {
         self.0.clear();
     }
@@ -345,9 +345,9 @@ impl Playback {
     }
 }
 
-/// Writes to a ``Playback`` at 24 kHz, whatever the rate of its device is; for a loudspeaker to which nobody else writes.
+/// Writes to a ``Playback`` at 24 kHz, whatever the rate of its device. Nothing else may write to that.
 ///
-/// Where the rates differ, sound is resampled, and 4.7 ms of it wait for what follows. Any thread may call.
+/// If the rates differ, sound is resampled, and its last 4.7 ms wait for the sound that follows. Any thread may call.
 ///
 /// Parameters
 /// ----------
@@ -363,7 +363,7 @@ impl Mouth {
         Self(rings::Mouth::new(playback.get().0.clone()))
     }
 
-    /// Plays ``pcm [n] float32`` at 24 kHz after what waits, and never waits itself; as ``Playback.write``.
+    /// Plays ``pcm [n] float32`` at 24 kHz after the sound that waits, as ``Playback.write``. Never waits itself.
     ///
     /// Raises TypeError for another dtype, ValueError for another shape.
     fn write(&self, py: Python<'_>, pcm: &Bound<'_, PyAny>) -> Result<(), Failure> {
@@ -374,17 +374,17 @@ impl Mouth {
         })
     }
 
-    /// Says that nothing follows for now: what waits is played to its end, and the silence after it is no underrun.
+    /// Says that nothing follows for now: what waits is played to its end, and silence after it is not an underrun.
     fn pause(&self) {
         self.0.pause();
     }
 
-    /// Lets the sound fade out in 5 ms and forgets what waits; then a new cushion is awaited.
+    /// Fades the sound out in 5 ms, and forgets what waits. Play begins again with a new cushion.
     fn clear(&self) {
         self.0.clear();
     }
 
-    /// How much sound waits to be played, in seconds.
+    /// Returns how much sound waits to be played, in seconds.
     fn queued(&self) -> f64 {
         self.0.queued()
     }

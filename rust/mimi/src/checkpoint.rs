@@ -1,4 +1,4 @@
-//! Reads a safetensors file strictly: one tensor at a time, nothing held twice, nothing allocated beyond the file's size.
+//! Reads a safetensors file strictly: one tensor at a time, nothing held twice, never more allocated than the file's size.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,7 +38,7 @@ pub(crate) struct Checkpoint {
     path: PathBuf,
     file: File,
     entries: BTreeMap<String, Entry>,
-    /// Says which file this is, unless it is too young to say so.
+    /// Identifies the file; None if the file is too new for that.
     pub id: Option<FileId>,
     /// The metadata key `config`, if there is one.
     pub config: Option<String>,
@@ -51,7 +51,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// What describes one tensor has some hundred bytes.
 const MAX_ENTRY: usize = 4096;
 
-/// The keys of a JSON object with their values as they are written, in order; a key may be there twice.
+/// The keys of a JSON object, with their values as they are written, in order. A key may be there twice.
 #[derive(Debug)]
 pub(crate) struct Pairs<'a>(pub Vec<(String, &'a RawValue)>);
 
@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for Pairs<'de> {
     }
 }
 
-/// What else a file is that begins so, and what to do; `None` if that is not known.
+/// Recognises another kind of file by its beginning: what it is, and what to do; `None` if it is not known.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     Some(match text {
@@ -147,7 +147,7 @@ impl Checkpoint {
             if name == "__metadata__" {
                 // MLX writes null if there is none.
                 let metadata: Option<HashMap<String, String>> = serde_json::from_str(value.get())
-                    .map_err(|_| fail("its metadata is no JSON object whose values are strings"))?;
+                    .map_err(|_| fail("its metadata is not a JSON object whose values are strings"))?;
                 config = metadata.unwrap_or_default().remove("config");
                 continue;
             }
@@ -191,7 +191,7 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), file, entries, id: FileId::of(&meta), config, data_start })
     }
 
-    /// Checks that it is a codec at all, by its tensors' names.
+    /// Checks that the file is a codec at all, by the names of its tensors.
     pub fn check_kind(&self) -> Result<()> {
         let any = |wanted: fn(&str) -> bool| self.entries.keys().any(|name| wanted(name));
         let what = if any(|name| name.starts_with("quantizer.") || name.starts_with("encoder.")) {
@@ -232,7 +232,7 @@ impl Checkpoint {
         }
         for (name, shape) in expected {
             let entry = &self.entries[name];
-            // Before the shape, which another type may have made different.
+            // Check the type before the shape, which another type may change, too.
             let dtype = self.dtype(name, entry)?;
             let same = entry.shape.len() == shape.len() && entry.shape.iter().zip(shape).all(|(a, b)| *a == *b as u64);
             if !same {

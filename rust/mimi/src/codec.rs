@@ -19,11 +19,11 @@ use crate::weights::Weights;
 /// Transformer steps per frame: the stride of the last resampling.
 const STEPS: usize = 2;
 
-/// Frames that are computed together at most. More would save little and take working memory.
+/// The most frames that are computed together. More would save little, and take more working memory.
 const BLOCK: usize = 8;
 
-/// Samples nearer to zero count as zero. It is 600 dB below full scale; what a fading sound leaves far below it are
-/// denormal numbers, with which many processors are slow.
+/// Samples nearer to zero count as zero. This is 600 dB below full scale. Far below it, a fading sound becomes denormal numbers,
+/// with which many processors are slow.
 const SILENT: f32 = 1e-30;
 
 /// How to load a codec.
@@ -104,7 +104,7 @@ struct Model {
 static LAYERS: Shared<(FileId, Config), Layers> = Shared::new();
 static QUANTIZERS: Shared<(FileId, Config, usize), Quantizer> = Shared::new();
 
-/// A loaded codec: immutable, cheap to clone, to be shared between threads and streams.
+/// A loaded codec. It does not change, is cheap to clone, and may be shared between threads and streams.
 #[derive(Clone, Debug)]
 pub struct Mimi(Arc<Model>);
 
@@ -176,7 +176,7 @@ impl Mimi {
         Decoder::new(self.clone())
     }
 
-    /// Encodes a whole recording; zeros complete its last frame. Codes are `[frames, codebooks]`.
+    /// Encodes a whole recording to codes `[frames, codebooks]`. Zeros complete its last frame.
     pub fn encode(&self, pcm: &[f32]) -> Result<Vec<u32>> {
         let mut encoder = self.encoder();
         let mut codes = encoder.step(pcm)?;
@@ -281,16 +281,16 @@ impl Encoder {
         self.started = false;
     }
 
-    /// Begins a new stream as if `position` transformer steps had passed: nobody waits for a year to see it work.
+    /// Begins a new stream as if `position` transformer steps had passed, to test streams of any age.
     pub fn reset_at(&mut self, position: u64) {
         self.reset();
         self.transformer.start_at(position);
     }
 
-    /// Takes any number of samples and gives the codes of the frames they complete, `[frames, codebooks]`.
+    /// Takes any number of samples, and returns the codes of the frames that they complete, `[frames, codebooks]`.
     ///
     /// # Errors
-    /// [`Error::Input`] when a sample is not finite; the state is then as before.
+    /// [`Error::Input`] when a sample is not finite. The state has not changed then.
     pub fn step(&mut self, pcm: &[f32]) -> Result<Vec<u32>> {
         let mut codes = Vec::new();
         self.step_into(pcm, &mut codes)?;
@@ -301,7 +301,7 @@ impl Encoder {
     /// frames it allocates nothing.
     ///
     /// # Errors
-    /// [`Error::Input`] when a sample is not finite; the state and the buffer are then as before.
+    /// [`Error::Input`] when a sample is not finite. The state and the buffer have not changed then.
     pub fn step_into(&mut self, pcm: &[f32], codes: &mut Vec<u32>) -> Result<()> {
         check_pcm(pcm)?;
         let size = self.mimi.frame_size();
@@ -414,7 +414,7 @@ impl Decoder {
         self.seanet.reset();
     }
 
-    /// Begins a new stream as if `position` transformer steps had passed: nobody waits for a year to see it work.
+    /// Begins a new stream as if `position` transformer steps had passed, to test streams of any age.
     pub fn reset_at(&mut self, position: u64) {
         self.reset();
         self.transformer.start_at(position);
@@ -423,7 +423,7 @@ impl Decoder {
     /// Decodes codes `[frames, rows]`, `rows` from 1 to the number of codebooks, to `frames × frame size` samples.
     ///
     /// # Errors
-    /// [`Error::Input`] when `rows` or a code is out of range; the state is then as before.
+    /// [`Error::Input`] when `rows` or a code is out of range. The state has not changed then.
     pub fn step(&mut self, codes: &[u32], rows: usize) -> Result<Vec<f32>> {
         let mut pcm = Vec::new();
         self.step_into(codes, rows, &mut pcm)?;
@@ -434,7 +434,7 @@ impl Decoder {
     /// allocates nothing.
     ///
     /// # Errors
-    /// [`Error::Input`] when `rows` or a code is out of range; the state and the buffer are then as before.
+    /// [`Error::Input`] when `rows` or a code is out of range. The state and the buffer have not changed then.
     pub fn step_into(&mut self, codes: &[u32], rows: usize, pcm: &mut Vec<f32>) -> Result<()> {
         let Model { config, num_codebooks, .. } = &*self.mimi.0;
         if rows == 0 || rows > *num_codebooks {

@@ -12,10 +12,10 @@ use crate::error::{Error, Result, shown};
 /// Bounds every size, so that products of a few of them cannot overflow.
 const MAX_SIZE: usize = 1 << 20;
 
-/// Samples of a frame at most: a stream's working memory is a multiple of it, whatever the weights' sizes.
+/// The most samples that a frame may have. A stream's working memory is in proportion to it, whatever the weights' sizes.
 const MAX_FRAME: usize = 1 << 14;
 
-/// A configuration has some hundred bytes; what is much larger is something else.
+/// A configuration has some hundred bytes. A much larger file is something else.
 const MAX_FILE: u64 = 1 << 20;
 
 /// The architecture of a codec. Keys that a JSON object leaves out take the published "v0.1" values.
@@ -39,7 +39,7 @@ pub struct Config {
     pub residual_kernel_size: usize,
     /// Kernel of the last convolution.
     pub last_kernel_size: usize,
-    /// By how much a residual block narrows its inside.
+    /// The factor by which a residual block is narrower inside.
     pub compress: usize,
     /// Attention heads.
     pub num_heads: usize,
@@ -105,14 +105,14 @@ impl Config {
         if bytes.len() as u64 > MAX_FILE {
             return Err(fail("there is more than 1 MiB, a configuration is expected".into()));
         }
-        let text = std::str::from_utf8(&bytes).map_err(|_| fail("there is no text in UTF-8".into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| fail("the text is not UTF-8".into()))?;
         Self::from_json(text).map_err(|e| match e {
             Error::Config(reason) => fail(reason),
             other => other,
         })
     }
 
-    /// Reads a JSON object; an unknown key, a key that is there twice, a value of the wrong kind or sizes that do not fit
+    /// Reads a JSON object. An unknown key, a key that is there twice, a value of the wrong kind, and sizes that do not fit
     /// together are errors.
     pub fn from_json(text: &str) -> Result<Self> {
         if !text.trim_ascii_start().starts_with('{') {
@@ -226,7 +226,7 @@ impl Config {
         Ok(())
     }
 
-    /// All keys with their values, as they are used.
+    /// All keys with the values in use.
     pub fn to_json(&self) -> Value {
         json!({
             "sample_rate": self.sample_rate, "frame_rate": self.frame_rate, "channels": self.channels,

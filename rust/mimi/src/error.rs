@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Whatever can go wrong while loading or running the codec.
+/// An error in loading or running the codec.
 #[derive(Debug)]
 pub enum Error {
     /// A file could not be opened or read.
@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// The configuration has an unknown key or a value that cannot be used.
     Config(String),
-    /// A call got samples, codes or an option that it cannot take. The state of the stream is as before the call.
+    /// A call got samples, codes or an option that it cannot take. It has not changed the stream.
     Input(String),
 }
 

@@ -21,17 +21,17 @@
 //! | decoder: seanet | 330.0 | 58.9 |
 //! | decoder, all | 439.4 | 168.9 |
 //!
-//! So the transformer, the quantizer and the deepest two convolutions of either seanet, which see two rows per frame, take
-//! the time in which their weights come from memory. The other convolutions see 16 to 1920 rows and take that of
-//! their arithmetic. Both transformer steps of a frame go through it together, so that its weights are read once; every
-//! matrix is stored in the order in which it is read, in huge pages where there are any; bias, activation and residual
-//! are applied to the sums while they are in registers. Threads share the columns of large matrices and the rows of
-//! small ones. [`Encoder::stage_times`] and [`Decoder::stage_times`] tell what each stage takes.
+//! So the transformer, the quantizer and the two deepest convolutions of each seanet, which have two rows per frame, are bound
+//! by the time to read their weights from memory. The other convolutions have 16 to 1920 rows, and are bound by arithmetic. Both
+//! transformer steps of a frame are computed together, so that its weights are read once. Every matrix is stored in the order
+//! in which it is read, in huge pages if there are any. Bias, activation and residual are applied to the sums while these are
+//! in registers. Threads share the columns of large matrices and the rows of small ones. [`Encoder::stage_times`] and
+//! [`Decoder::stage_times`] tell the time of each stage.
 //!
-//! [`Mimi`] holds the weights, packed for the kernels at load; [`Encoder`] and [`Decoder`] hold what a stream needs to
-//! remember: the last steps before each convolution and the keys and values of the attention window, as rings.
-//! Everything is causal. A whole recording is encoded by a stream, too, some frames at a time, and each number is
-//! computed by the same operations in the same order whatever the size of the pieces.
+//! [`Mimi`] holds the weights, which are packed for the kernels when they are loaded. [`Encoder`] and [`Decoder`] hold the state
+//! of a stream: the last steps before each convolution, and the keys and values of the attention window, as rings.
+//! Everything is causal. A stream also encodes a whole recording, some frames at a time. Each number is computed by the same
+//! operations in the same order, whatever the size of the pieces.
 
 #![deny(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! One set of weights for all codecs of a file.
 //!
-//! Whoever loads a file that a living codec was loaded from gets that codec's weights. What is shared is never written, and
-//! goes when the last codec of it goes.
+//! While a codec of a file is in use, loading the same file again gives a codec with the same weights. Shared weights are
+//! never written to. They are freed with the last codec that uses them.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::Result;
 
-/// A file that changed so recently may change again without its times showing it: its weights are not shared.
+/// If a file changed more recently than this, it may change again with the same times. So its weights are not shared.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// What tells a file, in the state that it is in, from all others.
+/// Identifies a file in its present state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FileId {
     device: u64,
@@ -38,7 +38,7 @@ impl FileId {
     }
 }
 
-/// The living values, each with what it was made from.
+/// The values in use, each with its key.
 #[derive(Debug)]
 pub(crate) struct Shared<K, V>(Mutex<Vec<(K, Weak<V>)>>);
 
@@ -48,7 +48,7 @@ impl<K: PartialEq, V> Shared<K, V> {
     }
 
     /// The living value of `key`, or a new one by `make`. Of two threads that want the same at once, one waits for the
-    /// other. Without a key the value is nobody else's.
+    /// other. Without a key the value is not shared.
     pub fn get(&self, key: Option<K>, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
         let Some(key) = key else { return make().map(Arc::new) };
         // What a panic left is whole: a value is entered when it is made.

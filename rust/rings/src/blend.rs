@@ -1,4 +1,4 @@
-//! Cuts that are not heard: crossfades, and the search for the best place for one.
+//! Inaudible cuts: crossfades, and the search for the best place for one.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ fn mix(from: f32, to: f32, at: f32) -> f32 {
     from + (to - from) * at
 }
 
-/// A crossfade from sound that is left out into what comes instead.
+/// A crossfade from sound that is left out to the sound that follows instead.
 #[derive(Default)]
 pub struct Blend {
     old: Vec<f32>,

@@ -12,28 +12,28 @@ use crate::gauge::{Clock, Counter, Level, Timing};
 use crate::mixer::Mixer;
 use crate::ring::Ring;
 
-/// What a microphone heard and nobody has read yet.
+/// Sound from a microphone that has not been read yet.
 pub struct Capture {
     rate: usize,
     channels: NonZeroUsize,
     fade: usize,
     ring: Ring,
-    /// Whoever holds it may write to the ring.
+    /// Hold it to write to the ring.
     hearing: Exclusive<Hearing>,
-    /// Whoever holds it may take from the ring.
+    /// Hold it to take from the ring.
     reader: Mutex<Blend>,
     samples: Counter,
     lost: Counter,
     overflows: Counter,
     zeros: Counter,
-    /// Of each channel: whether it was left out.
+    /// For each channel, whether it was left out.
     left_out: Box<[AtomicBool]>,
     level: Level,
     timing: Timing,
     clock: Clock,
 }
 
-/// What a [`Capture`] has counted since it was made.
+/// The counts of a [`Capture`] since it was made.
 #[derive(Clone, Debug)]
 pub struct CaptureStats {
     /// Calls of the callback.
@@ -50,7 +50,7 @@ pub struct CaptureStats {
     pub longest_gap: f64,
     /// The longest time in a callback, in seconds.
     pub longest_callback: f64,
-    /// The largest magnitude of the samples that were asked for.
+    /// The largest magnitude of the samples in question.
     pub peak: f32,
     /// The sum of the samples' squares.
     pub energy: f64,
@@ -62,7 +62,7 @@ pub struct CaptureStats {
     pub left_out: Vec<usize>,
 }
 
-/// What the device's thread alone knows.
+/// State of the device's thread alone.
 struct Hearing {
     mixer: Mixer,
     /// The zeros in a row up to now.
@@ -73,7 +73,7 @@ impl Capture {
     /// The C function for the device; its user data is this object's address.
     pub const CALLBACK: StreamCallback = device::capture;
 
-    /// Room for `seconds` of sound; the error says which argument is out of range.
+    /// A ring with room for `seconds` of sound. The error says which argument is out of range.
     pub fn new(rate: usize, channels: usize, seconds: f64) -> Result<Self, String> {
         let mixer = Mixer::new(rate, channels)?;
         let (channels, capacity) = (crate::checked(rate, channels)?, crate::capacity(rate, seconds)?);
@@ -115,7 +115,7 @@ impl Capture {
         self.ring.tail()
     }
 
-    /// The most samples that can wait.
+    /// How many samples can wait at most.
     pub fn capacity(&self) -> usize {
         self.ring.capacity()
     }
@@ -125,11 +125,11 @@ impl Capture {
         device::feed(self, input);
     }
 
-    /// What the callback does with interleaved `input`.
+    /// The work of the callback on interleaved `input`.
     pub(crate) fn take(&self, input: &[f32], overflow: bool) {
         self.timing.measure(|| {
             let heard = input.len() / self.channels;
-            // Numbers are those of the ring, which does not count what is lost. The block was complete when it was given.
+            // Numbers are those of the ring, which does not count lost samples. The block was complete when it was given.
             self.clock.tick(self.ring.head().saturating_add(heard as u64));
             self.overflows.add(usize::from(overflow));
             self.samples.add(heard);
@@ -159,12 +159,12 @@ impl Capture {
         pushed
     }
 
-    /// Samples that wait.
+    /// How many samples wait.
     pub fn available(&self) -> usize {
         self.ring.len()
     }
 
-    /// Waits until `count` samples wait and takes them; None, and nothing is taken, if that takes longer than `timeout`.
+    /// Waits for `count` samples, and takes them. None, with nothing taken, if that takes longer than `timeout`.
     pub fn read(&self, count: usize, timeout: Duration) -> Option<Vec<f32>> {
         let begin = Instant::now();
         while self.wait(count, timeout.saturating_sub(begin.elapsed())) {
@@ -175,7 +175,7 @@ impl Capture {
         None
     }
 
-    /// Waits until `count` samples wait, at most for `timeout`, and says whether they do.
+    /// Waits for `count` samples, at most for `timeout`, and says whether they have come.
     pub fn wait(&self, count: usize, timeout: Duration) -> bool {
         let begin = Instant::now();
         while self.available() < count {
@@ -204,7 +204,7 @@ impl Capture {
         pcm
     }
 
-    /// Forgets the oldest samples so that `keep` wait, and says how many those are; what is read next begins with a
+    /// Forgets the oldest samples so that `keep` wait, and returns how many were forgotten. The next read begins with a
     /// crossfade.
     pub fn trim(&self, keep: usize) -> usize {
         let mut blend = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,7 +218,7 @@ impl Capture {
         dropped
     }
 
-    /// The counts, and the peak of what was heard from sample number `since` on, or 10 ms earlier, in the last minute.
+    /// The counts, and the peak of the sound from sample number `since` on, or 10 ms earlier, in the last minute.
     pub fn stats(&self, since: u64) -> CaptureStats {
         let (times, samples) = (self.timing.get(), self.samples.get());
         let levels = self.level.get(since, samples);

@@ -16,7 +16,7 @@ const CONTINUE: c_int = 0; // paContinue
 const INPUT_OVERFLOW: c_ulong = 2; // paInputOverflow
 const OUTPUT_UNDERFLOW: c_ulong = 4; // paOutputUnderflow
 
-/// State for one thread at a time; whoever comes while it is in use is turned away instead of waiting.
+/// State for one thread at a time. A second thread gets nothing instead of waiting.
 pub struct Exclusive<T> {
     busy: AtomicBool,
     state: UnsafeCell<T>,

@@ -1,4 +1,4 @@
-//! What a callback counts for the statistics: atomics that it adds to and that others read.
+//! The statistics of a callback: atomics that it adds to, and that other threads read.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -87,14 +87,14 @@ fn shared_now() -> i64 {
     START.get_or_init(Instant::now).elapsed().as_nanos() as i64
 }
 
-/// How far a clock that counts samples is followed in one callback, as a fraction of what it is off.
+/// The share of a clock's error that one callback corrects.
 const LATE: i64 = 512;
 
-/// A callback that is later than this, in nanoseconds, comes after the device halted, or after samples were lost: 0.25 s.
+/// In nanoseconds, 0.25 s. If a callback is later than this, the device halted, or samples were lost.
 const HALTED: i64 = 250_000_000;
 
-/// When a device's sample number 0 was, or would have been, at its rate: callbacks come late, never early, so the earliest
-/// is believed; and slowly later ones, since two clocks drift apart. After a halt the count begins anew.
+/// The time of a device's sample number 0, as if the device had always run at its rate. Callbacks come late, but never early, so
+/// the earliest one counts. Later ones shift it slowly, since two clocks drift apart. After a halt it begins again.
 pub struct Clock {
     rate: i64,
     zero: AtomicI64,
@@ -129,13 +129,13 @@ impl Clock {
 const CLIPPED: f32 = 0.999;
 /// In the energy a sample counts as no more than this: beside a larger one the others would not show in the sum.
 const LARGEST: f32 = 1e3;
-/// The part of a span's number that is kept beside its peak: spans of a year.
+/// The part of a span's number that is kept beside its peak. It covers the spans of a year.
 const SPAN_BITS: u64 = u32::MAX as u64;
-/// Spans of which the peak is known, in a second, and how many: those of the last minute.
+/// Spans per second, and the number of spans with a known peak: those of the last minute.
 const SPANS: usize = 100;
 const KEPT: usize = 60 * SPANS;
 
-/// How loud the sound was. Asking changes nothing: whoever wants the level of a time subtracts the sums at its beginning.
+/// How loud the sound was. Asking changes nothing: for the level of a span of time, subtract the sums at its beginning.
 pub struct Level {
     /// The sum of the squares; the bits of an f64.
     energy: AtomicU64,
@@ -164,7 +164,7 @@ impl Level {
         }
     }
 
-    /// Adds samples of the callback after which `end` samples have been counted; for the callback alone.
+    /// Adds samples, after which `end` samples have been counted. Only the callback calls this.
     pub fn add(&self, end: u64, samples: impl Iterator<Item = f32>) {
         let (mut clipped, mut energy, mut peak) = (0, 0.0, 0f32);
         for sample in samples {

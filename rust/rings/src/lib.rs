@@ -6,10 +6,10 @@
 //!                                                                        └─▶ Reference: what was played meanwhile, 24 kHz
 //! ```
 //!
-//! Sound is mono float32; in the rings it has the device's rate. A callback is a C function as PortAudio calls it from a thread that must
-//! never wait: it copies, mixes, counts and reads the monotonic clock for the statistics, and does nothing else. What takes
-//! time or memory is done by the thread at the other end of the ring. Decisions depend on counts of samples only, so
-//! that the same calls with the same samples always give the same sound.
+//! Sound is mono float32; in the rings it has the device's rate. A callback is a C function that PortAudio calls on a thread that
+//! must never wait. So it copies, mixes, counts and reads the monotonic clock for the statistics, and does nothing else.
+//! The thread at the other end of the ring does all work that takes time or memory. Decisions depend only on counts of
+//! samples, so the same calls with the same samples always give the same sound.
 
 #![deny(unsafe_code)]
 
@@ -37,7 +37,7 @@ pub use reference::Reference;
 pub use resample::Resampler;
 pub use source::{Source, Taken};
 
-/// Samples per second of what a [`Source`], a [`Reference`] and a [`Mouth`] give and take.
+/// The rate of the sound that a [`Source`], a [`Reference`] and a [`Mouth`] give and take, in samples per second.
 pub const RATE: usize = 24_000;
 
 /// The length of a fade, a crossfade included, in samples: 5 ms.

@@ -1,4 +1,4 @@
-//! Several channels to one, so that whoever speaks into any of them is heard as loud as alone.
+//! Mixes several channels into one. A voice on any of them is as loud as it would be alone.
 
 /// Seconds over which a channel's power is measured: more than a period of the voice, less than a syllable.
 const LEVEL: f64 = 0.02;
@@ -6,7 +6,7 @@ const LEVEL: f64 = 0.02;
 const COMPARED: f64 = 0.3;
 /// Hz below which sound counts less and less: an offset, a hum, steps.
 const LOWEST: f64 = 100.0;
-/// Seconds between two decisions on who is left out, and of the fade when one is made.
+/// Seconds between two decisions on the channels to leave out, and of the fade after one.
 const DECISION: f64 = 0.001;
 const FADE: f64 = 0.005;
 /// The correlation with the reference below which a channel is left out, and above which it is back.
@@ -14,18 +14,18 @@ const OPPOSED: f64 = -0.5;
 const AGREEING: f64 = -0.25;
 /// How many times louder than the reference a channel has to be to take its place.
 const LOUDER: f64 = 4.0;
-/// A channel's power is taken to be at least this, which is far below a 24-bit sample's: nothing divides by 0.
+/// The least power of a channel, far below that of a 24-bit sample, so that nothing divides by 0.
 const FLOOR: f64 = 1e-30;
-/// Sound counts as such from this power on, -60 dB, and a channel that was left out of so many seconds of it is told of.
+/// The least power that counts as sound, -60 dB, and how many seconds of sound a channel must miss to be reported.
 const AUDIBLE: f64 = 1e-6;
 const TOLD: f64 = 0.25;
 
 /// Mixes the channels of one recording or device into one.
 ///
-/// As an automatic mixer at a conference table does, it weighs every channel by its share of the power at the moment:
-/// the same sound on all channels passes unchanged, and so does a sound on one of them while the others are silent,
-/// where an average of N would take it down to an N-th. A channel in opposite phase to the reference, which is one of the
-/// loudest, would extinguish the sound, so it is left out.
+/// Like an automatic mixer at a conference table, it weights each channel by its share of the power at the moment. So the
+/// same sound on all channels passes unchanged, and so does a sound on one channel while the others are silent; an average
+/// of N channels would reduce it to an N-th. A channel in opposite phase to the reference, which is one of the loudest,
+/// would cancel the sound, so it is left out.
 ///
 /// It is causal, sample by sample: the result does not depend on how the sound is cut, and nothing is late. A single
 /// channel passes bit for bit.
@@ -41,7 +41,7 @@ pub struct Mixer {
     left: u32,
 }
 
-/// What is known of a channel; the powers are of its sound above `LOWEST`.
+/// The state of a channel. Powers are those of its sound above `LOWEST`.
 #[derive(Clone)]
 struct Channel {
     /// The sound below that.
@@ -64,7 +64,7 @@ fn step(seconds: f64, rate: usize) -> f64 {
 }
 
 impl Mixer {
-    /// For `channels` at `rate` samples per second; the error says which argument is out of range.
+    /// A mixer for `channels` at `rate` samples per second. The error says which argument is out of range.
     pub fn new(rate: usize, channels: usize) -> Result<Self, String> {
         let channels = crate::checked(rate, channels)?.get();
         let new = Channel {
@@ -91,7 +91,7 @@ impl Mixer {
         })
     }
 
-    /// How many channels it takes.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.channels.len()
     }
@@ -160,7 +160,7 @@ impl Mixer {
         }
     }
 
-    /// The numbers, from 0, of the channels that are left out since a while because they are in opposite phase.
+    /// The channels, counted from 0, that have been left out for a while because they are in opposite phase.
     pub fn left_out(&self) -> impl Iterator<Item = usize> + '_ {
         let missed = self.channels.iter().enumerate().filter(|(_, channel)| channel.missed >= self.told);
         missed.map(|(number, _)| number)

@@ -1,18 +1,18 @@
-//! What a loudspeaker says, given at 24 kHz.
+//! Writes to a loudspeaker at 24 kHz.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Playback, RATE, Resampler};
 
-/// Writes to a [`Playback`] at 24 kHz, whatever the rate of its device is.
+/// Writes to a [`Playback`] at 24 kHz, whatever the rate of its device.
 pub struct Mouth {
     playback: Arc<Playback>,
-    /// None for a device of that rate. Whoever writes, pauses or clears holds it.
+    /// None for a device of that rate. Hold it to write, pause or clear.
     resampler: Option<Mutex<Resampler>>,
 }
 
 impl Mouth {
-    /// For a loudspeaker to which nobody else writes.
+    /// For a loudspeaker. Nothing else may write to it.
     pub fn new(playback: Arc<Playback>) -> Self {
         let resampler = (playback.rate() != RATE).then(|| Mutex::new(Resampler::new(RATE, playback.rate())));
         Self { playback, resampler }
@@ -22,7 +22,7 @@ impl Mouth {
         self.resampler.as_ref().map(|resampler| resampler.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Plays samples after what waits; see [`Playback::write`].
+    /// Plays samples after those that wait; see [`Playback::write`].
     pub fn write(&self, mut pcm: Vec<f32>) {
         let mut resampler = self.resampler();
         if let Some(resampler) = &mut resampler {
@@ -41,7 +41,7 @@ impl Mouth {
         self.playback.pause();
     }
 
-    /// Lets the sound fade and forgets what waits; see [`Playback::clear`].
+    /// Fades the sound out, and forgets what waits; see [`Playback::clear`].
     pub fn clear(&self) {
         let mut resampler = self.resampler();
         if let Some(resampler) = &mut resampler {

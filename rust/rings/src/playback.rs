@@ -4,12 +4,12 @@
 //! that wait between the two are the delay. The callback lets play begin when a *cushion* waits. Every underrun enlarges
 //! the cushion, every minute that would have passed with a smaller one makes it smaller.
 //!
-//! With the cushion goes a target for the lowest fill, as it is just before a frame comes: what the cushion holds beyond
-//! that frame, a reserve, and a block of the device, because a frame that comes a moment too late for one block is a whole
-//! block late. The callback takes the lowest fill of windows of 2 s; when three windows in a row agree that it is off the
-//! target by more than a dead band (clocks that drift), or one that it is more than a frame above (a burst after late
-//! frames), it asks the writer to drop or repeat as much. The writer does so in steps of some milliseconds, at most one for
-//! each block that is written, where the sound before and after the cut match best; meanwhile nothing is measured.
+//! The cushion sets a target for the lowest fill, which is the fill just before a frame comes. The target is the part of the
+//! cushion beyond that frame, a reserve, and a block of the device, because a frame that comes a moment too late for one block
+//! is a whole block late. The callback measures the lowest fill in windows of 2 s. It asks the writer for a correction if three
+//! windows in a row miss the target by more than a dead band (clocks drift), or if one is more than a frame above it (a burst
+//! after late frames). The writer drops or repeats some milliseconds at a time, at most once for each block that is written,
+//! where the sound before and after the cut matches best. Meanwhile nothing is measured.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -26,13 +26,13 @@ pub struct Playback {
     terms: Terms,
     ring: Ring,
     render: Exclusive<Render>,
-    /// Whoever holds it may write to the ring.
+    /// Hold it to write to the ring.
     writer: Mutex<Blend>,
-    /// Samples before this number are to be forgotten.
+    /// The callback forgets samples before this number.
     cleared_to: AtomicU64,
     /// How often `clear` was called.
     clears: AtomicU64,
-    /// The writer said that nothing follows for now when this many samples had been written.
+    /// How many samples had been written when the writer said that nothing follows for now.
     paused_at: AtomicU64,
     /// Samples that the writer shall drop, or repeat if negative.
     correction: AtomicI64,
@@ -41,7 +41,7 @@ pub struct Playback {
     timing: Timing,
     rate: usize,
     clock: Clock,
-    /// What was rendered, silence included.
+    /// The rendered sound, silence included.
     rendered: Ring,
 }
 
@@ -60,7 +60,7 @@ struct Counts {
     inserted: Counter,
 }
 
-/// What a [`Playback`] has counted since it was made.
+/// The counts of a [`Playback`] since it was made.
 ///
 /// Always `written + inserted - trimmed - lost == played + cleared + queued`, unless a callback is under way.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ pub struct PlaybackStats {
     pub inserted: u64,
     /// The cushion, in samples.
     pub cushion: u64,
-    /// Samples that wait.
+    /// How many samples wait.
     pub queued: usize,
     /// Callbacks before which the device ran dry because they came late.
     pub device_underflows: u64,
@@ -97,9 +97,9 @@ pub struct PlaybackStats {
     pub longest_gap: f64,
     /// The longest time in a callback, in seconds.
     pub longest_callback: f64,
-    /// The largest magnitude of the rendered samples that were asked for.
+    /// The largest magnitude of the rendered samples in question.
     pub peak: f32,
-    /// The sum of the squares of what was rendered.
+    /// The sum of the squares of the rendered samples.
     pub energy: f64,
 }
 
@@ -143,7 +143,7 @@ impl Terms {
     }
 }
 
-/// Seconds for which it is remembered what was rendered.
+/// Seconds of rendered sound that are remembered.
 const REMEMBERED: f64 = 4.0;
 
 /// Windows that have to agree.
@@ -190,7 +190,7 @@ impl Watch {
         let above = self.low.saturating_sub(target);
         (self.low, self.elapsed) = (usize::MAX, 0);
         if above > terms.frame {
-            // No drift does that in a window, so there was a burst; it is not worth waiting.
+            // Drift cannot do that in one window, so there was a burst. Do not wait for more windows.
             return above as i64;
         }
         if self.complete < WINDOWS {
@@ -208,7 +208,7 @@ impl Watch {
         }
     }
 
-    /// Begins the windows anew.
+    /// Begins the windows again.
     fn forget_windows(&mut self) {
         (self.complete, self.low, self.elapsed) = (0, usize::MAX, 0);
     }
@@ -221,7 +221,7 @@ enum State {
         starved: bool,
     },
     Playing,
-    /// What was played last is played backwards while it fades.
+    /// The last sound is played backwards while it fades out.
     Fading {
         starved: bool,
         back: u64,
@@ -245,7 +245,8 @@ impl Playback {
     /// The C function for the device; its user data is this object's address.
     pub const CALLBACK: StreamCallback = device::playback;
 
-    /// Room for `seconds` of sound, written in frames of `frame` samples; the error says which argument is out of range.
+    /// A ring with room for `seconds` of sound, written in frames of `frame` samples. The error says which argument is out of
+    /// range.
     pub fn new(rate: usize, channels: usize, frame: usize, seconds: f64) -> Result<Self, String> {
         let (channels, capacity) = (crate::checked(rate, channels)?, crate::capacity(rate, seconds)?);
         // The largest cushion, and a frame that comes when it is full.
@@ -299,7 +300,7 @@ impl Playback {
         &self.clock
     }
 
-    /// What was rendered, silence included.
+    /// The rendered sound, silence included.
     pub(crate) fn rendered(&self) -> &Ring {
         &self.rendered
     }
@@ -309,7 +310,7 @@ impl Playback {
         device::render(self, output);
     }
 
-    /// What the callback does with interleaved `output`, which is zero.
+    /// The work of the callback on interleaved `output`, which is zero.
     pub(crate) fn give(&self, output: &mut [f32], underflow: bool) {
         self.timing.measure(|| {
             self.counts.device_underflows.add(usize::from(underflow));
@@ -322,7 +323,7 @@ impl Playback {
         });
     }
 
-    /// Adds samples to what waits; what does not fit is dropped, and what is not finite becomes 0.
+    /// Adds samples to those that wait. Samples that do not fit are dropped; those that are not finite become 0.
     pub fn write(&self, mut pcm: Vec<f32>) {
         let mut blend = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.counts.written.add(pcm.len());
@@ -358,13 +359,13 @@ impl Playback {
         let _ = self.correction.compare_exchange(wanted, left, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Samples that wait.
+    /// How many samples wait.
     pub fn queued(&self) -> usize {
         let from = self.ring.tail().max(self.cleared_to.load(Ordering::Acquire));
         self.ring.head().saturating_sub(from) as usize
     }
 
-    /// Lets the sound fade and forgets what waits.
+    /// Fades the sound out, and forgets what waits.
     pub fn clear(&self) {
         let mut blend = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         *blend = Blend::default();
@@ -372,13 +373,13 @@ impl Playback {
         self.clears.fetch_add(1, Ordering::Release);
     }
 
-    /// Says that nothing follows for now: what waits is played, and the silence after it is no underrun.
+    /// Says that nothing follows for now: what waits is played, and silence after it is not an underrun.
     pub fn pause(&self) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.paused_at.store(self.ring.head(), Ordering::Release);
     }
 
-    /// The counts, and the peak of what was rendered from sample number `since` on, or 10 ms earlier, in the last minute.
+    /// The counts, and the peak of the rendered sound from sample number `since` on, or 10 ms earlier, in the last minute.
     pub fn stats(&self, since: u64) -> PlaybackStats {
         let (times, counts) = (self.timing.get(), &self.counts);
         let samples = counts.samples.get();
@@ -412,13 +413,13 @@ impl Render {
     /// Fills `output`, which is silent; runs in the callback.
     fn fill(&mut self, shared: &Playback, output: &mut [f32]) {
         let (ring, terms, counts) = (&shared.ring, &shared.terms, &shared.counts);
-        // In this order: the mark of a clear that is seen is seen, too, and no mark is beyond the head.
+        // Read in this order: if a clear is seen, so is its mark, and no mark is beyond the head.
         let clears = shared.clears.load(Ordering::Acquire);
         let cleared_to = shared.cleared_to.load(Ordering::Acquire);
         let paused_at = shared.paused_at.load(Ordering::Acquire);
         let head = ring.head();
         let paused = paused_at == head;
-        // Silence is no underrun as long as nothing was written since.
+        // Silence is not an underrun as long as nothing was written since.
         let calm = paused || cleared_to == head;
         let rendered = output.len() / shared.channels;
         if clears != self.clears {

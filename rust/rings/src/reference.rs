@@ -1,9 +1,9 @@
-//! What the loudspeaker played while the microphone heard.
+//! The sound that the loudspeaker played while the microphone heard.
 //!
-//! Each device counts samples by its own clock; both meet on the computer's. From sample number c of the microphone,
-//! the time at which the device gave it and the number of the sample that the loudspeaker took at that time follow. The
-//! number that is used goes on evenly and follows what the clocks say slowly, so that callbacks which come early or late
-//! do not tear the sound, and clocks that drift apart are followed by a change of the rate of some parts in a million.
+//! Each device counts samples by its own clock. The computer's clock connects both: the number of a sample of the microphone
+//! gives the time at which the device gave it, and that time gives the number of the sample that the loudspeaker took then. The
+//! number that is used here moves on evenly, and follows the clocks slowly. So early or late callbacks do not tear the sound,
+//! and drifting clocks only change the rate by some parts in a million.
 
 use std::f64::consts::PI;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ const RATE: f64 = crate::RATE as f64;
 const ZEROS: f64 = 8.0;
 /// Values of the kernel between two of its zeros; what lies between the values is interpolated.
 const STEPS: usize = 512;
-/// The share of what the place is off that is made good in a second.
+/// The share of the place's error that is corrected in a second.
 const FOLLOW: f64 = 0.1;
-/// Beyond this a stream has halted, or sound was lost, and the place is taken anew; seconds.
+/// Seconds. If the error is larger, a stream has halted or sound was lost, and the place is found again.
 const TORN: f64 = 0.02;
-/// What is read was given to the device so long before the microphone's sound was; seconds. The way through the devices
-/// and the air is longer, and a callback of the loudspeaker may come so much later than one of the microphone.
+/// Seconds by which the reference is late against the microphone's sound. The way through the devices and the air is longer, and
+/// a callback of the loudspeaker may come so much later than one of the microphone.
 const MARGIN: f64 = 0.01;
 
 /// For the thread that reads the microphone.
@@ -48,8 +48,8 @@ impl Reference {
         Self { capture, playback, place: None, expected: 0.0, kernel }
     }
 
-    /// What was played in the `count` / 24000 seconds that begin with sample number `position` of the microphone, at
-    /// 24 kHz and [`MARGIN`] late; silence where nothing was played.
+    /// The sound that was played in the `count` / 24000 seconds from sample number `position` of the microphone on, at 24 kHz and
+    /// [`MARGIN`] late. Silence where nothing was played.
     pub fn read(&mut self, position: f64, count: usize) -> Vec<f32> {
         let (heard_rate, played_rate) = (self.capture.rate() as f64, self.playback.rate() as f64);
         let (Some(heard_zero), Some(played_zero)) = (self.capture.clock().zero(), self.playback.clock().zero()) else {

@@ -1,4 +1,4 @@
-//! Another rate, sample by sample: a low-pass filter at the times of the new samples.
+//! Resamples sound, sample by sample: a low-pass filter at the times of the new samples.
 //!
 //! New sample k belongs to the time of old sample k * from / to, which is a fraction with a fixed denominator: so the
 //! filter has a fixed number of rows, one for each fraction, and the time is exact however long the sound is and however
@@ -105,7 +105,7 @@ impl Resampler {
         pcm
     }
 
-    /// Gives what belongs to the old samples and is not taken yet, as if silence followed, and begins anew.
+    /// Returns the new samples that were not taken yet, as if silence followed the old ones, and begins again.
     pub fn finish(&mut self) -> Vec<f32> {
         self.input.resize(self.input.len() + self.look_ahead(), 0.0);
         let pcm = self.take(usize::MAX);

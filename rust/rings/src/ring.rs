@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A preallocated queue with one producer and one consumer, neither of which ever waits.
 ///
-/// `head` counts all samples ever written, `tail` all that were taken; a sample's number says where it lies. The slots
-/// are atomic, so that a second producer or consumer could spoil the sound but nothing else.
+/// `head` counts all samples ever written, `tail` all that were taken. A sample's number says where it lies. The slots are
+/// atomic: a second producer or consumer could spoil the sound, but nothing else.
 pub struct Ring {
     slots: Box<[AtomicU32]>,
     capacity: usize,
@@ -38,7 +38,7 @@ impl Ring {
         (self.head().saturating_sub(tail) as usize).min(self.capacity)
     }
 
-    /// Writes as many of the samples as fit and says how many; for the producer.
+    /// Writes as many of the samples as fit, and returns how many. Only the producer calls this.
     pub fn push(&self, mut samples: impl ExactSizeIterator<Item = f32>) -> usize {
         let head = self.head.load(Ordering::Relaxed);
         let free = self.capacity.saturating_sub(head.saturating_sub(self.tail()) as usize);
@@ -53,7 +53,7 @@ impl Ring {
         count
     }
 
-    /// Writes the samples in place of the oldest, whether anybody took them or not; for the producer.
+    /// Writes the samples over the oldest, even if those were not taken. Only the producer calls this.
     pub fn overwrite(&self, mut samples: impl ExactSizeIterator<Item = f32>) {
         let head = self.head.load(Ordering::Relaxed);
         let skipped = samples.len().saturating_sub(self.slots.len());
@@ -71,7 +71,7 @@ impl Ring {
     /// The sample of a number, 0 where it was overwritten or does not exist yet; for any thread.
     pub fn get(&self, number: i64) -> f32 {
         let head = self.head() as i64;
-        // What may be overwritten meanwhile is left alone: a quarter of the ring.
+        // Leave out the oldest quarter of the ring, which may be overwritten meanwhile.
         let oldest = head - self.slots.len() as i64 * 3 / 4;
         if number < 0 || number < oldest || number >= head {
             return 0.0;
@@ -86,7 +86,7 @@ impl Ring {
         first.iter().chain(second).map(|slot| f32::from_bits(slot.load(Ordering::Relaxed)))
     }
 
-    /// Gives the room of all samples before number `tail` back; for the consumer.
+    /// Frees the room of all samples before number `tail`. Only the consumer calls this.
     pub fn advance_to(&self, tail: u64) {
         self.tail.store(tail, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! What a microphone hears, at 24 kHz, and where in the microphone's own sound it was.
+//! The microphone's sound at 24 kHz, with its place in the sound of the capture.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub struct Source {
     capture: Arc<Capture>,
     /// None for a device of that rate.
     resampler: Option<Resampler>,
-    /// Where sound begins, as if what was forgotten up to the next sample had come before it.
+    /// Where the sound begins, as if the sound forgotten up to the next sample had come before it.
     begin: u64,
     /// Samples at 24 kHz that were taken.
     taken: u64,
@@ -19,8 +19,8 @@ pub struct Source {
     cuts: VecDeque<(u64, u64)>,
 }
 
-/// Sound at 24 kHz, and its parts: at which sample of the capture each begins, and how long it is at 24 kHz. There is more
-/// than one where sound between them was forgotten.
+/// Sound at 24 kHz, and its parts: the sample of the capture at which each begins, and its length at 24 kHz. There are several
+/// if sound between them was forgotten.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Taken {
     /// The sound.
@@ -36,12 +36,12 @@ impl Source {
         Self { resampler, begin: capture.position(), taken: 0, cuts: VecDeque::new(), capture }
     }
 
-    /// How many samples have to wait in the capture before `count` can be taken.
+    /// How many samples must wait in the capture so that `count` can be taken.
     pub fn missing(&self, count: usize) -> usize {
         self.resampler.as_ref().map_or(count, |resampler| resampler.missing(count))
     }
 
-    /// Takes the next `count` samples; None, and nothing is taken, if they are not there yet.
+    /// Takes the next `count` samples. None, with nothing taken, if they are not there yet.
     pub fn take(&mut self, count: usize) -> Option<Taken> {
         let mut pcm = self.capture.read(self.missing(count), Duration::ZERO)?;
         if let Some(resampler) = &mut self.resampler {
@@ -79,7 +79,7 @@ impl Source {
         self.capture.available() as f64 / self.capture.rate() as f64 + self.ready()
     }
 
-    /// Forgets the oldest sound so that `keep` seconds wait, with a crossfade at the cut, and says how many were forgotten.
+    /// Forgets the oldest sound so that `keep` seconds wait, with a crossfade at the cut. Returns how many were forgotten.
     pub fn trim(&mut self, keep: f64) -> f64 {
         let rate = self.capture.rate() as f64;
         let position = self.capture.position();
@@ -90,7 +90,7 @@ impl Source {
         forgotten as f64 / rate
     }
 
-    /// Seconds that can be taken of what was read already.
+    /// Seconds of sound that was read already and can be taken.
     fn ready(&self) -> f64 {
         self.resampler.as_ref().map_or(0, Resampler::ready) as f64 / RATE as f64
     }

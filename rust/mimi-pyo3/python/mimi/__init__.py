@@ -7,7 +7,7 @@ streams; each may be used by one thread at a time.
 
 ``Tokenizer``, ``StreamTokenizer`` and ``write_wav`` are those of the package ``rustymimi``, on top of the codec.
 
-What is not a codec, such as the buffers of sound devices and the echo canceller, is in the package ``msh_native``.
+The package ``msh_native`` has everything else, such as the buffers of sound devices and the echo canceller.
 """
 
 from msh_native._native import Decoder, Encoder, Mimi, MimiError, kernels

@@ -1,6 +1,6 @@
 """The classes of the package `rustymimi`, for programs that were written for it: ``import mimi as rustymimi``.
 
-Constructors, methods, shapes and dtypes are those of its version 0.4.1. What differs is said at each class.
+Constructors, methods, shapes and dtypes are those of its version 0.4.1. Each class lists its differences.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Out = TypeVar("Out", bound=npt.NDArray[Any])
 Stream = TypeVar("Stream", Encoder, Decoder)
 
 DTYPES = ("f32", "f16", "bf16")
-SLICE = 12  # frames: a worker looks that often whether it is still wanted
+SLICE = 12  # frames; after so many, a worker checks whether its result is still wanted
 
 
 class Tokenizer:
@@ -41,19 +41,19 @@ class Tokenizer:
     num_codebooks
         How many of its codebooks to use.
     dtype
-        ``"f32"``, ``"f16"`` or ``"bf16"``; whatever is said, weights and arithmetic are float32.
+        ``"f32"``, ``"f16"`` or ``"bf16"``. Weights and arithmetic are float32 in any case.
     max_seq_len
-        Taken and not needed: a stream has no end.
+        Accepted, but not used: a stream may be of any length.
 
     Raises
     ------
     ValueError
-        The file is no Mimi checkpoint, or an argument is out of range.
+        The file is not a Mimi checkpoint, or an argument is out of range.
     OSError
         The file cannot be read.
 
-    Other than in `rustymimi`, `encode` and `decode` leave the streams alone, `reset` leaves nothing of what was before,
-    codes may be of any integer type, arrays need not be contiguous, and no samples are no frames.
+    Differences from `rustymimi`: `encode` and `decode` do not touch the streams; `reset` forgets everything; codes may be of
+    any integer type; arrays need not be contiguous; an empty input gives an empty result.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class Tokenizer:
     def encode(self, pcm_data: Pcm) -> Codes:
         """Encode sound `[batch, 1, samples]` float32, each row on its own, to codes `[batch, codebooks, frames]` uint32.
 
-        The last, incomplete frame is completed with zeros. Raises TypeError for arrays of another type or number of axes,
-        ValueError for other sizes and for samples that are no numbers.
+        Zeros complete the last frame. Raise TypeError for arrays of another type or number of axes, ValueError for other
+        sizes and for samples that are not finite.
         """
         return np.stack([self._codec.encode(row) for row in _sound(pcm_data)])
 
     def encode_step(self, pcm_data: Pcm) -> Codes | None:
-        """Go on with `[batch, 1, samples]` float32; return `[batch, codebooks, frames]` uint32, None while no frame is full.
+        """Continue with `[batch, 1, samples]` float32. Return `[batch, codebooks, frames]` uint32; None: no frame is complete.
 
-        The batch stays as it is until `reset`. Raises as `encode` does; then nothing has changed, but for a batch of several.
+        The batch keeps its size until `reset`. Errors are those of `encode`; they change nothing if the batch has one row.
         """
         rows = _sound(pcm_data)
         encoders = _streams(self._encoders, self._codec.encoder, len(rows))
@@ -90,14 +90,14 @@ class Tokenizer:
     def decode(self, codes: AnyCodes) -> Pcm:
         """Decode `[batch, codebooks, frames]`, each row on its own, to sound `[batch, 1, samples]` float32.
 
-        Raises TypeError for arrays of another type or number of axes, ValueError for other sizes and for codes out of range.
+        Raise TypeError for arrays of another type or number of axes, ValueError for other sizes and for codes out of range.
         """
         return np.stack([self._codec.decode(row)[None] for row in self._rows(codes)])
 
     def decode_step(self, codes: AnyCodes) -> Pcm | None:
-        """Go on with `[batch, codebooks, frames]`; return sound `[batch, 1, samples]` float32, None for no frames.
+        """Continue with `[batch, codebooks, frames]`. Return sound `[batch, 1, samples]` float32; None without frames.
 
-        The batch stays as it is until `reset`. Raises as `decode` does; then nothing has changed, but for a batch of several.
+        The batch keeps its size until `reset`. Errors are those of `decode`; they change nothing if the batch has one row.
         """
         rows = self._rows(codes)
         decoders = _streams(self._decoders, self._codec.decoder, len(rows))
@@ -106,7 +106,7 @@ class Tokenizer:
         return pcm if pcm.shape[2] else None
 
     def reset(self) -> None:
-        """Begin both streams anew."""
+        """Begin both streams again."""
         self._encoders, self._decoders = [], []
 
     def _rows(self, codes: AnyCodes) -> AnyCodes:
@@ -117,18 +117,18 @@ class Tokenizer:
 
 
 class StreamTokenizer:
-    """A codec that works in two threads of its own: give it sound or codes, and ask later for what became of them.
+    """A codec that works on two threads of its own. Give it sound or codes, and fetch the results later.
 
     Arguments are those of `Tokenizer`, and `max_seconds`: how much sound may be on its way in each direction, given but not yet
     fetched. No call waits for the codec.
 
-    Other than in `rustymimi`:
+    Differences from `rustymimi`:
 
-    - What goes wrong in a thread is raised by the next call for that direction, once; that call does nothing else. What
-      caused it is left out, with what came after it in the same call, and the stream goes on.
-    - When `max_seconds` are on their way already, `encode` and `decode` raise BufferError and take nothing. Nothing is ever
-      left out silently: whoever prefers that catches the error, or calls `reset` to be up to date again.
-    - `reset` begins both streams anew; what is on its way is forgotten.
+    - An error on a thread is raised once, by the next call for that direction, which does nothing else. The input that caused
+      it is left out, with the rest of its call, and the stream goes on.
+    - If `max_seconds` are on their way already, `encode` and `decode` raise BufferError and take nothing. So nothing is left
+      out silently. Catch the error to leave input out, or call `reset` to be up to date again.
+    - `reset` begins both streams again, and forgets everything on its way.
     - The threads end with the object, with `close`, or at the end of a ``with`` block.
     """
 
@@ -145,34 +145,34 @@ class StreamTokenizer:
             raise ValueError(f"max_seconds is {max_seconds}, but has to be more than 0.")
         codec = _load(path, num_codebooks, dtype, max_seq_len)
         encoder, decoder = codec.encoder(), codec.decoder()
-        frames = max(1.0, max_seconds * codec.frame_rate)  # less would never let a frame become full
+        frames = max(1.0, max_seconds * codec.frame_rate)  # with less, no frame would ever be complete
         samples = frames * codec.frame_size
         self._num_codebooks = codec.num_codebooks
         self._encoding = _Lane[Pcm, Codes]("encode", encoder.step, encoder.reset, SLICE * codec.frame_size, samples)
         self._decoding = _Lane[AnyCodes, Pcm]("decode", decoder.step, decoder.reset, SLICE, frames)
-        # The threads know the lanes only, so nothing keeps the object. At exit they end before the interpreter does: native
-        # code that comes back to an interpreter that has gone would end the process.
+        # The threads refer only to the lanes, so they do not keep this object alive. At exit they end before the interpreter:
+        # native code that returned after its end would crash the process.
         self._end = weakref.finalize(self, _close, self._encoding, self._decoding)
 
     def encode(self, pcm_data: Pcm) -> None:
-        """Take sound `[samples]` float32, any number; a copy is made.
+        """Take a copy of sound `[samples]` float32, of any length.
 
-        Raises TypeError for arrays of another type or number of axes, BufferError if too much is on its way.
+        Raise TypeError for arrays of another type or number of axes, BufferError if too much is on its way.
         """
         _check(pcm_data, "pcm_data", np.float32, 1)
         self._encoding.put(np.array(pcm_data))
 
     def get_encoded(self) -> Codes | None:
-        """Return the oldest codes that were not fetched yet, `[codebooks, frames]` uint32, or None if there are none yet.
+        """Return the oldest codes that were not fetched yet, `[codebooks, frames]` uint32. None: there are none yet.
 
-        They are those of one call of `encode`; a call that filled no frame has none.
+        They belong to one call of `encode`. A call that completed no frame has none.
         """
         return self._encoding.get()
 
     def decode(self, codes: AnyCodes) -> None:
-        """Take codes `[frames, codebooks]`, one frame or several; a copy is made.
+        """Take a copy of codes `[frames, codebooks]`, of one frame or several.
 
-        Raises TypeError for arrays of another type or number of axes, ValueError for another number of codebooks,
+        Raise TypeError for arrays of another type or number of axes, ValueError for another number of codebooks,
         BufferError if too much is on its way.
         """
         _check(codes, "codes", np.integer, 2)
@@ -181,19 +181,19 @@ class StreamTokenizer:
         self._decoding.put(np.array(codes.T))
 
     def get_decoded(self) -> Pcm | None:
-        """Return the oldest sound that was not fetched yet, `[samples]` float32, or None if there is none yet.
+        """Return the oldest sound that was not fetched yet, `[samples]` float32. None: there is none yet.
 
-        It is that of one call of `decode`.
+        It belongs to one call of `decode`.
         """
         return self._decoding.get()
 
     def reset(self) -> None:
-        """Begin both streams anew; what is on its way, errors included, is forgotten."""
+        """Begin both streams again. Forget everything on its way, errors included."""
         self._encoding.reset()
         self._decoding.reset()
 
     def close(self) -> None:
-        """End the threads; from then on every call but this one raises ValueError."""
+        """End the threads. From then on, all other calls raise ValueError."""
         self._end()
 
     def __enter__(self) -> StreamTokenizer:
@@ -204,9 +204,9 @@ class StreamTokenizer:
 
 
 def write_wav(filename: str | os.PathLike[str], data: Pcm, sample_rate: int) -> None:
-    """Write sound `[samples]` float32 to a file (WAV, 16 bits, mono), cut off at -1 and 1.
+    """Write sound `[samples]` float32 to a WAV file, 16 bits, mono. Samples outside [-1, 1] are clipped.
 
-    Raises TypeError for arrays of another type or number of axes, OSError if the file cannot be written.
+    Raise TypeError for arrays of another type or number of axes, OSError if the file cannot be written.
     """
     _check(data, "data", np.float32, 1)
     with Path(filename).open("wb") as place, wave.open(place, "wb") as file:
@@ -217,7 +217,7 @@ def write_wav(filename: str | os.PathLike[str], data: Pcm, sample_rate: int) -> 
 
 
 class _Lane(Generic[In, Out]):
-    """One direction: what waits, what is done, and the thread between. Amounts are lengths of the input's last axis."""
+    """One direction: its inputs, its results, and its thread. Amounts are lengths of the input's last axis."""
 
     def __init__(
         self, name: str, step: Callable[[In], Out], restart: Callable[[], None], slice_size: int, limit: float
@@ -229,7 +229,7 @@ class _Lane(Generic[In, Out]):
         self._error: BaseException | None = None
         self._turn = 0  # counts resets
         self._open = True
-        # Reentrant: the collector may close a lane from the thread that is inside.
+        # Reentrant: the garbage collector may close a lane on a thread that holds the lock.
         self._change = threading.Condition(threading.RLock())
         self._thread = threading.Thread(target=self._work, name=f"mimi-{name}", daemon=True)
         self._thread.start()
@@ -239,7 +239,7 @@ class _Lane(Generic[In, Out]):
             self._check()
             if self._on_its_way >= self._limit:
                 raise BufferError(
-                    f"There is as much to {self._name} as may be on its way; fetch what is done, or reset the tokenizer."
+                    f"There is too much to {self._name} already; fetch the results, or reset the tokenizer."
                 )
             if item.shape[-1]:
                 self._on_its_way += item.shape[-1]
@@ -281,7 +281,7 @@ class _Lane(Generic[In, Out]):
             raise error
 
     def _work(self) -> None:
-        turn, amount = 0, 0  # amount: of what is in the outputs since the last that was not empty
+        turn, amount = 0, 0  # amount: of the input since the last result that was not empty
         while True:
             with self._change:
                 while self._open and not self._waiting:
@@ -296,12 +296,12 @@ class _Lane(Generic[In, Out]):
                 if anew:
                     amount = 0
                     self._restart()
-                # In slices, so that closing and resetting need not wait for long.
+                # Work in slices, so that closing and resetting do not have to wait for long.
                 for at in range(0, item.shape[-1], self._slice):
                     if turn != self._turn or not self._open:
                         break
                     outs.append(self._step(item[..., at : at + self._slice]))  # type: ignore[arg-type]
-            except BaseException as raised:  # a panic of native code is no Exception
+            except BaseException as raised:  # a panic in native code is not an Exception
                 error = raised
             with self._change:
                 if turn != self._turn or not self._open:

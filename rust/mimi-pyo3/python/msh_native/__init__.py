@@ -1,13 +1,13 @@
 """Sound between devices and a program, in native code: rings, mixing, the echo canceller.
 
-``Capture`` and ``Playback`` are the buffers between a sound device and the program: their PortAudio callbacks are native
-and take no lock, the interpreter's included. ``Mixer`` makes one channel of several.
+``Capture`` and ``Playback`` are the buffers between a sound device and the program. Their PortAudio callbacks are native, and
+take no lock, not even the interpreter's. ``Mixer`` makes one channel of several.
 
-``Ear`` gives what a microphone hears and ``Mouth`` takes what a loudspeaker says, both at 24 kHz, whatever the rates of the
-devices are. An ear takes the loudspeaker's echo away by an ``EchoCanceller``, and has a ``VoiceEnhancer`` suppress noise and
-control the gain.
+Read the sound of a microphone from an ``Ear``, and write the sound of a loudspeaker to a ``Mouth``. Both work at 24 kHz,
+whatever the rates of the devices. An ear can remove the loudspeaker's echo with an ``EchoCanceller``, and suppress noise and
+control the gain with a ``VoiceEnhancer``.
 
-The codec is in the package ``mimi``. Both packages come in one wheel and share one extension module,
+The codec is in the package ``mimi``. Both packages come in one wheel, and share one extension module,
 ``msh_native._native``, which is not public.
 """
 

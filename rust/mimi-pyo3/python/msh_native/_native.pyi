@@ -23,11 +23,11 @@ __all__ = [
 def kernels() -> str: ...
 
 class MimiError(ValueError):
-    """A checkpoint or a configuration that cannot be used; the message says what is wrong with it."""
+    """A checkpoint or a configuration cannot be used. The message says what is wrong with it."""
 
 @final
 class Mimi:
-    """The weights of a codec: immutable, to be shared between threads and streams."""
+    """The weights of a codec. They do not change, and may be shared between threads and streams."""
 
     def __new__(
         cls,
@@ -71,7 +71,7 @@ class Decoder:
 
 @final
 class Mixer:
-    """Mixes several channels into one, so that whoever speaks into any of them is heard as loud as alone."""
+    """Mixes several channels into one. A voice on any of them is as loud as it would be alone."""
 
     def __new__(cls, rate: int, channels: int) -> Mixer: ...
     def mix(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
@@ -80,7 +80,7 @@ class Mixer:
 
 @final
 class Capture:
-    """What a microphone heard and nobody has read yet: mono float32 samples, from the device's thread to another."""
+    """Sound from a microphone that has not been read yet: mono float32, from the device's thread to another."""
 
     def __new__(cls, rate: int, *, channels: int = 1, seconds: float = 4.0) -> Capture: ...
     @property
@@ -96,7 +96,7 @@ class Capture:
 
 @final
 class Playback:
-    """Sound that was written and not played yet: mono float32 samples, from a thread to the device's."""
+    """Sound that was written and not played yet: mono float32, from one thread to the device's."""
 
     def __new__(cls, rate: int, *, channels: int = 1, frame: int, seconds: float = 4.0) -> Playback: ...
     @property
@@ -113,7 +113,7 @@ class Playback:
 
 @final
 class Mouth:
-    """Writes to a ``Playback`` at 24 kHz, whatever the rate of its device is."""
+    """Writes to a ``Playback`` at 24 kHz, whatever the rate of its device."""
 
     def __new__(cls, playback: Playback) -> Mouth: ...
     def write(self, pcm: npt.NDArray[np.float32]) -> None: ...
@@ -123,7 +123,7 @@ class Mouth:
 
 @final
 class EchoCanceller:
-    """Takes the loudspeaker's echo out of the microphone's sound, mono float32 at 24 kHz."""
+    """Removes the loudspeaker's echo from the microphone's sound, mono float32 at 24 kHz."""
 
     def __new__(cls, *, mode: str = "auto") -> EchoCanceller: ...
     mode: str
@@ -133,7 +133,7 @@ class EchoCanceller:
 
 @final
 class VoiceEnhancer:
-    """Takes steady noise out of a voice, or brings it to one level, or both; mono float32 at 24 kHz."""
+    """Suppresses steady noise behind a voice, or brings the voice to one level, or both; mono float32 at 24 kHz."""
 
     def __new__(cls, *, noise_suppression: bool = False, gain_control: bool = False) -> VoiceEnhancer: ...
     def process(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
@@ -141,7 +141,7 @@ class VoiceEnhancer:
 
 @final
 class Ear:
-    """What is heard through a microphone at 24 kHz, whatever the rate of its device is."""
+    """Reads the sound of a microphone at 24 kHz, whatever the rate of its device."""
 
     def __new__(cls, capture: Capture) -> Ear: ...
     def clean(

@@ -46,7 +46,7 @@ struct Shared {
     done: Apart<AtomicUsize>,
     /// Points to the caller's `Job` while chunks of it are unclaimed or running.
     job: AtomicPtr<()>,
-    /// Worker i has set bit i and sleeps, or is about to; whoever clears it must wake the worker.
+    /// Worker i has set bit i and sleeps, or is about to. A thread that clears it must wake the worker.
     asleep: AtomicU64,
     failed: AtomicBool,
     stop: AtomicBool,
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// Whether a job has chunks that nobody has claimed.
+/// Whether a job has chunks that no thread has claimed.
 fn is_open(claim: u64) -> bool {
     claim & MOST_CHUNKS < claim >> 16 & MOST_CHUNKS
 }

@@ -188,7 +188,7 @@ fn weighted<V: Vector, const N: usize>(
     N * LANES
 }
 
-/// The same for one column, of a width that is no multiple of eight.
+/// The same for one column, of a width that is not a multiple of eight.
 fn weighted_one(
     v: &[f32],
     width: usize,
