@@ -107,9 +107,10 @@ class StepDown:
         if slow is None or pace <= SLOW:
             return None
         self._selection = instead = slow.lighter()
-        said = f"{slow.entry.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
+        steps = f"three steps in four take {1000 * pace:.0f} ms or more, and a frame lasts 80 ms"
+        said = f"{slow.entry.name} is too slow here: {steps}"
         if instead is None:
-            said = f"{said}, and there is no lighter model; close other programs."
+            said = f"{said}. There is no lighter model; close other programs."
             self._events(Notice("slow", said, "warning"))
             return None
         self._events(Notice("lighter", f"{said}; taking {instead.entry.name}.", "warning"))
