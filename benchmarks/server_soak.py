@@ -510,7 +510,7 @@ class Visit:
         with suppress(ConnectionError):
             for _ in range(9):
                 await client.send(encode(Audio(rng.randbytes(1 << 15))))
-        return await client.told("no Ogg stream", 1003)
+        return await client.told("not an Ogg stream", 1003)
 
     async def faulty(self) -> str:
         client = await self._chat()

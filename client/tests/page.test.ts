@@ -439,9 +439,9 @@ describe("troubles", () => {
     const page = await open();
     await page.click("#talk");
     await talking(page);
-    list[0]?.socket.send(text(5, "The audio is no Ogg stream."));
+    list[0]?.socket.send(text(5, "The audio is not an Ogg stream."));
     list[0]?.socket.close(1011);
-    await trouble(page, "The audio is no Ogg stream.");
+    await trouble(page, "The audio is not an Ogg stream.");
     await idle(page);
     await page.click("#talk");
     await talking(page);

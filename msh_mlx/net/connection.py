@@ -379,7 +379,7 @@ class Connection:
         self._metered = now
         self._allowance -= 1
         if self._allowance < 0:
-            raise End("rate", f"Too many messages; at most {limits.rate:.0f} a second are allowed.")
+            raise End("rate", f"More than {limits.rate:.0f} messages a second came; send fewer.")
 
     def _hear(self, data: bytes) -> None:
         if len(data) > self._limits.message:

@@ -143,7 +143,7 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--log-dir", str(tmp_path / "c.json" / "logs")], "cannot be written: Not a directory"),
         (["--ssl", str(tmp_path / "c.json" / "pair")], "c.json"),
         (["--static", str(tmp_path / "c.json")], "has no index.html"),
-        (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is no address"),
+        (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is not an address"),
     ]:
         code, said = complaint("--demo", *options)
         assert code == 2
@@ -225,7 +225,7 @@ def test_options_come_before_the_configuration(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"asr_delay_in_tokens": 6}, "'asr_delay_in_tokens' is not there in this server"),
+        ({"asr_delay_in_tokens": 6}, "this server does not have 'asr_delay_in_tokens'"),
         ({"lm_config": {"dim": 4096}}, "'lm_config' is not there"),
         ({"mimi_num_codebooks": 16}, "mimi_num_codebooks is 16"),
         ({"port": "80"}, "port has the wrong value '80'"),

@@ -171,7 +171,7 @@ def test_what_is_not_known_is_discarded(data):
         (b'\x04{"a":NaN}', "The metadata is not valid JSON."),
         (b'\x04{"a":1e999}', "The metadata is not valid JSON."),
         (b"\x04" + b"[" * 100_000, "The metadata is not valid JSON."),
-        (b"\x04[1]", "The metadata is no JSON object."),
+        (b"\x04[1]", "The metadata is not a JSON object."),
         (bytes(1048577), "A message has 1048577 bytes; 1048576 are allowed."),
     ],
 )
@@ -314,7 +314,7 @@ def test_damaged_pages_and_garbage_are_passed_over():
 @pytest.mark.parametrize("garbage", [b"x", b"OggS", b"OggS\0", b"OggS\0" + b"\xff" * 22, b"OggSOgg"])
 def test_a_stream_that_is_no_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
     splitter = OggSplitter(limit=100_000)
-    with pytest.raises(ProtocolError, match=r"^The audio is no Ogg stream: no page was found in 100000 bytes\.$"):
+    with pytest.raises(ProtocolError, match=r"^The audio is not an Ogg stream: no page was found in 100000 bytes\.$"):
         feed([garbage * 1000] * 1000, splitter)
     assert [page.kind for page in splitter.feed(ogg.headers())] == [PageKind.HEAD, PageKind.TAGS]
 

@@ -329,7 +329,7 @@ def test_sound_that_is_nothing_known_is_refused_within_three_seconds(rate):
     chance = np.random.default_rng(rate)
     pieces = [chance.integers(0, 256, rate // 25, np.uint8).tobytes() for _ in range(75)]
     said, _ = refused(pieces)
-    assert said.startswith(("The audio is no Ogg stream: no page was found in ", "The audio comes as bare packets"))
+    assert said.startswith(("The audio is not an Ogg stream: no page was found in ", "The audio comes as bare packets"))
 
 
 def test_pages_without_a_header_are_refused_within_three_seconds():

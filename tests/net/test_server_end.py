@@ -179,7 +179,7 @@ def test_a_port_in_use_is_a_sentence():
         (["--sessions", "0"], "--sessions"),
         (["--idle", "never"], "--idle"),
         (["--token", "with spaces"], "The token has spaces"),
-        (["--allow-origin", "example.org"], "--allow-origin example.org is no origin"),
+        (["--allow-origin", "example.org"], "--allow-origin example.org is not an origin"),
         (["--static", "no/such/folder"], "has no index.html"),
         (["--config", "no-such.json"], "no-such.json"),
         (["--what"], "--what"),
@@ -193,7 +193,7 @@ def test_a_wrong_option_is_a_sentence(options, said):
     ("content", "said"),
     [
         ("{", "is not valid JSON"),
-        ("[1]", "is no JSON object"),
+        ("[1]", "is not a JSON object"),
         (json.dumps({"port": "9998"}), "port has the wrong value '9998'"),
         (json.dumps({"port": 1 << 16}), "port has the wrong value 65536"),
         (json.dumps({"speed": 2}), "'speed' is not there"),

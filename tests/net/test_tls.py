@@ -149,13 +149,13 @@ def damage(folder, what):
         return "set the clock"
     if what == "locked":
         write_pair(folder, password=b"secret")
-        return "wants a password"
+        return "needs a password"
     if what == "no PEM":
         certificate.write_bytes(b"\x30\x82")
-        return "no certificate in the PEM format"
+        return "not a certificate in the PEM format"
     if what == "empty":
         key.write_bytes(b"")
-        return "no private key"
+        return "not a private key"
     if what == "dangling":
         key.unlink()
         key.symlink_to("nowhere")
