@@ -272,7 +272,7 @@ class OggSplitter:
             self._buffer.clear()
             self._wasted = 0
             self._unfinished = None
-            raise ProtocolError(f"The audio is no Ogg stream: no page was found in {self._limit} bytes.")
+            raise ProtocolError(f"The audio is not an Ogg stream: no page was found in {self._limit} bytes.")
 
     def _read(self, data: bytes, *, damaged: bool = False) -> Page:
         _, _, flags, granule, serial, sequence, _, count = _HEADER.unpack_from(data)

@@ -530,7 +530,7 @@ async def raw(server, request):
             403,
             "may not use this",
         ),
-        (b"M" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n", 400, "no HTTP"),
+        (b"M" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n", 400, "not HTTP"),
         (b"GET /api/chat?text_topk=" + b"9" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 400, "text_topk"),
         (b"GET /v1/" + b"x" * 900 + b" HTTP/1.1\r\nHost: localhost\r\n", 404, "There is no /v1/xxx"),
     ],
@@ -642,7 +642,7 @@ def test_a_proxy_that_lets_no_websocket_through_is_named(model):
 
     (proxied, plain), count = run(scenario())
     assert (proxied[0], plain[0], count) == (426, 426, 1)
-    assert "A proxy has not passed on" in proxied[1]
+    assert "A proxy has removed the header Upgrade" in proxied[1]
     assert plain[1] == "This address is for websockets.\n"
 
 

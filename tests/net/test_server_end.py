@@ -196,7 +196,7 @@ def test_a_wrong_option_is_a_sentence(options, said):
         ("[1]", "is not a JSON object"),
         (json.dumps({"port": "9998"}), "port has the wrong value '9998'"),
         (json.dumps({"port": 1 << 16}), "port has the wrong value 65536"),
-        (json.dumps({"speed": 2}), "'speed' is not there"),
+        (json.dumps({"speed": 2}), "this server does not have 'speed'"),
         (json.dumps({"mimi_num_codebooks": 32}), "mimi_num_codebooks is 32"),
         (json.dumps({"static_dir": "$MSH_NO_SUCH_NAME/x"}), "$MSH_NO_SUCH_NAME"),
         (json.dumps({"lm_model_file": "model.gguf"}), "GGUF"),

@@ -132,10 +132,10 @@ def damage(folder, what):
     certificate, key = folder / "cert.pem", folder / "key.pem"
     if what == "no key":
         key.unlink()
-        return "no key.pem"
+        return "has cert.pem, but not key.pem"
     if what == "no certificate":
         certificate.unlink()
-        return "no cert.pem"
+        return "has key.pem, but not cert.pem"
     if what == "another key":
         other = folder / "other"
         write_pair(other)
