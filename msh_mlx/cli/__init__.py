@@ -1,5 +1,5 @@
-"""The commands: what is typed, what is printed, and exit codes.
+"""The commands: options, output and exit codes.
 
-Each command is a module with `run`, which takes the arguments behind the name and returns the exit code. No behaviour lives
-here that a program in Python would want: that belongs to the rooms below. Nothing imports this room.
+Each command is a module with a function `run`, which takes the arguments behind the command's name and returns the exit code.
+What a program in Python could use, too, belongs in the rooms below. Nothing imports this room.
 """

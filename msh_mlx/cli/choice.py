@@ -1,6 +1,6 @@
-"""Which model a command line asks for: its options, the files that they lead to, and the model's file, checked.
+"""Choose the model that a command line asks for: read the options, find the files, and check the model's file.
 
-Heavy modules are imported late: help and wrong options are answered at once.
+Heavy modules are imported late, so that help and wrong options are answered at once.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _FILES = ("model", "mimi", "tokenizer", "config")
 
 @dataclass(frozen=True)
 class Choice:
-    """The files of a model, that of the language model checked; its name; and where it was chosen for this machine, how.
+    """A chosen model: its files, the checked file of the language model, and its name.
 
-    `checkpoint` is opened once, here: the question of memory, the display and loading all use it.
+    `checkpoint` is opened only once, for the check of memory, the display and loading. `selection` says how the model was
+    chosen for this machine, or is None if the user named it. `is_demo` says whether it is the demo model.
     """
 
     files: ModelFiles
@@ -53,7 +54,7 @@ def add_weights(add: Callable[..., object]) -> None:
 
 
 def add_model(add: Callable[..., object], *, served: bool = False) -> None:
-    """Add the options that say which model; with `served` also under the names of the published servers."""
+    """Add the options that choose a model; with `served`, also under the names that the published servers use."""
     model, mimi, config = ["--model"], ["--mimi"], "--config"
     if served:
         model, mimi, config = [*model, "--moshi-weights"], [*mimi, "--mimi-weights"], "--lm-config"
@@ -105,7 +106,7 @@ def check_model(args: argparse.Namespace) -> None:
     if len(ways) > 1:
         raise InputError(f"{ways[0]} and {ways[1]} name two models; leave one of them out.")
     if args.model == "":
-        raise InputError("--model names no file.")
+        raise InputError("--model is empty; give a file.")
     for name in _FILES[1:]:
         if getattr(args, name) is not None and not args.model:
             if ways:
@@ -115,7 +116,7 @@ def check_model(args: argparse.Namespace) -> None:
 
 @contextmanager
 def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
-    """Return a context that shows what is fetched, on the standard error."""
+    """Return a context manager that shows on the standard error what is fetched."""
     from rich.console import Console
 
     from ..library.cache import Watch
@@ -128,14 +129,14 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
 
 
 def choose(args: argparse.Namespace, signals: Signals) -> Choice:
-    """Find the files of the model that the options ask for, fetch what is missing, and check that it can be loaded.
+    """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
 
     Raises
     ------
     InputError
         There is no such model, a file is missing or wrong, or no model suits this machine.
     MshError
-        Something cannot be fetched, or compiled here.
+        A file cannot be fetched, or MLX cannot compile on this machine.
     """
     from ..model.step import check_compiling
 
@@ -145,7 +146,7 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
         if not choice.is_demo:
             _check_memory(choice, args, watch)
         if scaling := choice.checkpoint.scaling:
-            # A fine-tune with another scaling is another model.
+            # Tell the scaling: with another one, the fine-tuned model would be a different one.
             watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
     return choice
 
@@ -170,7 +171,7 @@ def _opened(
     *,
     is_demo: bool = False,
 ) -> Choice:
-    """Compare the model's file with its configuration and the options."""
+    """Open the model's file, check it against its configuration and the options, and return the choice."""
     from ..weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(
@@ -180,7 +181,7 @@ def _opened(
 
 
 def _check_memory(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
-    """Compare the needs of the model with the machine, before it is loaded."""
+    """Check that the machine has enough memory for the model, before it is loaded; show a warning if it is tight."""
     from ..library.suited import check_memory, memory_needed
     from ..system.memory import machine_memory
 
@@ -190,7 +191,7 @@ def _check_memory(choice: Choice, args: argparse.Namespace, watch: Watch) -> Non
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
-    """Find the files of the model that `--variant` names, and fetch what is missing; errors are those of `choose`."""
+    """Return the files of the model that `--variant` names, and fetch missing ones; errors are those of `choose`."""
     from ..library.catalogue import find_entry
     from ..library.suited import load_library, obtain
 
@@ -248,14 +249,14 @@ def _of_bits(entries: Mapping[str, Entry], bits: int) -> Entry:
 
 
 def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry]]:
-    """Choose the best model for this machine; return all that suit, too."""
+    """Return the best model for this machine, and all models that suit it."""
     from ..library.cache import is_on_disk
     from ..library.suited import suitable, this_machine
 
     machine = this_machine()
     suited = suitable(entries, machine)
     if not suited:
-        # Others may have used the memory just then.
+        # Measure again: other programs may have slowed down the first measurement of the memory.
         machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
     if not suited:
@@ -294,7 +295,7 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
 
 
 def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
-    """Find the files that were named; the others beside the model, or else in the catalogue."""
+    """Return the files that were named; find the others beside the model, or else in the catalogue."""
     from ..library.suited import obtain_file, shared_file
 
     def named(text: str, what: str) -> Path:

@@ -1,6 +1,6 @@
-"""`msh-mlx client`: the conversation of `msh-mlx` with the model elsewhere, live or with a recording.
+"""`msh-mlx client`: a conversation with a server, live or with a recording.
 
-Heavy modules are imported late: help and wrong options are answered at once.
+Heavy modules are imported late, so that help and wrong options are answered at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..net.address import Address
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
-# What the wire protocol calls the options of `add_sampling`.
+# The protocol's parameters, and the options of `add_sampling` and `--token` that set them.
 _PARAMETERS = {
     "text_temperature": "text_temperature",
     "text_topk": "text_top_k",
@@ -51,7 +51,7 @@ _PARAMETERS = {
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    """Talk with a model behind a websocket, and return the exit code."""
+    """Hold a conversation with a server, and return the exit code."""
     args = parser().parse_args(arguments)
     _check(args)
     if args.list_devices:
@@ -131,13 +131,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.url is not None:
         for name in ("host", "port", "https"):
             if getattr(args, name):
-                raise InputError(f"--url says that, too; leave --{name} out.")
+                raise InputError(f"--url already gives host, port and TLS; leave --{name} out.")
     if not args.input:
         return
     if args.json:
         raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
     if not (args.output or args.transcript):
-        raise InputError("Nothing would be kept; give --output or --transcript.")
+        raise InputError("Nothing would be written; give --output or --transcript.")
 
 
 def _address(args: argparse.Namespace) -> Address:

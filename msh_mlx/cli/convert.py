@@ -1,4 +1,4 @@
-"""`msh-mlx convert`: write a model with other bits a weight."""
+"""`msh-mlx convert`: write a model with another number of bits a weight."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parser() -> Parser:
 
 
 def _rule(text: str) -> tuple[str, int]:
-    """Parse a pattern with bits, or without for 16."""
+    """Parse PATTERN or PATTERN=BITS; without bits they are 16."""
     pattern, equals, bits = text.partition("=")
     if not pattern or (equals and bits not in ("4", "6", "8", "16")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a pattern, or a pattern = 4, 6, 8 or 16 bits")
@@ -94,7 +94,7 @@ def run(arguments: list[str], signals: Signals) -> int:
                 shown.say(f"{args.lora} was added with a scaling of {result.scaling.value:g}, {result.scaling.reason}")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
-                shown.say(f"{some}: their rows are no whole number of groups of {group_size}")
+                shown.say(f"{some}: their rows cannot be divided into groups of {group_size}")
         if args.check:
             with shown.progress("Comparing before and after") as progress:
                 tell = interruptible(progress, signals)

@@ -1,4 +1,4 @@
-"""What `--list-devices` and `--measure-latency` print."""
+"""The output of `--list-devices` and `--measure-latency`."""
 
 from __future__ import annotations
 

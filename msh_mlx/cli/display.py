@@ -1,4 +1,4 @@
-"""What a person sees of a conversation with a recording, of loading and of fetching."""
+"""Show the user a conversation with a recording, and the progress of loading and fetching."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ..system.words import human_size, printable
 
 
 class Display:
-    """Shows conversations on `console`: as plain lines, or with a progress bar below the words.
+    """Shows conversations on `console`, as plain lines or with a progress bar below the words.
 
-    Used as a context manager, so that the terminal is left as it was.
+    Use it as a context manager: it leaves the terminal as it was.
     """
 
     def __init__(self, console: Console, *, plain: bool) -> None:
@@ -50,12 +50,15 @@ class Display:
         self._stop()
 
     def say(self, text: str) -> None:
-        """Print a line, as it is."""
+        """Print a line of text."""
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[float], None]]:
-        """Return a context during which a terminal shows `text` and the fraction, 0 to 1, that its value is called with."""
+        """Show `text` and a percentage in a terminal while the context lasts.
+
+        The context's value is a function: call it with the fraction that is done, 0 to 1.
+        """
         if self._plain:
             yield lambda _: None
             return
@@ -64,9 +67,10 @@ class Display:
 
     @contextmanager
     def transfer(self) -> Iterator[Callable[[int, int], None]]:
-        """Return a context that shows how far a transfer is: its value is called with the bytes that are there, and all.
+        """Show the progress of a transfer while the context lasts.
 
-        A terminal shows the speed and the time left; plain lines come at every tenth.
+        The context's value is a function: call it with the bytes that are done and with all bytes. A terminal shows the speed
+        and the time left; without one, a line is printed at every tenth.
         """
         if self._plain:
             yield self._tenths()
@@ -78,7 +82,7 @@ class Display:
         def tell(done: int, total: int) -> None:
             nonlocal task
             if task is None:
-                # The speed is that of what comes from now on.
+                # Begin with what is there already, so that the speed counts only what comes from now on.
                 task = progress.add_task("", total=total, completed=done)
                 progress.start()
             progress.update(task, completed=min(done, total), total=total)
@@ -106,7 +110,7 @@ class Display:
         return tell
 
     def __call__(self, event: RecordingEvent) -> None:
-        """Show an event. Most have nothing to show."""
+        """Show an event, if it has something to show."""
         if isinstance(event, Began):
             self._began(event)
         elif isinstance(event, SpokeWord):
@@ -175,7 +179,11 @@ class Display:
 
 
 def timing_line(what: str, stages: Iterable[array[float]], budget: float | None = None) -> str:
-    """Say the median and the 95th percentile of the sum of `stages`, seconds per step each, in milliseconds."""
+    """Return a line with the median and the 95th percentile of the time of a step, in milliseconds.
+
+    `stages` are the times of the stages in seconds, step by step; their sum counts. `budget` is how long a frame lasts, in
+    seconds.
+    """
     total = 1000 * np.sum([np.asarray(stage) for stage in stages], axis=0)
     p50, p95 = np.percentile(total, [50, 95]) if len(total) else (0.0, 0.0)
     line = f"{what}: {p50:.1f} ms p50, {p95:.1f} ms p95"

@@ -1,4 +1,4 @@
-"""`msh-mlx doctor`: look at everything that a conversation needs, and say what to do."""
+"""`msh-mlx doctor`: check everything that a conversation needs, and say what to do about faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..doctor.judgements import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red", "skipped": "dim"}
-_STATUS, _NAME = 9, 12  # columns, with what is between them
+_STATUS, _NAME = 9, 12  # widths of the columns, with the space between them
 
 
 def parser() -> Parser:
@@ -55,7 +55,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     from ..doctor.examine import examine
     from ..system.log import Log
 
-    # A check that was given up is left in native code, and may be so for good.
+    # A check that took too long is left running in native code, and may never end.
     signals.end_process = True
     console = Console(highlight=False)
     plain = args.plain or args.json or not console.is_terminal or console.is_dumb_terminal
@@ -80,11 +80,11 @@ def run(arguments: list[str], signals: Signals) -> int:
 
 
 def show(console: Console, finding: Finding, *, plain: bool) -> None:
-    """Print a finding: on one line if `plain`, else in columns, with what to do below what was found."""
+    """Print a finding: on one line if `plain`, else in columns, with the advice on a line of its own."""
     from rich.table import Table
     from rich.text import Text
 
-    # Names of devices and files may hold anything, commands to the terminal included.
+    # Names of devices and files may hold anything, even control characters for the terminal.
     found, advice = (printable(text) for text in (finding.found, finding.advice))
     if plain:
         line = f"{finding.status:{_STATUS}}{finding.name}: {found}" + (f". {advice}" if advice else "")
@@ -102,7 +102,7 @@ def show(console: Console, finding: Finding, *, plain: bool) -> None:
 
 
 def conclusion(findings: list[Finding]) -> str:
-    """Sum up in a sentence."""
+    """Return a sentence that sums up the findings."""
     problems, warnings = (sum(f.status == status for f in findings) for status in ("problem", "warning"))
     counts = [f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((problems, "problem"), (warnings, "warning")) if n]
     if problems:

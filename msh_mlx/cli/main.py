@@ -1,6 +1,6 @@
 """The command line: a conversation, live or with recordings, or one of the commands.
 
-Heavy modules are imported late: help and wrong options are answered at once.
+Heavy modules are imported late, so that help and wrong options are answered at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], signals: Signals) -> int:
-    # The conversation takes options only, so that a first word without a dash is a command.
+    # A conversation takes only options, so a first word without a dash is a command.
     if not arguments or arguments[0].startswith("-"):
         return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
@@ -67,7 +67,7 @@ def _run(arguments: list[str], signals: Signals) -> int:
 
 # ---- the conversation, live or with recordings ---------------------------------------------------------------------------
 
-# Options that make sense in one kind of conversation only, as they are spelled and as argparse keeps them.
+# Options that only conversations with recordings have, by their names in argparse.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
 
 
@@ -118,7 +118,7 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 
 
 def _loader(args: argparse.Namespace) -> Callable[..., Session]:
-    """Return `load_session` with what the options say of the conversation."""
+    """Return `load_session` with the arguments that the options set."""
     sampling = samplers(args)
     return partial(load_session, voice=sampling["voice"], text=sampling["text"], kv_bits=args.kv_bits, seed=args.seed)
 
@@ -154,7 +154,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     with ExitStack() as stack:
         if args.output_dir:
             stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
-        # What is wrong here is said before gigabytes are fetched.
+        # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, inputs)
         recordings = [_checked(path) for path in args.input]
         choice = choose(args, signals)
@@ -192,7 +192,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.json:
         raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
     if not (args.output or args.transcript or args.output_dir):
-        raise InputError("Nothing would be kept; give --output, --transcript or --output-dir.")
+        raise InputError("Nothing would be written; give --output, --transcript or --output-dir.")
     if args.output_dir and (args.output or args.transcript):
         raise InputError("--output-dir names the files itself; leave --output and --transcript out.")
     if len(args.input) > 1 and not args.output_dir:
@@ -216,7 +216,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _plans(args: argparse.Namespace) -> list[Plan]:
-    """Say for every input what is to be written."""
+    """Return the plan for each input: which files to write, and how."""
     from ..conversation.recordings import Plan
     from ..system.newfile import Output, named_folder, output
 
@@ -227,13 +227,13 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
     folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{args.output_dir} is no folder; give --output-dir one.")
+        raise InputError(f"{args.output_dir} is not a folder; give one with --output-dir.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
 
 
 def _checked(path: str) -> Recording | None:
-    """Find out before the model is loaded whether a recording is sound; return it, open, if it can be read only once."""
+    """Check a recording before the model is loaded; return it, open, if it can be read only once, else None."""
     from ..sound.recordings import open_recording
 
     recording = open_recording(path)

@@ -1,4 +1,4 @@
-"""`msh-mlx models`: which models there are, and what is on disk of them."""
+"""`msh-mlx models`: list the models, and fetch, check or remove their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..library.catalogue import Entry, Reference
     from ..library.suited import Machine
 
-_UNCHECKED = 3  # exit code: nothing is wrong, as far as could be told
+_UNCHECKED = 3  # exit code: nothing wrong was found, but some files could not be checked
 ACTIONS = ("get", "verify", "remove", "path")
 
 
@@ -76,7 +76,7 @@ def run(arguments: list[str], signals: Signals) -> int:
 
 
 class _Shelf:
-    """The models that there are, and those of them that were named."""
+    """All models of the catalogue, and those that the command names."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from ..library.catalogue import find_entry
@@ -255,7 +255,7 @@ def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
 
 @dataclass(frozen=True)
 class _Verified:
-    """What was found out about a file; `wrong` is None if nothing is wrong, `checked` whether its hash was compared."""
+    """The result for a file: `wrong` says what is wrong, or is None; `checked` says whether its hash was compared."""
 
     entry: Entry
     role: str
@@ -266,7 +266,7 @@ class _Verified:
 
     @property
     def state(self) -> str:
-        """Which of "right", "wrong" and "unchecked", which is a file of the hub's whose hash is not known."""
+        """Return "right", "wrong" or "unchecked": that is a file from the hub whose hash is not known."""
         from ..library.catalogue import HubFile
 
         if self.wrong:
@@ -275,7 +275,7 @@ class _Verified:
 
     @property
     def words(self) -> str:
-        """The outcome in a few words."""
+        """Return the result in a few words."""
         if self.state == "unchecked":
             return "could not be compared with its hash, which this cache does not have; it can be read"
         without = "" if self.checked else ", but no sha256 says whether it is unchanged"
@@ -344,7 +344,7 @@ def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
 
 
 def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
-    """Say what is wrong with a file of a model; None if nothing is."""
+    """Return what is wrong with a file of a model, or None."""
     from ..library import cache
 
     done = 0
@@ -369,7 +369,7 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
 
 
 def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[float], None]) -> str | None:
-    """Say what is wrong with the contents of a file, or raise InputError as the loaders do; None if nothing is."""
+    """Return what is wrong with the contents of a file, or None; the loaders may also raise InputError."""
     from ..conversation.codec import load_mimi
     from ..conversation.text import load_tokenizer
     from ..library import cache
@@ -395,7 +395,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
 
 
 def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Verified], signals: Signals) -> list[_Verified]:
-    """Fetch wrong files again; return those of which that is no use, because they are the user's own."""
+    """Fetch wrong files again; return those that cannot be fetched, because they are the user's own."""
     from ..library import cache
     from ..library.catalogue import HubFile
     from ..library.suited import obtain

@@ -1,6 +1,6 @@
-"""The options that the commands share: how they are read, and what they mean.
+"""The options that the commands share: how they are added, parsed and checked.
 
-Heavy modules are imported late: help and wrong options are answered at once.
+Heavy modules are imported late, so that help and wrong options are answered at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOKEN = "MSH_TOKEN"  # of the environment
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the options, as `InputError`."""
+    """A parser that raises wrong options as an `InputError` of one sentence."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        check_output()  # help and version are all that there is to get
+        check_output()  # the output of --help and --version is all that they are for
         sys.stdout.write(message)
         sys.stdout.flush()
 
@@ -71,7 +71,7 @@ def positive_share(text: str) -> float:
 
 
 def within(values: Range) -> Callable[[str], float]:
-    """Return a parser for an option that is a number of a range."""
+    """Return a function that parses a number within a range."""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -88,7 +88,7 @@ seconds = within(Range(0, _DAY))
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
-    """Return a parser for an option that is a whole number ≥ `least` and < `limit`."""
+    """Return a function that parses a whole number ≥ `least` and < `limit`."""
 
     def parse(text: str) -> int:
         try:
@@ -126,9 +126,9 @@ def add_lora(add: Callable[..., object]) -> None:
 
 
 def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
-    """Add the options of how Moshi talks.
+    """Add the options for the choice of tokens: temperatures, seed and so on.
 
-    With `remote` there are only those that the wire protocol knows, and what is not given is None: the server has its own.
+    With `remote` only those that the protocol knows are added, and their default is None, for the server's own.
     """
 
     def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
@@ -229,11 +229,11 @@ def display(args: argparse.Namespace) -> Display:
 
 
 def own_token(args: argparse.Namespace) -> str | None:
-    """Return the token of `--token`, else of the environment; raise InputError for one that an address cannot have."""
+    """Return the token from `--token`, else from the environment; raise InputError if an address cannot hold it."""
     token: str | None = args.token or os.environ.get(TOKEN) or None
     if token and not re.fullmatch(r"[!-~]+", token):
         raise InputError(
-            "The token has spaces or other characters that an address cannot have; take letters and digits."
+            "The token has spaces or other characters that an address cannot hold; use letters and digits."
         )
     return token
 
@@ -323,12 +323,12 @@ def add_live(add: Callable[..., object]) -> None:
 
 
 def _delay(text: str) -> float:
-    """Parse a delay in milliseconds and return it in seconds; two frames are under way even if nothing is late."""
+    """Parse a delay in milliseconds and return it in seconds; less than 200 ms is too short, since two frames are under way."""
     return within(Range(200, 1000 * _DAY))(text) / 1000
 
 
 def live_options(args: argparse.Namespace) -> Options:
-    """Return what the options of `add_live` and of the program say."""
+    """Return the options of `add_live`, with --plain and --json, as `Options`."""
     from ..live.talk import Options
     from ..system.newfile import file_output, named_folder
 
@@ -349,7 +349,10 @@ def live_options(args: argparse.Namespace) -> Options:
 
 
 def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
-    """Raise InputError for options of another kind of conversation than `args.input` says; `of_files` need recordings."""
+    """Raise InputError for options that do not fit the kind of conversation: with recordings if `args.input` is set, else live.
+
+    `of_files` are the options that need recordings.
+    """
     for name in _LIVE if args.input else of_files:
         if getattr(args, name) not in (None, False):
             option = f"--{name.replace('_', '-')}"

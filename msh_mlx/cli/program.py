@@ -1,4 +1,4 @@
-"""How a program begins and ends: its streams, signals, errors and exit codes."""
+"""The beginning and the end of a program: streams, signals, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..system.words import printable
 
 
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
-    """Run `program` and return its exit code; what goes wrong becomes one line on the standard error.
+    """Run `program` and return its exit code; print an error as one line on the standard error.
 
-    `debug` shows the traceback of errors that nobody expected.
+    With `debug`, print the traceback of an unexpected error.
     """
     open_standard()
     mend_environment()
@@ -38,7 +38,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
             sys.stdout.flush()
             return code
         except BaseException:
-            # What a signal interrupts may raise anything: a native module that is being imported, a panic of Rust.
+            # A signal may cause any error in code that it interrupts, as in an import or in Rust. Then only the signal counts.
             signals.check()
             raise
     except MshError as error:
@@ -50,8 +50,8 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         return 128 + number
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise  # help and version, not what Rich makes of it
-        # Whoever read the standard output has gone, as with `| head`: what the shell says of other programs then.
+            raise  # from --help and --version; Rich turns a broken pipe into a SystemExit, too
+        # The reader of the standard output has gone, as with `| head`: return the exit code that shells report then.
         return 128 + signal.SIGPIPE
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
@@ -78,7 +78,7 @@ def _explained(error: Exception) -> MshError | None:
 
 
 def _complain(message: str) -> None:
-    # Where the standard error takes nothing, the exit code has to do.
+    # If the standard error cannot be written to, the exit code must be enough.
     with contextlib.suppress(OSError, ValueError):
         print(printable(message), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""`msh-mlx serve`: conversations for browsers and clients, on this machine or over the network."""
+"""`msh-mlx serve`: serve conversations to browsers and clients, on this machine or over the network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LOOK = 0.05  # seconds between two looks at signals
 
 
 def run(argv: Sequence[str], signals: Signals) -> int:
-    """Serve until a signal comes, or the model fails."""
+    """Serve until a signal comes or the model fails, which is raised."""
     args = parser().parse_args(argv)
     if args.server_config:
         apply(read_configuration(user_path(args.server_config)), args)
@@ -69,7 +69,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
         program = _Program(args, choice, signals, shown, log, names, addresses)
-        # Not `asyncio.run`, which at the end would wait for threads that nothing can interrupt.
+        # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
 
@@ -175,7 +175,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
     for origin in args.allow_origin:
         if not re.fullmatch(r"https?://[^/\s]+", origin, re.IGNORECASE):
-            raise InputError(f"--allow-origin {origin} is no origin; give one like https://example.org.")
+            raise InputError(f"--allow-origin {origin} is not an origin; give one like https://example.org.")
     if args.trusted_proxy:
         from ..net.visitor import read_network
 
@@ -189,7 +189,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_log_dir(folder: Path) -> None:
-    """Make the folder if need be, and write into it as a session will: who asks for logs does not want to lose the first."""
+    """Make the folder if it is missing, and check that a session can write into it; raise InputError if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -211,7 +211,7 @@ def _static(named: str | None) -> Path | None:
 
 # ---- the production server's configuration -------------------------------------------------------------------------------
 
-# What its keys are here; None: they hold for us without doing anything.
+# Its keys, and the options that they set. None: this server needs no option for it.
 _KEYS: dict[str, str | None] = {
     "instance_name": "instance_name",
     "hf_repo": "hf_repo",
@@ -238,18 +238,18 @@ def read_configuration(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InputError(f"The configuration {path} is not valid JSON.") from None
     if not isinstance(values, dict):
-        raise InputError(f"The configuration {path} is no JSON object.")
+        raise InputError(f"The configuration {path} is not a JSON object.")
     for key, value in values.items():
         if key not in _KEYS and value is not None:
-            raise InputError(f"{path}: {key!r} is not there in this server; leave it out.")
+            raise InputError(f"{path}: this server does not have {key!r}; leave it out.")
     codebooks = values.get("mimi_num_codebooks", _CODEBOOKS)
     if codebooks != _CODEBOOKS:
-        raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}; the model decides, and has {_CODEBOOKS}.")
+        raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}, but the model has {_CODEBOOKS}; leave it out.")
     return {key: _substituted(path, key, value) for key, value in values.items() if value is not None}
 
 
 def _substituted(path: Path, key: str, value: Any) -> Any:
-    """Replace `$NAME` by the environment's value."""
+    """Check the type of a value, and replace `$NAME` in it by the environment's value."""
     kind = {"port": int, "mimi_num_codebooks": int, "use_cpu_for_mimi": bool}.get(key, str)
     if type(value) is not kind or (key == "port" and value not in range(1 << 16)):
         raise InputError(f"{path}: {key} has the wrong value {value!r}.")
@@ -266,12 +266,12 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
 
 
 def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
-    """Let a configuration say what the options do not."""
+    """Set the options that were not given from a configuration."""
     model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
     values = dict(values)
     files = [values.get(key) for key in ("lm_model_file", "text_tokenizer_file", "mimi_model_file")]
     if values.get("hf_repo") and not (files[0] and Path(files[0]).exists()):
-        # Files that are not there are fetched, as the production server does.
+        # If the model's file is missing, fetch the files from the hub, as the production server does.
         files = [None, None, None]
     elif files[0]:
         values.pop("hf_repo", None)
@@ -292,7 +292,7 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
 def settings(
     args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
 ) -> Settings:
-    """Turn options into what a server takes; `names` are those of this machine."""
+    """Return the settings of a server from the options; `names` are the names of this machine."""
     from ..net.connection import Limits
     from ..net.parameters import ChatParameters
     from ..net.server import Settings
@@ -330,9 +330,9 @@ def settings(
 
 
 def samplers(args: argparse.Namespace, asked: ChatParameters) -> dict[str, Any]:
-    """Turn what a client asks for into what a session takes.
+    """Turn a client's parameters into the arguments of a session.
 
-    The penalty's context is counted in tokens there and in words here; most words are one token.
+    The protocol counts the penalty's context in tokens, a session in words; most words are one token.
     """
     from ..model.sampling import Sampler, TextSampler
 
@@ -353,7 +353,7 @@ def samplers(args: argparse.Namespace, asked: ChatParameters) -> dict[str, Any]:
 
 
 def _seed(text: int | None, audio: int | None) -> int | None:
-    """Make one seed of two; alike or alone they are that seed, as for --seed."""
+    """Combine the seeds for text and audio into one; if they are equal or only one is given, that is the seed."""
     if text is None or audio is None or text == audio:
         return audio if text is None else text
     from ..model.sampling import mixed_seed
@@ -365,7 +365,7 @@ def _seed(text: int | None, audio: int | None) -> int | None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Bind a socket: what is wrong with the address is said before anything is loaded."""
+    """Bind a socket, before anything is loaded, so that a wrong address is reported at once."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -373,7 +373,7 @@ def _bind(host: str, port: int) -> socket.socket:
         dual = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual)
     except socket.gaierror:
-        raise InputError(f"There is no address {host!r} on this machine; --host 127.0.0.1 always is.") from None
+        raise InputError(f"There is no address {host!r} on this machine; --host 127.0.0.1 always works.") from None
     except OSError as error:
         if error.errno is not None and "in use" in os.strerror(error.errno):
             raise InputError(f"Port {port} is in use by another program; take another one with --port.") from None
@@ -412,7 +412,7 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 
 
 class _Program:
-    """What runs from the loading to the end."""
+    """The running server, from loading to the end."""
 
     def __init__(
         self,
@@ -469,15 +469,15 @@ class _Program:
         with self._shown.progress(f"Loading {files.model.name}") as progress:
             tell = interruptible(progress, self._signals)
             model.load(lambda: load_parts(files, checkpoint, progress=tell))
-        # Python's collector would stop all threads to look through what was loaded, again and again.
+        # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
         self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
 
-    # ---- what is said ----------------------------------------------------------------------------------------------------
+    # ---- messages --------------------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
-        """Print a line; with --json it is an object like all others."""
+        """Print a line; with --json, print it as an object like the log's."""
         if self._args.json:
             self._log({"event": "notice", "message": text})
         else:
@@ -497,13 +497,13 @@ class _Program:
         if _is_loopback(args.host):
             return
         if not context:
-            say("Without --ssl, what is said goes over the network for anybody to hear,")
+            say("Without --ssl, anybody on the network can listen to conversations,")
             say("and browsers on other machines give this page no microphone.")
         if not args.token:
             say("Without --token, everybody who can reach this machine can talk with the model.")
 
     def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
-        """Say where the page is, for other machines as a code, too."""
+        """Print the page's addresses, and for other machines also a QR code."""
         args = self._args
         say = self._say
         if not static:

@@ -1,4 +1,4 @@
-"""One conversation, frame by frame, on one thread or three, with sound that is given to it.
+"""A conversation, frame by frame, on one thread or on three; the caller brings the sound.
 
-Model, codec and tokenizer come together here. No device, no network, no terminal.
+Model, codec and tokenizer come together here. This room opens no device, no network connection and no terminal.
 """

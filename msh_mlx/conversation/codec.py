@@ -1,4 +1,4 @@
-"""The typed face of the package `mimi`: the codec in Rust."""
+"""The codec in Rust, from the package `mimi`, with types and with our errors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def load_mimi(
     num_threads: int | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
 ) -> Mimi:
-    """Load a Mimi checkpoint, as `mimi.Mimi` does, with `~` in paths.
+    """Load a Mimi checkpoint as `mimi.Mimi` does; paths may begin with `~`.
 
     Raises
     ------
     InputError
-        The file cannot be read or is no Mimi checkpoint, or an argument is out of range; the message says which.
+        The file cannot be read or is not a Mimi checkpoint, or an argument is out of range; the message says which.
     """
     path = user_path(path)
     check_mimi(path, read_header(path))
@@ -41,7 +41,7 @@ def load_mimi(
     except (MimiError, ValueError) as error:
         raise InputError(str(error)) from None
     except OSError as error:
-        # The extension's own sentence is whole.
+        # Without `errno` the error comes from the extension, and its sentence is complete.
         message = str(error).replace("\0", "?").rstrip(".")
         raise InputError(
             f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."

@@ -1,4 +1,4 @@
-"""`LiveConversation`: what is the same in every live conversation, wherever its model is."""
+"""`LiveConversation`: what live conversations have in common, with the model here or on a server."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ from .text import Words
 
 DELAY_LIMIT = 0.4  # seconds
 
-_WORD_ENDS = 12  # frames without text after which the last word is complete
+_WORD_ENDS = 12  # frames without text, after which the last word is complete
 _QUEUES_EVERY = 0.05  # seconds, at least
 _MEMORY_EVERY = 1.0  # seconds, at least
 
 
 class Source(Protocol):
-    """Where the user's sound comes from, 24 kHz mono; used by one thread at a time."""
+    """The user's sound, 24 kHz mono. One thread at a time uses it."""
 
     def read(self, n: int, timeout: float) -> Pcm | None:
-        """Wait for `n` samples and return them, `[n]` float32; None if they are not there after `timeout` seconds."""
+        """Wait for `n` samples and return them, `[n]` float32; return None if they do not come within `timeout` seconds."""
 
     def backlog(self) -> float:
         """Return how much sound waits to be read, in seconds."""
 
     def trim(self, keep: float) -> float:
-        """Forget the oldest sound so that about `keep` seconds wait; return how many seconds were forgotten."""
+        """Drop the oldest sound so that about `keep` seconds wait; return how many seconds were dropped."""
 
 
 class Sink(Protocol):
-    """Where Moshi's sound goes, 24 kHz mono; the threads of a conversation write to it and ask it."""
+    """The output for Moshi's sound, 24 kHz mono. Several threads of a conversation call it."""
 
     def write(self, pcm: Pcm) -> None:
-        """Take a frame, `[1920]` float32, to be played behind what waits already; does not wait."""
+        """Queue a frame, `[1920]` float32, behind what is queued already; return at once."""
 
     def pause(self) -> None:
-        """Hear that nothing will come for now: running dry is no underrun then."""
+        """Expect no sound for now: until the next `write`, an empty queue does not count as an underrun."""
 
     def clear(self) -> None:
-        """Forget what waits to be played."""
+        """Drop what is queued."""
 
     def stats(self) -> Mapping[str, Any]:
-        """Return "queued" and "cushion", samples at 24 kHz that wait and that should, and the count of "underruns".
+        """Return the figures of the queue.
 
-        What is not known yet may be left out.
+        "queued" is how many samples at 24 kHz wait, "cushion" how many should wait, and "underruns" how often the queue ran
+        dry. A figure that is not known yet may be missing.
         """
 
 
 class NullSink:
-    """A sink that forgets: for those who take Moshi's sound from the events."""
+    """A sink that drops everything, for callers that take Moshi's sound from the events."""
 
     def write(self, pcm: Pcm) -> None:
-        """Forget a frame."""
+        """Drop a frame."""
 
     def pause(self) -> None:
         """Do nothing."""
@@ -71,27 +72,28 @@ class NullSink:
 
 
 class LiveConversation(ABC):
-    """A live conversation between `source` and `sink`, on threads of its own: its figures, and what it tells.
+    """A live conversation between `source` and `sink`, on threads of its own.
 
-    A `Pipeline` has the model in this process, a `Remote` on another computer.
+    This base class keeps the figures and sends the events. A `Pipeline` runs the model in this process, a `Remote` talks to a
+    server.
 
     Parameters
     ----------
     source, sink
-        The ends. The caller opens and closes them, and may do so during the conversation: with a source that gives nothing
-        everybody waits.
+        The user's sound and Moshi's. The caller opens and closes them, also during the conversation: while the source has no
+        sound, the conversation waits.
     events
-        Gets every event, on the threads of the conversation: it must be quick and bear several calls at a time, and must not
-        change the sound in them. What it raises ends the conversation.
+        Called with every event, on the threads of the conversation, and by several of them at the same time. It must return
+        quickly and must not change the sound in an event. An exception from it ends the conversation.
     delay_limit
-        How old the user's sound may become before it is heard, in seconds; the oldest is given up.
+        How old the user's sound may become before the model hears it, in seconds; the oldest sound beyond that is dropped.
 
     Attributes
     ----------
     metrics
         The figures so far.
     failure
-        What ended the conversation, if something did.
+        The failure that ended the conversation, or None.
     muted
         Whether the model hears silence in place of the user.
     """
@@ -107,18 +109,18 @@ class LiveConversation(ABC):
         self._restart = False
         self._conversation = 0  # 0 until the first begins
         self._words = Words()
-        self._text_at = 0  # in which frame text came last
-        self._queues_told = 0.0  # when
-        self._measured = 0.0  # when memory was
+        self._text_at = 0  # the frame with which text last came
+        self._queues_told = 0.0  # when the last `Queues` was sent
+        self._measured = 0.0  # when memory was last measured
 
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
     @abstractmethod
     def start(self) -> None:
-        """Begin, on threads: events tell how it goes."""
+        """Start the threads and return at once; events report the progress."""
 
     def reset(self) -> None:
-        """Begin a new conversation from fresh state, behind what is on its way; `Ready` says when."""
+        """Ask for a new conversation from fresh state; `Ready` reports that it has begun."""
         self._restart = True
 
     def mute(self, muted: bool) -> None:
@@ -127,39 +129,39 @@ class LiveConversation(ABC):
 
     @abstractmethod
     def stop(self, timeout: float = 1.0) -> bool:
-        """End the conversation and wait up to `timeout` seconds for the threads; may be called again.
+        """End the conversation and wait up to `timeout` seconds for the threads; it may be called again.
 
-        False means that one of them is still in native code, which cannot be interrupted: only ending the process does.
+        Return False if a thread is still in native code, which cannot be interrupted: then only the end of the process ends it.
         """
 
     @abstractmethod
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until `stop` or a failure has ended the threads; False if that is not so after `timeout` seconds."""
+        """Wait until `stop` or a failure has ended the threads; return False if they still run after `timeout` seconds."""
 
-    # ---- what happens, each by one thread at a time ----------------------------------------------------------------------
+    # ---- what happens; each method is called by one thread at a time -----------------------------------------------------
 
     def _listen(self) -> None:
-        """Begin the next conversation with what is heard from now on."""
+        """Begin the next conversation: drop the sound that waits, and send `Ready`."""
         self._source.trim(0)
         self._conversation += 1
         self._events(Ready(self._conversation))
 
     def _hears(self, index: int, pcm: Pcm) -> Pcm:
-        """Return what the model hears as frame `index` of the user, silence while muted, and tell it."""
+        """Return frame `index` as the model hears it, `[1920]` float32, silent while muted; send it as `Heard`."""
         if self.muted:
             pcm = np.zeros_like(pcm)
         self._events(Heard(index, pcm))
         return pcm
 
     def _gave_up(self, index: int, seconds: float) -> None:
-        """Tell that so much of the user's sound, right before frame `index`, is not heard."""
+        """Count `seconds` of the user's sound as dropped, right before frame `index`, and send `Dropped`."""
         if seconds > 0:
             self.metrics.drops += 1
             self.metrics.dropped += seconds
             self._events(Dropped(index, seconds))
 
     def _tell_queues(self, microphone: float, model: float, decoder: float) -> None:
-        """Tell of underruns, and from time to time of the queues; what waits where is given in seconds of sound."""
+        """Send `Underrun` for new underruns, and `Queues` from time to time; all three arguments are seconds of sound."""
         stats = self._sink.stats()
         underruns = stats.get("underruns", 0)
         if underruns != self.metrics.underruns:
@@ -172,20 +174,20 @@ class LiveConversation(ABC):
             self._events(Queues(now, microphone, model, decoder, queued, cushion, self.metrics.dropped, underruns))
 
     def _measure(self, memory: Callable[[], Memory]) -> None:
-        """Measure memory from time to time."""
+        """Measure memory, unless that was done less than a second ago."""
         now = perf_counter()
         if now - self._measured > _MEMORY_EVERY:
             self._measured = now
             self.metrics.memory = memory()
 
     def _worked(self, stage: str, index: int, begin: float, end: float) -> None:
-        """Tell when a stage worked on frame `index`."""
+        """Send when a stage worked on frame `index`, as `Span`, and add the time to its figures."""
         durations: Durations = getattr(self.metrics, stage)
         durations.add(end - begin)
         self._events(Span(stage, index, begin, end))
 
     def _speaks(self, index: int, text: str) -> None:
-        """Tell the text that came with frame `index`; with "" for a while, the last word is complete."""
+        """Send the text of frame `index`; after a while without text, the last word is complete and is sent."""
         if text:
             self._text_at = index
             self._events(Spoke(index, text))
@@ -194,7 +196,7 @@ class LiveConversation(ABC):
             self._end_words()
 
     def _end_words(self) -> None:
-        """Nothing more belongs to the last word: tell it."""
+        """Send the last word: no more text belongs to it."""
         self._tell_words(self._words.flush())
 
     def _tell_words(self, words: list[Word]) -> None:
@@ -203,7 +205,7 @@ class LiveConversation(ABC):
             self._events(SpokeWord(word))
 
     def _says(self, index: int, pcm: Pcm, heard: float | None) -> None:
-        """Play frame `index` of Moshi's voice; `heard` is when the last sample of the user's frame was, if that is known."""
+        """Play frame `index` of Moshi's voice; `heard` is when the user's frame ended, by `perf_counter`, or None."""
         now = perf_counter()
         queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
         self._sink.write(pcm)
@@ -214,5 +216,5 @@ class LiveConversation(ABC):
         self._events(Said(index, pcm))
 
 
-# Gets the source, the sink, the events and the delay limit of `LiveConversation`.
+# Makes a conversation from the first four arguments of `LiveConversation`.
 MakeConversation: TypeAlias = Callable[[Source, Sink, Callable[[Event], None], float], LiveConversation]

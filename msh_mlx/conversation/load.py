@@ -1,4 +1,4 @@
-"""From the files of a model to a session; and from a model that is too slow here to the next lighter one."""
+"""Load a session from the files of a model, or replace a model that is too slow here by a lighter one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def load_session(
     kv_bits: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
-    """Set MLX's limits and load a model, what is small first.
+    """Set MLX's limits and load a model with its codec and tokenizer; small files are loaded first.
 
-    `checkpoint` is the model's file, checked, with adapters if there are any; None: it is opened here, with the configuration
-    of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for `load_lm` and
-    `Session`.
+    `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
+    configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for
+    `load_lm` and `Session`.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def load_session(
 def load_parts(
     files: ModelFiles, checkpoint: Checkpoint | None = None, *, progress: Callable[[float], None] | None = None
 ) -> Parts:
-    """Set MLX's limits and load what sessions share; arguments and errors are those of `load_session`."""
+    """Set MLX's limits and load the parts that sessions share; arguments and errors are those of `load_session`."""
     from ..model.step import check_compiling
     from ..system.memory import set_limits
     from ..weights.checkpoint import open_checkpoint
@@ -57,7 +57,7 @@ def load_parts(
     check_compiling()
     set_limits()
     tokenizer = load_tokenizer(files.tokenizer)
-    # Before gigabytes are read; what is wrong with the model itself comes first.
+    # The model's header is checked first and the vocabulary next, before gigabytes of weights are read.
     checkpoint = checkpoint or open_checkpoint(files.model, files.config)
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
@@ -66,20 +66,20 @@ def load_parts(
 
 
 class StepDown:
-    """Takes the next lighter model while the one that was chosen for this machine turns out to be too slow.
+    """Replaces the chosen model by the next lighter one, as long as warm-up finds it too slow for this machine.
 
-    It is what `warm` takes as `lighter`: called with the pace of each model in warm-up, on the model's thread.
+    Pass it to `warm` as `lighter`: it is called with the pace of each model, on the model's thread.
 
     Parameters
     ----------
     selection
-        The model that was chosen, and what could be taken in its place.
+        The model that was chosen, and the models that could replace it.
     open_model
         Opens a model's file with its configuration, as `open_checkpoint` does.
     load
-        Makes a session, as `load_session` does, of files, a checkpoint and `progress`.
+        Makes a session from files, a checkpoint and `progress`, as `load_session` does.
     events
-        Hears what is done, and which model is used from then on.
+        Called with a `Notice` for each step down, and with the `ModelInUse` of the new model.
     """
 
     def __init__(
@@ -95,7 +95,10 @@ class StepDown:
         self._events = events
 
     def __call__(self, pace: float) -> Load | None:
-        """Take the lower quartile of the steps in warm-up, in seconds; return what loads a lighter model, if any shall."""
+        """Return a function that loads a lighter model if `pace` is too slow; return None to keep the model.
+
+        `pace` is the lower quartile of the model's step times in warm-up, in seconds.
+        """
         from ..events import ModelInUse, Notice
         from ..library.cache import Watch
         from ..library.suited import SLOW, obtain
@@ -104,9 +107,10 @@ class StepDown:
         if slow is None or pace <= SLOW:
             return None
         self._selection = instead = slow.lighter()
-        said = f"{slow.entry.name} is too slow here: three steps in four take {1000 * pace:.0f} ms or more of the 80"
+        steps = f"three steps in four take {1000 * pace:.0f} ms or more, and a frame lasts 80 ms"
+        said = f"{slow.entry.name} is too slow here: {steps}"
         if instead is None:
-            said = f"{said}, and there is no lighter model; close other programs."
+            said = f"{said}. There is no lighter model; close other programs."
             self._events(Notice("slow", said, "warning"))
             return None
         self._events(Notice("lighter", f"{said}; taking {instead.entry.name}.", "warning"))

@@ -23,17 +23,19 @@ from .live import DELAY_LIMIT, LiveConversation, Sink, Source
 if TYPE_CHECKING:
     from .session import Session
 
-# Makes a session that is warm and new, on the model's thread. Gets what to tell of the loading to, and what to call now and
-# then: it raises when the conversation is over.
+# Makes a session, warmed up and in fresh state, on the model's thread. The first argument takes events about the loading. The
+# second is to be called now and then: it raises when the conversation is over.
 MakeSession: TypeAlias = "Callable[[Callable[[Loading], None], Callable[[], None]], Session]"
 
 _QUEUE = 2  # frames between two stages
-_PATIENCE = 0.1  # seconds, after which the encoder thread looks around though there is no sound or no room
-_PAUSE_AFTER = 3  # times: the microphone gives nothing
+_PATIENCE = (
+    0.1  # seconds that the encoder thread waits for sound or for room, before it looks at delay and queues again
+)
+_PAUSE_AFTER = 3  # reads without sound, after which the microphone counts as paused
 
 
 class _ClosedError(Exception):
-    """The queue is closed: the thread that meets this ends."""
+    """The queue is closed; the thread that gets this error ends."""
 
 
 T = TypeVar("T")
@@ -52,11 +54,11 @@ class _Queue(Generic[T]):
         return len(self._items)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
-        """Wait until `put` is possible; False if it is not after `timeout` seconds."""
+        """Wait until there is room for `put`; return False if there is none after `timeout` seconds."""
         return self._wait(lambda: len(self._items) < self._size, timeout)
 
     def put(self, item: T) -> None:
-        """Add an item; the only thread that does so has waited for room."""
+        """Add an item. Only one thread does so, and it calls `wait_for_room` before."""
         with self._changed:
             self._items.append(item)
             self._changed.notify()
@@ -69,7 +71,7 @@ class _Queue(Generic[T]):
             return self._items.popleft()
 
     def close(self) -> None:
-        """Let both threads end: whoever waits, now or later, gets `_ClosedError`."""
+        """Let both threads end: every wait, now or later, raises `_ClosedError`."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
@@ -84,9 +86,9 @@ class _Queue(Generic[T]):
 
 @dataclass(frozen=True)
 class _Envelope(Generic[T]):
-    """What one stage gives to the next for frame `index`.
+    """What one stage passes to the next for frame `index`.
 
-    `heard` is when the frame's last sample was, `ready` when the stage before was done with it.
+    `heard` is when the user's frame ended, and `ready` when the stage before finished its work, both by `perf_counter`.
     """
 
     index: int
@@ -96,22 +98,22 @@ class _Envelope(Generic[T]):
 
 
 class _Restart:
-    """A new conversation begins behind this."""
+    """A mark in a queue: what follows belongs to a new conversation."""
 
 
 class _Pause:
-    """The microphone gives nothing for now."""
+    """A mark in a queue: the microphone gives no sound for now."""
 
 
 _Codes = npt.NDArray[np.uint32]
 
 
 class Pipeline(LiveConversation):
-    """A conversation between `source` and `sink` on three threads, whose stages overlap.
+    """A conversation between `source` and `sink` on three threads: encoder, model and decoder work at the same time.
 
-    The model thread does all work of MLX, making the session included. A stage takes a frame only when there is room for the
-    result, so that sound waits where it can be given up, in `source`: the oldest goes first when the delay passes its limit.
-    Nothing ends the conversation but `stop` or a failure.
+    The model thread does all work of MLX; it also makes the session. A stage takes a frame only when there is room for the
+    result. So sound that must wait does so in `source`, where it can still be dropped: when the delay passes its limit, the
+    oldest goes first. Only `stop` or a failure ends the conversation.
 
     Parameters
     ----------
@@ -120,8 +122,8 @@ class Pipeline(LiveConversation):
     source, sink, events, delay_limit
         As for `LiveConversation`.
     early
-        Tells how many seconds of the sound that waits count as not old at all, since they came together; it is told how many
-        seconds are under way behind `source`. Called on the encoder thread.
+        Returns how many seconds of the waiting sound do not count as delay, because they came early. Its argument is how many
+        seconds of sound have left `source` and are not answered yet. Called on the encoder thread.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class Pipeline(LiveConversation):
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """MakeSession the session and begin, on threads: events tell how it goes."""
+        """Start the threads, make the session and begin; events report the progress."""
         self._begin_thread("model", self._run_model)
 
     def stop(self, timeout: float = 1.0) -> bool:
@@ -190,7 +192,7 @@ class Pipeline(LiveConversation):
                 self._threads.append(thread)
 
     def _end(self, failure: Failed | None = None) -> bool:
-        """End all threads; False if that was done already, so that `failure` is but a consequence."""
+        """End all threads and keep `failure`; return False if they were ended before: then `failure` only follows from that."""
         with self._lock:
             first, self._over = not self._over, True
             if first:
@@ -260,7 +262,7 @@ class Pipeline(LiveConversation):
             missed = 0
 
     def _start_anew(self, session: Session) -> None:
-        """Begin a new conversation as soon as everything of the old one has gone through all stages."""
+        """Wait until the old conversation has passed all stages, then begin a new one."""
         self._restart = False
         session.reset_encoder()
         self._to_model.wait_for_room()
@@ -269,12 +271,12 @@ class Pipeline(LiveConversation):
         self._listen()
 
     def _look_around(self, index: int) -> None:
-        """Keep the delay within its limit, and tell of drops, underruns and queues."""
+        """Keep the delay within its limit, and report drops, underruns and queues."""
         under_way = FRAME_SECONDS * (self._taken - self.metrics.frames)
         backlog = self._source.backlog()
-        early = self._early(under_way)  # after `backlog`, since what comes in between is early
+        early = self._early(under_way)  # after `backlog`, so that sound that comes in between is not taken for late
         if backlog + under_way > self._delay_limit + early:
-            # One frame is kept: with less the encoder would have to wait, and more would be delay for nothing.
+            # Keep one frame: with less the encoder would have to wait, and more would only add delay.
             dropped = self._source.trim(max(FRAME_SECONDS, early))
             backlog -= dropped
             self._gave_up(index, dropped)

@@ -1,4 +1,4 @@
-"""Holds a conversation with a recording: sound in from a file, voice and words out to files, events to whoever listens."""
+"""A conversation with a recording: the user's sound comes from a file, Moshi's voice and words go to files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _STAGES = "encode", "step", "decode"
 class Plan:
     """What to do with a recording.
 
-    `reply` and `transcript` are what to write, if anything; `stereo` puts the user on the left of the reply; `tail` is
-    silence to hear after the recording, in seconds; `max_steps` ends the conversation early.
+    `reply` and `transcript` are the files to write, or None. `stereo` puts the user on the left channel of the reply. `tail` is
+    how much silence follows the recording, in seconds. `max_steps` is the most steps to take, or None for all.
     """
 
     reply: Output | None = None
@@ -44,7 +44,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Began:
-    """A conversation begins: with which recording, and of how many steps (None: unknown) of how many seconds each."""
+    """A conversation begins.
+
+    `name` is the recording's, `steps` how many steps it takes (None if not known), `step_seconds` how long one lasts.
+    """
 
     name: str
     steps: int | None
@@ -53,9 +56,10 @@ class Began:
 
 @dataclass
 class Ended:
-    """A conversation that has ended: `seconds` of sound took `wall` seconds.
+    """A conversation has ended: `seconds` of sound took `wall` seconds.
 
-    `stages` are "encode", "step" and "decode", with the seconds that each took in every frame; empty if they are not known.
+    `stages` maps "encode", "step" and "decode" to the seconds that each took, frame by frame; the arrays are empty if the times
+    are not known.
     """
 
     name: str
@@ -67,7 +71,7 @@ class Ended:
 
     @property
     def speed(self) -> float:
-        """Seconds of sound per second: above 1 is faster than real time."""
+        """Return the seconds of sound per second of work: above 1 is faster than real time."""
         return self.seconds / self.wall if self.wall else 0.0
 
 
@@ -75,11 +79,11 @@ RecordingEvent: TypeAlias = Began | Event | Ended
 
 
 class BrokenOffError(MshError):
-    """A conversation that cannot be held again as it was has ended too early; what was said until then is kept."""
+    """A conversation ended too early and cannot be repeated as it was; the files keep what was said until then."""
 
 
 def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[RecordingEvent], None]) -> Ended:
-    """Let a fresh `session` hear a recording, as `converse_with` does."""
+    """Let `session`, in fresh state, hear a recording; arguments, result and errors are those of `converse_with`."""
 
     def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
         for index, pcm in enumerate(frames):
@@ -104,20 +108,22 @@ def converse_with(
     plan: Plan,
     listener: Callable[[RecordingEvent], None],
 ) -> Ended:
-    """Let Moshi hear a recording, write what it says, and tell `listener` about it as it happens.
+    """Let Moshi hear a recording, write what it says, and call `listener` with the events as they happen.
 
-    `hold` takes the recording in frames of `size` samples, `rate` a second, and yields what happens: for each frame `Heard`,
-    what is known of `Span` and `Spoke`, and at last `Said`. Frame t of the reply is what step t said, so that sample n of it
-    lies beside sample n of the recording. `listener` gets all that, words and notices, and an `Ended` at the end. The files
-    appear together at the end, or not at all; where the conversation breaks off, with what there was of it. Into the standard
-    output everything goes at once.
+    `hold` takes the recording as frames of `size` samples at `rate` samples a second, and yields events: for each frame first
+    `Heard`, then `Span` and `Spoke` as far as they are known, and last `Said`. Frame t of the reply is what step t said, so
+    sample n of the reply belongs to sample n of the recording. `listener` gets a `Began`, these events, words and notices, and
+    an `Ended` at the end.
+
+    The files appear together at the end, or not at all. If the conversation breaks off, they hold what was said until then.
+    What goes to the standard output is written at once.
 
     Raises
     ------
     InputError
-        The recording is cut off, damaged or not finite; a file cannot be written.
+        The recording is cut off, damaged or not finite, or a file cannot be written.
     BrokenOffError
-        As `hold` raised it, when the files are complete.
+        `hold` raised it; the files are complete by then.
     MshError
         The reply becomes too long for a WAV file.
     """

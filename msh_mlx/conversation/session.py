@@ -1,4 +1,4 @@
-"""`Session`: one conversation, frame by frame, without threads and without I/O."""
+"""`Session`: one conversation, frame by frame, without threads, devices or files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Timings:
 class Frame:
     """What Moshi says in one frame (80 ms).
 
-    `pcm` is its voice, `[1920]` float32 at 24 kHz, about in [−1, 1] (not clamped); `text` what became complete of its text, a
-    leading space starting a word, "" if nothing did; `token` the text token behind it.
+    `pcm` is its voice, `[1920]` float32 at 24 kHz, about in [−1, 1] (not clamped). `text` is the text that this frame
+    completes, "" if there is none; a leading space starts a word. `token` is the text token of the frame. `timings` are the
+    times of its stages.
     """
 
     pcm: Pcm
@@ -49,7 +50,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Parts:
-    """What conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
+    """The parts that conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
 
     lm: Lm
     mimi: Mimi
@@ -57,10 +58,10 @@ class Parts:
 
 
 class Session:
-    """A conversation: give it the user's sound frame by frame, and it gives back Moshi's.
+    """A conversation: pass the user's sound to `push` frame by frame, and get Moshi's back.
 
     Several sessions may share the model and the codec; each has a state of its own. A session may be made on one thread and
-    used on another, but by one at a time: two at once are an `InUseError`.
+    used on another, but by one at a time: two at once get an `InUseError`.
 
     Parameters
     ----------
@@ -71,16 +72,18 @@ class Session:
     tokenizer
         As from `load_tokenizer`, with the vocabulary of `lm`.
     text_sampler, audio_sampler
-        How tokens are chosen; by default as published (0.7 / 25 and 0.8 / 250).
+        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25 for text, 0.8 and 250 for
+        audio.
     seed
-        The same seed, sound and machine give the same conversation, also after `reset`. None: a new one every time.
+        The same seed, sound and machine give the same conversation, also after `reset`. With None, every conversation has a new
+        seed.
     kv_bits
-        8 keeps the model's keys and values in 8 bits; None in its own dtype.
+        8 stores the model's keys and values in 8 bits; None keeps them in the model's dtype.
 
     Raises
     ------
     InputError
-        The three do not belong together, or the seed or `kv_bits` is wrong; the message says why.
+        Model, codec and tokenizer do not belong together, or the seed or `kv_bits` is wrong; the message says why.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Session:
         self.frame_size: int = mimi.frame_size
         self._user_q = config.user_q
         self._mimi = mimi
-        # The stages may be on three threads, each of them on one at a time; `LmGen` looks after its own.
+        # Three threads may run the three stages, but only one thread at a time each. `LmGen` has a lock of its own.
         self._encoding, self._decoding = Lock(), Lock()
         self._encoder = mimi.encoder()
         self._decoder = mimi.decoder()
@@ -128,7 +131,7 @@ class Session:
         self._text = TextStream(tokenizer, config.padding_ids)
 
     def push(self, pcm: Pcm) -> Frame:
-        """Hear one frame of the user and say one.
+        """Take one frame of the user's sound and return one of Moshi's.
 
         Parameters
         ----------
@@ -138,8 +141,7 @@ class Session:
         Returns
         -------
         Frame
-            Moshi's. Its sound is silence for as long as its first frame is not complete (not at all with the published
-            models).
+            Moshi's frame. Its sound is silence until Moshi's first codes are complete; the published models need no such wait.
 
         Raises
         ------
@@ -165,19 +167,19 @@ class Session:
         self.reset_decoder()
 
     def warm_up(self) -> None:
-        """Make the first step as fast as the others, and those after it; the conversation stays as it is.
+        """Compile and load everything now, so that the first steps are as fast as later ones; the state does not change.
 
-        MLX compiles by thread: call this on the thread that will call `push` or `step`.
+        MLX compiles for each thread: call this on the thread that will call `push` or `step`.
         """
         self._gen.warm_up()
         self._mimi.decoder().step(self._mimi.encoder().step(np.zeros(self.frame_size, np.float32)))
 
-    # The stages of `push`, for those who run each on a thread of its own: they share no state.
+    # The stages of `push`. They share no state, so each can run on a thread of its own.
 
     def encode(self, pcm: Pcm) -> npt.NDArray[np.uint32]:
-        """Turn one frame of the user's sound into codes, `[K]` for the K codebooks that the model hears.
+        """Turn one frame of the user's sound into codes, `[K]` uint32 for the K codebooks that the model hears.
 
-        `pcm` is what `push` takes.
+        `pcm` is as for `push`.
 
         Raises
         ------
@@ -193,31 +195,31 @@ class Session:
             return self._encoder.step(pcm)[: self._user_q, 0]
 
     def step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
-        """Let the model hear the codes of one frame, `[K]` as from `encode`; return what it says, and the `text` of `Frame`.
+        """Pass the codes of one frame, `[K]` as from `encode`, to the model; return its step and the `text` of `Frame`.
 
         Raises
         ------
         InputError
-            The codes have another shape, are no integers or out of range; the conversation is as before.
+            The codes have another shape, are not integers or are out of range; the conversation is as before.
         """
         step = self._gen.step(codes)
         return step, self._text.push(step.text_token)
 
     def decode(self, codes: npt.NDArray[np.uint32] | None) -> Pcm:
-        """Turn the codes of a `Step` into sound, `[1920]` float32 at 24 kHz: silence if there are none yet."""
+        """Turn the codes of a `Step` into sound, `[1920]` float32 at 24 kHz; None, no codes yet, becomes silence."""
         with one_at_a_time(self._decoding):
             return np.zeros(self.frame_size, np.float32) if codes is None else self._decoder.step(codes[:, None])
 
     def reset_encoder(self) -> None:
-        """Do the part of `reset` that concerns `encode`."""
+        """Reset the state of `encode`; a part of `reset`."""
         self._encoder.reset()
 
     def reset_model(self) -> None:
-        """Do the part of `reset` that concerns `step`."""
+        """Reset the state of `step`; a part of `reset`."""
         self._gen.reset()
         self._gen.prime()  # now, while nobody waits for an answer
         self._text.flush()
 
     def reset_decoder(self) -> None:
-        """Do the part of `reset` that concerns `decode`."""
+        """Reset the state of `decode`; a part of `reset`."""
         self._decoder.reset()

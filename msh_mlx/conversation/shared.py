@@ -17,25 +17,25 @@ from ..model.sampling import Sampler
 from ..system.threads import exists
 from .session import Parts, Session
 
-# What was heard and said in one step: the user's codes `[K]`, the text token, Moshi's codes `[K]` or None.
+# Called with the tokens of one step: the user's codes `[K]`, the text token, and Moshi's codes `[K]`, or None while there are
+# none.
 Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"], None]
 
 _WARM_UP = 25  # frames
-_ROOM = 0.75  # of the time of a frame, what the steps of all conversations may take: codecs want theirs, too
+_ROOM = 0.75  # of a frame's 80 ms: what the steps of all conversations may take; the codec needs time, too
 
 
 class SharedModel:
-    """Weights, codec and tokenizer, and the thread on which all work of MLX is done, first come, first served.
+    """Weights, codec and tokenizer, and the one thread that does all work of MLX, first come, first served.
 
-    A conversation asks for one step at a time, so that among several that have something to do each gets its turn: none waits
-    for more than one step of every other.
+    A conversation asks for one step at a time. So all conversations take turns: each waits for at most one step of every other.
 
     Attributes
     ----------
     step
-        What steps took, without waiting for their turn.
+        How long the steps took, without the wait for their turn.
     on_step
-        Hears what each step took, in seconds, on that thread.
+        Called with the time of each step, in seconds, on the model's thread.
     """
 
     def __init__(self, *, kv_bits: int | None = None, on_step: Callable[[float], None] = lambda _: None) -> None:
@@ -47,7 +47,7 @@ class SharedModel:
         self._thread = ThreadPoolExecutor(1, "msh-model")
 
     def load(self, load: Callable[[], Parts]) -> None:
-        """Load with `load`, and hold a conversation of two seconds for the others to find everything warm.
+        """Load with `load`, and warm up with a conversation of two seconds, so that later ones are fast from the beginning.
 
         Raises
         ------
@@ -69,7 +69,9 @@ class SharedModel:
     def session(
         self, *, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None = None
     ) -> Session:
-        """Make a conversation from fresh state, primed; arguments as for `Session`. `tokens` hears those of each step.
+        """Make a session in fresh state, ready for its first step.
+
+        The arguments are as for `Session`; `tokens` is called with the tokens of each step.
 
         Raises
         ------
@@ -88,11 +90,11 @@ class SharedModel:
         return session
 
     def has_room(self, others: int) -> bool:
-        """Tell whether one more conversation beside `others` would leave all steps within the time of a frame."""
+        """Return whether one more conversation beside `others` leaves all in real time; the first always has room."""
         return others == 0 or (others + 1) * self.step.recent(95) <= _ROOM * self._frame_seconds
 
     def close(self) -> None:
-        """End the thread, and wait until it has ended for the system, too."""
+        """End the thread, and wait until the system has ended it, too."""
         thread = self._thread.submit(threading.current_thread).result()
         self._thread.shutdown()
         while exists(thread):
@@ -107,7 +109,7 @@ class SharedModel:
 
 
 class _TakesTurns(Session):
-    """A session whose work of MLX is done on the model's thread."""
+    """A session that does its work of MLX on the model's thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Text: from SentencePiece tokens to characters, and from characters to words with a time."""
+"""Turn SentencePiece tokens into text, and text into words with their times."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..events import Word
 from ..system.inputs import read_small
 from ..system.places import user_path
 
-# The published one has half a megabyte.
+# In bytes. The published tokenizer has half a megabyte.
 _MAX_SIZE = 1 << 26
 
-_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+_SPACE = "\u2581"  # SentencePiece's sign for a space inside a piece
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
@@ -25,7 +25,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
     Raises
     ------
     InputError
-        The file cannot be read, or is no SentencePiece model.
+        The file cannot be read, or is not a SentencePiece model.
     """
     path = user_path(path)
     proto = read_small(path, "The tokenizer", _MAX_SIZE)
@@ -44,7 +44,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceP
 
 
 def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card: int) -> None:
-    """Find out whether a tokenizer is of a model with `text_card` text tokens.
+    """Check that a tokenizer has as many pieces as the model has text tokens, `text_card`.
 
     Raises
     ------
@@ -58,15 +58,15 @@ def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, text_card:
 
 
 def word_starts(tokenizer: sentencepiece.SentencePieceProcessor) -> frozenset[int]:
-    """List the tokens whose text begins with a space, and so a word."""
+    """Return the tokens that start a word: their text begins with a space."""
     return frozenset(i for i in range(tokenizer.GetPieceSize()) if tokenizer.IdToPiece(i).startswith(_SPACE))
 
 
 class TextStream:
     """Turns tokens into text, one at a time.
 
-    Byte pieces (`<0xE2>`) are collected until they make a character; bytes that never do become U+FFFD. Padding and
-    control tokens give no text.
+    Byte pieces (such as `<0xE2>`) are collected until they form a character; bytes that form none become U+FFFD. Padding and
+    control tokens have no text.
     """
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor, padding_ids: Collection[int]) -> None:
@@ -75,7 +75,7 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """Take a token and return the text that is complete with it; "" if there is none."""
+        """Take a token and return the text that it completes, or ""."""
         if token in self._silent or self._tokenizer.IsControl(token):
             return ""
         piece: str = self._tokenizer.IdToPiece(token)
@@ -84,21 +84,21 @@ class TextStream:
         return self.flush() + piece.replace(_SPACE, " ")
 
     def flush(self) -> str:
-        """Return what is left of an incomplete character, as U+FFFD."""
+        """Return U+FFFD for an incomplete character, or "" if there is none, and forget its bytes."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 class Words:
-    """Puts pieces of text together into words, whose times are in whole milliseconds; a space starts a new one."""
+    """Puts pieces of text together into words. A space starts a new word; times are rounded to milliseconds."""
 
     def __init__(self) -> None:
         self._start = 0.0
         self._text = ""
 
     def push(self, time: float, text: str) -> list[Word]:
-        """Take the text that came at `time` (seconds), return the words that it completes."""
+        """Take the text that came at `time`, in seconds, and return the words that it completes."""
         done: list[Word] = []
         for character in text:
             if character.isspace():
@@ -110,7 +110,7 @@ class Words:
         return done
 
     def flush(self) -> list[Word]:
-        """Return the word that was being put together, if there is one."""
+        """Return the word that is not complete yet, if there is one, and begin a new one."""
         done = [Word(self._start, self._text)] if self._text else []
         self._text = ""
         return done

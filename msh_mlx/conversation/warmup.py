@@ -1,4 +1,4 @@
-"""From loading to a session that is warm and new, for a `Pipeline` that has the process to itself."""
+"""Load a session and warm it up, for a `Pipeline` that is alone in its process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from .session import Session
 
 Load: TypeAlias = (
-    "Callable[[Callable[[float], None]], Session]"  # gets what to tell the loaded fraction to, from 0 to 1
+    "Callable[[Callable[[float], None]], Session]"  # takes a function that is called with the loaded fraction, 0 to 1
 )
 Lighter: TypeAlias = "Callable[[float], Load | None]"
 
 _WARM_UP = 5, 25  # frames, at least and at most
 _MEASURED = 5, 25  # frames by which a model is judged, at least and at most
-_JUDGING = 5.0  # seconds, after which the fewest will do
-_WARM = 1.5  # times the fastest frame: no slower is warm
+_JUDGING = 5.0  # seconds, after which the least number of frames is enough
+_WARM = 1.5  # times the fastest frame: a session is warm when a frame takes no longer
 
 
 def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
-    """Return what loads a session, lets it run on silence until its time is steady, and gives it back as new.
+    """Return a function that loads a session, runs it on silence until its times are steady, and resets it.
 
-    `load` makes the session. `lighter` gets the lower quartile of the model's step times, in seconds: what else runs just then
-    makes some steps longer, and none shorter. What it returns makes another session in place of this one, None keeps it. Both
-    are called on the model's thread.
+    `load` makes the session. `lighter` is called with the lower quartile of the model's step times, in seconds; other programs
+    make some steps longer but none shorter, so the quartile shows the model's own speed. `lighter` returns a function that
+    loads another session in place of this one, or None to keep this one. Both are called on the model's thread.
     """
 
     def make(tell: Callable[[Loading], None], check: Callable[[], None]) -> Session:
@@ -50,7 +50,7 @@ def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
                 del session  # before the next one comes
                 gc.collect()
         session.reset()
-        # Python's collector would stop all threads to look through what was loaded, again and again.
+        # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
         tell(Loading("warm-up", perf_counter() - loaded))
@@ -60,7 +60,7 @@ def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
 
 
 def _warm_up(session: Session, check: Callable[[], None]) -> None:
-    """Let a session run on silence until its time is steady."""
+    """Run a session on silence until its times are steady."""
     session.warm_up()
     silence = np.zeros(session.frame_size, np.float32)
     took: list[float] = []
@@ -70,7 +70,7 @@ def _warm_up(session: Session, check: Callable[[], None]) -> None:
 
 
 def _pace(session: Session, check: Callable[[], None]) -> float:
-    """Return the lower quartile of the steps of a session that is warm, in seconds."""
+    """Return the lower quartile of a warm session's step times, in seconds."""
     silence = np.zeros(session.frame_size, np.float32)
     steps: list[float] = []
     begin = perf_counter()

@@ -1,4 +1,4 @@
-"""Work on files that nothing waits for: done by a thread, which tells what fails."""
+"""Work on files on a thread of its own, so that nothing else waits for a disk."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ TICK = 0.5  # seconds between two looks at the clock, the headers and the disk
 
 
 class Background(Generic[T]):
-    """A thread that takes what it is given from a queue, so that whoever gives never waits for a disk.
+    """A thread that handles things from a queue, so that callers of `put` never wait for a disk.
 
     Parameters
     ----------
     name
-        Of the thread.
+        The thread's name.
     handle
-        Called with everything that is put, in order, on the thread; it does not raise.
+        Called with each thing from the queue, in order, on the thread. It must not raise.
     tick
-        Called on the thread about every half second; it does not raise.
+        Called on the thread about every half second. It must not raise.
     size
-        How many things may wait.
+        How many things may wait in the queue.
     """
 
     def __init__(self, name: str, handle: Callable[[T], None], tick: Callable[[], None], size: int) -> None:
         self._handle = handle
         self._tick = tick
         self._size = size
-        # Neither of its ends ever holds a lock while it waits.
+        # Neither end of this queue holds a lock while it waits.
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         # A disk that hangs must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, thing: T, *, force: bool = False) -> bool:
-        """Hand `thing` over at once and return True, or False where too many wait already; `force` has no such limit."""
+        """Queue `thing` and return True at once; return False if the queue is full. With `force` it is never full."""
         if not force and self._queue.qsize() >= self._size:
             return False
         self._queue.put(thing)
         return True
 
     def close(self, timeout: float) -> bool:
-        """Let the thread do what waits and end; return whether it has ended within `timeout` seconds."""
+        """Let the thread handle what is queued and end; return whether it has ended within `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -69,11 +69,11 @@ class Background(Generic[T]):
 
 
 class RemovedError(Exception):
-    """The folder of a recording has gone."""
+    """The folder of a recording has been removed."""
 
 
 def disk_error(error: Exception) -> str:
-    """Say why something could not be written, for the middle of a sentence."""
+    """Return why something could not be written, in words for the middle of a sentence."""
     if isinstance(error, RemovedError):
         return "its folder has been removed"
     if isinstance(error, MshError):

@@ -1,4 +1,4 @@
-"""When to give which hint: judges levels and figures over time. Has no clock of its own; times are told."""
+"""Choose the hints to show from levels and figures over time. Callers pass the time: nothing here reads a clock."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..sound.headset import is_bluetooth_headset
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known at `time`, in seconds of any clock.
+    """The figures at `time`, in seconds of any clock.
 
-    `silent` is for how many seconds the microphone has given nothing but exact zeros; `clipped` whether a sample was clipped
-    since the last time; `step_p95` in milliseconds (None: unknown); `dropped` the user's sound given up so far, in seconds;
-    `cancels` whether echoes are looked for, to be taken away; `muted` whether the user has muted the microphone, so that what
-    it hears is nobody's concern.
+    `silent` is for how many seconds the microphone has given exact zeros. `clipped` says whether a sample was clipped since the
+    last time. `step_p95` is the 95th percentile of the step times in milliseconds, or None if it is not known. `dropped` is how
+    many seconds of the user's sound were dropped so far. `cancels` says whether the echo canceller is in use (its mode is not
+    "off"). `muted` says whether the user has muted the microphone: then no hints about its sound are given.
     """
 
     time: float
@@ -36,16 +36,19 @@ class Sample:
 
 
 class Latch:
-    """A condition that does not flicker: true once it held for `after` seconds, until it has not held for `hold` seconds."""
+    """A condition that does not flicker.
+
+    It becomes true when it has held for `after` seconds, and stays true until it has not held for `hold` seconds.
+    """
 
     def __init__(self, after: float, hold: float) -> None:
         self._after = after
         self._hold = hold
         self._since: float | None = None
-        self._last: float | None = None  # when it held last, after it had become true
+        self._last: float | None = None  # when it last held for long enough
 
     def push(self, time: float, holds: bool) -> bool:
-        """Say whether the condition `holds` at `time`; return whether it is to be taken as true."""
+        """Take whether the condition `holds` at `time`, in seconds; return whether it counts as true."""
         if not holds:
             self._since = None
         elif self._since is None:
@@ -58,22 +61,22 @@ class Latch:
 
 
 class EchoDetector:
-    """Finds out whether the microphone hears the loudspeaker, by comparing their levels over time.
+    """Detects whether the microphone hears the loudspeaker, from their levels over time.
 
-    Levels come in steps of 40 ms. The loudspeaker's of the last seconds in which it was loud are correlated with the
-    microphone's so many steps later, in decibels and without what changes slowly (that people take turns). It is an echo if
-    the correlation is high, and highest at the same delay for a while.
+    Levels are the RMS of 40 ms each, compared in decibels. Slow changes are removed first: they only show that people take
+    turns. The loudspeaker's levels of the last seconds in which it was loud are correlated with the microphone's, for each
+    possible delay. There is an echo if the correlation is high, and highest at the same delay several times in a row.
     """
 
     STEP = 0.04  # seconds
-    _LAGS = 19  # 0 to 0.72 s: cushion, devices and the way through the air
-    _HISTORY = 500
-    _ENOUGH, _MOST = 90, 200  # steps that are compared
-    _FEWEST = 5  # syllables in them
-    _SLOW = 25  # steps: what changes over more than about a second does not count
+    _LAGS = 19  # delays of 0 to 0.72 s: the cushion, the devices and the way through the air
+    _HISTORY = 500  # levels that are kept
+    _ENOUGH, _MOST = 90, 200  # levels that are compared, at least and at most
+    _FEWEST = 5  # syllables that they must have
+    _SLOW = 25  # levels, a second: slower changes are removed
     _FLOOR, _AUDIBLE, _RISE = -60.0, -50.0, 3.0  # decibels
-    _EVERY = 15  # steps between two looks
-    _LOOKS = 3  # that have to agree
+    _EVERY = 15  # levels between two looks
+    _LOOKS = 3  # looks that must agree
 
     def __init__(self) -> None:
         self._levels: deque[tuple[float, float]] = deque(maxlen=self._HISTORY)
@@ -81,7 +84,7 @@ class EchoDetector:
         self._until_next = self._EVERY
 
     def push(self, played: float, heard: float) -> None:
-        """Take the RMS of what was played and of what was heard in the same 40 ms."""
+        """Take the RMS of the sound that was played and of the sound that was heard in the same 40 ms."""
         self._levels.append((played, heard))
         self._until_next -= 1
         if self._until_next == 0:
@@ -90,12 +93,12 @@ class EchoDetector:
 
     @property
     def heard(self) -> bool:
-        """Whether there is an echo."""
+        """Return whether there is an echo."""
         lags = [lag for lag in self._lags if lag is not None]
         return len(lags) == self._LOOKS and max(lags) - min(lags) <= 2
 
     def _look(self) -> int | None:
-        """Return the delay, in steps, at which what is heard resembles what was played; None if it does not."""
+        """Return the delay, in steps of 40 ms, at which the microphone repeats the loudspeaker; None if it does not."""
         if len(self._levels) < self._ENOUGH + self._LAGS:
             return None
         decibels = 20 * np.log10(np.maximum(np.array(self._levels).T, 10 ** (self._FLOOR / 20)))
@@ -108,7 +111,7 @@ class EchoDetector:
             syllables = np.count_nonzero(begins[chosen])
             if len(chosen) < self._ENOUGH or syllables < self._FEWEST:
                 continue
-            # The fewer syllables, the easier it is for others to resemble them by chance.
+            # With fewer syllables, other sounds resemble them more easily by chance.
             chance = 0.4 + 1.1 / math.sqrt(syllables)
             best = max(best, (_correlation(played[chosen], heard[chosen + lag]) - chance, lag), key=itemgetter(0))
         return best[1]
@@ -125,7 +128,7 @@ def _without_slow(row: _Row, steps: int) -> _Row:
 def _correlation(a: _Row, b: _Row) -> float:
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
-    # What does not change by a decibel or so says nothing.
+    # Levels that vary by less than about a decibel say nothing.
     return float(np.sum(a * b)) / scale if scale > len(a) else 0.0
 
 
@@ -135,14 +138,14 @@ def envelope(pcm: Pcm, parts: int) -> list[float]:
 
 
 class Hints:
-    """Gives hints when they help, the most important first.
+    """Chooses the hints that help now, the most important first.
 
-    `terminal` is the application that macOS has to allow the microphone to; None on other systems. `frame_seconds` says how
-    long a frame lasts; `elsewhere` that it is another computer that has the model.
+    `terminal` is the application that needs macOS's permission for the microphone, or None on other systems. `frame_seconds` is
+    how long a frame lasts. `elsewhere` says that the model runs on another computer.
     """
 
     _SILENT = 3.0  # seconds of zeros
-    _ASKING = 20.0  # seconds during which macOS may be waiting for an answer
+    _ASKING = 20.0  # seconds during which macOS may still be asking the user for permission
     _HEADSET = 30.0  # seconds for which the hint about a headset is shown
 
     def __init__(self, *, terminal: str | None, frame_seconds: float, elsewhere: bool = False) -> None:
@@ -163,7 +166,7 @@ class Hints:
         self._heard: dict[int, list[float]] = {}
 
     def use_device(self, name: str, rate: float, outputs: Collection[str]) -> None:
-        """Say which input device is in use from now on: its name, its default rate in Hz, the names of all output devices."""
+        """Take the input device that is used from now on: its name, its default rate in Hz, the names of all output devices."""
         self._headset = name if is_bluetooth_headset(name, rate, outputs) else None
         self._device_since = None
         self._silent = Latch(0.0, 1.0)
@@ -174,7 +177,7 @@ class Hints:
         self._echo_latch = Latch(0.0, 15.0)
 
     def handle(self, event: Event) -> None:
-        """Compare what is heard with what is said, and learn how small the model is; other events say nothing here."""
+        """Compare the sound that is heard with the sound that is said, and note the model's bits; ignore other events."""
         if isinstance(event, ModelInUse):
             self._smaller = "choose the q4 model" if event.bits in (8, 16) else ""
         elif isinstance(event, Ready):
@@ -190,12 +193,12 @@ class Hints:
         if index in self._heard and index in self._played:
             for played, heard in zip(self._played.pop(index), self._heard.pop(index), strict=True):
                 self._echo.push(played, heard)
-        # A frame without a counterpart: the first ones have no voice.
+        # Drop old frames without a counterpart: the first frames have no voice.
         for old in [i for i in levels if i < index - 25]:
             del levels[old]
 
     def update(self, sample: Sample) -> tuple[str, ...]:
-        """Return the hints to be shown now, each a sentence. Times do not decrease."""
+        """Return the hints to show now, each a sentence. `sample.time` must not decrease from call to call."""
         time = sample.time
         if self._device_since is None:
             self._device_since = time
@@ -205,7 +208,7 @@ class Hints:
         if self._is_slow(sample):
             what = " or ".join(filter(None, (self._smaller, "close other programs")))
             hints.append(
-                "The server, or the way to it, is too slow: not all that you say is heard."
+                "The server or the network is too slow: Moshi does not hear all that you say."
                 if self._elsewhere
                 else f"This computer is too slow for the model: {what}."
             )
@@ -220,14 +223,14 @@ class Hints:
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
         if self._headset is not None and time - self._device_since <= self._HEADSET:
             hints.append(
-                f"{self._headset} has the sound of a telephone while its microphone is in use: d takes the next one, "
+                f"{self._headset} sounds like a telephone while its microphone is in use: press d for another microphone, "
                 "such as the built-in one."
             )
         return tuple(hints)
 
     def _silence(self, age: float) -> str:
         if self._terminal is None:
-            return "The microphone is silent: it may be muted or unplugged; d takes the next one."
+            return "The microphone is silent: it may be muted or unplugged; press d for the next one."
         if age < self._ASKING:
             return f"The microphone is silent so far: macOS may be asking whether {self._terminal} may use it."
         return (

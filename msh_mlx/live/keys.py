@@ -1,4 +1,4 @@
-"""The keyboard during a live conversation: which key does what, and reading single keys from a terminal."""
+"""The keyboard during a live conversation: what the keys do, and how single keys are read from a terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Key:
-    """A key: the character it sends, how it is called on screen, the action it stands for, in a word and in a sentence.
+    """A key: the character that it sends, its name on the screen, and its action.
 
-    The sentence has 41 characters at most, so that it fits on a line where the window has 50 columns.
+    `word` and `sentence` explain the action on the screen. The sentence has at most 41 characters, so that it fits on a line
+    of a window with 50 columns.
     """
 
     character: str
@@ -46,28 +47,30 @@ _ACTIONS = {key.character: key.action for key in KEYS}
 
 
 def action(character: str) -> str | None:
-    """Return the action of the key that sends `character`, in either case; None if it has none."""
+    """Return the action of the key that sends `character`, upper or lower case; return None if there is no such key."""
     return _ACTIONS.get(character.lower())
 
 
 _ESCAPE, _BELL = "\x1b", "\x07"
 _PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
-_IMPATIENCE = 0.1  # a sequence comes at once; what follows so many seconds after the escape key is a key of its own
+_IMPATIENCE = (
+    0.1  # seconds: a sequence comes at once; what comes later than this after the escape key is a separate key
+)
 
 
 class KeyStream:
-    """Tells keys that were pressed from what else a terminal sends: escape sequences, mouse reports, pasted text."""
+    """Picks out the keys that were pressed, and ignores escape sequences, mouse reports and pasted text."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._sequence = ""  # what came of an escape sequence that is not complete
+        self._sequence = ""  # the part that came of an escape sequence
         self._pasting = False
         self._time = 0.0
 
     def push(self, data: bytes, now: float) -> list[str]:
-        """Take the bytes that came at `now` (seconds, any clock), return the keys that are complete with them.
+        """Take the bytes that came at `now`, in seconds of any clock; return the keys that they complete.
 
-        Control characters and letters pressed together with Alt are no keys.
+        Ignore control characters, and letters that are pressed together with Alt.
         """
         if now - self._time > _IMPATIENCE:
             self._sequence = ""
@@ -89,7 +92,7 @@ class KeyStream:
         return keys
 
     def _is_string(self) -> bool:
-        # OSC, DCS, SOS, PM, APC: answers of the terminal, of any length.
+        # OSC, DCS, SOS, PM and APC begin answers of the terminal, which may have any length.
         return self._sequence[1:2] in tuple("]PX^_")
 
     def _is_complete(self) -> bool:
@@ -106,11 +109,11 @@ class KeyStream:
 
 
 class Keys:
-    """Reads keys, one at a time, without waiting for Return and without showing them; Ctrl-C stays a signal.
+    """Reads single keys without waiting for Return and without showing them; Ctrl-C stays a signal.
 
-    A context manager that leaves the terminal as it was, also while the program is stopped by Ctrl-Z: then `suspend` is
-    called before and `resume` after, from `poll`. Does nothing if `source` (default: the standard input) is no terminal.
-    To be used on the main thread, which gets the signals.
+    Use it as a context manager: at the end the terminal is as it was before. The same holds while Ctrl-Z stops the program:
+    `poll` calls `suspend` before the stop and `resume` after it. If `source` (default: the standard input) is not a terminal,
+    no keys are read. Use it on the main thread, which gets the signals.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Keys:
 
     @property
     def closed(self) -> bool:
-        """Whether the terminal has gone, so that no key will come any more."""
+        """Return whether the terminal has gone: then no more keys will come."""
         return self._closed
 
     def __enter__(self) -> Keys:
@@ -163,7 +166,7 @@ class Keys:
             self._wake = None
 
     def poll(self, timeout: float) -> str | None:
-        """Wait at most `timeout` seconds for a key and return it; None if none came."""
+        """Wait at most `timeout` seconds for a key and return it; return None if none came."""
         if self._keys:
             return self._keys.popleft()
         if self._fd is None or self._wake is None:
@@ -191,7 +194,7 @@ class Keys:
         self._keys += self._stream.push(data, time.monotonic())
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # What has to be done writes to the terminal, which another writer may be in the middle of: `poll` does it.
+        # The work writes to the terminal, and the signal may have interrupted another write: leave it to `poll`.
         if self._wake:
             with suppress(BlockingIOError):
                 os.write(self._wake[1], bytes([number]))
@@ -207,17 +210,17 @@ class Keys:
             # Here the program stands still until it is continued.
             signal.signal(signal.SIGTSTP, self._on_signal)
             self._resume()
-        # After SIGSTOP, too: the shell has set the terminal up for itself.
+        # The shell has set up the terminal for itself in the meantime, also after a SIGSTOP.
         self._taken = False
         self._take()
 
     def _in_foreground(self) -> bool:
-        # Reading from the background, or setting the terminal up, would stop the program.
+        # In the background, reading from the terminal or setting it up would stop the program.
         assert self._fd is not None
         try:
             return os.tcgetpgrp(self._fd) == os.getpgrp()
         except OSError:
-            return True  # not the controlling terminal, or gone: then reading says so
+            return True  # this is not the controlling terminal, or it has gone: then reading finds out
 
     def _take(self) -> None:
         if self._fd is None or self._original is None or self._taken or not self._in_foreground():
@@ -240,7 +243,7 @@ class Keys:
             termios.tcsetattr(self._fd, termios.TCSANOW, self._original or [])
 
     def _bracket_pastes(self, on: bool) -> None:
-        # Else the letters of a pasted text would be keys.
+        # Without the brackets, the letters of a pasted text would count as keys.
         assert self._fd is not None
         if os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
             with suppress(OSError):

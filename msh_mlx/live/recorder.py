@@ -1,4 +1,4 @@
-"""Keeps a live conversation: sound and words, written as they come by a thread that nobody waits for."""
+"""Record a live conversation: a thread of its own writes sound and words as they come, and nothing waits for it."""
 
 from __future__ import annotations
 
@@ -33,42 +33,41 @@ _LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
 _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 1_000_000_000  # bytes that temporary files leave free
 _BLOCK = 64  # frames that are copied at once
-_LATE = 250  # frames that one side may be behind the other
+_LATE = 250  # frames by which one side may be behind the other
 
 
 _Recorded = Ready | Heard | Said | SpokeWord
 
 
 class Recorder:
-    """Records conversations from their events: `recorder(event)` may be called by any thread and never waits.
+    """Records conversations from their events. Any thread may call `recorder(event)`; the call never waits.
 
-    With a folder, everything is written there as it comes: every conversation gets a folder of its own in it, named by the
-    time at which it began, such as `2026-11-22-21.03.05` (with `-2` and so on where there is one already), so that nothing is
-    ever overwritten. It holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left,
-    Moshi on the right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`). Sample n of each
-    is of the same moment, frame `index` of the events at 1920 × `index`; what one side lacks is silence. The files can be
-    read at any time, and a crash loses less than a second. Where a file would pass 4 GiB (12 hours), all three go on in
-    `user-part2.wav` and so on.
+    With a folder, everything is written there as it comes. Each conversation gets a folder of its own in it, named by the time
+    at which it began, such as `2026-11-22-21.03.05`; if that exists, `-2` and so on is added, so that nothing is overwritten.
+    The folder holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left, Moshi on the
+    right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`). Sample n is the same moment in
+    all sound files; frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has
+    silence. The files can be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours),
+    all three continue in `user-part2.wav` and so on.
 
-    Without a folder the same goes into temporary files without a name, which vanish with the program (350 MB an hour), and
-    `save` makes files of the current conversation.
+    Without a folder, the same goes to unnamed temporary files (350 MB an hour), which vanish with the program; `save` copies
+    the current conversation to a folder.
 
-    When the disk is full or too slow, or the folder goes away, the recording ends with a `Notice`, and the conversation does
-    not notice.
+    When the disk is full or too slow, or the folder is removed, the recording ends with a `Notice`; the conversation goes on.
 
     Parameters
     ----------
     notify
-        Called with every `Notice`, on the recorder's thread or on one that calls the recorder: "recording", "recording-part",
-        "recording-ended", "saved", "not-saved".
+        Called with every `Notice`, on the recorder's thread or on a thread that calls the recorder. The kinds are "recording",
+        "recording-part", "recording-ended", "saved" and "not-saved".
     folder
-        Where to record; it is made, with those above it, if it is not there.
+        The folder to record into; it is made, with its parents, if it is missing.
     limit
-        Bytes that a sound file may have.
+        How many bytes a sound file may have.
     queue
-        Events that may wait for the disk; where more do, it is too slow.
+        How many events may wait for the disk; with more, the disk counts as too slow.
     reserve
-        Bytes that are left free on the disk of the temporary files.
+        How many bytes to leave free on the disk of the temporary files.
 
     Raises
     ------
@@ -92,23 +91,24 @@ class Recorder:
         self.folders: list[Path] = []  # what has been recorded and saved so far
         self._planned: set[Path] = set()
         self._take: _Take | None = None
-        self._over = True  # whether what comes next begins a conversation
+        self._over = True  # whether the next event begins a conversation
         self._ended = False
         self._ending = threading.Lock()
         self._abort = False
         self._background = Background[_Recorded | Path | _Order]("recorder", self._handle, self._tick, queue)
 
     def __call__(self, event: Event) -> None:
-        """Take an event; those that say nothing of sound or words are left alone."""
+        """Record an event; events without sound or words are ignored."""
         if self._ended or not isinstance(event, _Recorded):
             return
         if not self._background.put(event):
             self._end("the disk is too slow")
 
     def save(self, folder: Path) -> Path:
-        """Let the conversation so far be saved, and return the new folder in `folder` that it will be in.
+        """Start to save the conversation so far; return the path of the new folder for it, in `folder`.
 
-        A `Notice` tells when it is there, with all its files, or that it cannot be. What is recorded anyway is not copied.
+        A `Notice` reports that the folder is there with all its files, or why it could not be written. A conversation that is
+        recorded into a folder anyway is not copied: the path of that folder is returned.
         """
         if self._parent is not None:
             self._background.put(_Order.REPORT, force=True)
@@ -121,9 +121,10 @@ class Recorder:
         return path
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Finish the files and end the thread; return whether that is done within `timeout` seconds.
+        """Finish the files and end the thread; return whether the thread has ended.
 
-        What is being saved then is given up, and leaves nothing.
+        After `timeout` seconds a save that is still under way is broken off and leaves no files; then the thread has as long
+        again to end.
         """
         self._background.put(_Order.FINISH, force=True)
         if not self._background.close(timeout):
@@ -151,7 +152,7 @@ class Recorder:
         if isinstance(event, Ready):
             self._over = True
             return
-        # Not before there is something: where nothing is said, no files are left.
+        # Begin with the first sound or word, so that an empty conversation leaves no files.
         if self._over or not self._take:
             self._begin()
         assert self._take
@@ -194,24 +195,24 @@ class Recorder:
             self._end(disk_error(error))
 
     def _end(self, reason: str) -> None:
-        """End the recording, once, and say why; on any thread."""
+        """End the recording, only once, and report the reason; may be called on any thread."""
         with self._ending:
             if self._ended:
                 return
             self._ended = True
-        take = self._take  # which another thread may change
+        take = self._take  # read once: another thread may replace it
         after = _clock(take.frames if take else 0)
         if self._parent is None:
-            message = f"What is said from now on ({after}) cannot be saved: {reason} (TMPDIR names the folder for it)."
+            message = f"After {after} nothing more can be saved: {reason} (TMPDIR names the folder of temporary files)."
         elif self.folders:
-            message = f"The recording ended after {after}: {reason}. What there is is in {self.folders[-1]}."
+            message = f"The recording ended after {after}: {reason}. What came before is in {self.folders[-1]}."
         else:
             message = f"The recording into {self._parent} ended before it began: {reason}."
         self._background.put(_Order.FINISH, force=True)
         self._notify(Notice("recording-ended", message, "warning"))
 
     def _finish(self) -> None:
-        """Bring the files of a recording to their end; what is in temporary files stays, to be saved."""
+        """Complete and close the files in a folder; temporary files stay open, so that they can still be saved."""
         if self._parent is not None and self._take:
             with self._failures():
                 self._take.finish()
@@ -237,7 +238,7 @@ class Recorder:
                 self._take.copy(copy, lambda: self._abort)
             finally:
                 copy.finish()
-            # An empty folder of that name would be replaced, anything else is an error.
+            # This replaces an empty folder of that name; anything else there is an error.
             temporary.rename(path)
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -251,32 +252,32 @@ class Recorder:
 
 
 class _Order(Enum):
-    """What the recorder's thread is told to do."""
+    """A command to the recorder's thread."""
 
     FINISH = "finish the files"
     REPORT = "say where they are"
 
 
 class _Take:
-    """The files of one conversation: in `folder`, or temporary ones for the two sides if it is None."""
+    """The files of one conversation: in `folder`, or temporary files for both sides and the words if it is None."""
 
     def __init__(self, folder: Path | None, limit: int) -> None:
         self._folder = folder
-        # All files go on in a next part at the same frame, that of the stereo file.
+        # All files begin their next part at the same frame, the one at which the stereo file is full.
         part = (limit - _HEADER) // (4 * FRAME_SIZE) if folder else 1 << 48
         self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]
         self._stereo = _Track(folder, "conversation", 2, part) if folder else None
         self._words = _create(folder, "transcript.jsonl")
         self._words_size = 0
-        self._halves: dict[int, tuple[int, Samples]] = {}  # frames of which the other side is to come
+        self._halves: dict[int, tuple[int, Samples]] = {}  # frames whose other side has not come yet
 
     @property
     def frames(self) -> int:
-        """The length so far."""
+        """Return the length so far, in frames."""
         return max(track.frames for track in self._sides)
 
     def write(self, side: int, index: int, samples: Samples) -> int | None:
-        """Put a frame, `[1920]`, of a side to its place; return the number of the part that it begins, if it does."""
+        """Write frame `index` of a side, `[1920]` int16; return the number of the part that it begins, or None."""
         begun = self._sides[side].write(index, samples)
         if self._stereo:
             other, half = self._halves.pop(index, (1 - side, np.zeros(FRAME_SIZE, np.int16)))
@@ -297,7 +298,7 @@ class _Take:
         self._words_size += len(line)
 
     def sync(self) -> None:
-        """Let the headers say what is there; raise `RemovedError` if the files are in no folder any more."""
+        """Update the headers to the length so far; raise `RemovedError` if the files were removed from their folder."""
         if not self._folder:
             return
         assert self._stereo
@@ -312,7 +313,7 @@ class _Take:
         return disk.f_bavail * disk.f_frsize
 
     def copy(self, target: _Take, aborted: Callable[[], bool]) -> None:
-        """Write what there is, in temporary files, into `target`, through to the disk; stop if `aborted`."""
+        """Copy these temporary files to `target` and sync them to the disk; raise InterruptedError if `aborted`."""
         assert target._stereo
         for index in range(0, self.frames, _BLOCK):
             if aborted():
@@ -331,19 +332,19 @@ class _Take:
         assert self._stereo
         with contextlib.ExitStack() as stack:
             stack.callback(self._words.close)
-            # Half a line, where the disk was full.
+            # Remove half a line, which is left where the disk was full.
             stack.callback(os.ftruncate, self._words.fileno(), self._words_size)
             for track in (*self._sides, self._stereo):
                 stack.callback(track.finish, self.frames)
 
     def close(self) -> None:
-        """Let temporary files vanish."""
+        """Close the files; temporary ones vanish."""
         for file in (self._words, *self._sides[0].files, *self._sides[1].files):
             file.close()
 
 
 class _Track:
-    """Sound in frames that are written to their places, in files of `part` frames each."""
+    """The sound of one file, or of several parts of `part` frames each; frames may be written in any order."""
 
     def __init__(self, folder: Path | None, name: str, channels: int, part: int) -> None:
         self._folder = folder
@@ -357,11 +358,14 @@ class _Track:
 
     @property
     def files(self) -> list[io.FileIO]:
-        """Those that are open."""
+        """Return the files that are open."""
         return list(self._open.values())
 
     def write(self, index: int, samples: Samples) -> int | None:
-        """Put `[samples]` or `[samples, channels]`, whole frames, to frame `index`; return the number of a part that begins."""
+        """Write whole frames from frame `index` on; return the number of the part that they begin, or None.
+
+        `samples` is `[samples]` or `[samples, channels]` int16.
+        """
         data = memoryview(samples.tobytes())
         begun = None
         while data:
@@ -376,7 +380,7 @@ class _Track:
         return begun
 
     def read(self, index: int, count: int) -> Samples:
-        """Return `count` frames from `index`, `[samples]`, silence where there are none; of temporary files only."""
+        """Return `count` frames from `index` on, `[samples]` int16, with silence for missing ones; for temporary files only."""
         data = os.pread(self._open[0].fileno(), count * self._frame_bytes, _HEADER + index * self._frame_bytes)
         return np.frombuffer(data.ljust(count * self._frame_bytes, b"\0"), "<i2")
 
@@ -386,11 +390,11 @@ class _Track:
             _write_at(file, 0, wav_header(SAMPLE_RATE, self._channels, self._size(part)))
 
     def finish(self, frames: int) -> None:
-        """Fill up to `frames` with silence, and close."""
+        """Fill up with silence to `frames` frames, and close the files."""
         with contextlib.ExitStack() as stack:
             for file in self._open.values():
                 stack.callback(file.close)
-            # Where the disk is full, the header has to be right all the same.
+            # Even on a full disk the header must be right.
             self.sync()
             self.frames = max(self.frames, frames)
             if self.frames:
@@ -413,20 +417,20 @@ class _Track:
 
 
 def _checked(folder: Path) -> Path:
-    """Make a folder, if it is not there, and find out whether it can be written to; raise InputError."""
+    """Make a folder if it is missing, and return its path; raise InputError if it cannot be made or written to."""
     folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is no folder; give one to record into.") from None
+        raise InputError(f"{folder} is not a folder; give one to record into.") from None
     except OSError as error:
-        raise InputError(f"{folder} cannot be recorded into: {error.strerror or error}.") from None
+        raise InputError(f"Cannot record into {folder}: {error.strerror or error}.") from None
     return folder
 
 
 def _names(parent: Path) -> Iterator[Path]:
-    """Yield names for a folder in `parent`, the time of day first."""
+    """Yield paths for a new folder in `parent`: the date and time, then the same with -2, -3 and so on."""
     name = datetime.now().strftime("%Y-%m-%d-%H.%M.%S")
     yield parent / name
     for number in itertools.count(2):
@@ -443,14 +447,14 @@ def _fresh(parent: Path) -> Path:
 
 
 def _create(folder: Path | None, name: str) -> io.FileIO:
-    """Create a file that was not there, or a temporary one."""
+    """Create a new file in `folder`, or a temporary one if `folder` is None; an existing file is an error."""
     if folder is None:
         return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
     return (folder / name).open("xb", buffering=0)
 
 
 def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
-    """Write all of `data`, past Python and into the system's hands, where a crash of the program does not touch it."""
+    """Write all of `data` at byte `place`, without a buffer in Python, so that a crash of the program loses none of it."""
     rest = memoryview(data)
     while rest:
         count = os.pwrite(file.fileno(), rest, place)
@@ -458,6 +462,6 @@ def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
 
 
 def _clock(frames: int) -> str:
-    """Write a number of frames as hours, minutes and seconds."""
+    """Return a number of frames as hours, minutes and seconds."""
     seconds = frames * FRAME_SIZE // SAMPLE_RATE
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,4 +1,4 @@
-"""A live conversation: devices, pipeline, screen, keys, recorder and trace, put together on the main thread."""
+"""A live conversation: the main thread runs devices, conversation, screen, keys, recorder and trace together."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from .screen.status import EchoSummary, Screen, StageTimes, Status, Summary
 from .trace import Trace
 
 _TICK = 1 / 15  # seconds between two looks at keys, events and devices
-_FOR_FILES = (Span, Queues)  # events that neither the screen nor the hints have a use for
+_FOR_FILES = (Span, Queues)  # events that only the trace uses
 
 
 @dataclass(frozen=True)
 class Options:
     """What the user asked for.
 
-    Devices by number or part of the name; `record`, a folder, and `trace`, a file; `duration` in seconds, from the moment at
-    which the model listens; `max_delay`, in seconds, beyond which the oldest of the user's sound is dropped; whether the
-    microphone is `muted` at first; when an `echo` is taken away, and whether there is noise suppression and gain control (see
-    `EchoFree`); and which face the screen has.
+    `input_device` and `output_device` are a number or a part of the name. `record` is a folder, `trace` a file. `duration` is
+    in seconds, from when the model first listens. `max_delay` is in seconds; beyond it the oldest of the user's sound is
+    dropped. `muted` says whether the microphone is muted at first. `echo`, `noise_suppression` and `gain_control` are as for
+    `EchoFree`. `plain` and `as_json` choose the screen.
     """
 
     input_device: str | None = None
@@ -69,20 +69,21 @@ def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewher
     Parameters
     ----------
     make
-        Makes the conversation, which loads the model, or connects to it, when it is started.
+        Makes the conversation. When started, it loads the model or connects to the server.
     options
         What the user asked for.
     signals
-        Tell when the program shall end. From now on it ends without waiting for threads that nothing can interrupt.
+        Reports signals that end the program. From now on the program ends without waiting for threads in native code, which
+        nothing can interrupt.
     elsewhere
-        The model is on another computer: there are no files to find, and this one is not too slow.
+        Whether the model is on another computer: then no files are looked for, and hints do not say that this one is too slow.
 
     Raises
     ------
     InputError
         A device, a file or the model is not usable.
     MshError
-        There is no device, or the model or the codec failed; the details of what nobody expected are in a log file.
+        There is no device, or the model or the codec failed; the details of an unexpected failure are in a log file.
     Stopped
         A signal came, or the terminal has gone.
     """
@@ -104,7 +105,7 @@ def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewher
 
 
 class _Conversation:
-    """What is open during a conversation, and the loop that looks after it."""
+    """Everything that is open during a conversation, and the loop on the main thread."""
 
     def __init__(self, options: Options, screen: Screen, signals: Signals, log: Log) -> None:
         self._options = options
@@ -128,7 +129,7 @@ class _Conversation:
     # ---- the beginning ---------------------------------------------------------------------------------------------------
 
     def begin(self, make: MakeConversation, elsewhere: bool) -> None:
-        """Open everything that can be missing, then let the model load."""
+        """Open files and devices, then start the conversation, which loads the model or connects."""
         options = self._options
         begin = perf_counter()
         if not elsewhere:
@@ -158,7 +159,7 @@ class _Conversation:
         self._conversation.start()
 
     def _observe(self, event: Event) -> None:
-        """Pass an event on to everybody who watches; on the threads of the conversation."""
+        """Pass an event to trace, recorder, screen and hints; called on the threads of the conversation."""
         if self._trace:
             self._trace(event)
         if self._recorder:
@@ -174,7 +175,7 @@ class _Conversation:
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
     def run(self, keys: Keys) -> None:
-        """Look after everything until the user has had enough, or something fails."""
+        """Handle keys, devices and events until the user quits, the duration is over, or something fails."""
         assert self._devices
         assert self._conversation
         while True:
@@ -192,7 +193,7 @@ class _Conversation:
             duration = self._options.duration
             if duration is not None and self._elapsed() >= duration and self._begun is not None:
                 break
-        self._patience = 10.0  # nobody is in a hurry
+        self._patience = 10.0  # this is an ordinary end: the files may take their time
 
     def _show_events(self) -> None:
         while True:
@@ -207,7 +208,7 @@ class _Conversation:
             self._screen.handle(event)
 
     def _press(self, pressed: str | None) -> bool:
-        """Do what a key stands for; return whether the conversation goes on."""
+        """Do the action of a key; return False if it ends the conversation."""
         assert self._devices
         assert self._conversation
         assert self._recorder
@@ -245,7 +246,7 @@ class _Conversation:
         self._echo = echo
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         heard, said = microphone.level(), loudspeaker.level()
-        # What is not known is 0.
+        # A percentile that is not known yet is 0; the screen wants None.
         p95 = 1000 * metrics.step.recent(95) or None
         return Status(
             elapsed=self._elapsed(),
@@ -290,7 +291,7 @@ class _Conversation:
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Release the devices, complete the files, and say how it was; a terminal that has gone does not hinder that."""
+        """Stop the conversation, release the devices, complete the files, and show the summary if there is still a terminal."""
         self._ended = perf_counter()
         if self._conversation:
             self._conversation.stop(0.3)
@@ -329,7 +330,7 @@ class _Conversation:
 
 
 def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
-    """Return what leaves the terminal in order, whatever state it is in."""
+    """Return a function that restores the terminal, whatever state it is in."""
 
     def close() -> None:
         for end in (screen.suspend, lambda: keys.__exit__(None, None, None)):
@@ -341,7 +342,7 @@ def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _closed(screen: Screen) -> Iterator[None]:
-    """Close the screen at the end, also when its terminal has gone."""
+    """Open the screen, and close it at the end, even if its terminal has gone."""
     try:
         with contextlib.suppress(OSError):
             screen.__enter__()
@@ -353,7 +354,7 @@ def _closed(screen: Screen) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _awake() -> Iterator[None]:
-    """Keep a Mac from going to sleep; it may again when this process has ended, in whatever way."""
+    """Keep a Mac awake. It may sleep again when this process ends, even after a crash."""
     command = {"darwin": ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]}.get(sys.platform)
     process = None
     if command:
@@ -380,7 +381,7 @@ _PARTS = {
 
 
 def _sorry(failure: Failed, log: Log) -> MshError:
-    """Return what to raise for a failure: as it is where it is meant for the user, else with the details in a log file."""
+    """Return the error to raise for a failure: the same if it is meant for the user, else one that names a log file."""
     if isinstance(failure.error, MshError):
         return failure.error
     if said := explain(failure.error):

@@ -1,4 +1,4 @@
-"""Keeps what the stages of a live conversation did and when, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
+"""Write when the stages of a live conversation worked, for Perfetto (ui.perfetto.dev) or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .background import Background, disk_error
 _TRACKS = {
     name: number for number, name in enumerate(["start", "encode", "step", "decode", "events", "words"], start=1)
 }
-_NO_ECHO = -100.0  # dB of full scale
+_NO_ECHO = -100.0  # dB of full scale, written where the level of the echo is not known
 _QUEUE = 50_000  # events that may wait for the disk
 _BUFFER = 1 << 16  # characters that are written at once
 
@@ -27,22 +27,22 @@ _Traced = Loading | Ready | SpokeWord | Span | Queues | EchoState | Dropped | Un
 
 
 class Trace:
-    """Writes events in the Chrome trace format: `trace(event)` may be called by any thread and never waits.
+    """Writes events in the Chrome trace format. Any thread may call `trace(event)`; the call never waits.
 
-    There is one track for each stage ("encode", "step", "decode") with a span for every frame, tracks for the start, for
-    words and for what went wrong (drops, underruns, notices), and counters for the queues and the echo. Times are microseconds
-    since the trace was opened. The file is written about twice a second; one that was left unfinished, as by a crash, lacks
-    `]` at its end and nothing else, and the viewers read it as it is. When the disk is full, the trace ends with a `Notice`
-    ("trace-ended") and the conversation goes on.
+    Each stage ("encode", "step", "decode") has a track with a span for every frame. There are tracks for the start, for words
+    and for other events (drops, underruns, notices), and counters for the queues and the echo. Times are microseconds since the
+    trace was opened. The file is written about twice a second. After a crash it lacks only the `]` at its end, and the viewers
+    read it as it is. When the disk is full or too slow, the trace ends with a `Notice` ("trace-ended"), and the conversation
+    goes on.
 
     Parameters
     ----------
     path
-        The file; one that is there is replaced.
+        The file to write; an existing one is replaced.
     notify
-        Called with the `Notice`, on the trace's thread or one that calls it.
+        Called with the `Notice`, on the trace's thread or on a thread that calls the trace.
     queue
-        Events that may wait for the disk; where more do, it is too slow.
+        How many events may wait for the disk; with more, the disk counts as too slow.
 
     Raises
     ------
@@ -71,7 +71,7 @@ class Trace:
             self._add({"ph": "M", "name": "thread_sort_index", "tid": number, "args": {"sort_index": number}})
 
     def __call__(self, event: Event) -> None:
-        """Take an event; those that carry sound are left alone."""
+        """Trace an event; events with sound are ignored."""
         if self._ended or not isinstance(event, _Traced):
             return
         if not self._background.put((perf_counter(), event)):
@@ -123,7 +123,7 @@ class Trace:
             self._instant("events", f"{event.where} failed", time, {"message": str(event.error)})
 
     def _span(self, track: str, name: str, begin: float, end: float, args: dict[str, Any]) -> None:
-        # Both ends rounded, so that spans that touch do not overlap.
+        # Round both ends, not the duration, so that spans that touch do not overlap.
         start, stop = self._microseconds(begin), self._microseconds(end)
         self._add(
             {
@@ -155,7 +155,7 @@ class Trace:
             self._flush()
 
     def _flush(self, end: str = "") -> None:
-        """Write whole entries; the comma goes before, not after, so that only the bracket is missing at any time."""
+        """Write whole entries. The comma goes before each, not after, so that the file only ever lacks the last bracket."""
         if self._ended:
             self._lines.clear()
             return
@@ -178,4 +178,6 @@ class Trace:
             if self._ended:
                 return
             self._ended = True
-        self._notify(Notice("trace-ended", f"The trace ended: {reason}. What there is is in {self.path}.", "warning"))
+        self._notify(
+            Notice("trace-ended", f"The trace ended: {reason}. What came before is in {self.path}.", "warning")
+        )

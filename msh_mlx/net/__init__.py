@@ -1,4 +1,4 @@
-"""The wire: messages, addresses, Opus, certificates, the server, and the client's side of a conversation.
+"""The network: messages, addresses, Opus, certificates, the server, and the client's side of a conversation.
 
-It uses conversations; it knows nothing of the screen, the keys or the sound devices, nor of options.
+This room uses conversations. It does not know the screen, the keys, the sound devices or the options of the command line.
 """

@@ -1,4 +1,4 @@
-"""Where a conversation with a server is held."""
+"""The address of a conversation with a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATH = "/api/chat"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a conversation is held, and with which parameters; as text it is host and port, without the token."""
+    """The address of a conversation, with its parameters. `str` gives host and port only, without the token."""
 
     host: str = HOST
     port: int = PORT
@@ -27,12 +27,12 @@ class Address:
 
     @classmethod
     def of(cls, host: str, port: int, *, secure: bool, query: Mapping[str, str]) -> Address:
-        """Check a host's name or number, an IPv6 one with or without brackets.
+        """Return the address of a host, given by name or IP address; an IPv6 address may have brackets.
 
         Raises
         ------
         InputError
-            It is something else.
+            `host` is neither a name nor an IP address.
         """
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
@@ -43,21 +43,21 @@ class Address:
 
     @classmethod
     def from_url(cls, url: str, query: Mapping[str, str]) -> Address:
-        """Read an address that begins with ws://, wss://, http:// or https://; `query` goes before the parameters in it.
+        """Read an address that begins with ws://, wss://, http:// or https://.
 
-        Without `/api/chat` at its end, that is added.
+        Parameters in `query` override those in the address. `/api/chat` is added if the path does not end with it.
 
         Raises
         ------
         InputError
-            It is no such address.
+            `url` is not such an address, or has a user's name in it.
         """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
-        # The address itself is not repeated: there may be a token in it.
+        # Do not repeat the address itself: it may hold a token.
         if not host or parts.scheme not in ("ws", "wss", "http", "https"):
             raise InputError("--url is not a whole address; give one such as wss://moshi.example:9998.")
         if parts.username is not None or parts.password is not None:
@@ -71,7 +71,7 @@ class Address:
         return address
 
     def url(self) -> URL:
-        """Return the whole address, with the parameters; raises InputError if it cannot be one."""
+        """Return the whole address with its parameters; raise InputError if the parts do not make one."""
         try:
             return URL.build(
                 scheme="wss" if self.secure else "ws",
@@ -80,7 +80,7 @@ class Address:
                 path=self.path,
                 query=self.query,
             )
-        except ValueError:  # of Unicode, of numbers
+        except ValueError:  # as for Unicode or numbers that an address cannot have
             raise InputError(f"{self.host!r} is not the name of a host; give its name or number.") from None
 
     def __str__(self) -> str:

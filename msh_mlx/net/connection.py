@@ -1,4 +1,4 @@
-"""One client of the server: what it sends and gets, over a websocket; the session behind it runs as in the live app."""
+"""One client of the server, on a websocket; its session runs in a `Pipeline`, as in a live conversation."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from .parameters import ChatParameters
 
 _FADE_IN = 120  # samples, 5 ms, where sound was left out
 _STATS_EVERY = 2.0  # seconds
-_PING_EVERY = 4.0  # seconds, while nothing else is to be said
-_AHEAD = 2.0  # seconds of a file's sound that wait for the model
-_LONGEST = 60.0  # seconds of live sound, whatever the model does meanwhile
-_PIECES = 16  # that came last, by which what a client sends at once is judged
-_IDLE = 0.16  # seconds of sound that wait where a model keeps up with what comes
-_APART = 0.1  # seconds between two pieces that did not come together
-_UNREAD = 5.0  # seconds in which live sound that comes too early is not read, at most: there may be other messages
-_BURST = 2  # seconds of messages at the highest rate
-_MEANINGLESS = 16, 4096  # messages, and bytes in them, that mean nothing here and may come between two pieces of sound
+_PING_EVERY = 4.0  # seconds without another message, after which a ping is sent
+_AHEAD = 2.0  # seconds of sound that may wait for the model before reading stops
+_LONGEST = 60.0  # seconds of live sound that may wait, whatever the model does
+_PIECES = 16  # the last pieces of sound; the largest shows how much a client sends at once
+_IDLE = 0.16  # seconds of sound: if no more waits, the model keeps up
+_APART = 0.1  # seconds between two pieces that count as separate
+_UNREAD = 5.0  # seconds for which early live sound is left unread, at most: other messages may come behind it
+_BURST = 2  # seconds of messages at the highest rate that may come at once
+_MEANINGLESS = 16, 4096  # messages without a meaning here, and bytes in them, that may come between two pieces of sound
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may do.
+    """The limits for one client.
 
     Attributes
     ----------
     message
-        Bytes of a message.
+        Most bytes of a message.
     rate
-        Messages a second, on average.
+        Most messages a second, on average.
     first, idle
-        Seconds from the handshake to the first sound, and without any. Nothing but sound counts, so a client that has paused
-        has as long to go on.
+        Most seconds from the handshake to the first sound, and later without sound. Only sound counts: a client that has paused
+        must go on within this time.
     unsent
-        Bytes that wait for a client that reads slowly.
+        Most bytes that may wait for a client that reads slowly.
     """
 
     message: int = 1 << 20
@@ -64,8 +64,12 @@ class Limits:
     unsent: int = 1 << 20
 
 
-class End(Exception):  # noqa: N818 — most ends are none
-    """The conversation ends: `kind` is for the log and the figures, `sentence` for the client, as an Error, if there is one."""
+class End(Exception):  # noqa: N818 — most ends are not errors
+    """The conversation ends.
+
+    `kind` is for the log and the figures. `sentence` is sent to the client as an `Error`, if there is one. `code` closes the
+    websocket.
+    """
 
     def __init__(self, kind: str, sentence: str | None = None, code: int = WSCloseCode.POLICY_VIOLATION) -> None:
         super().__init__(sentence or kind)
@@ -75,12 +79,12 @@ class End(Exception):  # noqa: N818 — most ends are none
 
 
 class NetworkSource:
-    """The user's sound as it came over the network: written by the loop's thread, read by the encoder's; see `Source`.
+    """The user's sound from the network, as a `Source`. The event loop's thread writes it, the encoder's thread reads it.
 
     Attributes
     ----------
     refused
-        Seconds that were forgotten because nothing was read for too long.
+        Seconds of sound that were dropped because too much waited.
     """
 
     def __init__(self, longest: float, now: Callable[[], float] = monotonic) -> None:
@@ -91,14 +95,14 @@ class NetworkSource:
         self._changed = threading.Condition()
         self._cut = False
         self.refused = 0.0
-        self._under_way = 0.0  # seconds that were read and are not answered, as far as that was told
+        self._under_way = 0.0  # seconds of sound that were read and not answered, at the last call of `early`
         self._pieces: deque[float] = deque(maxlen=_PIECES)  # seconds of sound
-        self._written: float | None = None  # when it last was; None: nothing was since the conversation began
-        self._ahead = 0.0  # seconds of sound by which it was ahead of the clock then
-        self._gap = 0.0  # seconds in which nothing came before what waits now: so much may be late together
+        self._written: float | None = None  # when sound last came, or None if none has come in this conversation
+        self._ahead = 0.0  # seconds of sound by which the client was then ahead of the clock
+        self._gap = 0.0  # seconds without sound before what waits now: this much of it was held up on its way
 
     def write(self, pcm: Pcm) -> None:
-        """Take sound, `[n]` float32 at 24 kHz; beyond `longest` seconds the oldest is forgotten."""
+        """Take sound, `[n]` float32 at 24 kHz; if more than `longest` seconds wait, drop the oldest down to half of that."""
         seconds, now = len(pcm) / SAMPLE_RATE, self._now()
         with self._changed:
             since = 0.0 if self._written is None else now - self._written
@@ -115,10 +119,11 @@ class NetworkSource:
             self.refused += self.trim(self._longest / 2)
 
     def early(self, under_way: float | None = None) -> float:
-        """Tell how much of the sound that waits is not late, in seconds: it came in one piece, or ahead of the clock.
+        """Return how much sound, in seconds, may wait without being late: it came in one piece, or ahead of the clock.
 
-        Who sends pages of a second, or a file as fast as the network takes it, is not to lose any of that. What comes at once
-        after a gap was held up on its way, and is late. `under_way` is how much was read and is not answered yet, in seconds.
+        A client may send pages of a second, or a file as fast as the network takes it; none of that must be dropped. But sound
+        that comes all at once after a gap was held up on its way, and is late. `under_way` is how many seconds of sound were
+        read and are not answered yet; without it the last value counts.
         """
         with self._changed:
             if under_way is not None:
@@ -145,7 +150,7 @@ class NetworkSource:
     def trim(self, keep: float) -> float:
         """As in `Source`."""
         with self._changed:
-            if not keep:  # what comes next begins anew
+            if not keep:  # a new conversation or a pause: forget when sound came
                 self._written, self._ahead, self._gap = None, 0.0, 0.0
             excess = self._samples - round(keep * SAMPLE_RATE)
             if excess <= 0:
@@ -167,22 +172,24 @@ class NetworkSource:
 
 
 class Connection:
-    """A client from its first message to its last.
+    """A client, from its first message to its last.
 
-    Everything here runs on the loop's thread, but `_observe`, which the pipeline calls on its own.
+    Everything here runs on the event loop's thread, except `_observe`, which the pipeline calls on its threads.
 
     Parameters
     ----------
     ws, transport
-        The websocket, prepared, and what it is on.
+        The websocket, already prepared, and its transport.
     parameters
-        Those of its address.
+        The parameters of the client's address.
     about
-        What is sent before the handshake.
+        The metadata that is sent before the handshake.
+    limits
+        What the client may do.
     counts
-        Where bad pages are counted, under "pages".
+        The server's counts; bad pages are added under "pages".
     fail
-        Hears of a part that broke.
+        Called when a part of the pipeline fails.
     """
 
     def __init__(
@@ -214,9 +221,9 @@ class Connection:
         self._listens = False
         self._paused = False
         self._listens_since: float | None = None
-        self._last_sound: float | None = None  # heard, or said to what was heard
-        self._unanswered = 0.0  # seconds of sound that was heard and has no answer
-        self._meaningless = 0, 0  # messages and bytes, since there was sound
+        self._last_sound: float | None = None  # when sound last came, or was answered
+        self._unanswered = 0.0  # seconds of sound that came and were not answered yet
+        self._meaningless = 0, 0  # messages and bytes since sound last came
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -224,30 +231,30 @@ class Connection:
         self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
-        self._told_dropped = 0.0  # seconds: those that are in the place of which the client hears next
-        self._told_notes = 0  # of the decoder's
+        self._told_dropped = 0.0  # seconds that were dropped, as last sent to the client
+        self._told_notes = 0  # how many of the decoder's notes were sent
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()
         self._drops: deque[tuple[int, float]] = (
             deque()
-        )  # frames before which something was dropped, and how much in all then
+        )  # for each drop the frame behind it, and the seconds that were dropped in all by then
         self._encoder = OpusEncoder()
 
     # ---- the way out -----------------------------------------------------------------------------------------------------
 
     def send(self, *messages: Message) -> None:
-        """Put messages behind those that wait to be sent."""
+        """Queue messages to be sent."""
         self._send([encode(message) for message in messages])
 
     def tell(self, values: Mapping[str, Any]) -> None:
-        """Send metadata that published servers do not send, if the client asked for it; others would take it for an error."""
+        """Send metadata that published servers do not send, but only to clients that asked for it: it would confuse others."""
         if self._parameters.stats:
             self.send(MetaData(values))
 
     @property
     def unsent(self) -> int:
-        """How many bytes wait for the client, not counting the system's own buffer."""
+        """Return how many bytes wait for the client, without those in the system's own buffer."""
         return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def _send(self, datas: list[bytes]) -> None:
@@ -277,7 +284,7 @@ class Connection:
     # ---- the conversation ------------------------------------------------------------------------------------------------
 
     async def run(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> End:
-        """Serve the client until it or something else ends that, and tell what; `admitted` waits for its turn."""
+        """Serve the client until the conversation ends, and return why; `admitted` waits for the client's turn."""
         jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(admitted))]
         try:
             await asyncio.wait([*jobs, self._ended], return_when=asyncio.FIRST_COMPLETED)
@@ -299,7 +306,7 @@ class Connection:
         raise end
 
     async def close(self, end: End, timeout: float) -> None:
-        """Tell the client why, close the connection within `timeout` seconds, and end the pipeline."""
+        """Tell the client why the conversation ends, close the connection within `timeout` seconds, and end the pipeline."""
         try:
             with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._say_goodbye(end), timeout)
@@ -308,8 +315,8 @@ class Connection:
                 self._transport.abort()
             if self.pipeline:
                 await asyncio.to_thread(self.pipeline.stop, 10.0)
-                # The two know each other: so that the session's memory, gigabytes with a real model, does not have to wait
-                # for Python's collector.
+                # Pipeline and connection refer to each other. Break the cycle, so that the session's memory, gigabytes with a
+                # real model, is freed now and not when Python's collector runs.
                 self.pipeline = None
 
     async def _say_goodbye(self, end: End) -> None:
@@ -354,12 +361,12 @@ class Connection:
             if message.type is WSMsgType.PONG:
                 continue
             if message.type is WSMsgType.TEXT:
-                sentence = "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+                sentence = "Text messages have no meaning here; send binary messages: a type byte and a payload."
                 raise End("text", sentence, WSCloseCode.UNSUPPORTED_DATA)
             self._hear(message.data)
 
     async def _until_there_is_room(self) -> None:
-        """Let the network wait while the model has enough to hear, and nothing of it is late."""
+        """Stop reading while enough sound waits for the model and none of it is late."""
         source, begin, live = self._source, monotonic(), self._parameters.realtime
         while source.backlog() > _AHEAD or (not live and self.unsent > self._limits.unsent // 2):
             if live and (source.early() < _AHEAD or monotonic() - begin > _UNREAD):
@@ -372,7 +379,7 @@ class Connection:
         self._metered = now
         self._allowance -= 1
         if self._allowance < 0:
-            raise End("rate", f"More than {limits.rate:.0f} messages a second are too many.")
+            raise End("rate", f"More than {limits.rate:.0f} messages a second came; send fewer.")
 
     def _hear(self, data: bytes) -> None:
         if len(data) > self._limits.message:
@@ -391,7 +398,7 @@ class Connection:
                 for note in self._decoder.notes[self._told_notes :]:
                     self.tell({"notice": note})
                 self._told_notes = len(self._decoder.notes)
-                if (sound := self._decoder.heard - heard) > 0:  # not the silence in place of what is damaged
+                if (sound := self._decoder.heard - heard) > 0:  # without the silence in place of damaged pages
                     self._last_sound = monotonic()
                     self._unanswered += sound
                     self._meaningless = 0, 0
@@ -405,12 +412,12 @@ class Connection:
                 self._pass_over(data)
 
     def _pass_over(self, data: bytes) -> None:
-        """Take no notice of a message that means nothing here, unless there are many and nothing else."""
+        """Ignore a message without a meaning here; raise `End` if too many of them come without sound in between."""
         count, size = self._meaningless
         self._meaningless = count, size = count + 1, size + len(data)
         if count > _MEANINGLESS[0] or size > _MEANINGLESS[1]:
             sentence = (
-                "Nothing comes but messages that mean nothing here; one with sound is the byte 1 and then Ogg pages."
+                "Only messages without a meaning here have come; a message with sound is the byte 1 and then Ogg pages."
             )
             raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
 
@@ -429,7 +436,10 @@ class Connection:
     # ---- time ------------------------------------------------------------------------------------------------------------
 
     def tick(self, others: int) -> None:
-        """Look at the clock; to be called several times a second. `others` are the sessions at the moment."""
+        """Check the time limits, and send figures or a ping when they are due; call this several times a second.
+
+        `others` is how many sessions there are now, for the figures.
+        """
         now, limits = monotonic(), self._limits
         if self._listens and self._listens_since is not None:
             last = self._last_sound
@@ -441,21 +451,21 @@ class Connection:
             self._last_stats = now
             self.tell(self.stats() | {"dropped_s": self._told_dropped, "sessions": others})
         elif now - self._last_sent > _PING_EVERY and (self._listens or self._parameters.stats):
-            # Published clients that wait for their turn do not know it.
+            # Only clients that know of the waiting line get pings before the handshake.
             self.send(Ping())
 
     @property
     def notes(self) -> list[str]:
-        """What there was to say of the client's sound, a sentence each.
+        """Return what was wrong with the client's sound, a sentence each, for the log.
 
-        Published clients are told nothing of it: they take every message for a part of the conversation, or for an error.
+        Published clients do not get these notes: they would take them for a part of the conversation, or for an error.
         """
         dropped = self._dropped()
         late = [f"{dropped:.1f} s of the sound came too late and were not heard."] if dropped else []
         return [*self._decoder.notes, *late]
 
     def stats(self) -> dict[str, float | int]:
-        """Return the figures of the conversation, as they are sent to the client."""
+        """Return the figures of the conversation as the client gets them."""
         metrics = self._metrics
         return {
             "step_p50_ms": round(1000 * metrics.step.recent(50), 2),
@@ -481,7 +491,7 @@ class Connection:
         elif isinstance(event, Said):
             datas = []
             while self._drops and self._drops[0][0] <= event.index:
-                # Told in its place, so that the client knows where in the reply something is missing.
+                # Send it in its place, so that the client knows where in the reply sound is missing.
                 self._on_loop(self._tell_dropped, self._drops.popleft()[1])
             while self._texts and self._texts[0][0] <= event.index:
                 datas.append(encode(Text(self._texts.popleft()[1])))
@@ -518,7 +528,7 @@ class Connection:
         self._listens = True
         self._listens_since = self._listens_since or monotonic()
         if (dropped := self._dropped()) != self._told_dropped:
-            self._tell_dropped(dropped)  # of the conversation before
+            self._tell_dropped(dropped)  # what the conversation before has dropped
         self.send(Handshake())
 
     def _failed(self, failure: Failed) -> None:
@@ -527,7 +537,7 @@ class Connection:
 
 
 def _broken(error: object) -> End:
-    """Tell what ended a websocket from below: its rules, or a connection that gives no sign of life."""
+    """Return the end for an error of the websocket: its rules were broken, or the connection was lost."""
     if not isinstance(error, WebSocketError):
         return End("lost")
     too_big = error.code == WSCloseCode.MESSAGE_TOO_BIG

@@ -1,6 +1,6 @@
-"""The messages of `/api/chat`, as pure code: bytes to values and back.
+"""The messages of `/api/chat`: turn bytes into values and back, without I/O.
 
-A message of the websocket is a type byte and a payload, integers little-endian. Audio is Opus in Ogg pages, as bytes.
+A message of the websocket is a type byte and a payload; integers are little-endian. Audio is Opus in Ogg pages, as bytes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..sound.ogg import CAPTURE
 
 VERSION = 0
 MODEL_VERSION = 0
-# A second of the published programs' audio has six kilobytes.
+# In bytes. A second of sound from the published programs has six kilobytes.
 MAX_MESSAGE = 1 << 20
 
 
 class Control(IntEnum):
-    """What the client wants to happen (message 3)."""
+    """A command of the client's (message 3)."""
 
     START = 0
     END_TURN = 1
@@ -33,7 +33,7 @@ class Control(IntEnum):
 
 @dataclass(frozen=True)
 class Handshake:
-    """The server has fresh state and listens (message 0); both numbers are in [0, 2^32)."""
+    """The server is in fresh state and listens (message 0); both numbers are in [0, 2^32)."""
 
     protocol_version: int = VERSION
     model_version: int = MODEL_VERSION
@@ -48,21 +48,21 @@ class Audio:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of what is said (message 2); a leading space starts a word."""
+    """A piece of Moshi's text (message 2); a leading space starts a word."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class MetaData:
-    """Facts about server and conversation (message 4): what JSON can hold, without infinities and NaN."""
+    """Facts about the server and the conversation (message 4): values that JSON can hold, without infinities and NaN."""
 
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Error:
-    """A sentence on what went wrong (message 5)."""
+    """A sentence about what went wrong (message 5)."""
 
     text: str
 
@@ -74,7 +74,7 @@ class Ping:
 
 @dataclass(frozen=True)
 class ColoredText:
-    """A piece of text with a colour in [0, 256) (message 7); of other models."""
+    """A piece of text with a colour in [0, 256) (message 7); other models send it."""
 
     colour: int
     text: str
@@ -84,7 +84,7 @@ Message: TypeAlias = Handshake | Audio | Text | Control | MetaData | Error | Pin
 
 
 def encode(message: Message) -> bytes:
-    """Write a message as the bytes of a websocket's binary message.
+    """Return a message as the bytes of a websocket's binary message.
 
     Raises
     ------
@@ -114,15 +114,15 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes, limit: int = MAX_MESSAGE) -> Message | None:
-    """Read a websocket's binary message; None is what is to be discarded: empty, or of a type or a control not known.
+    """Read a websocket's binary message; return None for one to ignore: it is empty, or its type or control is not known.
 
-    A handshake may have any length: nine bytes are two numbers of 32 bits, three are two of 8 bits (as the published page
-    writes them), anything else stands for zeros.
+    A handshake may have any length. With nine bytes or more it has two numbers of 32 bits; with three, two numbers of 8 bits,
+    as the published page writes them. With any other length both numbers are 0.
 
     Raises
     ------
     ProtocolError
-        It has more than `limit` bytes, a text that is no UTF-8, or metadata that is no JSON object.
+        The message has more than `limit` bytes, its text is not UTF-8, or its metadata is not a JSON object.
     """
     if len(data) > limit:
         raise ProtocolError(f"A message has {len(data)} bytes; {limit} are allowed.")
@@ -156,7 +156,7 @@ _AUDIO = 1
 
 
 def misplaced_sound(data: bytes) -> str | None:
-    """Say so if a message begins with an Ogg page, but is not of the type of sound; None if that is not so."""
+    """Return a sentence if a message holds an Ogg page but does not have the type of sound; return None for others."""
     if data.startswith(CAPTURE):
         return f"Sound comes without its type: a message with sound is the byte {_AUDIO} and then Ogg pages."
     if data.startswith(CAPTURE, 1) and data[0] != _AUDIO:
@@ -177,7 +177,7 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ProtocolError("The metadata is not valid JSON.") from None
     if not isinstance(values, dict):
-        raise ProtocolError("The metadata is no JSON object.")
+        raise ProtocolError("The metadata is not a JSON object.")
     return values
 
 

@@ -1,4 +1,7 @@
-"""Opus in Ogg, as it goes over the network: sound to bytes and back, by `sphn`, which is kept from what would break it."""
+"""Opus in Ogg, as on the network: turn sound into bytes and back.
+
+`sphn` encodes and decodes. It gets only packets that were checked here, because it cannot go on after a bad one.
+"""
 
 from __future__ import annotations
 
@@ -25,53 +28,53 @@ from ..sound.ogg import (
 )
 
 _RATIO = GRANULE_RATE // SAMPLE_RATE
-# The end of `OpusHead`, and a whole `OpusTags` that says nothing.
+# The end of `OpusHead`, and a complete `OpusTags` without any tags.
 _FAMILY, _TAGS = b"\0", b"OpusTags" + bytes(8)
 
-_UNREADABLE = 2.0  # seconds of sound that nobody can make anything of, after which that is said
-_STRAY = 4096  # bytes that are no page, besides twice as many as a page of the stream has
-_STREAMS = 16  # beside the one that is heard
+_UNREADABLE = 2.0  # seconds of sound that cannot be decoded, after which that is an error
+_STRAY = 4096  # bytes without a page, besides twice the largest page of the stream, after which that is an error
+_STREAMS = 16  # other streams that are remembered
 _LONGEST_GAP = 10.0  # seconds of silence at once in place of what is missing
 _LARGEST_FRAME = 1275  # bytes of a frame in a packet (RFC 6716, section 3.4)
 
 
 class OpusEncoder:
-    """One stream of sound to Ogg pages: headers, then packets of 40 ms, one a page, granules at 48 kHz."""
+    """Turns sound into a stream of Ogg pages: headers, then packets of 40 ms, one a page, with granules at 48 kHz."""
 
     def __init__(self) -> None:
         self._writer = sphn.OpusStreamWriter(SAMPLE_RATE)
 
     def encode(self, pcm: Pcm) -> bytes:
-        """Take sound, `[n]` float32 at 24 kHz, and return the pages that are complete with it; b"" if there are none.
+        """Take sound, `[n]` float32 at 24 kHz, and return the pages that it completes, or b"".
 
-        The first call returns the headers, too.
+        The first call also returns the headers.
         """
-        # Opus takes what is louder than full scale, and other decoders wrap it.
+        # Opus can hold sound above full scale, but some decoders let it wrap around.
         return bytes(self._writer.append_pcm(np.clip(pcm, -1.0, 1.0)))
 
 
 @dataclass
 class _Stream:
-    """A stream of pages, from its header on: where it is, and how it counts.
+    """The state of a stream of pages, from its header on.
 
     Attributes
     ----------
     serial, next
-        Its number, and that of its next page.
+        The stream's number, and the number of its next page.
     granule
-        At the end of the last page; None: not known.
+        The granule position at the end of the last page, or None if it is not known.
     rate
-        At which granules count: 48 kHz, or 24 kHz as in some published programs; None: not known yet.
+        How many granules a second has: 48000, or 24000 as from some published programs; None if it is not known yet.
     usual
-        The sound of the last good page, in samples at 48 kHz.
+        How much sound the last good page had, in samples at 48 kHz.
     largest
-        The bytes of its largest page.
+        The size of the stream's largest page, in bytes.
     begun
         Whether a page of sound has come.
     good
-        Whether one was not damaged.
+        Whether a page of sound has come that was not damaged.
     unplaced
-        Damaged pages since the last good one that may be of this stream, and have no place yet.
+        How many damaged pages since the last good one may belong to this stream, at a place that is not known.
     """
 
     serial: int
@@ -85,31 +88,35 @@ class _Stream:
     unplaced: int = 0
 
     def samples_since(self, page: Page) -> int | None:
-        """Tell by the granules how much sound lies between the ends of the last page and of this one, in samples at 48 kHz.
+        """Return how much sound lies between the ends of the last page and of this one, in samples at 48 kHz.
 
-        None: nobody knows, or they did not agree with the sound so far.
+        The granules say it. Return None if they are not known, or did not agree with the sound so far.
         """
         if self.rate is None or self.granule is None or page.granule < 0:
             return None
         return (page.granule - self.granule) * (GRANULE_RATE // self.rate)
 
     def missing_before(self, page: Page, pages: int) -> int:
-        """Tell how much sound is missing before the packets of a page, on `pages` and on itself, in samples at 48 kHz."""
+        """Return how much sound is missing before a page's packets, in samples at 48 kHz.
+
+        `pages` is how many pages are missing before this one; the page itself may lack packets, too.
+        """
         since = self.samples_since(page)
         if since is not None and 0 <= since - page.samples <= (255 * pages + page.faults) * MAX_PACKET_SAMPLES:
             return since - page.samples
         return pages * (self.usual or page.samples)
 
     def missing_on(self, page: Page) -> int:
-        """Tell how much sound was on a page of which something is damaged, in samples at 48 kHz.
+        """Return how much sound was on a damaged page, in samples at 48 kHz.
 
-        That may be its granule or its packets: what two say is right, if not, what its packets say, or what is usual.
+        Its granule, its packets and the usual amount each give a number, and any of them may be wrong. Take the number that two
+        agree on; else the packets' or, without that, the usual one.
         """
         told = self.samples_since(page), page.samples, self.usual
         return next((samples for samples in told if samples and told.count(samples) > 1), page.samples or self.usual)
 
     def go_on(self, page: Page) -> None:
-        """Take notice of a good page of sound."""
+        """Update the state with a good page of sound."""
         if self.granule is not None and page.granule >= 0 and page.samples:
             ticks = page.granule - self.granule
             rates = {page.samples: GRANULE_RATE, page.samples // _RATIO: SAMPLE_RATE}
@@ -122,14 +129,14 @@ class _Stream:
 
 
 class _Stereo:
-    """Decodes packets of two channels one by one, at 48 kHz, and mixes them to one at 24 kHz.
+    """Decodes packets of two channels one by one, at 48 kHz, and mixes them to one channel at 24 kHz.
 
-    `sphn` keeps a decoder between packets for mono only, where two channels in opposite phase are silence. It decodes whole
-    files with both channels, so each packet is decoded behind those of 0.4 s before it, all that a decoder remembers.
+    `sphn` decodes streams to mono only, and then two channels in opposite phase cancel out. But it decodes whole files with
+    both channels. So each packet is decoded as the end of a file that begins 0.4 s earlier: a decoder remembers no more.
     """
 
     _MEMORY = 2 * GRANULE_RATE // 5
-    # A low-pass filter up to 11 kHz. It delays by 1 ms, where a resampler of files would hold back up to 40 ms.
+    # A low-pass filter up to 11 kHz. It delays the sound by 1 ms; a resampler for files would hold back up to 40 ms.
     _TAPS = np.sinc(np.arange(-48, 49) * 0.46) * 0.46 * np.kaiser(97, 7.0)
 
     def __init__(self, head: bytes) -> None:
@@ -139,7 +146,13 @@ class _Stereo:
         self._tail = np.zeros(len(self._TAPS) - 1, np.float32)
 
     def decode(self, packet: bytes, samples: int) -> Pcm:
-        """Return the sound of a packet of `samples` at 48 kHz; ValueError if it is none."""
+        """Return a packet's sound, `[samples / 2]` float32 at 24 kHz; `samples` is its length at 48 kHz.
+
+        Raises
+        ------
+        ValueError
+            The packet cannot be decoded.
+        """
         packets = [*(past for past, _ in self._past), packet]
         pages = (write_page(each, number) for number, each in enumerate(packets, 2))
         pcm, _ = sphn.read_opus_bytes(self._begin + b"".join(pages))
@@ -153,25 +166,25 @@ class _Stereo:
         return heard
 
     def note(self) -> str | None:
-        """Return a sentence on a channel that is left out, once."""
+        """Return a sentence about a channel that is left out, once; else None."""
         return self._mix.note("the audio")
 
 
 class OpusDecoder:
-    """Ogg pages to sound, whatever comes: what can be decoded is heard, and what is missing is silence of the same length.
+    """Turns Ogg pages into sound. Damaged and missing sound becomes silence of the same length.
 
-    Samples out are samples in: the pre-skip of the header is not honoured, as in the published programs.
+    The pre-skip of the header is ignored, as in the published programs: all samples are returned.
 
     Attributes
     ----------
     faults
-        Pages that are damaged, missing, or not decoded to their end.
+        How many pages were damaged, missing, or not decoded to their end.
     lost
-        Seconds of silence in place of what was on them.
+        Seconds of silence in place of their sound.
     heard
-        Seconds of sound that was decoded.
+        Seconds of sound that were decoded.
     notes
-        Sentences on channels that are left out, each once.
+        Sentences about channels that are left out, each once.
     """
 
     def __init__(self) -> None:
@@ -180,27 +193,27 @@ class OpusDecoder:
         self.heard = 0.0
         self._splitter = OggSplitter()
         self._stream: _Stream | None = None
-        self._foreign: dict[int, str] = {}  # what other streams hold, by their numbers
+        self._foreign: dict[int, str] = {}  # the codecs of other streams, by their numbers
         self._head = b""
         self._reader: sphn.OpusStreamReader | None = None
         self._stereo: _Stereo | None = None
         self.notes: list[str] = []
-        self._pages = 0  # that the reader has got
-        self._unreadable = 0  # samples at 48 kHz since a page was of use, as far as that can be told
-        self._stray = 0  # bytes since there was a page
-        self._bare = True  # whether they may be packets without pages
-        self._room = 0  # samples of silence that there may be in one piece of sound
+        self._pages = 0  # pages that the reader has got
+        self._unreadable = 0  # samples at 48 kHz since the last usable page, as far as that is known
+        self._stray = 0  # bytes since the last page
+        self._bare = True  # whether these bytes may be packets without pages
+        self._room = 0  # samples of silence that this call may still return
 
     def decode(self, data: bytes, *, keep: bool = True) -> Pcm:
-        """Take bytes and return the sound that is complete with them, `[n]` float32 at 24 kHz.
+        """Take bytes and return the sound that they complete, `[n]` float32 at 24 kHz.
 
-        Without `keep` nothing is decoded, and there is no sound: it is too early.
+        Without `keep` the pages are only followed, and no sound is returned.
 
         Raises
         ------
         ProtocolError
-            What came is nothing that can be decoded: no Ogg, another codec, more than two channels, a stream without its
-            beginning, or one whose pages are all damaged. A new stream may follow.
+            The bytes cannot be decoded: they are not Ogg, or hold another codec or more than two channels, or the stream lacks
+            its beginning, or all its pages are damaged. A new stream may follow.
         """
         self._room = round(_LONGEST_GAP * SAMPLE_RATE)
         parts: list[Pcm] = []
@@ -213,7 +226,7 @@ class OpusDecoder:
             self._look_at(data)
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    # ---- what is no stream of Opus ---------------------------------------------------------------------------------------
+    # ---- what is not a stream of Opus ------------------------------------------------------------------------------------
 
     def _give_up(self, sentence: str) -> ProtocolError:
         self._unreadable = self._stray = 0
@@ -221,7 +234,7 @@ class OpusDecoder:
         return ProtocolError(sentence)
 
     def _look_at(self, data: bytes) -> None:
-        """Say what it is that comes without pages, as soon as that is certain, or there was enough of it."""
+        """Raise an error about bytes without pages, as soon as it is certain what they are, or enough of them have come."""
         if (name := container(data)) is not None:
             raise self._give_up(f"The audio is {name}; send Opus in Ogg pages.")
         self._stray += len(data)
@@ -237,7 +250,7 @@ class OpusDecoder:
     # ---- pages -----------------------------------------------------------------------------------------------------------
 
     def _take(self, page: Page, keep: bool) -> list[Pcm]:
-        """Read a page and return the sound of it, and of what is missing before it."""
+        """Read a page and return its sound, with silence for the sound that is missing before it."""
         if page.kind is PageKind.HEAD:
             check_head(page.first)
             coupled = page.first[18] and page.first[20]
@@ -251,7 +264,7 @@ class OpusDecoder:
             if len(self._foreign) < _STREAMS:
                 self._foreign[page.serial] = "of an unknown kind" if codec is None else codec
             if self._stream and self._stream.begun and codec != "":
-                self._stream = None  # this one follows, and does not stand beside it
+                self._stream = None  # the new stream follows the old one, and does not run beside it
             return []
         stream = self._stream
         if page.kind is PageKind.DAMAGED:
@@ -265,7 +278,7 @@ class OpusDecoder:
         self._unreadable = 0
         parts = []
         gap = (page.sequence - stream.next) % 2**32
-        # Numbers that go back tell nothing; and who begins in the midst of a stream has lost nothing.
+        # Numbers that go back say nothing. A stream that begins in the middle has not lost the pages before.
         lost = gap if stream.begun and gap < 2**31 else 0
         if lost or page.faults:
             self.faults += max(0, lost - stream.unplaced) + (page.faults > 0)
@@ -287,9 +300,9 @@ class OpusDecoder:
                 )
         if stream is None or (page.serial, page.sequence) != (stream.serial, stream.next):
             if stream:
-                stream.unplaced += 1  # if it is one of the stream's, the next page will tell
+                stream.unplaced += 1  # the next good page shows whether it was one of this stream's
             return []
-        # Most likely only the sound on it is damaged. Its header says how long that was.
+        # The header fits, so most likely only the sound is damaged; the header says how long it was.
         stream.next = (stream.next + 1) % 2**32
         stream.begun = True
         missing = stream.missing_on(page)
@@ -300,7 +313,7 @@ class OpusDecoder:
         return [self._silence(missing, keep)]
 
     def _pass_over(self, page: Page) -> None:
-        """Complain of a page of no stream that is heard, unless it is one beside such a stream."""
+        """Ignore a page that does not belong to the stream that is decoded; raise an error if only such pages come."""
         codec = self._foreign.get(page.serial)
         if codec is None:
             self.faults += 1
@@ -315,7 +328,7 @@ class OpusDecoder:
     # ---- sound -----------------------------------------------------------------------------------------------------------
 
     def _silence(self, samples: int, keep: bool) -> Pcm:
-        """Return silence for `samples` at 48 kHz, as much as is allowed at once."""
+        """Return silence in place of `samples` at 48 kHz, but no more than may be returned at once."""
         count = min(samples // _RATIO, self._room) if keep else 0
         self._room -= count
         self.lost += count / SAMPLE_RATE
@@ -337,7 +350,7 @@ class OpusDecoder:
                 self._append(_TAGS)
             pcm = self._append(packet)
         except ValueError:
-            # It may have kept what it could not decode; the next packet begins with a new one.
+            # The reader may still hold what it could not decode: the next packet gets a new reader.
             self._reader = None
             self.faults += 1
             return self._silence(samples, True)
@@ -346,7 +359,7 @@ class OpusDecoder:
         return finite
 
     def _append(self, packet: bytes) -> Pcm:
-        """Give the reader a packet in a page of its own, so that it never meets anything but good pages."""
+        """Give the reader a packet in a new page, so that it only ever gets good pages, and return its sound."""
         assert self._reader
         page = write_page(packet, self._pages)
         self._pages += 1
@@ -354,7 +367,7 @@ class OpusDecoder:
 
 
 def _bare_samples(data: bytes) -> int:
-    """Tell how long a packet of Opus is, in samples at 48 kHz, if `data` can be one; else 0."""
+    """Return how long `data` is as a packet of Opus, in samples at 48 kHz; return 0 if it cannot be a packet."""
     try:
         samples = packet_samples(data)
     except ProtocolError:

@@ -1,4 +1,4 @@
-"""The parameters of a conversation in an address, and how a server describes itself."""
+"""The parameters in the address of a conversation, and the metadata with which a server describes itself."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class ChatParameters:
     text_temperature, audio_temperature
         From 0 to 1e9, as `Sampler` takes them.
     text_topk, audio_topk
-        At least 0; 0 takes all tokens.
+        At least 0; with 0 all tokens can be chosen.
     max_steps
-        Of 80 ms, at least 1; None: no end.
+        The most steps of 80 ms, at least 1. None sets no limit.
     text_seed, audio_seed
-        In [0, 2^64); None: a new one every time.
+        In [0, 2^64). With None, every conversation has a new seed.
     pad_mult
-        What is added to the logit of padding, from -1e9 to 1e9; None: nothing.
+        What is added to the logit of padding, from -1e9 to 1e9. None adds nothing.
     repetition_penalty_context, repetition_penalty
-        How many text tokens back, and the factor, from 1e-9 to 1e9; None: no penalty.
+        How many text tokens the penalty looks back, and its factor, from 1e-9 to 1e9. None means no penalty.
     email, worker_auth_id
-        Who it is, and the token that admits him.
+        Who the client is, and the token that admits it.
     realtime
-        Ours. False: the audio is a file's, so nothing of it is dropped, and the server takes the time that it needs.
+        Our addition. False: the sound comes from a file, so none of it is dropped, and the server takes the time that it needs.
     stats
-        Ours. True: the client understands metadata that published servers do not send: its place in line, figures every two
-        seconds, the parameters that mean nothing here.
+        Our addition. True: the client understands metadata that published servers do not send, which are its place in line,
+        figures every two seconds, and the parameters that are ignored.
     """
 
     text_temperature: float = 0.8
@@ -58,8 +58,10 @@ class ChatParameters:
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
-        """Read the parameters of an address, percent-decoded; what is missing or empty is as in `defaults`, what is not known
-        is ignored, since published pages send more: `unknown_parameters` names it.
+        """Read the parameters of an address, percent-decoded.
+
+        A parameter that is missing or empty is as in `defaults`. Unknown ones are ignored, since published pages send some;
+        `unknown_parameters` lists them.
 
         Raises
         ------
@@ -74,7 +76,7 @@ class ChatParameters:
         return cls(**values)
 
 
-# As JavaScript and Rust write numbers; Python would take spaces, underscores and other alphabets' digits, too.
+# Numbers as JavaScript and Rust write them. Python would also accept spaces, underscores and digits of other alphabets.
 _WHOLE = re.compile(r"[0-9]{1,20}")
 _DECIMAL = re.compile(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 
@@ -100,7 +102,7 @@ def _number(values: Range) -> Callable[[str, str], float]:
 
 def _words(name: str, text: str) -> str:
     if len(text) > 1000 or not text.isprintable():
-        raise ProtocolError(f"The parameter {name} is no text of up to 1000 printable characters.")
+        raise ProtocolError(f"The parameter {name} is not a text of up to 1000 printable characters.")
     return text
 
 
@@ -137,11 +139,11 @@ _PARAMETERS: dict[str, Callable[[str, str], Any]] = {
 
 
 def unknown_parameters(query: Iterable[str]) -> list[str]:
-    """Name the parameters of an address that mean nothing here, fit to be shown, each once; of very many the first."""
+    """Return the names of the parameters that are ignored here, shortened for display, each once and 20 at most."""
     return list(dict.fromkeys(shortened(name, 40) for name in query if name not in _PARAMETERS))[:20]
 
 
-# All of them must be there, or the published page shows nothing.
+# Without any of these keys the published page shows nothing.
 BUILD_KEYS = (
     "build_timestamp",
     "build_date",
@@ -163,9 +165,9 @@ def describe_server(
     instance_name: str,
     build: Mapping[str, str] | None = None,
 ) -> MetaData:
-    """Make the metadata that the published page shows; what of `BUILD_KEYS` is not in `build` is "unknown".
+    """Return the metadata that the published page shows. The `BUILD_KEYS` that are not in `build` are "unknown".
 
-    The page wants numbers where there may be none: no padding bonus is 0, no penalty is 1 over 0 tokens.
+    The page needs numbers everywhere: without a padding bonus it gets 0, without a penalty the factor 1 over 0 tokens.
     """
     penalty = parameters.repetition_penalty
     return MetaData(

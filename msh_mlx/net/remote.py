@@ -1,4 +1,4 @@
-"""`Remote`: a live conversation with a model behind a websocket (`/api/chat`), with the same face as `Pipeline`."""
+"""`Remote`: a live conversation with a server by websocket (`/api/chat`), with the same interface as `Pipeline`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .opus import OpusDecoder, OpusEncoder
 from .tls import KnownServers, fingerprint, peer_certificate
 from .tunnel import Proxy, ProxyConnector
 
-# Not `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes just when what it waits for is done.
+# Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes just when its task is done. So do not use it.
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
@@ -40,35 +40,35 @@ else:
 
 from .address import Address
 
-_CONNECT = 10.0  # seconds for a connection to be there
-_SILENT = 10.0  # seconds in which a server that hears something sends nothing: it has gone
-_ANSWER = 3.0  # seconds for a new conversation to begin on the same connection; published servers do not do that
-_PATIENT = 5.0  # seconds without a beginning that are worth a word
-_PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; the last one stays
-_IDLE = 10.0  # seconds without sound after which we say that we are still here: servers let go of who says nothing
-_CLOSE = 0.2  # seconds to say goodbye
+_CONNECT = 10.0  # seconds for a connection to be made
+_SILENT = 10.0  # seconds without a message, though we sent sound, after which the connection counts as lost
+_ANSWER = 3.0  # seconds for a new conversation to begin on the same connection; published servers cannot do that
+_PATIENT = 5.0  # seconds without a handshake, after which the user is told
+_PAUSES = 0.5, 1.0, 2.0, 4.0, 5.0  # seconds between attempts to connect again; later pauses are like the last
+_IDLE = 10.0  # seconds without sound, after which we send a sign of life: servers drop clients that send nothing
+_CLOSE = 0.2  # seconds to close a connection
 _TICK = 0.1  # seconds between two looks at the clock
 _POLL = 0.005  # seconds between two looks for sound
 _PINGED = 2  # frames between two pings
-# Frames that may be under way to a live server: a slow network makes the microphone drop, not lag.
+# Frames that may be under way to the server in a live conversation. On a slow network, sound is then dropped, not delayed.
 _UNHEARD = 12
-UNANSWERED = 25  # frames of a recording that may be without a reply
-# Seconds without an answer after which a server hears a frame more: some wait for it, and some do not answer every frame.
+UNANSWERED = 25  # frames of a recording that may be sent and not answered yet
+# Seconds without an answer, after which one more frame is sent: some servers wait for it, and some do not answer every frame.
 STALLED = 1.0
-_STUCK = 60.0  # seconds without sound, while other messages come, after which a recording is not answered any more
-LAST_WORDS = 0.2  # seconds for the text of the last frame, which some servers send behind its sound
+_STUCK = 60.0  # seconds without sound from the server, though other messages come, after which a recording is given up
+LAST_WORDS = 0.2  # seconds to wait for the text of the last frame, which some servers send after its sound
 TOGETHER = 0.02  # seconds between a text and the sound of the same frame, at most
-_DAMAGE_EVERY = 10.0  # seconds between two words about damage
-# A server that complains and closes with another code is not asked again.
+_DAMAGE_EVERY = 10.0  # seconds between two messages about damage
+# Close codes that promise a return. After an error and any other code, the server is not asked again.
 _COMES_BACK = aiohttp.WSCloseCode.GOING_AWAY, aiohttp.WSCloseCode.SERVICE_RESTART
 _SENTENCE = 500  # characters of what a server says that are shown
 _PROMPTS = "voice_prompt", "text_prompt"  # parameters without which PersonaPlex's server fails
 
 
 class _LostError(Exception):
-    """The connection is lost; the message says how, in the middle of a sentence.
+    """The connection is lost; the message says how, for the middle of a sentence.
 
-    `over` is True where the server may have had all that it wanted: it fell silent, or closed the connection in order.
+    `over` is True if the conversation may simply be over: the server fell silent, or closed the connection in order.
     """
 
     def __init__(self, how: str, *, over: bool = False) -> None:
@@ -77,11 +77,11 @@ class _LostError(Exception):
 
 
 class _AgainError(Exception):
-    """A new conversation needs a new connection."""
+    """The server began no new conversation on this connection: connect again."""
 
 
 class EndedError(MshError):
-    """A conversation with a recording has ended before all of it was answered; `over` is as of `_LostError`."""
+    """A conversation with a recording ended before all of it was answered; `over` is as in `_LostError`."""
 
     def __init__(self, what: str, *, over: bool) -> None:
         super().__init__(what, "try again")
@@ -89,7 +89,7 @@ class EndedError(MshError):
 
 
 class _Steps(Durations):
-    """The times of the model's steps as the server tells them, in seconds: their median and their 95th percentile alone."""
+    """The times of the model's steps, in seconds, as the server sends them: only the median and the 95th percentile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,45 +104,45 @@ class _Steps(Durations):
 
 @dataclass
 class _Talk:
-    """What is known of a connection, and, from `taken` on, of the conversation that is held on it."""
+    """The state of a connection and of the conversation on it."""
 
     begun: float = field(default_factory=perf_counter)
-    latest: float = 0.0  # when something came
-    listening: bool = False  # the server does
-    asked: float | None = None  # when it was asked for a new conversation
-    waiting: object = None  # which place in line we have
-    complaint: str = ""  # of the server's, since it last sent sound
+    latest: float = 0.0  # when a message last came
+    listening: bool = False  # whether the server listens
+    asked: float | None = None  # when the server was asked for a new conversation
+    waiting: object = None  # our place in line
+    complaint: str = ""  # the server's last error since it last sent sound
     decoder: OpusDecoder = field(default_factory=OpusDecoder)
-    taken: int = 0  # frames, sent in all conversations of this connection
-    arrived: int | None = None  # of these; None: it never told
-    sent: int = 0  # frames
-    received: int = 0  # frames
-    sent_at: float = 0.0  # when a frame last was
+    taken: int = 0  # frames that were sent on this connection, in all conversations
+    arrived: int | None = None  # how many of them have arrived, or None if the server has never said so
+    sent: int = 0  # frames that were sent in this conversation
+    received: int = 0  # frames of the reply that came in this conversation
+    sent_at: float = 0.0  # when a frame was last sent
     said_at: float = 0.0  # when a frame of the reply last came
-    pinged_at: float = field(default_factory=perf_counter)  # when we last said that we are still here
-    given_up: int = 0  # frames of ours in this conversation, by the server
-    forgiven: int = 0  # frames of ours in this conversation that are not waited for any longer
-    told_given_up: int = 0  # frames, on this connection
-    told_damaged: float = 0.0  # seconds of our sound, by the server
-    told_faults: int = 0  # pages of its sound, to the user
-    told_at: float = -math.inf  # when they were
+    pinged_at: float = field(default_factory=perf_counter)  # when we last sent a sign of life
+    given_up: int = 0  # frames of ours that the server dropped in this conversation
+    forgiven: int = 0  # frames of ours in this conversation whose answers we do not wait for any longer
+    told_given_up: int = 0  # frames that the server dropped, as it last said on this connection
+    told_damaged: float = 0.0  # seconds of our sound that the server could not read, as it last said
+    told_faults: int = 0  # damaged pages of the server's sound, as the user was last told
+    told_at: float = -math.inf  # when the user was last told
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
-    # When what was sent had been heard by the microphone, `[0]` for frame `received + given_up`.
+    # For each frame that was sent and not answered, when the user's sound in it ended. The first is frame `place`.
     heard: deque[float] = field(default_factory=deque)
 
     @property
     def place(self) -> int:
-        """Which of the frames that were sent the next frame of the reply belongs to."""
+        """Return the index of the sent frame that the next frame of the reply answers."""
         return self.received + self.given_up
 
     @property
     def is_on(self) -> bool:
-        """Whether what comes belongs to a conversation, be it one that we want to end."""
+        """Return whether what comes belongs to a conversation, even to one that we have asked to end."""
         return self.listening or self.asked is not None
 
     def begin(self) -> None:
-        """Begin a conversation from fresh state, but for the streams of bytes, which go on."""
+        """Reset the state for a new conversation; the stream from the server goes on, ours begins anew."""
         self.sent = self.received = self.given_up = self.forgiven = 0
         self.encoder = OpusEncoder()
         self.rest = np.zeros(0, np.float32)
@@ -153,28 +153,28 @@ class _Talk:
 
 
 class Remote(LiveConversation):
-    """A conversation between `source` and `sink` with a model elsewhere, on a thread of its own.
+    """A conversation between `source` and `sink` with a model on a server, on a thread of its own.
 
-    Sound goes out from the server's handshake on, silence while muted. What waits in `source` beyond `delay_limit` is given up,
-    the oldest first; and while the server, or the way to it, does not take what was sent, it waits there. A connection that is
-    lost is made anew, with a new conversation, until `stop`; the first one must succeed.
+    From the server's handshake on, the user's sound is sent; while muted, silence. When the server or the network is slow,
+    sound waits in `source`, and beyond `delay_limit` the oldest is dropped. A lost connection is made again, with a new
+    conversation, until `stop`. The first connection must succeed.
 
     Parameters
     ----------
     address
-        The server.
+        The server's address.
     source, sink, events
         As for `LiveConversation`.
     delay_limit
         How much of the user's sound may wait, in seconds.
     recording
-        The sound is a recording's: nothing of it is given up, no more is sent than the server answers, and a lost connection
-        ends the conversation.
+        Whether the sound is a recording's. Then none of it is dropped, it is sent only as fast as the server answers, and a
+        lost connection ends the conversation.
 
     Attributes
     ----------
     metrics, failure, muted
-        As of `LiveConversation`; the times of steps are what the server tells.
+        As for `LiveConversation`; the step times come from the server.
     """
 
     def __init__(
@@ -194,14 +194,14 @@ class Remote(LiveConversation):
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lost = False  # whether the user was told so
-        self._attempts = 0  # to connect again, in vain
-        self._refusal = ""  # what the server said when it did not want us
+        self._lost = False  # whether the user was told that the connection is lost
+        self._attempts = 0  # failed attempts to connect again
+        self._refusal = ""  # the server's sentence when it refuses a connection
         self._talk = _Talk()
         self._proxy: Proxy | None = None
 
     def start(self) -> None:
-        """Connect and begin, on a thread: events tell how it goes."""
+        """Start a thread that connects, and return at once; events report the progress."""
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._run_thread, name="msh-remote", daemon=True)
@@ -233,7 +233,7 @@ class Remote(LiveConversation):
             with contextlib.suppress(Exception):
                 self._events(self.failure)
         finally:
-            # Not what waits for a name's address in another thread: that may take long.
+            # Close only the loop. Another thread may still look up a name, and waiting for that could take long.
             self._loop.close()
 
     async def _run(self) -> None:
@@ -248,13 +248,13 @@ class Remote(LiveConversation):
                 with contextlib.suppress(_AgainError):
                     await self._attempt(http)
         finally:
-            # TLS would wait half a minute for the other side's goodbye.
+            # Without a limit, TLS would wait half a minute for the other side to close.
             with contextlib.suppress(Exception):
                 async with timeout(_CLOSE):
                     await http.close()
 
     async def _attempt(self, http: aiohttp.ClientSession) -> None:
-        """Connect and hold conversations until the connection is lost; wait, so that another attempt makes sense."""
+        """Connect and hold conversations until the connection is lost, then pause before the next attempt."""
         try:
             connection = await self._connect(http)
             try:
@@ -269,7 +269,7 @@ class Remote(LiveConversation):
                     raise
                 when = f"after {self._talk.place * FRAME_SECONDS:.0f} s" if self._conversation else "before it began"
                 over = isinstance(error, _LostError) and error.over
-                if not self._talk.latest:  # not a word came
+                if not self._talk.latest:  # not a single message came
                     raise UnansweredError(f"{self._address} failed before it began ({error}){self._hint()}.") from None
                 raise EndedError(f"The connection to {self._address} was lost {when}: {error}", over=over) from None
             if not self._lost:
@@ -288,9 +288,9 @@ class Remote(LiveConversation):
         Raises
         ------
         UnansweredError
-            It cannot be reached, or is busy.
+            The server cannot be reached, or is busy.
         InputError, MshError
-            It can, but it is no such server, or another one than before, or does not want this client.
+            The server is not one of conversations, has another certificate than before, or refuses this client.
         """
         begin = perf_counter()
         first = not self._conversation
@@ -317,15 +317,15 @@ class Remote(LiveConversation):
                 known = KnownServers()
                 if known.check(self._address.host, self._address.port, certificate):
                     said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(Notice("certificate", f"{said}; from now on it is expected there ({known.path})."))
+                    self._events(Notice("certificate", f"{said}; from now on this server must have it ({known.path})."))
                 trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
-        # Pongs say how much of the sound has arrived.
+        # We read pongs ourselves: they show how much of the sound has arrived.
         return await http.ws_connect(
             self._address.url(), ssl=trusted, autoping=False, max_msg_size=messages.MAX_MESSAGE
         )
 
     def _sorry(self, error: Exception) -> MshError:
-        """Return what to say about a connection that could not be made."""
+        """Return the error for a connection that could not be made."""
         server = self._address
         match error:
             case asyncio.TimeoutError() | TimeoutError():
@@ -339,7 +339,7 @@ class Remote(LiveConversation):
                 return MshError(f"{server} does not speak TLS as it should; if it speaks none, leave --https out.")
             case aiohttp.ClientConnectorDNSError() | socket.gaierror():
                 return UnansweredError(
-                    f"There is no host {server.host}, or no way to look it up; see how it is spelled."
+                    f"There is no host {server.host}, or its name cannot be looked up; check the spelling."
                 )
             case aiohttp.ClientConnectorError() | ConnectionRefusedError():
                 return UnansweredError(
@@ -359,16 +359,16 @@ class Remote(LiveConversation):
             return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')}){self._hint()}.")
         if error.status in (429, 500, 502, 503, 504):
             return UnansweredError(f"{self._address} cannot talk now: {said}")
-        return MshError(f"{self._address} is no server of conversations ({said}); see whether host and port are right.")
+        return MshError(f"{self._address} is not a server of conversations ({said}); check the host and the port.")
 
     def _hint(self) -> str:
-        """Say what a published server may have missed that fails without a word: it wants more in the address than others."""
+        """Return advice for a published server that fails without a message: it may lack parameters in the address."""
         if self._address.query.keys() >= set(_PROMPTS):
-            return "; see what it says itself, and whether it has that voice_prompt"
-        return f"; if it is PersonaPlex's, give it {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
+            return "; look at the server's own messages, and check that it has this voice_prompt"
+        return f"; if it is PersonaPlex's server, give {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
 
     async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
-        """Keep what the server says in place of going on; the error that follows has no room for it."""
+        """Keep the server's sentence when it refuses the websocket; the error that follows does not hold it."""
         self._refusal = ""
         response = params.response
         if response.status != 101 and response.content_type == "text/plain":
@@ -377,7 +377,7 @@ class Remote(LiveConversation):
                 self._refusal = _line(body.decode(errors="replace"))
 
     async def _converse(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> NoReturn:
-        """Hold conversations on a connection until it is lost or something fails, which is raised."""
+        """Hold conversations on a connection until it is lost or something fails; raise the error."""
         self._talk = _Talk()
         tasks = [asyncio.create_task(work) for work in (self._hear(connection), self._speak(connection), self._watch())]
         try:
@@ -388,13 +388,13 @@ class Remote(LiveConversation):
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tell_damage(0.0)
             self._end_words()
-        for task in tasks:  # what came first explains the others
+        for task in tasks:  # raise the error of the task that ended first; it explains the others
             if task in done:
                 await task
-        raise AssertionError("none of them returns")
+        raise AssertionError("a task returned without an error")
 
     async def _watch(self) -> None:
-        """Find out when the server does not do what it should."""
+        """Watch the clock: raise an error, or tell the user, when the server is silent for too long."""
         talk, told = self._talk, False
         while True:
             await asyncio.sleep(_TICK)
@@ -402,7 +402,7 @@ class Remote(LiveConversation):
             if talk.asked is not None and now - talk.asked > _ANSWER:
                 raise _AgainError
             if talk.listening and (silence := self._silence(now)):
-                hint = "" if self._address.query.get("realtime") != "0" else "; --realtime is for servers that want it"
+                hint = "" if self._address.query.get("realtime") != "0" else "; some servers need --realtime"
                 raise _LostError(f"{silence}{hint}", over=True)
             since = talk.begun if talk.asked is None else talk.asked
             if not talk.listening and talk.waiting is None and not told and now - since > _PATIENT:
@@ -412,7 +412,7 @@ class Remote(LiveConversation):
                 )
 
     def _silence(self, now: float) -> str:
-        """Say for how long the server has said nothing, though it heard something, if that is too long."""
+        """Return how long the server has been silent, though we sent sound, if that is too long; else ""."""
         talk = self._talk
         if talk.sent_at > talk.latest and now - talk.latest > _SILENT:
             return f"nothing came for {_SILENT:.0f} s"
@@ -435,10 +435,10 @@ class Remote(LiveConversation):
                     pcm = self._source.read(FRAME_SIZE, 0.0)
             if pcm is None and talk.listening and perf_counter() - max(talk.sent_at, talk.pinged_at) > _IDLE:
                 talk.pinged_at = perf_counter()
-                if self._recording:  # what was sent is yet to be answered
+                if self._recording:  # more sound would be too early: the server has not answered yet
                     await self._send(connection, Ping())
                 else:
-                    pcm = silence  # the microphone has gone; nothing but sound keeps a conversation
+                    pcm = silence  # the microphone has gone, and only sound keeps a conversation alive
             if pcm is None:
                 await asyncio.sleep(_POLL)
                 continue
@@ -459,7 +459,7 @@ class Remote(LiveConversation):
             if isinstance(message, Audio) and talk.taken % _PINGED == 0:
                 await connection.ping(str(talk.taken).encode())
         except (ConnectionError, aiohttp.ClientError):
-            # Whoever hears knows why; perhaps there is an explanation yet to be heard.
+            # Leave it to `_hear` to report why: the server's explanation may still be on its way.
             await asyncio.sleep(math.inf)
 
     def _may_send(self) -> bool:
@@ -473,7 +473,7 @@ class Remote(LiveConversation):
         return talk.arrived is None or talk.taken - talk.arrived < _UNHEARD
 
     def _look_around(self) -> None:
-        """Keep what waits within its limit, and tell of drops, underruns and queues."""
+        """Keep the waiting sound within its limit, and report drops, underruns and queues."""
         backlog = self._source.backlog()
         if backlog > self._delay_limit and not self._recording:
             dropped = self._source.trim(FRAME_SECONDS)
@@ -488,7 +488,7 @@ class Remote(LiveConversation):
             message = await connection.receive()
             if message.type is aiohttp.WSMsgType.BINARY:
                 talk.latest = perf_counter()
-                with contextlib.suppress(ProtocolError):  # it is discarded, as published clients do
+                with contextlib.suppress(ProtocolError):  # ignore a bad message, as published clients do
                     if (known := messages.decode(message.data)) is not None:
                         self._take(known)
             elif message.type is aiohttp.WSMsgType.PING:
@@ -515,11 +515,11 @@ class Remote(LiveConversation):
             case MetaData(values):
                 self._learn(values)
             case Error(text):
-                talk.complaint = _line(text) or "it says no more than that something went wrong."
+                talk.complaint = _line(text) or "something went wrong (it does not say what)."
                 self._events(Notice("server-error", f"{self._address} says: {talk.complaint}", "error"))
 
     def _begin(self) -> None:
-        """Begin the next conversation with what is heard from now on."""
+        """Begin the next conversation: the server has sent its handshake."""
         self._end_words()
         self._talk.begin()
         if self._conversation:
@@ -529,10 +529,10 @@ class Remote(LiveConversation):
         self._listen()
         if self._lost:
             self._lost = False
-            self._events(Notice("connection-back", f"{self._address} is there again; this is a new conversation."))
+            self._events(Notice("connection-back", f"{self._address} is back; this is a new conversation."))
 
     def _decode(self, data: bytes) -> Pcm:
-        """Decode sound; what comes before the handshake is not for us."""
+        """Decode sound, and drop what comes before the handshake; return `[n]` float32 at 24 kHz."""
         talk = self._talk
         try:
             pcm = talk.decoder.decode(data, keep=talk.is_on)
@@ -542,13 +542,13 @@ class Remote(LiveConversation):
         return pcm
 
     def _tell_damage(self, every: float) -> None:
-        """Tell how much of the server's sound was damaged, unless the user heard of it less than `every` seconds ago."""
+        """Tell the user of new damage in the server's sound, unless that was done less than `every` seconds ago."""
         talk, now = self._talk, perf_counter()
         if talk.decoder.faults > talk.told_faults and now - talk.told_at > every:
             talk.told_faults, talk.told_at = talk.decoder.faults, now
             what = f"damaged or missing pages: {talk.told_faults}, {talk.decoder.lost:.2f} s"
             self._events(
-                Notice("damaged", f"What {self._address} says has {what} so far, which are silent.", "warning")
+                Notice("damaged", f"Sound from {self._address} has {what} so far, which are silent.", "warning")
             )
 
     def _play(self, pcm: Pcm) -> None:
@@ -566,11 +566,11 @@ class Remote(LiveConversation):
             self._speaks(index, "")
 
     def _learn(self, values: Mapping[str, Any]) -> None:
-        """Take what the server tells about itself; published ones tell other things."""
+        """Read metadata: notices, our place in line, and figures; ignore the rest, which published servers send."""
         talk = self._talk
         if isinstance(ignored := values.get("ignored"), list) and ignored:
             names = _line(", ".join(map(str, ignored)))
-            self._events(Notice("ignored", f"{self._address} knows nothing of these parameters: {names}."))
+            self._events(Notice("ignored", f"{self._address} does not know these parameters: {names}."))
         if isinstance(note := values.get("notice"), str):
             self._events(Notice("channels", _line(note), "warning"))
         place = values.get("waiting")
@@ -583,39 +583,39 @@ class Remote(LiveConversation):
             self._steps.tell(p50 / 1000, p95 / 1000)
         if dropped is not None:
             frames = round(dropped / FRAME_SECONDS)
-            # It may count by conversation, or by connection.
+            # The server may count from the beginning of the conversation or of the connection.
             new = frames - talk.told_given_up if frames >= talk.told_given_up else frames
             talk.told_given_up = frames
-            new = new if talk.listening else 0  # or of the conversation before
+            new = new if talk.listening else 0  # else the drops belong to the conversation before
             talk.given_up += new
             for _ in range(min(new, len(talk.heard))):
                 talk.heard.popleft()
             self._gave_up(talk.sent, new * FRAME_SECONDS)
         if damaged is not None and damaged > talk.told_damaged:
             talk.told_damaged = damaged
-            sentence = f"{self._address} could not read {damaged:.2f} s so far of what it was sent: pages are damaged."
+            sentence = f"{self._address} could not read {damaged:.2f} s of your sound so far: pages arrived damaged."
             self._events(Notice("damaged", sentence, "warning"))
 
 
 def _line(text: str) -> str:
-    """Return what a server says on one line, of bounded length and without anything that a terminal would obey."""
+    """Return a server's text on one line, shortened, and without control characters for the terminal."""
     return shortened(text, _SENTENCE)
 
 
 def _number(value: object) -> float | None:
-    """Return what the other side sent as a number ≥ 0; None if it is none."""
+    """Return a value from the server as a finite number ≥ 0; return None if it is something else."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a few words what the system says; never more, as there may be an address in it, and a token in that."""
+    """Return the system's reason in a few words. The whole message is not used: it may hold the address, with a token."""
     while isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:
-    """Say how a connection ended, from the last message, in the middle of a sentence."""
+    """Return how a connection ended, by its last message, in words for the middle of a sentence."""
     if kind is aiohttp.WSMsgType.ERROR:
         return f"{type(data).__name__}: {_line(str(data))}"
     said = _line(extra or "") if kind is aiohttp.WSMsgType.CLOSE else ""

@@ -1,4 +1,4 @@
-"""The server: conversations at `/api/chat`, the page, and what tells how it goes; `protocol` is the wire."""
+"""The server: conversations at `/api/chat`, the page, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .session_log import SessionLog
 from .visitor import Network, Origin, Visitor, is_among
 
 _TICK = 0.25  # seconds
-_COLLECT_EVERY = 10.0  # seconds, at least; it stops everything for some milliseconds
+_COLLECT_EVERY = 10.0  # seconds, at least: a collection stops everything for some milliseconds
 _GOODBYE = 0.7  # seconds for a client to take the last message
 _HEARTBEAT = 20.0  # seconds between two pings of the websocket
 _HEAD_WITHIN = 10.0  # seconds from the connection, or from the last answer on it, to the request
@@ -48,20 +48,20 @@ _TAKEN_WITHIN = 120.0  # seconds for a client to take an answer
 # Connections besides those of conversations: for pages, figures, and what browsers keep open for the next request.
 _SPARE, _SPARE_PER_ADDRESS = 128, 32
 _MAX_LINE, _MAX_FIELD = 8190, 32_768  # bytes of a request's first line, and of a header: with all cookies of a host
-_TOO_MANY = "Too many headers"  # how aiohttp's complaint of more than about 128 begins
+_TOO_MANY = "Too many headers"  # the beginning of aiohttp's error for more than about 128 headers
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
 _SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
 
-# Our page brings everything along, and talks to servers that the user names.
+# Our page loads everything from its own server, and connects to servers that the user names.
 _OWN_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self' ws: wss: http: https:; media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Somebody else's page may be built in any way: decoders that make code of text, inline styles, fonts from elsewhere. Published
-# ones do all three. No other page may frame it.
+# A page that the user named may do what published pages do: make code from text, as decoders do, use inline styles, and load
+# fonts from other servers. No other page may frame it.
 _NAMED_POLICY = (
     "default-src 'self' https: data: blob: 'unsafe-inline' 'unsafe-eval'; "
     "connect-src 'self' ws: wss: http: https: data: blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
@@ -74,7 +74,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-_ORDINARY = ("closed", "max_steps", "shutdown")  # ends that are no fault
+_ORDINARY = ("closed", "max_steps", "shutdown")  # kinds of ends that are not counted as errors
 _SECRET = ("worker_auth_id", "email")
 
 Samplers = Callable[[ChatParameters], "dict[str, Any]"]
@@ -82,28 +82,30 @@ Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves.
+    """The settings of a server.
 
     Attributes
     ----------
     sessions, line
-        How many conversations at once, and how many clients may wait.
+        How many conversations may run at once, and how many clients may wait in line.
     connections, connections_per_address
-        How many clients that talk or wait, in all and from one address.
+        How many clients may talk or wait, in all and from one address.
     proxies
-        Those whose word counts on who their clients are.
+        The proxies that are trusted to say who their clients are.
+    limits
+        What one client may do.
     token
-        What every client must give, if it is set.
+        The token that every client must send, or None.
     hosts, origins
-        Names under which the server may be addressed besides addresses, and pages of others that may use it.
+        The names under which the server may be asked for, besides IP addresses; and the origins of other pages that may use it.
     static, static_is_named
-        The folder of the page, and whether it is one that the user named: its policy lets it do what pages do, ours is strict.
+        The folder of the page, or None; and whether the user named it: then its content policy is a loose one.
     log_dir
-        Where sessions leave a summary and their tokens.
+        The folder for the summaries and tokens of sessions, or None.
     defaults
-        Of the parameters in a conversation's address.
+        The parameters that a conversation's address does not set.
     about
-        The names of the model's file, the codec's file, and the server, for the page.
+        The names of the model's file, of the codec's file and of the server, for the page.
     """
 
     sessions: int = 1
@@ -123,7 +125,7 @@ class Settings:
 
 
 class _Gate(asyncio.Protocol):
-    """A connection before and between its requests: closed if none comes, or if its place is needed."""
+    """A connection, whether a request is under way on it or not; an idle one is closed in time, or when its place is needed."""
 
     def __init__(self, inner: asyncio.Protocol, gates: _Gates) -> None:
         self._inner = inner
@@ -131,9 +133,9 @@ class _Gate(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.address = ""
         self.since = monotonic()
-        self.asked = False  # for anything at all
-        self.requests = 0  # under way
-        self.talks = False  # or waits for its turn
+        self.asked = False  # whether a request has come
+        self.requests = 0  # requests under way
+        self.talks = False  # whether it holds a conversation, or waits for one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -147,29 +149,29 @@ class _Gate(asyncio.Protocol):
         self._gates.add(self)
 
     def begin(self) -> None:
-        """A request has come."""
+        """Note that a request has come."""
         self.asked = True
         self.requests += 1
         self.since = monotonic()
 
     def end(self) -> None:
-        """It was answered."""
+        """Note that a request was answered."""
         self.requests -= 1
         self.since = monotonic()
 
     def drop(self) -> None:
-        """Close at once, whatever goes on."""
+        """Close the connection at once, whatever is under way."""
         assert self.transport
         sock = self.transport.get_extra_info("socket")
         if self.requests and not self.talks and sock is not None:
-            with contextlib.suppress(OSError):  # it is gone already
-                sock.shutdown(socket.SHUT_RDWR)  # which ends a file's way out; asyncio cannot abort that
+            with contextlib.suppress(OSError):  # it is closed already
+                sock.shutdown(socket.SHUT_RDWR)  # this also ends the sending of a file, which asyncio cannot abort
         else:
             self.transport.abort()
 
     @property
     def is_late(self) -> bool:
-        """Whether nobody has to wait any longer for what is to happen here."""
+        """Return whether the next request, or the end of an answer, is overdue."""
         patience = _TAKEN_WITHIN if self.requests else _HEAD_WITHIN
         return not self.talks and monotonic() - self.since > patience
 
@@ -192,12 +194,14 @@ class _Gate(asyncio.Protocol):
 
 
 class _Gates:
-    """All connections. Where there are too many, those go that do nothing, of whoever has the most.
+    """All connections. If there are too many, an idle one of the address with the most connections is closed.
 
     Parameters
     ----------
     most, most_per_address
-        How many there may be in all, and of an address that is none of `proxies`.
+        How many connections there may be, in all and from one address.
+    proxies
+        Networks whose addresses may have more connections.
     """
 
     def __init__(self, most: int, most_per_address: int, proxies: Collection[Network]) -> None:
@@ -213,7 +217,7 @@ class _Gates:
         return iter(list(self._gates))
 
     def add(self, gate: _Gate) -> None:
-        """Let a connection in, at the cost of an idle one, or, where there is none, close it."""
+        """Add a connection. If there are too many, close an idle one for it, or the new one if none is idle."""
         self._gates.add(gate)
         same = [other for other in self._gates if other.address == gate.address]
         if len(same) > self._most_per_address and not is_among(gate.address, self._proxies):
@@ -233,7 +237,7 @@ class _Gates:
 
 
 class _Handler(web.RequestHandler):
-    """Speaks HTTP, and has a sentence for what cannot be read or answered."""
+    """aiohttp's handler of HTTP, with a sentence of ours for each request that cannot be read or answered."""
 
     __slots__ = ()
 
@@ -248,7 +252,7 @@ class _Handler(web.RequestHandler):
         if isinstance(answer, web.Response):
             sentence = "Something unexpected happened in the server."
             if status < 500:
-                sentence = "The request is no HTTP that this server can read."
+                sentence = "The request is not HTTP that this server can read."
             if isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
                 status, sentence = (
                     431,
@@ -267,7 +271,7 @@ class _Handler(web.RequestHandler):
 
 @dataclass(frozen=True)
 class _Route:
-    """What is at a path: how it may be asked for, what answers, and what that is, for those who look for something else."""
+    """A path of the server: its methods, the function that answers, and a description, which unknown paths are told."""
 
     methods: tuple[str, ...]
     answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
@@ -276,7 +280,7 @@ class _Route:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A client that waits for its turn, and what makes its session then."""
+    """A client that waits for its turn, and the function that then makes its session."""
 
     connection: Connection
     make: Callable[[], Session]
@@ -284,7 +288,7 @@ class _Waiting:
 
 
 class _Exposition:
-    """The figures in Prometheus's form."""
+    """The figures in the format of Prometheus."""
 
     def __init__(self, server: Server, model: SharedModel) -> None:
         self._registry = CollectorRegistry()
@@ -324,13 +328,20 @@ class Server:
     Parameters
     ----------
     model
-        May be loaded later: `ready` says when it is.
+        The model; it may be loaded later. The caller sets `ready` when it is loaded.
     settings
-        How the server behaves.
+        The settings of the server.
     samplers
-        Makes `text_sampler`, `audio_sampler` and `seed` for a session of what a client asks for.
+        Makes the arguments `text_sampler`, `audio_sampler` and `seed` of a session from a client's parameters.
     log
-        Takes what happened, as a JSON object.
+        Called with each event, as a JSON object.
+
+    Attributes
+    ----------
+    ready
+        Whether the model is loaded; before, conversations are refused.
+    failure, failed
+        The failure of the model, or None; `failed` is set with it.
     """
 
     def __init__(
@@ -351,7 +362,7 @@ class Server:
             settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
         )
         self._origins = [Origin.parse(origin) for origin in settings.origins]
-        self._speakers: set[str] = set()  # proxies that are not trusted, as far as they were told
+        self._speakers: set[str] = set()  # untrusted proxies that were logged
         self._routes = {
             "/api/chat": _Route(
                 ("GET", "HEAD", "POST"),
@@ -366,7 +377,7 @@ class Server:
         self._line: deque[_Waiting] = deque()
         self._counts: Counter[str] = Counter()
         self._stopping = False
-        self._left = False  # whether somebody has left since Python's collector came by
+        self._left = False  # whether a client has left since the last collection
         self._metrics = _Exposition(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -375,7 +386,7 @@ class Server:
     # ---- from the beginning to the end -----------------------------------------------------------------------------------
 
     async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
-        """Listen on a socket that is bound; until `ready` is set, clients are told to come back later."""
+        """Listen on a bound socket; until `ready` is set, clients are asked to come back later."""
         app = web.Application(client_max_size=1 << 16)
         app.on_response_prepare.append(self._add_headers)
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -404,7 +415,7 @@ class Server:
         self._start(self._tick())
 
     async def close(self, sentence: str) -> None:
-        """Tell every client `sentence`, and close everything, within a second."""
+        """Send `sentence` to every client, and close all connections, within a second."""
         self._stopping = True
         if self._server:
             self._server.close()
@@ -420,11 +431,11 @@ class Server:
             gate.drop()
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        """Log an event. There may be anything, and any amount of it, in what clients send."""
+        """Log an event, with its texts shortened: clients may send anything, and any amount of it."""
         self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
     def _http_logger(self) -> logging.Logger:
-        """Make what aiohttp tells its errors to: that somebody speaks no HTTP is counted, the rest is logged in a line."""
+        """Return a logger for aiohttp's errors: requests that are not HTTP are counted, other errors are logged in one line."""
         handler = logging.Handler(logging.WARNING)
 
         def emit(record: logging.LogRecord) -> None:
@@ -451,14 +462,16 @@ class Server:
             await asyncio.sleep(_TICK)
             self._admit()
             if self._left and monotonic() - collected > _COLLECT_EVERY:
-                # What MLX compiled for a session is in a cycle, and Python would let a hundred of them pile up.
+                # A session's compiled functions are in a reference cycle; Python alone would let a hundred of them pile up.
                 gc.collect()
                 self._left, collected = False, monotonic()
             for connection in list(self._connections):
                 connection.tick(len(self._active))
             for gate in self._gates:
                 if gate.is_late:
-                    if gate.requests or not gate.asked:  # else a browser has kept it open for more, which is its right
+                    if (
+                        gate.requests or not gate.asked
+                    ):  # else a browser has kept it open for more, which is not an error
                         self._counts["request"] += 1
                     gate.drop()
 
@@ -468,10 +481,10 @@ class Server:
         if gate := _gate(request):
             gate.begin()
         try:
-            # A proxy that takes a base path away may leave a slash too many.
+            # A proxy that removes a base path may leave one slash too many.
             path = "/" + request.path.lstrip("/")
             if len(path) > _MAX_PATH:
-                self._refuse("request", 414, f"The address is longer than anything here: {_MAX_PATH} characters.")
+                self._refuse("request", 414, f"The path is longer than {_MAX_PATH} characters.")
             visitor = Visitor.of(request, self._settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
@@ -484,14 +497,14 @@ class Server:
                 gate.end()
 
     def _note_speaker(self, visitor: Visitor) -> None:
-        """Log once for each proxy, of some at least, that it is not trusted: all its clients count as one."""
+        """Log once for each of the first untrusted proxies that it is not trusted: all its clients count as one."""
         if visitor.speaker and visitor.speaker not in self._speakers and len(self._speakers) < 8:
             self._speakers.add(visitor.speaker)
             hint = f"If {visitor.speaker} is a proxy of yours, start with --trusted-proxy {visitor.speaker}."
             self._tell({"event": "proxy", "address": visitor.speaker, "hint": hint})
 
     def _check_host(self, visitor: Visitor) -> None:
-        """Refuse names that are not ours: a page of somebody else's could have made its name lead here (DNS rebinding)."""
+        """Refuse names that are not ours: another page could have made its own name lead here (DNS rebinding)."""
         for place in visitor.places:
             if not place.is_address and place.name not in self._settings.hosts:
                 name = shortened(place.name, _SHOWN)
@@ -511,7 +524,7 @@ class Server:
             "origin",
             403,
             f"Pages of {shown!r} may not use this server, which was asked for as {asked!r}; start it with --allow-origin "
-            f"{shown}, or see docs/proxy.md if a proxy is between.",
+            f"{shown}, or see docs/proxy.md if a proxy is in between.",
         )
 
     def _is_friend(self, origin: str | None) -> bool:
@@ -520,7 +533,7 @@ class Server:
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:
-            sentence = f"{path} is not asked for with {shortened(request.method, _SHOWN)}, but with {methods[0]}."
+            sentence = f"{path} does not answer {shortened(request.method, _SHOWN)}; use {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
     def _check_token(self, request: web.Request) -> None:
@@ -531,7 +544,7 @@ class Server:
         if kind.lower() != "bearer":
             given = request.query.get("worker_auth_id", "")
         if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
-            sentence = "The token is wrong." if given else "This server wants a token."
+            sentence = "The token is wrong." if given else "This server needs a token."
             self._refuse(
                 "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
             )
@@ -546,12 +559,12 @@ class Server:
         json: bool = False,
     ) -> NoReturn:
         self._counts[kind] += 1
-        # There may be anything in what the client sent.
+        # The sentence may quote the client, which may send anything.
         sentence = sentence.encode(errors="replace").decode()
         if not json:
             raise _Refused(status, sentence + "\n", "text/plain", headers)
         served = {path: route.about for path, route in self._routes.items()}
-        # As programs for other interfaces look for it.
+        # In the form that programs for other interfaces expect.
         body = {"error": {"message": sentence, "type": kind, "code": status}, "served": served}
         raise _Refused(status, dumps(body, indent=1) + "\n", "application/json", headers)
 
@@ -560,7 +573,7 @@ class Server:
         response.headers["Content-Security-Policy"] = _NAMED_POLICY if self._settings.static_is_named else _OWN_POLICY
         origin = request.headers.get("Origin")
         if origin is not None and self._is_friend(origin):
-            # Its page may read why it was refused.
+            # Let the page read why it was refused.
             response.headers["Access-Control-Allow-Origin"] = origin
 
     async def _health(self, *_: object) -> web.Response:
@@ -575,7 +588,7 @@ class Server:
         )
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
-        """Answer with a file of the page, or say what there is instead."""
+        """Answer with a file of the page, or refuse and say what there is instead."""
         shown = shortened(path, _SHOWN)
         if _is_interface(path):
             self._refuse(
@@ -595,21 +608,22 @@ class Server:
             folder = static.resolve()
             file = (folder / (path[1:] or "index.html")).resolve()
             is_there = file.is_relative_to(folder) and file.is_file()
-        except (OSError, ValueError):  # what cannot be the name of a file
+        except (OSError, ValueError):  # the path cannot be the name of a file
             is_there = False
         if not is_there:
             self._refuse(
                 "unknown",
                 404,
-                f"There is no {shown} here; the page is at /, also behind a proxy: one with a base path has to take that away.",
+                f"There is no {shown} here; the page is at /. A proxy with a base path must remove it from the address.",
             )
         self._check_method(request, shown, ("GET", "HEAD"))
         return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
 
     async def _chat(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
-        """Hold a conversation, or say why not: to a page whose websocket did not open, too, that asks with POST.
+        """Hold a conversation, or answer why not.
 
-        Nothing else would do: a browser tells no page why, and sends Origin, of which it may have been, with POST alone.
+        A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
+        the reason may be the origin, and browsers always send that with POST, but not with GET.
         """
         self._check_origin(request.headers.get("Origin"), visitor)
         self._check_token(request)
@@ -631,11 +645,13 @@ class Server:
             sentence = "This address is for websockets."
             if "Sec-WebSocket-Key" in request.headers and "Upgrade" not in request.headers:
                 self._counts["upgrade"] += 1
-                sentence = "A proxy has not passed on that this is to be a websocket; docs/proxy.md says how it should."
+                sentence = (
+                    "A proxy has removed the header Upgrade of this websocket; docs/proxy.md says how to keep it."
+                )
             return web.Response(status=426, text=sentence + "\n", headers={"Upgrade": "websocket"})
         try:
             await ws.prepare(request)
-        except ConnectionError:  # gone already, which aiohttp would report with a traceback
+        except ConnectionError:  # the client has gone, which aiohttp would report with a traceback
             self._counts["lost"] += 1
             return web.Response()
         if gate := _gate(request):
@@ -745,7 +761,7 @@ class Server:
             waiting.connection.tell({"waiting": place})
 
     def _admit(self) -> None:
-        """Let in whoever is first in line while there is room."""
+        """Admit the clients that are first in line, as long as there is room."""
         came = False
         while (
             self._line
@@ -770,7 +786,7 @@ class Server:
             waiting.turn.set_result(session)
 
     def _fail(self, failure: Failed) -> None:
-        """Hear that a part broke: a codec takes its conversation along, the model everything."""
+        """Note a failure: one of the model ends the server, one of the codec only its conversation."""
         if failure.where in ("model", "start"):
             self.failure = self.failure or failure
             self.failed.set()
@@ -778,11 +794,11 @@ class Server:
     # ---- figures ---------------------------------------------------------------------------------------------------------
 
     def figure(self, name: str) -> int:
-        """Count the "sessions", the "waiting" clients or the "connections" of the moment."""
+        """Return how many "sessions", "waiting" clients or "connections" there are now."""
         return {"sessions": len(self._active), "waiting": len(self._line), "connections": len(self._gates)}[name]
 
     def errors(self) -> Mapping[str, int]:
-        """Count what was refused or ended, by kind."""
+        """Return the counts of refusals, faults and ends, by kind."""
         return self._counts
 
 
@@ -793,7 +809,7 @@ class _Refused(web.HTTPException):
 
 
 class _File(web.FileResponse):
-    """A file, which takes its time to the client after the request was answered."""
+    """A file. It is sent after the request counts as answered, so it marks the connection as busy until then."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         gate = _gate(request)
@@ -813,5 +829,5 @@ def _gate(request: web.BaseRequest) -> _Gate | None:
 
 
 def _is_interface(path: str) -> bool:
-    """Tell whether a path is one that programs ask for, not people: of ours or of another server's."""
+    """Return whether a path is for programs and not for people, in this server or in others."""
     return path.startswith(("/api/", "/v1/")) or path in ("/api", "/v1")

@@ -1,4 +1,4 @@
-"""`--log-dir`: what each session leaves on disk, a summary and its tokens."""
+"""The files of `--log-dir`: each session writes a summary and its tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from ..system.newfile import NewFile
 
-_NOTHING = -1  # where there is no code yet
+_NOTHING = -1  # in place of codes that do not exist yet
 
 
 class SessionLog:
     """Collects the tokens of a session and writes them at its end; without a folder it does nothing.
 
-    `NAME.json` has the summary; `NAME.npy` the tokens, `[steps, 1 + K + K']` int32: the text token, Moshi's K codes of the
-    frame that became complete (−1 while none is), and the K' codes of the user's frame. An hour takes 3 MB.
+    `NAME.json` has the summary. `NAME.npy` has the tokens, `[steps, 1 + K + K']` int32: the text token, Moshi's K codes of the
+    frame that the step completed (−1 if it completed none), and the K' codes of the user's frame. An hour takes 3 MB.
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
@@ -31,7 +31,7 @@ class SessionLog:
         self._width = 0
 
     def add(self, heard: npt.NDArray[np.uint32], token: int, said: npt.NDArray[np.uint32] | None) -> None:
-        """Note a step; on the session's thread."""
+        """Add the tokens of a step; called on the session's thread."""
         if self._folder:
             own = [_NOTHING] * len(heard) if said is None else said.tolist()
             row = [token, *own, *heard.tolist()]
@@ -50,7 +50,7 @@ class SessionLog:
             return
         tokens = np.frombuffer(self._rows, np.int32).reshape(-1, self._width or 1)
         with NewFile(self._folder / f"{self._name}.npy") as new:
-            data = io.BytesIO()  # numpy writes to a file past Python, and does not say which error it met
+            data = io.BytesIO()  # numpy would write to the file without Python, and would not say which error it met
             np.save(data, tokens)
             new.file.write(data.getbuffer())
             new.commit()

@@ -1,4 +1,4 @@
-"""Certificates: a server's own pair, made where there is none, and the servers whose certificate a client remembers."""
+"""Certificates: the server's own pair, which is made if it is missing, and the certificates that a client remembers."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ from ..system.newfile import NewFile
 from ..system.places import config_folder
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
-_DAYS = 397  # browsers take no certificate that is valid for longer
+_DAYS = 397  # browsers do not accept a certificate that is valid for longer
 _LOCAL_NAMES, _LOCAL_ADDRESSES = ("localhost",), ("127.0.0.1", "::1")
-_LONGEST_NAME = 64  # of a certificate's holder
+_LONGEST_NAME = 64  # characters of the holder's name in a certificate
 
 # ---- a server's own pair -------------------------------------------------------------------------------------------------
 
 
 def server_context(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] = ()) -> ssl.SSLContext:
-    """Return what a server needs for TLS from 1.2 on, with the pair in `folder`; where there is none, it is made.
+    """Return the TLS context of a server, for TLS 1.2 and later, with the certificate and key in `folder`.
+
+    If both files are missing, they are made, for `names` and `addresses` (see `make_pair`).
 
     Raises
     ------
     InputError
-        The files are not both there, cannot be read, do not belong together or are not valid now, or cannot be written.
+        One of the files is missing, or they cannot be read, do not belong together, are not valid now, or cannot be written.
     """
     present = [name for name in (CERTIFICATE, KEY) if _is_there(folder / name)]
     if not present:
@@ -45,7 +47,7 @@ def server_context(folder: Path, names: Iterable[str] = (), addresses: Iterable[
     elif len(present) == 1:
         (missing,) = {CERTIFICATE, KEY} - set(present)
         raise InputError(
-            f"There is {present[0]} in {folder}, but no {missing}; put it there, or remove {present[0]} for a new pair."
+            f"{folder} has {present[0]}, but not {missing}; put it there, or remove {present[0]} for a new pair."
         )
     _check_pair(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -63,9 +65,10 @@ _ANEW = "give another pair, or remove both files for a new one"
 
 
 def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] = ()) -> None:
-    """Write `cert.pem` and `key.pem`, which only the user can read, into `folder`: self-signed, valid for 397 days.
+    """Write a self-signed certificate, valid for 397 days, and its key into `folder`, as `cert.pem` and `key.pem`.
 
-    They are for the DNS names and IP addresses given and for this machine itself; what no certificate can hold is left out.
+    Only the user can read `key.pem`. The certificate is for the given DNS names and IP addresses and for this machine itself;
+    names and addresses that a certificate cannot hold are left out.
 
     Raises
     ------
@@ -108,12 +111,12 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Return the SHA-256 of a certificate in DER, as programs show it: AB:CD:…"""
+    """Return the SHA-256 of a certificate in DER, in the usual form AB:CD:…"""
     return hashlib.sha256(certificate).digest().hex(":").upper()
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Return the fingerprint of the certificate in a server's folder; raises InputError if it cannot be read."""
+    """Return the fingerprint of the certificate in a server's folder; raise InputError if it cannot be read."""
     return fingerprint(_read_certificate(folder / CERTIFICATE).public_bytes(serialization.Encoding.DER))
 
 
@@ -135,12 +138,12 @@ def _read(path: Path) -> bytes:
 
 
 def _read_certificate(path: Path) -> x509.Certificate:
-    """Read a server's certificate, which comes first in its file."""
+    """Read a server's certificate, the first one in its file; raise InputError if that is not possible."""
     data = _read(path)
     try:
         return x509.load_pem_x509_certificates(data)[0]
     except ValueError:
-        raise InputError(f"{path} is no certificate in the PEM format; {_ANEW}.") from None
+        raise InputError(f"{path} is not a certificate in the PEM format; {_ANEW}.") from None
 
 
 def _check_pair(folder: Path) -> None:
@@ -149,9 +152,9 @@ def _check_pair(folder: Path) -> None:
     try:
         key = serialization.load_pem_private_key(data, None)
     except TypeError:
-        raise InputError(f"{folder / KEY} wants a password; store the key without one.") from None
-    except Exception:  # an algorithm that is not supported is no ValueError
-        raise InputError(f"{folder / KEY} is no private key in the PEM format; {_ANEW}.") from None
+        raise InputError(f"{folder / KEY} needs a password; store the key without one.") from None
+    except Exception:  # an unsupported algorithm does not raise a ValueError
+        raise InputError(f"{folder / KEY} is not a private key in the PEM format; {_ANEW}.") from None
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
         raise InputError(f"{KEY} and {CERTIFICATE} in {folder} do not belong together; {_ANEW}.")
@@ -180,7 +183,13 @@ def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipadd
 
 
 def known_file() -> Path:
-    """Name the file of the certificates that the user has met: `msh-mlx/known-servers` beside the user's catalogue."""
+    """Return the file of remembered certificates, `msh-mlx/known-servers` beside the user's catalogue.
+
+    Raises
+    ------
+    InputError
+        The user has no folder for it.
+    """
     folder = config_folder()
     if folder is None:
         raise InputError(
@@ -190,21 +199,23 @@ def known_file() -> Path:
 
 
 class KnownServers:
-    """The certificates of servers that nobody vouches for, trusted as they were on first use.
+    """The remembered certificates of servers that no authority vouches for. A certificate is trusted on first use.
 
-    The file has a line `HOST:PORT FINGERPRINT` for each; lines that begin with # are the user's.
+    The file has a line `HOST:PORT FINGERPRINT` for each server; lines that begin with # are comments of the user's.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or known_file()
 
     def check(self, host: str, port: int, certificate: bytes) -> bool:
-        """Compare a server's certificate, in DER, with the one remembered; if there is none, remember it and return True.
+        """Compare a server's certificate, in DER, with the remembered one; remember a new server's.
+
+        Return True if the server is new.
 
         Raises
         ------
         InputError
-            It is another one, or the file cannot be read, understood or written.
+            The server had another certificate before, or the file cannot be read, understood or written.
         """
         server, found = server_name(host, port), fingerprint(certificate)
         lines = self._lines()
@@ -249,7 +260,7 @@ _FINGERPRINT = re.compile(r"([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2}")
 
 
 def server_name(host: str, port: int) -> str:
-    """Write a host, IPv6 addresses in brackets, and a port."""
+    """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
     host = host.lower()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -257,14 +268,15 @@ def server_name(host: str, port: int) -> str:
 async def peer_certificate(
     host: str, port: int, connect: Callable[[], Awaitable[socket.socket]] | None = None
 ) -> bytes | None:
-    """Shake hands with a server and return its certificate, in DER; None if the system's trust store accepts it for `host`.
+    """Connect to a server and return its certificate, in DER, if the system does not trust it.
 
-    `connect` makes the connections where the way to the server is not direct.
+    Return None if the system's trust store accepts the certificate for `host`. `connect` makes the connections if they are not
+    direct, as through a proxy.
 
     Raises
     ------
     OSError
-        The server cannot be reached, or speaks no TLS.
+        The server cannot be reached, or does not speak TLS.
     """
     for context in (client_context(), client_context(trusting=True)):
         try:
@@ -287,7 +299,7 @@ async def peer_certificate(
 
 
 def client_context(*, trusting: bool = False) -> ssl.SSLContext:
-    """Return what a client needs for TLS; a `trusting` one takes any certificate, to compare it afterwards."""
+    """Return the TLS context of a client; a `trusting` one accepts any certificate, and the caller compares it afterwards."""
     context = ssl.create_default_context()
     if trusting:
         context.check_hostname = False

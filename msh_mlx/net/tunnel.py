@@ -1,4 +1,4 @@
-"""The way to a server through a proxy, where the environment or the system names one: a tunnel made with CONNECT."""
+"""Reach a server through an HTTP proxy that the environment or the system names: a tunnel made with CONNECT."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ _LONGEST_ANSWER = 1 << 14  # bytes
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy that is spoken to in HTTP; as text it is host and port, without the password."""
+    """An HTTP proxy. `str` gives its host and port, without the password."""
 
     host: str
     port: int
-    authorization: str = ""  # of the header `Proxy-Authorization`
+    authorization: str = ""  # the value of the header `Proxy-Authorization`
 
     @classmethod
     def on_the_way(cls, host: str, port: int, *, secure: bool) -> Proxy | None:
-        """Find the proxy for a host in HTTPS_PROXY (`secure`) or HTTP_PROXY, or ALL_PROXY; None: the way is direct.
+        """Return the proxy for a host, or None if the connection is direct.
 
-        It is for this machine itself, and for what NO_PROXY names. Without these variables macOS's settings count.
+        HTTPS_PROXY (if `secure`) or HTTP_PROXY names the proxy, else ALL_PROXY; without these variables macOS's settings count.
+        Connections to this machine and to the hosts in NO_PROXY are direct.
 
         Raises
         ------
         InputError
-            It is no address of a proxy that speaks HTTP.
+            The variable does not hold the address of a proxy that speaks HTTP.
         """
         proxies = getproxies()
         address = proxies.get("https" if secure else "http") or proxies.get("all")
@@ -51,7 +52,7 @@ class Proxy:
             parts = urlsplit(address if "://" in address else f"http://{address}")
             name, number = parts.hostname, parts.port or 80
         except ValueError:
-            raise InputError(f"{what} is no address; give one such as http://proxy.example:3128.") from None
+            raise InputError(f"{what} is not an address; give one such as http://proxy.example:3128.") from None
         if parts.scheme != "http" or not name:
             raise InputError(f"{what} is not one of HTTP; give one such as http://proxy.example:3128.")
         authorization = ""
@@ -64,12 +65,12 @@ class Proxy:
         return server_name(self.host, self.port)
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """Return a socket that leads to a host; IPv6 addresses without brackets.
+        """Return a socket that is connected to `host` through the proxy; an IPv6 address has no brackets.
 
         Raises
         ------
         UnansweredError
-            The proxy cannot be reached, does not let anybody through, or is none.
+            The proxy cannot be reached, refuses the connection, or does not answer as a proxy.
         """
         server = server_name(host, port)
         tunnel = await self._reach(server)
@@ -80,7 +81,7 @@ class Proxy:
                 lines.append(f"Proxy-Authorization: {self.authorization}")
             await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
             answer = b""
-            # Byte by byte: what comes behind the answer is the server's.
+            # Read byte by byte: the bytes behind the proxy's answer come from the server.
             while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
                 if not (byte := await loop.sock_recv(tunnel, 1)):
                     break
@@ -123,7 +124,7 @@ class Proxy:
             return f"The proxy {self} does not answer as a proxy does; {_OTHERWISE}."
         said = shortened(status, 80)
         if status.startswith("407"):
-            return f"The proxy {self} wants a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
+            return f"The proxy {self} needs a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
         return f"The proxy {self} does not let us through to {server} ({said}); {_OTHERWISE}."
 
 
@@ -131,19 +132,19 @@ _OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
 
 
 def _reason(error: OSError) -> str:
-    # In what asyncio says itself there is an address.
+    # asyncio's own messages hold the address, so use the system's.
     return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host is this machine: nobody else can reach that."""
+    """Return whether a host is this machine, which a proxy cannot reach for us."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
 
 
 class ProxyConnector(aiohttp.BaseConnector):
-    """Makes aiohttp's connections through a proxy. Its own way does so for https alone; a websocket wants a tunnel always."""
+    """Makes aiohttp's connections through a proxy. aiohttp itself tunnels only https; a websocket always needs a tunnel."""
 
     def __init__(self, proxy: Proxy) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A conversation of a recording with a server."""
+"""Hold a conversation between a recording and a server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remot
 
 
 class _Feed:
-    """A source that has the frames of a recording, as fast as they are taken or in real time, and then silence for ever.
+    """A source with the frames of a recording, in real time or as fast as they are read, and then silence without end.
 
-    Published servers answer a little less than they hear; so they get there. Where they may hear faster than one speaks, there
-    is a frame of that silence after each second in which none was taken.
+    Published servers answer a little less than they hear; with the silence they answer all of the recording. If the sound is
+    not in real time, a frame of silence comes only after a second in which no frame was read.
 
-    Given on one thread and taken on another.
+    One thread gives the frames, and another reads them.
     """
 
     ROOM = 2 * UNANSWERED  # frames
@@ -34,8 +34,8 @@ class _Feed:
         self._realtime = realtime
         self._frames: deque[Pcm] = deque()
         self._ended = False
-        self._due = 0.0  # when the next frame is, in real time, or the next of silence
-        self.latest = 0.0  # when a frame of the recording last was taken
+        self._due = 0.0  # when the next frame is due: any frame in real time, else a frame of silence
+        self.latest = 0.0  # when a frame of the recording was last read
 
     @property
     def has_room(self) -> bool:
@@ -43,7 +43,7 @@ class _Feed:
 
     @property
     def is_taken(self) -> bool:
-        """Whether all of the recording is."""
+        """Return whether all of the recording was read."""
         return self._ended and not self._frames
 
     def give(self, pcm: Pcm) -> None:
@@ -76,13 +76,13 @@ class _Feed:
 
 
 class _Reply:
-    """Puts what a server says beside what it heard, frame by frame."""
+    """Pairs a server's reply with what it heard, frame by frame."""
 
     def __init__(self, address: Address, notify: Callable[[str], None]) -> None:
-        self.heard: deque[Pcm] = deque()  # that is not answered
+        self.heard: deque[Pcm] = deque()  # frames that were not answered yet
         self.error: BaseException | None = None
-        self.answered = 0  # frames
-        self.latest = 0.0  # when there was one
+        self.answered = 0  # frames that were answered
+        self.latest = 0.0  # when a frame of the reply last came
         self._address = address
         self._notify = notify
         self._said: deque[tuple[Pcm, str]] = deque()
@@ -94,7 +94,7 @@ class _Reply:
         return len(self._said) >= len(self.heard)
 
     def add(self, event: Event) -> None:
-        """Take what came."""
+        """Take an event of the conversation."""
         match event:
             case Spoke(_, piece):
                 self._text += piece
@@ -102,7 +102,7 @@ class _Reply:
                 self._said.append((pcm, self._text))
                 self._text, self.latest = "", perf_counter()
             case Dropped(_, seconds):
-                # What the server did not hear it does not answer; what follows keeps its place.
+                # The server does not answer what it did not hear: put silence there, so that what follows keeps its place.
                 self._said.extend([(_SILENCE, "")] * round(seconds / FRAME_SECONDS))
                 self._dropped += seconds
                 self._notify(f"{self._address} was too slow and did not hear {self._dropped:.2f} s of the recording.")
@@ -112,7 +112,7 @@ class _Reply:
                 self.error = error
 
     def answer(self, pcm: Pcm, text: str) -> Iterator[Event]:
-        """Yield what happens in the next frame."""
+        """Yield the events of the next frame: what was heard, and `text` and `pcm` as the answer."""
         index, self.answered = self.answered, self.answered + 1
         yield Heard(index, self.heard.popleft())
         if text:
@@ -120,12 +120,12 @@ class _Reply:
         yield Said(index, pcm)
 
     def take(self, keep: int) -> Iterator[Event]:
-        """Yield what is answered, but for the last `keep` frames of what was heard."""
+        """Yield the events of the frames that are answered, except for the last `keep` frames that were heard."""
         while self._said and len(self.heard) > keep:
             yield from self.answer(*self._said.popleft())
 
     def rest(self) -> Iterator[Event]:
-        """Yield what is left; the text that came last belongs to the last frame of that."""
+        """Yield the events of the frames that are left; text that came last goes with the last of them."""
         while self.heard and (self._said or self._text):
             pcm, text = self._said.popleft() if self._said else (_SILENCE, "")
             if not self._said or len(self.heard) == 1:
@@ -134,7 +134,7 @@ class _Reply:
 
 
 def _behind(events: SimpleQueue[Event]) -> list[Event]:
-    """Wait for what a server sends behind a frame, but not what it sends right before the next one."""
+    """Wait for the events behind the last frame and return them, without the text of a frame that follows."""
     came: list[tuple[float, Event]] = []
     begin = now = perf_counter()
     with contextlib.suppress(Empty):
@@ -158,25 +158,30 @@ def answers(
     notify: Callable[[str], None],
     check: Callable[[], None],
 ) -> Iterator[Event]:
-    """Let a server hear frames `[1920]` float32 at 24 kHz, and yield what happens in each, as `converse_with` wants it.
+    """Let a server hear `frames`, each `[1920]` float32 at 24 kHz, and yield the events of each frame for `converse_with`.
 
     Parameters
     ----------
+    address
+        The server's address.
+    frames
+        The recording.
     realtime
-        Send no faster than one speaks, as published servers want it. Else the address says that the server may take its time.
+        Whether to send in real time, as published servers need it. Without it, the address must have `realtime=0`, so that the
+        server drops nothing and takes its time.
     notify
-        Gets what the user should know, a sentence at a time.
+        Called with each sentence that the user should see.
     check
-        Is called several times a second, and may raise to end it all.
+        Called several times a second; it may raise an error to end the conversation.
 
     Raises
     ------
     BrokenOffError
-        The conversation is lost, after something was said in it: that was yielded.
+        The conversation is lost after something was said; the events until then were yielded.
     MshError
-        There is no conversation with the server, or it is lost before anything was said.
+        The conversation cannot begin, or is lost before anything was said.
     Exception
-        Whatever `frames` and `check` raise.
+        `frames` or `check` raised it.
     """
     events: SimpleQueue[Event] = SimpleQueue()
     feed = _Feed(realtime)
@@ -195,7 +200,7 @@ def answers(
                 else:
                     reply.heard.append(pcm)
                     feed.give(pcm)
-            # The text of the last frame may come behind its sound.
+            # Hold back the last frame: its text may come after its sound.
             yield from reply.take(1 if ended else 0)
             with contextlib.suppress(Empty):
                 reply.add(events.get(timeout=0.1))
@@ -212,7 +217,7 @@ def answers(
         return
     if not reply.answered or not isinstance(error, MshError):
         raise error
-    # Not every server answers all that it hears; one that answered to the end, or nearly, has not failed.
+    # Some servers do not answer all that they hear. One that answered to the end, or nearly, has not failed.
     to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
     if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
         what = error.what if isinstance(error, EndedError) else error.clause

@@ -1,4 +1,4 @@
-"""Who asks the server for something, and under which name he knows it, be there proxies between them or not."""
+"""Find out who sends a request, and under which name of the server, directly or through proxies."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
-# What proxies say about whom they speak for, as most of them do, and as RFC 7239 has it.
+# The headers in which proxies describe their clients: three in common use, and that of RFC 7239.
 _FORWARDED = "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a server is said to be.
+    """An origin: the scheme, the name and the port under which a server is reached.
 
     Attributes
     ----------
     scheme
-        "http" or "https"; None is not known.
+        "http" or "https", or None if it is not known.
     name
-        A name, or an address without brackets, in small letters.
+        A name, or an address without brackets, in lower case.
     port
-        None is not known; 0 is the scheme's own, whichever scheme that is.
+        The port, or None if it is not known. 0 stands for the scheme's default port, whatever the scheme is.
     """
 
     scheme: str | None
@@ -39,42 +39,43 @@ class Origin:
 
     @classmethod
     def parse(cls, origin: str) -> Origin | None:
-        """Read an origin such as `https://example.org:8443`; None if it is none, as "null" is not."""
+        """Read an origin such as `https://example.org:8443`; return None if `origin` is something else, such as "null"."""
         scheme, _, host = origin.lower().partition("://")
         place = cls.of_host(host, scheme, port=_DEFAULT_PORTS.get(scheme))
         return place if scheme in _DEFAULT_PORTS and place.name else None
 
     @classmethod
     def of_host(cls, host: str, scheme: str | None = None, *, port: int | None = None) -> Origin:
-        """Read a Host header; `port` is for one that names none."""
+        """Read a Host header; `port` is used if it does not name one."""
         match = _HOST.fullmatch(host.strip())
         if not match:
             return cls(scheme, host.lower(), port)
         return cls(scheme, match[1].strip("[]").lower(), int(match[2]) if match[2] else port)
 
     def may_be(self, origin: Origin) -> bool:
-        """Tell whether a page of `origin` may come from here, as far as it is known where that is."""
+        """Return whether a page of `origin` may come from this server, as far as scheme and port are known."""
         port = _DEFAULT_PORTS[origin.scheme or "http"] if self.port == 0 else self.port
         return self.name == origin.name and port in (None, origin.port) and self.scheme in (None, origin.scheme)
 
     @property
     def is_address(self) -> bool:
-        """Whether the name is a number."""
+        """Return whether the name is an IP address."""
         return _address(self.name) is not None
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """What is known of a request's sender.
+    """The sender of a request.
 
     Attributes
     ----------
     address
-        His, or that of the last proxy that is not to be trusted.
+        The sender's IP address. Behind a proxy that is not trusted, it is the proxy's.
     places
-        As what the server was asked: the Host header; before it, if trusted proxies tell, what the first of them was asked as.
+        The names under which the server was asked for: first, if trusted proxies say so, the name that their client used, and
+        then the Host header.
     speaker
-        A proxy that speaks for somebody else, though nobody said that it is to be trusted; "" if there is none.
+        The address of a proxy that speaks for a client but is not trusted, or "".
     """
 
     address: str
@@ -83,10 +84,10 @@ class Visitor:
 
     @classmethod
     def of(cls, request: web.BaseRequest, proxies: Iterable[Network]) -> Visitor:
-        """Look at a request that came over a socket, or through `proxies`, whose word counts.
+        """Return the sender of a request; `proxies` are trusted to describe their clients.
 
-        Host is among the places in any case: it is what a browser that was led here under another name (DNS rebinding) says
-        of it, whatever else its page lets it say.
+        The Host header is always among the places. If a page has led the browser here under another name (DNS rebinding), this
+        header shows that name, and the page cannot change it.
         """
         peer = _plain(request.remote or "")
         tells = any(name in request.headers for name in _FORWARDED)
@@ -97,8 +98,8 @@ class Visitor:
         if told.get("host"):
             places.append(Origin.of_host(told["host"], scheme))
         if (host := request.headers.get("Host")) is not None:
-            # A browser names the port, unless it is the scheme's own. Where ours is another one and none is named, a proxy
-            # has left it out, and only the name can be compared.
+            # A browser names the port, unless it is the scheme's default. If ours is not a default port and the header names
+            # none, a proxy has left it out, and only the name can be compared.
             places.append(
                 Origin.of_host(host, scheme, port=0 if _own_port(request) in _DEFAULT_PORTS.values() else None)
             )
@@ -107,32 +108,32 @@ class Visitor:
 
 
 def read_network(text: str) -> Network:
-    """Read an address, or a network such as 10.0.0.0/8; raises InputError if it is neither."""
+    """Read an address, or a network such as 10.0.0.0/8; raise InputError if `text` is neither."""
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise InputError(
-            f"--trusted-proxy {text} is no address; give the proxy's, such as 127.0.0.1, or a network, such as 10.0.0.0/8."
+            f"--trusted-proxy {text} is not an address; give the proxy's, such as 127.0.0.1, or a network, such as 10.0.0.0/8."
         ) from None
 
 
 def is_among(address: str, networks: Iterable[Network]) -> bool:
-    """Tell whether an address is in one of the networks."""
+    """Return whether an address is in one of the networks."""
     number = _address(address)
     return number is not None and any(number in network for network in networks)
 
 
 def _told(request: web.BaseRequest) -> Mapping[str, str]:
-    """Return what a trusted proxy tells, by `for`, `host` and `proto`.
+    """Return what a trusted proxy says of its client, under the keys `for`, `host` and `proto`.
 
-    `Forwarded` counts only alone: a proxy that writes the other ones passes on whatever the client calls by this name.
+    `Forwarded` counts only if the other headers are missing: a proxy that writes those passes on a client's own `Forwarded`.
     """
     names = {"for": "X-Forwarded-For", "host": "X-Forwarded-Host", "proto": "X-Forwarded-Proto"}
     told = {key: ",".join(request.headers.getall(name, ())) for key, name in names.items()}
     if not any(told.values()):
         steps = request.forwarded
         told = {key: ",".join(step.get(key, "") for step in steps) for key in names}
-    # Each proxy adds what it has heard: the first one heard the client.
+    # Each proxy appends its value, so the first value is about the client.
     return {
         "for": told["for"],
         "host": told["host"].partition(",")[0].strip(),
@@ -141,7 +142,7 @@ def _told(request: web.BaseRequest) -> Mapping[str, str]:
 
 
 def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
-    """Go back from proxy to proxy to the first that is not to be trusted: what comes before, he may have made up."""
+    """Go back from proxy to proxy, and return the first address that is not trusted: it may have invented those before."""
     steps = told.split(",") if told else []
     address = peer
     while steps and is_among(address, proxies):
@@ -153,7 +154,7 @@ def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return an address without port, brackets and zone, an IPv4 one as such; "" if it is none."""
+    """Return an IP address without port, brackets and zone, an IPv4-mapped one as IPv4; return "" if `text` is not one."""
     for candidate in (text, Origin.of_host(text).name):
         if number := _address(candidate):
             return str(number)

@@ -18,6 +18,7 @@ from ..errors import MshError
 from ..events import EchoState
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
+from .latency import SoundOutput
 
 if TYPE_CHECKING:
     from msh_native import Ear, Playback
@@ -164,12 +165,8 @@ class EchoFree:
 # ---- a measurement -------------------------------------------------------------------------------------------------------
 
 
-class Playing(Speaking, Protocol):
+class Playing(Speaking, SoundOutput, Protocol):
     """A loudspeaker that can be written to, as `devices.Loudspeaker` is."""
-
-    def write(self, pcm: Pcm) -> None: ...
-    def queued(self) -> float: ...
-    def cushion(self) -> float: ...
 
 
 @dataclass(frozen=True)

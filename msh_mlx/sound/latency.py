@@ -26,14 +26,14 @@ _FAINTEST = 1e-3  # of the matched filter: below it there is nothing but roundin
 _AGREE = 0.02  # seconds within which round trips are the same, on a machine that may be busy
 
 
-class Hearing(Protocol):
+class SoundInput(Protocol):
     """A microphone, mono float32 at 24 kHz."""
 
     def read(self, n: int, timeout: float) -> Pcm | None: ...
     def backlog(self) -> float: ...
 
 
-class Speaking(Protocol):
+class SoundOutput(Protocol):
     """A loudspeaker, mono float32 at 24 kHz."""
 
     def write(self, pcm: Pcm) -> None: ...
@@ -55,8 +55,8 @@ class RoundTrip:
 
 
 def measure_latency(
-    microphone: Hearing,
-    loudspeaker: Speaking,
+    microphone: SoundInput,
+    loudspeaker: SoundOutput,
     *,
     rounds: int = 7,
     progress: Callable[[int], None] | None = None,
@@ -133,7 +133,7 @@ class _Ends:
     time that so many samples last, is when the device moved.
     """
 
-    def __init__(self, microphone: Hearing, loudspeaker: Speaking, clock: Callable[[], float]) -> None:
+    def __init__(self, microphone: SoundInput, loudspeaker: SoundOutput, clock: Callable[[], float]) -> None:
         self._microphone = microphone
         self._loudspeaker = loudspeaker
         self._clock = clock

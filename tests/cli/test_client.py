@@ -212,7 +212,7 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--port", "0"], "--port"),
         (["--output", "x.wav"], "give one with --input"),
         (["--realtime"], "give one with --input"),
-        (["--input", "x.wav"], "Nothing would be kept"),
+        (["--input", "x.wav"], "Nothing would be written"),
         (["--input", "x.wav", "--output", "y.wav", "--record", "z"], "for live conversations"),
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),

@@ -137,13 +137,13 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--config", str(tmp_path / "e.json")], "e.json"),
         (["--token", "a b"], "token"),
         (["--sessions", "0"], "--sessions"),
-        (["--allow-origin", "example.org"], "no origin"),
+        (["--allow-origin", "example.org"], "not an origin"),
         (["--lm-config", "x.json"], "--lm-config"),
         (["--log-dir", str(tmp_path / "c.json")], f"--log-dir {tmp_path / 'c.json'} cannot be written: File exists"),
         (["--log-dir", str(tmp_path / "c.json" / "logs")], "cannot be written: Not a directory"),
         (["--ssl", str(tmp_path / "c.json" / "pair")], "c.json"),
         (["--static", str(tmp_path / "c.json")], "has no index.html"),
-        (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is no address"),
+        (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is not an address"),
     ]:
         code, said = complaint("--demo", *options)
         assert code == 2
@@ -225,8 +225,8 @@ def test_options_come_before_the_configuration(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"asr_delay_in_tokens": 6}, "'asr_delay_in_tokens' is not there in this server"),
-        ({"lm_config": {"dim": 4096}}, "'lm_config' is not there"),
+        ({"asr_delay_in_tokens": 6}, "this server does not have 'asr_delay_in_tokens'"),
+        ({"lm_config": {"dim": 4096}}, "this server does not have 'lm_config'"),
         ({"mimi_num_codebooks": 16}, "mimi_num_codebooks is 16"),
         ({"port": "80"}, "port has the wrong value '80'"),
         ({"port": 70000}, "port has the wrong value 70000"),

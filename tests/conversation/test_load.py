@@ -172,7 +172,7 @@ def test_one_that_is_too_slow_gives_way_to_the_next_lighter_one(selection: Selec
     step_down = StepDown(selection, checkpoint.open_checkpoint, load, told.append)
     first = step_down(0.1)
     assert first
-    slow = "is too slow here: three steps in four take 100 ms or more of the 80"
+    slow = "is too slow here: three steps in four take 100 ms or more, and a frame lasts 80 ms"
     assert told == [Notice("lighter", f"a {slow}; taking b.", "warning")]
     fractions: list[float] = []
     first(fractions.append).warm_up()
@@ -184,7 +184,7 @@ def test_one_that_is_too_slow_gives_way_to_the_next_lighter_one(selection: Selec
     assert step_down(0.1) is None
     assert [event.message for event in told[2:]] == [
         f"b {slow}; taking c.",
-        f"c {slow}, and there is no lighter model; close other programs.",
+        f"c {slow}. There is no lighter model; close other programs.",
     ]
     assert step_down(0.1) is None
     assert len(told) == 4

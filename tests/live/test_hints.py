@@ -176,7 +176,7 @@ def test_a_model_elsewhere() -> None:
     given = Hints(terminal=None, frame_seconds=FRAME_SECONDS, elsewhere=True)
     changes = over_time(given, lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
     assert [time for time, _ in changes] == [20, 30]
-    assert changes[0][1] == ("The server, or the way to it, is too slow: not all that you say is heard.",)
+    assert changes[0][1] == ("The server or the network is too slow: Moshi does not hear all that you say.",)
 
 
 def test_a_latch() -> None:
@@ -329,7 +329,7 @@ def test_the_most_important_comes_first() -> None:
         "The microphone is silent so far",
         "This computer is too slow for the model",
         "The microphone is too loud",
-        "AirPods has the sound of a telephone while its microphone is in use",
+        "AirPods sounds like a telephone while its microphone is in use",
     ]
 
 

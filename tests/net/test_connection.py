@@ -440,11 +440,11 @@ UNTYPED = "Sound comes without its type: a message with sound is the byte 1 and 
             (typed(kind, stream(packets(75))), f"Sound comes as a message of type {kind}; its type is 1.", 1)
             for kind in (0, 2, 3, 9)
         ),
-        ([b"\x78" + piece for piece in packets(75)], "Nothing comes but messages that mean nothing here", 75),
-        (typed(9, packets(75)), "Nothing comes but messages that mean nothing here", 75),
-        (typed(0, packets(75)), "Nothing comes but messages that mean nothing here", 75),
-        (typed(6, packets(75)), "Nothing comes but messages that mean nothing here", 75),
-        ([bytes(4) + bytes(1920)] * 4, "Nothing comes but messages that mean nothing here", 4),
+        ([b"\x78" + piece for piece in packets(75)], "Only messages without a meaning here have come", 75),
+        (typed(9, packets(75)), "Only messages without a meaning here have come", 75),
+        (typed(0, packets(75)), "Only messages without a meaning here have come", 75),
+        (typed(6, packets(75)), "Only messages without a meaning here have come", 75),
+        ([bytes(4) + bytes(1920)] * 4, "Only messages without a meaning here have come", 4),
     ],
 )  # fmt: skip
 def test_sound_that_does_not_come_as_sound_gets_one_sentence(model, messages, said, at_most):

@@ -171,7 +171,7 @@ def test_what_is_not_known_is_discarded(data):
         (b'\x04{"a":NaN}', "The metadata is not valid JSON."),
         (b'\x04{"a":1e999}', "The metadata is not valid JSON."),
         (b"\x04" + b"[" * 100_000, "The metadata is not valid JSON."),
-        (b"\x04[1]", "The metadata is no JSON object."),
+        (b"\x04[1]", "The metadata is not a JSON object."),
         (bytes(1048577), "A message has 1048577 bytes; 1048576 are allowed."),
     ],
 )

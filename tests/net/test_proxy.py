@@ -191,7 +191,7 @@ UPGRADE = 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy
             421,
             "the name 'moshi.example'; start it with --allow-host",
         ),
-        (("--token", "s3cret"), UPGRADE + "proxy_set_header Host $host;", 401, "This server wants a token."),
+        (("--token", "s3cret"), UPGRADE + "proxy_set_header Host $host;", 401, "This server needs a token."),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: a loopback with several addresses")

@@ -610,7 +610,7 @@ def test_what_a_server_said_before_the_end_is_kept(how, brisk):
     sentence = {
         "complaint": "ended the conversation: The model broke",
         "nonsense": "sends sound that cannot be heard: The audio is not an Ogg stream: no page was found in 100000 bytes",
-        "silent": "was lost after 2 s: nothing came for 1 s; --realtime is for servers that want it",
+        "silent": "was lost after 2 s: nothing came for 1 s; some servers need --realtime",
     }.get(how, "was lost after 2 s: ")
     assert sentence in str(error)
     assert str(error).endswith("; what was said until then is kept.")
@@ -709,7 +709,7 @@ def test_damage_in_a_reply_is_silent_and_told(monkeypatch):
     reply = np.concatenate([answer.pcm for answer in said]).reshape(-1, FRAME_SIZE // 2)
     assert [i for i, part in enumerate(reply) if not part.any()] == [4, 8, 10]
     assert told == [
-        f"What 127.0.0.1:{server.port} says has damaged or missing pages: {count}, {0.04 * count:.2f} s so far, "
+        f"Sound from 127.0.0.1:{server.port} has damaged or missing pages: {count}, {0.04 * count:.2f} s so far, "
         "which are silent."
         for count in (1, 3)
     ]
@@ -724,7 +724,7 @@ def test_damage_on_the_way_to_the_server_is_told():
         ours.send(Text(" end"))
         eventually(lambda: run.of(Spoke))
     assert [message.rpartition("could not read ")[2] for message in run.notices("damaged")] == [
-        f"{seconds} s so far of what it was sent: pages are damaged." for seconds in ("0.12", "0.20")
+        f"{seconds} s of your sound so far: pages arrived damaged." for seconds in ("0.12", "0.20")
     ]
 
 
@@ -735,7 +735,7 @@ def test_parameters_that_mean_nothing_are_named():
         ours.send(Text(" end"))
         eventually(lambda: run.of(Spoke))
     assert run.notices("ignored") == [
-        f"127.0.0.1:{server.port} knows nothing of these parameters: voice_prompt, text\ufffd[31m_prompt."
+        f"127.0.0.1:{server.port} does not know these parameters: voice_prompt, text\ufffd[31m_prompt."
     ]
 
 
@@ -779,12 +779,12 @@ def refusing(status, text):
         (
             500,
             MshError,
-            "failed before it began (The sentence); if it is PersonaPlex's, give it --param voice_prompt=… and "
+            "failed before it began (The sentence); if it is PersonaPlex's server, give --param voice_prompt=… and "
             "--param text_prompt=….",
         ),
         (503, MshError, "cannot talk now: The sentence."),
-        (404, MshError, "no server of conversations (The sentence.)"),
-        (200, MshError, "no server of conversations"),
+        (404, MshError, "not a server of conversations (The sentence.)"),
+        (200, MshError, "not a server of conversations"),
     ],
 )
 def test_a_server_that_refuses(status, kind, said):
@@ -811,9 +811,12 @@ def test_a_server_that_wants_more_in_the_address(opens, recording):
 
     query = {"voice_prompt": "NATF0.pt", "text_prompt": ""}
     for given, said in [
-        ({}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
-        ({"text_prompt": "x"}, "; if it is PersonaPlex's, give it --param voice_prompt=… and --param text_prompt=…."),
-        (query, "; see what it says itself, and whether it has that voice_prompt."),
+        ({}, "; if it is PersonaPlex's server, give --param voice_prompt=… and --param text_prompt=…."),
+        (
+            {"text_prompt": "x"},
+            "; if it is PersonaPlex's server, give --param voice_prompt=… and --param text_prompt=….",
+        ),
+        (query, "; look at the server's own messages, and check that it has this voice_prompt."),
     ]:
         refuse = None if opens else refusing(500, "Broken.")
         with (

@@ -484,7 +484,7 @@ def test_what_is_not_there_is_a_sentence(model, tmp_path):
         404,
         "There is no / here, and no page; `make page` builds it. Conversations are at /api/chat.\n",
     )
-    assert posted[:2] == (405, "/index.html is not asked for with POST, but with GET.\n")
+    assert posted[:2] == (405, "/index.html does not answer POST; use GET.\n")
     assert posted[2]["Allow"] == "GET, HEAD"
 
 
@@ -515,7 +515,7 @@ async def raw(server, request):
 @pytest.mark.parametrize(
     ("request_", "status", "said"),
     [
-        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than anything here"),
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "The path is longer than"),
         (b"GET /?" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n", 414, "longer than 8190 bytes"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"x" * 50_000 + b"\r\n", 431, "longer than 32768 bytes"),
         (
@@ -523,14 +523,14 @@ async def raw(server, request):
             431,
             "has more headers than this server reads",
         ),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\x01\x02\r\n", 400, "no HTTP that this server can read"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\x01\x02\r\n", 400, "not HTTP that this server can read"),
         (b"GET / HTTP/1.1\r\nHost: " + b"h" * 5000 + b"\r\n", 421, "does not go by the name 'hhh"),
         (
             b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nOrigin: http://" + b"o" * 5000 + b"\r\n",
             403,
             "may not use this",
         ),
-        (b"M" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n", 400, "no HTTP"),
+        (b"M" * 5000 + b" /health HTTP/1.1\r\nHost: localhost\r\n", 400, "not HTTP"),
         (b"GET /api/chat?text_topk=" + b"9" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n", 400, "text_topk"),
         (b"GET /v1/" + b"x" * 900 + b" HTTP/1.1\r\nHost: localhost\r\n", 404, "There is no /v1/xxx"),
     ],
@@ -642,7 +642,7 @@ def test_a_proxy_that_lets_no_websocket_through_is_named(model):
 
     (proxied, plain), count = run(scenario())
     assert (proxied[0], plain[0], count) == (426, 426, 1)
-    assert "A proxy has not passed on" in proxied[1]
+    assert "A proxy has removed the header Upgrade" in proxied[1]
     assert plain[1] == "This address is for websockets.\n"
 
 
@@ -718,7 +718,7 @@ async def once(talker, digits):
     ("act", "kind", "limits", "said"),
     [
         (flood, "rate", FEW, "messages a second"),
-        (garbage, "audio", Limits(), "no Ogg stream"),
+        (garbage, "audio", Limits(), "not an Ogg stream"),
         (too_large, "message_size", FEW, "3000 bytes"),
         (nothing, "first", FEW, "No sound came for 0.3 s"),
         (once, "idle", FEW, "No sound came for 0.6 s"),
@@ -958,7 +958,7 @@ def test_a_text_frame_is_answered_and_keeps_no_place(model, waits):
             return error.text, server.log[0]["end"]
 
     text, end = run(scenario())
-    assert text == "Text messages mean nothing here: a message is binary, its type and what belongs to it."
+    assert text == "Text messages have no meaning here; send binary messages: a type byte and a payload."
     assert end == "text"
 
 

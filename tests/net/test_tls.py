@@ -132,10 +132,10 @@ def damage(folder, what):
     certificate, key = folder / "cert.pem", folder / "key.pem"
     if what == "no key":
         key.unlink()
-        return "no key.pem"
+        return "has cert.pem, but not key.pem"
     if what == "no certificate":
         certificate.unlink()
-        return "no cert.pem"
+        return "has key.pem, but not cert.pem"
     if what == "another key":
         other = folder / "other"
         write_pair(other)
@@ -149,13 +149,13 @@ def damage(folder, what):
         return "set the clock"
     if what == "locked":
         write_pair(folder, password=b"secret")
-        return "wants a password"
+        return "needs a password"
     if what == "no PEM":
         certificate.write_bytes(b"\x30\x82")
-        return "no certificate in the PEM format"
+        return "not a certificate in the PEM format"
     if what == "empty":
         key.write_bytes(b"")
-        return "no private key"
+        return "not a private key"
     if what == "dangling":
         key.unlink()
         key.symlink_to("nowhere")

@@ -136,7 +136,7 @@ def test_another_certificate_behind_a_proxy_is_not_taken(environment, tmp_path):
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not let us through to {server} (403 Forbidden); if the server can"),
         (
             b"HTTP/1.0 407 Who are you\r\n\r\n",
-            "wants a name and a password (407 Who are you); give them as http://NAME",
+            "needs a name and a password (407 Who are you); give them as http://NAME",
         ),
         (b"SSH-2.0-OpenSSH\r\n", "does not answer as a proxy does; if the server can be reached"),
         (b"\0", "does not answer as a proxy does; "),

@@ -577,7 +577,7 @@ def test_folders_that_are_not_made(folder: Path) -> None:
     result = run(*SHORT, "--input", "in.wav", "--output", "a/b/o.wav", cwd=folder)
     refused(result, 2, "there is no folder", "make it first")
     refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.wav/b/c", cwd=folder), 2, "in.wav/b/c cannot be made")
-    refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.flac", cwd=folder), 2, "in.flac is no folder")
+    refused(run(*SHORT, "--input", "in.wav", "--output-dir", "in.flac", cwd=folder), 2, "in.flac is not a folder")
     # What goes wrong leaves no empty folder behind.
     refused(run(*SHORT, "--input", "none.wav", "--output", "new/o.wav", cwd=folder), 2, "none.wav")
     refused(run(*SHORT, "--input", "none.wav", "--output-dir", "a/b/c", cwd=folder), 2, "none.wav")

@@ -1,1 +1,1 @@
-"""What a live conversation shows: in a terminal, as plain lines, or as JSON for programs."""
+"""The screens of a live conversation: in a terminal, as plain lines, or as JSON for programs."""

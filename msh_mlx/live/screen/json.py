@@ -14,17 +14,17 @@ from .status import Screen, Status, Summary
 
 
 class JsonScreen(Screen):
-    """One JSON object a line, for programs. Its `event` is one of
+    """Writes one JSON object a line, for programs. Its `event` is one of
 
-    - `loading`: `stage`, `seconds` (null when it begins)
-    - `ready`: `conversation`, from 1
+    - `loading`: `stage`, `seconds` (null when the stage begins)
+    - `ready`: `conversation`, counted from 1
     - `word`: `start` (seconds of this conversation), `text`
     - `dropped`: `seconds`; `underrun`: `count` so far
     - `notice`: `kind`, `level`, `message`; `message`: `text`
-    - `status`, about once a second: the fields of `Status`, `echo` those of `EchoState`
+    - `status`, about once a second: the fields of `Status`; `echo` has the fields of `EchoState`
     - `failed`: `where`, `message`
-    - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds; `echo`, null if
-      there was none, those of `EchoSummary`
+    - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds; `echo` has the
+      fields of `EchoSummary`, or is null if there was no echo
 
     Programs should ignore events and keys that they do not know.
     """
@@ -39,7 +39,7 @@ class JsonScreen(Screen):
         self._out.flush()
 
     def handle(self, event: Event) -> None:
-        """Write an event, if it is one of those above."""
+        """Write an event if it is one of those above; ignore others."""
         if isinstance(event, Loading):
             if event.fraction is None:
                 self._write("loading", {"stage": event.stage, "seconds": event.seconds})
@@ -58,9 +58,9 @@ class JsonScreen(Screen):
             self._write("failed", {"where": event.where, "message": message})
 
     def tick(self, status: Status | None = None) -> None:
-        """Write the status, unless that was less than a second ago."""
+        """Write the status, about once a second."""
         now = self._now()
-        # Ticks are not exactly regular.
+        # A little less than a second, since ticks are not exactly regular.
         if status and now - self._last_status > 0.95:
             self._last_status = now
             self._write("status", asdict(status))

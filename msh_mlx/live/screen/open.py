@@ -1,4 +1,4 @@
-"""Which screen suits the standard output."""
+"""Choose the screen that suits the standard output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .terminal import LiveScreen
 
 
 def open_screen(*, plain: bool, as_json: bool, out: TextIO, frame_seconds: float) -> Screen:
-    """Return the face that fits `out` and what the user wishes; `frame_seconds` is how long a frame lasts."""
+    """Return the screen that suits `out` and the user's options; `frame_seconds` is how long a frame lasts."""
     if as_json:
         return JsonScreen(out)
-    # A terminal type of termcap's may say by its end that it has no colours; rich does not know that.
+    # In terminfo, a name that ends like this is of a terminal without colours; rich does not know that.
     monochrome = os.environ.get("TERM", "").endswith(("-m", "-mono"))
     console = Console(file=out, highlight=False, no_color=True if monochrome else None)
     if plain or not console.is_terminal or console.is_dumb_terminal:

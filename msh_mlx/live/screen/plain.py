@@ -19,12 +19,12 @@ _SENTENCE_ENDS = tuple(".!?…。！？")
 
 
 class PlainScreen(Screen):
-    """Plain lines: Moshi's words, a line for each sentence or what is said without a pause; notices; a summary."""
+    """Plain lines: Moshi's words, with a new line after each sentence and each pause; notices; a summary."""
 
-    _SILENCE = 1.5  # seconds after which a line is not waited for any longer
-    _LONGEST = 100
+    _SILENCE = 1.5  # seconds without text, after which a line is printed as it is
+    _LONGEST = 100  # characters, after which a line ends with the word
     _PATIENCE = 10.0  # seconds between two lines about losses, or about the echo
-    _OTHER = 6.0  # decibels by which what is taken away has to change to be told again
+    _OTHER = 6.0  # decibels by which the removed echo must change for a new line about it
 
     def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class PlainScreen(Screen):
             self._print(f"{self._start:8.2f} s  {line}")
 
     def handle(self, event: Event) -> None:
-        """Print an event, or keep it until its line is complete."""
+        """Print an event; keep text until its line is complete."""
         if isinstance(event, Spoke):
             self._spoke(event)
         elif isinstance(event, Loading) and event.seconds is not None:
@@ -78,7 +78,7 @@ class PlainScreen(Screen):
         self._last_index, self._spoken_at = event.index, self._now()
 
     def tick(self, status: Status | None = None) -> None:
-        """Print the line after a silence, new hints, what was muted, and from time to time what was lost, and the echo."""
+        """Print the line after a silence, new hints and mutes, and from time to time losses and the echo."""
         now = self._now()
         if now - self._spoken_at > self._SILENCE:
             self._flush()
@@ -101,7 +101,7 @@ class PlainScreen(Screen):
             self.say(line[0].upper() + line[1:])
 
     def _is_news(self, echo: EchoState) -> bool:
-        # Of the mode tells a notice.
+        # A change of the mode has a notice of its own.
         before = self._echo
         return echo.mode != "off" and (echo.found != before.found or abs(echo.removed - before.removed) >= self._OTHER)
 
@@ -116,5 +116,5 @@ class PlainScreen(Screen):
             self.say(line)
 
     def suspend(self) -> None:
-        """Print what is on the line."""
+        """Print the line as far as it goes."""
         self._flush()

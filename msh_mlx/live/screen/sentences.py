@@ -24,7 +24,7 @@ def stage_line(event: Loading) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write a length of time as minutes and seconds, and hours if there are any."""
+    """Return a length of time as minutes and seconds, with hours if there are any."""
     hours, rest = divmod(int(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -47,7 +47,7 @@ def echo_line(echo: EchoState) -> str:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """Say what a conversation was like, for people."""
+    """Return the summary of a conversation as lines of text."""
     lines = [f"Talked for {clock(summary.seconds)}: {counted(summary.words, 'word')} of Moshi's"]
     for name, stage in summary.stages.items():
         lines.append(
@@ -72,13 +72,13 @@ class Flow:
         self.line = ""
 
     def push(self, text: str, width: int) -> list[str]:
-        """Add `text` to the line; return the lines of at most `width` cells that are full."""
+        """Add `text` to the line; return the lines that are full, of at most `width` cells each."""
         self.line = (self.line + printable(text)).lstrip(" ")
         full = []
         while cell_len(self.line.rstrip(" ")) > width:
-            # At least a character, even where the terminal is narrower than that.
+            # Take at least one character, even if the terminal is narrower than that.
             room = max(len(chop_cells(self.line[: width + 1], width)[0]), 1)
-            # A space right after what there is room for ends its last word.
+            # A space right behind the room ends the last word that fits.
             end = self.line.rfind(" ", 0, room + 1)
             end = room if end <= 0 else end
             full.append(self.line[:end].rstrip(" "))
@@ -86,7 +86,7 @@ class Flow:
         return full
 
     def flush(self) -> list[str]:
-        """Return what is on the line, if anything, and begin a new one."""
+        """Return the line, if there is text on it, and begin a new one."""
         line, self.line = self.line.rstrip(" "), ""
         return [line] if line else []
 

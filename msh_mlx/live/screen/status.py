@@ -1,4 +1,4 @@
-"""What a live conversation shows, and what a screen is."""
+"""The interface of the screens, and the figures that they show."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ...metrics import EchoFigures
 
 @dataclass(frozen=True)
 class Status:
-    """How a conversation is doing.
+    """The state of a conversation. Figures that are not known yet are None.
 
-    `microphone` and `loudspeaker` are the peaks since the last status, 0 to 1, and whether they were clipped; `step_p50` and
-    `step_p95` are in milliseconds, `delay` too (how far Moshi's answer lags behind by what waits in queues); `dropped` is the
-    user's sound given up so far, in seconds; memory is MLX's, in bytes. What is not known yet is None. `elapsed` is in seconds;
-    `recording` is the folder that is written to; `echo` what is known of the loudspeaker's. `hints` are sentences, the most
-    important first.
+    `elapsed` is in seconds. `microphone` and `loudspeaker` are the peaks since the last status, 0 to 1; `microphone_clipped`
+    and `loudspeaker_clipped` say whether samples were clipped. `step_p50` and `step_p95` are in milliseconds, and so is
+    `delay`: how long after the user's sound Moshi's answer to it is played, with the wait in queues. `dropped` is how much of
+    the user's sound was dropped so far, in seconds. Memory is MLX's, in bytes. `recording` is the folder that is recorded into.
+    `echo` is the loudspeaker's echo. `hints` are sentences, the most important first.
     """
 
     elapsed: float = 0.0
@@ -53,9 +53,10 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class EchoSummary:
-    """An echo that was found for so many `seconds`: its level in dB of full scale, and how many dB of it were taken away.
+    """The echo of a conversation, which was found for `seconds` in all.
 
-    Both as medians, and the most.
+    `level` and `level_most` are the median and the highest level, in dB of full scale. `removed` and `removed_most` are the
+    median and the most that was taken away, in dB.
     """
 
     seconds: float
@@ -66,7 +67,7 @@ class EchoSummary:
 
     @classmethod
     def of(cls, figures: EchoFigures) -> EchoSummary | None:
-        """Sum up; None if there was no echo."""
+        """Return the summary of `figures`, or None if there was no echo."""
         level, loudest = figures.level.median(), figures.level.most()
         removed, most = figures.removed.median(), figures.removed.most()
         if level is None or loudest is None or removed is None or most is None:
@@ -76,10 +77,11 @@ class EchoSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation that has ended: `seconds` long, of so many `words` of Moshi's.
+    """The figures of a conversation that has ended.
 
-    `stages` are "encode", "step" and "decode" by name; `dropped` is the user's sound given up, in seconds; `memory_peak` is
-    MLX's, in bytes; `echo` is None if there was none; `files` is what was written.
+    `seconds` is its length, `words` how many words Moshi said. `stages` has the times of "encode", "step" and "decode".
+    `dropped` is how much of the user's sound was dropped, in seconds. `memory_peak` is MLX's, in bytes, or None if it is not
+    known. `echo` is None if there was no echo. `files` are the files and folders that were written.
     """
 
     seconds: float
@@ -93,10 +95,10 @@ class Summary:
 
 
 class Screen:
-    """What is common to all faces of a conversation: a context manager that is told events, and how things are.
+    """The interface of all screens: a context manager that takes events and the status of a conversation.
 
-    All methods belong to one thread, and none waits for anything but the output. A failure is left to the caller to
-    complain about, after the screen has been closed.
+    One thread calls all methods, and none waits for anything but the output. A screen does not report the error of a failure:
+    the caller does, after the screen was closed.
     """
 
     def __enter__(self) -> Screen:
@@ -106,10 +108,10 @@ class Screen:
         self.suspend()
 
     def handle(self, event: Event) -> None:
-        """Show an event. Most have nothing to show."""
+        """Show an event, if it has something to show."""
 
     def tick(self, status: Status | None = None) -> None:
-        """Show the time passing, and how things are; to be called ten times per second or more often."""
+        """Update the screen with the time and the status; call this at least ten times a second."""
 
     def say(self, text: str) -> None:
         """Show a line of text."""
@@ -118,10 +120,10 @@ class Screen:
         """Show what the keys do, or hide it again."""
 
     def summary(self, summary: Summary) -> None:
-        """Show what there is to say at the end."""
+        """Show the summary of a conversation that has ended."""
 
     def suspend(self) -> None:
-        """Leave the terminal to others; everything that was said is on it."""
+        """Release the terminal, with all text printed, so that others can use it."""
 
     def resume(self) -> None:
         """Take the terminal again."""

@@ -1,4 +1,4 @@
-"""The screen in a terminal: reads events and a status, and knows nothing of the model."""
+"""The screen in a terminal: it shows events and a status, and does not know the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Line = list[Segment]
 
 @dataclass(frozen=True)
 class _Glyphs:
-    """Characters of the footer: parts of a meter's cell from nothing to full, and others."""
+    """Characters of the footer. `cells` are the fillings of a meter's cell, from empty to full."""
 
     cells: str
     peak: str
@@ -49,7 +49,7 @@ _LOUD = Style(color="yellow")
 _BAD = Style(color="red", bold=True)
 _HINT = Style(color="yellow")
 
-_FEW_KEYS = 2  # whose help there is room for if it is asked for, sooner than for all figures
+_FEW_KEYS = 2  # keys whose help, if it is shown, goes before the last figures when room is short
 
 
 class Meter:
@@ -65,7 +65,7 @@ class Meter:
         self._time = 0.0
 
     def push(self, level: float, clipped: bool, now: float) -> None:
-        """Take the largest sample since the last time (0 to 1), and whether one was clipped, at `now` in seconds."""
+        """Take the largest sample since the last call (0 to 1), and whether a sample was clipped; `now` is in seconds."""
         decibels = 20 * math.log10(max(level, 1e-3))
         fallen = self._FALL * max(now - self._time, 0.0)
         self._time = now
@@ -79,11 +79,11 @@ class Meter:
 
     @property
     def clipped(self) -> bool:
-        """Whether a sample was clipped a short while ago."""
+        """Return whether a sample was clipped in the last 1.5 seconds."""
         return self._time - self._clipped_at <= self._HOLD
 
     def draw(self, width: int, glyphs: _Glyphs) -> Line:
-        """Return `width` cells of a bar."""
+        """Return the meter as a bar of `width` cells."""
         steps = len(glyphs.cells) - 1
 
         def fill(decibels: float) -> int:
@@ -100,7 +100,7 @@ class Meter:
 
 
 class _Region:
-    """The lines at the bottom of the terminal that change; each is shorter than the terminal is wide."""
+    """The lines at the bottom of the terminal, which are redrawn; each is shorter than the terminal is wide."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -113,10 +113,10 @@ class _Region:
 
 
 class LiveScreen(Screen):
-    """A terminal: Moshi's words roll by and stay; below them are meters, figures, hints and keys.
+    """A terminal: Moshi's words scroll by, with meters, figures, hints and keys below them.
 
-    Lines that are full are printed for good, so that they can be scrolled back to; the line in progress and what is below it is
-    redrawn, at most twelve times per second.
+    A full line of words is printed for good, so that the user can scroll back to it. The line in progress and everything below
+    it are redrawn, about twelve times a second at most.
     """
 
     _WIDEST = 100  # cells of a line of words; longer ones are hard to read
@@ -147,14 +147,14 @@ class LiveScreen(Screen):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A terminal that has gone takes nothing any more.
+        # Nothing can be written to a terminal that has gone.
         with suppress(OSError):
             self.suspend()
 
     # ---- what is told
 
     def handle(self, event: Event) -> None:
-        """Take an event; it is seen with the next `tick`."""
+        """Take an event; the next `tick` shows it."""
         if isinstance(event, Spoke):
             self._spoke(event)
         elif isinstance(event, Loading):
@@ -203,7 +203,7 @@ class LiveScreen(Screen):
         self._draw()
 
     def help(self) -> None:
-        """Show or hide the panel that explains keys and figures."""
+        """Show or hide the help on keys and figures."""
         self._help = not self._help
         self._draw()
 
@@ -216,7 +216,7 @@ class LiveScreen(Screen):
         self._print_done()
 
     def tick(self, status: Status | None = None) -> None:
-        """Take the status, and draw unless that was done a moment ago."""
+        """Take the status, and draw unless the last drawing is less than a frame's time ago."""
         now = self._now()
         if status:
             self._status = status
@@ -229,7 +229,7 @@ class LiveScreen(Screen):
     # ---- the terminal
 
     def suspend(self) -> None:
-        """Print what is on the line and remove the footer; the cursor is shown again."""
+        """Print the line as far as it goes, remove the footer, and show the cursor again."""
         self._end_line()
         live, self._live = self._live, None
         if live:
@@ -241,7 +241,7 @@ class LiveScreen(Screen):
         self._print_done()
 
     def resume(self) -> None:
-        """Draw the footer again; also after something else has written to the terminal."""
+        """Draw the footer again, also after others have written to the terminal."""
         self.suspend()
         self._width = self._console.width
         self._live = Live(self._region, console=self._console, auto_refresh=False, transient=True)
@@ -249,7 +249,7 @@ class LiveScreen(Screen):
         self._draw()
 
     def _columns(self) -> int:
-        # A line that fills the terminal would make some go on to the next.
+        # Some terminals move on to the next line as soon as a line is full.
         return max(self._console.width - 1, 1)
 
     def _draw(self) -> None:
@@ -271,11 +271,11 @@ class LiveScreen(Screen):
             self._console.print(Group(*lines), soft_wrap=True)
 
     def _after_resize(self) -> bool:
-        """Remove what is left of the region if the terminal has another width than when it was drawn."""
+        """Remove the rest of the region if the terminal's width has changed since it was drawn; return whether it has."""
         width, self._width = self._width, self._console.width
         if width == self._width:
             return False
-        # Most terminals break lines anew when they become too long; rich would go up too few lines.
+        # Most terminals wrap lines that have become too long, and then rich would move up too few lines.
         heights = [max(1, -(-Segment.get_line_length(line) // self._width)) for line in self._region.lines]
         extra = sum(heights) - len(heights)
         if extra > 0:
@@ -295,13 +295,13 @@ class LiveScreen(Screen):
         return [list(Segment.adjust_line_length(line, width, pad=False)) for line in lines]
 
     def _layouts(self, width: int) -> Iterator[list[Line]]:
-        """Yield what may stand between the words and the keys: everything, then less and less for windows with less room."""
+        """Yield layouts of the lines between the words and the keys: first everything, then less for smaller windows."""
         meters, figures, hints = self._status_lines(width)
         status = [*meters, *figures, *hints]
         air: list[Line] = [[]]
         if not self._help:
             yield [*air, *status] if status else []
-            # The hints say what is wrong now, the last figures what hardly anybody looks for.
+            # The hints say what is wrong now, so they stay; the last figures are the least important.
             for count in range(len(figures), -1, -1):
                 yield [*meters, *figures[:count], *hints]
             return
@@ -314,7 +314,7 @@ class LiveScreen(Screen):
         yield [*air, *status, *air, *keys, *explained]
         yield [*status, *keys, *explained]
         yield [*air, *status, *air, *keys]
-        # What is wrong now stays, and the figures as long as the first keys do.
+        # The hints stay, and all figures as long as there is room for the first keys.
         for few in range(len(sentences), _FEW_KEYS - 1, -1):
             yield [*status, *first(few)]
         for count in range(len(figures), 0, -1):
@@ -395,7 +395,7 @@ class LiveScreen(Screen):
         )
 
     def _help_lines(self, width: int) -> tuple[list[list[Line]], list[Line]]:
-        """Return the lines that say what the keys do, of each key, and those that explain the figures."""
+        """Return the help: for each key the lines that say what it does, and the lines that explain the figures."""
         sentences: list[list[Line]] = []
         for key in KEYS:
             first, *rest = wrapped(key.sentence, max(width - 8, 1))
@@ -412,7 +412,7 @@ class LiveScreen(Screen):
         keys = list(KEYS)
         muted = self._status is not None and self._status.muted
         extra = len("un") if muted else 0
-        # Help and quit stay as long as there is any room.
+        # Help and quit, the last two, always stay.
         while len(keys) > 2 and sum(len(key.name) + len(key.word) + 3 for key in keys) - 2 + extra > width:
             del keys[-3]
         line: Line = []
@@ -427,7 +427,7 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _packed(items: Iterable[Segment], separator: Segment, width: int) -> list[Line]:
-    """Put items on as few lines of at most `width` cells as possible."""
+    """Put items, in order, on lines of at most `width` cells, as many on each as fit."""
     lines: list[Line] = []
     for item in items:
         if lines and Segment.get_line_length([*lines[-1], separator, item]) <= width:
