@@ -37,7 +37,9 @@ _IDLE = 0.16  # seconds of sound: if no more waits, the model keeps up
 _APART = 0.1  # seconds between two pieces that count as separate
 _UNREAD = 5.0  # seconds for which early live sound is left unread, at most: other messages may come behind it
 _BURST = 2  # seconds of messages at the highest rate that may come at once
-_MEANINGLESS = 16, 4096  # messages without a meaning here, and bytes in them, that may come between two pieces of sound
+# Messages without a meaning here, and bytes in them, that may come with no sound for `_NO_SOUND` seconds from the first on.
+_MEANINGLESS = 16, 4096
+_NO_SOUND = 2.0
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class Connection:
         self._last_sound: float | None = None  # when sound last came, or was answered
         self._unanswered = 0.0  # seconds of sound that came and were not answered yet
         self._meaningless = 0, 0  # messages and bytes since sound last came
+        self._meaningless_since = 0.0  # when the first of them came
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
         self._out: deque[bytes] = deque()
@@ -412,14 +415,11 @@ class Connection:
                 self._pass_over(data)
 
     def _pass_over(self, data: bytes) -> None:
-        """Ignore a message without a meaning here; raise `End` if too many of them come without sound in between."""
+        """Ignore a message without a meaning here; `tick` ends the conversation if too many of them come without sound."""
         count, size = self._meaningless
-        self._meaningless = count, size = count + 1, size + len(data)
-        if count > _MEANINGLESS[0] or size > _MEANINGLESS[1]:
-            sentence = (
-                "Only messages without a meaning here have come; a message with sound is the byte 1 and then Ogg pages."
-            )
-            raise End("type", sentence, WSCloseCode.UNSUPPORTED_DATA)
+        if not count:
+            self._meaningless_since = monotonic()
+        self._meaningless = count + 1, size + len(data)
 
     def _obey(self, control: Control) -> None:
         if control is Control.PAUSE:
@@ -447,6 +447,12 @@ class Connection:
                 self.end(End("first", f"No sound came for {limits.first:g} s; send audio from the handshake on."))
             elif last is not None and now - last > limits.idle:
                 self.end(End("idle", f"No sound came for {limits.idle:g} s, so the conversation is over."))
+        too_many = any(have > most for have, most in zip(self._meaningless, _MEANINGLESS, strict=True))
+        if too_many and now - self._meaningless_since > _NO_SOUND:
+            sentence = (
+                "Only messages without a meaning here have come; a message with sound is the byte 1 and then Ogg pages."
+            )
+            self.end(End("type", sentence, WSCloseCode.UNSUPPORTED_DATA))
         if self._parameters.stats and self._listens and now - self._last_stats > _STATS_EVERY and self.pipeline:
             self._last_stats = now
             self.tell(self.stats() | {"dropped_s": self._told_dropped, "sessions": others})
