@@ -112,7 +112,7 @@ test.each(["SIGKILL", "SIGTERM"] as const)(
     await page.waitForSelector("#trouble:has-text('Connecting again')");
     const restarted = await RealServer.start(killed.port);
     onTestFinished(() => restarted.stop());
-    await page.waitForSelector("#trouble:has-text('the conversation is new')");
+    await page.waitForSelector("#trouble:has-text('this is a new conversation')");
     await page.waitForSelector("[data-phase=talking]");
     await page.waitForSelector("#transcript .renewed");
     await page.waitForSelector("#transcript .renewed ~ p span");

@@ -81,7 +81,7 @@ test("the server is killed and started again in mid-conversation, and a second c
   await server.stop("SIGKILL");
   await troubleSays("Connecting again");
   server = await RealServer.start(port);
-  await troubleSays("the conversation is new");
+  await troubleSays("this is a new conversation");
   await page.waitForSelector("#transcript .renewed");
   await page.click("#talk");
   await page.waitForSelector("[data-phase=idle]");

@@ -400,7 +400,7 @@ describe("troubles", () => {
     await talking(page);
     list[0]?.socket.terminate();
     await trouble(page, "The connection was lost.");
-    await trouble(page, "the conversation is new");
+    await trouble(page, "this is a new conversation");
     await page.waitForSelector("#transcript .renewed");
     await talking(page);
     await until(() => (list[1]?.heard?.samples ?? 0) > 48_000, "sound goes on");
