@@ -318,6 +318,8 @@ class WavWriter:
 def _examine(file: BinaryIO, name: str) -> list[_Part]:
     """Find the recordings in a file that can seek, one behind the other."""
     size = file.seek(0, io.SEEK_END)
+    if not size:
+        raise _empty(name)
     parts: list[_Part] = []
     begin: int | None = 0
     while begin is not None:
@@ -330,6 +332,10 @@ def _examine(file: BinaryIO, name: str) -> list[_Part]:
         parts.append(part)
         begin = None if following is None else size - length + following
     return parts
+
+
+def _empty(name: str) -> InputError:
+    return InputError(f"{name} is empty (0 bytes).")
 
 
 def _head(file: BinaryIO, begin: int) -> bytes:
@@ -361,7 +367,7 @@ def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
     if before:
         _check_following(start, name, before)
     if not start:
-        raise InputError(f"{name} is empty (0 bytes).")
+        raise _empty(name)
     # Looking first also keeps an endless stream of something else out of the temporary file.
     if other := foreign(start):
         raise not_read(name, other)

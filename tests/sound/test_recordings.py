@@ -393,6 +393,13 @@ def test_not_a_recording(tmp_path: Path, capfd: pytest.CaptureFixture[str], what
     assert capfd.readouterr().err == ""
 
 
+def test_a_recording_without_a_byte_is_called_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"in is empty \(0 bytes\)\.$"):
+        open_recording(str(write(tmp_path / "in", b"")))
+    with pytest.raises(InputError, match=r"^The standard input is empty \(0 bytes\)\.$"):
+        through_pipe(b"")
+
+
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.wav", tmp_path, tmp_path / "none" / "x.wav", "", f"{tmp_path}\0"):
         with pytest.raises(InputError) as caught:
