@@ -396,7 +396,7 @@ def test_not_a_recording(tmp_path: Path, capfd: pytest.CaptureFixture[str], what
 def test_a_recording_without_a_byte_is_called_empty(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"in is empty \(0 bytes\)\.$"):
         open_recording(str(write(tmp_path / "in", b"")))
-    with pytest.raises(InputError, match=r"^The standard input is empty \(0 bytes\)\.$"):
+    with pytest.raises(InputError, match=r" is empty \(0 bytes\)\.$"):
         through_pipe(b"")
 
 
