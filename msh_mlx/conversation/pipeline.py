@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 MakeSession: TypeAlias = "Callable[[Callable[[Loading], None], Callable[[], None]], Session]"
 
 _QUEUE = 2  # frames between two stages
-_PATIENCE = (
-    0.1  # seconds that the encoder thread waits for sound or for room, before it looks at delay and queues again
-)
+# Seconds that the encoder thread waits for sound or for room, before it looks at delay and queues again.
+_PATIENCE = 0.1
 _PAUSE_AFTER = 3  # reads without sound, after which the microphone counts as paused
 
 

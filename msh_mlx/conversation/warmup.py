@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from .pipeline import MakeSession
     from .session import Session
 
-Load: TypeAlias = (
-    "Callable[[Callable[[float], None]], Session]"  # takes a function that is called with the loaded fraction, 0 to 1
-)
+# Takes a function that is called with the loaded fraction, 0 to 1.
+Load: TypeAlias = "Callable[[Callable[[float], None]], Session]"
 Lighter: TypeAlias = "Callable[[float], Load | None]"
 
 _WARM_UP = 5, 25  # frames, at least and at most

@@ -53,9 +53,8 @@ def action(character: str) -> str | None:
 
 _ESCAPE, _BELL = "\x1b", "\x07"
 _PASTE_BEGINS, _PASTE_ENDS = "\x1b[200~", "\x1b[201~"
-_IMPATIENCE = (
-    0.1  # seconds: a sequence comes at once; what comes later than this after the escape key is a separate key
-)
+# Seconds: a sequence comes at once; what comes later than this after the escape key is a separate key.
+_IMPATIENCE = 0.1
 
 
 class KeyStream:

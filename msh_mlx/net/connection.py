@@ -239,9 +239,8 @@ class Connection:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         # Used by the pipeline's threads alone.
         self._texts: deque[tuple[int, str]] = deque()
-        self._drops: deque[tuple[int, float]] = (
-            deque()
-        )  # for each drop the frame behind it, and the seconds that were dropped in all by then
+        # For each drop the frame behind it, and the seconds that were dropped in all by then.
+        self._drops: deque[tuple[int, float]] = deque()
         self._encoder = OpusEncoder()
 
     # ---- the way out -----------------------------------------------------------------------------------------------------

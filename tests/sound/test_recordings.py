@@ -499,9 +499,8 @@ def test_sizes_that_say_less_than_there_is(tmp_path: Path, form: str, subtype: s
 @pytest.mark.parametrize("piped", [False, True])
 @pytest.mark.parametrize("count", [12000, 11999])
 def test_what_is_behind_the_sound_is_no_sound(tmp_path: Path, count: int, piped: bool) -> None:
-    numbers = (
-        np.random.default_rng(0).integers(-30, 30, count).astype("i1").astype("u1")
-    )  # bytes: an odd number of them
+    # Bytes: an odd number of them.
+    numbers = np.random.default_rng(0).integers(-30, 30, count).astype("i1").astype("u1")
     sizes = [len(numbers), 0xFFFFFFFF] if not piped else [len(numbers)]
     for size in sizes:
         head = struct.pack(
