@@ -9,6 +9,7 @@ from typing import Any
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
+from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
@@ -31,14 +32,16 @@ def load_mimi(
         The file cannot be read or is not a Mimi checkpoint, or an argument is out of range; the message says which.
     """
     path = user_path(path)
-    check_mimi(path, read_header(path))
+    check_file(path)
     if isinstance(config, str | os.PathLike):
         config = str(user_path(config))
     elif config is not None:
         config = dict(config)
     try:
         return Mimi(path, num_codebooks=num_codebooks, num_threads=num_threads, config=config)
-    except (MimiError, ValueError) as error:
+    except ValueError as error:
+        if isinstance(error, MimiError):
+            check_mimi(path, read_header(path))  # which may know what the file is
         raise InputError(str(error)) from None
     except OSError as error:
         # Without `errno` the error comes from the extension, and its sentence is complete.

@@ -13,9 +13,6 @@ from .places import user_path
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
-# How PyTorch's older files begin, which are pickles and not ZIP archives: the protocol, and the first operations.
-_PICKLES = tuple(bytes([0x80, protocol, code]) for protocol in (2, 3, 4, 5) for code in b"}]c\x8a\x95")
-
 # Byte order marks, which editors and shells of Windows write before a text, and their encodings.
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
@@ -61,20 +58,6 @@ def cannot_read(name: str, error: OSError) -> InputError:
     return InputError(f"{name} cannot be read: {error.strerror or error}.")
 
 
-def foreign(start: bytes) -> tuple[str, str] | None:
-    """Recognise a file by its beginning. Return what it is and what to do instead; None if it is not a known mistake."""
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"<"):
-        return "a web page that was saved in place of the file", "fetch the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, which only names the file", "fetch the file itself, with git lfs pull"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file", "take the .safetensors file"
-    if start.startswith((b"PK\x03\x04", *_PICKLES)):
-        return "a PyTorch file in the pickle format", "take the .safetensors file"
-    return None
-
-
 def decode_text(data: bytes) -> str:
     """Decode a text file: as its byte order mark says, else as UTF-8. The mark is removed.
 
@@ -97,6 +80,8 @@ def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
     InputError
         The file cannot be read, is larger or empty, or is something else by its beginning.
     """
+    from msh_native import foreign
+
     path = user_path(path)
     size = check_file(path, what)
     try:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mimi import Mimi, MimiError
 from mlx.utils import tree_flatten
 from paths import CASES, DEMO, GOLDEN
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
@@ -161,17 +163,40 @@ def test_files_that_are_none(tmp_path):
         "shape": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + b"\0" * 4, "broken"),
         "offsets": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"\0" * 8, "place of x"),
         "huge": (header({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}) + b"\0", "cut off"),
+        "twice": (
+            b"\x69\0\0\0\0\0\0\0" + b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+            b'"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}\0\0',
+            "has a broken safetensors header: 'x' is there twice; fetch the file again.",
+        ),
         "longer": (header({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"\0" * 8, "longer than"),
     }
     for name, (data, sentence) in contents.items():
         path = tmp_path / name
         path.write_bytes(data)
         assert sentence in says(path), name
+        with pytest.raises(MimiError) as error:  # the codec's file is read by the same reader
+            Mimi(path)
+        assert str(error.value) == says(path)
 
 
 def header(entries):
     raw = json.dumps(entries).encode()
     return struct.pack("<Q", len(raw)) + raw
+
+
+@pytest.mark.parametrize(
+    "path", sorted(GOLDEN.rglob("*.safetensors")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_headers_are_those_that_the_published_reader_sees(path):
+    found = read_header(path)
+    data = path.read_bytes()
+    with safe_open(path, "np") as file:
+        assert sorted(found) == sorted(file.keys())
+        for name, info in found.items():
+            tensor = file.get_slice(name)
+            assert (info.dtype, list(info.shape)) == (tensor.get_dtype(), tensor.get_shape())
+            if info.dtype in ("F32", "F16", "U32"):
+                assert data[info.begin : info.begin + info.nbytes] == file.get_tensor(name).tobytes()
 
 
 @pytest.mark.parametrize("keep", [100, 5000, -1])

@@ -15,10 +15,19 @@ pyo3::create_exception!(
     "A checkpoint or a configuration that cannot be used; the message says what is wrong with it."
 );
 
+pyo3::create_exception!(
+    msh_native,
+    FileError,
+    PyValueError,
+    "A file that is not what it should be; its arguments are what is wrong, and what to do about it."
+);
+
 /// An error that a call can raise.
 pub enum Failure {
     /// From the codec itself.
     Codec(Error),
+    /// From the reader of files.
+    File(checkpoint::Error),
     /// An argument of the wrong type.
     Type(String),
     /// An argument of the right type that cannot be used.
@@ -35,6 +44,12 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<checkpoint::Error> for Failure {
+    fn from(error: checkpoint::Error) -> Self {
+        Self::File(error)
+    }
+}
+
 impl From<PyErr> for Failure {
     fn from(error: PyErr) -> Self {
         Self::Python(error)
@@ -47,14 +62,16 @@ impl From<Failure> for PyErr {
             Failure::Codec(error) => {
                 let message = error.to_string();
                 match error {
-                    Error::Io { source, .. } => match source.kind() {
-                        ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
-                        ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
-                        ErrorKind::IsADirectory => PyIsADirectoryError::new_err(message),
-                        _ => PyOSError::new_err(message),
-                    },
-                    Error::Checkpoint { .. } | Error::Config(_) => MimiError::new_err(message),
+                    Error::File(checkpoint::Error::Io { source, .. }) => io_error(source.kind(), message),
+                    Error::File(_) | Error::Checkpoint { .. } | Error::Config(_) => MimiError::new_err(message),
                     Error::Input(_) => PyValueError::new_err(message),
+                }
+            }
+            Failure::File(error) => {
+                let message = error.to_string();
+                match error {
+                    checkpoint::Error::Io { source, .. } => io_error(source.kind(), message),
+                    checkpoint::Error::Wrong { what, advice } => FileError::new_err((what, advice)),
                 }
             }
             Failure::Type(message) => PyTypeError::new_err(message),
@@ -62,5 +79,15 @@ impl From<Failure> for PyErr {
             Failure::State(message) => PyRuntimeError::new_err(message),
             Failure::Python(error) => error,
         }
+    }
+}
+
+/// The exception of Python for an error of the system.
+fn io_error(kind: ErrorKind, message: String) -> PyErr {
+    match kind {
+        ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
+        ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
+        ErrorKind::IsADirectory => PyIsADirectoryError::new_err(message),
+        _ => PyOSError::new_err(message),
     }
 }

@@ -4,6 +4,7 @@
 mod arrays;
 mod echo;
 mod error;
+mod files;
 mod rings;
 
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 
-use error::{Failure, MimiError};
+use error::{Failure, FileError, MimiError};
 
 /// The weights of a codec. They do not change, and may be shared between threads and streams.
 ///
@@ -302,6 +303,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<echo::Ear>()?;
     module.add_class::<echo::EchoCanceller>()?;
     module.add_class::<echo::VoiceEnhancer>()?;
+    module.add_function(wrap_pyfunction!(files::find_not_finite, module)?)?;
+    module.add_function(wrap_pyfunction!(files::foreign, module)?)?;
+    module.add_function(wrap_pyfunction!(files::read_header, module)?)?;
     module.add_function(wrap_pyfunction!(kernels, module)?)?;
+    module.add("FileError", module.py().get_type::<FileError>())?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::Checkpoint;
+use checkpoint::{File, FileId};
+
 use crate::config::Config;
 use crate::conv::{Conv, History};
 use crate::error::{Error, Result};
@@ -12,7 +13,8 @@ use crate::kernels::{Isa, Kernels, Sink};
 use crate::quantizer::{self, Quantizer};
 use crate::scratch::sized;
 use crate::seanet;
-use crate::shared::{FileId, Shared};
+use crate::shared::Shared;
+use crate::tensors::{check, check_kind};
 use crate::transformer::{self, Transformer};
 use crate::weights::Weights;
 
@@ -112,8 +114,8 @@ impl Mimi {
     /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there. Codecs of the
     /// same file and configuration share their weights, unless the file was written within the last second.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
-        let config = match (&options.config, &checkpoint.config) {
+        let file = File::open(path)?;
+        let config = match (&options.config, file.metadata()?.get("config")) {
             (Some(config), _) => config.clone(),
             (None, Some(text)) => Config::from_json(text).map_err(|e| match e {
                 Error::Config(reason) => {
@@ -123,7 +125,7 @@ impl Mimi {
             })?,
             (None, None) => Config::default(),
         };
-        checkpoint.check_kind()?;
+        check_kind(&file)?;
         let n = options.num_codebooks;
         if n == 0 || n > config.n_q {
             return Err(Error::Input(format!("num_codebooks is {n}, but 1 to {} are expected", config.n_q)));
@@ -132,15 +134,13 @@ impl Mimi {
         Layers::load(&mut plan, &config)?;
         Quantizer::load(&mut plan, &config, n)?;
         if let Weights::Plan(expected) = plan {
-            checkpoint.check(&expected)?;
+            check(&file, &expected)?;
         }
-        let id = checkpoint.id.clone();
-        let layers = LAYERS.get(id.clone().map(|id| (id, config.clone())), || {
-            Layers::load(&mut Weights::read(&checkpoint), &config)
-        })?;
-        let quantizer = QUANTIZERS.get(id.map(|id| (id, config.clone(), n)), || {
-            Quantizer::load(&mut Weights::read(&checkpoint), &config, n)
-        })?;
+        let id = file.id().cloned();
+        let layers = LAYERS
+            .get(id.clone().map(|id| (id, config.clone())), || Layers::load(&mut Weights::read(&file), &config))?;
+        let quantizer = QUANTIZERS
+            .get(id.map(|id| (id, config.clone(), n)), || Quantizer::load(&mut Weights::read(&file), &config, n))?;
         let threads = match options.num_threads {
             Some(n @ 1..=64) => n,
             Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),

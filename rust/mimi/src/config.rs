@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use checkpoint::{Pairs, foreign, shown};
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Pairs, foreign};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 
 /// Bounds every size, so that products of a few of them cannot overflow.
 const MAX_SIZE: usize = 1 << 20;
@@ -89,18 +89,19 @@ impl Config {
     pub fn from_file(path: &Path) -> Result<Self> {
         let fail = |reason: String| Error::Config(format!("in {}, {reason}", path.display()));
         // Before it is opened: that would wait for the other end of a pipe.
-        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        let at = |error| checkpoint::Error::io(path, error);
+        let meta = std::fs::metadata(path).map_err(at)?;
         if meta.is_dir() {
-            return Err(Error::io(path, io::Error::from(io::ErrorKind::IsADirectory)));
+            return Err(at(io::ErrorKind::IsADirectory.into()).into());
         }
         if !meta.is_file() {
             return Err(fail("a regular file is expected, not a pipe or a device".into()));
         }
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-        if let Some(what) = foreign(&bytes) {
-            return Err(fail(format!("{what}, a JSON file is expected")));
+        let file = File::open(path).map_err(at)?;
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(at)?;
+        if let Some((what, advice)) = foreign(&bytes) {
+            return Err(fail(format!("it is {what} ({advice}), a JSON file is expected")));
         }
         if bytes.len() as u64 > MAX_FILE {
             return Err(fail("there is more than 1 MiB, a configuration is expected".into()));

@@ -35,7 +35,6 @@
 
 #![deny(unsafe_code)]
 
-mod checkpoint;
 mod codec;
 mod config;
 mod conv;
@@ -46,6 +45,7 @@ mod quantizer;
 mod scratch;
 mod seanet;
 mod shared;
+mod tensors;
 mod transformer;
 mod weights;
 

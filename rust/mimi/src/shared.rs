@@ -3,40 +3,9 @@
 //! While a codec of a file is in use, loading the same file again gives a codec with the same weights. Shared weights are
 //! never written to. They are freed with the last codec that uses them.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
 
 use crate::error::Result;
-
-/// If a file changed more recently than this, it may change again with the same times. So its weights are not shared.
-const SETTLED: Duration = Duration::from_secs(1);
-
-/// Identifies a file in its present state.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileId {
-    /// `None` if the file has changed just now.
-    pub fn of(meta: &Metadata) -> Option<Self> {
-        let changed = Duration::new(meta.ctime().try_into().ok()?, meta.ctime_nsec().try_into().ok()?);
-        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        (age >= SETTLED).then(|| Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
 
 /// The values in use, each with its key.
 #[derive(Debug)]

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::checkpoint::Checkpoint;
+use checkpoint::File;
+
 use crate::error::Result;
 use crate::kernels::Matrix;
 use crate::scratch::sized;
@@ -14,7 +15,7 @@ pub(crate) enum Weights<'a> {
     /// Notes the names and shapes asked for.
     Plan(BTreeMap<String, Vec<usize>>),
     /// Reads them; a matrix is packed while it is read, a few columns at a time.
-    Read(&'a Checkpoint, Vec<f32>),
+    Read(&'a File, Vec<f32>),
 }
 
 impl<'a> Weights<'a> {
@@ -22,8 +23,8 @@ impl<'a> Weights<'a> {
         Self::Plan(BTreeMap::new())
     }
 
-    pub fn read(checkpoint: &'a Checkpoint) -> Self {
-        Self::Read(checkpoint, Vec::new())
+    pub fn read(file: &'a File) -> Self {
+        Self::Read(file, Vec::new())
     }
 
     /// A tensor's values, row-major; nothing while planning.
@@ -33,7 +34,7 @@ impl<'a> Weights<'a> {
                 self.expect(name, shape);
                 Ok(Vec::new())
             }
-            Self::Read(checkpoint, _) => checkpoint.read(name),
+            Self::Read(file, _) => Ok(file.read(name)?),
         }
     }
 
@@ -54,11 +55,11 @@ impl<'a> Weights<'a> {
         scale: Option<&[f32]>,
     ) -> Result<Matrix> {
         self.expect(name, shape);
-        let Self::Read(checkpoint, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
+        let Self::Read(file, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
         let (outputs, taps) = (shape[0], shape.get(2).copied().unwrap_or(1));
         let k = shape[1] * taps;
         let mut matrix = Matrix::zeros(k, outputs, bias);
-        let mut values = checkpoint.values(name)?;
+        let mut values = file.values(name)?;
         for first in (0..outputs).step_by(Matrix::PANEL) {
             let columns = sized(scratch, Matrix::PANEL.min(outputs - first) * k);
             values.read(columns)?;
@@ -77,9 +78,9 @@ impl<'a> Weights<'a> {
     pub fn transposed(&mut self, name: &str, [inputs, outputs, stride]: [usize; 3], bias: &[f32]) -> Result<Matrix> {
         let kernel = 2 * stride;
         self.expect(name, &[inputs, outputs, kernel]);
-        let Self::Read(checkpoint, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
+        let Self::Read(file, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
         let mut matrix = Matrix::zeros(2 * inputs, stride * outputs, Some(bias));
-        let mut values = checkpoint.values(name)?;
+        let mut values = file.values(name)?;
         let row = sized(scratch, outputs * kernel);
         for i in 0..inputs {
             values.read(row)?;

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -11,16 +11,28 @@ __all__ = [
     "Ear",
     "EchoCanceller",
     "Encoder",
+    "FileError",
     "Mimi",
     "MimiError",
     "Mixer",
     "Mouth",
     "Playback",
     "VoiceEnhancer",
+    "find_not_finite",
+    "foreign",
     "kernels",
+    "read_header",
 ]
 
+def find_not_finite(
+    path: str | os.PathLike[str], progress: Callable[[float], object] | None = None
+) -> tuple[str, int, float] | None: ...
+def foreign(start: bytes) -> tuple[str, str] | None: ...
 def kernels() -> str: ...
+def read_header(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...], int]]: ...
+
+class FileError(ValueError):
+    """A file that is not what it should be. Its arguments are what is wrong, and what to do about it."""
 
 class MimiError(ValueError):
     """A checkpoint or a configuration cannot be used. The message says what is wrong with it."""
