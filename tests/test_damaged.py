@@ -141,7 +141,7 @@ def test_damaged_models(tmp_path):
             counts[1] += survives(lambda: load_lm(path, config), len(file), seed)
             survives(lambda: find_not_finite(path), len(file) + (5 << 22), seed)
         if seed % 50 == 0:
-            survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, 1), len(file), seed)
+            survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, (0,)), len(file), seed)
     assert counts[0] > 1_000
     assert counts[1] > 50
 
@@ -265,8 +265,8 @@ def test_files_in_the_wrong_place(tmp_path):
         (lambda: load_mimi(lm), "give it as --model"),
         (lambda: load_lm(adapters, DEMO / "config.json"), "give it as --lora"),
         (lambda: load_mimi(adapters), "give it as --lora"),
-        (lambda: read_lora(lm, 1.0, {}, 1), "give it as --model"),
-        (lambda: read_lora(mimi, 1.0, {}, 1), "give it as --mimi"),
+        (lambda: read_lora(lm, 1.0, {}, (0,)), "give it as --model"),
+        (lambda: read_lora(mimi, 1.0, {}, (0,)), "give it as --mimi"),
         (lambda: load_tokenizer(lm), "is a safetensors file"),
         (lambda: check_vocabulary(load_tokenizer(DEMO / "tokenizer.model"), 32000), "the model 32000"),
     ):

@@ -4,44 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import InputError
 from ..system.inputs import brief, decode_text, read_small
 from ..system.places import user_path
+from .conditions import Conditioner, Fuser
 from .ranges import LORA_SCALING, Range, is_whole
 
 # A configuration has about a kilobyte. A much larger file is something else.
 _MAX_SIZE = 1 << 20
 _FLOAT = Range(1e-9, 1e12)
 _MAX_WHOLE = 1 << 24
+_NAME = re.compile(r"\w{1,64}")
+# Keys for which null means what a missing key means.
+_NULL_IS_DEFAULT = (
+    "kv_repeat", "positional_embedding", "cross_attention", "demux_second_stream", "extra_heads_num_heads", "extra_heads_dim",
+)  # fmt: skip
 _SCHEDULE = "depformer_weights_per_step_schedule"
+_MAY_BE_ZERO = ("existing_text_padding_id", "dep_q", "extra_heads_num_heads", "extra_heads_dim", "unused_slices")
 _SPEECH_TO_TEXT = "a speech-to-text model"
 
 # Keys that change the architecture, with the only value that is implemented here. null means the same value.
 _FIXED: dict[str, Any] = {
     "bias_proj": False,
     "causal": True,
-    "conditioners": {},
-    "cross_attention": False,
-    "demux_second_stream": False,
     "depformer_gating": "silu",
-    "depformer_kv_repeat": 1,
     "depformer_layer_scale": None,
-    "depformer_low_rank_embeddings": None,
     "depformer_multi_linear": True,
-    "depformer_norm": None,
     "depformer_pos_emb": "none",
     "depformer_weights_per_step": True,
-    "extra_heads_num_heads": 0,
     "gating": "silu",
-    "kv_repeat": 1,
     "layer_scale": None,
     "norm": "rms_norm_f32",
     "norm_emb": False,
-    "positional_embedding": "rope",
     "quantize": False,
 }
 
@@ -54,8 +53,6 @@ _IGNORED = frozenset(
         "depformer_context",
         "depformer_max_period",
         "existing_text_end_padding_id",
-        "extra_heads_dim",
-        "fuser",
         "gradient_checkpointing",
         "lm_gen_config",
         "lora_name",
@@ -103,44 +100,84 @@ class LmConfig:
     depformer_num_heads: int = 16
     depformer_dim_feedforward: int = 4224
     lora_scaling: float | None = None
+    text_card_out: int | None = None
+    kv_repeat: int = 1
+    positional_embedding: str = "rope"
+    cross_attention: bool = False
+    demux_second_stream: bool = False
+    depformer_kv_repeat: int | None = None
+    depformer_norm: str | None = None
+    schedule: tuple[int, ...] | None = None
+    depformer_low_rank_embeddings: int | None = None
+    extra_heads_num_heads: int = 0
+    extra_heads_dim: int = 0
+    unused_slices: int = 0
+    conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
+    fuser: Fuser = Fuser()
 
     def __post_init__(self) -> None:
-        if self.dep_q == 0 and is_whole(self.dep_q):
-            raise not_run("The model's configuration is of", _SPEECH_TO_TEXT)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "delays":
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name == "delays":
                 if not isinstance(value, list | tuple) or not all(is_whole(d) and 0 <= d < 1000 for d in value):
-                    raise _wrong(field.name, value, "a list of whole numbers ≥ 0")
+                    raise _wrong(entry.name, value, "a list of whole numbers ≥ 0")
                 object.__setattr__(self, "delays", tuple(value))
-            elif field.name == "lora_scaling":
+            elif entry.name == "lora_scaling":
                 if value is not None:
-                    object.__setattr__(self, field.name, scaling_in({field.name: value}, "The model's configuration"))
-            elif field.type == "float":
+                    object.__setattr__(self, entry.name, scaling_in({entry.name: value}, "The model's configuration"))
+            elif entry.type == "float":
                 if not _FLOAT.has(value):
-                    raise _wrong(field.name, value, str(_FLOAT))
-                object.__setattr__(self, field.name, float(value))
-            else:
-                least = 0 if field.name == "existing_text_padding_id" else 1
-                if not is_whole(value) or not least <= value <= _MAX_WHOLE:
-                    raise _wrong(field.name, value, f"a whole number from {least} to 2^24")
+                    raise _wrong(entry.name, value, str(_FLOAT))
+                object.__setattr__(self, entry.name, float(value))
+            elif entry.type in ("int", "int | None"):
+                least = 0 if entry.name in _MAY_BE_ZERO else 1
+                good = is_whole(value) and least <= value <= _MAX_WHOLE
+                if not (good or (value is None and entry.type == "int | None")):
+                    raise _wrong(entry.name, value, f"a whole number from {least} to 2^24")
+            elif entry.type == "bool" and not isinstance(value, bool):
+                raise _wrong(entry.name, value, "true or false")
+        if self.positional_embedding not in ("rope", "rope_concat"):
+            raise _wrong("positional_embedding", self.positional_embedding, "rope or rope_concat")
+        if self.depformer_norm not in (None, "layer_norm"):
+            raise _wrong("depformer_norm", self.depformer_norm, "layer_norm or null")
+        schedule = self.schedule
+        if schedule is not None:
+            good = isinstance(schedule, list | tuple) and all(is_whole(s) and s >= 0 for s in schedule)
+            if not good or len(schedule) != self.dep_q or (schedule and set(schedule) != set(range(max(schedule) + 1))):
+                raise _wrong(_SCHEDULE, schedule, f"a list of {self.dep_q} numbers of slices")
+            object.__setattr__(self, "schedule", tuple(schedule))
         self._check_together()
 
     def _check_together(self) -> None:
         checks = [
             (self.dep_q <= self.n_q, f"dep_q = {self.dep_q} is larger than n_q = {self.n_q}"),
-            (self.dep_q < self.n_q, f"dep_q = n_q = {self.n_q} leaves no codebook for the user"),
             (len(self.delays) == 1 + self.n_q, f"delays has {len(self.delays)} entries in place of 1 + n_q = {1 + self.n_q}"),
             (self.dim % (2 * self.num_heads) == 0, f"dim = {self.dim} is not an even multiple of num_heads = {self.num_heads}"),
             (
                 self.depformer_dim % self.depformer_num_heads == 0,
                 f"depformer_dim = {self.depformer_dim} is not a multiple of depformer_num_heads = {self.depformer_num_heads}",
             ),
-            (self.existing_text_padding_id < self.text_card, "existing_text_padding_id is not below text_card"),
+            (self.num_heads % self.kv_repeat == 0, f"num_heads = {self.num_heads} is not a multiple of kv_repeat = {self.kv_repeat}"),
+            (
+                self.depformer_num_heads % self.depformer_group == 0,
+                f"depformer_num_heads = {self.depformer_num_heads} is not a multiple of its kv_repeat = {self.depformer_group}",
+            ),
+            (self.existing_text_padding_id < (self.text_card_out or self.text_card), "existing_text_padding_id is not below text_card"),
+            (set(self.fuser.added + self.fuser.crossed) <= set(self.conditioners), "fuser names a condition that is not there"),
         ]  # fmt: skip
         for good, what in checks:
             if not good:
                 raise InputError(f"The model's configuration does not fit together: {what}.")
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """The slice of the depformer's weights that each codebook in the file uses, those that are not run included."""
+        return self.schedule or tuple(range(self.dep_q + self.unused_slices))
+
+    @property
+    def depformer_group(self) -> int:
+        """How many heads of the depformer's queries share a head of keys and values."""
+        return self.depformer_kv_repeat or self.kv_repeat
 
     @property
     def user_q(self) -> int:
@@ -188,8 +225,8 @@ class LmConfig:
 
     @classmethod
     def _read(cls, values: Mapping[str, Any], source: str, lora: bool) -> LmConfig:
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", "text_card_out", _SCHEDULE})
+        known = {entry.name for entry in fields(cls)} - {"schedule", "unused_slices"}
+        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", _SCHEDULE})
         if unknown:
             raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():
@@ -200,19 +237,17 @@ class LmConfig:
         if values.get("lora") and not lora:
             raise InputError(f"{source} is of a model with LoRA adapters", "give them with --lora")
         given = {key: value for key, value in values.items() if key in known}
+        for key in _NULL_IS_DEFAULT:
+            if given.get(key, 0) is None:
+                del given[key]
         given["lora_scaling"] = scaling_in(values, source)
+        given["schedule"] = values.get(_SCHEDULE)
+        given["conditioners"] = _conditioners(values.get("conditioners") or {}, source)
+        given["fuser"] = _fuser(values.get("fuser") or {}, source)
         width = given.pop("depformer_dim_feedforward", cls.depformer_dim_feedforward)
         if isinstance(width, list) and width and width.count(width[0]) == len(width):  # of every step
             width = width[0]
         config = cls(**given)
-        if values.get("text_card_out") not in (None, config.text_card):
-            raise _wrong(
-                "text_card_out", values["text_card_out"], f"the same as text_card = {config.text_card}, or null,"
-            )
-        # Each codebook has its own weights in the depformer. A schedule may say the same.
-        own = list(range(config.dep_q))
-        if values.get(_SCHEDULE) not in (None, own):
-            raise InputError(f"{source} has {_SCHEDULE} = {brief(values[_SCHEDULE])}", f"only {own} can be run")
         if width is None:
             width = int(config.hidden_scale * config.depformer_dim)
         return replace(config, depformer_dim_feedforward=width)
@@ -310,6 +345,41 @@ def other_kind(values: Mapping[str, Any]) -> str | None:
 def not_run(subject: str, what: str) -> InputError:
     """Make the error for a model of another kind. `subject` is "X is" or "X is of"; `what` is from `other_kind`."""
     return InputError(f"{subject} {what}, which this program does not run", "give a Moshi model")
+
+
+def _conditioners(values: Any, source: str) -> dict[str, Conditioner]:
+    """Read `conditioners`: a table of the values of each ("lut"), or the width of its rows ("tensor")."""
+    found = {}
+    try:
+        for name, entry in values.items():
+            of = entry[entry["type"]]
+            dim = of["dim"]
+            if entry["type"] == "lut":
+                options = tuple(of.get("possible_values") or ())
+                rows = of["n_bins"]
+                good = is_whole(rows) and len(options) <= rows <= _MAX_WHOLE and all(isinstance(o, str) for o in options)
+            elif entry["type"] == "tensor":
+                options, rows, good = None, 0, True
+            else:
+                good = False
+            if not good or not is_whole(dim) or not 1 <= dim <= _MAX_WHOLE or not _NAME.fullmatch(name):
+                raise ValueError
+            found[name] = Conditioner(dim, options, rows)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{source} has conditioners that are not understood.") from None
+    return found
+
+
+def _fuser(values: Any, source: str) -> Fuser:
+    """Read `fuser`: how conditions reach the model."""
+    try:
+        lists = {key: tuple(values.get(key) or ()) for key in ("sum", "cross", "prepend")}
+        scale = values.get("cross_attention_pos_emb_scale", 1) if values.get("cross_attention_pos_emb") else 0
+        if lists["prepend"] or not (_FLOAT.has(scale) or scale == 0) or not all(isinstance(n, str) for n in sum(lists.values(), ())):
+            raise ValueError
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f"{source} has a fuser that is not understood.") from None
+    return Fuser(lists["sum"], lists["cross"], float(scale))
 
 
 def _gate_width(feedforward: int, dim: int) -> int:

@@ -107,7 +107,7 @@ class StepFunction:
         """
         config = self._lm.config
         numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
-        factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
+        factors = mx.array(rotation(position, self._form, config.max_period))
         result: tuple[mx.array, list[KvRing], StepLogits] = self._function(numbers, factors, said, rings, key)
         return result
 
@@ -120,7 +120,7 @@ class StepFunction:
         mine, user = mx.split(tokens, [own])
         tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
         caches = ring_caches(rings, self._form, slot, factors)
-        h, text_logits = lm(tokens, caches)
+        h, text_logits = lm(tokens[None], caches)
 
         draws = self._text_noise + config.dep_q * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
@@ -153,9 +153,9 @@ class Reader:
         """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
         config = self._lm.config
         slot = mx.array(slots(self._position, config.context, self._rings))
-        factors = mx.array(rotation(self._position, self._form.head_dim, config.max_period))
+        factors = mx.array(rotation(self._position, self._form, config.max_period))
         caches = ring_caches(self._rings, self._form, slot, factors)
-        _, logits = self._lm(mx.array(tokens), caches)
+        _, logits = self._lm(mx.array(tokens)[None], caches)
         self._rings = [cache.ring for cache in caches]
         self._position += 1
         return logits[0]

@@ -81,8 +81,13 @@ class Checkpoint:
         return how.bits if how else 16
 
     def parts(self, module: str) -> dict[str, TensorInfo]:
-        """Return where a module's tensors are in the file: "weight"; if it is quantized, also "scales" and "biases"."""
+        """Return where a module's tensors are in the file: "weight"; if it is quantized, also "scales" and "biases".
+
+        A parameter that is not a weight, such as a bias, stands for itself, under "".
+        """
         names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
+        if f"{module}.weight" not in self.tensors:
+            return {"": self.tensors[module]}
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
     def held_bytes(self, dtype: mx.Dtype) -> int:
@@ -121,7 +126,7 @@ class Checkpoint:
                 progress(done / total)
             arrays = self._read(module, changes.get(module), dtype)
             mx.eval(list(arrays.values()))
-            weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
+            weights += [(f"{module}.{part}" if part else module, array) for part, array in arrays.items()]
             done += sum(info.nbytes for info in self.parts(module).values())
             mx.clear_cache()  # otherwise the buffers of one module stay in memory beside those of the next
         lm.load_weights(weights, strict=True)
@@ -153,7 +158,7 @@ class Checkpoint:
         """Read the changes that the adapters make, by the modules' names; empty without adapters."""
         if self.lora is None or self.scaling is None:
             return {}
-        return read_lora(self.lora, self.scaling.value, self.matrices, self.config.dep_q, self.linear)
+        return read_lora(self.lora, self.scaling.value, self.matrices, self.config.slices, self.linear)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
@@ -210,7 +215,7 @@ def open_checkpoint(
         _check_types(path, header)
         _check_quantized(path, header, quantized)
         _check_sizes(path, header, lm_config)
-        tensors = to_mlx_layout(header, lm_config.dep_q)
+        tensors = to_mlx_layout(header, lm_config.slices, lm_config.unused_slices)
         lm = Lm(lm_config, *_hidden_widths(tensors))
         quantizations = _check(path, lm, tensors)
     except InputError:
@@ -344,7 +349,7 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
 _COUNTED = {
     "num_layers": re.compile(r"transformer\.layers\.(\d+)\."),
     "n_q": re.compile(r"(?:audio_embs|emb)\.(\d+)\."),
-    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|depformer_in\.)(\d+)\."),
+    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|linears\.)(\d+)\."),
     "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
 }
 _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
@@ -374,11 +379,15 @@ def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
     """Compare the sizes of the tensors with the configuration, before a model of the configuration's sizes is made."""
-    other = {key: size for key, size in sizes(header).items() if size != getattr(config, key)}
+    wanted = {key: getattr(config, key) for key in (*_COUNTED, "dim", "text_card", "card", "depformer_dim")}
+    wanted["dep_q"] += config.unused_slices
+    if not config.dep_q:
+        wanted |= {"depformer_num_layers": 0}
+    other = {key: size for key, size in sizes(header).items() if size != wanted[key]}
     if other:
         found, said = (
             ", ".join(f"{key} = {value}" for key, value in values.items())
-            for values in (other, {key: getattr(config, key) for key in other})
+            for values in (other, {key: wanted[key] for key in other})
         )
         raise InputError(
             f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
