@@ -169,6 +169,24 @@ class RingFormat:
             return values * self.dtype.size
         return values * self.bits // 8 + 2 * (values // self.group_size) * self.dtype.size
 
+    def turned(self, qkv: mx.array, factors: mx.array, batch: int) -> mx.array:
+        """Rotate and scale projected rows `[batch, width]` by factors from `rotation`."""
+        half = self.head_dim // 2
+        lead = (3, self.heads.count, 1) if factors.ndim == 6 else (batch, -1)
+        if self.concat:
+            pairs = qkv.reshape(*lead, 2, half)
+            swapped = pairs[..., ::-1, :]
+        else:
+            pairs = qkv.reshape(*lead, half, 2)
+            swapped = pairs[..., ::-1]
+        return (pairs * factors[0] + swapped * factors[1]).astype(qkv.dtype)
+
+    def unpacked(self, ring: KvRing) -> mx.array:
+        """Return the keys and values of a ring as floats."""
+        if self.bits is None:
+            return ring[0]
+        return mx.dequantize(*ring, group_size=self.group_size, bits=self.bits)
+
     def store(self, ring: KvRing, new: mx.array, slot: mx.array) -> KvRing:
         """Put keys and values, `[2 · batch, shared, 1, head_dim]`, into slot `slot`, int32 `[1]`."""
         parts = [new] if self.bits is None else mx.quantize(new, group_size=self.group_size, bits=self.bits)
@@ -191,12 +209,14 @@ class RingFormat:
         return mx.quantized_matmul(weights, values, scales, biases, transpose=False, group_size=group, bits=bits)
 
 
-def rotation(position: int, form: RingFormat, max_period: float) -> npt.NDArray[np.float32]:
+def rotation(
+    position: int, form: RingFormat, max_period: float, *, alone: bool = True
+) -> npt.NDArray[np.float32]:
     """Return the factors that rotate and scale the queries and keys of one position.
 
     The result is `[2, heads, head_dim / 2, 2]` float32, or `[2, heads, 2, head_dim / 2]` with `form.concat`: factors of each
     pair, and of the pair swapped; for all heads of queries, keys and values, or `heads` is `[3, 1, 1]` if there are as many of
-    each. Queries and keys get the interleaved rotary embedding (Su et al. 2021), pair i by the angle
+    each and the position is `alone` in its step. Queries and keys get the interleaved rotary embedding (Su et al. 2021), pair i by the angle
     `position · max_period^(−2i / head_dim)`. The queries' factors include attention's `1 / √head_dim`. Values stay as they
     are. The angle is computed and reduced in float64, so it is as exact after a week as at the start.
     """
@@ -211,7 +231,7 @@ def rotation(position: int, form: RingFormat, max_period: float) -> npt.NDArray[
     if form.concat:
         factors = factors.swapaxes(2, 3)
     factors = factors.astype(np.float32)
-    if heads.group == form.batch == 1:
+    if heads.group == form.batch == 1 and alone:
         return factors[:, :, None, None]
     return np.repeat(factors, [heads.count, heads.shared, heads.shared], axis=1)
 
@@ -238,15 +258,7 @@ class RingCache:
     def attend(self, qkv: mx.array) -> mx.array:
         """Take projected rows, `[batch, width]`, store their keys and values, and return `[batch, dim]`."""
         form, factors, batch = self._form, self._factors, qkv.shape[0]
-        half = form.head_dim // 2
-        lead = (3, form.heads.count, 1) if batch == form.heads.group == 1 else (batch, -1)
-        if form.concat:
-            pairs = qkv.reshape(*lead, 2, half)
-            swapped = pairs[..., ::-1, :]
-        else:
-            pairs = qkv.reshape(*lead, half, 2)
-            swapped = pairs[..., ::-1]
-        turned = (pairs * factors[0] + swapped * factors[1]).astype(qkv.dtype)
+        turned = form.turned(qkv, factors, batch)
         query, new = form.heads.cut(turned, batch)
         self.ring = form.store(self.ring, new, self._slot)
         return form.attend(query, self.ring, self._seen).astype(qkv.dtype).reshape(batch, -1)
@@ -256,6 +268,35 @@ def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, facto
     """Make the caches of one position, one per layer. `slot` is from `slots`, `factors` from `rotation`."""
     seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
+
+
+class PrefillCache:
+    """The cache of one layer for several positions at once, which come first in a ring that has not turned.
+
+    `begin` is the number of positions in the ring before, and `factors` `[T, 2, …]` are from `rotation`, for each position.
+    """
+
+    def __init__(self, ring: KvRing, form: RingFormat, begin: int, factors: mx.array) -> None:
+        self.ring = ring
+        self._form = form
+        self._begin = begin
+        self._factors = factors
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take projected rows, `[T, width]`, store their keys and values, and return `[T, dim]`."""
+        form, count = self._form, qkv.shape[0]
+        turned = form.turned(qkv, self._factors.swapaxes(0, 1), count)
+        query, new = form.heads.cut(turned, count)
+        # [2 · T, shared, 1, head_dim] to [2, shared, T, head_dim]
+        new = new.reshape(2, count, form.heads.shared, form.head_dim).swapaxes(1, 2)
+        self.ring = form.store(self.ring, new, mx.array([self._begin]))
+        end = self._begin + count
+        keys, values = mx.split(form.unpacked([part[:, :, :end] for part in self.ring]), 2)
+        scores = query.swapaxes(0, 1).reshape(1, form.heads.shared, -1, form.head_dim) @ keys.swapaxes(-1, -2)
+        seen = mx.arange(end) <= mx.repeat(mx.arange(self._begin, end), form.heads.group)[:, None]
+        weights = mx.softmax(mx.where(seen, scores, -math.inf), axis=-1, precise=True)
+        result = (weights @ values).reshape(form.heads.shared, count, -1)
+        return result.swapaxes(0, 1).reshape(count, -1).astype(qkv.dtype)
 
 
 # ---- the step's ------------------------------------------------------------------------------------------------------------

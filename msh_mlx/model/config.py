@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..system.inputs import brief, decode_text, read_small
 from ..system.places import user_path
 from .conditions import Conditioner, Fuser
+from .grid import Streams
 from .ranges import LORA_SCALING, Range, is_whole
 
 # A configuration has about a kilobyte. A much larger file is something else.
@@ -168,6 +169,11 @@ class LmConfig:
         for good, what in checks:
             if not good:
                 raise InputError(f"The model's configuration does not fit together: {what}.")
+
+    @property
+    def streams(self) -> Streams:
+        """The rows of the token grid."""
+        return Streams(self.delays, self.dep_q, self.text_card, self.card)
 
     @property
     def slices(self) -> tuple[int, ...]:

@@ -21,7 +21,8 @@ from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .step import AS_SAID, StepFunction, StepLogits
+from .grid import Grid
+from .step import StepFunction, StepLogits
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ class LmGen:
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
-            self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
+            self._grid = Grid(config.streams, config.streams.begin())
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
@@ -134,10 +134,10 @@ class LmGen:
         with one_at_a_time(self._in_use):
             # Do not wait for the priming step: its result stays on the device, where the next step takes it.
             said = [self._enqueue()] if self._position == 0 else []
-            self._user.append(codes)
+            self._grid.hear(codes)
             said.append(self._enqueue())
             text_token = self._take(said)
-            return Step(text_token, self._complete_codes())
+            return Step(text_token, self._grid.frame())
 
     def prime(self) -> None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
@@ -233,7 +233,7 @@ class LmGen:
         rings, self._rings = self._rings, []
         self._logits = None
         self._said, self._rings, self._logits = self._run(
-            self._position, self._tokens(), self._said, rings, self._key(self._position), self._words.tokens()
+            self._position, self._grid.column(self._position), self._said, rings, self._key(self._position), self._words.tokens()
         )
         self._position += 1
         return self._said
@@ -242,7 +242,7 @@ class LmGen:
         """Copy the results of steps to the host, remember them, and return the last text token."""
         for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
             self._words.push(int(row[0]))
-            self._sampled.append(row[1:].astype(np.uint32))
+            self._grid.say(row[1:])
         return int(row[0])
 
     def _empty_rings(self, capacity: int) -> list[KvRing]:
@@ -252,26 +252,6 @@ class LmGen:
         """Make the random key of the step at a position, from the seed and the position."""
         # Threefry makes unrelated streams of different keys.
         return mx.random.key(mixed_seed(self._seed, position))
-
-    def _tokens(self) -> npt.NDArray[np.int32]:
-        """Collect the input of this step, `[1 + n_q]`, from the streams and their delays."""
-        config = self.lm.config
-        tokens = np.full(1 + config.n_q, AS_SAID, np.int32)
-        for i, delay in enumerate(config.delays):
-            if i > config.dep_q:
-                tokens[i] = self._user[-1 - delay][i - 1 - config.dep_q] if delay < len(self._user) else config.card
-            elif self._position <= delay:
-                # Before position d + 1, a stream with delay d has no codes of its own.
-                tokens[i] = config.card if i else config.text_card
-        return tokens
-
-    def _complete_codes(self) -> npt.NDArray[np.uint32] | None:
-        config = self.lm.config
-        if self._position <= config.max_delay:
-            return None
-        # The codebook with delay d of own frame f was sampled at position f + d. The newest position is f + max_delay.
-        delays = config.delays[1 : 1 + config.dep_q]
-        return np.array([self._sampled[d - config.max_delay - 1][k] for k, d in enumerate(delays)], np.uint32)
 
 
 class _RecentWords:

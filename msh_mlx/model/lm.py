@@ -163,14 +163,27 @@ class Lm(nn.Module):
         tuple
             The output after `out_norm`, `[batch, dim]`, and the text logits, `[batch, text_card_out]`.
         """
+        h = self.run(self.embed(tokens), caches, added, sources)
+        return h, project(self.text_linear, h)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing."""
         rows = mx.maximum(tokens, 0)
         audio, count = rows[:, 1:] + self._rows, len(self._audio_tables)
         # Each table looks up its codebooks: all of them, or one.
         shares = mx.split(audio, count, axis=1)
         parts = [table(share) for table, share in zip(self._audio_tables, shares, strict=True)]
         parts.insert(0, self._text_table(rows[:, :1]))
-        x = mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=1), 0).sum(axis=1)
+        return mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=1), 0).sum(axis=1)
+
+    def run(
+        self,
+        x: mx.array,
+        caches: Sequence[Cache],
+        added: mx.array | None = None,
+        sources: Sequence[Source] | None = None,
+    ) -> mx.array:
+        """Run the temporal transformer on embedded columns `[batch, dim]`. Return the output after `out_norm`, of that shape."""
         if added is not None:
             x = x + added
-        h = normalize(self.out_norm, self.transformer(x, caches, sources))
-        return h, project(self.text_linear, h)
+        return normalize(self.out_norm, self.transformer(x, caches, sources))
