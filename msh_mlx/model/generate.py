@@ -15,14 +15,16 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .attention import KvRing, capacities
+from .attention import KvRing, PrefillCache, capacities, rotation
 from .config import LmConfig
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .grid import Grid
-from .step import StepFunction, StepLogits
+from .grid import Grid, Prompt, Script
+from .step import NO_STEERING, Steering, StepFunction, StepLogits
+
+_PREFILL = 64  # columns of a prompt that are read at once
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class LmGen:
         8: keep keys and values in 8 bits, in about half the memory of bfloat16. None: keep them in the activations' dtype.
     word_starts
         The text tokens that begin a word, for the repetition penalty. By default, tokens that follow padding begin words.
+    prompt
+        The columns before the conversation; None: "start" alone.
+    steering
+        Conditions and guidance.
+    script
+        Fills the text of a model that speaks what it is given; None: the model's own text.
 
     Raises
     ------
@@ -82,6 +90,9 @@ class LmGen:
         seed: int | None = None,
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
+        prompt: Prompt | None = None,
+        steering: Steering = NO_STEERING,
+        script: Script | None = None,
     ) -> None:
         if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
             raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
@@ -91,8 +102,11 @@ class LmGen:
         self.text_sampler = text_sampler
         self.audio_sampler = audio_sampler
         self.seed = seed
-        self._form = lm.ring_format(kv_bits)
-        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form)
+        self._prompt = prompt or Prompt(lm.config.streams.begin())
+        self._steering = steering
+        self._script = script
+        self._form = lm.ring_format(kv_bits, steering.batch)
+        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form, steering)
         self._words = _RecentWords(text_sampler, lm.config, word_starts)
         self._in_use = Lock()
         self.reset()
@@ -107,13 +121,18 @@ class LmGen:
         """
         with one_at_a_time(self._in_use):
             config = self.lm.config
-            self._position = 0
+            self._position = self._first
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._grid = Grid(config.streams, config.streams.begin())
+            self._grid = Grid(config.streams, self._prompt.columns)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
+
+    @property
+    def _first(self) -> int:
+        """The position of the prompt's last column, which is the first that anything is sampled at."""
+        return len(self._prompt.columns) - self.lm.config.max_delay - 1
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
         """Take the codes of one frame of the user, and return what the model says.
@@ -133,11 +152,46 @@ class LmGen:
         codes = self._checked(user_codes)
         with one_at_a_time(self._in_use):
             # Do not wait for the priming step: its result stays on the device, where the next step takes it.
-            said = [self._enqueue()] if self._position == 0 else []
+            said = [self._enqueue()] if self._position == self._first else []
             self._grid.hear(codes)
             said.append(self._enqueue())
             text_token = self._take(said)
             return Step(text_token, self._grid.frame())
+
+    def advance(self) -> Step | None:
+        """Run one position of a script. Return what the model says; None: the script is over.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        script = self._script
+        assert script is not None, "a script says what there is to say"
+        with one_at_a_time(self._in_use):
+            position = self._position
+            if script.over(position):
+                return None
+            rings = self._rings_for_step()
+            column = script.rows(position, self._grid.column(position))
+            said = self._said
+            assert said is not None
+            text, h, self._rings, logits, noise = self._run.hear(
+                position, column, said, rings, self._key(position), self._words.tokens()
+            )
+            token = script.text(position, int(to_host(text)[0]))
+            codes = np.zeros(self.lm.config.dep_q, np.int32)
+            audio_logits: list[mx.array] = []
+            if script.speaks(position):
+                self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
+                codes = to_host(self._said)[1:]
+            else:
+                self._said = mx.array([token, *codes.tolist()])
+            self._logits = (logits, audio_logits)
+            self._words.push(token)
+            self._grid.say(codes, script.own(position))
+            self._position += 1
+            return Step(token, self._grid.frame())
 
     def prime(self) -> None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
@@ -148,7 +202,7 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         with one_at_a_time(self._in_use):
-            if self._position == 0:
+            if self._position == self._first:
                 self._take([self._enqueue()])
 
     def warm_up(self) -> None:
@@ -223,20 +277,43 @@ class LmGen:
 
     def _enqueue(self) -> mx.array:
         """Enqueue one step. Return the text token and the codes, `[1 + dep_q]` int32 on the device."""
-        config = self.lm.config
-        if self._said is None:
-            self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
-            self._rings = self._empty_rings(capacities(config.context)[0])
-        elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
-            larger = min(2 * capacity, config.context)
-            self._rings = [self._form.grown(ring, larger) for ring in self._rings]
-        rings, self._rings = self._rings, []
+        rings = self._rings_for_step()
         self._logits = None
         self._said, self._rings, self._logits = self._run(
             self._position, self._grid.column(self._position), self._said, rings, self._key(self._position), self._words.tokens()
         )
         self._position += 1
         return self._said
+
+    def _rings_for_step(self) -> list[KvRing]:
+        """Take the rings for the next position, with room for it; at the first, those that the prompt leaves."""
+        config = self.lm.config
+        sizes = capacities(config.context)
+        if self._said is None:
+            self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
+            capacity = next((size for size in sizes if size > self._first), sizes[-1])
+            self._rings = self._prefilled(self._empty_rings(capacity))
+        elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
+            larger = min(2 * capacity, config.context)
+            self._rings = [self._form.grown(ring, larger) for ring in self._rings]
+        rings, self._rings = self._rings, []
+        return rings
+
+    def _prefilled(self, rings: list[KvRing]) -> list[KvRing]:
+        """Read the prompt but for its last column."""
+        count, lm, form = self._first, self.lm, self._form
+        if not count:
+            return rings
+        x = lm.embed(mx.array(self._prompt.columns[:count]))
+        if (embedded := self._prompt.embedded) is not None:
+            x = mx.concatenate([embedded.astype(x.dtype), x[embedded.shape[0] :]])
+        for begin in range(0, count, _PREFILL):
+            end = min(begin + _PREFILL, count)
+            factors = [rotation(p, form, lm.config.max_period, alone=False) for p in range(begin, end)]
+            caches = [PrefillCache(ring, form, begin, mx.array(np.stack(factors))) for ring in rings]
+            mx.eval(lm.run(x[begin:end], caches))
+            rings = [cache.ring for cache in caches]
+        return rings
 
     def _take(self, said: list[mx.array]) -> int:
         """Copy the results of steps to the host, remember them, and return the last text token."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,37 @@ class Streams:
         return np.where(after < np.array(self.delays), columns, AS_SAID).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """The columns before a conversation.
+
+    `columns` are `[length + max_delay, rows]`, as from `Streams.begin` or `Streams.opened`. `embedded`, `[n, dim]`, are what the
+    first n columns are as inputs of the model, where a file holds them in this form; None: they are looked up.
+    """
+
+    columns: Column
+    embedded: Any = None
+
+
+class Script(Protocol):
+    """Fills cells that nobody samples, position by position, and says when it is over."""
+
+    def text(self, position: int, sampled: int) -> int:
+        """Return the text token of the next column, given the one that was sampled."""
+
+    def own(self, position: int) -> Column:
+        """Return the own cells of the next column, `[own]`: `AS_SAID` for those that the model chooses."""
+
+    def rows(self, position: int, column: Column) -> Column:
+        """Return what each row of the batch reads at a position, `[batch, rows]`, given its column."""
+
+    def speaks(self, position: int) -> bool:
+        """Tell whether any own cell of the next column is the model's."""
+
+    def over(self, position: int) -> bool:
+        """Tell whether the script ends before a position."""
+
+
 class Grid:
     """The part of a conversation's grid that the host knows: a prompt, what was heard, and what was said.
 
@@ -74,18 +106,19 @@ class Grid:
     def __init__(self, streams: Streams, prompt: Column) -> None:
         self.streams = streams
         self.prompt = prompt
-        self.first = len(prompt) - streams.max_delay
         self._heard: deque[Column] = deque(maxlen=streams.max_delay + 1)
         self._said: deque[Column] = deque(maxlen=streams.max_delay + 1)
+        self._forced: Column | None = None
         self._count = 0
 
     def hear(self, codes: Column) -> None:
         """Take one frame of what the model hears, `[heard]`."""
         self._heard.append(codes)
 
-    def say(self, codes: Column) -> None:
-        """Take the own cells, `[own]`, of the next column behind the prompt's length."""
-        self._said.append(codes)
+    def say(self, codes: Column, forced: Column | None = None) -> None:
+        """Take the own codes, `[own]`, that were chosen for the next column; `forced` replaces those that are not `AS_SAID`."""
+        self._said.append(codes if forced is None else np.where(forced == AS_SAID, codes, forced))
+        self._forced = forced
         self._count += 1
 
     def column(self, position: int) -> Column:
@@ -93,6 +126,9 @@ class Grid:
         streams = self.streams
         column = self.prompt[position] if position < len(self.prompt) else np.full(len(streams.delays), AS_SAID, np.int32)
         column = column.copy()
+        if self._forced is not None:
+            own = column[1 : 1 + streams.own]
+            own[:] = np.where(own == AS_SAID, self._forced, own)
         for row in range(1 + streams.own, len(streams.delays)):
             if (delay := streams.delays[row]) < len(self._heard):
                 column[row] = self._heard[-1 - delay][row - 1 - streams.own]

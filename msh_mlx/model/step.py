@@ -91,6 +91,9 @@ class Steering:
         return 2 if self.guidance else 1
 
 
+NO_STEERING = Steering()
+
+
 class StepFunction:
     """Runs steps of one conversation.
 
@@ -107,7 +110,7 @@ class StepFunction:
         text_sampler: TextSampler,
         audio_sampler: Sampler,
         form: RingFormat,
-        steering: Steering = Steering(),
+        steering: Steering = NO_STEERING,
     ) -> None:
         lm.prepare()
         self._lm = lm
