@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..system.inputs import brief, decode_text, read_small
 from ..system.places import user_path
 from .conditions import Conditioner, Fuser
+from .families import family_of
 from .grid import Streams
 from .ranges import LORA_SCALING, Range, is_whole
 
@@ -61,11 +62,8 @@ _IGNORED = frozenset(
         "mimi_config_name",
         "mimi_name",
         "model_id",
-        "model_type",
         "moshi_name",
-        "stt_config",
         "tokenizer_name",
-        "tts_config",
     }
 )
 
@@ -113,6 +111,10 @@ class LmConfig:
     extra_heads_num_heads: int = 0
     extra_heads_dim: int = 0
     unused_slices: int = 0
+    model_type: str | None = None
+    stt_config: Mapping[str, Any] | None = None
+    tts_config: Mapping[str, Any] | None = None
+    prompt_codes: Mapping[str, Any] | None = None
     conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
     fuser: Fuser = Fuser()
 
@@ -137,6 +139,10 @@ class LmConfig:
                     raise _wrong(entry.name, value, f"a whole number from {least} to 2^24")
             elif entry.type == "bool" and not isinstance(value, bool):
                 raise _wrong(entry.name, value, "true or false")
+            elif entry.type == "str | None" and value is not None and not isinstance(value, str):
+                raise _wrong(entry.name, value, "a text")
+            elif entry.type == "Mapping[str, Any] | None" and value is not None and not isinstance(value, Mapping):
+                raise _wrong(entry.name, value, "an object")
         if self.positional_embedding not in ("rope", "rope_concat"):
             raise _wrong("positional_embedding", self.positional_embedding, "rope or rope_concat")
         if self.depformer_norm not in (None, "layer_norm"):
@@ -256,7 +262,8 @@ class LmConfig:
         config = cls(**given)
         if width is None:
             width = int(config.hidden_scale * config.depformer_dim)
-        return replace(config, depformer_dim_feedforward=width)
+        config = replace(config, depformer_dim_feedforward=width)
+        return family_of(config).adapted(config)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, lora: bool = False) -> LmConfig:

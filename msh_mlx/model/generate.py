@@ -21,8 +21,9 @@ from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .grid import Grid, Prompt, Script
-from .step import NO_STEERING, Steering, StepFunction, StepLogits
+from .grid import Column, Grid, Prompt, Script
+from .steering import NO_STEERING, Steering
+from .step import StepFunction, StepLogits
 
 _PREFILL = 64  # columns of a prompt that are read at once
 
@@ -149,7 +150,20 @@ class LmGen:
         InUseError
             Another thread is in the middle of a step.
         """
-        codes = self._checked(user_codes)
+        return self._step(self._checked(user_codes))
+
+    def end_input(self) -> Step:
+        """Take the frame that says that the user's speech has ended, for a model that translates.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        streams = self._grid.streams
+        return self._step(np.full(streams.heard, streams.start, np.int32))
+
+    def _step(self, codes: Column) -> Step:
         with one_at_a_time(self._in_use):
             # Do not wait for the priming step: its result stays on the device, where the next step takes it.
             said = [self._enqueue()] if self._position == self._first else []
@@ -176,7 +190,7 @@ class LmGen:
             column = script.rows(position, self._grid.column(position))
             said = self._said
             assert said is not None
-            text, h, self._rings, logits, noise = self._run.hear(
+            text, h, self._rings, logits, heads, noise = self._run.hear(
                 position, column, said, rings, self._key(position), self._words.tokens()
             )
             token = script.text(position, int(to_host(text)[0]))
@@ -187,14 +201,16 @@ class LmGen:
                 codes = to_host(self._said)[1:]
             else:
                 self._said = mx.array([token, *codes.tolist()])
-            self._logits = (logits, audio_logits)
+            self._logits = (logits, audio_logits, heads)
             self._words.push(token)
             self._grid.say(codes, script.own(position))
             self._position += 1
             return Step(token, self._grid.frame())
 
-    def prime(self) -> None:
+    def prime(self) -> int | None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
+
+        Return its text token; None if it has run.
 
         Raises
         ------
@@ -203,7 +219,8 @@ class LmGen:
         """
         with one_at_a_time(self._in_use):
             if self._position == self._first:
-                self._take([self._enqueue()])
+                return self._take([self._enqueue()])
+            return None
 
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
@@ -249,6 +266,22 @@ class LmGen:
             There was no step yet.
         """
         return mx.concatenate(self._newest()[1])
+
+    @property
+    def extra_heads(self) -> mx.array:
+        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        return mx.concatenate(self._newest()[2])
+
+    @property
+    def newest_codes(self) -> Column:
+        """The own cells of the newest column, `[dep_q]` int32, −1 where one is empty."""
+        return self._grid.newest
 
     @property
     def kv_bytes(self) -> int:

@@ -121,6 +121,11 @@ class Grid:
         self._forced = forced
         self._count += 1
 
+    @property
+    def newest(self) -> Column:
+        """The own cells of the newest column, `[own]`."""
+        return self._said[-1]
+
     def column(self, position: int) -> Column:
         """Return the column that a position reads, `[rows]`, after all frames were heard that it contains."""
         streams = self.streams

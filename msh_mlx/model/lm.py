@@ -17,7 +17,8 @@ from .conditions import ConditionProvider
 from .config import LmConfig
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
 from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
-from .transformer import LAYER_NORM_EPS, NORM_EPS, Source, Transformer, TransformerShape
+from .steering import Source
+from .transformer import LAYER_NORM_EPS, NORM_EPS, Transformer, TransformerShape
 
 Choose = Callable[[mx.array, int], mx.array]
 
@@ -165,6 +166,11 @@ class Lm(nn.Module):
         """
         h = self.run(self.embed(tokens), caches, added, sources)
         return h, project(self.text_linear, h)
+
+    def heads(self, h: mx.array) -> list[mx.array]:
+        """Return what the extra heads say of an output `[batch, dim]`, each `[batch, classes]` probabilities; [] without any."""
+        linears = self.extra_heads if self.config.extra_heads_num_heads else []
+        return [mx.softmax(project(linear, h), axis=-1, precise=True) for linear in linears]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -18,10 +17,11 @@ from .grid import AS_SAID
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
-from .transformer import Source
+from .steering import NO_STEERING, Steering
 
-# The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them.
-StepLogits = tuple[mx.array, list[mx.array]]
+# The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
+# what the extra heads say, each `[1, classes]` probabilities.
+StepLogits = tuple[mx.array, list[mx.array], list[mx.array]]
 
 _COMPILED = 1 << 20  # bytes on disk that MLX's compiled functions take, at most
 
@@ -54,44 +54,6 @@ def explain(error: BaseException) -> MshError | None:
     return MshError(
         "A function of the model could not be compiled", "'msh-mlx doctor' says what is wrong with the compiler"
     )
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance: mixes the logits of two rows, "given" and "null", as `null + coef · (given − null)`.
-
-    `text`: the text's logits are mixed, too; else they are those of the given row.
-    """
-
-    coef: float
-    text: bool = True
-
-    def mix(self, logits: mx.array) -> mx.array:
-        """Mix logits `[2, n]`, the given row first: `[1, n]`."""
-        given, null = mx.split(logits, 2)
-        return null + self.coef * (given - null)
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What steers a conversation besides tokens. It does not change.
-
-    `added`, `[batch, dim]`, is added to each input; `sources` are what each layer's cross-attention sees (`Lm.read_source`).
-    With `guidance` the batch has two rows. `codebooks` is the number of own codebooks that are computed; None: all.
-    """
-
-    added: mx.array | None = None
-    sources: tuple[Source, ...] = ()
-    guidance: Guidance | None = None
-    codebooks: int | None = None
-
-    @property
-    def batch(self) -> int:
-        """The number of rows that are computed at each position."""
-        return 2 if self.guidance else 1
-
-
-NO_STEERING = Steering()
 
 
 class StepFunction:
@@ -170,15 +132,15 @@ class StepFunction:
         rings: list[KvRing],
         key: mx.array,
         recent: npt.NDArray[np.int32],
-    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, mx.array]:
+    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array]:
         """Enqueue the first half of a step. Parameters are those of a whole step.
 
         Returns
         -------
-        text, h, rings, text_logits, noise
-            The text token `[1]`, the new rings, the text's logits; `h` and `noise` are for `speak`.
+        text, h, rings, text_logits, heads, noise
+            The text token `[1]`, the new rings, the text's logits, the extra heads; `h` and `noise` are for `speak`.
         """
-        result: tuple[mx.array, mx.array, list[KvRing], mx.array, mx.array] = self._hear(
+        result: tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array] = self._hear(
             *self._arrays(position, tokens, recent, rings), said, rings, key, self._given
         )
         return result
@@ -204,9 +166,9 @@ class StepFunction:
         key: mx.array,
         given: list[mx.array],
     ) -> tuple[mx.array, list[KvRing], StepLogits]:
-        text, h, rings, text_logits, noise = self._temporal(numbers, factors, said, rings, key, given)
+        text, h, rings, text_logits, heads, noise = self._temporal(numbers, factors, said, rings, key, given)
         said, audio_logits = self._codes(h, text, noise)
-        return said, rings, (text_logits, audio_logits)
+        return said, rings, (text_logits, audio_logits, heads)
 
     def _temporal(
         self,
@@ -216,7 +178,7 @@ class StepFunction:
         rings: list[KvRing],
         key: mx.array,
         given: list[mx.array],
-    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, mx.array]:
+    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array]:
         lm, config, steering = self._lm, self._lm.config, self._steering
         own, width = 1 + config.dep_q, 1 + config.n_q
         size = numbers.shape[0] - 2 - self._text_sampler.recent_size
@@ -242,7 +204,7 @@ class StepFunction:
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
         adjusted = self._text_sampler.adjusted(text_logits, recent, config.existing_text_padding_id)
         text = self._text_sampler(adjusted, text_noise)
-        return text, h, [cache.ring for cache in caches], text_logits, audio_noise
+        return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
         lm, guidance = self._lm, self._steering.guidance

@@ -13,12 +13,10 @@ import mlx.nn as nn
 
 from .attention import Attention, Cache, CrossAttention, Heads
 from .layers import normalize, project
+from .steering import Source
 
 NORM_EPS = 1e-8
 LAYER_NORM_EPS = 1e-5
-
-# The keys and values of a layer's cross-attention, as from `CrossAttention.read`.
-Source = tuple[mx.array, mx.array]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from ..errors import InputError
 from ..model.config import LmConfig, not_run, other_kind
+from ..model.families.hibiki import replaced_rows
 from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
@@ -152,6 +153,9 @@ class Checkpoint:
                 pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
                 mx.eval(pieces[-1])
             arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
+        if module == "text_emb":
+            for row, other in replaced_rows(self.config).items():
+                arrays = [mx.where(mx.arange(len(array))[:, None] == row, array[other], array) for array in arrays]
         return dict(zip(parts, arrays, strict=True))
 
     def changes(self) -> dict[str, Change]:

@@ -5,16 +5,74 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import InputError
+from ...format import FRAME_SIZE, SAMPLE_RATE
+from ..conditions import positions
 from ..grid import AS_SAID, NOTHING, Column, Streams
+from ..ranges import Range, is_whole
+from ..steering import Guidance, Steering
+
+if TYPE_CHECKING:
+    from ..config import LmConfig
+    from ..lm import Lm
+
+NAME = "tts"
+TITLE = "a text-to-speech model"
+USE = "speech"
 
 NEW_WORD, PADDING = 0, 3
+_SECONDS = Range(0, 60)
 MAX_PADDING = 8  # positions after which a word is begun, whether or not the model asks for one
 INITIAL_PADDING = 2
 FINAL_PADDING = 4
+VOICES = 5  # slots for voices
+VOICE_STEPS = 125  # of a voice in a published file
+
+
+def known(config: LmConfig) -> bool:
+    """Tell whether a configuration is of this family."""
+    return (config.model_type or "").lower().startswith("tts") or bool(config.tts_config) or config.demux_second_stream
+
+
+def adapted(config: LmConfig) -> LmConfig:
+    """Check a configuration of this family.
+
+    Raises
+    ------
+    InputError
+        Not all codebooks are the model's own, or `tts_config` is not understood.
+    """
+    if config.dep_q != config.n_q:
+        raise InputError(
+            f"The model's configuration is of {TITLE}, but has dep_q = {config.dep_q}", f"n_q = {config.n_q} is expected"
+        )
+    delay_steps(config)
+    ahead(config)
+    return config
+
+
+def delay_steps(config: LmConfig) -> int:
+    """Return how many positions the sound is behind the text."""
+    seconds = (config.tts_config or {}).get("audio_delay", 1.28)
+    if not _SECONDS.has(seconds):
+        raise InputError(f"The model's configuration has audio_delay = {seconds!r}", f"{_SECONDS} is expected")
+    return int(seconds * SAMPLE_RATE / FRAME_SIZE)
+
+
+def ahead(config: LmConfig) -> int:
+    """Return how many words the second stream of text is ahead."""
+    words = (config.tts_config or {}).get("second_stream_ahead", 2)
+    if not is_whole(words) or not 1 <= words <= 100:
+        raise InputError(
+            f"The model's configuration has second_stream_ahead = {words!r}", "a whole number from 1 to 100 is expected"
+        )
+    return words
 
 
 @dataclass(frozen=True)
@@ -45,6 +103,11 @@ class WordMachine:
         self._remaining = self._forced = INITIAL_PADDING
         self.end: int | None = None
         self.begun: list[int] = []
+
+    @classmethod
+    def of(cls, config: LmConfig) -> WordMachine:
+        """Make the machine of a configuration."""
+        return cls(config.text_card + 1 if config.demux_second_stream else None, ahead(config))
 
     def token(self, position: int, sampled: int) -> int:
         """Return the text of the next column, given the token that was sampled at a position."""
@@ -130,6 +193,11 @@ class SpeechScript:
         self._guided = guided
         self._delays = np.array(streams.delays[1 : 1 + streams.own])
 
+    @classmethod
+    def of(cls, config: LmConfig, machine: WordMachine, **options: Any) -> SpeechScript:
+        """Make the script of a configuration. `options` are those of the class."""
+        return cls(config.streams, machine, delay_steps(config), **options)
+
     def text(self, position: int, sampled: int) -> int:
         """As `Script.text`."""
         return NOTHING if position < self._prefix.shape[1] else self._machine.token(position, sampled)
@@ -171,3 +239,33 @@ def entries(tokens: Iterable[Sequence[int]], padding_between: int = 0) -> list[E
     return [
         Entry(tuple(word), max(0, padding_between + len(word) - 1) if padding_between else 0) for word in tokens
     ]
+
+
+def steering(
+    lm: Lm,
+    voices: Sequence[npt.NDArray[np.float32]] = (),
+    *,
+    cfg: str | None = None,
+    coef: float = 1.0,
+    codebooks: int | None = None,
+) -> Steering:
+    """Return the conditions of a voice, or of several, each `[steps, dim]`, and guidance by `coef`; 1: without.
+
+    `cfg` is the value of the condition of this name; None: it is not given.
+    """
+    config = lm.config
+    added, sources = None, ()
+    if config.fuser.added:
+        given = {"control": "ok", "cfg": cfg}
+        added = lm.condition_provider.added(config.fuser, given)[None]
+    if config.cross_attention:
+        (name,) = config.fuser.crossed
+        steps = len(voices[0]) if voices else VOICE_STEPS
+        rows = np.zeros((VOICES * steps, config.conditioners[name].dim), np.float32)
+        there = np.arange(len(rows)) < len(voices) * steps
+        rows[there] = np.concatenate(list(voices)) if voices else 0
+        source = lm.condition_provider.sequence(name, rows, there)
+        source += config.fuser.scale * mx.array(positions(len(rows), config.dim))
+        sources = tuple(lm.read_source(source[None]))
+    guidance = Guidance(coef, text=False) if coef != 1 else None
+    return Steering(added, sources, guidance, codebooks)

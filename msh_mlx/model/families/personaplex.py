@@ -1,0 +1,115 @@
+"""PersonaPlex: Moshi with a voice and a role, given as frames before the conversation.
+
+Its depformer goes on to the user's codes. Nothing that is heard or said depends on them, so this half is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import InputError
+from ..grid import Column, Prompt, Streams
+from ..ranges import is_whole
+
+if TYPE_CHECKING:
+    from ..config import LmConfig
+
+NAME = "personaplex"
+TITLE = "PersonaPlex, a Moshi with a voice and a role"
+USE = "conversation"
+
+SILENT_FRAMES = 6
+# The codes of a frame of silence, and of a sine of 440 Hz with amplitude 0.5, by the published codec.
+SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
+SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+
+
+def known(config: LmConfig) -> bool:
+    """Tell whether a configuration is of this family: it says so, or the model predicts the user's codes, too."""
+    said = (config.model_type or "").lower().startswith("personaplex") or config.prompt_codes is not None
+    return said or (config.dep_q == config.n_q and config.n_q % 2 == 0)
+
+
+def adapted(config: LmConfig) -> LmConfig:
+    """Leave the depformer's second half out, if it is there.
+
+    Raises
+    ------
+    InputError
+        The configuration's codes of silence and sine are not understood.
+    """
+    if config.dep_q == config.n_q:
+        config = replace(config, dep_q=config.n_q // 2, unused_slices=config.n_q // 2)
+    if config.prompt_codes is not None:
+        prompt_codes(config)
+    return config
+
+
+def prompt_codes(config: LmConfig) -> tuple[Column, Column]:
+    """Return the codes of silence and of the sine that fill a prompt, each `[own]`."""
+    values = config.prompt_codes or {"silence": list(SILENCE[: config.dep_q]), "sine": list(SINE[: config.dep_q])}
+    found = []
+    for name in ("silence", "sine"):
+        codes: Any = values.get(name)
+        if not isinstance(codes, list) or len(codes) != config.dep_q or not all(is_whole(c) and 0 <= c < config.card for c in codes):
+            raise InputError(f"The model's configuration has wrong prompt_codes for {name}", f"{config.dep_q} codes are expected")
+        found.append(np.array(codes, np.int32))
+    return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice in NVIDIA's form.
+
+    `embedded`, `[frames − 1, dim]`, are the model's inputs at all positions of the voice but the last one's. `columns` are the
+    newest four columns then, as a ring: column c is `columns[:, c mod 4]`.
+    """
+
+    embedded: mx.array
+    columns: npt.NDArray[np.integer]
+
+    @property
+    def frames(self) -> int:
+        """How many frames the voice takes."""
+        return self.embedded.shape[0] + 1
+
+
+def prompt(
+    streams: Streams,
+    padding: int,
+    silence: Column,
+    sine: Column,
+    *,
+    voice: npt.NDArray[np.integer] | Voice | None = None,
+    text: Sequence[int] = (),
+) -> Prompt:
+    """Make the prompt of a voice, as codes `[own, frames]` or in NVIDIA's form, and of a text, with silence around it.
+
+    The first frame of a prompt is lost, as in NVIDIA's program: frame j begins in column j, and column 0 is "start".
+    """
+    if isinstance(voice, Voice):
+        voices = [(padding, silence)] * voice.frames  # of which nothing stays
+    else:
+        voices = [] if voice is None else [(padding, codes) for codes in np.asarray(voice).T]
+    between = [(padding, silence)] * SILENT_FRAMES
+    frames = [*voices, *between, *((token, silence) for token in text), *between]
+    columns = np.full((len(frames) + streams.max_delay, len(streams.delays)), streams.start, np.int32)
+    columns[:, 0] = streams.text_start
+    for j, (token, own) in enumerate(frames):
+        cells = np.concatenate([[token], own, sine])
+        for row, delay in enumerate(streams.delays):
+            if j:
+                columns[j + delay, row] = cells[row]
+    if not isinstance(voice, Voice):
+        return Prompt(streams.opened(columns))
+    last = voice.frames - 1
+    columns[last] = voice.columns[:, last % 4]
+    delayed = np.array(streams.delays) > 0
+    columns[last + 1, delayed] = voice.columns[delayed, (last + 1) % 4]
+    return Prompt(streams.opened(columns), voice.embedded)

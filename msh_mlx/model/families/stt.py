@@ -1,0 +1,101 @@
+"""Speech to text: hears all codebooks, and chooses only text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import InputError
+from ...format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
+from ..ranges import Range
+
+if TYPE_CHECKING:
+    from ..config import LmConfig
+
+NAME = "stt"
+TITLE = "a speech-to-text model"
+USE = "transcription"
+
+NEW_WORD, PADDING = 0, 3
+_SECONDS = Range(0, 60)
+
+
+def known(config: LmConfig) -> bool:
+    """Tell whether a configuration is of this family."""
+    return config.dep_q == 0 or (config.model_type or "").lower().startswith("stt") or bool(config.stt_config)
+
+
+def adapted(config: LmConfig) -> LmConfig:
+    """Check a configuration of this family.
+
+    Raises
+    ------
+    InputError
+        Own codes are chosen, or `stt_config` is not understood.
+    """
+    if config.dep_q:
+        raise InputError(f"The model's configuration is of {TITLE}, but has dep_q = {config.dep_q}", "0 is expected")
+    Timing.of(config)
+    return config
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How text lies behind sound: by `delay` steps. `prefix` seconds of silence come before a recording."""
+
+    delay: int
+    prefix: float
+
+    @classmethod
+    def of(cls, config: LmConfig) -> Timing:
+        """Read them from a configuration; without numbers, those of `stt-1b-en_fr`."""
+        values = config.stt_config or {}
+        delay = values.get("audio_delay_seconds", 0.5)
+        prefix = values.get("audio_silence_prefix_seconds", 0.0)
+        for key, value in (("audio_delay_seconds", delay), ("audio_silence_prefix_seconds", prefix)):
+            if not _SECONDS.has(value):
+                raise InputError(f"The model's configuration has {key} = {value!r}", f"{_SECONDS} is expected")
+        return cls(int(delay * SAMPLE_RATE / FRAME_SIZE), float(prefix))
+
+
+@dataclass
+class Word:
+    """A recognised word: its tokens, when it begins, and when it ends, in seconds; None: that is not known yet."""
+
+    tokens: list[int]
+    start: float
+    end: float | None = None
+
+
+class WordTimes:
+    """Collects the tokens of a speech-to-text model into words with times.
+
+    A token 0 is the beginning of a word, `delay` steps after its sound; 3 is nothing. A word is complete at the first 0 or 3
+    behind it.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._count = 0
+        self._tokens: list[int] = []
+        self._boundary = 0.0
+        self._last: Word | None = None
+
+    def push(self, token: int) -> Word | None:
+        """Take the token of the next step, the priming step's first. Return the word that it completes."""
+        self._count += 1
+        delay = self._timing.delay
+        if self._count < delay:
+            return None
+        if token not in (NEW_WORD, PADDING):
+            self._tokens.append(token)
+            return None
+        word = None
+        if self._tokens:
+            word = self._last = Word(self._tokens, self._boundary)
+            self._tokens = []
+        if token == NEW_WORD:
+            self._boundary = (self._count - delay) * FRAME_SECONDS - self._timing.prefix
+            if self._last is not None and self._last.end is None:
+                self._last.end = self._boundary
+        return word
