@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,6 +30,13 @@ class Conditioner:
     values: tuple[str, ...] | None = None
     rows: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a configuration has it."""
+        if self.values is None:
+            return {"type": "tensor", "tensor": {"dim": self.dim}}
+        table = {"n_bins": self.rows, "dim": self.dim, "tokenizer": "noop", "possible_values": list(self.values)}
+        return {"type": "lut", "lut": table}
+
 
 @dataclass(frozen=True)
 class Fuser:
@@ -40,6 +48,11 @@ class Fuser:
     added: tuple[str, ...] = ()
     crossed: tuple[str, ...] = ()
     scale: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a configuration has it."""
+        embedded = {"cross_attention_pos_emb": self.scale != 0, "cross_attention_pos_emb_scale": self.scale}
+        return {**embedded, "sum": list(self.added), "prepend": [], "cross": list(self.crossed)}
 
 
 class _Condition(nn.Module):

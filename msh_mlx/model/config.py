@@ -276,6 +276,28 @@ class LmConfig:
         """
         return cls.from_dict(read_config(path), f"The configuration {user_path(path)}", lora=lora)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the keys of a `config.json` that gives this configuration: the numbers, and what a model has besides Moshi's."""
+        default = LmConfig()
+        always = ("dim", "num_layers", "num_heads", "hidden_scale", "context", "max_period", "text_card", "existing_text_padding_id",
+                  "card", "n_q", "dep_q", "delays", "depformer_dim", "depformer_num_layers", "depformer_num_heads",
+                  "depformer_dim_feedforward")  # fmt: skip
+        values = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name in always or getattr(self, entry.name) != getattr(default, entry.name)
+        }
+        for key in ("unused_slices", "lora_scaling", "conditioners", "fuser"):
+            values.pop(key, None)
+        if (schedule := values.pop("schedule", None)) is not None:
+            values[_SCHEDULE] = schedule
+        if self.unused_slices:
+            values["model_type"] = self.model_type or "personaplex"
+        if self.conditioners:
+            values["conditioners"] = {name: conditioner.to_dict() for name, conditioner in self.conditioners.items()}
+            values["fuser"] = self.fuser.to_dict()
+        return values
+
     @classmethod
     def of(
         cls, config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None, *, lora: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,14 +105,13 @@ def convert(
     check_outputs([out, out_config], [user_path(file) for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
     written = {
-        f"{module}.{part}": info
+        (f"{module}.{part}" if part else module): info
         for module, shape in checkpoint.shapes.items()
         for part, info in _packed(shape, targets.get(module)).items()
     }
     total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
     with NewFile(out) as new, NewFile(out_config) as new_config:
-        values = {key: value for key, value in dataclasses.asdict(checkpoint.config).items() if key != "lora_scaling"}
-        new_config.file.write(json.dumps(values, indent=1).encode() + b"\n")
+        new_config.file.write(json.dumps(checkpoint.config.to_dict(), indent=1).encode() + b"\n")
         writer = TensorWriter(new.file, written)
         for module in checkpoint.shapes:
             if progress:

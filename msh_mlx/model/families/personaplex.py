@@ -33,7 +33,7 @@ SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 def known(config: LmConfig) -> bool:
     """Tell whether a configuration is of this family: it says so, or the model predicts the user's codes, too."""
     said = (config.model_type or "").lower().startswith("personaplex") or config.prompt_codes is not None
-    return said or (config.dep_q == config.n_q and config.n_q % 2 == 0)
+    return said or config.unused_slices > 0 or (config.dep_q == config.n_q and config.n_q % 2 == 0)
 
 
 def adapted(config: LmConfig) -> LmConfig:
