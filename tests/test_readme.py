@@ -11,6 +11,7 @@ import soundfile
 from paths import ROOT
 
 from msh_mlx.errors import InputError
+from msh_mlx.library.catalogue import read_catalogue
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -76,6 +77,27 @@ def test_the_readme_is_short_and_says_early_what_was_not_measured():
     rows = re.findall(r"^\|.*\|$", said[claims : said.index("## Talk")], re.M)[2:]
     assert len(rows) == 5
     assert all(re.fullmatch(r"\| [^|]+ \| [^|]*\d[^|]* \| `[^|]+` \|", row) for row in rows)
+
+
+def test_every_measurement_has_its_command():
+    rows = re.findall(r"^\|(.*)\|$", text(ROOT / "docs" / "benchmarks.md"), re.M)
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows if not row.startswith("---")]
+    assert all(row == ["measure", "here", "against", "command"] for row in rows if "`" not in row[-1])
+    assert all(
+        re.match(r"`(make|benchmarks/\w+\.py|\.venv/bin/python -m pytest)\b", row[-1]) for row in rows if "`" in row[-1]
+    )
+    for script, words in re.findall(
+        r"`benchmarks/(\w+\.py) ?([^`]*)`", text(README) + text(ROOT / "docs" / "benchmarks.md")
+    ):
+        source = text(ROOT / "benchmarks" / script)
+        assert not [word for word in words.split() if not word.isdigit() and f'"{word}"' not in source], script
+
+
+def test_the_entry_of_the_catalogue_on_the_page_is_read(tmp_path):
+    (example,) = blocks(ROOT / "docs" / "models.md", "toml")
+    (tmp_path / "mine.toml").write_text(example, encoding="utf-8")
+    (entry,) = read_catalogue(tmp_path / "mine.toml").values()
+    assert (entry.bits, entry.files["lm"].path) == (8, tmp_path / "mine.q8.safetensors")
 
 
 def test_the_tables_of_options_are_what_the_programs_say():
@@ -150,3 +172,14 @@ def test_files_and_targets_that_pages_name_are_there(page):
     assert not [path for path in named if not (ROOT / path).exists()]
     targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.M))
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text(page), re.M)) <= targets
+
+
+def test_files_that_sources_name_are_there():
+    sources = [ROOT / name for name in ("Makefile", "Moshi.command", "weights.toml", ".ci/run")]
+    for folder in ("benchmarks", "msh_mlx", "rust", "scripts", "tests"):
+        sources += (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".rs", ".sh"))
+    named = re.compile(r"(?<![\w/.-])(?:benchmarks|docs|msh_mlx|rust|scripts|tests)/[\w/.]+\.\w+")
+    for source in sources:
+        if not {"target", "vendor"} & set(source.parts):
+            for path in named.findall(text(source)):
+                assert (ROOT / path).exists() or (ROOT / "client" / path).exists(), f"{source}: {path}"
