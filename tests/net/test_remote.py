@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from published import LAG, Server, Voice, published, recorded, replay
+from published import LAG, Server, Voice, published, recorded, replay, send, sounds
 from test_pipeline import Reel, Tape, eventually
 
 from msh_mlx.conversation.recordings import BrokenOffError
@@ -157,15 +157,13 @@ class Ours:
         self.talks += 1
         self.sockets.append(websocket)
         decoder, voice = OpusDecoder(), Voice("T")
-        for message in self.messages:
-            await websocket.send_bytes(encode(message))
+        await send(websocket, *self.messages)
         async for message in websocket:
             known = decode(message.data) if message.type is aiohttp.WSMsgType.BINARY else None
             if isinstance(known, Audio):
                 pcm = decoder.decode(known.data)
                 self.heard.append(pcm)
-                for data in voice.messages(pcm):
-                    await websocket.send_bytes(data)
+                await send(websocket, *voice.messages(pcm))
             elif isinstance(known, Control):
                 self.controls.append(known)
                 if self.restarts:
@@ -173,9 +171,7 @@ class Ours:
 
     def send(self, *messages):
         """Send something more to the client that came last."""
-        for message in messages:
-            data = message if isinstance(message, bytes) else encode(message)
-            asyncio.run_coroutine_threadsafe(self.sockets[-1].send_bytes(data), self._loop).result(PATIENT)
+        asyncio.run_coroutine_threadsafe(send(self.sockets[-1], *messages), self._loop).result(PATIENT)
 
     def close(self, code=1000, reason=b""):
         asyncio.run_coroutine_threadsafe(self.sockets[-1].close(code=code, message=reason), self._loop).result(PATIENT)
@@ -496,16 +492,10 @@ def test_a_server_that_does_not_answer_every_frame(every, brisk):
     frames = tone(60)
 
     async def talk(websocket, _):
-        await websocket.send_bytes(b"\0")
-        decoder, voice, count = OpusDecoder(), Voice("T"), 0
-        async for message in websocket:
-            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
-                pcm = decoder.decode(message.data[1:])
-                count += 1
-                if count <= 60 and count % every == 0:
-                    for data in voice.messages(pcm):
-                        await websocket.send_bytes(data)
-                    await websocket.send_bytes(encode(Text(f" {count}")))
+        voice = Voice("T")
+        async for index, pcm in sounds(websocket):
+            if index < 60 and (index + 1) % every == 0:
+                await send(websocket, *voice.messages(pcm), Text(f" {index + 1}"))
 
     with Server(talk) as server:
         said, told, error = hear(server, frames)
@@ -525,20 +515,14 @@ def test_a_server_that_does_not_answer_the_last_frames(how, realtime, brisk, mon
     frames = tone(12)
 
     async def talk(websocket, _):
-        await websocket.send_bytes(b"\0")
-        decoder, voice, count = OpusDecoder(), Voice("T"), 0
-        async for message in websocket:
-            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
-                pcm = decoder.decode(message.data[1:])
-                count += 1
-                if count <= 9:
-                    for data in voice.messages(pcm):
-                        await websocket.send_bytes(data)
-                    await websocket.send_bytes(encode(Text(f" {count}")))
-                elif how == "pings":
-                    await websocket.send_bytes(encode(Ping()))
-                elif how == "closes" and count > 12:
-                    await websocket.close()
+        voice = Voice("T")
+        async for index, pcm in sounds(websocket):
+            if index < 9:
+                await send(websocket, *voice.messages(pcm), Text(f" {index + 1}"))
+            elif how == "pings":
+                await send(websocket, Ping())
+            elif how == "closes" and index >= 12:
+                await websocket.close()
 
     with Server(talk) as server:
         said, told, error = hear(server, frames, realtime=realtime)
@@ -555,14 +539,11 @@ def test_the_last_word_may_come_behind_its_sound():
     frames = tone(5)
 
     async def talk(websocket, _):
-        await websocket.send_bytes(b"\0")
-        decoder, voice = OpusDecoder(), Voice("T")
-        async for message in websocket:
-            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
-                for data in voice.messages(decoder.decode(message.data[1:])):
-                    await websocket.send_bytes(data)
-                await asyncio.sleep(0.05)
-                await websocket.send_bytes(encode(Text(" x")))
+        voice = Voice("T")
+        async for _, pcm in sounds(websocket):
+            await send(websocket, *voice.messages(pcm))
+            await asyncio.sleep(0.05)
+            await send(websocket, Text(" x"))
 
     with Server(talk) as server:
         said, told, error = hear(server, frames)
@@ -575,25 +556,16 @@ def test_what_a_server_said_before_the_end_is_kept(how, brisk):
     frames = tone(100)
 
     async def talk(websocket, request):
-        await websocket.send_bytes(b"\0")
-        decoder, voice, count = OpusDecoder(), Voice("T"), 0
-        async for message in websocket:
-            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
-                continue
-            pcm = decoder.decode(message.data[1:])
-            count += 1
-            if count <= 20:
-                await websocket.send_bytes(encode(Text(f" {count}")))
-                for data in voice.messages(pcm):
-                    await websocket.send_bytes(data)
-            elif how == "silent":
-                continue
-            else:
-                await websocket.send_bytes(encode(Text(" last")))
+        voice = Voice("T")
+        async for index, pcm in sounds(websocket):
+            if index < 20:
+                await send(websocket, Text(f" {index + 1}"), *voice.messages(pcm))
+            elif how != "silent":
+                await send(websocket, Text(" last"))
                 if how == "complaint":
-                    await websocket.send_bytes(encode(Error("The model broke.")))
+                    await send(websocket, Error("The model broke."))
                 if how == "nonsense":
-                    await websocket.send_bytes(encode(Audio(bytes(100_000))))
+                    await send(websocket, Audio(bytes(100_000)))
                     async for _ in websocket:
                         pass
                 elif how == "cut":
@@ -643,20 +615,12 @@ def test_what_a_server_did_not_hear_keeps_its_place(realtime, brisk):
     frames = tone(40)
 
     async def talk(websocket, _):
-        await websocket.send_bytes(b"\0")
-        decoder, voice, count = OpusDecoder(), Voice("T"), 0
-        async for message in websocket:
-            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
-                continue
-            pcm = decoder.decode(message.data[1:])
-            if 10 <= count < 16:
-                if count == 15:
-                    await websocket.send_bytes(encode(MetaData({"dropped_s": 0.48, "drops": 6})))
-            else:
-                await websocket.send_bytes(encode(Text(f" {count}")))
-                for data in voice.messages(pcm):
-                    await websocket.send_bytes(data)
-            count += 1
+        voice = Voice("T")
+        async for index, pcm in sounds(websocket):
+            if not 10 <= index < 16:
+                await send(websocket, Text(f" {index}"), *voice.messages(pcm))
+            elif index == 15:
+                await send(websocket, MetaData({"dropped_s": 0.48, "drops": 6}))
 
     with Server(talk) as server:
         said, told, error = hear(server, frames, realtime=realtime)
@@ -693,14 +657,11 @@ def test_damage_in_a_reply_is_silent_and_told(monkeypatch):
     frames = tone(12)
 
     async def talk(websocket, _):
-        await websocket.send_bytes(b"\0")
-        decoder, voice, count = OpusDecoder(), Voice("M"), 0
-        async for message in websocket:
-            if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
-                for data in voice.messages(decoder.decode(message.data[1:])):
-                    count += 1
-                    wrong = data[:-1] + bytes([data[-1] ^ 1]) if count in (5, 9, 11) else data
-                    await websocket.send_bytes(wrong)
+        voice, count = Voice("M"), 0
+        async for _, pcm in sounds(websocket):
+            for data in voice.messages(pcm):
+                count += 1
+                await send(websocket, data[:-1] + bytes([data[-1] ^ 1]) if count in (5, 9, 11) else data)
 
     with Server(talk) as server:
         said, told, error = hear(server, frames)
