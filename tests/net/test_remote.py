@@ -177,10 +177,18 @@ class Ours:
         asyncio.run_coroutine_threadsafe(self.sockets[-1].close(code=code, message=reason), self._loop).result(PATIENT)
 
 
-def test_a_new_conversation_on_the_same_connection():
-    ours, said = Ours(), tone(6)
-    with Server(ours) as server, Run(server.port) as run:
+@contextlib.contextmanager
+def talking(*messages, **options):
+    """A server like ours, and a conversation with it that has begun."""
+    ours = Ours(*messages, **options)
+    with Server(ours) as ours.server, Run(ours.server.port) as run:
         run.ready()
+        yield ours, run
+
+
+def test_a_new_conversation_on_the_same_connection():
+    said = tone(6)
+    with talking() as (ours, run):
         run.say(said[:3])
         run.answered(3)
         ours.send(Text(" half"))
@@ -201,9 +209,7 @@ def test_a_new_conversation_on_the_same_connection():
 
 def test_a_new_conversation_with_a_server_that_knows_no_restart(monkeypatch):
     monkeypatch.setattr(remote, "_ANSWER", 0.4)
-    ours = Ours(restarts=False)
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking(restarts=False) as (ours, run):
         run.remote._talk.begun -= 60  # how long it was connected says nothing about the new conversation
         run.remote.reset()
         run.ready(2)
@@ -256,9 +262,7 @@ def test_a_server_that_does_not_begin(monkeypatch):
 
 
 def test_what_the_server_tells_about_itself():
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         assert run.remote.metrics.step.recent(50) == 0
         facts = {"step_p50_ms": 31.5, "step_p95_ms": 44.0, "delay_ms": 120, "backlog_ms": 0, "drops": 1, "sessions": 1}
         ours.send(MetaData({**facts, "dropped_s": 0.16}), MetaData({**facts, "dropped_s": 0.16}), MetaData({"x": [1]}))
@@ -277,9 +281,7 @@ def test_what_the_server_tells_about_itself():
     [b"", b"\x09\x01", b"\x02\xff", b"\x04[", b"\x04[]", b"\x03\x03", b"\x07", b"\x01", b"\x01no page", "text"],
 )
 def test_nonsense_is_passed_over(nonsense):
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         if isinstance(nonsense, str):
             asyncio.run_coroutine_threadsafe(ours.sockets[0].send_str(nonsense), ours._loop).result(PATIENT)
         else:
@@ -291,9 +293,7 @@ def test_nonsense_is_passed_over(nonsense):
 
 
 def test_a_server_that_sends_no_opus():
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         ours.send(Audio(bytes(1 << 16)))
         assert "sends sound that cannot be heard: The audio is not an Ogg stream" in str(run.failed())
 
@@ -346,13 +346,12 @@ def test_a_server_that_takes_nothing():
 
 @pytest.mark.parametrize("how", ["cut", "closed", "away"])
 def test_a_connection_that_is_lost_is_made_anew(how, quick):
-    ours, said = Ours(), tone(4)
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    said = tone(4)
+    with talking() as (ours, run):
         run.say(said[:2])
         run.answered(2)
         if how == "cut":
-            server.hang_up()
+            ours.server.hang_up()
         else:
             ours.close(1001 if how == "away" else 1000)
         run.ready(2)
@@ -403,9 +402,7 @@ def test_a_server_that_falls_silent(quick, monkeypatch):
 
 def test_a_complaint_and_the_end():
     """A server that says what is wrong and closes is not asked again."""
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         ours.send(Error("The model\nbroke;\x1b[31m start it again."))
         ours.close()
         error = run.failed()
@@ -417,9 +414,7 @@ def test_a_complaint_and_the_end():
 
 def test_a_server_that_is_started_again(quick):
     """It says why it goes, and that it may come back."""
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         ours.send(Error("The server is shutting down."))
         ours.close(1001, b"The server is shutting down.")
         run.ready(2)
@@ -427,9 +422,7 @@ def test_a_server_that_is_started_again(quick):
 
 
 def test_a_complaint_and_no_end(quick):
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         ours.send(Error("One page was damaged."))
         run.say(tone(1))
         run.answered(1)
@@ -634,9 +627,7 @@ def test_what_a_server_did_not_hear_keeps_its_place(realtime, brisk):
 
 def test_the_times_of_a_live_conversation_keep_their_places():
     """What is said lies beside what was heard, also behind what the server dropped."""
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         run.say(tone(3))
         run.answered(3)
         ours.send(MetaData({"dropped_s": 0.4}), Text(" late"))
@@ -677,9 +668,7 @@ def test_damage_in_a_reply_is_silent_and_told(monkeypatch):
 
 
 def test_damage_on_the_way_to_the_server_is_told():
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, run):
         for damaged in (0.0, 0.12, 0.12, 0.2):
             ours.send(MetaData({"damaged_s": damaged, "damaged_pages": 1}))
         ours.send(Text(" end"))
@@ -690,29 +679,25 @@ def test_damage_on_the_way_to_the_server_is_told():
 
 
 def test_parameters_that_mean_nothing_are_named():
-    ours = Ours(MetaData({"ignored": ["voice_prompt", "text\x1b[31m_prompt"]}), Handshake(), MetaData({"ignored": []}))
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking(
+        MetaData({"ignored": ["voice_prompt", "text\x1b[31m_prompt"]}), Handshake(), MetaData({"ignored": []})
+    ) as (ours, run):
         ours.send(Text(" end"))
         eventually(lambda: run.of(Spoke))
     assert run.notices("ignored") == [
-        f"127.0.0.1:{server.port} does not know these parameters: voice_prompt, text\ufffd[31m_prompt."
+        f"127.0.0.1:{ours.server.port} does not know these parameters: voice_prompt, text\ufffd[31m_prompt."
     ]
 
 
 def test_silence_keeps_a_conversation_whose_microphone_has_gone(monkeypatch):
     monkeypatch.setattr("msh_mlx.net.remote._IDLE", 0.05)
-    ours = Ours()
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking() as (ours, _):
         eventually(lambda: len(ours.heard) >= 3)
     assert all(np.abs(pcm).max() < 1e-3 for pcm in ours.heard)
 
 
 def test_what_the_server_says_of_channels_is_told():
-    ours = Ours(Handshake(), MetaData({"notice": "Channel 2 is left out."}))
-    with Server(ours) as server, Run(server.port) as run:
-        run.ready()
+    with talking(Handshake(), MetaData({"notice": "Channel 2 is left out."})) as (ours, run):
         ours.send(Text(" end"))
         eventually(lambda: run.of(Spoke))
     assert run.notices("channels") == ["Channel 2 is left out."]
