@@ -44,15 +44,20 @@ METADATA = {
 }
 
 
-def recorded(side):
-    """Return all messages of the page (0) or the PyTorch server (1) in a real conversation: milliseconds, and bytes."""
+def recorded():
+    """Return all messages between the page (0) and the PyTorch server (1) in a real conversation: side, milliseconds, bytes."""
     data, messages, position = RECORDED.read_bytes(), [], 0
     while position < len(data):
-        direction, milliseconds, length = struct.unpack_from("<BII", data, position)
+        side, milliseconds, length = struct.unpack_from("<BII", data, position)
         position += 9 + length
-        if direction == side:
-            messages.append((milliseconds, data[position - length : position]))
+        messages.append((side, milliseconds, data[position - length : position]))
+    assert position == len(data)
     return messages
+
+
+def said_by(side):
+    """Return the messages of one side, as bytes."""
+    return [data for other, _, data in recorded() if other == side]
 
 
 def in_24_khz(page):
@@ -211,7 +216,7 @@ def replay(messages) -> Callable[[web.WebSocketResponse, web.Request], Awaitable
     """Send the recorded messages of a server as fast as possible, and wait until the client has gone."""
 
     async def talk(socket, _):
-        await send(socket, *(data for _, data in messages))
+        await send(socket, *messages)
         async for _ in socket:
             pass
 
@@ -264,7 +269,7 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
 def _says(kind, pcm):
     """Yield the messages of one frame after the other."""
     if kind == "W":
-        said = [data for _, data in recorded(0)]  # 40 ms each
+        said = said_by(0)  # 40 ms each
         yield from (said[i : i + 2] for i in range(0, len(said), 2))
         return
     voice = Voice(kind)

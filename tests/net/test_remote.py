@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from published import LAG, Server, Voice, published, recorded, replay, send, sounds
+from published import LAG, Server, Voice, published, replay, said_by, send, sounds
 from test_pipeline import Reel, Tape, eventually
 
 from msh_mlx.conversation.recordings import BrokenOffError
@@ -130,9 +130,9 @@ def test_a_conversation_with_a_published_server(kind):
 
 def test_what_the_torch_server_sent_is_heard():
     """A recorded conversation: the words, and every sample that another decoder finds in it."""
-    messages = recorded(1)
+    messages = said_by(1)
     decoder = OpusDecoder()
-    sound = np.concatenate([decoder.decode(data[1:]) for _, data in messages if data[0] == 1])
+    sound = np.concatenate([decoder.decode(data[1:]) for data in messages if data[0] == 1])
     with Server(replay(messages)) as server, Run(server.port) as run:
         run.ready()
         run.answered(len(sound) // FRAME_SIZE)
