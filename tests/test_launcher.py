@@ -1,4 +1,4 @@
-"""`Moshi.command` on machines of every kind: what the machine says and does is played by scripts that keep a record."""
+"""`Moshi.command` on machines of every kind, played by scripts that keep a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ show is run, what they name is there, and where they lead to exists."""
+"""The README and the pages in docs/: their examples run, and the files, commands and links in them exist."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Fetching from a hub on the loopback: files that come whole whatever happens on the way, and sentences where they cannot."""
+"""Fetching from a hub on the loopback: files arrive whole whatever happens on the way, or a sentence says why they cannot."""
 
 import hashlib
 import json
@@ -527,7 +527,7 @@ def test_two_processes_fetch_a_file_once(server):
     assert bodies(server) == sum(map(len, FILES.values()))
 
 
-def test_whoever_waits_for_another_process_says_so_and_can_be_stopped(server):
+def test_waiting_for_another_process_is_said_and_can_be_stopped(server):
     server.add("us/model", FILES)
     server.rate = 1e5
     process = start(server, "model.safetensors")

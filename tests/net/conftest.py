@@ -1,4 +1,4 @@
-"""Tests of this room may be coroutines."""
+"""Tests of this room can be coroutines."""
 
 import asyncio
 import inspect

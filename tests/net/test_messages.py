@@ -302,7 +302,7 @@ def test_damaged_pages_and_garbage_are_passed_over():
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"OggS", b"OggS\0", b"OggS\0" + b"\xff" * 22, b"OggSOgg"])
-def test_a_stream_that_is_no_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
+def test_a_stream_that_is_not_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
     splitter = OggSplitter(limit=100_000)
     with pytest.raises(ProtocolError, match=r"^The audio is not an Ogg stream: no page was found in 100000 bytes\.$"):
         feed([garbage * 1000] * 1000, splitter)

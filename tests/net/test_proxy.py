@@ -1,4 +1,4 @@
-"""The server behind nginx and Caddy, with the lines of docs/proxy.md as they stand, and with others that are about."""
+"""The server behind nginx and Caddy: with the configurations of docs/proxy.md, and with others that people use."""
 
 import contextlib
 import os
@@ -69,7 +69,7 @@ def started(command, port, log):
 
 @contextlib.contextmanager
 def nginx(tmp_path, lines):
-    """Nginx on a free port of the loopback, as whoever runs the tests, with all its files in a folder of its own."""
+    """Nginx on a free port of the loopback, run by this user, with all its files in a folder."""
     command, port = program("nginx"), free_port()
     temporary = "".join(f"{name}_temp_path {name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (tmp_path / "nginx.conf").write_text(

@@ -271,7 +271,7 @@ def test_what_the_server_tells_about_itself():
         eventually(lambda: run.of(Spoke))
         step = run.remote.metrics.step
         assert (step.recent(50), step.recent(95)) == (0.0315, 0.044)
-        assert step.all().count == 0  # these are no times of ours
+        assert step.all().count == 0  # these times are not ours
     assert [event.seconds for event in run.of(Dropped)] == [pytest.approx(0.16)]
     assert run.remote.metrics.dropped == pytest.approx(0.16)
 
@@ -940,14 +940,14 @@ def test_whole_addresses(url, expected):
         "ws://mo shi",
     ],
 )
-def test_addresses_that_are_none(url):
+def test_what_is_not_an_address(url):
     with pytest.raises(InputError) as caught:
         Address.from_url(url, {})
     assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["", "ws://moshi", "moshi/", "a b", "[::1", "me@moshi", "moshi?x"])
-def test_hosts_that_are_none(host):
+def test_what_is_not_a_host(host):
     with pytest.raises(InputError, match="is not the name of a host"):
         Address.of(host, 9998, secure=False, query={})
 

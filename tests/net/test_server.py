@@ -435,7 +435,7 @@ async def test_what_is_not_there_is_a_sentence(model, tmp_path):
     assert posted[2]["Allow"] == "GET, HEAD"
 
 
-async def test_a_slash_too_many_is_no_other_address(model, tmp_path, digits):
+async def test_a_slash_too_many_does_not_change_an_address(model, tmp_path, digits):
     """As a proxy leaves it, where `location /moshi` is passed on to `…/`."""
     (tmp_path / "index.html").write_text("<title>x</title>")
     (tmp_path / "a.js").write_text("1")
@@ -751,7 +751,7 @@ class FakeTransport(asyncio.Transport):
         self.is_open = False
 
 
-def test_those_go_that_do_nothing_of_whoever_has_the_most():
+def test_idle_ones_of_the_address_with_the_most_are_closed():
     gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
 
     def come(address, busy=False):
@@ -794,7 +794,7 @@ async def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch)
             await eventually(lambda: len(server._gates) == 0)
 
 
-async def test_a_kept_connection_that_is_closed_is_no_fault(model, monkeypatch):
+async def test_a_kept_connection_that_is_closed_is_not_an_error(model, monkeypatch):
     monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
     async with serving(model) as server, aiohttp.ClientSession() as http:
         async with http.get(f"{server.url}/health") as answer:
@@ -897,7 +897,7 @@ async def test_who_has_paused_has_as_long_as_the_others(model, digits):
     assert len(talker.heard.pcm) > 5
 
 
-async def test_a_slow_model_is_no_silence_of_the_client(model, digits, monkeypatch):
+async def test_a_slow_model_does_not_make_a_client_silent(model, digits, monkeypatch):
     """All has been sent, and the answers take longer than the limit."""
     from msh_mlx.conversation.session import Session
 
@@ -909,7 +909,7 @@ async def test_a_slow_model_is_no_silence_of_the_client(model, digits, monkeypat
     assert not heard.error
 
 
-# ---- who did not ask for it gets nothing that published servers do not send ------------------------------------------------
+# ---- clients that do not ask for it get only what published servers send --------------------------------------------------
 
 
 async def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):

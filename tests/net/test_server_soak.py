@@ -1,4 +1,4 @@
-"""Sessions of every kind against the real server, a few of those that `benchmarks/server_soak.py` plays."""
+"""Clients of every kind against the real server, a few of those that `benchmarks/server_soak.py` plays."""
 
 import asyncio
 import sys

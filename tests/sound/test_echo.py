@@ -114,7 +114,7 @@ def test_the_echo_goes(heard_rate: int, played_rate: int, delay: float) -> None:
     assert state.found
     assert state.removed > 10
     assert state.level == pytest.approx(decibels(heard), abs=6)
-    # The way through the ring of the resampled microphone is none of sound's.
+    # The way through the ring of the resampled microphone is not one of sound.
     assert state.delay == pytest.approx(delay, abs=0.03)
     # After frames were given up, sound is still where it is looked for.
     room.live(0.5)

@@ -228,7 +228,7 @@ def test_a_wav_file_without_end() -> None:
 
     pipe = Pipe()
     writer = WavWriter(pipe, 24000, 1)
-    writer._size = 0xFFFFFFFF  # 4 GiB are no limit where the header has no length
+    writer._size = 0xFFFFFFFF  # 4 GiB are not a limit where the header has no length
     writer.write(np.zeros(3, np.float32))
     writer.finish()
     assert len(pipe.getvalue()) == 44 + 6
