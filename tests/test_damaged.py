@@ -1,4 +1,4 @@
-"""Damaged files: whatever a file holds, reading ends soon, with a result or one sentence, and with memory by the file's size."""
+"""Damaged files: whatever a file holds, reading ends soon, in a result or one sentence, with memory by the file's size."""
 
 import json
 import os
