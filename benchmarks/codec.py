@@ -397,7 +397,7 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
     if any(share and share > QUIET for share in result["busy_elsewhere"].values()):
         print("The machine was not quiet: others worked on it, see above.")
     if not peers:
-        print("The peer was not run: nothing is said about it. --peer does.")
+        print("The peer was not run; --peer measures it, too.")
 
 
 def main() -> int:

@@ -325,7 +325,7 @@ def main() -> int:
         verdict = "met" if aim["met"] else "NOT met"
         print(f"{aim['value']:6.2f} {aim['name']}: wanted {word} {aim['limit']:.3g}, {verdict}")
     if not args.peer:
-        print("The peer was not run: nothing is said about it. --peer does.")
+        print("The peer was not run; --peer measures it, too.")
     if output:
         sizes = {size: [{**vars(c), "python": "", **c.spread()} for c in cs] for size, cs in result.items()}
         figures = {**device, "machine_kind": platform.machine(), "cores": os.cpu_count(), "peer": args.peer}

@@ -10,6 +10,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+from loudness import decibels
 from msh_native import Capture, Ear, Mouth, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
@@ -20,10 +21,6 @@ from msh_mlx.metrics import EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
 
 BLOCK = 0.01  # seconds of a callback
-
-
-def decibels(pcm: Pcm) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
 
 
 # ---- taken away ----------------------------------------------------------------------------------------------------------
