@@ -16,6 +16,7 @@ from msh_mlx.library.catalogue import read_catalogue
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+OTHERS = [ROOT / "assets" / "demo" / "README.md", ROOT / "rust" / "vendor" / "README.md"]
 DIGITS = ["four", "one", "three", "eight", "nine", "zero"]
 PROGRAMS = {"local_mlx.py": "msh-mlx", "client_opus.py": "msh-mlx client", "server_opus.py": "msh-mlx serve"}
 
@@ -146,7 +147,7 @@ def anchors(page):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page)) + re.findall(r'src="([^"]+)"', prose(page))
     for link in links:
