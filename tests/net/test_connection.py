@@ -16,7 +16,7 @@ from msh_mlx.events import Said, Spoke
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
 from msh_mlx.net.connection import Limits, NetworkSource
-from msh_mlx.net.messages import Audio, Error, Handshake
+from msh_mlx.net.messages import Audio, Error, Handshake, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.net.upload import answers
 from msh_mlx.sound.ogg import OggSplitter
@@ -36,6 +36,20 @@ async def heard_frames(talker, count):
     while len(talker.heard.sound) < count * FRAME_SIZE:
         assert await talker.receive(), talker.heard.error
     return talker.heard
+
+
+async def refused(talker, messages):
+    """Send bytes as long as the server listens, wait until it closes the connection, and return its one error."""
+    await talker.until(Handshake)
+    for message in messages:
+        if talker.ws.closed:
+            break
+        await talker.ws.send_bytes(message)
+    while await talker.receive():
+        pass
+    (error,) = talker.heard.of(Error)
+    assert talker.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+    return error.text
 
 
 async def test_pages_with_large_headers_are_heard(model):
@@ -108,16 +122,7 @@ def headless():
 async def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):
     """All of it has less than three seconds of sound."""
     async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
-        await talker.until(Handshake)
-        for page in pages():
-            if talker.ws.closed:
-                break
-            await talker.send(Audio(page))
-        while await talker.receive():
-            pass
-    (error,) = talker.heard.of(Error)
-    assert error.text.startswith(said)
-    assert talker.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+        assert (await refused(talker, (encode(Audio(page)) for page in pages()))).startswith(said)
 
 
 async def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
@@ -348,11 +353,8 @@ async def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
 
 async def test_wrong_checksums_everywhere_are_said(model):
     async with serving(model) as server, Talker(server.url, stats=None) as talker:
-        await send_pages(talker, [damaged(page) for page in stream(packets(60))])
-        while await talker.receive():
-            pass
-    assert talker.heard.error.startswith("The checksums of the audio's pages are wrong")
-    assert talker.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+        error = await refused(talker, [encode(Audio(damaged(page))) for page in stream(packets(60))])
+    assert error.startswith("The checksums of the audio's pages are wrong")
 
 
 async def test_damaged_pages_keep_no_connection(model):
@@ -405,16 +407,7 @@ async def test_sound_that_does_not_come_as_sound_gets_one_sentence(model, messag
     """At once where it is certain, and else if no sound follows within two seconds."""
     monkeypatch.setattr("msh_mlx.net.connection._NO_SOUND", 0.2)
     async with serving(model) as server, Talker(server.url, stats=None) as talker:
-        await talker.until(Handshake)
-        for message in messages[:at_most]:
-            if talker.ws.closed:
-                break
-            await talker.ws.send_bytes(message)
-        while await talker.receive():
-            pass
-    (error,) = talker.heard.of(Error)
-    assert error.text.startswith(said)
-    assert talker.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+        assert (await refused(talker, messages[:at_most])).startswith(said)
 
 
 async def test_messages_that_mean_nothing_are_passed_over(model, digits):
