@@ -104,7 +104,7 @@ def test_kernels_are_those_of_the_processor() -> None:
     assert mimi.kernels() == (wanted or ("AVX2" if "avx2" in flags and "fma" in flags else "portable"))
 
 
-def test_plain_lines_for_what_is_no_terminal() -> None:
+def test_plain_lines_for_what_is_not_a_terminal() -> None:
     result = run("--quick")
     lines = result.stdout.splitlines()
     assert [line[9:].partition(": ")[0] for line in lines[:-1]] == NAMES
@@ -222,7 +222,7 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     command = [sys.executable, str(ROOT / "local_mlx.py"), "models", "verify"]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     assert check_models().found == "mine on disk, verified"
-    # A change is noticed; what is no model any more is a problem.
+    # A change is noticed; what is not a model any more is a problem.
     own.with_name("lm").touch()
     assert check_models().found == "mine on disk, not verified yet"
     own.with_name("mimi").write_bytes((DEMO / "mimi.safetensors").read_bytes()[:-1])
@@ -403,7 +403,7 @@ def test_a_real_terminal(columns: str, term: str, word: str) -> None:
     ("level", "headset", "terminal", "status", "word"),
     [
         (Level(0.3, 0.03), False, None, "ok", ""),
-        # A quiet room is no problem, also where the microphone gives zeros for it.
+        # A quiet room is not a problem, even where the microphone gives zeros for it.
         (Level(), False, "iTerm", "warning", "allow iTerm in System Settings > Privacy & Security > Microphone"),
         (Level(), False, None, "warning", "sound settings"),
         (Level(), True, None, "warning", "sound settings"),
@@ -439,7 +439,7 @@ def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:
     assert finding.figures == vars(measure)
 
 
-def test_a_sound_is_made_for_whoever_asks_for_it() -> None:
+def test_a_sound_is_made_only_if_it_is_asked_for() -> None:
     names = [check.name for check in all_checks()]
     assert names == NAMES
     assert [check.name for check in all_checks(echo=True)] == [*NAMES, "echo"]

@@ -1,4 +1,4 @@
-"""The command line and models: chosen, fetched, listed, verified and removed; the demo model is on a hub of our own."""
+"""The command line and models: choosing, fetching, listing, verifying, removing; with the demo model on a hub of the tests."""
 
 from __future__ import annotations
 

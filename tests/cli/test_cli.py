@@ -1,4 +1,4 @@
-"""The command line from outside: wrong input, interruption, what is left behind; and what a terminal shows."""
+"""The command line from outside: wrong input, interruption, what is left behind, and what a terminal shows."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ REFUSED = {
     "several inputs, one transcript": ("--demo --input good.wav good.flac --transcript out.jsonl", "--output-dir"),
     "both kinds of outputs": (f"--demo {IO} --output-dir folder", "--output-dir"),
     "stereo without sound": ("--demo --input good.wav --transcript out.jsonl --stereo", "--stereo"),
-    "output that is no WAV": ("--demo --input good.wav --output out.mp3", "out.wav"),
+    "output that is not WAV": ("--demo --input good.wav --output out.mp3", "out.wav"),
     "no such input": ("--demo --input none.wav --output out.wav", "none.wav"),
     "empty name": ("--demo --input '' --output out.wav", "empty"),
     "input is a folder": ("--demo --input folder --output out.wav", "folder"),
@@ -218,7 +218,7 @@ REFUSED = {
     ),
     "tokenizer of another size": (f"--model {{golden}}/lm-quant/lm_mlx_q4.safetensors {MODEL4} {IO}", "tokenizer"),
     "no such configuration": (f"{MODEL} --config none {IO}", "none"),
-    "configuration is no JSON": (f"{MODEL} --config no.json {IO}", "no.json"),
+    "configuration that is not JSON": (f"{MODEL} --config no.json {IO}", "no.json"),
     "configuration is odd": (f"{MODEL} --config odd.json {IO}", "colour"),
     "another configuration": (f"{MODEL} --config {{golden}}/lm-small/config.json {IO}", "shape"),
     "published architecture, demo model": (

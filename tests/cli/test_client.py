@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import soundfile
 from aiohttp import web
 from paths import DIGITS, ROOT
 from published import LAG, Server, published
+from served import serving
 from test_remote import Ours, over_opus
 
 from msh_mlx.cli.main import main, parser
@@ -30,7 +30,6 @@ from msh_mlx.sound.recordings import open_recording, to_int16
 
 TAIL = 20  # frames of silence
 LIMIT = 10  # seconds, against hanging
-LOADED = 120  # seconds until a busy machine has loaded the model
 SAMPLING = ["--temperature", "0.6", "--text-temperature", "0.5", "--top-k", "100", "--text-top-k", "20", "--seed", "7"]
 
 
@@ -42,23 +41,9 @@ def own_configuration(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The port of our server with the demo model, as a user starts it."""
-    folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, str(ROOT / "server_opus.py"), "--demo", "--port", "0"]
-    with (folder / "out").open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        )
-    try:
-        deadline = time.monotonic() + LOADED
-        while not (found := re.search(r"listening on \S+:(\d+)", (folder / "out").read_text())):
-            assert process.poll() is None, (folder / "out").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield int(found[1])
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(LIMIT)
+    """The port of our server with the demo model."""
+    with serving(tmp_path_factory.mktemp("server")) as port:
+        yield port
 
 
 def words(path):

@@ -1,4 +1,4 @@
-"""From files to a session: what one start reads and makes, and the next lighter model in place of one that is too slow."""
+"""From files to a session: what one start reads and makes, and how a lighter model replaces one that is too slow."""
 
 from __future__ import annotations
 

@@ -638,7 +638,7 @@ def test_a_listener_that_always_breaks_ends_the_conversation_too():
     assert run.pipeline.failure.where == "start"
 
 
-def test_a_stop_is_no_failure_and_may_come_again():
+def test_a_stop_is_not_a_failure_and_may_come_again():
     run = Run()
     assert run.pipeline.stop()
     run.pipeline.start()  # too late

@@ -127,7 +127,7 @@ def test_wrong_files_name_the_line(tmp_path, case):
         (b"a = " + b"9" * 5000, "not valid TOML|is not a table"),
     ],
 )
-def test_what_is_no_catalogue(tmp_path, raw, what):
+def test_what_is_not_a_catalogue(tmp_path, raw, what):
     with pytest.raises(InputError, match=what):
         read_catalogue(write(tmp_path, raw))
 

@@ -257,14 +257,14 @@ def test_an_echo_is_found(pair: str, gain: float) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_somebody_else_is_no_echo(pair: str) -> None:
+def test_somebody_else_is_not_an_echo(pair: str) -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         played, other = (source(rng, 60) for source in PAIRS[pair])
         assert first_heard(played, np.hypot(other, noise(rng, len(played)))) is None, seed
 
 
-def test_what_is_no_echo_either() -> None:
+def test_what_is_not_an_echo_either() -> None:
     rng = np.random.default_rng(1)
     played, silence = speech(rng, 60), np.zeros(round(60 / STEP))
     assert first_heard(played, noise(rng, len(played))) is None  # headphones

@@ -50,7 +50,7 @@ SWALLOWED = {
 
 
 @pytest.mark.parametrize("data", SWALLOWED.values(), ids=SWALLOWED)
-def test_what_is_no_key_is_swallowed(data: bytes) -> None:
+def test_what_is_not_a_key_is_swallowed(data: bytes) -> None:
     assert KeyStream().push(b"m" + data + b"q", 1.0) == ["m", "q"]
 
 

@@ -9,10 +9,10 @@ import tracemalloc
 from urllib.parse import parse_qsl
 
 import ogg
+import published
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import GOLDEN
 
 from msh_mlx.errors import ProtocolError
 from msh_mlx.net import parameters
@@ -21,22 +21,12 @@ from msh_mlx.net.parameters import BUILD_KEYS, ChatParameters, unknown_parameter
 from msh_mlx.sound import ogg as ogg_pages
 from msh_mlx.sound.ogg import MAX_PAGE, OggSplitter, PageKind, packet_samples
 
-RECORDED = GOLDEN / "wire" / "page_and_torch_server.bin"
 PAGE, SERVER = 0, 1
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Direction, milliseconds and bytes of every message between the published page and the PyTorch server."""
-    data = RECORDED.read_bytes()
-    messages, position = [], 0
-    while position < len(data):
-        direction, milliseconds, length = struct.unpack_from("<BII", data, position)
-        position += 9
-        messages.append((direction, milliseconds, data[position : position + length]))
-        position += length
-    assert position == len(data)
-    return messages
+    return published.recorded()
 
 
 def audio_of(recorded, direction):
@@ -312,7 +302,7 @@ def test_damaged_pages_and_garbage_are_passed_over():
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"OggS", b"OggS\0", b"OggS\0" + b"\xff" * 22, b"OggSOgg"])
-def test_a_stream_that_is_no_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
+def test_a_stream_that_is_not_ogg_ends_in_a_sentence_and_can_begin_anew(garbage):
     splitter = OggSplitter(limit=100_000)
     with pytest.raises(ProtocolError, match=r"^The audio is not an Ogg stream: no page was found in 100000 bytes\.$"):
         feed([garbage * 1000] * 1000, splitter)

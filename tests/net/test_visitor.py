@@ -1,4 +1,4 @@
-"""Who visits, as seen through proxies; and what somebody could try who is none."""
+"""Who visits, as seen through proxies, and what a visitor who is not a proxy could try."""
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -49,7 +49,7 @@ def visit(peer, headers, *, port=9998, proxies=PROXIES):
         ("192.0.2.9", {"Forwarded": "for=127.0.0.1"}, "192.0.2.9"),
     ],
 )
-def test_the_address_is_that_of_the_last_who_is_no_proxy_of_ours(peer, headers, address):
+def test_the_address_is_the_last_that_is_not_a_trusted_proxys(peer, headers, address):
     assert visit(peer, {"Host": "localhost:9998", **headers}).address == address
 
 
@@ -120,7 +120,7 @@ def test_pages_that_are_not(origin, headers):
     assert not fits(origin, headers)
 
 
-def test_whoever_is_no_proxy_of_ours_says_nothing_about_the_place():
+def test_a_proxy_that_is_not_trusted_says_nothing_about_the_place():
     headers = {"Host": "localhost:9998", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
     assert not fits("https://evil.example", headers, peer="192.0.2.1")
     assert not fits("https://evil.example", headers, proxies=[])

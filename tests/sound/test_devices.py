@@ -280,7 +280,7 @@ def test_a_microphone_is_opened_with_all_of_its_channels() -> None:
         (BUILT_IN, 1),
         (replace(USB, input_channels=16), 16),
         (Device(6, "Interface: USB Audio (hw:1,0)", "ALSA", 8, 0, 48000), 8),
-        # What ALSA's plugins could make is no number of microphones.
+        # The number that ALSA's plugins could make is not one of microphones.
         (Device(7, "pulse", "ALSA", 32, 32, 44100), 2),
     ]:
         system = FakeSystem([device])
@@ -627,7 +627,7 @@ class Room:
         while (pcm := self._source.read(n, 0)) is None:
             self.now = max(self.now, self._device + self._block / 24000)
             self._live()
-        self.now += float(self._rng.uniform(0, 0.005))  # whoever reads is not always quick
+        self.now += float(self._rng.uniform(0, 0.005))  # a reader is not always quick
         return pcm
 
     def _live(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
+from loudness import decibels
 from mimi import Mimi
 from msh_native import Capture, Ear, EchoCanceller, Mouth, Playback, VoiceEnhancer
 from paths import DEMO
@@ -58,10 +59,6 @@ def resampled(pcm: Pcm, rate: int, new_rate: int) -> Pcm:
 
 def tone(hertz: float, rate: int) -> Pcm:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(rate) / rate)).astype(np.float32)
-
-
-def decibels(pcm: Any) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-30))
 
 
 @pytest.mark.parametrize(("rate", "new_rate"), PAIRS)

@@ -10,6 +10,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+from loudness import decibels
 from msh_native import Capture, Ear, Mouth, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
@@ -20,10 +21,6 @@ from msh_mlx.metrics import EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
 
 BLOCK = 0.01  # seconds of a callback
-
-
-def decibels(pcm: Pcm) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
 
 
 # ---- taken away ----------------------------------------------------------------------------------------------------------
@@ -114,7 +111,7 @@ def test_the_echo_goes(heard_rate: int, played_rate: int, delay: float) -> None:
     assert state.found
     assert state.removed > 10
     assert state.level == pytest.approx(decibels(heard), abs=6)
-    # The way through the ring of the resampled microphone is none of sound's.
+    # The way through the ring of the resampled microphone is not one of sound.
     assert state.delay == pytest.approx(delay, abs=0.03)
     # After frames were given up, sound is still where it is looked for.
     room.live(0.5)

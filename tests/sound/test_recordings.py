@@ -323,7 +323,7 @@ def test_an_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(got[delay : delay + len(expected)], expected, atol=1e-6)
     with pytest.raises(InputError):
         read_all(write(tmp_path / "in.mp3", bare[:-100]))
-    # A tag behind the sound is no damage.
+    # A tag behind the sound is not damage.
     tagged = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + data + b"TAG" + bytes(125)
     assert len(read_all(write(tmp_path / "in.mp3", tagged))) == len(sound(48000, 2))
 
@@ -340,7 +340,7 @@ def test_a_flac_that_was_piped_does_not_know_its_length(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_samples_that_are_no_numbers(tmp_path: Path, subtype: str, value: float) -> None:
+def test_samples_that_are_not_finite(tmp_path: Path, subtype: str, value: float) -> None:
     pcm = sound(SAMPLE_RATE, 2).astype(np.float64)
     pcm[12000, 1] = value
     soundfile.write(tmp_path / "in.wav", pcm, SAMPLE_RATE, subtype=subtype)
@@ -498,7 +498,7 @@ def test_sizes_that_say_less_than_there_is(tmp_path: Path, form: str, subtype: s
 
 @pytest.mark.parametrize("piped", [False, True])
 @pytest.mark.parametrize("count", [12000, 11999])
-def test_what_is_behind_the_sound_is_no_sound(tmp_path: Path, count: int, piped: bool) -> None:
+def test_what_is_behind_the_sound_is_not_heard(tmp_path: Path, count: int, piped: bool) -> None:
     # Bytes: an odd number of them.
     numbers = np.random.default_rng(0).integers(-30, 30, count).astype("i1").astype("u1")
     sizes = [len(numbers), 0xFFFFFFFF] if not piped else [len(numbers)]

@@ -24,7 +24,7 @@ from rich.console import Console
 from test_cli import DEMO, ROOT
 
 from msh_mlx.errors import InputError, MshError, WriteError
-from msh_mlx.library import cache as hub
+from msh_mlx.library import cache as hf_cache
 from msh_mlx.sound.recordings import WavWriter, open_recording
 from msh_mlx.system import log, places
 from msh_mlx.system.newfile import NewFile
@@ -228,7 +228,7 @@ def test_a_wav_file_without_end() -> None:
 
     pipe = Pipe()
     writer = WavWriter(pipe, 24000, 1)
-    writer._size = 0xFFFFFFFF  # 4 GiB are no limit where the header has no length
+    writer._size = 0xFFFFFFFF  # 4 GiB are not a limit where the header has no length
     writer.write(np.zeros(3, np.float32))
     writer.finish()
     assert len(pipe.getvalue()) == 44 + 6
@@ -297,13 +297,13 @@ def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, 
     assert written
     assert written.parent == places.temporary_folder()
     written.unlink()
-    hub.note_verified([])
-    assert not hub.is_verified(tmp_path)
+    hf_cache.note_verified([])
+    assert not hf_cache.is_verified(tmp_path)
     assert doctor.check_files().found == "there is no home folder to keep logs in"
     # As Hugging Face's library names its cache then.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(InputError, match="HF_HOME"):
-        hub.check_cache()
+        hf_cache.check_cache()
     assert "HF_HOME" in doctor.check_disk().advice
     assert list(tmp_path.iterdir()) == []
 
