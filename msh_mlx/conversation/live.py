@@ -95,7 +95,7 @@ class LiveConversation(ABC):
     failure
         The failure that ended the conversation, or None.
     muted
-        Whether the model hears silence in place of the user.
+        Whether the model hears silence in place of the user. The caller may change it at any time.
     """
 
     def __init__(self, source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> None:
@@ -122,10 +122,6 @@ class LiveConversation(ABC):
     def reset(self) -> None:
         """Ask for a new conversation from fresh state; `Ready` reports that it has begun."""
         self._restart = True
-
-    def mute(self, muted: bool) -> None:
-        """Let the model hear silence in place of the user, or the user again."""
-        self.muted = muted
 
     @abstractmethod
     def stop(self, timeout: float = 1.0) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke
+from ...format import FRAME_SECONDS
 from ...system.words import printable
 from ..keys import KEYS
 from .sentences import echo_line, lost, stage_line, summary_lines
@@ -26,9 +27,8 @@ class PlainScreen(Screen):
     _PATIENCE = 10.0  # seconds between two lines about losses, or about the echo
     _OTHER = 6.0  # decibels by which the removed echo must change for a new line about it
 
-    def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._frame_seconds = frame_seconds
         self._now = now
         self._line = ""
         self._start = 0.0
@@ -69,11 +69,11 @@ class PlainScreen(Screen):
 
     def _spoke(self, event: Spoke) -> None:
         new_word = event.text[:1].isspace()
-        paused = (event.index - self._last_index) * self._frame_seconds > self._SILENCE
+        paused = (event.index - self._last_index) * FRAME_SECONDS > self._SILENCE
         if paused or (new_word and (self._line.endswith(_SENTENCE_ENDS) or len(self._line) > self._LONGEST)):
             self._flush()
         if not self._line:
-            self._start = event.index * self._frame_seconds
+            self._start = event.index * FRAME_SECONDS
         self._line += event.text
         self._last_index, self._spoken_at = event.index, self._now()
 

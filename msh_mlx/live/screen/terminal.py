@@ -122,9 +122,8 @@ class LiveScreen(Screen):
     _WIDEST = 100  # cells of a line of words; longer ones are hard to read
     _INTERVAL = FRAME_SECONDS
 
-    def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._frame_seconds = frame_seconds
         self._now = now
         self._glyphs = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
         self._region = _Region()
@@ -178,7 +177,7 @@ class LiveScreen(Screen):
 
     def _spoke(self, event: Spoke) -> None:
         if self._last_index is not None:
-            pause = (event.index - self._last_index) * self._frame_seconds
+            pause = (event.index - self._last_index) * FRAME_SECONDS
             if pause > PAUSE:
                 self._end_line()
                 self._keep(self._pause(pause), _DIM)
@@ -359,7 +358,7 @@ class LiveScreen(Screen):
         return [[*cells[0], Segment("  "), *cells[1]]] if columns == 2 else cells
 
     def _figures(self, status: Status, width: int) -> list[Line]:
-        budget = 1000 * self._frame_seconds
+        budget = 1000 * FRAME_SECONDS
         if status.step_p50 is None or status.step_p95 is None:
             step = Segment(f"step ? of {budget:.0f} ms", _DIM)
         else:
