@@ -10,10 +10,8 @@ import os
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from enum import Enum
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +31,6 @@ _LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
 _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 1_000_000_000  # bytes that temporary files leave free
 _BLOCK = 64  # frames that are copied at once
-_LATE = 250  # frames by which one side may be behind the other
-
 
 _Recorded = Ready | Heard | Said | SpokeWord
 
@@ -92,17 +88,13 @@ class Recorder:
         self._planned: set[Path] = set()
         self._take: _Take | None = None
         self._over = True  # whether the next event begins a conversation
-        self._ended = False
-        self._ending = threading.Lock()
         self._abort = False
-        self._background = Background[_Recorded | Path | _Order]("recorder", self._handle, self._tick, queue)
+        self._background = Background("recorder", self._tick, self._report_end, queue)
 
     def __call__(self, event: Event) -> None:
         """Record an event; events without sound or words are ignored."""
-        if self._ended or not isinstance(event, _Recorded):
-            return
-        if not self._background.put(event):
-            self._end("the disk is too slow")
+        if isinstance(event, _Recorded):
+            self._background.put(lambda: self._write(event))
 
     def save(self, folder: Path) -> Path:
         """Start to save the conversation so far; return the path of the new folder for it, in `folder`.
@@ -111,13 +103,13 @@ class Recorder:
         recorded into a folder anyway is not copied: the path of that folder is returned.
         """
         if self._parent is not None:
-            self._background.put(_Order.REPORT, force=True)
+            self._background.force(self._report)
             return self.folders[-1] if self.folders else self._parent
         path = next(
             path for path in _names(user_path(folder)) if path not in self._planned and not os.path.lexists(path)
         )
         self._planned.add(path)
-        self._background.put(path, force=True)
+        self._background.force(lambda: self._save(path))
         return path
 
     def close(self, timeout: float = 1.0) -> bool:
@@ -126,7 +118,7 @@ class Recorder:
         After `timeout` seconds a save that is still under way is broken off and leaves no files; then the thread has as long
         again to end.
         """
-        self._background.put(_Order.FINISH, force=True)
+        self._background.force(self._finish)
         if not self._background.close(timeout):
             self._abort = True
             if not self._background.close(timeout):
@@ -137,18 +129,9 @@ class Recorder:
 
     # ---- on the recorder's thread ----------------------------------------------------------------------------------------
 
-    def _handle(self, thing: _Recorded | Path | _Order) -> None:
-        if thing is _Order.FINISH:
-            self._finish()
-        elif thing is _Order.REPORT:
-            self._report()
-        elif isinstance(thing, Path):
-            self._save(thing)
-        elif not isinstance(thing, _Order) and not self._ended:
-            with self._failures():
-                self._write(thing)
-
     def _write(self, event: _Recorded) -> None:
+        if self._background.ended:
+            return
         if isinstance(event, Ready):
             self._over = True
             return
@@ -180,26 +163,14 @@ class Recorder:
         self._notify(Notice("recording", f"Recording into {folder}."))
 
     def _tick(self) -> None:
-        if self._ended or not self._take:
+        if self._background.ended or not self._take:
             return
-        with self._failures():
-            self._take.sync()
-            if self._parent is None and self._take.free() < self._reserve:
-                self._end(f"less than {human_size(self._reserve)} is free on the disk of temporary files")
+        self._take.sync()
+        if self._parent is None and self._take.free() < self._reserve:
+            self._background.end(f"less than {human_size(self._reserve)} is free on the disk of temporary files")
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._end(disk_error(error))
-
-    def _end(self, reason: str) -> None:
-        """End the recording, only once, and report the reason; may be called on any thread."""
-        with self._ending:
-            if self._ended:
-                return
-            self._ended = True
+    def _report_end(self, reason: str) -> None:
+        """Report that the recording has ended, and why; may be called on any thread."""
         take = self._take  # read once: another thread may replace it
         after = _clock(take.frames if take else 0)
         if self._parent is None:
@@ -208,20 +179,19 @@ class Recorder:
             message = f"The recording ended after {after}: {reason}. What came before is in {self.folders[-1]}."
         else:
             message = f"The recording into {self._parent} ended before it began: {reason}."
-        self._background.put(_Order.FINISH, force=True)
+        self._background.force(self._finish)
         self._notify(Notice("recording-ended", message, "warning"))
 
     def _finish(self) -> None:
         """Complete and close the files in a folder; temporary files stay open, so that they can still be saved."""
         if self._parent is not None and self._take:
-            with self._failures():
-                self._take.finish()
+            self._background.attempt(self._take.finish)
             self._take = None
 
     def _report(self) -> None:
-        self._tick()
+        self._background.attempt(self._tick)
         if self.folders:
-            ended = "The recording has ended; it" if self._ended else "The recording so far"
+            ended = "The recording has ended; it" if self._background.ended else "The recording so far"
             self._notify(Notice("saved", f"{ended} is in {self.folders[-1]}."))
         else:
             self._notify(Notice("not-saved", "There is nothing to save yet."))
@@ -251,13 +221,6 @@ class Recorder:
         self._notify(Notice("saved", f"Saved the conversation so far ({_clock(self._take.frames)}) in {path}."))
 
 
-class _Order(Enum):
-    """A command to the recorder's thread."""
-
-    FINISH = "finish the files"
-    REPORT = "say where they are"
-
-
 class _Take:
     """The files of one conversation: in `folder`, or temporary files for both sides and the words if it is None."""
 
@@ -269,7 +232,6 @@ class _Take:
         self._stereo = _Track(folder, "conversation", 2, part) if folder else None
         self._words = _create(folder, "transcript.jsonl")
         self._words_size = 0
-        self._halves: dict[int, tuple[int, Samples]] = {}  # frames whose other side has not come yet
 
     @property
     def frames(self) -> int:
@@ -280,15 +242,9 @@ class _Take:
         """Write frame `index` of a side, `[1920]` int16; return the number of the part that it begins, or None."""
         begun = self._sides[side].write(index, samples)
         if self._stereo:
-            other, half = self._halves.pop(index, (1 - side, np.zeros(FRAME_SIZE, np.int16)))
-            both = [half, half]
-            both[side] = samples
-            if other == side:
-                both[1 - side] = np.zeros_like(samples)
+            # What the other side has not said yet is silence; it is filled in later.
+            both = [track.read(index, 1) for track in self._sides]
             begun = self._stereo.write(index, np.stack(both, axis=1))
-            self._halves[index] = (side, samples)
-            if len(self._halves) > _LATE:
-                del self._halves[min(self._halves)]
         return begun
 
     def write_word(self, word: Word) -> None:
@@ -380,9 +336,13 @@ class _Track:
         return begun
 
     def read(self, index: int, count: int) -> Samples:
-        """Return `count` frames from `index` on, `[samples]` int16, with silence for missing ones; for temporary files only."""
-        data = os.pread(self._open[0].fileno(), count * self._frame_bytes, _HEADER + index * self._frame_bytes)
-        return np.frombuffer(data.ljust(count * self._frame_bytes, b"\0"), "<i2")
+        """Return `count` frames of one part from frame `index` on, `[samples]` int16, with silence for missing ones."""
+        part, place = divmod(index, self._part)
+        size = count * self._frame_bytes
+        data = b""
+        if part in self._open:
+            data = os.pread(self._open[part].fileno(), size, _HEADER + place * self._frame_bytes)
+        return np.frombuffer(data.ljust(size, b"\0"), "<i2")
 
     def sync(self) -> None:
         """Bring the headers up to date."""
@@ -450,7 +410,7 @@ def _create(folder: Path | None, name: str) -> io.FileIO:
     """Create a new file in `folder`, or a temporary one if `folder` is None; an existing file is an error."""
     if folder is None:
         return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
-    return (folder / name).open("xb", buffering=0)
+    return (folder / name).open("x+b", buffering=0)
 
 
 def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
@@ -463,5 +423,4 @@ def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
 
 def _clock(frames: int) -> str:
     """Return a number of frames as hours, minutes and seconds."""
-    seconds = frames * FRAME_SIZE // SAMPLE_RATE
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return str(timedelta(seconds=frames * FRAME_SIZE // SAMPLE_RATE))

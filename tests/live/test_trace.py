@@ -197,7 +197,7 @@ def test_a_slow_disk_ends_the_trace(tmp_path: Path) -> None:
     notices: list[Notice] = []
     trace = Trace(tmp_path / "t.json", notices.append, queue=100)
     go = threading.Event()
-    trace._background._handle = lambda thing: go.wait(10)  # type: ignore[assignment]
+    trace._write = lambda *_: go.wait(10)  # type: ignore[method-assign,assignment,return-value]
     for index in range(300):
         trace(Underrun(index))
     assert [notice.kind for notice in notices] == ["trace-ended"]
