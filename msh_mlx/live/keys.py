@@ -19,31 +19,29 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Key:
-    """A key: the character that it sends, its name on the screen, and its action.
+    """A key: the character that it sends, its name on the screen, and its action in a word and in a sentence.
 
-    `word` and `sentence` explain the action on the screen. The sentence has at most 41 characters, so that it fits on a line
-    of a window with 50 columns.
+    The sentence has at most 41 characters, so that it fits on a line of a window with 50 columns.
     """
 
     character: str
     name: str
-    action: str
     word: str
     sentence: str
 
 
 KEYS = (
-    Key("m", "m", "mute", "mute", "mute the microphone, or unmute it"),
-    Key(" ", "space", "talk", "talk", "push to talk: press, speak, press again"),
-    Key("r", "r", "new", "new", "begin a new conversation"),
-    Key("s", "s", "save", "save", "save the words and the sound so far"),
-    Key("d", "d", "device", "device", "take the next input device"),
-    Key("e", "e", "echo", "echo", "take Moshi's echo away: auto, on or off"),
-    Key("?", "?", "help", "help", "show or hide this help"),
-    Key("q", "q", "quit", "quit", "end the conversation (Ctrl-C does, too)"),
+    Key("m", "m", "mute", "mute the microphone, or unmute it"),
+    Key(" ", "space", "talk", "push to talk: press, speak, press again"),
+    Key("r", "r", "new", "begin a new conversation"),
+    Key("s", "s", "save", "save the words and the sound so far"),
+    Key("d", "d", "device", "take the next input device"),
+    Key("e", "e", "echo", "take Moshi's echo away: auto, on or off"),
+    Key("?", "?", "help", "show or hide this help"),
+    Key("q", "q", "quit", "end the conversation (Ctrl-C does, too)"),
 )
 
-_ACTIONS = {key.character: key.action for key in KEYS}
+_ACTIONS = {key.character: key.word for key in KEYS}
 
 
 def action(character: str) -> str | None:

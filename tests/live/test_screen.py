@@ -200,7 +200,7 @@ WORDS = (
 def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     now, terminal = Time(), Terminal(width, encoding=encoding)
     with live(terminal, now) as screen:
-        screen.say("Moshi")
+        screen.handle(Notice("about", "Moshi"))
         screen.handle(Loading("loading"))
         now.now += 1.5
         screen.tick()
@@ -583,7 +583,7 @@ def plain(draw: Callable[[PlainScreen, Time], None]) -> list[str]:
 
 def test_plain_lines() -> None:
     def draw(screen: PlainScreen, now: Time) -> None:
-        screen.say("Moshi [bold]live[/]")
+        screen.handle(Notice("about", "Moshi [bold]live[/]"))
         screen.handle(Loading("warm-up"))
         screen.handle(Loading("warm-up", 0.5))
         screen.handle(Ready(1))
@@ -684,7 +684,6 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
 def test_json_lines() -> None:
     now, out = Time(), io.StringIO()
     with JsonScreen(out, now=now) as screen:
-        screen.say("Moshi")
         screen.handle(Loading("files"))
         screen.handle(Loading("files", 0.5))
         screen.handle(Ready(1))
@@ -699,7 +698,6 @@ def test_json_lines() -> None:
     lines = out.getvalue().splitlines()
     assert out.getvalue().isascii()
     assert [json.loads(line) for line in lines] == [
-        {"event": "message", "text": "Moshi"},
         {"event": "loading", "stage": "files", "seconds": None},
         {"event": "loading", "stage": "files", "seconds": 0.5},
         {"event": "ready", "conversation": 1},

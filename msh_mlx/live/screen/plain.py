@@ -40,8 +40,8 @@ class PlainScreen(Screen):
         self._echo = EchoState("auto")
         self._echo_at = -math.inf
 
-    def say(self, text: str) -> None:
-        """Print a line."""
+    def _say(self, text: str) -> None:
+        """Print a line, below the line of words in progress."""
         self._flush()
         self._print(text)
 
@@ -58,12 +58,12 @@ class PlainScreen(Screen):
         if isinstance(event, Spoke):
             self._spoke(event)
         elif isinstance(event, Loading) and event.seconds is not None:
-            self.say(stage_line(event))
+            self._say(stage_line(event))
         elif isinstance(event, Ready):
-            self.say("Listening" if event.conversation == 1 else "A new conversation")
+            self._say("Listening" if event.conversation == 1 else "A new conversation")
             self._last_index = 0
         elif isinstance(event, Notice):
-            self.say(event.message)
+            self._say(event.message)
         elif isinstance(event, Failed):
             self._flush()
 
@@ -86,19 +86,19 @@ class PlainScreen(Screen):
             return
         before, self._status = self._status, status
         if status.muted != before.muted:
-            self.say("The microphone is muted" if status.muted else "The microphone is heard")
+            self._say("The microphone is muted" if status.muted else "The microphone is heard")
         for hint in status.hints:
             if hint not in before.hints:
-                self.say(hint)
+                self._say(hint)
         losses = (status.dropped, status.underruns)
         if losses != self._losses and now - self._losses_at > self._PATIENCE:
             self._losses, self._losses_at = losses, now
             if any(losses):
-                self.say(f"{lost(*losses)} so far")
+                self._say(f"{lost(*losses)} so far")
         if status.echo and self._is_news(status.echo) and now - self._echo_at > self._PATIENCE:
             self._echo, self._echo_at = status.echo, now
             line = echo_line(status.echo)
-            self.say(line[0].upper() + line[1:])
+            self._say(line[0].upper() + line[1:])
 
     def _is_news(self, echo: EchoState) -> bool:
         # A change of the mode has a notice of its own.
@@ -106,15 +106,12 @@ class PlainScreen(Screen):
         return echo.mode != "off" and (echo.found != before.found or abs(echo.removed - before.removed) >= self._OTHER)
 
     def help(self) -> None:
-        """Print what the keys do."""
         for key in KEYS:
-            self.say(f"  {key.name:6} {key.sentence}")
+            self._say(f"  {key.name:6} {key.sentence}")
 
     def summary(self, summary: Summary) -> None:
-        """Print the summary."""
         for line in summary_lines(summary):
-            self.say(line)
+            self._say(line)
 
     def suspend(self) -> None:
-        """Print the line as far as it goes."""
         self._flush()

@@ -113,9 +113,6 @@ class Screen:
     def tick(self, status: Status | None = None) -> None:
         """Update the screen with the time and the status; call this at least ten times a second."""
 
-    def say(self, text: str) -> None:
-        """Show a line of text."""
-
     def help(self) -> None:
         """Show what the keys do, or hide it again."""
 

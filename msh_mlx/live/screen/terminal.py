@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.live import Live
-from rich.segment import Segment
+from rich.segment import Segment, SegmentLines
 from rich.style import Style
 from rich.text import Text
 
@@ -99,19 +99,6 @@ class Meter:
         return [Segment(bar[:loud], _GOOD), Segment(bar[loud:], _LOUD)]
 
 
-class _Region:
-    """The lines at the bottom of the terminal, which are redrawn; each is shorter than the terminal is wide."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for index, line in enumerate(self.lines):
-            if index:
-                yield Segment.line()
-            yield from line
-
-
 class LiveScreen(Screen):
     """A terminal: Moshi's words scroll by, with meters, figures, hints and keys below them.
 
@@ -126,7 +113,8 @@ class LiveScreen(Screen):
         self._console = console
         self._now = now
         self._glyphs = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
-        self._region = _Region()
+        # The lines at the bottom of the terminal, which are redrawn; each is shorter than the terminal is wide.
+        self._region = SegmentLines([], new_lines=True)
         self._live: Live | None = None
         self._width = 0
         self._done: list[Text] = []  # to be printed above the region
@@ -195,14 +183,7 @@ class LiveScreen(Screen):
     def _keep(self, text: str, style: Style = _PLAIN) -> None:
         self._done.append(Text(printable(text), style))
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._end_line()
-        self._keep(text)
-        self._draw()
-
     def help(self) -> None:
-        """Show or hide the help on keys and figures."""
         self._help = not self._help
         self._draw()
 
@@ -254,9 +235,8 @@ class LiveScreen(Screen):
     def _draw(self) -> None:
         if not self._live:
             return self._print_done()
-        before = self._region.lines
         lines = self._footer()
-        if self._after_resize() or self._done or lines != before:
+        if self._after_resize() or self._done or lines != self._region.lines:
             self._region.lines = lines
             if self._done:
                 self._print_done()
@@ -416,7 +396,7 @@ class LiveScreen(Screen):
             del keys[-3]
         line: Line = []
         for key in keys:
-            word = "unmute" if key.action == "mute" and muted else key.word
+            word = "unmute" if key.word == "mute" and muted else key.word
             line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {word}", _DIM)]
         return line
 
