@@ -17,22 +17,9 @@ TICK = 0.5  # seconds between two looks at the clock, the headers and the disk
 class Background:
     """A thread that does jobs in order, so that callers never wait for a disk. An error in one of them ends the work.
 
-    Parameters
-    ----------
-    name
-        The thread's name.
-    tick
-        A job for every half second.
-    on_end
-        Called once, if the work ends too early, with the reason in words for the middle of a sentence. It is called on the
-        thread, or on a thread that calls `put`.
-    size
-        How many jobs may wait; with more, the disk counts as too slow, and the work ends.
-
-    Attributes
-    ----------
-    ended
-        Whether the work has ended too early.
+    `name` is the thread's name, and `tick` a job for every half second. If the work ends too early, `on_end` is called once
+    with the reason, in words for the middle of a sentence, and `ended` becomes True; that may happen on the thread, or on a
+    thread that calls `put`. `size` is how many jobs may wait; with more, the disk counts as too slow, and the work ends.
     """
 
     def __init__(self, name: str, tick: Callable[[], None], on_end: Callable[[str], None], size: int) -> None:

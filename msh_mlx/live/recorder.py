@@ -51,24 +51,10 @@ class Recorder:
 
     When the disk is full or too slow, or the folder is removed, the recording ends with a `Notice`; the conversation goes on.
 
-    Parameters
-    ----------
-    notify
-        Called with every `Notice`, on the recorder's thread or on a thread that calls the recorder. The kinds are "recording",
-        "recording-part", "recording-ended", "saved" and "not-saved".
-    folder
-        The folder to record into; it is made, with its parents, if it is missing.
-    limit
-        How many bytes a sound file may have.
-    queue
-        How many events may wait for the disk; with more, the disk counts as too slow.
-    reserve
-        How many bytes to leave free on the disk of the temporary files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written to.
+    `notify` is called with every `Notice`, on the recorder's thread or on a thread that calls the recorder. The kinds are
+    "recording", "recording-part", "recording-ended", "saved" and "not-saved". `folder` is made, with its parents, if it is
+    missing; an `InputError` says that it cannot be made or written to. `limit` is how many bytes a sound file may have, `queue`
+    how many events may wait for the disk, and `reserve` how many bytes to leave free on the disk of the temporary files.
     """
 
     def __init__(
@@ -230,6 +216,7 @@ class _Take:
         part = (limit - _HEADER) // (4 * FRAME_SIZE) if folder else 1 << 48
         self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]
         self._stereo = _Track(folder, "conversation", 2, part) if folder else None
+        self._tracks = [*self._sides, self._stereo] if self._stereo else self._sides
         self._words = _create(folder, "transcript.jsonl")
         self._words_size = 0
 
@@ -237,6 +224,11 @@ class _Take:
     def frames(self) -> int:
         """Return the length so far, in frames."""
         return max(track.frames for track in self._sides)
+
+    @property
+    def files(self) -> list[io.FileIO]:
+        """Return the files that are open."""
+        return [self._words, *(file for track in self._tracks for file in track.files)]
 
     def write(self, side: int, index: int, samples: Samples) -> int | None:
         """Write frame `index` of a side, `[1920]` int16; return the number of the part that it begins, or None."""
@@ -257,8 +249,7 @@ class _Take:
         """Update the headers to the length so far; raise `RemovedError` if the files were removed from their folder."""
         if not self._folder:
             return
-        assert self._stereo
-        for track in (*self._sides, self._stereo):
+        for track in self._tracks:
             track.sync()
         if os.fstat(self._words.fileno()).st_nlink == 0:
             raise RemovedError
@@ -270,32 +261,29 @@ class _Take:
 
     def copy(self, target: _Take, aborted: Callable[[], bool]) -> None:
         """Copy these temporary files to `target` and sync them to the disk; raise InterruptedError if `aborted`."""
-        assert target._stereo
         for index in range(0, self.frames, _BLOCK):
             if aborted():
                 raise InterruptedError
             sides = [track.read(index, min(_BLOCK, self.frames - index)) for track in self._sides]
-            for track, samples in zip(target._sides, sides, strict=True):
+            for track, samples in zip(target._tracks, [*sides, np.stack(sides, axis=1)], strict=True):
                 track.write(index, samples)
-            target._stereo.write(index, np.stack(sides, axis=1))
         _write_at(target._words, 0, os.pread(self._words.fileno(), self._words_size, 0))
         target._words_size = self._words_size
-        for file in (target._words, *target._sides[0].files, *target._sides[1].files, *target._stereo.files):
+        for file in target.files:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Give all sound files the same length, and close them."""
-        assert self._stereo
         with contextlib.ExitStack() as stack:
             stack.callback(self._words.close)
             # Remove half a line, which is left where the disk was full.
             stack.callback(os.ftruncate, self._words.fileno(), self._words_size)
-            for track in (*self._sides, self._stereo):
+            for track in self._tracks:
                 stack.callback(track.finish, self.frames)
 
     def close(self) -> None:
         """Close the files; temporary ones vanish."""
-        for file in (self._words, *self._sides[0].files, *self._sides[1].files):
+        for file in self.files:
             file.close()
 
 

@@ -64,17 +64,10 @@ class Options:
 def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
-    Parameters
-    ----------
-    make
-        Makes the conversation. When started, it loads the model or connects to the server.
-    options
-        What the user asked for.
-    signals
-        Reports signals that end the program. From now on the program ends without waiting for threads in native code, which
-        nothing can interrupt.
-    elsewhere
-        Whether the model is on another computer: then no files are looked for, and hints do not say that this one is too slow.
+    `make` makes the conversation, which loads the model or connects to the server when it is started. `signals` reports signals
+    that end the program; from now on the program ends without waiting for threads in native code, which nothing can interrupt.
+    `elsewhere` says that the model is on another computer: then no files are looked for, and hints do not say that this one is
+    too slow.
 
     Raises
     ------

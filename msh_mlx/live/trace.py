@@ -32,19 +32,9 @@ class Trace:
     read it as it is. When the disk is full or too slow, the trace ends with a `Notice` ("trace-ended"), and the conversation
     goes on.
 
-    Parameters
-    ----------
-    path
-        The file to write; an existing one is replaced.
-    notify
-        Called with the `Notice`, on the trace's thread or on a thread that calls the trace.
-    queue
-        How many events may wait for the disk; with more, the disk counts as too slow.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written.
+    `path` is the file to write; an existing one is replaced, and an `InputError` says that it cannot be written. `notify` is
+    called with the `Notice`, on the trace's thread or on a thread that calls the trace. `queue` is how many events may wait for
+    the disk.
     """
 
     def __init__(self, path: Path, notify: Callable[[events.Notice], None], *, queue: int = _QUEUE) -> None:
