@@ -46,11 +46,13 @@ class Sink(Protocol):
     def clear(self) -> None:
         """Drop what is queued."""
 
-    def stats(self) -> Mapping[str, Any]:
-        """Return the figures of the queue.
+    def queued(self) -> float:
+        """Return how much sound is queued, in seconds."""
 
-        "queued" is how many samples at 24 kHz wait, "cushion" how many should wait, and "underruns" how often the queue ran
-        dry. A figure that is not known yet may be missing.
+    def stats(self) -> Mapping[str, Any]:
+        """Return figures: "cushion" is how many samples at 24 kHz should be queued, "underruns" how often the queue ran dry.
+
+        A figure that is not known yet may be missing.
         """
 
 
@@ -65,6 +67,10 @@ class NullSink:
 
     def clear(self) -> None:
         """Do nothing."""
+
+    def queued(self) -> float:
+        """Return 0."""
+        return 0.0
 
     def stats(self) -> Mapping[str, Any]:
         """Return no figures."""
@@ -166,7 +172,7 @@ class LiveConversation(ABC):
         now = perf_counter()
         if now - self._queues_told > _QUEUES_EVERY:
             self._queues_told = now
-            queued, cushion = (stats.get(name, 0) / SAMPLE_RATE for name in ("queued", "cushion"))
+            queued, cushion = self._sink.queued(), stats.get("cushion", 0) / SAMPLE_RATE
             self._events(Queues(now, microphone, model, decoder, queued, cushion, self.metrics.dropped, underruns))
 
     def _measure(self, memory: Callable[[], Memory]) -> None:
@@ -203,7 +209,7 @@ class LiveConversation(ABC):
     def _says(self, index: int, pcm: Pcm, heard: float | None) -> None:
         """Play frame `index` of Moshi's voice; `heard` is when the user's frame ended, by `perf_counter`, or None."""
         now = perf_counter()
-        queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
+        queued = self._sink.queued()
         self._sink.write(pcm)
         self.metrics.frames += 1
         if heard is not None:
