@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
 from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..sound.recordings import to_int16, wav_header
-from ..system.places import temporary_folder, user_path
+from ..system.places import temporary_folder
 from ..system.words import human_size
 from .background import Background, RemovedError, disk_error
 
@@ -67,7 +67,9 @@ class Recorder:
         reserve: int = _RESERVE,
     ) -> None:
         self._notify = notify
-        self._parent = None if folder is None else _checked(folder)
+        if folder:
+            _check(folder)
+        self._parent = folder
         self._limit = limit
         self._reserve = reserve
         self.folders: list[Path] = []  # what has been recorded and saved so far
@@ -91,9 +93,7 @@ class Recorder:
         if self._parent is not None:
             self._background.force(self._report)
             return self.folders[-1] if self.folders else self._parent
-        path = next(
-            path for path in _names(user_path(folder)) if path not in self._planned and not os.path.lexists(path)
-        )
+        path = next(path for path in _names(folder) if path not in self._planned and not os.path.lexists(path))
         self._planned.add(path)
         self._background.force(lambda: self._save(path))
         return path
@@ -364,9 +364,8 @@ class _Track:
         return self._open[part]
 
 
-def _checked(folder: Path) -> Path:
-    """Make a folder if it is missing, and return its path; raise InputError if it cannot be made or written to."""
-    folder = user_path(folder)
+def _check(folder: Path) -> None:
+    """Make a folder if it is missing; raise InputError if it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -374,7 +373,6 @@ def _checked(folder: Path) -> Path:
         raise InputError(f"{folder} is not a folder; give one to record into.") from None
     except OSError as error:
         raise InputError(f"Cannot record into {folder}: {error.strerror or error}.") from None
-    return folder
 
 
 def _names(parent: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,9 +84,16 @@ def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewher
     with ExitStack() as stack:
         screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
-        signals.at_once = _closer(screen, keys)
+
+        def restore() -> None:
+            """Restore the terminal, whatever state it is in."""
+            for end in (screen.suspend, keys.__exit__):
+                with contextlib.suppress(Exception):
+                    end()
+
+        signals.at_once = restore
         log = stack.enter_context(Log())
-        stack.enter_context(_closed(screen))
+        stack.enter_context(screen)
         stack.enter_context(keys)
         conversation = _Conversation(make, options, screen, signals, stack, elsewhere=elsewhere)
         if failure := conversation.run(keys):
@@ -298,29 +305,6 @@ class _Conversation:
             echo=EchoSummary.of(self._source.figures),
             files=tuple(files),
         )
-
-
-def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
-    """Return a function that restores the terminal, whatever state it is in."""
-
-    def close() -> None:
-        for end in (screen.suspend, lambda: keys.__exit__(None, None, None)):
-            with contextlib.suppress(Exception):
-                end()
-
-    return close
-
-
-@contextlib.contextmanager
-def _closed(screen: Screen) -> Iterator[None]:
-    """Open the screen, and close it at the end, even if its terminal has gone."""
-    try:
-        with contextlib.suppress(OSError):
-            screen.__enter__()
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            screen.__exit__(None, None, None)
 
 
 @contextlib.contextmanager

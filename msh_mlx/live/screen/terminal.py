@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -128,15 +127,6 @@ class LiveScreen(Screen):
         self._spoken_at = 0.0
         self._help = False
         self._drawn_at = -math.inf
-
-    def __enter__(self) -> LiveScreen:
-        self.resume()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Nothing can be written to a terminal that has gone.
-        with suppress(OSError):
-            self.suspend()
 
     # ---- what is told
 
