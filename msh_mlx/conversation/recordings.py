@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -123,7 +124,7 @@ def converse_with(
     """
     tail = math.ceil(round(plan.tail / FRAME_SECONDS, 6))
     ended, words = Ended(recording.name, plan), Words()
-    heard = np.zeros(FRAME_SIZE, np.float32)
+    heard = silence = np.zeros(FRAME_SIZE, np.float32)
 
     def spoke(new: list[Word]) -> None:
         for word in new:
@@ -139,7 +140,7 @@ def converse_with(
         writer = WavWriter(reply.file, SAMPLE_RATE, 2 if plan.stereo else 1) if reply else None
         listener(Began(recording.name, _count_steps(recording, tail, plan.max_steps)))
         begin = perf_counter()
-        frames = _with_tail(read_frames(recording, SAMPLE_RATE, FRAME_SIZE), tail)
+        frames = chain(read_frames(recording, SAMPLE_RATE, FRAME_SIZE), repeat(silence, tail))
         broken: BrokenOffError | None = None
         try:
             for event in hold(frames):
@@ -173,12 +174,6 @@ def converse_with(
     if broken:
         raise broken
     return ended
-
-
-def _with_tail(frames: Iterator[Pcm], tail: int) -> Iterator[Pcm]:
-    yield from frames
-    for _ in range(tail):
-        yield np.zeros(FRAME_SIZE, np.float32)
 
 
 def _count_steps(recording: Recording, tail: int, max_steps: int | None) -> int | None:

@@ -133,7 +133,6 @@ class Session:
             kv_bits=kv_bits,
             word_starts=word_starts(tokenizer) if penalty else None,
         )
-        self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)
 
     def push(self, pcm: Pcm) -> Frame:

@@ -76,15 +76,10 @@ class Trace:
             case events.Span(stage, index, begin, end):
                 self._span(stage, f"{stage} {index}", begin, end, {"frame": index})
             case events.Queues():
-                waiting = {
-                    "microphone": event.microphone,
-                    "codes": event.model,
-                    "frames": event.decoder,
-                    "loudspeaker": event.loudspeaker,
-                    "cushion": event.cushion,
-                }
+                names = "microphone", "model", "decoder", "loudspeaker", "cushion"
+                waiting = {name: round(1000 * getattr(event, name), 3) for name in names}
                 lost = {"dropped ms": round(1000 * event.dropped, 3), "underruns": event.underruns}
-                self._counter("queue ms", event.time, {name: round(1000 * size, 3) for name, size in waiting.items()})
+                self._counter("queue ms", event.time, waiting)
                 self._counter("lost", event.time, lost)
             case events.EchoState():
                 level = _NO_ECHO if event.level is None else round(event.level, 1)

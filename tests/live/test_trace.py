@@ -109,7 +109,7 @@ def test_everything_else(tmp_path: Path) -> None:
     (loading,) = (e for e in entries if e["ph"] == "X")
     assert (names[loading["tid"]], loading["name"], loading["dur"]) == ("start", "loading", 1.5e6)
     queues, lost, echo, none = (e for e in entries if e["ph"] == "C")
-    assert queues["args"] == {"microphone": 10, "codes": 80, "frames": 160, "loudspeaker": 100, "cushion": 80}
+    assert queues["args"] == {"microphone": 10, "model": 80, "decoder": 160, "loudspeaker": 100, "cushion": 80}
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}
     assert queues["ts"] == lost["ts"]
     assert echo["name"] == none["name"] == "echo dB"
