@@ -163,17 +163,17 @@ class LiveConversation(ABC):
             self._events(Dropped(index, seconds))
 
     def _tell_queues(self, microphone: float, model: float, decoder: float) -> None:
-        """Send `Underrun` for new underruns, and `Queues` from time to time; all three arguments are seconds of sound."""
-        stats = self._sink.stats()
-        underruns = stats.get("underruns", 0)
+        """From time to time, send `Queues`, and `Underrun` for new underruns; all three arguments are seconds of sound."""
+        now = perf_counter()
+        if now - self._queues_told <= _QUEUES_EVERY:
+            return
+        self._queues_told = now
+        stats, queued, dropped = self._sink.stats(), self._sink.queued(), self.metrics.dropped
+        underruns, cushion = stats.get("underruns", 0), stats.get("cushion", 0) / SAMPLE_RATE
         if underruns != self.metrics.underruns:
             self.metrics.underruns = underruns
             self._events(Underrun(underruns))
-        now = perf_counter()
-        if now - self._queues_told > _QUEUES_EVERY:
-            self._queues_told = now
-            queued, cushion = self._sink.queued(), stats.get("cushion", 0) / SAMPLE_RATE
-            self._events(Queues(now, microphone, model, decoder, queued, cushion, self.metrics.dropped, underruns))
+        self._events(Queues(now, microphone, model, decoder, queued, cushion, dropped, underruns))
 
     def _measure(self, memory: Callable[[], Memory]) -> None:
         """Measure memory, unless that was done less than a second ago."""
