@@ -266,31 +266,26 @@ class LiveScreen(Screen):
     def _layouts(self, width: int) -> Iterator[list[Line]]:
         """Yield layouts of the lines between the words and the keys: first everything, then less for smaller windows."""
         meters, figures, hints = self._status_lines(width)
-        status = [*meters, *figures, *hints]
-        air: list[Line] = [[]]
-        if not self._help:
-            yield [*air, *status] if status else []
-            # The hints say what is wrong now, so they stay; the last figures are the least important.
-            for count in range(len(figures), -1, -1):
-                yield [*meters, *figures[:count], *hints]
-            return
-        sentences, explained = self._help_lines(width)
+        sentences, explained = self._help_lines(width) if self._help else ([], [])
 
-        def first(few: int) -> list[Line]:
-            return [line for lines in sentences[:few] for line in lines]
+        def layout(figure_lines: int, few: int = 0) -> list[Line]:
+            """Return the meters, the first lines of figures, the hints, and the help on the first few keys."""
+            return [*meters, *figures[:figure_lines], *hints, *(line for lines in sentences[:few] for line in lines)]
 
-        keys = first(len(sentences))
-        yield [*air, *status, *air, *keys, *explained]
-        yield [*status, *keys, *explained]
-        yield [*air, *status, *air, *keys]
-        # The hints stay, and all figures as long as there is room for the first keys.
-        for few in range(len(sentences), _FEW_KEYS - 1, -1):
-            yield [*status, *first(few)]
-        for count in range(len(figures), 0, -1):
-            yield [*meters, *figures[:count], *hints, *first(_FEW_KEYS)]
-        for few in range(_FEW_KEYS - 1, -1, -1):
-            yield [*meters, *figures[:1], *hints, *first(few)]
-        yield [*meters, *hints]
+        status = layout(len(figures))
+        if self._help:
+            keys = [line for lines in sentences for line in lines]
+            yield [[], *status, [], *keys, *explained]
+            yield [*status, *keys, *explained]
+            yield [[], *status, [], *keys]
+            # All figures stay as long as there is room for the first keys.
+            yield from (layout(len(figures), few) for few in range(len(sentences), _FEW_KEYS - 1, -1))
+            yield from (layout(count, _FEW_KEYS) for count in range(len(figures), 0, -1))
+            yield from (layout(1, few) for few in range(_FEW_KEYS - 1, 0, -1))
+        elif status:
+            yield [[], *status]
+        # The hints say what is wrong now, so they stay; the last figures are the least important.
+        yield from (layout(count) for count in range(len(figures), -1, -1))
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
