@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..sound.recordings import Recording, WavWriter, read_frames
 from ..system.newfile import Output, open_output
 from ..system.streams import StandardOutput
-from .text import Words
+from .text import Words, transcript_line
 
 if TYPE_CHECKING:
     from .session import Session
@@ -130,8 +129,7 @@ def converse_with(
         for word in new:
             ended.words.append(word)
             if transcript:
-                line = json.dumps({"start": word.start, "text": word.text}, ensure_ascii=False)
-                transcript.file.write(line.encode() + b"\n")
+                transcript.file.write(transcript_line(word))
             listener(SpokeWord(word))
 
     with ExitStack() as stack:

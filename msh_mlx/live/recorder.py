@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..conversation.text import transcript_line
 from ..errors import InputError
 from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
 from ..format import FRAME_SIZE, SAMPLE_RATE
@@ -241,7 +241,7 @@ class _Take:
 
     def write_word(self, word: Word) -> None:
         """Append a word."""
-        line = json.dumps({"start": round(word.start, 3), "text": word.text}, ensure_ascii=False).encode() + b"\n"
+        line = transcript_line(word)
         _write_at(self._words, self._words_size, line)
         self._words_size += len(line)
 

@@ -340,7 +340,7 @@ def main():
     for index in range(int(sys.argv[3])):
         recorder(Heard(index, user[index]))
         recorder(Said(index, moshi[index]))
-        recorder(SpokeWord(Word(0.08 * index, f"word{index}")))
+        recorder(SpokeWord(Word(round(0.08 * index, 3), f"word{index}")))
         tell(index)
         time.sleep(pause)
     tell("closed", recorder.close(10))

@@ -688,7 +688,7 @@ def test_json_lines() -> None:
         screen.handle(Loading("files", 0.5))
         screen.handle(Ready(1))
         screen.handle(Spoke(3, " hé"))
-        screen.handle(SpokeWord(Word(0.24000000000000002, "hé\n\x1b")))
+        screen.handle(SpokeWord(Word(0.24, "hé\n\x1b")))
         screen.handle(Dropped(7, 0.08))
         screen.handle(Underrun(2))
         screen.handle(Notice("device-lost", "Gone.", "warning"))

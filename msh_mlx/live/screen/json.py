@@ -45,7 +45,7 @@ class JsonScreen(Screen):
         elif isinstance(event, Ready):
             self._write("ready", {"conversation": event.conversation})
         elif isinstance(event, SpokeWord):
-            self._write("word", {"start": round(event.word.start, 3), "text": event.word.text})
+            self._write("word", asdict(event.word))
         elif isinstance(event, Dropped):
             self._write("dropped", {"seconds": event.seconds})
         elif isinstance(event, Underrun):
