@@ -164,7 +164,6 @@ def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..conversation.recordings import Plan, converse_with
-    from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
     from ..system.newfile import check_outputs, output
@@ -180,7 +179,5 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(
-            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
-        )
+        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener)
     return 0

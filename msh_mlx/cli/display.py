@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ..conversation.recordings import Began, Ended, RecordingEvent
 from ..events import Notice, Said, SpokeWord
+from ..format import FRAME_SECONDS
 from ..system.words import human_size, printable
 
 
@@ -40,7 +41,6 @@ class Display:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._line = ""
-        self._step_seconds = 0.0
         self._begin = 0.0
 
     def __enter__(self) -> Display:
@@ -123,7 +123,7 @@ class Display:
             self._ended(event)
 
     def _began(self, event: Began) -> None:
-        self._step_seconds, self._begin = event.step_seconds, perf_counter()
+        self._begin = perf_counter()
         self.say(f"Listening to {event.name}")
         if self._plain:
             return
@@ -158,7 +158,7 @@ class Display:
     def _said(self, event: Said) -> None:
         if self._progress:
             count = event.index + 1
-            speed = count * self._step_seconds / (perf_counter() - self._begin)
+            speed = count * FRAME_SECONDS / (perf_counter() - self._begin)
             self._progress.update(self._task, completed=count, speed=speed)
 
     def _ended(self, ended: Ended) -> None:
@@ -170,7 +170,7 @@ class Display:
             self.say(f"Transcript: {ended.plan.transcript}")
         self.say(f"{ended.seconds:.2f} s of sound in {ended.wall:.2f} s: {ended.speed:.1f} × real time")
         if ended.stages["step"]:
-            self.say(timing_line("Step", ended.stages.values(), self._step_seconds))
+            self.say(timing_line("Step", ended.stages.values(), FRAME_SECONDS))
 
     def _stop(self) -> None:
         if self._live:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..conversation.load import StepDown, load_session
+from ..conversation.load import load_session, step_down
 from ..errors import InputError
 from ..system.places import user_path
 from ..system.signals import Signals
@@ -137,7 +137,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
             events(ModelInUse(choice.checkpoint.bits))
-        lighter = StepDown(choice.selection, open_model, load, events) if choice.selection else None
+        lighter = step_down(choice.selection, open_model, load, events) if choice.selection else None
         session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 

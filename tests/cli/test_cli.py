@@ -478,7 +478,7 @@ def shown(draw: Callable[[Display], None], *, plain: bool, width: int = 60) -> s
 
 def a_conversation(display: Display) -> None:
     ended = Ended("in.wav", Plan(reply=Path("out.wav"), transcript=Path("out.jsonl")))
-    display(Began("in.wav", 4, 0.08))
+    display(Began("in.wav", 4))
     for step, text in enumerate(["four", "[bold]one", "thr\x1bee", "x" * 70]):
         word = Word(step * 0.08, text)
         ended.words.append(word)
@@ -517,7 +517,7 @@ def test_a_terminal_has_a_bar_while_it_listens_and_none_afterwards() -> None:
 
 def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
     def fails(display: Display) -> None:
-        display(Began("in.wav", None, 0.08))
+        display(Began("in.wav", None))
         display(Said(0, np.zeros(1920, np.float32)))
         raise KeyError
 

@@ -95,7 +95,7 @@ def local_reply(arrived, transcript):
             yield Said(index, frame.pcm)
 
     with open_recording(str(arrived)) as recording:
-        converse_with(hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(transcript=transcript), lambda event: None)
+        converse_with(hold, recording, Plan(transcript=transcript), lambda event: None)
     return np.array(replies)
 
 

@@ -340,7 +340,7 @@ def test_a_model_that_is_still_loading(virtual_audio: VirtualAudio) -> None:
 
 def test_a_second_signal_ends_at_once(virtual_audio: VirtualAudio) -> None:
     """Also where the first one's cleaning up takes long."""
-    change = "from msh_mlx.live import talk; talk._Conversation.close = lambda self: time.sleep(60)"
+    change = "from msh_mlx.live import talk; talk._Conversation._stop = lambda self: time.sleep(60)"
     with Talk(virtual_audio, command=wrapped(change)) as talk:
         talk.until_ready()
         talk.process.send_signal(signal.SIGINT)

@@ -24,7 +24,7 @@ LIMIT = 10.0
 
 def test_the_table_names_every_key_once() -> None:
     assert "".join(key.character for key in KEYS) == "m rsde?q"
-    assert len({key.action for key in KEYS}) == len(KEYS)
+    assert len({key.word for key in KEYS}) == len(KEYS)
     assert [action(c) for c in "mM q?xé"] == ["mute", "mute", "talk", "quit", "help", None, None]
 
 

@@ -111,7 +111,7 @@ class Terminal:
 
 
 def live(terminal: Terminal, now: Time) -> LiveScreen:
-    return LiveScreen(terminal.console, frame_seconds=FRAME_SECONDS, now=now)
+    return LiveScreen(terminal.console, now=now)
 
 
 def say(screen: Screen, now: Time, text: str, index: int) -> int:
@@ -200,7 +200,7 @@ WORDS = (
 def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     now, terminal = Time(), Terminal(width, encoding=encoding)
     with live(terminal, now) as screen:
-        screen.say("Moshi")
+        screen.handle(Notice("about", "Moshi"))
         screen.handle(Loading("loading"))
         now.now += 1.5
         screen.tick()
@@ -342,7 +342,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
             return True
 
     file = File()
-    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME_SECONDS) as screen:
+    with open_screen(plain=False, as_json=False, out=file) as screen:
         assert isinstance(screen, LiveScreen)
         screen.handle(Ready(1))
         screen.handle(Notice("device-lost", "Gone", "error"))
@@ -502,7 +502,7 @@ from msh_mlx.live.keys import Keys, action
 from msh_mlx.live.screen.terminal import LiveScreen
 from msh_mlx.live.screen.status import Status, Summary
 from msh_mlx.live.screen.open import open_screen
-with open_screen(plain=False, as_json=False, out=sys.stdout, frame_seconds=0.08) as screen, Keys(sys.stdin) as keys:
+with open_screen(plain=False, as_json=False, out=sys.stdout) as screen, Keys(sys.stdin) as keys:
     assert isinstance(screen, LiveScreen)
     screen.handle(Ready(1))
     for index in range(40):
@@ -576,14 +576,14 @@ def test_in_a_real_terminal() -> None:
 
 def plain(draw: Callable[[PlainScreen, Time], None]) -> list[str]:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME_SECONDS, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60, highlight=False), now=now) as screen:
         draw(screen, now)
     return out.getvalue().splitlines()
 
 
 def test_plain_lines() -> None:
     def draw(screen: PlainScreen, now: Time) -> None:
-        screen.say("Moshi [bold]live[/]")
+        screen.handle(Notice("about", "Moshi [bold]live[/]"))
         screen.handle(Loading("warm-up"))
         screen.handle(Loading("warm-up", 0.5))
         screen.handle(Ready(1))
@@ -645,7 +645,7 @@ def test_plain_lines_about_the_echo() -> None:
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME_SECONDS, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60), now=now) as screen:
         screen.handle(Spoke(0, " Hello"))
         now.now += 1
         screen.tick()
@@ -674,7 +674,7 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
     out = io.StringIO()
     if kind != "pipe":
         monkeypatch.setattr(out, "isatty", lambda: True)
-    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME_SECONDS)
+    screen = open_screen(plain=kind == "plain", as_json=False, out=out)
     assert isinstance(screen, PlainScreen)
 
 
@@ -684,12 +684,11 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
 def test_json_lines() -> None:
     now, out = Time(), io.StringIO()
     with JsonScreen(out, now=now) as screen:
-        screen.say("Moshi")
         screen.handle(Loading("files"))
         screen.handle(Loading("files", 0.5))
         screen.handle(Ready(1))
         screen.handle(Spoke(3, " hé"))
-        screen.handle(SpokeWord(Word(0.24000000000000002, "hé\n\x1b")))
+        screen.handle(SpokeWord(Word(0.24, "hé\n\x1b")))
         screen.handle(Dropped(7, 0.08))
         screen.handle(Underrun(2))
         screen.handle(Notice("device-lost", "Gone.", "warning"))
@@ -699,7 +698,6 @@ def test_json_lines() -> None:
     lines = out.getvalue().splitlines()
     assert out.getvalue().isascii()
     assert [json.loads(line) for line in lines] == [
-        {"event": "message", "text": "Moshi"},
         {"event": "loading", "stage": "files", "seconds": None},
         {"event": "loading", "stage": "files", "seconds": 0.5},
         {"event": "ready", "conversation": 1},

@@ -109,7 +109,7 @@ def test_everything_else(tmp_path: Path) -> None:
     (loading,) = (e for e in entries if e["ph"] == "X")
     assert (names[loading["tid"]], loading["name"], loading["dur"]) == ("start", "loading", 1.5e6)
     queues, lost, echo, none = (e for e in entries if e["ph"] == "C")
-    assert queues["args"] == {"microphone": 10, "codes": 80, "frames": 160, "loudspeaker": 100, "cushion": 80}
+    assert queues["args"] == {"microphone": 10, "model": 80, "decoder": 160, "loudspeaker": 100, "cushion": 80}
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}
     assert queues["ts"] == lost["ts"]
     assert echo["name"] == none["name"] == "echo dB"
@@ -197,7 +197,7 @@ def test_a_slow_disk_ends_the_trace(tmp_path: Path) -> None:
     notices: list[Notice] = []
     trace = Trace(tmp_path / "t.json", notices.append, queue=100)
     go = threading.Event()
-    trace._background._handle = lambda thing: go.wait(10)  # type: ignore[assignment]
+    trace._write = lambda *_: go.wait(10)  # type: ignore[method-assign,assignment,return-value]
     for index in range(300):
         trace(Underrun(index))
     assert [notice.kind for notice in notices] == ["trace-ended"]

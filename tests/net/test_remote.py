@@ -222,11 +222,11 @@ def test_a_new_conversation_with_a_server_that_knows_no_restart(monkeypatch):
 def test_the_microphone_is_muted():
     ours = Ours()
     with Server(ours) as server, Run(server.port) as run:
-        run.remote.mute(True)
+        run.remote.muted = True
         run.ready()
         run.say(tone(1))
         run.answered(1)
-        run.remote.mute(False)
+        run.remote.muted = False
         run.say(tone(1))
         run.answered(2)
     assert np.abs(ours.heard[0]).max() < 1e-4

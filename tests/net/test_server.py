@@ -275,7 +275,6 @@ async def test_the_line_is_told_places_and_let_in_by_turn(model, digits):
 
 def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     model = SharedModel()
-    model._frame_seconds = 0.08
     for _ in range(250):
         model.step.add(0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
@@ -287,10 +286,10 @@ def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
 async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
     async with serving(model, "--sessions", "2") as server, Talker(server.url) as first:
         await first.until(Handshake)
-        monkeypatch.setattr(model, "_frame_seconds", 1e-6)
+        monkeypatch.setattr("msh_mlx.conversation.shared.FRAME_SECONDS", 1e-6)
         async with Talker(server.url) as second:
             assert (await second.until(MetaData)).values == {"waiting": 1}
-            monkeypatch.setattr(model, "_frame_seconds", 10.0)
+            monkeypatch.setattr("msh_mlx.conversation.shared.FRAME_SECONDS", 10.0)
             assert await second.until(Handshake)
 
 
