@@ -46,6 +46,12 @@ class Device:
 NOUN: dict[Kind, str] = {"input": "microphone", "output": "loudspeaker"}
 
 
+def describe_format(rate: float, channels: int) -> str:
+    """Write a format of sound for people, such as "48000 Hz stereo"."""
+    named = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
+    return f"{rate:.0f} Hz {named}"
+
+
 def device_table(devices: Sequence[Device]) -> str:
     rows = [("No.", "Device", "System", "In", "Out", "Rate", "")]
     for device in devices:

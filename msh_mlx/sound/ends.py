@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MshError
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
-from .devices import NOUN, Device, Kind
+from .devices import NOUN, Device, Kind, describe_format
 from .mixing import opposed
 from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
 
@@ -219,8 +219,7 @@ class _End(ABC):
         line = self._line
         if not line:
             return f"no {NOUN[self.kind]}"
-        channels = {1: "mono", 2: "stereo"}.get(line.channels, f"{line.channels} channels")
-        return f"{line.device.name}, {line.rate} Hz {channels}, {1000 * line.stream.latency:.0f} ms"
+        return f"{line.device.name}, {describe_format(line.rate, line.channels)}, {1000 * line.stream.latency:.0f} ms"
 
 
 class Microphone(_End):
