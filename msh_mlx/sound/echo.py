@@ -6,10 +6,9 @@ Sound is mono float32 at 24 kHz.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msh_native import EchoCanceller, VoiceEnhancer
@@ -18,7 +17,7 @@ from ..errors import MshError
 from ..events import EchoState
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
-from .latency import SoundOutput
+from .ends import Loudspeaker, Microphone
 
 if TYPE_CHECKING:
     from msh_native import Ear, Playback
@@ -43,21 +42,6 @@ def next_mode(mode: str) -> str:
     """Return the mode that follows in turn: auto, on, off."""
     names = list(MODES)
     return names[(names.index(mode) + 1) % len(names)]
-
-
-class Hearing(Protocol):
-    """A microphone, as `devices.Microphone` is."""
-
-    def ear(self, timeout: float) -> Ear | None: ...
-    def backlog(self) -> float: ...
-    def trim(self, keep: float) -> float: ...
-
-
-class Speaking(Protocol):
-    """A loudspeaker, as `devices.Loudspeaker` is."""
-
-    @property
-    def playback(self) -> Playback | None: ...
 
 
 class EchoFree:
@@ -88,8 +72,8 @@ class EchoFree:
 
     def __init__(
         self,
-        microphone: Hearing,
-        loudspeaker: Speaking,
+        microphone: Microphone,
+        loudspeaker: Loudspeaker,
         mode: str = "auto",
         *,
         noise_suppression: bool = False,
@@ -165,10 +149,6 @@ class EchoFree:
 # ---- a measurement -------------------------------------------------------------------------------------------------------
 
 
-class Playing(Speaking, SoundOutput, Protocol):
-    """A loudspeaker that can be written to, as `devices.Loudspeaker` is."""
-
-
 @dataclass(frozen=True)
 class EchoMeasure:
     """The echo of a sound: `level` in dB of what was played, `removed` in dB once a second had passed, `delay` in seconds.
@@ -183,17 +163,10 @@ class EchoMeasure:
     delay: float | None = None
 
 
-def measure_echo(
-    microphone: Hearing, loudspeaker: Playing, *, progress: Callable[[], None] = lambda: None
-) -> EchoMeasure:
+def measure_echo(microphone: Microphone, loudspeaker: Loudspeaker) -> EchoMeasure:
     """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is taken away.
 
-    Parameters
-    ----------
-    microphone, loudspeaker
-        Open, and not used by anything else meanwhile.
-    progress
-        Called a dozen times a second. It may raise an exception to end the measurement.
+    Both devices are open, and not used by anything else meanwhile.
 
     Raises
     ------
@@ -213,7 +186,6 @@ def measure_echo(
             raise MshError("The microphone gives no sound", "choose another one with --input-device")
         heard.append(source.heard())
         clean.append(pcm)
-        progress()
     return _judged(np.concatenate(heard), np.concatenate(clean), sound, source.state().delay)
 
 

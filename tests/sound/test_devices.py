@@ -651,13 +651,12 @@ class Room:
 )
 def test_a_round_trip_that_is_known(delay: int, block: int, gain: float, level: float) -> None:
     room = Room(delay, block=block, gain=gain, noise=level, seed=delay)
-    told: list[int] = []
-    result = measure_latency(room, room, rounds=5, progress=told.append, clock=lambda: room.now)
+    result = measure_latency(room, room, rounds=5, clock=lambda: room.now)
     # The device takes a block before it plays it, and gives it when it is full.
     assert result.median == pytest.approx((delay + block) / 24, abs=block / 24 + 2)
     assert 0 <= result.spread < 5
     assert result.heard >= 4
-    assert told == [1, 2, 3, 4, 5]
+    assert result.played == 5
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-4, 0.1])
