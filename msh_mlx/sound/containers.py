@@ -11,7 +11,10 @@ import re
 import shlex
 import struct
 import sys
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -80,37 +83,20 @@ class Stream:
 
 
 class Pieces(io.RawIOBase):
-    """A file for reading, made of bytes and of ranges of another file.
+    """A file for reading, made of bytes and of ranges of another file."""
 
-    libsndfile reads from it, and cannot raise Python's errors. So an error of the file below ends this one, and is kept in
-    `error`. With `close`, closing it closes the file below, too.
-    """
-
-    def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]], *, close: bool = False) -> None:
-        self._close = close
-        self.error: OSError | None = None
+    def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]]) -> None:
         self._file = file
         self._pieces = pieces
-        self._begins = [0]
-        for piece in pieces:
-            length = len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
-            self._begins.append(self._begins[-1] + length)
+        lengths = (len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces)
+        self._begins = [0, *accumulate(lengths)]
         self._position = 0
-        self._index = 0  # of the piece that was read last
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
-
-    def close(self) -> None:
-        """Close it, and the file below if `close` was given."""
-        if self._close:
-            self._file.close()
-        super().close()
 
     def tell(self) -> int:
         """Return the position at which the next read begins."""
@@ -126,43 +112,43 @@ class Pieces(io.RawIOBase):
         """Read into `buffer`, and return how many bytes were read."""
         view = memoryview(buffer).cast("B")
         done = 0
-        try:
-            while done < len(view) and self._position < self._begins[-1]:
-                data = self._next(len(view) - done)
-                if not data:
-                    break
-                view[done : done + len(data)] = data
-                done += len(data)
-                self._position += len(data)
-        except OSError as error:
-            self.error = error
+        while done < len(view) and (data := self._next(len(view) - done)):
+            view[done : done + len(data)] = data
+            done += len(data)
+            self._position += len(data)
         return done
 
     def _next(self, size: int) -> bytes:
-        begins = self._begins
-        if not begins[self._index] <= self._position:
-            self._index = 0
-        while begins[self._index + 1] <= self._position:
-            self._index += 1
-        within = self._position - begins[self._index]
-        size = min(size, begins[self._index + 1] - self._position)
-        piece = self._pieces[self._index]
+        """Return at most `size` bytes, of one piece."""
+        index = bisect_right(self._begins, self._position) - 1
+        if index == len(self._pieces):
+            return b""
+        within = self._position - self._begins[index]
+        piece = self._pieces[index]
         if isinstance(piece, bytes):
             return piece[within : within + size]
-        self._file.seek(piece[0] + within)
-        return self._file.read(size)
+        return _at(self._file, piece[0] + within, min(size, piece[1] - piece[0] - within))
 
 
-def untagged(file: BinaryIO) -> tuple[BinaryIO, int]:
-    """Return the file without the tags in front of its sound, and its size in bytes. It stands at its beginning."""
-    size = file.seek(0, io.SEEK_END)
-    begin = 0
-    while length := _tag_at(file, begin, size):
-        begin = min(begin + length, size)
-    if begin:
-        file = io.BufferedReader(Pieces(file, [(begin, size)], close=True))
-    file.seek(0)
-    return file, size - begin
+class Source(Pieces):
+    """What libsndfile reads from. It cannot raise Python's errors, so one ends the file, and is kept in `error`."""
+
+    error: OSError | None = None
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read into `buffer`, and return how many bytes were read; 0 after an error."""
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            self.error = error
+            return 0
+
+
+def past_tags(file: BinaryIO, begin: int, end: int) -> int:
+    """Return where the tags that begin at `begin` end."""
+    while length := _tag_at(file, begin, end):
+        begin = min(begin + length, end)
+    return begin
 
 
 def find_streams(file: BinaryIO, name: str, size: int) -> tuple[list[Stream], int | None]:
@@ -223,16 +209,17 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
+def _blocks(file: BinaryIO, begin: int, end: int, overlap: int) -> Iterator[tuple[int, bytes]]:
+    """Yield a range of a file in blocks of a megabyte, and where they begin. Each goes `overlap` bytes into the next."""
+    for at in range(begin, end, 1 << 20):
+        yield at, _at(file, at, min((1 << 20) + overlap, end - at))
+
+
 def _find(file: BinaryIO, wanted: bytes, begin: int, end: int) -> int | None:
     """Find bytes in a range of a file."""
-    overlap = len(wanted) - 1
-    while begin + overlap < end:
-        block = _at(file, begin, min(1 << 20, end - begin))
+    for place, block in _blocks(file, begin, end, len(wanted) - 1):
         if (at := block.find(wanted)) >= 0:
-            return begin + at
-        if len(block) <= overlap:
-            break
-        begin += len(block) - overlap
+            return place + at
     return None
 
 
@@ -322,21 +309,16 @@ def _find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
     """Find where another recording begins in a range of a file. MPEG frames without a tag count only at its beginning."""
     if begins(_at(file, begin, min(_WINDOW, end - begin))):
         return begin
-    while begin < end:
-        block = _at(file, begin, min(1 << 20, end - begin))
-        if (at := find_beginning(block)) is not None:
-            place = begin + at
+    for place, block in _blocks(file, begin, end, HELD_BACK):
+        while (at := find_beginning(block)) is not None:
+            place += at
             if not block[at:].startswith(b"ID3"):
                 return place
             # A tag has few letters, so what follows it must be a recording, too.
             behind = place + _tag_at(file, place, end)
             if behind < end and begins(_at(file, behind, min(_WINDOW, end - behind))):
                 return place
-            begin = place + 3
-        elif len(block) <= HELD_BACK:
-            break
-        else:
-            begin += len(block) - HELD_BACK
+            place, block = place + 3, block[at + 3 :]
     return None
 
 
@@ -1043,16 +1025,13 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
 
 def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
     """Find where another recording begins within one of a range of frames. That frame is cut off, then."""
-    overlap = 64
-    while begin < end:
-        data = _at(file, begin, min((1 << 20) + overlap, end - begin))
-        if (at := find_beginning(data)) is not None:
-            return begin + at
-        for match in re.finditer(b"Xing|Info", data):
+    for place, block in _blocks(file, begin, end, 64):
+        if (at := find_beginning(block)) is not None:
+            return place + at
+        for match in re.finditer(b"Xing|Info", block):
             for at in (match.start() - before for before in (13, 21, 36)):
-                if at >= 0 and _frame(data[at:]) and _xing(data[at:]):
-                    return begin + at
-        begin += 1 << 20
+                if at >= 0 and _frame(block[at:]) and _xing(block[at:]):
+                    return place + at
     return None
 
 
@@ -1063,10 +1042,9 @@ _MAX_TEXT = 1 << 16  # bytes of text behind one
 def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) -> int:
     """Return how many bytes of padding end a recording; 0 if there are none, or if they take the place of sound."""
     place = offset
-    while place < end:
-        block = _at(file, place, min(1 << 16, end - place))
+    for at, block in _blocks(file, offset, end, 0):
         rest = block.lstrip(b"\0")
-        place += len(block) - len(rest)
+        place = at + len(block) - len(rest)
         if rest:
             break
     if begins(_at(file, max(offset, place - 3), 64)):  # which may begin with zeros

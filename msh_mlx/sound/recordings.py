@@ -34,6 +34,7 @@ from .containers import (
     HeaderReader,
     Numbers,
     Pieces,
+    Source,
     Stream,
     cut_off,
     find_beginning,
@@ -43,9 +44,9 @@ from .containers import (
     goes_on,
     not_audio,
     not_read,
+    past_tags,
     patched,
     read_header,
-    untagged,
 )
 from .mixing import Mix
 
@@ -315,32 +316,28 @@ class WavWriter:
             self._file.seek(0, os.SEEK_END)
 
 
-def _examine(file: BinaryIO, name: str) -> list[_Part]:
-    """Find the recordings in a file that can seek, one behind the other."""
+def _examine(file: BinaryIO, name: str, *before: _Part) -> list[_Part]:
+    """Find the recordings in a file that can seek, one behind the other, and all behind those of `before`."""
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise _empty(name)
-    parts: list[_Part] = []
-    begin: int | None = 0
-    while begin is not None:
+    parts = list(before)
+    following: int | None = 0
+    while following is not None:
         if parts:
-            _check_following(_head(file, begin), name, parts)
-        rest, length = untagged(io.BufferedReader(Pieces(file, [(begin, size)])))
-        if parts and not length:
+            file.seek(following)
+            _check_following(file.read(12), name, parts)
+        begin = past_tags(file, following, size)
+        if parts and begin == size:
             break  # a tag alone
-        part, following = _examine_one(rest, name, length)
+        part, following = _examine_one(io.BufferedReader(Pieces(file, [(begin, size)])), name, size - begin)
         parts.append(part)
-        begin = None if following is None else size - length + following
-    return parts
+        following = following and begin + following
+    return parts[len(before) :]
 
 
 def _empty(name: str) -> InputError:
     return InputError(f"{name} is empty (0 bytes).")
-
-
-def _head(file: BinaryIO, begin: int) -> bytes:
-    file.seek(begin)
-    return file.read(12)
 
 
 def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | None]:
@@ -380,11 +377,14 @@ def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
     stream.unread(bytes(reader.seen))
     spool = _spool(stream)
     try:
-        parts = _examine(spool, name)
+        parts = _examine(spool, name, *before)
     except BaseException:
         spool.close()
         raise
-    parts[0].temporary = spool
+    if parts:
+        parts[0].temporary = spool
+    else:
+        spool.close()
     return parts
 
 
@@ -522,8 +522,8 @@ class _Decoded(_Part):
         self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
 
     @contextlib.contextmanager
-    def _open(self, stream: Stream) -> Iterator[tuple[Pieces, _SoundFile]]:
-        pieces = Pieces(self._file, stream.pieces)
+    def _open(self, stream: Stream) -> Iterator[tuple[Source, _SoundFile]]:
+        pieces = Source(self._file, stream.pieces)
         try:
             with _quiet_mpg123():
                 sound = _SoundFile(pieces)
@@ -543,7 +543,7 @@ class _Decoded(_Part):
             with self._open(stream) as (pieces, sound):
                 yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
 
-    def _decoded(self, stream: Stream, pieces: Pieces, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
+    def _decoded(self, stream: Stream, pieces: Source, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
         quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
         got = 0
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -20,6 +21,7 @@ from paths import CASES
 
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
+from msh_mlx.sound import recordings
 from msh_mlx.sound.ogg import page_checksum
 from msh_mlx.sound.recordings import Recording, WavWriter, open_recording, read_frames, resample
 
@@ -405,6 +407,26 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             open_recording(str(path))
         assert_sentence(caught.value)
+
+
+class Failing(io.FileIO):
+    """A file on a disk that cannot be read behind its first bytes."""
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        if self.tell() >= 1 << 13:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().readinto(memoryview(buffer)[: 1 << 13])
+
+
+@pytest.mark.parametrize("form", ["WAV", "W64", "FLAC", "OGG", "MP3"])
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    path = write(tmp_path / "in", encoded(form))
+    monkeypatch.setattr(recordings, "open", lambda *_, **__: io.BufferedReader(Failing(path)), raising=False)
+    with (
+        pytest.raises(InputError, match=r"in cannot be read: Input/output error\.$"),
+        open_recording("in") as recording,
+    ):
+        list(recording.blocks())
 
 
 def assert_refused(tmp_path: Path, data: bytes, piped: bool) -> None:
@@ -814,6 +836,13 @@ def test_chunks_between_recordings(tmp_path: Path) -> None:
     for piped in (False, True):
         got = heard(tmp_path, joined[: -128 if piped else None], piped)
         np.testing.assert_array_equal(got, np.concatenate([expected, expected]))
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("form", PARTS)
+def test_a_tag_alone_behind_a_recording(tmp_path: Path, form: str, piped: bool) -> None:
+    data = PARTS[form]()
+    np.testing.assert_array_equal(heard(tmp_path, data + ID3V2, piped), heard(tmp_path, data))
 
 
 @pytest.mark.parametrize("first", ["WAV", "AU", "u-law WAV", "FLAC", "Vorbis", "MP3"])
