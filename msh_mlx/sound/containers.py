@@ -43,15 +43,14 @@ class Numbers:
     channels: int
     dtype: str
     offset: int
-    size: int | None
     promised: int | None
     chunks: _Chunks
     coding: Foreign  # what to call it if even libsndfile cannot decode it
-    size_field: tuple[
-        int, str, int
-    ]  # the size in the header: its place, its format, and the other bytes that it counts
-    following: int | None = None  # where in the file another recording begins
+    # The size in the header: its place, its format, and the other bytes that it counts.
+    size_field: tuple[int, str, int]
     mpeg: bool = False  # its sound is frames of MPEG sound
+    size: int | None = None
+    following: int | None = None  # where in the file another recording begins
 
     @property
     def wraps(self) -> bool:
@@ -491,39 +490,44 @@ _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 
 
 class HeaderReader:
-    """Reads from a stream, and remembers what it has read."""
+    """Reads a header, and remembers what it has read. The first 12 bytes are seen ahead."""
 
-    def __init__(self, file: BinaryIO | Ahead, name: str, start: bytes, size: int | None) -> None:
+    def __init__(self, file: BinaryIO | Ahead, name: str, size: int | None) -> None:
         self.file = file
         self.name = name
         self.size = size  # of the file, None of a pipe
-        self.seen = bytearray(start)
+        self.seen = bytearray(file.read(12))
+        self.place = 0  # where the next read begins
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes. Raise InputError if there are fewer."""
-        begin = len(self.seen)
-        while missing := begin + size - len(self.seen):
+        begin, self.place = self.place, self.place + size
+        while (missing := self.place - len(self.seen)) > 0:
             data = self.file.read(min(missing, 1 << 16))
             if not data:
                 raise cut_off(self.name, "ends within its header")
             self.seen += data
-        return bytes(self.seen[begin:])
-
-    def chunk(self, chunks: _Chunks) -> tuple[bytes, int]:
-        """Return the next chunk's name and size."""
-        return chunks.read(self.read(chunks.header))
+        return bytes(self.seen[begin : self.place])
 
     def content(self, size: int, padding: int = 0) -> bytes:
         """Return the contents of a chunk before the sound."""
         if not 0 <= size <= _MAX_CHUNK:
-            raise InputError(
-                f"{self.name} has {size} bytes of something else before its sound: it is damaged, so get it again."
-            )
+            what = f"{self.name} has {size} bytes of something else before its sound"
+            raise InputError(f"{what}: it is damaged, so get it again.")
         return self.read(size + padding)[:size]
+
+    def chunks_before(self, sound: bytes, chunks: _Chunks) -> tuple[dict[bytes, tuple[int, bytes]], int]:
+        """Read the chunks before the sound. Return their places and contents by their names, and the size of the sound."""
+        found: dict[bytes, tuple[int, bytes]] = {}
+        while True:
+            name, size = chunks.read(self.read(chunks.header))
+            if name[:4] == sound:
+                return found, size
+            found[name[:4]] = self.place, self.content(size, chunks.padding(size))
 
 
 def read_header(reader: HeaderReader) -> Numbers | None:
-    """Read a file of chunks up to its sound. Its first 12 bytes have been read already. None: it is not a file of chunks.
+    """Read a file of chunks up to its sound. None: it is not a file of chunks.
 
     Raises
     ------
@@ -531,19 +535,19 @@ def read_header(reader: HeaderReader) -> Numbers | None:
         The header is damaged, or promises more than the file holds.
     """
     start = bytes(reader.seen)
-    if start[:4] in (b"RIFF", b"RF64", b"BW64") and start[8:] == b"WAVE":
-        return _wave(reader, _RIFF)
-    if start[:4] == b"RIFX" and start[8:] == b"WAVE":
-        return _wave(reader, _RIFX)
-    if start == _W64_RIFF[:12]:
-        reader.read(28)  # the rest of this name, the size, and the name of what it is
-        return _wave(reader, _W64)
-    if start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC"):
-        return _aiff(reader)
-    if start[:4] == b".snd":
-        return _au(reader)
-    if start[:4] == b"caff":
-        return _caf(reader)
+    match start[:4], start[8:]:
+        case ((b"RIFF" | b"RF64" | b"BW64"), b"WAVE"):
+            return _measured(reader, _wave(reader, _RIFF, 12))
+        case b"RIFX", b"WAVE":
+            return _measured(reader, _wave(reader, _RIFX, 12))
+        case b"riff", _ if start == _W64_RIFF[:12]:
+            return _measured(reader, _wave(reader, _W64, 40))
+        case b"FORM", (b"AIFF" | b"AIFC"):
+            return _measured(reader, _aiff(reader))
+        case b".snd", _:
+            return _measured(reader, _au(reader))
+        case b"caff", _:
+            return _measured(reader, _caf(reader))
     return None
 
 
@@ -552,50 +556,38 @@ def _is_unknown(size: int) -> bool:
     return 0x7FFFF000 <= size <= 0x80001000 or 0xFFFFF000 <= size <= 0xFFFFFFFF
 
 
-def _wave(reader: HeaderReader, chunks: _Chunks) -> Numbers:
-    """Read WAV, RF64 or W64. They differ in how they write chunks."""
-    name, fmt, big_at = reader.name, b"", 0
+def _wave(reader: HeaderReader, chunks: _Chunks, begin: int) -> Numbers:
+    """Read WAV, RF64 or W64, whose chunks begin at `begin`. They differ in how they write chunks."""
     order = ">" if chunks is _RIFX else "<"
-    while True:
-        kind, size = reader.chunk(chunks)
-        if kind[:4] == b"data":
-            break
-        content = reader.content(size, chunks.padding(size))
-        if kind[:4] == b"fmt ":
-            fmt = content
-        elif kind == b"ds64" and len(content) >= 16:
-            big_at = len(reader.seen) - size - chunks.padding(size)
+    reader.place = begin
+    found, size = reader.chunks_before(b"data", chunks)
+    _, fmt = found.get(b"fmt ", (0, b""))
     if len(fmt) < 16:
-        raise InputError(f"{name} is a WAV file without a format; export it again.")
+        raise InputError(f"{reader.name} is a WAV file without a format", "export it again")
     tag, channels, rate, _, step, bits = struct.unpack(order + "HHIIHH", fmt[:16])
     if tag == 0xFFFE and len(fmt) >= 26:
         tag = struct.unpack(order + "H", fmt[24:26])[0]
-    size_field = len(reader.seen) - struct.calcsize(chunks.size), chunks.size, chunks.header if chunks.inclusive else 0
-    if size == 0xFFFFFFFF and big_at:
+    size_field = reader.place - struct.calcsize(chunks.size), chunks.size, chunks.header if chunks.inclusive else 0
+    big_at, big = found.get(b"ds64", (0, b""))
+    if size == 0xFFFFFFFF and len(big) >= 16:
         size_field = big_at + 8, "<Q", 0
-        size = struct.unpack("<Q", reader.seen[big_at + 8 : big_at + 16])[0]
+        size = struct.unpack("<Q", big[8:16])[0]
     kinds = {(1, 1): "u1", (1, 2): "i2", (1, 3): "i3", (1, 4): "i4", (3, 4): "f4", (3, 8): "f8"}
     dtype = kinds.get((tag, step // channels), "") if channels and step % channels == 0 else ""
     if dtype and not 0 < bits <= 8 * (step // channels):
         dtype = ""
     coding = Foreign(f"WAV in the coding 0x{tag:04x}", "wav", True)
-    numbers = _measured(reader, rate, channels, order + dtype if dtype else "", size, chunks, coding, size_field)
-    return replace(numbers, mpeg=tag in (0x50, 0x55))
+    mpeg = tag in (0x50, 0x55)
+    return Numbers(rate, channels, order + dtype if dtype else "", reader.place, size, chunks, coding, size_field, mpeg)
 
 
 def _aiff(reader: HeaderReader) -> Numbers:
-    compressed = bytes(reader.seen[8:12]) == b"AIFC"
-    common = b""
-    while True:
-        kind, size = reader.chunk(_RIFX)
-        if kind == b"SSND":
-            break
-        content = reader.content(size, _RIFX.padding(size))
-        if kind == b"COMM":
-            common = content
+    compressed = reader.read(12)[8:] == b"AIFC"
+    found, size = reader.chunks_before(b"SSND", _RIFX)
+    _, common = found.get(b"COMM", (0, b""))
     if len(common) < (22 if compressed else 18):
-        raise InputError(f"{reader.name} is an AIFF file without a format before its sound; export it again.")
-    size_at = len(reader.seen) - 4
+        raise InputError(f"{reader.name} is an AIFF file without a format before its sound", "export it again")
+    size_at = reader.place - 4
     offset, _ = struct.unpack(">II", reader.read(8))
     if offset:
         reader.content(offset)
@@ -610,76 +602,58 @@ def _aiff(reader: HeaderReader) -> Numbers:
     size = size if size == 0 else max(0, size - 8 - offset)
     size_field = size_at, ">I", 8 + offset
     called = Foreign(f"AIFF in the coding {_name(common[18:22])}", "aiff", True)
-    return _measured(reader, rate, channels, dtype, size, _RIFX, called, size_field)
+    return Numbers(rate, channels, dtype, reader.place, size, _RIFX, called, size_field)
 
 
 def _au(reader: HeaderReader) -> Numbers:
-    reader.read(12)
-    offset, size, coding, rate, channels = struct.unpack(">5I", reader.seen[4:24])
+    offset, size, coding, rate, channels = struct.unpack(">4x5I", reader.read(24))
     if offset < 24:
-        raise InputError(f"{reader.name} is an AU file with a header of {offset} bytes; export it again.")
+        raise InputError(f"{reader.name} is an AU file with a header of {offset} bytes", "export it again")
     reader.content(offset - 24)
-    kinds = {2: "i1", 3: "i2", 4: "i3", 5: "i4", 6: "f4", 7: "f8"}
-    dtype = ">" + kinds[coding] if coding in kinds else ""
-    return _measured(
-        reader, rate, channels, dtype, size, _AU, Foreign(f"AU in the coding {coding}", "au", True), (8, ">I", 0)
-    )
+    dtype = {2: ">i1", 3: ">i2", 4: ">i3", 5: ">i4", 6: ">f4", 7: ">f8"}.get(coding, "")
+    called = Foreign(f"AU in the coding {coding}", "au", True)
+    return Numbers(rate, channels, dtype, offset, size, _AU, called, (8, ">I", 0))
 
 
 def _caf(reader: HeaderReader) -> Numbers:
-    reader.seen[:] = reader.seen[:12]
-    # The header has 8 bytes, so the first chunk's name was read with it.
-    rest = reader.read(8)
-    kind, size = _CAF.read(bytes(reader.seen[8:12]) + rest)
-    description = b""
-    while kind != b"data":
-        content = reader.content(size)
-        if kind == b"desc":
-            description = content
-        kind, size = reader.chunk(_CAF)
+    reader.place = 8
+    found, size = reader.chunks_before(b"data", _CAF)
+    _, description = found.get(b"desc", (0, b""))
     if len(description) < 32:
-        raise InputError(f"{reader.name} is a CAF file without a format; export it again.")
-    size_field = len(reader.seen) - 8, ">q", 4
+        raise InputError(f"{reader.name} is a CAF file without a format", "export it again")
+    size_field = reader.place - 8, ">q", 4
     reader.read(4)  # a count of edits
     rate, coding, flags, step, frames, channels, bits = struct.unpack(">d4s5I", description[:32])
     width = step // channels if channels and frames == 1 and step % channels == 0 else 0
-    kind_of = ("<" if flags & 2 else ">") + ("f" if flags & 1 else "i")
     plain = coding == b"lpcm" and bits == 8 * width and width in ((4, 8) if flags & 1 else (1, 2, 3, 4))
     size = 0xFFFFFFFF if size == -1 else max(0, size - 4)
-    rate = rate if 0 < rate < 1e9 else 0
-    dtype = f"{kind_of}{width}" if plain else ""
+    rate = round(rate) if 0 < rate < 1e9 else 0
+    dtype = f"{'<' if flags & 2 else '>'}{'f' if flags & 1 else 'i'}{width}" if plain else ""
     called = Foreign(f"CAF in the coding {_name(coding)}", "caf", True)
-    return _measured(reader, round(rate), channels, dtype, size, _CAF, called, size_field)
+    return Numbers(rate, channels, dtype, reader.place, size, _CAF, called, size_field)
 
 
 def _name(code: bytes) -> str:
     return printable(code.decode("ascii", "replace").rstrip())
 
 
-def _measured(
-    reader: HeaderReader,
-    rate: int,
-    channels: int,
-    dtype: str,
-    promised: int,
-    chunks: _Chunks,
-    coding: Foreign,
-    size_field: tuple[int, str, int],
-) -> Numbers:
-    """Compare the sizes in a header with what the file holds, unless it is a pipe."""
-    name, offset = reader.name, len(reader.seen)
-    if not 0 < channels <= _MAX_CHANNELS:
-        raise InputError(f"{name} claims to have {channels} channels; 1 to {_MAX_CHANNELS} are understood.")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise InputError(f"{name} claims {rate} samples a second; {RATES[0]} to {RATES[1]} are understood.")
-    numbers = Numbers(
-        rate, channels, dtype, offset, None, None if _is_unknown(promised) else promised, chunks, coding, size_field
-    )
+def _measured(reader: HeaderReader, numbers: Numbers) -> Numbers:
+    """Check the numbers of a header, and compare its size with what the file holds, unless it is a pipe."""
+    name, offset, chunks = reader.name, numbers.offset, numbers.chunks
+    if not 0 < numbers.channels <= _MAX_CHANNELS:
+        what = f"{name} claims to have {numbers.channels} channels"
+        raise InputError(what, f"1 to {_MAX_CHANNELS} are understood")
+    if not RATES[0] <= numbers.rate <= RATES[1]:
+        what = f"{name} claims {numbers.rate} samples a second"
+        raise InputError(what, f"{RATES[0]} to {RATES[1]} are understood")
+    promised = numbers.promised or 0
+    if unknown := _is_unknown(promised):
+        numbers = replace(numbers, promised=None)
     if reader.size is None:
         return numbers
     held = reader.size - offset
     if promised > held:
-        if numbers.promised is not None:
+        if not unknown:
             raise cut_off(name, f"promises {offset + promised} bytes and holds {reader.size}")
         promised = 0
     file = reader.file

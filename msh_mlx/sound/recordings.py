@@ -342,7 +342,7 @@ def _empty(name: str) -> InputError:
 
 def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | None]:
     """Return the recording that a file of `size` bytes begins with, and where the next one begins."""
-    reader = HeaderReader(file, name, file.read(12), size)
+    reader = HeaderReader(file, name, size)
     if numbers := read_header(reader):
         if numbers.dtype:
             return _Plain(Ahead(file), file, name, numbers), numbers.following
@@ -370,7 +370,7 @@ def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
         raise not_read(name, other)
     if not (len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0) and not start.startswith(MAGIC):
         raise not_audio(name)
-    reader = HeaderReader(stream, name, stream.read(12), None)
+    reader = HeaderReader(stream, name, None)
     numbers = read_header(reader)
     if numbers and numbers.dtype:
         return [_Plain(stream, None, name, numbers)]
