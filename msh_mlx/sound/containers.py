@@ -48,7 +48,7 @@ class Numbers:
     coding: Foreign  # what to call it if even libsndfile cannot decode it
     # The size in the header: its place, its format, and the other bytes that it counts.
     size_field: tuple[int, str, int]
-    mpeg: bool = False  # its sound is frames of MPEG sound
+    mpeg: bool = False  # its sound is MPEG frames
     size: int | None = None
     following: int | None = None  # where in the file another recording begins
 
@@ -170,7 +170,7 @@ def find_streams(file: BinaryIO, name: str, size: int) -> tuple[list[Stream], in
         # Voice memos may be without loss: so says the sample's description, followed by six zeros.
         lossless = other.suffix == "m4a" and _find(file, b"alac" + bytes(6), 0, end) is not None
         raise not_read(name, other._replace(name="M4A (Apple Lossless)") if lossless else other)
-    if (first := _first_frame(file, 0, end)) is not None:
+    if (first := first_mpeg_frame(file, 0, end)) is not None:
         return _mpeg(file, name, first, end)
     if start[:1] == b"\xff" or not start:
         raise cut_off(name, "cannot be decoded")
@@ -284,7 +284,7 @@ def begins(start: bytes) -> bool:
     """Whether another recording, of whatever format, begins with `start`."""
     if not (found := _START.match(start)):
         other = any(len(magic) > 3 and start[at:].startswith(magic) for at, magic, _ in _FOREIGN)
-        return other or (start[:1] == b"\xff" and _are_frames(io.BytesIO(start), 0, 3))
+        return other or (start[:1] == b"\xff" and are_mpeg_frames(io.BytesIO(start), 0, 3))
     if found[0].startswith(b".snd"):
         offset, _, coding, rate, channels = struct.unpack(">5I", start[4:24].ljust(20, b"\0"))
         usual = RATES[0] <= rate <= RATES[1] and 0 < channels <= _MAX_CHANNELS
@@ -821,9 +821,9 @@ def _ogg(file: BinaryIO, name: str, end: int) -> tuple[list[Stream], int | None]
             # Something was put behind the sound, and maybe another recording behind that.
             following = _find_recording(file, offset, end)
             if following is None:
-                following = _first_frame(file, offset, end)
+                following = first_mpeg_frame(file, offset, end)
             stop = end if following is None else following
-            ended = links and (stop == offset or not _unended(links[-1]))
+            ended = links and (stop == offset or all(stream.ended for stream in links[-1].values()))
             if ended and _find(file, b"OggS", offset + 1, stop) is None:
                 break
             raise _damaged(name, f"is damaged at byte {offset}, where no page begins")
@@ -868,10 +868,6 @@ def _ogg_page(file: BinaryIO, offset: int) -> tuple[bytes, int]:
     return page + sizes + file.read(sum(sizes)), size
 
 
-def _unended(link: dict[int, _OggStream]) -> bool:
-    return any(not stream.ended for stream in link.values())
-
-
 def _ogg_stream(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Stream:
     """Return the stream to hear, of several side by side; exactly one of them must be sound."""
     heard = [stream for stream in link.values() if stream.codec.startswith((b"OpusHead", b"\x01vorbis", b"\x7fFLAC"))]
@@ -909,39 +905,128 @@ def _ogg_stream(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Strea
 # ---- MPEG ----------------------------------------------------------------------------------------------------------------
 
 
-class _Frame(NamedTuple):
-    """A frame of MPEG sound: its length in bytes, its length in samples, and what stays the same within a recording."""
+class MpegFrame(NamedTuple):
+    """An MPEG frame: its length in bytes, and what stays the same within a recording."""
 
     size: int
-    samples: int
     kind: tuple[int, int, int, bool]  # version, layer, samples a second, mono
 
 
-def _first_frame(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find the first whole frame of MPEG sound; the rest of a frame or of a tag may come before it. None: there is none."""
-    window = _at(file, begin, min(end - begin, 1 << 16))
+# Bit rates in kbit/s by the header's index, of MPEG 1's layers I to III, and of the others'.
+_KBITS = {
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_KBITS[False, 3] = _KBITS[False, 2]
+
+
+def mpeg_frame(head: bytes) -> MpegFrame | None:
+    """Read the header of an MPEG frame, its first four bytes; None if it is not one."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    index, bits = head[2] >> 2 & 3, head[2] >> 4
+    if version == 1 or layer == 4 or index == 3 or bits in (0, 15):
+        return None
+    rate = (44100, 48000, 32000)[index] >> {3: 0, 2: 1, 0: 2}[version]
+    rate_of_bits, padding = 1000 * _KBITS[version == 3, layer][bits], head[2] >> 1 & 1
+    samples = {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer]
+    unit = 4 if layer == 1 else 1  # bytes
+    size = (samples // 8 // unit * rate_of_bits // rate + padding) * unit
+    return MpegFrame(size, (version, layer, rate, head[3] >> 6 == 3))
+
+
+def mpeg_frame_at(file: BinaryIO, offset: int) -> MpegFrame | None:
+    """Read the header of the MPEG frame that begins at `offset`; None if none does."""
+    file.seek(offset)
+    return mpeg_frame(file.read(4))
+
+
+def are_mpeg_frames(file: BinaryIO, begin: int, wanted: int) -> bool:
+    """Whether `wanted` MPEG frames of the same kind follow each other from `begin` on."""
+    kinds = set()
+    for _ in range(wanted):
+        if not (frame := mpeg_frame_at(file, begin)):
+            return False
+        kinds.add(frame.kind)
+        begin += frame.size
+    return len(kinds) == 1
+
+
+def first_mpeg_frame(file: BinaryIO, begin: int, end: int) -> int | None:
+    """Find the first whole MPEG frame; the rest of one or of a tag may come before it. None: there is none."""
+    file.seek(begin)
+    window = file.read(min(end - begin, 1 << 16))
     stripped = len(window) - len(window.lstrip(b"\0"))
     at = stripped
     while (at := window.find(b"\xff", at)) >= 0:
-        # At the very beginning a few frames are enough; later, more of them are wanted.
-        if _are_frames(file, begin + at, 1 if at == stripped else 3):
+        # At the very beginning a few are enough; later, more of them are wanted.
+        if are_mpeg_frames(file, begin + at, 1 if at == stripped else 3):
             return begin + at
         at += 1
     return None
 
 
-def _are_frames(file: BinaryIO, begin: int, wanted: int) -> bool:
-    """Whether `wanted` frames of the same kind follow each other from `begin` on."""
-    frame = following = _frame(_at(file, begin, 4))
-    while frame and following and following.kind == frame.kind and wanted:
-        wanted -= 1
-        begin += following.size
-        following = _frame(_at(file, begin, 4))
-    return not wanted
+# ---- the frame that counts the others ------------------------------------------------------------------------------------
+
+
+def mpeg_counts(frame: bytes) -> tuple[int, int] | None:
+    """Return what a header frame counts: the frames behind it, and all bytes with its own; 0: not said. None: no such frame."""
+    if frame[36:40] == b"VBRI" and len(frame) >= 54:
+        size, frames = struct.unpack(">II", frame[46:54])
+        return frames, size
+    at = xing_place(frame)
+    if at is None:
+        return None
+    flags, *counts = struct.unpack(">III", frame[at + 4 : at + 16])
+    frames = counts.pop(0) if flags & 1 else 0
+    return frames, counts[0] if flags & 2 else 0
+
+
+def xing_place(frame: bytes) -> int | None:
+    """Return the place in a layer III frame where a header called "Xing" or "Info" begins; None if none does."""
+    at = 4 + _side(frame)
+    for place in (at if frame[1] & 1 else at + 2, at):
+        if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16:
+            return place
+    return None
+
+
+def _side(frame: bytes) -> int:
+    """Return the length of the side information between a layer III frame's header and its sound, in bytes."""
+    mono = frame[3] >> 6 == 3
+    return (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
+
+
+def recounted(header: bytes, frames: int, size: int) -> bytes:
+    """Return the header frame `header` with other counts. The rest of it stays."""
+    at = xing_place(header)
+    if at is None or not header[at + 7] & 1:
+        return counting_frame(header[:4], frames, size)
+    counts = struct.pack(">II", frames, size)[: 8 if header[at + 7] & 2 else 4]
+    return header[: at + 8] + counts + header[at + 8 + len(counts) :]
+
+
+def counting_frame(first: bytes, frames: int, size: int) -> bytes:
+    """Return a silent frame of the kind of `first` that says how many frames and bytes follow it.
+
+    Without one, the decoder guesses the length from the first frame and stops there.
+    """
+    if first[1] >> 1 & 3 != 1:
+        return b""  # only layer III has such a frame
+    # No checksum, no padding, and a bit rate with room enough.
+    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
+    frame = mpeg_frame(head)
+    assert frame
+    body = head + bytes(_side(head)) + b"Xing" + struct.pack(">III", 3, frames, size)
+    return body + bytes(frame.size - len(body))
 
 
 @dataclass
-class _MpegStream:
+class _MpegRecording:
     """A recording in MPEG frames. `header` is its first frame if that holds no sound, but counts the others."""
 
     kind: tuple[int, int, int, bool]
@@ -960,31 +1045,31 @@ class _MpegStream:
 
 def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream], int | None]:
     """Find MPEG recordings, one behind the other, by their frames. Tags may lie between them. Stop at another recording."""
-    found: list[_MpegStream] = []
+    found: list[_MpegRecording] = []
     offset, following = begin, None
     while offset < end:
         head = _at(file, offset, 4)
-        frame = _frame(head)
+        frame = mpeg_frame(head)
         if frame is None or (
-            found and frame.kind != found[-1].kind and _frame(_at(file, offset + frame.size, 4)) is None
+            found and frame.kind != found[-1].kind and mpeg_frame_at(file, offset + frame.size) is None
         ):
             another = begins(_at(file, offset, min(_WINDOW, end - offset)))
             if length := _tag_at(file, offset, end) or (0 if another else _padding(file, offset, end, found)):
                 offset += length
                 continue
             following = _find_recording(file, offset, end)
-            if not found or not _may_end(file, found[-1], offset, end if following is None else following):
+            if not _may_end(file, found[-1], offset, end if following is None else following):
                 raise _damaged(name, f"is damaged at byte {offset}")
             break
         if offset + frame.size > end:
-            raise cut_off(name, "ends within a frame")
+            raise cut_off(name, "ends within an MPEG frame")
         whole = _at(file, offset, frame.size)
-        counted = _counted(whole)
-        if counted or not found or frame.kind != found[-1].kind:
-            found.append(_MpegStream(frame.kind, head))
+        counts = mpeg_counts(whole)
+        if counts or not found or frame.kind != found[-1].kind:
+            found.append(_MpegRecording(frame.kind, head))
         stream = found[-1]
-        if counted:
-            stream.header, stream.counted = whole, counted
+        if counts:
+            stream.header, stream.counted = whole, counts
         else:
             stream.frames += 1
             stream.body.add(offset, offset + frame.size)
@@ -993,7 +1078,7 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Stream]
     for stream in found:
         for piece in stream.body.pieces:
             if isinstance(piece, tuple) and (at := _another_within(file, *piece)) is not None:
-                raise cut_off(name, f"ends within a frame, and another recording begins at byte {at}")
+                raise cut_off(name, f"ends within an MPEG frame, and another recording begins at byte {at}")
     return [_mpeg_stream(name, stream) for stream in found if stream.frames or stream.counted[0]], following
 
 
@@ -1004,7 +1089,7 @@ def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
             return place + at
         for match in re.finditer(b"Xing|Info", block):
             for at in (match.start() - before for before in (13, 21, 36)):
-                if at >= 0 and _frame(block[at:]) and _xing(block[at:]):
+                if at >= 0 and mpeg_frame(block[at:]) and xing_place(block[at:]):
                     return place + at
     return None
 
@@ -1013,7 +1098,7 @@ _MAX_PADDING = 1 << 13  # bytes, of one value, behind a recording that does not 
 _MAX_TEXT = 1 << 16  # bytes of text behind one
 
 
-def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) -> int:
+def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegRecording]) -> int:
     """Return how many bytes of padding end a recording; 0 if there are none, or if they take the place of sound."""
     place = offset
     for at, block in _blocks(file, offset, end, 0):
@@ -1023,16 +1108,16 @@ def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegStream]) ->
             break
     if begins(_at(file, max(offset, place - 3), 64)):  # which may begin with zeros
         place = max(offset, place - 3)
-    frame = _frame(_at(file, place, 4)) if place < end else None
-    goes_on = frame is not None and frame.kind == found[-1].kind and not _counted(_at(file, place, frame.size))
+    frame = mpeg_frame_at(file, place) if place < end else None
+    goes_on = frame is not None and frame.kind == found[-1].kind and not mpeg_counts(_at(file, place, frame.size))
     room = end if found[-1].complete else min(_MAX_PADDING, found[-1].size // 2)
     return 0 if goes_on or place - offset > room else place - offset
 
 
-def _may_end(file: BinaryIO, last: _MpegStream, offset: int, stop: int) -> bool:
+def _may_end(file: BinaryIO, last: _MpegRecording, offset: int, stop: int) -> bool:
     """Whether the bytes up to `stop`, neither frames nor a tag, were added behind the sound and are not sound."""
     if last.complete:
-        return _first_frame(file, offset, stop) is None
+        return first_mpeg_frame(file, offset, stop) is None
     rest = _at(file, offset, min(stop - offset, _MAX_TEXT + 1))
     if len(set(rest)) <= 1:
         return len(rest) <= min(_MAX_PADDING, last.size // 2)
@@ -1043,96 +1128,14 @@ def _may_end(file: BinaryIO, last: _MpegStream, offset: int, stop: int) -> bool:
     return len(rest) <= _MAX_TEXT and "".join(text.split()).isprintable()
 
 
-def _mpeg_stream(name: str, found: _MpegStream) -> Stream:
+def _mpeg_stream(name: str, found: _MpegRecording) -> Stream:
     frames, size = found.counted
     # Some count the header, some do not; so the bytes have to be missing, too, if they are known.
     if found.frames < frames and (not size or found.size < size):
-        raise cut_off(name, f"promises {frames} frames and holds {found.frames}")
+        raise cut_off(name, f"promises {frames} MPEG frames and holds {found.frames}")
     header = found.header
     if not header:
-        header = _mpeg_header(found.first, found.frames, found.size)
+        header = counting_frame(found.first, found.frames, found.size)
     elif found.frames > frames:
-        header = _recounted(header, found.frames, found.size)
+        header = recounted(header, found.frames, found.size)
     return Stream([header, *found.body.pieces], slack=1152)
-
-
-def _counted(frame: bytes) -> tuple[int, int] | None:
-    """Return what a header frame counts: the frames behind it, and all bytes with its own; 0: not said. None: no such frame."""
-    if frame[36:40] == b"VBRI" and len(frame) >= 54:
-        size, frames = struct.unpack(">II", frame[46:54])
-        return frames, size
-    at = _xing(frame)
-    if at is None:
-        return None
-    flags = struct.unpack(">I", frame[at + 4 : at + 8])[0]
-    frames = struct.unpack(">I", frame[at + 8 : at + 12])[0] if flags & 1 else 0
-    where = at + 8 + (4 if flags & 1 else 0)
-    size = struct.unpack(">I", frame[where : where + 4])[0] if flags & 2 else 0
-    return frames, size
-
-
-def _xing(frame: bytes) -> int | None:
-    at = 4 + _side(frame) + (0 if frame[1] & 1 else 2)
-    for place in (at, 4 + _side(frame)):
-        if frame[place : place + 4] in (b"Xing", b"Info") and len(frame) >= place + 16:
-            return place
-    return None
-
-
-def _side(frame: bytes) -> int:
-    """Return the length of the side information between a layer III frame's header and its sound, in bytes."""
-    mono = frame[3] >> 6 == 3
-    return (17 if mono else 32) if frame[1] >> 3 & 3 == 3 else (9 if mono else 17)
-
-
-def _recounted(header: bytes, frames: int, size: int) -> bytes:
-    """Return the frame `header` with other counts. The rest of it stays."""
-    at = _xing(header)
-    if at is None or not struct.unpack(">I", header[at + 4 : at + 8])[0] & 1:
-        return _mpeg_header(header[:4], frames, size)
-    counts = [struct.pack(">I", frames)]
-    if struct.unpack(">I", header[at + 4 : at + 8])[0] & 2:
-        counts.append(struct.pack(">I", size))
-    return header[: at + 8] + b"".join(counts) + header[at + 8 + 4 * len(counts) :]
-
-
-def _mpeg_header(first: bytes, frames: int, size: int) -> bytes:
-    """Return a silent frame of the kind of `first` that says how many frames and bytes follow it ("Xing").
-
-    Without one, the decoder guesses the length from the first frame and stops there.
-    """
-    if first[1] >> 1 & 3 != 1:
-        return b""  # only layer III has such a frame
-    # No checksum, no padding, and a bit rate with room enough.
-    head = bytes([first[0], first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
-    frame = _frame(head)
-    assert frame
-    body = head + bytes(_side(head)) + b"Xing" + struct.pack(">III", 3, frames, size)
-    return body + bytes(frame.size - len(body))
-
-
-# Bit rates in kbit/s by the header's index, of MPEG 1's layers I to III, and of the others'.
-_KBITS = {
-    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_KBITS[False, 3] = _KBITS[False, 2]
-
-
-def _frame(head: bytes) -> _Frame | None:
-    """Read the header of a frame of MPEG sound; None if it is not one."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    index, bits = head[2] >> 2 & 3, head[2] >> 4
-    if version == 1 or layer == 4 or index == 3 or bits in (0, 15):
-        return None
-    rate = (44100, 48000, 32000)[index] >> {3: 0, 2: 1, 0: 2}[version]
-    rate_of_bits, padding = 1000 * _KBITS[version == 3, layer][bits], head[2] >> 1 & 1
-    samples = {1: 384, 2: 1152, 3: 1152 if version == 3 else 576}[layer]
-    unit = 4 if layer == 1 else 1  # bytes
-    size = (samples // 8 // unit * rate_of_bits // rate + padding) * unit
-    return _Frame(size, samples, (version, layer, rate, head[3] >> 6 == 3))
