@@ -26,27 +26,22 @@ import soxr
 from ..errors import InputError, MshError
 from ..format import Pcm
 from ..system.places import temporary_file, user_path
+from .chunks import HeaderReader, Numbers, follow_chunks, patched, read_header
+from .compressed import find_sections, goes_on
 from .containers import (
     HELD_BACK,
     MAGIC,
     RATES,
     Ahead,
-    HeaderReader,
-    Numbers,
     Pieces,
+    Section,
     Source,
-    Stream,
     cut_off,
     find_beginning,
-    find_streams,
-    follow_chunks,
     foreign,
-    goes_on,
     not_audio,
     not_read,
     past_tags,
-    patched,
-    read_header,
 )
 from .mixing import Mix
 
@@ -83,7 +78,7 @@ class _Part(ABC):
 
     @abstractmethod
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
-        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the streams that follow each other.
+        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the sections that follow each other.
 
         Raise InputError or _CutOffError if one is cut off or damaged.
         """
@@ -350,9 +345,9 @@ def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | Non
             return _Decoded(file, name, [patched(numbers, file, name)]), numbers.following
         assert numbers.size is not None
         frames = io.BufferedReader(Pieces(file, [(numbers.offset, numbers.offset + numbers.size)]))
-        return _Decoded(frames, name, find_streams(frames, name, numbers.size)[0]), numbers.following
-    streams, following = find_streams(file, name, size)
-    return _Decoded(file, name, streams), following
+        return _Decoded(frames, name, find_sections(frames, name, numbers.size)[0]), numbers.following
+    sections, following = find_sections(file, name, size)
+    return _Decoded(file, name, sections), following
 
 
 def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
@@ -506,32 +501,32 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Decoded(_Part):
-    """A file that libsndfile decodes, stream by stream."""
+    """A file that libsndfile decodes, section by section."""
 
-    def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
+    def __init__(self, file: BinaryIO, name: str, sections: list[Section]) -> None:
         super().__init__()
         self._file, self.checked = file, False
-        self._name, self._streams = name, streams
+        self._name, self._sections = name, sections
         lengths: list[float | None] = []
-        for number, stream in enumerate(streams):
-            with self._open(stream) as (_, sound):
+        for number, section in enumerate(sections):
+            with self._open(section) as (_, sound):
                 if number == 0:
                     self.rate, self.channels = sound.samplerate, sound.channels
-                samples = _length(stream, sound)
+                samples = _length(section, sound)
                 lengths.append(None if samples is None else samples * self.rate / sound.samplerate)
         self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
 
     @contextlib.contextmanager
-    def _open(self, stream: Stream) -> Iterator[tuple[Source, _SoundFile]]:
-        pieces = Source(self._file, stream.pieces)
+    def _open(self, section: Section) -> Iterator[tuple[Source, _SoundFile]]:
+        pieces = Source(self._file, section.pieces)
         try:
             with _quiet_mpg123():
                 sound = _SoundFile(pieces)
         except (soundfile.LibsndfileError, TypeError, ValueError):
             if pieces.error:
                 raise pieces.error from None
-            if stream.other:
-                raise not_read(self._name, stream.other) from None
+            if section.other:
+                raise not_read(self._name, section.other) from None
             raise cut_off(self._name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
@@ -539,16 +534,16 @@ class _Decoded(_Part):
             yield pieces, sound
 
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
-        for stream in self._streams:
-            with self._open(stream) as (pieces, sound):
-                yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
+        for section in self._sections:
+            with self._open(section) as (pieces, sound):
+                yield sound.samplerate, sound.channels, self._decoded(section, pieces, sound)
 
-    def _decoded(self, stream: Stream, pieces: Source, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
+    def _decoded(self, section: Section, pieces: Source, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
         quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
         got = 0
         while True:
             # Not beyond the last sample, so that what follows it cannot spoil a block.
-            left = stream.samples - got if stream.samples else 0
+            left = section.samples - got if section.samples else 0
             try:
                 with quiet():
                     block = sound.read(min(_BLOCK, left) if left > 0 else _BLOCK, dtype="float32", always_2d=True)
@@ -556,7 +551,7 @@ class _Decoded(_Part):
                 block = None
             if pieces.error:
                 raise pieces.error
-            if block is None and stream.ends_anywhere and got == stream.samples:
+            if block is None and section.ends_anywhere and got == section.samples:
                 if goes_on(pieces):
                     raise _GoesOnError
                 break
@@ -566,14 +561,14 @@ class _Decoded(_Part):
                 break
             got += len(block)
             yield block
-        if got < (_length(stream, sound) or 0) - stream.slack:
+        if got < (_length(section, sound) or 0) - section.slack:
             raise _CutOffError
 
 
-def _length(stream: Stream, sound: _SoundFile) -> int | None:
-    """Return a stream's length in samples per channel; None if only reading can tell."""
-    if stream.samples is not None:
-        return stream.samples
+def _length(section: Section, sound: _SoundFile) -> int | None:
+    """Return a section's length in samples per channel; None if only reading can tell."""
+    if section.samples is not None:
+        return section.samples
     return sound.frames if 0 <= sound.frames < 1 << 62 else None
 
 
