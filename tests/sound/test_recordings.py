@@ -851,9 +851,10 @@ def test_what_cannot_be_read_behind_a_recording_is_said(tmp_path: Path, first: s
     with open_recording(str(write(tmp_path / "alone", data))) as alone:
         seconds = alone.samples / alone.rate
     other = b"\0\0\0\x20ftypM4A " + bytes(20) + b"isomiso2" + bytes(200)
-    for piped in (False, True):
-        with pytest.raises(InputError, match=rf"goes on after {seconds:.2f} s with .* M4A \(AAC\)") as caught:
-            heard(tmp_path, data + other, piped)
+    for count, piped in ((1, False), (1, True), (3, False), (3, True)):
+        after = rf"goes on after {count * seconds:.2f} s with .* M4A \(AAC\)"
+        with pytest.raises(InputError, match=after) as caught:
+            heard(tmp_path, count * data + other, piped)
         assert_sentence(caught.value)
     # One that is cut off and goes on with another.
     for part in (0.6, 0.95):
