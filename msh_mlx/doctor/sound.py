@@ -21,8 +21,6 @@ LISTENING = 2.0  # seconds of listening
 SOUND = 3.0  # seconds that a check of the sound system may take if it does not listen
 RESTART = "Restart the sound system or the computer."
 _FIRST = 2.0  # seconds in which a device has to begin
-_CONNECT = "Connect one; with recordings (--input FILE) it works without."
-_ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this user."
 
 
 def check_sound(devices: list[Device]) -> Finding:
@@ -50,7 +48,10 @@ def check_sound(devices: list[Device]) -> Finding:
 
 
 def _connect() -> str:
-    return _CONNECT + (_ON_LINUX if sys.platform == "linux" else "")
+    on_linux = (
+        " If there is one, see that PulseAudio or PipeWire runs for this user." if sys.platform == "linux" else ""
+    )
+    return f"Connect one; with recordings (--input FILE) it works without.{on_linux}"
 
 
 def check_speaker(devices: list[Device], wanted: str | None = None, *, play: bool = True) -> Finding:

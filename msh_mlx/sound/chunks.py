@@ -138,10 +138,7 @@ class HeaderReader:
 def read_header(reader: HeaderReader) -> Numbers | None:
     """Read a file of chunks up to its sound. None: it is not a file of chunks.
 
-    Raises
-    ------
-    InputError
-        The header is damaged, or promises more than the file holds.
+    Raise InputError if the header is damaged, or promises more than the file holds.
     """
     start = bytes(reader.seen)
     match start[:4], start[8:]:
@@ -310,12 +307,7 @@ def follow_chunks(stream: Ahead, name: str, chunks: Chunks, held: int | None = N
     """Skip the chunks behind the sound, and say whether another recording follows them. None: neither a chunk nor a recording
     follows.
 
-    `held` is how many bytes there are, if that is known.
-
-    Raises
-    ------
-    InputError
-        The last chunk is cut off, or something else follows.
+    `held` is how many bytes there are, if that is known. Raise InputError if a chunk is cut off, or something else follows.
     """
     begin = stream.position
     while not begins(stream.peek(WINDOW)):
@@ -349,7 +341,7 @@ def patched(numbers: Numbers, file: BinaryIO, name: str) -> Section:
     try:
         size = struct.pack(form, numbers.size + more)
     except struct.error:
-        raise InputError(f"{name} holds more than its header can say; convert it to FLAC.") from None
+        raise InputError(f"{name} holds more than its header can say", "convert it to FLAC") from None
     section.add(0, at)
     section.pieces.append(size)
     section.add(at + len(size), numbers.offset + numbers.size)

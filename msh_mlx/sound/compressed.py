@@ -34,12 +34,8 @@ from .ogg import page_checksum
 def find_sections(file: BinaryIO, name: str, size: int) -> tuple[list[Section], int | None]:
     """Find the sound in a file of `size` bytes, without tags in front, in a format that is not made of chunks.
 
-    Return its sections, and the byte at which another recording begins behind them, or None.
-
-    Raises
-    ------
-    InputError
-        The format cannot be read, or the file is cut off or damaged.
+    Return its sections, and the byte at which another recording begins behind them, or None. Raise InputError if the format
+    cannot be read, or the file is cut off or damaged.
     """
     end = without_tags(file, size)
     start = bytes_at(file, 0, 192)
@@ -72,9 +68,9 @@ def _flac(file: BinaryIO, name: str, end: int) -> tuple[list[Section], int | Non
         raise cut_off(name, "ends within its header")
     offset, last = 4, False
     while not last and offset < end:  # other blocks may hold anything, another recording's header, too
-        kind = bytes_at(file, offset, 4)
-        last = bool(kind[0] & 0x80)
-        offset += 4 + int.from_bytes(kind[1:], "big")
+        block = bytes_at(file, offset, 4)
+        last = block[:1] >= b"\x80"
+        offset += 4 + int.from_bytes(block[1:], "big")
     following = find_recording(file, offset, end)
     section = Section([_without_length(head)], _flac_samples(head), ends_anywhere=True)
     section.add(26, end if following is None else following)
@@ -186,7 +182,7 @@ def _ogg_section(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Sect
         codec = next(iter(link.values())).codec
         raise not_read(name, next(other for magic, other in _OGG_FOREIGN if codec.startswith(magic)))
     if len(heard) > 1:
-        raise InputError(f"{name} holds {len(heard)} recordings side by side; save one of them alone.")
+        raise InputError(f"{name} holds {len(heard)} recordings side by side", "save one of them alone")
     stream = heard[0]
     if stream.goes_on:
         raise cut_off(name, "ends within a packet")

@@ -174,7 +174,7 @@ def not_read(name: str, other: Foreign) -> InputError:
         command = f"afconvert -f WAVE -d LEI16 {shlex.quote(source)} {shlex.quote(target)}"
     else:
         command = f"ffmpeg -i {shlex.quote(source)} {shlex.quote(target)}"
-    return InputError(f"{name} is {other.name}, which is not read here; convert it with `{command}`.")
+    return InputError(f"{name} is {other.name}, which is not read here", f"convert it with `{command}`")
 
 
 def cut_off(name: str, what: str) -> InputError:
@@ -184,7 +184,7 @@ def cut_off(name: str, what: str) -> InputError:
 
 def damaged(name: str, what: str) -> InputError:
     """Make the error for a file that is damaged in its middle."""
-    return InputError(f"{name} {what}; get it again.")
+    return InputError(f"{name} {what}", "get it again")
 
 
 def bytes_at(file: BinaryIO, offset: int, size: int) -> bytes:

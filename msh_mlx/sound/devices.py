@@ -76,16 +76,9 @@ def device_table(devices: Sequence[Device]) -> str:
 
 
 def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> Device:
-    """Return the device that the user wants.
+    """Return the device that the user wants, of all devices.
 
-    Parameters
-    ----------
-    devices
-        All devices.
-    wanted
-        Its number, its name, or a part of the name, in capitals or not; None for the system's default.
-    kind
-        "input" for a microphone, "output" for a loudspeaker.
+    `wanted` is its number, its name, or a part of the name, in capitals or not; None for the system's default.
 
     Raises
     ------

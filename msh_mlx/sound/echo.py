@@ -47,27 +47,12 @@ def next_mode(mode: str) -> str:
 class EchoFree:
     """What a microphone hears without the echo of a loudspeaker: a source for the pipeline.
 
-    Devices may be closed and opened again meanwhile; what was learnt of an echo is forgotten then. `read` and `trim` belong to
-    one thread; the mode may be set, and the state be asked for, on any.
+    Devices may be closed and opened again meanwhile; what was learnt of an echo is forgotten then. While there is no
+    loudspeaker, silence counts as what it plays. `read` and `trim` belong to one thread; the mode may be set, and the state be
+    asked for, on any.
 
-    Parameters
-    ----------
-    microphone, loudspeaker
-        The ends. While there is no loudspeaker, silence counts as what it plays.
-    mode
-        "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
-    noise_suppression, gain_control
-        What is done besides (see `msh_native.VoiceEnhancer`).
-
-    Attributes
-    ----------
-    figures
-        What echo there was so far.
-
-    Raises
-    ------
-    ValueError
-        There is no such mode.
+    `mode` is one of `MODES`; another is a ValueError. `noise_suppression` and `gain_control` are done besides (see
+    `msh_native.VoiceEnhancer`). `figures` tell what echo there was so far.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from ..errors import MshError
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from .devices import NOUN, Device, Kind, describe_format
 from .mixing import opposed
-from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
+from .portaudio import ANSWER, PORTAUDIO, PortAudio, Stream, StreamError, open_sounddevice, within
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
@@ -85,7 +85,7 @@ class _End(ABC):
 
     kind: Kind
 
-    def __init__(self, system: SoundSystem = PORTAUDIO) -> None:
+    def __init__(self, system: PortAudio = PORTAUDIO) -> None:
         self._system = system
         self._line: _Line | None = None
         self._latest: _Line | None = None  # stays after closing, for figures
@@ -94,7 +94,7 @@ class _End(ABC):
         self._rest = _Sums()  # of earlier rings since then
 
     @abstractmethod
-    def _ring(self, rate: int, channels: int) -> tuple[Ring, Any]:
+    def _ring(self, rate: int, channels: int) -> tuple[Any, Any]:
         """Return a new ring for a device with that rate and so many channels, and its side at 24 kHz."""
 
     @abstractmethod
@@ -205,7 +205,7 @@ class Microphone(_End):
 
     kind = "input"
 
-    def __init__(self, system: SoundSystem = PORTAUDIO) -> None:
+    def __init__(self, system: PortAudio = PORTAUDIO) -> None:
         super().__init__(system)
         self._available = threading.Event()
         self._noted: set[str] = set()

@@ -16,8 +16,6 @@ from ..errors import ProtocolError
 
 # Hz: Ogg counts Opus's sound at this rate, whatever rate it was recorded at (RFC 7845, section 4).
 GRANULE_RATE = 48_000
-# 27 bytes, 255 lengths of segments, 255 segments of 255 bytes (RFC 3533, section 6).
-MAX_PAGE = 27 + 255 + 255 * 255
 # The longest packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
 MAX_PACKET_SAMPLES = 5760
 # The largest packet of one stream, in bytes (RFC 7845, section 6).
