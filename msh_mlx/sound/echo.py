@@ -86,15 +86,7 @@ class EchoFree:
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for `n` samples, a multiple of 64, or of 960 where more is done than cancelling, at most `timeout` seconds.
 
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time; nothing is lost then.
-
-        Raises
-        ------
-        ValueError
-            `n` is not such a multiple.
+        Return `[n]` float32, or None if they did not come in time; nothing is lost then. Another `n` is a ValueError.
         """
         ear, playback = self._microphone.ear(timeout), self._loudspeaker.playback
         if not ear:

@@ -29,9 +29,6 @@ _SETTLING = 3.0  # seconds after opening in which a stream may take as long as t
 CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
 
 
-# ---- one microphone, one loudspeaker -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Level:
     """How loud sound was since the last question: the largest sample, the root mean square, and how many samples clipped."""
@@ -259,10 +256,7 @@ class Microphone(_End):
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples, at most `timeout` seconds.
 
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time, as while there is no device.
+        Return `[n]` float32, or None if they did not come in time, as while there is no device.
         """
         ear = self.ear(timeout)
         return ear.read(n, timeout) if ear else None

@@ -36,10 +36,7 @@ class PortAudio:
     def devices(self) -> list[Device]:
         """Return all devices, as they were when PortAudio was initialised.
 
-        Raises
-        ------
-        MshError
-            The PortAudio library is missing or does not start.
+        Raise MshError if the PortAudio library is missing or does not start.
         """
         with self._lock:
             sd = open_sounddevice()
@@ -64,13 +61,7 @@ class PortAudio:
             ]
 
     def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Capture | Playback) -> Stream:
-        """Open a stream that calls the callback of `ring`, and start it.
-
-        Raises
-        ------
-        StreamError
-            PortAudio refuses. The message says why.
-        """
+        """Open a stream that calls the callback of `ring`, and start it. Raise StreamError if PortAudio refuses."""
         with self._lock:
             sd = open_sounddevice()
             try:
@@ -100,10 +91,7 @@ class PortAudio:
     def refresh(self) -> None:
         """Initialise PortAudio again. Only so does it notice which devices came and went.
 
-        Raises
-        ------
-        MshError
-            A stream is open, or PortAudio does not start.
+        Raise MshError if a stream is open, or PortAudio does not start.
         """
         with self._lock:
             if self._streams:
@@ -193,12 +181,7 @@ PORTAUDIO = PortAudio()  # the library has one state for the whole process
 def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
     """Call `call()` on another thread, and return its result. A signal or the deadline ends the waiting.
 
-    If the call ends later, its result goes to `discard`.
-
-    Raises
-    ------
-    MshError
-        The call takes longer than `seconds`, or fails with a MshError.
+    If the call ends later, its result goes to `discard`. Raise MshError if it takes longer than `seconds`.
     """
     future: Future[T] = Future()
 

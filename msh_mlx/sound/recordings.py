@@ -15,7 +15,6 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,6 +24,7 @@ import soxr
 
 from ..errors import InputError, MshError
 from ..format import Pcm
+from ..system.inputs import cannot_read
 from ..system.places import temporary_file, user_path
 from .chunks import HeaderReader, Numbers, follow_chunks, patched, read_header
 from .compressed import find_sections, goes_on
@@ -122,7 +122,7 @@ class Recording:
                 "save each alone",
             ) from None
         except OSError as error:
-            raise _unreadable(self.name, error) from None
+            raise cannot_read(self.name, error) from None
         if not self._heard:
             raise InputError(f"{self.name} holds no sound (0 samples).")
 
@@ -163,9 +163,7 @@ class Recording:
     def __enter__(self) -> Recording:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -190,8 +188,10 @@ def open_recording(path: str) -> Recording:
         raise InputError(f"There is no recording {path}.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder", "give a recording") from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from None
+    except OSError as error:
+        raise cannot_read(name, error) from None
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read: {error}.") from None
     try:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return Recording(name, file, _examine(file, name), can_reopen=path != STDIN)
@@ -201,12 +201,8 @@ def open_recording(path: str) -> Recording:
     except BaseException as error:
         file.close()
         if isinstance(error, OSError) and not isinstance(error, MshError):
-            raise _unreadable(name, error) from None
+            raise cannot_read(name, error) from None
         raise
-
-
-def _unreadable(name: str, error: OSError | ValueError) -> InputError:
-    return InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
