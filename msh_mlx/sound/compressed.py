@@ -71,6 +71,8 @@ def _flac(file: BinaryIO, name: str, end: int) -> tuple[list[Section], int | Non
         block = bytes_at(file, offset, 4)
         last = block[:1] >= b"\x80"
         offset += 4 + int.from_bytes(block[1:], "big")
+    if offset > end:
+        raise cut_off(name, "ends within its header")
     following = find_recording(file, offset, end)
     section = Section([_without_length(head)], _flac_samples(head), ends_anywhere=True)
     section.add(26, end if following is None else following)
@@ -90,7 +92,7 @@ def _flac_samples(head: bytes) -> int | None:
 
 
 def _without_length(head: bytes) -> bytes:
-    return head[:21] + bytes([head[21] & 0xF0]) + bytes(4)
+    return head[:21] + bytes([head[21] & 0xF0]) + bytes(4) + head[26:]
 
 
 # ---- Ogg -----------------------------------------------------------------------------------------------------------------
@@ -190,8 +192,10 @@ def _ogg_section(file: BinaryIO, name: str, link: dict[int, _OggStream]) -> Sect
     if stream.codec.startswith(b"\x7fFLAC"):
         # Nine bytes, then FLAC as it is without Ogg.
         _, body, end = stream.pages[0]
-        head = bytes_at(file, body + 9, 26)
-        found.pieces.append(_without_length(head) + bytes_at(file, body + 9 + 26, end - body - 9 - 26))
+        head = bytes_at(file, body, end - body)[9:]
+        if len(head) < 26:
+            raise cut_off(name, "ends within its header")
+        found.pieces.append(_without_length(head))
         found.samples = _flac_samples(head)
         for _, body, end in stream.pages[1:]:
             found.add(body, end)

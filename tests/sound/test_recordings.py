@@ -928,6 +928,15 @@ def test_a_flac_may_hold_another_recordings_header(tmp_path: Path) -> None:
     np.testing.assert_array_equal(heard(tmp_path, kept), heard(tmp_path, data))
 
 
+def test_a_flac_whose_header_does_not_end(tmp_path: Path) -> None:
+    data = encoded("FLAC", channels=1)
+    long = data[:43] + b"\xff" + data[44:]  # the length of the second block
+    within_ogg = ogg.whole([b"\x7fFLAC\1\0\0\1" + data[:20]], flags=2)
+    for damaged in (long, within_ogg):
+        with pytest.raises(InputError, match="ends within its header: it is cut off or damaged"):
+            heard(tmp_path, damaged)
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------------
 
 
