@@ -48,10 +48,10 @@ def check_sound(devices: list[Device]) -> Finding:
 
 
 def _connect() -> str:
-    on_linux = (
-        " If there is one, see that PulseAudio or PipeWire runs for this user." if sys.platform == "linux" else ""
-    )
-    return f"Connect one; with recordings (--input FILE) it works without.{on_linux}"
+    advice = "Connect one; with recordings (--input FILE) it works without."
+    if sys.platform == "linux":
+        advice += " If there is one, see that PulseAudio or PipeWire runs for this user."
+    return advice
 
 
 def check_speaker(devices: list[Device], wanted: str | None = None, *, play: bool = True) -> Finding:

@@ -143,12 +143,7 @@ class EchoMeasure:
 def measure_echo(microphone: Microphone, loudspeaker: Loudspeaker) -> EchoMeasure:
     """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is taken away.
 
-    Both devices are open, and not used by anything else meanwhile.
-
-    Raises
-    ------
-    MshError
-        The microphone gives no sound.
+    Both devices are open, and not used by anything else meanwhile. Raise MshError if the microphone gives no sound.
     """
     source = EchoFree(microphone, loudspeaker, "auto")
     sound = syllables(_SOUND)

@@ -205,23 +205,14 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
 
 
 def find_devices(system: PortAudio = PORTAUDIO) -> list[Device]:
-    """Return all devices.
-
-    Raises
-    ------
-    MshError
-        The PortAudio library is missing, or does not start or answer.
-    """
+    """Return all devices. Raise MshError if the PortAudio library is missing, or does not start or answer."""
     return within(ANSWER, system.devices)
 
 
 def list_devices(*, as_json: bool = False, system: PortAudio = PORTAUDIO) -> str:
     """Return all devices: as a table for a terminal, with the defaults marked, or as lines of JSON.
 
-    Raises
-    ------
-    MshError
-        As `find_devices`, or there is no device at all.
+    Raise MshError as `find_devices` does, and if there is no device at all.
     """
     devices = find_devices(system)
     if not devices:

@@ -131,7 +131,7 @@ class Recording:
         begin, count = self._heard, 0
         mix = Mix(rate, channels)
         for block in blocks:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 block = block.astype(np.float32, copy=False)
             finite = np.isfinite(block).all(axis=1)
             if not finite.all():
