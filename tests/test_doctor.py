@@ -484,13 +484,13 @@ def fail(error: BaseException) -> Any:
     ],
 )  # fmt: skip
 def test_a_check_that_fails(error: BaseException, found: str, advice: str) -> None:
-    assert examine(Check("it", lambda: fail(error)), 5) == Finding("it", "problem", found, advice)
+    assert examine(Check("it", lambda: fail(error)), 5) == Finding("problem", found, advice, name="it")
 
 
 def test_a_check_that_hangs() -> None:
     begin = time.monotonic()
     hangs = Check("it", lambda: time.sleep(30) or fail(AssertionError()), limit=0.2, late="Restart it.")
-    assert examine(hangs, 5) == Finding("it", "problem", "no answer for 0 s", "Restart it.")
+    assert examine(hangs, 5) == Finding("problem", "no answer for 0 s", "Restart it.", name="it")
     assert examine(Check("it", hangs.run), 0.1).status == "problem"
     assert examine(Check("it", hangs.run), -1).status == "skipped"
     assert time.monotonic() - begin < 5
@@ -499,10 +499,12 @@ def test_a_check_that_hangs() -> None:
 # ---- what is shown -------------------------------------------------------------------------------------------------------
 
 FINDINGS = [
-    Finding("system", "ok", "Apple M2, 16.0 GB, macOS 14.5"),
-    Finding("mlx", "warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install the compiler."),
-    Finding("terminal", "skipped", "the output is not a terminal"),
-    Finding("sound", "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without."),
+    Finding("ok", "Apple M2, 16.0 GB, macOS 14.5", name="system"),
+    Finding("warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install it.", name="mlx"),
+    Finding("skipped", "the output is not a terminal", name="terminal"),
+    Finding(
+        "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without.", name="sound"
+    ),
 ]
 
 
@@ -520,7 +522,7 @@ def test_in_columns() -> None:
 ok       system      Apple M2, 16.0 GB, macOS 14.5
 warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
-                     Install the compiler.
+                     Install it.
 skipped  terminal    the output is not a terminal
 problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
@@ -534,7 +536,7 @@ def test_in_lines() -> None:
         shown(plain=True, width=20)
         == """\
 ok       system: Apple M2, 16.0 GB, macOS 14.5
-warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
+warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install it.
 skipped  terminal: the output is not a terminal
 problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """

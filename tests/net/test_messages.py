@@ -19,9 +19,10 @@ from msh_mlx.net import parameters
 from msh_mlx.net.messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.parameters import BUILD_KEYS, ChatParameters, unknown_parameters
 from msh_mlx.sound import ogg as ogg_pages
-from msh_mlx.sound.ogg import MAX_PAGE, OggSplitter, PageKind, packet_samples
+from msh_mlx.sound.ogg import OggSplitter, PageKind, packet_samples
 
 PAGE, SERVER = 0, 1
+MAX_PAGE = 27 + 255 + 255 * 255  # bytes: a header, 255 lengths of segments, 255 segments (RFC 3533, section 6)
 
 
 @pytest.fixture(scope="module")

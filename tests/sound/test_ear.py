@@ -19,7 +19,7 @@ from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.sound.devices import Device, Kind
 from msh_mlx.sound.echo import EchoFree
 from msh_mlx.sound.ends import Loudspeaker, Microphone
-from msh_mlx.sound.portaudio import Ring, Stream, StreamError
+from msh_mlx.sound.portaudio import Stream, StreamError
 
 # ---- other rates ---------------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class System:
     def close(self) -> None:
         pass
 
-    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream:
+    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Any) -> Stream:
         if rate != 48000:
             raise StreamError(device, kind, "Invalid sample rate", -9997)
         self.rings[kind] = ring
