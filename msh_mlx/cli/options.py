@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import sys
@@ -43,33 +42,6 @@ class Parser(argparse.ArgumentParser):
         sys.stdout.flush()
 
 
-def number(text: str) -> float:
-    """Parse an option that is a finite number ≥ 0."""
-    with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-
-
-def positive(text: str) -> float:
-    """Parse an option that is a finite number > 0."""
-    if (value := number(text)) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
-
-
-def share(text: str) -> float:
-    """Parse an option that is a number from 0 to 1."""
-    if (value := number(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def positive_share(text: str) -> float:
-    """Parse an option that is a number above 0 and up to 1."""
-    return min(positive(text), share(text))
-
-
 def within(values: Range) -> Callable[[str], float]:
     """Return a function that parses a number within a range."""
 
@@ -85,27 +57,37 @@ def within(values: Range) -> Callable[[str], float]:
 # A number of seconds: a day is longer than anybody waits, and far from where times and counts of steps overflow.
 _DAY = 86_400.0
 seconds = within(Range(0, _DAY))
+share = within(Range(0, 1))
+
+
+def positive_share(text: str) -> float:
+    """Parse an option that is a number above 0 and up to 1."""
+    if (value := share(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     """Return a function that parses a whole number ≥ `least` and < `limit`."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (limit is not None and value >= limit):
-            beyond = "" if limit is None else f" and less than {limit}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
-        return value
+        with contextlib.suppress(ValueError):
+            if least <= (value := int(text)) and (limit is None or value < limit):
+                return value
+        beyond = "" if limit is None else f" and less than {limit}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
 
     return parse
 
 
-def add_printing(add: Callable[..., object]) -> None:
-    add("--plain", action="store_true", help="do not show progress, even in a terminal")
-    add("--json", action="store_true", help="print the result as a JSON object")
+def add_printing(
+    add: Callable[..., object],
+    plain: str = "do not show progress, even in a terminal",
+    as_json: str = "print the result as a JSON object",
+) -> None:
+    """Add the options of what is printed. `plain` and `as_json` are the help of two of them."""
+    add("--plain", action="store_true", help=plain)
+    add("--json", action="store_true", help=as_json)
     add("--debug", action="store_true", help="print the traceback of an unexpected error")
 
 
@@ -131,70 +113,31 @@ def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
     With `remote` only those that the protocol knows are added, and their default is None, for the server's own.
     """
 
-    def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
-        value, said = (None, "the server's") if remote else (default, said)
-        add(name, default=value, help=help.format(f"default: {said}"), **options)
+    def option(
+        name: str, metavar: str, parse: Callable[[str], float], default: float, help: str, off: str = ""
+    ) -> None:
+        shown = "the server's" if remote else f"{default:g}{off}"
+        value = None if remote else default
+        add(name, metavar=metavar, type=parse, default=value, help=help.format(f"default: {shown}"))
 
-    option(
-        "--temperature",
-        0.8,
-        "0.8",
-        "sample the voice at this temperature; 0 is greedy ({})",
-        metavar="T",
-        type=within(TEMPERATURE),
-    )
-    option(
-        "--text-temperature",
-        0.7,
-        "0.7",
-        "sample the text at this temperature; 0 is greedy ({})",
-        metavar="T",
-        type=within(TEMPERATURE),
-    )
-    option(
-        "--top-k",
-        250,
-        "250",
-        "sample the voice from the K likeliest choices; 0 is all ({})",
-        metavar="K",
-        type=whole(0),
-    )
-    option(
-        "--text-top-k",
-        25,
-        "25",
-        "sample the text from the K likeliest choices; 0 is all ({})",
-        metavar="K",
-        type=whole(0),
-    )
+    temperature = within(TEMPERATURE)
+    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})")
+    option("--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})")
+    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})")
+    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})")
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
-        add(
-            f"--{name}top-p",
-            metavar="P",
-            type=positive_share,
-            default=1.0,
-            help=f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)",
-        )
-        add(
-            f"--{name}min-p",
-            metavar="P",
-            type=share,
-            default=0.0,
-            help=f"sample the {of} from choices at least P times as likely as the likeliest one (default: 0, all)",
-        )
+        together = f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)"
+        add(f"--{name}top-p", metavar="P", type=positive_share, default=1.0, help=together)
+        least = f"sample the {of} from choices at least P times as likely as the likeliest one (default: 0, all)"
+        add(f"--{name}min-p", metavar="P", type=share, default=0.0, help=least)
     avoid = "make Moshi avoid its last words: above 1, such as 1.1 ({})"
-    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=within(REPETITION_PENALTY))
-    looks = "apply --repetition-penalty to Moshi's last N words ({})"
-    option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
+    option("--repetition-penalty", "X", within(REPETITION_PENALTY), 1.0, avoid, ", off")
+    option("--repetition-words", "N", whole(1, 1001), 32, "apply --repetition-penalty to Moshi's last N words ({})")
     less = "make Moshi talk less (above 0, such as 2) or more (below 0; {})"
-    option("--padding-bonus", 0.0, "0", less, metavar="X", type=within(PADDING_BONUS))
+    option("--padding-bonus", "X", within(PADDING_BONUS), 0.0, less)
     if not remote:
-        add(
-            "--kv-bits",
-            type=int,
-            choices=(8,),
-            help="keep the model's cache in 8 bits: half the memory, slightly less exact",
-        )
+        half = "keep the model's cache in 8 bits: half the memory, slightly less exact"
+        add("--kv-bits", type=int, choices=(8,), help=half)
     add(
         "--seed",
         metavar="N",
@@ -279,16 +222,18 @@ def add_reply(add: Callable[..., object]) -> None:
 
 def add_live_printing(add: Callable[..., object]) -> None:
     """Add the options of what live conversations print."""
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_printing(add, "print plain lines, even in a terminal", "print each event as a JSON object, one a line (live)")
+
+
+def add_devices(add: Callable[..., object]) -> None:
+    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
+    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
 
 
 def add_live(add: Callable[..., object]) -> None:
     """Add the options of live conversations."""
     add("--list-devices", action="store_true", help="list the sound devices, mark the defaults, and exit")
-    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
-    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
+    add_devices(add)
     add(
         "--record",
         metavar="FOLDER",

@@ -29,7 +29,7 @@ from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
+from .options import Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
 from .program import interruptible
 
 if TYPE_CHECKING:
@@ -160,9 +160,7 @@ def parser() -> Parser:
     add = made.add_argument_group("conversation (where a client does not ask for something else)").add_argument
     add_sampling(add)
     add = made.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="log JSON objects, one a line")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_printing(add, "print plain lines, even in a terminal", "log JSON objects, one a line")
     return made
 
 
