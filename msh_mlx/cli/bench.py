@@ -9,7 +9,6 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
 from .options import Parser, add_config, add_printing, display, whole
-from .program import interruptible
 
 
 def parser() -> Parser:
@@ -61,13 +60,13 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_compiling()
     set_limits()
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
-    with display(args) as shown:
+    with display(args, signals) as shown:
         if args.size:
             bits = args.bits or 4
             config, name = SIZES[args.size], f"{args.size}, random weights"
             with shown.progress(f"Making {name}") as progress:
                 group = 32 if bits == 4 else 64
-                lm = random_lm(config, bits, group, 0, default_dtype(), interruptible(progress, signals))
+                lm = random_lm(config, bits, group, 0, default_dtype(), progress)
         else:
             if args.model:
                 model = existing(args.model, "model")
@@ -77,11 +76,9 @@ def run(arguments: list[str], signals: Signals) -> int:
                 model, given, codec = files.model, files.config, codec or files.mimi
             config, name = LmConfig.of(given), model.name
             with shown.progress(f"Loading {name}") as progress:
-                lm = load_lm(model, config, quantized=args.quantized, progress=interruptible(progress, signals))
+                lm = load_lm(model, config, quantized=args.quantized, progress=progress)
         mimi = load_mimi(codec, num_codebooks=max(config.dep_q, config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
-            outcome = measure(
-                lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=interruptible(progress, signals)
-            )
+            outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
     print(json.dumps(outcome.as_dict(), ensure_ascii=False) if args.json else outcome.table())
     return 0

@@ -29,7 +29,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import RecordingEvent
     from ..events import Event
     from ..format import Pcm
     from ..net.address import Address
@@ -171,16 +170,10 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
 
     reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
-    with display(args) as shown, open_recording(args.input) as recording:
-
-        def listener(event: RecordingEvent) -> None:
-            signals.check()
-            shown(event)
+    with display(args, signals) as shown, open_recording(args.input) as recording:
 
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(
-            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
-        )
+        converse_with(hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), shown)
     return 0

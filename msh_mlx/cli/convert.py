@@ -9,7 +9,6 @@ from time import perf_counter
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .options import Parser, add_config, add_lora, add_printing, check_lora, display
-from .program import interruptible
 
 
 def parser() -> Parser:
@@ -72,7 +71,7 @@ def run(arguments: list[str], signals: Signals) -> int:
         check_compiling()
     set_limits()
     divergence = None
-    with display(args) as shown:
+    with display(args, signals) as shown:
         begin = perf_counter()
         with shown.progress(f"Converting {model.name}") as progress:
             result = convert(
@@ -84,7 +83,7 @@ def run(arguments: list[str], signals: Signals) -> int:
                 config=config,
                 lora=args.lora,
                 lora_scaling=args.lora_scaling,
-                progress=interruptible(progress, signals),
+                progress=progress,
             )
         seconds = perf_counter() - begin
         if not args.json:
@@ -97,8 +96,7 @@ def run(arguments: list[str], signals: Signals) -> int:
                 shown.say(f"{some}: their rows cannot be divided into groups of {group_size}")
         if args.check:
             with shown.progress("Comparing before and after") as progress:
-                tell = interruptible(progress, signals)
-                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=tell)
+                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=progress)
             if not args.json:
                 shown.say(
                     f"Text logits of before and after, {divergence.steps} steps: at most {divergence.largest:.3g} apart; "

@@ -35,11 +35,11 @@ from .options import (
     samplers,
     whole,
 )
-from .program import guard, interruptible
+from .program import guard
 
 if TYPE_CHECKING:
     from ..conversation.live import Sink, Source
-    from ..conversation.recordings import Plan, RecordingEvent
+    from ..conversation.recordings import Plan
     from ..conversation.session import Session
     from ..events import Event
     from ..sound.recordings import Recording
@@ -163,20 +163,15 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
         from ..conversation.recordings import converse
 
-        shown = stack.enter_context(display(args))
-
-        def listener(event: RecordingEvent) -> None:
-            signals.check()
-            shown(event)
-
+        shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = _loader(args)(files, choice.checkpoint, progress=interruptible(progress, signals))
+            session = _loader(args)(files, choice.checkpoint, progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
             with recording or open_recording(path) as source:
-                converse(session, source, plan, listener)
+                converse(session, source, plan, shown)
     return 0
 
 

@@ -288,7 +288,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     named = shelf.named or [entry for entry in shelf.entries.values() if cache.is_on_disk(entry)]
     findings: list[_Verified] = []
     known: dict[Path, str | None] = {}
-    with display(args) as shown:
+    with display(args, signals) as shown:
         for entry in named:
             for role, file in entry.files.items():
                 path = cache.find(file)
@@ -298,7 +298,7 @@ def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
                     wrong = known[path]
                 else:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
-                        wrong = known[path] = _wrong(entry, role, path, progress, signals)
+                        wrong = known[path] = _wrong(entry, role, path, progress)
                 checked = path is not None and cache.can_check(file, path)
                 findings.append(_Verified(entry, role, file, path, wrong, checked))
                 if not args.json:
@@ -343,7 +343,7 @@ def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
     }
 
 
-def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
+def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None]) -> str | None:
     """Return what is wrong with a file of a model, or None."""
     from ..library import cache
 
@@ -351,17 +351,14 @@ def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None
 
     def told(count: int) -> None:
         nonlocal done
-        signals.check()
         done += count
         progress(0.5 * done / max(size, 1))
 
-    def further(fraction: float) -> None:
-        signals.check()
-        progress(0.5 + 0.5 * fraction)
-
     try:
         size = path.stat().st_size
-        return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
+        if wrong := cache.wrong_hash(entry.files[role], path, told):
+            return wrong
+        return _wrong_contents(entry, role, path, lambda fraction: progress(0.5 + 0.5 * fraction))
     except MshError as error:
         return error.clause
     except OSError as error:

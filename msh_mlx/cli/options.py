@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..system.signals import Signals
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
@@ -162,13 +163,15 @@ def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def display(args: argparse.Namespace) -> Display:
+def display(args: argparse.Namespace, signals: Signals) -> Display:
+    """Return the display on the standard output, which raises `Stopped` when a signal came."""
     from rich.console import Console
 
     from .display import Display
 
     console = Console(highlight=False)
-    return Display(console, plain=args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal)
+    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    return Display(console, plain=plain, check=signals.check)
 
 
 def own_token(args: argparse.Namespace) -> str | None:

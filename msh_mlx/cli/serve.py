@@ -30,7 +30,6 @@ from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
 from .options import Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
-from .program import interruptible
 
 if TYPE_CHECKING:
     from ..conversation.shared import SharedModel
@@ -64,7 +63,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         choice = choose(args, signals)
         from ..system.log import Log
 
-        shown = stack.enter_context(display(args))
+        shown = stack.enter_context(display(args, signals))
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
@@ -465,8 +464,7 @@ class _Program:
         files, checkpoint = self._choice.files, self._choice.checkpoint
         begin = perf_counter()
         with self._shown.progress(f"Loading {files.model.name}") as progress:
-            tell = interruptible(progress, self._signals)
-            model.load(lambda: load_parts(files, checkpoint, progress=tell))
+            model.load(lambda: load_parts(files, checkpoint, progress=progress))
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
