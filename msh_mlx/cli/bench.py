@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
-from .options import Parser, add_config, add_printing, display, whole
+from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, whole
 
 
 def parser() -> Parser:
@@ -17,22 +17,19 @@ def parser() -> Parser:
         description="Measure how fast a model is on this machine, and print a table to paste. "
         "Without --variant, --model or --size, measure the demo model.",
     )
-    add = parser.add_argument
-    add(
-        "--variant",
-        metavar="NAME",
-        help="measure this model of the catalogue, with its codec; it is fetched if it is not on disk",
-    )
-    add_weights(add)
-    add("--model", metavar="FILE", help="measure the language model in this file (.safetensors)")
-    add("--mimi", metavar="FILE", help="measure the codec in this file, too (.safetensors)")
-    add_config(add)
-    add("--quantized", type=int, choices=(4, 8), help="require a model with this many bits a weight")
-    add("--size", choices=("7b", "1b"), help="measure random weights of this size, made in memory")
-    add("--bits", type=int, choices=(4, 6, 8, 16), help="make the random weights with this many bits (default: 4)")
-    add("--steps", metavar="N", type=whole(1, 1_000_001), default=100, help="measure N steps (default: %(default)s)")
-    add("--kv-bits", type=int, choices=(8,), help="keep the model's cache in 8 bits")
-    add_printing(add)
+    to = parser.group()
+    variant = "measure this model of the catalogue, with its codec; it is fetched if it is not on disk"
+    to.value("--variant", "NAME", variant)
+    add_weights(to)
+    to.value("--model", "FILE", "measure the language model in this file (.safetensors)")
+    to.value("--mimi", "FILE", "measure the codec in this file, too (.safetensors)")
+    add_config(to)
+    add_quantized(to)
+    to.choice("--size", ("7b", "1b"), "measure random weights of this size, made in memory")
+    to.choice("--bits", (4, 6, 8, 16), "make the random weights with this many bits (default: 4)")
+    to.value("--steps", "N", "measure N steps (default: %(default)s)", type=whole(1, 1_000_001), default=100)
+    add_kv_bits(to)
+    add_printing(to)
     return parser
 
 

@@ -6,7 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.newfile import existing
 from ..system.signals import Signals
 from ..weights.beside import find_config
-from .options import add_config
+from .options import Group, add_config, add_quantized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,59 +45,28 @@ class Choice:
     is_demo: bool = False
 
 
-def add_weights(add: Callable[..., object]) -> None:
-    add(
-        "--weights",
-        metavar="FILE",
-        help="add the models in this file to the catalogue; its form is that of weights.toml",
-    )
+def add_weights(to: Group) -> None:
+    to.value("--weights", "FILE", "add the models in this file to the catalogue; its form is that of weights.toml")
 
 
-def add_model(add: Callable[..., object], *, served: bool = False) -> None:
+def add_model(to: Group, *, served: bool = False) -> None:
     """Add the options that choose a model; with `served`, also under the names that the published servers use."""
-    model, mimi, config = ["--model"], ["--mimi"], "--config"
-    if served:
-        model, mimi, config = [*model, "--moshi-weights"], [*mimi, "--mimi-weights"], "--lm-config"
-    add(
-        "--variant",
-        metavar="NAME",
-        help="use this model of the catalogue; 'msh-mlx models' lists them (default: the best that suits this machine)",
-    )
-    add(
-        *model,
-        metavar="FILE",
-        help="load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub",
-    )
-    add(
-        *mimi,
-        metavar="FILE",
-        help="load the codec from this file (.safetensors; default: the tokenizer-*.safetensors beside the model, else the "
-        "catalogue's)",
-    )
-    add(
-        "--tokenizer",
-        metavar="FILE",
-        help="load the text tokenizer from this file (default: the tokenizer*.model beside the model, else the catalogue's)",
-    )
-    add_config(add, config)
-    add(
-        "--hf-repo",
-        metavar="REPOSITORY",
-        help="use the model of this repository on the hub (OWNER/NAME), which must have all of its files",
-    )
-    add(
-        "--quantized",
-        type=int,
-        choices=(4, 8),
-        help="require a model with this many bits a weight; alone, use the published model that has them",
-    )
-    add("--demo", action="store_true", help="use the demo model that comes with the program; it repeats spoken digits")
-    add(
-        "--or-demo",
-        action="store_true",
-        help="use the demo model only if no other suits this machine or can be fetched",
-    )
-    add_weights(add)
+    best = "'msh-mlx models' lists them (default: the best that suits this machine)"
+    to.value("--variant", "NAME", f"use this model of the catalogue; {best}")
+    model = "load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub"
+    to.value("--model", "FILE", model, also="--moshi-weights" if served else None)
+    beside = "default: the tokenizer-*.safetensors beside the model, else the catalogue's"
+    mimi = f"load the codec from this file (.safetensors; {beside})"
+    to.value("--mimi", "FILE", mimi, also="--mimi-weights" if served else None)
+    beside = "default: the tokenizer*.model beside the model, else the catalogue's"
+    to.value("--tokenizer", "FILE", f"load the text tokenizer from this file ({beside})")
+    add_config(to, "--lm-config" if served else "--config")
+    repository = "use the model of this repository on the hub (OWNER/NAME), which must have all of its files"
+    to.value("--hf-repo", "REPOSITORY", repository)
+    add_quantized(to, "; alone, use the published model that has them")
+    to.flag("--demo", "use the demo model that comes with the program; it repeats spoken digits")
+    to.flag("--or-demo", "use the demo model only if no other suits this machine or can be fetched")
+    add_weights(to)
 
 
 def check_model(args: argparse.Namespace) -> None:

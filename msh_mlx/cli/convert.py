@@ -17,30 +17,22 @@ def parser() -> Parser:
         description="Convert a language model in PyTorch's or MLX's layout to another number of bits a weight, for MLX. "
         "The configuration is written beside it, as OUT with .json in place of .safetensors.",
     )
-    add = parser.add_argument
-    add("model", metavar="IN", help="read the language model from this file (.safetensors)")
-    add("out", metavar="OUT", help="write the new model to this file (.safetensors)")
-    bits = "store weights in 4, 6 or 8 bits, or 16 for bfloat16"
-    add("--bits", type=int, choices=(4, 6, 8, 16), required=True, help=bits)
-    add(
-        "--group-size",
-        type=int,
-        choices=(32, 64, 128),
-        help="let this many weights share a scale (default: 32 with 4 bits, else 64)",
-    )
-    add(
+    to = parser.group()
+    to.value("model", "IN", "read the language model from this file (.safetensors)")
+    to.value("out", "OUT", "write the new model to this file (.safetensors)")
+    to.choice("--bits", (4, 6, 8, 16), "store weights in 4, 6 or 8 bits, or 16 for bfloat16", required=True)
+    to.choice("--group-size", (32, 64, 128), "let this many weights share a scale (default: 32 with 4 bits, else 64)")
+    to.values(
         "--keep",
-        metavar="PATTERN[=BITS]",
-        type=_rule,
-        action="append",
-        default=[],
-        help="store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "
+        "PATTERN[=BITS]",
+        "store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "
         "repeated, and the first pattern that fits counts",
+        type=_rule,
     )
-    add_config(add)
-    add_lora(add)
-    add("--check", action="store_true", help="compare the text logits before and after on a fixed input")
-    add_printing(add)
+    add_config(to)
+    add_lora(to)
+    to.flag("--check", "compare the text logits before and after on a fixed input")
+    add_printing(to)
     return parser
 
 

@@ -29,15 +29,11 @@ def parser() -> Parser:
         description="Check everything that a conversation needs, and say what to do where something is wrong. "
         "Exit code: 1 if something would stop a conversation, else 0.",
     )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="do not open the microphone and the loudspeaker")
-    add(
-        "--echo",
-        action="store_true",
-        help="play three seconds of noise, and say how loud its echo is and how much of it is removed",
-    )
-    add_devices(add)
-    add_printing(add, "print one plain line for each check, even in a terminal")
+    to = parser.group()
+    to.flag("--quick", "do not open the microphone and the loudspeaker")
+    to.flag("--echo", "play three seconds of noise, and say how loud its echo is and how much of it is removed")
+    add_devices(to)
+    add_printing(to, "print one plain line for each check, even in a terminal")
     return parser
 
 

@@ -22,6 +22,7 @@ from ..system.signals import Signals
 from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
+    Group,
     Parser,
     add_live,
     add_live_printing,
@@ -79,32 +80,23 @@ def parser() -> Parser:
         description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
-    add = parser.add_argument_group("model").add_argument
-    add_model(add)
-    add_lora(add)
-    add = parser.add_argument_group("live").add_argument
-    add_live(add)
-    add = parser.add_argument_group("recordings").add_argument
-    add(
-        "--input",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
-    )
-    add_reply(add)
-    add(
-        "--output-dir",
-        metavar="FOLDER",
-        help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
-    )
-    add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
-    add = parser.add_argument_group("conversation").add_argument
-    add_sampling(add)
-    add = parser.add_argument_group("program").add_argument
-    add_live_printing(add)
-    add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
+    to = parser.group("model")
+    add_model(to)
+    add_lora(to)
+    add_live(parser.group("live"))
+    to = parser.group("recordings")
+    heard = "play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
+    to.value("--input", "FILE", heard, nargs="+", action="extend")
+    add_reply(to)
+    folder = "write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing"
+    to.value("--output-dir", "FOLDER", folder)
+    to.flag("--stereo", "write two channels: the user on the left, Moshi on the right")
+    to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
+    add_sampling(parser.group("conversation"))
+    program = parser.add_argument_group("program")
+    add_live_printing(Group(program))
+    said = f"msh-mlx {__version__}"
+    program.add_argument("--version", action="version", version=said, help="print the version and exit")
     return parser
 
 

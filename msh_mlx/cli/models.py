@@ -29,8 +29,9 @@ def parser() -> Parser:
         description="List the models that this program can run: the published ones and your own (--weights, weights/).",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
-    add_weights(parser.add_argument)
-    add_printing(parser.add_argument)
+    to = parser.group()
+    add_weights(to)
+    add_printing(to)
     return parser
 
 
@@ -47,16 +48,16 @@ def action_parser(action: str) -> Parser:
         "catalogue shows that they are unchanged."
     }
     parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
-    add = parser.add_argument
+    to = parser.group()
     if action == "get":
-        add("names", metavar="NAME", nargs="+", help="fetch this model; 'msh-mlx models' lists the names")
+        to.value("names", "NAME", "fetch this model; 'msh-mlx models' lists the names", nargs="+")
     elif action == "verify":
-        add("names", metavar="NAME", nargs="*", help="check this model (default: all that are on disk)")
-        add("--repair", action="store_true", help="remove wrong files, and fetch them again")
+        to.value("names", "NAME", "check this model (default: all that are on disk)", nargs="*")
+        to.flag("--repair", "remove wrong files, and fetch them again")
     else:
-        add("names", metavar="NAME", nargs=1, help="the model; 'msh-mlx models' lists the names")
-    add_weights(add)
-    add_printing(add)
+        to.value("names", "NAME", "the model; 'msh-mlx models' lists the names", nargs=1)
+    add_weights(to)
+    add_printing(to)
     return parser
 
 

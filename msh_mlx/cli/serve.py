@@ -29,7 +29,7 @@ from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
+from .options import TOKEN, Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
 
 if TYPE_CHECKING:
     from ..conversation.shared import SharedModel
@@ -74,92 +74,41 @@ def run(argv: Sequence[str], signals: Signals) -> int:
 
 def parser() -> Parser:
     made = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
-    add = made.add_argument_group("model").add_argument
-    add_model(add, served=True)
-    add_lora(add)
-    add = made.add_argument_group("server").add_argument
-    add("--host", metavar="ADDRESS", help="listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
-    add(
-        "--port",
-        metavar="PORT",
-        type=whole(0, 1 << 16),
-        help=f"listen on this port; 0 takes a free one (default: {_PORT})",
-    )
-    add(
-        "--ssl",
-        metavar="FOLDER",
-        help="serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none",
-    )
-    add(
-        "--static",
-        metavar="FOLDER",
-        help="serve the page in this folder, or none with 'none' (default: the page that comes with the program)",
-    )
-    add(
-        "--config",
-        metavar="FILE",
-        dest="server_config",
-        help="read a configuration of the production server (.json); options override it",
-    )
-    add("--sessions", metavar="N", type=whole(1, 1001), help="hold up to N conversations at once (default: 1)")
-    add("--line", metavar="N", type=whole(0, 10_001), help="let up to N clients wait for their turn (default: 16)")
-    add(
-        "--log-dir",
-        metavar="FOLDER",
-        help="write a summary (JSON) and the tokens (.npy) of each session to this folder",
-    )
-    add("--instance-name", metavar="NAME", help="tell clients this name of the server (default: msh-mlx)")
-    add = made.add_argument_group("network").add_argument
-    add(
-        "--token", metavar="TOKEN", help="require this token from every client; better set MSH_TOKEN in the environment"
-    )
-    add(
-        "--allow-origin",
-        metavar="ORIGIN",
-        action="append",
-        default=[],
-        help="let pages of another server, such as https://example.org, use this one; can be repeated",
-    )
-    add(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="accept this name for this machine, besides its own names; can be repeated",
-    )
-    add(
+    to = made.group("model")
+    add_model(to, served=True)
+    add_lora(to)
+    to = made.group("server")
+    to.value("--host", "ADDRESS", "listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
+    port = f"listen on this port; 0 takes a free one (default: {_PORT})"
+    to.value("--port", "PORT", port, type=whole(0, 1 << 16))
+    tls = "serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none"
+    to.value("--ssl", "FOLDER", tls)
+    page = "serve the page in this folder, or none with 'none' (default: the page that comes with the program)"
+    to.value("--static", "FOLDER", page)
+    configuration = "read a configuration of the production server (.json); options override it"
+    to.value("--config", "FILE", configuration, dest="server_config")
+    to.value("--sessions", "N", "hold up to N conversations at once (default: 1)", type=whole(1, 1001), default=1)
+    to.value("--line", "N", "let up to N clients wait for their turn (default: 16)", type=whole(0, 10_001), default=16)
+    to.value("--log-dir", "FOLDER", "write a summary (JSON) and the tokens (.npy) of each session to this folder")
+    to.value("--instance-name", "NAME", "tell clients this name of the server (default: msh-mlx)")
+    to = made.group("network")
+    to.value("--token", "TOKEN", f"require this token from every client; better set {TOKEN} in the environment")
+    origin = "let pages of another server, such as https://example.org, use this one; can be repeated"
+    to.values("--allow-origin", "ORIGIN", origin)
+    to.values("--allow-host", "NAME", "accept this name for this machine, besides its own names; can be repeated")
+    to.values(
         "--trusted-proxy",
-        metavar="ADDRESS",
-        action="append",
-        default=[],
-        help="believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
+        "ADDRESS",
+        "believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
         "it is named, not even 127.0.0.1; can be repeated",
     )
-    add(
-        "--max-connections",
-        metavar="N",
-        type=whole(1, 10_001),
-        default=64,
-        help="allow up to N clients that talk or wait (default: 64)",
-    )
-    add(
-        "--max-per-address",
-        metavar="N",
-        type=whole(1, 10_001),
-        default=32,
-        help="allow up to N of them from one address (default: 32)",
-    )
-    add(
-        "--idle",
-        metavar="SECONDS",
-        type=seconds,
-        default=60.0,
-        help="end a conversation after this time without sound (default: 60)",
-    )
-    add = made.add_argument_group("conversation (where a client does not ask for something else)").add_argument
-    add_sampling(add)
-    add = made.add_argument_group("program").add_argument
-    add_printing(add, "print plain lines, even in a terminal", "log JSON objects, one a line")
+    many = whole(1, 10_001)
+    to.value("--max-connections", "N", "allow up to N clients that talk or wait (default: 64)", type=many, default=64)
+    to.value("--max-per-address", "N", "allow up to N of them from one address (default: 32)", type=many, default=32)
+    idle = "end a conversation after this time without sound (default: 60)"
+    to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
+    add_sampling(made.group("conversation (where a client does not ask for something else)"))
+    add_printing(made.group("program"), "print plain lines, even in a terminal", "log JSON objects, one a line")
     return made
 
 
