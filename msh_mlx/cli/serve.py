@@ -15,6 +15,7 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         if args.ssl:
             from ..net.tls import server_context
 
-            context = server_context(user_path(args.ssl), names, addresses)
+            context = server_context(args.ssl, names, addresses)
         choice = choose(args, signals)
         from ..system.log import Log
 
@@ -113,9 +114,10 @@ def parser() -> Parser:
 
 
 def check(args: argparse.Namespace) -> None:
-    for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    """Check options together, and replace them by what they mean; raise InputError if they do not fit."""
+    # Not by the parser: a configuration sets what was not given.
+    args.host = "127.0.0.1" if args.host is None else args.host
+    args.port = _PORT if args.port is None else args.port
     args.token = own_token(args)
     if args.config is not None and not args.model:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
@@ -129,9 +131,10 @@ def check(args: argparse.Namespace) -> None:
     check_model(args)
     check_lora(args)
     if args.ssl:
-        named_folder(args.ssl, "--ssl")
+        args.ssl = named_folder(args.ssl, "--ssl")
     if args.log_dir:
-        _check_log_dir(named_folder(args.log_dir, "--log-dir"))
+        args.log_dir = named_folder(args.log_dir, "--log-dir")
+        _check_log_dir(args.log_dir)
 
 
 def _check_log_dir(folder: Path) -> None:
@@ -213,22 +216,20 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
 
 def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Set the options that were not given from a configuration."""
-    model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
-    values = dict(values)
-    files = [values.get(key) for key in ("lm_model_file", "text_tokenizer_file", "mimi_model_file")]
-    if values.get("hf_repo") and not (files[0] and Path(files[0]).exists()):
+    model = values.get("lm_model_file")
+    ignored: tuple[str, ...] = ()
+    if values.get("hf_repo") and not (model and Path(model).exists()):
         # If the model's file is missing, fetch the files from the hub, as the production server does.
-        files = [None, None, None]
-    elif files[0]:
-        values.pop("hf_repo", None)
-        if files[0].endswith(".gguf"):
-            raise InputError(f"{files[0]} is a GGUF file; give weights in safetensors with --model.")
-    values |= dict(zip(("lm_model_file", "text_tokenizer_file", "mimi_model_file"), files, strict=True))
+        ignored = ("model", "tokenizer", "mimi")
+    elif model:
+        ignored = ("hf_repo",)
+        if model.endswith(".gguf"):
+            raise InputError(f"{model} is a GGUF file; give weights in safetensors with --model.")
+    if args.model or args.variant or args.hf_repo or args.demo:
+        ignored = ("model", "tokenizer", "mimi", "hf_repo")
     for key, value in values.items():
         name = _KEYS[key]
-        if name in ("model", "tokenizer", "mimi", "hf_repo") and model_is_given:
-            continue
-        if name and value is not None and getattr(args, name) is None:
+        if name and name not in ignored and getattr(args, name) is None:
             setattr(args, name, value)
 
 
@@ -269,7 +270,7 @@ def settings(
         origins=frozenset(args.allow_origin),
         static=static,
         static_is_named=static is not None and not (own and static.samefile(own)),
-        log_dir=user_path(args.log_dir) if args.log_dir else None,
+        log_dir=args.log_dir or None,
         defaults=defaults,
         about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
     )
@@ -357,34 +358,25 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 # ---- the program ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Program:
-    """The running server, from loading to the end."""
+    """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        choice: Choice,
-        signals: Signals,
-        shown: Display,
-        log: Log | None,
-        names: Sequence[str],
-        addresses: Sequence[str],
-    ) -> None:
-        self._args = args
-        self._choice = choice
-        self._signals = signals
-        self._shown = shown
-        self._noise = log
-        self._names = names
-        self._addresses = addresses
+    args: argparse.Namespace
+    choice: Choice
+    signals: Signals
+    shown: Display
+    log: Log | None
+    names: Sequence[str]
+    addresses: Sequence[str]
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
         from ..net.server import Server
 
-        args = self._args
+        args = self.args
         model = SharedModel(kv_bits=args.kv_bits)
-        what = settings(args, self._choice.files, self._names, static)
+        what = settings(args, self.choice.files, self.names, static)
         server = Server(model, what, partial(samplers, args), self._log)
         await server.listen(sock, context)
         try:
@@ -405,14 +397,14 @@ class _Program:
     async def _while_signals_allow(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         while not task.done():
-            self._signals.check()
+            self.signals.check()
             await asyncio.wait([task], timeout=_LOOK)
         task.result()
 
     def _load(self, model: SharedModel) -> None:
-        files, checkpoint = self._choice.files, self._choice.checkpoint
+        files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
-        with self._shown.progress(f"Loading {files.model.name}") as progress:
+        with self.shown.progress(f"Loading {files.model.name}") as progress:
             model.load(lambda: load_parts(files, checkpoint, progress=progress))
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
@@ -423,21 +415,20 @@ class _Program:
 
     def _say(self, text: str) -> None:
         """Print a line; with --json, print it as an object like the log's."""
-        if self._args.json:
+        if self.args.json:
             self._log({"event": "notice", "message": text})
         else:
             print(printable(text), flush=True)
 
     def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
-        args = self._args
+        args, say = self.args, self._say
         port = sock.getsockname()[1]
         scheme = "https" if context else "http"
-        say = self._say
         say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
         if context:
             from ..net.tls import folder_fingerprint
 
-            say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
+            say(f"SHA-256 of the certificate: {folder_fingerprint(args.ssl)}")
         self._say_page(scheme, port, static)
         if _is_loopback(args.host):
             return
@@ -449,25 +440,26 @@ class _Program:
 
     def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
         """Print the page's addresses, and for other machines also a QR code."""
-        args = self._args
-        say = self._say
+        args = self.args
         if not static:
             if args.static != "none":
-                say("There is no page yet: build it with `make page`. Clients can connect.")
+                self._say("There is no page yet: build it with `make page`. Clients can connect.")
             return
         token = f"#worker_auth_id={args.token}" if args.token else ""
-        local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
-        for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
-            say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
-        if not _is_loopback(args.host) and not args.json:
+        local = _is_loopback(args.host)
+        beyond = [address for address in self.addresses if address != "127.0.0.1"] or self.addresses or [args.host]
+        pages = [f"{scheme}://{_bracketed(name)}:{port}/{token}" for name in (["localhost"] if local else beyond)]
+        for page in pages:
+            self._say(f"Open {page}")
+        if not local and not args.json:
             import segno
 
             print()
-            segno.make(f"{scheme}://{_bracketed(local)}:{port}/{token}", error="l").terminal(sys.stdout, compact=True)
+            segno.make(pages[0], error="l").terminal(sys.stdout, compact=True)
 
     def _log(self, event: Mapping[str, Any]) -> None:
         values = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
-        if self._args.json:
+        if self.args.json:
             line = json.dumps(values, ensure_ascii=False)
         else:
             line = " ".join(f"{key}={_plain(value)}" for key, value in values.items())
@@ -481,7 +473,7 @@ class _Program:
             return failure.error
         if said := explain(failure.error):
             return said
-        path = self._noise.write(failure.error) if self._noise else None
+        path = self.log.write(failure.error) if self.log else None
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
         return MshError(f"The model failed ({what}), and so the server ends{details}.")
