@@ -371,6 +371,17 @@ def test_verify(place: Place) -> None:
     assert place.json("models", "verify")["ok"]
 
 
+def test_verify_compares_a_file_with_the_hash_of_each_entry(place: Place) -> None:
+    place.catalogue()
+    place.good("models", "get", "digits-q8")
+    twin = CATALOGUE.replace("[digits-q8]", "[twin-q8]") + f'sha256.lm = "{"0" * 64}"\n'
+    place.catalogue(CATALOGUE + twin)
+    result = place.run("models", "verify", "--json")
+    assert result.returncode == 1
+    states = [(file["model"], file["state"]) for file in json.loads(result.stdout)["files"]]
+    assert states == [("digits-q8", "right")] * 4 + [("twin-q8", "wrong")] + [("twin-q8", "right")] * 3
+
+
 def test_verify_where_the_cache_has_no_links(place: Place) -> None:
     """Then nothing names the hashes: what cannot be compared is not right, and has a state and an exit code of its own."""
     place.catalogue()
