@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from ..errors import InputError
+from ..library.files import config_for, find_demo
+from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
@@ -45,12 +48,8 @@ def run(arguments: list[str], signals: Signals) -> int:
         raise InputError("--config and --quantized are for a model; give one with --model.")
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
-    from ..library.files import find_demo
-    from ..model.config import LmConfig
     from ..model.step import check_compiling
     from ..system.memory import set_limits
-    from ..system.newfile import existing
-    from ..weights.beside import find_config
     from ..weights.checkpoint import default_dtype, load_lm
 
     check_output()
@@ -59,23 +58,21 @@ def run(arguments: list[str], signals: Signals) -> int:
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
     with display(args, signals) as shown:
         if args.size:
-            bits = args.bits or 4
-            config, name = SIZES[args.size], f"{args.size}, random weights"
+            bits, name = args.bits or 4, f"{args.size}, random weights"
             with shown.progress(f"Making {name}") as progress:
-                group = 32 if bits == 4 else 64
-                lm = random_lm(config, bits, group, 0, default_dtype(), progress)
+                lm = random_lm(SIZES[args.size], bits, 32 if bits == 4 else 64, 0, default_dtype(), progress)
         else:
             if args.model:
                 model = existing(args.model, "model")
-                given = existing(args.config, "configuration") if args.config is not None else find_config(model)
+                config = config_for(model, args.config)
             else:
                 files = named_files(args, signals) if args.variant else find_demo()
-                model, given, codec = files.model, files.config, codec or files.mimi
-            config, name = LmConfig.of(given), model.name
+                model, config, codec = files.model, files.config, codec or files.mimi
+            name = model.name
             with shown.progress(f"Loading {name}") as progress:
                 lm = load_lm(model, config, quantized=args.quantized, progress=progress)
-        mimi = load_mimi(codec, num_codebooks=max(config.dep_q, config.user_q)) if codec else None
+        mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
-    print(json.dumps(outcome.as_dict(), ensure_ascii=False) if args.json else outcome.table())
+    print(json.dumps(asdict(outcome), ensure_ascii=False) if args.json else outcome.table())
     return 0

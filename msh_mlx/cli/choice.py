@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, UnreachableError
 from ..library.catalogue import Entry, HubFile, find_entry, parse_reference
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
-from ..system.newfile import existing
+from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size
 from ..weights.beside import find_config

@@ -6,8 +6,11 @@ import argparse
 import json
 from time import perf_counter
 
+from ..library.files import config_for
+from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import human_size
 from .options import Parser, add_config, add_lora, add_printing, check_lora, display
 
 
@@ -49,13 +52,10 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_lora(args)
     from ..model.step import check_compiling
     from ..system.memory import set_limits
-    from ..system.newfile import existing
-    from ..system.words import human_size
-    from ..weights.beside import find_config
     from ..weights.convert import Rule, check, convert
 
     model = existing(args.model, "model")
-    config = existing(args.config, "configuration") if args.config is not None else find_config(model)
+    config = config_for(model, args.config)
     group_size = args.group_size or (32 if args.bits == 4 else 64)
     if args.json:
         check_output()

@@ -54,6 +54,15 @@ def check_file(path: Path, what: str = "") -> int:
     return status.st_size
 
 
+def existing(path: str, what: str) -> Path:
+    """Return the path of a file that a user named. `what`, such as "tokenizer", names it in errors: those of `check_file`."""
+    if not path:
+        raise InputError(f"The name of the {what} is empty", "give a file")
+    found = user_path(path)
+    check_file(found, f"The {what}")
+    return found
+
+
 def cannot_read(name: str, error: OSError) -> InputError:
     """Make the error for a file that cannot be read."""
     if isinstance(error, PermissionError):

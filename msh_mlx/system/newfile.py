@@ -7,7 +7,6 @@ import io
 import os
 import secrets
 import shutil
-import stat
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -164,17 +163,3 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
             raise InputError(f"{path} would be written twice", "give every output a name of its own")
         seen.add(place)
         NewFile(path).__exit__(None, None, None)
-
-
-def existing(path: str, what: str) -> Path:
-    """Return the path of a file. Raise InputError if it does not exist or is a folder; `what` names it there."""
-    found = user_path(path) if path else Path()
-    try:
-        mode = found.stat().st_mode
-    except FileNotFoundError:
-        raise InputError(f"There is no {what} {path}.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if not path or stat.S_ISDIR(mode):
-        raise InputError(f"The {what} {path or '(an empty name)'} is a folder", "give the file in it")
-    return found
