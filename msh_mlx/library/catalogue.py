@@ -5,23 +5,35 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from ..system.inputs import decode_text
-from ..system.places import asset, user_path
+from ..model.ranges import is_whole
+from ..system.inputs import brief, decode_text
+from ..system.places import asset, config_folder, user_path
+from ..system.words import listed
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-from ..system.places import config_folder
-from ..system.words import listed
-
+# The keys of an entry.
+_KEYS = (
+    "about",
+    "repository",
+    "revision",
+    "quantization",
+    "size",
+    "memory",
+    "step-bytes",
+    "licence",
+    "files",
+    "sha256",
+)
 # What a file of a model is for. The configuration may be missing: then it is that of v0.1.
 ROLES = ("lm", "mimi", "tokenizer", "config")
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
@@ -232,29 +244,16 @@ class _Table:
         (name,) = self._keys
         if not _NAME.fullmatch(name):
             raise self._wrong("is not a name for a model: letters, digits, '.', '_', '+' and '-' make one")
-        known = (
-            "about",
-            "repository",
-            "revision",
-            "quantization",
-            "size",
-            "memory",
-            "step-bytes",
-            "licence",
-            "files",
-            "sha256",
-        )
-        self._only(known)
-        repository = self._text_of("repository", _REPOSITORY.fullmatch, "OWNER/NAME")
-        revision = self._text_of("revision", _is_revision, "a branch, a tag or a commit")
+        self._only(_KEYS)
+        repository = self._text_of("repository", "OWNER/NAME", _REPOSITORY.fullmatch)
+        revision = self._text_of("revision", "a branch, a tag or a commit", _is_revision)
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
-        quantization = self._text_of("quantization", QUANTIZATIONS.__contains__, listed(QUANTIZATIONS))
         return Entry(
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
-            quantization=quantization,
+            quantization=self._text_of("quantization", listed(QUANTIZATIONS), QUANTIZATIONS.__contains__),
             size=self._count("size"),
             memory=self._count("memory"),
             step_bytes=self._count("step-bytes"),
@@ -265,14 +264,13 @@ class _Table:
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
             raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
-        files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
+        files = self._table_of("files")
         files._only(ROLES)
-        hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
-        hashes._only(files._values)
+        hashes = self._table_of("sha256")
         found: dict[str, Reference] = {}
         for role in ROLES:
-            text = files._text_of(role, bool, "the name of a file")
-            sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
+            text = files._text_of(role, "the name of a file", bool)
+            sha256 = hashes._text_of(role, "64 digits from 0 to f", _SHA256.fullmatch)
             if text is None:
                 if role != "config":
                     raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
@@ -281,12 +279,13 @@ class _Table:
                 if repository and not text.startswith(("hf:", "file:")):
                     if not _is_path(text):
                         raise InputError(f"{text!r} is not a path in a repository.")
-                    found[role] = HubFile(repository, text, revision, sha256)
-                    continue
-                reference = parse_reference(text, self._path.parent)
+                    reference: Reference = HubFile(repository, text, revision)
+                else:
+                    reference = parse_reference(text, self._path.parent)
             except InputError as error:
                 raise files._wrong(f"is wrong: {error.what}", role, error.advice) from None
             found[role] = replace(reference, sha256=sha256)
+        hashes._only(found)
         return found
 
     def _only(self, known: Iterable[str]) -> None:
@@ -294,24 +293,25 @@ class _Table:
             if key not in known:
                 raise self._wrong("is not known", key, f"{listed(known)} are")
 
-    def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
-        value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
-            if len(repr(value)) < 100:
-                raise self._wrong(f"is {value!r}", key, f"{what} is expected")
-            raise self._wrong(f"is not {what}", key)
-        return value
+    def _table_of(self, key: str) -> _Table:
+        return _Table(self._path, self._text, (*self._keys, key), self._values.get(key, {}))
+
+    def _text_of(self, key: str, what: str = "text", good: Callable[[str], object] = lambda _: True) -> str | None:
+        text: str | None = self._value_of(
+            key, what, lambda value: isinstance(value, str) and value.isprintable() and good(value)
+        )
+        return text
 
     def _count(self, key: str) -> int | None:
+        count: int | None = self._value_of(
+            key, "a number of bytes", lambda value: is_whole(value) and 0 < value < 1 << 60
+        )
+        return count
+
+    def _value_of(self, key: str, what: str, fits: Callable[[Any], object]) -> Any:
         value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
-            if len(repr(value)) < 100:
-                raise self._wrong(f"is {value!r}", key, "a number of bytes is expected")
-            raise self._wrong("is not a number of bytes", key)
+        if value is not None and not fits(value):
+            raise self._wrong(f"is {brief(value)}", key, f"{what} is expected")
         return value
 
     def _wrong(self, what: str, key: str | None = None, advice: str = "") -> InputError:
