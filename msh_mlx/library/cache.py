@@ -177,11 +177,7 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
     The hub's hash is the name of the blob that `path` links to; the reference may have one, too. If there is neither (see
     `can_check`), nothing is found wrong. `told` gets the number of bytes that were read since its last call.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
+    Raise OSError if the file cannot be read.
     """
     blob = blob_of(path) if isinstance(file, HubFile) else None
     digest = Digest(blob.name if blob else "", path.stat().st_size)
@@ -255,12 +251,8 @@ class Removed:
 def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
     """Remove the files of a model from the cache, complete or not. Keep those that a model of `others` on disk needs.
 
-    Other files of the same repository stay: other programs may have fetched them.
-
-    Raises
-    ------
-    InputError
-        The model's files are the user's own.
+    Other files of the same repository stay: other programs may have fetched them. Raise InputError if the model's files
+    are the user's own.
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:

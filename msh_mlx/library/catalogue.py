@@ -120,10 +120,7 @@ class Entry:
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
     """Read the name of a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or a path, relative to `folder`.
 
-    Raises
-    ------
-    InputError
-        The text begins with `hf:` and does not name a file on the hub, or it names nothing.
+    Raise InputError if the text begins with `hf:` and does not name a file on the hub, or if it names nothing.
     """
     if text.startswith("hf:"):
         rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
@@ -168,12 +165,7 @@ def user_file() -> Path | None:
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
     """Read the program's catalogue, then the user's own file if there is one, then the file `extra`. Return entries by name.
 
-    An entry replaces one of the same name from an earlier file.
-
-    Raises
-    ------
-    InputError
-        A file cannot be read or is wrong; the message names the line.
+    An entry replaces one of the same name from an earlier file. Errors are those of `read_catalogue`.
     """
     entries = read_catalogue(asset("weights.toml", "The catalogue of models"))
     own = user_file()
@@ -185,13 +177,7 @@ def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Ent
 
 
 def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
-    """Return the entry `name`.
-
-    Raises
-    ------
-    InputError
-        There is no such entry; the message lists the names.
-    """
+    """Return the entry `name`. Raise InputError, which lists the names, if there is none."""
     if name not in entries:
         raise InputError(f"There is no model {name!r} in the catalogue, only {listed(entries)}.")
     return entries[name]
@@ -200,11 +186,8 @@ def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
 def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     """Read one file of the catalogue: its entries by name.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read or is not TOML, a key is not known or is missing, or a value is of the wrong kind; the
-        message names the line.
+    Raise InputError if the file cannot be read, is not TOML, has an unknown key, lacks one, or has a value of the wrong kind.
+    The message names the line.
     """
     path = user_path(path)
     try:

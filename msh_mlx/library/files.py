@@ -41,10 +41,7 @@ def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
     """Find the files of a model. Look beside it for a tokenizer or configuration not given (`TOKENIZERS`, `find_config`).
 
-    Raises
-    ------
-    InputError
-        A file is missing or is a folder, or there is not exactly one tokenizer beside the model.
+    Raise InputError if a file is missing, or if there is not exactly one tokenizer beside the model.
     """
     model_file = existing(model, "model")
     mimi_file = existing(mimi, "codec")

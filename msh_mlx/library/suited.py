@@ -183,10 +183,7 @@ def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversati
 def check_memory(name: str, need: int, memory: int) -> str | None:
     """Compare the bytes that a model needs with those that the machine has. Return a warning if little is left, else None.
 
-    Raises
-    ------
-    MshError
-        The model needs more memory than there is.
+    Raise MshError if the model needs more memory than there is.
     """
     what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
     instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"

@@ -34,12 +34,8 @@ def brief(value: object) -> str:
 def check_file(path: Path, what: str = "") -> int:
     """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
-    `what`, such as "The tokenizer", comes before the file's name in messages; it may be "".
-
-    Raises
-    ------
-    InputError
-        The file does not exist, is a folder, a pipe or a device, or may not be looked at.
+    `what`, such as "The tokenizer", comes before the file's name in messages; it may be "". Raise InputError if
+    the file does not exist, is a folder, a pipe or a device, or may not be looked at.
     """
     name = f"{what} {path}".strip()
     try:
@@ -90,10 +86,7 @@ def foreign(start: bytes) -> tuple[str, str] | None:
 def decode_text(data: bytes) -> str:
     """Decode a text file: as its byte order mark says, else as UTF-8. The mark is removed.
 
-    Raises
-    ------
-    UnicodeDecodeError
-        The bytes are not in that encoding.
+    Raise UnicodeDecodeError if the bytes are not in that encoding.
     """
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
@@ -104,10 +97,7 @@ def decode_text(data: bytes) -> str:
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
     """Read a whole file of at most `limit` bytes. `what` is as for `check_file`.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read, is larger or empty, or is something else by its beginning.
+    Raise InputError if the file cannot be read, is larger, or is something else by its beginning.
     """
     path = user_path(path)
     size = check_file(path, what)

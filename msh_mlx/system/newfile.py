@@ -24,12 +24,8 @@ class NewFile:
 
     Use it as `with NewFile(path) as new: new.file.write(…); new.commit()`. Without `commit`, no file is left. A link is
     followed, and the file that it names is replaced. The folder is made if it is missing, but not the folders above it: if they
-    are missing, too, the path is probably misspelt.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written to, or `path` is not a regular file.
+    are missing, too, the path is probably misspelt. Raise InputError if the folder cannot be made or written to, or if
+    `path` is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,10 +109,7 @@ def named_folder(text: str, option: str) -> Path:
 def making(folder: Path) -> Iterator[None]:
     """Make a folder and those above it. At the end, remove those that were made and are empty.
 
-    Raises
-    ------
-    InputError
-        The folder cannot be made.
+    Raise InputError if the folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -139,10 +132,7 @@ def open_output(place: Output) -> NewFile | StandardOutput:
 def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> None:
     """Check that the outputs can be written, before any work. Inputs are paths or open descriptors.
 
-    Raises
-    ------
-    InputError
-        An output cannot be written, is given twice, or is also an input, if only through a link.
+    Raise InputError if an output cannot be written, is given twice, or is also an input, if only through a link.
     """
     sources = []
     for source in inputs:

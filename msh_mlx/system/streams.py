@@ -88,10 +88,7 @@ def check_output() -> None:
 class StandardOutput:
     """The standard output as the file of one output, used like a `NewFile`. `print` goes to the standard error instead.
 
-    Raises
-    ------
-    InputError
-        It is closed, is a terminal, or is taken by another output already.
+    Raise InputError if it is closed, is a terminal, or is taken by another output already.
     """
 
     def __init__(self) -> None:
