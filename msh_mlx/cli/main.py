@@ -70,6 +70,8 @@ def _run(arguments: list[str], signals: Signals) -> int:
 
 # Options that only conversations with recordings have, by their names in argparse.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
+# Endings of names that promise another format than WAV.
+_OTHER_FORMATS = (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl")
 
 
 def parser() -> Parser:
@@ -188,15 +190,7 @@ def _check_options(args: argparse.Namespace) -> None:
         )
     if args.stereo and not (args.output or args.output_dir):
         raise InputError("--stereo needs a sound file to write; give --output.")
-    if args.output and Path(args.output).suffix.lower() in (
-        ".flac",
-        ".ogg",
-        ".opus",
-        ".mp3",
-        ".m4a",
-        ".aiff",
-        ".jsonl",
-    ):
+    if args.output and Path(args.output).suffix.lower() in _OTHER_FORMATS:
         raise InputError(f"--output writes a WAV file; name it {Path(args.output).with_suffix('.wav').name}, say.")
     if args.input.count("-") > 1:
         raise InputError("The standard input can be heard only once; give - once.")

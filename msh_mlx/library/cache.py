@@ -42,6 +42,9 @@ class Watch:
     check: Callable[[], None] = lambda: None
 
 
+NOBODY = Watch()
+
+
 def cache_folder() -> Path:
     """Return the folder of the cache, which `HF_HUB_CACHE` and `HF_HOME` choose."""
     return Path(constants.HF_HUB_CACHE)
@@ -155,7 +158,7 @@ class Digest:
         """Tell whether the contents have the expected hash. Call it after the last byte."""
         if self._git:
             return self._git.hexdigest() == self._expected
-        return not _SHA256.fullmatch(self._expected) or self.sha256 == self._expected
+        return not is_sha256(self._expected) or self.sha256 == self._expected
 
 
 def is_sha256(etag: str) -> bool:

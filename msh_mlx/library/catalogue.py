@@ -104,12 +104,12 @@ class Entry:
     name: str
     about: str
     files: Mapping[str, Reference]
-    quantization: str | None
-    size: int | None
-    memory: int | None
-    step_bytes: int | None
-    licence: str | None
-    source: Path
+    quantization: str | None = None
+    size: int | None = None
+    memory: int | None = None
+    step_bytes: int | None = None
+    licence: str | None = None
+    source: Path = Path()
 
     @property
     def bits(self) -> int | None:

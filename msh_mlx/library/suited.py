@@ -36,6 +36,7 @@ _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # buffers and the program.
 _KEYS_AND_VALUES = 1_600_000_000
 _THE_REST = 1_000_000_000
+_INDEX = ".safetensors.index.json"  # how the name ends of the list of a model's parts
 _ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
 
 
@@ -155,7 +156,6 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
                 size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
                 memory=size + _KEYS_AND_VALUES + _THE_REST,
                 step_bytes=size + _KEYS_AND_VALUES,
-                licence=None,
                 source=place,
             )
     return found
@@ -218,7 +218,7 @@ def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], w
     """Return the path of one file. Fetch it if it is not on disk. `what` names it in errors, which are those of `obtain`."""
     found = cache.find(reference)
     if found is None:
-        entry = Entry(f"the {what}", "", {"file": reference}, None, None, None, None, None, Path())
+        entry = Entry(f"the {what}", "", {"file": reference})
         _fetch(entry, entries, watch)
         found = cache.find(reference)
     if found is None:
@@ -298,7 +298,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             files[role] = HubFile(name, told, revision)
         elif len(usual) == 1 or (role == "lm" and usual and not bits):
             files[role] = HubFile(name, usual[0], revision)
-        elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
+        elif role == "lm" and not usual and (index := next((path for path in names if path.endswith(_INDEX)), None)):
             raise InputError(f"The repository {name} has its model in several files ({index})", ONE_FILE)
         else:
             what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
@@ -307,11 +307,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
                 f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
     files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
-    return Entry(repository, "", files, None, None, None, None, None, Path())
-
-
-def _is_index(path: str) -> bool:
-    return path.endswith(".safetensors.index.json")
+    return Entry(repository, "", files)
 
 
 def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:

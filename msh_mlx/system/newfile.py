@@ -11,7 +11,6 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
 from ..errors import InputError, write_error
@@ -69,9 +68,7 @@ class NewFile:
     def __enter__(self) -> NewFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             # When the disk is full, closing tries to write the rest, and fails once more.
             with contextlib.suppress(OSError):
@@ -152,4 +149,5 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
         if place in seen:
             raise InputError(f"{path} would be written twice", "give every output a name of its own")
         seen.add(place)
-        NewFile(path).__exit__(None, None, None)
+        with NewFile(path):
+            pass

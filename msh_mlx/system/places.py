@@ -16,6 +16,7 @@ from .streams import NamedFile
 
 # Variables that name a folder for temporary files. The first that is set counts.
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_PACKAGE = Path(__file__).resolve().parents[1]
 _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a usable terminal
 
 
@@ -149,8 +150,7 @@ def asset(name: str, what: str) -> Path:
 
     `what` names the file in the error. Raise MshError if the file is in neither place.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package, package.parent):
+    for folder in (_PACKAGE, _PACKAGE.parent):
         if (folder / name).is_file():
             return folder / name
     raise MshError(f"{what} is missing from this installation", "install the package again")
@@ -158,8 +158,7 @@ def asset(name: str, what: str) -> Path:
 
 def client_folder() -> Path | None:
     """Find the built web page: in the installed package, or where `npm run build` leaves it. None: it is not there."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "assets" / "client", package.parent / "client" / "dist"):
+    for folder in (_PACKAGE / "assets" / "client", _PACKAGE.parent / "client" / "dist"):
         if (folder / "index.html").is_file():
             return folder
     return None

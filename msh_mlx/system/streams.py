@@ -7,7 +7,6 @@ import io
 import os
 import stat
 import sys
-from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 from ..errors import InputError, MshError, write_error
@@ -120,9 +119,7 @@ class StandardOutput:
     def __enter__(self) -> StandardOutput:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.file.close()
         except (BrokenPipeError, MshError):
