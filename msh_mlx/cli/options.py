@@ -167,7 +167,7 @@ def add_sampling(to: Group, *, remote: bool = False) -> None:
 
 
 def add_kv_bits(to: Group, more: str = "") -> None:
-    to.choice("--kv-bits", (8,), f"keep the model's cache in 8 bits{more}")
+    to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
 def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
