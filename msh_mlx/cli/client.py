@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..system.newfile import check_outputs, output
 from ..system.places import user_path
 from ..system.signals import Signals
 from .devices import print_devices, print_latency
@@ -146,7 +147,6 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs, output
 
     reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..conversation.load import StepDown, load_session
 from ..errors import InputError
+from ..system.newfile import Output, check_outputs, making, named_folder, output
 from ..system.places import user_path
 from ..system.signals import Signals
 from .choice import add_model, check_model, choose
@@ -33,7 +34,7 @@ from .options import (
     check_lora,
     display,
     live_options,
-    samplers,
+    sampling,
     whole,
 )
 from .program import guard
@@ -111,12 +112,6 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
-def _loader(args: argparse.Namespace) -> Callable[..., Session]:
-    """Return `load_session` with the arguments that the options set."""
-    sampling = samplers(args)
-    return partial(load_session, voice=sampling["voice"], text=sampling["text"], kv_bits=args.kv_bits, seed=args.seed)
-
-
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
@@ -125,7 +120,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
-    load = _loader(args)
+    load: Callable[..., Session] = partial(load_session, **sampling(args))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
@@ -140,14 +135,14 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs, making, named_folder
 
-    plans = _plans(args)
+    folder = named_folder(args.output_dir, "--output-dir") if args.output_dir else None
+    plans = _plans(args, folder)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
     inputs = [0 if path == STDIN else user_path(path) for path in args.input]
     with ExitStack() as stack:
-        if args.output_dir:
-            stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
+        if folder:
+            stack.enter_context(making(folder))
         # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, inputs)
         recordings = [_checked(path) for path in args.input]
@@ -160,7 +155,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = _loader(args)(files, choice.checkpoint, progress=progress)
+            session = load_session(files, choice.checkpoint, **sampling(args), progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
@@ -196,19 +191,17 @@ def _check_options(args: argparse.Namespace) -> None:
         raise InputError("The standard input can be heard only once; give - once.")
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
-    """Return the plan for each input: which files to write, and how."""
+def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
+    """Return the plan for each input: which files to write, and how. `folder` is that of --output-dir."""
     from ..conversation.recordings import Plan
-    from ..system.newfile import Output, named_folder, output
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
-    if not args.output_dir:
+    if folder is None:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
-    folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{args.output_dir} is not a folder; give one with --output-dir.")
+        raise InputError(f"{folder} is not a folder; give one with --output-dir.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
 from ..system.streams import check_output
 
@@ -170,8 +171,8 @@ def add_kv_bits(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
-def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return `voice` and `text` for `load_session`, from the options of `add_sampling`."""
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_session` that the options of `add_sampling` set."""
     return {
         "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
         "text": {
@@ -183,6 +184,8 @@ def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "repetition_words": args.repetition_words,
             "padding_bonus": args.padding_bonus,
         },
+        "kv_bits": args.kv_bits,
+        "seed": args.seed,
     }
 
 
@@ -277,7 +280,6 @@ def _delay(text: str) -> float:
 def live_options(args: argparse.Namespace) -> Options:
     """Return the options of `add_live`, with --plain and --json, as `Options`."""
     from ..live.talk import Options
-    from ..system.newfile import file_output, named_folder
 
     return Options(
         input_device=args.input_device,

@@ -17,7 +17,7 @@ from published import LAG, Server, published
 from test_remote import Ours, over_opus
 
 from msh_mlx.cli.main import main, parser
-from msh_mlx.cli.options import samplers
+from msh_mlx.cli.options import sampling
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.recordings import Plan, converse_with
 from msh_mlx.events import Heard, Said, Spoke
@@ -98,7 +98,7 @@ def program(*args, **environment):
 def local_reply(arrived, transcript):
     """What `local_mlx.py` says to a recording, `[frames, 1920]`, before it becomes a file."""
     args = parser().parse_args(["--demo", *SAMPLING])
-    session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
+    session = load_session(find_demo(), None, **sampling(args))
     replies = []
 
     def hold(frames):
