@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.load import load_parts
 from ..errors import InputError, MshError
+from ..system.inputs import read_small
 from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
@@ -180,10 +181,9 @@ _CODEBOOKS = 8
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    from ..system.inputs import read_small
-
+    raw = read_small(path, "The configuration", 1 << 20)
     try:
-        values = json.loads(read_small(path, "The configuration", 1 << 20))
+        values = json.loads(raw)
     except (ValueError, RecursionError):
         raise InputError(f"The configuration {path} is not valid JSON.") from None
     if not isinstance(values, dict):

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ..errors import InputError
 from ..model.ranges import is_whole
-from ..system.inputs import brief, decode_text
+from ..system.inputs import brief, decode_text, read_small
 from ..system.places import asset, config_folder, user_path
 from ..system.words import listed
 
@@ -190,21 +190,10 @@ def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     The message names the line.
     """
     path = user_path(path)
+    raw = read_small(path, "The catalogue", _MAX_SIZE)
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"The catalogue {path} is not a regular file", "give a file like weights.toml")
-        with path.open("rb") as file:
-            raw = file.read(_MAX_SIZE + 1)
-        if len(raw) > _MAX_SIZE:
-            raise InputError(
-                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB", "give a file like weights.toml"
-            )
         text = decode_text(raw)
         values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"There is no catalogue {path}.") from None
-    except OSError as error:
-        raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InputError(f"The catalogue {path} is not in UTF-8", "save it in that encoding") from None
     except (ValueError, RecursionError) as error:
