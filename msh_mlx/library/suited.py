@@ -74,7 +74,6 @@ class Verdict:
     known.
     """
 
-    entry: Entry
     fits: bool | None
     step: float | None
 
@@ -95,11 +94,8 @@ class Verdict:
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
     """Judge a model by its figures in the catalogue."""
-    return Verdict(
-        entry,
-        None if entry.memory is None else entry.memory <= machine.room,
-        None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth,
-    )
+    fits = None if entry.memory is None else entry.memory <= machine.room
+    return Verdict(fits, None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth)
 
 
 def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
@@ -165,9 +161,9 @@ def _is_there(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def lm_name(bits: int | None) -> str:
+def lm_name(bits: int) -> str:
     """Return the name of the model's file in a published MLX repository."""
-    return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
+    return "model.safetensors" if bits == 16 else f"model.q{bits}.safetensors"
 
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
