@@ -23,6 +23,7 @@ from .options import (
     add_reply,
     add_sampling,
     check_kind,
+    check_reply,
     display,
     live_options,
     own_token,
@@ -114,8 +115,7 @@ def _check(args: argparse.Namespace) -> None:
                 raise InputError(f"--url already gives host, port and TLS; leave --{name} out.")
     if not args.input:
         return
-    if args.json:
-        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    check_reply(args)
     if not (args.output or args.transcript):
         raise InputError("Nothing would be written; give --output or --transcript.")
 

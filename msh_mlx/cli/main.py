@@ -32,6 +32,7 @@ from .options import (
     add_sampling,
     check_kind,
     check_lora,
+    check_reply,
     display,
     live_options,
     sampling,
@@ -71,8 +72,6 @@ def _run(arguments: list[str], signals: Signals) -> int:
 
 # Options that only conversations with recordings have, by their names in argparse.
 _FILE_OPTIONS = ("output", "transcript", "output_dir", "stereo", "tail", "steps")
-# Endings of names that promise another format than WAV.
-_OTHER_FORMATS = (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl")
 
 
 def parser() -> Parser:
@@ -173,8 +172,7 @@ def _check_options(args: argparse.Namespace) -> None:
     check_model(args)
     if not args.input:
         return
-    if args.json:
-        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    check_reply(args)
     if not (args.output or args.transcript or args.output_dir):
         raise InputError("Nothing would be written; give --output, --transcript or --output-dir.")
     if args.output_dir and (args.output or args.transcript):
@@ -185,8 +183,6 @@ def _check_options(args: argparse.Namespace) -> None:
         )
     if args.stereo and not (args.output or args.output_dir):
         raise InputError("--stereo needs a sound file to write; give --output.")
-    if args.output and Path(args.output).suffix.lower() in _OTHER_FORMATS:
-        raise InputError(f"--output writes a WAV file; name it {Path(args.output).with_suffix('.wav').name}, say.")
     if args.input.count("-") > 1:
         raise InputError("The standard input can be heard only once; give - once.")
 

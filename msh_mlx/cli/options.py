@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
@@ -240,6 +241,15 @@ def add_reply(to: Group) -> None:
     to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
     tail = "add this much silence after the recording, for an answer to finish (default: 0)"
     to.value("--tail", "SECONDS", tail, type=seconds)
+
+
+def check_reply(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not fit a conversation with a recording."""
+    if args.json:
+        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    name = Path(args.output or "")
+    if name.suffix.lower() in (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl"):
+        raise InputError(f"--output writes a WAV file; name it {name.with_suffix('.wav').name}, say.")
 
 
 def add_live_printing(to: Group) -> None:

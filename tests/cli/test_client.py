@@ -215,6 +215,7 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--input", "x.wav"], "Nothing would be written"),
         (["--input", "x.wav", "--output", "y.wav", "--record", "z"], "for live conversations"),
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
+        (["--input", "x.wav", "--output", "y.flac"], "--output writes a WAV file; name it y.wav, say."),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),
         (["--top-p", "0.5"], "Unrecognized arguments: --top-p"),
         (["--param", "voice_prompt"], "--param: 'voice_prompt' is not KEY=VALUE"),
