@@ -280,7 +280,9 @@ def _verify(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[
     if args.json:
         _print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
     elif bad:
-        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {_names(bad)}' fetches them again.")
+        again = [finding for finding in bad if finding.is_from_hub]
+        repair = f"'msh-mlx models verify --repair {_names(again)}' fetches them again"
+        raise MshError("Some files are wrong", repair if again else "they are your own, so replace them yourself")
     if bad:
         return MshError.exit_code
     if unchecked and not args.json:

@@ -434,7 +434,8 @@ def test_verify_finds_what_no_hash_shows(place: Place) -> None:
         # A wrong configuration is wrong for the model, too.
         wrong = [file["wrong"] for file in json.loads(result.stdout)["files"] if not file["ok"]]
         assert re.search(what, wrong[-1]), wrong
-        place.refused(1, "models", "verify", "--repair", "own")  # nothing can be fetched for it
+        message = place.refused(1, "models", "verify", "--repair", "own")
+        assert message == "Some files are wrong; they are your own, so replace them yourself."
         (own / name).write_bytes(good)
     (own / "config.json").unlink()
     assert "not there" in place.refused(2, "--variant", "own", *ANSWER)
