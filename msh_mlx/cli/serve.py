@@ -181,6 +181,7 @@ _CODEBOOKS = 8
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
+    """Read a configuration of the production server, and return what is set in it. Raise InputError if a value is wrong."""
     raw = read_small(path, "The configuration", 1 << 20)
     try:
         values = json.loads(raw)
@@ -188,13 +189,14 @@ def read_configuration(path: Path) -> dict[str, Any]:
         raise InputError(f"The configuration {path} is not valid JSON.") from None
     if not isinstance(values, dict):
         raise InputError(f"The configuration {path} is not a JSON object.")
-    for key, value in values.items():
-        if key not in _KEYS and value is not None:
+    values = {key: value for key, value in values.items() if value is not None}
+    for key in values:
+        if key not in _KEYS:
             raise InputError(f"{path}: this server does not have {key!r}; leave it out.")
     codebooks = values.get("mimi_num_codebooks", _CODEBOOKS)
     if codebooks != _CODEBOOKS:
         raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}, but the model has {_CODEBOOKS}; leave it out.")
-    return {key: _substituted(path, key, value) for key, value in values.items() if value is not None}
+    return {key: _substituted(path, key, value) for key, value in values.items()}
 
 
 def _substituted(path: Path, key: str, value: Any) -> Any:

@@ -244,7 +244,8 @@ def test_what_a_configuration_may_not_say(tmp_path, values, said):
 
 
 def test_null_is_as_if_it_were_not_there(tmp_path):
-    assert configured(tmp_path, {"asr_delay_in_tokens": None, "lm_config": None, "port": 1}).port == 1
+    values = {"asr_delay_in_tokens": None, "lm_config": None, "mimi_num_codebooks": None, "port": 1}
+    assert configured(tmp_path, values).port == 1
 
 
 # ---- options -------------------------------------------------------------------------------------------------------------
