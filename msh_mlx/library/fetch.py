@@ -60,7 +60,7 @@ MARGIN = 1 << 28  # bytes that are left free on the disk
 _PIECE = 1 << 20
 _PROGRESS = 1 << 16  # bytes; an attempt that brings fewer counts as failed
 _ETAG = re.compile(r"[\w.-]+", re.ASCII)
-_BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may go away
+_BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may go away: the hub is slow, busy or in trouble
 R = TypeVar("R")
 T = TypeVar("T")
 
