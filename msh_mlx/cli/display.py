@@ -31,12 +31,14 @@ from ..system.words import human_size, printable
 class Display:
     """Shows conversations on `console`, as plain lines or with a progress bar below the words.
 
-    Use it as a context manager: it leaves the terminal as it was.
+    Use it as a context manager: it leaves the terminal as it was. `check` is called with each event and each step of progress.
+    It may raise an exception, to end the work.
     """
 
-    def __init__(self, console: Console, *, plain: bool) -> None:
+    def __init__(self, console: Console, *, plain: bool, check: Callable[[], None] = lambda: None) -> None:
         self._console = console
         self._plain = plain
+        self._check = check
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -60,10 +62,15 @@ class Display:
         The context's value is a function: call it with the fraction that is done, 0 to 1.
         """
         if self._plain:
-            yield lambda _: None
+            yield lambda _: self._check()
             return
         with self._console.status(Text(printable(text))) as status:
-            yield lambda fraction: status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+            def tell(fraction: float) -> None:
+                self._check()
+                status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+            yield tell
 
     @contextmanager
     def transfer(self) -> Iterator[Callable[[int, int], None]]:
@@ -111,6 +118,7 @@ class Display:
 
     def __call__(self, event: RecordingEvent) -> None:
         """Show an event, if it has something to show."""
+        self._check()
         if isinstance(event, Began):
             self._began(event)
         elif isinstance(event, SpokeWord):

@@ -23,6 +23,7 @@ from rich.console import Console
 from msh_mlx.cli.display import Display
 from msh_mlx.conversation.recordings import Began, Ended, Plan
 from msh_mlx.events import Said, SpokeWord, Word
+from msh_mlx.system.signals import Stopped
 
 LIMIT = 60  # seconds, for a busy machine
 
@@ -527,6 +528,19 @@ def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
     file = console.file
     assert isinstance(file, io.StringIO)
     assert "\x1b[?25h" in file.getvalue()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_signal_ends_what_tells_its_progress(plain: bool) -> None:
+    def check() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    console = Console(file=io.StringIO(), force_terminal=not plain)
+    with Display(console, plain=plain, check=check) as display:
+        with pytest.raises(Stopped), display.progress("Loading x") as progress:
+            progress(0.5)
+        with pytest.raises(Stopped):
+            display(Began("in.wav", None, 0.08))
 
 
 def test_nothing_said() -> None:

@@ -17,7 +17,7 @@ from served import serving
 from test_remote import Ours, over_opus
 
 from msh_mlx.cli.main import main, parser
-from msh_mlx.cli.options import samplers
+from msh_mlx.cli.options import sampling
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.recordings import Plan, converse_with
 from msh_mlx.events import Heard, Said, Spoke
@@ -83,7 +83,7 @@ def program(*args, **environment):
 def local_reply(arrived, transcript):
     """What `local_mlx.py` says to a recording, `[frames, 1920]`, before it becomes a file."""
     args = parser().parse_args(["--demo", *SAMPLING])
-    session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
+    session = load_session(find_demo(), None, **sampling(args))
     replies = []
 
     def hold(frames):
@@ -200,6 +200,7 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--input", "x.wav"], "Nothing would be written"),
         (["--input", "x.wav", "--output", "y.wav", "--record", "z"], "for live conversations"),
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
+        (["--input", "x.wav", "--output", "y.flac"], "--output writes a WAV file; name it y.wav, say."),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),
         (["--top-p", "0.5"], "Unrecognized arguments: --top-p"),
         (["--param", "voice_prompt"], "--param: 'voice_prompt' is not KEY=VALUE"),
