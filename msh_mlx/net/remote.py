@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import socket
-import ssl
 import sys
 import threading
 from collections import deque
@@ -29,7 +27,7 @@ from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
-from .tls import KnownServers, fingerprint, peer_certificate
+from .tls import KnownServers, fingerprint
 from .tunnel import Proxy, ProxyConnector
 
 # Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes just when its task is done. So do not use it.
@@ -86,6 +84,26 @@ class EndedError(MshError):
     def __init__(self, what: str, *, over: bool) -> None:
         super().__init__(what, "try again")
         self.over = over
+
+
+class _KnownCertificate(aiohttp.Fingerprint):
+    """Accepts the certificate that is remembered for a server, or remembers a new server's, before anything is sent to it."""
+
+    def __init__(self, address: Address, events: Callable[[Event], None]) -> None:
+        super().__init__(bytes(32))  # aiohttp wants one that it could compare
+        self._address = address
+        self._events = events
+
+    def check(self, transport: asyncio.Transport) -> None:
+        try:
+            known, address = KnownServers(), self._address
+            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if known.check(address.host, address.port, certificate):
+                said = f"The certificate of {address} is new: {fingerprint(certificate)} (SHA-256)"
+                self._events(Notice("certificate", f"{said}; from now on this server must have it ({known.path})."))
+        except BaseException:
+            transport.abort()
+            raise
 
 
 class _Steps(Durations):
@@ -309,20 +327,12 @@ class Remote(LiveConversation):
         return connection
 
     async def _open(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
-        trusted: bool | aiohttp.Fingerprint = True
-        if self._address.secure:
-            proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
-            certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
-            if certificate is not None:
-                known = KnownServers()
-                if known.check(self._address.host, self._address.port, certificate):
-                    said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(Notice("certificate", f"{said}; from now on this server must have it ({known.path})."))
-                trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # We read pongs ourselves: they show how much of the sound has arrived.
-        return await http.ws_connect(
-            self._address.url(), ssl=trusted, autoping=False, max_msg_size=messages.MAX_MESSAGE
-        )
+        connect = partial(http.ws_connect, self._address.url(), autoping=False, max_msg_size=messages.MAX_MESSAGE)
+        try:
+            return await connect()
+        except aiohttp.ClientConnectorCertificateError:
+            return await connect(ssl=_KnownCertificate(self._address, self._events))
 
     def _sorry(self, error: Exception) -> MshError:
         """Return the error for a connection that could not be made."""
@@ -331,17 +341,15 @@ class Remote(LiveConversation):
             case asyncio.TimeoutError() | TimeoutError():
                 way = f", and whether the proxy {self._proxy} lets everybody through" if self._proxy else ""
                 return UnansweredError(f"{server} does not answer; see whether the server runs there{way}.")
-            case aiohttp.ServerFingerprintMismatch():
-                return MshError(f"The certificate of {server} changed in between; try again.")
             case aiohttp.WSServerHandshakeError():
                 return self._refused(error)
-            case aiohttp.ClientSSLError() | ssl.SSLError():
+            case aiohttp.ClientSSLError():
                 return MshError(f"{server} does not speak TLS as it should; if it speaks none, leave --https out.")
-            case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+            case aiohttp.ClientConnectorDNSError():
                 return UnansweredError(
                     f"There is no host {server.host}, or its name cannot be looked up; check the spelling."
                 )
-            case aiohttp.ClientConnectorError() | ConnectionRefusedError():
+            case aiohttp.ClientConnectorError():
                 return UnansweredError(
                     f"Nothing can be reached at {server} ({_reason(error)}); start the server, or say where it is with "
                     "--host and --port."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import ipaddress
 import os
 import re
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -263,45 +261,3 @@ def server_name(host: str, port: int) -> str:
     """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
     host = host.lower()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def peer_certificate(
-    host: str, port: int, connect: Callable[[], Awaitable[socket.socket]] | None = None
-) -> bytes | None:
-    """Connect to a server and return its certificate, in DER, if the system does not trust it.
-
-    Return None if the system's trust store accepts the certificate for `host`. `connect` makes the connections if they are not
-    direct, as through a proxy.
-
-    Raises
-    ------
-    OSError
-        The server cannot be reached, or does not speak TLS.
-    """
-    for context in (client_context(), client_context(trusting=True)):
-        try:
-            if connect:
-                way = await connect()
-                _, writer = await asyncio.open_connection(sock=way, ssl=context, server_hostname=host)
-            else:
-                _, writer = await asyncio.open_connection(host, port, ssl=context)
-        except ssl.SSLCertVerificationError:
-            continue
-        try:
-            tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
-            certificate = tls.getpeercert(binary_form=True)
-        finally:
-            writer.transport.abort()
-        if context.verify_mode == ssl.CERT_NONE:
-            return certificate
-        return None
-    raise ssl.SSLError("there is no certificate")
-
-
-def client_context(*, trusting: bool = False) -> ssl.SSLContext:
-    """Return the TLS context of a client; a `trusting` one accepts any certificate, and the caller compares it afterwards."""
-    context = ssl.create_default_context()
-    if trusting:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -18,7 +18,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from ..errors import InputError, UnansweredError
 from ..system.words import shortened
-from .tls import client_context, server_name
+from .tls import server_name
 
 _LONGEST_ANSWER = 1 << 14  # bytes
 
@@ -143,7 +143,7 @@ def _is_here(host: str) -> bool:
     return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
 
 
-class ProxyConnector(aiohttp.BaseConnector):
+class ProxyConnector(aiohttp.TCPConnector):
     """Makes aiohttp's connections through a proxy. aiohttp itself tunnels only https; a websocket always needs a tunnel."""
 
     def __init__(self, proxy: Proxy) -> None:
@@ -152,23 +152,16 @@ class ProxyConnector(aiohttp.BaseConnector):
 
     async def _create_connection(self, req: aiohttp.ClientRequest, traces: Any, timeout: Any) -> ResponseHandler:
         host, port = req.url.raw_host or "", req.url.port or 0
-        loop = asyncio.get_running_loop()
         tunnel = await self._proxy.connect(host, port)
-        trusted = req.ssl
+        context = self._get_ssl_context(req)
+        name = host if context else None
         try:
-            if not req.is_ssl():
-                return (await loop.create_connection(self._factory, sock=tunnel))[1]
-            context = client_context(trusting=isinstance(trusted, aiohttp.Fingerprint))
-            transport, protocol = await loop.create_connection(
-                self._factory, sock=tunnel, ssl=context, server_hostname=host
+            transport, protocol = await self._wrap_existing_connection(
+                self._factory, req=req, timeout=timeout, sock=tunnel, ssl=context, server_hostname=name
             )
         except BaseException:
             tunnel.close()
             raise
-        if isinstance(trusted, aiohttp.Fingerprint):
-            try:
-                trusted.check(transport)
-            except aiohttp.ServerFingerprintMismatch:
-                transport.abort()
-                raise
+        if fingerprint := self._get_fingerprint(req):
+            fingerprint.check(transport)
         return protocol

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from types import SimpleNamespace
@@ -950,9 +951,11 @@ def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, m
 
 def test_a_certificate_that_the_system_trusts(tmp_path, monkeypatch):
     context = server_context(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
     with Server(Ours(), ssl=context) as server, Run(server.port, secure=True) as run:
-        eventually(lambda: Ready(1) in run.events or run.remote.failure)
+        run.ready()
+    assert len(server.requests) == 1
     assert not run.notices("certificate")
     assert not KnownServers().path.exists()
 

@@ -20,7 +20,6 @@ from msh_mlx.net.tls import (
     folder_fingerprint,
     known_file,
     make_pair,
-    peer_certificate,
     server_context,
     server_name,
 )
@@ -258,20 +257,3 @@ def test_a_folder_that_cannot_be_written_to(known):
 def test_names():
     assert server_name("Moshi.Local", 9998) == "moshi.local:9998"
     assert server_name("FE80::1", 443) == "[fe80::1]:443"
-
-
-def test_the_certificate_of_a_server(tmp_path, monkeypatch):
-    async def ask(context):
-        async with listening(context) as port:
-            return await peer_certificate("127.0.0.1", port)
-
-    def asked(context):
-        return asyncio.run(asyncio.wait_for(ask(context), LIMIT))
-
-    context = server_context(tmp_path)
-    assert fingerprint(asked(context)) == folder_fingerprint(tmp_path)
-    # What the system trusts needs no fingerprint.
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    assert asked(context) is None
-    with pytest.raises(ssl.SSLError):
-        asked(None)  # no TLS
