@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -285,9 +285,12 @@ class Connection:
 
     # ---- the conversation ------------------------------------------------------------------------------------------------
 
-    async def run(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> End:
-        """Serve the client until the conversation ends, and return why; `admitted` waits for the client's turn."""
-        jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(admitted))]
+    async def run(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> End:
+        """Serve the client until the conversation ends, and return why.
+
+        `wait` waits for the client's turn; then `make` makes the session, on another thread.
+        """
+        jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(wait, make))]
         try:
             await asyncio.wait([*jobs, self._ended], return_when=asyncio.FIRST_COMPLETED)
             errors = [job.exception() for job in (self._ended, *jobs) if job.done()]
@@ -330,8 +333,13 @@ class Connection:
             reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
             await self._ws.close(code=end.code, message=reason.encode())
 
-    async def _talk(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> None:
-        session = await admitted(self)
+    async def _talk(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> None:
+        await wait(self)
+        try:
+            session = await asyncio.to_thread(make)
+        except Exception as error:
+            self._failed(Failed("model", error))
+            return
         self.begun = perf_counter()
         self.send(self._about)
         self.pipeline = Pipeline(

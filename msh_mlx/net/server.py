@@ -9,7 +9,7 @@ import hmac
 import logging
 import socket
 import ssl
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,8 +28,7 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..conversation.session import Session
-from ..conversation.shared import SharedModel, Tokens
+from ..conversation.shared import SharedModel
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
@@ -124,13 +123,17 @@ class Settings:
     about: tuple[str, str, str] = ("", "", "msh-mlx")
 
 
-class _Gate(asyncio.Protocol):
-    """A connection, whether a request is under way on it or not; an idle one is closed in time, or when its place is needed."""
+class _Gate(web.RequestHandler):
+    """aiohttp's handler of a connection, whether a request is under way on it or not; an idle one is closed in time.
 
-    def __init__(self, inner: asyncio.Protocol, gates: _Gates) -> None:
-        self._inner = inner
+    It has a sentence of ours for each request that cannot be read or answered.
+    """
+
+    __slots__ = ("_gates", "address", "asked", "requests", "since", "talks")
+
+    def __init__(self, gates: _Gates, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, max_line_size=_MAX_LINE, max_field_size=_MAX_FIELD, **options)
         self._gates = gates
-        self.transport: asyncio.Transport | None = None
         self.address = ""
         self.since = monotonic()
         self.asked = False  # whether a request has come
@@ -138,15 +141,17 @@ class _Gate(asyncio.Protocol):
         self.talks = False  # whether it holds a conversation, or waits for one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._inner.connection_made(transport)
+        super().connection_made(transport)
         self._gates.add(self)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._gates.remove(self)
+        super().connection_lost(error)
 
     def begin(self) -> None:
         """Note that a request has come."""
@@ -175,22 +180,26 @@ class _Gate(asyncio.Protocol):
         patience = _TAKEN_WITHIN if self.requests else _HEAD_WITHIN
         return not self.talks and monotonic() - self.since > patience
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._gates.remove(self)
-        self._inner.connection_lost(error)
-
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        closes: bool | None = self._inner.eof_received()
-        return closes
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        answer = super().handle_error(request, status, exc, message)
+        if isinstance(answer, web.Response):
+            if isinstance(exc, LineTooLong) and str(_MAX_LINE) in map(str, exc.args):
+                status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
+            elif isinstance(exc, LineTooLong):
+                status, sentence = 431, f"A header of the request is longer than {_MAX_FIELD} bytes."
+            elif isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
+                status = 431
+                sentence = "The request has more headers than this server reads; send fewer than a hundred."
+            elif status < 500:
+                sentence = "The request is not HTTP that this server can read."
+            else:
+                sentence = "Something unexpected happened in the server."
+            answer.set_status(status)
+            answer.content_type = "text/plain"
+            answer.text = sentence + "\n"
+        return answer
 
 
 class _Gates:
@@ -236,39 +245,6 @@ class _Gates:
         one.drop()
 
 
-class _Handler(web.RequestHandler):
-    """aiohttp's handler of HTTP, with a sentence of ours for each request that cannot be read or answered."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        answer = super().handle_error(request, status, exc, message)
-        if isinstance(answer, web.Response):
-            sentence = "Something unexpected happened in the server."
-            if status < 500:
-                sentence = "The request is not HTTP that this server can read."
-            if isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
-                status, sentence = (
-                    431,
-                    "The request has more headers than this server reads; send fewer than a hundred.",
-                )
-            if isinstance(exc, LineTooLong):
-                status = 431
-                sentence = f"A header of the request is longer than {_MAX_FIELD} bytes."
-                if str(_MAX_LINE) in map(str, exc.args):
-                    status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
-            answer.set_status(status)
-            answer.content_type = "text/plain"
-            answer.text = sentence + "\n"
-        return answer
-
-
 @dataclass(frozen=True)
 class _Route:
     """A path of the server: its methods, the function that answers, and a description, which unknown paths are told."""
@@ -276,15 +252,6 @@ class _Route:
     methods: tuple[str, ...]
     answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
     about: str
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A client that waits for its turn, and the function that then makes its session."""
-
-    connection: Connection
-    make: Callable[[], Session]
-    turn: asyncio.Future[Session]
 
 
 class _Exposition:
@@ -374,14 +341,14 @@ class Server:
         }
         self._connections: dict[Connection, str] = {}
         self._active: set[Connection] = set()
-        self._line: deque[_Waiting] = deque()
+        self._line: dict[Connection, asyncio.Event] = {}  # who waits, in order, and for what: the turn
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
         self._metrics = _Exposition(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._clock: asyncio.Task[None] | None = None
 
     # ---- from the beginning to the end -----------------------------------------------------------------------------------
 
@@ -395,24 +362,15 @@ class Server:
         manager = self._runner.server
         assert manager
         loop = asyncio.get_running_loop()
-        patience = _HEAD_WITHIN if context else None
-        handler = partial(
-            _Handler,
-            manager,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type] # which is none
-            logger=self._http_logger(),
-            max_line_size=_MAX_LINE,
-            max_field_size=_MAX_FIELD,
-        )
+        options = {"loop": loop, "access_log": None, "logger": self._http_logger()}
         self._server = await loop.create_server(
-            lambda: _Gate(handler(), self._gates),
+            lambda: _Gate(self._gates, manager, **options),
             sock=sock,
             ssl=context,
             backlog=256,
-            ssl_handshake_timeout=patience,
+            ssl_handshake_timeout=_HEAD_WITHIN if context else None,
         )
-        self._start(self._tick())
+        self._clock = asyncio.create_task(self._tick())
 
     async def close(self, sentence: str) -> None:
         """Send `sentence` to every client, and close all connections, within a second."""
@@ -425,8 +383,8 @@ class Server:
         deadline = monotonic() + _GOODBYE
         while self._connections and monotonic() < deadline:
             await asyncio.sleep(0.01)
-        for job in self._jobs:
-            job.cancel()
+        if self._clock:
+            self._clock.cancel()
         for gate in self._gates:
             gate.drop()
 
@@ -451,11 +409,6 @@ class Server:
         logger.addHandler(handler)
         return logger
 
-    def _start(self, job: Any) -> None:
-        task = asyncio.ensure_future(job)
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
-
     async def _tick(self) -> None:
         collected = monotonic()
         while True:
@@ -478,8 +431,8 @@ class Server:
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if gate := _gate(request):
-            gate.begin()
+        gate = _gate(request)
+        gate.begin()
         try:
             # A proxy that removes a base path may leave one slash too many.
             path = "/" + request.path.lstrip("/")
@@ -493,8 +446,7 @@ class Server:
                 return await route.answer(request, visitor)
             return self._file(request, path)
         finally:
-            if gate:
-                gate.end()
+            gate.end()
 
     def _note_speaker(self, visitor: Visitor) -> None:
         """Log once for each of the first untrusted proxies that it is not trusted: all its clients count as one."""
@@ -654,8 +606,7 @@ class Server:
         except ConnectionError:  # the client has gone, which aiohttp would report with a traceback
             self._counts["lost"] += 1
             return web.Response()
-        if gate := _gate(request):
-            gate.talks = True
+        _gate(request).talks = True
         await self._serve(request, ws, parameters, visitor.address)
         return ws
 
@@ -673,7 +624,8 @@ class Server:
         self._connections[connection] = address
         kept = SessionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
         try:
-            end = end or await connection.run(partial(self._wait_in_line, parameters, kept.add))
+            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add)
+            end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
             self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
@@ -733,32 +685,26 @@ class Server:
 
     # ---- the line --------------------------------------------------------------------------------------------------------
 
-    def _wait_in_line(
-        self, parameters: ChatParameters, tokens: Tokens, connection: Connection
-    ) -> asyncio.Future[Session]:
-        turn: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-        make = partial(self._model.session, **self._samplers(parameters), tokens=tokens)
-        self._line.append(_Waiting(connection, make, turn))
+    async def _wait_in_line(self, connection: Connection) -> None:
+        turn = self._line[connection] = asyncio.Event()
         self._admit()
-        if not turn.done() and connection not in self._active:
-            place = len(self._line)
-            if place > self._settings.line:
-                self._leave_line(connection)
-                sentence = "The server is busy, and its waiting line is full; try again later."
-                connection.end(End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER))
-            else:
-                connection.tell({"waiting": place})
-        return turn
+        if turn.is_set():
+            return
+        place = len(self._line)
+        if place > self._settings.line:
+            self._leave_line(connection)
+            sentence = "The server is busy, and its waiting line is full; try again later."
+            raise End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER)
+        connection.tell({"waiting": place})
+        await turn.wait()
 
     def _leave_line(self, connection: Connection) -> None:
-        before = len(self._line)
-        self._line = deque(entry for entry in self._line if entry.connection is not connection)
-        if len(self._line) != before:
+        if self._line.pop(connection, None):
             self._tell_places()
 
     def _tell_places(self) -> None:
-        for place, waiting in enumerate(self._line, 1):
-            waiting.connection.tell({"waiting": place})
+        for place, connection in enumerate(self._line, 1):
+            connection.tell({"waiting": place})
 
     def _admit(self) -> None:
         """Admit the clients that are first in line, as long as there is room."""
@@ -769,21 +715,12 @@ class Server:
             and len(self._active) < self._settings.sessions
             and self._model.has_room(len(self._active))
         ):
-            first = self._line.popleft()
-            self._active.add(first.connection)
-            self._start(self._give_session(first))
+            first = next(iter(self._line))
+            self._active.add(first)
+            self._line.pop(first).set()
             came = True
         if came:
             self._tell_places()
-
-    async def _give_session(self, waiting: _Waiting) -> None:
-        try:
-            session = await asyncio.to_thread(waiting.make)
-        except Exception as error:
-            self._fail(Failed("model", error))
-            return
-        if not waiting.turn.done():
-            waiting.turn.set_result(session)
 
     def _fail(self, failure: Failed) -> None:
         """Note a failure: one of the model ends the server, one of the codec only its conversation."""
@@ -813,19 +750,16 @@ class _File(web.FileResponse):
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         gate = _gate(request)
-        if gate:
-            gate.begin()
+        gate.begin()
         try:
             return await super().prepare(request)
         finally:
-            if gate:
-                gate.end()
+            gate.end()
 
 
-def _gate(request: web.BaseRequest) -> _Gate | None:
-    gate = request.transport.get_protocol() if request.transport else None
-    assert gate is None or isinstance(gate, _Gate)
-    return gate
+def _gate(request: web.BaseRequest) -> _Gate:
+    assert isinstance(request.protocol, _Gate)
+    return request.protocol
 
 
 def _is_interface(path: str) -> bool:

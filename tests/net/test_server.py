@@ -854,11 +854,13 @@ class FakeTransport(asyncio.Transport):
         self.is_open = False
 
 
-def test_those_go_that_do_nothing_of_whoever_has_the_most():
+async def _those_go_that_do_nothing_of_whoever_has_the_most():
     gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
 
+    manager = aiohttp.web.Server(None)
+
     def come(address, busy=False):
-        gate = _Gate(asyncio.Protocol(), gates)
+        gate = _Gate(gates, manager, loop=asyncio.get_running_loop())
         gate.connection_made(FakeTransport(address))
         if busy:
             gate.begin()
@@ -884,6 +886,10 @@ def test_those_go_that_do_nothing_of_whoever_has_the_most():
     proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
     gates = proxied
     assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
+
+
+def test_those_go_that_do_nothing_of_whoever_has_the_most():
+    run(_those_go_that_do_nothing_of_whoever_has_the_most())
 
 
 def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
