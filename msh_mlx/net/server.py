@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import hmac
-import logging
 import socket
 import ssl
 from collections import Counter
@@ -23,9 +22,9 @@ from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..conversation.shared import SharedModel
@@ -33,9 +32,9 @@ from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
 from .connection import Connection, End, Limits
+from .connection_log import ConnectionLog
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
-from .session_log import SessionLog
 from .visitor import Network, Origin, Visitor, is_among
 
 _TICK = 0.25  # seconds
@@ -100,7 +99,7 @@ class Settings:
     static, static_is_named
         The folder of the page, or None; and whether the user named it: then its content policy is a loose one.
     log_dir
-        The folder for the summaries and tokens of sessions, or None.
+        The folder for the summaries and tokens of conversations, or None.
     defaults
         The parameters that a conversation's address does not set.
     about
@@ -129,11 +128,19 @@ class _Gate(web.RequestHandler):
     It has a sentence of ours for each request that cannot be read or answered.
     """
 
-    __slots__ = ("_gates", "address", "asked", "requests", "since", "talks")
+    __slots__ = ("_fault", "_gates", "address", "asked", "requests", "since", "talks")
 
-    def __init__(self, gates: _Gates, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, max_line_size=_MAX_LINE, max_field_size=_MAX_FIELD, **options)
+    def __init__(
+        self,
+        manager: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        gates: _Gates,
+        fault: Callable[[str, BaseException | None], None],
+    ) -> None:
+        options: dict[str, Any] = {"access_log": None, "max_line_size": _MAX_LINE, "max_field_size": _MAX_FIELD}
+        super().__init__(manager, loop=loop, **options)
         self._gates = gates
+        self._fault = fault
         self.address = ""
         self.since = monotonic()
         self.asked = False  # whether a request has come
@@ -201,6 +208,9 @@ class _Gate(web.RequestHandler):
             answer.text = sentence + "\n"
         return answer
 
+    def log_exception(self, message: str, *_: Any, exc_info: BaseException | None = None) -> None:
+        self._fault(message, exc_info)
+
 
 class _Gates:
     """All connections. If there are too many, an idle one of the address with the most connections is closed.
@@ -254,39 +264,34 @@ class _Route:
     about: str
 
 
-class _Exposition:
+class _Figures(Collector):
     """The figures in the format of Prometheus."""
 
     def __init__(self, server: Server, model: SharedModel) -> None:
+        self._server = server
         self._registry = CollectorRegistry()
-        for name, about in (
-            ("sessions", "conversations at the moment"),
-            ("waiting", "clients in the line"),
-            ("connections", "open connections"),
-        ):
-            gauge = Gauge(f"msh_{name}", about, registry=self._registry)
-            gauge.set_function(partial(server.figure, name))
-        self.sessions = PrometheusCounter("msh_conversations", "conversations that have ended", registry=self._registry)
+        self._registry.register(self)
+        self.conversations = PrometheusCounter(
+            "msh_conversations", "conversations that have ended", registry=self._registry
+        )
         self.dropped = PrometheusCounter(
             "msh_dropped_seconds", "sound of users that came too late and was dropped", registry=self._registry
         )
         step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
         model.on_step = step.observe
-        self._registry.register(_ErrorCounts(server))
+
+    def collect(self) -> Iterator[Metric]:
+        sessions, waiting, connections = self._server.figures()
+        yield GaugeMetricFamily("msh_sessions", "conversations at the moment", sessions)
+        yield GaugeMetricFamily("msh_waiting", "clients in the line", waiting)
+        yield GaugeMetricFamily("msh_connections", "open connections", connections)
+        errors = CounterMetricFamily("msh_errors", "what was refused, faulty, or ended a connection", labels=["kind"])
+        for kind, count in sorted(self._server.errors().items()):
+            errors.add_metric([kind], count)
+        yield errors
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
-
-
-class _ErrorCounts(Collector):
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily("msh_errors", "what was refused, faulty, or ended a connection", labels=["kind"])
-        for kind, count in sorted(self._server.errors().items()):
-            family.add_metric([kind], count)
-        yield family
 
 
 class Server:
@@ -345,7 +350,7 @@ class Server:
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
-        self._metrics = _Exposition(self, model)
+        self._figures = _Figures(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._clock: asyncio.Task[None] | None = None
@@ -362,9 +367,8 @@ class Server:
         manager = self._runner.server
         assert manager
         loop = asyncio.get_running_loop()
-        options = {"loop": loop, "access_log": None, "logger": self._http_logger()}
         self._server = await loop.create_server(
-            lambda: _Gate(self._gates, manager, **options),
+            lambda: _Gate(manager, loop, self._gates, self._note_fault),
             sock=sock,
             ssl=context,
             backlog=256,
@@ -392,22 +396,12 @@ class Server:
         """Log an event, with its texts shortened: clients may send anything, and any amount of it."""
         self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
-    def _http_logger(self) -> logging.Logger:
-        """Return a logger for aiohttp's errors: requests that are not HTTP are counted, other errors are logged in one line."""
-        handler = logging.Handler(logging.WARNING)
-
-        def emit(record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else None
-            if isinstance(error, HttpProcessingError):
-                self._counts["request"] += 1
-            else:
-                what = f"{type(error).__name__}: {error}" if error else record.getMessage()
-                self._tell({"event": "error", "error": what})
-
-        handler.emit = emit  # type: ignore[method-assign]
-        logger = logging.Logger("msh-http")  # of our own: no other handler hears it
-        logger.addHandler(handler)
-        return logger
+    def _note_fault(self, message: str, error: BaseException | None) -> None:
+        """Take an error of aiohttp's: a request that is not HTTP is counted, another error is logged in one line."""
+        if isinstance(error, HttpProcessingError):
+            self._counts["request"] += 1
+        else:
+            self._tell({"event": "error", "error": f"{type(error).__name__}: {error}" if error else message})
 
     async def _tick(self) -> None:
         collected = monotonic()
@@ -536,7 +530,7 @@ class Server:
     async def _show_metrics(self, request: web.Request, _: Visitor) -> web.Response:
         self._check_token(request)
         return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=self._figures.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
@@ -622,7 +616,7 @@ class Server:
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
-        kept = SessionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+        kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
         try:
             make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add)
             end = end or await connection.run(self._wait_in_line, make)
@@ -661,7 +655,7 @@ class Server:
             "waited_s": round((connection.begun or now) - begin, 3),
         }
         if connection.begun:
-            self._metrics.sessions.inc()
+            self._figures.conversations.inc()
             summary |= {
                 "seconds": round(now - connection.begun, 3),
                 "steps": connection.steps,
@@ -670,7 +664,7 @@ class Server:
             summary |= connection.stats()
             if connection.notes:
                 summary["notes"] = " ".join(connection.notes)
-            self._metrics.dropped.inc(summary["dropped_s"])
+            self._figures.dropped.inc(summary["dropped_s"])
         return summary
 
     def _too_many(self, address: str) -> End | None:
@@ -730,9 +724,9 @@ class Server:
 
     # ---- figures ---------------------------------------------------------------------------------------------------------
 
-    def figure(self, name: str) -> int:
-        """Return how many "sessions", "waiting" clients or "connections" there are now."""
-        return {"sessions": len(self._active), "waiting": len(self._line), "connections": len(self._gates)}[name]
+    def figures(self) -> tuple[int, int, int]:
+        """Return how many conversations, waiting clients and open connections there are now."""
+        return len(self._active), len(self._line), len(self._gates)
 
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import InputError
-from ..system.newfile import NewFile
+from ..system.newfile import NewFile, making
 from ..system.places import config_folder
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
@@ -96,11 +96,7 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
     )
     pem = serialization.Encoding.PEM
     key_bytes = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
-    with NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
+    with making(folder), NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
         os.fchmod(new_key.file.fileno(), 0o600)
         new_key.file.write(key_bytes)
         new_certificate.file.write(certificate.public_bytes(pem))
@@ -202,8 +198,8 @@ class KnownServers:
     The file has a line `HOST:PORT FINGERPRINT` for each server; lines that begin with # are comments of the user's.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or known_file()
+    def __init__(self) -> None:
+        self.path = known_file()
 
     def check(self, host: str, port: int, certificate: bytes) -> bool:
         """Compare a server's certificate, in DER, with the remembered one; remember a new server's.
@@ -233,7 +229,9 @@ class KnownServers:
                     )
                 case _:
                     raise InputError(f"Line {number} of {self.path} is not HOST:PORT FINGERPRINT; remove it.")
-        self._write([*lines, f"{server} {found}"])
+        with making(self.path.parent), NewFile(self.path) as new:
+            new.file.write("".join(f"{line}\n" for line in [*lines, f"{server} {found}"]).encode())
+            new.commit()
         return True
 
     def _lines(self) -> list[str]:
@@ -243,15 +241,6 @@ class KnownServers:
             return []
         except (OSError, UnicodeError) as error:
             raise InputError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-
-    def _write(self, lines: list[str]) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"The folder {self.path.parent} cannot be made: {error.strerror or error}.") from None
-        with NewFile(self.path) as new:
-            new.file.write("".join(f"{line}\n" for line in lines).encode())
-            new.commit()
 
 
 _FINGERPRINT = re.compile(r"([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2}")

@@ -860,7 +860,7 @@ async def _those_go_that_do_nothing_of_whoever_has_the_most():
     manager = aiohttp.web.Server(None)
 
     def come(address, busy=False):
-        gate = _Gate(gates, manager, loop=asyncio.get_running_loop())
+        gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
         gate.connection_made(FakeTransport(address))
         if busy:
             gate.begin()
