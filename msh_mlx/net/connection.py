@@ -44,26 +44,13 @@ _NO_SOUND = 2.0
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits for one client.
+    """The limits for one client. `first` and `idle` count only sound: a client that has paused must go on in time."""
 
-    Attributes
-    ----------
-    message
-        Most bytes of a message.
-    rate
-        Most messages a second, on average.
-    first, idle
-        Most seconds from the handshake to the first sound, and later without sound. Only sound counts: a client that has paused
-        must go on within this time.
-    unsent
-        Most bytes that may wait for a client that reads slowly.
-    """
-
-    message: int = 1 << 20
-    rate: float = 1000.0
-    first: float = 20.0
-    idle: float = 60.0
-    unsent: int = 1 << 20
+    message: int = 1 << 20  # bytes of a message
+    rate: float = 1000.0  # messages a second, on average
+    first: float = 20.0  # seconds from the handshake to the first sound
+    idle: float = 60.0  # seconds without sound, from then on
+    unsent: int = 1 << 20  # bytes that may wait for a client that reads slowly
 
 
 class End(Exception):  # noqa: N818 — most ends are not errors
@@ -83,10 +70,7 @@ class End(Exception):  # noqa: N818 — most ends are not errors
 class NetworkSource:
     """The user's sound from the network, as a `Source`. The event loop's thread writes it, the encoder's thread reads it.
 
-    Attributes
-    ----------
-    refused
-        Seconds of sound that were dropped because too much waited.
+    If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
     """
 
     def __init__(self, longest: float, now: Callable[[], float] = monotonic) -> None:
@@ -104,7 +88,7 @@ class NetworkSource:
         self._gap = 0.0  # seconds without sound before what waits now: this much of it was held up on its way
 
     def write(self, pcm: Pcm) -> None:
-        """Take sound, `[n]` float32 at 24 kHz; if more than `longest` seconds wait, drop the oldest down to half of that."""
+        """Take sound, `[n]` float32 at 24 kHz; if too much waits, drop the oldest down to half of what may wait."""
         seconds, now = len(pcm) / SAMPLE_RATE, self._now()
         with self._changed:
             since = 0.0 if self._written is None else now - self._written
@@ -178,20 +162,8 @@ class Connection:
 
     Everything here runs on the event loop's thread, except `_observe`, which the pipeline calls on its threads.
 
-    Parameters
-    ----------
-    ws, transport
-        The websocket, already prepared, and its transport.
-    parameters
-        The parameters of the client's address.
-    about
-        The metadata that is sent before the handshake.
-    limits
-        What the client may do.
-    counts
-        The server's counts; bad pages are added under "pages".
-    fail
-        Called when a part of the pipeline fails.
+    `ws` is prepared already, on `transport`. `about` is sent before the handshake. Bad pages are added to the server's
+    `counts`, under "pages", and `fail` is called when a part of the pipeline fails.
     """
 
     def __init__(

@@ -159,13 +159,9 @@ BUILD_KEYS = (
 
 
 def describe_server(
-    parameters: ChatParameters,
-    lm_model_file: str,
-    mimi_model_file: str,
-    instance_name: str,
-    build: Mapping[str, str] | None = None,
+    parameters: ChatParameters, lm_model_file: str, mimi_model_file: str, instance_name: str
 ) -> MetaData:
-    """Return the metadata that the published page shows. The `BUILD_KEYS` that are not in `build` are "unknown".
+    """Return the metadata that the published page shows.
 
     The page needs numbers everywhere: without a padding bonus it gets 0, without a penalty the factor 1 over 0 tokens.
     """
@@ -182,6 +178,6 @@ def describe_server(
             "lm_model_file": lm_model_file,
             "mimi_model_file": mimi_model_file,
             "instance_name": instance_name,
-            "build_info": {key: (build or {}).get(key, "unknown") for key in BUILD_KEYS},
+            "build_info": dict.fromkeys(BUILD_KEYS, "unknown"),
         }
     )

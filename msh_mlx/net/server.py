@@ -80,45 +80,23 @@ Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a server.
+    """The settings of a server."""
 
-    Attributes
-    ----------
-    sessions, line
-        How many conversations may run at once, and how many clients may wait in line.
-    connections, connections_per_address
-        How many clients may talk or wait, in all and from one address.
-    proxies
-        The proxies that are trusted to say who their clients are.
-    limits
-        What one client may do.
-    token
-        The token that every client must send, or None.
-    hosts, origins
-        The names under which the server may be asked for, besides IP addresses; and the origins of other pages that may use it.
-    static, static_is_named
-        The folder of the page, or None; and whether the user named it: then its content policy is a loose one.
-    log_dir
-        The folder for the summaries and tokens of conversations, or None.
-    defaults
-        The parameters that a conversation's address does not set.
-    about
-        The names of the model's file, of the codec's file and of the server, for the page.
-    """
-
-    sessions: int = 1
-    line: int = 16
-    connections: int = 64
-    connections_per_address: int = 32
-    proxies: Collection[Network] = ()
-    limits: Limits = field(default_factory=Limits)
-    token: str | None = None
-    hosts: Collection[str] = ("localhost",)
-    origins: Collection[str] = ()
-    static: Path | None = None
-    static_is_named: bool = False
-    log_dir: Path | None = None
+    sessions: int = 1  # how many conversations may run at once
+    line: int = 16  # how many clients may wait in line
+    connections: int = 64  # how many clients may talk or wait
+    connections_per_address: int = 32  # how many of them may come from one address
+    proxies: Collection[Network] = ()  # the proxies that are trusted to say who their clients are
+    limits: Limits = field(default_factory=Limits)  # what one client may do
+    token: str | None = None  # the token that every client must send
+    hosts: Collection[str] = ("localhost",)  # the names under which the server may be asked for, besides IP addresses
+    origins: Collection[str] = ()  # the origins of other pages that may use it
+    static: Path | None = None  # the folder of the page
+    static_is_named: bool = False  # whether the user named that folder: then its content policy is a loose one
+    log_dir: Path | None = None  # the folder for the summaries and tokens of conversations
+    # The parameters that a conversation's address does not set.
     defaults: ChatParameters = field(default_factory=lambda: ChatParameters(max_steps=None))
+    # The names of the model's file, of the codec's file and of the server, for the page.
     about: tuple[str, str, str] = ("", "", "msh-mlx")
 
 
@@ -213,14 +191,9 @@ class _Gate(web.RequestHandler):
 
 
 class _Gates:
-    """All connections. If there are too many, an idle one of the address with the most connections is closed.
+    """All connections: up to `most`, and up to `most_per_address` from an address that is not in one of `proxies`.
 
-    Parameters
-    ----------
-    most, most_per_address
-        How many connections there may be, in all and from one address.
-    proxies
-        Networks whose addresses may have more connections.
+    If there are too many, an idle one of the address with the most connections is closed.
     """
 
     def __init__(self, most: int, most_per_address: int, proxies: Collection[Network]) -> None:

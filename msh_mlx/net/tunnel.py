@@ -73,30 +73,27 @@ class Proxy:
             The proxy cannot be reached, refuses the connection, or does not answer as a proxy.
         """
         server = server_name(host, port)
-        tunnel = await self._reach(server)
-        try:
-            loop = asyncio.get_running_loop()
-            lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
-            if self.authorization:
-                lines.append(f"Proxy-Authorization: {self.authorization}")
-            await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
-            answer = b""
-            # Read byte by byte: the bytes behind the proxy's answer come from the server.
-            while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
-                if not (byte := await loop.sock_recv(tunnel, 1)):
-                    break
-                answer += byte
-        except OSError as error:
-            tunnel.close()
-            raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
-        except BaseException:
-            tunnel.close()
-            raise
-        version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
-        if version.startswith("HTTP/1.") and status.startswith("2"):
+        loop = asyncio.get_running_loop()
+        lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
+        if self.authorization:
+            lines.append(f"Proxy-Authorization: {self.authorization}")
+        with contextlib.ExitStack() as opened:
+            tunnel = opened.enter_context(await self._reach(server))
+            try:
+                await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+                answer = b""
+                # Read byte by byte: the bytes behind the proxy's answer come from the server.
+                while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
+                    if not (byte := await loop.sock_recv(tunnel, 1)):
+                        break
+                    answer += byte
+            except OSError as error:
+                raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
+            version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+            if not version.startswith("HTTP/1.") or not status.startswith("2"):
+                raise UnansweredError(self._refusal(server, version, status))
+            opened.pop_all()
             return tunnel
-        tunnel.close()
-        raise UnansweredError(self._refusal(server, version, status))
 
     async def _reach(self, server: str) -> socket.socket:
         loop = asyncio.get_running_loop()

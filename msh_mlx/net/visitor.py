@@ -21,21 +21,11 @@ _FORWARDED = "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwar
 
 @dataclass(frozen=True)
 class Origin:
-    """An origin: the scheme, the name and the port under which a server is reached.
+    """An origin: the scheme, the name and the port under which a server is reached."""
 
-    Attributes
-    ----------
-    scheme
-        "http" or "https", or None if it is not known.
-    name
-        A name, or an address without brackets, in lower case.
-    port
-        The port, or None if it is not known. 0 stands for the scheme's default port, whatever the scheme is.
-    """
-
-    scheme: str | None
-    name: str
-    port: int | None
+    scheme: str | None  # "http" or "https", or None if it is not known
+    name: str  # a name, or an address without brackets, in lower case
+    port: int | None  # None if it is not known; 0 is the scheme's default port, whatever the scheme is
 
     @classmethod
     def parse(cls, origin: str) -> Origin | None:
@@ -65,22 +55,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class Visitor:
-    """The sender of a request.
+    """The sender of a request."""
 
-    Attributes
-    ----------
-    address
-        The sender's IP address. Behind a proxy that is not trusted, it is the proxy's.
-    places
-        The names under which the server was asked for: first, if trusted proxies say so, the name that their client used, and
-        then the Host header.
-    speaker
-        The address of a proxy that speaks for a client but is not trusted, or "".
-    """
-
-    address: str
+    address: str  # the sender's IP address; behind a proxy that is not trusted, it is the proxy's
+    # The names under which the server was asked for: first, if trusted proxies say so, the name that their client used, and
+    # then the Host header.
     places: tuple[Origin, ...]
-    speaker: str
+    speaker: str  # the address of a proxy that speaks for a client but is not trusted, or ""
 
     @classmethod
     def of(cls, request: web.BaseRequest, proxies: Iterable[Network]) -> Visitor:
