@@ -27,7 +27,7 @@ from ..system.words import shortened
 from . import messages
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
-from .tls import KnownServers, fingerprint
+from .tls import fingerprint, known_file, remember
 from .tunnel import Proxy, ProxyConnector
 
 # Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes just when its task is done. So do not use it.
@@ -63,7 +63,7 @@ _SENTENCE = 500  # characters of what a server says that are shown
 _PROMPTS = "voice_prompt", "text_prompt"  # parameters without which PersonaPlex's server fails
 
 
-class _LostError(Exception):
+class _LostError(MshError):
     """The connection is lost; the message says how, for the middle of a sentence.
 
     `over` is True if the conversation may simply be over: the server fell silent, or closed the connection in order.
@@ -96,11 +96,11 @@ class _KnownCertificate(aiohttp.Fingerprint):
 
     def check(self, transport: asyncio.Transport) -> None:
         try:
-            known, address = KnownServers(), self._address
+            address = self._address
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            if known.check(address.host, address.port, certificate):
+            if remember(address.host, address.port, certificate):
                 said = f"The certificate of {address} is new: {fingerprint(certificate)} (SHA-256)"
-                self._events(Notice("certificate", f"{said}; from now on this server must have it ({known.path})."))
+                self._events(Notice("certificate", f"{said}; from now on this server must have it ({known_file()})."))
         except BaseException:
             transport.abort()
             raise
@@ -146,11 +146,11 @@ class _Talk:
     told_at: float = -math.inf  # when the user was last told
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
-    # For each frame that was sent and not answered, when the user's sound in it ended. The first is frame `place`.
+    # For each frame that was sent and not answered, when the user's sound in it ended. The first is frame `index`.
     heard: deque[float] = field(default_factory=deque)
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Return the index of the sent frame that the next frame of the reply answers."""
         return self.received + self.given_up
 
@@ -285,17 +285,19 @@ class Remote(LiveConversation):
             if not self._conversation or self._recording:
                 if isinstance(error, UnansweredError):
                     raise
-                when = f"after {self._talk.place * FRAME_SECONDS:.0f} s" if self._conversation else "before it began"
+                when = f"after {self._talk.index * FRAME_SECONDS:.0f} s" if self._conversation else "before it began"
                 over = isinstance(error, _LostError) and error.over
                 if not self._talk.latest:  # not a single message came
-                    raise UnansweredError(f"{self._address} failed before it began ({error}){self._hint()}.") from None
-                raise EndedError(f"The connection to {self._address} was lost {when}: {error}", over=over) from None
+                    raise UnansweredError(
+                        f"{self._address} failed before it began ({error.clause})", self._hint()
+                    ) from None
+                raise EndedError(
+                    f"The connection to {self._address} was lost {when}: {error.clause}", over=over
+                ) from None
             if not self._lost:
                 self._lost = True
                 self._sink.pause()
-                sentence = (
-                    f"The connection to {self._address} is lost ({str(error).rstrip('.')}); trying to connect again."
-                )
+                sentence = f"The connection to {self._address} is lost ({error.clause}); trying to connect again."
                 self._events(Notice("connection-lost", sentence, "warning"))
             await asyncio.sleep(_PAUSES[min(self._attempts, len(_PAUSES) - 1)])
             self._attempts += 1
@@ -340,40 +342,44 @@ class Remote(LiveConversation):
         match error:
             case asyncio.TimeoutError() | TimeoutError():
                 way = f", and whether the proxy {self._proxy} lets everybody through" if self._proxy else ""
-                return UnansweredError(f"{server} does not answer; see whether the server runs there{way}.")
+                return UnansweredError(f"{server} does not answer", f"see whether the server runs there{way}")
             case aiohttp.WSServerHandshakeError():
                 return self._refused(error)
             case aiohttp.ClientSSLError():
-                return MshError(f"{server} does not speak TLS as it should; if it speaks none, leave --https out.")
+                return MshError(f"{server} does not speak TLS as it should", "if it speaks none, leave --https out")
             case aiohttp.ClientConnectorDNSError():
                 return UnansweredError(
-                    f"There is no host {server.host}, or its name cannot be looked up; check the spelling."
+                    f"There is no host {server.host}, or its name cannot be looked up", "check the spelling"
                 )
             case aiohttp.ClientConnectorError():
                 return UnansweredError(
-                    f"Nothing can be reached at {server} ({_reason(error)}); start the server, or say where it is with "
-                    "--host and --port."
+                    f"Nothing can be reached at {server} ({_reason(error)})",
+                    "start the server, or say where it is with --host and --port",
                 )
             case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
-                hint = "" if server.secure else "; if it speaks TLS, give --https"
-                return UnansweredError(f"{server} does not answer as a server of conversations does{hint}.")
-        return UnansweredError(f"{server} cannot be reached ({_reason(error)}); see whether the server runs there.")
+                what = f"{server} does not answer as a server of conversations does"
+                return (
+                    UnansweredError(f"{what}.")
+                    if server.secure
+                    else UnansweredError(what, "if it speaks TLS, give --https")
+                )
+        return UnansweredError(f"{server} cannot be reached ({_reason(error)})", "see whether the server runs there")
 
     def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
         said = self._refusal or f"it answers {error.status}"
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
         if error.status == 500:
-            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')}){self._hint()}.")
+            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')})", self._hint())
         if error.status in (429, 500, 502, 503, 504):
             return UnansweredError(f"{self._address} cannot talk now: {said}")
-        return MshError(f"{self._address} is not a server of conversations ({said}); check the host and the port.")
+        return MshError(f"{self._address} is not a server of conversations ({said})", "check the host and the port")
 
     def _hint(self) -> str:
         """Return advice for a published server that fails without a message: it may lack parameters in the address."""
         if self._address.query.keys() >= set(_PROMPTS):
-            return "; look at the server's own messages, and check that it has this voice_prompt"
-        return f"; if it is PersonaPlex's server, give {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
+            return "look at the server's own messages, and check that it has this voice_prompt"
+        return f"if it is PersonaPlex's server, give {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
 
     async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
         """Keep the server's sentence when it refuses the websocket; the error that follows does not hold it."""
@@ -473,7 +479,7 @@ class Remote(LiveConversation):
     def _may_send(self) -> bool:
         talk = self._talk
         if self._recording:
-            if talk.sent - talk.place - talk.forgiven < UNANSWERED:
+            if talk.sent - talk.index - talk.forgiven < UNANSWERED:
                 return True
             stalled = perf_counter() - max(talk.sent_at, talk.said_at) > STALLED
             talk.forgiven += stalled
@@ -487,7 +493,7 @@ class Remote(LiveConversation):
             dropped = self._source.trim(FRAME_SECONDS)
             backlog -= dropped
             self._gave_up(self._talk.sent, dropped)
-        self._tell_queues(backlog, FRAME_SECONDS * max(0, self._talk.sent - self._talk.place), 0.0)
+        self._tell_queues(backlog, FRAME_SECONDS * max(0, self._talk.sent - self._talk.index), 0.0)
         self._measure(lambda: Memory(rss=resident_bytes()))
 
     async def _hear(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> None:
@@ -519,7 +525,7 @@ class Remote(LiveConversation):
             case Audio(data):
                 self._play(self._decode(data))
             case Text(text) | ColoredText(_, text) if talk.is_on:
-                self._speaks(talk.place, text)
+                self._speaks(talk.index, text)
             case MetaData(values):
                 self._learn(values)
             case Error(text):
@@ -567,7 +573,7 @@ class Remote(LiveConversation):
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
-            index = talk.place
+            index = talk.index
             talk.said_at = perf_counter()
             talk.received += 1
             self._says(index, frame, talk.heard.popleft() if talk.heard else None)

@@ -101,7 +101,7 @@ class Settings:
 
 
 class _Gate(web.RequestHandler):
-    """aiohttp's handler of a connection, whether a request is under way on it or not; an idle one is closed in time.
+    """aiohttp's handler of a TCP connection, with or without a request under way; an idle one is closed in time.
 
     It has a sentence of ours for each request that cannot be read or answered.
     """
@@ -191,7 +191,7 @@ class _Gate(web.RequestHandler):
 
 
 class _Gates:
-    """All connections: up to `most`, and up to `most_per_address` from an address that is not in one of `proxies`.
+    """All TCP connections: up to `most`, and up to `most_per_address` from an address that is not in one of `proxies`.
 
     If there are too many, an idle one of the address with the most connections is closed.
     """
@@ -424,9 +424,9 @@ class Server:
 
     def _check_host(self, visitor: Visitor) -> None:
         """Refuse names that are not ours: another page could have made its own name lead here (DNS rebinding)."""
-        for place in visitor.places:
-            if not place.is_address and place.name not in self._settings.hosts:
-                name = shortened(place.name, _SHOWN)
+        for target in visitor.targets:
+            if not target.is_address and target.name not in self._settings.hosts:
+                name = shortened(target.name, _SHOWN)
                 self._refuse(
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
@@ -435,10 +435,10 @@ class Server:
         if origin is None or self._is_friend(origin):
             return
         page = Origin.parse(origin)
-        if page and any(place.may_be(page) for place in visitor.places[:1]):
+        if page and any(target.may_be(page) for target in visitor.targets[:1]):
             return
         shown = shortened(origin, _SHOWN)
-        asked = shortened(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
+        asked = shortened(visitor.targets[0].name, _SHOWN) if visitor.targets else "nothing"
         self._refuse(
             "origin",
             403,
@@ -447,8 +447,8 @@ class Server:
         )
 
     def _is_friend(self, origin: str | None) -> bool:
-        place = Origin.parse(origin) if origin else None
-        return place is not None and place in self._origins
+        page = Origin.parse(origin) if origin else None
+        return page is not None and page in self._origins
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:

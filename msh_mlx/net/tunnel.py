@@ -18,7 +18,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from ..errors import InputError, UnansweredError
 from ..system.words import shortened
-from .tls import server_name
+from .address import server_name
 
 _LONGEST_ANSWER = 1 << 14  # bytes
 
@@ -52,9 +52,9 @@ class Proxy:
             parts = urlsplit(address if "://" in address else f"http://{address}")
             name, number = parts.hostname, parts.port or 80
         except ValueError:
-            raise InputError(f"{what} is not an address; give one such as http://proxy.example:3128.") from None
+            raise InputError(f"{what} is not an address", _EXAMPLE) from None
         if parts.scheme != "http" or not name:
-            raise InputError(f"{what} is not one of HTTP; give one such as http://proxy.example:3128.")
+            raise InputError(f"{what} is not one of HTTP", _EXAMPLE)
         authorization = ""
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -88,10 +88,10 @@ class Proxy:
                         break
                     answer += byte
             except OSError as error:
-                raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
+                raise UnansweredError(f"The proxy {self} broke off ({_reason(error)})", _OTHERWISE) from None
             version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
             if not version.startswith("HTTP/1.") or not status.startswith("2"):
-                raise UnansweredError(self._refusal(server, version, status))
+                raise self._refusal(server, version, status)
             opened.pop_all()
             return tunnel
 
@@ -114,17 +114,20 @@ class Proxy:
                     raise
                 else:
                     return tunnel
-        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({reason}); {_OTHERWISE}.")
+        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({reason})", _OTHERWISE)
 
-    def _refusal(self, server: str, version: str, status: str) -> str:
+    def _refusal(self, server: str, version: str, status: str) -> UnansweredError:
         if not version.startswith("HTTP/1.") or not status:
-            return f"The proxy {self} does not answer as a proxy does; {_OTHERWISE}."
+            return UnansweredError(f"The proxy {self} does not answer as a proxy does", _OTHERWISE)
         said = shortened(status, 80)
         if status.startswith("407"):
-            return f"The proxy {self} needs a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
-        return f"The proxy {self} does not let us through to {server} ({said}); {_OTHERWISE}."
+            return UnansweredError(
+                f"The proxy {self} needs a name and a password ({said})", f"give them as http://NAME:PASSWORD@{self}"
+            )
+        return UnansweredError(f"The proxy {self} does not let us through to {server} ({said})", _OTHERWISE)
 
 
+_EXAMPLE = "give one such as http://proxy.example:3128"
 _OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
 
 
