@@ -508,33 +508,16 @@ class Server:
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
         """Answer with a file of the page, or refuse and say what there is instead."""
-        shown = shortened(path, _SHOWN)
-        if _is_interface(path):
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} in this server: conversations are held by websocket at /api/chat, in Moshi's protocol.",
-                json=True,
-            )
-        static = self._settings.static
-        if not static:
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} here, and no page; `make page` builds it. Conversations are at /api/chat.",
-            )
-        try:
-            folder = static.resolve()
-            file = (folder / (path[1:] or "index.html")).resolve()
-            is_there = file.is_relative_to(folder) and file.is_file()
-        except (OSError, ValueError):  # the path cannot be the name of a file
-            is_there = False
-        if not is_there:
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} here; the page is at /. A proxy with a base path must remove it from the address.",
-            )
+        shown, static, is_interface = shortened(path, _SHOWN), self._settings.static, _is_interface(path)
+        file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
+        if not file:
+            if is_interface:
+                where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
+            elif static:
+                where = "here; the page is at /. A proxy with a base path must remove it from the address."
+            else:
+                where = "here, and no page; `make page` builds it. Conversations are at /api/chat."
+            self._refuse("unknown", 404, f"There is no {shown} {where}", json=is_interface)
         self._check_method(request, shown, ("GET", "HEAD"))
         return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
 
@@ -727,6 +710,16 @@ class _File(web.FileResponse):
 def _gate(request: web.BaseRequest) -> _Gate:
     assert isinstance(request.protocol, _Gate)
     return request.protocol
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """Return the file of this name, if it is one and really in the folder."""
+    with contextlib.suppress(OSError, ValueError):  # it cannot be the name of a file
+        folder = folder.resolve()
+        file = (folder / name).resolve()
+        if file.is_relative_to(folder) and file.is_file():
+            return file
+    return None
 
 
 def _is_interface(path: str) -> bool:
