@@ -854,42 +854,41 @@ class FakeTransport(asyncio.Transport):
         self.is_open = False
 
 
-async def _those_go_that_do_nothing_of_whoever_has_the_most():
-    gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
-
-    manager = aiohttp.web.Server(None)
-
-    def come(address, busy=False):
-        gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
-        gate.connection_made(FakeTransport(address))
-        if busy:
-            gate.begin()
-        return gate
-
-    def are_open(*those):
-        return [gate.transport.is_open for gate in those]
-
-    one = [come("1.1.1.1", busy) for busy in (True, False, False)]
-    one.append(come("1.1.1.1"))  # more than an address may have: its oldest that is idle
-    assert are_open(*one) == [True, False, True, True]
-    two = come("2.2.2.2")
-    three = come("3.3.3.3")  # more than there may be
-    assert are_open(*one, two, three) == [True, False, False, True, True, True]
-    four = come("4.4.4.4")
-    assert are_open(*one, two, three, four) == [True, False, False, False, True, True, True]
-    assert len(gates) == 4
-    for gate in (two, three, four):
-        gate.begin()
-    assert are_open(come("5.5.5.5")) == [False]  # where nobody is idle, there is no room
-    two.end()
-    assert are_open(come("5.5.5.5"), two) == [True, False]
-    proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
-    gates = proxied
-    assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
-
-
 def test_those_go_that_do_nothing_of_whoever_has_the_most():
-    run(_those_go_that_do_nothing_of_whoever_has_the_most())
+    async def scenario():
+        gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
+
+        manager = aiohttp.web.Server(None)
+
+        def come(address, busy=False):
+            gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
+            gate.connection_made(FakeTransport(address))
+            if busy:
+                gate.begin()
+            return gate
+
+        def are_open(*those):
+            return [gate.transport.is_open for gate in those]
+
+        one = [come("1.1.1.1", busy) for busy in (True, False, False)]
+        one.append(come("1.1.1.1"))  # more than an address may have: its oldest that is idle
+        assert are_open(*one) == [True, False, True, True]
+        two = come("2.2.2.2")
+        three = come("3.3.3.3")  # more than there may be
+        assert are_open(*one, two, three) == [True, False, False, True, True, True]
+        four = come("4.4.4.4")
+        assert are_open(*one, two, three, four) == [True, False, False, False, True, True, True]
+        assert len(gates) == 4
+        for gate in (two, three, four):
+            gate.begin()
+        assert are_open(come("5.5.5.5")) == [False]  # where nobody is idle, there is no room
+        two.end()
+        assert are_open(come("5.5.5.5"), two) == [True, False]
+        proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
+        gates = proxied
+        assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
+
+    run(scenario())
 
 
 def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
