@@ -175,24 +175,10 @@ class Remote(LiveConversation):
 
     From the server's handshake on, the user's sound is sent; while muted, silence. When the server or the network is slow,
     sound waits in `source`, and beyond `delay_limit` the oldest is dropped. A lost connection is made again, with a new
-    conversation, until `stop`. The first connection must succeed.
+    conversation, until `stop`. The first connection must succeed. If the sound is a `recording`'s, none of it is dropped, it is
+    sent only as fast as the server answers, and a lost connection ends the conversation.
 
-    Parameters
-    ----------
-    address
-        The server's address.
-    source, sink, events
-        As for `LiveConversation`.
-    delay_limit
-        How much of the user's sound may wait, in seconds.
-    recording
-        Whether the sound is a recording's. Then none of it is dropped, it is sent only as fast as the server answers, and a
-        lost connection ends the conversation.
-
-    Attributes
-    ----------
-    metrics, failure, muted
-        As for `LiveConversation`; the step times come from the server.
+    All else is as for `LiveConversation`; the step times come from the server.
     """
 
     def __init__(

@@ -230,7 +230,7 @@ class _Gates:
 
 @dataclass(frozen=True)
 class _Route:
-    """A path of the server: its methods, the function that answers, and a description, which unknown paths are told."""
+    """A path of the server: its methods, what answers it, and what it is about, for those who ask for an unknown path."""
 
     methods: tuple[str, ...]
     answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
@@ -319,7 +319,7 @@ class Server:
         }
         self._connections: dict[Connection, str] = {}
         self._active: set[Connection] = set()
-        self._line: dict[Connection, asyncio.Event] = {}  # who waits, in order, and for what: the turn
+        self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
@@ -389,9 +389,8 @@ class Server:
                 connection.tick(len(self._active))
             for gate in self._gates:
                 if gate.is_late:
-                    if (
-                        gate.requests or not gate.asked
-                    ):  # else a browser has kept it open for more, which is not an error
+                    # An idle one that was asked before is not an error: a browser has kept it open for more.
+                    if gate.requests or not gate.asked:
                         self._counts["request"] += 1
                     gate.drop()
 
@@ -416,7 +415,7 @@ class Server:
             gate.end()
 
     def _note_speaker(self, visitor: Visitor) -> None:
-        """Log once for each of the first untrusted proxies that it is not trusted: all its clients count as one."""
+        """Log that a proxy is not trusted, so that all its clients count as one: once a proxy, for the first eight."""
         if visitor.speaker and visitor.speaker not in self._speakers and len(self._speakers) < 8:
             self._speakers.add(visitor.speaker)
             hint = f"If {visitor.speaker} is a proxy of yours, start with --trusted-proxy {visitor.speaker}."
