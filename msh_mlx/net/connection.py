@@ -201,9 +201,8 @@ class Connection:
         self._meaningless_since = 0.0  # when the first of them came
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
-        self._out: deque[bytes] = deque()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._unsent = 0
-        self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
         self._told_dropped = 0.0  # seconds that were dropped, as last sent to the client
@@ -232,10 +231,10 @@ class Connection:
         return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def _send(self, datas: list[bytes]) -> None:
-        self._out.extend(datas)
-        self._unsent += sum(map(len, datas))
+        for data in datas:
+            self._out.put_nowait(data)
+            self._unsent += len(data)
         self._last_sent = monotonic()
-        self._more.set()
         if self.unsent > self._limits.unsent:
             self.end(
                 End("unsent", "The connection is too slow: what Moshi says was not read.", WSCloseCode.TRY_AGAIN_LATER)
@@ -248,12 +247,9 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            await self._more.wait()
-            self._more.clear()
-            while self._out:
-                data = self._out.popleft()
-                await self._ws.send_bytes(data)
-                self._unsent -= len(data)
+            data = await self._out.get()
+            await self._ws.send_bytes(data)
+            self._unsent -= len(data)
 
     # ---- the conversation ------------------------------------------------------------------------------------------------
 
@@ -298,8 +294,8 @@ class Connection:
 
     async def _say_goodbye(self, end: End) -> None:
         if not self._ws.closed:
-            while self._out and end.kind != "unsent":
-                await self._ws.send_bytes(self._out.popleft())
+            while end.kind != "unsent" and not self._out.empty():
+                await self._ws.send_bytes(self._out.get_nowait())
             if end.sentence:
                 await self._ws.send_bytes(encode(Error(end.sentence)))
             reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
