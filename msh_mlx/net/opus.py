@@ -122,7 +122,7 @@ class _Stereo:
     def __init__(self, head: bytes) -> None:
         self._begin = write_page(head, 0) + write_page(_TAGS, 1)
         self._past: deque[tuple[bytes, int]] = deque()
-        self._mix = Mix(GRANULE_RATE, 2)
+        self.mix = Mix(GRANULE_RATE, 2)
         self._tail = np.zeros(len(self._TAPS) - 1, np.float32)
 
     def decode(self, packet: bytes, samples: int) -> Pcm:
@@ -140,14 +140,10 @@ class _Stereo:
         while sum(length for _, length in self._past) - self._past[0][1] >= self._MEMORY:
             self._past.popleft()
         sound = np.nan_to_num(np.clip(pcm[:, -samples:].T, -1.0, 1.0))
-        mixed = np.concatenate([self._tail, self._mix(sound)])
+        mixed = np.concatenate([self._tail, self.mix(sound)])
         self._tail = mixed[-len(self._tail) :]
         heard: Pcm = np.convolve(mixed, self._TAPS, "valid")[::_RATIO].astype(np.float32)
         return heard
-
-    def note(self) -> str | None:
-        """Return a sentence about a channel that is left out, once; else None."""
-        return self._mix.note("the audio")
 
 
 class OpusDecoder:
@@ -318,7 +314,7 @@ class OpusDecoder:
         try:
             if self._stereo:
                 pcm = self._stereo.decode(packet, samples)
-                note = self._stereo.note()
+                note = self._stereo.mix.note("the audio")  # once
                 if note and note not in self.notes:
                     self.notes.append(note)
             else:

@@ -106,7 +106,7 @@ class _Gate(web.RequestHandler):
     It has a sentence of ours for each request that cannot be read or answered.
     """
 
-    __slots__ = ("_fault", "_gates", "address", "asked", "requests", "since", "talks")
+    __slots__ = ("_fault", "_gates", "_way", "address", "asked", "requests", "since", "talks")
 
     def __init__(
         self,
@@ -126,6 +126,8 @@ class _Gate(web.RequestHandler):
         self.talks = False  # whether it holds a conversation, or waits for one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._way = transport  # aiohttp forgets its own when it closes it, though the client may not have taken all yet
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         sock = transport.get_extra_info("socket")
@@ -151,13 +153,12 @@ class _Gate(web.RequestHandler):
 
     def drop(self) -> None:
         """Close the connection at once, whatever is under way."""
-        assert self.transport
-        sock = self.transport.get_extra_info("socket")
+        sock = self._way.get_extra_info("socket")
         if self.requests and not self.talks and sock is not None:
             with contextlib.suppress(OSError):  # it is closed already
                 sock.shutdown(socket.SHUT_RDWR)  # this also ends the sending of a file, which asyncio cannot abort
         else:
-            self.transport.abort()
+            self._way.abort()
 
     @property
     def is_late(self) -> bool:

@@ -850,6 +850,9 @@ class FakeTransport(asyncio.Transport):
         super().__init__({"peername": (address, 1)})
         self.is_open = True
 
+    def close(self):
+        pass  # as long as something is to be sent
+
     def abort(self):
         self.is_open = False
 
@@ -887,6 +890,19 @@ def test_those_go_that_do_nothing_of_whoever_has_the_most():
         proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
         gates = proxied
         assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
+
+    run(scenario())
+
+
+def test_a_connection_that_is_being_closed_can_still_be_dropped():
+    async def scenario():
+        transport = FakeTransport("1.1.1.1")
+        gate = _Gate(aiohttp.web.Server(None), asyncio.get_running_loop(), _Gates(1, 1, ()), None)
+        gate.connection_made(transport)
+        gate.force_close()
+        assert transport.is_open
+        gate.drop()
+        assert not transport.is_open
 
     run(scenario())
 
