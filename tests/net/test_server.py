@@ -861,7 +861,7 @@ def test_those_go_that_do_nothing_of_whoever_has_the_most():
     async def scenario():
         gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
 
-        manager = aiohttp.web.Server(None)
+        manager = aiohttp.web.Server(lambda _: None)
 
         def come(address, busy=False):
             gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
@@ -897,7 +897,7 @@ def test_those_go_that_do_nothing_of_whoever_has_the_most():
 def test_a_connection_that_is_being_closed_can_still_be_dropped():
     async def scenario():
         transport = FakeTransport("1.1.1.1")
-        gate = _Gate(aiohttp.web.Server(None), asyncio.get_running_loop(), _Gates(1, 1, ()), None)
+        gate = _Gate(aiohttp.web.Server(lambda _: None), asyncio.get_running_loop(), _Gates(1, 1, ()), None)
         gate.connection_made(transport)
         gate.force_close()
         assert transport.is_open
