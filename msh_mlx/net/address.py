@@ -9,7 +9,6 @@ from urllib.parse import parse_qsl, urlsplit
 from yarl import URL
 
 from ..errors import InputError
-from .tls import server_name
 
 HOST, PORT = "127.0.0.1", 9998
 PATH = "/api/chat"
@@ -36,7 +35,7 @@ class Address:
         """
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
-            raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
+            raise InputError(f"{host!r} is not the name of a host", "a whole address goes with --url")
         address = cls(bare, port, secure, query=query)
         address.url()
         return address
@@ -59,9 +58,9 @@ class Address:
             host = port = None
         # Do not repeat the address itself: it may hold a token.
         if not host or parts.scheme not in ("ws", "wss", "http", "https"):
-            raise InputError("--url is not a whole address; give one such as wss://moshi.example:9998.")
+            raise InputError("--url is not a whole address", "give one such as wss://moshi.example:9998")
         if parts.username is not None or parts.password is not None:
-            raise InputError("--url has a user's name in it, which these servers do not know; leave it out.")
+            raise InputError("--url has a user's name in it, which these servers do not know", "leave it out")
         secure = parts.scheme in ("wss", "https")
         path = parts.path.rstrip("/")
         path = path if path.endswith(PATH) else path + PATH
@@ -81,7 +80,13 @@ class Address:
                 query=self.query,
             )
         except ValueError:  # as for Unicode or numbers that an address cannot have
-            raise InputError(f"{self.host!r} is not the name of a host; give its name or number.") from None
+            raise InputError(f"{self.host!r} is not the name of a host", "give its name or number") from None
 
     def __str__(self) -> str:
         return server_name(self.host, self.port)
+
+
+def server_name(host: str, port: int) -> str:
+    """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
+    host = host.lower()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from msh_mlx.net.address import Address
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, decode, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.net.remote import Remote
-from msh_mlx.net.tls import KnownServers, folder_fingerprint, server_context
+from msh_mlx.net.tls import folder_fingerprint, known_file, server_context
 from msh_mlx.net.upload import answers
 
 PATIENT = 10  # seconds, against hanging
@@ -544,7 +545,7 @@ def test_the_last_word_may_come_behind_its_sound():
     assert "".join(answer.text for answer in said) == " x x x x x"
 
 
-@pytest.mark.parametrize("how", ["cut", "closed", "complaint", "nonsense", "silent"])
+@pytest.mark.parametrize("how", ["cut", "closed", "complaint", "explained", "nonsense", "silent"])
 def test_what_a_server_said_before_the_end_is_kept(how, brisk):
     frames = tone(100)
 
@@ -564,6 +565,8 @@ def test_what_a_server_said_before_the_end_is_kept(how, brisk):
                 elif how == "cut":
                     await asyncio.sleep(0.1)
                     request.transport.abort()
+                elif how == "explained":
+                    await websocket.close(code=1011, message=b"The model broke.")
                 else:
                     await websocket.close()
                 return
@@ -573,7 +576,8 @@ def test_what_a_server_said_before_the_end_is_kept(how, brisk):
     assert isinstance(error, BrokenOffError)
     assert error.exit_code == 1
     sentence = {
-        "complaint": "ended the conversation: The model broke",
+        "complaint": "ended the conversation: The model broke;",
+        "explained": "was lost after 2 s: the server ended it: The model broke;",
         "nonsense": "sends sound that cannot be heard: The audio is not an Ogg stream: no page was found in 100000 bytes",
         "silent": "was lost after 2 s: nothing came for 1 s; some servers need --realtime",
     }.get(how, "was lost after 2 s: ")
@@ -857,20 +861,20 @@ def test_it_ends_when_told_to_just_as_the_connection_is_made():
 
 def test_a_certificate_is_shown_remembered_and_expected(tmp_path):
     context = server_context(tmp_path / "one")
-    known = KnownServers()
+    known = known_file()
     with Server(Ours(), ssl=context) as server:
         with Run(server.port, secure=True) as run:
             run.ready()
         (said,) = run.notices("certificate")
         assert folder_fingerprint(tmp_path / "one") in said
-        assert str(known.path) in said
+        assert str(known) in said
         with Run(server.port, secure=True) as run:
             run.ready()
             run.say(tone(1))
             run.answered(1)
         assert not run.of(Notice)
         port = server.port
-    before = known.path.read_text()
+    before = known.read_text()
     with Server(Ours(), ssl=server_context(tmp_path / "two"), port=port) as server:
         with Run(server.port, secure=True, query={"worker_auth_id": "hush"}) as run:
             error = run.failed()
@@ -878,7 +882,7 @@ def test_a_certificate_is_shown_remembered_and_expected(tmp_path):
     assert isinstance(error, InputError)
     for part in (folder_fingerprint(tmp_path / "one"), folder_fingerprint(tmp_path / "two"), "line 1"):
         assert part in str(error)
-    assert known.path.read_text() == before
+    assert known.read_text() == before
 
 
 def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, monkeypatch):
@@ -896,11 +900,13 @@ def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, m
 
 def test_a_certificate_that_the_system_trusts(tmp_path, monkeypatch):
     context = server_context(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
     with Server(Ours(), ssl=context) as server, Run(server.port, secure=True) as run:
-        eventually(lambda: Ready(1) in run.events or run.remote.failure)
+        run.ready()
+    assert len(server.requests) == 1
     assert not run.notices("certificate")
-    assert not KnownServers().path.exists()
+    assert not known_file().exists()
 
 
 def test_tls_where_there_is_none(tmp_path):

@@ -746,15 +746,20 @@ class FakeTransport(asyncio.Transport):
         super().__init__({"peername": (address, 1)})
         self.is_open = True
 
+    def close(self):
+        pass  # as long as something is to be sent
+
     def abort(self):
         self.is_open = False
 
 
-def test_idle_ones_of_the_address_with_the_most_are_closed():
+async def test_idle_ones_of_the_address_with_the_most_are_closed():
     gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
 
+    manager = aiohttp.web.Server(lambda _: None)
+
     def come(address, busy=False):
-        gate = _Gate(asyncio.Protocol(), gates)
+        gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
         gate.connection_made(FakeTransport(address))
         if busy:
             gate.begin()
@@ -780,6 +785,16 @@ def test_idle_ones_of_the_address_with_the_most_are_closed():
     proxied = _Gates(10, 3, [read_network("10.0.0.0/8")])
     gates = proxied
     assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
+
+
+async def test_a_connection_that_is_being_closed_can_still_be_dropped():
+    transport = FakeTransport("1.1.1.1")
+    gate = _Gate(aiohttp.web.Server(lambda _: None), asyncio.get_running_loop(), _Gates(1, 1, ()), None)
+    gate.connection_made(transport)
+    gate.force_close()
+    assert transport.is_open
+    gate.drop()
+    assert not transport.is_open
 
 
 async def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):

@@ -488,7 +488,7 @@ def test_a_model_that_cannot_be_written_is_named(folder: Path) -> None:
 
 
 def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
-    from msh_mlx.net.session_log import SessionLog
+    from msh_mlx.net.connection_log import ConnectionLog
 
     def write_new() -> None:
         with NewFile(tmp_path / "new") as new:
@@ -499,7 +499,7 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         with temporary_file() as file:
             file.write(bytes(5000))
 
-    kept = SessionLog(tmp_path, "talk")
+    kept = ConnectionLog(tmp_path, "talk")
     for _ in range(100):
         kept.add(np.zeros(8, np.uint32), 3, np.zeros(8, np.uint32))
     for write, name in (
