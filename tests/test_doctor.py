@@ -204,7 +204,7 @@ def test_weights_of_the_user(home: Path) -> None:
 def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     assert check_models().status == "warning"
-    assert check_models().found == "none of the 8 in the catalogue on disk"
+    assert check_models().found == "none of the 8 models in the catalogue is on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')
@@ -426,10 +426,10 @@ def test_microphones(level: Any, headset: bool, terminal: Any, status: str, word
         (
             EchoMeasure(-60.0, -12.4, 28.3, 0.084),
             "ok",
-            "-12 dB against what is played, 28 dB taken away after 1 s, 84 ms late",
+            "-12 dB against what is played, 28 dB removed after 1 s, 84 ms late",
         ),
-        (EchoMeasure(-60.0, -40.0, 2.0), "ok", "-40 dB against what is played, 2 dB taken away after 1 s"),
-        (EchoMeasure(-30.0, -0.1, 9.0), "warning", "0 dB against what is played, 9 dB taken away after 1 s"),
+        (EchoMeasure(-60.0, -40.0, 2.0), "ok", "-40 dB against what is played, 2 dB removed after 1 s"),
+        (EchoMeasure(-30.0, -0.1, 9.0), "warning", "0 dB against what is played, 9 dB removed after 1 s"),
     ],
 )
 def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:

@@ -215,7 +215,8 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
     known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
     if not known:
         return _NothingSuitsError(
-            "The catalogue says of no model how much memory and time it takes", "name one with --variant, or try --demo"
+            "The catalogue does not say how much memory and time any model takes",
+            "name one with --variant, or try --demo",
         )
     least = min(known, key=lambda entry: entry.memory or 0)
     verdict = judge(least, machine)
@@ -224,8 +225,8 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
         what = f"needs {human_size(least.memory or 0)} of memory, and this machine can give {human_size(machine.room)}"
     else:
         what = (
-            f"has steps of {1000 * verdict.step:.0f} ms by this machine's memory bandwidth "
-            f"({human_size(machine.bandwidth)}/s), and {1000 * STEP_LIMIT:.0f} are the limit"
+            f"would take {1000 * verdict.step:.0f} ms a step at this machine's memory bandwidth "
+            f"({human_size(machine.bandwidth)}/s), and the limit is {1000 * STEP_LIMIT:.0f} ms"
         )
     return _NothingSuitsError(
         f"No model suits this machine: {least.name}, the lightest, {what}",

@@ -145,9 +145,9 @@ def _table(args: argparse.Namespace, entries: Mapping[str, Entry], machine: Mach
     console.print(table)
     limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
     mark = "* is taken without --variant. " if default else ""
-    end = "" if default else " None does: --variant NAME takes one all the same, --demo needs none."
+    end = "" if default else " No model does: take one with --variant NAME, or the demo model with --demo."
     console.print(
-        Text(f"\n{mark}What suits takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
+        Text(f"\n{mark}A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
         soft_wrap=True,
     )
 

@@ -91,7 +91,7 @@ def parser() -> Parser:
     to.value("--config", "FILE", configuration, dest="server_config")
     to.value("--sessions", "N", "hold up to N conversations at once (default: 1)", type=whole(1, 1001), default=1)
     to.value("--line", "N", "let up to N clients wait for their turn (default: 16)", type=whole(0, 10_001), default=16)
-    to.value("--log-dir", "FOLDER", "write a summary (JSON) and the tokens (.npy) of each session to this folder")
+    to.value("--log-dir", "FOLDER", "write a summary (JSON) and the tokens (.npy) of each connection to this folder")
     to.value("--instance-name", "NAME", "tell clients this name of the server (default: msh-mlx)")
     to = made.group("network")
     to.value("--token", "TOKEN", f"require this token from every client; better set {TOKEN} in the environment")
@@ -139,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_log_dir(folder: Path) -> None:
-    """Make the folder if it is missing, and check that a session can write into it; raise InputError if not."""
+    """Make the folder if it is missing, and check that files can be written to it; raise InputError if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -436,7 +436,7 @@ class _Program:
             return
         if not context:
             say("Without --ssl, anybody on the network can listen to conversations,")
-            say("and browsers on other machines give this page no microphone.")
+            say("and browsers on other machines do not let this page use the microphone.")
         if not args.token:
             say("Without --token, everybody who can reach this machine can talk with the model.")
 

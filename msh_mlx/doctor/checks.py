@@ -212,7 +212,7 @@ def check_models() -> Finding:
         return Finding("warning", error.what, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
-        found = f"none of the {len(entries)} in the catalogue on disk"
+        found = f"none of the {len(entries)} models in the catalogue is on disk"
         advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
         return Finding("warning", found, advice)
     from ..conversation.text import load_tokenizer

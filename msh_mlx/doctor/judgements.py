@@ -25,7 +25,7 @@ _FULL = 100 * _MB  # with less, nothing useful can be written
 _RECORDING = _GB  # about two hours of a recorded conversation
 _QUIET = -60.0  # dBFS: the peak of a microphone that hardly hears
 _LOUDEST = 0.99  # of full scale: the peak of one that is clipped
-_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: dB taken away that are enough, and dBFS that nobody hears
+_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: dB removed that are enough, and dBFS that nobody hears
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def judge_echo(measure: EchoMeasure) -> Finding:
     figures = asdict(measure)
     if measure.level is None or measure.removed is None:
         return Finding("ok", "none: the microphone does not hear the loudspeaker", figures=figures)
-    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB taken away after 1 s"
+    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB removed after 1 s"
     if measure.delay is not None:
         found += f", {1000 * measure.delay:.0f} ms late"
     if measure.removed >= _ENOUGH or measure.left <= _INAUDIBLE:

@@ -111,7 +111,7 @@ def check_microphone(devices: list[Device], wanted: str | None = None, *, listen
 
 
 def check_echo(devices: list[Device], input_device: str | None = None, output_device: str | None = None) -> Finding:
-    """Play noise like speech. Measure how much of it the microphone hears, and how much of that is taken away."""
+    """Play noise like speech. Measure how much of it the microphone hears, and how much of that is removed."""
     if not devices:
         return Finding("skipped", "not looked for")
     from ..sound.devices import choose_device

@@ -225,7 +225,9 @@ class _Table:
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
-            quantization=self._text_of("quantization", listed(QUANTIZATIONS), QUANTIZATIONS.__contains__),
+            quantization=self._text_of(
+                "quantization", f"one of {', '.join(QUANTIZATIONS)}", QUANTIZATIONS.__contains__
+            ),
             size=self._count("size"),
             memory=self._count("memory"),
             step_bytes=self._count("step-bytes"),

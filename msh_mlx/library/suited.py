@@ -243,10 +243,10 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
     except UnreachableError as error:
         gone = [str(file.path) for file in cache.missing(entry)]
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
-        instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
+        instead = f"without a network, {listed(there)} can be used" if there else ""
         raise UnreachableError(
             f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk",
-            instead or "without network there is only --demo",
+            instead or "without a network, only --demo works",
         ) from None
 
 

@@ -201,7 +201,7 @@ class Hints:
         if self._echo_latch.push(time, self._echo.heard) and not status.muted:
             what = "use headphones, or turn the loudspeaker down"
             if not cancels:
-                what = "press e to take the echo away, or use headphones"
+                what = "press e to remove the echo, or use headphones"
             hints.append(f"Moshi hears itself through the microphone: {what}.")
         if self._is_clipping(time, status.microphone_clipped) and not status.muted:
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")

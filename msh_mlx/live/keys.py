@@ -37,7 +37,7 @@ KEYS = (
     Key("r", "r", "new", "begin a new conversation"),
     Key("s", "s", "save", "save the words and the sound so far"),
     Key("d", "d", "device", "take the next input device"),
-    Key("e", "e", "echo", "take Moshi's echo away: auto, on or off"),
+    Key("e", "e", "echo", "remove Moshi's echo: auto, on or off"),
     Key("?", "?", "help", "show or hide this help"),
     Key("q", "q", "quit", "end the conversation (Ctrl-C does, too)"),
 )

@@ -83,7 +83,7 @@ class Trace:
                 self._counter("lost", event.time, lost)
             case events.EchoState():
                 level = _NO_ECHO if event.level is None else round(event.level, 1)
-                self._counter("echo dB", time, {"level": level, "taken away": round(event.removed, 1)})
+                self._counter("echo dB", time, {"level": level, "removed": round(event.removed, 1)})
             case events.Loading(stage, seconds) if seconds is not None:
                 self._span("start", stage, time - seconds, time, {})
             case events.SpokeWord(word):

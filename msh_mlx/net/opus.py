@@ -35,7 +35,7 @@ _UNREADABLE = 2.0  # seconds of sound that cannot be decoded, after which that i
 _STRAY = 4096  # bytes without a page, besides twice the largest page of the stream, after which that is an error
 _STREAMS = 16  # other streams that are remembered
 _LONGEST_GAP = 10.0  # seconds of silence at once in place of what is missing
-_LARGEST_FRAME = 1275  # bytes of a frame in a packet (RFC 6716, section 3.4)
+_LARGEST_FRAME = 1275  # bytes of an Opus frame in a packet (RFC 6716, section 3.4)
 
 
 class OpusEncoder:
@@ -346,5 +346,5 @@ def _bare_samples(data: bytes) -> int:
         samples = packet_samples(data)
     except ProtocolError:
         return 0
-    frames = data[1] & 63 if data[0] & 3 == 3 else 2
-    return samples if len(data) <= _LARGEST_FRAME * frames + 2 * frames + 2 else 0
+    count = data[1] & 63 if data[0] & 3 == 3 else 2
+    return samples if len(data) <= _LARGEST_FRAME * count + 2 * count + 2 else 0

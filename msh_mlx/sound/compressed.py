@@ -151,7 +151,9 @@ def _ogg(file: BinaryIO, name: str, end: int) -> tuple[list[Section], int | None
             beginning = False
         stream = links[-1].get(serial) if links else None
         if stream is None:
-            raise damaged(name, f"is damaged before byte {offset}: what goes on there did not begin")
+            raise damaged(
+                name, f"is damaged before byte {offset}: the beginning of the stream that goes on there is missing"
+            )
         if sequence != stream.sequence:
             raise damaged(name, f"is damaged: pages are missing before byte {offset}")
         stream.pages.append((offset, body, offset + len(page)))

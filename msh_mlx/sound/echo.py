@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from msh_native import Ear, Playback
 
 MODES = {
-    "auto": "An echo of Moshi's voice is taken away when there is one.",
-    "on": "Whatever echo of Moshi's voice there may be is taken away.",
+    "auto": "An echo of Moshi's voice is removed when there is one.",
+    "on": "Any echo of Moshi's voice is removed.",
     "off": "An echo of Moshi's voice is left as it is.",
 }
 
 _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the room is known
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
-_LEARNING = 1.0  # seconds until it is measured how much is taken away
+_LEARNING = 1.0  # seconds until it is measured how much is removed
 _MARGIN = 0.01  # seconds that a canceller is told late what was played
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
@@ -72,11 +72,11 @@ class EchoFree:
         if noise_suppression or gain_control:
             self._enhancer = VoiceEnhancer(noise_suppression=noise_suppression, gain_control=gain_control)
         self._ear: Ear | None = None
-        self._playback: Playback | None = None  # whose echo the ear takes away
+        self._playback: Playback | None = None  # whose echo the ear removes
 
     @property
     def mode(self) -> str:
-        """When an echo is taken away."""
+        """When an echo is removed."""
         return self._canceller.mode
 
     @mode.setter
@@ -141,7 +141,7 @@ class EchoMeasure:
 
 
 def measure_echo(microphone: Microphone, loudspeaker: Loudspeaker) -> EchoMeasure:
-    """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is taken away.
+    """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is removed.
 
     Both devices are open, and not used by anything else meanwhile. Raise MshError if the microphone gives no sound.
     """

@@ -83,15 +83,15 @@ def packet_samples(packet: bytes) -> int:
     Raises
     ------
     ProtocolError
-        The packet is empty, lacks its number of frames, or is longer than 120 ms.
+        The packet is empty, lacks its number of Opus frames, or is longer than 120 ms.
     """
     if not packet:
         raise ProtocolError("An Opus packet is empty.")
     code = packet[0] & 3
     if code == 3 and len(packet) < 2:
         raise ProtocolError("An Opus packet does not say how many Opus frames it has.")
-    frames = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
-    samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
+    count = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
+    samples = count * _FRAME_SAMPLES[packet[0] >> 3]
     if not 0 < samples <= MAX_PACKET_SAMPLES:
         raise ProtocolError(f"An Opus packet has {samples / 48:g} ms; up to 120 ms are possible.")
     return samples

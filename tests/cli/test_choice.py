@@ -207,7 +207,7 @@ def test_the_demo_if_nothing_can_be_fetched(place: Place) -> None:
     place.server.down()
     message = place.refused(1, *ANSWER)
     assert "cannot be reached (Connection refused), and " in message
-    assert message.endswith("without network there is only --demo.")
+    assert message.endswith("without a network, only --demo works.")
     assert "so this is the demo model" in place.converse("--or-demo").stderr
     # But not in place of what was named.
     place.refused(1, "--variant", "digits-q8", "--or-demo", *ANSWER)

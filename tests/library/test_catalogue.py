@@ -89,7 +89,7 @@ WRONG = {
     "type of a text": (changed('"A model of mine"', "7"), 2, "mine.about is 7; text is expected"),
     "two lines": (changed('"A model of mine"', '"a\\nb"'), 2, "mine.about is"),
     "several lines": (changed('"A model of mine"', "[\n1,\n2,\n]"), 5, "mine.about is"),
-    "quantization": (changed('"q8"', '"8"'), 5, "mine.quantization is '8'; q4, q6, q8 and bf16 is expected"),
+    "quantization": (changed('"q8"', '"8"'), 5, "mine.quantization is '8'; one of q4, q6, q8, bf16 is expected"),
     "repository": (changed("me/mine", "mine"), 3, "mine.repository is 'mine'; OWNER/NAME"),
     "way out": (
         changed("folder/model", "../model"),

@@ -317,7 +317,7 @@ def test_the_hint_about_an_echo_that_is_not_taken_away() -> None:
         given.handle(Said(index, pcm(played[2 * index : 2 * index + 2], rng)))
         shown.append(given.update(*at(index * FRAME_SECONDS, echo=EchoState("off" if off else "auto"))))
     assert set(filter(None, shown[:375])) == {
-        ("Moshi hears itself through the microphone: press e to take the echo away, or use headphones.",)
+        ("Moshi hears itself through the microphone: press e to remove the echo, or use headphones.",)
     }
     assert shown[374]
     assert not any(shown[375:])  # what was heard before says nothing of what is heard now

@@ -234,7 +234,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "delay 168 ms",
         "dropped 0.2 s",
         "1 underrun",
-        "echo -18 dB, 32 dB taken away",
+        "echo -18 dB, 32 dB removed",
         "memory 4.1 GB + 200.0 MB, peak 4.4 GB",
         "recording to monday",
     ]
@@ -358,7 +358,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
         (EchoState("off"), "echo: off"),
         (EchoState("on"), "no echo"),
         (EchoState("auto", found=True), "no echo"),  # not known yet
-        (EchoState("auto", found=True, level=-0.2, removed=0.1, delay=0.1), "echo 0 dB, 0 dB taken away"),
+        (EchoState("auto", found=True, level=-0.2, removed=0.1, delay=0.1), "echo 0 dB, 0 dB removed"),
     ],
 )
 def test_the_echo_among_the_figures(echo: EchoState | None, figure: str | None) -> None:
@@ -420,7 +420,7 @@ def test_notices_and_new_conversations_stand_between_the_words() -> None:
         "  step       41.2 ms p50    62.0 p95    70.0 p99   120.0 max",
         "Dropped 0.24 s of your speech, 1 underrun",
         "Memory: 4.4 GB at most",
-        "Echo for 1:30: -31 dB (most -18), 28 dB taken away (most 36)",
+        "Echo for 1:30: -31 dB (most -18), 28 dB removed (most 36)",
         "Written: talks/monday/user.wav",
     ]
 
@@ -615,7 +615,7 @@ def test_plain_lines() -> None:
         "    6.00 s  today",
         "Moshi hears itself: use headphones.",
         "Dropped 0.24 s of your speech, 1 underrun so far",
-        "Echo -18 dB, 32 dB taken away",
+        "Echo -18 dB, 32 dB removed",
         "The microphone is muted",
         "The microphone is heard",
         "Dropped 0.40 s of your speech, 2 underruns so far",
@@ -640,7 +640,7 @@ def test_plain_lines_about_the_echo() -> None:
             now.now += 8
             screen.tick(Status(echo=EchoState(mode, found=level is not None, level=level, removed=removed)))
 
-    assert plain(draw) == ["Echo -20 dB, 8 dB taken away", "Echo -22 dB, 25 dB taken away", "No echo"]
+    assert plain(draw) == ["Echo -20 dB, 8 dB removed", "Echo -22 dB, 25 dB removed", "No echo"]
 
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:

@@ -113,8 +113,8 @@ def test_everything_else(tmp_path: Path) -> None:
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}
     assert queues["ts"] == lost["ts"]
     assert echo["name"] == none["name"] == "echo dB"
-    assert echo["args"] == {"level": -18.4, "taken away": 31.6}
-    assert none["args"] == {"level": -100, "taken away": 0}
+    assert echo["args"] == {"level": -18.4, "removed": 31.6}
+    assert none["args"] == {"level": -100, "removed": 0}
     instants = {e["name"]: (names[e["tid"]], e["args"]) for e in entries if e["ph"] == "i"}
     assert instants == {
         "conversation 2": ("events", {}),

@@ -1,4 +1,4 @@
-"""Moshi's voice in the microphone: where it is looked for, that it is taken away, and how it is measured.
+"""Moshi's voice in the microphone: where it is looked for, that it is removed, and how it is measured.
 
 The rings are the real ones. Their callbacks are called as time goes by, since that is the clock that both devices share.
 """
@@ -23,7 +23,7 @@ from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllabl
 BLOCK = 0.01  # seconds of a callback
 
 
-# ---- taken away ----------------------------------------------------------------------------------------------------------
+# ---- removed ----------------------------------------------------------------------------------------------------------
 
 
 class Room:

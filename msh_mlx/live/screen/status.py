@@ -57,7 +57,7 @@ class EchoSummary:
     """The echo of a conversation, which was found for `seconds` in all.
 
     `level` and `level_most` are the median and the highest level, in dB of full scale. `removed` and `removed_most` are the
-    median and the most that was taken away, in dB.
+    median and the most that was removed, in dB.
     """
 
     seconds: float
