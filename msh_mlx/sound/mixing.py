@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msh_native import Mixer
 
 from ..format import Pcm
 from ..system.words import listed
@@ -17,6 +16,8 @@ class Mix:
     """Mixes the channels of one recording, block by block, as `msh_native.Mixer` says; one channel passes as it is."""
 
     def __init__(self, rate: int, channels: int) -> None:
+        from msh_native import Mixer
+
         self._mixer = Mixer(rate, channels)
         self._told = False
 
