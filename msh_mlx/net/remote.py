@@ -24,6 +24,7 @@ from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..metrics import Durations, Memory, resident_bytes
 from ..system.words import shortened
 from . import messages
+from .address import Address
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
 from .tls import fingerprint, known_file, remember
@@ -34,8 +35,6 @@ if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout
-
-from .address import Address
 
 _CONNECT = 10.0  # seconds for a connection to be made
 _SILENT = 10.0  # seconds without a message, though we sent sound, after which the connection counts as lost
