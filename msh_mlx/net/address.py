@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
@@ -90,3 +91,13 @@ def server_name(host: str, port: int) -> str:
     """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
     host = host.lower()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address without its zone, an IPv4-mapped one as IPv4; return None if `text` is not one."""
+    try:
+        number = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return mapped or number

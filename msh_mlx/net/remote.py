@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import sys
 import threading
 from collections import deque
@@ -25,18 +24,17 @@ from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..metrics import Durations, Memory, resident_bytes
 from ..system.words import shortened
 from . import messages
+from .address import Address
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
 from .tls import fingerprint, known_file, remember
-from .tunnel import Proxy, ProxyConnector
+from .tunnel import Proxy, ProxyConnector, reason
 
 # Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes just when its task is done. So do not use it.
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout
-
-from .address import Address
 
 _CONNECT = 10.0  # seconds for a connection to be made
 _SILENT = 10.0  # seconds without a message, though we sent sound, after which the connection counts as lost
@@ -339,7 +337,7 @@ class Remote(LiveConversation):
                 )
             case aiohttp.ClientConnectorError():
                 return UnansweredError(
-                    f"Nothing can be reached at {server} ({_reason(error)})",
+                    f"Nothing can be reached at {server} ({reason(error)})",
                     "start the server, or say where it is with --host and --port",
                 )
             case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
@@ -349,7 +347,7 @@ class Remote(LiveConversation):
                     if server.secure
                     else UnansweredError(what, "if it speaks TLS, give --https")
                 )
-        return UnansweredError(f"{server} cannot be reached ({_reason(error)})", "see whether the server runs there")
+        return UnansweredError(f"{server} cannot be reached ({reason(error)})", "see whether the server runs there")
 
     def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
         said = self._refusal or f"it answers {error.status}"
@@ -605,13 +603,6 @@ def _line(text: str) -> str:
 def _number(value: object) -> float | None:
     """Return a value from the server as a finite number ≥ 0; return None if it is something else."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
-
-
-def _reason(error: BaseException) -> str:
-    """Return the system's reason in a few words. The whole message is not used: it may hold the address, with a token."""
-    while isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:

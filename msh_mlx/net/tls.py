@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import os
 import re
 import ssl
@@ -20,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ..errors import InputError
 from ..system.newfile import NewFile, making
 from ..system.places import config_folder
-from .address import server_name
+from .address import ip_address, server_name
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
 _DAYS = 397  # browsers do not accept a certificate that is valid for longer
@@ -74,8 +73,9 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
     InputError
         The folder cannot be made or written to.
     """
-    holders = [x509.DNSName(name) for name in dict.fromkeys([*_ascii(names), *_LOCAL_NAMES])]
-    numbers = dict.fromkeys([*_numbers(addresses), *_numbers(_LOCAL_ADDRESSES)])
+    holders: list[x509.GeneralName] = [x509.DNSName(name) for name in dict.fromkeys([*_ascii(names), *_LOCAL_NAMES])]
+    numbers = dict.fromkeys(map(ip_address, [*addresses, *_LOCAL_ADDRESSES]))
+    holders += [x509.IPAddress(number) for number in numbers if number]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, holders[0].value[:_LONGEST_NAME])])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -88,7 +88,7 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # clocks differ
         .not_valid_after(now + timedelta(days=_DAYS - 1))
-        .add_extension(x509.SubjectAlternativeName([*holders, *map(x509.IPAddress, numbers)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(holders), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(identifier, critical=False)
@@ -166,12 +166,6 @@ def _ascii(names: Iterable[str]) -> Iterable[str]:
         with contextlib.suppress(UnicodeError):
             if ascii_name := name.rstrip(".").encode("idna").decode().lower():
                 yield ascii_name
-
-
-def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    for address in addresses:
-        with contextlib.suppress(ValueError):
-            yield ipaddress.ip_address(address.partition("%")[0])
 
 
 # ---- the servers that a client knows -------------------------------------------------------------------------------------

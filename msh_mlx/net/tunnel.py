@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from ..errors import InputError, UnansweredError
 from ..system.words import shortened
-from .address import server_name
+from .address import ip_address, server_name
 
 _LONGEST_ANSWER = 1 << 14  # bytes
 
@@ -88,7 +87,7 @@ class Proxy:
                         break
                     answer += byte
             except OSError as error:
-                raise UnansweredError(f"The proxy {self} broke off ({_reason(error)})", _OTHERWISE) from None
+                raise UnansweredError(f"The proxy {self} broke off ({reason(error)})", _OTHERWISE) from None
             version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
             if not version.startswith("HTTP/1.") or not status.startswith("2"):
                 raise self._refusal(server, version, status)
@@ -97,7 +96,7 @@ class Proxy:
 
     async def _reach(self, server: str) -> socket.socket:
         loop = asyncio.get_running_loop()
-        reason = "there is no such host"
+        why = "there is no such host"
         with contextlib.suppress(socket.gaierror):
             for family, kind, protocol, _, address in await loop.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM
@@ -108,13 +107,13 @@ class Proxy:
                     await loop.sock_connect(tunnel, address)
                 except OSError as error:
                     tunnel.close()
-                    reason = _reason(error)
+                    why = reason(error)
                 except BaseException:
                     tunnel.close()
                     raise
                 else:
                     return tunnel
-        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({reason})", _OTHERWISE)
+        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({why})", _OTHERWISE)
 
     def _refusal(self, server: str, version: str, status: str) -> UnansweredError:
         if not version.startswith("HTTP/1.") or not status:
@@ -131,16 +130,17 @@ _EXAMPLE = "give one such as http://proxy.example:3128"
 _OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
 
 
-def _reason(error: OSError) -> str:
-    # asyncio's own messages hold the address, so use the system's.
-    return os.strerror(error.errno) if error.errno else type(error).__name__
+def reason(error: BaseException) -> str:
+    """Return the system's reason in a few words. The whole message is not used: it may hold the address, with a token."""
+    while isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _is_here(host: str) -> bool:
     """Return whether a host is this machine, which a proxy cannot reach for us."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
+    number, name = ip_address(host), host.rstrip(".").lower()
+    return number.is_loopback if number else name == "localhost" or name.endswith(".localhost")
 
 
 class ProxyConnector(aiohttp.TCPConnector):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ..errors import InputError
+from .address import ip_address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -50,7 +51,7 @@ class Origin:
     @property
     def is_address(self) -> bool:
         """Return whether the name is an IP address."""
-        return _address(self.name) is not None
+        return ip_address(self.name) is not None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def read_network(text: str) -> Network:
 
 def is_among(address: str, networks: Iterable[Network]) -> bool:
     """Return whether an address is in one of the networks."""
-    number = _address(address)
+    number = ip_address(address)
     return number is not None and any(number in network for network in networks)
 
 
@@ -138,18 +139,9 @@ def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
 def _plain(text: str) -> str:
     """Return an IP address without port, brackets and zone, an IPv4-mapped one as IPv4; return "" if `text` is not one."""
     for candidate in (text, Origin.of_host(text).name):
-        if number := _address(candidate):
+        if number := ip_address(candidate):
             return str(number)
     return ""
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        number = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
-    return mapped or number
 
 
 def _own_port(request: web.BaseRequest) -> int | None:
