@@ -235,7 +235,7 @@ class _MpegRecording:
 
 
 def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Section], int | None]:
-    """Find MPEG recordings, one behind the other, by their frames. Tags may lie between them. Stop at another recording."""
+    """Find MPEG recordings, one behind the other. Tags may lie between them. Stop where another recording begins."""
     found: list[_MpegRecording] = []
     offset, following = begin, None
     while offset < end:
@@ -276,7 +276,7 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Section
 
 
 def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find where another recording begins within one of a range of frames. That frame is cut off, then."""
+    """Find where another recording begins within one of a range of MPEG frames. That one is cut off, then."""
     for place, block in blocks(file, begin, end, 64):
         if (at := find_beginning(block)) is not None:
             return place + at
@@ -308,7 +308,7 @@ def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegRecording])
 
 
 def _may_end(file: BinaryIO, last: _MpegRecording, offset: int, stop: int) -> bool:
-    """Whether the bytes up to `stop`, neither frames nor a tag, were added behind the sound and are not sound."""
+    """Whether the bytes up to `stop`, neither MPEG frames nor a tag, were added behind the sound and are not sound."""
     if last.complete:
         return first_mpeg_frame(file, offset, stop) is None
     rest = bytes_at(file, offset, min(stop - offset, _MAX_TEXT + 1))
