@@ -36,8 +36,8 @@ from .containers import (
     Pieces,
     Section,
     Source,
+    beginnings,
     cut_off,
-    find_beginning,
     foreign,
     not_audio,
     not_read,
@@ -412,7 +412,7 @@ class _Plain(_Part):
             got += len(data)
             rest += data
             known = len(rest) if believed or ended else max(0, len(rest) - HELD_BACK)
-            if not believed and (at := find_beginning(rest)) is not None:
+            if not believed and (at := next(beginnings(rest), None)) is not None:
                 self._stream.unread(rest[at:])
                 known, ended = at, True
             whole = known // self._step * self._step
