@@ -13,12 +13,12 @@ from .containers import (
     Foreign,
     Pieces,
     Section,
+    beginnings,
     begins,
     blocks,
     bytes_at,
     cut_off,
     damaged,
-    find_beginning,
     find_bytes,
     find_recording,
     foreign,
@@ -237,12 +237,11 @@ class _MpegRecording:
 
 
 def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Section], int | None]:
-    """Find MPEG recordings, one behind the other, by their frames. Tags may lie between them. Stop at another recording."""
+    """Find MPEG recordings, one behind the other. Tags may lie between them. Stop where another recording begins."""
     found: list[_MpegRecording] = []
     offset, following = begin, None
     while offset < end:
-        head = bytes_at(file, offset, 4)
-        frame = mpeg_frame(head)
+        frame = mpeg_frame_at(file, offset)
         if frame is None or (
             found and frame.kind != found[-1].kind and mpeg_frame_at(file, offset + frame.size) is None
         ):
@@ -259,7 +258,7 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Section
         whole = bytes_at(file, offset, frame.size)
         counts = mpeg_counts(whole)
         if counts or not found or frame.kind != found[-1].kind:
-            found.append(_MpegRecording(frame.kind, head))
+            found.append(_MpegRecording(frame.kind, whole[:4]))
         last = found[-1]
         if counts:
             last.header, last.counted = whole, counts
@@ -272,19 +271,18 @@ def _mpeg(file: BinaryIO, name: str, begin: int, end: int) -> tuple[list[Section
         for piece in recording.body.pieces:
             if isinstance(piece, tuple) and (at := _another_within(file, *piece)) is not None:
                 raise cut_off(name, f"ends within an MPEG frame, and another recording begins at byte {at}")
-    return [
-        _mpeg_section(name, recording) for recording in found if recording.frames or recording.counted[0]
-    ], following
+    return [_mpeg_section(name, each) for each in found if each.frames or each.counted[0]], following
 
 
 def _another_within(file: BinaryIO, begin: int, end: int) -> int | None:
-    """Find where another recording begins within one of a range of frames. That frame is cut off, then."""
+    """Find where another recording begins within one of a range of MPEG frames. That one is cut off, then."""
     for place, block in blocks(file, begin, end, 64):
-        if (at := find_beginning(block)) is not None:
-            return place + at
+        if (first := next(beginnings(block), None)) is not None:
+            return place + first
         for match in re.finditer(b"Xing|Info", block):
             for at in (match.start() - before for before in (13, 21, 36)):
-                if at >= 0 and mpeg_frame(block[at:]) and xing_place(block[at:]):
+                head = block[at : at + 64] if at >= 0 else b""
+                if mpeg_frame(head) and xing_place(head):
                     return place + at
     return None
 
@@ -310,7 +308,7 @@ def _padding(file: BinaryIO, offset: int, end: int, found: list[_MpegRecording])
 
 
 def _may_end(file: BinaryIO, last: _MpegRecording, offset: int, stop: int) -> bool:
-    """Whether the bytes up to `stop`, neither frames nor a tag, were added behind the sound and are not sound."""
+    """Whether the bytes up to `stop`, neither MPEG frames nor a tag, were added behind the sound and are not sound."""
     if last.complete:
         return first_mpeg_frame(file, offset, stop) is None
     rest = bytes_at(file, offset, min(stop - offset, _MAX_TEXT + 1))

@@ -6,6 +6,7 @@ is refused. To know both, each format is read through, by its chunks, pages or M
 
 from __future__ import annotations
 
+import heapq
 import io
 import re
 import shlex
@@ -235,16 +236,17 @@ def begins(start: bytes) -> bool:
     return True
 
 
-def find_beginning(data: bytes) -> int | None:
-    """Find where in `data` a recording begins. MPEG frames are not looked for."""
-    first = None
-    for letters, at in _LETTERS:
+def beginnings(data: bytes) -> Iterator[int]:
+    """Yield where in `data` recordings begin. MPEG frames are not looked for."""
+
+    def places(letters: bytes, at: int) -> Iterator[int]:
         place = data.find(letters, at)
-        while place >= 0 and (first is None or place - at < first):
-            if begins(data[place - at : place - at + 64]):
-                first = place - at
+        while place >= 0:
+            yield place - at
             place = data.find(letters, place + 1)
-    return first
+
+    candidates = heapq.merge(*(places(*each) for each in _LETTERS))
+    return (place for place in candidates if begins(data[place : place + 64]))
 
 
 def find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
@@ -252,15 +254,13 @@ def find_recording(file: BinaryIO, begin: int, end: int) -> int | None:
     if begins(bytes_at(file, begin, min(WINDOW, end - begin))):
         return begin
     for place, block in blocks(file, begin, end, HELD_BACK):
-        while (at := find_beginning(block)) is not None:
-            place += at
-            if not block[at:].startswith(b"ID3"):
-                return place
+        for at in beginnings(block):
+            if not block.startswith(b"ID3", at):
+                return place + at
             # A tag has few letters, so what follows it must be a recording, too.
-            behind = place + tag_at(file, place, end)
+            behind = place + at + tag_at(file, place + at, end)
             if behind < end and begins(bytes_at(file, behind, min(WINDOW, end - behind))):
-                return place
-            place, block = place + 3, block[at + 3 :]
+                return place + at
     return None
 
 

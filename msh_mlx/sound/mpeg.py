@@ -1,6 +1,7 @@
 """MPEG sound, which MP3 is, as bytes: the headers of its blocks, and the first block, which may count the others.
 
-MPEG calls such a block a frame. Here it is an MPEG frame, since a frame alone is 80 ms of sound.
+MPEG calls such a block a frame. Elsewhere a frame is 80 ms of sound, so this one is called an MPEG frame. Where only MPEG is
+spoken of, here and in `compressed`, it is a frame for short.
 """
 
 from __future__ import annotations

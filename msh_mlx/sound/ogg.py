@@ -74,7 +74,7 @@ class Page:
 
 
 # The samples of an Opus frame at 48 kHz by the configuration in the TOC byte (RFC 6716, table 2): SILK, hybrid, CELT.
-_FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+_OPUS_FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
 
 def packet_samples(packet: bytes) -> int:
@@ -91,7 +91,7 @@ def packet_samples(packet: bytes) -> int:
     if code == 3 and len(packet) < 2:
         raise ProtocolError("An Opus packet does not say how many Opus frames it has.")
     count = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
-    samples = count * _FRAME_SAMPLES[packet[0] >> 3]
+    samples = count * _OPUS_FRAME_SAMPLES[packet[0] >> 3]
     if not 0 < samples <= MAX_PACKET_SAMPLES:
         raise ProtocolError(f"An Opus packet has {samples / 48:g} ms; up to 120 ms are possible.")
     return samples

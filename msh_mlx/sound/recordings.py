@@ -36,8 +36,8 @@ from .containers import (
     Pieces,
     Section,
     Source,
+    beginnings,
     cut_off,
-    find_beginning,
     foreign,
     not_audio,
     not_read,
@@ -170,8 +170,8 @@ class Recording:
 def open_recording(path: str) -> Recording:
     """Open a recording: WAV, FLAC, OGG or MP3, at any rate, with any channels. `-` is standard input, `~` the home folder.
 
-    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or frames of a regular file are
-    checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
+    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or MPEG frames of a regular file
+    are checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
     stored in a temporary file without a name.
 
     Raises
@@ -288,7 +288,7 @@ class WavWriter:
 
 
 def _examine(file: BinaryIO, name: str, *before: _Part) -> list[_Part]:
-    """Find the recordings in a file that can seek, one behind the other, and all behind those of `before`."""
+    """Find the recordings in a file that can seek, one behind the other. They follow those of `before`."""
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise _empty(name)
@@ -412,7 +412,7 @@ class _Plain(_Part):
             got += len(data)
             rest += data
             known = len(rest) if believed or ended else max(0, len(rest) - HELD_BACK)
-            if not believed and (at := find_beginning(rest)) is not None:
+            if not believed and (at := next(beginnings(rest), None)) is not None:
                 self._stream.unread(rest[at:])
                 known, ended = at, True
             whole = known // self._step * self._step
