@@ -540,7 +540,7 @@ def test_a_signal_ends_what_tells_its_progress(plain: bool) -> None:
         with pytest.raises(Stopped), display.progress("Loading x") as progress:
             progress(0.5)
         with pytest.raises(Stopped):
-            display(Began("in.wav", None, 0.08))
+            display(Began("in.wav", None))
 
 
 def test_nothing_said() -> None:
