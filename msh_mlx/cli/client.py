@@ -77,7 +77,7 @@ def parser() -> Parser:
     url = "give host, port and TLS in one: ws://HOST:PORT, or wss://… with TLS; http and https also work"
     to.value("--url", "URL", url)
     to.value("--token", "TOKEN", f"send this token to the server; better set {TOKEN} in the environment")
-    to.values(
+    to.repeated(
         "--param",
         "KEY=VALUE",
         "add a parameter to the address, such as voice_prompt and text_prompt for PersonaPlex's servers; can be repeated, "

@@ -25,7 +25,7 @@ def parser() -> Parser:
     to.value("out", "OUT", "write the new model to this file (.safetensors)")
     to.choice("--bits", (4, 6, 8, 16), "store weights in 4, 6 or 8 bits, or 16 for bfloat16", required=True)
     to.choice("--group-size", (32, 64, 128), "let this many weights share a scale (default: 32 with 4 bits, else 64)")
-    to.values(
+    to.repeated(
         "--keep",
         "PATTERN[=BITS]",
         "store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "

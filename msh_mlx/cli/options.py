@@ -63,7 +63,7 @@ class Group:
         """Add an option with a value, or an argument. `also` is another name for it; `more` is as for argparse."""
         self._add(name, *filter(None, [also]), metavar=metavar, help=help, **more)
 
-    def values(self, name: str, metavar: str, help: str, **more: Any) -> None:
+    def repeated(self, name: str, metavar: str, help: str, **more: Any) -> None:
         """Add an option that can be repeated: it is the list of its values."""
         self._add(name, metavar=metavar, help=help, action="append", default=[], **more)
 

@@ -96,9 +96,9 @@ def parser() -> Parser:
     to = made.group("network")
     to.value("--token", "TOKEN", f"require this token from every client; better set {TOKEN} in the environment")
     origin = "let pages of another server, such as https://example.org, use this one; can be repeated"
-    to.values("--allow-origin", "ORIGIN", origin)
-    to.values("--allow-host", "NAME", "accept this name for this machine, besides its own names; can be repeated")
-    to.values(
+    to.repeated("--allow-origin", "ORIGIN", origin)
+    to.repeated("--allow-host", "NAME", "accept this name for this machine, besides its own names; can be repeated")
+    to.repeated(
         "--trusted-proxy",
         "ADDRESS",
         "believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
