@@ -182,8 +182,9 @@ def open_recording(path: str) -> Recording:
     name = "The standard input" if path == STDIN else path
     if not path:
         raise InputError("The name of a recording is empty.")
+    place = 0 if path == STDIN else user_path(path)
     try:
-        file: BinaryIO = open(0 if path == STDIN else user_path(path), "rb", closefd=path != STDIN)  # noqa: SIM115
+        file: BinaryIO = open(place, "rb", closefd=path != STDIN)  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"There is no recording {path}.") from None
     except IsADirectoryError:

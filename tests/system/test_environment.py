@@ -287,6 +287,10 @@ def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, 
     assert home() is None
     with pytest.raises(InputError, match=r"^~/x is in the home folder, and there is none; set HOME"):
         user_path("~/x")
+    with pytest.raises(InputError) as error:
+        open_recording("~/x")
+    assert str(error.value).startswith("~/x is in the home folder")
+    assert not str(error.value).endswith("..")
     assert catalogue.user_file() is None
     assert catalogue.load_catalogue()
     with pytest.raises(InputError, match="There is no home folder to remember the server's certificate in"):
