@@ -1,4 +1,4 @@
-# `make` lists what there is. Every target makes or refreshes .venv first; that takes a moment when nothing has changed.
+# `make` lists the targets. Each makes or refreshes .venv first; that takes a moment if nothing has changed.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -12,7 +12,7 @@ PY := .venv/bin/python
 CARGO := cargo
 RUST := --manifest-path rust/Cargo.toml --locked
 SHELL_SCRIPTS := scripts/*.sh .ci/run Moshi.command
-# Two linters that are no Python packages; .ci/run installs them.
+# Two linters that are not Python packages; .ci/run installs them.
 if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
 
 help: ## list the targets
@@ -21,10 +21,10 @@ help: ## list the targets
 setup: ## make or refresh the environment in .venv
 	@sh scripts/setup.sh
 
-talk: ## talk with Moshi by microphone and loudspeaker: with the best model that suits this machine, fetched if need be, else the demo model (OPTIONS=…)
+talk: ## talk with Moshi: with the best model that suits this machine, fetched if need be, else with the demo model (OPTIONS=…)
 	@sh Moshi.command $(OPTIONS)
 
-demo: setup ## play six spoken digits to the embedded model and keep its answer in out/
+demo: setup ## play six spoken digits to the demo model and keep its answer in out/
 	@mkdir -p out
 	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
 
@@ -42,15 +42,15 @@ test-rust: setup
 test-python: setup
 	$(PY) -m pytest --ignore tests/devices --ignore tests/world
 
-test-live: ## hold conversations on virtual sound devices (Linux with PulseAudio; installs it where it may)
+test-live: ## hold conversations on virtual sound devices (on Linux; installs PulseAudio where it may)
 	@sh scripts/setup.sh live virtual
 	MSH_REQUIRE_LIVE=1 $(PY) -m pytest tests/devices
 
-test-page: ## check and test the page, its parts and in browsers (Debian's Chromium and Firefox; installs them where it may)
+test-page: ## check the page and its parts, and try it in browsers (Debian's; installs them where it may)
 	@sh scripts/setup.sh page browsers
 	cd client && npm run --silent lint && npm run --silent check && npm run --silent test && npm run --silent test:browsers
 
-soak: setup ## drive the live path on the demo model for ten hours of conversation, as fast as it goes
+soak: setup ## hold ten hours of live conversation with the demo model, as fast as the machine goes
 	$(PY) benchmarks/soak.py --hours 10
 
 lint: lint-rust lint-python lint-rest ## check format, style and types, in Rust, Python and shell
@@ -76,10 +76,10 @@ format: setup ## format the sources
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: setup ## write the tables of options in docs/options.md from the programs
+docs: setup ## write the tables of options in docs/options.md
 	$(PY) scripts/make_options.py --write
 
-pictures: setup ## draw the pictures of the terminal and of the page in docs/ (the page's in Debian's Chromium)
+pictures: setup ## draw the pictures of the terminal and the page in docs/ (with Debian's Chromium)
 	$(PY) scripts/make_pictures.py
 	@sh scripts/setup.sh page browsers
 	cd client && npx vite build && MSH_PICTURES=1 npx vitest run --config vite.browser.config.ts tests/chromium.test.ts -t 'a picture of a conversation'
@@ -90,20 +90,20 @@ wheels: page ## build the wheels of the extension and the package into dist/
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist
 
-check-wheels: wheels ## install the wheels into an empty environment and run the demo from there
+check-wheels: wheels ## install the wheels into an empty environment, and run the demo there
 	@sh scripts/check_wheels.sh
 
-check-aarch64: page ## on an x86-64 Debian machine, test the Rust code and the wheels for aarch64, by QEMU
+check-aarch64: page ## test the Rust code and the wheels for aarch64 by QEMU, on an x86-64 Debian machine
 	@sh scripts/check_aarch64.sh
 
-check-floors: setup ## try the oldest versions that pyproject.toml allows, with the oldest supported Python here
+check-floors: setup ## test with the oldest packages that pyproject.toml allows, in the oldest supported Python here
 	@sh scripts/check_floors.sh
 
-check-world: ## run programs that others wrote with ours: Kyutai's server and client, OpenAI's client (by hand; gigabytes at the first time)
+check-world: ## try Kyutai's server and client and OpenAI's client with this project's (by hand; fetches gigabytes the first time)
 	@sh scripts/setup.sh live virtual
 	$(PY) -m pytest tests/world -rP
 
-check: lint test test-page check-wheels ## lint, test, test-page and check-wheels
+check: lint test test-page check-wheels ## run lint, test, test-page and check-wheels
 
 pin: ## resolve requirements.txt again from pyproject.toml (UPGRADE=1: to the newest versions)
 	@sh scripts/pin.sh

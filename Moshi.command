@@ -8,7 +8,7 @@ set -u
 
 say() { printf '%s\n' "$*"; }
 
-# Whoever double-clicked has to be able to read what went wrong; whoever runs scripts must not be kept.
+# After a double click, keep the window open to show what went wrong. Do not keep a script waiting.
 finish() { # finish EXIT-CODE
   if [ "$1" -ne 0 ] && [ -t 0 ] && [ -t 2 ] && [ -z "${MAKELEVEL:-}" ]; then
     printf '\nPress return to close. ' >&2
@@ -22,7 +22,7 @@ fail() {
   finish 1
 }
 
-ask() { # ask QUESTION: succeeds on yes; no answer is no
+ask() { # ask QUESTION: succeeds on yes, and fails on no or without an answer
   printf '%s [y/n] ' "$1"
   answer=''
   read -r answer || say ''
@@ -232,12 +232,12 @@ fi
 
 # --- the conversation -------------------------------------------------------------------------------------------------
 
-# The program chooses the model. A person who has opened this shall hear something in any case.
+# The program chooses the model. --or-demo: whoever opened this should hear something in any case.
 case ${1:-} in '' | -*) set -- --or-demo "$@" ;; esac
 if [ ! -t 0 ] || [ ! -t 2 ] || [ -n "${MAKELEVEL:-}" ]; then
   exec .venv/bin/python local_mlx.py "$@"
 fi
-# The terminal sends Ctrl-C to the program as well, whose end is waited for.
+# The terminal also sends Ctrl-C to the program; wait for its end.
 trap : INT
 .venv/bin/python local_mlx.py "$@"
 code=$?

@@ -9,7 +9,7 @@ The cost of a frame is counted from the configuration. A convolution or product 
 2·n·out·in operations, and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer:
 two steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values in the window so far,
 2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the
-distances to every entry of each codebook. State that is kept from step to step counts as free.
+distances to every vector of each codebook. State that is kept from step to step counts as free.
 """
 
 from __future__ import annotations
@@ -397,7 +397,7 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
     if any(share and share > QUIET for share in result["busy_elsewhere"].values()):
         print("The machine was not quiet: others worked on it, see above.")
     if not peers:
-        print("The peer was not run: nothing is said about it. --peer does.")
+        print("The peer was not run; --peer measures it, too.")
 
 
 def main() -> int:

@@ -54,6 +54,9 @@ class Ends:
     def clear(self) -> None:
         self.playback.clear()
 
+    def queued(self) -> float:
+        return self.playback.queued / SAMPLE_RATE
+
     def stats(self) -> dict[str, Any]:
         return self.playback.stats()
 

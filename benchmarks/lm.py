@@ -166,7 +166,7 @@ def long_run(ours: Contender, steps: int) -> list[int]:
 
 
 def eight_bits(windows: int = 4) -> dict[str, float]:
-    """Return how far an 8-bit cache moves the text logits of the demo model, over several windows of the same input."""
+    """Return how far 8-bit keys and values move the text logits of the demo model, over several windows of the same input."""
     from msh_mlx.library.files import find_demo
     from msh_mlx.weights.checkpoint import load_lm
     from msh_mlx.weights.convert import diverge, text_logits
@@ -314,10 +314,10 @@ def main() -> int:
     print(f"MLX {device['mlx']} on {device['device']}, {platform.machine()}, {os.cpu_count()} cores")
     report(result, ages, peaks)
     print(
-        f"an 8-bit cache, demo model, {moved['steps']} steps: logits (from one end to the other {moved['range']:.1f}) move by ",
-        end="",
+        f"8-bit keys and values, demo model, {moved['steps']} steps: "
+        f"logits (which span {moved['range']:.1f}) move by at most {moved['largest']:.3f}, "
+        f"KL {moved['kl']:.2g}, the same best token in {moved['agree']:.1%}"
     )
-    print(f"{moved['largest']:.3f} at most, KL {moved['kl']:.2g}, the same best token in {moved['agree']:.1%}")
     found = aims(result, ages, peaks)
     print()
     for aim in found:
@@ -325,7 +325,7 @@ def main() -> int:
         verdict = "met" if aim["met"] else "NOT met"
         print(f"{aim['value']:6.2f} {aim['name']}: wanted {word} {aim['limit']:.3g}, {verdict}")
     if not args.peer:
-        print("The peer was not run: nothing is said about it. --peer does.")
+        print("The peer was not run; --peer measures it, too.")
     if output:
         sizes = {size: [{**vars(c), "python": "", **c.spread()} for c in cs] for size, cs in result.items()}
         figures = {**device, "machine_kind": platform.machine(), "cores": os.cpu_count(), "peer": args.peer}

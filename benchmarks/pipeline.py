@@ -167,7 +167,7 @@ def screen(ui: str) -> Iterator[Screen | None]:
     thread.start()
     with (
         os.fdopen(writer, "w") as out,
-        open_screen(plain=False, as_json=False, out=out, frame_seconds=FRAME_SECONDS) as painted,
+        open_screen(plain=False, as_json=False, out=out) as painted,
     ):
         yield painted
     thread.join()

@@ -1,4 +1,4 @@
-"""Test a server with a thousand sessions, most of them ill-behaved: does its memory stay, and does it mix up conversations?
+"""Test a server with a thousand clients, most of them ill-behaved: does its memory grow, and does it mix up conversations?
 
 The real server runs on the demo model. Clients play against it, several at once, the same every time for a seed: proper
 conversations, garbage in Ogg, in messages and in HTTP, floods, stalls, half-open connections, closes at any byte. A reply must
@@ -46,11 +46,11 @@ ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "assets" / "demo" / "digits.flac"
 ONSETS = (7, 15, 58, 93, 101, 110)  # frames in which a digit begins
 TOKEN = "soak"
-FIRST = 10  # sessions after which the server should not grow any more
+FIRST = 10  # clients, after which the server should not grow any more
 IDLE = 2.0  # seconds
 LINE = 2
-HUNG = 60.0  # seconds within which every session must end
-# How much memory may grow. The tenth session is early: the allocator's arenas, one per thread, are not full yet.
+HUNG = 60.0  # seconds within which every connection must end
+# How much memory may grow. After the tenth client the allocator's arenas, one per thread, are not full yet.
 MORE_SHARE, MORE_MEMORY = 0.05, 20 << 20
 # The same from the middle of a long soak on, when they are full.
 LONG, MORE_THEN = 500, 8 << 20
@@ -191,7 +191,7 @@ class Client:
             raise Wrong(f"A proper request got the status {status}.")
 
     async def send(self, *messages: bytes, opcode: int = 2) -> None:
-        await self.write(b"".join(frame(message, self._rng, opcode) for message in messages))
+        await self.write(b"".join(websocket_frame(message, self._rng, opcode) for message in messages))
 
     async def receive(self) -> object | None:
         """Wait for a message. None: the server has closed; `code` is its code then, or 0 without one."""
@@ -294,7 +294,7 @@ def chat_path(parameters: dict[str, object]) -> str:
     return "/api/chat?" + urlencode({"worker_auth_id": TOKEN, "realtime": 0, "stats": 1} | parameters)
 
 
-def frame(payload: bytes, rng: random.Random, opcode: int = 2, *, first: int = 0x80) -> bytes:
+def websocket_frame(payload: bytes, rng: random.Random, opcode: int = 2, *, first: int = 0x80) -> bytes:
     """Write a masked frame of a websocket."""
     size, key = len(payload), rng.randbytes(4)
     if size < 126:
@@ -557,7 +557,7 @@ class Visit:
         return outcome
 
     async def _stay(self, client: Client) -> None:
-        """Send messages without sound. They must not keep the session open."""
+        """Send messages without sound. They must not keep the connection open."""
         with suppress(ConnectionError):
             while True:
                 await asyncio.sleep(IDLE / 4)
@@ -570,13 +570,13 @@ class Visit:
         client, rng = await self._chat(), self._rng
         wrong = rng.choice(
             (
-                frame(b"abc", rng, 2, first=0xC0),  # a reserved bit
-                frame(b"abc", rng, 11),  # no such opcode
-                frame(bytes(126), rng, 9),  # a ping that is too long
-                frame(b"abc", rng, 9, first=0),  # a ping in parts
-                frame(b"abc", rng, 0),  # goes on, with what?
-                frame(b"\xff", rng, 1),  # no UTF-8
-                frame(b"a", rng, 2, first=0) + frame(b"b", rng, 2),  # a beginning in the middle
+                websocket_frame(b"abc", rng, 2, first=0xC0),  # a reserved bit
+                websocket_frame(b"abc", rng, 11),  # an unknown opcode
+                websocket_frame(bytes(126), rng, 9),  # a ping that is too long
+                websocket_frame(b"abc", rng, 9, first=0),  # a ping in parts
+                websocket_frame(b"abc", rng, 0),  # goes on, with what?
+                websocket_frame(b"\xff", rng, 1),  # not UTF-8
+                websocket_frame(b"a", rng, 2, first=0) + websocket_frame(b"b", rng, 2),  # a beginning in the middle
             )
         )
         with suppress(ConnectionError):
@@ -633,7 +633,7 @@ class Visit:
         """Leave at any byte of the request, or of what follows."""
         rng, client = self._rng, await self._open()
         request = head(chat_path(self._voice.parameters), UPGRADE)
-        stream = request + b"".join(frame(message, rng) for message in in_pieces(self._voice.pages, rng))
+        stream = request + b"".join(websocket_frame(message, rng) for message in in_pieces(self._voice.pages, rng))
         before = rng.random() < 0.3
         stream = stream[: rng.randrange(len(request) if before else len(stream))]
         how = rng.choice(("reset", "close", "half"))
@@ -648,7 +648,7 @@ class Visit:
         """Leave at any byte of what is said after the handshake."""
         rng, client = self._rng, await self._chat()
         await client.handshake()
-        stream = b"".join(frame(message, rng) for message in in_pieces(self._voice.pages, rng))
+        stream = b"".join(websocket_frame(message, rng) for message in in_pieces(self._voice.pages, rng))
         await client.write(stream[: rng.randrange(len(stream))])
         for _ in range(rng.randrange(3)):
             await client.receive()
@@ -793,10 +793,10 @@ async def visit(
         outcome = await asyncio.wait_for(until_there_is_room(), HUNG)
     except (TimeoutError, asyncio.TimeoutError):
         outcome = "hung"
-        found.wrong.append(f"{kind.__name__} (session {name}): it hung for {HUNG:.0f} s")
+        found.wrong.append(f"{kind.__name__} (client {name}): it hung for {HUNG:.0f} s")
     except Exception as error:
         outcome = "wrong"
-        found.wrong.append(f"{kind.__name__} (session {name}): {str(error).rstrip('.') or repr(error)}")
+        found.wrong.append(f"{kind.__name__} (client {name}): {str(error).rstrip('.') or repr(error)}")
     found.outcomes[kind.__name__, outcome] += 1
 
 
@@ -823,7 +823,7 @@ async def come(numbers: Iterator[int], seed: int, port: int, spoken: list[Voice]
     await asyncio.gather(*background)
 
 
-def soak(sessions: int, seed: int, at_once: int, tell: Callable[[str], None] = lambda _: None) -> Found:
+def soak(clients: int, seed: int, at_once: int, tell: Callable[[str], None] = lambda _: None) -> Found:
     """Play all clients against a server, and collect what is wrong with it."""
     spoken, found = voices(), Found()
     options = ("--sessions", 2, "--line", LINE, "--idle", IDLE, "--token", TOKEN, "--debug")
@@ -839,9 +839,9 @@ def soak(sessions: int, seed: int, at_once: int, tell: Callable[[str], None] = l
             asyncio.run(come(iter(range(first, last)), seed, server.port, spoken, at_once, found))
             found.figures = server.calm_down()
             found.usage.append(Usage.of(server.process.pid))
-            tell(f"After {last} sessions: {found.usage[-1]}")
+            tell(f"After {last} clients: {found.usage[-1]}")
 
-        marks = [0, FIRST, *(round(FIRST + (sessions - FIRST) * part / 4) for part in range(1, 5))]
+        marks = [0, FIRST, *(round(FIRST + (clients - FIRST) * part / 4) for part in range(1, 5))]
         for first, last in pairwise(marks):
             some(first, last)
         for voice in spoken:  # a last one each: is everything as in the beginning?
@@ -851,25 +851,25 @@ def soak(sessions: int, seed: int, at_once: int, tell: Callable[[str], None] = l
                 found.wrong.append("after it all, a proper conversation no longer gets the reply of the first")
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(HUNG)
-        found.wrong += complaints(found, server, sessions)
+        found.wrong += complaints(found, server, clients)
     found.seconds = perf_counter() - begin
     return found
 
 
-def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
+def complaints(found: Found, server: ServerProcess, clients: int) -> list[str]:
     """List what is wrong with the server at the end."""
     wrong = []
     first, last = found.usage[0], found.usage[-1]
     if (more := last.memory - first.memory) > MORE_SHARE * first.memory + MORE_MEMORY:
-        wrong.append(f"memory grew by {human_size(more)}, from {human_size(first.memory)} after the tenth session")
+        wrong.append(f"memory grew by {human_size(more)}, from {human_size(first.memory)} after the tenth client")
     middle = found.usage[len(found.usage) // 2]
-    if sessions >= LONG and (more := last.memory - middle.memory) > MORE_SHARE * middle.memory + MORE_THEN:
-        wrong.append(f"memory still grew by {human_size(more)} in the second half of the sessions")
+    if clients >= LONG and (more := last.memory - middle.memory) > MORE_SHARE * middle.memory + MORE_THEN:
+        wrong.append(f"memory still grew by {human_size(more)} in the second half of the clients")
     pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's threads come when they are needed, and stay
     if last.threads > first.threads + pool:
-        wrong.append(f"there are {last.threads} threads and were {first.threads} after the tenth session")
+        wrong.append(f"there are {last.threads} threads and were {first.threads} after the tenth client")
     if last.descriptors > first.descriptors:
-        wrong.append(f"there are {last.descriptors} descriptors and were {first.descriptors} after the tenth session")
+        wrong.append(f"there are {last.descriptors} descriptors and were {first.descriptors} after the tenth client")
     if failed := found.figures.get('msh_errors_total{kind="failed"}'):
         wrong.append(f"{failed:.0f} conversations failed in the server itself")
     errors = [event["error"] for event in server.events() if event["event"] == "error"]
@@ -885,9 +885,9 @@ def complaints(found: Found, server: ServerProcess, sessions: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=1000, help="hold so many sessions (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, default=1000, help="play so many clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="choose them by this seed (default: %(default)s)")
-    parser.add_argument("--at-once", type=int, default=4, help="hold so many at once (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=4, help="play so many at once (default: %(default)s)")
     args = parser.parse_args()
     found = soak(max(args.sessions, FIRST + 1), args.seed, args.at_once, lambda text: print(text, flush=True))
     print(f"\n{'who came':<16}{'how it ended':<40}{'times':>6}")

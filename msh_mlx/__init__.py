@@ -25,25 +25,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Frame": "conversation.session",
-    "InUseError": "errors",
-    "InputError": "errors",
-    "Lm": "model.lm",
-    "LmConfig": "model.config",
-    "LmGen": "model.generate",
-    "Mimi": "conversation.codec",
-    "MshError": "errors",
-    "Sampler": "model.sampling",
-    "Session": "conversation.session",
-    "Step": "model.generate",
-    "TextSampler": "model.sampling",
-    "TextStream": "conversation.text",
-    "Timings": "conversation.session",
-    "Word": "events",
-    "Words": "conversation.text",
-    "load_lm": "weights.checkpoint",
-    "load_mimi": "conversation.codec",
-    "load_tokenizer": "conversation.text",
+    "conversation.codec": ("Mimi", "load_mimi"),
+    "conversation.session": ("Frame", "Session", "Timings"),
+    "conversation.text": ("TextStream", "Words", "load_tokenizer"),
+    "errors": ("InUseError", "InputError", "MshError"),
+    "events": ("Word",),
+    "model.config": ("LmConfig",),
+    "model.generate": ("LmGen", "Step"),
+    "model.lm": ("Lm",),
+    "model.sampling": ("Sampler", "TextSampler"),
+    "weights.checkpoint": ("load_lm",),
 }
 
 __all__ = [
@@ -70,8 +61,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f".{home}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
 from typing import Any, cast
@@ -148,10 +148,6 @@ class Report:
     bandwidth: float
     share: float
 
-    def as_dict(self) -> dict[str, object]:
-        """Return all figures, ready for JSON."""
-        return asdict(self)
-
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures for people, as names and values."""
 
@@ -228,9 +224,9 @@ def measure(
         timed("step", gen.step, codes[1 + t])
         if mimi:
             timed("decode", decoder.step, timed("encode", encoder.step, noise))
-    spreads = {what: Percentiles.of(seconds) if seconds else None for what, seconds in times.items()}
-    step = cast("Percentiles", spreads["step"])
-    together = sum(spread.p50 for spread in spreads.values() if spread)
+    spreads = {what: Percentiles.of(seconds) for what, seconds in times.items() if seconds}
+    step = spreads["step"]
+    together = sum(spread.p50 for spread in spreads.values())
     seen = np.mean([min(t + 3, config.context) for t in range(steps)])
     read = bytes_per_step(lm, float(seen), kv_bits)
     packed = [module for module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
@@ -249,8 +245,8 @@ def measure(
         dtype=dtype,
         steps=steps,
         step=step,
-        encode=spreads["encode"],
-        decode=spreads["decode"],
+        encode=spreads.get("encode"),
+        decode=spreads.get("decode"),
         real_time=1000 * FRAME_SECONDS / together,
         warm_up=1000 * warm_up,
         peak=mx.get_peak_memory(),

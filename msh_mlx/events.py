@@ -8,7 +8,19 @@ from .format import Pcm
 
 
 @dataclass(frozen=True)
-class Loading:
+class Word:
+    """A word, and the time when it began, in seconds."""
+
+    start: float
+    text: str
+
+
+class Event:
+    """The base of all events."""
+
+
+@dataclass(frozen=True)
+class Loading(Event):
     """A stage of the start begins (`seconds` is None), or has ended after `seconds`.
 
     The stages are "files", "loading" and "warm-up"; with a model on a server, "connecting" and "waiting". While the model is
@@ -21,21 +33,21 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class ModelInUse:
+class ModelInUse(Event):
     """The model in use from now on has `bits` a weight. The demo model has no such event, since there is no smaller one."""
 
     bits: int
 
 
 @dataclass(frozen=True)
-class Ready:
+class Ready(Event):
     """A conversation begins: the model listens. `conversation` counts from 1; a new one follows each reset."""
 
     conversation: int
 
 
 @dataclass(frozen=True)
-class Heard:
+class Heard(Event):
     """Frame `index` (from 0) of the user goes to the model. `pcm` is `[1920]` float32 at 24 kHz, silence while muted."""
 
     index: int
@@ -43,7 +55,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Said:
+class Said(Event):
     """Frame `index` of Moshi's voice goes to the loudspeaker. `pcm` is `[1920]` float32 at 24 kHz."""
 
     index: int
@@ -51,7 +63,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Spoke:
+class Spoke(Event):
     """Moshi's `text` became complete in frame `index`. A leading space starts a word."""
 
     index: int
@@ -59,14 +71,14 @@ class Spoke:
 
 
 @dataclass(frozen=True)
-class SpokeWord:
+class SpokeWord(Event):
     """A word is complete. `word.start` is in seconds of this conversation (index × 80 ms)."""
 
     word: Word
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(Event):
     """A stage worked on frame `index` from `begin` to `end`, in seconds of `time.perf_counter`.
 
     `stage` is "encode", "step" or "decode".
@@ -79,7 +91,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Queues:
+class Queues(Event):
     """How much sound waits in each queue at `time` (of `time.perf_counter`), in seconds, and counts so far.
 
     `microphone` waits to be heard, `model` and `decoder` wait for these stages, `loudspeaker` waits to be played; `cushion` is
@@ -97,11 +109,11 @@ class Queues:
 
 
 @dataclass(frozen=True)
-class EchoState:
+class EchoState(Event):
     """The loudspeaker's echo in the microphone, as far as it is known.
 
     `mode` is "auto", "on" or "off". `found` says whether there is an echo. `level` is how loud it is while Moshi speaks, in dB
-    of full scale; `removed` is how much of it is taken away, in dB; `delay` is how late it is, in seconds. None: not known.
+    of full scale; `removed` is how much of it is removed, in dB; `delay` is how late it is, in seconds. None: not known.
     """
 
     mode: str
@@ -112,7 +124,7 @@ class EchoState:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class Dropped(Event):
     """The model fell behind. `seconds` of the user's sound were given up at frame `index`."""
 
     index: int
@@ -120,14 +132,14 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Underrun:
+class Underrun(Event):
     """The loudspeaker ran dry. `count` is how often so far."""
 
     count: int
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(Event):
     """One sentence for the user: a device is lost or back, the recording ended, a file was saved.
 
     `kind` names the event for programs, such as "device-lost". `level` is "info", "warning" or "error".
@@ -139,34 +151,8 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(Event):
     """A part failed, and the conversation is over. `where` is "encoder", "model", "decoder", "start" or "connection"."""
 
     where: str
     error: BaseException
-
-
-Event = (
-    Loading
-    | ModelInUse
-    | Ready
-    | Heard
-    | Said
-    | Spoke
-    | SpokeWord
-    | Span
-    | Queues
-    | EchoState
-    | Dropped
-    | Underrun
-    | Notice
-    | Failed
-)
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word, and the time when it began, in seconds."""
-
-    start: float
-    text: str

@@ -129,14 +129,14 @@ class Decibels:
         """Add a number."""
         self._counts[round(min(max(decibels, self._LEAST), self._MOST)) - self._LEAST] += 1
 
-    def median(self) -> float | None:
-        """Return the median; None if there are no numbers."""
+    def median(self) -> float:
+        """Return the median of the numbers, of which there must be one at least."""
         ends = list(accumulate(self._counts))
-        return bisect_right(ends, (ends[-1] - 1) // 2) + self._LEAST if ends[-1] else None
+        return bisect_right(ends, (ends[-1] - 1) // 2) + self._LEAST
 
-    def most(self) -> float | None:
-        """Return the largest number; None if there are none."""
-        return max((i + self._LEAST for i, count in enumerate(self._counts) if count), default=None)
+    def most(self) -> float:
+        """Return the largest of the numbers, of which there must be one at least."""
+        return max(i + self._LEAST for i, count in enumerate(self._counts) if count)
 
 
 class EchoFigures:

@@ -26,7 +26,6 @@ from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.session import Session
 from msh_mlx.conversation.warmup import warm
 from msh_mlx.events import Event, Failed, Heard, Ready, Said, Spoke
-from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.library.files import find_demo
 from msh_mlx.live.screen.status import Status
 from msh_mlx.live.screen.terminal import LiveScreen
@@ -88,7 +87,7 @@ def picture(load: Callable[[object], Session], words: int) -> str:
         The error with which the model or the codec failed.
     """
     console, paper = terminal(), Paper()
-    screen = LiveScreen(console, frame_seconds=FRAME_SECONDS)
+    screen = LiveScreen(console)
     ends, events = Ends(), SimpleQueue[Event]()
     clock = Clock(ends, speech(RECORDING), 1.0)
     pipeline = Pipeline(warm(load), ends.source, ends, events.put)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from msh_mlx.cli.options import Parser, number, whole
+from msh_mlx.cli.options import Parser, whole, within
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
+from msh_mlx.model.ranges import TEMPERATURE
 from msh_mlx.system.signals import Signals
 
 
@@ -33,14 +34,14 @@ def main() -> int:
     parser.add_argument(
         "--temperature",
         metavar="T",
-        type=number,
+        type=within(TEMPERATURE),
         default=0.8,
         help="sample the voice at this temperature (default: %(default)s)",
     )
     parser.add_argument(
         "--text-temperature",
         metavar="T",
-        type=number,
+        type=within(TEMPERATURE),
         default=0.7,
         help="sample the text at this temperature (default: %(default)s)",
     )

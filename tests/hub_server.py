@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from itertools import chain
-from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -86,18 +85,18 @@ class Fault:
 
     pattern: re.Pattern[str]
     kind: Kind
-    times: int | None
-    method: str | None
-    origin: Origin | None
-    status: int
-    headers: dict[str, str]
-    after: int | None
-    reset: bool
-    rate: float
-    position: int
-    by: int
-    seconds: float
-    data: bytes | None
+    times: int | None = 1
+    method: str | None = None
+    origin: Origin | None = None
+    status: int = 503
+    headers: Mapping[str, str] = field(default_factory=dict)
+    after: int | None = None
+    reset: bool = False
+    rate: float = 20.0
+    position: int = 0
+    by: int = -1
+    seconds: float = 1.0
+    data: bytes | None = None
     used: int = 0
 
 
@@ -241,25 +240,10 @@ class HubServer:
             self._objects.update({file.sha256: file.data for file in tree.values() if file.lfs})
         return commit
 
-    def fault(
-        self,
-        match: str,
-        kind: Kind,
-        *,
-        times: int | None = 1,
-        method: str | None = None,
-        origin: Origin | None = None,
-        status: int = 503,
-        headers: Mapping[str, str] | None = None,
-        after: int | None = None,
-        reset: bool = False,
-        rate: float = 20.0,
-        position: int = 0,
-        by: int = -1,
-        seconds: float = 1.0,
-        data: bytes | None = None,
-    ) -> Fault:
+    def fault(self, match: str, kind: Kind, **options: Any) -> Fault:
         """Spoil the next requests (`times`; None: all) whose path matches the regular expression `match` anywhere.
+
+        The options are the other attributes of `Fault`.
 
         The path is as in the log: quoted, with the query. The CDN's paths have the name of the file in the query, so `match`
         can be that name for both origins. `method` and `origin` restrict it further. Faults are tried in the order in which
@@ -285,22 +269,7 @@ class HubServer:
           inverted. At the hub they are in a new commit of the requested branch, at the CDN at the same address with another
           ETag.
         """
-        fault = Fault(
-            pattern=re.compile(match),
-            kind=kind,
-            times=times,
-            method=method,
-            origin=origin,
-            status=status,
-            headers=dict(headers or {}),
-            after=after,
-            reset=reset,
-            rate=rate,
-            position=position,
-            by=by,
-            seconds=seconds,
-            data=data,
-        )
+        fault = Fault(re.compile(match), kind, **options)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -332,9 +301,7 @@ class HubServer:
         self.up()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _listeners(self, origin: Origin | None) -> list[_Listener]:
@@ -529,9 +496,7 @@ class Proxy:
         self._listener.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._listener.close()
         for wrong in self._listener.errors:
             raise RuntimeError("the proxy failed") from wrong

@@ -19,6 +19,7 @@ from aiohttp import web
 from paths import GOLDEN
 
 from msh_mlx.format import FRAME_SIZE
+from msh_mlx.net.messages import encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.sound.ogg import OggSplitter, PageKind
 
@@ -43,15 +44,20 @@ METADATA = {
 }
 
 
-def recorded(side):
-    """Return all messages of the page (0) or the PyTorch server (1) in a real conversation: milliseconds, and bytes."""
+def recorded():
+    """Return all messages between the page (0) and the PyTorch server (1) in a real conversation: side, milliseconds, bytes."""
     data, messages, position = RECORDED.read_bytes(), [], 0
     while position < len(data):
-        direction, milliseconds, length = struct.unpack_from("<BII", data, position)
+        side, milliseconds, length = struct.unpack_from("<BII", data, position)
         position += 9 + length
-        if direction == side:
-            messages.append((milliseconds, data[position - length : position]))
+        messages.append((side, milliseconds, data[position - length : position]))
+    assert position == len(data)
     return messages
+
+
+def said_by(side):
+    """Return the messages of one side, as bytes."""
+    return [data for other, _, data in recorded() if other == side]
 
 
 def in_24_khz(page):
@@ -158,6 +164,22 @@ class Server:
         return socket
 
 
+async def sounds(socket, handshake=HANDSHAKES["T"]):
+    """Greet a client, and yield the sound of its messages, each with its number."""
+    await socket.send_bytes(handshake)
+    decoder, count = OpusDecoder(), 0
+    async for message in socket:
+        if message.type is aiohttp.WSMsgType.BINARY and message.data[:1] == b"\x01":
+            yield count, decoder.decode(message.data[1:])
+            count += 1
+
+
+async def send(socket, *messages):
+    """Send messages, as bytes or as objects."""
+    for message in messages:
+        await socket.send_bytes(message if isinstance(message, bytes) else encode(message))
+
+
 def echo(count, pcm):
     """A voice that repeats the sound it hears, and says a word every fifth frame."""
     return pcm, f" word{count}" if count % 5 == 0 else ""
@@ -173,13 +195,9 @@ def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, we
     async def talk(socket, _):
         if kind == "R":
             await socket.send_bytes(b"\x04" + json.dumps(METADATA).encode())
-        await socket.send_bytes(HANDSHAKES[kind])
-        decoder, out = OpusDecoder(), Voice(kind)
-        heard, count = np.zeros(0, np.float32), 0
-        async for message in socket:
-            if message.type is not aiohttp.WSMsgType.BINARY or message.data[:1] != b"\x01":
-                continue
-            heard = np.concatenate([heard, decoder.decode(message.data[1:])])
+        out, heard, count = Voice(kind), np.zeros(0, np.float32), 0
+        async for _, sound in sounds(socket, HANDSHAKES[kind]):
+            heard = np.concatenate([heard, sound])
             while len(heard) >= FRAME_SIZE:
                 frame, heard = heard[:FRAME_SIZE], heard[FRAME_SIZE:]
                 count += 1
@@ -189,8 +207,7 @@ def published(kind, voice=echo, lag=None) -> Callable[[web.WebSocketResponse, we
                 if text:
                     colour = b"\x07\x03" if kind == "W" else b"\x02"
                     await socket.send_bytes(colour + text.encode())
-                for data in out.messages(pcm):
-                    await socket.send_bytes(data)
+                await send(socket, *out.messages(pcm))
 
     return talk
 
@@ -199,8 +216,7 @@ def replay(messages) -> Callable[[web.WebSocketResponse, web.Request], Awaitable
     """Send the recorded messages of a server as fast as possible, and wait until the client has gone."""
 
     async def talk(socket, _):
-        for _, data in messages:
-            await socket.send_bytes(data)
+        await send(socket, *messages)
         async for _ in socket:
             pass
 
@@ -237,9 +253,8 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
                 await socket.send_bytes(b"\x03\x03")
             if kind != "T":
                 await begun.wait()
-            for frame in _says(kind, pcm):
-                for data in frame:
-                    await socket.send_bytes(data)
+            for messages in _says(kind, pcm):
+                await send(socket, *messages)
                 await asyncio.sleep(pace)
 
         saying = asyncio.create_task(say())
@@ -254,7 +269,7 @@ async def client(kind, url, pcm=None, *, until, pace=0.0, ssl=True):
 def _says(kind, pcm):
     """Yield the messages of one frame after the other."""
     if kind == "W":
-        said = [data for _, data in recorded(0)]  # 40 ms each
+        said = said_by(0)  # 40 ms each
         yield from (said[i : i + 2] for i in range(0, len(said), 2))
         return
     voice = Voice(kind)

@@ -1,4 +1,4 @@
-"""Whatever a file holds: the readers end in one sentence or in what was read, soon, and with memory by the file's size."""
+"""Damaged files: whatever a file holds, reading ends soon, in a result or one sentence, with memory by the file's size."""
 
 import json
 import os
@@ -210,7 +210,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_such_file_at_all(reader, tmp_path):
+def test_what_is_not_such_a_file_at_all(reader, tmp_path):
     def says(path):
         with pytest.raises(InputError) as error:
             READERS[reader](path)

@@ -104,7 +104,7 @@ def test_kernels_are_those_of_the_processor() -> None:
     assert mimi.kernels() == (wanted or ("AVX2" if "avx2" in flags and "fma" in flags else "portable"))
 
 
-def test_plain_lines_for_what_is_no_terminal() -> None:
+def test_plain_lines_for_what_is_not_a_terminal() -> None:
     result = run("--quick")
     lines = result.stdout.splitlines()
     assert [line[9:].partition(": ")[0] for line in lines[:-1]] == NAMES
@@ -204,7 +204,7 @@ def test_weights_of_the_user(home: Path) -> None:
 def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     assert check_models().status == "warning"
-    assert check_models().found == "none of the 8 in the catalogue on disk"
+    assert check_models().found == "none of the 8 models in the catalogue is on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')
@@ -222,7 +222,7 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     command = [sys.executable, str(ROOT / "local_mlx.py"), "models", "verify"]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     assert check_models().found == "mine on disk, verified"
-    # A change is noticed; what is no model any more is a problem.
+    # A change is noticed; what is not a model any more is a problem.
     own.with_name("lm").touch()
     assert check_models().found == "mine on disk, not verified yet"
     own.with_name("mimi").write_bytes((DEMO / "mimi.safetensors").read_bytes()[:-1])
@@ -403,7 +403,7 @@ def test_a_real_terminal(columns: str, term: str, word: str) -> None:
     ("level", "headset", "terminal", "status", "word"),
     [
         (Level(0.3, 0.03), False, None, "ok", ""),
-        # A quiet room is no problem, also where the microphone gives zeros for it.
+        # A quiet room is not a problem, even where the microphone gives zeros for it.
         (Level(), False, "iTerm", "warning", "allow iTerm in System Settings > Privacy & Security > Microphone"),
         (Level(), False, None, "warning", "sound settings"),
         (Level(), True, None, "warning", "sound settings"),
@@ -426,10 +426,10 @@ def test_microphones(level: Any, headset: bool, terminal: Any, status: str, word
         (
             EchoMeasure(-60.0, -12.4, 28.3, 0.084),
             "ok",
-            "-12 dB against what is played, 28 dB taken away after 1 s, 84 ms late",
+            "-12 dB against what is played, 28 dB removed after 1 s, 84 ms late",
         ),
-        (EchoMeasure(-60.0, -40.0, 2.0), "ok", "-40 dB against what is played, 2 dB taken away after 1 s"),
-        (EchoMeasure(-30.0, -0.1, 9.0), "warning", "0 dB against what is played, 9 dB taken away after 1 s"),
+        (EchoMeasure(-60.0, -40.0, 2.0), "ok", "-40 dB against what is played, 2 dB removed after 1 s"),
+        (EchoMeasure(-30.0, -0.1, 9.0), "warning", "0 dB against what is played, 9 dB removed after 1 s"),
     ],
 )
 def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:
@@ -439,7 +439,7 @@ def test_echoes(measure: EchoMeasure, status: str, found: str) -> None:
     assert finding.figures == vars(measure)
 
 
-def test_a_sound_is_made_for_whoever_asks_for_it() -> None:
+def test_a_sound_is_made_only_if_it_is_asked_for() -> None:
     names = [check.name for check in all_checks()]
     assert names == NAMES
     assert [check.name for check in all_checks(echo=True)] == [*NAMES, "echo"]
@@ -484,13 +484,13 @@ def fail(error: BaseException) -> Any:
     ],
 )  # fmt: skip
 def test_a_check_that_fails(error: BaseException, found: str, advice: str) -> None:
-    assert examine(Check("it", lambda: fail(error)), 5) == Finding("it", "problem", found, advice)
+    assert examine(Check("it", lambda: fail(error)), 5) == Finding("problem", found, advice, name="it")
 
 
 def test_a_check_that_hangs() -> None:
     begin = time.monotonic()
     hangs = Check("it", lambda: time.sleep(30) or fail(AssertionError()), limit=0.2, late="Restart it.")
-    assert examine(hangs, 5) == Finding("it", "problem", "no answer for 0 s", "Restart it.")
+    assert examine(hangs, 5) == Finding("problem", "no answer for 0 s", "Restart it.", name="it")
     assert examine(Check("it", hangs.run), 0.1).status == "problem"
     assert examine(Check("it", hangs.run), -1).status == "skipped"
     assert time.monotonic() - begin < 5
@@ -499,10 +499,12 @@ def test_a_check_that_hangs() -> None:
 # ---- what is shown -------------------------------------------------------------------------------------------------------
 
 FINDINGS = [
-    Finding("system", "ok", "Apple M2, 16.0 GB, macOS 14.5"),
-    Finding("mlx", "warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install the compiler."),
-    Finding("terminal", "skipped", "the output is not a terminal"),
-    Finding("sound", "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without."),
+    Finding("ok", "Apple M2, 16.0 GB, macOS 14.5", name="system"),
+    Finding("warning", "0.30.0 on the processor: slower without a C++ compiler (g++)", "Install it.", name="mlx"),
+    Finding("skipped", "the output is not a terminal", name="terminal"),
+    Finding(
+        "problem", "no \x1b[2Jdevices", "Connect one; with recordings (--input FILE) it works without.", name="sound"
+    ),
 ]
 
 
@@ -520,7 +522,7 @@ def test_in_columns() -> None:
 ok       system      Apple M2, 16.0 GB, macOS 14.5
 warning  mlx         0.30.0 on the processor: slower without
                      a C++ compiler (g++)
-                     Install the compiler.
+                     Install it.
 skipped  terminal    the output is not a terminal
 problem  sound       no �[2Jdevices
                      Connect one; with recordings (--input
@@ -534,7 +536,7 @@ def test_in_lines() -> None:
         shown(plain=True, width=20)
         == """\
 ok       system: Apple M2, 16.0 GB, macOS 14.5
-warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install the compiler.
+warning  mlx: 0.30.0 on the processor: slower without a C++ compiler (g++). Install it.
 skipped  terminal: the output is not a terminal
 problem  sound: no �[2Jdevices. Connect one; with recordings (--input FILE) it works without.
 """

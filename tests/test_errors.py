@@ -1,4 +1,4 @@
-"""Errors: what was wrong and what to do are fields, and nobody takes a sentence apart."""
+"""Errors: what was wrong and what to do are fields, so that nobody has to take a sentence apart."""
 
 import ast
 import errno

@@ -1,4 +1,4 @@
-"""`Moshi.command` on machines of every kind: what the machine says and does is played by scripts that keep a record."""
+"""`Moshi.command` on machines of every kind, played by scripts that keep a record."""
 
 from __future__ import annotations
 
@@ -93,6 +93,12 @@ esac""",
         self.command("cargo", "echo cargo 1.90")
         self.command("rustc", "echo rustc 1.90")
 
+    def equipped(self) -> Machine:
+        """Install all that setting up needs."""
+        self.python()
+        self.rust()
+        return self
+
     def ready(self) -> Machine:
         """Set it up, as an earlier start did."""
         self.script(self.folder / ".venv" / "bin" / "python", PROGRAM)
@@ -112,6 +118,12 @@ esac""",
             text=True,
             timeout=30,
         )
+
+    def starts(self, *args: str, **options: str) -> str:
+        """Run it, see that it ends well and complains of nothing, and return what it prints."""
+        result = self.run(*args, **options)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
 
     def environment(self) -> dict[str, str]:
         return {
@@ -170,27 +182,20 @@ def test_it_can_be_double_clicked() -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_sets_up_and_starts(mac: Machine, shell: str) -> None:
-    mac.python()
-    mac.rust()
-    result = mac.run(shell=shell)
-    assert (result.returncode, result.stderr) == (0, "")
+    words = mac.equipped().starts(shell=shell)
     assert mac.started() == "[--or-demo]"
     assert mac.calls("setup.sh", "PYTHON=" + str(mac.bin / "python3")) == [
         "setup.sh [live]",
         f"PYTHON={mac.bin / 'python3'}",
     ]
-    words = result.stdout
     assert words.index("first start") < words.index(".venv") < words.index("Everything is set up")
     assert "[y/n]" not in words
 
 
 def test_the_next_start_asks_and_says_nothing(mac: Machine) -> None:
-    mac.python()
-    mac.rust()
-    mac.run()
+    mac.equipped().run()
     mac.log.unlink()
-    result = mac.run()
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert mac.starts() == ""
     assert mac.calls("setup.sh") == ["setup.sh [live]"]
     # The setup chooses its Python itself: another one would make the environment anew.
     assert "PYTHON=" in mac.log.read_text().splitlines()
@@ -199,16 +204,13 @@ def test_the_next_start_asks_and_says_nothing(mac: Machine) -> None:
 def test_linux(tmp_path: Path) -> None:
     linux = Machine(tmp_path, "Linux")
     linux.rust()
-    result = linux.run()
-    assert (result.returncode, result.stderr) == (0, "")
+    linux.starts()
     assert linux.started() == "[--or-demo]"
     assert "PYTHON=" in linux.log.read_text().splitlines()  # the setup knows how to get one
 
 
 def test_setup_that_fails_is_said(mac: Machine) -> None:
-    mac.python()
-    mac.rust()
-    (mac.fake / "setup-fails").touch()
+    (mac.equipped().fake / "setup-fails").touch()
     result = mac.run()
     assert result.returncode == 1
     assert result.stderr.startswith("setup: there is no network.\n")
@@ -246,8 +248,7 @@ def test_leaves_rosetta(mac: Machine) -> None:
     mac.translated = 1
     mac.sysctl()
     mac.command("arch", 'shift; TRANSLATED=0 exec "$@"')
-    result = mac.run("--seed", "a b")
-    assert (result.returncode, result.stderr) == (0, "")
+    mac.starts("--seed", "a b")
     assert mac.calls("arch") == [f"arch [-arm64] [/bin/sh] [{mac.folder}/Moshi.command] [--seed] [a b]"]
     assert mac.started() == "[--or-demo] [--seed] [a b]"
 
@@ -280,17 +281,14 @@ def test_a_newer_macos(mac: Machine, version: str) -> None:
 def test_a_download_is_released(mac: Machine) -> None:
     mac.ready()
     mac.command("xattr", '[ "$1" = -dr ] || [ "$3" != "${3%.command}" ]')
-    result = mac.run()
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "com.apple.quarantine" in result.stdout
+    assert "com.apple.quarantine" in mac.starts()
     assert [call for call in mac.calls("xattr") if "[-dr]" in call] == [
         f"xattr [-dr] [com.apple.quarantine] [{mac.folder}]"
     ]
 
 
 def test_no_download_no_change(mac: Machine) -> None:
-    result = mac.ready().run()
-    assert "quarantine" not in result.stdout
+    assert "quarantine" not in mac.ready().starts()
     assert mac.calls("xattr")
     assert not [call for call in mac.calls("xattr") if "-d" in call]
 
@@ -311,10 +309,7 @@ esac""",
 
 def test_no_command_line_tools(mac: Machine) -> None:
     no_tools(mac)
-    mac.python()
-    mac.rust()
-    result = mac.run(answers="y\n")
-    assert (result.returncode, result.stderr) == (0, "")
+    mac.equipped().starts(answers="y\n")
     calls = mac.calls("xcode-select", "sleep", "setup.sh")
     order = [calls.index(call) for call in ("xcode-select [--install]", "sleep [5]", "setup.sh [live]")]
     assert order == sorted(order)
@@ -324,9 +319,7 @@ def test_no_command_line_tools(mac: Machine) -> None:
 @pytest.mark.parametrize("answers", ["n\n", "\n", ""])
 def test_no_command_line_tools_wanted(mac: Machine, answers: str) -> None:
     no_tools(mac)
-    mac.python()
-    mac.rust()
-    check_refused(mac, mac.run(answers=answers), "xcode-select --install")
+    check_refused(mac, mac.equipped().run(answers=answers), "xcode-select --install")
     assert "xcode-select [--install]" not in mac.calls("xcode-select")
 
 
@@ -335,8 +328,7 @@ def test_python_3_9_and_homebrew(mac: Machine) -> None:
     mac.python(fits=False)
     mac.rust()
     fitting = mac.python(mac.brew / "python3.12")
-    result = mac.run()
-    assert (result.returncode, result.stderr) == (0, "")
+    mac.starts()
     assert f"PYTHON={fitting}" in mac.log.read_text().splitlines()
 
 
@@ -346,8 +338,7 @@ def test_python_of_uv(mac: Machine) -> None:
     mac.rust()
     fitting = mac.python(mac.home / "uv" / "python3.11")
     mac.command("uv", f'[ "$2" = find ] && echo {fitting}')
-    result = mac.run()
-    assert (result.returncode, result.stderr) == (0, "")
+    mac.starts()
     assert f"PYTHON={fitting}" in mac.log.read_text().splitlines()
 
 
@@ -360,9 +351,7 @@ def test_python_is_installed_on_demand(mac: Machine, tool: str) -> None:
     mac.python(mac.fake / "python")
     mac.command(tool, f'case $*$# in *install*) cp "$FAKE/python" {made} ;; *) exit 2 ;; esac')
     check_refused(mac, mac.run(answers="n\n"), f"{tool} ")
-    result = mac.run(answers="y\n")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "python3 is 3.9.6" in result.stdout
+    assert "python3 is 3.9.6" in mac.starts(answers="y\n")
     assert f"PYTHON={made}" in mac.log.read_text().splitlines()
 
 
@@ -373,17 +362,13 @@ def test_no_python_at_all(mac: Machine) -> None:
 
 
 def test_the_python_that_was_asked_for(mac: Machine) -> None:
-    mac.python()
-    mac.rust()
-    other = mac.python(mac.home / "my python")
+    other = mac.equipped().python(mac.home / "my python")
     assert mac.run(PYTHON=str(other)).returncode == 0
     assert f"PYTHON={other}" in mac.log.read_text().splitlines()
 
 
 def test_the_python_that_was_asked_for_does_not_fit(mac: Machine) -> None:
-    mac.python()
-    mac.rust()
-    other = mac.python(mac.home / "my python", fits=False)
+    other = mac.equipped().python(mac.home / "my python", fits=False)
     check_refused(mac, mac.run(PYTHON=str(other)), f"PYTHON={other}", "3.10 to 3.14")
 
 
@@ -400,12 +385,10 @@ done"""
     mac.command("curl", f"cat <<'END'\n{installer}\nEND")
     check_refused(mac, mac.run(answers="n\n"), "rustup.rs")
     assert mac.calls("curl") == []
-    result = mac.run(answers="y\n")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert ".rustup" in mac.starts(answers="y\n")
     assert mac.calls("rustup") == ["rustup -y --no-modify-path --profile minimal"]
     assert mac.calls("curl") == ["curl [--proto] [=https] [--tlsv1.2] [-sSf] [https://sh.rustup.rs]"]
     assert sorted(path.name for path in cargo.iterdir()) == ["cargo", "rustc"]
-    assert ".rustup" in result.stdout
     assert mac.started() == "[--or-demo]"
 
 
@@ -426,12 +409,10 @@ def test_wheels_need_no_rust(mac: Machine, place: str, tools: bool) -> None:
     names = ["msh_mimi-0.1.0-cp310-abi3-macosx_14_0_arm64.whl", "msh_mlx-0.1.0-py3-none-any.whl"]
     for name in (*names, "msh_mimi-0.1.0-cp310-abi3-manylinux_2_34_aarch64.whl"):
         (folder / name).write_text(name)
-    result = mac.run()
-    assert (result.returncode, result.stderr) == (0, "")
+    assert "[y/n]" not in mac.starts()
     (install,) = [call for call in mac.calls("python") if "[pip]" in call]
     assert install.endswith(f"[--constraint] [requirements.txt] [{place}/{names[0]}] [{place}/{names[1]}]")
     assert mac.calls("setup.sh", "curl") == []
-    assert "[y/n]" not in result.stdout
     assert mac.started() == "[--or-demo]"
     # Again: nothing to do. With another wheel: anew.
     mac.log.unlink()
@@ -465,9 +446,7 @@ def test_wheels_for_another_machine(mac: Machine) -> None:
     ],
 )
 def test_the_program_chooses_the_model(mac: Machine, args: list[str]) -> None:
-    mac.ready()
-    result = mac.run(*args)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert mac.ready().starts(*args) == ""
     assert mac.started() == " ".join(f"[{arg}]" for arg in ["--or-demo", *args])
 
 
@@ -551,8 +530,7 @@ def test_make_is_not_kept(mac: Machine) -> None:
 
 def test_questions_in_a_terminal(mac: Machine) -> None:
     no_tools(mac)
-    mac.python()
-    mac.rust()
+    mac.equipped()
     status, seen = in_terminal(mac, b"n\n\n")
     assert status == 1
     assert seen.index("[y/n]") < seen.index("xcode-select --install") < seen.index("Press return")

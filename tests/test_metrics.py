@@ -1,4 +1,4 @@
-"""Figures in bounded memory, against numpy's of all values."""
+"""Figures in bounded memory, against those that numpy computes from all values."""
 
 import json
 import mmap

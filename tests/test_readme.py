@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ show is run, what they name is there, and where they lead to exists."""
+"""The README and the pages in docs/: their examples run, and the files, commands and links in them exist."""
 
 import re
 import shlex
@@ -11,10 +11,12 @@ import soundfile
 from paths import ROOT
 
 from msh_mlx.errors import InputError
+from msh_mlx.library.catalogue import read_catalogue
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+OTHERS = [ROOT / "assets" / "demo" / "README.md", ROOT / "rust" / "vendor" / "README.md"]
 DIGITS = ["four", "one", "three", "eight", "nine", "zero"]
 PROGRAMS = {"local_mlx.py": "msh-mlx", "client_opus.py": "msh-mlx client", "server_opus.py": "msh-mlx serve"}
 
@@ -78,6 +80,27 @@ def test_the_readme_is_short_and_says_early_what_was_not_measured():
     assert all(re.fullmatch(r"\| [^|]+ \| [^|]*\d[^|]* \| `[^|]+` \|", row) for row in rows)
 
 
+def test_every_measurement_has_its_command():
+    rows = re.findall(r"^\|(.*)\|$", text(ROOT / "docs" / "benchmarks.md"), re.M)
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows if not row.startswith("---")]
+    assert all(row == ["measure", "here", "against", "command"] for row in rows if "`" not in row[-1])
+    assert all(
+        re.match(r"`(make|benchmarks/\w+\.py|\.venv/bin/python -m pytest)\b", row[-1]) for row in rows if "`" in row[-1]
+    )
+    for script, words in re.findall(
+        r"`benchmarks/(\w+\.py) ?([^`]*)`", text(README) + text(ROOT / "docs" / "benchmarks.md")
+    ):
+        source = text(ROOT / "benchmarks" / script)
+        assert not [word for word in words.split() if not word.isdigit() and f'"{word}"' not in source], script
+
+
+def test_the_entry_of_the_catalogue_on_the_page_is_read(tmp_path):
+    (example,) = blocks(ROOT / "docs" / "models.md", "toml")
+    (tmp_path / "mine.toml").write_text(example, encoding="utf-8")
+    (entry,) = read_catalogue(tmp_path / "mine.toml").values()
+    assert (entry.bits, entry.files["lm"].path) == (8, tmp_path / "mine.q8.safetensors")
+
+
 def test_the_tables_of_options_are_what_the_programs_say():
     page = text(make_options.PAGE)
     assert make_options.written(page) == page, "`make docs` writes it"
@@ -124,7 +147,7 @@ def anchors(page):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page)) + re.findall(r'src="([^"]+)"', prose(page))
     for link in links:
@@ -150,3 +173,19 @@ def test_files_and_targets_that_pages_name_are_there(page):
     assert not [path for path in named if not (ROOT / path).exists()]
     targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.M))
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text(page), re.M)) <= targets
+
+
+def test_files_that_sources_name_are_there():
+    sources = [ROOT / name for name in ("Makefile", "Moshi.command", "weights.toml", ".ci/run")]
+    for folder in ("benchmarks", "msh_mlx", "rust", "scripts", "tests"):
+        sources += (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".rs", ".sh"))
+    named = re.compile(r"(?<![\w/.-])(?:benchmarks|docs|msh_mlx|rust|scripts|tests)/[\w/.]+\.\w+")
+    for source in sources:
+        if not {"target", "vendor"} & set(source.parts):
+            for path in named.findall(text(source)):
+                assert (ROOT / path).exists() or (ROOT / "client" / path).exists(), f"{source}: {path}"
+
+
+def test_tests_that_ci_leaves_out_are_there():
+    (names,) = re.findall(r"--ignore tests/%s\.py ' ([^)]+)\)", text(ROOT / ".ci" / "run"))
+    assert not [name for name in names.split() if not (ROOT / "tests" / f"{name}.py").exists()]

@@ -1,4 +1,4 @@
-"""The two scripts, from outside."""
+"""The two scripts that try the codec and the model on a recording, from outside."""
 
 from __future__ import annotations
 

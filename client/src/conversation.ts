@@ -56,8 +56,8 @@ export class Conversation {
   #writer: OggWriter | null = null;
   #headers: Uint8Array | null = null; // to go with the first page
   #packets: Uint8Array[] = []; // of the next page
-  #frame = new Float32Array(PACKET_SAMPLES);
-  #used = 0; // samples in the frame
+  #unsent = new Float32Array(PACKET_SAMPLES); // of the next packet
+  #used = 0; // samples in it
   #begun = false; // there has been a handshake
   #lost = false; // and since then the connection was lost
   #slow = false;
@@ -297,11 +297,11 @@ export class Conversation {
     if (!this.#link?.talking) return;
     for (let position = 0; position < heard.length; ) {
       const piece = heard.subarray(position, position + PACKET_SAMPLES - this.#used);
-      this.#frame.set(piece, this.#used);
+      this.#unsent.set(piece, this.#used);
       this.#used += piece.length;
       position += piece.length;
       if (this.#used === PACKET_SAMPLES) {
-        this.#encoder?.encode(this.#frame.slice());
+        this.#encoder?.encode(this.#unsent.slice());
         this.#used = 0;
       }
     }

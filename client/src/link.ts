@@ -12,7 +12,7 @@ const PING_MS = 5000;
 const CONNECT_MS = 10_000;
 const ASK_MS = 5000;
 const RESTART_MS = 3000;
-// If so much is unsent, a second of sound, the network stands still. Older sound is of no use.
+// If so much is unsent, a second of sound, the network stands still. Older sound is useless.
 const MAX_UNSENT = 6000;
 
 export interface LinkEvents {

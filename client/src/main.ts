@@ -15,7 +15,7 @@ const METERS_SHOWN_MS = 60;
 const METERS_TOLD_MS = 500;
 
 const SENTENCES: Record<Phase, string> = {
-  microphone: "Waiting for the microphone: the browser may ask you.",
+  microphone: "Waiting for the microphone: the browser may ask for permission.",
   connecting: "Connecting…",
   waiting: "Waiting in line…",
   talking: "Moshi listens: say something.",
@@ -38,7 +38,7 @@ const store = {
     try {
       (kind === "local" ? localStorage : sessionStorage).setItem(name, value);
     } catch {
-      // see above
+      // Then it lasts as long as the page.
     }
   },
 };

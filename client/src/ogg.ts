@@ -33,7 +33,7 @@ export function packetKind(packet: Uint8Array): PacketKind {
   return name === "OpusHead" ? "head" : name === "OpusTags" ? "tags" : "audio";
 }
 
-// The samples of a frame at 48 kHz by the configuration in the first byte (RFC 6716, table 2): SILK, hybrid, CELT.
+// The samples of an Opus frame at 48 kHz by the configuration in the first byte (RFC 6716, table 2): SILK, hybrid, CELT.
 const SILK = [480, 960, 1920, 2880];
 const FRAME_SAMPLES = [...SILK, ...SILK, ...SILK, 480, 960, 480, 960, ...Array(4).fill([120, 240, 480, 960]).flat()];
 

@@ -17,7 +17,7 @@ export type Message =
 
 const UTF8 = new TextDecoder("utf-8", { fatal: true });
 
-/** Reads a binary message. Returns null for one to ignore: empty, unknown, of no use to a client, or damaged. */
+/** Reads a binary message. Returns null for one to ignore: empty, unknown, useless to a client, or damaged. */
 export function decode(data: Uint8Array): Message | null {
   const payload = data.subarray(1);
   try {

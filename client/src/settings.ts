@@ -23,7 +23,7 @@ export const FIELDS: readonly Field[] = [
   { name: "repetition_penalty", label: "Repetition penalty", whole: false, least: 0.01, most: 10, shown: true },
   {
     name: "repetition_penalty_context",
-    label: "Penalty over how many tokens",
+    label: "Penalty over so many tokens",
     whole: true,
     least: 0,
     most: 10_000,

@@ -35,7 +35,7 @@ export function isNotice(trouble: Trouble): boolean {
 
 const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cause: Cause }>) => string } = {
   insecure: ({ host, port }) =>
-    `The browser gives the microphone to secure pages only: start the server with --ssl DIR and open https://${host}${port ? `:${port}` : ""}/ instead.`,
+    `The browser gives the microphone only to secure pages: start the server with --ssl FOLDER and open https://${host}${port ? `:${port}` : ""}/ instead.`,
   unsupported: () => "This browser is too old for a conversation: it has no AudioWorklet or no WebAssembly.",
   incomplete: () => "A part of the page did not load: is the server running? Reload the page to try again.",
   permission: () =>
@@ -60,12 +60,12 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
   foreign: ({ page }) =>
     `The server answers, but not to pages of ${page}: start it with --allow-origin ${page}, or open its own page.`,
   lost: ({ seconds }) => `The connection was lost. ${again(seconds)}`,
-  silent: ({ seconds }) => `Nothing has come from the server for 10 seconds. ${again(seconds)}`,
+  silent: ({ seconds }) => `The server has sent nothing for 10 seconds. ${again(seconds)}`,
   renewed: () => "Connected again: this is a new conversation, and Moshi does not remember the one before.",
   ignored: ({ names }) =>
     `The server does not know ${names.length > 1 ? "these parameters" : "this parameter"}: ${names.join(", ")}.`,
   server: ({ detail }) => sentence(detail, "The server ended the conversation because of an error."),
-  ended: () => "The conversation has reached its end. Press the button for another one.",
+  ended: () => "The conversation has ended. Press the button to begin another one.",
   slow: () =>
     "The server is too slow for this model, so parts of the sound are lost: choose a smaller model or a faster machine.",
   full: ({ hours }) => `The recording has reached ${hours} hours and ends here. The conversation goes on.`,

@@ -242,7 +242,7 @@ export async function openPage(
   page.setDefaultTimeout(20_000);
   const complaints: string[] = [];
   page.on("console", (message) => {
-    // What a browser writes when a server does not answer, or not to this page, is no fault of the page's.
+    // What a browser writes when a server does not answer, or not to this page, is not the page's fault.
     const network = /Failed to load resource|WebSocket connection to|blocked by CORS policy/.test(message.text());
     if (message.type() === "error" && !network) complaints.push(message.text());
   });

@@ -415,7 +415,7 @@ describe("troubles", () => {
     const page = await open();
     await page.click("#talk");
     await talking(page);
-    await page.waitForSelector("#trouble:has-text('Nothing has come from the server for 10 seconds')", {
+    await page.waitForSelector("#trouble:has-text('The server has sent nothing for 10 seconds')", {
       timeout: 15_000,
     });
     await until(() => list.length === 2, "another connection");
@@ -446,13 +446,13 @@ describe("troubles", () => {
     await page.click("#talk");
     await talking(page);
     list[1]?.socket.close(1000);
-    await trouble(page, "The conversation has reached its end");
+    await trouble(page, "The conversation has ended");
     await idle(page);
   });
 
   test("no secure context: the address to use", async () => {
     const page = await open({}, `http://${INSECURE_HOST}:${server.port}/`);
-    await trouble(page, `start the server with --ssl DIR and open https://${INSECURE_HOST}:${server.port}/`);
+    await trouble(page, `start the server with --ssl FOLDER and open https://${INSECURE_HOST}:${server.port}/`);
     await page.click("#talk");
     expect(server.requests).toEqual([]);
   });

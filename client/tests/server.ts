@@ -15,8 +15,8 @@ export const REST_MS = 5000;
 export const NEARLY_ALL = `document.querySelector("#transcript").innerText.match(/[a-z]+/g)?.length >= ${WORDS.length - 1}`;
 
 /**
- * How many words must be put in, left out or changed to make what was said the digits. In 3 of 24 ways for the recording to
- * lie on the model's frames the small model mishears one of them, without any browser: one is no fault of the page.
+ * How many words must be added, left out or changed to get the digits from what was said. The small model mishears one of them
+ * in 3 of the 24 ways in which the recording can lie on its frames, even without a browser. One is not a fault of the page.
  */
 export function misheard(words: string[]): number {
   let row = WORDS.map((_, column) => column + 1);

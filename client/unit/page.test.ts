@@ -125,7 +125,9 @@ describe("troubles", () => {
   });
 
   test("say what is to be known", () => {
-    expect(explain({ cause: "insecure", host: "box", port: "9998" })).toContain("--ssl DIR and open https://box:9998/");
+    expect(explain({ cause: "insecure", host: "box", port: "9998" })).toContain(
+      "--ssl FOLDER and open https://box:9998/",
+    );
     expect(explain({ cause: "insecure", host: "box", port: "" })).toContain("https://box/");
     expect(explain({ cause: "waiting", place: 1 })).toContain("next in line");
     expect(explain({ cause: "waiting", place: 3 })).toContain("number 3");

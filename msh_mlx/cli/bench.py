@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from ..errors import InputError
+from ..library.files import config_for, find_demo
+from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
-from .options import Parser, add_config, add_printing, display, whole
-from .program import interruptible
+from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, whole
 
 
 def parser() -> Parser:
@@ -18,22 +20,19 @@ def parser() -> Parser:
         description="Measure how fast a model is on this machine, and print a table to paste. "
         "Without --variant, --model or --size, measure the demo model.",
     )
-    add = parser.add_argument
-    add(
-        "--variant",
-        metavar="NAME",
-        help="measure this model of the catalogue, with its codec; it is fetched if it is not on disk",
-    )
-    add_weights(add)
-    add("--model", metavar="FILE", help="measure the language model in this file (.safetensors)")
-    add("--mimi", metavar="FILE", help="measure the codec in this file, too (.safetensors)")
-    add_config(add)
-    add("--quantized", type=int, choices=(4, 8), help="require a model with this many bits a weight")
-    add("--size", choices=("7b", "1b"), help="measure random weights of this size, made in memory")
-    add("--bits", type=int, choices=(4, 6, 8, 16), help="make the random weights with this many bits (default: 4)")
-    add("--steps", metavar="N", type=whole(1, 1_000_001), default=100, help="measure N steps (default: %(default)s)")
-    add("--kv-bits", type=int, choices=(8,), help="keep the model's cache in 8 bits")
-    add_printing(add)
+    to = parser.group()
+    variant = "measure this model of the catalogue, with its codec; it is fetched if it is not on disk"
+    to.value("--variant", "NAME", variant)
+    add_weights(to)
+    to.value("--model", "FILE", "measure the language model in this file (.safetensors)")
+    to.value("--mimi", "FILE", "measure the codec in this file, too (.safetensors)")
+    add_config(to)
+    add_quantized(to)
+    to.choice("--size", ("7b", "1b"), "measure random weights of this size, made in memory")
+    to.choice("--bits", (4, 6, 8, 16), "make the random weights with this many bits (default: 4)")
+    to.value("--steps", "N", "measure N steps (default: %(default)s)", type=whole(1, 1_000_001), default=100)
+    add_kv_bits(to)
+    add_printing(to)
     return parser
 
 
@@ -49,39 +48,31 @@ def run(arguments: list[str], signals: Signals) -> int:
         raise InputError("--config and --quantized are for a model; give one with --model.")
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
-    from ..library.files import find_demo
-    from ..model.config import LmConfig
     from ..model.step import check_compiling
     from ..system.memory import set_limits
-    from ..system.newfile import existing
-    from ..weights.beside import find_config
     from ..weights.checkpoint import default_dtype, load_lm
 
     check_output()
     check_compiling()
     set_limits()
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
-    with display(args) as shown:
+    with display(args, signals) as shown:
         if args.size:
-            bits = args.bits or 4
-            config, name = SIZES[args.size], f"{args.size}, random weights"
+            bits, name = args.bits or 4, f"{args.size}, random weights"
             with shown.progress(f"Making {name}") as progress:
-                group = 32 if bits == 4 else 64
-                lm = random_lm(config, bits, group, 0, default_dtype(), interruptible(progress, signals))
+                lm = random_lm(SIZES[args.size], bits, 32 if bits == 4 else 64, 0, default_dtype(), progress)
         else:
             if args.model:
                 model = existing(args.model, "model")
-                given = existing(args.config, "configuration") if args.config is not None else find_config(model)
+                config = config_for(model, args.config)
             else:
                 files = named_files(args, signals) if args.variant else find_demo()
-                model, given, codec = files.model, files.config, codec or files.mimi
-            config, name = LmConfig.of(given), model.name
+                model, config, codec = files.model, files.config, codec or files.mimi
+            name = model.name
             with shown.progress(f"Loading {name}") as progress:
-                lm = load_lm(model, config, quantized=args.quantized, progress=interruptible(progress, signals))
-        mimi = load_mimi(codec, num_codebooks=max(config.dep_q, config.user_q)) if codec else None
+                lm = load_lm(model, config, quantized=args.quantized, progress=progress)
+        mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
-            outcome = measure(
-                lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=interruptible(progress, signals)
-            )
-    print(json.dumps(outcome.as_dict(), ensure_ascii=False) if args.json else outcome.table())
+            outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
+    print(json.dumps(asdict(outcome), ensure_ascii=False) if args.json else outcome.table())
     return 0

@@ -6,28 +6,26 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnreachableError
+from ..library.catalogue import Entry, HubFile, find_entry, parse_reference
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
-from ..system.newfile import existing
+from ..system.inputs import existing
 from ..system.signals import Signals
+from ..system.words import human_size
 from ..weights.beside import find_config
-from .options import add_config
+from .options import Group, add_config, add_quantized
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..library.cache import Watch
-    from ..library.catalogue import Entry
     from ..library.suited import Machine, Selection
     from ..weights.checkpoint import Checkpoint
-
-_DEMO = "the demo model"
-_FILES = ("model", "mimi", "tokenizer", "config")
 
 
 @dataclass(frozen=True)
@@ -45,59 +43,28 @@ class Choice:
     is_demo: bool = False
 
 
-def add_weights(add: Callable[..., object]) -> None:
-    add(
-        "--weights",
-        metavar="FILE",
-        help="add the models in this file to the catalogue; its form is that of weights.toml",
-    )
+def add_weights(to: Group) -> None:
+    to.value("--weights", "FILE", "add the models in this file to the catalogue; its form is that of weights.toml")
 
 
-def add_model(add: Callable[..., object], *, served: bool = False) -> None:
+def add_model(to: Group, *, served: bool = False) -> None:
     """Add the options that choose a model; with `served`, also under the names that the published servers use."""
-    model, mimi, config = ["--model"], ["--mimi"], "--config"
-    if served:
-        model, mimi, config = [*model, "--moshi-weights"], [*mimi, "--mimi-weights"], "--lm-config"
-    add(
-        "--variant",
-        metavar="NAME",
-        help="use this model of the catalogue; 'msh-mlx models' lists them (default: the best that suits this machine)",
-    )
-    add(
-        *model,
-        metavar="FILE",
-        help="load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub",
-    )
-    add(
-        *mimi,
-        metavar="FILE",
-        help="load the codec from this file (.safetensors; default: the tokenizer-*.safetensors beside the model, else the "
-        "catalogue's)",
-    )
-    add(
-        "--tokenizer",
-        metavar="FILE",
-        help="load the text tokenizer from this file (default: the tokenizer*.model beside the model, else the catalogue's)",
-    )
-    add_config(add, config)
-    add(
-        "--hf-repo",
-        metavar="REPOSITORY",
-        help="use the model of this repository on the hub (OWNER/NAME), which must have all of its files",
-    )
-    add(
-        "--quantized",
-        type=int,
-        choices=(4, 8),
-        help="require a model with this many bits a weight; alone, use the published model that has them",
-    )
-    add("--demo", action="store_true", help="use the demo model that comes with the program; it repeats spoken digits")
-    add(
-        "--or-demo",
-        action="store_true",
-        help="use the demo model only if no other suits this machine or can be fetched",
-    )
-    add_weights(add)
+    best = "'msh-mlx models' lists them (default: the best that suits this machine)"
+    to.value("--variant", "NAME", f"use this model of the catalogue; {best}")
+    model = "load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub"
+    to.value("--model", "FILE", model, also="--moshi-weights" if served else None)
+    beside = "default: the tokenizer-*.safetensors beside the model, else the catalogue's"
+    mimi = f"load the codec from this file (.safetensors; {beside})"
+    to.value("--mimi", "FILE", mimi, also="--mimi-weights" if served else None)
+    beside = "default: the tokenizer*.model beside the model, else the catalogue's"
+    to.value("--tokenizer", "FILE", f"load the text tokenizer from this file ({beside})")
+    add_config(to, "--lm-config" if served else "--config")
+    repository = "use the model of this repository on the hub (OWNER/NAME), which must have all of its files"
+    to.value("--hf-repo", "REPOSITORY", repository)
+    add_quantized(to, "; alone, use the published model that has them")
+    to.flag("--demo", "use the demo model that comes with the program; it repeats spoken digits")
+    to.flag("--or-demo", "use the demo model only if no other suits this machine or can be fetched")
+    add_weights(to)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -107,7 +74,7 @@ def check_model(args: argparse.Namespace) -> None:
         raise InputError(f"{ways[0]} and {ways[1]} name two models; leave one of them out.")
     if args.model == "":
         raise InputError("--model is empty; give a file.")
-    for name in _FILES[1:]:
+    for name in ("mimi", "tokenizer", "config"):
         if getattr(args, name) is not None and not args.model:
             if ways:
                 raise InputError(f"{ways[0]} brings its own files; leave --{name} out.")
@@ -138,13 +105,17 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     MshError
         A file cannot be fetched, or MLX cannot compile on this machine.
     """
+    from ..library.suited import check_memory, memory_needed
     from ..model.step import check_compiling
+    from ..system.memory import machine_memory
 
     check_compiling()
     with watching(args, signals) as watch:
         choice = _chosen(args, watch)
         if not choice.is_demo:
-            _check_memory(choice, args, watch)
+            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+            if warning := check_memory(choice.name, need, machine_memory()):
+                watch.say(warning)
         if scaling := choice.checkpoint.scaling:
             # Tell the scaling: with another one, the fine-tuned model would be a different one.
             watch.say(f"{args.lora} is added with a scaling of {scaling.value:g}, {scaling.reason}.")
@@ -152,24 +123,18 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
 
 
 def _chosen(args: argparse.Namespace, watch: Watch) -> Choice:
-    if args.demo:
-        return _opened(args, find_demo(), _DEMO, is_demo=True)
-    try:
-        return _choose(args, watch)
-    except (_NothingSuitsError, UnreachableError) as error:
-        if not args.or_demo or args.model or args.variant or args.hf_repo:
-            raise
-        watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
-        return _opened(args, find_demo(), _DEMO, is_demo=True)
+    if not args.demo:
+        try:
+            return _choose(args, watch)
+        except (_NothingSuitsError, UnreachableError) as error:
+            if not args.or_demo or args.model or args.variant or args.hf_repo:
+                raise
+            watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
+    return _opened(args, find_demo(), "the demo model", is_demo=True)
 
 
 def _opened(
-    args: argparse.Namespace,
-    files: ModelFiles,
-    name: str,
-    selection: Selection | None = None,
-    *,
-    is_demo: bool = False,
+    args: argparse.Namespace, files: ModelFiles, name: str, selection: Selection | None = None, *, is_demo: bool = False
 ) -> Choice:
     """Open the model's file, check it against its configuration and the options, and return the choice."""
     from ..weights.checkpoint import open_checkpoint
@@ -180,19 +145,8 @@ def _opened(
     return Choice(files, checkpoint, name, selection, is_demo)
 
 
-def _check_memory(choice: Choice, args: argparse.Namespace, watch: Watch) -> None:
-    """Check that the machine has enough memory for the model, before it is loaded; show a warning if it is tight."""
-    from ..library.suited import check_memory, memory_needed
-    from ..system.memory import machine_memory
-
-    need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
-    if warning := check_memory(choice.name, need, machine_memory()):
-        watch.say(warning)
-
-
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
     """Return the files of the model that `--variant` names, and fetch missing ones; errors are those of `choose`."""
-    from ..library.catalogue import find_entry
     from ..library.suited import load_library, obtain
 
     entries = load_library(args.weights)
@@ -205,10 +159,11 @@ class _NothingSuitsError(InputError):
 
 
 def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
-    from ..library.catalogue import find_entry
-    from ..library.suited import Selection, load_library, obtain, repository_entry
+    from ..library.cache import is_on_disk
+    from ..library.suited import load_library, obtain, repository_entry
 
     entries = load_library(args.weights)
+    of_bits = [entry for entry in entries.values() if args.quantized in (None, entry.bits)]
     selection = None
     if args.model:
         return _opened(args, _own_files(args, entries, watch), args.model)
@@ -217,41 +172,26 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight; leave --quantized {args.quantized} out.")
     elif args.hf_repo:
-        known = [
-            entry for entry in entries.values() if _is_of(entry, args.hf_repo) and _has_bits(entry, args.quantized)
-        ]
+        known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
         entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
     elif args.quantized:
-        entry = _of_bits(entries, args.quantized)
+        if not of_bits:
+            raise InputError(f"The catalogue has no model of {args.quantized} bits; give one with --model.")
+        entry = next(filter(is_on_disk, of_bits), of_bits[0])
     else:
-        entry, suited = _best(entries, watch)
-        selection = Selection(entry, suited, entries)
+        selection = _best(entries, watch)
+        entry = selection.entry
     return _opened(args, obtain(entry, entries, watch), entry.name, selection)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
-    from ..library.catalogue import HubFile
-
     return all(isinstance(file, HubFile) and file.repository == repository for file in entry.files.values())
 
 
-def _has_bits(entry: Entry, bits: int | None) -> bool:
-    return bits is None or entry.bits == bits
-
-
-def _of_bits(entries: Mapping[str, Entry], bits: int) -> Entry:
+def _best(entries: Mapping[str, Entry], watch: Watch) -> Selection:
+    """Choose the best model for this machine."""
     from ..library.cache import is_on_disk
-
-    found = [entry for entry in entries.values() if entry.bits == bits]
-    if not found:
-        raise InputError(f"The catalogue has no model of {bits} bits; give one with --model.")
-    return next(filter(is_on_disk, found), found[0])
-
-
-def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry]]:
-    """Return the best model for this machine, and all models that suit it."""
-    from ..library.cache import is_on_disk
-    from ..library.suited import suitable, this_machine
+    from ..library.suited import Selection, suitable, this_machine
 
     machine = this_machine()
     suited = suitable(entries, machine)
@@ -266,17 +206,17 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> tuple[Entry, list[Entry
     better = [entry for entry in suited if (entry.bits or 0) > (best.bits or 0)]
     if is_on_disk(best) and better:
         watch.say(f"{better[0].name}, which is better, suits this machine, too: 'msh-mlx models get {better[0].name}'.")
-    return best, suited
+    return Selection(best, suited, entries)
 
 
 def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSuitsError:
     from ..library.suited import STEP_LIMIT, judge
-    from ..system.words import human_size
 
     known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
     if not known:
         return _NothingSuitsError(
-            "The catalogue says of no model how much memory and time it takes", "name one with --variant, or try --demo"
+            "The catalogue does not say how much memory and time any model takes",
+            "name one with --variant, or try --demo",
         )
     least = min(known, key=lambda entry: entry.memory or 0)
     verdict = judge(least, machine)
@@ -285,8 +225,8 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
         what = f"needs {human_size(least.memory or 0)} of memory, and this machine can give {human_size(machine.room)}"
     else:
         what = (
-            f"has steps of {1000 * verdict.step:.0f} ms by this machine's memory bandwidth "
-            f"({human_size(machine.bandwidth)}/s), and {1000 * STEP_LIMIT:.0f} are the limit"
+            f"would take {1000 * verdict.step:.0f} ms a step at this machine's memory bandwidth "
+            f"({human_size(machine.bandwidth)}/s), and the limit is {1000 * STEP_LIMIT:.0f} ms"
         )
     return _NothingSuitsError(
         f"No model suits this machine: {least.name}, the lightest, {what}",
@@ -299,8 +239,6 @@ def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Wa
     from ..library.suited import obtain_file, shared_file
 
     def named(text: str, what: str) -> Path:
-        from ..library.catalogue import HubFile, parse_reference
-
         reference = parse_reference(text)
         if isinstance(reference, HubFile):
             return obtain_file(reference, what, entries, watch)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..system.newfile import check_outputs, output
 from ..system.places import user_path
 from ..system.signals import Signals
 from .devices import print_devices, print_latency
@@ -22,6 +23,7 @@ from .options import (
     add_reply,
     add_sampling,
     check_kind,
+    check_reply,
     display,
     live_options,
     own_token,
@@ -29,7 +31,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..conversation.recordings import RecordingEvent
     from ..events import Event
     from ..format import Pcm
     from ..net.address import Address
@@ -68,49 +69,29 @@ def parser() -> Parser:
         description="Talk with Moshi on another machine, or let it hear a recording (--input) and save its reply. "
         "The proxy in HTTPS_PROXY (with TLS) or HTTP_PROXY is used, unless NO_PROXY names the server.",
     )
-    add = parser.add_argument_group("server").add_argument
-    add("--host", metavar="HOST", help="connect to this name or address (default: 127.0.0.1, this machine)")
-    add("--port", metavar="PORT", type=whole(1, 65536), help="connect to this port (default: 9998)")
-    add(
-        "--https",
-        action="store_true",
-        help="use TLS; a certificate that no authority vouches for is shown, remembered, and expected from then on",
-    )
-    add(
-        "--url",
-        metavar="URL",
-        help="give host, port and TLS in one: ws://HOST:PORT, or wss://… with TLS; http and https also work",
-    )
-    add(
-        "--token",
-        metavar="TOKEN",
-        help=f"send this token to the server; better set {TOKEN} in the environment",
-    )
-    add(
+    to = parser.group("server")
+    to.value("--host", "HOST", "connect to this name or address (default: 127.0.0.1, this machine)")
+    to.value("--port", "PORT", "connect to this port (default: 9998)", type=whole(1, 65536))
+    vouched = "a certificate that no authority vouches for is shown, remembered, and expected from then on"
+    to.flag("--https", f"use TLS; {vouched}")
+    url = "give host, port and TLS in one: ws://HOST:PORT, or wss://… with TLS; http and https also work"
+    to.value("--url", "URL", url)
+    to.value("--token", "TOKEN", f"send this token to the server; better set {TOKEN} in the environment")
+    to.repeated(
         "--param",
-        metavar="KEY=VALUE",
-        action="append",
-        type=_param,
-        default=[],
-        help="add a parameter to the address, such as voice_prompt and text_prompt for PersonaPlex's servers; can be repeated, "
+        "KEY=VALUE",
+        "add a parameter to the address, such as voice_prompt and text_prompt for PersonaPlex's servers; can be repeated, "
         "and overrides other options",
+        type=_param,
     )
-    add_live(parser.add_argument_group("live").add_argument)
-    add = parser.add_argument_group("recording").add_argument
-    add(
-        "--input",
-        metavar="FILE",
-        help="play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
-    )
-    add_reply(add)
-    add(
-        "--realtime",
-        action="store_true",
-        help="send the recording no faster than one speaks, for servers other than this program's",
-    )
-    add_sampling(parser.add_argument_group("conversation").add_argument, remote=True)
-    add = parser.add_argument_group("program").add_argument
-    add_live_printing(add)
+    add_live(parser.group("live"))
+    to = parser.group("recording")
+    heard = "play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
+    to.value("--input", "FILE", heard)
+    add_reply(to)
+    to.flag("--realtime", "send the recording no faster than one speaks, for servers other than this program's")
+    add_sampling(parser.group("conversation"), remote=True)
+    add_live_printing(parser.group("program"))
     return parser
 
 
@@ -134,8 +115,7 @@ def _check(args: argparse.Namespace) -> None:
                 raise InputError(f"--url already gives host, port and TLS; leave --{name} out.")
     if not args.input:
         return
-    if args.json:
-        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    check_reply(args)
     if not (args.output or args.transcript):
         raise InputError("Nothing would be written; give --output or --transcript.")
 
@@ -164,23 +144,15 @@ def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
     from ..conversation.recordings import Plan, converse_with
-    from ..format import FRAME_SIZE, SAMPLE_RATE
     from ..net.upload import answers
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs, output
 
     reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
-    with display(args) as shown, open_recording(args.input) as recording:
-
-        def listener(event: RecordingEvent) -> None:
-            signals.check()
-            shown(event)
+    with display(args, signals) as shown, open_recording(args.input) as recording:
 
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(
-            hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(reply, transcript, tail=args.tail or 0.0), listener
-        )
+        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail or 0.0), shown)
     return 0

@@ -6,10 +6,12 @@ import argparse
 import json
 from time import perf_counter
 
+from ..library.files import config_for
+from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import human_size
 from .options import Parser, add_config, add_lora, add_printing, check_lora, display
-from .program import interruptible
 
 
 def parser() -> Parser:
@@ -18,30 +20,22 @@ def parser() -> Parser:
         description="Convert a language model in PyTorch's or MLX's layout to another number of bits a weight, for MLX. "
         "The configuration is written beside it, as OUT with .json in place of .safetensors.",
     )
-    add = parser.add_argument
-    add("model", metavar="IN", help="read the language model from this file (.safetensors)")
-    add("out", metavar="OUT", help="write the new model to this file (.safetensors)")
-    bits = "store weights in 4, 6 or 8 bits, or 16 for bfloat16"
-    add("--bits", type=int, choices=(4, 6, 8, 16), required=True, help=bits)
-    add(
-        "--group-size",
-        type=int,
-        choices=(32, 64, 128),
-        help="let this many weights share a scale (default: 32 with 4 bits, else 64)",
-    )
-    add(
+    to = parser.group()
+    to.value("model", "IN", "read the language model from this file (.safetensors)")
+    to.value("out", "OUT", "write the new model to this file (.safetensors)")
+    to.choice("--bits", (4, 6, 8, 16), "store weights in 4, 6 or 8 bits, or 16 for bfloat16", required=True)
+    to.choice("--group-size", (32, 64, 128), "let this many weights share a scale (default: 32 with 4 bits, else 64)")
+    to.repeated(
         "--keep",
-        metavar="PATTERN[=BITS]",
-        type=_rule,
-        action="append",
-        default=[],
-        help="store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "
+        "PATTERN[=BITS]",
+        "store weights whose names fit in other bits (default: 16), as in --keep '*emb*=8' --keep text_linear; can be "
         "repeated, and the first pattern that fits counts",
+        type=_rule,
     )
-    add_config(add)
-    add_lora(add)
-    add("--check", action="store_true", help="compare the text logits before and after on a fixed input")
-    add_printing(add)
+    add_config(to)
+    add_lora(to)
+    to.flag("--check", "compare the text logits before and after on a fixed input")
+    add_printing(to)
     return parser
 
 
@@ -58,13 +52,10 @@ def run(arguments: list[str], signals: Signals) -> int:
     check_lora(args)
     from ..model.step import check_compiling
     from ..system.memory import set_limits
-    from ..system.newfile import existing
-    from ..system.words import human_size
-    from ..weights.beside import find_config
     from ..weights.convert import Rule, check, convert
 
     model = existing(args.model, "model")
-    config = existing(args.config, "configuration") if args.config is not None else find_config(model)
+    config = config_for(model, args.config)
     group_size = args.group_size or (32 if args.bits == 4 else 64)
     if args.json:
         check_output()
@@ -72,7 +63,7 @@ def run(arguments: list[str], signals: Signals) -> int:
         check_compiling()
     set_limits()
     divergence = None
-    with display(args) as shown:
+    with display(args, signals) as shown:
         begin = perf_counter()
         with shown.progress(f"Converting {model.name}") as progress:
             result = convert(
@@ -84,7 +75,7 @@ def run(arguments: list[str], signals: Signals) -> int:
                 config=config,
                 lora=args.lora,
                 lora_scaling=args.lora_scaling,
-                progress=interruptible(progress, signals),
+                progress=progress,
             )
         seconds = perf_counter() - begin
         if not args.json:
@@ -97,8 +88,7 @@ def run(arguments: list[str], signals: Signals) -> int:
                 shown.say(f"{some}: their rows cannot be divided into groups of {group_size}")
         if args.check:
             with shown.progress("Comparing before and after") as progress:
-                tell = interruptible(progress, signals)
-                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=tell)
+                divergence = check(result, model, config, args.lora, args.lora_scaling, progress=progress)
             if not args.json:
                 shown.say(
                     f"Text logits of before and after, {divergence.steps} steps: at most {divergence.largest:.3g} apart; "

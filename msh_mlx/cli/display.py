@@ -24,23 +24,25 @@ from rich.text import Text
 
 from ..conversation.recordings import Began, Ended, RecordingEvent
 from ..events import Notice, Said, SpokeWord
+from ..format import FRAME_SECONDS
 from ..system.words import human_size, printable
 
 
 class Display:
     """Shows conversations on `console`, as plain lines or with a progress bar below the words.
 
-    Use it as a context manager: it leaves the terminal as it was.
+    Use it as a context manager: it leaves the terminal as it was. `check` is called with each event and each step of progress.
+    It may raise an exception, to end the work.
     """
 
-    def __init__(self, console: Console, *, plain: bool) -> None:
+    def __init__(self, console: Console, *, plain: bool, check: Callable[[], None] = lambda: None) -> None:
         self._console = console
         self._plain = plain
+        self._check = check
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._line = ""
-        self._step_seconds = 0.0
         self._begin = 0.0
 
     def __enter__(self) -> Display:
@@ -60,10 +62,15 @@ class Display:
         The context's value is a function: call it with the fraction that is done, 0 to 1.
         """
         if self._plain:
-            yield lambda _: None
+            yield lambda _: self._check()
             return
         with self._console.status(Text(printable(text))) as status:
-            yield lambda fraction: status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+            def tell(fraction: float) -> None:
+                self._check()
+                status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
+
+            yield tell
 
     @contextmanager
     def transfer(self) -> Iterator[Callable[[int, int], None]]:
@@ -111,6 +118,7 @@ class Display:
 
     def __call__(self, event: RecordingEvent) -> None:
         """Show an event, if it has something to show."""
+        self._check()
         if isinstance(event, Began):
             self._began(event)
         elif isinstance(event, SpokeWord):
@@ -123,7 +131,7 @@ class Display:
             self._ended(event)
 
     def _began(self, event: Began) -> None:
-        self._step_seconds, self._begin = event.step_seconds, perf_counter()
+        self._begin = perf_counter()
         self.say(f"Listening to {event.name}")
         if self._plain:
             return
@@ -158,7 +166,7 @@ class Display:
     def _said(self, event: Said) -> None:
         if self._progress:
             count = event.index + 1
-            speed = count * self._step_seconds / (perf_counter() - self._begin)
+            speed = count * FRAME_SECONDS / (perf_counter() - self._begin)
             self._progress.update(self._task, completed=count, speed=speed)
 
     def _ended(self, ended: Ended) -> None:
@@ -170,7 +178,7 @@ class Display:
             self.say(f"Transcript: {ended.plan.transcript}")
         self.say(f"{ended.seconds:.2f} s of sound in {ended.wall:.2f} s: {ended.speed:.1f} × real time")
         if ended.stages["step"]:
-            self.say(timing_line("Step", ended.stages.values(), self._step_seconds))
+            self.say(timing_line("Step", ended.stages.values(), FRAME_SECONDS))
 
     def _stop(self) -> None:
         if self._live:

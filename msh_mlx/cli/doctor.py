@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import printable
-from .options import Parser
+from .options import Parser, add_devices, add_printing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,18 +29,11 @@ def parser() -> Parser:
         description="Check everything that a conversation needs, and say what to do where something is wrong. "
         "Exit code: 1 if something would stop a conversation, else 0.",
     )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="do not open the microphone and the loudspeaker")
-    add(
-        "--echo",
-        action="store_true",
-        help="play three seconds of noise, and say how loud its echo is and how much of it is removed",
-    )
-    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
-    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
-    add("--plain", action="store_true", help="print one plain line for each check, even in a terminal")
-    add("--json", action="store_true", help="print the result as a JSON object")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    to = parser.group()
+    to.flag("--quick", "do not open the microphone and the loudspeaker")
+    to.flag("--echo", "play three seconds of noise, and say how loud its echo is and how much of it is removed")
+    add_devices(to)
+    add_printing(to, "print one plain line for each check, even in a terminal")
     return parser
 
 

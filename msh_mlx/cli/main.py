@@ -15,13 +15,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..conversation.load import StepDown, load_session
+from ..conversation.load import load_session, step_down
 from ..errors import InputError
+from ..system.newfile import Output, check_outputs, making, named_folder, output
 from ..system.places import user_path
 from ..system.signals import Signals
 from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
+    Group,
     Parser,
     add_live,
     add_live_printing,
@@ -30,16 +32,17 @@ from .options import (
     add_sampling,
     check_kind,
     check_lora,
+    check_reply,
     display,
     live_options,
-    samplers,
+    sampling,
     whole,
 )
-from .program import guard, interruptible
+from .program import guard
 
 if TYPE_CHECKING:
     from ..conversation.live import Sink, Source
-    from ..conversation.recordings import Plan, RecordingEvent
+    from ..conversation.recordings import Plan
     from ..conversation.session import Session
     from ..events import Event
     from ..sound.recordings import Recording
@@ -79,32 +82,23 @@ def parser() -> Parser:
         description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
     )
-    add = parser.add_argument_group("model").add_argument
-    add_model(add)
-    add_lora(add)
-    add = parser.add_argument_group("live").add_argument
-    add_live(add)
-    add = parser.add_argument_group("recordings").add_argument
-    add(
-        "--input",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        help="play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input",
-    )
-    add_reply(add)
-    add(
-        "--output-dir",
-        metavar="FOLDER",
-        help="write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing",
-    )
-    add("--stereo", action="store_true", help="write two channels: the user on the left, Moshi on the right")
-    add("--steps", metavar="N", type=whole(1), help="stop after N steps of 80 ms")
-    add = parser.add_argument_group("conversation").add_argument
-    add_sampling(add)
-    add = parser.add_argument_group("program").add_argument
-    add_live_printing(add)
-    add("--version", action="version", version=f"msh-mlx {__version__}", help="print the version and exit")
+    to = parser.group("model")
+    add_model(to)
+    add_lora(to)
+    add_live(parser.group("live"))
+    to = parser.group("recordings")
+    heard = "play these recordings to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
+    to.value("--input", "FILE", heard, nargs="+", action="extend")
+    add_reply(to)
+    folder = "write NAME.wav and NAME.jsonl for each input to this folder; it is made if it is missing"
+    to.value("--output-dir", "FOLDER", folder)
+    to.flag("--stereo", "write two channels: the user on the left, Moshi on the right")
+    to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
+    add_sampling(parser.group("conversation"))
+    program = parser.add_argument_group("program")
+    add_live_printing(Group(program))
+    said = f"msh-mlx {__version__}"
+    program.add_argument("--version", action="version", version=said, help="print the version and exit")
     return parser
 
 
@@ -117,12 +111,6 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
-def _loader(args: argparse.Namespace) -> Callable[..., Session]:
-    """Return `load_session` with the arguments that the options set."""
-    sampling = samplers(args)
-    return partial(load_session, voice=sampling["voice"], text=sampling["text"], kv_bits=args.kv_bits, seed=args.seed)
-
-
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
@@ -131,13 +119,13 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
-    load = _loader(args)
+    load: Callable[..., Session] = partial(load_session, **sampling(args))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
             events(ModelInUse(choice.checkpoint.bits))
-        lighter = StepDown(choice.selection, open_model, load, events) if choice.selection else None
+        lighter = step_down(choice.selection, open_model, load, events) if choice.selection else None
         session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
@@ -146,14 +134,14 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, open_recording
-    from ..system.newfile import check_outputs, making, named_folder
 
-    plans = _plans(args)
+    folder = named_folder(args.output_dir, "--output-dir") if args.output_dir else None
+    plans = _plans(args, folder)
     outputs = [path for plan in plans for path in (plan.reply, plan.transcript) if path]
     inputs = [0 if path == STDIN else user_path(path) for path in args.input]
     with ExitStack() as stack:
-        if args.output_dir:
-            stack.enter_context(making(named_folder(args.output_dir, "--output-dir")))
+        if folder:
+            stack.enter_context(making(folder))
         # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, inputs)
         recordings = [_checked(path) for path in args.input]
@@ -163,20 +151,15 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
 
         from ..conversation.recordings import converse
 
-        shown = stack.enter_context(display(args))
-
-        def listener(event: RecordingEvent) -> None:
-            signals.check()
-            shown(event)
-
+        shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = _loader(args)(files, choice.checkpoint, progress=interruptible(progress, signals))
+            session = load_session(files, choice.checkpoint, **sampling(args), progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
             with recording or open_recording(path) as source:
-                converse(session, source, plan, listener)
+                converse(session, source, plan, shown)
     return 0
 
 
@@ -189,8 +172,7 @@ def _check_options(args: argparse.Namespace) -> None:
     check_model(args)
     if not args.input:
         return
-    if args.json:
-        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    check_reply(args)
     if not (args.output or args.transcript or args.output_dir):
         raise InputError("Nothing would be written; give --output, --transcript or --output-dir.")
     if args.output_dir and (args.output or args.transcript):
@@ -201,33 +183,21 @@ def _check_options(args: argparse.Namespace) -> None:
         )
     if args.stereo and not (args.output or args.output_dir):
         raise InputError("--stereo needs a sound file to write; give --output.")
-    if args.output and Path(args.output).suffix.lower() in (
-        ".flac",
-        ".ogg",
-        ".opus",
-        ".mp3",
-        ".m4a",
-        ".aiff",
-        ".jsonl",
-    ):
-        raise InputError(f"--output writes a WAV file; name it {Path(args.output).with_suffix('.wav').name}, say.")
     if args.input.count("-") > 1:
         raise InputError("The standard input can be heard only once; give - once.")
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
-    """Return the plan for each input: which files to write, and how."""
+def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
+    """Return the plan for each input: which files to write, and how. `folder` is that of --output-dir."""
     from ..conversation.recordings import Plan
-    from ..system.newfile import Output, named_folder, output
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
         return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
 
-    if not args.output_dir:
+    if folder is None:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
-    folder = named_folder(args.output_dir, "--output-dir")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{args.output_dir} is not a folder; give one with --output-dir.")
+        raise InputError(f"{folder} is not a folder; give one with --output-dir.")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
 

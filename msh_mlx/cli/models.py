@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, MshError
+from ..library import cache
+from ..library.catalogue import Entry, HubFile, Reference, find_entry
+from ..library.suited import STEP_LIMIT, Machine, judge, load_library, obtain, suitable, this_machine
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import human_size, printable
 from .choice import add_weights, watching
 from .options import Parser, add_printing, display
-
-if TYPE_CHECKING:
-    from ..library.catalogue import Entry, Reference
-    from ..library.suited import Machine
 
 _UNCHECKED = 3  # exit code: nothing wrong was found, but some files could not be checked
 ACTIONS = ("get", "verify", "remove", "path")
@@ -29,8 +29,9 @@ def parser() -> Parser:
         description="List the models that this program can run: the published ones and your own (--weights, weights/).",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
-    add_weights(parser.add_argument)
-    add_printing(parser.add_argument)
+    to = parser.group()
+    add_weights(to)
+    add_printing(to)
     return parser
 
 
@@ -47,16 +48,16 @@ def action_parser(action: str) -> Parser:
         "catalogue shows that they are unchanged."
     }
     parser = Parser(prog=f"msh-mlx models {action}", description=about[action], epilog=codes.get(action))
-    add = parser.add_argument
+    to = parser.group()
     if action == "get":
-        add("names", metavar="NAME", nargs="+", help="fetch this model; 'msh-mlx models' lists the names")
+        to.value("names", "NAME", "fetch this model; 'msh-mlx models' lists the names", nargs="+")
     elif action == "verify":
-        add("names", metavar="NAME", nargs="*", help="check this model (default: all that are on disk)")
-        add("--repair", action="store_true", help="remove wrong files, and fetch them again")
+        to.value("names", "NAME", "check this model (default: all that are on disk)", nargs="*")
+        to.flag("--repair", "remove wrong files, and fetch them again")
     else:
-        add("names", metavar="NAME", nargs=1, help="the model; 'msh-mlx models' lists the names")
-    add_weights(add)
-    add_printing(add)
+        to.value("names", "NAME", "the model; 'msh-mlx models' lists the names", nargs=1)
+    add_weights(to)
+    add_printing(to)
     return parser
 
 
@@ -68,23 +69,13 @@ def run(arguments: list[str], signals: Signals) -> int:
         args = action_parser(action).parse_args(rest)
         if action in ("verify", "path"):
             check_output()
+        entries = load_library(args.weights)
+        named = [find_entry(entries, name) for name in dict.fromkeys(args.names)]
         work = {"get": _get, "verify": _verify, "remove": _remove, "path": _path}[action]
-        return work(args, _Shelf(args), signals)
+        return work(args, entries, named, signals)
     args = parser().parse_args(arguments)
     check_output()
-    return _list(args, _Shelf(args))
-
-
-class _Shelf:
-    """All models of the catalogue, and those that the command names."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        from ..library.catalogue import find_entry
-        from ..library.suited import load_library
-
-        self.entries = load_library(args.weights)
-        names = dict.fromkeys(getattr(args, "names", []))
-        self.named = [find_entry(self.entries, name) for name in names]
+    return _list(args, load_library(args.weights))
 
 
 def _print_json(value: object) -> None:
@@ -94,23 +85,18 @@ def _print_json(value: object) -> None:
 # ---- the table -----------------------------------------------------------------------------------------------------------
 
 
-def _list(args: argparse.Namespace, shelf: _Shelf) -> int:
-    from ..library.suited import suitable, this_machine
-
+def _list(args: argparse.Namespace, entries: Mapping[str, Entry]) -> int:
     machine = this_machine()
-    default = next(iter(suitable(shelf.entries, machine)), None)
+    default = next(iter(suitable(entries, machine)), None)
     if args.json:
-        models = [_as_dict(entry, machine, entry == default) for entry in shelf.entries.values()]
+        models = [_as_dict(entry, machine, entry == default) for entry in entries.values()]
         _print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
     else:
-        _table(args, shelf, machine, default)
+        _table(args, entries, machine, default)
     return 0
 
 
 def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
-    from ..library import cache
-    from ..library.suited import judge
-
     verdict = judge(entry, machine)
     return {
         "name": entry.name,
@@ -131,23 +117,17 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
     }
 
 
-def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: Entry | None) -> None:
-    from rich.console import Console
+def _table(args: argparse.Namespace, entries: Mapping[str, Entry], machine: Machine, default: Entry | None) -> None:
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
     from rich.text import Text
 
-    from ..library.suited import STEP_LIMIT, judge
-    from ..system.words import human_size, printable
-
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name, justify in (("", "left"), ("name", "left"), ("on disk", "left"), ("size", "right"), ("memory", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("here", no_wrap=True)
-    table.add_column("what it is")
-    for entry in shelf.entries.values():
-        about = (
-            f"{entry.about}, {entry.licence}" if entry.licence and entry.about else entry.about or entry.licence or ""
-        )
+    for name in ("", "name", "on disk", "size", "memory", "here", "what it is"):
+        side: JustifyMethod = "right" if name in ("size", "memory") else "left"
+        table.add_column(name, justify=side, no_wrap=name != "what it is")
+    for entry in entries.values():
+        about = ", ".join(filter(None, (entry.about, entry.licence)))
         verdict = judge(entry, machine)
         cells = (
             "*" if entry == default else "",
@@ -165,17 +145,14 @@ def _table(args: argparse.Namespace, shelf: _Shelf, machine: Machine, default: E
     console.print(table)
     limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
     mark = "* is taken without --variant. " if default else ""
-    end = "" if default else " None does: --variant NAME takes one all the same, --demo needs none."
+    end = "" if default else " No model does: take one with --variant NAME, or the demo model with --demo."
     console.print(
-        Text(f"\n{mark}What suits takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
+        Text(f"\n{mark}A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
         soft_wrap=True,
     )
 
 
 def _state(entry: Entry) -> str:
-    from ..library import cache
-    from ..library.catalogue import HubFile
-
     missing = cache.missing(entry)
     if not missing:
         return "yes"
@@ -186,36 +163,27 @@ def _state(entry: Entry) -> str:
 # ---- get, remove, path ---------------------------------------------------------------------------------------------------
 
 
-def _get(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
-    from ..library import cache
-    from ..library.suited import obtain
-
-    had = {entry.name: cache.is_on_disk(entry) for entry in shelf.named}
+def _get(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[Entry], signals: Signals) -> int:
+    had = {entry.name: cache.is_on_disk(entry) for entry in named}
     with watching(args, signals) as watch:
-        for entry in shelf.named:
-            obtain(entry, shelf.entries, watch)
+        for entry in named:
+            obtain(entry, entries, watch)
     if args.json:
-        _print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in shelf.named]})
+        _print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in named]})
         return 0
-    for entry in shelf.named:
+    for entry in named:
         print(f"{entry.name} {'was on disk already' if had[entry.name] else 'is on disk, and its hashes are right'}")
     return 0
 
 
 def _files(entry: Entry) -> dict[str, str]:
-    from ..library import cache
-
     return {role: str(path) for role, path in cache.paths(entry).items() if path}
 
 
-def _remove(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
-    from ..library.cache import remove
-    from ..system.words import human_size
-
-    signals.check()
-    (entry,) = shelf.named
+def _remove(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[Entry], _: Signals) -> int:
+    (entry,) = named
     try:
-        done = remove(entry, shelf.entries.values())
+        done = cache.remove(entry, entries.values())
     except OSError as error:
         raise MshError(f"{error.filename} cannot be removed: {error.strerror}.") from None
     if args.json:
@@ -237,9 +205,8 @@ def _remove(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
     return 0
 
 
-def _path(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
-    signals.check()
-    (entry,) = shelf.named
+def _path(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[Entry], _: Signals) -> int:
+    (entry,) = named
     files = _files(entry)
     if len(files) < len(entry.files):
         raise MshError(f"{entry.name} is not on disk; 'msh-mlx models get {entry.name}' fetches it.")
@@ -259,19 +226,21 @@ class _Verified:
 
     entry: Entry
     role: str
-    file: Reference
     path: Path | None
     wrong: str | None
     checked: bool
 
     @property
+    def is_from_hub(self) -> bool:
+        """Whether the file can be fetched again; other files are the user's own."""
+        return isinstance(self.entry.files[self.role], HubFile)
+
+    @property
     def state(self) -> str:
         """Return "right", "wrong" or "unchecked": that is a file from the hub whose hash is not known."""
-        from ..library.catalogue import HubFile
-
         if self.wrong:
             return "wrong"
-        return "unchecked" if isinstance(self.file, HubFile) and not self.checked else "right"
+        return "unchecked" if self.is_from_hub and not self.checked else "right"
 
     @property
     def words(self) -> str:
@@ -282,38 +251,38 @@ class _Verified:
         return self.wrong or f"as it should be{without}"
 
 
-def _verify(args: argparse.Namespace, shelf: _Shelf, signals: Signals) -> int:
-    from ..library import cache
-
-    named = shelf.named or [entry for entry in shelf.entries.values() if cache.is_on_disk(entry)]
+def _verify(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[Entry], signals: Signals) -> int:
+    named = named or [entry for entry in entries.values() if cache.is_on_disk(entry)]
     findings: list[_Verified] = []
-    known: dict[Path, str | None] = {}
-    with display(args) as shown:
+    known: dict[Reference, str | None] = {}
+    with display(args, signals) as shown:
         for entry in named:
             for role, file in entry.files.items():
                 path = cache.find(file)
                 if path is None:
                     wrong: str | None = "it is not on disk"
-                elif path in known:
-                    wrong = known[path]
+                elif file in known:
+                    wrong = known[file]
                 else:
                     with shown.progress(f"Reading {path.name} of {entry.name}") as progress:
-                        wrong = known[path] = _wrong(entry, role, path, progress, signals)
+                        wrong = known[file] = _wrong(entry, role, path, progress)
                 checked = path is not None and cache.can_check(file, path)
-                findings.append(_Verified(entry, role, file, path, wrong, checked))
+                findings.append(_Verified(entry, role, path, wrong, checked))
                 if not args.json:
-                    shown.say(f"{entry.name}: {_name(file)}: {findings[-1].words}")
+                    shown.say(f"{entry.name}: {Path(file.path).name}: {findings[-1].words}")
         if not named and not args.json:
             shown.say("There is no model on disk; 'msh-mlx models get NAME' fetches one.")
     cache.note_verified(finding.path for finding in findings if finding.path and finding.state == "right")
     bad = [finding for finding in findings if finding.state == "wrong"]
     unchecked = [finding for finding in findings if finding.state == "unchecked"]
     if bad and args.repair:
-        bad = _repair(args, shelf, bad, signals)
+        bad = _repair(args, entries, bad, signals)
     if args.json:
         _print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
     elif bad:
-        raise MshError(f"Some files are wrong; 'msh-mlx models verify --repair {_names(bad)}' fetches them again.")
+        again = [finding for finding in bad if finding.is_from_hub]
+        repair = f"'msh-mlx models verify --repair {_names(again)}' fetches them again"
+        raise MshError("Some files are wrong", repair if again else "they are your own, so replace them yourself")
     if bad:
         return MshError.exit_code
     if unchecked and not args.json:
@@ -328,10 +297,6 @@ def _names(findings: list[_Verified]) -> str:
     return " ".join(dict.fromkeys(finding.entry.name for finding in findings))
 
 
-def _name(file: Reference) -> str:
-    return Path(file.path).name
-
-
 def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
     return {
         "model": finding.entry.name,
@@ -343,25 +308,20 @@ def _finding_as_dict(finding: _Verified) -> dict[str, Any]:
     }
 
 
-def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None], signals: Signals) -> str | None:
+def _wrong(entry: Entry, role: str, path: Path, progress: Callable[[float], None]) -> str | None:
     """Return what is wrong with a file of a model, or None."""
-    from ..library import cache
-
     done = 0
 
     def told(count: int) -> None:
         nonlocal done
-        signals.check()
         done += count
         progress(0.5 * done / max(size, 1))
 
-    def further(fraction: float) -> None:
-        signals.check()
-        progress(0.5 + 0.5 * fraction)
-
     try:
         size = path.stat().st_size
-        return cache.wrong_hash(entry.files[role], path, told) or _wrong_contents(entry, role, path, further)
+        if wrong := cache.wrong_hash(entry.files[role], path, told):
+            return wrong
+        return _wrong_contents(entry, role, path, lambda fraction: progress(0.5 + 0.5 * fraction))
     except MshError as error:
         return error.clause
     except OSError as error:
@@ -372,7 +332,6 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
     """Return what is wrong with the contents of a file, or None; the loaders may also raise InputError."""
     from ..conversation.codec import load_mimi
     from ..conversation.text import load_tokenizer
-    from ..library import cache
     from ..model.config import LmConfig
     from ..weights.checkpoint import open_checkpoint
     from ..weights.safetensors import find_not_finite
@@ -394,21 +353,19 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
     return None
 
 
-def _repair(args: argparse.Namespace, shelf: _Shelf, bad: list[_Verified], signals: Signals) -> list[_Verified]:
+def _repair(
+    args: argparse.Namespace, entries: Mapping[str, Entry], bad: list[_Verified], signals: Signals
+) -> list[_Verified]:
     """Fetch wrong files again; return those that cannot be fetched, because they are the user's own."""
-    from ..library import cache
-    from ..library.catalogue import HubFile
-    from ..library.suited import obtain
-
-    own = [finding for finding in bad if not isinstance(finding.file, HubFile)]
-    for finding in bad:
-        if finding not in own and finding.path:
+    fetched = [finding for finding in bad if finding.is_from_hub]
+    for finding in fetched:
+        if finding.path:
             blob = cache.blob_of(finding.path)
             finding.path.unlink(missing_ok=True)
             if blob:
                 blob.unlink(missing_ok=True)
     with watching(args, signals) as watch:
-        for entry in {finding.entry.name: finding.entry for finding in bad if finding not in own}.values():
-            obtain(entry, shelf.entries, watch)
+        for entry in {finding.entry.name: finding.entry for finding in fetched}.values():
+            obtain(entry, entries, watch)
             watch.say(f"{entry.name} is complete again.")
-    return own
+    return [finding for finding in bad if not finding.is_from_hub]

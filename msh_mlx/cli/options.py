@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..system.newfile import file_output, named_folder
+from ..system.signals import Signals
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
@@ -42,32 +44,32 @@ class Parser(argparse.ArgumentParser):
         sys.stdout.write(message)
         sys.stdout.flush()
 
-
-def number(text: str) -> float:
-    """Parse an option that is a finite number ≥ 0."""
-    with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    def group(self, title: str = "") -> Group:
+        """Make a group of options, with a title in the help; "": the options that have none."""
+        return Group(self.add_argument_group(title) if title else self)
 
 
-def positive(text: str) -> float:
-    """Parse an option that is a finite number > 0."""
-    if (value := number(text)) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
+class Group:
+    """A group of options in the help of a command. Each kind of option has a method, which calls argparse in its place."""
 
+    def __init__(self, container: argparse._ActionsContainer) -> None:
+        self._add = container.add_argument
 
-def share(text: str) -> float:
-    """Parse an option that is a number from 0 to 1."""
-    if (value := number(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
+    def flag(self, name: str, help: str) -> None:
+        """Add an option without a value: it is True if it is given, else False."""
+        self._add(name, action="store_true", help=help)
 
+    def value(self, name: str, metavar: str, help: str, *, also: str | None = None, **more: Any) -> None:
+        """Add an option with a value, or an argument. `also` is another name for it; `more` is as for argparse."""
+        self._add(name, *filter(None, [also]), metavar=metavar, help=help, **more)
 
-def positive_share(text: str) -> float:
-    """Parse an option that is a number above 0 and up to 1."""
-    return min(positive(text), share(text))
+    def repeated(self, name: str, metavar: str, help: str, **more: Any) -> None:
+        """Add an option that can be repeated: it is the list of its values."""
+        self._add(name, metavar=metavar, help=help, action="append", default=[], **more)
+
+    def choice(self, name: str, choices: Sequence[int | str], help: str, **more: Any) -> None:
+        """Add an option that takes one of some values."""
+        self._add(name, type=type(choices[0]), choices=choices, help=help, **more)
 
 
 def within(values: Range) -> Callable[[str], float]:
@@ -85,126 +87,93 @@ def within(values: Range) -> Callable[[str], float]:
 # A number of seconds: a day is longer than anybody waits, and far from where times and counts of steps overflow.
 _DAY = 86_400.0
 seconds = within(Range(0, _DAY))
+share = within(Range(0, 1))
+
+
+def positive_share(text: str) -> float:
+    """Parse an option that is a number above 0 and up to 1."""
+    if (value := share(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
 
 
 def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     """Return a function that parses a whole number ≥ `least` and < `limit`."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (limit is not None and value >= limit):
-            beyond = "" if limit is None else f" and less than {limit}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
-        return value
+        with contextlib.suppress(ValueError):
+            if least <= (value := int(text)) and (limit is None or value < limit):
+                return value
+        beyond = "" if limit is None else f" and less than {limit}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more{beyond}")
 
     return parse
 
 
-def add_printing(add: Callable[..., object]) -> None:
-    add("--plain", action="store_true", help="do not show progress, even in a terminal")
-    add("--json", action="store_true", help="print the result as a JSON object")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+def add_printing(
+    to: Group,
+    plain: str = "do not show progress, even in a terminal",
+    as_json: str = "print the result as a JSON object",
+) -> None:
+    """Add the options of what is printed. `plain` and `as_json` are the help of two of them."""
+    to.flag("--plain", plain)
+    to.flag("--json", as_json)
+    to.flag("--debug", "print the traceback of an unexpected error")
 
 
-def add_config(add: Callable[..., object], name: str = "--config") -> None:
-    add(
-        name,
-        dest="config",
-        metavar="FILE",
-        help="read the model's configuration from this file (default: the .json of the same name or the config.json beside the "
-        "model, else that of Moshi 0.1)",
-    )
+def add_config(to: Group, name: str = "--config") -> None:
+    beside = "the .json of the same name or the config.json beside the model, else that of Moshi 0.1"
+    to.value(name, "FILE", f"read the model's configuration from this file (default: {beside})", dest="config")
 
 
-def add_lora(add: Callable[..., object]) -> None:
+def add_quantized(to: Group, more: str = "") -> None:
+    to.choice("--quantized", (4, 8), f"require a model with this many bits a weight{more}")
+
+
+def add_lora(to: Group) -> None:
+    to.value("--lora", "FILE", "add the LoRA adapters in this file to the model's weights (.safetensors)")
     scaling = "multiply the adapters by S (default: what the configuration beside them, or the model's, says; else 2)"
-    add("--lora", metavar="FILE", help="add the LoRA adapters in this file to the model's weights (.safetensors)")
-    add("--lora-scaling", metavar="S", type=within(Range(0, LORA_SCALING.most)), help=scaling)
+    to.value("--lora-scaling", "S", scaling, type=within(Range(0, LORA_SCALING.most)))
 
 
-def add_sampling(add: Callable[..., object], *, remote: bool = False) -> None:
+def add_sampling(to: Group, *, remote: bool = False) -> None:
     """Add the options for the choice of tokens: temperatures, seed and so on.
 
     With `remote` only those that the protocol knows are added, and their default is None, for the server's own.
     """
 
-    def option(name: str, default: float, said: str, help: str, **options: Any) -> None:
-        value, said = (None, "the server's") if remote else (default, said)
-        add(name, default=value, help=help.format(f"default: {said}"), **options)
+    def option(name: str, metavar: str, type: Callable[[str], float], default: float, help: str, off: str = "") -> None:
+        shown = "the server's" if remote else f"{default:g}{off}"
+        value = None if remote else default
+        to.value(name, metavar, help.format(f"default: {shown}"), type=type, default=value)
 
-    option(
-        "--temperature",
-        0.8,
-        "0.8",
-        "sample the voice at this temperature; 0 is greedy ({})",
-        metavar="T",
-        type=within(TEMPERATURE),
-    )
-    option(
-        "--text-temperature",
-        0.7,
-        "0.7",
-        "sample the text at this temperature; 0 is greedy ({})",
-        metavar="T",
-        type=within(TEMPERATURE),
-    )
-    option(
-        "--top-k",
-        250,
-        "250",
-        "sample the voice from the K likeliest choices; 0 is all ({})",
-        metavar="K",
-        type=whole(0),
-    )
-    option(
-        "--text-top-k",
-        25,
-        "25",
-        "sample the text from the K likeliest choices; 0 is all ({})",
-        metavar="K",
-        type=whole(0),
-    )
+    temperature = within(TEMPERATURE)
+    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})")
+    option("--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})")
+    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})")
+    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})")
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
-        add(
-            f"--{name}top-p",
-            metavar="P",
-            type=positive_share,
-            default=1.0,
-            help=f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)",
-        )
-        add(
-            f"--{name}min-p",
-            metavar="P",
-            type=share,
-            default=0.0,
-            help=f"sample the {of} from choices at least P times as likely as the likeliest one (default: 0, all)",
-        )
+        together = f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)"
+        to.value(f"--{name}top-p", "P", together, type=positive_share, default=1.0)
+        least = f"sample the {of} from choices at least P times as likely as the likeliest one (default: 0, all)"
+        to.value(f"--{name}min-p", "P", least, type=share, default=0.0)
     avoid = "make Moshi avoid its last words: above 1, such as 1.1 ({})"
-    option("--repetition-penalty", 1.0, "1, off", avoid, metavar="X", type=within(REPETITION_PENALTY))
-    looks = "apply --repetition-penalty to Moshi's last N words ({})"
-    option("--repetition-words", 32, "32", looks, metavar="N", type=whole(1, 1001))
+    option("--repetition-penalty", "X", within(REPETITION_PENALTY), 1.0, avoid, ", off")
+    option("--repetition-words", "N", whole(1, 1001), 32, "apply --repetition-penalty to Moshi's last N words ({})")
     less = "make Moshi talk less (above 0, such as 2) or more (below 0; {})"
-    option("--padding-bonus", 0.0, "0", less, metavar="X", type=within(PADDING_BONUS))
+    option("--padding-bonus", "X", within(PADDING_BONUS), 0.0, less)
     if not remote:
-        add(
-            "--kv-bits",
-            type=int,
-            choices=(8,),
-            help="keep the model's cache in 8 bits: half the memory, slightly less exact",
-        )
-    add(
-        "--seed",
-        metavar="N",
-        type=whole(0, 1 << 64),
-        help="seed the sampling: the same seed gives the same conversation (default: a new seed every time)",
-    )
+        add_kv_bits(to, ": half the memory, slightly less exact")
+    seed = "seed the sampling: the same seed gives the same conversation (default: a new seed every time)"
+    to.value("--seed", "N", seed, type=whole(0, 1 << 64))
 
 
-def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return `voice` and `text` for `load_session`, from the options of `add_sampling`."""
+def add_kv_bits(to: Group, more: str = "") -> None:
+    to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_session` that the options of `add_sampling` set."""
     return {
         "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
         "text": {
@@ -216,16 +185,20 @@ def samplers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "repetition_words": args.repetition_words,
             "padding_bonus": args.padding_bonus,
         },
+        "kv_bits": args.kv_bits,
+        "seed": args.seed,
     }
 
 
-def display(args: argparse.Namespace) -> Display:
+def display(args: argparse.Namespace, signals: Signals) -> Display:
+    """Return the display on the standard output, which raises `Stopped` when a signal came."""
     from rich.console import Console
 
     from .display import Display
 
     console = Console(highlight=False)
-    return Display(console, plain=args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal)
+    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    return Display(console, plain=plain, check=signals.check)
 
 
 def own_token(args: argparse.Namespace) -> str | None:
@@ -261,65 +234,52 @@ _LIVE = (
 )
 
 
-def add_reply(add: Callable[..., object]) -> None:
+def add_reply(to: Group) -> None:
     """Add the options of what is kept of a conversation with a recording."""
-    add("--output", metavar="FILE", help="write Moshi's voice to this file (WAV, 24 kHz); - is the standard output")
-    add(
-        "--transcript",
-        metavar="FILE",
-        help="write Moshi's words to this file, one JSON object a line; - is the standard output",
-    )
-    add(
-        "--tail",
-        metavar="SECONDS",
-        type=seconds,
-        help="add this much silence after the recording, for an answer to finish (default: 0)",
-    )
+    stdout = "- is the standard output"
+    to.value("--output", "FILE", f"write Moshi's voice to this file (WAV, 24 kHz); {stdout}")
+    to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
+    tail = "add this much silence after the recording, for an answer to finish (default: 0)"
+    to.value("--tail", "SECONDS", tail, type=seconds)
 
 
-def add_live_printing(add: Callable[..., object]) -> None:
+def check_reply(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not fit a conversation with a recording."""
+    if args.json:
+        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+    name = Path(args.output or "")
+    if name.suffix.lower() in (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl"):
+        raise InputError(f"--output writes a WAV file; name it {name.with_suffix('.wav').name}, say.")
+
+
+def add_live_printing(to: Group) -> None:
     """Add the options of what live conversations print."""
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="print each event as a JSON object, one a line (live)")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_printing(to, "print plain lines, even in a terminal", "print each event as a JSON object, one a line (live)")
 
 
-def add_live(add: Callable[..., object]) -> None:
+def add_devices(to: Group) -> None:
+    to.value("--input-device", "DEVICE", "use this microphone: its number, or part of its name")
+    to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
+
+
+def add_live(to: Group) -> None:
     """Add the options of live conversations."""
-    add("--list-devices", action="store_true", help="list the sound devices, mark the defaults, and exit")
-    add("--input-device", metavar="DEVICE", help="use this microphone: its number, or part of its name")
-    add("--output-device", metavar="DEVICE", help="use this loudspeaker: its number, or part of its name")
-    add(
-        "--record",
-        metavar="FOLDER",
-        help="record both voices, a stereo mix and the words to this folder, as the conversation goes",
-    )
-    add(
-        "--trace",
-        metavar="FILE",
-        help="write how long each stage took to this file (Chrome's trace format; open it in Perfetto)",
-    )
-    add("--duration", metavar="SECONDS", type=seconds, help="end the conversation after this time")
-    add(
-        "--max-delay",
-        metavar="MS",
-        type=_delay,
-        help="drop the oldest of your sound once it is more than this many milliseconds late (default: 400)",
-    )
-    add("--mute-start", action="store_true", help="start with the microphone muted")
-    add(
-        "--echo",
-        choices=("auto", "on", "off"),
-        help="remove the loudspeaker's echo from the microphone's sound: auto, if there is one; on, always; off, never "
-        "(default: auto)",
-    )
-    add("--noise-suppression", action="store_true", help="remove steady noise from the microphone's sound (adds 4 ms)")
-    add("--gain-control", action="store_true", help="keep your voice at one level, however far away you are")
-    add(
-        "--measure-latency",
-        action="store_true",
-        help="play clicks, find them in the microphone's sound, print the delay of the devices, and exit",
-    )
+    to.flag("--list-devices", "list the sound devices, mark the defaults, and exit")
+    add_devices(to)
+    record = "record both voices, a stereo mix and the words to this folder, as the conversation goes"
+    to.value("--record", "FOLDER", record)
+    trace = "write how long each stage took to this file (Chrome's trace format; open it in Perfetto)"
+    to.value("--trace", "FILE", trace)
+    to.value("--duration", "SECONDS", "end the conversation after this time", type=seconds)
+    late = "drop the oldest of your sound once it is more than this many milliseconds late (default: 400)"
+    to.value("--max-delay", "MS", late, type=_delay)
+    to.flag("--mute-start", "start with the microphone muted")
+    when = "auto, if there is one; on, always; off, never (default: auto)"
+    to.choice("--echo", ("auto", "on", "off"), f"remove the loudspeaker's echo from the microphone's sound: {when}")
+    to.flag("--noise-suppression", "remove steady noise from the microphone's sound (adds 4 ms)")
+    to.flag("--gain-control", "keep your voice at one level, however far away you are")
+    clicks = "play clicks, find them in the microphone's sound, print the delay of the devices, and exit"
+    to.flag("--measure-latency", clicks)
 
 
 def _delay(text: str) -> float:
@@ -330,7 +290,6 @@ def _delay(text: str) -> float:
 def live_options(args: argparse.Namespace) -> Options:
     """Return the options of `add_live`, with --plain and --json, as `Options`."""
     from ..live.talk import Options
-    from ..system.newfile import file_output, named_folder
 
     return Options(
         input_device=args.input_device,

@@ -81,11 +81,3 @@ def _complain(message: str) -> None:
     # If the standard error cannot be written to, the exit code must be enough.
     with contextlib.suppress(OSError, ValueError):
         print(printable(message), file=sys.stderr, flush=True)
-
-
-def interruptible(progress: Callable[[float], None], signals: Signals) -> Callable[[float], None]:
-    def tell(fraction: float) -> None:
-        signals.check()
-        progress(fraction)
-
-    return tell

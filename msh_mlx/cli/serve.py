@@ -15,6 +15,7 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.load import load_parts
 from ..errors import InputError, MshError
+from ..system.inputs import read_small
 from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import Parser, add_lora, add_sampling, check_lora, display, own_token, seconds, whole
-from .program import interruptible
+from .options import TOKEN, Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
 
 if TYPE_CHECKING:
     from ..conversation.shared import SharedModel
@@ -60,11 +61,11 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         if args.ssl:
             from ..net.tls import server_context
 
-            context = server_context(user_path(args.ssl), names, addresses)
+            context = server_context(args.ssl, names, addresses)
         choice = choose(args, signals)
         from ..system.log import Log
 
-        shown = stack.enter_context(display(args))
+        shown = stack.enter_context(display(args, signals))
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
@@ -75,101 +76,49 @@ def run(argv: Sequence[str], signals: Signals) -> int:
 
 def parser() -> Parser:
     made = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
-    add = made.add_argument_group("model").add_argument
-    add_model(add, served=True)
-    add_lora(add)
-    add = made.add_argument_group("server").add_argument
-    add("--host", metavar="ADDRESS", help="listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
-    add(
-        "--port",
-        metavar="PORT",
-        type=whole(0, 1 << 16),
-        help=f"listen on this port; 0 takes a free one (default: {_PORT})",
-    )
-    add(
-        "--ssl",
-        metavar="FOLDER",
-        help="serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none",
-    )
-    add(
-        "--static",
-        metavar="FOLDER",
-        help="serve the page in this folder, or none with 'none' (default: the page that comes with the program)",
-    )
-    add(
-        "--config",
-        metavar="FILE",
-        dest="server_config",
-        help="read a configuration of the production server (.json); options override it",
-    )
-    add("--sessions", metavar="N", type=whole(1, 1001), help="hold up to N conversations at once (default: 1)")
-    add("--line", metavar="N", type=whole(0, 10_001), help="let up to N clients wait for their turn (default: 16)")
-    add(
-        "--log-dir",
-        metavar="FOLDER",
-        help="write a summary (JSON) and the tokens (.npy) of each session to this folder",
-    )
-    add("--instance-name", metavar="NAME", help="tell clients this name of the server (default: msh-mlx)")
-    add = made.add_argument_group("network").add_argument
-    add(
-        "--token", metavar="TOKEN", help="require this token from every client; better set MSH_TOKEN in the environment"
-    )
-    add(
-        "--allow-origin",
-        metavar="ORIGIN",
-        action="append",
-        default=[],
-        help="let pages of another server, such as https://example.org, use this one; can be repeated",
-    )
-    add(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="accept this name for this machine, besides its own names; can be repeated",
-    )
-    add(
+    to = made.group("model")
+    add_model(to, served=True)
+    add_lora(to)
+    to = made.group("server")
+    to.value("--host", "ADDRESS", "listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
+    port = f"listen on this port; 0 takes a free one (default: {_PORT})"
+    to.value("--port", "PORT", port, type=whole(0, 1 << 16))
+    tls = "serve over TLS with cert.pem and key.pem from this folder; a pair is made if there is none"
+    to.value("--ssl", "FOLDER", tls)
+    page = "serve the page in this folder, or none with 'none' (default: the page that comes with the program)"
+    to.value("--static", "FOLDER", page)
+    configuration = "read a configuration of the production server (.json); options override it"
+    to.value("--config", "FILE", configuration, dest="server_config")
+    to.value("--sessions", "N", "hold up to N conversations at once (default: 1)", type=whole(1, 1001), default=1)
+    to.value("--line", "N", "let up to N clients wait for their turn (default: 16)", type=whole(0, 10_001), default=16)
+    to.value("--log-dir", "FOLDER", "write a summary (JSON) and the tokens (.npy) of each connection to this folder")
+    to.value("--instance-name", "NAME", "tell clients this name of the server (default: msh-mlx)")
+    to = made.group("network")
+    to.value("--token", "TOKEN", f"require this token from every client; better set {TOKEN} in the environment")
+    origin = "let pages of another server, such as https://example.org, use this one; can be repeated"
+    to.repeated("--allow-origin", "ORIGIN", origin)
+    to.repeated("--allow-host", "NAME", "accept this name for this machine, besides its own names; can be repeated")
+    to.repeated(
         "--trusted-proxy",
-        metavar="ADDRESS",
-        action="append",
-        default=[],
-        help="believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
+        "ADDRESS",
+        "believe what a proxy at this address, or in this network, says about its clients; no address is believed unless "
         "it is named, not even 127.0.0.1; can be repeated",
     )
-    add(
-        "--max-connections",
-        metavar="N",
-        type=whole(1, 10_001),
-        default=64,
-        help="allow up to N clients that talk or wait (default: 64)",
-    )
-    add(
-        "--max-per-address",
-        metavar="N",
-        type=whole(1, 10_001),
-        default=32,
-        help="allow up to N of them from one address (default: 32)",
-    )
-    add(
-        "--idle",
-        metavar="SECONDS",
-        type=seconds,
-        default=60.0,
-        help="end a conversation after this time without sound (default: 60)",
-    )
-    add = made.add_argument_group("conversation (where a client does not ask for something else)").add_argument
-    add_sampling(add)
-    add = made.add_argument_group("program").add_argument
-    add("--plain", action="store_true", help="print plain lines, even in a terminal")
-    add("--json", action="store_true", help="log JSON objects, one a line")
-    add("--debug", action="store_true", help="print the traceback of an unexpected error")
+    many = whole(1, 10_001)
+    to.value("--max-connections", "N", "allow up to N clients that talk or wait (default: 64)", type=many, default=64)
+    to.value("--max-per-address", "N", "allow up to N of them from one address (default: 32)", type=many, default=32)
+    idle = "end a conversation after this time without sound (default: 60)"
+    to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
+    add_sampling(made.group("conversation (where a client does not ask for something else)"))
+    add_printing(made.group("program"), "print plain lines, even in a terminal", "log JSON objects, one a line")
     return made
 
 
 def check(args: argparse.Namespace) -> None:
-    for name, value in (("host", "127.0.0.1"), ("port", _PORT), ("sessions", 1), ("line", 16)):
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    """Check options together, and replace them by what they mean; raise InputError if they do not fit."""
+    # Not by the parser: a configuration sets what was not given.
+    args.host = "127.0.0.1" if args.host is None else args.host
+    args.port = _PORT if args.port is None else args.port
     args.token = own_token(args)
     if args.config is not None and not args.model:
         raise InputError("--lm-config is for a model of your own; give it with --model.")
@@ -183,13 +132,14 @@ def check(args: argparse.Namespace) -> None:
     check_model(args)
     check_lora(args)
     if args.ssl:
-        named_folder(args.ssl, "--ssl")
+        args.ssl = named_folder(args.ssl, "--ssl")
     if args.log_dir:
-        _check_log_dir(named_folder(args.log_dir, "--log-dir"))
+        args.log_dir = named_folder(args.log_dir, "--log-dir")
+        _check_log_dir(args.log_dir)
 
 
 def _check_log_dir(folder: Path) -> None:
-    """Make the folder if it is missing, and check that a session can write into it; raise InputError if not."""
+    """Make the folder if it is missing, and check that files can be written to it; raise InputError if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -231,21 +181,22 @@ _CODEBOOKS = 8
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    from ..system.inputs import read_small
-
+    """Read a configuration of the production server, and return what is set in it. Raise InputError if a value is wrong."""
+    raw = read_small(path, "The configuration", 1 << 20)
     try:
-        values = json.loads(read_small(path, "The configuration", 1 << 20))
+        values = json.loads(raw)
     except (ValueError, RecursionError):
         raise InputError(f"The configuration {path} is not valid JSON.") from None
     if not isinstance(values, dict):
         raise InputError(f"The configuration {path} is not a JSON object.")
-    for key, value in values.items():
-        if key not in _KEYS and value is not None:
+    values = {key: value for key, value in values.items() if value is not None}
+    for key in values:
+        if key not in _KEYS:
             raise InputError(f"{path}: this server does not have {key!r}; leave it out.")
     codebooks = values.get("mimi_num_codebooks", _CODEBOOKS)
     if codebooks != _CODEBOOKS:
         raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}, but the model has {_CODEBOOKS}; leave it out.")
-    return {key: _substituted(path, key, value) for key, value in values.items() if value is not None}
+    return {key: _substituted(path, key, value) for key, value in values.items()}
 
 
 def _substituted(path: Path, key: str, value: Any) -> Any:
@@ -267,22 +218,20 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
 
 def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Set the options that were not given from a configuration."""
-    model_is_given = any((args.model, args.variant, args.hf_repo, args.demo))
-    values = dict(values)
-    files = [values.get(key) for key in ("lm_model_file", "text_tokenizer_file", "mimi_model_file")]
-    if values.get("hf_repo") and not (files[0] and Path(files[0]).exists()):
+    model = values.get("lm_model_file")
+    ignored: tuple[str, ...] = ()
+    if values.get("hf_repo") and not (model and Path(model).exists()):
         # If the model's file is missing, fetch the files from the hub, as the production server does.
-        files = [None, None, None]
-    elif files[0]:
-        values.pop("hf_repo", None)
-        if files[0].endswith(".gguf"):
-            raise InputError(f"{files[0]} is a GGUF file; give weights in safetensors with --model.")
-    values |= dict(zip(("lm_model_file", "text_tokenizer_file", "mimi_model_file"), files, strict=True))
+        ignored = ("model", "tokenizer", "mimi")
+    elif model:
+        ignored = ("hf_repo",)
+        if model.endswith(".gguf"):
+            raise InputError(f"{model} is a GGUF file; give weights in safetensors with --model.")
+    if args.model or args.variant or args.hf_repo or args.demo:
+        ignored = ("model", "tokenizer", "mimi", "hf_repo")
     for key, value in values.items():
         name = _KEYS[key]
-        if name in ("model", "tokenizer", "mimi", "hf_repo") and model_is_given:
-            continue
-        if name and value is not None and getattr(args, name) is None:
+        if name and name not in ignored and getattr(args, name) is None:
             setattr(args, name, value)
 
 
@@ -323,7 +272,7 @@ def settings(
         origins=frozenset(args.allow_origin),
         static=static,
         static_is_named=static is not None and not (own and static.samefile(own)),
-        log_dir=user_path(args.log_dir) if args.log_dir else None,
+        log_dir=args.log_dir or None,
         defaults=defaults,
         about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
     )
@@ -411,34 +360,25 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 # ---- the program ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Program:
-    """The running server, from loading to the end."""
+    """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it."""
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        choice: Choice,
-        signals: Signals,
-        shown: Display,
-        log: Log | None,
-        names: Sequence[str],
-        addresses: Sequence[str],
-    ) -> None:
-        self._args = args
-        self._choice = choice
-        self._signals = signals
-        self._shown = shown
-        self._noise = log
-        self._names = names
-        self._addresses = addresses
+    args: argparse.Namespace
+    choice: Choice
+    signals: Signals
+    shown: Display
+    log: Log | None
+    names: Sequence[str]
+    addresses: Sequence[str]
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
         from ..net.server import Server
 
-        args = self._args
+        args = self.args
         model = SharedModel(kv_bits=args.kv_bits)
-        what = settings(args, self._choice.files, self._names, static)
+        what = settings(args, self.choice.files, self.names, static)
         server = Server(model, what, partial(samplers, args), self._log)
         await server.listen(sock, context)
         try:
@@ -459,16 +399,15 @@ class _Program:
     async def _while_signals_allow(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         while not task.done():
-            self._signals.check()
+            self.signals.check()
             await asyncio.wait([task], timeout=_LOOK)
         task.result()
 
     def _load(self, model: SharedModel) -> None:
-        files, checkpoint = self._choice.files, self._choice.checkpoint
+        files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
-        with self._shown.progress(f"Loading {files.model.name}") as progress:
-            tell = interruptible(progress, self._signals)
-            model.load(lambda: load_parts(files, checkpoint, progress=tell))
+        with self.shown.progress(f"Loading {files.model.name}") as progress:
+            model.load(lambda: load_parts(files, checkpoint, progress=progress))
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
@@ -478,51 +417,51 @@ class _Program:
 
     def _say(self, text: str) -> None:
         """Print a line; with --json, print it as an object like the log's."""
-        if self._args.json:
+        if self.args.json:
             self._log({"event": "notice", "message": text})
         else:
             print(printable(text), flush=True)
 
     def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
-        args = self._args
+        args, say = self.args, self._say
         port = sock.getsockname()[1]
         scheme = "https" if context else "http"
-        say = self._say
         say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
         if context:
             from ..net.tls import folder_fingerprint
 
-            say(f"SHA-256 of the certificate: {folder_fingerprint(user_path(args.ssl))}")
+            say(f"SHA-256 of the certificate: {folder_fingerprint(args.ssl)}")
         self._say_page(scheme, port, static)
         if _is_loopback(args.host):
             return
         if not context:
             say("Without --ssl, anybody on the network can listen to conversations,")
-            say("and browsers on other machines give this page no microphone.")
+            say("and browsers on other machines do not let this page use the microphone.")
         if not args.token:
             say("Without --token, everybody who can reach this machine can talk with the model.")
 
     def _say_page(self, scheme: str, port: int, static: Path | None) -> None:
         """Print the page's addresses, and for other machines also a QR code."""
-        args = self._args
-        say = self._say
+        args = self.args
         if not static:
             if args.static != "none":
-                say("There is no page yet: build it with `make page`. Clients can connect.")
+                self._say("There is no page yet: build it with `make page`. Clients can connect.")
             return
         token = f"#worker_auth_id={args.token}" if args.token else ""
-        local = "localhost" if _is_loopback(args.host) else self._addresses[0] if self._addresses else args.host
-        for name in (local, *[a for a in self._addresses[1:] if not _is_loopback(args.host) and a != "127.0.0.1"]):
-            say(f"Open {scheme}://{_bracketed(name)}:{port}/{token}")
-        if not _is_loopback(args.host) and not args.json:
+        local = _is_loopback(args.host)
+        beyond = [address for address in self.addresses if address != "127.0.0.1"] or self.addresses or [args.host]
+        pages = [f"{scheme}://{_bracketed(name)}:{port}/{token}" for name in (["localhost"] if local else beyond)]
+        for page in pages:
+            self._say(f"Open {page}")
+        if not local and not args.json:
             import segno
 
             print()
-            segno.make(f"{scheme}://{_bracketed(local)}:{port}/{token}", error="l").terminal(sys.stdout, compact=True)
+            segno.make(pages[0], error="l").terminal(sys.stdout, compact=True)
 
     def _log(self, event: Mapping[str, Any]) -> None:
         values = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
-        if self._args.json:
+        if self.args.json:
             line = json.dumps(values, ensure_ascii=False)
         else:
             line = " ".join(f"{key}={_plain(value)}" for key, value in values.items())
@@ -536,7 +475,7 @@ class _Program:
             return failure.error
         if said := explain(failure.error):
             return said
-        path = self._noise.write(failure.error) if self._noise else None
+        path = self.log.write(failure.error) if self.log else None
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
         return MshError(f"The model failed ({what}), and so the server ends{details}.")

@@ -46,11 +46,13 @@ class Sink(Protocol):
     def clear(self) -> None:
         """Drop what is queued."""
 
-    def stats(self) -> Mapping[str, Any]:
-        """Return the figures of the queue.
+    def queued(self) -> float:
+        """Return how much sound is queued, in seconds."""
 
-        "queued" is how many samples at 24 kHz wait, "cushion" how many should wait, and "underruns" how often the queue ran
-        dry. A figure that is not known yet may be missing.
+    def stats(self) -> Mapping[str, Any]:
+        """Return figures: "cushion" is how many samples at 24 kHz should be queued, "underruns" how often the queue ran dry.
+
+        A figure that is not known yet may be missing.
         """
 
 
@@ -65,6 +67,10 @@ class NullSink:
 
     def clear(self) -> None:
         """Do nothing."""
+
+    def queued(self) -> float:
+        """Return 0."""
+        return 0.0
 
     def stats(self) -> Mapping[str, Any]:
         """Return no figures."""
@@ -95,7 +101,7 @@ class LiveConversation(ABC):
     failure
         The failure that ended the conversation, or None.
     muted
-        Whether the model hears silence in place of the user.
+        Whether the model hears silence in place of the user. The caller may change it at any time.
     """
 
     def __init__(self, source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> None:
@@ -122,10 +128,6 @@ class LiveConversation(ABC):
     def reset(self) -> None:
         """Ask for a new conversation from fresh state; `Ready` reports that it has begun."""
         self._restart = True
-
-    def mute(self, muted: bool) -> None:
-        """Let the model hear silence in place of the user, or the user again."""
-        self.muted = muted
 
     @abstractmethod
     def stop(self, timeout: float = 1.0) -> bool:
@@ -161,17 +163,17 @@ class LiveConversation(ABC):
             self._events(Dropped(index, seconds))
 
     def _tell_queues(self, microphone: float, model: float, decoder: float) -> None:
-        """Send `Underrun` for new underruns, and `Queues` from time to time; all three arguments are seconds of sound."""
-        stats = self._sink.stats()
-        underruns = stats.get("underruns", 0)
+        """From time to time, send `Queues`, and `Underrun` for new underruns; all three arguments are seconds of sound."""
+        now = perf_counter()
+        if now - self._queues_told <= _QUEUES_EVERY:
+            return
+        self._queues_told = now
+        stats, queued, dropped = self._sink.stats(), self._sink.queued(), self.metrics.dropped
+        underruns, cushion = stats.get("underruns", 0), stats.get("cushion", 0) / SAMPLE_RATE
         if underruns != self.metrics.underruns:
             self.metrics.underruns = underruns
             self._events(Underrun(underruns))
-        now = perf_counter()
-        if now - self._queues_told > _QUEUES_EVERY:
-            self._queues_told = now
-            queued, cushion = (stats.get(name, 0) / SAMPLE_RATE for name in ("queued", "cushion"))
-            self._events(Queues(now, microphone, model, decoder, queued, cushion, self.metrics.dropped, underruns))
+        self._events(Queues(now, microphone, model, decoder, queued, cushion, dropped, underruns))
 
     def _measure(self, memory: Callable[[], Memory]) -> None:
         """Measure memory, unless that was done less than a second ago."""
@@ -207,7 +209,7 @@ class LiveConversation(ABC):
     def _says(self, index: int, pcm: Pcm, heard: float | None) -> None:
         """Play frame `index` of Moshi's voice; `heard` is when the user's frame ended, by `perf_counter`, or None."""
         now = perf_counter()
-        queued = self._sink.stats().get("queued", 0) / SAMPLE_RATE
+        queued = self._sink.queued()
         self._sink.write(pcm)
         self.metrics.frames += 1
         if heard is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..library.suited import Selection
     from ..weights.checkpoint import Checkpoint
     from .session import Parts, Session
-    from .warmup import Load
+    from .warmup import Lighter, Load
 
 
 def load_session(
@@ -65,64 +65,46 @@ def load_parts(
     return Parts(checkpoint.load(progress=progress), mimi, tokenizer)
 
 
-class StepDown:
-    """Replaces the chosen model by the next lighter one, as long as warm-up finds it too slow for this machine.
+def step_down(
+    selection: Selection,
+    open_model: Callable[..., Checkpoint],
+    load: Callable[..., Session],
+    events: Callable[[Event], None],
+) -> Lighter:
+    """Return a function for `warm` that replaces the chosen model by the next lighter one, as long as it is too slow here.
 
-    Pass it to `warm` as `lighter`: it is called with the pace of each model, on the model's thread.
-
-    Parameters
-    ----------
-    selection
-        The model that was chosen, and the models that could replace it.
-    open_model
-        Opens a model's file with its configuration, as `open_checkpoint` does.
-    load
-        Makes a session from files, a checkpoint and `progress`, as `load_session` does.
-    events
-        Called with a `Notice` for each step down, and with the `ModelInUse` of the new model.
+    `selection` is the model that was chosen, with the models that could replace it. `open_model` opens a model's file with its
+    configuration, as `open_checkpoint` does. `load` makes a session from files, a checkpoint and `progress`, as `load_session`
+    does. `events` is called with a `Notice` for each step down, and with the `ModelInUse` of the new model.
     """
+    from ..events import ModelInUse, Notice
+    from ..library.cache import Watch
+    from ..library.suited import SLOW, obtain
 
-    def __init__(
-        self,
-        selection: Selection,
-        open_model: Callable[..., Checkpoint],
-        load: Callable[..., Session],
-        events: Callable[[Event], None],
-    ) -> None:
-        self._selection: Selection | None = selection
-        self._open_model = open_model
-        self._load = load
-        self._events = events
+    current: Selection | None = selection
 
-    def __call__(self, pace: float) -> Load | None:
-        """Return a function that loads a lighter model if `pace` is too slow; return None to keep the model.
-
-        `pace` is the lower quartile of the model's step times in warm-up, in seconds.
-        """
-        from ..events import ModelInUse, Notice
-        from ..library.cache import Watch
-        from ..library.suited import SLOW, obtain
-
-        slow = self._selection
+    def lighter(pace: float) -> Load | None:
+        nonlocal current
+        slow = current
         if slow is None or pace <= SLOW:
             return None
-        self._selection = instead = slow.lighter()
+        current = instead = slow.lighter()
         steps = f"three steps in four take {1000 * pace:.0f} ms or more, and a frame lasts 80 ms"
         said = f"{slow.entry.name} is too slow here: {steps}"
         if instead is None:
-            said = f"{said}. There is no lighter model; close other programs."
-            self._events(Notice("slow", said, "warning"))
+            events(Notice("slow", f"{said}. There is no lighter model; close other programs.", "warning"))
             return None
-        self._events(Notice("lighter", f"{said}; taking {instead.entry.name}.", "warning"))
+        events(Notice("lighter", f"{said}; taking {instead.entry.name}.", "warning"))
 
-        def load(progress: Callable[[float], None]) -> Session:
-            def say(sentence: str) -> None:
-                self._events(Notice("fetch", sentence))
-
-            watch = Watch(lambda done, total: progress(done / total), say)
+        def load_instead(progress: Callable[[float], None]) -> Session:
+            watch = Watch(
+                lambda done, total: progress(done / total), lambda sentence: events(Notice("fetch", sentence))
+            )
             files = obtain(instead.entry, instead.entries, watch)
-            checkpoint = self._open_model(files.model, files.config)
-            self._events(ModelInUse(checkpoint.bits))
-            return self._load(files, checkpoint, progress=progress)
+            checkpoint = open_model(files.model, files.config)
+            events(ModelInUse(checkpoint.bits))
+            return load(files, checkpoint, progress=progress)
 
-        return load
+        return load_instead
+
+    return lighter

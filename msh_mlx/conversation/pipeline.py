@@ -114,15 +114,9 @@ class Pipeline(LiveConversation):
     result. So sound that must wait does so in `source`, where it can still be dropped: when the delay passes its limit, the
     oldest goes first. Only `stop` or a failure ends the conversation.
 
-    Parameters
-    ----------
-    make
-        Makes the session; called once, on the model thread.
-    source, sink, events, delay_limit
-        As for `LiveConversation`.
-    early
-        Returns how many seconds of the waiting sound do not count as delay, because they came early. Its argument is how many
-        seconds of sound have left `source` and are not answered yet. Called on the encoder thread.
+    `make` makes the session; it is called once, on the model thread. `early` returns how many seconds of the waiting sound do
+    not count as delay, because they came early; its argument is how many seconds of sound have left `source` and are not
+    answered yet. It is called on the encoder thread. The other parameters are those of `LiveConversation`.
     """
 
     def __init__(
@@ -153,12 +147,10 @@ class Pipeline(LiveConversation):
         self._begin_thread("model", self._run_model)
 
     def stop(self, timeout: float = 1.0) -> bool:
-        """As in `LiveConversation`."""
         self._end()
         return self.join(timeout)
 
     def join(self, timeout: float | None = None) -> bool:
-        """As in `LiveConversation`."""
         deadline = math.inf if timeout is None else perf_counter() + timeout
         for thread in self._threads:  # the first starts the others: the list is complete once it has ended
             if thread is threading.current_thread():

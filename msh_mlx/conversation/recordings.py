@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from ..errors import MshError
 from ..events import Event, Heard, Notice, Said, Span, Spoke, SpokeWord, Word
-from ..format import Pcm
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..sound.recordings import Recording, WavWriter, read_frames
 from ..system.newfile import Output, open_output
 from ..system.streams import StandardOutput
-from .text import Words
+from .text import Words, transcript_line
 
 if TYPE_CHECKING:
     from .session import Session
@@ -44,14 +44,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Began:
-    """A conversation begins.
-
-    `name` is the recording's, `steps` how many steps it takes (None if not known), `step_seconds` how long one lasts.
-    """
+    """A conversation begins. `name` is the recording's, `steps` how many steps it takes (None if not known)."""
 
     name: str
     steps: int | None
-    step_seconds: float
 
 
 @dataclass
@@ -97,23 +93,21 @@ def converse(session: Session, recording: Recording, plan: Plan, listener: Calla
                 yield Spoke(index, frame.text)
             yield Said(index, frame.pcm)
 
-    return converse_with(hold, session.sample_rate, session.frame_size, recording, plan, listener)
+    return converse_with(hold, recording, plan, listener)
 
 
 def converse_with(
     hold: Callable[[Iterator[Pcm]], Iterator[Event]],
-    rate: int,
-    size: int,
     recording: Recording,
     plan: Plan,
     listener: Callable[[RecordingEvent], None],
 ) -> Ended:
     """Let Moshi hear a recording, write what it says, and call `listener` with the events as they happen.
 
-    `hold` takes the recording as frames of `size` samples at `rate` samples a second, and yields events: for each frame first
-    `Heard`, then `Span` and `Spoke` as far as they are known, and last `Said`. Frame t of the reply is what step t said, so
-    sample n of the reply belongs to sample n of the recording. `listener` gets a `Began`, these events, words and notices, and
-    an `Ended` at the end.
+    `hold` takes the frames of the recording, each `[1920]` float32 at 24 kHz, and yields events: for each frame first `Heard`,
+    then `Span` and `Spoke` as far as they are known, and last `Said`. Frame t of the reply is what step t said, so sample n of
+    the reply belongs to sample n of the recording. `listener` gets a `Began`, these events, words and notices, and an `Ended`
+    at the end.
 
     The files appear together at the end, or not at all. If the conversation breaks off, they hold what was said until then.
     What goes to the standard output is written at once.
@@ -127,26 +121,24 @@ def converse_with(
     MshError
         The reply becomes too long for a WAV file.
     """
-    step_seconds = size / rate
-    tail = math.ceil(round(plan.tail / step_seconds, 6))
+    tail = math.ceil(round(plan.tail / FRAME_SECONDS, 6))
     ended, words = Ended(recording.name, plan), Words()
-    heard = np.zeros(size, np.float32)
+    heard = silence = np.zeros(FRAME_SIZE, np.float32)
 
     def spoke(new: list[Word]) -> None:
         for word in new:
             ended.words.append(word)
             if transcript:
-                line = json.dumps({"start": word.start, "text": word.text}, ensure_ascii=False)
-                transcript.file.write(line.encode() + b"\n")
+                transcript.file.write(transcript_line(word))
             listener(SpokeWord(word))
 
     with ExitStack() as stack:
         reply = stack.push(open_output(plan.reply)) if plan.reply else None
         transcript = stack.push(open_output(plan.transcript)) if plan.transcript else None
-        writer = WavWriter(reply.file, rate, 2 if plan.stereo else 1) if reply else None
-        listener(Began(recording.name, _count_steps(recording, rate, size, tail, plan.max_steps), step_seconds))
+        writer = WavWriter(reply.file, SAMPLE_RATE, 2 if plan.stereo else 1) if reply else None
+        listener(Began(recording.name, _count_steps(recording, tail, plan.max_steps)))
         begin = perf_counter()
-        frames = _with_tail(read_frames(recording, rate, size), tail, size)
+        frames = chain(read_frames(recording, SAMPLE_RATE, FRAME_SIZE), repeat(silence, tail))
         broken: BrokenOffError | None = None
         try:
             for event in hold(frames):
@@ -158,14 +150,14 @@ def converse_with(
                     case Span():
                         ended.stages[event.stage].append(event.end - event.begin)
                     case Spoke(index, text):
-                        spoke(words.push(index * step_seconds, text))
+                        spoke(words.push(index * FRAME_SECONDS, text))
                     case Said(index, pcm):
                         if writer:
                             writer.write(np.stack([heard, pcm], axis=1) if plan.stereo else pcm)
                         for output in (reply, transcript):
                             if isinstance(output, StandardOutput):
                                 output.file.flush()
-                        ended.seconds, ended.wall = (index + 1) * step_seconds, perf_counter() - begin
+                        ended.seconds, ended.wall = (index + 1) * FRAME_SECONDS, perf_counter() - begin
                         if index + 1 == plan.max_steps:
                             break
         except BrokenOffError as error:
@@ -182,14 +174,8 @@ def converse_with(
     return ended
 
 
-def _with_tail(frames: Iterator[Pcm], tail: int, size: int) -> Iterator[Pcm]:
-    yield from frames
-    for _ in range(tail):
-        yield np.zeros(size, np.float32)
-
-
-def _count_steps(recording: Recording, rate: int, size: int, tail: int, max_steps: int | None) -> int | None:
+def _count_steps(recording: Recording, tail: int, max_steps: int | None) -> int | None:
     if recording.samples is None:
         return max_steps
-    steps = math.ceil(recording.samples * rate / recording.rate / size) + tail
+    steps = math.ceil(recording.samples * SAMPLE_RATE / recording.rate / FRAME_SIZE) + tail
     return min(steps, max_steps or steps)

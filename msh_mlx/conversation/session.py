@@ -11,7 +11,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from ..errors import InputError
-from ..format import Pcm
+from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.lm import Lm
 from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
@@ -109,6 +109,12 @@ class Session:
                 f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
                 "give the model's own codec",
             )
+        if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
+            raise InputError(
+                f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
+                f"{FRAME_SIZE} at {SAMPLE_RATE}",
+                "give the model's own codec",
+            )
         self.sample_rate: int = mimi.sample_rate
         self.frame_rate: float = mimi.frame_rate
         self.frame_size: int = mimi.frame_size
@@ -127,7 +133,6 @@ class Session:
             kv_bits=kv_bits,
             word_starts=word_starts(tokenizer) if penalty else None,
         )
-        self._tokenizer = tokenizer
         self._text = TextStream(tokenizer, config.padding_ids)
 
     def push(self, pcm: Pcm) -> Frame:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..format import FRAME_SECONDS
 from ..metrics import Durations
 from ..model.generate import Step
 from ..model.sampling import Sampler
@@ -20,6 +21,8 @@ from .session import Parts, Session
 # Called with the tokens of one step: the user's codes `[K]`, the text token, and Moshi's codes `[K]`, or None while there are
 # none.
 Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"], None]
+
+T = TypeVar("T")
 
 _WARM_UP = 25  # frames
 _ROOM = 0.75  # of a frame's 80 ms: what the steps of all conversations may take; the codec needs time, too
@@ -43,7 +46,6 @@ class SharedModel:
         self.on_step = on_step
         self._kv_bits = kv_bits
         self._parts: Parts | None = None
-        self._frame_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "msh-model")
 
     def load(self, load: Callable[[], Parts]) -> None:
@@ -54,17 +56,17 @@ class SharedModel:
         InputError
             The parts do not belong together.
         """
-        self._thread.submit(self._load, load).result()
 
-    def _load(self, load: Callable[[], Parts]) -> None:
-        parts = load()
-        session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits)
-        session.warm_up()
-        silence = np.zeros(session.frame_size, np.float32)
-        for _ in range(_WARM_UP):
-            self.step.add(session.push(silence).timings.step)
-        self._frame_seconds = 1 / session.frame_rate
-        self._parts = parts
+        def work() -> None:
+            parts = load()
+            session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits)
+            session.warm_up()
+            silence = np.zeros(session.frame_size, np.float32)
+            for _ in range(_WARM_UP):
+                self.step.add(session.push(silence).timings.step)
+            self._parts = parts
+
+        self.take_turn(work)
 
     def session(
         self, *, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None = None
@@ -78,20 +80,16 @@ class SharedModel:
         InputError
             The seed is wrong.
         """
-        return self._thread.submit(self._make, text_sampler, audio_sampler, seed, tokens).result()
-
-    def _make(self, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None) -> Session:
-        assert self._parts
-        samplers = {"text_sampler": text_sampler, "audio_sampler": audio_sampler}
-        session = _TakesTurns(
-            self._parts, self._take_turn, self._note, tokens, kv_bits=self._kv_bits, seed=seed, **samplers
-        )
-        Session.reset_model(session)
+        parts = self._parts
+        assert parts
+        options = {"text_sampler": text_sampler, "audio_sampler": audio_sampler, "seed": seed, "kv_bits": self._kv_bits}
+        session = self.take_turn(lambda: _TakesTurns(self, parts, tokens, options))
+        session.reset_model()
         return session
 
     def has_room(self, others: int) -> bool:
         """Return whether one more conversation beside `others` leaves all in real time; the first always has room."""
-        return others == 0 or (others + 1) * self.step.recent(95) <= _ROOM * self._frame_seconds
+        return others == 0 or (others + 1) * self.step.recent(95) <= _ROOM * FRAME_SECONDS
 
     def close(self) -> None:
         """End the thread, and wait until the system has ended it, too."""
@@ -100,32 +98,21 @@ class SharedModel:
         while exists(thread):
             sleep(0.001)
 
-    def _take_turn(self, work: Callable[[], Any]) -> Any:
+    def take_turn(self, work: Callable[[], T]) -> T:
+        """Do `work` on the model's thread, after what waits there already, and return its result."""
         return self._thread.submit(work).result()
-
-    def _note(self, seconds: float) -> None:
-        self.step.add(seconds)
-        self.on_step(seconds)
 
 
 class _TakesTurns(Session):
     """A session that does its work of MLX on the model's thread."""
 
-    def __init__(
-        self,
-        parts: Parts,
-        turn: Callable[[Callable[[], Any]], Any],
-        note: Callable[[float], None],
-        tokens: Tokens | None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, model: SharedModel, parts: Parts, tokens: Tokens | None, options: dict[str, Any]) -> None:
         super().__init__(parts.lm, parts.mimi, parts.tokenizer, **options)
-        self._turn = turn
-        self._note = note
+        self._model = model
         self._tokens = tokens
 
     def step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
-        step, text = self._turn(lambda: self._timed_step(codes))
+        step, text = self._model.take_turn(lambda: self._timed_step(codes))
         if self._tokens:
             self._tokens(codes, step.text_token, step.codes)
         return step, text
@@ -133,8 +120,10 @@ class _TakesTurns(Session):
     def _timed_step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
         begin = perf_counter()
         result = super().step(codes)
-        self._note(perf_counter() - begin)
+        seconds = perf_counter() - begin
+        self._model.step.add(seconds)
+        self._model.on_step(seconds)
         return result
 
     def reset_model(self) -> None:
-        self._turn(super().reset_model)
+        self._model.take_turn(super().reset_model)

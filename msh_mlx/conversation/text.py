@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 from collections.abc import Collection
+from dataclasses import asdict
 
 import sentencepiece
 
@@ -114,3 +116,8 @@ class Words:
         done = [Word(self._start, self._text)] if self._text else []
         self._text = ""
         return done
+
+
+def transcript_line(word: Word) -> bytes:
+    """Return a word as a line of a transcript: a JSON object with `start` and `text`."""
+    return json.dumps(asdict(word), ensure_ascii=False).encode() + b"\n"

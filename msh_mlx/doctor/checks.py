@@ -101,35 +101,34 @@ def _published() -> dict[str, Entry]:
 
 def check_mlx() -> Finding:
     """Compute a small product with MLX on its default device. On the processor, check the compiler, too."""
-    name = "mlx"
     if death := death_of("import mlx.core as mx; mx.eval(mx.zeros(1) + 1)", LIMIT - 1):
         advice = "Run it on the computer itself, not in a virtual machine, and update the system."
-        return Finding(name, "problem", f"it dies ({death})", advice)
+        return Finding("problem", f"it dies ({death})", advice)
     try:
         import mlx.core as mx
         import numpy as np
     except ImportError as error:
-        return Finding(name, "problem", f"cannot be imported: {error}", AGAIN)
+        return Finding("problem", f"cannot be imported: {error}", AGAIN)
     found = f"{getattr(mx, '__version__', '?')} on the {'processor' if mx.default_device() == mx.cpu else 'GPU'}"
     # Products of such small whole numbers are exact, in any order and precision.
     a, b = np.random.default_rng(0).integers(-8, 9, (2, 64, 64)).astype(np.float32)
     if not np.array_equal(np.array(mx.array(a) @ mx.array(b)), a @ b):
-        return Finding(name, "problem", f"{found}: a product is wrong", "Update the system, then install MLX again.")
+        return Finding("problem", f"{found}: a product is wrong", "Update the system, then install MLX again.")
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
-        return Finding(name, "problem", f"{found}: Metal does not work", advice)
+        return Finding("problem", f"{found}: Metal does not work", advice)
     from ..model.step import check_compiling
 
     check_compiling()
     if mx.default_device() != mx.cpu:
-        return Finding(name, "ok", f"{found} (Metal)" if mx.metal.is_available() else found)
+        return Finding("ok", f"{found} (Metal)" if mx.metal.is_available() else found)
     trouble = compiler_trouble()
     if trouble is None:
-        return Finding(name, "ok", f"{found}, compiles with g++")
+        return Finding("ok", f"{found}, compiles with g++")
     advice = "Install the compiler (on Debian and Ubuntu: apt-get install g++)."
     if not trouble:
-        return Finding(name, "warning", f"{found}: slower without a C++ compiler (g++)", advice)
-    return Finding(name, "problem", f"{found}: the C++ compiler does not work: {trouble}", advice)
+        return Finding("warning", f"{found}: slower without a C++ compiler (g++)", advice)
+    return Finding("problem", f"{found}: the C++ compiler does not work: {trouble}", advice)
 
 
 def compiler_trouble() -> str | None:
@@ -151,14 +150,13 @@ def compiler_trouble() -> str | None:
 
 def check_codec() -> Finding:
     """Encode and decode one frame with the package `mimi` and the demo model's codec."""
-    name = "codec"
     try:
         import mimi
         import numpy as np
 
         from ..conversation.codec import load_mimi
     except ImportError as error:
-        return Finding(name, "problem", f"the extension mimi cannot be imported: {error}", AGAIN)
+        return Finding("problem", f"the extension mimi cannot be imported: {error}", AGAIN)
     kernels = mimi.kernels()
     found = f"mimi {importlib.metadata.version('msh-mimi')}, {kernels} kernels"
     codec = load_mimi(find_demo().mimi)
@@ -168,12 +166,12 @@ def check_codec() -> Finding:
     reply = codec.decode(codes)
     seconds = monotonic() - begin
     if codes.shape != (codec.num_codebooks, 1) or reply.shape != frame.shape or not np.isfinite(reply).all():
-        return Finding(name, "problem", f"{found}: a frame comes back wrong", AGAIN)
+        return Finding("problem", f"{found}: a frame comes back wrong", AGAIN)
     found += f", a frame of the demo in {1000 * seconds:.1f} ms"
     if kernels == "portable":
         advice = "The published codec may be too slow: use a processor with AVX2 and FMA, or a Mac with Apple silicon."
-        return Finding(name, "warning", found, advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", found, advice)
+    return Finding("ok", found)
 
 
 def check_demo() -> Finding:
@@ -182,7 +180,6 @@ def check_demo() -> Finding:
     from ..model.config import LmConfig
     from ..weights.safetensors import read_header
 
-    name = "demo model"
     try:
         files = find_demo()
         for path in (files.model, files.mimi):
@@ -190,11 +187,11 @@ def check_demo() -> Finding:
         config = LmConfig.of(files.config)
         words = load_tokenizer(files.tokenizer).GetPieceSize()
     except MshError as error:
-        return Finding(name, "problem", error.clause, AGAIN)
+        return Finding("problem", error.clause, AGAIN)
     if words != config.text_card:
         found = f"the tokenizer has {words} pieces in place of {config.text_card}"
-        return Finding(name, "problem", found, AGAIN)
-    return Finding(name, "ok", f"{len(files.all)} files, {human_size(sum(path.stat().st_size for path in files.all))}")
+        return Finding("problem", found, AGAIN)
+    return Finding("ok", f"{len(files.all)} files, {human_size(sum(path.stat().st_size for path in files.all))}")
 
 
 def check_models() -> Finding:
@@ -203,22 +200,21 @@ def check_models() -> Finding:
     from ..library.settings import SettingsError, check_settings
     from ..library.suited import load_library
 
-    name = "models"
     try:
         entries = load_library()
     except InputError as error:
         advice = f"Correct it, or move {user_file()} away."
-        return Finding(name, "problem", error.clause, advice)
+        return Finding("problem", error.clause, advice)
     try:
         check_settings()
     except SettingsError as error:
         advice = "Correct it, or unset it: until then no model can be fetched."
-        return Finding(name, "warning", error.what, advice)
+        return Finding("warning", error.what, advice)
     there = [entry for entry in entries.values() if cache.is_on_disk(entry)]
     if not there:
-        found = f"none of the {len(entries)} in the catalogue on disk"
+        found = f"none of the {len(entries)} models in the catalogue is on disk"
         advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
-        return Finding(name, "warning", found, advice)
+        return Finding("warning", found, advice)
     from ..conversation.text import load_tokenizer
     from ..weights.safetensors import read_header
 
@@ -233,22 +229,21 @@ def check_models() -> Finding:
                     load_tokenizer(path)
             except InputError as error:
                 advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding(name, "problem", f"{entry.name}: {error.what}", advice)
+                return Finding("problem", f"{entry.name}: {error.what}", advice)
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
-    return Finding(name, "ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
+    return Finding("ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
 
 
 def check_files() -> Finding:
     """Check that logs can be written, and that the user's own weights can be read."""
-    name = "files"
     folder = log_folder()
     if folder is None:
         advice = f"Set HOME to a folder; until then logs go to {temporary_folder()}."
-        return Finding(name, "warning", "there is no home folder to keep logs in", advice)
+        return Finding("warning", "there is no home folder to keep logs in", advice)
     if not is_writable(folder):
         advice = f"Make the folder {folder} writable; until then logs go to {temporary_folder()}."
-        return Finding(name, "warning", f"logs cannot be written to {folder}", advice)
+        return Finding("warning", f"logs cannot be written to {folder}", advice)
     try:
         entries = load_catalogue().values()
     except InputError:  # which `check_models` tells
@@ -258,8 +253,8 @@ def check_files() -> Finding:
         if not (path.is_file() and os.access(path, os.R_OK)):
             what = "cannot be read" if path.exists() else "is not there"
             advice = f"Put the file there, or correct {entry.name} in {entry.source}."
-            return Finding(name, "warning", f"{path} of the model {entry.name} {what}", advice)
-    return Finding(name, "ok", f"logs go to {folder}" + (f", {len(local)} files of your own" if local else ""))
+            return Finding("warning", f"{path} of the model {entry.name} {what}", advice)
+    return Finding("ok", f"logs go to {folder}" + (f", {len(local)} files of your own" if local else ""))
 
 
 def nearest(path: Path) -> Path:
@@ -284,11 +279,11 @@ def check_disk() -> Finding:
     try:
         check_cache()
     except InputError as error:
-        return Finding("disk", "warning", error.what[0].lower() + error.what[1:], sentence(error.advice))
+        return Finding("warning", error.what[0].lower() + error.what[1:], sentence(error.advice))
     try:
         here = Path.cwd()
     except OSError:
-        return Finding("disk", "problem", "the current folder is not there any more", "Go to another one with cd.")
+        return Finding("problem", "the current folder is not there any more", "Go to another one with cd.")
     return judge_disk(
         Folder(cache, "models", shutil.disk_usage(nearest(cache)).free, is_writable(cache)),
         Folder(here, "recordings", shutil.disk_usage(here).free, is_writable(here)),
@@ -298,24 +293,23 @@ def check_disk() -> Finding:
 
 def check_terminal(console: Console, *, keys: bool) -> Finding:
     """Check the terminal behind `console`. `keys` says whether there is a keyboard, too."""
-    name = "terminal"
     if not console.is_terminal:
-        return Finding(name, "skipped", "the output is not a terminal; a conversation prints plain lines there")
+        return Finding("skipped", "the output is not a terminal; a conversation prints plain lines there")
     found = f"{console.width} by {console.height}, {console.encoding}"
     if console.is_dumb_terminal:
         advice = "Set TERM to what your terminal is, such as xterm-256color, to see the screen."
-        return Finding(name, "warning", f"{found}: shows plain lines only", advice)
+        return Finding("warning", f"{found}: shows plain lines only", advice)
     found += f", {console.color_system} colours" if console.color_system and not console.no_color else ", no colours"
     if not keys:
         advice = "Start it without a pipe into it, for its keys to work; Ctrl-C ends it."
-        return Finding(name, "warning", f"{found}, but no keyboard", advice)
+        return Finding("warning", f"{found}, but no keyboard", advice)
     if console.width < _COLUMNS or console.height < _LINES:
         advice = f"Make the window {_COLUMNS} by {_LINES} or larger, to see all of a conversation's screen."
-        return Finding(name, "warning", f"{found}: small", advice)
+        return Finding("warning", f"{found}: small", advice)
     if not console.encoding.lower().startswith("utf"):
         advice = "Set LANG to a locale with UTF-8, such as C.UTF-8, for words that have more than English letters."
-        return Finding(name, "warning", f"{found}: no UTF-8", advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", f"{found}: no UTF-8", advice)
+    return Finding("ok", found)
 
 
 def _is_terminal(stream: Any) -> bool:

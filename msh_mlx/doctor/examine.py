@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 
 from ..errors import MshError
@@ -34,42 +34,38 @@ class Check:
 def examine(check: Check, seconds: float) -> Finding:
     """Run a check on its own thread, so that a signal or the time limit ends the waiting.
 
-    Returns
-    -------
-    finding
-        The check's own; or a "problem" if it fails or takes longer than its limit or `seconds`; "skipped" if no time is left.
+    Return what it finds; a "problem" if it fails or takes longer than its limit or `seconds`; "skipped" if no time is left.
     """
+    return replace(_found(check, seconds), name=check.name)
+
+
+def _found(check: Check, seconds: float) -> Finding:
     limit = min(check.limit, seconds)
     if limit <= 0:
-        return Finding(
-            check.name, "skipped", "there was no time left for it", "Mend what took so long, then run it again."
-        )
+        return Finding("skipped", "there was no time left for it", "Mend what took so long, then run it again.")
     future: Future[Finding] = Future()
     Thread(target=lambda: future.set_result(_made(check)), name=check.name, daemon=True).start()
     try:
         return future.result(limit)
     except TimeoutError:
-        return Finding(check.name, "problem", f"no answer for {limit:.0f} s", check.late)
+        return Finding("problem", f"no answer for {limit:.0f} s", check.late)
 
 
 def _made(check: Check) -> Finding:
     try:
         return check.run()
     except MshError as error:
-        return Finding(check.name, "problem", error.what, sentence(error.advice) or AGAIN)
+        return Finding("problem", error.what, sentence(error.advice) or AGAIN)
     except ModuleNotFoundError as error:
-        return Finding(check.name, "problem", f"the module {error.name} is missing", AGAIN)
+        return Finding("problem", f"the module {error.name} is missing", AGAIN)
     except BaseException as error:
-        return Finding(check.name, "problem", f"{type(error).__name__}: {error}", AGAIN)
+        return Finding("problem", f"{type(error).__name__}: {error}", AGAIN)
 
 
 def death_of(code: str, seconds: float) -> str:
     """Run code in another process, since native code may crash this one. Return the signal that ended it, or "".
 
-    Raises
-    ------
-    subprocess.TimeoutExpired
-        The code took longer than `seconds`.
+    Raise subprocess.TimeoutExpired if it takes longer than `seconds`.
     """
     command = [sys.executable, "-I", "-c", code]
     null = subprocess.DEVNULL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,22 +23,20 @@ _MACOS = 14
 _GLIBC = (2, 35)  # MLX is built for it
 _FULL = 100 * _MB  # with less, nothing useful can be written
 _RECORDING = _GB  # about two hours of a recorded conversation
-_QUIET, _LOUDEST = (
-    -60.0,
-    0.99,
-)  # peaks of a microphone that hardly hears (dBFS), and of one that is clipped (of full scale)
-_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: dB taken away that are enough, and dBFS that nobody hears
+_QUIET = -60.0  # dBFS: the peak of a microphone that hardly hears
+_LOUDEST = 0.99  # of full scale: the peak of one that is clipped
+_ENOUGH, _INAUDIBLE = 15.0, -50.0  # of an echo: dB removed that are enough, and dBFS that nobody hears
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check.
+    """The result of a check. `examine` gives it the check's name.
 
     `status` is "problem" if a conversation cannot work so. `found` is what was found, and `advice` what to do, or "". `figures`
     are measured values by their names; None: nothing was measured.
     """
 
-    name: str
+    name: str = field(default="", kw_only=True)
     status: Status
     found: str
     advice: str = ""
@@ -47,59 +45,54 @@ class Finding:
 
 def judge_system(kind: str, processor: str, found: str, *, macos: str = "", translated: bool = False) -> Finding:
     """Judge the system by `sys.platform`, `platform.machine()` and the version of macOS; Rosetta may run this Python."""
-    name = "system"
     if kind == "linux":
         advice = "Try the demo model; for the published sizes in real time, use a Mac with Apple silicon."
-        return Finding(name, "warning", f"{found}: computes on the processor", advice)
+        return Finding("warning", f"{found}: computes on the processor", advice)
     if kind != "darwin":
-        return Finding(name, "problem", f"{found} is not supported", "Use a Mac with Apple silicon, or Linux.")
+        return Finding("problem", f"{found} is not supported", "Use a Mac with Apple silicon, or Linux.")
     if translated:
         advice = "Install a Python for Apple silicon (arm64), then set up again with it."
-        return Finding(name, "problem", f"{found}, but this Python is one for Intel", advice)
+        return Finding("problem", f"{found}, but this Python is one for Intel", advice)
     if processor != "arm64":
-        return Finding(name, "problem", f"{found}: no Apple silicon, which MLX needs", "Use a Mac with Apple silicon.")
+        return Finding("problem", f"{found}: no Apple silicon, which MLX needs", "Use a Mac with Apple silicon.")
     if macos.split(".")[0].isdecimal() and int(macos.split(".")[0]) < _MACOS:
         advice = f"Update to macOS {_MACOS} or newer in System Settings > General > Software Update."
-        return Finding(name, "problem", f"{found} is too old for MLX", advice)
-    return Finding(name, "ok", found)
+        return Finding("problem", f"{found} is too old for MLX", advice)
+    return Finding("ok", found)
 
 
 def judge_python(
     version: tuple[int, ...], full: str, libc: tuple[str, str] | None = None, *, free_threaded: bool = False
 ) -> Finding:
     """Judge Python by its version, and on Linux by the name and version of the C library."""
-    name = "python"
     found = f"{full}, {' '.join(libc)}" if libc and libc[0] else full
     oldest, newest = (f"{major}.{minor}" for major, minor in _PYTHONS)
     advice = f"Install Python {oldest} to {newest}, then set up again with it."
     if free_threaded:
-        return Finding(name, "problem", f"{found}, free-threaded, which is not supported", advice)
+        return Finding("problem", f"{found}, free-threaded, which is not supported", advice)
     if version < _PYTHONS[0]:
-        return Finding(name, "problem", f"{found} is too old", advice)
+        return Finding("problem", f"{found} is too old", advice)
     if libc and libc[0] != "glibc":
-        return Finding(
-            name, "warning", f"{found}: the C library is not glibc", "Use a system with glibc, such as Debian."
-        )
+        return Finding("warning", f"{found}: the C library is not glibc", "Use a system with glibc, such as Debian.")
     if libc and tuple(int(part) for part in libc[1].split(".")[:2] if part.isdecimal()) < _GLIBC:
         advice = f"MLX needs glibc {'.'.join(map(str, _GLIBC))}: use a newer system, such as Debian 12 or Ubuntu 22.04."
-        return Finding(name, "problem", f"{found} is too old", advice)
+        return Finding("problem", f"{found} is too old", advice)
     if version > _PYTHONS[1]:
-        return Finding(name, "warning", f"{found} is newer than what is tested", advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", f"{found} is newer than what is tested", advice)
+    return Finding("ok", found)
 
 
 def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Finding:
     """Judge the memory that is free now, and all memory, in bytes, by the needs of the smallest model."""
-    name = "memory"
     found = f"{human_size(whole)}, {human_size(available)} free"
     least, model = min(((entry.memory, entry.name) for entry in entries.values() if entry.memory), default=(0, ""))
     if whole < least:
         advice = f"The smallest published model, {model}, takes {human_size(least)} while talking; try the demo model."
-        return Finding(name, "warning", f"{found}: too little for the published models", advice)
+        return Finding("warning", f"{found}: too little for the published models", advice)
     if available < least:
         advice = f"Close other programs: {model} takes {human_size(least)} while talking."
-        return Finding(name, "warning", f"{found}: too little just now", advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", f"{found}: too little just now", advice)
+    return Finding("ok", found)
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,6 @@ class Folder:
 
 def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Finding:
     """Judge the folders of models and of recordings. The first must have room for the smallest model."""
-    name = "disk"
     # If both have the same room, to a tenth of a gigabyte, take them for the same disk.
     free = [f"{human_size(place.free)} free for {place.purpose}" for place in (cache, here)]
     found = f"{human_size(here.free)} free" if human_size(cache.free) == human_size(here.free) else ", ".join(free)
@@ -122,50 +114,39 @@ def judge_disk(cache: Folder, here: Folder, entries: Mapping[str, Entry]) -> Fin
     elsewhere = "set HF_HOME to a folder on another disk"
     for place in (cache, here):
         if place.free < _FULL:
-            return Finding(
-                name, "problem", f"{found}: the disk of {place.path} is full", "Delete what you do not need."
-            )
+            return Finding("problem", f"{found}: the disk of {place.path} is full", "Delete what you do not need.")
     if not cache.writable:
         advice = f"Make {cache.path} writable, or set HF_HOME to a folder that is."
-        return Finding(name, "warning", f"{found}, but nothing can be written to {cache.path}", advice)
+        return Finding("warning", f"{found}, but nothing can be written to {cache.path}", advice)
     if cache.free < least:
         advice = f"{model} takes {human_size(least)}: delete what you do not need, or {elsewhere}."
-        return Finding(name, "warning", f"{found}: too little for any published model", advice)
+        return Finding("warning", f"{found}: too little for any published model", advice)
     if not here.writable:
         advice = "Go to another folder before you record or save a conversation."
-        return Finding(name, "warning", f"{found}, but nothing can be written to {here.path}", advice)
+        return Finding("warning", f"{found}, but nothing can be written to {here.path}", advice)
     if here.free < _RECORDING:
         advice = "Delete what you do not need, or record to another disk."
-        return Finding(name, "warning", f"{found}: little for recordings", advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", f"{found}: little for recordings", advice)
+    return Finding("ok", found)
 
 
 def judge_speaker(found: str, *, running: bool) -> Finding:
     """Judge a loudspeaker; `running` says whether it asked for sound."""
     if running:
-        return Finding("speaker", "ok", found)
+        return Finding("ok", found)
     advice = "Choose another one with --output-device, or restart the sound system."
-    return Finding("speaker", "problem", f"{found}: plays nothing", advice)
+    return Finding("problem", f"{found}: plays nothing", advice)
 
 
 def judge_microphone(found: str, level: Level | None, *, headset: bool = False, terminal: str | None = None) -> Finding:
-    """Judge a microphone.
+    """Judge a microphone by how loud it heard; None: it gave no sound at all.
 
-    Parameters
-    ----------
-    found
-        The text that describes it.
-    level
-        How loud it heard; None if it gave no sound at all.
-    headset
-        Whether it is the microphone of a Bluetooth headset.
-    terminal
-        The application that needs macOS's permission to use it; None on other systems.
+    `headset` says whether it belongs to a Bluetooth headset. `terminal` is the application that needs macOS's permission to
+    use it; None on other systems.
     """
-    name = "microphone"
     if level is None:
         advice = "Choose another one with --input-device, or restart the sound system."
-        return Finding(name, "problem", f"{found}: gives no sound", advice)
+        return Finding("problem", f"{found}: gives no sound", advice)
     if level.peak == 0:
         # Some microphones give zeros in a quiet room. So do muted ones, and those without permission.
         advice = (
@@ -177,33 +158,33 @@ def judge_microphone(found: str, level: Level | None, *, headset: bool = False, 
                 "Run it again and speak; if it stays so, the microphone is muted, or you have to allow "
                 f"{terminal} in System Settings > Privacy & Security > Microphone, then quit and reopen it."
             )
-        return Finding(name, "warning", f"{found}: hears nothing, not even noise", advice)
+        return Finding("warning", f"{found}: hears nothing, not even noise", advice)
     peak, rms = (20 * math.log10(max(value, 1e-9)) for value in (level.peak, level.rms))
     found = f"{found}: hears {rms:.0f} dBFS, peak {peak:.0f}"
     if headset:
         return judge_headset(found)
     if peak < _QUIET:
         advice = "If you spoke while it listened, turn the input level up in the system's sound settings."
-        return Finding(name, "ok", f"{found}, a quiet room", advice)
+        return Finding("ok", f"{found}, a quiet room", advice)
     if level.peak > _LOUDEST:
         advice = "Turn the input level down in the system's sound settings."
-        return Finding(name, "warning", f"{found}, too loud", advice)
-    return Finding(name, "ok", found)
+        return Finding("warning", f"{found}, too loud", advice)
+    return Finding("ok", found)
 
 
 def judge_echo(measure: EchoMeasure) -> Finding:
     """Judge the echo of a loudspeaker."""
-    name, figures = "echo", asdict(measure)
+    figures = asdict(measure)
     if measure.level is None or measure.removed is None:
-        return Finding(name, "ok", "none: the microphone does not hear the loudspeaker", figures=figures)
-    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB taken away after 1 s"
+        return Finding("ok", "none: the microphone does not hear the loudspeaker", figures=figures)
+    found = f"{round(measure.level)} dB against what is played, {round(measure.removed)} dB removed after 1 s"
     if measure.delay is not None:
         found += f", {1000 * measure.delay:.0f} ms late"
     if measure.removed >= _ENOUGH or measure.left <= _INAUDIBLE:
-        return Finding(name, "ok", found, figures=figures)
-    return Finding(name, "warning", found, "Use headphones, or turn the loudspeaker down.", figures)
+        return Finding("ok", found, figures=figures)
+    return Finding("warning", found, "Use headphones, or turn the loudspeaker down.", figures)
 
 
 def judge_headset(found: str) -> Finding:
     advice = "A Bluetooth headset sounds like a telephone while its microphone is in use: choose the built-in one."
-    return Finding("microphone", "warning", found, advice)
+    return Finding("warning", found, advice)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..errors import MshError
 from .examine import death_of, sentence
@@ -20,8 +21,6 @@ LISTENING = 2.0  # seconds of listening
 SOUND = 3.0  # seconds that a check of the sound system may take if it does not listen
 RESTART = "Restart the sound system or the computer."
 _FIRST = 2.0  # seconds in which a device has to begin
-_CONNECT = "Connect one; with recordings (--input FILE) it works without."
-_ON_LINUX = " If there is one, see that PulseAudio or PipeWire runs for this user."
 
 
 def check_sound(devices: list[Device]) -> Finding:
@@ -29,58 +28,48 @@ def check_sound(devices: list[Device]) -> Finding:
     from ..sound import ends  # noqa: F401 # which opens devices: all that it imports has to be there
     from ..sound.portaudio import find_devices
 
-    name = "sound"
     try:
         death = death_of("import sounddevice; sounddevice.query_devices()", SOUND - 0.5)
     except subprocess.TimeoutExpired:
-        return Finding(name, "problem", "the sound system does not answer", RESTART)
+        return Finding("problem", "the sound system does not answer", RESTART)
     if death:
-        return Finding(
-            name, "problem", f"the sound system dies ({death})", "Mend its configuration, such as ~/.asoundrc."
-        )
+        return Finding("problem", f"the sound system dies ({death})", "Mend its configuration, such as ~/.asoundrc.")
     try:
         devices += find_devices()
     except MshError as error:
-        return Finding(name, "problem", error.what, sentence(error.advice) or RESTART)
+        return Finding("problem", error.what, sentence(error.advice) or RESTART)
     import sounddevice
 
     version = sounddevice.get_portaudio_version()[1].partition(",")[0].removesuffix("-devel")
     if not devices:
-        return Finding(name, "problem", f"{version}, no sound devices", _connect())
+        return Finding("problem", f"{version}, no sound devices", _connect())
     systems = ", ".join(dict.fromkeys(device.host_api for device in devices))
-    return Finding(name, "ok", f"{version}, {systems}: {len(devices)} device{'s' * (len(devices) != 1)}")
+    return Finding("ok", f"{version}, {systems}: {len(devices)} device{'s' * (len(devices) != 1)}")
 
 
 def _connect() -> str:
-    return _CONNECT + (_ON_LINUX if sys.platform == "linux" else "")
-
-
-def _described(device: Device, kind: Literal["input", "output"]) -> str:
-    channels = device.channels(kind)
-    count = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
-    return f"{device.name}, {device.rate:.0f} Hz {count}"
+    advice = "Connect one; with recordings (--input FILE) it works without."
+    if sys.platform == "linux":
+        advice += " If there is one, see that PulseAudio or PipeWire runs for this user."
+    return advice
 
 
 def check_speaker(devices: list[Device], wanted: str | None = None, *, play: bool = True) -> Finding:
     """Find the loudspeaker. With `play`, open it, and check that it asks for sound. It gets silence."""
-    name = "speaker"
     if not devices:
-        return Finding(name, "skipped", "not looked for")
-    from ..sound.devices import choose_device
+        return Finding("skipped", "not looked for")
+    from ..sound.devices import choose_device, describe_format
     from ..sound.ends import Loudspeaker
 
     if not any(device.output_channels for device in devices):
-        return Finding(name, "problem", "no loudspeaker", _connect())
+        return Finding("problem", "no loudspeaker", _connect())
     device = choose_device(devices, wanted, "output")
-    found = _described(device, "output")
     if not play:
-        return Finding(name, "ok", f"{found} (not opened)")
-    loudspeaker = Loudspeaker()
-    loudspeaker.open(device)
-    try:
+        found = describe_format(device.rate, device.output_channels)
+        return Finding("ok", f"{device.name}, {found} (not opened)")
+    with closing(Loudspeaker()) as loudspeaker:
+        loudspeaker.open(device)
         return judge_speaker(loudspeaker.describe(), running=_calls(loudspeaker))
-    finally:
-        loudspeaker.close()
 
 
 def _calls(end: Loudspeaker) -> bool:
@@ -95,56 +84,41 @@ def _calls(end: Loudspeaker) -> bool:
 
 def check_microphone(devices: list[Device], wanted: str | None = None, *, listen: bool = True) -> Finding:
     """Find the microphone. With `listen`, open it, and check how loud it hears."""
-    name = "microphone"
     if not devices:
-        return Finding(name, "skipped", "not looked for")
+        return Finding("skipped", "not looked for")
     from ..format import FRAME_SECONDS, FRAME_SIZE
-    from ..sound.devices import choose_device
+    from ..sound.devices import choose_device, describe_format
     from ..sound.ends import Microphone
     from ..sound.headset import is_bluetooth_headset
     from ..system.terminal import terminal_name
 
     if not any(device.input_channels for device in devices):
-        return Finding(name, "problem", "no microphone", _connect())
+        return Finding("problem", "no microphone", _connect())
     device = choose_device(devices, wanted, "input")
-    found = _described(device, "input")
     outputs = [other.name for other in devices if other.output_channels]
     headset = is_bluetooth_headset(device.name, device.rate, outputs)
-    terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
     if not listen:
-        return (
-            judge_headset(f"{found} (not listened to)")
-            if headset
-            else Finding(name, "ok", f"{found} (not listened to)")
-        )
-    microphone = Microphone()
-    microphone.open(device)
-    try:
-        found = microphone.describe()
+        found = f"{device.name}, {describe_format(device.rate, device.input_channels)} (not listened to)"
+        return judge_headset(found) if headset else Finding("ok", found)
+    terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
+    with closing(Microphone()) as microphone:
+        microphone.open(device)
         heard = 0
-        for _ in range(round(LISTENING / FRAME_SECONDS)):
-            if microphone.read(FRAME_SIZE, _FIRST) is None:
-                break
+        while heard * FRAME_SECONDS < LISTENING and microphone.read(FRAME_SIZE, _FIRST) is not None:
             heard += 1
         level = microphone.level() if heard else None
-    finally:
-        microphone.close()
-    return judge_microphone(found, level, headset=headset, terminal=terminal)
+        return judge_microphone(microphone.describe(), level, headset=headset, terminal=terminal)
 
 
 def check_echo(devices: list[Device], input_device: str | None = None, output_device: str | None = None) -> Finding:
-    """Play noise like speech. Measure how much of it the microphone hears, and how much of that is taken away."""
+    """Play noise like speech. Measure how much of it the microphone hears, and how much of that is removed."""
     if not devices:
-        return Finding("echo", "skipped", "not looked for")
+        return Finding("skipped", "not looked for")
     from ..sound.devices import choose_device
     from ..sound.echo import measure_echo
     from ..sound.ends import Loudspeaker, Microphone
 
-    loudspeaker, microphone = Loudspeaker(), Microphone()
-    try:
+    with closing(Loudspeaker()) as loudspeaker, closing(Microphone()) as microphone:
         loudspeaker.open(choose_device(devices, output_device, "output"))
         microphone.open(choose_device(devices, input_device, "input"))
         return judge_echo(measure_echo(microphone, loudspeaker))
-    finally:
-        microphone.close()
-        loudspeaker.close()

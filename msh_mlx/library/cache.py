@@ -42,6 +42,9 @@ class Watch:
     check: Callable[[], None] = lambda: None
 
 
+NOBODY = Watch()
+
+
 def cache_folder() -> Path:
     """Return the folder of the cache, which `HF_HUB_CACHE` and `HF_HOME` choose."""
     return Path(constants.HF_HUB_CACHE)
@@ -155,7 +158,7 @@ class Digest:
         """Tell whether the contents have the expected hash. Call it after the last byte."""
         if self._git:
             return self._git.hexdigest() == self._expected
-        return not _SHA256.fullmatch(self._expected) or self.sha256 == self._expected
+        return not is_sha256(self._expected) or self.sha256 == self._expected
 
 
 def is_sha256(etag: str) -> bool:
@@ -177,11 +180,7 @@ def wrong_hash(file: Reference, path: Path, told: Callable[[int], None] = lambda
 
     The hub's hash is the name of the blob that `path` links to; the reference may have one, too. If there is neither (see
     `can_check`), nothing is found wrong. `told` gets the number of bytes that were read since its last call.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
+    Raise OSError if the file cannot be read.
     """
     blob = blob_of(path) if isinstance(file, HubFile) else None
     digest = Digest(blob.name if blob else "", path.stat().st_size)
@@ -255,12 +254,8 @@ class Removed:
 def remove(entry: Entry, others: Iterable[Entry]) -> Removed:
     """Remove the files of a model from the cache, complete or not. Keep those that a model of `others` on disk needs.
 
-    Other files of the same repository stay: other programs may have fetched them.
-
-    Raises
-    ------
-    InputError
-        The model's files are the user's own.
+    Other files of the same repository stay: other programs may have fetched them. Raise InputError if the model's files
+    are the user's own.
     """
     own = [file for file in entry.files.values() if isinstance(file, HubFile)]
     if not own:

@@ -5,23 +5,35 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
-from ..system.inputs import decode_text
-from ..system.places import asset, user_path
+from ..model.ranges import is_whole
+from ..system.inputs import brief, decode_text, read_small
+from ..system.places import asset, config_folder, user_path
+from ..system.words import listed
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-from ..system.places import config_folder
-from ..system.words import listed
-
+# The keys of an entry.
+_KEYS = (
+    "about",
+    "repository",
+    "revision",
+    "quantization",
+    "size",
+    "memory",
+    "step-bytes",
+    "licence",
+    "files",
+    "sha256",
+)
 # What a file of a model is for. The configuration may be missing: then it is that of v0.1.
 ROLES = ("lm", "mimi", "tokenizer", "config")
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
@@ -92,12 +104,12 @@ class Entry:
     name: str
     about: str
     files: Mapping[str, Reference]
-    quantization: str | None
-    size: int | None
-    memory: int | None
-    step_bytes: int | None
-    licence: str | None
-    source: Path
+    quantization: str | None = None
+    size: int | None = None
+    memory: int | None = None
+    step_bytes: int | None = None
+    licence: str | None = None
+    source: Path = Path()
 
     @property
     def bits(self) -> int | None:
@@ -108,10 +120,7 @@ class Entry:
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
     """Read the name of a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or a path, relative to `folder`.
 
-    Raises
-    ------
-    InputError
-        The text begins with `hf:` and does not name a file on the hub, or it names nothing.
+    Raise InputError if the text begins with `hf:` and does not name a file on the hub, or if it names nothing.
     """
     if text.startswith("hf:"):
         rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
@@ -156,12 +165,7 @@ def user_file() -> Path | None:
 def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Entry]:
     """Read the program's catalogue, then the user's own file if there is one, then the file `extra`. Return entries by name.
 
-    An entry replaces one of the same name from an earlier file.
-
-    Raises
-    ------
-    InputError
-        A file cannot be read or is wrong; the message names the line.
+    An entry replaces one of the same name from an earlier file. Errors are those of `read_catalogue`.
     """
     entries = read_catalogue(asset("weights.toml", "The catalogue of models"))
     own = user_file()
@@ -173,13 +177,7 @@ def load_catalogue(extra: str | os.PathLike[str] | None = None) -> dict[str, Ent
 
 
 def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
-    """Return the entry `name`.
-
-    Raises
-    ------
-    InputError
-        There is no such entry; the message lists the names.
-    """
+    """Return the entry `name`. Raise InputError, which lists the names, if there is none."""
     if name not in entries:
         raise InputError(f"There is no model {name!r} in the catalogue, only {listed(entries)}.")
     return entries[name]
@@ -188,28 +186,14 @@ def find_entry(entries: Mapping[str, Entry], name: str) -> Entry:
 def read_catalogue(path: str | os.PathLike[str]) -> dict[str, Entry]:
     """Read one file of the catalogue: its entries by name.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read or is not TOML, a key is not known or is missing, or a value is of the wrong kind; the
-        message names the line.
+    Raise InputError if the file cannot be read, is not TOML, has an unknown key, lacks one, or has a value of the wrong kind.
+    The message names the line.
     """
     path = user_path(path)
+    raw = read_small(path, "The catalogue", _MAX_SIZE)
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"The catalogue {path} is not a regular file", "give a file like weights.toml")
-        with path.open("rb") as file:
-            raw = file.read(_MAX_SIZE + 1)
-        if len(raw) > _MAX_SIZE:
-            raise InputError(
-                f"The catalogue {path} is larger than {_MAX_SIZE >> 20} MiB", "give a file like weights.toml"
-            )
         text = decode_text(raw)
         values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"There is no catalogue {path}.") from None
-    except OSError as error:
-        raise InputError(f"The catalogue {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InputError(f"The catalogue {path} is not in UTF-8", "save it in that encoding") from None
     except (ValueError, RecursionError) as error:
@@ -232,29 +216,18 @@ class _Table:
         (name,) = self._keys
         if not _NAME.fullmatch(name):
             raise self._wrong("is not a name for a model: letters, digits, '.', '_', '+' and '-' make one")
-        known = (
-            "about",
-            "repository",
-            "revision",
-            "quantization",
-            "size",
-            "memory",
-            "step-bytes",
-            "licence",
-            "files",
-            "sha256",
-        )
-        self._only(known)
-        repository = self._text_of("repository", _REPOSITORY.fullmatch, "OWNER/NAME")
-        revision = self._text_of("revision", _is_revision, "a branch, a tag or a commit")
+        self._only(_KEYS)
+        repository = self._text_of("repository", "OWNER/NAME", _REPOSITORY.fullmatch)
+        revision = self._text_of("revision", "a branch, a tag or a commit", _is_revision)
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
-        quantization = self._text_of("quantization", QUANTIZATIONS.__contains__, listed(QUANTIZATIONS))
         return Entry(
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
-            quantization=quantization,
+            quantization=self._text_of(
+                "quantization", f"one of {', '.join(QUANTIZATIONS)}", QUANTIZATIONS.__contains__
+            ),
             size=self._count("size"),
             memory=self._count("memory"),
             step_bytes=self._count("step-bytes"),
@@ -265,14 +238,13 @@ class _Table:
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
             raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
-        files = _Table(self._path, self._text, (*self._keys, "files"), self._values["files"])
+        files = self._table_of("files")
         files._only(ROLES)
-        hashes = _Table(self._path, self._text, (*self._keys, "sha256"), self._values.get("sha256", {}))
-        hashes._only(files._values)
+        hashes = self._table_of("sha256")
         found: dict[str, Reference] = {}
         for role in ROLES:
-            text = files._text_of(role, bool, "the name of a file")
-            sha256 = hashes._text_of(role, _SHA256.fullmatch, "64 digits from 0 to f")
+            text = files._text_of(role, "the name of a file", bool)
+            sha256 = hashes._text_of(role, "64 digits from 0 to f", _SHA256.fullmatch)
             if text is None:
                 if role != "config":
                     raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
@@ -281,12 +253,13 @@ class _Table:
                 if repository and not text.startswith(("hf:", "file:")):
                     if not _is_path(text):
                         raise InputError(f"{text!r} is not a path in a repository.")
-                    found[role] = HubFile(repository, text, revision, sha256)
-                    continue
-                reference = parse_reference(text, self._path.parent)
+                    reference: Reference = HubFile(repository, text, revision)
+                else:
+                    reference = parse_reference(text, self._path.parent)
             except InputError as error:
                 raise files._wrong(f"is wrong: {error.what}", role, error.advice) from None
             found[role] = replace(reference, sha256=sha256)
+        hashes._only(found)
         return found
 
     def _only(self, known: Iterable[str]) -> None:
@@ -294,24 +267,25 @@ class _Table:
             if key not in known:
                 raise self._wrong("is not known", key, f"{listed(known)} are")
 
-    def _text_of(self, key: str, good: Any = None, what: str = "text") -> str | None:
-        value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value.isprintable() or (good and not good(value)):
-            if len(repr(value)) < 100:
-                raise self._wrong(f"is {value!r}", key, f"{what} is expected")
-            raise self._wrong(f"is not {what}", key)
-        return value
+    def _table_of(self, key: str) -> _Table:
+        return _Table(self._path, self._text, (*self._keys, key), self._values.get(key, {}))
+
+    def _text_of(self, key: str, what: str = "text", good: Callable[[str], object] = lambda _: True) -> str | None:
+        text: str | None = self._value_of(
+            key, what, lambda value: isinstance(value, str) and value.isprintable() and good(value)
+        )
+        return text
 
     def _count(self, key: str) -> int | None:
+        count: int | None = self._value_of(
+            key, "a number of bytes", lambda value: is_whole(value) and 0 < value < 1 << 60
+        )
+        return count
+
+    def _value_of(self, key: str, what: str, fits: Callable[[Any], object]) -> Any:
         value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 60:
-            if len(repr(value)) < 100:
-                raise self._wrong(f"is {value!r}", key, "a number of bytes is expected")
-            raise self._wrong("is not a number of bytes", key)
+        if value is not None and not fits(value):
+            raise self._wrong(f"is {brief(value)}", key, f"{what} is expected")
         return value
 
     def _wrong(self, what: str, key: str | None = None, advice: str = "") -> InputError:

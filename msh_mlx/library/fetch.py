@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -42,7 +42,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from ..errors import InputError, MshError, UnreachableError
 from ..system.words import human_size
 from . import cache
-from .cache import Watch
+from .cache import NOBODY, Watch
 from .catalogue import HubFile
 
 if TYPE_CHECKING:
@@ -60,14 +60,8 @@ MARGIN = 1 << 28  # bytes that are left free on the disk
 _PIECE = 1 << 20
 _PROGRESS = 1 << 16  # bytes; an attempt that brings fewer counts as failed
 _ETAG = re.compile(r"[\w.-]+", re.ASCII)
-_BUSY = (
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-)
+_BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may go away: the hub is slow, busy or in trouble
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -111,7 +105,7 @@ def host() -> str:
 # ---- what the hub has ----------------------------------------------------------------------------------------------------
 
 
-def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[RemoteFile]:
+def look_up(files: Sequence[HubFile], watch: Watch = NOBODY) -> list[RemoteFile]:
     """Ask the hub for the commits, hashes and sizes of files, of several files at a time.
 
     Raises
@@ -124,34 +118,23 @@ def look_up(files: Sequence[HubFile], watch: Watch | None = None) -> list[Remote
         The hub's answer makes no sense.
     """
     _check_surroundings()
-    watch = watch or Watch()
     job = _Job(watch)
-    found: dict[HubFile, RemoteFile] = {}
-
-    def work(file: HubFile) -> None:
-        found[file] = _retried(lambda: _look_up(file), job, file.path)
-
-    job.run(work, list(dict.fromkeys(files)))
-    return [found[file] for file in files]
+    return job.run(lambda file: _retried(lambda: _look_up(file), job, file.path), files)
 
 
-def list_files(repository: str, revision: str, watch: Watch | None = None) -> list[str]:
+def list_files(repository: str, revision: str, watch: Watch = NOBODY) -> list[str]:
     """Ask the hub for the paths of a repository's files. Errors are those of `look_up`."""
     from huggingface_hub import HfApi
 
     _check_surroundings()
-    job = _Job(watch or Watch())
-    found: list[str] = []
+    job = _Job(watch)
 
-    def work(_: object) -> None:
-        def ask() -> list[str]:
-            with _errors(HubFile(repository, "", revision)):
-                info = HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision, timeout=CONNECT)
-                return [sibling.rfilename for sibling in info.siblings or []]
+    def ask() -> list[str]:
+        with _errors(HubFile(repository, "", revision)):
+            info = HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision, timeout=CONNECT)
+            return [sibling.rfilename for sibling in info.siblings or []]
 
-        found.extend(_retried(ask, job, repository))
-
-    job.run(work, [None])
+    (found,) = job.run(lambda _: _retried(ask, job, repository), [None])
     return found
 
 
@@ -336,18 +319,18 @@ class _Job:
 
     # On the calling thread.
 
-    def run(self, work: Callable[[T], None], items: Iterable[T]) -> None:
-        """Call `work` with every item, on at most `PARALLEL` threads, and wait for all."""
-        waiting: SimpleQueue[T] = SimpleQueue()
-        count = 0
-        for item in items:
-            waiting.put(item)
-            count += 1
+    def run(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Call `work` with every item, on at most `PARALLEL` threads. Wait for all, and return the results in order."""
+        waiting: SimpleQueue[tuple[int, T]] = SimpleQueue()
+        for numbered in enumerate(items):
+            waiting.put(numbered)
+        results: dict[int, R] = {}
 
         def loop() -> None:
             try:
                 while not self._stopped.is_set():
-                    work(waiting.get_nowait())
+                    index, item = waiting.get_nowait()
+                    results[index] = work(item)
             except (Empty, _StoppedError):
                 pass
             except BaseException as error:
@@ -356,16 +339,15 @@ class _Job:
                 self._stopped.set()
 
         # A thread that waits for the network must not keep the process from ending.
-        threads = [threading.Thread(target=loop, name="msh-fetch", daemon=True) for _ in range(min(PARALLEL, count))]
+        threads = [
+            threading.Thread(target=loop, name="msh-fetch", daemon=True) for _ in range(min(PARALLEL, len(items)))
+        ]
         try:
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads) and self._error is None:
+            while (alive := [thread for thread in threads if thread.is_alive()]) and self._error is None:
                 self._report()
-                for thread in threads:
-                    if thread.is_alive():
-                        thread.join(0.05)
-                        break
+                alive[0].join(0.05)
             self._report()
         finally:
             self._stopped.set()
@@ -376,6 +358,7 @@ class _Job:
                     thread.join(max(0.0, deadline - perf_counter()))
         if self._error is not None:
             raise self._error
+        return [results[index] for index in range(len(items))]
 
     def _report(self) -> None:
         self._watch.check()
@@ -393,7 +376,7 @@ class _StoppedError(Exception):
 # ---- the contents --------------------------------------------------------------------------------------------------------
 
 
-def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Path]:
+def fetch(remotes: Sequence[RemoteFile], watch: Watch = NOBODY) -> list[Path]:
     """Fetch the missing bytes of files that `look_up` found. Return the files' paths in the cache, in the same order.
 
     Bytes that have come stay on disk whatever happens, and the next call goes on from there. Before a file gets its name, its
@@ -408,7 +391,6 @@ def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Pat
     InputError
         The hub does not give the file to this user (any more).
     """
-    watch = watch or Watch()
     check_space(remotes)
     whole = {remote.blob: remote for remote in remotes}
     total = sum(remote.size for remote in whole.values())
@@ -421,7 +403,7 @@ def fetch(remotes: Sequence[RemoteFile], watch: Watch | None = None) -> list[Pat
         except OSError as error:
             raise _disk_error(error, remote) from None
 
-    job.run(work, whole.values())
+    job.run(work, list(whole.values()))
     for remote in remotes:
         _link(remote)
     cache.note_verified(remote.pointer for remote in came)
@@ -586,7 +568,7 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
             if response.is_error:
                 response.read()
             hf_raise_for_status(response)
-            if _begins_at(response, remote) != begin:
+            if _begins_at(response, remote, begin) != begin:
                 yield None
             yield from _watched(response.iter_raw(), job)
     except UnreachableError as error:
@@ -594,7 +576,7 @@ def _pieces(remote: RemoteFile, begin: int, job: _Job) -> Iterator[bytes | None]
         raise _Transient(MshError(str(error), "try again: what has come is kept")) from None
 
 
-def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
+def _begins_at(response: httpx2.Response, remote: RemoteFile, asked: int) -> int:
     """Return the byte of the file at which an answer begins. Raise if it is not part of the file, but a login page, say."""
     ranged = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code == HTTPStatus.PARTIAL_CONTENT and ranged:
@@ -603,7 +585,6 @@ def _begins_at(response: httpx2.Response, remote: RemoteFile) -> int:
         begin, size = 0, int(response.headers.get("Content-Length", -1))
         if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             size = -1
-    asked = int(response.request.headers["Range"].removeprefix("bytes=").removesuffix("-"))
     if size != remote.size or begin not in (0, asked):
         raise _Transient(
             MshError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.newfile import existing
+from ..system.inputs import existing
 from ..system.places import asset
 from ..weights.beside import find_config
 
@@ -41,21 +41,20 @@ def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
     """Find the files of a model. Look beside it for a tokenizer or configuration not given (`TOKENIZERS`, `find_config`).
 
-    Raises
-    ------
-    InputError
-        A file is missing or is a folder, or there is not exactly one tokenizer beside the model.
+    Raise InputError if a file is missing, or if there is not exactly one tokenizer beside the model.
     """
     model_file = existing(model, "model")
     mimi_file = existing(mimi, "codec")
-    if tokenizer is not None:
-        tokenizer_file: Path | None = existing(tokenizer, "tokenizer")
-    else:
-        tokenizer_file = beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
+    named = None if tokenizer is None else existing(tokenizer, "tokenizer")
+    tokenizer_file = named or beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
     if tokenizer_file is None:
         raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}", "give one with --tokenizer")
-    config_file = existing(config, "configuration") if config is not None else find_config(model_file)
-    return ModelFiles(model_file, mimi_file, tokenizer_file, config_file)
+    return ModelFiles(model_file, mimi_file, tokenizer_file, config_for(model_file, config))
+
+
+def config_for(model: Path, named: str | None) -> Path | None:
+    """Return the configuration that the user named, else the one beside the model, else None."""
+    return existing(named, "configuration") if named is not None else find_config(model)
 
 
 def demo_folder() -> Path:

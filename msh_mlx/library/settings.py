@@ -27,21 +27,14 @@ def _is_address(text: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(re.fullmatch(r"[!-~]+", text))
 
 
-def _is_whole(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _wrong() -> dict[str, str]:
     """Return the variables that the library cannot read, each with a clause on what is wrong with it."""
-    found = {
-        name: f"{name}={os.environ[name]} is not a whole number of seconds"
-        for name in _SECONDS
-        if not _is_whole(os.environ.get(name, "0"))
-    }
+    found = {}
+    for name in _SECONDS:
+        try:
+            int(os.environ.get(name, "0"))
+        except ValueError:
+            found[name] = f"{name}={os.environ[name]} is not a whole number of seconds"
     if not _is_address(address := os.environ.get("HF_ENDPOINT", "https://a")):
         found["HF_ENDPOINT"] = f"HF_ENDPOINT={address} is not the address of a hub"
     return found

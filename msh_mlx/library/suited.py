@@ -36,6 +36,7 @@ _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # buffers and the program.
 _KEYS_AND_VALUES = 1_600_000_000
 _THE_REST = 1_000_000_000
+_INDEX = ".safetensors.index.json"  # how the name ends of the list of a model's parts
 _ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
 
 
@@ -73,7 +74,6 @@ class Verdict:
     known.
     """
 
-    entry: Entry
     fits: bool | None
     step: float | None
 
@@ -94,11 +94,8 @@ class Verdict:
 
 def judge(entry: Entry, machine: Machine) -> Verdict:
     """Judge a model by its figures in the catalogue."""
-    return Verdict(
-        entry,
-        None if entry.memory is None else entry.memory <= machine.room,
-        None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth,
-    )
+    fits = None if entry.memory is None else entry.memory <= machine.room
+    return Verdict(fits, None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth)
 
 
 def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
@@ -155,7 +152,6 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
                 size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
                 memory=size + _KEYS_AND_VALUES + _THE_REST,
                 step_bytes=size + _KEYS_AND_VALUES,
-                licence=None,
                 source=place,
             )
     return found
@@ -165,9 +161,9 @@ def _is_there(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def lm_name(bits: int | None) -> str:
+def lm_name(bits: int) -> str:
     """Return the name of the model's file in a published MLX repository."""
-    return "model.safetensors" if bits in (None, 16) else f"model.q{bits}.safetensors"
+    return "model.safetensors" if bits == 16 else f"model.q{bits}.safetensors"
 
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
@@ -183,10 +179,7 @@ def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversati
 def check_memory(name: str, need: int, memory: int) -> str | None:
     """Compare the bytes that a model needs with those that the machine has. Return a warning if little is left, else None.
 
-    Raises
-    ------
-    MshError
-        The model needs more memory than there is.
+    Raise MshError if the model needs more memory than there is.
     """
     what = f"{name} takes {human_size(need)} of memory while talking, and this machine has {human_size(memory)}"
     instead = "'msh-mlx models' shows lighter ones; --kv-bits 8 takes a little less"
@@ -221,7 +214,7 @@ def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], w
     """Return the path of one file. Fetch it if it is not on disk. `what` names it in errors, which are those of `obtain`."""
     found = cache.find(reference)
     if found is None:
-        entry = Entry(f"the {what}", "", {"file": reference}, None, None, None, None, None, Path())
+        entry = Entry(f"the {what}", "", {"file": reference})
         _fetch(entry, entries, watch)
         found = cache.find(reference)
     if found is None:
@@ -250,10 +243,10 @@ def _fetch(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> None:
     except UnreachableError as error:
         gone = [str(file.path) for file in cache.missing(entry)]
         there = [other.name for other in entries.values() if cache.is_on_disk(other)]
-        instead = f"without network there {'is' if len(there) == 1 else 'are'} {listed(there)}" if there else ""
+        instead = f"without a network, {listed(there)} can be used" if there else ""
         raise UnreachableError(
             f"{error}, and {listed(gone)} of {entry.name} {'is' if len(gone) == 1 else 'are'} not on this disk",
-            instead or "without network there is only --demo",
+            instead or "without a network, only --demo works",
         ) from None
 
 
@@ -301,7 +294,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             files[role] = HubFile(name, told, revision)
         elif len(usual) == 1 or (role == "lm" and usual and not bits):
             files[role] = HubFile(name, usual[0], revision)
-        elif role == "lm" and not usual and (index := next(filter(_is_index, names), None)):
+        elif role == "lm" and not usual and (index := next((path for path in names if path.endswith(_INDEX)), None)):
             raise InputError(f"The repository {name} has its model in several files ({index})", ONE_FILE)
         else:
             what = f"no {_ROLES[role]}" if not usual else f"{len(usual)} files that could be the {_ROLES[role]}"
@@ -310,11 +303,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
                 f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
     files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
-    return Entry(repository, "", files, None, None, None, None, None, Path())
-
-
-def _is_index(path: str) -> bool:
-    return path.endswith(".safetensors.index.json")
+    return Entry(repository, "", files)
 
 
 def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:

@@ -8,49 +8,62 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Generic, TypeVar
 
 from ..errors import MshError
-
-T = TypeVar("T")
 
 TICK = 0.5  # seconds between two looks at the clock, the headers and the disk
 
 
-class Background(Generic[T]):
-    """A thread that handles things from a queue, so that callers of `put` never wait for a disk.
+class Background:
+    """A thread that does jobs in order, so that callers never wait for a disk. An error in one of them ends the work.
 
-    Parameters
-    ----------
-    name
-        The thread's name.
-    handle
-        Called with each thing from the queue, in order, on the thread. It must not raise.
-    tick
-        Called on the thread about every half second. It must not raise.
-    size
-        How many things may wait in the queue.
+    `name` is the thread's name, and `tick` a job for every half second. If the work ends too early, `on_end` is called once
+    with the reason, in words for the middle of a sentence, and `ended` becomes True; that may happen on the thread, or on a
+    thread that calls `put`. `size` is how many jobs may wait; with more, the disk counts as too slow, and the work ends.
     """
 
-    def __init__(self, name: str, handle: Callable[[T], None], tick: Callable[[], None], size: int) -> None:
-        self._handle = handle
+    def __init__(self, name: str, tick: Callable[[], None], on_end: Callable[[str], None], size: int) -> None:
+        self.ended = False
         self._tick = tick
+        self._on_end = on_end
         self._size = size
+        self._ending = threading.Lock()
         # Neither end of this queue holds a lock while it waits.
-        self._queue: SimpleQueue[T | None] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A disk that hangs must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, thing: T, *, force: bool = False) -> bool:
-        """Queue `thing` and return True at once; return False if the queue is full. With `force` it is never full."""
-        if not force and self._queue.qsize() >= self._size:
-            return False
-        self._queue.put(thing)
-        return True
+    def put(self, job: Callable[[], None]) -> None:
+        """Queue a job and return at once; once the work has ended, drop it."""
+        if self.ended:
+            return
+        if self._queue.qsize() < self._size:
+            self._queue.put(job)
+        else:
+            self.end("the disk is too slow")
+
+    def force(self, job: Callable[[], None]) -> None:
+        """Queue a job even if too many wait or the work has ended."""
+        self._queue.put(job)
+
+    def attempt(self, job: Callable[[], None]) -> None:
+        """Do a job now, on this thread; an error ends the work."""
+        try:
+            job()
+        except Exception as error:
+            self.end(disk_error(error))
+
+    def end(self, reason: str) -> None:
+        """End the work for `reason`, unless it has ended already."""
+        with self._ending:
+            if self.ended:
+                return
+            self.ended = True
+        self._on_end(reason)
 
     def close(self, timeout: float) -> bool:
-        """Let the thread handle what is queued and end; return whether it has ended within `timeout` seconds."""
+        """Let the thread do the jobs in the queue and end; return whether it has ended within `timeout` seconds."""
         self._queue.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -59,12 +72,12 @@ class Background(Generic[T]):
         due = perf_counter() + TICK
         while True:
             with contextlib.suppress(Empty):
-                thing = self._queue.get(timeout=max(0.0, due - perf_counter()))
-                if thing is None:
+                job = self._queue.get(timeout=max(0.0, due - perf_counter()))
+                if job is None:
                     return
-                self._handle(thing)
+                self.attempt(job)
             if perf_counter() >= due:
-                self._tick()
+                self.attempt(self._tick)
                 due = perf_counter() + TICK
 
 

@@ -5,34 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from ..events import Event, Heard, ModelInUse, Ready, Said
-from ..format import Pcm
+from ..format import FRAME_SECONDS, Pcm
 from ..sound.headset import is_bluetooth_headset
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The figures at `time`, in seconds of any clock.
-
-    `silent` is for how many seconds the microphone has given exact zeros. `clipped` says whether a sample was clipped since the
-    last time. `step_p95` is the 95th percentile of the step times in milliseconds, or None if it is not known. `dropped` is how
-    many seconds of the user's sound were dropped so far. `cancels` says whether the echo canceller is in use (its mode is not
-    "off"). `muted` says whether the user has muted the microphone: then no hints about its sound are given.
-    """
-
-    time: float
-    silent: float = 0.0
-    clipped: bool = False
-    step_p95: float | None = None
-    dropped: float = 0.0
-    cancels: bool = True
-    muted: bool = False
+from .screen.status import Status
 
 
 class Latch:
@@ -140,19 +121,18 @@ def envelope(pcm: Pcm, parts: int) -> list[float]:
 class Hints:
     """Chooses the hints that help now, the most important first.
 
-    `terminal` is the application that needs macOS's permission for the microphone, or None on other systems. `frame_seconds` is
-    how long a frame lasts. `elsewhere` says that the model runs on another computer.
+    `terminal` is the application that needs macOS's permission for the microphone, or None on other systems. `elsewhere` says
+    that the model runs on another computer.
     """
 
     _SILENT = 3.0  # seconds of zeros
     _ASKING = 20.0  # seconds during which macOS may still be asking the user for permission
     _HEADSET = 30.0  # seconds for which the hint about a headset is shown
 
-    def __init__(self, *, terminal: str | None, frame_seconds: float, elsewhere: bool = False) -> None:
+    def __init__(self, *, terminal: str | None, elsewhere: bool = False) -> None:
         self._terminal = terminal
         self._elsewhere = elsewhere
         self._smaller = ""
-        self._frame_seconds = frame_seconds
         self._silent = Latch(0.0, 1.0)
         self._slow = Latch(5.0, 10.0)
         self._dropping = Latch(0.0, 10.0)
@@ -189,7 +169,7 @@ class Hints:
             self._pair(event.index, event.pcm, self._played)
 
     def _pair(self, index: int, pcm: Pcm, levels: dict[int, list[float]]) -> None:
-        levels[index] = envelope(pcm, round(self._frame_seconds / EchoDetector.STEP))
+        levels[index] = envelope(pcm, round(FRAME_SECONDS / EchoDetector.STEP))
         if index in self._heard and index in self._played:
             for played, heard in zip(self._played.pop(index), self._heard.pop(index), strict=True):
                 self._echo.push(played, heard)
@@ -197,29 +177,33 @@ class Hints:
         for old in [i for i in levels if i < index - 25]:
             del levels[old]
 
-    def update(self, sample: Sample) -> tuple[str, ...]:
-        """Return the hints to show now, each a sentence. `sample.time` must not decrease from call to call."""
-        time = sample.time
+    def update(self, time: float, status: Status, silent: float) -> tuple[str, ...]:
+        """Return the hints to show now, each a sentence; while the microphone is muted, none about its sound.
+
+        `time` is in seconds of any clock, and must not decrease from call to call. `silent` is for how many seconds the
+        microphone has given exact zeros.
+        """
         if self._device_since is None:
             self._device_since = time
         hints = []
-        if self._silent.push(time, sample.silent > self._SILENT) and not sample.muted:
+        if self._silent.push(time, silent > self._SILENT) and not status.muted:
             hints.append(self._silence(time - self._device_since))
-        if self._is_slow(sample):
+        if self._is_slow(time, status):
             what = " or ".join(filter(None, (self._smaller, "close other programs")))
             hints.append(
                 "The server or the network is too slow: Moshi does not hear all that you say."
                 if self._elsewhere
                 else f"This computer is too slow for the model: {what}."
             )
-        if sample.cancels != self._cancels:
-            self._listen_for_echo(sample.cancels)
-        if self._echo_latch.push(time, self._echo.heard) and not sample.muted:
+        cancels = status.echo is None or status.echo.mode != "off"
+        if cancels != self._cancels:
+            self._listen_for_echo(cancels)
+        if self._echo_latch.push(time, self._echo.heard) and not status.muted:
             what = "use headphones, or turn the loudspeaker down"
-            if not self._cancels:
-                what = "press e to take the echo away, or use headphones"
+            if not cancels:
+                what = "press e to remove the echo, or use headphones"
             hints.append(f"Moshi hears itself through the microphone: {what}.")
-        if self._is_clipping(sample) and not sample.muted:
+        if self._is_clipping(time, status.microphone_clipped) and not status.muted:
             hints.append("The microphone is too loud: turn its input level down in the system's sound settings.")
         if self._headset is not None and time - self._device_since <= self._HEADSET:
             hints.append(
@@ -238,15 +222,15 @@ class Hints:
             "then quit and reopen it."
         )
 
-    def _is_slow(self, sample: Sample) -> bool:
-        slow = self._slow.push(sample.time, (sample.step_p95 or 0.0) > 1000 * self._frame_seconds)
-        dropping = self._dropping.push(sample.time, sample.dropped > self._dropped)
-        self._dropped = sample.dropped
+    def _is_slow(self, time: float, status: Status) -> bool:
+        slow = self._slow.push(time, (status.step_p95 or 0.0) > 1000 * FRAME_SECONDS)
+        dropping = self._dropping.push(time, status.dropped > self._dropped)
+        self._dropped = status.dropped
         return slow or dropping
 
-    def _is_clipping(self, sample: Sample) -> bool:
-        if sample.clipped:
-            self._clipped.append(sample.time)
-        while self._clipped and sample.time - self._clipped[0] > 5.0:
+    def _is_clipping(self, time: float, clipped: bool) -> bool:
+        if clipped:
+            self._clipped.append(time)
+        while self._clipped and time - self._clipped[0] > 5.0:
             self._clipped.popleft()
-        return self._clipping.push(sample.time, len(self._clipped) >= 3)
+        return self._clipping.push(time, len(self._clipped) >= 3)

@@ -9,6 +9,7 @@ import signal
 import sys
 import termios
 import time
+import tty
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,31 +20,29 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Key:
-    """A key: the character that it sends, its name on the screen, and its action.
+    """A key: the character that it sends, its name on the screen, and its action in a word and in a sentence.
 
-    `word` and `sentence` explain the action on the screen. The sentence has at most 41 characters, so that it fits on a line
-    of a window with 50 columns.
+    The sentence has at most 41 characters, so that it fits on a line of a window with 50 columns.
     """
 
     character: str
     name: str
-    action: str
     word: str
     sentence: str
 
 
 KEYS = (
-    Key("m", "m", "mute", "mute", "mute the microphone, or unmute it"),
-    Key(" ", "space", "talk", "talk", "push to talk: press, speak, press again"),
-    Key("r", "r", "new", "new", "begin a new conversation"),
-    Key("s", "s", "save", "save", "save the words and the sound so far"),
-    Key("d", "d", "device", "device", "take the next input device"),
-    Key("e", "e", "echo", "echo", "take Moshi's echo away: auto, on or off"),
-    Key("?", "?", "help", "help", "show or hide this help"),
-    Key("q", "q", "quit", "quit", "end the conversation (Ctrl-C does, too)"),
+    Key("m", "m", "mute", "mute the microphone, or unmute it"),
+    Key(" ", "space", "talk", "push to talk: press, speak, press again"),
+    Key("r", "r", "new", "begin a new conversation"),
+    Key("s", "s", "save", "save the words and the sound so far"),
+    Key("d", "d", "device", "take the next input device"),
+    Key("e", "e", "echo", "remove Moshi's echo: auto, on or off"),
+    Key("?", "?", "help", "show or hide this help"),
+    Key("q", "q", "quit", "end the conversation (Ctrl-C does, too)"),
 )
 
-_ACTIONS = {key.character: key.action for key in KEYS}
+_ACTIONS = {key.character: key.word for key in KEYS}
 
 
 def action(character: str) -> str | None:
@@ -122,10 +121,10 @@ class Keys:
         suspend: Callable[[], None] = lambda: None,
         resume: Callable[[], None] = lambda: None,
     ) -> None:
-        self._fd: int | None = None
+        self._fd = -1  # no terminal
         with suppress(OSError, ValueError, AttributeError):  # closed, or no file
             fd = (source or sys.stdin).fileno()
-            self._fd = fd if os.isatty(fd) else None
+            self._fd = fd if os.isatty(fd) else -1
         self._suspend, self._resume = suspend, resume
         self._stream = KeyStream()
         self._keys: deque[str] = deque()
@@ -133,22 +132,17 @@ class Keys:
         self._taken = False
         self._handlers: dict[int, Any] = {}
         self._wake: tuple[int, int] | None = None
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """Return whether the terminal has gone: then no more keys will come."""
-        return self._closed
+        self.closed = False  # whether the terminal has gone: then no more keys will come
 
     def __enter__(self) -> Keys:
-        if self._fd is None:
+        if self._fd < 0:
             return self
         self._wake = os.pipe()
         for end in self._wake:
             os.set_blocking(end, False)
-        for number, handler in ((signal.SIGTSTP, self._on_signal), (signal.SIGCONT, self._on_signal)):
+        for number in (signal.SIGTSTP, signal.SIGCONT):
             with suppress(ValueError):  # not the main thread
-                self._handlers[number] = signal.signal(number, handler)
+                self._handlers[number] = signal.signal(number, self._on_signal)
         with suppress(termios.error, OSError):
             self._original = termios.tcgetattr(self._fd)
         self._take()
@@ -159,37 +153,36 @@ class Keys:
             signal.signal(number, handler)
         self._handlers = {}
         self._give_back()
-        if self._wake:
-            for end in self._wake:
-                os.close(end)
-            self._wake = None
+        for end in self._wake or ():
+            os.close(end)
+        self._wake = None
 
     def poll(self, timeout: float) -> str | None:
         """Wait at most `timeout` seconds for a key and return it; return None if none came."""
         if self._keys:
             return self._keys.popleft()
-        if self._fd is None or self._wake is None:
+        if not self._wake:
             time.sleep(timeout)
             return None
         self._take()  # in case the program is back in the foreground
         sources = [self._wake[0]]
-        if not self._closed and self._in_foreground():
+        if not self.closed and self._in_foreground():
             sources.append(self._fd)
         ready, _, _ = select.select(sources, [], [], timeout)
         if self._wake[0] in ready:
-            self._signalled()
+            self._signalled(self._wake[0])
         elif ready:
-            self._read(self._fd)
+            self._read()
         return self._keys.popleft() if self._keys else None
 
-    def _read(self, fd: int) -> None:
+    def _read(self) -> None:
         try:
-            data = os.read(fd, 4096)
+            data = os.read(self._fd, 4096)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        self._closed = not data
+        self.closed = not data
         self._keys += self._stream.push(data, time.monotonic())
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -198,9 +191,8 @@ class Keys:
             with suppress(BlockingIOError):
                 os.write(self._wake[1], bytes([number]))
 
-    def _signalled(self) -> None:
-        assert self._wake
-        numbers = os.read(self._wake[0], 4096)
+    def _signalled(self, wake: int) -> None:
+        numbers = os.read(wake, 4096)
         if signal.SIGTSTP in numbers:
             self._suspend()
             self._give_back()
@@ -215,26 +207,21 @@ class Keys:
 
     def _in_foreground(self) -> bool:
         # In the background, reading from the terminal or setting it up would stop the program.
-        assert self._fd is not None
         try:
             return os.tcgetpgrp(self._fd) == os.getpgrp()
         except OSError:
             return True  # this is not the controlling terminal, or it has gone: then reading finds out
 
     def _take(self) -> None:
-        if self._fd is None or self._original is None or self._taken or not self._in_foreground():
+        if self._original is None or self._taken or not self._in_foreground():
             return
-        mode = list(self._original)
-        mode[3] &= ~(termios.ECHO | termios.ICANON)
-        mode[6] = list(mode[6])
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
         with suppress(termios.error, OSError):
-            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
+            tty.setcbreak(self._fd, termios.TCSANOW)
             self._bracket_pastes(True)
             self._taken = True
 
     def _give_back(self) -> None:
-        if self._fd is None or not self._taken:
+        if not self._taken:
             return
         self._taken = False
         self._bracket_pastes(False)
@@ -243,7 +230,6 @@ class Keys:
 
     def _bracket_pastes(self, on: bool) -> None:
         # Without the brackets, the letters of a pasted text would count as keys.
-        assert self._fd is not None
         if os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
             with suppress(OSError):
                 os.write(self._fd, b"\x1b[?2004h" if on else b"\x1b[?2004l")

@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import os
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from enum import Enum
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..conversation.text import transcript_line
 from ..errors import InputError
 from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
 from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..sound.recordings import to_int16, wav_header
-from ..system.places import temporary_folder, user_path
+from ..system.places import temporary_folder
 from ..system.words import human_size
 from .background import Background, RemovedError, disk_error
 
@@ -33,8 +31,6 @@ _LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
 _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 1_000_000_000  # bytes that temporary files leave free
 _BLOCK = 64  # frames that are copied at once
-_LATE = 250  # frames by which one side may be behind the other
-
 
 _Recorded = Ready | Heard | Said | SpokeWord
 
@@ -55,24 +51,10 @@ class Recorder:
 
     When the disk is full or too slow, or the folder is removed, the recording ends with a `Notice`; the conversation goes on.
 
-    Parameters
-    ----------
-    notify
-        Called with every `Notice`, on the recorder's thread or on a thread that calls the recorder. The kinds are "recording",
-        "recording-part", "recording-ended", "saved" and "not-saved".
-    folder
-        The folder to record into; it is made, with its parents, if it is missing.
-    limit
-        How many bytes a sound file may have.
-    queue
-        How many events may wait for the disk; with more, the disk counts as too slow.
-    reserve
-        How many bytes to leave free on the disk of the temporary files.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written to.
+    `notify` is called with every `Notice`, on the recorder's thread or on a thread that calls the recorder. The kinds are
+    "recording", "recording-part", "recording-ended", "saved" and "not-saved". `folder` is made, with its parents, if it is
+    missing; an `InputError` says that it cannot be made or written to. `limit` is how many bytes a sound file may have, `queue`
+    how many events may wait for the disk, and `reserve` how many bytes to leave free on the disk of the temporary files.
     """
 
     def __init__(
@@ -85,24 +67,22 @@ class Recorder:
         reserve: int = _RESERVE,
     ) -> None:
         self._notify = notify
-        self._parent = None if folder is None else _checked(folder)
+        if folder:
+            _check(folder)
+        self._parent = folder
         self._limit = limit
         self._reserve = reserve
         self.folders: list[Path] = []  # what has been recorded and saved so far
         self._planned: set[Path] = set()
         self._take: _Take | None = None
         self._over = True  # whether the next event begins a conversation
-        self._ended = False
-        self._ending = threading.Lock()
         self._abort = False
-        self._background = Background[_Recorded | Path | _Order]("recorder", self._handle, self._tick, queue)
+        self._background = Background("recorder", self._tick, self._report_end, queue)
 
     def __call__(self, event: Event) -> None:
         """Record an event; events without sound or words are ignored."""
-        if self._ended or not isinstance(event, _Recorded):
-            return
-        if not self._background.put(event):
-            self._end("the disk is too slow")
+        if isinstance(event, _Recorded):
+            self._background.put(lambda: self._write(event))
 
     def save(self, folder: Path) -> Path:
         """Start to save the conversation so far; return the path of the new folder for it, in `folder`.
@@ -111,13 +91,11 @@ class Recorder:
         recorded into a folder anyway is not copied: the path of that folder is returned.
         """
         if self._parent is not None:
-            self._background.put(_Order.REPORT, force=True)
+            self._background.force(self._report)
             return self.folders[-1] if self.folders else self._parent
-        path = next(
-            path for path in _names(user_path(folder)) if path not in self._planned and not os.path.lexists(path)
-        )
+        path = next(path for path in _names(folder) if path not in self._planned and not os.path.lexists(path))
         self._planned.add(path)
-        self._background.put(path, force=True)
+        self._background.force(lambda: self._save(path))
         return path
 
     def close(self, timeout: float = 1.0) -> bool:
@@ -126,7 +104,7 @@ class Recorder:
         After `timeout` seconds a save that is still under way is broken off and leaves no files; then the thread has as long
         again to end.
         """
-        self._background.put(_Order.FINISH, force=True)
+        self._background.force(self._finish)
         if not self._background.close(timeout):
             self._abort = True
             if not self._background.close(timeout):
@@ -137,18 +115,9 @@ class Recorder:
 
     # ---- on the recorder's thread ----------------------------------------------------------------------------------------
 
-    def _handle(self, thing: _Recorded | Path | _Order) -> None:
-        if thing is _Order.FINISH:
-            self._finish()
-        elif thing is _Order.REPORT:
-            self._report()
-        elif isinstance(thing, Path):
-            self._save(thing)
-        elif not isinstance(thing, _Order) and not self._ended:
-            with self._failures():
-                self._write(thing)
-
     def _write(self, event: _Recorded) -> None:
+        if self._background.ended:
+            return
         if isinstance(event, Ready):
             self._over = True
             return
@@ -180,26 +149,14 @@ class Recorder:
         self._notify(Notice("recording", f"Recording into {folder}."))
 
     def _tick(self) -> None:
-        if self._ended or not self._take:
+        if self._background.ended or not self._take:
             return
-        with self._failures():
-            self._take.sync()
-            if self._parent is None and self._take.free() < self._reserve:
-                self._end(f"less than {human_size(self._reserve)} is free on the disk of temporary files")
+        self._take.sync()
+        if self._parent is None and self._take.free() < self._reserve:
+            self._background.end(f"less than {human_size(self._reserve)} is free on the disk of temporary files")
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._end(disk_error(error))
-
-    def _end(self, reason: str) -> None:
-        """End the recording, only once, and report the reason; may be called on any thread."""
-        with self._ending:
-            if self._ended:
-                return
-            self._ended = True
+    def _report_end(self, reason: str) -> None:
+        """Report that the recording has ended, and why; may be called on any thread."""
         take = self._take  # read once: another thread may replace it
         after = _clock(take.frames if take else 0)
         if self._parent is None:
@@ -208,20 +165,19 @@ class Recorder:
             message = f"The recording ended after {after}: {reason}. What came before is in {self.folders[-1]}."
         else:
             message = f"The recording into {self._parent} ended before it began: {reason}."
-        self._background.put(_Order.FINISH, force=True)
+        self._background.force(self._finish)
         self._notify(Notice("recording-ended", message, "warning"))
 
     def _finish(self) -> None:
         """Complete and close the files in a folder; temporary files stay open, so that they can still be saved."""
         if self._parent is not None and self._take:
-            with self._failures():
-                self._take.finish()
+            self._background.attempt(self._take.finish)
             self._take = None
 
     def _report(self) -> None:
-        self._tick()
+        self._background.attempt(self._tick)
         if self.folders:
-            ended = "The recording has ended; it" if self._ended else "The recording so far"
+            ended = "The recording has ended; it" if self._background.ended else "The recording so far"
             self._notify(Notice("saved", f"{ended} is in {self.folders[-1]}."))
         else:
             self._notify(Notice("not-saved", "There is nothing to save yet."))
@@ -251,13 +207,6 @@ class Recorder:
         self._notify(Notice("saved", f"Saved the conversation so far ({_clock(self._take.frames)}) in {path}."))
 
 
-class _Order(Enum):
-    """A command to the recorder's thread."""
-
-    FINISH = "finish the files"
-    REPORT = "say where they are"
-
-
 class _Take:
     """The files of one conversation: in `folder`, or temporary files for both sides and the words if it is None."""
 
@@ -267,33 +216,32 @@ class _Take:
         part = (limit - _HEADER) // (4 * FRAME_SIZE) if folder else 1 << 48
         self._sides = [_Track(folder, name, 1, part) for name in ("user", "moshi")]
         self._stereo = _Track(folder, "conversation", 2, part) if folder else None
+        self._tracks = [*self._sides, self._stereo] if self._stereo else self._sides
         self._words = _create(folder, "transcript.jsonl")
         self._words_size = 0
-        self._halves: dict[int, tuple[int, Samples]] = {}  # frames whose other side has not come yet
 
     @property
     def frames(self) -> int:
         """Return the length so far, in frames."""
         return max(track.frames for track in self._sides)
 
+    @property
+    def files(self) -> list[io.FileIO]:
+        """Return the files that are open."""
+        return [self._words, *(file for track in self._tracks for file in track.files)]
+
     def write(self, side: int, index: int, samples: Samples) -> int | None:
         """Write frame `index` of a side, `[1920]` int16; return the number of the part that it begins, or None."""
         begun = self._sides[side].write(index, samples)
         if self._stereo:
-            other, half = self._halves.pop(index, (1 - side, np.zeros(FRAME_SIZE, np.int16)))
-            both = [half, half]
-            both[side] = samples
-            if other == side:
-                both[1 - side] = np.zeros_like(samples)
+            # What the other side has not said yet is silence; it is filled in later.
+            both = [track.read(index, 1) for track in self._sides]
             begun = self._stereo.write(index, np.stack(both, axis=1))
-            self._halves[index] = (side, samples)
-            if len(self._halves) > _LATE:
-                del self._halves[min(self._halves)]
         return begun
 
     def write_word(self, word: Word) -> None:
         """Append a word."""
-        line = json.dumps({"start": round(word.start, 3), "text": word.text}, ensure_ascii=False).encode() + b"\n"
+        line = transcript_line(word)
         _write_at(self._words, self._words_size, line)
         self._words_size += len(line)
 
@@ -301,8 +249,7 @@ class _Take:
         """Update the headers to the length so far; raise `RemovedError` if the files were removed from their folder."""
         if not self._folder:
             return
-        assert self._stereo
-        for track in (*self._sides, self._stereo):
+        for track in self._tracks:
             track.sync()
         if os.fstat(self._words.fileno()).st_nlink == 0:
             raise RemovedError
@@ -314,32 +261,29 @@ class _Take:
 
     def copy(self, target: _Take, aborted: Callable[[], bool]) -> None:
         """Copy these temporary files to `target` and sync them to the disk; raise InterruptedError if `aborted`."""
-        assert target._stereo
         for index in range(0, self.frames, _BLOCK):
             if aborted():
                 raise InterruptedError
             sides = [track.read(index, min(_BLOCK, self.frames - index)) for track in self._sides]
-            for track, samples in zip(target._sides, sides, strict=True):
+            for track, samples in zip(target._tracks, [*sides, np.stack(sides, axis=1)], strict=True):
                 track.write(index, samples)
-            target._stereo.write(index, np.stack(sides, axis=1))
         _write_at(target._words, 0, os.pread(self._words.fileno(), self._words_size, 0))
         target._words_size = self._words_size
-        for file in (target._words, *target._sides[0].files, *target._sides[1].files, *target._stereo.files):
+        for file in target.files:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Give all sound files the same length, and close them."""
-        assert self._stereo
         with contextlib.ExitStack() as stack:
             stack.callback(self._words.close)
             # Remove half a line, which is left where the disk was full.
             stack.callback(os.ftruncate, self._words.fileno(), self._words_size)
-            for track in (*self._sides, self._stereo):
+            for track in self._tracks:
                 stack.callback(track.finish, self.frames)
 
     def close(self) -> None:
         """Close the files; temporary ones vanish."""
-        for file in (self._words, *self._sides[0].files, *self._sides[1].files):
+        for file in self.files:
             file.close()
 
 
@@ -380,9 +324,13 @@ class _Track:
         return begun
 
     def read(self, index: int, count: int) -> Samples:
-        """Return `count` frames from `index` on, `[samples]` int16, with silence for missing ones; for temporary files only."""
-        data = os.pread(self._open[0].fileno(), count * self._frame_bytes, _HEADER + index * self._frame_bytes)
-        return np.frombuffer(data.ljust(count * self._frame_bytes, b"\0"), "<i2")
+        """Return `count` frames of one part from frame `index` on, `[samples]` int16, with silence for missing ones."""
+        part, place = divmod(index, self._part)
+        size = count * self._frame_bytes
+        data = b""
+        if part in self._open:
+            data = os.pread(self._open[part].fileno(), size, _HEADER + place * self._frame_bytes)
+        return np.frombuffer(data.ljust(size, b"\0"), "<i2")
 
     def sync(self) -> None:
         """Bring the headers up to date."""
@@ -416,9 +364,8 @@ class _Track:
         return self._open[part]
 
 
-def _checked(folder: Path) -> Path:
-    """Make a folder if it is missing, and return its path; raise InputError if it cannot be made or written to."""
-    folder = user_path(folder)
+def _check(folder: Path) -> None:
+    """Make a folder if it is missing; raise InputError if it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -426,7 +373,6 @@ def _checked(folder: Path) -> Path:
         raise InputError(f"{folder} is not a folder; give one to record into.") from None
     except OSError as error:
         raise InputError(f"Cannot record into {folder}: {error.strerror or error}.") from None
-    return folder
 
 
 def _names(parent: Path) -> Iterator[Path]:
@@ -450,7 +396,7 @@ def _create(folder: Path | None, name: str) -> io.FileIO:
     """Create a new file in `folder`, or a temporary one if `folder` is None; an existing file is an error."""
     if folder is None:
         return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
-    return (folder / name).open("xb", buffering=0)
+    return (folder / name).open("x+b", buffering=0)
 
 
 def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
@@ -463,5 +409,4 @@ def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
 
 def _clock(frames: int) -> str:
     """Return a number of frames as hours, minutes and seconds."""
-    seconds = frames * FRAME_SIZE // SAMPLE_RATE
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return str(timedelta(seconds=frames * FRAME_SIZE // SAMPLE_RATE))

@@ -7,17 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
 
-from ..conversation.live import DELAY_LIMIT, LiveConversation, MakeConversation
+from ..conversation.live import DELAY_LIMIT, MakeConversation
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
-from ..format import FRAME_SECONDS
 from ..model.step import explain
 from ..sound.both import Devices
 from ..sound.devices import Device
@@ -28,7 +27,6 @@ from ..system.streams import check_output
 from ..system.terminal import terminal_name
 from ..system.threads import short_turns
 from .hints import Hints
-from .hints import Sample as HintSample
 from .keys import Keys, action
 from .recorder import Recorder
 from .screen.open import open_screen
@@ -66,17 +64,10 @@ class Options:
 def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewhere: bool = False) -> int:
     """Hold a conversation until the user ends it, and return the exit code.
 
-    Parameters
-    ----------
-    make
-        Makes the conversation. When started, it loads the model or connects to the server.
-    options
-        What the user asked for.
-    signals
-        Reports signals that end the program. From now on the program ends without waiting for threads in native code, which
-        nothing can interrupt.
-    elsewhere
-        Whether the model is on another computer: then no files are looked for, and hints do not say that this one is too slow.
+    `make` makes the conversation, which loads the model or connects to the server when it is started. `signals` reports signals
+    that end the program; from now on the program ends without waiting for threads in native code, which nothing can interrupt.
+    `elsewhere` says that the model is on another computer: then no files are looked for, and hints do not say that this one is
+    too slow.
 
     Raises
     ------
@@ -91,58 +82,68 @@ def talk(make: MakeConversation, options: Options, signals: Signals, *, elsewher
     if options.as_json:
         check_output()
     with ExitStack() as stack:
-        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout, frame_seconds=FRAME_SECONDS)
+        screen = open_screen(plain=options.plain, as_json=options.as_json, out=sys.stdout)
         keys = Keys(suspend=screen.suspend, resume=screen.resume)
-        signals.at_once = _closer(screen, keys)
+
+        def restore() -> None:
+            """Restore the terminal, whatever state it is in."""
+            for end in (screen.suspend, keys.__exit__):
+                with contextlib.suppress(Exception):
+                    end()
+
+        signals.at_once = restore
         log = stack.enter_context(Log())
-        stack.enter_context(_closed(screen))
+        stack.enter_context(screen)
         stack.enter_context(keys)
-        conversation = _Conversation(options, screen, signals, log)
-        stack.enter_context(contextlib.closing(conversation))
-        conversation.begin(make, elsewhere)
-        conversation.run(keys)
+        conversation = _Conversation(make, options, screen, signals, stack, elsewhere=elsewhere)
+        if failure := conversation.run(keys):
+            raise _sorry(failure, log)
     return 0
 
 
 class _Conversation:
-    """Everything that is open during a conversation, and the loop on the main thread."""
+    """Everything that is open during a conversation, and the loop on the main thread.
 
-    def __init__(self, options: Options, screen: Screen, signals: Signals, log: Log) -> None:
+    The constructor opens files and devices, then starts the conversation, which loads the model or connects. `stack` stops the
+    conversation, releases the devices, completes the files, and shows the summary if there is still a terminal.
+    """
+
+    def __init__(
+        self,
+        make: MakeConversation,
+        options: Options,
+        screen: Screen,
+        signals: Signals,
+        stack: ExitStack,
+        *,
+        elsewhere: bool,
+    ) -> None:
         self._options = options
-        self._log = log
         self._screen = screen
         self._signals = signals
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._trace: Trace | None = None
-        self._recorder: Recorder | None = None
-        self._devices: Devices | None = None
-        self._source: EchoFree | None = None
         self._echo: EchoState | None = None  # as it was last
-        self._conversation: LiveConversation | None = None
-        self._hints: Hints | None = None
         self._heard_by: Device | None = None  # the microphone that the hints are about
         self._begun: float | None = None  # when the model began to listen
         self._ended: float | None = None
         self._patience = 0.5  # seconds for the files to be completed
-        self._stack = ExitStack()
-
-    # ---- the beginning ---------------------------------------------------------------------------------------------------
-
-    def begin(self, make: MakeConversation, elsewhere: bool) -> None:
-        """Open files and devices, then start the conversation, which loads the model or connects."""
-        options = self._options
+        terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
+        self._hints = Hints(terminal=terminal, elsewhere=elsewhere)
+        stack.callback(self._show_end)
         begin = perf_counter()
         if not elsewhere:
-            self._screen.handle(Loading("files"))
+            screen.handle(Loading("files"))
         if options.trace:
-            self._trace = Trace(options.trace, self._notify)
+            self._trace = trace = Trace(options.trace, self._notify)
+            stack.callback(lambda: trace.close(self._patience))
         self._recorder = Recorder(self._notify, options.record)
+        stack.callback(lambda: self._recorder.close(self._patience))
         if not elsewhere:
-            self._screen.handle(Loading("files", perf_counter() - begin))
+            screen.handle(Loading("files", perf_counter() - begin))
         self._devices = Devices(options.input_device, options.output_device, self._notify)
+        stack.callback(self._devices.close)
         self._devices.open()
-        terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
-        self._hints = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS, elsewhere=elsewhere)
         loudspeaker = self._devices.loudspeaker
         self._source = EchoFree(
             self._devices.microphone,
@@ -152,18 +153,18 @@ class _Conversation:
             gain_control=options.gain_control,
         )
         self._conversation = make(self._source, loudspeaker, self._observe, options.max_delay)
-        self._conversation.mute(options.muted)
-        self._stack.enter_context(_awake())
-        self._stack.enter_context(short_turns())  # while the screen runs Python
-        self._signals.defer()
+        self._conversation.muted = options.muted
+        stack.enter_context(_awake())
+        stack.enter_context(short_turns())  # while the screen runs Python
+        stack.callback(self._stop)
+        signals.defer()
         self._conversation.start()
 
     def _observe(self, event: Event) -> None:
         """Pass an event to trace, recorder, screen and hints; called on the threads of the conversation."""
         if self._trace:
             self._trace(event)
-        if self._recorder:
-            self._recorder(event)
+        self._recorder(event)
         if not isinstance(event, _FOR_FILES):
             self._events.put(event)
 
@@ -174,10 +175,8 @@ class _Conversation:
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
-    def run(self, keys: Keys) -> None:
+    def run(self, keys: Keys) -> Failed | None:
         """Handle keys, devices and events until the user quits, the duration is over, or something fails."""
-        assert self._devices
-        assert self._conversation
         while True:
             key = keys.poll(_TICK)
             self._signals.check()
@@ -188,12 +187,13 @@ class _Conversation:
             self._devices.poll()
             self._show_events()
             if failure := self._conversation.failure:
-                raise _sorry(failure, self._log)
+                return failure
             self._screen.tick(self._status())
             duration = self._options.duration
             if duration is not None and self._elapsed() >= duration and self._begun is not None:
                 break
         self._patience = 10.0  # this is an ordinary end: the files may take their time
+        return None
 
     def _show_events(self) -> None:
         while True:
@@ -203,20 +203,15 @@ class _Conversation:
                 return
             if isinstance(event, Ready) and self._begun is None:
                 self._begun = perf_counter()
-            if self._hints:
-                self._hints.handle(event)
+            self._hints.handle(event)
             self._screen.handle(event)
 
     def _press(self, pressed: str | None) -> bool:
         """Do the action of a key; return False if it ends the conversation."""
-        assert self._devices
-        assert self._conversation
-        assert self._recorder
-        assert self._source
         if pressed == "quit":
             return False
         if pressed in ("mute", "talk"):
-            self._conversation.mute(not self._conversation.muted)
+            self._conversation.muted = not self._conversation.muted
         elif pressed == "new":
             self._conversation.reset()
         elif pressed == "save":
@@ -236,9 +231,6 @@ class _Conversation:
         return (self._ended or perf_counter()) - self._begun
 
     def _status(self) -> Status:
-        assert self._devices
-        assert self._conversation
-        assert self._source
         metrics = self._conversation.metrics
         echo = self._source.state()
         if self._trace and echo != self._echo:
@@ -246,9 +238,8 @@ class _Conversation:
         self._echo = echo
         microphone, loudspeaker = self._devices.microphone, self._devices.loudspeaker
         heard, said = microphone.level(), loudspeaker.level()
-        # A percentile that is not known yet is 0; the screen wants None.
-        p95 = 1000 * metrics.step.recent(95) or None
-        return Status(
+        # What is not known yet is 0 in the metrics, and None here.
+        status = Status(
             elapsed=self._elapsed(),
             microphone=heard.peak,
             loudspeaker=said.peak,
@@ -256,7 +247,7 @@ class _Conversation:
             loudspeaker_clipped=said.clipped > 0,
             muted=self._conversation.muted,
             step_p50=1000 * metrics.step.recent(50) or None,
-            step_p95=p95,
+            step_p95=1000 * metrics.step.recent(95) or None,
             delay=1000 * metrics.delay.recent(50) or None,
             dropped=metrics.dropped,
             underruns=metrics.underruns,
@@ -267,13 +258,10 @@ class _Conversation:
             output_device=loudspeaker.device.name if loudspeaker.device else "",
             recording=str(self._options.record or ""),
             echo=echo,
-            hints=self._current_hints(heard.clipped > 0, p95, echo.mode != "off"),
         )
+        return replace(status, hints=self._current_hints(status))
 
-    def _current_hints(self, clipped: bool, step_p95: float | None, cancels: bool) -> tuple[str, ...]:
-        assert self._devices
-        assert self._conversation
-        assert self._hints
+    def _current_hints(self, status: Status) -> tuple[str, ...]:
         microphone = self._devices.microphone
         device = microphone.device
         if device is None:
@@ -283,38 +271,28 @@ class _Conversation:
             self._hints.use_device(device.name, device.rate, outputs)
             self._heard_by = device
         silent = float(microphone.stats().get("all_zero_seconds", 0.0))
-        dropped = self._conversation.metrics.dropped
-        return self._hints.update(
-            HintSample(perf_counter(), silent, clipped, step_p95, dropped, cancels, self._conversation.muted)
-        )
+        return self._hints.update(perf_counter(), status, silent)
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Stop the conversation, release the devices, complete the files, and show the summary if there is still a terminal."""
+    def _stop(self) -> None:
         self._ended = perf_counter()
-        if self._conversation:
-            self._conversation.stop(0.3)
-        if self._devices:
-            self._devices.close()
-        self._stack.close()
-        for observer in (self._recorder, self._trace):
-            if observer:
-                observer.close(self._patience)
+        self._conversation.stop(0.3)
+
+    def _show_end(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
             self._show_events()
             if self._begun is not None:
                 self._screen.summary(self._summary())
 
     def _summary(self) -> Summary:
-        assert self._conversation
         metrics = self._conversation.metrics
         stages = {}
         for name in ("encode", "step", "decode"):
             spread = getattr(metrics, name).all()
             if spread.count:
                 stages[name] = StageTimes(*(1000 * x for x in (spread.p50, spread.p95, spread.p99, spread.most)))
-        files = [str(folder) for folder in self._recorder.folders] if self._recorder else []
+        files = [str(folder) for folder in self._recorder.folders]
         if self._trace:
             files.append(str(self._trace.path))
         return Summary(
@@ -324,32 +302,9 @@ class _Conversation:
             dropped=metrics.dropped,
             underruns=metrics.underruns,
             memory_peak=metrics.memory.peak or None,
-            echo=EchoSummary.of(self._source.figures) if self._source else None,
+            echo=EchoSummary.of(self._source.figures),
             files=tuple(files),
         )
-
-
-def _closer(screen: Screen, keys: Keys) -> Callable[[], None]:
-    """Return a function that restores the terminal, whatever state it is in."""
-
-    def close() -> None:
-        for end in (screen.suspend, lambda: keys.__exit__(None, None, None)):
-            with contextlib.suppress(Exception):
-                end()
-
-    return close
-
-
-@contextlib.contextmanager
-def _closed(screen: Screen) -> Iterator[None]:
-    """Open the screen, and close it at the end, even if its terminal has gone."""
-    try:
-        with contextlib.suppress(OSError):
-            screen.__enter__()
-        yield
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            screen.__exit__(None, None, None)
 
 
 @contextlib.contextmanager

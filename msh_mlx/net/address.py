@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
@@ -9,7 +10,6 @@ from urllib.parse import parse_qsl, urlsplit
 from yarl import URL
 
 from ..errors import InputError
-from .tls import server_name
 
 HOST, PORT = "127.0.0.1", 9998
 PATH = "/api/chat"
@@ -36,7 +36,7 @@ class Address:
         """
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not bare or any(c in "/?#@[]\\" or c.isspace() or not c.isprintable() for c in bare):
-            raise InputError(f"{host!r} is not the name of a host; a whole address goes with --url.")
+            raise InputError(f"{host!r} is not the name of a host", "a whole address goes with --url")
         address = cls(bare, port, secure, query=query)
         address.url()
         return address
@@ -59,9 +59,9 @@ class Address:
             host = port = None
         # Do not repeat the address itself: it may hold a token.
         if not host or parts.scheme not in ("ws", "wss", "http", "https"):
-            raise InputError("--url is not a whole address; give one such as wss://moshi.example:9998.")
+            raise InputError("--url is not a whole address", "give one such as wss://moshi.example:9998")
         if parts.username is not None or parts.password is not None:
-            raise InputError("--url has a user's name in it, which these servers do not know; leave it out.")
+            raise InputError("--url has a user's name in it, which these servers do not know", "leave it out")
         secure = parts.scheme in ("wss", "https")
         path = parts.path.rstrip("/")
         path = path if path.endswith(PATH) else path + PATH
@@ -81,7 +81,23 @@ class Address:
                 query=self.query,
             )
         except ValueError:  # as for Unicode or numbers that an address cannot have
-            raise InputError(f"{self.host!r} is not the name of a host; give its name or number.") from None
+            raise InputError(f"{self.host!r} is not the name of a host", "give its name or number") from None
 
     def __str__(self) -> str:
         return server_name(self.host, self.port)
+
+
+def server_name(host: str, port: int) -> str:
+    """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
+    host = host.lower()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address without its zone, an IPv4-mapped one as IPv4; return None if `text` is not one."""
+    try:
+        number = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return mapped or number

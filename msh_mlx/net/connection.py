@@ -8,7 +8,7 @@ import math
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -44,26 +44,13 @@ _NO_SOUND = 2.0
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits for one client.
+    """The limits for one client. `first` and `idle` count only sound: a client that has paused must go on in time."""
 
-    Attributes
-    ----------
-    message
-        Most bytes of a message.
-    rate
-        Most messages a second, on average.
-    first, idle
-        Most seconds from the handshake to the first sound, and later without sound. Only sound counts: a client that has paused
-        must go on within this time.
-    unsent
-        Most bytes that may wait for a client that reads slowly.
-    """
-
-    message: int = 1 << 20
-    rate: float = 1000.0
-    first: float = 20.0
-    idle: float = 60.0
-    unsent: int = 1 << 20
+    message: int = 1 << 20  # bytes of a message
+    rate: float = 1000.0  # messages a second, on average
+    first: float = 20.0  # seconds from the handshake to the first sound
+    idle: float = 60.0  # seconds without sound, from then on
+    unsent: int = 1 << 20  # bytes that may wait for a client that reads slowly
 
 
 class End(Exception):  # noqa: N818 — most ends are not errors
@@ -83,10 +70,7 @@ class End(Exception):  # noqa: N818 — most ends are not errors
 class NetworkSource:
     """The user's sound from the network, as a `Source`. The event loop's thread writes it, the encoder's thread reads it.
 
-    Attributes
-    ----------
-    refused
-        Seconds of sound that were dropped because too much waited.
+    If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
     """
 
     def __init__(self, longest: float, now: Callable[[], float] = monotonic) -> None:
@@ -104,7 +88,7 @@ class NetworkSource:
         self._gap = 0.0  # seconds without sound before what waits now: this much of it was held up on its way
 
     def write(self, pcm: Pcm) -> None:
-        """Take sound, `[n]` float32 at 24 kHz; if more than `longest` seconds wait, drop the oldest down to half of that."""
+        """Take sound, `[n]` float32 at 24 kHz; if too much waits, drop the oldest down to half of what may wait."""
         seconds, now = len(pcm) / SAMPLE_RATE, self._now()
         with self._changed:
             since = 0.0 if self._written is None else now - self._written
@@ -178,20 +162,8 @@ class Connection:
 
     Everything here runs on the event loop's thread, except `_observe`, which the pipeline calls on its threads.
 
-    Parameters
-    ----------
-    ws, transport
-        The websocket, already prepared, and its transport.
-    parameters
-        The parameters of the client's address.
-    about
-        The metadata that is sent before the handshake.
-    limits
-        What the client may do.
-    counts
-        The server's counts; bad pages are added under "pages".
-    fail
-        Called when a part of the pipeline fails.
+    `ws` is prepared already, on `transport`. `about` is sent before the handshake. Bad pages are added to the server's
+    `counts`, under "pages", and `fail` is called when a part of the pipeline fails.
     """
 
     def __init__(
@@ -229,9 +201,8 @@ class Connection:
         self._meaningless_since = 0.0  # when the first of them came
         self._allowance = _BURST * limits.rate
         self._metered = monotonic()
-        self._out: deque[bytes] = deque()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue()
         self._unsent = 0
-        self._more = asyncio.Event()
         self._last_sent = monotonic()
         self._last_stats = monotonic()
         self._told_dropped = 0.0  # seconds that were dropped, as last sent to the client
@@ -260,10 +231,10 @@ class Connection:
         return self._unsent + (self._transport.get_write_buffer_size() if self._transport else 0)
 
     def _send(self, datas: list[bytes]) -> None:
-        self._out.extend(datas)
-        self._unsent += sum(map(len, datas))
+        for data in datas:
+            self._out.put_nowait(data)
+            self._unsent += len(data)
         self._last_sent = monotonic()
-        self._more.set()
         if self.unsent > self._limits.unsent:
             self.end(
                 End("unsent", "The connection is too slow: what Moshi says was not read.", WSCloseCode.TRY_AGAIN_LATER)
@@ -276,18 +247,18 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            await self._more.wait()
-            self._more.clear()
-            while self._out:
-                data = self._out.popleft()
-                await self._ws.send_bytes(data)
-                self._unsent -= len(data)
+            data = await self._out.get()
+            await self._ws.send_bytes(data)
+            self._unsent -= len(data)
 
     # ---- the conversation ------------------------------------------------------------------------------------------------
 
-    async def run(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> End:
-        """Serve the client until the conversation ends, and return why; `admitted` waits for the client's turn."""
-        jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(admitted))]
+    async def run(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> End:
+        """Serve the client until the conversation ends, and return why.
+
+        `wait` waits for the client's turn; then `make` makes the session, on another thread.
+        """
+        jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(wait, make))]
         try:
             await asyncio.wait([*jobs, self._ended], return_when=asyncio.FIRST_COMPLETED)
             errors = [job.exception() for job in (self._ended, *jobs) if job.done()]
@@ -323,15 +294,20 @@ class Connection:
 
     async def _say_goodbye(self, end: End) -> None:
         if not self._ws.closed:
-            while self._out and end.kind != "unsent":
-                await self._ws.send_bytes(self._out.popleft())
+            while end.kind != "unsent" and not self._out.empty():
+                await self._ws.send_bytes(self._out.get_nowait())
             if end.sentence:
                 await self._ws.send_bytes(encode(Error(end.sentence)))
             reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
             await self._ws.close(code=end.code, message=reason.encode())
 
-    async def _talk(self, admitted: Callable[[Connection], asyncio.Future[Session]]) -> None:
-        session = await admitted(self)
+    async def _talk(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> None:
+        await wait(self)
+        try:
+            session = await asyncio.to_thread(make)
+        except Exception as error:
+            self._failed(Failed("model", error))
+            return
         self.begun = perf_counter()
         self.send(self._about)
         self.pipeline = Pipeline(

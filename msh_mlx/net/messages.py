@@ -16,8 +16,6 @@ from typing import Any, TypeAlias
 from ..errors import ProtocolError
 from ..sound.ogg import CAPTURE
 
-VERSION = 0
-MODEL_VERSION = 0
 # In bytes. A second of sound from the published programs has six kilobytes.
 MAX_MESSAGE = 1 << 20
 
@@ -35,8 +33,8 @@ class Control(IntEnum):
 class Handshake:
     """The server is in fresh state and listens (message 0); both numbers are in [0, 2^32)."""
 
-    protocol_version: int = VERSION
-    model_version: int = MODEL_VERSION
+    protocol_version: int = 0
+    model_version: int = 0
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _UNREADABLE = 2.0  # seconds of sound that cannot be decoded, after which that i
 _STRAY = 4096  # bytes without a page, besides twice the largest page of the stream, after which that is an error
 _STREAMS = 16  # other streams that are remembered
 _LONGEST_GAP = 10.0  # seconds of silence at once in place of what is missing
-_LARGEST_FRAME = 1275  # bytes of a frame in a packet (RFC 6716, section 3.4)
+_LARGEST_FRAME = 1275  # bytes of an Opus frame in a packet (RFC 6716, section 3.4)
 
 
 class OpusEncoder:
@@ -55,37 +55,17 @@ class OpusEncoder:
 
 @dataclass
 class _Stream:
-    """The state of a stream of pages, from its header on.
+    """The state of a stream of pages, from its header on."""
 
-    Attributes
-    ----------
-    serial, next
-        The stream's number, and the number of its next page.
-    granule
-        The granule position at the end of the last page, or None if it is not known.
-    rate
-        How many granules a second has: 48000, or 24000 as from some published programs; None if it is not known yet.
-    usual
-        How much sound the last good page had, in samples at 48 kHz.
-    largest
-        The size of the stream's largest page, in bytes.
-    begun
-        Whether a page of sound has come.
-    good
-        Whether a page of sound has come that was not damaged.
-    unplaced
-        How many damaged pages since the last good one may belong to this stream, at a place that is not known.
-    """
-
-    serial: int
-    next: int
-    granule: int | None = 0
-    rate: int | None = None
-    usual: int = 0
-    largest: int = 0
-    begun: bool = False
-    good: bool = False
-    unplaced: int = 0
+    serial: int  # the number of the stream
+    next: int  # the number of its next page
+    granule: int | None = 0  # the granule position at the end of the last page, or None if it is not known
+    rate: int | None = None  # granules a second: 48000, or 24000 as from some published programs; None if not known yet
+    usual: int = 0  # how much sound the last good page had, in samples at 48 kHz
+    largest: int = 0  # the size of the stream's largest page, in bytes
+    begun: bool = False  # whether a page of sound has come
+    good: bool = False  # whether a page of sound has come that was not damaged
+    unplaced: int = 0  # damaged pages since the last good one that may belong to this stream, at an unknown place
 
     def samples_since(self, page: Page) -> int | None:
         """Return how much sound lies between the ends of the last page and of this one, in samples at 48 kHz.
@@ -142,7 +122,7 @@ class _Stereo:
     def __init__(self, head: bytes) -> None:
         self._begin = write_page(head, 0) + write_page(_TAGS, 1)
         self._past: deque[tuple[bytes, int]] = deque()
-        self._mix = Mix(GRANULE_RATE, 2)
+        self.mix = Mix(GRANULE_RATE, 2)
         self._tail = np.zeros(len(self._TAPS) - 1, np.float32)
 
     def decode(self, packet: bytes, samples: int) -> Pcm:
@@ -160,14 +140,10 @@ class _Stereo:
         while sum(length for _, length in self._past) - self._past[0][1] >= self._MEMORY:
             self._past.popleft()
         sound = np.nan_to_num(np.clip(pcm[:, -samples:].T, -1.0, 1.0))
-        mixed = np.concatenate([self._tail, self._mix(sound)])
+        mixed = np.concatenate([self._tail, self.mix(sound)])
         self._tail = mixed[-len(self._tail) :]
         heard: Pcm = np.convolve(mixed, self._TAPS, "valid")[::_RATIO].astype(np.float32)
         return heard
-
-    def note(self) -> str | None:
-        """Return a sentence about a channel that is left out, once; else None."""
-        return self._mix.note("the audio")
 
 
 class OpusDecoder:
@@ -337,26 +313,24 @@ class OpusDecoder:
     def _sound(self, packet: bytes, samples: int) -> Pcm:
         try:
             if self._stereo:
-                heard = self._stereo.decode(packet, samples)
-                self.heard += len(heard) / SAMPLE_RATE
-                note = self._stereo.note()
+                pcm = self._stereo.decode(packet, samples)
+                note = self._stereo.mix.note("the audio")  # once
                 if note and note not in self.notes:
                     self.notes.append(note)
-                return heard
-            if self._reader is None:
-                self._pages = 0
-                self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
-                self._append(self._head)
-                self._append(_TAGS)
-            pcm = self._append(packet)
+            else:
+                if self._reader is None:
+                    self._pages = 0
+                    self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
+                    self._append(self._head)
+                    self._append(_TAGS)
+                pcm = np.nan_to_num(np.clip(self._append(packet), -1.0, 1.0))
         except ValueError:
             # The reader may still hold what it could not decode: the next packet gets a new reader.
             self._reader = None
             self.faults += 1
             return self._silence(samples, True)
         self.heard += len(pcm) / SAMPLE_RATE
-        finite: Pcm = np.nan_to_num(np.clip(pcm, -1.0, 1.0))
-        return finite
+        return pcm
 
     def _append(self, packet: bytes) -> Pcm:
         """Give the reader a packet in a new page, so that it only ever gets good pages, and return its sound."""
@@ -372,5 +346,5 @@ def _bare_samples(data: bytes) -> int:
         samples = packet_samples(data)
     except ProtocolError:
         return 0
-    frames = data[1] & 63 if data[0] & 3 == 3 else 2
-    return samples if len(data) <= _LARGEST_FRAME * frames + 2 * frames + 2 else 0
+    count = data[1] & 63 if data[0] & 3 == 3 else 2
+    return samples if len(data) <= _LARGEST_FRAME * count + 2 * count + 2 else 0

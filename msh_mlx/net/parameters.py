@@ -5,76 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import ProtocolError
 from ..model.ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from ..system.words import shortened
 from .messages import MetaData
-
-
-@dataclass(frozen=True)
-class ChatParameters:
-    """The parameters in the address of a conversation; the defaults are the published Rust server's.
-
-    Attributes
-    ----------
-    text_temperature, audio_temperature
-        From 0 to 1e9, as `Sampler` takes them.
-    text_topk, audio_topk
-        At least 0; with 0 all tokens can be chosen.
-    max_steps
-        The most steps of 80 ms, at least 1. None sets no limit.
-    text_seed, audio_seed
-        In [0, 2^64). With None, every conversation has a new seed.
-    pad_mult
-        What is added to the logit of padding, from -1e9 to 1e9. None adds nothing.
-    repetition_penalty_context, repetition_penalty
-        How many text tokens the penalty looks back, and its factor, from 1e-9 to 1e9. None means no penalty.
-    email, worker_auth_id
-        Who the client is, and the token that admits it.
-    realtime
-        Our addition. False: the sound comes from a file, so none of it is dropped, and the server takes the time that it needs.
-    stats
-        Our addition. True: the client understands metadata that published servers do not send, which are its place in line,
-        figures every two seconds, and the parameters that are ignored.
-    """
-
-    text_temperature: float = 0.8
-    text_topk: int = 250
-    audio_temperature: float = 0.8
-    audio_topk: int = 250
-    max_steps: int | None = 4500
-    text_seed: int | None = None
-    audio_seed: int | None = None
-    pad_mult: float | None = None
-    repetition_penalty_context: int | None = None
-    repetition_penalty: float | None = None
-    email: str | None = None
-    worker_auth_id: str | None = None
-    realtime: bool = True
-    stats: bool = False
-
-    @classmethod
-    def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
-        """Read the parameters of an address, percent-decoded.
-
-        A parameter that is missing or empty is as in `defaults`. Unknown ones are ignored, since published pages send some;
-        `unknown_parameters` lists them.
-
-        Raises
-        ------
-        ProtocolError
-            A value is wrong; the sentence names the parameter.
-        """
-        values: dict[str, Any] = {} if defaults is None else dict(vars(defaults))
-        for name, read in _PARAMETERS.items():
-            text = query.get(name, "")
-            if text:
-                values[name] = read(name, text)
-        return cls(**values)
-
 
 # Numbers as JavaScript and Rust write them. Python would also accept spaces, underscores and digits of other alphabets.
 _WHOLE = re.compile(r"[0-9]{1,20}")
@@ -117,30 +54,61 @@ def _wrong(name: str, text: str, what: str) -> ProtocolError:
     return ProtocolError(f"The parameter {name} {value}; {what} is expected.")
 
 
+def _parameter(default: Any, read: Callable[[str, str], Any]) -> Any:
+    """Return a field of `ChatParameters`; `read` checks its text in an address, and makes the value of it."""
+    return field(default=default, metadata={"read": read})
+
+
 _temperature = _number(TEMPERATURE)
 _top_k = _whole(0, (1 << 31) - 1)
 _seed = _whole(0, (1 << 64) - 1)
-_PARAMETERS: dict[str, Callable[[str, str], Any]] = {
-    "text_temperature": _temperature,
-    "text_topk": _top_k,
-    "audio_temperature": _temperature,
-    "audio_topk": _top_k,
-    "max_steps": _whole(1, (1 << 31) - 1),
-    "text_seed": _seed,
-    "audio_seed": _seed,
-    "pad_mult": _number(PADDING_BONUS),
-    "repetition_penalty_context": _whole(0, 10_000),
-    "repetition_penalty": _number(REPETITION_PENALTY),
-    "email": _words,
-    "worker_auth_id": _words,
-    "realtime": _flag,
-    "stats": _flag,
-}
+
+
+@dataclass(frozen=True)
+class ChatParameters:
+    """The parameters in the address of a conversation; the defaults are the published Rust server's."""
+
+    text_temperature: float = _parameter(0.8, _temperature)  # as `Sampler` takes it
+    text_topk: int = _parameter(250, _top_k)  # with 0 all tokens can be chosen
+    audio_temperature: float = _parameter(0.8, _temperature)
+    audio_topk: int = _parameter(250, _top_k)
+    max_steps: int | None = _parameter(4500, _whole(1, (1 << 31) - 1))  # of 80 ms; None sets no limit
+    text_seed: int | None = _parameter(None, _seed)  # with None, every conversation has a new seed
+    audio_seed: int | None = _parameter(None, _seed)
+    pad_mult: float | None = _parameter(None, _number(PADDING_BONUS))  # is added to the logit of padding
+    # How many text tokens the penalty looks back, and its factor; None means no penalty.
+    repetition_penalty_context: int | None = _parameter(None, _whole(0, 10_000))
+    repetition_penalty: float | None = _parameter(None, _number(REPETITION_PENALTY))
+    email: str | None = _parameter(None, _words)  # who the client is
+    worker_auth_id: str | None = _parameter(None, _words)  # the token that admits it
+    # Our addition. False: the sound comes from a file, so none of it is dropped, and the server takes the time that it needs.
+    realtime: bool = _parameter(True, _flag)
+    # Our addition. True: the client understands metadata that published servers do not send, which are its place in line,
+    # figures every two seconds, and the parameters that are ignored.
+    stats: bool = _parameter(False, _flag)
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
+        """Read the parameters of an address, percent-decoded.
+
+        A parameter that is missing or empty is as in `defaults`. Unknown ones are ignored, since published pages send some;
+        `unknown_parameters` lists them.
+
+        Raises
+        ------
+        ProtocolError
+            A value is wrong; the sentence names the parameter.
+        """
+        given = {
+            each.name: each.metadata["read"](each.name, text) for each in fields(cls) if (text := query.get(each.name))
+        }
+        return replace(defaults or cls(), **given)
 
 
 def unknown_parameters(query: Iterable[str]) -> list[str]:
     """Return the names of the parameters that are ignored here, shortened for display, each once and 20 at most."""
-    return list(dict.fromkeys(shortened(name, 40) for name in query if name not in _PARAMETERS))[:20]
+    known = {each.name for each in fields(ChatParameters)}
+    return list(dict.fromkeys(shortened(name, 40) for name in query if name not in known))[:20]
 
 
 # Without any of these keys the published page shows nothing.
@@ -159,13 +127,9 @@ BUILD_KEYS = (
 
 
 def describe_server(
-    parameters: ChatParameters,
-    lm_model_file: str,
-    mimi_model_file: str,
-    instance_name: str,
-    build: Mapping[str, str] | None = None,
+    parameters: ChatParameters, lm_model_file: str, mimi_model_file: str, instance_name: str
 ) -> MetaData:
-    """Return the metadata that the published page shows. The `BUILD_KEYS` that are not in `build` are "unknown".
+    """Return the metadata that the published page shows.
 
     The page needs numbers everywhere: without a padding bonus it gets 0, without a penalty the factor 1 over 0 tokens.
     """
@@ -182,6 +146,6 @@ def describe_server(
             "lm_model_file": lm_model_file,
             "mimi_model_file": mimi_model_file,
             "instance_name": instance_name,
-            "build_info": {key: (build or {}).get(key, "unknown") for key in BUILD_KEYS},
+            "build_info": dict.fromkeys(BUILD_KEYS, "unknown"),
         }
     )

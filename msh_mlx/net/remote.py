@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
-import socket
-import ssl
 import sys
 import threading
 from collections import deque
@@ -27,18 +24,17 @@ from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..metrics import Durations, Memory, resident_bytes
 from ..system.words import shortened
 from . import messages
+from .address import Address
 from .messages import Audio, ColoredText, Control, Error, Handshake, MetaData, Ping, Text
 from .opus import OpusDecoder, OpusEncoder
-from .tls import KnownServers, fingerprint, peer_certificate
-from .tunnel import Proxy, ProxyConnector
+from .tls import fingerprint, known_file, remember
+from .tunnel import Proxy, ProxyConnector, reason
 
 # Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes just when its task is done. So do not use it.
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout
-
-from .address import Address
 
 _CONNECT = 10.0  # seconds for a connection to be made
 _SILENT = 10.0  # seconds without a message, though we sent sound, after which the connection counts as lost
@@ -65,7 +61,7 @@ _SENTENCE = 500  # characters of what a server says that are shown
 _PROMPTS = "voice_prompt", "text_prompt"  # parameters without which PersonaPlex's server fails
 
 
-class _LostError(Exception):
+class _LostError(MshError):
     """The connection is lost; the message says how, for the middle of a sentence.
 
     `over` is True if the conversation may simply be over: the server fell silent, or closed the connection in order.
@@ -86,6 +82,26 @@ class EndedError(MshError):
     def __init__(self, what: str, *, over: bool) -> None:
         super().__init__(what, "try again")
         self.over = over
+
+
+class _KnownCertificate(aiohttp.Fingerprint):
+    """Accepts the certificate that is remembered for a server, or remembers a new server's, before anything is sent to it."""
+
+    def __init__(self, address: Address, events: Callable[[Event], None]) -> None:
+        super().__init__(bytes(32))  # aiohttp wants one that it could compare
+        self._address = address
+        self._events = events
+
+    def check(self, transport: asyncio.Transport) -> None:
+        try:
+            address = self._address
+            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if remember(address.host, address.port, certificate):
+                said = f"The certificate of {address} is new: {fingerprint(certificate)} (SHA-256)"
+                self._events(Notice("certificate", f"{said}; from now on this server must have it ({known_file()})."))
+        except BaseException:
+            transport.abort()
+            raise
 
 
 class _Steps(Durations):
@@ -128,11 +144,11 @@ class _Talk:
     told_at: float = -math.inf  # when the user was last told
     encoder: OpusEncoder = field(default_factory=OpusEncoder)
     rest: Pcm = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame of the reply
-    # For each frame that was sent and not answered, when the user's sound in it ended. The first is frame `place`.
+    # For each frame that was sent and not answered, when the user's sound in it ended. The first is frame `index`.
     heard: deque[float] = field(default_factory=deque)
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Return the index of the sent frame that the next frame of the reply answers."""
         return self.received + self.given_up
 
@@ -157,24 +173,10 @@ class Remote(LiveConversation):
 
     From the server's handshake on, the user's sound is sent; while muted, silence. When the server or the network is slow,
     sound waits in `source`, and beyond `delay_limit` the oldest is dropped. A lost connection is made again, with a new
-    conversation, until `stop`. The first connection must succeed.
+    conversation, until `stop`. The first connection must succeed. If the sound is a `recording`'s, none of it is dropped, it is
+    sent only as fast as the server answers, and a lost connection ends the conversation.
 
-    Parameters
-    ----------
-    address
-        The server's address.
-    source, sink, events
-        As for `LiveConversation`.
-    delay_limit
-        How much of the user's sound may wait, in seconds.
-    recording
-        Whether the sound is a recording's. Then none of it is dropped, it is sent only as fast as the server answers, and a
-        lost connection ends the conversation.
-
-    Attributes
-    ----------
-    metrics, failure, muted
-        As for `LiveConversation`; the step times come from the server.
+    All else is as for `LiveConversation`; the step times come from the server.
     """
 
     def __init__(
@@ -267,17 +269,19 @@ class Remote(LiveConversation):
             if not self._conversation or self._recording:
                 if isinstance(error, UnansweredError):
                     raise
-                when = f"after {self._talk.place * FRAME_SECONDS:.0f} s" if self._conversation else "before it began"
+                when = f"after {self._talk.index * FRAME_SECONDS:.0f} s" if self._conversation else "before it began"
                 over = isinstance(error, _LostError) and error.over
                 if not self._talk.latest:  # not a single message came
-                    raise UnansweredError(f"{self._address} failed before it began ({error}){self._hint()}.") from None
-                raise EndedError(f"The connection to {self._address} was lost {when}: {error}", over=over) from None
+                    raise UnansweredError(
+                        f"{self._address} failed before it began ({error.clause})", self._hint()
+                    ) from None
+                raise EndedError(
+                    f"The connection to {self._address} was lost {when}: {error.clause}", over=over
+                ) from None
             if not self._lost:
                 self._lost = True
                 self._sink.pause()
-                sentence = (
-                    f"The connection to {self._address} is lost ({str(error).rstrip('.')}); trying to connect again."
-                )
+                sentence = f"The connection to {self._address} is lost ({error.clause}); trying to connect again."
                 self._events(Notice("connection-lost", sentence, "warning"))
             await asyncio.sleep(_PAUSES[min(self._attempts, len(_PAUSES) - 1)])
             self._attempts += 1
@@ -309,20 +313,12 @@ class Remote(LiveConversation):
         return connection
 
     async def _open(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
-        trusted: bool | aiohttp.Fingerprint = True
-        if self._address.secure:
-            proxy, host, port = self._proxy, self._address.url().raw_host or "", self._address.port
-            certificate = await peer_certificate(host, port, partial(proxy.connect, host, port) if proxy else None)
-            if certificate is not None:
-                known = KnownServers()
-                if known.check(self._address.host, self._address.port, certificate):
-                    said = f"The certificate of {self._address} is new: {fingerprint(certificate)} (SHA-256)"
-                    self._events(Notice("certificate", f"{said}; from now on this server must have it ({known.path})."))
-                trusted = aiohttp.Fingerprint(bytes.fromhex(fingerprint(certificate).replace(":", "")))
         # We read pongs ourselves: they show how much of the sound has arrived.
-        return await http.ws_connect(
-            self._address.url(), ssl=trusted, autoping=False, max_msg_size=messages.MAX_MESSAGE
-        )
+        connect = partial(http.ws_connect, self._address.url(), autoping=False, max_msg_size=messages.MAX_MESSAGE)
+        try:
+            return await connect()
+        except aiohttp.ClientConnectorCertificateError:
+            return await connect(ssl=_KnownCertificate(self._address, self._events))
 
     def _sorry(self, error: Exception) -> MshError:
         """Return the error for a connection that could not be made."""
@@ -330,42 +326,44 @@ class Remote(LiveConversation):
         match error:
             case asyncio.TimeoutError() | TimeoutError():
                 way = f", and whether the proxy {self._proxy} lets everybody through" if self._proxy else ""
-                return UnansweredError(f"{server} does not answer; see whether the server runs there{way}.")
-            case aiohttp.ServerFingerprintMismatch():
-                return MshError(f"The certificate of {server} changed in between; try again.")
+                return UnansweredError(f"{server} does not answer", f"see whether the server runs there{way}")
             case aiohttp.WSServerHandshakeError():
                 return self._refused(error)
-            case aiohttp.ClientSSLError() | ssl.SSLError():
-                return MshError(f"{server} does not speak TLS as it should; if it speaks none, leave --https out.")
-            case aiohttp.ClientConnectorDNSError() | socket.gaierror():
+            case aiohttp.ClientSSLError():
+                return MshError(f"{server} does not speak TLS as it should", "if it speaks none, leave --https out")
+            case aiohttp.ClientConnectorDNSError():
                 return UnansweredError(
-                    f"There is no host {server.host}, or its name cannot be looked up; check the spelling."
+                    f"There is no host {server.host}, or its name cannot be looked up", "check the spelling"
                 )
-            case aiohttp.ClientConnectorError() | ConnectionRefusedError():
+            case aiohttp.ClientConnectorError():
                 return UnansweredError(
-                    f"Nothing can be reached at {server} ({_reason(error)}); start the server, or say where it is with "
-                    "--host and --port."
+                    f"Nothing can be reached at {server} ({reason(error)})",
+                    "start the server, or say where it is with --host and --port",
                 )
             case aiohttp.ClientResponseError() | aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
-                hint = "" if server.secure else "; if it speaks TLS, give --https"
-                return UnansweredError(f"{server} does not answer as a server of conversations does{hint}.")
-        return UnansweredError(f"{server} cannot be reached ({_reason(error)}); see whether the server runs there.")
+                what = f"{server} does not answer as a server of conversations does"
+                return (
+                    UnansweredError(f"{what}.")
+                    if server.secure
+                    else UnansweredError(what, "if it speaks TLS, give --https")
+                )
+        return UnansweredError(f"{server} cannot be reached ({reason(error)})", "see whether the server runs there")
 
     def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
         said = self._refusal or f"it answers {error.status}"
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
         if error.status == 500:
-            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')}){self._hint()}.")
+            return UnansweredError(f"{self._address} failed before it began ({said.rstrip('.')})", self._hint())
         if error.status in (429, 500, 502, 503, 504):
             return UnansweredError(f"{self._address} cannot talk now: {said}")
-        return MshError(f"{self._address} is not a server of conversations ({said}); check the host and the port.")
+        return MshError(f"{self._address} is not a server of conversations ({said})", "check the host and the port")
 
     def _hint(self) -> str:
         """Return advice for a published server that fails without a message: it may lack parameters in the address."""
         if self._address.query.keys() >= set(_PROMPTS):
-            return "; look at the server's own messages, and check that it has this voice_prompt"
-        return f"; if it is PersonaPlex's server, give {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
+            return "look at the server's own messages, and check that it has this voice_prompt"
+        return f"if it is PersonaPlex's server, give {' and '.join(f'--param {name}=…' for name in _PROMPTS)}"
 
     async def _read_refusal(self, _: object, __: object, params: aiohttp.TraceRequestEndParams) -> None:
         """Keep the server's sentence when it refuses the websocket; the error that follows does not hold it."""
@@ -465,7 +463,7 @@ class Remote(LiveConversation):
     def _may_send(self) -> bool:
         talk = self._talk
         if self._recording:
-            if talk.sent - talk.place - talk.forgiven < UNANSWERED:
+            if talk.sent - talk.index - talk.forgiven < UNANSWERED:
                 return True
             stalled = perf_counter() - max(talk.sent_at, talk.said_at) > STALLED
             talk.forgiven += stalled
@@ -479,7 +477,7 @@ class Remote(LiveConversation):
             dropped = self._source.trim(FRAME_SECONDS)
             backlog -= dropped
             self._gave_up(self._talk.sent, dropped)
-        self._tell_queues(backlog, FRAME_SECONDS * max(0, self._talk.sent - self._talk.place), 0.0)
+        self._tell_queues(backlog, FRAME_SECONDS * max(0, self._talk.sent - self._talk.index), 0.0)
         self._measure(lambda: Memory(rss=resident_bytes()))
 
     async def _hear(self, connection: aiohttp.ClientWebSocketResponse[bool]) -> None:
@@ -511,7 +509,7 @@ class Remote(LiveConversation):
             case Audio(data):
                 self._play(self._decode(data))
             case Text(text) | ColoredText(_, text) if talk.is_on:
-                self._speaks(talk.place, text)
+                self._speaks(talk.index, text)
             case MetaData(values):
                 self._learn(values)
             case Error(text):
@@ -559,7 +557,7 @@ class Remote(LiveConversation):
         talk.rest = np.concatenate([talk.rest, pcm])
         while len(talk.rest) >= FRAME_SIZE:
             frame, talk.rest = talk.rest[:FRAME_SIZE], talk.rest[FRAME_SIZE:]
-            index = talk.place
+            index = talk.index
             talk.said_at = perf_counter()
             talk.received += 1
             self._says(index, frame, talk.heard.popleft() if talk.heard else None)
@@ -605,13 +603,6 @@ def _line(text: str) -> str:
 def _number(value: object) -> float | None:
     """Return a value from the server as a finite number ≥ 0; return None if it is something else."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
-
-
-def _reason(error: BaseException) -> str:
-    """Return the system's reason in a few words. The whole message is not used: it may hold the address, with a token."""
-    while isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _ending(kind: aiohttp.WSMsgType, data: object, extra: str | None) -> str:

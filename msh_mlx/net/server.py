@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import gc
 import hmac
-import logging
 import socket
 import ssl
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,20 +22,19 @@ from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..conversation.session import Session
-from ..conversation.shared import SharedModel, Tokens
+from ..conversation.shared import SharedModel
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
 from .connection import Connection, End, Limits
+from .connection_log import ConnectionLog
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
-from .session_log import SessionLog
 from .visitor import Network, Origin, Visitor, is_among
 
 _TICK = 0.25  # seconds
@@ -82,55 +80,45 @@ Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a server.
+    """The settings of a server."""
 
-    Attributes
-    ----------
-    sessions, line
-        How many conversations may run at once, and how many clients may wait in line.
-    connections, connections_per_address
-        How many clients may talk or wait, in all and from one address.
-    proxies
-        The proxies that are trusted to say who their clients are.
-    limits
-        What one client may do.
-    token
-        The token that every client must send, or None.
-    hosts, origins
-        The names under which the server may be asked for, besides IP addresses; and the origins of other pages that may use it.
-    static, static_is_named
-        The folder of the page, or None; and whether the user named it: then its content policy is a loose one.
-    log_dir
-        The folder for the summaries and tokens of sessions, or None.
-    defaults
-        The parameters that a conversation's address does not set.
-    about
-        The names of the model's file, of the codec's file and of the server, for the page.
-    """
-
-    sessions: int = 1
-    line: int = 16
-    connections: int = 64
-    connections_per_address: int = 32
-    proxies: Collection[Network] = ()
-    limits: Limits = field(default_factory=Limits)
-    token: str | None = None
-    hosts: Collection[str] = ("localhost",)
-    origins: Collection[str] = ()
-    static: Path | None = None
-    static_is_named: bool = False
-    log_dir: Path | None = None
+    sessions: int = 1  # how many conversations may run at once
+    line: int = 16  # how many clients may wait in line
+    connections: int = 64  # how many clients may talk or wait
+    connections_per_address: int = 32  # how many of them may come from one address
+    proxies: Collection[Network] = ()  # the proxies that are trusted to say who their clients are
+    limits: Limits = field(default_factory=Limits)  # what one client may do
+    token: str | None = None  # the token that every client must send
+    hosts: Collection[str] = ("localhost",)  # the names under which the server may be asked for, besides IP addresses
+    origins: Collection[str] = ()  # the origins of other pages that may use it
+    static: Path | None = None  # the folder of the page
+    static_is_named: bool = False  # whether the user named that folder: then its content policy is a loose one
+    log_dir: Path | None = None  # the folder for the summaries and tokens of conversations
+    # The parameters that a conversation's address does not set.
     defaults: ChatParameters = field(default_factory=lambda: ChatParameters(max_steps=None))
+    # The names of the model's file, of the codec's file and of the server, for the page.
     about: tuple[str, str, str] = ("", "", "msh-mlx")
 
 
-class _Gate(asyncio.Protocol):
-    """A connection, whether a request is under way on it or not; an idle one is closed in time, or when its place is needed."""
+class _Gate(web.RequestHandler):
+    """aiohttp's handler of a TCP connection, with or without a request under way; an idle one is closed in time.
 
-    def __init__(self, inner: asyncio.Protocol, gates: _Gates) -> None:
-        self._inner = inner
+    It has a sentence of ours for each request that cannot be read or answered.
+    """
+
+    __slots__ = ("_fault", "_gates", "_way", "address", "asked", "requests", "since", "talks")
+
+    def __init__(
+        self,
+        manager: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        gates: _Gates,
+        fault: Callable[[str, BaseException | None], None],
+    ) -> None:
+        options: dict[str, Any] = {"access_log": None, "max_line_size": _MAX_LINE, "max_field_size": _MAX_FIELD}
+        super().__init__(manager, loop=loop, **options)
         self._gates = gates
-        self.transport: asyncio.Transport | None = None
+        self._fault = fault
         self.address = ""
         self.since = monotonic()
         self.asked = False  # whether a request has come
@@ -139,14 +127,18 @@ class _Gate(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self._way = transport  # aiohttp forgets its own when it closes it, though the client may not have taken all yet
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._inner.connection_made(transport)
+        super().connection_made(transport)
         self._gates.add(self)
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._gates.remove(self)
+        super().connection_lost(error)
 
     def begin(self) -> None:
         """Note that a request has come."""
@@ -161,13 +153,12 @@ class _Gate(asyncio.Protocol):
 
     def drop(self) -> None:
         """Close the connection at once, whatever is under way."""
-        assert self.transport
-        sock = self.transport.get_extra_info("socket")
+        sock = self._way.get_extra_info("socket")
         if self.requests and not self.talks and sock is not None:
             with contextlib.suppress(OSError):  # it is closed already
                 sock.shutdown(socket.SHUT_RDWR)  # this also ends the sending of a file, which asyncio cannot abort
         else:
-            self.transport.abort()
+            self._way.abort()
 
     @property
     def is_late(self) -> bool:
@@ -175,33 +166,35 @@ class _Gate(asyncio.Protocol):
         patience = _TAKEN_WITHIN if self.requests else _HEAD_WITHIN
         return not self.talks and monotonic() - self.since > patience
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._gates.remove(self)
-        self._inner.connection_lost(error)
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        answer = super().handle_error(request, status, exc, message)
+        if isinstance(answer, web.Response):
+            if isinstance(exc, LineTooLong) and str(_MAX_LINE) in map(str, exc.args):
+                status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
+            elif isinstance(exc, LineTooLong):
+                status, sentence = 431, f"A header of the request is longer than {_MAX_FIELD} bytes."
+            elif isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
+                status = 431
+                sentence = "The request has more headers than this server reads; send fewer than a hundred."
+            elif status < 500:
+                sentence = "The request is not HTTP that this server can read."
+            else:
+                sentence = "Something unexpected happened in the server."
+            answer.set_status(status)
+            answer.content_type = "text/plain"
+            answer.text = sentence + "\n"
+        return answer
 
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        closes: bool | None = self._inner.eof_received()
-        return closes
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+    def log_exception(self, message: str, *_: Any, exc_info: BaseException | None = None) -> None:
+        self._fault(message, exc_info)
 
 
 class _Gates:
-    """All connections. If there are too many, an idle one of the address with the most connections is closed.
+    """All TCP connections: up to `most`, and up to `most_per_address` from an address that is not in one of `proxies`.
 
-    Parameters
-    ----------
-    most, most_per_address
-        How many connections there may be, in all and from one address.
-    proxies
-        Networks whose addresses may have more connections.
+    If there are too many, an idle one of the address with the most connections is closed.
     """
 
     def __init__(self, most: int, most_per_address: int, proxies: Collection[Network]) -> None:
@@ -236,90 +229,43 @@ class _Gates:
         one.drop()
 
 
-class _Handler(web.RequestHandler):
-    """aiohttp's handler of HTTP, with a sentence of ours for each request that cannot be read or answered."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        answer = super().handle_error(request, status, exc, message)
-        if isinstance(answer, web.Response):
-            sentence = "Something unexpected happened in the server."
-            if status < 500:
-                sentence = "The request is not HTTP that this server can read."
-            if isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
-                status, sentence = (
-                    431,
-                    "The request has more headers than this server reads; send fewer than a hundred.",
-                )
-            if isinstance(exc, LineTooLong):
-                status = 431
-                sentence = f"A header of the request is longer than {_MAX_FIELD} bytes."
-                if str(_MAX_LINE) in map(str, exc.args):
-                    status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
-            answer.set_status(status)
-            answer.content_type = "text/plain"
-            answer.text = sentence + "\n"
-        return answer
-
-
 @dataclass(frozen=True)
 class _Route:
-    """A path of the server: its methods, the function that answers, and a description, which unknown paths are told."""
+    """A path of the server: its methods, what answers it, and what it is about, for those who ask for an unknown path."""
 
     methods: tuple[str, ...]
     answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
     about: str
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A client that waits for its turn, and the function that then makes its session."""
-
-    connection: Connection
-    make: Callable[[], Session]
-    turn: asyncio.Future[Session]
-
-
-class _Exposition:
+class _Figures(Collector):
     """The figures in the format of Prometheus."""
 
     def __init__(self, server: Server, model: SharedModel) -> None:
+        self._server = server
         self._registry = CollectorRegistry()
-        for name, about in (
-            ("sessions", "conversations at the moment"),
-            ("waiting", "clients in the line"),
-            ("connections", "open connections"),
-        ):
-            gauge = Gauge(f"msh_{name}", about, registry=self._registry)
-            gauge.set_function(partial(server.figure, name))
-        self.sessions = PrometheusCounter("msh_conversations", "conversations that have ended", registry=self._registry)
+        self._registry.register(self)
+        self.conversations = PrometheusCounter(
+            "msh_conversations", "conversations that have ended", registry=self._registry
+        )
         self.dropped = PrometheusCounter(
             "msh_dropped_seconds", "sound of users that came too late and was dropped", registry=self._registry
         )
         step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
         model.on_step = step.observe
-        self._registry.register(_ErrorCounts(server))
+
+    def collect(self) -> Iterator[Metric]:
+        sessions, waiting, connections = self._server.figures()
+        yield GaugeMetricFamily("msh_sessions", "conversations at the moment", sessions)
+        yield GaugeMetricFamily("msh_waiting", "clients in the line", waiting)
+        yield GaugeMetricFamily("msh_connections", "open connections", connections)
+        errors = CounterMetricFamily("msh_errors", "what was refused, faulty, or ended a connection", labels=["kind"])
+        for kind, count in sorted(self._server.errors().items()):
+            errors.add_metric([kind], count)
+        yield errors
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
-
-
-class _ErrorCounts(Collector):
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily("msh_errors", "what was refused, faulty, or ended a connection", labels=["kind"])
-        for kind, count in sorted(self._server.errors().items()):
-            family.add_metric([kind], count)
-        yield family
 
 
 class Server:
@@ -374,14 +320,14 @@ class Server:
         }
         self._connections: dict[Connection, str] = {}
         self._active: set[Connection] = set()
-        self._line: deque[_Waiting] = deque()
+        self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
-        self._metrics = _Exposition(self, model)
+        self._figures = _Figures(self, model)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._clock: asyncio.Task[None] | None = None
 
     # ---- from the beginning to the end -----------------------------------------------------------------------------------
 
@@ -395,24 +341,14 @@ class Server:
         manager = self._runner.server
         assert manager
         loop = asyncio.get_running_loop()
-        patience = _HEAD_WITHIN if context else None
-        handler = partial(
-            _Handler,
-            manager,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type] # which is none
-            logger=self._http_logger(),
-            max_line_size=_MAX_LINE,
-            max_field_size=_MAX_FIELD,
-        )
         self._server = await loop.create_server(
-            lambda: _Gate(handler(), self._gates),
+            lambda: _Gate(manager, loop, self._gates, self._note_fault),
             sock=sock,
             ssl=context,
             backlog=256,
-            ssl_handshake_timeout=patience,
+            ssl_handshake_timeout=_HEAD_WITHIN if context else None,
         )
-        self._start(self._tick())
+        self._clock = asyncio.create_task(self._tick())
 
     async def close(self, sentence: str) -> None:
         """Send `sentence` to every client, and close all connections, within a second."""
@@ -425,8 +361,8 @@ class Server:
         deadline = monotonic() + _GOODBYE
         while self._connections and monotonic() < deadline:
             await asyncio.sleep(0.01)
-        for job in self._jobs:
-            job.cancel()
+        if self._clock:
+            self._clock.cancel()
         for gate in self._gates:
             gate.drop()
 
@@ -434,27 +370,12 @@ class Server:
         """Log an event, with its texts shortened: clients may send anything, and any amount of it."""
         self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
-    def _http_logger(self) -> logging.Logger:
-        """Return a logger for aiohttp's errors: requests that are not HTTP are counted, other errors are logged in one line."""
-        handler = logging.Handler(logging.WARNING)
-
-        def emit(record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else None
-            if isinstance(error, HttpProcessingError):
-                self._counts["request"] += 1
-            else:
-                what = f"{type(error).__name__}: {error}" if error else record.getMessage()
-                self._tell({"event": "error", "error": what})
-
-        handler.emit = emit  # type: ignore[method-assign]
-        logger = logging.Logger("msh-http")  # of our own: no other handler hears it
-        logger.addHandler(handler)
-        return logger
-
-    def _start(self, job: Any) -> None:
-        task = asyncio.ensure_future(job)
-        self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+    def _note_fault(self, message: str, error: BaseException | None) -> None:
+        """Take an error of aiohttp's: a request that is not HTTP is counted, another error is logged in one line."""
+        if isinstance(error, HttpProcessingError):
+            self._counts["request"] += 1
+        else:
+            self._tell({"event": "error", "error": f"{type(error).__name__}: {error}" if error else message})
 
     async def _tick(self) -> None:
         collected = monotonic()
@@ -469,17 +390,16 @@ class Server:
                 connection.tick(len(self._active))
             for gate in self._gates:
                 if gate.is_late:
-                    if (
-                        gate.requests or not gate.asked
-                    ):  # else a browser has kept it open for more, which is not an error
+                    # An idle one that was asked before is not an error: a browser has kept it open for more.
+                    if gate.requests or not gate.asked:
                         self._counts["request"] += 1
                     gate.drop()
 
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        if gate := _gate(request):
-            gate.begin()
+        gate = _gate(request)
+        gate.begin()
         try:
             # A proxy that removes a base path may leave one slash too many.
             path = "/" + request.path.lstrip("/")
@@ -493,11 +413,10 @@ class Server:
                 return await route.answer(request, visitor)
             return self._file(request, path)
         finally:
-            if gate:
-                gate.end()
+            gate.end()
 
     def _note_speaker(self, visitor: Visitor) -> None:
-        """Log once for each of the first untrusted proxies that it is not trusted: all its clients count as one."""
+        """Log that a proxy is not trusted, so that all its clients count as one: once a proxy, for the first eight."""
         if visitor.speaker and visitor.speaker not in self._speakers and len(self._speakers) < 8:
             self._speakers.add(visitor.speaker)
             hint = f"If {visitor.speaker} is a proxy of yours, start with --trusted-proxy {visitor.speaker}."
@@ -505,9 +424,9 @@ class Server:
 
     def _check_host(self, visitor: Visitor) -> None:
         """Refuse names that are not ours: another page could have made its own name lead here (DNS rebinding)."""
-        for place in visitor.places:
-            if not place.is_address and place.name not in self._settings.hosts:
-                name = shortened(place.name, _SHOWN)
+        for target in visitor.targets:
+            if not target.is_address and target.name not in self._settings.hosts:
+                name = shortened(target.name, _SHOWN)
                 self._refuse(
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
@@ -516,10 +435,10 @@ class Server:
         if origin is None or self._is_friend(origin):
             return
         page = Origin.parse(origin)
-        if page and any(place.may_be(page) for place in visitor.places[:1]):
+        if page and any(target.may_be(page) for target in visitor.targets[:1]):
             return
         shown = shortened(origin, _SHOWN)
-        asked = shortened(visitor.places[0].name, _SHOWN) if visitor.places else "nothing"
+        asked = shortened(visitor.targets[0].name, _SHOWN) if visitor.targets else "nothing"
         self._refuse(
             "origin",
             403,
@@ -528,8 +447,8 @@ class Server:
         )
 
     def _is_friend(self, origin: str | None) -> bool:
-        place = Origin.parse(origin) if origin else None
-        return place is not None and place in self._origins
+        page = Origin.parse(origin) if origin else None
+        return page is not None and page in self._origins
 
     def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:
@@ -584,38 +503,21 @@ class Server:
     async def _show_metrics(self, request: web.Request, _: Visitor) -> web.Response:
         self._check_token(request)
         return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=self._figures.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
     def _file(self, request: web.Request, path: str) -> web.FileResponse:
         """Answer with a file of the page, or refuse and say what there is instead."""
-        shown = shortened(path, _SHOWN)
-        if _is_interface(path):
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} in this server: conversations are held by websocket at /api/chat, in Moshi's protocol.",
-                json=True,
-            )
-        static = self._settings.static
-        if not static:
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} here, and no page; `make page` builds it. Conversations are at /api/chat.",
-            )
-        try:
-            folder = static.resolve()
-            file = (folder / (path[1:] or "index.html")).resolve()
-            is_there = file.is_relative_to(folder) and file.is_file()
-        except (OSError, ValueError):  # the path cannot be the name of a file
-            is_there = False
-        if not is_there:
-            self._refuse(
-                "unknown",
-                404,
-                f"There is no {shown} here; the page is at /. A proxy with a base path must remove it from the address.",
-            )
+        shown, static, is_interface = shortened(path, _SHOWN), self._settings.static, _is_interface(path)
+        file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
+        if not file:
+            if is_interface:
+                where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
+            elif static:
+                where = "here; the page is at /. A proxy with a base path must remove it from the address."
+            else:
+                where = "here, and no page; `make page` builds it. Conversations are at /api/chat."
+            self._refuse("unknown", 404, f"There is no {shown} {where}", json=is_interface)
         self._check_method(request, shown, ("GET", "HEAD"))
         return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
 
@@ -654,8 +556,7 @@ class Server:
         except ConnectionError:  # the client has gone, which aiohttp would report with a traceback
             self._counts["lost"] += 1
             return web.Response()
-        if gate := _gate(request):
-            gate.talks = True
+        _gate(request).talks = True
         await self._serve(request, ws, parameters, visitor.address)
         return ws
 
@@ -671,9 +572,10 @@ class Server:
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
-        kept = SessionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+        kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
         try:
-            end = end or await connection.run(partial(self._wait_in_line, parameters, kept.add))
+            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add)
+            end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
             self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
@@ -709,7 +611,7 @@ class Server:
             "waited_s": round((connection.begun or now) - begin, 3),
         }
         if connection.begun:
-            self._metrics.sessions.inc()
+            self._figures.conversations.inc()
             summary |= {
                 "seconds": round(now - connection.begun, 3),
                 "steps": connection.steps,
@@ -718,7 +620,7 @@ class Server:
             summary |= connection.stats()
             if connection.notes:
                 summary["notes"] = " ".join(connection.notes)
-            self._metrics.dropped.inc(summary["dropped_s"])
+            self._figures.dropped.inc(summary["dropped_s"])
         return summary
 
     def _too_many(self, address: str) -> End | None:
@@ -733,32 +635,26 @@ class Server:
 
     # ---- the line --------------------------------------------------------------------------------------------------------
 
-    def _wait_in_line(
-        self, parameters: ChatParameters, tokens: Tokens, connection: Connection
-    ) -> asyncio.Future[Session]:
-        turn: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
-        make = partial(self._model.session, **self._samplers(parameters), tokens=tokens)
-        self._line.append(_Waiting(connection, make, turn))
+    async def _wait_in_line(self, connection: Connection) -> None:
+        turn = self._line[connection] = asyncio.Event()
         self._admit()
-        if not turn.done() and connection not in self._active:
-            place = len(self._line)
-            if place > self._settings.line:
-                self._leave_line(connection)
-                sentence = "The server is busy, and its waiting line is full; try again later."
-                connection.end(End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER))
-            else:
-                connection.tell({"waiting": place})
-        return turn
+        if turn.is_set():
+            return
+        place = len(self._line)
+        if place > self._settings.line:
+            self._leave_line(connection)
+            sentence = "The server is busy, and its waiting line is full; try again later."
+            raise End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER)
+        connection.tell({"waiting": place})
+        await turn.wait()
 
     def _leave_line(self, connection: Connection) -> None:
-        before = len(self._line)
-        self._line = deque(entry for entry in self._line if entry.connection is not connection)
-        if len(self._line) != before:
+        if self._line.pop(connection, None):
             self._tell_places()
 
     def _tell_places(self) -> None:
-        for place, waiting in enumerate(self._line, 1):
-            waiting.connection.tell({"waiting": place})
+        for place, connection in enumerate(self._line, 1):
+            connection.tell({"waiting": place})
 
     def _admit(self) -> None:
         """Admit the clients that are first in line, as long as there is room."""
@@ -769,21 +665,12 @@ class Server:
             and len(self._active) < self._settings.sessions
             and self._model.has_room(len(self._active))
         ):
-            first = self._line.popleft()
-            self._active.add(first.connection)
-            self._start(self._give_session(first))
+            first = next(iter(self._line))
+            self._active.add(first)
+            self._line.pop(first).set()
             came = True
         if came:
             self._tell_places()
-
-    async def _give_session(self, waiting: _Waiting) -> None:
-        try:
-            session = await asyncio.to_thread(waiting.make)
-        except Exception as error:
-            self._fail(Failed("model", error))
-            return
-        if not waiting.turn.done():
-            waiting.turn.set_result(session)
 
     def _fail(self, failure: Failed) -> None:
         """Note a failure: one of the model ends the server, one of the codec only its conversation."""
@@ -793,9 +680,9 @@ class Server:
 
     # ---- figures ---------------------------------------------------------------------------------------------------------
 
-    def figure(self, name: str) -> int:
-        """Return how many "sessions", "waiting" clients or "connections" there are now."""
-        return {"sessions": len(self._active), "waiting": len(self._line), "connections": len(self._gates)}[name]
+    def figures(self) -> tuple[int, int, int]:
+        """Return how many conversations, waiting clients and open connections there are now."""
+        return len(self._active), len(self._line), len(self._gates)
 
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""
@@ -813,19 +700,26 @@ class _File(web.FileResponse):
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         gate = _gate(request)
-        if gate:
-            gate.begin()
+        gate.begin()
         try:
             return await super().prepare(request)
         finally:
-            if gate:
-                gate.end()
+            gate.end()
 
 
-def _gate(request: web.BaseRequest) -> _Gate | None:
-    gate = request.transport.get_protocol() if request.transport else None
-    assert gate is None or isinstance(gate, _Gate)
-    return gate
+def _gate(request: web.BaseRequest) -> _Gate:
+    assert isinstance(request.protocol, _Gate)
+    return request.protocol
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """Return the file of this name, if it is one and really in the folder."""
+    with contextlib.suppress(OSError, ValueError):  # it cannot be the name of a file
+        folder = folder.resolve()
+        file = (folder / name).resolve()
+        if file.is_relative_to(folder) and file.is_file():
+            return file
+    return None
 
 
 def _is_interface(path: str) -> bool:

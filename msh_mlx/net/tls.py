@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import os
 import re
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -20,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import InputError
-from ..system.newfile import NewFile
+from ..system.newfile import NewFile, making
 from ..system.places import config_folder
+from .address import ip_address, server_name
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
 _DAYS = 397  # browsers do not accept a certificate that is valid for longer
@@ -47,7 +45,7 @@ def server_context(folder: Path, names: Iterable[str] = (), addresses: Iterable[
     elif len(present) == 1:
         (missing,) = {CERTIFICATE, KEY} - set(present)
         raise InputError(
-            f"{folder} has {present[0]}, but not {missing}; put it there, or remove {present[0]} for a new pair."
+            f"{folder} has {present[0]}, but not {missing}", f"put it there, or remove {present[0]} for a new pair"
         )
     _check_pair(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -56,7 +54,7 @@ def server_context(folder: Path, names: Iterable[str] = (), addresses: Iterable[
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
     except (ssl.SSLError, OSError) as error:
         raise InputError(
-            f"{folder / CERTIFICATE} and {folder / KEY} cannot be used ({error.strerror or error}); {_ANEW}."
+            f"{folder / CERTIFICATE} and {folder / KEY} cannot be used ({error.strerror or error})", _ANEW
         ) from None
     return context
 
@@ -75,8 +73,9 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
     InputError
         The folder cannot be made or written to.
     """
-    holders = [x509.DNSName(name) for name in dict.fromkeys([*_ascii(names), *_LOCAL_NAMES])]
-    numbers = dict.fromkeys([*_numbers(addresses), *_numbers(_LOCAL_ADDRESSES)])
+    holders: list[x509.GeneralName] = [x509.DNSName(name) for name in dict.fromkeys([*_ascii(names), *_LOCAL_NAMES])]
+    numbers = dict.fromkeys(map(ip_address, [*addresses, *_LOCAL_ADDRESSES]))
+    holders += [x509.IPAddress(number) for number in numbers if number]
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, holders[0].value[:_LONGEST_NAME])])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -89,7 +88,7 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))  # clocks differ
         .not_valid_after(now + timedelta(days=_DAYS - 1))
-        .add_extension(x509.SubjectAlternativeName([*holders, *map(x509.IPAddress, numbers)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(holders), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(identifier, critical=False)
@@ -98,11 +97,7 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
     )
     pem = serialization.Encoding.PEM
     key_bytes = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
-    with NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
+    with making(folder), NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
         os.fchmod(new_key.file.fileno(), 0o600)
         new_key.file.write(key_bytes)
         new_certificate.file.write(certificate.public_bytes(pem))
@@ -143,7 +138,7 @@ def _read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(data)[0]
     except ValueError:
-        raise InputError(f"{path} is not a certificate in the PEM format; {_ANEW}.") from None
+        raise InputError(f"{path} is not a certificate in the PEM format", _ANEW) from None
 
 
 def _check_pair(folder: Path) -> None:
@@ -152,18 +147,18 @@ def _check_pair(folder: Path) -> None:
     try:
         key = serialization.load_pem_private_key(data, None)
     except TypeError:
-        raise InputError(f"{folder / KEY} needs a password; store the key without one.") from None
+        raise InputError(f"{folder / KEY} needs a password", "store the key without one") from None
     except Exception:  # an unsupported algorithm does not raise a ValueError
-        raise InputError(f"{folder / KEY} is not a private key in the PEM format; {_ANEW}.") from None
+        raise InputError(f"{folder / KEY} is not a private key in the PEM format", _ANEW) from None
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
-        raise InputError(f"{KEY} and {CERTIFICATE} in {folder} do not belong together; {_ANEW}.")
+        raise InputError(f"{KEY} and {CERTIFICATE} in {folder} do not belong together", _ANEW)
     now = datetime.now(timezone.utc)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
-        raise InputError(f"{folder / CERTIFICATE} expired on {end:%Y-%m-%d}; {_ANEW}.")
+        raise InputError(f"{folder / CERTIFICATE} expired on {end:%Y-%m-%d}", _ANEW)
     if now < begin:
-        raise InputError(f"{folder / CERTIFICATE} is valid from {begin:%Y-%m-%d} only; set the clock, or {_ANEW}.")
+        raise InputError(f"{folder / CERTIFICATE} is valid from {begin:%Y-%m-%d} only", f"set the clock, or {_ANEW}")
 
 
 def _ascii(names: Iterable[str]) -> Iterable[str]:
@@ -171,12 +166,6 @@ def _ascii(names: Iterable[str]) -> Iterable[str]:
         with contextlib.suppress(UnicodeError):
             if ascii_name := name.rstrip(".").encode("idna").decode().lower():
                 yield ascii_name
-
-
-def _numbers(addresses: Iterable[str]) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    for address in addresses:
-        with contextlib.suppress(ValueError):
-            yield ipaddress.ip_address(address.partition("%")[0])
 
 
 # ---- the servers that a client knows -------------------------------------------------------------------------------------
@@ -193,115 +182,48 @@ def known_file() -> Path:
     folder = config_folder()
     if folder is None:
         raise InputError(
-            "There is no home folder to remember the server's certificate in; set HOME, or XDG_CONFIG_HOME to a folder."
+            "There is no home folder to remember the server's certificate in",
+            "set HOME, or XDG_CONFIG_HOME to a folder",
         )
     return folder / "known-servers"
 
 
-class KnownServers:
-    """The remembered certificates of servers that no authority vouches for. A certificate is trusted on first use.
+def remember(host: str, port: int, certificate: bytes) -> bool:
+    """Compare the certificate of a server, in DER, with the remembered one; remember a new server's, and then return True.
 
-    The file has a line `HOST:PORT FINGERPRINT` for each server; lines that begin with # are comments of the user's.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or known_file()
-
-    def check(self, host: str, port: int, certificate: bytes) -> bool:
-        """Compare a server's certificate, in DER, with the remembered one; remember a new server's.
-
-        Return True if the server is new.
-
-        Raises
-        ------
-        InputError
-            The server had another certificate before, or the file cannot be read, understood or written.
-        """
-        server, found = server_name(host, port), fingerprint(certificate)
-        lines = self._lines()
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            match line.split():
-                case [name, known] if _FINGERPRINT.fullmatch(known):
-                    if name.lower() != server:
-                        continue
-                    if known.upper() == found:
-                        return False
-                    raise InputError(
-                        f"The certificate of {server} has changed: it was {known.upper()}, and now it is {found}, so that "
-                        "somebody may be in between; if the change was meant, remove "
-                        f"line {number} from {self.path}."
-                    )
-                case _:
-                    raise InputError(f"Line {number} of {self.path} is not HOST:PORT FINGERPRINT; remove it.")
-        self._write([*lines, f"{server} {found}"])
-        return True
-
-    def _lines(self) -> list[str]:
-        try:
-            return self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        except (OSError, UnicodeError) as error:
-            raise InputError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-
-    def _write(self, lines: list[str]) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"The folder {self.path.parent} cannot be made: {error.strerror or error}.") from None
-        with NewFile(self.path) as new:
-            new.file.write("".join(f"{line}\n" for line in lines).encode())
-            new.commit()
-
-
-_FINGERPRINT = re.compile(r"([0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2}")
-
-
-def server_name(host: str, port: int) -> str:
-    """Return HOST:PORT, in lower case, with brackets around an IPv6 address."""
-    host = host.lower()
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def peer_certificate(
-    host: str, port: int, connect: Callable[[], Awaitable[socket.socket]] | None = None
-) -> bytes | None:
-    """Connect to a server and return its certificate, in DER, if the system does not trust it.
-
-    Return None if the system's trust store accepts the certificate for `host`. `connect` makes the connections if they are not
-    direct, as through a proxy.
+    This is for servers that no authority vouches for: a certificate is trusted on first use. `known_file` has a line
+    `HOST:PORT FINGERPRINT` for each server; lines that begin with # are comments of the user's.
 
     Raises
     ------
-    OSError
-        The server cannot be reached, or does not speak TLS.
+    InputError
+        The server had another certificate before, or the file cannot be read, understood or written.
     """
-    for context in (client_context(), client_context(trusting=True)):
-        try:
-            if connect:
-                way = await connect()
-                _, writer = await asyncio.open_connection(sock=way, ssl=context, server_hostname=host)
-            else:
-                _, writer = await asyncio.open_connection(host, port, ssl=context)
-        except ssl.SSLCertVerificationError:
+    path, server, found = known_file(), server_name(host, port), fingerprint(certificate)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
             continue
-        try:
-            tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
-            certificate = tls.getpeercert(binary_form=True)
-        finally:
-            writer.transport.abort()
-        if context.verify_mode == ssl.CERT_NONE:
-            return certificate
-        return None
-    raise ssl.SSLError("there is no certificate")
+        if not (said := _KNOWN.fullmatch(line)):
+            raise InputError(f"Line {number} of {path} is not HOST:PORT FINGERPRINT", "remove it")
+        if said[1].lower() != server:
+            continue
+        if said[2].upper() == found:
+            return False
+        raise InputError(
+            f"The certificate of {server} has changed: it was {said[2].upper()}, and now it is {found}, so that "
+            "somebody may be in between",
+            f"if the change was meant, remove line {number} from {path}",
+        )
+    with making(path.parent), NewFile(path) as new:
+        new.file.write("".join(f"{line}\n" for line in [*lines, f"{server} {found}"]).encode())
+        new.commit()
+    return True
 
 
-def client_context(*, trusting: bool = False) -> ssl.SSLContext:
-    """Return the TLS context of a client; a `trusting` one accepts any certificate, and the caller compares it afterwards."""
-    context = ssl.create_default_context()
-    if trusting:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+_KNOWN = re.compile(r"\s*(\S+)\s+((?:[0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})\s*")

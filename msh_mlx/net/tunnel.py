@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from ..errors import InputError, UnansweredError
 from ..system.words import shortened
-from .tls import client_context, server_name
+from .address import ip_address, server_name
 
 _LONGEST_ANSWER = 1 << 14  # bytes
 
@@ -52,9 +51,9 @@ class Proxy:
             parts = urlsplit(address if "://" in address else f"http://{address}")
             name, number = parts.hostname, parts.port or 80
         except ValueError:
-            raise InputError(f"{what} is not an address; give one such as http://proxy.example:3128.") from None
+            raise InputError(f"{what} is not an address", _EXAMPLE) from None
         if parts.scheme != "http" or not name:
-            raise InputError(f"{what} is not one of HTTP; give one such as http://proxy.example:3128.")
+            raise InputError(f"{what} is not one of HTTP", _EXAMPLE)
         authorization = ""
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -73,34 +72,31 @@ class Proxy:
             The proxy cannot be reached, refuses the connection, or does not answer as a proxy.
         """
         server = server_name(host, port)
-        tunnel = await self._reach(server)
-        try:
-            loop = asyncio.get_running_loop()
-            lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
-            if self.authorization:
-                lines.append(f"Proxy-Authorization: {self.authorization}")
-            await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
-            answer = b""
-            # Read byte by byte: the bytes behind the proxy's answer come from the server.
-            while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
-                if not (byte := await loop.sock_recv(tunnel, 1)):
-                    break
-                answer += byte
-        except OSError as error:
-            tunnel.close()
-            raise UnansweredError(f"The proxy {self} broke off ({_reason(error)}); {_OTHERWISE}.") from None
-        except BaseException:
-            tunnel.close()
-            raise
-        version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
-        if version.startswith("HTTP/1.") and status.startswith("2"):
+        loop = asyncio.get_running_loop()
+        lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
+        if self.authorization:
+            lines.append(f"Proxy-Authorization: {self.authorization}")
+        with contextlib.ExitStack() as opened:
+            tunnel = opened.enter_context(await self._reach(server))
+            try:
+                await loop.sock_sendall(tunnel, "".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+                answer = b""
+                # Read byte by byte: the bytes behind the proxy's answer come from the server.
+                while not answer.endswith(b"\r\n\r\n") and len(answer) < _LONGEST_ANSWER:
+                    if not (byte := await loop.sock_recv(tunnel, 1)):
+                        break
+                    answer += byte
+            except OSError as error:
+                raise UnansweredError(f"The proxy {self} broke off ({reason(error)})", _OTHERWISE) from None
+            version, _, status = answer.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+            if not version.startswith("HTTP/1.") or not status.startswith("2"):
+                raise self._refusal(server, version, status)
+            opened.pop_all()
             return tunnel
-        tunnel.close()
-        raise UnansweredError(self._refusal(server, version, status))
 
     async def _reach(self, server: str) -> socket.socket:
         loop = asyncio.get_running_loop()
-        reason = "there is no such host"
+        why = "there is no such host"
         with contextlib.suppress(socket.gaierror):
             for family, kind, protocol, _, address in await loop.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM
@@ -111,39 +107,43 @@ class Proxy:
                     await loop.sock_connect(tunnel, address)
                 except OSError as error:
                     tunnel.close()
-                    reason = _reason(error)
+                    why = reason(error)
                 except BaseException:
                     tunnel.close()
                     raise
                 else:
                     return tunnel
-        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({reason}); {_OTHERWISE}.")
+        raise UnansweredError(f"The proxy {self} on the way to {server} cannot be reached ({why})", _OTHERWISE)
 
-    def _refusal(self, server: str, version: str, status: str) -> str:
+    def _refusal(self, server: str, version: str, status: str) -> UnansweredError:
         if not version.startswith("HTTP/1.") or not status:
-            return f"The proxy {self} does not answer as a proxy does; {_OTHERWISE}."
+            return UnansweredError(f"The proxy {self} does not answer as a proxy does", _OTHERWISE)
         said = shortened(status, 80)
         if status.startswith("407"):
-            return f"The proxy {self} needs a name and a password ({said}); give them as http://NAME:PASSWORD@{self}."
-        return f"The proxy {self} does not let us through to {server} ({said}); {_OTHERWISE}."
+            return UnansweredError(
+                f"The proxy {self} needs a name and a password ({said})", f"give them as http://NAME:PASSWORD@{self}"
+            )
+        return UnansweredError(f"The proxy {self} does not let us through to {server} ({said})", _OTHERWISE)
 
 
+_EXAMPLE = "give one such as http://proxy.example:3128"
 _OTHERWISE = "if the server can be reached without it, name it in NO_PROXY"
 
 
-def _reason(error: OSError) -> str:
-    # asyncio's own messages hold the address, so use the system's.
-    return os.strerror(error.errno) if error.errno else type(error).__name__
+def reason(error: BaseException) -> str:
+    """Return the system's reason in a few words. The whole message is not used: it may hold the address, with a token."""
+    while isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 def _is_here(host: str) -> bool:
     """Return whether a host is this machine, which a proxy cannot reach for us."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    return host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost")
+    number, name = ip_address(host), host.rstrip(".").lower()
+    return number.is_loopback if number else name == "localhost" or name.endswith(".localhost")
 
 
-class ProxyConnector(aiohttp.BaseConnector):
+class ProxyConnector(aiohttp.TCPConnector):
     """Makes aiohttp's connections through a proxy. aiohttp itself tunnels only https; a websocket always needs a tunnel."""
 
     def __init__(self, proxy: Proxy) -> None:
@@ -152,23 +152,16 @@ class ProxyConnector(aiohttp.BaseConnector):
 
     async def _create_connection(self, req: aiohttp.ClientRequest, traces: Any, timeout: Any) -> ResponseHandler:
         host, port = req.url.raw_host or "", req.url.port or 0
-        loop = asyncio.get_running_loop()
         tunnel = await self._proxy.connect(host, port)
-        trusted = req.ssl
+        context = self._get_ssl_context(req)
+        name = host if context else None
         try:
-            if not req.is_ssl():
-                return (await loop.create_connection(self._factory, sock=tunnel))[1]
-            context = client_context(trusting=isinstance(trusted, aiohttp.Fingerprint))
-            transport, protocol = await loop.create_connection(
-                self._factory, sock=tunnel, ssl=context, server_hostname=host
+            transport, protocol = await self._wrap_existing_connection(
+                self._factory, req=req, timeout=timeout, sock=tunnel, ssl=context, server_hostname=name
             )
         except BaseException:
             tunnel.close()
             raise
-        if isinstance(trusted, aiohttp.Fingerprint):
-            try:
-                trusted.check(transport)
-            except aiohttp.ServerFingerprintMismatch:
-                transport.abort()
-                raise
+        if fingerprint := self._get_fingerprint(req):
+            fingerprint.check(transport)
         return protocol

@@ -18,6 +18,8 @@ from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .address import Address
 from .remote import LAST_WORDS, STALLED, TOGETHER, UNANSWERED, EndedError, Remote
 
+_ROOM = 2 * UNANSWERED  # frames of a recording that are read ahead
+
 
 class _Feed:
     """A source with the frames of a recording, in real time or as fast as they are read, and then silence without end.
@@ -28,40 +30,23 @@ class _Feed:
     One thread gives the frames, and another reads them.
     """
 
-    ROOM = 2 * UNANSWERED  # frames
-
     def __init__(self, realtime: bool) -> None:
+        self.frames: deque[Pcm] = deque()  # those of the recording that were not read yet
+        self.ended = False  # whether no more frames of the recording come
+        self.latest = 0.0  # when one of them was last read
         self._realtime = realtime
-        self._frames: deque[Pcm] = deque()
-        self._ended = False
         self._due = 0.0  # when the next frame is due: any frame in real time, else a frame of silence
-        self.latest = 0.0  # when a frame of the recording was last read
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._frames) < self.ROOM
-
-    @property
-    def is_taken(self) -> bool:
-        """Return whether all of the recording was read."""
-        return self._ended and not self._frames
-
-    def give(self, pcm: Pcm) -> None:
-        self._frames.append(pcm)
-
-    def end(self) -> None:
-        self._ended = True
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         now = perf_counter()
         if self._realtime and not self._due:
             self._due = now + n / SAMPLE_RATE
-        if now < self._due and (self._realtime or not self._frames):
+        if now < self._due and (self._realtime or not self.frames):
             return None
-        if self._frames:
-            pcm = self._frames.popleft()
+        if self.frames:
+            pcm = self.frames.popleft()
             self.latest = now
-        elif self._ended:
+        elif self.ended:
             pcm = np.zeros(n, np.float32)
         else:
             return None
@@ -187,21 +172,18 @@ def answers(
     feed = _Feed(realtime)
     remote = Remote(address, feed, NullSink(), events.put, recording=True)
     reply = _Reply(address, notify)
-    ended = False
     remote.start()
     try:
-        while not (ended and reply.is_complete) and reply.error is None:
+        while not (feed.ended and reply.is_complete) and reply.error is None:
             check()
-            while feed.has_room and not ended:
-                pcm = next(frames, None)
-                if pcm is None:
-                    ended = True
-                    feed.end()
+            while len(feed.frames) < _ROOM and not feed.ended:
+                if (pcm := next(frames, None)) is None:
+                    feed.ended = True
                 else:
                     reply.heard.append(pcm)
-                    feed.give(pcm)
+                    feed.frames.append(pcm)
             # Hold back the last frame: its text may come after its sound.
-            yield from reply.take(1 if ended else 0)
+            yield from reply.take(1 if feed.ended else 0)
             with contextlib.suppress(Empty):
                 reply.add(events.get(timeout=0.1))
         if reply.heard and reply.error is None:
@@ -219,7 +201,7 @@ def answers(
         raise error
     # Some servers do not answer all that they hear. One that answered to the end, or nearly, has not failed.
     to_the_end = len(reply.heard) <= UNANSWERED or reply.latest > feed.latest - STALLED
-    if not (isinstance(error, EndedError) and error.over and feed.is_taken and to_the_end):
+    if not (isinstance(error, EndedError) and error.over and feed.ended and not feed.frames and to_the_end):
         what = error.what if isinstance(error, EndedError) else error.clause
         raise BrokenOffError(what, "what was said until then is kept") from None
     seconds = len(reply.heard) * FRAME_SECONDS

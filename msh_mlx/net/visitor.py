@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ..errors import InputError
+from .address import ip_address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -21,28 +22,18 @@ _FORWARDED = "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwar
 
 @dataclass(frozen=True)
 class Origin:
-    """An origin: the scheme, the name and the port under which a server is reached.
+    """An origin: the scheme, the name and the port under which a server is reached."""
 
-    Attributes
-    ----------
-    scheme
-        "http" or "https", or None if it is not known.
-    name
-        A name, or an address without brackets, in lower case.
-    port
-        The port, or None if it is not known. 0 stands for the scheme's default port, whatever the scheme is.
-    """
-
-    scheme: str | None
-    name: str
-    port: int | None
+    scheme: str | None  # "http" or "https", or None if it is not known
+    name: str  # a name, or an address without brackets, in lower case
+    port: int | None  # None if it is not known; 0 is the scheme's default port, whatever the scheme is
 
     @classmethod
     def parse(cls, origin: str) -> Origin | None:
         """Read an origin such as `https://example.org:8443`; return None if `origin` is something else, such as "null"."""
         scheme, _, host = origin.lower().partition("://")
-        place = cls.of_host(host, scheme, port=_DEFAULT_PORTS.get(scheme))
-        return place if scheme in _DEFAULT_PORTS and place.name else None
+        made = cls.of_host(host, scheme, port=_DEFAULT_PORTS.get(scheme))
+        return made if scheme in _DEFAULT_PORTS and made.name else None
 
     @classmethod
     def of_host(cls, host: str, scheme: str | None = None, *, port: int | None = None) -> Origin:
@@ -60,33 +51,24 @@ class Origin:
     @property
     def is_address(self) -> bool:
         """Return whether the name is an IP address."""
-        return _address(self.name) is not None
+        return ip_address(self.name) is not None
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """The sender of a request.
+    """The sender of a request."""
 
-    Attributes
-    ----------
-    address
-        The sender's IP address. Behind a proxy that is not trusted, it is the proxy's.
-    places
-        The names under which the server was asked for: first, if trusted proxies say so, the name that their client used, and
-        then the Host header.
-    speaker
-        The address of a proxy that speaks for a client but is not trusted, or "".
-    """
-
-    address: str
-    places: tuple[Origin, ...]
-    speaker: str
+    address: str  # the sender's IP address; behind a proxy that is not trusted, it is the proxy's
+    # The names under which the server was asked for: first, if trusted proxies say so, the name that their client used, and
+    # then the Host header.
+    targets: tuple[Origin, ...]
+    speaker: str  # the address of a proxy that speaks for a client but is not trusted, or ""
 
     @classmethod
     def of(cls, request: web.BaseRequest, proxies: Iterable[Network]) -> Visitor:
         """Return the sender of a request; `proxies` are trusted to describe their clients.
 
-        The Host header is always among the places. If a page has led the browser here under another name (DNS rebinding), this
+        The Host header is always among the targets. If a page has led the browser here under another name (DNS rebinding), this
         header shows that name, and the page cannot change it.
         """
         peer = _plain(request.remote or "")
@@ -94,17 +76,17 @@ class Visitor:
         trusted = tells and is_among(peer, proxies)
         told = _told(request) if trusted else {}
         scheme = {"http": "http", "ws": "http", "https": "https", "wss": "https"}.get(told.get("proto", ""))
-        places = []
+        targets = []
         if told.get("host"):
-            places.append(Origin.of_host(told["host"], scheme))
+            targets.append(Origin.of_host(told["host"], scheme))
         if (host := request.headers.get("Host")) is not None:
             # A browser names the port, unless it is the scheme's default. If ours is not a default port and the header names
             # none, a proxy has left it out, and only the name can be compared.
-            places.append(
+            targets.append(
                 Origin.of_host(host, scheme, port=0 if _own_port(request) in _DEFAULT_PORTS.values() else None)
             )
         address = _first_unknown(peer, told.get("for", ""), proxies)
-        return cls(address, tuple(places), peer if tells and not trusted else "")
+        return cls(address, tuple(targets), peer if tells and not trusted else "")
 
 
 def read_network(text: str) -> Network:
@@ -113,13 +95,14 @@ def read_network(text: str) -> Network:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise InputError(
-            f"--trusted-proxy {text} is not an address; give the proxy's, such as 127.0.0.1, or a network, such as 10.0.0.0/8."
+            f"--trusted-proxy {text} is not an address",
+            "give the proxy's, such as 127.0.0.1, or a network, such as 10.0.0.0/8",
         ) from None
 
 
 def is_among(address: str, networks: Iterable[Network]) -> bool:
     """Return whether an address is in one of the networks."""
-    number = _address(address)
+    number = ip_address(address)
     return number is not None and any(number in network for network in networks)
 
 
@@ -156,18 +139,9 @@ def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
 def _plain(text: str) -> str:
     """Return an IP address without port, brackets and zone, an IPv4-mapped one as IPv4; return "" if `text` is not one."""
     for candidate in (text, Origin.of_host(text).name):
-        if number := _address(candidate):
+        if number := ip_address(candidate):
             return str(number)
     return ""
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        number = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
-    return mapped or number
 
 
 def _own_port(request: web.BaseRequest) -> int | None:

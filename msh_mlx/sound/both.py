@@ -9,7 +9,7 @@ from ..errors import MshError
 from ..events import Notice
 from .devices import NOUN, Device, Kind, choose_device, find_again
 from .ends import CLOSE, Loudspeaker, Microphone
-from .portaudio import PORTAUDIO, SoundSystem, find_devices
+from .portaudio import PORTAUDIO, PortAudio, find_devices
 
 _RETRY = 1.0  # seconds between two attempts to get a device back
 
@@ -33,7 +33,7 @@ class Devices:
         output_device: str | None,
         notify: Callable[[Notice], None],
         *,
-        system: SoundSystem = PORTAUDIO,
+        system: PortAudio = PORTAUDIO,
     ) -> None:
         self._system = system
         self._wanted: dict[Kind, str | None] = {"input": input_device, "output": output_device}

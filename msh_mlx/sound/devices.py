@@ -46,6 +46,12 @@ class Device:
 NOUN: dict[Kind, str] = {"input": "microphone", "output": "loudspeaker"}
 
 
+def describe_format(rate: float, channels: int) -> str:
+    """Write a format of sound for people, such as "48000 Hz stereo"."""
+    named = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
+    return f"{rate:.0f} Hz {named}"
+
+
 def device_table(devices: Sequence[Device]) -> str:
     rows = [("No.", "Device", "System", "In", "Out", "Rate", "")]
     for device in devices:
@@ -70,16 +76,9 @@ def device_table(devices: Sequence[Device]) -> str:
 
 
 def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> Device:
-    """Return the device that the user wants.
+    """Return the device that the user wants, of all devices.
 
-    Parameters
-    ----------
-    devices
-        All devices.
-    wanted
-        Its number, its name, or a part of the name, in capitals or not; None for the system's default.
-    kind
-        "input" for a microphone, "output" for a loudspeaker.
+    `wanted` is its number, its name, or a part of the name, in capitals or not; None for the system's default.
 
     Raises
     ------

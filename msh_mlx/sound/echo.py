@@ -6,10 +6,9 @@ Sound is mono float32 at 24 kHz.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msh_native import EchoCanceller, VoiceEnhancer
@@ -18,21 +17,21 @@ from ..errors import MshError
 from ..events import EchoState
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import EchoFigures
-from .latency import SoundOutput
+from .ends import Loudspeaker, Microphone
 
 if TYPE_CHECKING:
     from msh_native import Ear, Playback
 
 MODES = {
-    "auto": "An echo of Moshi's voice is taken away when there is one.",
-    "on": "Whatever echo of Moshi's voice there may be is taken away.",
+    "auto": "An echo of Moshi's voice is removed when there is one.",
+    "on": "Any echo of Moshi's voice is removed.",
     "off": "An echo of Moshi's voice is left as it is.",
 }
 
 _QUIET = 0.5  # seconds of silence before a sound, by which the noise of the room is known
 _SOUND = 3.0  # seconds
 _LONGEST = 0.6  # seconds that an echo may be late
-_LEARNING = 1.0  # seconds until it is measured how much is taken away
+_LEARNING = 1.0  # seconds until it is measured how much is removed
 _MARGIN = 0.01  # seconds that a canceller is told late what was played
 _DEAD = 3.0  # seconds without sound after which a microphone gives none
 _LEVEL = 0.1  # RMS of the syllables, of full scale
@@ -45,51 +44,21 @@ def next_mode(mode: str) -> str:
     return names[(names.index(mode) + 1) % len(names)]
 
 
-class Hearing(Protocol):
-    """A microphone, as `devices.Microphone` is."""
-
-    def ear(self, timeout: float) -> Ear | None: ...
-    def backlog(self) -> float: ...
-    def trim(self, keep: float) -> float: ...
-
-
-class Speaking(Protocol):
-    """A loudspeaker, as `devices.Loudspeaker` is."""
-
-    @property
-    def playback(self) -> Playback | None: ...
-
-
 class EchoFree:
     """What a microphone hears without the echo of a loudspeaker: a source for the pipeline.
 
-    Devices may be closed and opened again meanwhile; what was learnt of an echo is forgotten then. `read` and `trim` belong to
-    one thread; the mode may be set, and the state be asked for, on any.
+    Devices may be closed and opened again meanwhile; what was learnt of an echo is forgotten then. While there is no
+    loudspeaker, silence counts as what it plays. `read` and `trim` belong to one thread; the mode may be set, and the state be
+    asked for, on any.
 
-    Parameters
-    ----------
-    microphone, loudspeaker
-        The ends. While there is no loudspeaker, silence counts as what it plays.
-    mode
-        "auto": an echo is taken away while there is one; "on": always; "off": no echo is taken away.
-    noise_suppression, gain_control
-        What is done besides (see `msh_native.VoiceEnhancer`).
-
-    Attributes
-    ----------
-    figures
-        What echo there was so far.
-
-    Raises
-    ------
-    ValueError
-        There is no such mode.
+    `mode` is one of `MODES`; another is a ValueError. `noise_suppression` and `gain_control` are done besides (see
+    `msh_native.VoiceEnhancer`). `figures` tell what echo there was so far.
     """
 
     def __init__(
         self,
-        microphone: Hearing,
-        loudspeaker: Speaking,
+        microphone: Microphone,
+        loudspeaker: Loudspeaker,
         mode: str = "auto",
         *,
         noise_suppression: bool = False,
@@ -103,11 +72,11 @@ class EchoFree:
         if noise_suppression or gain_control:
             self._enhancer = VoiceEnhancer(noise_suppression=noise_suppression, gain_control=gain_control)
         self._ear: Ear | None = None
-        self._playback: Playback | None = None  # whose echo the ear takes away
+        self._playback: Playback | None = None  # whose echo the ear removes
 
     @property
     def mode(self) -> str:
-        """When an echo is taken away."""
+        """When an echo is removed."""
         return self._canceller.mode
 
     @mode.setter
@@ -117,15 +86,7 @@ class EchoFree:
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for `n` samples, a multiple of 64, or of 960 where more is done than cancelling, at most `timeout` seconds.
 
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time; nothing is lost then.
-
-        Raises
-        ------
-        ValueError
-            `n` is not such a multiple.
+        Return `[n]` float32, or None if they did not come in time; nothing is lost then. Another `n` is a ValueError.
         """
         ear, playback = self._microphone.ear(timeout), self._loudspeaker.playback
         if not ear:
@@ -165,10 +126,6 @@ class EchoFree:
 # ---- a measurement -------------------------------------------------------------------------------------------------------
 
 
-class Playing(Speaking, SoundOutput, Protocol):
-    """A loudspeaker that can be written to, as `devices.Loudspeaker` is."""
-
-
 @dataclass(frozen=True)
 class EchoMeasure:
     """The echo of a sound: `level` in dB of what was played, `removed` in dB once a second had passed, `delay` in seconds.
@@ -183,22 +140,10 @@ class EchoMeasure:
     delay: float | None = None
 
 
-def measure_echo(
-    microphone: Hearing, loudspeaker: Playing, *, progress: Callable[[], None] = lambda: None
-) -> EchoMeasure:
-    """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is taken away.
+def measure_echo(microphone: Microphone, loudspeaker: Loudspeaker) -> EchoMeasure:
+    """Play three seconds of noise with the rhythm of speech. Measure how much of it is heard, and how much is removed.
 
-    Parameters
-    ----------
-    microphone, loudspeaker
-        Open, and not used by anything else meanwhile.
-    progress
-        Called a dozen times a second. It may raise an exception to end the measurement.
-
-    Raises
-    ------
-    MshError
-        The microphone gives no sound.
+    Both devices are open, and not used by anything else meanwhile. Raise MshError if the microphone gives no sound.
     """
     source = EchoFree(microphone, loudspeaker, "auto")
     sound = syllables(_SOUND)
@@ -213,7 +158,6 @@ def measure_echo(
             raise MshError("The microphone gives no sound", "choose another one with --input-device")
         heard.append(source.heard())
         clean.append(pcm)
-        progress()
     return _judged(np.concatenate(heard), np.concatenate(clean), sound, source.state().delay)
 
 

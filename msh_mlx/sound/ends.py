@@ -11,26 +11,22 @@ import contextlib
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from msh_native import Capture, Ear, Mouth, Playback
 
 from ..errors import MshError
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
-from .devices import NOUN, Device, Kind
+from .devices import NOUN, Device, Kind, describe_format
 from .mixing import opposed
-from .portaudio import ANSWER, PORTAUDIO, Ring, SoundSystem, Stream, StreamError, open_sounddevice, within
-
-if TYPE_CHECKING:
-    from msh_native import Ear, Mouth, Playback
+from .portaudio import ANSWER, PORTAUDIO, PortAudio, Stream, StreamError, open_sounddevice, within
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
 CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
-
-
-# ---- one microphone, one loudspeaker -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -51,36 +47,22 @@ class _Sums:
     clipped: int = 0
     peak: float = 0.0
 
-    @classmethod
-    def of(cls, ring: Ring, since: int = 0) -> _Sums:
-        """Return the sums of all sound of a ring, and the peak of what came after `since` samples."""
-        stats = ring.stats(since)
-        return cls(stats["samples"], stats["energy"], stats.get("clipped", 0), stats["peak"])
-
 
 _LEVELS = ("energy", "clipped", "peak")  # the stats of a ring that `level` reports
-_COUNTS = {  # stats that count on when a stream is opened again; True: they count samples at the device's rate
-    "callbacks": False,
-    "underruns": False,
-    "device_overflows": False,
-    "device_underflows": False,
-    "samples": True,
-    "silent": True,
-    "lost": True,
-    "trimmed": True,
-    "inserted": True,
-}
-_SAMPLES = ("cushion", "queued")  # further stats in samples at the device's rate
+_COUNTED = ("samples", "silent", "lost", "trimmed", "inserted")
+_SAMPLES = (*_COUNTED, "cushion", "queued")  # stats in samples at the device's rate
+_COUNTS = (*_COUNTED, "callbacks", "underruns", "device_overflows", "device_underflows")  # go on with the next stream
 
 
 @dataclass(frozen=True)
 class _Line:
-    """An open stream and its ring."""
+    """An open stream, its ring, and the ring's side at 24 kHz: an `Ear` or a `Mouth`."""
 
     device: Device
     rate: int
     channels: int
     ring: Any
+    side: Any
     stream: Stream
     opened: float
     before: Mapping[str, float]  # counts of the streams before it
@@ -88,13 +70,10 @@ class _Line:
     def stats(self) -> dict[str, Any]:
         """Return the ring's stats, without levels. Counts include earlier streams; samples are counted at 24 kHz."""
         stats: dict[str, Any] = {name: value for name, value in self.ring.stats().items() if name not in _LEVELS}
-        for name in _SAMPLES:
-            if name in stats:
-                stats[name] = round(stats[name] * SAMPLE_RATE / self.rate)
-        for name, samples in _COUNTS.items():
-            if name in stats:
-                count = round(stats[name] * SAMPLE_RATE / self.rate) if samples else stats[name]
-                stats[name] = count + self.before.get(name, 0)
+        for name in stats.keys() & _SAMPLES:
+            stats[name] = round(stats[name] * SAMPLE_RATE / self.rate)
+        for name in stats.keys() & _COUNTS:
+            stats[name] += self.before.get(name, 0)
         return stats
 
 
@@ -103,9 +82,8 @@ class _End(ABC):
 
     kind: Kind
 
-    def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
+    def __init__(self, system: PortAudio = PORTAUDIO) -> None:
         self._system = system
-        self._formats = formats
         self._line: _Line | None = None
         self._latest: _Line | None = None  # stays after closing, for figures
         self._lock = threading.Lock()  # levels are asked for on one thread, and streams opened on another
@@ -113,15 +91,11 @@ class _End(ABC):
         self._rest = _Sums()  # of earlier rings since then
 
     @abstractmethod
-    def _ring(self, rate: int, channels: int) -> Ring:
-        """Return a new ring for a device with that rate and so many channels."""
+    def _ring(self, rate: int, channels: int) -> tuple[Any, Any]:
+        """Return a new ring for a device with that rate and so many channels, and its side at 24 kHz."""
 
     @abstractmethod
-    def _opened(self, line: _Line) -> None:
-        """Use a new stream from now on."""
-
-    @abstractmethod
-    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+    def _formats(self, device: Device) -> list[tuple[int, int]]:
         """Return the rates and numbers of channels to try, the first one first."""
 
     def open(self, device: Device) -> None:
@@ -140,13 +114,11 @@ class _End(ABC):
             self._rest = self._untold()
             self._told = _Sums()
             self._line = self._latest = line
-        self._opened(line)
 
     def _open(self, device: Device) -> _Line:
-        formats = self._formats or self._usual_formats(device)
         trouble: StreamError | None = None
-        for rate, channels in dict.fromkeys(formats):
-            ring = self._ring(rate, channels)
+        for rate, channels in dict.fromkeys(self._formats(device)):
+            ring, side = self._ring(rate, channels)
             try:
                 stream = self._system.open(device, self.kind, rate, channels, ring)
             except StreamError as error:
@@ -155,7 +127,7 @@ class _End(ABC):
                     break
             else:
                 before = {name: count for name, count in self.stats().items() if name in _COUNTS}
-                return _Line(device, rate, channels, ring, stream, monotonic(), before)
+                return _Line(device, rate, channels, ring, side, stream, monotonic(), before)
         assert trouble
         raise trouble
 
@@ -205,8 +177,8 @@ class _End(ABC):
         rest, line = self._rest, self._latest
         if not line:
             return rest
-        told, now = self._told, _Sums.of(line.ring, self._told.samples)
-        self._told = now
+        told, stats = self._told, line.ring.stats(self._told.samples)
+        self._told = now = _Sums(stats["samples"], stats["energy"], stats.get("clipped", 0), stats["peak"])
         return _Sums(
             rest.samples + now.samples - told.samples,
             rest.energy + now.energy - told.energy,
@@ -219,38 +191,27 @@ class _End(ABC):
         line = self._line
         if not line:
             return f"no {NOUN[self.kind]}"
-        channels = {1: "mono", 2: "stereo"}.get(line.channels, f"{line.channels} channels")
-        return f"{line.device.name}, {line.rate} Hz {channels}, {1000 * line.stream.latency:.0f} ms"
+        return f"{line.device.name}, {describe_format(line.rate, line.channels)}, {1000 * line.stream.latency:.0f} ms"
 
 
 class Microphone(_End):
     """The user's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
 
     The device's channels are mixed so that a voice on any of them is heard, as `msh_native.Mixer` says.
-
-    Parameters
-    ----------
-    system
-        Where the devices are.
-    formats
-        Rates and numbers of channels to try, in that order, instead of all channels at 24 kHz and at the device's own rate,
-        and then fewer.
     """
 
     kind = "input"
-    _ear: Ear | None = None
 
-    def __init__(self, system: SoundSystem = PORTAUDIO, *, formats: Sequence[tuple[int, int]] | None = None) -> None:
-        super().__init__(system, formats=formats)
+    def __init__(self, system: PortAudio = PORTAUDIO) -> None:
+        super().__init__(system)
         self._available = threading.Event()
         self._noted: set[str] = set()
 
-    def _ring(self, rate: int, channels: int) -> Ring:
-        from msh_native import Capture
+    def _ring(self, rate: int, channels: int) -> tuple[Capture, Ear]:
+        ring = Capture(rate, channels=channels)
+        return ring, Ear(ring)
 
-        return Capture(rate, channels=channels)
-
-    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+    def _formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.microphones
         # A system that gives fewer channels than there are leaves some out, or averages them.
         return [(rate, channels) for channels in (most, min(2, most), 1) for rate in (SAMPLE_RATE, own)]
@@ -275,32 +236,27 @@ class Microphone(_End):
                 return note
         return None
 
-    def _opened(self, line: _Line) -> None:
-        from msh_native import Ear
-
-        self._ear = Ear(line.ring)
+    def open(self, device: Device) -> None:
+        """Open a stream of `device`, and end the waiting for one."""
+        super().open(device)
         self._available.set()
 
     def close(self) -> None:
         """Close the stream, promptly even if its device is gone; `read` waits until it is opened again."""
         self._available.clear()
-        self._ear = None
         super().close()
 
     def ear(self, timeout: float = 0.0) -> Ear | None:
         """Return the ear of the open stream. Wait at most `timeout` seconds for one; None if there is none then."""
-        ear = self._ear
-        if not ear:
+        line = self._line
+        if not line:
             self._available.wait(timeout)
-        return ear
+        return line.side if line else None
 
     def read(self, n: int, timeout: float) -> Pcm | None:
         """Wait for the next `n` samples, at most `timeout` seconds.
 
-        Returns
-        -------
-        pcm
-            `[n]` float32, or None if they did not come in time, as while there is no device.
+        Return `[n]` float32, or None if they did not come in time, as while there is no device.
         """
         ear = self.ear(timeout)
         return ear.read(n, timeout) if ear else None
@@ -317,40 +273,24 @@ class Microphone(_End):
 
 
 class Loudspeaker(_End):
-    """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
-
-    Parameters
-    ----------
-    system
-        Where the devices are.
-    formats
-        Rates and numbers of channels to try, in that order, instead of 24 kHz mono and then the device's own.
-    """
+    """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it."""
 
     kind = "output"
-    _mouth: Mouth | None = None
 
-    def _ring(self, rate: int, channels: int) -> Ring:
-        from msh_native import Playback
+    def _ring(self, rate: int, channels: int) -> tuple[Playback, Mouth]:
+        ring = Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
+        return ring, Mouth(ring)
 
-        return Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
-
-    def _usual_formats(self, device: Device) -> list[tuple[int, int]]:
+    def _formats(self, device: Device) -> list[tuple[int, int]]:
         own, most = round(device.rate), device.output_channels
         return [(SAMPLE_RATE, 1), (own, 1), (own, min(2, most)), (own, most)]
 
-    def _opened(self, line: _Line) -> None:
-        from msh_native import Mouth
-
-        self._mouth = Mouth(line.ring)
-
     def close(self) -> None:
         """Fade out and close the stream, promptly even if its device is gone; what is written then is forgotten."""
-        line, mouth = self._line, self._mouth
-        if line and mouth and not self.lost:
-            mouth.clear()
+        line = self._line
+        if line and not self.lost:
+            line.side.clear()
             sleep(min(line.stream.latency + 0.01, 0.1))
-        self._mouth = None
         super().close()
 
     @property
@@ -361,28 +301,24 @@ class Loudspeaker(_End):
 
     def write(self, pcm: Pcm) -> None:
         """Play `[n]` float32. Never waits."""
-        if mouth := self._mouth:
-            mouth.write(pcm)
+        if line := self._line:
+            line.side.write(pcm)
 
     def pause(self) -> None:
         """Say that nothing follows for now: what waits is played to its end, and silence after it is not an underrun."""
-        if mouth := self._mouth:
-            mouth.pause()
+        if line := self._line:
+            line.side.pause()
 
     def clear(self) -> None:
         """Fade out what is playing, and forget the rest."""
-        if mouth := self._mouth:
-            mouth.clear()
+        if line := self._line:
+            line.side.clear()
 
     def queued(self) -> float:
         """Return how much sound waits to be played, in seconds."""
-        mouth = self._mouth
-        return mouth.queued() if mouth else 0.0
+        line = self._line
+        return line.side.queued() if line else 0.0
 
     def cushion(self) -> float:
         """Return how much sound should wait to be played, in seconds."""
         return float(self.stats().get("cushion", 0)) / SAMPLE_RATE
-
-    def underruns(self) -> int:
-        """Return how often the loudspeaker ran dry so far."""
-        return int(self.stats().get("underruns", 0))

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 
 from ..errors import MshError
 from ..format import SAMPLE_RATE, Pcm
+from .ends import Loudspeaker, Microphone
 
 _BLOCK = 240  # samples that are read at a time
 _AHEAD = 0.03  # seconds of sound that the loudspeaker has beyond its cushion
@@ -24,21 +24,6 @@ _LEVEL = 0.5  # of full scale
 _CLEAR = 8.0  # times the noise after the matched filter; noise alone exceeds five of them in one round of fifty
 _FAINTEST = 1e-3  # of the matched filter: below it there is nothing but rounding
 _AGREE = 0.02  # seconds within which round trips are the same, on a machine that may be busy
-
-
-class SoundInput(Protocol):
-    """A microphone, mono float32 at 24 kHz."""
-
-    def read(self, n: int, timeout: float) -> Pcm | None: ...
-    def backlog(self) -> float: ...
-
-
-class SoundOutput(Protocol):
-    """A loudspeaker, mono float32 at 24 kHz."""
-
-    def write(self, pcm: Pcm) -> None: ...
-    def queued(self) -> float: ...
-    def cushion(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -55,28 +40,17 @@ class RoundTrip:
 
 
 def measure_latency(
-    microphone: SoundInput,
-    loudspeaker: SoundOutput,
+    microphone: Microphone,
+    loudspeaker: Loudspeaker,
     *,
     rounds: int = 7,
-    progress: Callable[[int], None] | None = None,
     clock: Callable[[], float] = perf_counter,
 ) -> RoundTrip:
     """Play short chirps and find them in what the microphone hears.
 
     A sound's way begins when the loudspeaker's queue gives it to the device, and ends when the device has given it to the
-    program, blocks of the device included. It takes a little over a second a round.
-
-    Parameters
-    ----------
-    microphone, loudspeaker
-        Open, and used by nobody else meanwhile.
-    rounds
-        How many chirps.
-    progress
-        Is told how many were played, after each.
-    clock
-        Seconds, on the clock that the devices live by.
+    program, blocks of the device included. It takes a little over a second a round. Both devices are open, and not used by
+    anything else meanwhile; `clock` gives the seconds of the clock that they live by.
 
     Raises
     ------
@@ -85,13 +59,7 @@ def measure_latency(
     """
     ends = _Ends(microphone, loudspeaker, clock)
     ends.listen(_SETTLE)
-    delays = []
-    for played in range(1, rounds + 1):
-        delay = _round(ends)
-        if delay is not None:
-            delays.append(delay)
-        if progress:
-            progress(played)
+    delays = [delay for _ in range(rounds) if (delay := _round(ends)) is not None]
     median = float(np.median(delays)) if delays else 0.0
     agreeing = [delay for delay in delays if abs(delay - median) <= _AGREE]
     # Sounds that agree on a delay were heard; something else that was taken for them would come at any time.
@@ -133,7 +101,7 @@ class _Ends:
     time that so many samples last, is when the device moved.
     """
 
-    def __init__(self, microphone: SoundInput, loudspeaker: SoundOutput, clock: Callable[[], float]) -> None:
+    def __init__(self, microphone: Microphone, loudspeaker: Loudspeaker, clock: Callable[[], float]) -> None:
         self._microphone = microphone
         self._loudspeaker = loudspeaker
         self._clock = clock

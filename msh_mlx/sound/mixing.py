@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..format import Pcm
+from ..system.words import listed
 
 
 class Mix:
@@ -18,17 +19,15 @@ class Mix:
         from msh_native import Mixer
 
         self._mixer = Mixer(rate, channels)
-        self._mono = channels == 1
         self._told = False
 
     def __call__(self, block: npt.NDArray[Any]) -> Pcm:
         """Return `[n]` float32 of `[n, channels]`."""
-        samples: Pcm = np.ascontiguousarray(block, np.float32)
-        return samples[:, 0] if self._mono else self._mixer.mix(samples)
+        return self._mixer.mix(np.ascontiguousarray(block, np.float32))
 
     def note(self, name: str) -> str | None:
         """Return a sentence on the channels of `name` that are left out. None: there are none, or it was said before."""
-        if self._told or self._mono or not (left_out := self._mixer.left_out):
+        if self._told or not (left_out := self._mixer.left_out):
             return None
         self._told = True
         return opposed(name, left_out)
@@ -36,10 +35,9 @@ class Mix:
 
 def opposed(name: str, channels: Sequence[int]) -> str:
     """Write the sentence that some channels, numbered from 0, are in opposite phase and are left out."""
-    numbers = [str(channel + 1) for channel in channels]
-    if len(numbers) == 1:
-        return (
-            f"Channel {numbers[0]} of {name} is in opposite phase to another, which would silence both; it is left out."
-        )
-    listed = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
-    return f"Channels {listed} of {name} are in opposite phase to another, which would silence them; they are left out."
+    numbers = listed(str(channel + 1) for channel in channels)
+    if len(channels) == 1:
+        return f"Channel {numbers} of {name} is in opposite phase to another, which would silence both; it is left out."
+    return (
+        f"Channels {numbers} of {name} are in opposite phase to another, which would silence them; they are left out."
+    )

@@ -16,8 +16,6 @@ from ..errors import ProtocolError
 
 # Hz: Ogg counts Opus's sound at this rate, whatever rate it was recorded at (RFC 7845, section 4).
 GRANULE_RATE = 48_000
-# 27 bytes, 255 lengths of segments, 255 segments of 255 bytes (RFC 3533, section 6).
-MAX_PAGE = 27 + 255 + 255 * 255
 # The longest packet, in samples at 48 kHz: 120 ms (RFC 6716, section 3.4).
 MAX_PACKET_SAMPLES = 5760
 # The largest packet of one stream, in bytes (RFC 7845, section 6).
@@ -75,8 +73,8 @@ class Page:
         return sum(self.durations)
 
 
-# The samples of a frame at 48 kHz by the configuration in the TOC byte (RFC 6716, table 2): SILK, hybrid, CELT.
-_FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+# The samples of an Opus frame at 48 kHz by the configuration in the TOC byte (RFC 6716, table 2): SILK, hybrid, CELT.
+_OPUS_FRAME_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
 
 def packet_samples(packet: bytes) -> int:
@@ -85,15 +83,15 @@ def packet_samples(packet: bytes) -> int:
     Raises
     ------
     ProtocolError
-        The packet is empty, lacks its number of frames, or is longer than 120 ms.
+        The packet is empty, lacks its number of Opus frames, or is longer than 120 ms.
     """
     if not packet:
         raise ProtocolError("An Opus packet is empty.")
     code = packet[0] & 3
     if code == 3 and len(packet) < 2:
-        raise ProtocolError("An Opus packet does not say how many frames it has.")
-    frames = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
-    samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
+        raise ProtocolError("An Opus packet does not say how many Opus frames it has.")
+    count = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
+    samples = count * _OPUS_FRAME_SAMPLES[packet[0] >> 3]
     if not 0 < samples <= MAX_PACKET_SAMPLES:
         raise ProtocolError(f"An Opus packet has {samples / 48:g} ms; up to 120 ms are possible.")
     return samples

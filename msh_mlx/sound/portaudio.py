@@ -8,62 +8,35 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import MshError
 from ..format import SAMPLE_RATE
 from .devices import NOUN, Device, Kind, device_table, no_device
+
+if TYPE_CHECKING:
+    from msh_native import Capture, Playback
 
 T = TypeVar("T")
 _LATENCY = 0.02  # seconds that PortAudio is asked for; less costs a callback every other millisecond on some systems
 ANSWER = 10.0  # seconds within which the sound system has to open a stream
 
 
-class Ring(Protocol):
-    """A `Capture` or a `Playback` of `msh_native`. PortAudio gets the addresses of its callback and its data."""
-
-    @property
-    def callback(self) -> int: ...
-    @property
-    def userdata(self) -> int: ...
-    def stats(self, since: int = 0) -> dict[str, Any]: ...
-
-
-class Stream(Protocol):
-    """A running stream. `latency` is PortAudio's own, in seconds."""
-
-    @property
-    def active(self) -> bool: ...
-    @property
-    def latency(self) -> float: ...
-    def close(self) -> None: ...
-
-
-class SoundSystem(Protocol):
-    """The part of PortAudio that is used here. Calls may take long, and may be made on any thread."""
-
-    def devices(self) -> list[Device]: ...
-    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream: ...
-    def refresh(self) -> None: ...
-
-
 class PortAudio:
     """PortAudio through the package sounddevice, which is imported when it is first needed.
 
-    PortAudio cannot be used on several threads at a time, so each call waits for the one before.
+    Calls may take long, and may be made on any thread. PortAudio cannot be used on several at a time, so each call waits for
+    the one before.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._streams: set[_PortAudioStream] = set()
+        self._streams: set[Stream] = set()
 
     def devices(self) -> list[Device]:
         """Return all devices, as they were when PortAudio was initialised.
 
-        Raises
-        ------
-        MshError
-            The PortAudio library is missing or does not start.
+        Raise MshError if the PortAudio library is missing or does not start.
         """
         with self._lock:
             sd = open_sounddevice()
@@ -87,14 +60,8 @@ class PortAudio:
                 for info in infos
             ]
 
-    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream:
-        """Open a stream that calls the callback of `ring`, and start it.
-
-        Raises
-        ------
-        StreamError
-            PortAudio refuses. The message says why.
-        """
+    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Capture | Playback) -> Stream:
+        """Open a stream that calls the callback of `ring`, and start it. Raise StreamError if PortAudio refuses."""
         with self._lock:
             sd = open_sounddevice()
             try:
@@ -117,17 +84,14 @@ class PortAudio:
                     raise
             except sd.PortAudioError as error:
                 raise StreamError(device, kind, *error.args) from None
-            opened = _PortAudioStream(self, stream, ring)
+            opened = Stream(self, stream, ring)
             self._streams.add(opened)
             return opened
 
     def refresh(self) -> None:
         """Initialise PortAudio again. Only so does it notice which devices came and went.
 
-        Raises
-        ------
-        MshError
-            A stream is open, or PortAudio does not start.
+        Raise MshError if a stream is open, or PortAudio does not start.
         """
         with self._lock:
             if self._streams:
@@ -140,17 +104,21 @@ class PortAudio:
             except sd.PortAudioError as error:
                 raise _no_start(error) from None
 
-    def _close(self, stream: _PortAudioStream) -> None:
+    def close(self, stream: Stream) -> None:
+        """Close a stream, once."""
         with self._lock:
             if stream in self._streams:
                 stream.stream.close()
                 self._streams.discard(stream)
 
 
-class _PortAudioStream:
-    """A stream of sounddevice. It keeps its ring alive for as long as PortAudio may call the callback."""
+class Stream:
+    """A running stream. It keeps its ring alive for as long as PortAudio may call the callback.
 
-    def __init__(self, system: PortAudio, stream: Any, ring: Ring) -> None:
+    `stream` is sounddevice's. `latency` is PortAudio's own, in seconds.
+    """
+
+    def __init__(self, system: PortAudio, stream: Any, ring: Capture | Playback) -> None:
         self._system = system
         self._ring = ring
         self.stream = stream
@@ -164,7 +132,7 @@ class _PortAudioStream:
             return False
 
     def close(self) -> None:
-        self._system._close(self)
+        self._system.close(self)
 
 
 class StreamError(MshError):
@@ -213,12 +181,7 @@ PORTAUDIO = PortAudio()  # the library has one state for the whole process
 def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
     """Call `call()` on another thread, and return its result. A signal or the deadline ends the waiting.
 
-    If the call ends later, its result goes to `discard`.
-
-    Raises
-    ------
-    MshError
-        The call takes longer than `seconds`, or fails with a MshError.
+    If the call ends later, its result goes to `discard`. Raise MshError if it takes longer than `seconds`.
     """
     future: Future[T] = Future()
 
@@ -241,24 +204,15 @@ def within(seconds: float, call: Callable[[], T], discard: Callable[[T], object]
         raise
 
 
-def find_devices(system: SoundSystem = PORTAUDIO) -> list[Device]:
-    """Return all devices.
-
-    Raises
-    ------
-    MshError
-        The PortAudio library is missing, or does not start or answer.
-    """
+def find_devices(system: PortAudio = PORTAUDIO) -> list[Device]:
+    """Return all devices. Raise MshError if the PortAudio library is missing, or does not start or answer."""
     return within(ANSWER, system.devices)
 
 
-def list_devices(*, as_json: bool = False, system: SoundSystem = PORTAUDIO) -> str:
+def list_devices(*, as_json: bool = False, system: PortAudio = PORTAUDIO) -> str:
     """Return all devices: as a table for a terminal, with the defaults marked, or as lines of JSON.
 
-    Raises
-    ------
-    MshError
-        As `find_devices`, or there is no device at all.
+    Raise MshError as `find_devices` does, and if there is no device at all.
     """
     devices = find_devices(system)
     if not devices:

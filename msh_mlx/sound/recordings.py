@@ -15,7 +15,6 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,27 +24,24 @@ import soxr
 
 from ..errors import InputError, MshError
 from ..format import Pcm
+from ..system.inputs import cannot_read
 from ..system.places import temporary_file, user_path
+from .chunks import HeaderReader, Numbers, follow_chunks, patched, read_header
+from .compressed import find_sections, goes_on
 from .containers import (
     HELD_BACK,
     MAGIC,
     RATES,
     Ahead,
-    HeaderReader,
-    Numbers,
     Pieces,
-    Stream,
+    Section,
+    Source,
+    beginnings,
     cut_off,
-    find_beginning,
-    find_streams,
-    follow_chunks,
     foreign,
-    goes_on,
     not_audio,
     not_read,
-    patched,
-    read_header,
-    untagged,
+    past_tags,
 )
 from .mixing import Mix
 
@@ -64,25 +60,22 @@ class _GoesOnError(Exception):
 
 
 class _Part(ABC):
-    """One of the recordings in a file, where others may follow it: its rate, its channels, and its length in samples per
-    channel, if that is known.
+    """One of the recordings in a file, where others may follow it: its rate, its channels, and its length, if that is known.
 
     `following` are the parts that were found behind it while it was read. `checked` says that nothing can be wrong with it.
     `temporary` is a file to close with it.
     """
 
-    temporary: BinaryIO | None = None
     rate: int
     channels: int
-    samples: int | None
-    checked: bool
-
-    def __init__(self) -> None:
-        self.following: list[_Part] = []
+    seconds: float | None
+    following: Sequence[_Part] = ()
+    checked = False
+    temporary: BinaryIO | None = None
 
     @abstractmethod
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
-        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the streams that follow each other.
+        """Yield rate, channels and blocks `[samples, channels]`, float32 or float64, of the sections that follow each other.
 
         Raise InputError or _CutOffError if one is cut off or damaged.
         """
@@ -99,8 +92,8 @@ class Recording:
 
     def __init__(self, name: str, file: BinaryIO, parts: list[_Part], *, can_reopen: bool) -> None:
         self.name, self.rate, self.channels = name, parts[0].rate, parts[0].channels
-        lengths = [None if part.samples is None else part.samples * self.rate / part.rate for part in parts]
-        self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
+        seconds = _total(part.seconds for part in parts)
+        self.samples = None if seconds is None else round(seconds * self.rate)
         self.can_reopen = can_reopen
         self.notes: list[str] = []
         self._file = file
@@ -129,7 +122,7 @@ class Recording:
                 "save each alone",
             ) from None
         except OSError as error:
-            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from None
+            raise cannot_read(self.name, error) from None
         if not self._heard:
             raise InputError(f"{self.name} holds no sound (0 samples).")
 
@@ -138,18 +131,16 @@ class Recording:
         begin, count = self._heard, 0
         mix = Mix(rate, channels)
         for block in blocks:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 block = block.astype(np.float32, copy=False)
             finite = np.isfinite(block).all(axis=1)
             if not finite.all():
                 second = begin + (count + int(np.argmin(finite))) / rate
-                raise InputError(
-                    f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s; export it again."
-                )
+                what = f"{self.name} has samples that are not finite numbers, the first at {second:.3f} s"
+                raise InputError(what, "export it again")
             if len(block) and (loudest := float(np.abs(block).max())) > _MAX_SAMPLE:
-                raise InputError(
-                    f"{self.name} has samples up to {loudest:.3g}, and sound lies between -1 and 1; export it again."
-                )
+                what = f"{self.name} has samples up to {loudest:.3g}, and sound lies between -1 and 1"
+                raise InputError(what, "export it again")
             count += len(block)
             self._heard = begin + count / rate
             yield mix(block)
@@ -172,17 +163,15 @@ class Recording:
     def __enter__(self) -> Recording:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def open_recording(path: str) -> Recording:
     """Open a recording: WAV, FLAC, OGG or MP3, at any rate, with any channels. `-` is standard input, `~` the home folder.
 
-    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or frames of a regular file are
-    checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
+    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or MPEG frames of a regular file
+    are checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
     stored in a temporary file without a name.
 
     Raises
@@ -193,29 +182,27 @@ def open_recording(path: str) -> Recording:
     name = "The standard input" if path == STDIN else path
     if not path:
         raise InputError("The name of a recording is empty.")
+    place = 0 if path == STDIN else user_path(path)
     try:
-        file: BinaryIO = open(0 if path == STDIN else user_path(path), "rb", closefd=path != STDIN)  # noqa: SIM115
+        file: BinaryIO = open(place, "rb", closefd=path != STDIN)  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"There is no recording {path}.") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give a recording.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise InputError(f"{path} is a folder", "give a recording") from None
+    except OSError as error:
+        raise cannot_read(name, error) from None
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read: {error}.") from None
     try:
-        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        if regular:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return Recording(name, file, _examine(file, name), can_reopen=path != STDIN)
         if os.isatty(file.fileno()):
-            raise InputError(f"{name} is a terminal; pipe a recording into it, or name a file.")
+            raise InputError(f"{name} is a terminal", "pipe a recording into it, or name a file")
         return Recording(name, file, _examine_stream(Ahead(file), name), can_reopen=False)
-    except MshError:
+    except BaseException as error:
         file.close()
-        raise
-    except OSError as error:
-        file.close()
-        raise InputError(f"{name} cannot be read: {error.strerror or error}.") from None
-    except BaseException:
-        file.close()
+        if isinstance(error, OSError) and not isinstance(error, MshError):
+            raise cannot_read(name, error) from None
         raise
 
 
@@ -227,22 +214,15 @@ def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
     InputError
         As `Recording.blocks`.
     """
-    frame, filled = np.zeros(size, np.float32), 0
-    count = 0
+    rest, count = np.zeros(0, np.float32), 0
     for block in resample(recording.blocks(), recording.rate, rate):
-        begin = 0
-        while begin < len(block):
-            end = min(len(block), begin + size - filled)
-            frame[filled : filled + end - begin] = block[begin:end]
-            filled += end - begin
-            begin = end
-            if filled == size:
-                yield frame
-                count += 1
-                frame, filled = np.zeros(size, np.float32), 0
+        rest = np.concatenate([rest, block])
+        whole = len(rest) // size
+        yield from rest[: whole * size].reshape(whole, size)
+        rest, count = rest[whole * size :], count + whole
     # A recording of one or two samples may have none at the lower rate. It is still one frame.
-    if filled or not count:
-        yield frame
+    if len(rest) or not count:
+        yield np.pad(rest, (0, size - len(rest)))
 
 
 def resample(blocks: Iterable[Pcm], rate: int, new_rate: int) -> Iterator[Pcm]:
@@ -268,21 +248,14 @@ def to_int16(pcm: Pcm) -> npt.NDArray[np.int16]:
 def wav_header(rate: int, channels: int, size: int) -> bytes:
     """Return the 44 bytes that begin a WAV file with `size` bytes of 16-bit sound."""
     step = 2 * channels
-    fmt = struct.pack("<HHIIHH", 1, channels, rate, rate * step, step, 16)
-    return b"RIFF%sWAVEfmt %s%sdata%s" % tuple(
-        part if isinstance(part, bytes) else struct.pack("<I", part) for part in (36 + size, 16, fmt, size)
-    )
+    begin = struct.pack("<4sI8sI", b"RIFF", 36 + size, b"WAVEfmt ", 16)
+    return begin + struct.pack("<HHIIHH4sI", 1, channels, rate, rate * step, step, 16, b"data", size)
 
 
 class WavWriter:
-    """Writes a 16-bit WAV file, block by block. Where `file` cannot seek, the header does not tell the length.
+    """Writes a 16-bit WAV file, block by block, into a file that is open for writing. It does not close the file.
 
-    Parameters
-    ----------
-    file
-        A file open for writing bytes, at the place where the WAV file begins. It is not closed.
-    rate, channels
-        Samples a second, and the number of channels.
+    Where `file` cannot seek, the header does not tell the length. `rate` is in samples a second.
     """
 
     def __init__(self, file: BinaryIO, rate: int, channels: int) -> None:
@@ -303,7 +276,7 @@ class WavWriter:
         """
         data = to_int16(pcm).tobytes()
         if self._begin is not None and self._size + len(data) > 0xFFFFFFFF - 36:
-            raise MshError("The reply would pass 4 GiB, where WAV files end; give --steps or shorter recordings.")
+            raise MshError("The reply would pass 4 GiB, where WAV files end", "give --steps or shorter recordings")
         self._file.write(data)
         self._size += len(data)
 
@@ -315,47 +288,43 @@ class WavWriter:
             self._file.seek(0, os.SEEK_END)
 
 
-def _examine(file: BinaryIO, name: str) -> list[_Part]:
-    """Find the recordings in a file that can seek, one behind the other."""
+def _examine(file: BinaryIO, name: str, *before: _Part) -> list[_Part]:
+    """Find the recordings in a file that can seek, one behind the other. They follow those of `before`."""
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise _empty(name)
-    parts: list[_Part] = []
-    begin: int | None = 0
-    while begin is not None:
+    parts = list(before)
+    following: int | None = 0
+    while following is not None:
         if parts:
-            _check_following(_head(file, begin), name, parts)
-        rest, length = untagged(io.BufferedReader(Pieces(file, [(begin, size)])))
-        if parts and not length:
+            file.seek(following)
+            _check_following(file.read(12), name, parts)
+        begin = past_tags(file, following, size)
+        if parts and begin == size:
             break  # a tag alone
-        part, following = _examine_one(rest, name, length)
+        part, following = _examine_one(io.BufferedReader(Pieces(file, [(begin, size)])), name, size - begin)
         parts.append(part)
-        begin = None if following is None else size - length + following
-    return parts
+        following = following and begin + following
+    return parts[len(before) :]
 
 
 def _empty(name: str) -> InputError:
     return InputError(f"{name} is empty (0 bytes).")
 
 
-def _head(file: BinaryIO, begin: int) -> bytes:
-    file.seek(begin)
-    return file.read(12)
-
-
 def _examine_one(file: BinaryIO, name: str, size: int) -> tuple[_Part, int | None]:
     """Return the recording that a file of `size` bytes begins with, and where the next one begins."""
-    reader = HeaderReader(file, name, file.read(12), size)
-    if numbers := read_header(reader):
-        if numbers.dtype:
-            return _Plain(Ahead(file), file, name, numbers), numbers.following
-        if not numbers.mpeg:
-            return _Decoded(file, name, [patched(numbers, file, name)]), numbers.following
-        assert numbers.size is not None
-        frames = io.BufferedReader(Pieces(file, [(numbers.offset, numbers.offset + numbers.size)]))
-        return _Decoded(frames, name, find_streams(frames, name, numbers.size)[0]), numbers.following
-    streams, following = find_streams(file, name, size)
-    return _Decoded(file, name, streams), following
+    numbers = read_header(HeaderReader(file, name, size))
+    if numbers is None:
+        sections, following = find_sections(file, name, size)
+        return _Decoded(file, name, sections), following
+    assert numbers.size is not None
+    sound = io.BufferedReader(Pieces(file, [(numbers.offset, numbers.offset + numbers.size)]))
+    if numbers.dtype:
+        return _Plain(Ahead(sound), name, numbers), numbers.following
+    if numbers.mpeg:
+        return _Decoded(sound, name, find_sections(sound, name, numbers.size)[0]), numbers.following
+    return _Decoded(file, name, [patched(numbers, file, name)]), numbers.following
 
 
 def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
@@ -373,58 +342,53 @@ def _examine_stream(stream: Ahead, name: str, *before: _Part) -> list[_Part]:
         raise not_read(name, other)
     if not (len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0) and not start.startswith(MAGIC):
         raise not_audio(name)
-    reader = HeaderReader(stream, name, stream.read(12), None)
+    reader = HeaderReader(stream, name, None)
     numbers = read_header(reader)
     if numbers and numbers.dtype:
-        return [_Plain(stream, None, name, numbers)]
+        return [_Plain(stream, name, numbers, before)]
     stream.unread(bytes(reader.seen))
-    spool = _spool(stream)
-    try:
-        parts = _examine(spool, name)
-    except BaseException:
-        spool.close()
-        raise
-    parts[0].temporary = spool
-    return parts
+    with contextlib.ExitStack() as stack:
+        spool = stack.enter_context(temporary_file())
+        while data := stream.read(1 << 16):
+            spool.write(data)
+        if parts := _examine(spool, name, *before):
+            parts[0].temporary = spool
+            stack.pop_all()
+        return parts
 
 
 def _check_following(start: bytes, name: str, before: Sequence[_Part]) -> None:
     if other := foreign(start):
-        lengths = [None if part.samples is None else part.samples / part.rate for part in before]
-        after = "" if None in lengths else f" after {sum(length or 0 for length in lengths):.2f} s"
+        seconds = _total(part.seconds for part in before)
+        after = "" if seconds is None else f" after {seconds:.2f} s"
         raise InputError(
             f"{name} goes on{after} with another recording, which is {other.name} and not read here",
             "save each alone, and convert that one",
         )
 
 
-def _spool(stream: Ahead) -> BinaryIO:
-    """Store the rest of a stream in a temporary file that has no name."""
-    spool = temporary_file()
-    try:
-        while data := stream.read(1 << 16):
-            spool.write(data)
-        spool.seek(0)
-    except BaseException:
-        spool.close()
-        raise
-    return spool
+def _total(lengths: Iterable[float | None]) -> float | None:
+    """Return the sum of lengths; None if one of them is not known."""
+    total = 0.0
+    for length in lengths:
+        if length is None:
+            return None
+        total += length
+    return total
 
 
 # ---- plain numbers -------------------------------------------------------------------------------------------------------
 
 
 class _Plain(_Part):
-    """Plain numbers in a file, or in a pipe, where `file` is None."""
+    """Plain numbers that are read from a stream: from that of a file, or from a pipe, behind the parts `before`."""
 
-    def __init__(self, stream: Ahead, file: BinaryIO | None, name: str, numbers: Numbers) -> None:
-        super().__init__()
+    def __init__(self, stream: Ahead, name: str, numbers: Numbers, before: Sequence[_Part] = ()) -> None:
         self.rate, self.channels = numbers.rate, numbers.channels
-        self._file = file
-        self._name, self._stream, self._numbers = name, stream, numbers
+        self._name, self._stream, self._numbers, self._before = name, stream, numbers, before
         self._step = int(numbers.dtype[-1]) * numbers.channels
         size = (numbers.promised or None) if numbers.size is None else numbers.size
-        self.samples = None if size is None else size // self._step
+        self.seconds = None if size is None else size // self._step / self.rate
         # Sizes were compared on opening, and whole numbers are always finite.
         self.checked = numbers.size is not None and "f" not in numbers.dtype
 
@@ -432,8 +396,6 @@ class _Plain(_Part):
         yield self.rate, self.channels, self._decoded()
 
     def _decoded(self) -> Iterator[npt.NDArray[Any]]:
-        if self._file:
-            self._file.seek(self._numbers.offset)
         piped = self._numbers.size is None
         # Where the sound may end. None: at the end of the stream only.
         end = promised = self._numbers.promised if piped else self._numbers.size
@@ -451,7 +413,7 @@ class _Plain(_Part):
             got += len(data)
             rest += data
             known = len(rest) if believed or ended else max(0, len(rest) - HELD_BACK)
-            if not believed and (at := find_beginning(rest)) is not None:
+            if not believed and (at := next(beginnings(rest), None)) is not None:
                 self._stream.unread(rest[at:])
                 known, ended = at, True
             whole = known // self._step * self._step
@@ -461,7 +423,8 @@ class _Plain(_Part):
         if got < (promised or 0):
             raise _CutOffError
         if piped and self._stream.peek(1):
-            self.following = _examine_stream(self._stream, self._name, self)
+            self.seconds = (got - len(rest)) // self._step / self.rate
+            self.following = _examine_stream(self._stream, self._name, *self._before, self)
 
     def _ends(self, size: int) -> bool:
         """Whether the sound in a pipe ends after `size` bytes.
@@ -479,8 +442,7 @@ class _Plain(_Part):
         return True
 
     def _decode(self, data: bytes) -> npt.NDArray[Any]:
-        dtype = self._numbers.dtype
-        order, kind, width = dtype[0], dtype[1], dtype[2]
+        order, kind, width = tuple(self._numbers.dtype)
         if width == "3":
             # The three bytes become the upper ones of 32 bits.
             wide = np.zeros((len(data) // 3, 4), np.uint8)
@@ -506,32 +468,30 @@ class _SoundFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Decoded(_Part):
-    """A file that libsndfile decodes, stream by stream."""
+    """A file that libsndfile decodes, section by section."""
 
-    def __init__(self, file: BinaryIO, name: str, streams: list[Stream]) -> None:
-        super().__init__()
-        self._file, self.checked = file, False
-        self._name, self._streams = name, streams
+    def __init__(self, file: BinaryIO, name: str, sections: list[Section]) -> None:
+        self._file, self._name, self._sections = file, name, sections
         lengths: list[float | None] = []
-        for number, stream in enumerate(streams):
-            with self._open(stream) as (_, sound):
-                if number == 0:
+        for section in sections:
+            with self._open(section) as (_, sound):
+                if not lengths:
                     self.rate, self.channels = sound.samplerate, sound.channels
-                samples = _length(stream, sound)
-                lengths.append(None if samples is None else samples * self.rate / sound.samplerate)
-        self.samples = None if None in lengths else round(sum(length or 0 for length in lengths))
+                samples = _length(section, sound)
+                lengths.append(None if samples is None else samples / sound.samplerate)
+        self.seconds = _total(lengths)
 
     @contextlib.contextmanager
-    def _open(self, stream: Stream) -> Iterator[tuple[Pieces, _SoundFile]]:
-        pieces = Pieces(self._file, stream.pieces)
+    def _open(self, section: Section) -> Iterator[tuple[Source, _SoundFile]]:
+        pieces = Source(self._file, section.pieces)
         try:
             with _quiet_mpg123():
                 sound = _SoundFile(pieces)
         except (soundfile.LibsndfileError, TypeError, ValueError):
             if pieces.error:
                 raise pieces.error from None
-            if stream.other:
-                raise not_read(self._name, stream.other) from None
+            if section.other:
+                raise not_read(self._name, section.other) from None
             raise cut_off(self._name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
@@ -539,16 +499,16 @@ class _Decoded(_Part):
             yield pieces, sound
 
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
-        for stream in self._streams:
-            with self._open(stream) as (pieces, sound):
-                yield sound.samplerate, sound.channels, self._decoded(stream, pieces, sound)
+        for section in self._sections:
+            with self._open(section) as (pieces, sound):
+                yield sound.samplerate, sound.channels, self._decoded(section, pieces, sound)
 
-    def _decoded(self, stream: Stream, pieces: Pieces, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
+    def _decoded(self, section: Section, pieces: Source, sound: _SoundFile) -> Iterator[npt.NDArray[Any]]:
         quiet = _quiet_mpg123 if sound.subtype.startswith("MPEG") else contextlib.nullcontext
         got = 0
         while True:
             # Not beyond the last sample, so that what follows it cannot spoil a block.
-            left = stream.samples - got if stream.samples else 0
+            left = section.samples - got if section.samples else 0
             try:
                 with quiet():
                     block = sound.read(min(_BLOCK, left) if left > 0 else _BLOCK, dtype="float32", always_2d=True)
@@ -556,7 +516,7 @@ class _Decoded(_Part):
                 block = None
             if pieces.error:
                 raise pieces.error
-            if block is None and stream.ends_anywhere and got == stream.samples:
+            if block is None and section.ends_anywhere and got == section.samples:
                 if goes_on(pieces):
                     raise _GoesOnError
                 break
@@ -566,14 +526,14 @@ class _Decoded(_Part):
                 break
             got += len(block)
             yield block
-        if got < (_length(stream, sound) or 0) - stream.slack:
+        if got < (_length(section, sound) or 0) - section.slack:
             raise _CutOffError
 
 
-def _length(stream: Stream, sound: _SoundFile) -> int | None:
-    """Return a stream's length in samples per channel; None if only reading can tell."""
-    if stream.samples is not None:
-        return stream.samples
+def _length(section: Section, sound: _SoundFile) -> int | None:
+    """Return a section's length in samples per channel; None if only reading can tell."""
+    if section.samples is not None:
+        return section.samples
     return sound.frames if 0 <= sound.frames < 1 << 62 else None
 
 

@@ -22,18 +22,17 @@ ONE_FILE = "give a model that is in one file"
 
 def brief(value: object) -> str:
     """Return a value as short text on one line, for a message."""
-    return _BRIEF.repr(value)
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # Python does not write whole numbers of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def check_file(path: Path, what: str = "") -> int:
     """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
-    `what`, such as "The tokenizer", comes before the file's name in messages; it may be "".
-
-    Raises
-    ------
-    InputError
-        The file does not exist, is a folder, a pipe or a device, or may not be looked at.
+    `what`, such as "The tokenizer", comes before the file's name in messages; it may be "". Raise InputError if
+    the file does not exist, is a folder, a pipe or a device, or may not be looked at.
     """
     name = f"{what} {path}".strip()
     try:
@@ -51,6 +50,15 @@ def check_file(path: Path, what: str = "") -> int:
     return status.st_size
 
 
+def existing(path: str, what: str) -> Path:
+    """Return the path of a file that a user named. `what`, such as "tokenizer", names it in errors: those of `check_file`."""
+    if not path:
+        raise InputError(f"The name of the {what} is empty", "give a file")
+    found = user_path(path)
+    check_file(found, f"The {what}")
+    return found
+
+
 def cannot_read(name: str, error: OSError) -> InputError:
     """Make the error for a file that cannot be read."""
     if isinstance(error, PermissionError):
@@ -61,10 +69,7 @@ def cannot_read(name: str, error: OSError) -> InputError:
 def decode_text(data: bytes) -> str:
     """Decode a text file: as its byte order mark says, else as UTF-8. The mark is removed.
 
-    Raises
-    ------
-    UnicodeDecodeError
-        The bytes are not in that encoding.
+    Raise UnicodeDecodeError if the bytes are not in that encoding.
     """
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
@@ -75,10 +80,7 @@ def decode_text(data: bytes) -> str:
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
     """Read a whole file of at most `limit` bytes. `what` is as for `check_file`.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read, is larger or empty, or is something else by its beginning.
+    Raise InputError if the file cannot be read, is larger, or is something else by its beginning.
     """
     from msh_native import foreign
 

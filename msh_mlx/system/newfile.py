@@ -7,12 +7,10 @@ import io
 import os
 import secrets
 import shutil
-import stat
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
 from ..errors import InputError, write_error
@@ -25,12 +23,8 @@ class NewFile:
 
     Use it as `with NewFile(path) as new: new.file.write(…); new.commit()`. Without `commit`, no file is left. A link is
     followed, and the file that it names is replaced. The folder is made if it is missing, but not the folders above it: if they
-    are missing, too, the path is probably misspelt.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be made or written to, or `path` is not a regular file.
+    are missing, too, the path is probably misspelt. Raise InputError if the folder cannot be made or written to, or if
+    `path` is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,9 +68,7 @@ class NewFile:
     def __enter__(self) -> NewFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             # When the disk is full, closing tries to write the rest, and fails once more.
             with contextlib.suppress(OSError):
@@ -114,10 +106,7 @@ def named_folder(text: str, option: str) -> Path:
 def making(folder: Path) -> Iterator[None]:
     """Make a folder and those above it. At the end, remove those that were made and are empty.
 
-    Raises
-    ------
-    InputError
-        The folder cannot be made.
+    Raise InputError if the folder cannot be made.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -140,10 +129,7 @@ def open_output(place: Output) -> NewFile | StandardOutput:
 def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> None:
     """Check that the outputs can be written, before any work. Inputs are paths or open descriptors.
 
-    Raises
-    ------
-    InputError
-        An output cannot be written, is given twice, or is also an input, if only through a link.
+    Raise InputError if an output cannot be written, is given twice, or is also an input, if only through a link.
     """
     sources = []
     for source in inputs:
@@ -163,18 +149,5 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
         if place in seen:
             raise InputError(f"{path} would be written twice", "give every output a name of its own")
         seen.add(place)
-        NewFile(path).__exit__(None, None, None)
-
-
-def existing(path: str, what: str) -> Path:
-    """Return the path of a file. Raise InputError if it does not exist or is a folder; `what` names it there."""
-    found = user_path(path) if path else Path()
-    try:
-        mode = found.stat().st_mode
-    except FileNotFoundError:
-        raise InputError(f"There is no {what} {path}.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"The {what} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if not path or stat.S_ISDIR(mode):
-        raise InputError(f"The {what} {path or '(an empty name)'} is a folder", "give the file in it")
-    return found
+        with NewFile(path):
+            pass

@@ -16,6 +16,7 @@ from .streams import NamedFile
 
 # Variables that name a folder for temporary files. The first that is set counts.
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_PACKAGE = Path(__file__).resolve().parents[1]
 _SIZE = re.compile(r"[1-9][0-9]{1,3}", re.ASCII)  # of a usable terminal
 
 
@@ -43,11 +44,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that was typed, or read from a file: `~` and `~/…` are in the home folder. Others stay as they are.
 
     A name like `~backup.wav` is that of a file: the shell has replaced the names of other users already.
-
-    Raises
-    ------
-    InputError
-        The path is in the home folder, and there is no home folder.
+    Raise InputError if the path is in the home folder, and there is none.
     """
     text = os.fspath(path)
     if text == "~" or text.startswith("~/"):
@@ -92,13 +89,7 @@ def _own_folder(variable: str, usual: str, on_macos: str | None = None) -> Path 
 
 
 def temporary_folder() -> Path:
-    """Return the folder for temporary files: `TMPDIR`, else the system's.
-
-    Raises
-    ------
-    MshError
-        No such folder can be written to.
-    """
+    """Return the folder for temporary files: `TMPDIR`, else the system's. Raise MshError if none can be written to."""
     try:
         return Path(tempfile.gettempdir())
     except OSError:
@@ -112,12 +103,7 @@ def check_temporary(path: str, size: int) -> None:
     """Check that `size` bytes can be written to `path` in the folder for temporary files, and that code compiles there.
 
     `path` is made if it is missing. The folder for temporary files is that of C++ programs: the one that the first variable
-    names, even if it cannot be used.
-
-    Raises
-    ------
-    MshError
-        The folder cannot be used.
+    names, even if it cannot be used. Raise MshError if it cannot.
     """
     name = next((name for name in _TEMPORARY if name in os.environ), None)
     place = folder = Path(os.environ[name] if name else "/tmp")
@@ -162,15 +148,9 @@ def temporary_file() -> BinaryIO:
 def asset(name: str, what: str) -> Path:
     """Return the path of a file that comes with the program: in the installed package, or beside it in a checkout.
 
-    `what` names the file in the error.
-
-    Raises
-    ------
-    MshError
-        The file is in neither place.
+    `what` names the file in the error. Raise MshError if the file is in neither place.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package, package.parent):
+    for folder in (_PACKAGE, _PACKAGE.parent):
         if (folder / name).is_file():
             return folder / name
     raise MshError(f"{what} is missing from this installation", "install the package again")
@@ -178,8 +158,7 @@ def asset(name: str, what: str) -> Path:
 
 def client_folder() -> Path | None:
     """Find the built web page: in the installed package, or where `npm run build` leaves it. None: it is not there."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "assets" / "client", package.parent / "client" / "dist"):
+    for folder in (_PACKAGE / "assets" / "client", _PACKAGE.parent / "client" / "dist"):
         if (folder / "index.html").is_file():
             return folder
     return None

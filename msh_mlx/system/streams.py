@@ -7,7 +7,6 @@ import io
 import os
 import stat
 import sys
-from types import TracebackType
 from typing import Any, BinaryIO, TextIO
 
 from ..errors import InputError, MshError, write_error
@@ -88,10 +87,7 @@ def check_output() -> None:
 class StandardOutput:
     """The standard output as the file of one output, used like a `NewFile`. `print` goes to the standard error instead.
 
-    Raises
-    ------
-    InputError
-        It is closed, is a terminal, or is taken by another output already.
+    Raise InputError if it is closed, is a terminal, or is taken by another output already.
     """
 
     def __init__(self) -> None:
@@ -123,9 +119,7 @@ class StandardOutput:
     def __enter__(self) -> StandardOutput:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.file.close()
         except (BrokenPipeError, MshError):

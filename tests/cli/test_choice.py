@@ -1,4 +1,4 @@
-"""The command line and models: chosen, fetched, listed, verified and removed; the demo model is on a hub of our own."""
+"""The command line and models: choosing, fetching, listing, verifying, removing; with the demo model on a hub of the tests."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_the_demo_if_nothing_can_be_fetched(place: Place) -> None:
     place.server.down()
     message = place.refused(1, *ANSWER)
     assert "cannot be reached (Connection refused), and " in message
-    assert message.endswith("without network there is only --demo.")
+    assert message.endswith("without a network, only --demo works.")
     assert "so this is the demo model" in place.converse("--or-demo").stderr
     # But not in place of what was named.
     place.refused(1, "--variant", "digits-q8", "--or-demo", *ANSWER)
@@ -371,6 +371,17 @@ def test_verify(place: Place) -> None:
     assert place.json("models", "verify")["ok"]
 
 
+def test_verify_compares_a_file_with_the_hash_of_each_entry(place: Place) -> None:
+    place.catalogue()
+    place.good("models", "get", "digits-q8")
+    twin = CATALOGUE.replace("[digits-q8]", "[twin-q8]") + f'sha256.lm = "{"0" * 64}"\n'
+    place.catalogue(CATALOGUE + twin)
+    result = place.run("models", "verify", "--json")
+    assert result.returncode == 1
+    states = [(file["model"], file["state"]) for file in json.loads(result.stdout)["files"]]
+    assert states == [("digits-q8", "right")] * 4 + [("twin-q8", "wrong")] + [("twin-q8", "right")] * 3
+
+
 def test_verify_where_the_cache_has_no_links(place: Place) -> None:
     """Then nothing names the hashes: what cannot be compared is not right, and has a state and an exit code of its own."""
     place.catalogue()
@@ -423,7 +434,8 @@ def test_verify_finds_what_no_hash_shows(place: Place) -> None:
         # A wrong configuration is wrong for the model, too.
         wrong = [file["wrong"] for file in json.loads(result.stdout)["files"] if not file["ok"]]
         assert re.search(what, wrong[-1]), wrong
-        place.refused(1, "models", "verify", "--repair", "own")  # nothing can be fetched for it
+        message = place.refused(1, "models", "verify", "--repair", "own")
+        assert message == "Some files are wrong; they are your own, so replace them yourself."
         (own / name).write_bytes(good)
     (own / "config.json").unlink()
     assert "not there" in place.refused(2, "--variant", "own", *ANSWER)

@@ -1,4 +1,4 @@
-"""The command line from outside: wrong input, interruption, what is left behind; and what a terminal shows."""
+"""The command line from outside: wrong input, interruption, what is left behind, and what a terminal shows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.console import Console
 from msh_mlx.cli.display import Display
 from msh_mlx.conversation.recordings import Began, Ended, Plan
 from msh_mlx.events import Said, SpokeWord, Word
+from msh_mlx.system.signals import Stopped
 
 LIMIT = 60  # seconds, for a busy machine
 
@@ -157,7 +158,7 @@ REFUSED = {
     "several inputs, one transcript": ("--demo --input good.wav good.flac --transcript out.jsonl", "--output-dir"),
     "both kinds of outputs": (f"--demo {IO} --output-dir folder", "--output-dir"),
     "stereo without sound": ("--demo --input good.wav --transcript out.jsonl --stereo", "--stereo"),
-    "output that is no WAV": ("--demo --input good.wav --output out.mp3", "out.wav"),
+    "output that is not WAV": ("--demo --input good.wav --output out.mp3", "out.wav"),
     "no such input": ("--demo --input none.wav --output out.wav", "none.wav"),
     "empty name": ("--demo --input '' --output out.wav", "empty"),
     "input is a folder": ("--demo --input folder --output out.wav", "folder"),
@@ -218,7 +219,7 @@ REFUSED = {
     ),
     "tokenizer of another size": (f"--model {{golden}}/lm-quant/lm_mlx_q4.safetensors {MODEL4} {IO}", "tokenizer"),
     "no such configuration": (f"{MODEL} --config none {IO}", "none"),
-    "configuration is no JSON": (f"{MODEL} --config no.json {IO}", "no.json"),
+    "configuration that is not JSON": (f"{MODEL} --config no.json {IO}", "no.json"),
     "configuration is odd": (f"{MODEL} --config odd.json {IO}", "colour"),
     "another configuration": (f"{MODEL} --config {{golden}}/lm-small/config.json {IO}", "shape"),
     "published architecture, demo model": (
@@ -478,7 +479,7 @@ def shown(draw: Callable[[Display], None], *, plain: bool, width: int = 60) -> s
 
 def a_conversation(display: Display) -> None:
     ended = Ended("in.wav", Plan(reply=Path("out.wav"), transcript=Path("out.jsonl")))
-    display(Began("in.wav", 4, 0.08))
+    display(Began("in.wav", 4))
     for step, text in enumerate(["four", "[bold]one", "thr\x1bee", "x" * 70]):
         word = Word(step * 0.08, text)
         ended.words.append(word)
@@ -517,7 +518,7 @@ def test_a_terminal_has_a_bar_while_it_listens_and_none_afterwards() -> None:
 
 def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
     def fails(display: Display) -> None:
-        display(Began("in.wav", None, 0.08))
+        display(Began("in.wav", None))
         display(Said(0, np.zeros(1920, np.float32)))
         raise KeyError
 
@@ -527,6 +528,19 @@ def test_the_terminal_is_restored_when_a_conversation_fails() -> None:
     file = console.file
     assert isinstance(file, io.StringIO)
     assert "\x1b[?25h" in file.getvalue()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_signal_ends_what_tells_its_progress(plain: bool) -> None:
+    def check() -> None:
+        raise Stopped(signal.SIGTERM)
+
+    console = Console(file=io.StringIO(), force_terminal=not plain)
+    with Display(console, plain=plain, check=check) as display:
+        with pytest.raises(Stopped), display.progress("Loading x") as progress:
+            progress(0.5)
+        with pytest.raises(Stopped):
+            display(Began("in.wav", None))
 
 
 def test_nothing_said() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,10 +13,11 @@ import soundfile
 from aiohttp import web
 from paths import DIGITS, ROOT
 from published import LAG, Server, published
+from served import serving
 from test_remote import Ours, over_opus
 
 from msh_mlx.cli.main import main, parser
-from msh_mlx.cli.options import samplers
+from msh_mlx.cli.options import sampling
 from msh_mlx.conversation.load import load_session
 from msh_mlx.conversation.recordings import Plan, converse_with
 from msh_mlx.events import Heard, Said, Spoke
@@ -30,7 +30,6 @@ from msh_mlx.sound.recordings import open_recording, to_int16
 
 TAIL = 20  # frames of silence
 LIMIT = 10  # seconds, against hanging
-LOADED = 120  # seconds until a busy machine has loaded the model
 SAMPLING = ["--temperature", "0.6", "--text-temperature", "0.5", "--top-k", "100", "--text-top-k", "20", "--seed", "7"]
 
 
@@ -42,23 +41,9 @@ def own_configuration(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The port of our server with the demo model, as a user starts it."""
-    folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, str(ROOT / "server_opus.py"), "--demo", "--port", "0"]
-    with (folder / "out").open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        )
-    try:
-        deadline = time.monotonic() + LOADED
-        while not (found := re.search(r"listening on \S+:(\d+)", (folder / "out").read_text())):
-            assert process.poll() is None, (folder / "out").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield int(found[1])
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(LIMIT)
+    """The port of our server with the demo model."""
+    with serving(tmp_path_factory.mktemp("server")) as port:
+        yield port
 
 
 def words(path):
@@ -98,7 +83,7 @@ def program(*args, **environment):
 def local_reply(arrived, transcript):
     """What `local_mlx.py` says to a recording, `[frames, 1920]`, before it becomes a file."""
     args = parser().parse_args(["--demo", *SAMPLING])
-    session = load_session(find_demo(), None, **samplers(args), seed=args.seed)
+    session = load_session(find_demo(), None, **sampling(args))
     replies = []
 
     def hold(frames):
@@ -110,7 +95,7 @@ def local_reply(arrived, transcript):
             yield Said(index, frame.pcm)
 
     with open_recording(str(arrived)) as recording:
-        converse_with(hold, SAMPLE_RATE, FRAME_SIZE, recording, Plan(transcript=transcript), lambda event: None)
+        converse_with(hold, recording, Plan(transcript=transcript), lambda event: None)
     return np.array(replies)
 
 
@@ -215,6 +200,7 @@ def test_what_is_asked_for(recording, tmp_path):
         (["--input", "x.wav"], "Nothing would be written"),
         (["--input", "x.wav", "--output", "y.wav", "--record", "z"], "for live conversations"),
         (["--input", "x.wav", "--output", "y.wav", "--json"], "for live conversations"),
+        (["--input", "x.wav", "--output", "y.flac"], "--output writes a WAV file; name it y.wav, say."),
         (["--input", "nowhere.wav", "--output", "y.wav"], "nowhere.wav"),
         (["--top-p", "0.5"], "Unrecognized arguments: --top-p"),
         (["--param", "voice_prompt"], "--param: 'voice_prompt' is not KEY=VALUE"),

@@ -134,7 +134,8 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--static", str(tmp_path)], "has no index.html"),
         (["--config", str(tmp_path / "c.json")], "asr_delay_in_tokens"),
         (["--config", str(tmp_path / "d.json")], "not valid JSON"),
-        (["--config", str(tmp_path / "e.json")], "e.json"),
+        (["--config", str(tmp_path / "e.json")], f"There is no configuration {tmp_path / 'e.json'}.\n"),
+        (["--config", str(tmp_path)], f"The configuration {tmp_path} is a folder; give the file in it.\n"),
         (["--token", "a b"], "token"),
         (["--sessions", "0"], "--sessions"),
         (["--allow-origin", "example.org"], "not an origin"),
@@ -243,7 +244,8 @@ def test_what_a_configuration_may_not_say(tmp_path, values, said):
 
 
 def test_null_is_as_if_it_were_not_there(tmp_path):
-    assert configured(tmp_path, {"asr_delay_in_tokens": None, "lm_config": None, "port": 1}).port == 1
+    values = {"asr_delay_in_tokens": None, "lm_config": None, "mimi_num_codebooks": None, "port": 1}
+    assert configured(tmp_path, values).port == 1
 
 
 # ---- options -------------------------------------------------------------------------------------------------------------

@@ -356,7 +356,7 @@ def test_extreme_sound_and_speech_after_it_equal_the_slow_version(kind, tiny, sp
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 1234, 839, 840, 30000, 39999])
-def test_samples_that_are_no_numbers_change_nothing(bad, place, tiny, golden):
+def test_samples_that_are_not_finite_change_nothing(bad, place, tiny, golden):
     encoder = tiny.encoder()
     assert encoder.step(golden["pcm"][:3000]).shape == (8, 1)  # 840 samples complete the second frame
     taken = encoder.stage_seconds()

@@ -1,4 +1,4 @@
-"""From files to a session: what one start reads and makes, and the next lighter model in place of one that is too slow."""
+"""From files to a session: what one start reads and makes, and how a lighter model replaces one that is too slow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paths import DEMO, DIGITS
 from msh_mlx.cli import serve
 from msh_mlx.cli.main import main
 from msh_mlx.conversation.live import NullSink
-from msh_mlx.conversation.load import StepDown, load_session
+from msh_mlx.conversation.load import load_session, step_down
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.errors import InputError
 from msh_mlx.events import Failed, ModelInUse, Notice, Ready
@@ -162,15 +162,15 @@ def selection(own: None) -> Selection:
 
 def test_a_model_that_is_fast_enough_stays(selection: Selection) -> None:
     told: list[Any] = []
-    assert StepDown(selection, checkpoint.open_checkpoint, load_session, told.append)(SLOW) is None
+    assert step_down(selection, checkpoint.open_checkpoint, load_session, told.append)(SLOW) is None
     assert told == []
 
 
 def test_one_that_is_too_slow_gives_way_to_the_next_lighter_one(selection: Selection, counts: Counts) -> None:
     told: list[Any] = []
     load = partial(load_session, voice={}, text={}, seed=0)
-    step_down = StepDown(selection, checkpoint.open_checkpoint, load, told.append)
-    first = step_down(0.1)
+    lighter = step_down(selection, checkpoint.open_checkpoint, load, told.append)
+    first = lighter(0.1)
     assert first
     slow = "is too slow here: three steps in four take 100 ms or more, and a frame lasts 80 ms"
     assert told == [Notice("lighter", f"a {slow}; taking b.", "warning")]
@@ -180,20 +180,20 @@ def test_one_that_is_too_slow_gives_way_to_the_next_lighter_one(selection: Selec
     assert told[1:] == [ModelInUse(8)]
     assert fractions[-1] == 1.0
     # And so on, until there is none.
-    assert step_down(0.1)
-    assert step_down(0.1) is None
+    assert lighter(0.1)
+    assert lighter(0.1) is None
     assert [event.message for event in told[2:]] == [
         f"b {slow}; taking c.",
         f"c {slow}. There is no lighter model; close other programs.",
     ]
-    assert step_down(0.1) is None
+    assert lighter(0.1) is None
     assert len(told) == 4
 
 
 def test_adapters_go_with_it(selection: Selection) -> None:
     open_model = partial(checkpoint.open_checkpoint, lora=Path("none.safetensors"))
     make = partial(load_session, voice={}, text={}, seed=0)
-    load = StepDown(selection, open_model, make, lambda event: None)(0.1)
+    load = step_down(selection, open_model, make, lambda event: None)(0.1)
     assert load
     with pytest.raises(InputError, match=r"There is no file none\.safetensors"):
         load(lambda fraction: None)

@@ -160,6 +160,9 @@ def test_parts_that_do_not_belong_together(parts):
             load_mimi(GOLDEN / "mimi-tiny" / "mimi.safetensors", config=GOLDEN / "mimi-tiny" / "config.json"),
             tokenizer,
         )
+    fast = load_mimi(DEMO / "mimi.safetensors", config={**mimi.config, "sample_rate": 48000, "frame_rate": 25.0})
+    with pytest.raises(InputError, match="frames of 1920 samples at 48000 Hz, and a conversation has 1920 at 24000;"):
+        Session(lm, fast, tokenizer)
 
 
 def test_wrong_codec_files(tmp_path):

@@ -185,7 +185,7 @@ def test_streams_in_threads(stream, golden):
     assert np.abs(np.concatenate(decoded) - golden["decoded"]).max() < 1e-4
 
 
-def test_nothing_is_no_work(stream, golden):
+def test_nothing_to_do_takes_nothing(stream, golden):
     stream.encode(golden["pcm"][:0])
     stream.decode(golden["codes"].T[:0])
     stream.encode(golden["pcm"][:FRAME_SIZE])

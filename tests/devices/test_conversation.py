@@ -177,7 +177,7 @@ def test_a_conversation(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
 
 
 def test_plain_lines(virtual_audio: VirtualAudio) -> None:
-    """What is no terminal gets lines; the answer is complete when the time is over."""
+    """What is not a terminal gets lines; the answer is complete when the time is over."""
     process = subprocess.Popen(
         [*PROGRAM, "--duration", "14"], env=virtual_audio.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -219,7 +219,7 @@ def test_devices_by_name(virtual_audio: VirtualAudio) -> None:
     listed = subprocess.run(command, env=virtual_audio.env, capture_output=True, text=True, timeout=LOADED, check=True)
     assert "moshi_mic" in listed.stdout
     assert "default" in listed.stdout
-    for name in ("nowhere", "moshi_", "moshi_speaker"):  # none, several, one that is no microphone
+    for name in ("nowhere", "moshi_", "moshi_speaker"):  # none, several, one that is not a microphone
         command = [*PROGRAM, "--plain", "--input-device", name]
         result = subprocess.run(
             command, env=virtual_audio.env, capture_output=True, text=True, timeout=LOADED, check=False
@@ -340,7 +340,7 @@ def test_a_model_that_is_still_loading(virtual_audio: VirtualAudio) -> None:
 
 def test_a_second_signal_ends_at_once(virtual_audio: VirtualAudio) -> None:
     """Also where the first one's cleaning up takes long."""
-    change = "from msh_mlx.live import talk; talk._Conversation.close = lambda self: time.sleep(60)"
+    change = "from msh_mlx.live import talk; talk._Conversation._stop = lambda self: time.sleep(60)"
     with Talk(virtual_audio, command=wrapped(change)) as talk:
         talk.until_ready()
         talk.process.send_signal(signal.SIGINT)

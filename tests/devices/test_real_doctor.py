@@ -76,7 +76,7 @@ def test_the_echo(virtual_audio: VirtualAudio) -> None:
     assert echo["figures"]["level"] == pytest.approx(0, abs=1)
     assert echo["figures"]["removed"] > 10
     assert 0.1 < echo["figures"]["delay"] < 0.5
-    assert re.match(r"-?[01] dB against what is played, \d\d dB taken away after 1 s, \d+ ms late$", echo["found"])
+    assert re.match(r"-?[01] dB against what is played, \d\d dB removed after 1 s, \d+ ms late$", echo["found"])
     checks, _ = examine("--echo", "--input-device", "moshi_mic", "--output-device", "moshi_speaker")
     assert checks["echo"]["status"] == "ok"
     assert checks["echo"]["figures"]["level"] is None

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
+from served import serving
 from test_conversation import (
     DIGITS,
     LIMIT,
-    LOADED,
     ROOT,
     SIGNALS,
     Talk,
@@ -39,27 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["terminal"]
 
 CLIENT = [sys.executable, str(ROOT / "client_opus.py"), "--temperature", "0", "--text-temperature", "0"]
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *args: str, port: int = 0) -> Iterator[int]:
-    """Run our server with the demo model; yields its port."""
-    command = [sys.executable, str(ROOT / "server_opus.py"), "--demo", "--port", str(port), *args]
-    output = folder / "server.txt"
-    with output.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        )
-    try:
-        end = time.monotonic() + LOADED
-        while not (found := re.search(r"listening on \S+:(\d+)", output.read_text())):
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield int(found[1])
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(LIMIT)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 from paths import DEMO
 
 from msh_mlx.errors import InputError, MshError, UnreachableError
-from msh_mlx.library import cache as hub
+from msh_mlx.library import cache as hf_cache
 from msh_mlx.library import suited as library
 from msh_mlx.library.cache import Watch
 from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
@@ -33,13 +33,13 @@ def elsewhere(monkeypatch, tmp_path, cache):
 def put(entry, commit="0" * 40):
     """Lay a model's files into the cache, as the hub's own programs do."""
     for file in entry.files.values():
-        folder = hub.repository_folder(file.repository)
+        folder = hf_cache.repository_folder(file.repository)
         blob = folder / "blobs" / f"{abs(hash(file.path)):064x}"
-        for path in (blob.parent, hub.pointer(file, commit).parent, folder / "refs"):
+        for path in (blob.parent, hf_cache.pointer(file, commit).parent, folder / "refs"):
             path.mkdir(parents=True, exist_ok=True)
         blob.write_bytes(DATA)
-        if not hub.pointer(file, commit).exists():
-            hub.pointer(file, commit).symlink_to(Path("../../blobs") / blob.name)
+        if not hf_cache.pointer(file, commit).exists():
+            hf_cache.pointer(file, commit).symlink_to(Path("../../blobs") / blob.name)
         (folder / "refs" / file.revision).write_text(commit)
 
 
@@ -93,10 +93,10 @@ def test_what_is_on_disk_comes_first():
 def test_an_incomplete_model_is_not_on_disk(gone):
     entry = load_catalogue()["moshiko-q8"]
     put(entry)
-    assert hub.is_on_disk(entry)
-    hub.blob_of(hub.find(entry.files[gone])).unlink()  # a link to nothing is left
-    assert not hub.is_on_disk(entry)
-    assert hub.missing(entry) == [entry.files[gone]]
+    assert hf_cache.is_on_disk(entry)
+    hf_cache.blob_of(hf_cache.find(entry.files[gone])).unlink()  # a link to nothing is left
+    assert not hf_cache.is_on_disk(entry)
+    assert hf_cache.missing(entry) == [entry.files[gone]]
 
 
 def test_a_model_that_nothing_is_known_of_is_not_chosen():
@@ -216,7 +216,7 @@ def test_a_branch_that_moved_between_two_files(mine, server):
     watch = quiet()[1]
     obtain(mine["mine-q8"], mine, watch)
     server.add("us/model", FILES | {"tokenizer.model": DATA[:200]})
-    hub.find(mine["mine-q8"].files["tokenizer"]).unlink()
+    hf_cache.find(mine["mine-q8"].files["tokenizer"]).unlink()
     files = obtain(mine["mine-q8"], mine, watch)
     assert files.tokenizer.read_bytes() == DATA[:200]
     assert len({path.parent for path in files.all}) == 1
@@ -225,7 +225,7 @@ def test_a_branch_that_moved_between_two_files(mine, server):
 def test_without_network(mine, server):
     _, watch = quiet()
     server.down()
-    with pytest.raises(UnreachableError, match="without network there is only --demo"):
+    with pytest.raises(UnreachableError, match="without a network, only --demo works"):
         obtain(mine["mine-q8"], mine, watch)
     server.up()
     obtain(mine["mine-q8"], mine, watch)
@@ -234,7 +234,7 @@ def test_without_network(mine, server):
         obtain(mine["mine-q4"], mine, watch)
     assert re.fullmatch(
         r"127\.0\.0\.1:\d+ cannot be reached \(Connection refused\), and lm\.safetensors of mine-q4 is not on this disk; "
-        r"without network there is mine-q8\.",
+        r"without a network, mine-q8 can be used\.",
         str(caught.value),
     )
 
@@ -300,7 +300,7 @@ def test_a_repository_without_network(server):
     obtain(repository_entry("us/repo", None, quiet()[1]), {}, quiet()[1])
     server.down()
     entry = repository_entry("us/repo", None, quiet()[1])
-    assert hub.is_on_disk(entry)
+    assert hf_cache.is_on_disk(entry)
     with pytest.raises(UnreachableError, match="us/none is not on this disk"):
         repository_entry("us/none", None, quiet()[1])
 
@@ -311,16 +311,16 @@ def test_a_repository_without_network(server):
 def test_hashes(mine):
     obtain(mine["mine-q8"], mine, quiet()[1])
     for file in mine["mine-q8"].files.values():
-        path = hub.find(file)
+        path = hf_cache.find(file)
         counts = []
-        assert hub.wrong_hash(file, path, counts.append) is None
+        assert hf_cache.wrong_hash(file, path, counts.append) is None
         assert sum(counts) == path.stat().st_size
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert "not those that the hub has" in hub.wrong_hash(file, path)
+        assert "not those that the hub has" in hf_cache.wrong_hash(file, path)
     own = LocalFile(Path("own.model"), sha256="0" * 64)
-    assert "is expected" in hub.wrong_hash(own, own.path)
-    assert hub.wrong_hash(replace(own, sha256=None), own.path) is None
+    assert "is expected" in hf_cache.wrong_hash(own, own.path)
+    assert hf_cache.wrong_hash(replace(own, sha256=None), own.path) is None
 
 
 def everything():
@@ -329,12 +329,12 @@ def everything():
 
 def test_removing_leaves_nothing(mine):
     obtain(mine["mine-q8"], mine, quiet()[1])
-    hub.partial("us/model", "abc").write_bytes(DATA)
-    done = hub.remove(mine["mine-q8"], mine.values())
+    hf_cache.partial("us/model", "abc").write_bytes(DATA)
+    done = hf_cache.remove(mine["mine-q8"], mine.values())
     assert done.freed == sum(map(len, FILES.values())) + len(DATA)
     assert (len(done.removed), done.kept) == (3, ())
     assert [path for path in everything() if path.parts[0] != ".locks"] == []
-    assert hub.remove(mine["mine-q8"], mine.values()) == hub.Removed(0, (), ())
+    assert hf_cache.remove(mine["mine-q8"], mine.values()) == hf_cache.Removed(0, (), ())
 
 
 def test_removing_leaves_what_others_need(mine, server):
@@ -342,11 +342,11 @@ def test_removing_leaves_what_others_need(mine, server):
     obtain(mine["mine-q8"], mine, quiet()[1])
     obtain(mine["mine-q4"], mine, quiet()[1])
     hf_hub_download("us/model", "README.md", cache_dir=constants.HF_HUB_CACHE)
-    done = hub.remove(mine["mine-q8"], mine.values())
+    done = hf_cache.remove(mine["mine-q8"], mine.values())
     assert done.kept == (HubFile("us/model", "mimi.safetensors"),)
     assert done.freed == len(DATA) + 100
-    assert hub.is_on_disk(mine["mine-q4"])
-    hub.remove(mine["mine-q4"], mine.values())
+    assert hf_cache.is_on_disk(mine["mine-q4"])
+    hf_cache.remove(mine["mine-q4"], mine.values())
     (left,) = scan_cache_dir(constants.HF_HUB_CACHE).repos
     assert [file.file_name for revision in left.revisions for file in revision.files] == ["README.md"]
     assert Path("own.model").exists()
@@ -354,19 +354,19 @@ def test_removing_leaves_what_others_need(mine, server):
 
 def test_removing_one_commit_leaves_the_other(mine, server):
     obtain(mine["mine-q8"], mine, quiet()[1])
-    commit = hub.commit_of("us/model", "main")
+    commit = hf_cache.commit_of("us/model", "main")
     server.add("us/model", FILES | {"tokenizer.model": DATA[:200]})
-    hub.find(mine["mine-q8"].files["tokenizer"]).unlink()
+    hf_cache.find(mine["mine-q8"].files["tokenizer"]).unlink()
     obtain(mine["mine-q8"], mine, quiet()[1])
-    hub.remove(mine["mine-q8"], ())
-    assert hub.pointer(HubFile("us/model", "model.safetensors"), commit).read_bytes() == DATA
+    hf_cache.remove(mine["mine-q8"], ())
+    assert hf_cache.pointer(HubFile("us/model", "model.safetensors"), commit).read_bytes() == DATA
 
 
 def test_removing_what_is_ones_own():
     lay(Path("weights"))
     entry = load_library()["weights/model.q8.safetensors"]
     with pytest.raises(InputError, match="your own"):
-        hub.remove(entry, ())
+        hf_cache.remove(entry, ())
 
 
 def test_files_that_go_away_while_they_are_fetched(mine, monkeypatch):

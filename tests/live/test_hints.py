@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,10 @@ import pytest
 import soundfile
 from paths import DIGITS
 
-from msh_mlx.events import Heard, ModelInUse, Ready, Said
+from msh_mlx.events import EchoState, Heard, ModelInUse, Ready, Said
 from msh_mlx.format import FRAME_SECONDS
-from msh_mlx.live.hints import EchoDetector, Hints, Latch, Sample, envelope
+from msh_mlx.live.hints import EchoDetector, Hints, Latch, envelope
+from msh_mlx.live.screen.status import Status
 from msh_mlx.sound.headset import is_bluetooth_headset
 from msh_mlx.system.terminal import terminal_name
 
@@ -22,17 +23,25 @@ STEP = EchoDetector.STEP
 
 
 def hints(*, terminal: str | None = "iTerm", bits: int | None = 8) -> Hints:
-    made = Hints(terminal=terminal, frame_seconds=FRAME_SECONDS)
+    made = Hints(terminal=terminal)
     if bits is not None:
         made.handle(ModelInUse(bits))
     return made
 
 
-def over_time(given: Hints, sample: Callable[[float], Sample], seconds: float) -> list[tuple[float, tuple[str, ...]]]:
+Figures = tuple[float, Status, float]
+
+
+def at(time: float, silent: float = 0.0, **figures: Any) -> Figures:
+    """What `update` takes: the time, the status, and the seconds of silence."""
+    return time, Status(**figures), silent
+
+
+def over_time(given: Hints, figures: Callable[[float], Figures], seconds: float) -> list[tuple[float, tuple[str, ...]]]:
     """Ask twelve times per second; return when the hints changed, and to what."""
     changes: list[tuple[float, tuple[str, ...]]] = []
     for time in np.arange(0, seconds, 1 / 12):
-        now = given.update(sample(float(time)))
+        now = given.update(*figures(float(time)))
         if now != (changes[-1][1] if changes else ()):
             changes.append((round(float(time)), now))
     return changes
@@ -44,14 +53,14 @@ def starts(changes: list[tuple[float, tuple[str, ...]]]) -> list[tuple[float, st
 
 
 def test_all_is_well() -> None:
-    assert over_time(hints(), lambda time: Sample(time, step_p95=70), 60) == []
+    assert over_time(hints(), lambda time: at(time, step_p95=70), 60) == []
 
 
 # ---- the microphone ------------------------------------------------------------------------------------------------------
 
 
 def test_silence_on_a_mac() -> None:
-    changes = over_time(hints(), lambda time: Sample(time, silent=time if time < 40 else 0), 60)
+    changes = over_time(hints(), lambda time: at(time, silent=time if time < 40 else 0), 60)
     (asking, (first,)), (denied, (second,)), (gone, rest) = changes
     assert (asking, denied, gone, rest) == (3, 20, 41, ())
     assert "asking" in first
@@ -60,7 +69,7 @@ def test_silence_on_a_mac() -> None:
 
 
 def test_silence_elsewhere() -> None:
-    changes = over_time(hints(terminal=None), lambda time: Sample(time, silent=time), 30)
+    changes = over_time(hints(terminal=None), lambda time: at(time, silent=time), 30)
     assert starts(changes) == [(3, "The microphone is silent:")]
     assert "unplugged" in changes[0][1][0]
 
@@ -69,7 +78,7 @@ def test_silence_elsewhere() -> None:
 def test_nothing_is_said_of_a_microphone_that_the_user_has_muted(terminal: str | None) -> None:
     given = hints(terminal=terminal)
     shown = {
-        time: given.update(Sample(time, silent=time, clipped=True, muted=10 <= time < 20))
+        time: given.update(*at(time, silent=time, microphone_clipped=True, muted=10 <= time < 20))
         for time in np.arange(0, 30, 1 / 12).tolist()
     }
     for time, said in shown.items():
@@ -82,9 +91,9 @@ def test_nothing_is_said_of_a_microphone_that_the_user_has_muted(terminal: str |
 
 def test_the_next_device_has_its_own_time() -> None:
     given = hints()
-    assert "allow" in over_time(given, lambda time: Sample(time, silent=time), 30)[-1][1][0]
+    assert "allow" in over_time(given, lambda time: at(time, silent=time), 30)[-1][1][0]
     given.use_device("Other", 48000, ["Other"])
-    changes = over_time(given, lambda time: Sample(30 + time, silent=time), 30)
+    changes = over_time(given, lambda time: at(30 + time, silent=time), 30)
     assert [time for time, _ in changes] == [3, 20]
     assert "asking" in changes[0][1][0]
 
@@ -137,18 +146,18 @@ def test_bluetooth_headsets(name: str, rate: float, expected: bool) -> None:
 def test_a_headset_is_spoken_of_for_a_while() -> None:
     given = hints()
     given.use_device("Anna's AirPods Pro", 24000, OUTPUTS)
-    changes = over_time(given, Sample, 60)
+    changes = over_time(given, at, 60)
     assert [time for time, _ in changes] == [0, 30]
     assert changes[0][1][0].startswith("Anna's AirPods Pro")
     given.use_device("MacBook Pro Microphone", 48000, OUTPUTS)
-    assert given.update(Sample(61)) == ()
+    assert given.update(*at(61)) == ()
 
 
 def test_clipping() -> None:
     # Once in ten seconds is nothing; three times within some seconds is too much.
-    changes = over_time(hints(), lambda time: Sample(time, clipped=round(12 * time) % 120 == 0), 60)
+    changes = over_time(hints(), lambda time: at(time, microphone_clipped=round(12 * time) % 120 == 0), 60)
     assert changes == []
-    changes = over_time(hints(), lambda time: Sample(time, clipped=round(12 * time) in (120, 132, 144, 156)), 60)
+    changes = over_time(hints(), lambda time: at(time, microphone_clipped=round(12 * time) in (120, 132, 144, 156)), 60)
     assert starts(changes) == [(12, "The microphone is too"), (21, "")]
 
 
@@ -156,25 +165,25 @@ def test_clipping() -> None:
 
 
 def test_a_slow_model() -> None:
-    changes = over_time(hints(), lambda time: Sample(time, step_p95=90 if 10 <= time < 20 else 70), 60)
+    changes = over_time(hints(), lambda time: at(time, step_p95=90 if 10 <= time < 20 else 70), 60)
     assert starts(changes) == [(15, "This computer is too"), (30, "")]
     assert changes[0][1][0].endswith("choose the q4 model or close other programs.")
     # Around the budget it does not flicker; for moments it does not matter.
-    changes = over_time(hints(), lambda time: Sample(time, step_p95=79 + 2 * (int(time) % 8 < 6)), 100)
+    changes = over_time(hints(), lambda time: at(time, step_p95=79 + 2 * (int(time) % 8 < 6)), 100)
     assert starts(changes) == [(5, "This computer is too")]
-    assert over_time(hints(), lambda time: Sample(time, step_p95=79 + 2 * (int(time) % 8 < 4)), 100) == []
+    assert over_time(hints(), lambda time: at(time, step_p95=79 + 2 * (int(time) % 8 < 4)), 100) == []
 
 
 @pytest.mark.parametrize("bits", [4, None])
 def test_dropped_sound_where_there_is_no_smaller_model(bits: int | None) -> None:
-    changes = over_time(hints(bits=bits), lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
+    changes = over_time(hints(bits=bits), lambda time: at(time, dropped=0.08 * int(time > 20)), 60)
     assert [time for time, _ in changes] == [20, 30]
     assert changes[0][1][0].endswith("the model: close other programs.")
 
 
 def test_a_model_elsewhere() -> None:
-    given = Hints(terminal=None, frame_seconds=FRAME_SECONDS, elsewhere=True)
-    changes = over_time(given, lambda time: Sample(time, dropped=0.08 * int(time > 20)), 60)
+    given = Hints(terminal=None, elsewhere=True)
+    changes = over_time(given, lambda time: at(time, dropped=0.08 * int(time > 20)), 60)
     assert [time for time, _ in changes] == [20, 30]
     assert changes[0][1] == ("The server or the network is too slow: Moshi does not hear all that you say.",)
 
@@ -257,14 +266,14 @@ def test_an_echo_is_found(pair: str, gain: float) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_somebody_else_is_no_echo(pair: str) -> None:
+def test_somebody_else_is_not_an_echo(pair: str) -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
         played, other = (source(rng, 60) for source in PAIRS[pair])
         assert first_heard(played, np.hypot(other, noise(rng, len(played)))) is None, seed
 
 
-def test_what_is_no_echo_either() -> None:
+def test_what_is_not_an_echo_either() -> None:
     rng = np.random.default_rng(1)
     played, silence = speech(rng, 60), np.zeros(round(60 / STEP))
     assert first_heard(played, noise(rng, len(played))) is None  # headphones
@@ -286,7 +295,7 @@ def test_the_hint_about_an_echo() -> None:
         if index >= 2:
             levels = played[2 * index : 2 * index + 2]
             given.handle(Said(index, pcm(levels if len(levels) else speech(rng, STEP * 2), rng)))
-        shown.append(given.update(replace(Sample(0), time=index * FRAME_SECONDS)))
+        shown.append(given.update(*at(index * FRAME_SECONDS)))
     kinds = [bool(hint) for hint in shown]
     assert kinds.count(True) > 100
     assert sum(a != b for a, b in zip(kinds[1:], kinds[:-1], strict=True)) == 2  # it came once and went once
@@ -306,9 +315,9 @@ def test_the_hint_about_an_echo_that_is_not_taken_away() -> None:
         levels = heard[2 * index : 2 * index + 2] if off else noise(rng, 2)
         given.handle(Heard(index, pcm(levels, rng)))
         given.handle(Said(index, pcm(played[2 * index : 2 * index + 2], rng)))
-        shown.append(given.update(Sample(index * FRAME_SECONDS, cancels=not off)))
+        shown.append(given.update(*at(index * FRAME_SECONDS, echo=EchoState("off" if off else "auto"))))
     assert set(filter(None, shown[:375])) == {
-        ("Moshi hears itself through the microphone: press e to take the echo away, or use headphones.",)
+        ("Moshi hears itself through the microphone: press e to remove the echo, or use headphones.",)
     }
     assert shown[374]
     assert not any(shown[375:])  # what was heard before says nothing of what is heard now
@@ -322,7 +331,7 @@ def pcm(levels: Row, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def test_the_most_important_comes_first() -> None:
     given = hints()
     given.use_device("AirPods", 24000, [])
-    changes = over_time(given, lambda time: Sample(time, silent=time, clipped=True, step_p95=100), 12)
+    changes = over_time(given, lambda time: at(time, silent=time, microphone_clipped=True, step_p95=100), 12)
     first = [hint.split()[1] + " " + hint.split()[-1] for hint in changes[-1][1]]
     assert len(first) == 4
     assert [hint.split(":")[0] for hint in changes[-1][1]] == [

@@ -24,7 +24,7 @@ LIMIT = 10.0
 
 def test_the_table_names_every_key_once() -> None:
     assert "".join(key.character for key in KEYS) == "m rsde?q"
-    assert len({key.action for key in KEYS}) == len(KEYS)
+    assert len({key.word for key in KEYS}) == len(KEYS)
     assert [action(c) for c in "mM q?xé"] == ["mute", "mute", "talk", "quit", "help", None, None]
 
 
@@ -50,7 +50,7 @@ SWALLOWED = {
 
 
 @pytest.mark.parametrize("data", SWALLOWED.values(), ids=SWALLOWED)
-def test_what_is_no_key_is_swallowed(data: bytes) -> None:
+def test_what_is_not_a_key_is_swallowed(data: bytes) -> None:
     assert KeyStream().push(b"m" + data + b"q", 1.0) == ["m", "q"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,17 @@ def test_what_a_side_lacks_is_silence(tmp_path: Path, notices: list[Notice], see
     gone[1, said:] = True
     assert recorder.close(10)
     user[gone[0]], moshi[gone[1]] = 0, 0
+    check(recorder.folders[0], user, moshi)
+
+
+def test_one_side_may_be_any_time_behind(tmp_path: Path, notices: list[Notice]) -> None:
+    user, moshi = voice(30, 400), voice(31, 400)
+    recorder = Recorder(notices.append, tmp_path)
+    for index, pcm in enumerate(user):
+        recorder(Heard(index, pcm))
+    for index, pcm in enumerate(moshi):
+        recorder(Said(index, pcm))
+    assert recorder.close(10)
     check(recorder.folders[0], user, moshi)
 
 
@@ -327,7 +340,7 @@ def main():
     for index in range(int(sys.argv[3])):
         recorder(Heard(index, user[index]))
         recorder(Said(index, moshi[index]))
-        recorder(SpokeWord(Word(0.08 * index, f"word{index}")))
+        recorder(SpokeWord(Word(round(0.08 * index, 3), f"word{index}")))
         tell(index)
         time.sleep(pause)
     tell("closed", recorder.close(10))
@@ -478,7 +491,24 @@ def test_a_folder_that_cannot_be(tmp_path: Path, notices: list[Notice], where: s
 
 def test_what_waits_is_done_in_order_before_the_end() -> None:
     done: list[int] = []
-    background = Background[int]("recorder", done.append, lambda: None, 1000)
-    assert all(background.put(number) for number in range(1000))
+    background = Background("recorder", lambda: None, pytest.fail, 1000)
+    for number in range(1000):
+        background.put(partial(done.append, number))
     assert background.close(10)
     assert done == list(range(1000))
+
+
+def test_the_first_job_that_fails_ends_the_work() -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    background = Background("recorder", lambda: None, done.append, 1000)
+    background.force(fail)
+    wait(lambda: background.ended)
+    background.put(lambda: done.append("dropped"))
+    background.force(lambda: done.append("forced"))
+    background.force(fail)
+    assert background.close(10)
+    assert done == ["the disk is full", "forced"]

@@ -111,7 +111,7 @@ class Terminal:
 
 
 def live(terminal: Terminal, now: Time) -> LiveScreen:
-    return LiveScreen(terminal.console, frame_seconds=FRAME_SECONDS, now=now)
+    return LiveScreen(terminal.console, now=now)
 
 
 def say(screen: Screen, now: Time, text: str, index: int) -> int:
@@ -200,7 +200,7 @@ WORDS = (
 def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
     now, terminal = Time(), Terminal(width, encoding=encoding)
     with live(terminal, now) as screen:
-        screen.say("Moshi")
+        screen.handle(Notice("about", "Moshi"))
         screen.handle(Loading("loading"))
         now.now += 1.5
         screen.tick()
@@ -234,7 +234,7 @@ def test_a_conversation_in_a_terminal(width: int, encoding: str) -> None:
         "delay 168 ms",
         "dropped 0.2 s",
         "1 underrun",
-        "echo -18 dB, 32 dB taken away",
+        "echo -18 dB, 32 dB removed",
         "memory 4.1 GB + 200.0 MB, peak 4.4 GB",
         "recording to monday",
     ]
@@ -342,7 +342,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
             return True
 
     file = File()
-    with open_screen(plain=False, as_json=False, out=file, frame_seconds=FRAME_SECONDS) as screen:
+    with open_screen(plain=False, as_json=False, out=file) as screen:
         assert isinstance(screen, LiveScreen)
         screen.handle(Ready(1))
         screen.handle(Notice("device-lost", "Gone", "error"))
@@ -358,7 +358,7 @@ def test_terminals_without_colours(variables: dict[str, str], monkeypatch: pytes
         (EchoState("off"), "echo: off"),
         (EchoState("on"), "no echo"),
         (EchoState("auto", found=True), "no echo"),  # not known yet
-        (EchoState("auto", found=True, level=-0.2, removed=0.1, delay=0.1), "echo 0 dB, 0 dB taken away"),
+        (EchoState("auto", found=True, level=-0.2, removed=0.1, delay=0.1), "echo 0 dB, 0 dB removed"),
     ],
 )
 def test_the_echo_among_the_figures(echo: EchoState | None, figure: str | None) -> None:
@@ -420,7 +420,7 @@ def test_notices_and_new_conversations_stand_between_the_words() -> None:
         "  step       41.2 ms p50    62.0 p95    70.0 p99   120.0 max",
         "Dropped 0.24 s of your speech, 1 underrun",
         "Memory: 4.4 GB at most",
-        "Echo for 1:30: -31 dB (most -18), 28 dB taken away (most 36)",
+        "Echo for 1:30: -31 dB (most -18), 28 dB removed (most 36)",
         "Written: talks/monday/user.wav",
     ]
 
@@ -502,7 +502,7 @@ from msh_mlx.live.keys import Keys, action
 from msh_mlx.live.screen.terminal import LiveScreen
 from msh_mlx.live.screen.status import Status, Summary
 from msh_mlx.live.screen.open import open_screen
-with open_screen(plain=False, as_json=False, out=sys.stdout, frame_seconds=0.08) as screen, Keys(sys.stdin) as keys:
+with open_screen(plain=False, as_json=False, out=sys.stdout) as screen, Keys(sys.stdin) as keys:
     assert isinstance(screen, LiveScreen)
     screen.handle(Ready(1))
     for index in range(40):
@@ -576,14 +576,14 @@ def test_in_a_real_terminal() -> None:
 
 def plain(draw: Callable[[PlainScreen, Time], None]) -> list[str]:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60, highlight=False), frame_seconds=FRAME_SECONDS, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60, highlight=False), now=now) as screen:
         draw(screen, now)
     return out.getvalue().splitlines()
 
 
 def test_plain_lines() -> None:
     def draw(screen: PlainScreen, now: Time) -> None:
-        screen.say("Moshi [bold]live[/]")
+        screen.handle(Notice("about", "Moshi [bold]live[/]"))
         screen.handle(Loading("warm-up"))
         screen.handle(Loading("warm-up", 0.5))
         screen.handle(Ready(1))
@@ -615,7 +615,7 @@ def test_plain_lines() -> None:
         "    6.00 s  today",
         "Moshi hears itself: use headphones.",
         "Dropped 0.24 s of your speech, 1 underrun so far",
-        "Echo -18 dB, 32 dB taken away",
+        "Echo -18 dB, 32 dB removed",
         "The microphone is muted",
         "The microphone is heard",
         "Dropped 0.40 s of your speech, 2 underruns so far",
@@ -640,12 +640,12 @@ def test_plain_lines_about_the_echo() -> None:
             now.now += 8
             screen.tick(Status(echo=EchoState(mode, found=level is not None, level=level, removed=removed)))
 
-    assert plain(draw) == ["Echo -20 dB, 8 dB taken away", "Echo -22 dB, 25 dB taken away", "No echo"]
+    assert plain(draw) == ["Echo -20 dB, 8 dB removed", "Echo -22 dB, 25 dB removed", "No echo"]
 
 
 def test_a_plain_line_does_not_wait_for_the_next_word() -> None:
     now, out = Time(), io.StringIO()
-    with PlainScreen(Console(file=out, width=60), frame_seconds=FRAME_SECONDS, now=now) as screen:
+    with PlainScreen(Console(file=out, width=60), now=now) as screen:
         screen.handle(Spoke(0, " Hello"))
         now.now += 1
         screen.tick()
@@ -674,7 +674,7 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
     out = io.StringIO()
     if kind != "pipe":
         monkeypatch.setattr(out, "isatty", lambda: True)
-    screen = open_screen(plain=kind == "plain", as_json=False, out=out, frame_seconds=FRAME_SECONDS)
+    screen = open_screen(plain=kind == "plain", as_json=False, out=out)
     assert isinstance(screen, PlainScreen)
 
 
@@ -684,12 +684,11 @@ def test_where_plain_lines_are_chosen(kind: str, monkeypatch: pytest.MonkeyPatch
 def test_json_lines() -> None:
     now, out = Time(), io.StringIO()
     with JsonScreen(out, now=now) as screen:
-        screen.say("Moshi")
         screen.handle(Loading("files"))
         screen.handle(Loading("files", 0.5))
         screen.handle(Ready(1))
         screen.handle(Spoke(3, " hé"))
-        screen.handle(SpokeWord(Word(0.24000000000000002, "hé\n\x1b")))
+        screen.handle(SpokeWord(Word(0.24, "hé\n\x1b")))
         screen.handle(Dropped(7, 0.08))
         screen.handle(Underrun(2))
         screen.handle(Notice("device-lost", "Gone.", "warning"))
@@ -699,7 +698,6 @@ def test_json_lines() -> None:
     lines = out.getvalue().splitlines()
     assert out.getvalue().isascii()
     assert [json.loads(line) for line in lines] == [
-        {"event": "message", "text": "Moshi"},
         {"event": "loading", "stage": "files", "seconds": None},
         {"event": "loading", "stage": "files", "seconds": 0.5},
         {"event": "ready", "conversation": 1},

@@ -109,12 +109,12 @@ def test_everything_else(tmp_path: Path) -> None:
     (loading,) = (e for e in entries if e["ph"] == "X")
     assert (names[loading["tid"]], loading["name"], loading["dur"]) == ("start", "loading", 1.5e6)
     queues, lost, echo, none = (e for e in entries if e["ph"] == "C")
-    assert queues["args"] == {"microphone": 10, "codes": 80, "frames": 160, "loudspeaker": 100, "cushion": 80}
+    assert queues["args"] == {"microphone": 10, "model": 80, "decoder": 160, "loudspeaker": 100, "cushion": 80}
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}
     assert queues["ts"] == lost["ts"]
     assert echo["name"] == none["name"] == "echo dB"
-    assert echo["args"] == {"level": -18.4, "taken away": 31.6}
-    assert none["args"] == {"level": -100, "taken away": 0}
+    assert echo["args"] == {"level": -18.4, "removed": 31.6}
+    assert none["args"] == {"level": -100, "removed": 0}
     instants = {e["name"]: (names[e["tid"]], e["args"]) for e in entries if e["ph"] == "i"}
     assert instants == {
         "conversation 2": ("events", {}),
@@ -197,7 +197,7 @@ def test_a_slow_disk_ends_the_trace(tmp_path: Path) -> None:
     notices: list[Notice] = []
     trace = Trace(tmp_path / "t.json", notices.append, queue=100)
     go = threading.Event()
-    trace._background._handle = lambda thing: go.wait(10)  # type: ignore[assignment]
+    trace._write = lambda *_: go.wait(10)  # type: ignore[method-assign,assignment,return-value]
     for index in range(300):
         trace(Underrun(index))
     assert [notice.kind for notice in notices] == ["trace-ended"]

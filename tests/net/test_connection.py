@@ -9,14 +9,14 @@ import ogg
 import pytest
 from talker import Talker
 from test_opus import case, damaged, packets, stream
-from test_server import FILE, GREEDY, digits, eventually, model, run, serving
+from test_server import FILE, GREEDY, digits, eventually, model, serving
 
 from msh_mlx.conversation.session import Session
 from msh_mlx.events import Said, Spoke
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
 from msh_mlx.net.connection import Limits, NetworkSource
-from msh_mlx.net.messages import Audio, Error, Handshake
+from msh_mlx.net.messages import Audio, Error, Handshake, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
 from msh_mlx.net.upload import answers
 from msh_mlx.sound.ogg import OggSplitter
@@ -38,59 +38,60 @@ async def heard_frames(talker, count):
     return talker.heard
 
 
-def test_pages_with_large_headers_are_heard(model):
+async def refused(talker, messages):
+    """Send bytes as long as the server listens, wait until it closes the connection, and return its one error."""
+    await talker.until(Handshake)
+    for message in messages:
+        if talker.ws.closed:
+            break
+        await talker.ws.send_bytes(message)
+    while await talker.receive():
+        pass
+    (error,) = talker.heard.of(Error)
+    assert talker.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+    return error.text
+
+
+async def test_pages_with_large_headers_are_heard(model):
     """65 kB of tags, page by page: what is said to it is what is said to the same sound."""
     pages = case("tags66k.opus")
     pcm = np.concatenate([OpusDecoder().decode(b"".join(pages))])
-
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, **FILE, **ASKS) as talker:
-                await send_pages(talker, pages)
-                first = await heard_frames(talker, len(pcm) // FRAME_SIZE)
-            await eventually(lambda: server.log)
-            return first, server.log[0]
-
-    heard, summary = run(scenario())
+    async with serving(model) as server:
+        async with Talker(server.url, **FILE, **ASKS) as talker:
+            await send_pages(talker, pages)
+            heard = await heard_frames(talker, len(pcm) // FRAME_SIZE)
+        await eventually(lambda: server.log)
     assert len(heard.sound) == len(pcm) // FRAME_SIZE * FRAME_SIZE
     assert not heard.error
-    assert summary["damaged_pages"] == 0
+    assert server.log[0]["damaged_pages"] == 0
 
 
-def test_a_damaged_page_is_counted_told_and_logged(model):
+async def test_a_damaged_page_is_counted_told_and_logged(model):
     """As much is answered as if nothing had been damaged."""
-
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, **FILE, **ASKS) as talker:
-                await send_pages(talker, case("bad_crc.opus"))
-                heard = await heard_frames(talker, 72240 // FRAME_SIZE)
-                while not any("damaged_s" in values for values in heard.metadata):
-                    assert await talker.receive()
-            await eventually(lambda: server.log)
-            return heard, server.log[0], server.errors()["pages"]
-
-    heard, summary, counted = run(scenario())
+    async with serving(model) as server:
+        async with Talker(server.url, **FILE, **ASKS) as talker:
+            await send_pages(talker, case("bad_crc.opus"))
+            heard = await heard_frames(talker, 72240 // FRAME_SIZE)
+            while not any("damaged_s" in values for values in heard.metadata):
+                assert await talker.receive()
+        await eventually(lambda: server.log)
+    (summary,) = server.log
     told = [values for values in heard.metadata if "damaged_s" in values][-1]
     assert (told["damaged_pages"], told["damaged_s"]) == (1, pytest.approx(0.98, abs=0.03))
     assert (summary["damaged_pages"], summary["damaged_s"]) == (1, told["damaged_s"])
-    assert counted == 1
+    assert server.errors()["pages"] == 1
 
 
-def test_a_channel_that_is_left_out_is_told_and_logged(model):
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, **FILE, **ASKS) as talker:
-                await send_pages(talker, case("stereo_opposite_phase.opus"))
-                while not any("notice" in values for values in talker.heard.metadata):
-                    assert await talker.receive(), talker.heard.error
-            await eventually(lambda: server.log)
-            return talker.heard.metadata, server.log[0]
-
-    told, summary = run(scenario())
-    (notice,) = [values["notice"] for values in told if "notice" in values]
+async def test_a_channel_that_is_left_out_is_told_and_logged(model):
+    async with serving(model) as server:
+        async with Talker(server.url, **FILE, **ASKS) as talker:
+            await send_pages(talker, case("stereo_opposite_phase.opus"))
+            while not any("notice" in values for values in talker.heard.metadata):
+                assert await talker.receive(), talker.heard.error
+        await eventually(lambda: server.log)
+    (notice,) = [values["notice"] for values in talker.heard.metadata if "notice" in values]
     assert "in opposite phase" in notice
-    assert summary["notes"] == notice
+    assert server.log[0]["notes"] == notice
 
 
 def bare():
@@ -118,27 +119,13 @@ def headless():
         (lambda: [b"\1\2" * 1920] * 40, "The audio is not an Ogg stream: no page was found in "),
     ],
 )
-def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):
+async def test_what_cannot_be_decoded_gets_one_sentence(model, pages, said):
     """All of it has less than three seconds of sound."""
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
-            await talker.until(Handshake)
-            for page in pages():
-                if talker.ws.closed:
-                    break
-                await talker.send(Audio(page))
-            while await talker.receive():
-                pass
-            return talker.heard
-
-    heard = run(scenario())
-    (error,) = heard.of(Error)
-    assert error.text.startswith(said)
-    assert heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+    async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
+        assert (await refused(talker, (encode(Audio(page)) for page in pages()))).startswith(said)
 
 
-def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
+async def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
     """The words behind it come in their steps."""
     pcm = digits[: 45 * FRAME_SIZE]
     encoder = OpusEncoder()
@@ -156,18 +143,14 @@ def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
                     words.append((frames, text))
             return words
 
-    async def scenario():
-        async with serving(model) as server:
-            whole = await hear(server, pages)
-            without = await hear(server, [*pages[:8], damaged(pages[8]), *pages[10:]])
-            return whole, without
-
-    whole, without = run(scenario())
+    async with serving(model) as server:
+        whole = await hear(server, pages)
+        without = await hear(server, [*pages[:8], damaged(pages[8]), *pages[10:]])
     assert [text for _, text in whole] == [text for _, text in without] == [" four", " one"]
     assert all(abs(one - other) <= 1 for (one, _), (other, _) in zip(whole, without, strict=True))
 
 
-def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, monkeypatch):
+async def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, monkeypatch):
     """A model that stands still for a second while a client speaks: the client says so, and the words behind are not early."""
     step, steps = Session.step, []
 
@@ -185,14 +168,11 @@ def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, m
         address = Address("127.0.0.1", port, query=query)
         return list(answers(address, iter(pcm), realtime=realtime, notify=told.append, check=lambda: None))
 
-    async def scenario():
-        async with serving(model) as server:
-            expected = await asyncio.to_thread(client, server.port, False)
-            assert told == []
-            monkeypatch.setattr(Session, "step", slow_once)
-            return expected, await asyncio.to_thread(client, server.port, True)
-
-    expected, said = run(scenario())
+    async with serving(model) as server:
+        expected = await asyncio.to_thread(client, server.port, False)
+        assert told == []
+        monkeypatch.setattr(Session, "step", slow_once)
+        said = await asyncio.to_thread(client, server.port, True)
     assert [sum(isinstance(event, Said) for event in each) for each in (said, expected)] == [len(pcm)] * 2
     places = [[(event.index, event.text) for event in each if isinstance(event, Spoke)] for each in (expected, said)]
     assert [text for _, text in places[0]] == [text for _, text in places[1]] == [" four", " one", " three"]
@@ -238,34 +218,30 @@ async def heard_in(model, pieces, words, *, every=0.0):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_live_sound_in_long_pages_is_heard(model, digits, channels):
+async def test_live_sound_in_long_pages_is_heard(model, digits, channels):
     """At speaking rate: a page comes when it is full, and nothing on it is late."""
     for seconds in (1.0, 0.52):
         pages = long_pages(digits[: 50 * FRAME_SIZE], seconds, channels)
-        run(heard_in(model, pages, ["four", "one"], every=seconds))
+        await heard_in(model, pages, ["four", "one"], every=seconds)
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
+async def test_live_sound_that_comes_at_once_is_heard(model, digits, together):
     """A file that is sent at once, without realtime=0: page by page, or in one message."""
     pages = long_pages(digits[: 76 * FRAME_SIZE], 0.52, 1)
     pieces = [b"".join(pages)] if together else pages
-    run(heard_in(model, pieces, ["four", "one", "three"]))
+    await heard_in(model, pieces, ["four", "one", "three"])
 
 
 @pytest.mark.parametrize("name", ["tags66k.opus", "bad_crc.opus"])
-def test_files_that_come_at_once_without_a_query_are_answered(model, name):
+async def test_files_that_come_at_once_without_a_query_are_answered(model, name):
     """Their pages hold a second each."""
-
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, stats=None) as talker:
-                await send_pages(talker, case(name))
-                await heard_frames(talker, 72240 // FRAME_SIZE)
-            await eventually(lambda: server.log)
-            return server.log[0]
-
-    assert run(scenario())["dropped_s"] == 0
+    async with serving(model) as server:
+        async with Talker(server.url, stats=None) as talker:
+            await send_pages(talker, case(name))
+            await heard_frames(talker, 72240 // FRAME_SIZE)
+        await eventually(lambda: server.log)
+    assert server.log[0]["dropped_s"] == 0
 
 
 class Arrivals:
@@ -338,7 +314,7 @@ def test_what_comes_after_a_pause_begins_anew():
     assert arrivals.late <= 0
 
 
-def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model, digits, monkeypatch):
+async def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model, digits, monkeypatch):
     """Published clients take no message that would not stand in the conversation."""
     step = Session.step
 
@@ -347,79 +323,59 @@ def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model
         return step(self, codes)
 
     monkeypatch.setattr(Session, "step", slow)
-
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, stats=None) as talker:
-                await talker.until(Handshake)
-                await talker.say(digits[: 25 * FRAME_SIZE], pause=0.08)
-            await eventually(lambda: server.log)
-            return server.log[0], talker.heard
-
-    summary, heard = run(scenario())
+    async with serving(model) as server:
+        async with Talker(server.url, stats=None) as talker:
+            await talker.until(Handshake)
+            await talker.say(digits[: 25 * FRAME_SIZE], pause=0.08)
+        await eventually(lambda: server.log)
+    (summary,) = server.log
     assert summary["dropped_s"] > 0
     assert f"{summary['dropped_s']:.1f} s of the sound came too late and were not heard" in summary["notes"]
-    assert len(heard.metadata) == 1
+    assert len(talker.heard.metadata) == 1
 
 
 # ---- damaged pages -------------------------------------------------------------------------------------------------------
 
 
-def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
+async def test_damage_in_the_midst_does_not_end_a_conversation(model, digits):
     """Two seconds of page after page that cannot be read: silence, and the words behind it are heard."""
     said = spoken(digits[: 76 * FRAME_SIZE])
     pages = stream([*said[:76], *said[:50], *said[76:]])
-
-    async def scenario():
-        async with serving(model) as server:
-            async with Talker(server.url, **FILE, **ASKS) as talker:
-                await send_pages(talker, [*pages[:78], *map(damaged, pages[78:128]), *pages[128:]])
-                await heard_frames(talker, 100)
-            await eventually(lambda: server.log)
-            return talker.heard, server.log[0]
-
-    heard, summary = run(scenario())
-    assert heard.text.split() == ["four", "one", "three"]
+    async with serving(model) as server:
+        async with Talker(server.url, **FILE, **ASKS) as talker:
+            await send_pages(talker, [*pages[:78], *map(damaged, pages[78:128]), *pages[128:]])
+            await heard_frames(talker, 100)
+        await eventually(lambda: server.log)
+    (summary,) = server.log
+    assert talker.heard.text.split() == ["four", "one", "three"]
     assert (summary["damaged_pages"], summary["damaged_s"]) == (50, pytest.approx(2.0))
 
 
-def test_wrong_checksums_everywhere_are_said(model):
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, stats=None) as talker:
-            await send_pages(talker, [damaged(page) for page in stream(packets(60))])
-            while await talker.receive():
-                pass
-            return talker.heard
-
-    heard = run(scenario())
-    assert heard.error.startswith("The checksums of the audio's pages are wrong")
-    assert heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+async def test_wrong_checksums_everywhere_are_said(model):
+    async with serving(model) as server, Talker(server.url, stats=None) as talker:
+        error = await refused(talker, [encode(Audio(damaged(page))) for page in stream(packets(60))])
+    assert error.startswith("The checksums of the audio's pages are wrong")
 
 
-def test_damaged_pages_keep_no_session(model):
+async def test_damaged_pages_keep_no_connection(model):
     """Neither as they come, nor because the model answers the silence in their place."""
     pages = stream(packets(100))
+    async with serving(model, limits=Limits(idle=1.0)) as server, Talker(server.url, stats=None) as talker:
+        await send_pages(talker, pages[:6])
 
-    async def scenario():
-        async with serving(model, limits=Limits(idle=1.0)) as server, Talker(server.url, stats=None) as talker:
-            await send_pages(talker, pages[:6])
+        async def spoil():
+            for page in pages[6:]:
+                await talker.send(Audio(damaged(page)))
+                await asyncio.sleep(0.1)
 
-            async def spoil():
-                for page in pages[6:]:
-                    await talker.send(Audio(damaged(page)))
-                    await asyncio.sleep(0.1)
-
-            spoiling = asyncio.ensure_future(spoil())
-            try:
-                while await talker.receive():
-                    pass
-            finally:
-                spoiling.cancel()
-            return talker.heard
-
-    heard = run(scenario())
-    assert heard.error == "No sound came for 1 s, so the conversation is over."
-    assert len(heard.sound) > 4 * FRAME_SIZE
+        spoiling = asyncio.ensure_future(spoil())
+        try:
+            while await talker.receive():
+                pass
+        finally:
+            spoiling.cancel()
+    assert talker.heard.error == "No sound came for 1 s, so the conversation is over."
+    assert len(talker.heard.sound) > 4 * FRAME_SIZE
 
 
 # ---- sound that does not come as sound -----------------------------------------------------------------------------------
@@ -447,39 +403,21 @@ UNTYPED = "Sound comes without its type: a message with sound is the byte 1 and 
         ([bytes(4) + bytes(1920)] * 4, "Only messages without a meaning here have come", 4),
     ],
 )  # fmt: skip
-def test_sound_that_does_not_come_as_sound_gets_one_sentence(model, messages, said, at_most, monkeypatch):
+async def test_sound_that_does_not_come_as_sound_gets_one_sentence(model, messages, said, at_most, monkeypatch):
     """At once where it is certain, and else if no sound follows within two seconds."""
     monkeypatch.setattr("msh_mlx.net.connection._NO_SOUND", 0.2)
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, stats=None) as talker:
-            await talker.until(Handshake)
-            for message in messages[:at_most]:
-                if talker.ws.closed:
-                    break
-                await talker.ws.send_bytes(message)
-            while await talker.receive():
-                pass
-            return talker.heard
-
-    heard = run(scenario())
-    (error,) = heard.of(Error)
-    assert error.text.startswith(said)
-    assert heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+    async with serving(model) as server, Talker(server.url, stats=None) as talker:
+        assert (await refused(talker, messages[:at_most])).startswith(said)
 
 
-def test_messages_that_mean_nothing_are_passed_over(model, digits):
+async def test_messages_that_mean_nothing_are_passed_over(model, digits):
     """Of other types, or without anything in them: as many as one likes, as long as sound follows soon."""
     others = [b"", b"\x00" + bytes(8), b"\x02word", b"\x04{}", b"\x06", b"\x09", b"\xff\x00", b"\x03\x09", b"\x03\x01"]
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **FILE) as talker:
-            await talker.until(Handshake)
-            encoder = OpusEncoder()
-            for begin in range(0, 20 * FRAME_SIZE, FRAME_SIZE):
-                for other in others * (1 if begin else 4):
-                    await talker.ws.send_bytes(other)
-                await talker.send(Audio(encoder.encode(digits[begin : begin + FRAME_SIZE])))
-            return await heard_frames(talker, 19)
-
-    assert not run(scenario()).error
+    async with serving(model) as server, Talker(server.url, **FILE) as talker:
+        await talker.until(Handshake)
+        encoder = OpusEncoder()
+        for begin in range(0, 20 * FRAME_SIZE, FRAME_SIZE):
+            for other in others * (1 if begin else 4):
+                await talker.ws.send_bytes(other)
+            await talker.send(Audio(encoder.encode(digits[begin : begin + FRAME_SIZE])))
+        assert not (await heard_frames(talker, 19)).error

@@ -112,7 +112,7 @@ def test_packets_over_pages_are_heard():
 
 
 def test_a_page_that_can_be_decoded_in_part_is():
-    """Packets that are none are silence, and those beside them are heard."""
+    """What is not a packet is silence, and the packets beside it are heard."""
     said = packets(9)
     bad = [*said[:3], b"", *said[4:]]
     decoder = OpusDecoder()
@@ -357,7 +357,7 @@ def test_a_little_nonsense_is_passed_over(nonsense):
 
 @pytest.mark.parametrize("a_page", [1, 5, 25])
 @pytest.mark.parametrize("piece", [0, 1000, 7])
-def test_many_damaged_pages_in_a_good_stream_are_no_end(a_page, piece):
+def test_many_damaged_pages_do_not_end_a_good_stream(a_page, piece):
     """Twenty seconds of 250 kB, page by page or in any pieces: silence of their length."""
     packet = packets(1)[0]
     said = [packet + bytes(500 - len(packet))] * 600
@@ -392,7 +392,7 @@ def test_a_large_damaged_header_does_not_hide_the_sound():
     assert len(heard) >= len(np.concatenate(hear(pages))) - PACKET
 
 
-def test_a_large_damaged_page_is_no_end():
+def test_a_large_damaged_page_does_not_end_a_stream():
     """Pages as long as they can be: no more than one is lost."""
     said = [packets(1)[0][:1] + bytes(250)] * 250
     good = stream(said, 125)

@@ -1,4 +1,4 @@
-"""The server behind nginx and Caddy, with the lines of docs/proxy.md as they stand, and with others that are about."""
+"""The server behind nginx and Caddy: with the configurations of docs/proxy.md, and with others that people use."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from paths import ROOT
 from talker import Talker
-from test_server import FILE, digits, eventually, model, run, serving
+from test_server import FILE, digits, eventually, model, serving, upgraded
 from yarl import URL
 
 from msh_mlx.format import FRAME_SIZE
@@ -69,7 +69,7 @@ def started(command, port, log):
 
 @contextlib.contextmanager
 def nginx(tmp_path, lines):
-    """Nginx on a free port of the loopback, as whoever runs the tests, with all its files in a folder of its own."""
+    """Nginx on a free port of the loopback, run by this user, with all its files in a folder."""
     command, port = program("nginx"), free_port()
     temporary = "".join(f"{name}_temp_path {name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (tmp_path / "nginx.conf").write_text(
@@ -136,31 +136,23 @@ async def visit(url, digits):
 
 @pytest.mark.parametrize("proxy", PROXIES)
 @pytest.mark.parametrize(("block", "path"), [(0, "/"), (1, "/moshi/"), (1, "/moshi")])
-def test_the_documented_lines_work_as_they_stand(model, digits, tmp_path, page, proxy, block, path):
+async def test_the_documented_lines_work_as_they_stand(model, digits, tmp_path, page, proxy, block, path):
     short = digits[: 5 * FRAME_SIZE]
-
-    async def scenario():
-        async with serving(model, *OPTIONS, static=page) as server:
-            with PROXIES[proxy](tmp_path, to(server, documented(proxy)[block])) as url:
-                return await visit(f"{url}{path}", short)
-
-    heard = run(scenario())
+    async with serving(model, *OPTIONS, static=page) as server:
+        with PROXIES[proxy](tmp_path, to(server, documented(proxy)[block])) as url:
+            heard = await visit(f"{url}{path}", short)
     assert len(heard.pcm) == 5
     assert not heard.error
 
 
 @pytest.mark.parametrize("path", ["", "/", "/api/chat"])
-def test_our_client_knows_base_paths(model, digits, tmp_path, path):
-    async def scenario():
-        async with serving(model, *OPTIONS) as server:
-            with nginx(tmp_path, to(server, documented("nginx")[1])) as url:
-                address = Address.from_url(f"{url}/moshi{path}", {})
-                async with aiohttp.ClientSession() as http, http.ws_connect(address.url()) as ws:
-                    while (message := await ws.receive(PATIENCE)).data[:1] != bytes([0]):
-                        assert message.type is aiohttp.WSMsgType.BINARY
-                    return True
-
-    assert run(scenario())
+async def test_our_client_knows_base_paths(model, digits, tmp_path, path):
+    async with serving(model, *OPTIONS) as server:
+        with nginx(tmp_path, to(server, documented("nginx")[1])) as url:
+            address = Address.from_url(f"{url}/moshi{path}", {})
+            async with aiohttp.ClientSession() as http, http.ws_connect(address.url()) as ws:
+                while (message := await ws.receive(PATIENCE)).data[:1] != bytes([0]):
+                    assert message.type is aiohttp.WSMsgType.BINARY
 
 
 LINES = """
@@ -195,87 +187,65 @@ UPGRADE = 'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: a loopback with several addresses")
-def test_what_the_websocket_was_refused_for_a_plain_request_is_told(model, tmp_path, options, lines, status, said):
+async def test_what_the_websocket_was_refused_for_a_plain_request_is_told(
+    model, tmp_path, options, lines, status, said
+):
     """Under another address than the server's own, as a name would be."""
-
-    async def scenario():
-        with contextlib.ExitStack() as stack:
-            # nginx first: an option names its port.
-            port = free_port()
-            options_ = [option.format(port=port) for option in options]
-            async with serving(model, *options_) as server, aiohttp.ClientSession() as http:
-                conf = to(server, LINES.format(lines)) + f"listen 127.0.0.2:{port};"
-                stack.enter_context(nginx(tmp_path, conf))
-                url, headers = f"http://127.0.0.2:{port}/api/chat", {"Origin": f"http://127.0.0.2:{port}"}
-                async with http.post(url, headers=headers) as answer:
-                    told = answer.status, await answer.text()
-                try:
-                    async with http.ws_connect(url, headers=headers):
-                        return told, 426, port
-                except aiohttp.WSServerHandshakeError as error:
-                    return told, error.status, port
-
-    (found, text), connected, port = run(scenario())
-    assert found == connected == status
-    assert said.format(port=port) in text
+    port = free_port()  # of nginx; an option of the server names it
+    options = [option.format(port=port) for option in options]
+    async with serving(model, *options) as server, aiohttp.ClientSession() as http:
+        with nginx(tmp_path, to(server, LINES.format(lines)) + f"listen 127.0.0.2:{port};"):
+            url, headers = f"http://127.0.0.2:{port}/api/chat", {"Origin": f"http://127.0.0.2:{port}"}
+            async with http.post(url, headers=headers) as answer:
+                assert said.format(port=port) in await answer.text()
+            assert answer.status == await upgraded(http, url, headers) == status
 
 
-def test_no_websocket_comes_through_without_its_lines(model, tmp_path):
-    async def scenario():
-        async with serving(model) as server, aiohttp.ClientSession() as http:
-            with nginx(tmp_path, to(server, LINES.format("proxy_set_header Host $http_host;"))) as url:
-                with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-                    await http.ws_connect(f"{url}/api/chat")
-                async with http.post(f"{url}/api/chat", headers={"Origin": url}) as answer:
-                    return error.value.status, answer.status, server.errors()["upgrade"]
-
-    assert run(scenario()) == (426, 426, 1)
+async def test_no_websocket_comes_through_without_its_lines(model, tmp_path):
+    async with serving(model) as server, aiohttp.ClientSession() as http:
+        with nginx(tmp_path, to(server, LINES.format("proxy_set_header Host $http_host;"))) as url:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
+                await http.ws_connect(f"{url}/api/chat")
+            async with http.post(f"{url}/api/chat", headers={"Origin": url}) as answer:
+                assert (error.value.status, answer.status, server.errors()["upgrade"]) == (426, 426, 1)
 
 
-def test_a_path_that_is_taken_away_with_its_slash(model, digits, tmp_path, page):
+async def test_a_path_that_is_taken_away_with_its_slash(model, digits, tmp_path, page):
     """`location /moshi` with `proxy_pass …/`, a slash short: what is asked for begins with two."""
     lines = documented("nginx")[1].replace("location /moshi/", "location /moshi")
-
-    async def scenario():
-        async with serving(model, *OPTIONS, static=page) as server:
-            with nginx(tmp_path, to(server, lines)) as url:
-                return await visit(f"{url}/moshi/", digits[: 3 * FRAME_SIZE])
-
-    assert len(run(scenario()).pcm) == 3
+    async with serving(model, *OPTIONS, static=page) as server:
+        with nginx(tmp_path, to(server, lines)) as url:
+            heard = await visit(f"{url}/moshi/", digits[: 3 * FRAME_SIZE])
+    assert len(heard.pcm) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: a loopback with several addresses")
-def test_visitors_behind_the_proxy_are_counted_apart(model, tmp_path):
+async def test_visitors_behind_the_proxy_are_counted_apart(model, tmp_path):
     options = *OPTIONS, "--max-per-address", "1"
+    async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
+        url = stack.enter_context(nginx(tmp_path, to(server, documented("nginx")[0])))
 
-    async def scenario():
-        async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
-            url = stack.enter_context(nginx(tmp_path, to(server, documented("nginx")[0])))
+        async def come(host):
+            http = await stack.enter_async_context(client(host))
+            # One that is made up does not help.
+            headers = {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1"}
+            return await stack.enter_async_context(http.ws_connect(f"{url}/api/chat", headers=headers))
 
-            async def come(host):
-                http = await stack.enter_async_context(client(host))
-                # One that is made up does not help.
-                headers = {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1"}
-                return await stack.enter_async_context(http.ws_connect(f"{url}/api/chat", headers=headers))
+        async def first_of(ws, kind):
+            while (message := await ws.receive(PATIENCE)).type is aiohttp.WSMsgType.BINARY:
+                if message.data[0] == kind:
+                    return message.data[1:].decode()
+            return None
 
-            async def first_of(ws, kind):
-                while (message := await ws.receive(PATIENCE)).type is aiohttp.WSMsgType.BINARY:
-                    if message.data[0] == kind:
-                        return message.data[1:].decode()
-                return None
-
-            first, other = await come("127.0.0.3"), await come("127.0.0.4")
-            assert await first_of(first, 0) is not None
-            again = await come("127.0.0.3")
-            assert "from your address" in await first_of(again, 5)
-            await first.close()
-            assert await first_of(other, 0) is not None
-            await other.close()
-            await eventually(lambda: len(server.log) == 3)
-            return server.log[:3]
-
-    log = run(scenario())
-    assert sorted((line["address"], line["end"]) for line in log) == [
+        first, other = await come("127.0.0.3"), await come("127.0.0.4")
+        assert await first_of(first, 0) is not None
+        again = await come("127.0.0.3")
+        assert "from your address" in await first_of(again, 5)
+        await first.close()
+        assert await first_of(other, 0) is not None
+        await other.close()
+        await eventually(lambda: len(server.log) == 3)
+    assert sorted((line["address"], line["end"]) for line in server.log) == [
         ("127.0.0.3", "closed"),
         ("127.0.0.3", "per_address"),
         ("127.0.0.4", "closed"),

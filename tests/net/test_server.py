@@ -69,28 +69,29 @@ async def serving(model, *options, limits=None, static=None, ready=True, context
         await server.close("The test is over.")
 
 
-def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario, 60))
-
-
-def alone(model, pcm, **parameters):
+async def alone(model, pcm, **parameters):
     """What is heard on a server of one's own."""
-
-    async def scenario():
-        async with serving(model) as server:
-            return await talk(server.url, pcm, **parameters)
-
-    return run(scenario())
+    async with serving(model) as server:
+        return await talk(server.url, pcm, **parameters)
 
 
 @pytest.fixture(scope="module")
 def reference(model, digits):
-    return alone(model, digits, **FILE)
+    return asyncio.run(alone(model, digits, **FILE))
 
 
 async def get(url, **options):
     async with aiohttp.ClientSession() as http, http.get(url, **options) as response:
         return response.status, await response.text(), response.headers
+
+
+async def upgraded(http, url, headers):
+    """Ask for a websocket, and return the status: 426, as for a plain request, if it opens."""
+    try:
+        async with http.ws_connect(url, headers=headers):
+            return 426
+    except aiohttp.WSServerHandshakeError as error:
+        return error.status
 
 
 async def eventually(true, timeout=10.0):
@@ -137,140 +138,111 @@ def test_text_comes_right_before_the_sound_of_its_frame(reference, digits, model
     np.testing.assert_array_equal(reference.sound, np.concatenate([decoder.decode(encoder.encode(x)) for x in said]))
 
 
-def test_every_conversation_is_as_the_first(model, digits, reference):
-    async def scenario():
-        async with serving(model) as server:
-            await talk(server.url, digits[: 40 * FRAME_SIZE], realtime=0)  # another one, by chance
-            await talk(server.url, digits[: 7 * FRAME_SIZE], realtime=0, text_temperature=2, text_topk=3)
-            return await talk(server.url, digits, **FILE)
-
-    assert run(scenario()).raw == reference.raw
+async def test_every_conversation_is_as_the_first(model, digits, reference):
+    async with serving(model) as server:
+        await talk(server.url, digits[: 40 * FRAME_SIZE], realtime=0)  # another one, by chance
+        await talk(server.url, digits[: 7 * FRAME_SIZE], realtime=0, text_temperature=2, text_topk=3)
+        last = await talk(server.url, digits, **FILE)
+    assert last.raw == reference.raw
 
 
-def test_conversations_at_the_same_time_do_not_hear_each_other(model, digits, reference):
+async def test_conversations_at_the_same_time_do_not_hear_each_other(model, digits, reference):
     other = np.roll(digits, 40 * FRAME_SIZE)
-    expected = alone(model, other, **FILE)
-
-    async def scenario():
-        async with serving(model, "--sessions", "3") as server:
-            pcms = digits, other, digits
-            return await asyncio.gather(*(talk(server.url, pcm, **FILE) for pcm in pcms))
-
-    first, second, third = run(scenario())
+    expected = await alone(model, other, **FILE)
+    async with serving(model, "--sessions", "3") as server:
+        pcms = digits, other, digits
+        first, second, third = await asyncio.gather(*(talk(server.url, pcm, **FILE) for pcm in pcms))
     assert first.raw == third.raw == reference.raw
     assert second.raw == expected.raw != reference.raw
 
 
-def test_in_real_time_it_says_the_same(model, digits, reference):
+async def test_in_real_time_it_says_the_same(model, digits, reference):
     """Frame by frame, each when the one before was answered, so that nothing is late."""
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
-            await talker.until(Handshake)
-            encoder = OpusEncoder()
-            for start in range(0, 50 * FRAME_SIZE, FRAME_SIZE):
-                await talker.send(Audio(encoder.encode(digits[start : start + FRAME_SIZE])))
-                await talker.until(Audio)
-            return talker.heard
-
-    heard = run(scenario())
-    assert len(heard.pcm) == 50
-    assert heard.raw == reference.raw[: len(heard.raw)]
+    async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
+        await talker.until(Handshake)
+        encoder = OpusEncoder()
+        for start in range(0, 50 * FRAME_SIZE, FRAME_SIZE):
+            await talker.send(Audio(encoder.encode(digits[start : start + FRAME_SIZE])))
+            await talker.until(Audio)
+    assert len(talker.heard.pcm) == 50
+    assert talker.heard.raw == reference.raw[: len(talker.heard.raw)]
 
 
-def test_a_seed_decides(model, digits):
+async def test_a_seed_decides(model, digits):
     short = digits[: 40 * FRAME_SIZE]
     hot = {"realtime": 0, "text_temperature": 2, "audio_temperature": 3}
-    heard = [alone(model, short, text_seed=seed, audio_seed=seed, **hot).raw for seed in (3, 3, 4)]
-    assert heard[0] == heard[1] != heard[2]
+    heard = [await alone(model, short, text_seed=seed, audio_seed=seed, **hot) for seed in (3, 3, 4)]
+    assert heard[0].raw == heard[1].raw != heard[2].raw
 
 
-def test_restart_is_a_new_conversation_on_the_same_connection(model, digits, reference):
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **FILE) as talker:
-            await talker.converse(digits[: 30 * FRAME_SIZE])
-            await talker.send(Control.RESTART)
-            before = len(talker.heard.raw)
-            heard = await talker.converse(digits)
-            return heard.raw[before:], heard.of(Handshake)
-
-    raw, handshakes = run(scenario())
-    late = len(raw) - len(reference.raw)  # frames of the old one that were on their way
-    assert raw[late:] == reference.raw
-    assert len(handshakes) == 2
+async def test_restart_is_a_new_conversation_on_the_same_connection(model, digits, reference):
+    async with serving(model) as server, Talker(server.url, **FILE) as talker:
+        await talker.converse(digits[: 30 * FRAME_SIZE])
+        await talker.send(Control.RESTART)
+        before = len(talker.heard.raw)
+        heard = await talker.converse(digits)
+    late = len(heard.raw) - before - len(reference.raw)  # frames of the old one that were on their way
+    assert heard.raw[before + late :] == reference.raw
+    assert len(heard.of(Handshake)) == 2
 
 
-def test_pause_and_start(model, digits):
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
-            await talker.until(Handshake)
-            await talker.send(Control.END_TURN)
-            await talker.send(Control.PAUSE)
-            await talker.say(digits[: 20 * FRAME_SIZE], 0.01)
-            with pytest.raises(asyncio.TimeoutError):
-                await talker.until(Audio, 0.7)
-            await talker.send(Control.START)
-            sending = asyncio.ensure_future(talker.say(digits[: 20 * FRAME_SIZE], 0.08))
-            while len(talker.heard.pcm) < 10:  # all of it, where the machine has nothing else to do
-                assert await talker.receive()
-            await sending
-            return talker.heard
-
-    assert not run(scenario()).error
+async def test_pause_and_start(model, digits):
+    async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
+        await talker.until(Handshake)
+        await talker.send(Control.END_TURN)
+        await talker.send(Control.PAUSE)
+        await talker.say(digits[: 20 * FRAME_SIZE], 0.01)
+        with pytest.raises(asyncio.TimeoutError):
+            await talker.until(Audio, 0.7)
+        await talker.send(Control.START)
+        sending = asyncio.ensure_future(talker.say(digits[: 20 * FRAME_SIZE], 0.08))
+        while len(talker.heard.pcm) < 10:  # all of it, where the machine has nothing else to do
+            assert await talker.receive()
+        await sending
+    assert not talker.heard.error
 
 
-def test_max_steps_ends_it_after_so_many_frames(model, digits):
-    heard = alone(model, digits, max_steps=12, **FILE)
+async def test_max_steps_ends_it_after_so_many_frames(model, digits):
+    heard = await alone(model, digits, max_steps=12, **FILE)
     assert len(heard.pcm) == 12
     assert heard.code == aiohttp.WSCloseCode.OK
     assert not heard.error
 
 
-def test_early_audio_is_not_heard(model, digits, reference):
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, realtime=0) as first:
-            await first.until(Handshake)
-            async with Talker(server.url, **FILE) as second:
-                encoder = OpusEncoder()
-                for _ in range(30):
-                    await second.send(Audio(encoder.encode(np.full(FRAME_SIZE, 0.3, np.float32))))
-                await second.until(MetaData)
-                await asyncio.sleep(0.1)
-                await first.ws.close()
-                return await second.converse(digits)
-
-    heard = run(scenario())
+async def test_early_audio_is_not_heard(model, digits, reference):
+    async with serving(model) as server, Talker(server.url, realtime=0) as first:
+        await first.until(Handshake)
+        async with Talker(server.url, **FILE) as second:
+            encoder = OpusEncoder()
+            for _ in range(30):
+                await second.send(Audio(encoder.encode(np.full(FRAME_SIZE, 0.3, np.float32))))
+            await second.until(MetaData)
+            await asyncio.sleep(0.1)
+            await first.ws.close()
+            heard = await second.converse(digits)
     assert {"waiting": 1} in heard.metadata
     assert heard.raw == reference.raw
 
 
-def test_late_audio_is_dropped_and_told(model, digits):
+async def test_late_audio_is_dropped_and_told(model, digits):
     """What a network gives at once after a while of nothing."""
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
-            await talker.until(Handshake)
-            await talker.say(digits[:FRAME_SIZE])
-            await asyncio.sleep(3)
-            await talker.say(digits[FRAME_SIZE : 38 * FRAME_SIZE])
-            while not any(values.get("dropped_s", 0) > 1.5 for values in talker.heard.metadata):
-                assert await talker.receive()
-            return talker.heard.metadata[-1]
-
-    told = run(scenario())
+    async with serving(model) as server, Talker(server.url, **GREEDY) as talker:
+        await talker.until(Handshake)
+        await talker.say(digits[:FRAME_SIZE])
+        await asyncio.sleep(3)
+        await talker.say(digits[FRAME_SIZE : 38 * FRAME_SIZE])
+        while not any(values.get("dropped_s", 0) > 1.5 for values in talker.heard.metadata):
+            assert await talker.receive()
+        told = talker.heard.metadata[-1]
     assert told["drops"] >= 1
     assert told["step_p95_ms"] >= told["step_p50_ms"] > 0
     assert told["backlog_ms"] <= 400
 
 
-def test_a_file_is_read_no_faster_than_it_is_heard(model, digits):
-    async def scenario():
-        long = np.tile(digits, 6)[: 60 * SAMPLE_RATE // FRAME_SIZE * FRAME_SIZE]
-        async with serving(model) as server, Talker(server.url, **FILE) as talker:
-            heard = await talker.converse(long)
-            return heard, long
-
-    heard, long = run(scenario())
+async def test_a_file_is_read_no_faster_than_it_is_heard(model, digits):
+    long = np.tile(digits, 6)[: 60 * SAMPLE_RATE // FRAME_SIZE * FRAME_SIZE]
+    async with serving(model) as server, Talker(server.url, **FILE) as talker:
+        heard = await talker.converse(long)
     assert len(heard.sound) == len(long)
     told = [values for values in heard.metadata if "backlog_ms" in values]
     assert told
@@ -281,32 +253,28 @@ def test_a_file_is_read_no_faster_than_it_is_heard(model, digits):
 # ---- the line ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_line_is_told_places_and_let_in_by_turn(model, digits):
-    async def scenario():
-        async with serving(model, "--line", "2") as server, contextlib.AsyncExitStack() as stack:
-            enter = stack.enter_async_context
-            first = await enter(Talker(server.url))
-            await first.until(Handshake)
-            second = await enter(Talker(server.url))
-            assert (await second.until(MetaData)).values == {"waiting": 1}
-            third = await enter(Talker(server.url))
-            assert (await third.until(MetaData)).values == {"waiting": 2}
-            refused = await enter(Talker(server.url))
-            assert "full" in (await refused.until(Error)).text
-            assert await refused.receive() is None
-            assert refused.heard.code == aiohttp.WSCloseCode.TRY_AGAIN_LATER
-            assert await third.until(Ping, 6)  # a sign of life while nothing changes
-            await second.ws.close()
-            assert (await third.until(MetaData)).values == {"waiting": 1}
-            await first.ws.close()
-            assert await third.until(Handshake)
-
-    run(scenario())
+async def test_the_line_is_told_places_and_let_in_by_turn(model, digits):
+    async with serving(model, "--line", "2") as server, contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        first = await enter(Talker(server.url))
+        await first.until(Handshake)
+        second = await enter(Talker(server.url))
+        assert (await second.until(MetaData)).values == {"waiting": 1}
+        third = await enter(Talker(server.url))
+        assert (await third.until(MetaData)).values == {"waiting": 2}
+        refused = await enter(Talker(server.url))
+        assert "full" in (await refused.until(Error)).text
+        assert await refused.receive() is None
+        assert refused.heard.code == aiohttp.WSCloseCode.TRY_AGAIN_LATER
+        assert await third.until(Ping, 6)  # a sign of life while nothing changes
+        await second.ws.close()
+        assert (await third.until(MetaData)).values == {"waiting": 1}
+        await first.ws.close()
+        assert await third.until(Handshake)
 
 
 def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     model = SharedModel()
-    model._frame_seconds = 0.08
     for _ in range(250):
         model.step.add(0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
@@ -315,17 +283,14 @@ def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     assert [model.has_room(others) for others in range(2)] == [True, False]
 
 
-def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
-    async def scenario():
-        async with serving(model, "--sessions", "2") as server, Talker(server.url) as first:
-            await first.until(Handshake)
-            monkeypatch.setattr(model, "_frame_seconds", 1e-6)
-            async with Talker(server.url) as second:
-                assert (await second.until(MetaData)).values == {"waiting": 1}
-                monkeypatch.setattr(model, "_frame_seconds", 10.0)
-                assert await second.until(Handshake)
-
-    run(scenario())
+async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
+    async with serving(model, "--sessions", "2") as server, Talker(server.url) as first:
+        await first.until(Handshake)
+        monkeypatch.setattr("msh_mlx.conversation.shared.FRAME_SECONDS", 1e-6)
+        async with Talker(server.url) as second:
+            assert (await second.until(MetaData)).values == {"waiting": 1}
+            monkeypatch.setattr("msh_mlx.conversation.shared.FRAME_SECONDS", 10.0)
+            assert await second.until(Handshake)
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------------
@@ -335,38 +300,31 @@ def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
     ("query", "named"),
     [("text_topk=-1", "text_topk"), ("audio_temperature=hot", "audio_temperature"), ("realtime=2", "realtime")],
 )
-def test_a_bad_parameter_is_a_sentence(model, query, named):
-    async def scenario():
-        async with serving(model) as server:
-            return await get(f"{server.url}/api/chat?{query}")
-
-    status, text, _ = run(scenario())
+async def test_a_bad_parameter_is_a_sentence(model, query, named):
+    async with serving(model) as server:
+        status, text, _ = await get(f"{server.url}/api/chat?{query}")
     assert status == 400
     assert named in text
     assert text.endswith(".\n")
 
 
-def test_the_token_is_wanted(model):
-    async def scenario():
-        async with serving(model, "--token", "s3cret") as server:
-            wrong = {"Authorization": "Bearer s3cre"}
-            for options in ({}, {"worker_auth_id": "s3cret2"}, {"headers": wrong}):
-                with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-                    async with Talker(server.url, **options):
-                        pass
-                assert error.value.status == 401
-            assert (await get(f"{server.url}/metrics"))[0] == 401
-            assert (await get(f"{server.url}/health"))[0] == 200
-            for options in ({"worker_auth_id": "s3cret"}, {"headers": {"Authorization": "bearer s3cret"}}):
-                async with Talker(server.url, **options) as talker:
-                    assert await talker.until(Handshake)
-            _, text, _ = await get(f"{server.url}/metrics?worker_auth_id=s3cret")
-            await eventually(lambda: len(server.log) == 2)
-            return text, server.log
-
-    text, log = run(scenario())
+async def test_the_token_is_wanted(model):
+    async with serving(model, "--token", "s3cret") as server:
+        wrong = {"Authorization": "Bearer s3cre"}
+        for options in ({}, {"worker_auth_id": "s3cret2"}, {"headers": wrong}):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
+                async with Talker(server.url, **options):
+                    pass
+            assert error.value.status == 401
+        assert (await get(f"{server.url}/metrics"))[0] == 401
+        assert (await get(f"{server.url}/health"))[0] == 200
+        for options in ({"worker_auth_id": "s3cret"}, {"headers": {"Authorization": "bearer s3cret"}}):
+            async with Talker(server.url, **options) as talker:
+                assert await talker.until(Handshake)
+        _, text, _ = await get(f"{server.url}/metrics?worker_auth_id=s3cret")
+        await eventually(lambda: len(server.log) == 2)
     assert 'msh_errors_total{kind="token"} 4.0' in text
-    assert "s3cret" not in json.dumps(log)
+    assert "s3cret" not in json.dumps(server.log)
 
 
 @pytest.mark.parametrize(
@@ -380,31 +338,27 @@ def test_the_token_is_wanted(model):
         (None, 101),
     ],
 )
-def test_only_our_own_pages(model, origin, status):
-    async def scenario():
-        async with serving(model, "--allow-origin", "https://friend.example") as server:
-            headers = {"Origin": origin.format(port=server.port)} if origin else {}
-            try:
-                async with Talker(server.url, headers=headers) as talker:
-                    assert await talker.until(Handshake)
-                    return 101
-            except aiohttp.WSServerHandshakeError as error:
-                return error.status
-
-    assert run(scenario()) == status
+async def test_only_our_own_pages(model, origin, status):
+    async with serving(model, "--allow-origin", "https://friend.example") as server:
+        headers = {"Origin": origin.format(port=server.port)} if origin else {}
+        found = 101
+        try:
+            async with Talker(server.url, headers=headers) as talker:
+                assert await talker.until(Handshake)
+        except aiohttp.WSServerHandshakeError as error:
+            found = error.status
+    assert found == status
 
 
-def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
-    async def scenario():
-        async with serving(model, "--allow-origin", "https://friend.example", "--token", "x") as server:
-            pages = [
-                await get(f"{server.url}/api/chat", headers={"Origin": f"https://{name}.example"})
-                for name in ("friend", "evil")
-            ]
-            odd = await get(f"{server.url}/metrics", headers={"Authorization": "Bearer \u00e9"})
-            return [(status, headers.get("Access-Control-Allow-Origin")) for status, _, headers in pages], odd[0]
-
-    assert run(scenario()) == ([(401, "https://friend.example"), (403, None)], 401)
+async def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
+    async with serving(model, "--allow-origin", "https://friend.example", "--token", "x") as server:
+        pages = [
+            await get(f"{server.url}/api/chat", headers={"Origin": f"https://{name}.example"})
+            for name in ("friend", "evil")
+        ]
+        odd = await get(f"{server.url}/metrics", headers={"Authorization": "Bearer \u00e9"})
+    allowed = [(status, headers.get("Access-Control-Allow-Origin")) for status, _, headers in pages]
+    assert (allowed, odd[0]) == ([(401, "https://friend.example"), (403, None)], 401)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +377,7 @@ def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
     ],
 )
 @pytest.mark.parametrize("has_page", [True, False])
-def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_path, method, path, status, has_page):
+async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_path, method, path, status, has_page):
     (tmp_path / "index.html").touch()
     headers = {
         "Connection": "Upgrade",
@@ -431,19 +385,15 @@ def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_path, me
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "A" * 22,
     }
-
-    async def scenario():
-        async with serving(model, static=tmp_path if has_page else None) as server, aiohttp.ClientSession() as http:
-            asked = "GET" if method == "WS" else method
-            async with http.request(
-                asked,
-                f"{server.url}{path}",
-                headers=headers if method == "WS" else {},
-                data=b"{}" if asked == "POST" else None,
-            ) as answer:
-                return answer.status, answer.headers, await answer.json()
-
-    found, headers, body = run(scenario())
+    async with serving(model, static=tmp_path if has_page else None) as server, aiohttp.ClientSession() as http:
+        asked = "GET" if method == "WS" else method
+        async with http.request(
+            asked,
+            f"{server.url}{path}",
+            headers=headers if method == "WS" else {},
+            data=b"{}" if asked == "POST" else None,
+        ) as answer:
+            found, headers, body = answer.status, answer.headers, await answer.json()
     assert found == status
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
@@ -452,29 +402,25 @@ def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_path, me
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
-def test_what_is_not_there_is_a_sentence(model, tmp_path):
+async def test_what_is_not_there_is_a_sentence(model, tmp_path):
     (tmp_path / "index.html").write_text("<title>x</title>")
     (tmp_path / "folder").mkdir()
     (tmp_path / "outside").symlink_to("/etc")
-
-    async def scenario():
-        asked = [
-            "b.js",
-            "folder",
-            "outside/passwd",
-            "moshi/index.html",
-            "a%00b",
-            "%2e%2e%2f%2e%2e%2fetc/passwd",
-            "x" * 900,
-        ]
-        async with serving(model, static=tmp_path) as server, aiohttp.ClientSession() as http:
-            with_page = [await get(f"{server.url}/{name}") for name in asked]
-            async with http.post(f"{server.url}/index.html") as answer:
-                posted = answer.status, await answer.text(), answer.headers
-        async with serving(model) as server:
-            return with_page, await get(f"{server.url}/"), posted
-
-    with_page, without, posted = run(scenario())
+    asked = [
+        "b.js",
+        "folder",
+        "outside/passwd",
+        "moshi/index.html",
+        "a%00b",
+        "%2e%2e%2f%2e%2e%2fetc/passwd",
+        "x" * 900,
+    ]
+    async with serving(model, static=tmp_path) as server, aiohttp.ClientSession() as http:
+        with_page = [await get(f"{server.url}/{name}") for name in asked]
+        async with http.post(f"{server.url}/index.html") as answer:
+            posted = answer.status, await answer.text(), answer.headers
+    async with serving(model) as server:
+        without = await get(f"{server.url}/")
     for status, text, _ in with_page:
         assert status == 404
         assert "the page is at /" in text
@@ -488,18 +434,15 @@ def test_what_is_not_there_is_a_sentence(model, tmp_path):
     assert posted[2]["Allow"] == "GET, HEAD"
 
 
-def test_a_slash_too_many_is_no_other_address(model, tmp_path, digits):
+async def test_a_slash_too_many_does_not_change_an_address(model, tmp_path, digits):
     """As a proxy leaves it, where `location /moshi` is passed on to `…/`."""
     (tmp_path / "index.html").write_text("<title>x</title>")
     (tmp_path / "a.js").write_text("1")
-
-    async def scenario():
-        async with serving(model, static=tmp_path) as server:
-            pages = [(await get(URL(f"{server.url}{path}", encoded=True)))[0] for path in ("//", "//a.js", "//health")]
-            async with aiohttp.ClientSession() as http, http.ws_connect(URL(f"{server.url}//api/chat", encoded=True)):
-                return pages
-
-    assert run(scenario()) == [200, 200, 200]
+    async with serving(model, static=tmp_path) as server:
+        pages = [(await get(URL(f"{server.url}{path}", encoded=True)))[0] for path in ("//", "//a.js", "//health")]
+        async with aiohttp.ClientSession() as http, http.ws_connect(URL(f"{server.url}//api/chat", encoded=True)):
+            pass
+    assert pages == [200, 200, 200]
 
 
 async def raw(server, request):
@@ -536,35 +479,28 @@ async def raw(server, request):
     ],
     ids=["path", "line", "header", "headers", "damaged", "host", "origin", "method", "parameter", "interface"],
 )
-def test_whatever_is_asked_the_answer_and_the_log_are_short(model, request_, status, said):
-    async def scenario():
-        async with serving(model) as server:
-            return await raw(server, request_ + b"Connection: close\r\n\r\n"), server.log
-
-    (found, body), log = run(scenario())
+async def test_whatever_is_asked_the_answer_and_the_log_are_short(model, request_, status, said):
+    async with serving(model) as server:
+        found, body = await raw(server, request_ + b"Connection: close\r\n\r\n")
     assert found == status
     assert said in body
     assert len(body) < 700
     assert "bytearray" not in body
     assert "Traceback" not in body
-    assert log == []
+    assert server.log == []
 
 
-def test_what_a_client_sent_is_cut_and_clean_in_the_log(model, digits, monkeypatch):
+async def test_what_a_client_sent_is_cut_and_clean_in_the_log(model, digits, monkeypatch):
     def fail(*_):
         raise ValueError("\x1b[31m" + "x" * 5000 + "\n")
 
     monkeypatch.setattr("msh_mlx.net.server.describe_server", fail)
-
-    async def scenario():
-        async with serving(model) as server:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with Talker(server.url) as talker:
-                    await talker.receive()
-            await eventually(lambda: server.log)
-            return server.log
-
-    (line,) = run(scenario())
+    async with serving(model) as server:
+        with contextlib.suppress(aiohttp.ClientError):
+            async with Talker(server.url) as talker:
+                await talker.receive()
+        await eventually(lambda: server.log)
+    (line,) = server.log
     assert line["error"].startswith("ValueError: \ufffd[31mxxx")
     assert len(line["error"]) <= 300
     assert line["error"].isprintable()
@@ -583,12 +519,10 @@ def test_what_a_client_sent_is_cut_and_clean_in_the_log(model, digits, monkeypat
         ("127.0.0.1.evil.example", 421),
     ],
 )
-def test_only_our_own_names(model, host, status):
-    async def scenario():
-        async with serving(model, "--allow-host", "Mac.lan") as server:
-            return await get(f"{server.url}/health", headers={"Host": host})
-
-    assert run(scenario())[0] == status
+async def test_only_our_own_names(model, host, status):
+    async with serving(model, "--allow-host", "Mac.lan") as server:
+        found, _, _ = await get(f"{server.url}/health", headers={"Host": host})
+    assert found == status
 
 
 PROXY = "--trusted-proxy", "127.0.0.1", "--allow-host", "moshi.example"
@@ -612,80 +546,59 @@ FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "moshi.example"
         (("--token", "x", *PROXY), {"Origin": "https://moshi.example", **FORWARDED}, 401),
     ],
 )
-def test_a_plain_request_is_told_what_the_websocket_was(model, options, headers, status):
+async def test_a_plain_request_is_told_what_the_websocket_was(model, options, headers, status):
     """By POST, with which browsers send Origin, as with a websocket: one answer for both."""
-
-    async def scenario():
-        async with serving(model, *options) as server, aiohttp.ClientSession() as http:
-            async with http.post(f"{server.url}/api/chat", headers=headers) as answer:
-                told = answer.status, await answer.text()
-            try:
-                async with http.ws_connect(f"{server.url}/api/chat", headers=headers):
-                    return told, 426  # as it would be, if it were one
-            except aiohttp.WSServerHandshakeError as error:
-                return told, error.status
-
-    (told, text), connected = run(scenario())
-    assert told == connected == status
+    async with serving(model, *options) as server, aiohttp.ClientSession() as http:
+        async with http.post(f"{server.url}/api/chat", headers=headers) as answer:
+            text = await answer.text()
+        assert answer.status == await upgraded(http, f"{server.url}/api/chat", headers) == status
     assert text.endswith(".\n")
     assert "Traceback" not in text
 
 
-def test_a_proxy_that_lets_no_websocket_through_is_named(model):
+async def test_a_proxy_that_lets_no_websocket_through_is_named(model):
     """As nginx sends it without the lines for it: all headers but those from hop to hop."""
     headers = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "A" * 22, "Connection": "close"}
-
-    async def scenario():
-        async with serving(model) as server:
-            asked = await get(f"{server.url}/api/chat", headers=headers), await get(f"{server.url}/api/chat")
-            return asked, server.errors()["upgrade"]
-
-    (proxied, plain), count = run(scenario())
-    assert (proxied[0], plain[0], count) == (426, 426, 1)
+    async with serving(model) as server:
+        proxied, plain = await get(f"{server.url}/api/chat", headers=headers), await get(f"{server.url}/api/chat")
+    assert (proxied[0], plain[0], server.errors()["upgrade"]) == (426, 426, 1)
     assert "A proxy has removed the header Upgrade" in proxied[1]
     assert plain[1] == "This address is for websockets.\n"
 
 
-def test_behind_a_proxy_visitors_are_told_apart(model):
+async def test_behind_a_proxy_visitors_are_told_apart(model):
     options = *PROXY, "--max-per-address", "1"
+    async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
 
-    async def scenario():
-        async with serving(model, *options) as server, contextlib.AsyncExitStack() as stack:
+        async def come(address):
+            return await stack.enter_async_context(
+                Talker(server.url, headers={**FORWARDED, "X-Forwarded-For": f"6.6.6.6, {address}"})
+            )
 
-            async def come(address):
-                return await stack.enter_async_context(
-                    Talker(server.url, headers={**FORWARDED, "X-Forwarded-For": f"6.6.6.6, {address}"})
-                )
-
-            first, second = await come("192.0.2.1"), await come("192.0.2.2")
-            await first.until(Handshake)
-            assert (await second.until(MetaData)).values == {"waiting": 1}
-            again = await come("192.0.2.1")
-            assert "from your address" in (await again.until(Error)).text
-            await eventually(lambda: server.log)
-            await first.ws.close()
-            await eventually(lambda: len(server.log) == 2)
-            return server.log[:2]
-
-    log = run(scenario())
+        first, second = await come("192.0.2.1"), await come("192.0.2.2")
+        await first.until(Handshake)
+        assert (await second.until(MetaData)).values == {"waiting": 1}
+        again = await come("192.0.2.1")
+        assert "from your address" in (await again.until(Error)).text
+        await eventually(lambda: server.log)
+        await first.ws.close()
+        await eventually(lambda: len(server.log) == 2)
+        log = server.log[:2]
     assert [line["address"] for line in log] == ["192.0.2.1", "192.0.2.1"]
     assert log[0]["end"] == "per_address"
 
 
-def test_a_proxy_that_is_not_trusted_is_named_once(model):
-    async def scenario():
-        async with serving(model) as server:
-            for _ in range(3):
-                await get(f"{server.url}/health", headers=FORWARDED)
-            async with Talker(server.url, headers=FORWARDED) as talker:
-                await talker.until(Handshake)
-            await eventually(lambda: len(server.log) == 2)
-            return server.log
-
-    told, session = run(scenario())
+async def test_a_proxy_that_is_not_trusted_is_named_once(model):
+    async with serving(model) as server:
+        for _ in range(3):
+            await get(f"{server.url}/health", headers=FORWARDED)
+        async with Talker(server.url, headers=FORWARDED) as talker:
+            await talker.until(Handshake)
+        await eventually(lambda: len(server.log) == 2)
+    told, visit = server.log
     assert told["event"] == "proxy"
     assert told["hint"] == "If 127.0.0.1 is a proxy of yours, start with --trusted-proxy 127.0.0.1."
-    assert session["address"] == "127.0.0.1"
+    assert visit["address"] == "127.0.0.1"
 
 
 FEW = Limits(message=2000, rate=50, first=0.3, idle=0.6, unsent=60_000)
@@ -724,75 +637,66 @@ async def once(talker, digits):
         (once, "idle", FEW, "No sound came for 0.6 s"),
     ],
 )
-def test_limits_end_it_with_an_error(model, digits, act, kind, limits, said):
-    async def scenario():
-        async with serving(model, limits=limits) as server:
-            async with Talker(server.url) as talker:
-                await talker.until(Handshake)
-                acting = asyncio.ensure_future(act(talker, digits))
-                error = await talker.until(Error)
-                assert await talker.until(Error) is None
-                acting.cancel()
-                await asyncio.gather(acting, return_exceptions=True)
-            await eventually(lambda: server.log)
-            _, text, _ = await get(f"{server.url}/metrics")
-            return error, server.log[-1], text
-
-    error, logged, text = run(scenario())
+async def test_limits_end_it_with_an_error(model, digits, act, kind, limits, said):
+    async with serving(model, limits=limits) as server:
+        async with Talker(server.url) as talker:
+            await talker.until(Handshake)
+            acting = asyncio.ensure_future(act(talker, digits))
+            error = await talker.until(Error)
+            assert await talker.until(Error) is None
+            acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
+        await eventually(lambda: server.log)
+        _, text, _ = await get(f"{server.url}/metrics")
     assert said in error.text
-    assert logged["end"] == kind
+    assert server.log[-1]["end"] == kind
     assert f'msh_errors_total{{kind="{kind}"}} 1.0' in text
 
 
-def test_a_reader_that_does_not_read_is_closed(model, digits):
+async def test_a_reader_that_does_not_read_is_closed(model, digits):
     """A client by hand, whose window is small."""
 
-    def frame(data):
+    def masked(data):
         mask = b"\1\2\3\4"
-        masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
-        return bytes((0x82, 0x80 | 126, *len(data).to_bytes(2, "big"))) + mask + masked
+        payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
+        return bytes((0x82, 0x80 | 126, *len(data).to_bytes(2, "big"))) + mask + payload
 
-    async def scenario():
-        async with serving(model, limits=Limits(unsent=20_000)) as server:
-            loop = asyncio.get_running_loop()
-            with socket.socket() as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-                sock.setblocking(False)
-                await loop.sock_connect(sock, ("127.0.0.1", server.port))
-                await loop.sock_sendall(
-                    sock,
-                    b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
-                )
-                await eventually(lambda: server._connections)
-                (connection,) = server._connections
-                connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-                encoder = OpusEncoder()
-                await asyncio.sleep(0.2)
-                while not server.log:
-                    with contextlib.suppress(ConnectionError):
-                        await loop.sock_sendall(sock, frame(encode(Audio(encoder.encode(digits[:FRAME_SIZE])))))
-                    await asyncio.sleep(0.02)
-            return server.log
-
-    assert run(scenario())[-1]["end"] == "unsent"
+    async with serving(model, limits=Limits(unsent=20_000)) as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", server.port))
+            await loop.sock_sendall(
+                sock,
+                b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+            )
+            await eventually(lambda: server._connections)
+            (connection,) = server._connections
+            connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            encoder = OpusEncoder()
+            await asyncio.sleep(0.2)
+            while not server.log:
+                with contextlib.suppress(ConnectionError):
+                    await loop.sock_sendall(sock, masked(encode(Audio(encoder.encode(digits[:FRAME_SIZE])))))
+                await asyncio.sleep(0.02)
+    assert server.log[-1]["end"] == "unsent"
 
 
-def test_too_many_connections(model):
-    async def scenario(*options):
-        async with serving(model, *options) as server, Talker(server.url) as first, Talker(server.url) as second:
-            await first.until(Handshake)
-            async with Talker(server.url) as third:
-                error = await third.until(Error)
-                assert await third.receive() is None
-            assert await second.until(MetaData)  # those that were there are not disturbed
-            return error.text
-
-    assert "too many connections;" in run(scenario("--max-connections", "2"))
-    assert "from your address" in run(scenario("--max-per-address", "2"))
+@pytest.mark.parametrize(
+    ("option", "said"), [("--max-connections", "too many connections;"), ("--max-per-address", "from your address")]
+)
+async def test_too_many_connections(model, option, said):
+    async with serving(model, option, "2") as server, Talker(server.url) as first, Talker(server.url) as second:
+        await first.until(Handshake)
+        async with Talker(server.url) as third:
+            assert said in (await third.until(Error)).text
+            assert await third.receive() is None
+        assert await second.until(MetaData)  # those that were there are not disturbed
 
 
-def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
+async def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
     """140 that were asked something once, without the token; somebody else still comes in, and so does this address."""
     (tmp_path / "index.html").write_text("<title>x</title>")
 
@@ -803,46 +707,38 @@ def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
             await reader.readuntil(b"</title>")
         return writer
 
-    async def scenario():
-        async with serving(model, static=tmp_path, host="127.0.0.2") as server:
-            kept = [await keep(server) for _ in range(140)]
-            assert len(server._gates) == 64  # those of 32 clients, and 32 more
-            connector = aiohttp.TCPConnector(local_addr=("127.0.0.1", 0))
-            url = server.url.replace("127.0.0.1", "127.0.0.2")
-            async with aiohttp.ClientSession(connector=connector) as http:
-                async with http.get(f"{url}/") as answer:
-                    assert answer.status == 200
-                async with http.ws_connect(f"{url}/api/chat") as ws:
-                    while (await ws.receive(10)).data[:1] != bytes([0]):
-                        pass
-            kept.append(await keep(server))
-            alive = [writer for writer in kept if not writer.transport.is_closing()]
-            assert kept[-1] in alive
-            for writer in kept:
-                writer.close()
-
-    run(scenario())
+    async with serving(model, static=tmp_path, host="127.0.0.2") as server:
+        kept = [await keep(server) for _ in range(140)]
+        assert len(server._gates) == 64  # those of 32 clients, and 32 more
+        connector = aiohttp.TCPConnector(local_addr=("127.0.0.1", 0))
+        url = server.url.replace("127.0.0.1", "127.0.0.2")
+        async with aiohttp.ClientSession(connector=connector) as http:
+            async with http.get(f"{url}/") as answer:
+                assert answer.status == 200
+            async with http.ws_connect(f"{url}/api/chat") as ws:
+                while (await ws.receive(10)).data[:1] != bytes([0]):
+                    pass
+        kept.append(await keep(server))
+        alive = [writer for writer in kept if not writer.transport.is_closing()]
+        assert kept[-1] in alive
+        for writer in kept:
+            writer.close()
 
 
-def test_one_conversation_has_its_page(model, tmp_path, digits):
+async def test_one_conversation_has_its_page(model, tmp_path, digits):
     """A browser keeps several connections for the page's files, besides the conversation's."""
     (tmp_path / "index.html").write_text("<title>x</title>")
-
-    async def scenario():
-        async with (
-            serving(model, "--max-connections", "1", static=tmp_path) as server,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            for _ in range(6):
-                http = await stack.enter_async_context(aiohttp.ClientSession())
-                async with http.get(f"{server.url}/") as answer:
-                    await answer.read()
-            heard = await talk(server.url, digits[: 3 * FRAME_SIZE], **FILE)
-            return heard, len(server._gates)
-
-    heard, gates = run(scenario())
-    assert len(heard.pcm) == 3
-    assert gates >= 6
+    async with (
+        serving(model, "--max-connections", "1", static=tmp_path) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(6):
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            async with http.get(f"{server.url}/") as answer:
+                await answer.read()
+        heard = await talk(server.url, digits[: 3 * FRAME_SIZE], **FILE)
+        assert len(heard.pcm) == 3
+        assert len(server._gates) >= 6
 
 
 class FakeTransport(asyncio.Transport):
@@ -850,15 +746,20 @@ class FakeTransport(asyncio.Transport):
         super().__init__({"peername": (address, 1)})
         self.is_open = True
 
+    def close(self):
+        pass  # as long as something is to be sent
+
     def abort(self):
         self.is_open = False
 
 
-def test_those_go_that_do_nothing_of_whoever_has_the_most():
+async def test_idle_ones_of_the_address_with_the_most_are_closed():
     gates = _Gates(4, 3, [read_network("10.0.0.0/8")])
 
+    manager = aiohttp.web.Server(lambda _: None)
+
     def come(address, busy=False):
-        gate = _Gate(asyncio.Protocol(), gates)
+        gate = _Gate(manager, asyncio.get_running_loop(), gates, None)
         gate.connection_made(FakeTransport(address))
         if busy:
             gate.begin()
@@ -886,80 +787,71 @@ def test_those_go_that_do_nothing_of_whoever_has_the_most():
     assert are_open(*[come("10.1.2.3") for _ in range(8)]) == [True] * 8
 
 
-def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
+async def test_a_connection_that_is_being_closed_can_still_be_dropped():
+    transport = FakeTransport("1.1.1.1")
+    gate = _Gate(aiohttp.web.Server(lambda _: None), asyncio.get_running_loop(), _Gates(1, 1, ()), None)
+    gate.connection_made(transport)
+    gate.force_close()
+    assert transport.is_open
+    gate.drop()
+    assert not transport.is_open
+
+
+async def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
     monkeypatch.setattr("msh_mlx.net.server._TAKEN_WITHIN", 0.3)
     monkeypatch.setattr("msh_mlx.net.server._SEND_BUFFER", 4096)
     (tmp_path / "index.html").write_bytes(bytes(30_000_000))
-
-    async def scenario():
-        async with serving(model, static=tmp_path) as server:
-            with socket.create_connection(("127.0.0.1", server.port)) as sock:
-                sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                await eventually(lambda: len(server._gates) == 1)
-                await eventually(lambda: len(server._gates) == 0)
-
-    run(scenario())
-
-
-def test_a_kept_connection_that_is_closed_is_no_fault(model, monkeypatch):
-    monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
-
-    async def scenario():
-        async with serving(model) as server, aiohttp.ClientSession() as http:
-            async with http.get(f"{server.url}/health") as answer:
-                await answer.read()
+    async with serving(model, static=tmp_path) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await eventually(lambda: len(server._gates) == 1)
             await eventually(lambda: len(server._gates) == 0)
-            return server.errors()["request"]
-
-    assert run(scenario()) == 0
 
 
-def test_a_connection_without_a_request_is_closed(model, monkeypatch):
+async def test_a_kept_connection_that_is_closed_is_not_an_error(model, monkeypatch):
     monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
-
-    async def scenario():
-        async with serving(model) as server:
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(b"GET /api/chat HTTP/1.1\r\nHost: loc")
-            with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(reader.read(), 10) == b""
-            writer.close()
-            return await get(f"{server.url}/health")
-
-    assert run(scenario())[0] == 200
+    async with serving(model) as server, aiohttp.ClientSession() as http:
+        async with http.get(f"{server.url}/health") as answer:
+            await answer.read()
+        await eventually(lambda: len(server._gates) == 0)
+        assert server.errors()["request"] == 0
 
 
-def test_unknown_messages_are_discarded(model, digits, reference):
-    async def scenario():
-        async with serving(model) as server, Talker(server.url, **FILE) as talker:
-            for data in (b"", b"\xff", b"\x03\x09", b"\x02hello", encode(Handshake())):
-                await talker.ws.send_bytes(data)
-            return await talker.converse(digits)
+async def test_a_connection_without_a_request_is_closed(model, monkeypatch):
+    monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
+    async with serving(model) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /api/chat HTTP/1.1\r\nHost: loc")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        assert (await get(f"{server.url}/health"))[0] == 200
 
-    assert run(scenario()).raw == reference.raw
+
+async def test_unknown_messages_are_discarded(model, digits, reference):
+    async with serving(model) as server, Talker(server.url, **FILE) as talker:
+        for data in (b"", b"\xff", b"\x03\x09", b"\x02hello", encode(Handshake())):
+            await talker.ws.send_bytes(data)
+        heard = await talker.converse(digits)
+    assert heard.raw == reference.raw
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_text_frame_is_answered_and_keeps_no_place(model, waits):
+async def test_a_text_message_is_answered_and_keeps_no_place(model, waits):
     """As programs for other protocols send them, which would wait for ever."""
-
-    async def scenario():
-        async with serving(model) as server, Talker(server.url) as first, Talker(server.url) as second:
-            await first.until(Handshake)
-            await second.until(MetaData)
-            other, one = (first, second) if waits else (second, first)
-            await one.ws.send_str('{"type": "session.update"}')
-            error = await one.until(Error)
-            assert await one.until(Error) is None
-            assert one.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
-            if not waits:
-                assert await other.until(Handshake)
-            await eventually(lambda: server.log)
-            return error.text, server.log[0]["end"]
-
-    text, end = run(scenario())
-    assert text == "Text messages have no meaning here; send binary messages: a type byte and a payload."
-    assert end == "text"
+    async with serving(model) as server, Talker(server.url) as first, Talker(server.url) as second:
+        await first.until(Handshake)
+        await second.until(MetaData)
+        other, one = (first, second) if waits else (second, first)
+        await one.ws.send_str('{"type": "session.update"}')
+        error = await one.until(Error)
+        assert await one.until(Error) is None
+        assert one.heard.code == aiohttp.WSCloseCode.UNSUPPORTED_DATA
+        if not waits:
+            assert await other.until(Handshake)
+        await eventually(lambda: server.log)
+    assert error.text == "Text messages have no meaning here; send binary messages: a type byte and a payload."
+    assert server.log[0]["end"] == "text"
 
 
 BESIDES_SOUND = {
@@ -977,83 +869,69 @@ BESIDES_SOUND = {
 
 @pytest.mark.parametrize("spoke", [False, True])
 @pytest.mark.parametrize("what", BESIDES_SOUND)
-def test_nothing_but_sound_keeps_a_session(model, digits, what, spoke):
+async def test_nothing_but_sound_keeps_a_conversation(model, digits, what, spoke):
     limits = replace(FEW, first=0.8, idle=0.8, rate=1000)
+    async with serving(model, limits=limits) as server, Talker(server.url) as talker:
+        await talker.until(Handshake)
+        if spoke:
+            await talker.say(digits[: 2 * FRAME_SIZE])
 
-    async def scenario():
-        async with serving(model, limits=limits) as server, Talker(server.url) as talker:
-            await talker.until(Handshake)
-            if spoke:
-                await talker.say(digits[: 2 * FRAME_SIZE])
+        async def stay():
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await asyncio.sleep(0.1)
+                    await talker.ws.send_bytes(BESIDES_SOUND[what])
+                    await talker.ws.ping()
 
-            async def stay():
-                with contextlib.suppress(ConnectionError):
-                    while True:
-                        await asyncio.sleep(0.1)
-                        await talker.ws.send_bytes(BESIDES_SOUND[what])
-                        await talker.ws.ping()
-
-            staying = asyncio.ensure_future(stay())
-            error = await talker.until(Error)
-            staying.cancel()
-            await asyncio.gather(staying, return_exceptions=True)
-            await eventually(lambda: server.log)
-            return error.text, server.log[0]["end"]
-
-    text, end = run(scenario())
-    assert text.startswith("No sound came for 0.8 s")
-    assert end == ("idle" if spoke else "first")
+        staying = asyncio.ensure_future(stay())
+        error = await talker.until(Error)
+        staying.cancel()
+        await asyncio.gather(staying, return_exceptions=True)
+        await eventually(lambda: server.log)
+    assert error.text.startswith("No sound came for 0.8 s")
+    assert server.log[0]["end"] == ("idle" if spoke else "first")
 
 
-def test_who_has_paused_has_as_long_as_the_others(model, digits):
+async def test_who_has_paused_has_as_long_as_the_others(model, digits):
     """What a paused client sends is not heard, so it keeps nothing; sound after it has started again does."""
     limits = replace(FEW, first=1.0, idle=1.0, rate=1000)
-
-    async def scenario():
-        async with serving(model, limits=limits) as server, Talker(server.url, **GREEDY) as talker:
-            await talker.until(Handshake)
-            await talker.say(digits[:FRAME_SIZE])
-            await talker.send(Control.PAUSE)
-            await asyncio.sleep(0.3)
-            await talker.send(Control.START)
-            await talker.say(digits[: 20 * FRAME_SIZE], 0.08)  # longer than the limit
-            await talker.send(Control.PAUSE)
-            staying = asyncio.ensure_future(talker.say(digits, 0.05))
-            error = await talker.until(Error)
-            staying.cancel()
-            await asyncio.gather(staying, return_exceptions=True)
-            return error.text, len(talker.heard.pcm)
-
-    text, frames = run(scenario())
-    assert text == "No sound came for 1 s, so the conversation is over."
-    assert frames > 5
+    async with serving(model, limits=limits) as server, Talker(server.url, **GREEDY) as talker:
+        await talker.until(Handshake)
+        await talker.say(digits[:FRAME_SIZE])
+        await talker.send(Control.PAUSE)
+        await asyncio.sleep(0.3)
+        await talker.send(Control.START)
+        await talker.say(digits[: 20 * FRAME_SIZE], 0.08)  # longer than the limit
+        await talker.send(Control.PAUSE)
+        staying = asyncio.ensure_future(talker.say(digits, 0.05))
+        error = await talker.until(Error)
+        staying.cancel()
+        await asyncio.gather(staying, return_exceptions=True)
+    assert error.text == "No sound came for 1 s, so the conversation is over."
+    assert len(talker.heard.pcm) > 5
 
 
-def test_a_slow_model_is_no_silence_of_the_client(model, digits, monkeypatch):
+async def test_a_slow_model_does_not_make_a_client_silent(model, digits, monkeypatch):
     """All has been sent, and the answers take longer than the limit."""
+    from msh_mlx.conversation.session import Session
 
-    async def scenario():
-        from msh_mlx.conversation.session import Session
-
-        step = Session.step
-        monkeypatch.setattr(Session, "step", lambda *given: (time.sleep(0.3), step(*given))[1])
-        async with serving(model, limits=replace(FEW, idle=0.6, rate=1000)) as server:
-            return await talk(server.url, digits[: 8 * FRAME_SIZE], **FILE)
-
-    heard = run(scenario())
+    step = Session.step
+    monkeypatch.setattr(Session, "step", lambda *given: (time.sleep(0.3), step(*given))[1])
+    async with serving(model, limits=replace(FEW, idle=0.6, rate=1000)) as server:
+        heard = await talk(server.url, digits[: 8 * FRAME_SIZE], **FILE)
     assert len(heard.pcm) == 8
     assert not heard.error
 
 
-# ---- who did not ask for it gets nothing that published servers do not send ------------------------------------------------
+# ---- clients that do not ask for it get only what published servers send --------------------------------------------------
 
 
-def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):
+async def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):
     monkeypatch.setattr("msh_mlx.net.connection._STATS_EVERY", 0.1)
     monkeypatch.setattr("msh_mlx.net.connection._PING_EVERY", 0.4)
     short = digits[: 25 * FRAME_SIZE]
 
-    async def scenario(stats):
+    async def converse(stats):
         async with serving(model) as server, Talker(server.url, stats=None) as first:
             await first.until(Handshake)
             async with Talker(server.url, stats=stats, **FILE) as talker:
@@ -1061,7 +939,7 @@ def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):
                 await first.ws.close()
                 return await talker.converse(short, 0.05)
 
-    asked, published = run(scenario(1)), run(scenario(None))
+    asked, published = await converse(1), await converse(None)
     for heard in (asked, published):
         assert len(heard.pcm) == 25
         about = [values for values in heard.metadata if "build_info" in values]
@@ -1074,34 +952,28 @@ def test_figures_and_places_are_for_those_who_ask(model, digits, monkeypatch):
     assert set(kinds[2:]) <= {Audio, Text}
 
 
-def test_parameters_that_change_nothing_are_told(model, digits):
-    async def scenario(stats):
-        async with serving(model) as server:
-            query = {**FILE, "stats": stats, "voice_prompt": "NATF2.pt", "text_topK": 3, "a\x1b\nb": 1}
-            heard = await talk(server.url, digits[: 3 * FRAME_SIZE], **query)
-            await eventually(lambda: server.log)
-            return heard.metadata[0].get("ignored"), server.log[0]["ignored"]
-
-    assert run(scenario(1)) == (["voice_prompt", "text_topK", "a\ufffd b"], "voice_prompt, text_topK, a\ufffd b")
-    assert run(scenario(None)) == (None, "voice_prompt, text_topK, a\ufffd b")
+@pytest.mark.parametrize(("stats", "told"), [(1, ["voice_prompt", "text_topK", "a\ufffd b"]), (None, None)])
+async def test_parameters_that_change_nothing_are_told(model, digits, stats, told):
+    async with serving(model) as server:
+        query = {**FILE, "stats": stats, "voice_prompt": "NATF2.pt", "text_topK": 3, "a\x1b\nb": 1}
+        heard = await talk(server.url, digits[: 3 * FRAME_SIZE], **query)
+        await eventually(lambda: server.log)
+    assert heard.metadata[0].get("ignored") == told
+    assert server.log[0]["ignored"] == "voice_prompt, text_topK, a\ufffd b"
 
 
 # ---- what it tells -------------------------------------------------------------------------------------------------------
 
 
-def test_health_and_figures(model, digits):
-    async def scenario():
-        async with serving(model, ready=False) as server:
-            loading = (await get(f"{server.url}/health"))[0], (await get(f"{server.url}/api/chat"))[0]
-            server.ready = True
-            await talk(server.url, digits[: 10 * FRAME_SIZE], **FILE)
-            await eventually(lambda: server.log)
-            _, text, headers = await get(f"{server.url}/metrics")
-            return loading, (await get(f"{server.url}/health"))[0], text, headers, server.log
-
-    loading, ready, text, headers, log = run(scenario())
+async def test_health_and_figures(model, digits):
+    async with serving(model, ready=False) as server:
+        loading = (await get(f"{server.url}/health"))[0], (await get(f"{server.url}/api/chat"))[0]
+        server.ready = True
+        await talk(server.url, digits[: 10 * FRAME_SIZE], **FILE)
+        await eventually(lambda: server.log)
+        _, text, headers = await get(f"{server.url}/metrics")
+        assert (await get(f"{server.url}/health"))[0] == 200
     assert loading == (503, 503)
-    assert ready == 200
     assert headers["Content-Type"].startswith("text/plain")
     samples = {
         (sample.name, sample.labels.get("le")): sample.value
@@ -1113,19 +985,15 @@ def test_health_and_figures(model, digits):
     assert (
         samples["msh_sessions", None] == samples["msh_waiting", None] == samples["msh_dropped_seconds_total", None] == 0
     )
-    (line,) = log
+    (line,) = server.log
     assert (line["event"], line["end"], line["steps"]) == ("session", "closed", 10)
     assert line["step_p95_ms"] > 0
 
 
-def test_sessions_are_kept_if_asked(model, digits, tmp_path):
-    async def scenario():
-        async with serving(model, "--log-dir", str(tmp_path / "logs"), "--token", "s3cret") as server:
-            heard = await talk(server.url, digits, worker_auth_id="s3cret", email="a@example.org", **FILE)
-            await eventually(lambda: server.log)
-            return heard
-
-    heard = run(scenario())
+async def test_connections_are_kept_if_asked(model, digits, tmp_path):
+    async with serving(model, "--log-dir", str(tmp_path / "logs"), "--token", "s3cret") as server:
+        heard = await talk(server.url, digits, worker_auth_id="s3cret", email="a@example.org", **FILE)
+        await eventually(lambda: server.log)
     (summary,) = (tmp_path / "logs").glob("*.json")
     (tokens,) = (tmp_path / "logs").glob("*.npy")
     kept = json.loads(summary.read_text())
@@ -1147,19 +1015,14 @@ def test_sessions_are_kept_if_asked(model, digits, tmp_path):
         assert row[1 + half :].tolist() == codes[:half].tolist()
 
 
-def test_the_page_and_its_headers(model, tmp_path):
+async def test_the_page_and_its_headers(model, tmp_path):
     (tmp_path / "index.html").write_text("<!doctype html><title>x</title>")
     (tmp_path / "a.js").write_text("1")
-
-    async def scenario():
-        async with serving(model, static=tmp_path) as server:
-            pages = [
-                await get(f"{server.url}/{name}") for name in ("", "a.js", "../test_server.py", "%2e%2e/x", "b.js")
-            ]
-        async with serving(model) as server:
-            return [*pages, await get(f"{server.url}/")]
-
-    page, script, *missing = run(scenario())
+    async with serving(model, static=tmp_path) as server:
+        pages = [await get(f"{server.url}/{name}") for name in ("", "a.js", "../test_server.py", "%2e%2e/x", "b.js")]
+    async with serving(model) as server:
+        pages.append(await get(f"{server.url}/"))
+    page, script, *missing = pages
     assert page[0] == script[0] == 200
     assert "<title>" in page[1]
     for headers in (page[2], script[2]):
@@ -1168,7 +1031,7 @@ def test_the_page_and_its_headers(model, tmp_path):
     assert {status for status, _, _ in missing} <= {403, 404}
 
 
-def test_our_page_has_a_strict_policy_and_one_that_the_user_names_a_lenient_one(model, tmp_path, monkeypatch):
+async def test_our_page_has_a_strict_policy_and_one_that_the_user_names_a_lenient_one(model, tmp_path, monkeypatch):
     ours, link, named = tmp_path / "ours", tmp_path / "link", tmp_path / "named"
     for folder in (ours, named):
         folder.mkdir()
@@ -1181,24 +1044,20 @@ def test_our_page_has_a_strict_policy_and_one_that_the_user_names_a_lenient_one(
             return (await get(f"{server.url}/"))[2]["Content-Security-Policy"]
 
     for folder in (ours, link):
-        assert "script-src 'self' 'wasm-unsafe-eval';" in run(policy(folder))
-    lenient = run(policy(named))
+        assert "script-src 'self' 'wasm-unsafe-eval';" in await policy(folder)
+    lenient = await policy(named)
     assert "'unsafe-eval'" in lenient
     assert "'unsafe-inline'" in lenient
     assert "frame-ancestors 'none'" in lenient
 
 
-def test_over_tls(model, digits, tmp_path):
+async def test_over_tls(model, digits, tmp_path):
     from msh_mlx.net.tls import server_context
 
     context = server_context(tmp_path, ["localhost"], ["127.0.0.1"])
     trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-
-    async def scenario():
-        async with serving(model, context=context) as server, Talker(server.url, ssl=trusting, **FILE) as talker:
-            return await talker.converse(digits[: 30 * FRAME_SIZE])
-
-    assert len(run(scenario()).pcm) == 30
+    async with serving(model, context=context) as server, Talker(server.url, ssl=trusting, **FILE) as talker:
+        assert len((await talker.converse(digits[: 30 * FRAME_SIZE])).pcm) == 30
 
 
 # ---- the source ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Sessions of every kind against the real server, a few of those that `benchmarks/server_soak.py` plays."""
+"""Clients of every kind against the real server, a few of those that `benchmarks/server_soak.py` plays."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ import server_soak
 from server_soak import Found, Usage, Voice, Wrong, check, come, complaints, soak
 
 
-def test_the_server_bears_sessions_of_every_kind():
+def test_the_server_bears_clients_of_every_kind():
     found = soak(60, seed=1, at_once=4)
     assert found.wrong == [], found.noise
     came = {who for who, _ in found.outcomes}

@@ -14,15 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from msh_mlx.errors import InputError
+from msh_mlx.net.address import server_name
 from msh_mlx.net.tls import (
-    KnownServers,
     fingerprint,
     folder_fingerprint,
     known_file,
     make_pair,
-    peer_certificate,
+    remember,
     server_context,
-    server_name,
 )
 
 LIMIT = 10  # seconds, against hanging
@@ -203,75 +202,57 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 @pytest.fixture
 def known(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return KnownServers()
+    return known_file()
 
 
 def test_a_certificate_is_remembered_and_another_one_refused(known):
-    assert known.path == known_file()
-    assert known.check("Moshi.local", 9998, b"one")
-    assert known.check("::1", 9998, b"two")
-    assert not known.check("moshi.LOCAL", 9998, b"one")
-    assert not KnownServers().check("::1", 9998, b"two")
-    assert known.check("moshi.local", 9999, b"three")  # another port is another server
-    lines = known.path.read_text().splitlines()
+    assert remember("Moshi.local", 9998, b"one")
+    assert remember("::1", 9998, b"two")
+    assert not remember("moshi.LOCAL", 9998, b"one")
+    assert not remember("::1", 9998, b"two")
+    assert remember("moshi.local", 9999, b"three")  # another port is another server
+    lines = known.read_text().splitlines()
     assert lines == [
         f"moshi.local:9998 {fingerprint(b'one')}",
         f"[::1]:9998 {fingerprint(b'two')}",
         f"moshi.local:9999 {fingerprint(b'three')}",
     ]
     with pytest.raises(InputError) as caught:
-        known.check("::1", 9998, b"four")
-    for part in ("[::1]:9998 has changed", fingerprint(b"two"), fingerprint(b"four"), f"line 2 from {known.path}"):
+        remember("::1", 9998, b"four")
+    for part in ("[::1]:9998 has changed", fingerprint(b"two"), fingerprint(b"four"), f"line 2 from {known}"):
         assert part in str(caught.value)
-    assert known.path.read_text().splitlines() == lines
+    assert known.read_text().splitlines() == lines
     # As it says: remove the line, and the new one is taken.
-    known.path.write_text("\n".join(["# mine", "", lines[0], lines[2]]))
-    assert known.check("::1", 9998, b"four")
-    assert known.path.read_text().splitlines() == [
+    known.write_text("\n".join(["# mine", "", lines[0], lines[2]]))
+    assert remember("::1", 9998, b"four")
+    assert known.read_text().splitlines() == [
         "# mine",
         "",
         lines[0],
         lines[2],
         f"[::1]:9998 {fingerprint(b'four')}",
     ]
-    assert [path.name for path in known.path.parent.iterdir()] == ["known-servers"]
+    assert [path.name for path in known.parent.iterdir()] == ["known-servers"]
 
 
 @pytest.mark.parametrize("line", ["moshi:1", "moshi:1 AB:CD", "moshi:1 A B", "moshi:1 " + "AB:" * 31 + "XY"])
 def test_a_damaged_file_is_not_read_over(known, line):
-    known.check("moshi", 1, b"one")
-    known.path.write_text(f"# mine\n{line}\n")
+    remember("moshi", 1, b"one")
+    known.write_text(f"# mine\n{line}\n")
     with pytest.raises(InputError, match=r"^Line 2 of .*known-servers is not HOST:PORT FINGERPRINT"):
-        known.check("moshi", 1, b"two")
-    known.path.write_bytes(b"\xff\n")
+        remember("moshi", 1, b"two")
+    known.write_bytes(b"\xff\n")
     with pytest.raises(InputError, match="cannot be read"):
-        known.check("moshi", 1, b"two")
+        remember("moshi", 1, b"two")
 
 
 def test_a_folder_that_cannot_be_written_to(known):
-    known.path.parent.parent.mkdir(exist_ok=True)
-    known.path.parent.write_text("")
+    known.parent.parent.mkdir(exist_ok=True)
+    known.parent.write_text("")
     with pytest.raises(InputError, match="cannot be"):
-        known.check("moshi", 1, b"one")
+        remember("moshi", 1, b"one")
 
 
 def test_names():
     assert server_name("Moshi.Local", 9998) == "moshi.local:9998"
     assert server_name("FE80::1", 443) == "[fe80::1]:443"
-
-
-def test_the_certificate_of_a_server(tmp_path, monkeypatch):
-    async def ask(context):
-        async with listening(context) as port:
-            return await peer_certificate("127.0.0.1", port)
-
-    def asked(context):
-        return asyncio.run(asyncio.wait_for(ask(context), LIMIT))
-
-    context = server_context(tmp_path)
-    assert fingerprint(asked(context)) == folder_fingerprint(tmp_path)
-    # What the system trusts needs no fingerprint.
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    assert asked(context) is None
-    with pytest.raises(ssl.SSLError):
-        asked(None)  # no TLS

@@ -212,7 +212,7 @@ def test_which_proxy(host, secure, variables, expected, environment):
 
 
 @pytest.mark.parametrize("address", ["socks5://me:hush@p:1", "https://p:1", "http://p:x", "http://", "http://[::1"])
-def test_proxies_that_are_none(address, environment):
+def test_what_is_not_a_proxy(address, environment):
     environment.setenv("HTTPS_PROXY", address)
     with Through(9998, secure=True) as run:
         error = run.failed()

@@ -1,4 +1,4 @@
-"""Who visits, as seen through proxies; and what somebody could try who is none."""
+"""Who visits, as seen through proxies, and what a visitor who is not a proxy could try."""
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -49,7 +49,7 @@ def visit(peer, headers, *, port=9998, proxies=PROXIES):
         ("192.0.2.9", {"Forwarded": "for=127.0.0.1"}, "192.0.2.9"),
     ],
 )
-def test_the_address_is_that_of_the_last_who_is_no_proxy_of_ours(peer, headers, address):
+def test_the_address_is_the_last_that_is_not_a_trusted_proxys(peer, headers, address):
     assert visit(peer, {"Host": "localhost:9998", **headers}).address == address
 
 
@@ -57,7 +57,7 @@ def test_without_a_word_nobody_is_trusted_not_even_this_machine():
     visitor = visit(
         "127.0.0.1", {"Host": "localhost", "X-Forwarded-For": "6.6.6.6", "X-Forwarded-Host": "x"}, proxies=[]
     )
-    assert (visitor.address, [place.name for place in visitor.places]) == ("127.0.0.1", ["localhost"])
+    assert (visitor.address, [target.name for target in visitor.targets]) == ("127.0.0.1", ["localhost"])
     assert visitor.speaker == "127.0.0.1"
     assert visit("127.0.0.1", {"Host": "localhost"}, proxies=[]).speaker == ""
     assert visit("127.0.0.1", {"Host": "localhost", "X-Forwarded-For": "6.6.6.6"}).speaker == ""
@@ -66,7 +66,7 @@ def test_without_a_word_nobody_is_trusted_not_even_this_machine():
 def fits(origin, headers, peer="127.0.0.1", **options):
     """Whether a page of `origin` is taken for one of the server's own."""
     page = Origin.parse(origin)
-    return page is not None and any(place.may_be(page) for place in visit(peer, headers, **options).places[:1])
+    return page is not None and any(target.may_be(page) for target in visit(peer, headers, **options).targets[:1])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_pages_that_are_not(origin, headers):
     assert not fits(origin, headers)
 
 
-def test_whoever_is_no_proxy_of_ours_says_nothing_about_the_place():
+def test_a_proxy_that_is_not_trusted_says_nothing_about_the_place():
     headers = {"Host": "localhost:9998", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
     assert not fits("https://evil.example", headers, peer="192.0.2.1")
     assert not fits("https://evil.example", headers, proxies=[])
@@ -129,7 +129,7 @@ def test_whoever_is_no_proxy_of_ours_says_nothing_about_the_place():
 def test_host_is_among_the_places_whatever_is_forwarded():
     """A page that made its own name lead here can have the browser send any header but that one."""
     headers = {"Host": "evil.example", "X-Forwarded-Host": "localhost"}
-    assert [place.name for place in visit("127.0.0.1", headers).places] == ["localhost", "evil.example"]
+    assert [target.name for target in visit("127.0.0.1", headers).targets] == ["localhost", "evil.example"]
 
 
 @pytest.mark.parametrize("port", [80, 443])

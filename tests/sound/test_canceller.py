@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from loudness import decibels
 from msh_native import EchoCanceller
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
@@ -24,10 +25,6 @@ def echo_of(played: np.ndarray, delay: float, gain: float) -> np.ndarray:
     samples = round(delay * SAMPLE_RATE)
     late[samples:] = gain * played[:-samples]
     return late
-
-
-def decibels(pcm: np.ndarray) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
 
 
 # ---- the canceller -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soxr
+from loudness import decibels
 from mimi import Mimi
 from msh_native import Capture, Ear, EchoCanceller, Mouth, Playback, VoiceEnhancer
 from paths import DEMO
@@ -18,7 +19,7 @@ from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from msh_mlx.sound.devices import Device, Kind
 from msh_mlx.sound.echo import EchoFree
 from msh_mlx.sound.ends import Loudspeaker, Microphone
-from msh_mlx.sound.portaudio import Ring, Stream, StreamError
+from msh_mlx.sound.portaudio import Stream, StreamError
 
 # ---- other rates ---------------------------------------------------------------------------------------------------------
 
@@ -58,10 +59,6 @@ def resampled(pcm: Pcm, rate: int, new_rate: int) -> Pcm:
 
 def tone(hertz: float, rate: int) -> Pcm:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(rate) / rate)).astype(np.float32)
-
-
-def decibels(pcm: Any) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-30))
 
 
 @pytest.mark.parametrize(("rate", "new_rate"), PAIRS)
@@ -151,7 +148,7 @@ class System:
     def close(self) -> None:
         pass
 
-    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Ring) -> Stream:
+    def open(self, device: Device, kind: Kind, rate: int, channels: int, ring: Any) -> Stream:
         if rate != 48000:
             raise StreamError(device, kind, "Invalid sample rate", -9997)
         self.rings[kind] = ring

@@ -1,4 +1,4 @@
-"""Moshi's voice in the microphone: where it is looked for, that it is taken away, and how it is measured.
+"""Moshi's voice in the microphone: where it is looked for, that it is removed, and how it is measured.
 
 The rings are the real ones. Their callbacks are called as time goes by, since that is the clock that both devices share.
 """
@@ -10,6 +10,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+from loudness import decibels
 from msh_native import Capture, Ear, Mouth, Playback, VoiceEnhancer
 
 from msh_mlx.errors import MshError
@@ -22,11 +23,7 @@ from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllabl
 BLOCK = 0.01  # seconds of a callback
 
 
-def decibels(pcm: Pcm) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
-
-
-# ---- taken away ----------------------------------------------------------------------------------------------------------
+# ---- removed ----------------------------------------------------------------------------------------------------------
 
 
 class Room:
@@ -114,7 +111,7 @@ def test_the_echo_goes(heard_rate: int, played_rate: int, delay: float) -> None:
     assert state.found
     assert state.removed > 10
     assert state.level == pytest.approx(decibels(heard), abs=6)
-    # The way through the ring of the resampled microphone is none of sound's.
+    # The way through the ring of the resampled microphone is not one of sound.
     assert state.delay == pytest.approx(delay, abs=0.03)
     # After frames were given up, sound is still where it is looked for.
     room.live(0.5)

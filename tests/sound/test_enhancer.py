@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from loudness import decibels
 from msh_native import VoiceEnhancer
 from paths import DIGITS
 
@@ -21,10 +22,6 @@ def voice() -> np.ndarray:
 
 def enhance(enhancer: VoiceEnhancer, pcm: np.ndarray) -> np.ndarray:
     return np.concatenate([enhancer.process(pcm[i : i + FRAME_SIZE]) for i in range(0, len(pcm), FRAME_SIZE)])
-
-
-def decibels(pcm: np.ndarray) -> float:
-    return float(10 * np.log10(np.mean(np.square(pcm, dtype=np.float64)) + 1e-12))
 
 
 def test_with_neither_sound_passes_as_it_is(voice):

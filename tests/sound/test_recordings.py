@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -20,6 +21,7 @@ from paths import CASES
 
 from msh_mlx.errors import InputError, MshError
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
+from msh_mlx.sound import recordings
 from msh_mlx.sound.ogg import page_checksum
 from msh_mlx.sound.recordings import Recording, WavWriter, open_recording, read_frames, resample
 
@@ -323,7 +325,7 @@ def test_an_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(got[delay : delay + len(expected)], expected, atol=1e-6)
     with pytest.raises(InputError):
         read_all(write(tmp_path / "in.mp3", bare[:-100]))
-    # A tag behind the sound is no damage.
+    # A tag behind the sound is not damage.
     tagged = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + data + b"TAG" + bytes(125)
     assert len(read_all(write(tmp_path / "in.mp3", tagged))) == len(sound(48000, 2))
 
@@ -338,11 +340,17 @@ def test_a_flac_that_was_piped_does_not_know_its_length(tmp_path: Path) -> None:
     assert len(read_all(path)) == len(sound(48000, 2))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+SIGNALLING = np.array(0x7FF0000000000001, np.uint64).view(np.float64)  # a NaN of which numpy's casts warn
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, SIGNALLING], ids=str)
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_samples_that_are_no_numbers(tmp_path: Path, subtype: str, value: float) -> None:
+def test_samples_that_are_not_finite(tmp_path: Path, subtype: str, value: float) -> None:
     pcm = sound(SAMPLE_RATE, 2).astype(np.float64)
     pcm[12000, 1] = value
+    with np.errstate(invalid="ignore"):
+        pcm = pcm.astype(np.float32 if subtype == "FLOAT" else np.float64)
     soundfile.write(tmp_path / "in.wav", pcm, SAMPLE_RATE, subtype=subtype)
     with pytest.raises(InputError, match=r"first at 0\.500 s"):
         read_all(tmp_path / "in.wav")
@@ -405,6 +413,26 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             open_recording(str(path))
         assert_sentence(caught.value)
+
+
+class Failing(io.FileIO):
+    """A file on a disk that cannot be read behind its first bytes."""
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        if self.tell() >= 1 << 13:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().readinto(memoryview(buffer)[: 1 << 13])
+
+
+@pytest.mark.parametrize("form", ["WAV", "W64", "FLAC", "OGG", "MP3"])
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    path = write(tmp_path / "in", encoded(form))
+    monkeypatch.setattr(recordings, "open", lambda *_, **__: io.BufferedReader(Failing(path)), raising=False)
+    with (
+        pytest.raises(InputError, match=r"in cannot be read: Input/output error\.$"),
+        open_recording("in") as recording,
+    ):
+        list(recording.blocks())
 
 
 def assert_refused(tmp_path: Path, data: bytes, piped: bool) -> None:
@@ -498,7 +526,7 @@ def test_sizes_that_say_less_than_there_is(tmp_path: Path, form: str, subtype: s
 
 @pytest.mark.parametrize("piped", [False, True])
 @pytest.mark.parametrize("count", [12000, 11999])
-def test_what_is_behind_the_sound_is_no_sound(tmp_path: Path, count: int, piped: bool) -> None:
+def test_what_is_behind_the_sound_is_not_heard(tmp_path: Path, count: int, piped: bool) -> None:
     # Bytes: an odd number of them.
     numbers = np.random.default_rng(0).integers(-30, 30, count).astype("i1").astype("u1")
     sizes = [len(numbers), 0xFFFFFFFF] if not piped else [len(numbers)]
@@ -816,15 +844,23 @@ def test_chunks_between_recordings(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, np.concatenate([expected, expected]))
 
 
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("form", PARTS)
+def test_a_tag_alone_behind_a_recording(tmp_path: Path, form: str, piped: bool) -> None:
+    data = PARTS[form]()
+    np.testing.assert_array_equal(heard(tmp_path, data + ID3V2, piped), heard(tmp_path, data))
+
+
 @pytest.mark.parametrize("first", ["WAV", "AU", "u-law WAV", "FLAC", "Vorbis", "MP3"])
 def test_what_cannot_be_read_behind_a_recording_is_said(tmp_path: Path, first: str) -> None:
     data = PARTS[first]()
     with open_recording(str(write(tmp_path / "alone", data))) as alone:
         seconds = alone.samples / alone.rate
     other = b"\0\0\0\x20ftypM4A " + bytes(20) + b"isomiso2" + bytes(200)
-    for piped in (False, True):
-        with pytest.raises(InputError, match=rf"goes on after {seconds:.2f} s with .* M4A \(AAC\)") as caught:
-            heard(tmp_path, data + other, piped)
+    for count, piped in ((1, False), (1, True), (3, False), (3, True)):
+        after = rf"goes on after {count * seconds:.2f} s with .* M4A \(AAC\)"
+        with pytest.raises(InputError, match=after) as caught:
+            heard(tmp_path, count * data + other, piped)
         assert_sentence(caught.value)
     # One that is cut off and goes on with another.
     for part in (0.6, 0.95):
@@ -896,6 +932,15 @@ def test_a_flac_may_hold_another_recordings_header(tmp_path: Path) -> None:
     block = b"riff" + plain("WAV", "PCM_16", "LITTLE")[:44]  # as `flac --keep-foreign-metadata` writes it
     kept = data[:42] + b"\2" + len(block).to_bytes(3, "big") + block + data[42:]
     np.testing.assert_array_equal(heard(tmp_path, kept), heard(tmp_path, data))
+
+
+def test_a_flac_whose_header_does_not_end(tmp_path: Path) -> None:
+    data = encoded("FLAC", channels=1)
+    long = data[:43] + b"\xff" + data[44:]  # the length of the second block
+    within_ogg = ogg.whole([b"\x7fFLAC\1\0\0\1" + data[:20]], flags=2)
+    for damaged in (long, within_ogg):
+        with pytest.raises(InputError, match="ends within its header: it is cut off or damaged"):
+            heard(tmp_path, damaged)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------------

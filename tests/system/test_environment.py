@@ -24,7 +24,7 @@ from rich.console import Console
 from test_cli import DEMO, ROOT
 
 from msh_mlx.errors import InputError, MshError, WriteError
-from msh_mlx.library import cache as hub
+from msh_mlx.library import cache as hf_cache
 from msh_mlx.sound.recordings import WavWriter, open_recording
 from msh_mlx.system import log, places
 from msh_mlx.system.newfile import NewFile
@@ -228,7 +228,7 @@ def test_a_wav_file_without_end() -> None:
 
     pipe = Pipe()
     writer = WavWriter(pipe, 24000, 1)
-    writer._size = 0xFFFFFFFF  # 4 GiB are no limit where the header has no length
+    writer._size = 0xFFFFFFFF  # 4 GiB are not a limit where the header has no length
     writer.write(np.zeros(3, np.float32))
     writer.finish()
     assert len(pipe.getvalue()) == 44 + 6
@@ -287,6 +287,10 @@ def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, 
     assert home() is None
     with pytest.raises(InputError, match=r"^~/x is in the home folder, and there is none; set HOME"):
         user_path("~/x")
+    with pytest.raises(InputError) as error:
+        open_recording("~/x")
+    assert str(error.value).startswith("~/x is in the home folder")
+    assert not str(error.value).endswith("..")
     assert catalogue.user_file() is None
     assert catalogue.load_catalogue()
     with pytest.raises(InputError, match="There is no home folder to remember the server's certificate in"):
@@ -297,13 +301,13 @@ def test_without_a_home_folder(homeless: None, monkeypatch: pytest.MonkeyPatch, 
     assert written
     assert written.parent == places.temporary_folder()
     written.unlink()
-    hub.note_verified([])
-    assert not hub.is_verified(tmp_path)
+    hf_cache.note_verified([])
+    assert not hf_cache.is_verified(tmp_path)
     assert doctor.check_files().found == "there is no home folder to keep logs in"
     # As Hugging Face's library names its cache then.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(InputError, match="HF_HOME"):
-        hub.check_cache()
+        hf_cache.check_cache()
     assert "HF_HOME" in doctor.check_disk().advice
     assert list(tmp_path.iterdir()) == []
 
@@ -488,7 +492,7 @@ def test_a_model_that_cannot_be_written_is_named(folder: Path) -> None:
 
 
 def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
-    from msh_mlx.net.session_log import SessionLog
+    from msh_mlx.net.connection_log import ConnectionLog
 
     def write_new() -> None:
         with NewFile(tmp_path / "new") as new:
@@ -499,7 +503,7 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         with temporary_file() as file:
             file.write(bytes(5000))
 
-    kept = SessionLog(tmp_path, "talk")
+    kept = ConnectionLog(tmp_path, "talk")
     for _ in range(100):
         kept.add(np.zeros(8, np.uint32), 3, np.zeros(8, np.uint32))
     for write, name in (

@@ -20,7 +20,7 @@ class JsonScreen(Screen):
     - `ready`: `conversation`, counted from 1
     - `word`: `start` (seconds of this conversation), `text`
     - `dropped`: `seconds`; `underrun`: `count` so far
-    - `notice`: `kind`, `level`, `message`; `message`: `text`
+    - `notice`: `kind`, `level`, `message`
     - `status`, about once a second: the fields of `Status`; `echo` has the fields of `EchoState`
     - `failed`: `where`, `message`
     - `summary`: the fields of `Summary`; each of `stages` has `p50`, `p95`, `p99` and `max`, in milliseconds; `echo` has the
@@ -39,14 +39,13 @@ class JsonScreen(Screen):
         self._out.flush()
 
     def handle(self, event: Event) -> None:
-        """Write an event if it is one of those above; ignore others."""
         if isinstance(event, Loading):
             if event.fraction is None:
                 self._write("loading", {"stage": event.stage, "seconds": event.seconds})
         elif isinstance(event, Ready):
             self._write("ready", {"conversation": event.conversation})
         elif isinstance(event, SpokeWord):
-            self._write("word", {"start": round(event.word.start, 3), "text": event.word.text})
+            self._write("word", asdict(event.word))
         elif isinstance(event, Dropped):
             self._write("dropped", {"seconds": event.seconds})
         elif isinstance(event, Underrun):
@@ -58,18 +57,11 @@ class JsonScreen(Screen):
             self._write("failed", {"where": event.where, "message": message})
 
     def tick(self, status: Status | None = None) -> None:
-        """Write the status, about once a second."""
         now = self._now()
         # A little less than a second, since ticks are not exactly regular.
         if status and now - self._last_status > 0.95:
             self._last_status = now
             self._write("status", asdict(status))
 
-    def say(self, text: str) -> None:
-        """Write a line of text."""
-        self._write("message", {"text": text})
-
     def summary(self, summary: Summary) -> None:
-        """Write the summary."""
-        stages = {name: asdict(stage) for name, stage in summary.stages.items()}
-        self._write("summary", {**asdict(summary), "stages": stages})
+        self._write("summary", asdict(summary))

@@ -13,13 +13,13 @@ from .status import Screen
 from .terminal import LiveScreen
 
 
-def open_screen(*, plain: bool, as_json: bool, out: TextIO, frame_seconds: float) -> Screen:
-    """Return the screen that suits `out` and the user's options; `frame_seconds` is how long a frame lasts."""
+def open_screen(*, plain: bool, as_json: bool, out: TextIO) -> Screen:
+    """Return the screen that suits `out` and the user's options."""
     if as_json:
         return JsonScreen(out)
     # In terminfo, a name that ends like this is of a terminal without colours; rich does not know that.
     monochrome = os.environ.get("TERM", "").endswith(("-m", "-mono"))
     console = Console(file=out, highlight=False, no_color=True if monochrome else None)
     if plain or not console.is_terminal or console.is_dumb_terminal:
-        return PlainScreen(console, frame_seconds=frame_seconds)
-    return LiveScreen(console, frame_seconds=frame_seconds)
+        return PlainScreen(console)
+    return LiveScreen(console)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke
+from ...format import FRAME_SECONDS
 from ...system.words import printable
 from ..keys import KEYS
 from .sentences import echo_line, lost, stage_line, summary_lines
@@ -26,9 +27,8 @@ class PlainScreen(Screen):
     _PATIENCE = 10.0  # seconds between two lines about losses, or about the echo
     _OTHER = 6.0  # decibels by which the removed echo must change for a new line about it
 
-    def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._frame_seconds = frame_seconds
         self._now = now
         self._line = ""
         self._start = 0.0
@@ -40,8 +40,8 @@ class PlainScreen(Screen):
         self._echo = EchoState("auto")
         self._echo_at = -math.inf
 
-    def say(self, text: str) -> None:
-        """Print a line."""
+    def _say(self, text: str) -> None:
+        """Print a line, below the line of words in progress."""
         self._flush()
         self._print(text)
 
@@ -58,22 +58,22 @@ class PlainScreen(Screen):
         if isinstance(event, Spoke):
             self._spoke(event)
         elif isinstance(event, Loading) and event.seconds is not None:
-            self.say(stage_line(event))
+            self._say(stage_line(event))
         elif isinstance(event, Ready):
-            self.say("Listening" if event.conversation == 1 else "A new conversation")
+            self._say("Listening" if event.conversation == 1 else "A new conversation")
             self._last_index = 0
         elif isinstance(event, Notice):
-            self.say(event.message)
+            self._say(event.message)
         elif isinstance(event, Failed):
             self._flush()
 
     def _spoke(self, event: Spoke) -> None:
         new_word = event.text[:1].isspace()
-        paused = (event.index - self._last_index) * self._frame_seconds > self._SILENCE
+        paused = (event.index - self._last_index) * FRAME_SECONDS > self._SILENCE
         if paused or (new_word and (self._line.endswith(_SENTENCE_ENDS) or len(self._line) > self._LONGEST)):
             self._flush()
         if not self._line:
-            self._start = event.index * self._frame_seconds
+            self._start = event.index * FRAME_SECONDS
         self._line += event.text
         self._last_index, self._spoken_at = event.index, self._now()
 
@@ -86,19 +86,19 @@ class PlainScreen(Screen):
             return
         before, self._status = self._status, status
         if status.muted != before.muted:
-            self.say("The microphone is muted" if status.muted else "The microphone is heard")
+            self._say("The microphone is muted" if status.muted else "The microphone is heard")
         for hint in status.hints:
             if hint not in before.hints:
-                self.say(hint)
+                self._say(hint)
         losses = (status.dropped, status.underruns)
         if losses != self._losses and now - self._losses_at > self._PATIENCE:
             self._losses, self._losses_at = losses, now
             if any(losses):
-                self.say(f"{lost(*losses)} so far")
+                self._say(f"{lost(*losses)} so far")
         if status.echo and self._is_news(status.echo) and now - self._echo_at > self._PATIENCE:
             self._echo, self._echo_at = status.echo, now
             line = echo_line(status.echo)
-            self.say(line[0].upper() + line[1:])
+            self._say(line[0].upper() + line[1:])
 
     def _is_news(self, echo: EchoState) -> bool:
         # A change of the mode has a notice of its own.
@@ -106,15 +106,12 @@ class PlainScreen(Screen):
         return echo.mode != "off" and (echo.found != before.found or abs(echo.removed - before.removed) >= self._OTHER)
 
     def help(self) -> None:
-        """Print what the keys do."""
         for key in KEYS:
-            self.say(f"  {key.name:6} {key.sentence}")
+            self._say(f"  {key.name:6} {key.sentence}")
 
     def summary(self, summary: Summary) -> None:
-        """Print the summary."""
         for line in summary_lines(summary):
-            self.say(line)
+            self._say(line)
 
     def suspend(self) -> None:
-        """Print the line as far as it goes."""
         self._flush()

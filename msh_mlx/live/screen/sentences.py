@@ -43,7 +43,7 @@ def echo_line(echo: EchoState) -> str:
         return "echo: off"
     if not echo.found or echo.level is None:
         return "no echo"
-    return f"echo {round(echo.level)} dB, {round(echo.removed)} dB taken away"
+    return f"echo {round(echo.level)} dB, {round(echo.removed)} dB removed"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -59,7 +59,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if echo := summary.echo:
         lines.append(
             f"Echo for {clock(echo.seconds)}: {round(echo.level)} dB (most {round(echo.level_most)}), "
-            f"{round(echo.removed)} dB taken away (most {round(echo.removed_most)})"
+            f"{round(echo.removed)} dB removed (most {round(echo.removed_most)})"
         )
     lines += [f"Written: {file}" for file in summary.files]
     return [printable(line) for line in lines]

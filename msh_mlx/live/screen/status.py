@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ...events import EchoState, Event
@@ -56,7 +57,7 @@ class EchoSummary:
     """The echo of a conversation, which was found for `seconds` in all.
 
     `level` and `level_most` are the median and the highest level, in dB of full scale. `removed` and `removed_most` are the
-    median and the most that was taken away, in dB.
+    median and the most that was removed, in dB.
     """
 
     seconds: float
@@ -68,11 +69,10 @@ class EchoSummary:
     @classmethod
     def of(cls, figures: EchoFigures) -> EchoSummary | None:
         """Return the summary of `figures`, or None if there was no echo."""
-        level, loudest = figures.level.median(), figures.level.most()
-        removed, most = figures.removed.median(), figures.removed.most()
-        if level is None or loudest is None or removed is None or most is None:
+        level, removed = figures.level, figures.removed
+        if not figures.found:
             return None
-        return cls(figures.found, level, loudest, removed, most)
+        return cls(figures.found, level.median(), level.most(), removed.median(), removed.most())
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,19 @@ class Screen:
     """
 
     def __enter__(self) -> Screen:
+        with suppress(OSError):  # nothing can be written to a terminal that has gone
+            self.resume()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.suspend()
+        with suppress(OSError, ValueError):
+            self.suspend()
 
     def handle(self, event: Event) -> None:
         """Show an event, if it has something to show."""
 
     def tick(self, status: Status | None = None) -> None:
         """Update the screen with the time and the status; call this at least ten times a second."""
-
-    def say(self, text: str) -> None:
-        """Show a line of text."""
 
     def help(self) -> None:
         """Show what the keys do, or hide it again."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.live import Live
-from rich.segment import Segment
+from rich.segment import Segment, SegmentLines
 from rich.style import Style
 from rich.text import Text
 
@@ -99,19 +98,6 @@ class Meter:
         return [Segment(bar[:loud], _GOOD), Segment(bar[loud:], _LOUD)]
 
 
-class _Region:
-    """The lines at the bottom of the terminal, which are redrawn; each is shorter than the terminal is wide."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for index, line in enumerate(self.lines):
-            if index:
-                yield Segment.line()
-            yield from line
-
-
 class LiveScreen(Screen):
     """A terminal: Moshi's words scroll by, with meters, figures, hints and keys below them.
 
@@ -122,12 +108,12 @@ class LiveScreen(Screen):
     _WIDEST = 100  # cells of a line of words; longer ones are hard to read
     _INTERVAL = FRAME_SECONDS
 
-    def __init__(self, console: Console, *, frame_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, now: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._frame_seconds = frame_seconds
         self._now = now
         self._glyphs = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
-        self._region = _Region()
+        # The lines at the bottom of the terminal, which are redrawn; each is shorter than the terminal is wide.
+        self._region = SegmentLines([], new_lines=True)
         self._live: Live | None = None
         self._width = 0
         self._done: list[Text] = []  # to be printed above the region
@@ -141,15 +127,6 @@ class LiveScreen(Screen):
         self._spoken_at = 0.0
         self._help = False
         self._drawn_at = -math.inf
-
-    def __enter__(self) -> LiveScreen:
-        self.resume()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Nothing can be written to a terminal that has gone.
-        with suppress(OSError):
-            self.suspend()
 
     # ---- what is told
 
@@ -178,7 +155,7 @@ class LiveScreen(Screen):
 
     def _spoke(self, event: Spoke) -> None:
         if self._last_index is not None:
-            pause = (event.index - self._last_index) * self._frame_seconds
+            pause = (event.index - self._last_index) * FRAME_SECONDS
             if pause > PAUSE:
                 self._end_line()
                 self._keep(self._pause(pause), _DIM)
@@ -196,14 +173,7 @@ class LiveScreen(Screen):
     def _keep(self, text: str, style: Style = _PLAIN) -> None:
         self._done.append(Text(printable(text), style))
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._end_line()
-        self._keep(text)
-        self._draw()
-
     def help(self) -> None:
-        """Show or hide the help on keys and figures."""
         self._help = not self._help
         self._draw()
 
@@ -255,9 +225,8 @@ class LiveScreen(Screen):
     def _draw(self) -> None:
         if not self._live:
             return self._print_done()
-        before = self._region.lines
         lines = self._footer()
-        if self._after_resize() or self._done or lines != before:
+        if self._after_resize() or self._done or lines != self._region.lines:
             self._region.lines = lines
             if self._done:
                 self._print_done()
@@ -297,31 +266,26 @@ class LiveScreen(Screen):
     def _layouts(self, width: int) -> Iterator[list[Line]]:
         """Yield layouts of the lines between the words and the keys: first everything, then less for smaller windows."""
         meters, figures, hints = self._status_lines(width)
-        status = [*meters, *figures, *hints]
-        air: list[Line] = [[]]
-        if not self._help:
-            yield [*air, *status] if status else []
-            # The hints say what is wrong now, so they stay; the last figures are the least important.
-            for count in range(len(figures), -1, -1):
-                yield [*meters, *figures[:count], *hints]
-            return
-        sentences, explained = self._help_lines(width)
+        sentences, explained = self._help_lines(width) if self._help else ([], [])
 
-        def first(few: int) -> list[Line]:
-            return [line for lines in sentences[:few] for line in lines]
+        def layout(figure_lines: int, few: int = 0) -> list[Line]:
+            """Return the meters, the first lines of figures, the hints, and the help on the first few keys."""
+            return [*meters, *figures[:figure_lines], *hints, *(line for lines in sentences[:few] for line in lines)]
 
-        keys = first(len(sentences))
-        yield [*air, *status, *air, *keys, *explained]
-        yield [*status, *keys, *explained]
-        yield [*air, *status, *air, *keys]
-        # The hints stay, and all figures as long as there is room for the first keys.
-        for few in range(len(sentences), _FEW_KEYS - 1, -1):
-            yield [*status, *first(few)]
-        for count in range(len(figures), 0, -1):
-            yield [*meters, *figures[:count], *hints, *first(_FEW_KEYS)]
-        for few in range(_FEW_KEYS - 1, -1, -1):
-            yield [*meters, *figures[:1], *hints, *first(few)]
-        yield [*meters, *hints]
+        status = layout(len(figures))
+        if self._help:
+            keys = [line for lines in sentences for line in lines]
+            yield [[], *status, [], *keys, *explained]
+            yield [*status, *keys, *explained]
+            yield [[], *status, [], *keys]
+            # All figures stay as long as there is room for the first keys.
+            yield from (layout(len(figures), few) for few in range(len(sentences), _FEW_KEYS - 1, -1))
+            yield from (layout(count, _FEW_KEYS) for count in range(len(figures), 0, -1))
+            yield from (layout(1, few) for few in range(_FEW_KEYS - 1, 0, -1))
+        elif status:
+            yield [[], *status]
+        # The hints say what is wrong now, so they stay; the last figures are the least important.
+        yield from (layout(count) for count in range(len(figures), -1, -1))
 
     def _line_in_progress(self, width: int) -> Line:
         if self._loading:
@@ -359,7 +323,7 @@ class LiveScreen(Screen):
         return [[*cells[0], Segment("  "), *cells[1]]] if columns == 2 else cells
 
     def _figures(self, status: Status, width: int) -> list[Line]:
-        budget = 1000 * self._frame_seconds
+        budget = 1000 * FRAME_SECONDS
         if status.step_p50 is None or status.step_p95 is None:
             step = Segment(f"step ? of {budget:.0f} ms", _DIM)
         else:
@@ -417,7 +381,7 @@ class LiveScreen(Screen):
             del keys[-3]
         line: Line = []
         for key in keys:
-            word = "unmute" if key.action == "mute" and muted else key.word
+            word = "unmute" if key.word == "mute" and muted else key.word
             line += [Segment("  " if line else ""), Segment(key.name, _BOLD), Segment(f" {word}", _DIM)]
         return line
 

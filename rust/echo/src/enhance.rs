@@ -14,11 +14,11 @@ use sonora_ns::noise_suppressor::NoiseSuppressor;
 
 use crate::{RATE, SCALE, sane};
 
-/// The noise suppressor's frame. Its one band is the whole of 0 to 12 kHz here, as the canceller's is.
-const NOISE_FRAME: usize = 160;
-/// The gain control's frame, 10 ms.
-const GAIN_FRAME: usize = RATE / 100;
-/// Sound is processed by multiples of this many samples: whole frames of both.
+/// The noise suppressor's block. Its one band is the whole of 0 to 12 kHz here, as the canceller's is.
+const NOISE_BLOCK: usize = 160;
+/// The gain control's block, 10 ms.
+const GAIN_BLOCK: usize = RATE / 100;
+/// Sound is processed by multiples of this many samples: whole blocks of both.
 pub const ENHANCED: usize = 480;
 
 /// Suppresses steady noise behind a voice, or brings every voice to the same level, or both; 24 kHz, mono.
@@ -56,19 +56,19 @@ impl Enhancer {
     ///
     /// Its length is not a multiple of [`ENHANCED`].
     pub fn process(&mut self, pcm: &mut [f32]) {
-        assert!(pcm.len().is_multiple_of(ENHANCED), "whole frames are expected");
+        assert!(pcm.len().is_multiple_of(ENHANCED), "whole blocks are expected");
         if self.noise.is_none() && self.gain.is_none() {
             return;
         }
         pcm.iter_mut().for_each(|sample| *sample = SCALE * sane(sample));
         if let Some(noise) = &mut self.noise {
-            for frame in pcm.as_chunks_mut::<NOISE_FRAME>().0 {
-                noise.analyze(frame);
-                noise.process(frame);
+            for block in pcm.as_chunks_mut::<NOISE_BLOCK>().0 {
+                noise.analyze(block);
+                noise.process(block);
             }
         }
         if let Some(gain) = &mut self.gain {
-            pcm.chunks_exact_mut(GAIN_FRAME).for_each(|frame| gain.process(frame));
+            pcm.chunks_exact_mut(GAIN_BLOCK).for_each(|block| gain.process(block));
         }
         pcm.iter_mut().for_each(|sample| *sample /= SCALE);
     }
@@ -86,7 +86,7 @@ impl GainControl {
                 ADJACENT_SPEECH_FRAMES_THRESHOLD,
             ),
             controller: AdaptiveDigitalGainController::new(config, ADJACENT_SPEECH_FRAMES_THRESHOLD),
-            limiter: Limiter::new(GAIN_FRAME),
+            limiter: Limiter::new(GAIN_BLOCK),
         }
     }
 

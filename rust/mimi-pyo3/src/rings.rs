@@ -268,16 +268,16 @@ impl Playback {
     ///
     /// Raises ValueError for an ``n`` that is negative or larger than a device asks for.
     fn render<'py>(&self, py: Python<'py>, n: i64) -> Result<Bound<'py, PyArray2<f32>>, Failure> {
-        let (frames, channels) = (natural("n", n)?, self.0.channels());
-        if frames > 1 << 24 {
+        let (count, channels) = (natural("n", n)?, self.0.channels());
+        if count > 1 << 24 {
             return Err(Failure::Value(format!("n is {n}, but at most {} samples are expected.", 1 << 24)));
         }
         let pcm = without_gil(py, || {
-            let mut pcm = vec![0f32; frames * channels];
+            let mut pcm = vec![0f32; count * channels];
             self.0.render(&mut pcm);
             Ok(pcm)
         })?;
-        Ok(PyArray1::from_vec(py, pcm).reshape([frames, channels])?)
+        Ok(PyArray1::from_vec(py, pcm).reshape([count, channels])?)
     }
 
     /// Adds ``pcm [n] float32`` to what waits, and never waits itself.

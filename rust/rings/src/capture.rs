@@ -143,10 +143,10 @@ impl Capture {
         let mut block = [0.0; 256];
         let mut pushed = 0;
         for part in input.chunks(block.len() * self.channels.get()) {
-            let frames = part.chunks_exact(self.channels.get());
-            let mixed = &mut block[..frames.len()];
-            for (sample, frame) in mixed.iter_mut().zip(frames) {
-                *sample = hearing.mixer.mix(frame);
+            let times = part.chunks_exact(self.channels.get());
+            let mixed = &mut block[..times.len()];
+            for (sample, channels) in mixed.iter_mut().zip(times) {
+                *sample = hearing.mixer.mix(channels);
                 hearing.zeros = if *sample == 0.0 { hearing.zeros.saturating_add(1) } else { 0 };
             }
             self.level.add(self.samples.get(), mixed.iter().copied());

@@ -43,8 +43,8 @@ impl<T> Exclusive<T> {
 }
 
 /// The samples in a device's buffer, if it can be one.
-fn samples_in(frames: c_ulong, channels: usize) -> Option<usize> {
-    let samples = usize::try_from(frames).ok()?.checked_mul(channels)?;
+fn samples_in(count: c_ulong, channels: usize) -> Option<usize> {
+    let samples = usize::try_from(count).ok()?.checked_mul(channels)?;
     (samples <= isize::MAX as usize / size_of::<f32>()).then_some(samples)
 }
 
@@ -52,18 +52,18 @@ fn samples_in(frames: c_ulong, channels: usize) -> Option<usize> {
 ///
 /// # Safety
 ///
-/// `user` is null or points to a [`Capture`]; `input` is null or points to `frames` times its channels float32 values.
+/// `user` is null or points to a [`Capture`]; `input` is null or points to `count` times its channels float32 values.
 pub unsafe extern "C" fn capture(
     input: *const c_void,
     _output: *mut c_void,
-    frames: c_ulong,
+    count: c_ulong,
     _time: *const c_void,
     status: c_ulong,
     user: *mut c_void,
 ) -> c_int {
     // SAFETY: promised by the caller.
     if let Some(capture) = unsafe { user.cast::<Capture>().as_ref() } {
-        let samples = match samples_in(frames, capture.channels()) {
+        let samples = match samples_in(count, capture.channels()) {
             // SAFETY: promised by the caller; the length was checked.
             Some(samples) if !input.is_null() => unsafe { slice::from_raw_parts(input.cast::<f32>(), samples) },
             _ => &[],
@@ -77,19 +77,19 @@ pub unsafe extern "C" fn capture(
 ///
 /// # Safety
 ///
-/// `user` is null or points to a [`Playback`]; `output` is null or points to room for `frames` times its channels
+/// `user` is null or points to a [`Playback`]; `output` is null or points to room for `count` times its channels
 /// float32 values.
 pub unsafe extern "C" fn playback(
     _input: *const c_void,
     output: *mut c_void,
-    frames: c_ulong,
+    count: c_ulong,
     _time: *const c_void,
     status: c_ulong,
     user: *mut c_void,
 ) -> c_int {
     // SAFETY: promised by the caller.
     if let Some(playback) = unsafe { user.cast::<Playback>().as_ref() } {
-        let samples = match samples_in(frames, playback.channels()) {
+        let samples = match samples_in(count, playback.channels()) {
             Some(samples) if !output.is_null() => {
                 // SAFETY: promised by the caller; the length was checked, and zeros make float32 of whatever was there.
                 unsafe {
@@ -106,16 +106,16 @@ pub unsafe extern "C" fn playback(
 
 /// Calls the callback of `capture` as a device would.
 pub fn feed(capture: &Capture, input: &[f32]) {
-    let frames = (input.len() / capture.channels()) as c_ulong;
+    let count = (input.len() / capture.channels()) as c_ulong;
     let user = ptr::from_ref(capture).cast_mut().cast();
-    // SAFETY: `user` is a capture, which is only read, and `input` has that many frames.
-    unsafe { self::capture(input.as_ptr().cast(), ptr::null_mut(), frames, ptr::null(), 0, user) };
+    // SAFETY: `user` is a capture, which is only read, and `input` has that many samples of each channel.
+    unsafe { self::capture(input.as_ptr().cast(), ptr::null_mut(), count, ptr::null(), 0, user) };
 }
 
 /// Calls the callback of `playback` as a device would.
 pub fn render(playback: &Playback, output: &mut [f32]) {
-    let frames = (output.len() / playback.channels()) as c_ulong;
+    let count = (output.len() / playback.channels()) as c_ulong;
     let user = ptr::from_ref(playback).cast_mut().cast();
-    // SAFETY: `user` is a playback, which is only read, and `output` has that many frames.
-    unsafe { self::playback(ptr::null(), output.as_mut_ptr().cast(), frames, ptr::null(), 0, user) };
+    // SAFETY: `user` is a playback, which is only read, and `output` has that many samples of each channel.
+    unsafe { self::playback(ptr::null(), output.as_mut_ptr().cast(), count, ptr::null(), 0, user) };
 }

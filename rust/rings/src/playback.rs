@@ -428,8 +428,8 @@ impl Render {
                 self.state = State::Fading { starved: false, back: 0 };
             }
         }
-        let mut frames = output.chunks_exact_mut(shared.channels.get());
-        while frames.len() > 0 {
+        let mut times = output.chunks_exact_mut(shared.channels.get());
+        while times.len() > 0 {
             let tail = ring.tail();
             let queued = head.saturating_sub(tail) as usize;
             match self.state {
@@ -448,7 +448,7 @@ impl Render {
                     let starved = starved && !calm;
                     self.state = State::Waiting { starved };
                     if starved {
-                        counts.silent.add(frames.len());
+                        counts.silent.add(times.len());
                     }
                     break;
                 }
@@ -461,21 +461,21 @@ impl Render {
                     self.state = State::Fading { starved, back: 0 };
                 }
                 State::Playing => {
-                    let count = queued.min(frames.len());
-                    for (sample, frame) in ring.samples(tail, count).zip(frames.by_ref()) {
+                    let count = queued.min(times.len());
+                    for (sample, channels) in ring.samples(tail, count).zip(times.by_ref()) {
                         self.gain = self.gain.saturating_add(1).min(terms.fade);
-                        frame.fill((sample * self.factor(terms)).clamp(-1.0, 1.0));
+                        channels.fill((sample * self.factor(terms)).clamp(-1.0, 1.0));
                     }
                     counts.played.add(count);
                     ring.advance_to(tail.wrapping_add(count as u64));
                 }
                 State::Fading { starved, back } => {
-                    let count = self.gain.min(frames.len());
+                    let count = self.gain.min(times.len());
                     let end = tail.wrapping_sub(back);
                     let history = ring.samples(end.wrapping_sub(count as u64), count);
-                    for (sample, frame) in history.rev().zip(frames.by_ref()) {
+                    for (sample, channels) in history.rev().zip(times.by_ref()) {
                         self.gain = self.gain.saturating_sub(1);
-                        frame.fill((sample * self.factor(terms)).clamp(-1.0, 1.0));
+                        channels.fill((sample * self.factor(terms)).clamp(-1.0, 1.0));
                     }
                     if starved {
                         counts.silent.add(count);

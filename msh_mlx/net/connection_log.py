@@ -1,4 +1,4 @@
-"""The files of `--log-dir`: each session writes a summary and its tokens."""
+"""The files of `--log-dir`: a summary of each conversation, and its tokens."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..system.newfile import NewFile
 _NOTHING = -1  # in place of codes that do not exist yet
 
 
-class SessionLog:
-    """Collects the tokens of a session and writes them at its end; without a folder it does nothing.
+class ConnectionLog:
+    """Collects the tokens of a connection's conversations and writes them at its end; without a folder it does nothing.
 
     `NAME.json` has the summary. `NAME.npy` has the tokens, `[steps, 1 + K + K']` int32: the text token, Moshi's K codes of the
     frame that the step completed (−1 if it completed none), and the K' codes of the user's frame. An hour takes 3 MB.
