@@ -200,7 +200,7 @@ class LmGen:
                 self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
                 codes = to_host(self._said)[1:]
             else:
-                self._said = mx.array([token, *codes.tolist()])
+                self._said = mx.array(np.concatenate([[token], codes]).astype(np.int32))
             self._logits = (logits, audio_logits, heads)
             self._words.push(token)
             self._grid.say(codes, script.own(position))

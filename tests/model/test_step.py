@@ -18,7 +18,7 @@ from test_sampling import agrees, distribution
 import msh_mlx
 from msh_mlx import InputError, InUseError, LmConfig, LmGen, Sampler, TextSampler, load_lm
 from msh_mlx.model import generate as generate_module
-from msh_mlx.model.attention import RingFormat
+from msh_mlx.model.attention import Heads, RingFormat
 from msh_mlx.model.lm import Lm
 
 ROOM = Path(msh_mlx.__file__).parent / "model"
@@ -74,6 +74,7 @@ def test_only_one_function_brings_values_to_the_host():
     allowed = {
         ("layers.py", "lay_out"),  # laying the weights out, once
         ("lm.py", "prepare"),
+        ("generate.py", "_prefilled"),  # reading a prompt, once, in parts
     }
     found = []
     for name in ("attention", "generate", "layers", "lm", "sampling", "step", "transformer"):
@@ -226,7 +227,7 @@ def test_an_8_bit_cache_stays_near_and_is_smaller():
 
 def test_an_8_bit_cache_that_cannot_be(lm):
     with pytest.raises(InputError, match="multiple of 32"):
-        RingFormat(2, 48, mx.float32, 8)
+        RingFormat(Heads(2, 48), mx.float32, 8)
     with pytest.raises(InputError, match="give 8"):
         LmGen(lm, kv_bits=4)
 
