@@ -17,6 +17,7 @@ TITLE = "a speech-to-text model"
 USE = "transcription"
 
 NEW_WORD, PADDING = 0, 3
+PAUSE_HEAD = 2  # the head that tells a pause of two seconds
 _SECONDS = Range(0, 60)
 
 
