@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ..events import Event
     from ..sound.recordings import Recording
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
