@@ -131,6 +131,8 @@ def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
     assert checks[name]["status"] == "problem"
     assert "it is broken" in checks[name]["found"]
     assert checks["models"]["status"] == ("problem" if package == "huggingface_hub" else "warning")
+    if package == "msh_native":  # what reads no file of weights works without it
+        assert {checks[name]["status"] for name in ("disk", "memory", "files")} <= {"ok", "warning"}
     assert list(checks) == NAMES
 
 

@@ -42,3 +42,14 @@ def test_nobody_cuts_a_sentence_at_its_semicolon():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in cuts:
                 values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
                 assert not {";", "; "} & {value for value in values if isinstance(value, str)}, f"{path}:{node.lineno}"
+
+
+def test_nobody_writes_the_advice_into_the_sentence():
+    for path in Path(msh_mlx.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or len(node.args) != 1:
+                continue
+            if not (node.func.id if isinstance(node.func, ast.Name) else "").endswith("Error"):
+                continue
+            parts = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+            assert not any("; " in str(part) for part in parts), f"{path}:{node.lineno}"

@@ -39,13 +39,13 @@ def parser() -> Parser:
 def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     if args.variant and (args.model or args.mimi or args.config or args.size):
-        raise InputError("--variant brings its own files; leave --model, --mimi, --config and --size out.")
+        raise InputError("--variant brings its own files", "leave --model, --mimi, --config and --size out")
     if args.size and (args.model or args.config or args.quantized):
-        raise InputError("--size makes a model; leave --model, --config and --quantized out.")
+        raise InputError("--size makes a model", "leave --model, --config and --quantized out")
     if args.bits and not args.size:
-        raise InputError("--bits is for random weights; give --size with it.")
+        raise InputError("--bits is for random weights", "give --size with it")
     if (args.config or args.quantized) and not (args.model or args.variant):
-        raise InputError("--config and --quantized are for a model; give one with --model.")
+        raise InputError("--config and --quantized are for a model", "give one with --model")
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
     from ..model.step import check_compiling

@@ -71,14 +71,14 @@ def check_model(args: argparse.Namespace) -> None:
     """Raise InputError for options of `add_model` that do not go together."""
     ways = [f"--{name}" for name in ("demo", "variant", "hf-repo", "model") if getattr(args, name.replace("-", "_"))]
     if len(ways) > 1:
-        raise InputError(f"{ways[0]} and {ways[1]} name two models; leave one of them out.")
+        raise InputError(f"{ways[0]} and {ways[1]} name two models", "leave one of them out")
     if args.model == "":
-        raise InputError("--model is empty; give a file.")
+        raise InputError("--model is empty", "give a file")
     for name in ("mimi", "tokenizer", "config"):
         if getattr(args, name) is not None and not args.model:
             if ways:
-                raise InputError(f"{ways[0]} brings its own files; leave --{name} out.")
-            raise InputError(f"--{name} is for a model of your own; give it with --model.")
+                raise InputError(f"{ways[0]} brings its own files", f"leave --{name} out")
+            raise InputError(f"--{name} is for a model of your own", "give it with --model")
 
 
 @contextmanager
@@ -170,13 +170,13 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
     if args.variant:
         entry = find_entry(entries, args.variant)
         if args.quantized and entry.bits not in (None, args.quantized):
-            raise InputError(f"{entry.name} has {entry.bits} bits a weight; leave --quantized {args.quantized} out.")
+            raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
         entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
     elif args.quantized:
         if not of_bits:
-            raise InputError(f"The catalogue has no model of {args.quantized} bits; give one with --model.")
+            raise InputError(f"The catalogue has no model of {args.quantized} bits", "give one with --model")
         entry = next(filter(is_on_disk, of_bits), of_bits[0])
     else:
         selection = _best(entries, watch)

@@ -112,12 +112,12 @@ def _check(args: argparse.Namespace) -> None:
     if args.url is not None:
         for name in ("host", "port", "https"):
             if getattr(args, name):
-                raise InputError(f"--url already gives host, port and TLS; leave --{name} out.")
+                raise InputError("--url already gives host, port and TLS", f"leave --{name} out")
     if not args.input:
         return
     check_reply(args)
     if not (args.output or args.transcript):
-        raise InputError("Nothing would be written; give --output or --transcript.")
+        raise InputError("Nothing would be written", "give --output or --transcript")
 
 
 def _address(args: argparse.Namespace) -> Address:

@@ -40,7 +40,7 @@ def parser() -> Parser:
 def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     if args.quick and args.echo:
-        raise InputError("--echo needs the devices that --quick does not open; leave one of them out.")
+        raise InputError("--echo needs the devices that --quick does not open", "leave one of them out")
     check_output()
     from rich.console import Console
 

@@ -62,7 +62,7 @@ def _run(arguments: list[str], signals: Signals) -> int:
         return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
     if name not in _COMMANDS:
-        raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}; --help lists the options.")
+        raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}", "--help lists the options")
     command = importlib.import_module(f".{name}", __package__)
     code: int = command.run(rest, signals)
     return code
@@ -174,17 +174,17 @@ def _check_options(args: argparse.Namespace) -> None:
         return
     check_reply(args)
     if not (args.output or args.transcript or args.output_dir):
-        raise InputError("Nothing would be written; give --output, --transcript or --output-dir.")
+        raise InputError("Nothing would be written", "give --output, --transcript or --output-dir")
     if args.output_dir and (args.output or args.transcript):
-        raise InputError("--output-dir names the files itself; leave --output and --transcript out.")
+        raise InputError("--output-dir names the files itself", "leave --output and --transcript out")
     if len(args.input) > 1 and not args.output_dir:
         raise InputError(
-            f"There are {len(args.input)} inputs; give --output-dir in place of --output and --transcript."
+            f"There are {len(args.input)} inputs", "give --output-dir in place of --output and --transcript"
         )
     if args.stereo and not (args.output or args.output_dir):
-        raise InputError("--stereo needs a sound file to write; give --output.")
+        raise InputError("--stereo needs a sound file to write", "give --output")
     if args.input.count("-") > 1:
-        raise InputError("The standard input can be heard only once; give - once.")
+        raise InputError("The standard input can be heard only once", "give - once")
 
 
 def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
@@ -197,7 +197,7 @@ def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
     if folder is None:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one with --output-dir.")
+        raise InputError(f"{folder} is not a folder", "give one with --output-dir")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
 

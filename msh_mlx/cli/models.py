@@ -65,7 +65,9 @@ def run(arguments: list[str], signals: Signals) -> int:
     if arguments and not arguments[0].startswith("-"):
         action, *rest = arguments
         if action not in ACTIONS:
-            raise InputError(f"There is no command {action!r} of models, only {', '.join(ACTIONS)}; --help lists them.")
+            raise InputError(
+                f"There is no command {action!r} of models, only {', '.join(ACTIONS)}", "--help lists them"
+            )
         args = action_parser(action).parse_args(rest)
         if action in ("verify", "path"):
             check_output()
@@ -209,7 +211,7 @@ def _path(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[En
     (entry,) = named
     files = _files(entry)
     if len(files) < len(entry.files):
-        raise MshError(f"{entry.name} is not on disk; 'msh-mlx models get {entry.name}' fetches it.")
+        raise MshError(f"{entry.name} is not on disk", f"'msh-mlx models get {entry.name}' fetches it")
     if args.json:
         _print_json({"name": entry.name, "files": files})
     else:

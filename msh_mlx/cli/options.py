@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
         message = message.removeprefix("argument ").rstrip(".")
-        raise InputError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+        raise InputError(f"{message[0].upper()}{message[1:]}", "--help lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         check_output()  # the output of --help and --version is all that they are for
@@ -206,14 +206,14 @@ def own_token(args: argparse.Namespace) -> str | None:
     token: str | None = args.token or os.environ.get(TOKEN) or None
     if token and not re.fullmatch(r"[!-~]+", token):
         raise InputError(
-            "The token has spaces or other characters that an address cannot hold; use letters and digits."
+            "The token has spaces or other characters that an address cannot hold", "use letters and digits"
         )
     return token
 
 
 def check_lora(args: argparse.Namespace) -> None:
     if args.lora_scaling is not None and args.lora is None:
-        raise InputError("--lora-scaling is about the adapters of --lora; give both, or neither.")
+        raise InputError("--lora-scaling is about the adapters of --lora", "give both, or neither")
 
 
 # ---- what live conversations have in common, wherever the model is -----------------------------------------------------
@@ -246,10 +246,10 @@ def add_reply(to: Group) -> None:
 def check_reply(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not fit a conversation with a recording."""
     if args.json:
-        raise InputError("--json is for live conversations; --transcript writes the words of a recording's as JSON.")
+        raise InputError("--json is for live conversations", "--transcript writes the words of a recording's as JSON")
     name = Path(args.output or "")
     if name.suffix.lower() in (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl"):
-        raise InputError(f"--output writes a WAV file; name it {name.with_suffix('.wav').name}, say.")
+        raise InputError("--output writes a WAV file", f"name it {name.with_suffix('.wav').name}, say")
 
 
 def add_live_printing(to: Group) -> None:
@@ -315,8 +315,6 @@ def check_kind(args: argparse.Namespace, of_files: Sequence[str]) -> None:
     for name in _LIVE if args.input else of_files:
         if getattr(args, name) not in (None, False):
             option = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{option} is for live conversations; leave it or --input out."
-                if args.input
-                else f"{option} is for conversations with recordings; give one with --input."
-            )
+            if args.input:
+                raise InputError(f"{option} is for live conversations", "leave it or --input out")
+            raise InputError(f"{option} is for conversations with recordings", "give one with --input")

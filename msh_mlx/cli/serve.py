@@ -121,10 +121,10 @@ def check(args: argparse.Namespace) -> None:
     args.port = _PORT if args.port is None else args.port
     args.token = own_token(args)
     if args.config is not None and not args.model:
-        raise InputError("--lm-config is for a model of your own; give it with --model.")
+        raise InputError("--lm-config is for a model of your own", "give it with --model")
     for origin in args.allow_origin:
         if not re.fullmatch(r"https?://[^/\s]+", origin, re.IGNORECASE):
-            raise InputError(f"--allow-origin {origin} is not an origin; give one like https://example.org.")
+            raise InputError(f"--allow-origin {origin} is not an origin", "give one like https://example.org")
     if args.trusted_proxy:
         from ..net.visitor import read_network
 
@@ -145,7 +145,7 @@ def _check_log_dir(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_BLOCK))
     except OSError as error:
-        raise InputError(f"--log-dir {folder} cannot be written: {error.strerror}; give another folder.") from None
+        raise InputError(f"--log-dir {folder} cannot be written: {error.strerror}", "give another folder") from None
 
 
 def _static(named: str | None) -> Path | None:
@@ -154,7 +154,7 @@ def _static(named: str | None) -> Path | None:
     if named:
         folder = user_path(named)
         if not (folder / "index.html").is_file():
-            raise InputError(f"{folder} has no index.html; give the folder of the built page, or --static none.")
+            raise InputError(f"{folder} has no index.html", "give the folder of the built page, or --static none")
         return folder
     return client_folder()
 
@@ -192,10 +192,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if value is not None}
     for key in values:
         if key not in _KEYS:
-            raise InputError(f"{path}: this server does not have {key!r}; leave it out.")
+            raise InputError(f"{path}: this server does not have {key!r}", "leave it out")
     codebooks = values.get("mimi_num_codebooks", _CODEBOOKS)
     if codebooks != _CODEBOOKS:
-        raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}, but the model has {_CODEBOOKS}; leave it out.")
+        raise InputError(f"{path}: mimi_num_codebooks is {codebooks!r}, but the model has {_CODEBOOKS}", "leave it out")
     return {key: _substituted(path, key, value) for key, value in values.items()}
 
 
@@ -210,7 +210,7 @@ def _substituted(path: Path, key: str, value: Any) -> Any:
     def replace(match: re.Match[str]) -> str:
         name = match[1]
         if name not in os.environ:
-            raise InputError(f"{path}: {key} names ${name}, which the environment does not have; set it.")
+            raise InputError(f"{path}: {key} names ${name}, which the environment does not have", "set it")
         return os.environ[name]
 
     return _NAMED.sub(replace, value)
@@ -226,7 +226,7 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
     elif model:
         ignored = ("hf_repo",)
         if model.endswith(".gguf"):
-            raise InputError(f"{model} is a GGUF file; give weights in safetensors with --model.")
+            raise InputError(f"{model} is a GGUF file", "give weights in safetensors with --model")
     if args.model or args.variant or args.hf_repo or args.demo:
         ignored = ("model", "tokenizer", "mimi", "hf_repo")
     for key, value in values.items():
@@ -322,10 +322,10 @@ def _bind(host: str, port: int) -> socket.socket:
         dual = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual)
     except socket.gaierror:
-        raise InputError(f"There is no address {host!r} on this machine; --host 127.0.0.1 always works.") from None
+        raise InputError(f"There is no address {host!r} on this machine", "--host 127.0.0.1 always works") from None
     except OSError as error:
         if error.errno is not None and "in use" in os.strerror(error.errno):
-            raise InputError(f"Port {port} is in use by another program; take another one with --port.") from None
+            raise InputError(f"Port {port} is in use by another program", "take another one with --port") from None
         raise InputError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from None
 
 

@@ -34,7 +34,8 @@ def load_mimi(
     path = user_path(path)
     check_file(path)
     if isinstance(config, str | os.PathLike):
-        config = str(user_path(config))
+        config = user_path(config)
+        check_file(config)
     elif config is not None:
         config = dict(config)
     try:

@@ -370,7 +370,7 @@ def _check(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is not a folder; give one to record into.") from None
+        raise InputError(f"{folder} is not a folder", "give one to record into") from None
     except OSError as error:
         raise InputError(f"Cannot record into {folder}: {error.strerror or error}.") from None
 

@@ -342,7 +342,7 @@ def _sorry(failure: Failed, log: Log) -> MshError:
     if said := explain(failure.error):
         return said
     if isinstance(failure.error, MemoryError):
-        return MshError("There is not enough memory; close other programs, or take a smaller model.")
+        return MshError("There is not enough memory", "close other programs, or take a smaller model")
     what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
     path = log.write(failure.error)
     details = f"; details are in {path}" if path else ""

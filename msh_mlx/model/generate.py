@@ -400,7 +400,7 @@ class _RecentWords:
 def one_at_a_time(lock: Lock) -> Iterator[None]:
     """Hold `lock`, or raise `InUseError` if another thread does."""
     if not lock.acquire(blocking=False):
-        raise InUseError("The conversation is in the middle of a frame on another thread; use it on one at a time.")
+        raise InUseError("The conversation is in the middle of a frame on another thread", "use it on one at a time")
     try:
         yield
     finally:

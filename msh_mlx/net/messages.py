@@ -123,7 +123,7 @@ def decode(data: bytes, limit: int = MAX_MESSAGE) -> Message | None:
         The message has more than `limit` bytes, its text is not UTF-8, or its metadata is not a JSON object.
     """
     if len(data) > limit:
-        raise ProtocolError(f"A message has {len(data)} bytes; {limit} are allowed.")
+        raise ProtocolError(f"A message has {len(data)} bytes", f"{limit} are allowed")
     if not data:
         return None
     payload = data[1:]

@@ -204,22 +204,22 @@ class OpusDecoder:
 
     # ---- what is not a stream of Opus ------------------------------------------------------------------------------------
 
-    def _give_up(self, sentence: str) -> ProtocolError:
+    def _give_up(self, what: str, advice: str = "") -> ProtocolError:
         self._unreadable = self._stray = 0
         self._bare = True
-        return ProtocolError(sentence)
+        return ProtocolError(what, advice)
 
     def _look_at(self, data: bytes) -> None:
         """Raise an error about bytes without pages, as soon as it is certain what they are, or enough of them have come."""
         if (name := container(data)) is not None:
-            raise self._give_up(f"The audio is {name}; send Opus in Ogg pages.")
+            raise self._give_up(f"The audio is {name}", "send Opus in Ogg pages")
         self._stray += len(data)
         samples = _bare_samples(data)
         self._bare = self._bare and samples > 0
         self._unreadable += samples
         enough = self._stray > _STRAY + 2 * (self._stream.largest if self._stream else 0)
         if self._bare and (enough or self._unreadable > _UNREADABLE * GRANULE_RATE):
-            raise self._give_up("The audio comes as bare packets of Opus; send them in Ogg pages.")
+            raise self._give_up("The audio comes as bare packets of Opus", "send them in Ogg pages")
         if enough:
             raise self._give_up(f"The audio is not an Ogg stream: no page was found in {self._stray} bytes.")
 
@@ -296,10 +296,10 @@ class OpusDecoder:
             self._unreadable += page.samples
             if self._unreadable > _UNREADABLE * GRANULE_RATE:
                 raise self._give_up(
-                    "The audio has no beginning: its header (OpusHead) did not come; begin a new stream."
+                    "The audio has no beginning: its header (OpusHead) did not come", "begin a new stream"
                 )
         elif self._stream is None and codec:
-            raise self._give_up(f"The audio in Ogg is {codec}; send Opus.")
+            raise self._give_up(f"The audio in Ogg is {codec}", "send Opus")
 
     # ---- sound -----------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def _flag(name: str, text: str) -> bool:
 
 def _wrong(name: str, text: str, what: str) -> ProtocolError:
     value = f"is {text!r}" if len(text) <= 40 and text.isprintable() else "has another value"
-    return ProtocolError(f"The parameter {name} {value}; {what} is expected.")
+    return ProtocolError(f"The parameter {name} {value}", f"{what} is expected")
 
 
 def _parameter(default: Any, read: Callable[[str, str], Any]) -> Any:

@@ -304,8 +304,9 @@ class Remote(LiveConversation):
             async with timeout(_CONNECT):
                 connection = await self._open(http)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            if isinstance(error, MshError):
-                raise
+            for own in (error, error.__cause__):  # aiohttp replaces every OSError, such as WriteError
+                if isinstance(own, MshError):
+                    raise own from None
             raise self._sorry(error) from None
         if first:
             self._events(Loading("connecting", perf_counter() - begin))

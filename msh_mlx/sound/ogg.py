@@ -93,7 +93,7 @@ def packet_samples(packet: bytes) -> int:
     count = packet[1] & 63 if code == 3 else (1, 2, 2)[code]
     samples = count * _OPUS_FRAME_SAMPLES[packet[0] >> 3]
     if not 0 < samples <= MAX_PACKET_SAMPLES:
-        raise ProtocolError(f"An Opus packet has {samples / 48:g} ms; up to 120 ms are possible.")
+        raise ProtocolError(f"An Opus packet has {samples / 48:g} ms", "up to 120 ms are possible")
     return samples
 
 
@@ -136,7 +136,7 @@ def check_head(packet: bytes) -> None:
     if family and len(packet) < 21 + channels:
         raise cut_off
     if packet[19] != 1 if family else channels > 2:
-        raise ProtocolError(f"The audio is Opus of {channels} channels; send one, or two.")
+        raise ProtocolError(f"The audio is Opus of {channels} channels", "send one, or two")
 
 
 # How sound in other formats than Ogg begins: offset, bytes, name.

@@ -32,7 +32,7 @@ def check_file(path: Path, what: str = "") -> int:
     """Check that a file can be opened without waiting for anything, and return its size in bytes.
 
     `what`, such as "The tokenizer", comes before the file's name in messages; it may be "". Raise InputError if
-    the file does not exist, is a folder, a pipe or a device, or may not be looked at.
+    the file does not exist, is a folder, a pipe or a device, or may not be read.
     """
     name = f"{what} {path}".strip()
     try:
@@ -47,6 +47,8 @@ def check_file(path: Path, what: str = "") -> int:
         raise InputError(f"{name} is a folder", "give the file in it")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{name} is a pipe or a device", "give a regular file")
+    if not os.access(path, os.R_OK):
+        raise cannot_read(name, PermissionError())
     return status.st_size
 
 
@@ -82,8 +84,6 @@ def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
 
     Raise InputError if the file cannot be read, is larger, or is something else by its beginning.
     """
-    from msh_native import foreign
-
     path = user_path(path)
     size = check_file(path, what)
     try:
@@ -91,10 +91,19 @@ def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
             data = file.read(min(size, limit) + 1)
     except OSError as error:
         raise cannot_read(f"{what} {path}", error) from None
-    if other := foreign(data[:64]):
+    if other := _foreign(data[:64]):
         raise InputError(f"{what} {path} is {other[0]}", other[1])
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= size:
         raise InputError(f"{what} {path} is a safetensors file, which holds weights", f"give {what.lower()} itself")
     if len(data) > limit:
         raise InputError(f"{what} {path} has more than {limit >> 20} MiB, so it is something else", "give another file")
     return data
+
+
+def _foreign(start: bytes) -> tuple[str, str] | None:
+    """Recognise a file that is something else. Return what it is and what to do instead; None if it is not a known mistake."""
+    try:
+        from msh_native import foreign
+    except ImportError:  # the catalogue and configurations are read without it, too
+        return None
+    return foreign(start)

@@ -1,7 +1,8 @@
 """The safetensors format: read headers, read tensors by ranges of the file, write files in place.
 
 Headers are read and checked, and files searched for numbers that are not finite, by the one reader that the codec uses, too:
-the Rust crate `checkpoint`. It must work without Python, and is quicker.
+the Rust crate `checkpoint`. It must work without Python, and is quicker. It is imported where it is called: what reads no file
+works without it, too.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import mlx.core as mx
-import msh_native
 import numpy as np
 
 from ..errors import InputError
 from ..system.inputs import check_file
 from ..system.places import user_path
 
-T = TypeVar("T")
 FLOATS = ("F32", "BF16", "F16")
 # The types that numpy reads the types of language models as. It has no bfloat16, so that is read as its bits.
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32}
@@ -57,15 +56,17 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of an
         unknown type.
     """
-    return {name: TensorInfo(*info) for name, info in _native(msh_native.read_header, path).items()}
+    return {name: TensorInfo(*info) for name, info in _native("read_header", path).items()}
 
 
-def _native(read: Callable[..., T], path: str | os.PathLike[str], *args: Any) -> T:
+def _native(function: str, path: str | os.PathLike[str], *args: Any) -> Any:
     """Call a function of the native reader, with our errors."""
+    import msh_native
+
     path = user_path(path)
     check_file(path)
     try:
-        return read(path, *args)
+        return getattr(msh_native, function)(path, *args)
     except msh_native.FileError as error:
         raise InputError(*error.args) from None
     except OSError as error:  # whose message is a whole sentence
@@ -112,7 +113,8 @@ def find_not_finite(
     InputError
         `read_header` refuses the file, or it became shorter while it was read.
     """
-    return _native(msh_native.find_not_finite, path, progress)
+    found: tuple[str, int, float] | None = _native("find_not_finite", path, progress)
+    return found
 
 
 class TensorWriter:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 import threading
@@ -16,7 +18,7 @@ from published import LAG, Server, Voice, published, replay, said_by, send, soun
 from test_pipeline import Reel, Tape, eventually
 
 from msh_mlx.conversation.recordings import BrokenOffError
-from msh_mlx.errors import InputError, MshError
+from msh_mlx.errors import InputError, MshError, WriteError, write_error
 from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord, Word
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.net import remote, upload
@@ -883,6 +885,21 @@ def test_a_certificate_is_shown_remembered_and_expected(tmp_path):
     for part in (folder_fingerprint(tmp_path / "one"), folder_fingerprint(tmp_path / "two"), "line 1"):
         assert part in str(error)
     assert known.read_text() == before
+
+
+def test_a_certificate_that_cannot_be_remembered(tmp_path, monkeypatch):
+    """The error is that of the file, though the network's errors are errors of the system, too."""
+
+    def full(path):
+        raise write_error(str(path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    context = server_context(tmp_path)
+    monkeypatch.setattr("msh_mlx.net.tls.NewFile", full)
+    with Server(Ours(), ssl=context) as server, Run(server.port, secure=True) as run:
+        error = run.failed()
+    assert isinstance(error, WriteError)
+    assert error.what == f"{known_file()} cannot be written: {os.strerror(errno.ENOSPC)}"
+    assert not server.requests
 
 
 def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, monkeypatch):
