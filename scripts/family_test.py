@@ -107,7 +107,7 @@ def _hear(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison]
         # Each as its tokens and its times; the last one's end may be missing.
         said = [[*word.tokens, _time(word.start), _time(word.end)] for word in found]
         told = [[*word["tokens"], _time(word["start"]), _time(word["stop"])] for word in wanted["words"]]
-        result.tokens.append((sum(said, []), sum(told, [])))
+        result.tokens.append(([n for word in said for n in word], [n for word in told for n in word]))
     yield result
 
 
@@ -148,7 +148,8 @@ def _converse(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Compari
         voice = read_voice(file)
         prompts[file.suffix[1:]] = personaplex.prompt(streams, padding, silence, sine, voice=voice, text=text_prompt)
     for run, prompt in prompts.items():
-        of = {key: golden[f"{'codes' if run == 'codes' else 'pt'}.{key}"] for key in ("text_tokens", "text_logits", "agent_frames")}
+        name = "codes" if run == "codes" else "pt"
+        of = {key: golden[f"{name}.{key}"] for key in ("text_tokens", "text_logits", "agent_frames")}
         gen = LmGen(lm, prompt=prompt, **_greedy())
         text, logits, frames = [gen.prime()], [np.array(gen.text_logits)], []
         for heard in golden["user_codes"].T:
@@ -189,7 +190,9 @@ def _speak(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison
 
 def main() -> int:
     """Run the script and return its exit code."""
-    parser = Parser(prog="family_test.py", description="Compare the engine with the answers of reference implementations.")
+    parser = Parser(
+        prog="family_test.py", description="Compare the engine with the answers of reference implementations."
+    )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="compare with this folder's answers")
     parser.add_argument("--engine", choices=("mlx",), default="mlx", help="run this engine (default: %(default)s)")
     return guard(lambda signals: try_all(parser.parse_args(), signals))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -34,7 +34,9 @@ def parser() -> Parser:
     to.value("input", "FILE", heard, nargs="*")
     to.value("--model", "FILE", "load the speech-to-text model from this file (.safetensors)")
     to.value("--mimi", "FILE", "load the codec from this file (.safetensors)")
-    to.value("--tokenizer", "FILE", "load the text tokenizer from this file (default: the tokenizer*.model beside the model)")
+    to.value(
+        "--tokenizer", "FILE", "load the text tokenizer from this file (default: the tokenizer*.model beside the model)"
+    )
     add_config(to)
     to.flag("--demo", "use the demo model that comes with the program; it knows English digits")
     to.flag("--srt", "write subtitles, NAME.srt for each recording")
@@ -56,7 +58,12 @@ def run(arguments: list[str], signals: Signals) -> int:
     from ..weights.checkpoint import open_checkpoint
 
     folder = demo_folder()
-    demo = (str(folder / "stt" / "model.safetensors"), str(folder / "mimi.safetensors"), str(folder / "tokenizer.model"), None)
+    demo = (
+        str(folder / "stt" / "model.safetensors"),
+        str(folder / "mimi.safetensors"),
+        str(folder / "tokenizer.model"),
+        None,
+    )
     files = find_model(*(demo if args.demo else (args.model, args.mimi, args.tokenizer, args.config)))
     inputs = args.input or [str(folder / "digits.flac")]
     outputs = {path: _outputs(args, path) for path in inputs}
@@ -91,7 +98,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.output_dir and not (args.srt or args.vtt):
         raise InputError("--output-dir is for subtitles", "give --srt or --vtt, too")
     if len({Path(path).stem for path in args.input}) < len(args.input) and (args.srt or args.vtt):
-        raise InputError("Two recordings have the same name, and so would their subtitles", "transcribe them one by one")
+        raise InputError(
+            "Two recordings have the same name, and so would their subtitles", "transcribe them one by one"
+        )
 
 
 def _outputs(args: argparse.Namespace, path: str) -> list[Path]:
@@ -120,7 +129,11 @@ def _transcribe(
         words += transcriber.flush()
     if args.json:
         for word in words:
-            entry = {"start": round(word.start, 3), "end": None if word.end is None else round(word.end, 3), "text": word.text}
+            entry = {
+                "start": round(word.start, 3),
+                "end": None if word.end is None else round(word.end, 3),
+                "text": word.text,
+            }
             print(json.dumps({"file": recording.name, **entry} if many else entry, ensure_ascii=False), flush=True)
         return words
     if many:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from .text import check_vocabulary
 
 SAMPLER = Sampler(0.6)  # the published one, for text and sound
 _BREAK = re.compile(r'<break time="(\d+(?:\.\d+)?)s"\s*/>')
+_WORD = re.compile(r"(?:[^\s<]+|<(?!break)[^\s<]*)(?=[\s<])")  # up to a space or a pause
 _SPEAKERS = 1  # the token of the main speaker; the next is the other one's
 
 
@@ -74,11 +76,18 @@ class Speaker:
         if not 1 <= count <= lm.config.dep_q:
             raise InputError(f"The model has {lm.config.dep_q} codebooks, not {count}.")
         if mimi.num_codebooks < count:
-            raise InputError(f"The codec has {mimi.num_codebooks} codebooks, and {count} are needed", "load it with as many")
+            raise InputError(
+                f"The codec has {mimi.num_codebooks} codebooks, and {count} are needed", "load it with as many"
+            )
         self._lm = lm
         self._mimi = mimi
         self._tokenizer = tokenizer
-        self._options = {"text_sampler": sampler, "audio_sampler": sampler, "seed": seed, "kv_bits": kv_bits}
+        self._options: dict[str, Any] = {
+            "text_sampler": sampler,
+            "audio_sampler": sampler,
+            "seed": seed,
+            "kv_bits": kv_bits,
+        }
         known = lm.config.conditioners.get("cfg")
         self._steering = steering(lm, voices, cfg=cfg if known else None, codebooks=count)
         self._codebooks = count
@@ -124,12 +133,10 @@ def _words(pieces: Iterable[str]) -> Iterator[str]:
     for piece in pieces:
         rest += piece.replace("’", "'").replace(":", " ").replace("(", "").replace(")", "")
         while True:
-            if match := _BREAK.match(rest := rest.lstrip()):
-                yield match[0]
-                rest = rest[match.end() :]
-            elif (match := re.match(r"[^\s<]+(?=[\s<])", rest)) or (match := re.match(r"<(?!break)[^\s<]*(?=[\s<])", rest)):
-                yield match[0]
-                rest = rest[match.end() :]
-            else:
+            rest = rest.lstrip()
+            match = _BREAK.match(rest) or _WORD.match(rest)
+            if not match:
                 break
+            yield match[0]
+            rest = rest[match.end() :]
     yield from re.sub(r"<(?=break)", " <", rest).split()

@@ -56,11 +56,14 @@ class Transcriber:
     ) -> None:
         family = family_of(lm.config)
         if family.name != "stt":
-            raise InputError(f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model")
+            raise InputError(
+                f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model"
+            )
         check_vocabulary(tokenizer, lm.config.text_card)
         if mimi.num_codebooks < lm.config.user_q:
             raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {lm.config.user_q}", "load it with as many"
+                f"The codec has {mimi.num_codebooks} codebooks and the model needs {lm.config.user_q}",
+                "load it with as many",
             )
         self._tokenizer = tokenizer
         self._codebooks = lm.config.user_q

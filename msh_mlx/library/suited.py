@@ -168,11 +168,12 @@ def lm_name(bits: int) -> str:
 
 def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
     """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`."""
-    from ..model.attention import RingFormat
+    from ..model.attention import Heads, RingFormat
     from ..weights.checkpoint import default_dtype
 
     config, dtype = checkpoint.config, default_dtype()
-    ring = RingFormat(config.num_heads, config.dim // config.num_heads, dtype, kv_bits)
+    heads = Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
+    ring = RingFormat(heads, dtype, kv_bits)
     return checkpoint.held_bytes(dtype) + conversations * config.num_layers * ring.nbytes(config.context) + _THE_REST
 
 

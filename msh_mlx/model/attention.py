@@ -185,7 +185,8 @@ class RingFormat:
         """Return the keys and values of a ring as floats."""
         if self.bits is None:
             return ring[0]
-        return mx.dequantize(*ring, group_size=self.group_size, bits=self.bits)
+        packed, scales, biases = ring
+        return mx.dequantize(packed, scales, biases, group_size=self.group_size, bits=self.bits)
 
     def store(self, ring: KvRing, new: mx.array, slot: mx.array) -> KvRing:
         """Put keys and values, `[2 · batch, shared, 1, head_dim]`, into slot `slot`, int32 `[1]`."""
@@ -209,9 +210,7 @@ class RingFormat:
         return mx.quantized_matmul(weights, values, scales, biases, transpose=False, group_size=group, bits=bits)
 
 
-def rotation(
-    position: int, form: RingFormat, max_period: float, *, alone: bool = True
-) -> npt.NDArray[np.float32]:
+def rotation(position: int, form: RingFormat, max_period: float, *, alone: bool = True) -> npt.NDArray[np.float32]:
     """Return the factors that rotate and scale the queries and keys of one position.
 
     The result is `[2, heads, head_dim / 2, 2]` float32, or `[2, heads, 2, head_dim / 2]` with `form.concat`: factors of each
@@ -230,10 +229,10 @@ def rotation(
     factors[0, 2], factors[1, 2] = 1.0, 0.0
     if form.concat:
         factors = factors.swapaxes(2, 3)
-    factors = factors.astype(np.float32)
+    result: npt.NDArray[np.float32] = factors.astype(np.float32)
     if heads.group == form.batch == 1 and alone:
-        return factors[:, :, None, None]
-    return np.repeat(factors, [heads.count, heads.shared, heads.shared], axis=1)
+        return result[:, :, None, None]
+    return np.repeat(result, [heads.count, heads.shared, heads.shared], axis=1)
 
 
 def slots(position: int, context: int, rings: Sequence[KvRing]) -> npt.NDArray[np.int32]:

@@ -116,7 +116,7 @@ class LmConfig:
     tts_config: Mapping[str, Any] | None = None
     prompt_codes: Mapping[str, Any] | None = None
     conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
-    fuser: Fuser = Fuser()
+    fuser: Fuser = field(default_factory=Fuser)
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -392,7 +392,9 @@ def _conditioners(values: Any, source: str) -> dict[str, Conditioner]:
             if entry["type"] == "lut":
                 options = tuple(of.get("possible_values") or ())
                 rows = of["n_bins"]
-                good = is_whole(rows) and len(options) <= rows <= _MAX_WHOLE and all(isinstance(o, str) for o in options)
+                good = (
+                    is_whole(rows) and len(options) <= rows <= _MAX_WHOLE and all(isinstance(o, str) for o in options)
+                )
             elif entry["type"] == "tensor":
                 options, rows, good = None, 0, True
             else:
@@ -410,7 +412,11 @@ def _fuser(values: Any, source: str) -> Fuser:
     try:
         lists = {key: tuple(values.get(key) or ()) for key in ("sum", "cross", "prepend")}
         scale = values.get("cross_attention_pos_emb_scale", 1) if values.get("cross_attention_pos_emb") else 0
-        if lists["prepend"] or not (_FLOAT.has(scale) or scale == 0) or not all(isinstance(n, str) for n in sum(lists.values(), ())):
+        if (
+            lists["prepend"]
+            or not (_FLOAT.has(scale) or scale == 0)
+            or not all(isinstance(n, str) for n in sum(lists.values(), ()))
+        ):
             raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{source} has a fuser that is not understood.") from None

@@ -17,11 +17,11 @@ from ..errors import InputError, InUseError
 from ..system.inputs import brief
 from .attention import KvRing, PrefillCache, capacities, rotation
 from .config import LmConfig
+from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .grid import Column, Grid, Prompt, Script
 from .steering import NO_STEERING, Steering
 from .step import StepFunction, StepLogits
 
@@ -310,10 +310,16 @@ class LmGen:
 
     def _enqueue(self) -> mx.array:
         """Enqueue one step. Return the text token and the codes, `[1 + dep_q]` int32 on the device."""
-        rings = self._rings_for_step()
+        rings, said = self._rings_for_step(), self._said
+        assert said is not None
         self._logits = None
         self._said, self._rings, self._logits = self._run(
-            self._position, self._grid.column(self._position), self._said, rings, self._key(self._position), self._words.tokens()
+            self._position,
+            self._grid.column(self._position),
+            said,
+            rings,
+            self._key(self._position),
+            self._words.tokens(),
         )
         self._position += 1
         return self._said

@@ -116,7 +116,7 @@ class Grid:
         self._heard.append(codes)
 
     def say(self, codes: Column, forced: Column | None = None) -> None:
-        """Take the own codes, `[own]`, that were chosen for the next column; `forced` replaces those that are not `AS_SAID`."""
+        """Take the own codes, `[own]`, that were chosen for the next column. Cells of `forced` that are not `AS_SAID` win."""
         self._said.append(codes if forced is None else np.where(forced == AS_SAID, codes, forced))
         self._forced = forced
         self._count += 1
@@ -124,12 +124,15 @@ class Grid:
     @property
     def newest(self) -> Column:
         """The own cells of the newest column, `[own]`."""
-        return self._said[-1]
+        newest: Column = self._said[-1]
+        return newest
 
     def column(self, position: int) -> Column:
         """Return the column that a position reads, `[rows]`, after all frames were heard that it contains."""
         streams = self.streams
-        column = self.prompt[position] if position < len(self.prompt) else np.full(len(streams.delays), AS_SAID, np.int32)
+        column = (
+            self.prompt[position] if position < len(self.prompt) else np.full(len(streams.delays), AS_SAID, np.int32)
+        )
         column = column.copy()
         if self._forced is not None:
             own = column[1 : 1 + streams.own]
@@ -142,7 +145,7 @@ class Grid:
         return column
 
     def frame(self) -> npt.NDArray[np.uint32] | None:
-        """Return the newest complete frame of own codes, `[own]`, with the delays undone. None: there is none, or it has gaps."""
+        """Return the newest frame of own codes, `[own]`, with the delays undone. None: none is complete, or it has gaps."""
         streams = self.streams
         if not streams.own or self._count <= streams.max_delay:
             return None

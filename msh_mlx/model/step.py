@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -80,13 +82,16 @@ class StepFunction:
         self._audio_sampler = audio_sampler
         self._form = form
         self._steering = steering
-        self._given = [array for array in (steering.added, *(a for source in steering.sources for a in source)) if array is not None]
+        self._given = [steering.added] if steering.added is not None else []
+        self._given += [array for source in steering.sources for array in source]
         config = lm.config
         self._codebooks = config.dep_q if steering.codebooks is None else steering.codebooks
         self._text_noise = text_sampler.noise_size(config.text_card_out or config.text_card)
         self._audio_noise = audio_sampler.noise_size(config.card)
-        compiled = mx.compile if _compiles() else (lambda function: function)
-        self._whole, self._hear, self._speak = map(compiled, (self._run, self._temporal, self._codes))
+        functions: list[Callable[..., Any]] = [self._run, self._temporal, self._codes]
+        if _compiles():
+            functions = [mx.compile(function) for function in functions]
+        self._whole, self._hear, self._speak = functions
 
     def __call__(
         self,

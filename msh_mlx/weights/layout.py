@@ -48,7 +48,10 @@ def mlx_names(name: str, slices: Sequence[int]) -> list[list[str]]:
         return [f"depformer.slices.{k}.{rest}" for k, used in enumerate(slices) if used == part]
 
     if slices and (match := _STACKED.fullmatch(name)):
-        return [of(part, f"transformer.layers.{match[1]}.self_attn.{match[2]}_proj.weight") for part in range(max(slices) + 1)]
+        return [
+            of(part, f"transformer.layers.{match[1]}.self_attn.{match[2]}_proj.weight")
+            for part in range(max(slices) + 1)
+        ]
     if match := _SHARED.fullmatch(name):
         return [[f"depformer.slices.{k}.transformer.layers.{match[1]}.{match[2]}.weight" for k in range(len(slices))]]
     if match := _DEPFORMER_EMB.fullmatch(name):

@@ -32,7 +32,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "LongStorage": ("I64", np.int64),
     "IntStorage": ("I32", np.int32),
 }
-_SAFETENSORS = {dtype: kind for dtype, kind in _TYPES.values()}
+_SAFETENSORS = dict(_TYPES.values())
 _EXPECTED = "embeddings [frames, 1, 1, dim] and cache [1, rows, 4] are expected"
 
 
@@ -55,12 +55,23 @@ def read_voice(path: str | os.PathLike[str]) -> Voice:
         tensors = _read_pt(path) if is_zip else _read_safetensors(path)
         embedded, columns = tensors["embeddings"], tensors["cache"]
         dtype, values = embedded
-        good = set(tensors) == {"embeddings", "cache"} and dtype in ("BF16", "F16", "F32") and columns[0] in ("I64", "I32")
+        good = (
+            set(tensors) == {"embeddings", "cache"} and dtype in ("BF16", "F16", "F32") and columns[0] in ("I64", "I32")
+        )
         if not good or values.ndim != 4 or values.shape[1:3] != (1, 1) or columns[1].ndim != 3 or not values.size:
             raise ValueError
         if columns[1].shape[0] != 1 or columns[1].shape[2] != 4 or not (abs(columns[1]) < 1 << 24).all():
             raise ValueError
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        EOFError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a voice of PersonaPlex", _EXPECTED) from None
@@ -132,7 +143,9 @@ def _read_pt(path: Path) -> dict[str, tuple[str, npt.NDArray[Any]]]:
             infos = archive.infolist()
             if sum(info.file_size for info in infos) > _MAX_SIZE:
                 raise ValueError
-            (pickled,) = (info for info in infos if info.filename.count("/") == 1 and info.filename.endswith("/data.pkl"))
+            (pickled,) = (
+                info for info in infos if info.filename.count("/") == 1 and info.filename.endswith("/data.pkl")
+            )
             if pickled.file_size > _MAX_PICKLE:
                 raise ValueError
             folder = pickled.filename.removesuffix("/data.pkl")

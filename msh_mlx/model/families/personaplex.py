@@ -57,8 +57,14 @@ def prompt_codes(config: LmConfig) -> tuple[Column, Column]:
     found = []
     for name in ("silence", "sine"):
         codes: Any = values.get(name)
-        if not isinstance(codes, list) or len(codes) != config.dep_q or not all(is_whole(c) and 0 <= c < config.card for c in codes):
-            raise InputError(f"The model's configuration has wrong prompt_codes for {name}", f"{config.dep_q} codes are expected")
+        if (
+            not isinstance(codes, list)
+            or len(codes) != config.dep_q
+            or not all(is_whole(c) and 0 <= c < config.card for c in codes)
+        ):
+            raise InputError(
+                f"The model's configuration has wrong prompt_codes for {name}", f"{config.dep_q} codes are expected"
+            )
         found.append(np.array(codes, np.int32))
     return found[0], found[1]
 

@@ -16,7 +16,7 @@ from ...format import FRAME_SIZE, SAMPLE_RATE
 from ..conditions import positions
 from ..grid import AS_SAID, NOTHING, Column, Streams
 from ..ranges import Range, is_whole
-from ..steering import Guidance, Steering
+from ..steering import Guidance, Source, Steering
 
 if TYPE_CHECKING:
     from ..config import LmConfig
@@ -50,7 +50,8 @@ def adapted(config: LmConfig) -> LmConfig:
     """
     if config.dep_q != config.n_q:
         raise InputError(
-            f"The model's configuration is of {TITLE}, but has dep_q = {config.dep_q}", f"n_q = {config.n_q} is expected"
+            f"The model's configuration is of {TITLE}, but has dep_q = {config.dep_q}",
+            f"n_q = {config.n_q} is expected",
         )
     delay_steps(config)
     ahead(config)
@@ -72,7 +73,7 @@ def ahead(config: LmConfig) -> int:
         raise InputError(
             f"The model's configuration has second_stream_ahead = {words!r}", "a whole number from 1 to 100 is expected"
         )
-    return words
+    return int(words)
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,7 @@ class SpeechScript:
 
 def entries(tokens: Iterable[Sequence[int]], padding_between: int = 0) -> list[Entry]:
     """Make words of their tokens, each with at least `padding_between` positions of padding behind it."""
-    return [
-        Entry(tuple(word), max(0, padding_between + len(word) - 1) if padding_between else 0) for word in tokens
-    ]
+    return [Entry(tuple(word), max(0, padding_between + len(word) - 1) if padding_between else 0) for word in tokens]
 
 
 def steering(
@@ -254,7 +253,8 @@ def steering(
     `cfg` is the value of the condition of this name; None: it is not given.
     """
     config = lm.config
-    added, sources = None, ()
+    added: mx.array | None = None
+    sources: tuple[Source, ...] = ()
     if config.fuser.added:
         given = {"control": "ok", "cfg": cfg}
         added = lm.condition_provider.added(config.fuser, given)[None]
