@@ -495,7 +495,9 @@ class _Decoded(_Part):
             raise cut_off(self._name, "cannot be decoded") from None
         with sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
-                raise InputError(f"{self._name} claims {sound.samplerate} samples a second, a rate that sound does not have.")
+                raise InputError(
+                    f"{self._name} claims {sound.samplerate} samples a second, a rate that sound does not have."
+                )
             yield pieces, sound
 
     def read(self) -> Iterator[tuple[int, int, Iterator[npt.NDArray[Any]]]]:
