@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .attention import Cache, RingFormat, StepCache
+from .attention import KvCache, RingFormat, StepCache
 from .config import LmConfig
 from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
 from .transformer import NORM_EPS, Transformer, TransformerShape
@@ -67,7 +67,7 @@ class Depformer(nn.Module):
 
 
 class Lm(nn.Module):
-    """The whole model. It holds only weights: caches and positions are arguments.
+    """The whole model. It holds only weights: key/value caches and positions are arguments.
 
     `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
     """
@@ -106,7 +106,7 @@ class Lm(nn.Module):
         config = self.config
         return RingFormat(config.num_heads, config.dim // config.num_heads, self.out_norm.weight.dtype, bits)
 
-    def __call__(self, tokens: mx.array, caches: Sequence[Cache]) -> tuple[mx.array, mx.array]:
+    def __call__(self, tokens: mx.array, caches: Sequence[KvCache]) -> tuple[mx.array, mx.array]:
         """Run one step of the temporal transformer.
 
         Parameters

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import Attention, Cache
+from .attention import Attention, KvCache
 from .layers import normalize, project
 
 NORM_EPS = 1e-8
@@ -41,7 +41,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(dim)
         self.gating = Gating(dim, hidden)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+    def __call__(self, x: mx.array, cache: KvCache) -> mx.array:
         """`[1, dim]` in and out."""
         x = self.self_attn(normalize(self.norm1, x), cache, x)
         return self.gating(normalize(self.norm2, x), x)
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = [Layer(shape.dim, shape.hidden) for _ in range(shape.num_layers)]
 
-    def __call__(self, x: mx.array, caches: Sequence[Cache]) -> mx.array:
+    def __call__(self, x: mx.array, caches: Sequence[KvCache]) -> mx.array:
         """`[1, dim]` in and out; `caches` has one per layer."""
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, cache)
