@@ -46,6 +46,7 @@ from .containers import (
 from .mixing import Mix
 
 STDIN = "-"
+STDIN_NAME = "The standard input"  # at the beginning of a sentence
 _BLOCK = 4096  # samples per channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
@@ -179,7 +180,7 @@ def open_recording(path: str) -> Recording:
     InputError
         There is no such file, it is a folder or empty, its format cannot be read, or something of it is missing.
     """
-    name = "The standard input" if path == STDIN else path
+    name = STDIN_NAME if path == STDIN else path
     if not path:
         raise InputError("The name of a recording is empty.")
     place = 0 if path == STDIN else user_path(path)

@@ -448,7 +448,7 @@ def test_what_was_complete_is_kept(shelf: Path, tmp_path: Path) -> None:
     process.stdin.write(header + bytes(96000))
     process.stdin.flush()
     while line := process.stdout.readline():
-        if b"standard input" in line:
+        if line == b"Listening to the standard input\n":
             break
     time.sleep(0.5)
     assert stop(process, signal.SIGINT) == "Stopped.\n"
