@@ -169,11 +169,11 @@ class Recording:
 
 
 def open_recording(path: str) -> Recording:
-    """Open a recording: WAV, FLAC, OGG or MP3, at any rate, with any channels. `-` is standard input, `~` the home folder.
+    """Open a recording: WAV, FLAC, OGG, MP3, AIFF, AU or CAF, at any rate, with any channels.
 
-    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or MPEG frames of a regular file
-    are checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
-    stored in a temporary file without a name.
+    `-` is the standard input, `~` the home folder. RF64, W64 and other layers of MPEG sound are read as well. The chunks,
+    pages or MPEG frames of a regular file are checked first. Plain numbers in a pipe are read as they come. Other formats
+    need to seek, so from a pipe they are first stored in a temporary file without a name.
 
     Raises
     ------
