@@ -237,6 +237,8 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
 def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
     """Return the files that were named; find the others beside the model, or else in the catalogue."""
     from ..library.suited import obtain_file, shared_file
+    from ..weights.kinds import check_lm
+    from ..weights.safetensors import read_header
 
     def named(text: str, what: str) -> Path:
         reference = parse_reference(text)
@@ -247,8 +249,10 @@ def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Wa
     def or_else(text: str | None, role: str, what: str, pattern: str) -> Path:
         if text is not None:
             return named(text, what)
-        found = beside(model, pattern, what, f"--{role}")
-        return found or obtain_file(shared_file(role, entries), what, entries, watch)
+        if (found := beside(model, pattern, what, f"--{role}")) is not None:
+            return found
+        check_lm(model, read_header(model))  # nothing is fetched for a file that is no model
+        return obtain_file(shared_file(role, entries), what, entries, watch)
 
     model = named(args.model, "model")
     mimi = or_else(args.mimi, "mimi", "codec", MIMIS)

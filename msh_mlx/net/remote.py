@@ -355,6 +355,8 @@ class Remote(LiveConversation):
 
     def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
         said = self._refusal or f"it answers {error.status}"
+        if self._refusal and error.headers and error.headers.get("WWW-Authenticate") == "Bearer":
+            return InputError(f"{self._address} refuses: {said.rstrip('.')}", "give the token with --token")
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
         if error.status == 500:
