@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises wrong options as an `InputError` of one sentence."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
