@@ -256,7 +256,9 @@ def _own(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -
     model = there(named(args.model, "model"), "model")
     mimi = or_else(args.mimi, "mimi", "codec", MIMIS)
     tokenizer = or_else(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
-    config = there(named(args.config, "configuration"), "configuration") if args.config else find_config(model)
+    config = find_config(model)
+    if args.config is not None:
+        config = there(named(args.config, "configuration"), "configuration")
     checkpoint = _checkpoint(args, model, config)
     files = ModelFiles(model, there(mimi, "codec"), there(tokenizer, "tokenizer"), config)
     return Choice(files, checkpoint, args.model)

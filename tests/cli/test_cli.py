@@ -205,6 +205,7 @@ REFUSED = {
     "model is a letter": (f"--model letter.wav {MODEL4} {IO}", "letter.wav"),
     "model is a letter, and its codec would be fetched": (f"--model letter.wav {IO}", "letter.wav"),
     "model is a codec": (f"--model model/mimi.safetensors {MODEL4} {IO}", "mimi.safetensors"),
+    "configuration without a name": (f"{MODEL} --config '' {IO}", "names no file"),
     "no such codec": (f"--model model/q8.safetensors --mimi none {IO}", "none"),
     "codec is cut off": (f"{MODEL} --mimi cut-mimi {IO}", "cut-mimi"),
     "codec is a model": (f"{MODEL} --mimi model/q8.safetensors {IO}", "q8.safetensors"),
