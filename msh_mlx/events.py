@@ -113,7 +113,7 @@ class EchoState(Event):
     """The loudspeaker's echo in the microphone, as far as it is known.
 
     `mode` is "auto", "on" or "off". `found` says whether there is an echo. `level` is how loud it is while Moshi speaks, in dB
-    of full scale; `removed` is how much of it is removed, in dB; `delay` is how late it is, in seconds. None: not known.
+    of full scale; `removed` is by how much it is lowered, in dB; `delay` is how late it is, in seconds. None: not known.
     """
 
     mode: str

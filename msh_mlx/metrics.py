@@ -150,9 +150,9 @@ class EchoFigures:
     def add(self, state: EchoState, seconds: float) -> None:
         """Add a state of the echo that lasted for some seconds."""
         if state.found and state.level is not None:
-            self.found += seconds
             self.level.add(state.level)
             self.removed.add(state.removed)
+            self.found += seconds  # last: another thread that sees an echo can ask for the others
 
 
 class Metrics:

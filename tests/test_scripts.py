@@ -1,4 +1,4 @@
-"""The two scripts that try the codec and the model on a recording, from outside."""
+"""The scripts that try the codec and the model on a recording, from outside; and that every program can say what it does."""
 
 from __future__ import annotations
 
@@ -107,3 +107,14 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
         result = run("scripts/make_mimi_weights.py", *arguments)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
         assert words in result.stderr
+
+
+PROGRAMS = [path for folder in ("benchmarks", "scripts") for path in sorted((ROOT / folder).glob("*.py"))]
+PROGRAMS = [path for path in PROGRAMS if "add_argument" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_help(path: Path) -> None:
+    result = run(path, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: ")

@@ -9,10 +9,11 @@ import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnreachableError
-from ..library.catalogue import Entry, HubFile, find_entry, parse_reference
+from ..library.catalogue import Entry, HubFile, Reference, find_entry, parse_reference
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
@@ -21,8 +22,6 @@ from ..weights.beside import find_config
 from .options import Group, add_config, add_quantized
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..library.cache import Watch
     from ..library.suited import Machine, Selection
     from ..weights.checkpoint import Checkpoint
@@ -136,13 +135,14 @@ def _chosen(args: argparse.Namespace, watch: Watch) -> Choice:
 def _opened(
     args: argparse.Namespace, files: ModelFiles, name: str, selection: Selection | None = None, *, is_demo: bool = False
 ) -> Choice:
-    """Open the model's file, check it against its configuration and the options, and return the choice."""
+    return Choice(files, _checkpoint(args, files.model, files.config), name, selection, is_demo)
+
+
+def _checkpoint(args: argparse.Namespace, model: Path, config: Path | None) -> Checkpoint:
+    """Open a model's file, and check it against its configuration and the options."""
     from ..weights.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(
-        files.model, files.config, args.quantized, lora=args.lora, lora_scaling=args.lora_scaling
-    )
-    return Choice(files, checkpoint, name, selection, is_demo)
+    return open_checkpoint(model, config, args.quantized, lora=args.lora, lora_scaling=args.lora_scaling)
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
@@ -166,7 +166,7 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
     of_bits = [entry for entry in entries.values() if args.quantized in (None, entry.bits)]
     selection = None
     if args.model:
-        return _opened(args, _own_files(args, entries, watch), args.model)
+        return _own(args, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
         if args.quantized and entry.bits not in (None, args.quantized):
@@ -234,24 +234,31 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
     )
 
 
-def _own_files(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
-    """Return the files that were named; find the others beside the model, or else in the catalogue."""
+def _own(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> Choice:
+    """Take the files that were named, and find the others beside the model, or else in the catalogue.
+
+    The model is checked first: nothing is fetched for a file that is not one.
+    """
     from ..library.suited import obtain_file, shared_file
 
-    def named(text: str, what: str) -> Path:
+    def named(text: str, what: str) -> Path | HubFile:
         reference = parse_reference(text)
-        if isinstance(reference, HubFile):
-            return obtain_file(reference, what, entries, watch)
-        return existing(str(reference.path), what)
+        return reference if isinstance(reference, HubFile) else existing(str(reference.path), what)
 
-    def or_else(text: str | None, role: str, what: str, pattern: str) -> Path:
+    def or_else(text: str | None, role: str, what: str, pattern: str) -> Path | Reference:
         if text is not None:
             return named(text, what)
-        found = beside(model, pattern, what, f"--{role}")
-        return found or obtain_file(shared_file(role, entries), what, entries, watch)
+        return beside(model, pattern, what, f"--{role}") or shared_file(role, entries)
 
-    model = named(args.model, "model")
+    def there(file: Path | Reference, what: str) -> Path:
+        return file if isinstance(file, Path) else obtain_file(file, what, entries, watch)
+
+    model = there(named(args.model, "model"), "model")
     mimi = or_else(args.mimi, "mimi", "codec", MIMIS)
     tokenizer = or_else(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
-    config = named(args.config, "configuration") if args.config is not None else find_config(model)
-    return ModelFiles(model, mimi, tokenizer, config)
+    config = find_config(model)
+    if args.config is not None:
+        config = there(named(args.config, "configuration"), "configuration")
+    checkpoint = _checkpoint(args, model, config)
+    files = ModelFiles(model, there(mimi, "codec"), there(tokenizer, "tokenizer"), config)
+    return Choice(files, checkpoint, args.model)

@@ -25,6 +25,7 @@ from rich.text import Text
 from ..conversation.recordings import Began, Ended, RecordingEvent
 from ..events import Notice, Said, SpokeWord
 from ..format import FRAME_SECONDS
+from ..sound.recordings import STDIN_NAME
 from ..system.words import human_size, printable
 
 
@@ -132,7 +133,7 @@ class Display:
 
     def _began(self, event: Began) -> None:
         self._begin = perf_counter()
-        self.say(f"Listening to {event.name}")
+        self.say(f"Listening to {STDIN_NAME.lower() if event.name == STDIN_NAME else event.name}")
         if self._plain:
             return
         self._progress = Progress(

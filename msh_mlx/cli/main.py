@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..system.newfile import Output, check_outputs, making, named_folder, output
 from ..system.places import user_path
 from ..system.signals import Signals
+from ..system.words import listed
 from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
@@ -62,7 +63,7 @@ def _run(arguments: list[str], signals: Signals) -> int:
         return _converse(parser().parse_args(arguments), signals)
     name, *rest = arguments
     if name not in _COMMANDS:
-        raise InputError(f"There is no command {name!r}, only {' and '.join(_COMMANDS)}", "--help lists the options")
+        raise InputError(f"There is no command {name!r}, only {listed(_COMMANDS)}", "--help lists the options")
     command = importlib.import_module(f".{name}", __package__)
     code: int = command.run(rest, signals)
     return code

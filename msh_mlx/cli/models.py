@@ -15,7 +15,7 @@ from ..library.catalogue import Entry, HubFile, Reference, find_entry
 from ..library.suited import STEP_LIMIT, Machine, judge, load_library, obtain, suitable, this_machine
 from ..system.signals import Signals
 from ..system.streams import check_output
-from ..system.words import human_size, printable
+from ..system.words import human_size, listed, printable
 from .choice import add_weights, watching
 from .options import Parser, add_printing, display
 
@@ -65,9 +65,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     if arguments and not arguments[0].startswith("-"):
         action, *rest = arguments
         if action not in ACTIONS:
-            raise InputError(
-                f"There is no command {action!r} of models, only {', '.join(ACTIONS)}", "--help lists them"
-            )
+            raise InputError(f"There is no command {action!r} of models, only {listed(ACTIONS)}", "--help lists them")
         args = action_parser(action).parse_args(rest)
         if action in ("verify", "path"):
             check_output()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import gc
 import ipaddress
 import json
@@ -321,12 +322,16 @@ def _bind(host: str, port: int) -> socket.socket:
         )[0]
         dual = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual)
-    except socket.gaierror:
-        raise InputError(f"There is no address {host!r} on this machine", "--host 127.0.0.1 always works") from None
     except OSError as error:
-        if error.errno is not None and "in use" in os.strerror(error.errno):
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"There is no address {host!r} on this machine", "--host 127.0.0.1 always works") from None
+        if error.errno == errno.EADDRINUSE:
             raise InputError(f"Port {port} is in use by another program", "take another one with --port") from None
-        raise InputError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from None
+        if error.errno == errno.EACCES:
+            what = f"Port {port} may not be used by this user"
+            raise InputError(what, "take one of 1024 or more with --port") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)  # create_server adds words to strerror
+        raise InputError(f"Cannot listen on {host}, port {port}: {reason}", "give --host or --port") from None
 
 
 def _is_loopback(host: str) -> bool:

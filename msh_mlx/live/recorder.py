@@ -372,7 +372,7 @@ def _check(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder} is not a folder", "give one to record into") from None
     except OSError as error:
-        raise InputError(f"Cannot record into {folder}: {error.strerror or error}.") from None
+        raise InputError(f"Cannot record into {folder}: {error.strerror or error}", "name another folder") from None
 
 
 def _names(parent: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Attention: from a layer's input to its output, over the keys and values in a cache.
+"""Attention: from a layer's input to its output, over what a key/value cache holds.
 
 There are two caches. In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation
 as fit in the window. In the depformer each layer has a `StepCache`, which holds the codebooks of one step.
@@ -66,7 +66,7 @@ class Heads:
         )
 
 
-class Cache(Protocol):
+class KvCache(Protocol):
     """Keeps the keys and values of a layer, and attends to them."""
 
     def attend(self, qkv: mx.array) -> mx.array:
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(dim, heads.width, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def __call__(self, x: mx.array, cache: Cache, onto: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, cache: KvCache, onto: mx.array) -> mx.array:
         """`[batch, dim]` in and out; the result is added to `onto`."""
         return project(self.out_proj, cache.attend(project(self.in_proj, x)), onto)
 
@@ -241,7 +241,7 @@ def slots(position: int, context: int, rings: Sequence[KvRing]) -> npt.NDArray[n
 
 
 class RingCache:
-    """The cache of one layer at one position of a conversation. `attend` replaces `ring` by the new one.
+    """The key/value cache of one layer at one position of a conversation. `attend` replaces `ring` by the new one.
 
     The position is stored in `slot`, int32 `[1]`, and sees the slots where `seen`, bool `[capacity]`, is true. `factors` are
     from `rotation`.
@@ -264,7 +264,7 @@ class RingCache:
 
 
 def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, factors: mx.array) -> list[RingCache]:
-    """Make the caches of one position, one per layer. `slot` is from `slots`, `factors` from `rotation`."""
+    """Make the key/value caches of one position, one per layer. `slot` is from `slots`, `factors` from `rotation`."""
     seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
 
@@ -302,7 +302,7 @@ class PrefillCache:
 
 
 class StepCache:
-    """The cache of one layer in the depformer, for the codebooks of one step. It has no window and no positions."""
+    """The key/value cache of one layer in the depformer, for the codebooks of one step. It has no window and no positions."""
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads

@@ -225,7 +225,7 @@ class LmGen:
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
 
-        This does not change the conversation. For a moment it takes the memory of the full cache.
+        This does not change the conversation. For a moment it takes the memory of the full key/value cache.
 
         Raises
         ------
@@ -238,7 +238,7 @@ class LmGen:
             for capacity in capacities(config.context):
                 said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
                 said, grown, logits = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
-                # A GPU builds kernels when they first run, and others for longer caches. On the CPU the first size is enough.
+                # A GPU builds kernels when they first run, and others for longer rings. On the CPU the first size is enough.
                 if capacity == capacities(config.context)[0] or not on_cpu():
                     to_host(said)
                 del said, grown, logits, rings

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .attention import Cache, Heads, RingFormat, StepCache
+from .attention import KvCache, Heads, RingFormat, StepCache
 from .conditions import ConditionProvider
 from .config import LmConfig
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
@@ -84,7 +84,7 @@ class Depformer(nn.Module):
 
 
 class Lm(nn.Module):
-    """The whole model. It holds only weights: caches and positions are arguments.
+    """The whole model. It holds only weights: key/value caches and positions are arguments.
 
     `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
     """
@@ -142,7 +142,7 @@ class Lm(nn.Module):
     def __call__(
         self,
         tokens: mx.array,
-        caches: Sequence[Cache],
+        caches: Sequence[KvCache],
         added: mx.array | None = None,
         sources: Sequence[Source] | None = None,
     ) -> tuple[mx.array, mx.array]:
@@ -185,7 +185,7 @@ class Lm(nn.Module):
     def run(
         self,
         x: mx.array,
-        caches: Sequence[Cache],
+        caches: Sequence[KvCache],
         added: mx.array | None = None,
         sources: Sequence[Source] | None = None,
     ) -> mx.array:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import Attention, Cache, CrossAttention, Heads
+from .attention import Attention, KvCache, CrossAttention, Heads
 from .layers import normalize, project
 from .steering import Source
 
@@ -58,7 +58,7 @@ class Layer(nn.Module):
             self.norm_cross = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
             self.cross_attention = CrossAttention(dim, shape.heads.count)
 
-    def __call__(self, x: mx.array, cache: Cache, source: Source | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: KvCache, source: Source | None = None) -> mx.array:
         """`[batch, dim]` in and out. `source` is what the cross-attention sees, None without one."""
         x = self.self_attn(normalize(self.norm1, x), cache, x)
         if source is not None:
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = [Layer(shape) for _ in range(shape.num_layers)]
 
-    def __call__(self, x: mx.array, caches: Sequence[Cache], sources: Sequence[Source] | None = None) -> mx.array:
+    def __call__(self, x: mx.array, caches: Sequence[KvCache], sources: Sequence[Source] | None = None) -> mx.array:
         """`[batch, dim]` in and out; `caches` has one per layer, and so has `sources` where there is cross-attention."""
         for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x = layer(x, cache, sources[i] if sources else None)

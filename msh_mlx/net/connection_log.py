@@ -1,4 +1,4 @@
-"""The files of `--log-dir`: a summary of each conversation, and its tokens."""
+"""The files of `--log-dir`: a summary of each connection, and its tokens."""
 
 from __future__ import annotations
 

@@ -314,11 +314,14 @@ class Remote(LiveConversation):
         return connection
 
     async def _open(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse[bool]:
+        url = self._address.url()
         # We read pongs ourselves: they show how much of the sound has arrived.
-        connect = partial(http.ws_connect, self._address.url(), autoping=False, max_msg_size=messages.MAX_MESSAGE)
+        connect = partial(http.ws_connect, url, autoping=False, max_msg_size=messages.MAX_MESSAGE)
         try:
             return await connect()
-        except aiohttp.ClientConnectorCertificateError:
+        except aiohttp.ClientConnectorCertificateError as error:
+            if (error.host, error.port) != (url.raw_host, url.port):  # it redirects to another server
+                raise
             return await connect(ssl=_KnownCertificate(self._address, self._events))
 
     def _sorry(self, error: Exception) -> MshError:
@@ -352,6 +355,8 @@ class Remote(LiveConversation):
 
     def _refused(self, error: aiohttp.WSServerHandshakeError) -> MshError:
         said = self._refusal or f"it answers {error.status}"
+        if self._refusal and error.headers and error.headers.get("WWW-Authenticate") == "Bearer":
+            return InputError(f"{self._address} refuses: {said.rstrip('.')}", "give the token with --token")
         if error.status in (400, 401, 403):
             return InputError(f"{self._address} refuses: {said}")
         if error.status == 500:

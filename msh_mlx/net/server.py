@@ -93,7 +93,7 @@ class Settings:
     origins: Collection[str] = ()  # the origins of other pages that may use it
     static: Path | None = None  # the folder of the page
     static_is_named: bool = False  # whether the user named that folder: then its content policy is a loose one
-    log_dir: Path | None = None  # the folder for the summaries and tokens of conversations
+    log_dir: Path | None = None  # the folder for the summaries and tokens of connections
     # The parameters that a conversation's address does not set.
     defaults: ChatParameters = field(default_factory=lambda: ChatParameters(max_steps=None))
     # The names of the model's file, of the codec's file and of the server, for the page.

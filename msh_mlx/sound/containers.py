@@ -164,7 +164,9 @@ class Ahead:
 
 def not_audio(name: str) -> InputError:
     """Make the error for a file that is not a recording."""
-    return InputError(f"{name} is not a WAV, FLAC, OGG or MP3 recording.")
+    return InputError(
+        f"{name} is not a recording in a format that is read here", "give WAV, FLAC, OGG, MP3, AIFF, AU or CAF"
+    )
 
 
 def not_read(name: str, other: Foreign) -> InputError:

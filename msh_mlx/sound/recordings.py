@@ -46,6 +46,7 @@ from .containers import (
 from .mixing import Mix
 
 STDIN = "-"
+STDIN_NAME = "The standard input"  # at the beginning of a sentence
 _BLOCK = 4096  # samples per channel that are read at once
 _MAX_SAMPLE = 256.0  # a float file may be louder than full scale, but beyond this it holds other units than sound
 _UNKNOWN = 0xFFFFFFFF  # as a size in a WAV header
@@ -168,18 +169,18 @@ class Recording:
 
 
 def open_recording(path: str) -> Recording:
-    """Open a recording: WAV, FLAC, OGG or MP3, at any rate, with any channels. `-` is standard input, `~` the home folder.
+    """Open a recording: WAV, FLAC, OGG, MP3, AIFF, AU or CAF, at any rate, with any channels.
 
-    AIFF, AU, CAF, RF64, W64 and other layers of MPEG sound are read as well. The chunks, pages or MPEG frames of a regular file
-    are checked first. Plain numbers in a pipe are read as they come. Other formats need to seek, so from a pipe they are first
-    stored in a temporary file without a name.
+    `-` is the standard input, `~` the home folder. RF64, W64 and other layers of MPEG sound are read as well. The chunks,
+    pages or MPEG frames of a regular file are checked first. Plain numbers in a pipe are read as they come. Other formats
+    need to seek, so from a pipe they are first stored in a temporary file without a name.
 
     Raises
     ------
     InputError
         There is no such file, it is a folder or empty, its format cannot be read, or something of it is missing.
     """
-    name = "The standard input" if path == STDIN else path
+    name = STDIN_NAME if path == STDIN else path
     if not path:
         raise InputError("The name of a recording is empty.")
     place = 0 if path == STDIN else user_path(path)

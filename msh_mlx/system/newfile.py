@@ -46,7 +46,7 @@ class NewFile:
             raise InputError(f"{path} cannot be written, since there is no folder {above}", "make it first") from None
         except OSError as error:
             self._remove_folder()
-            raise InputError(f"{path} cannot be written: {error.strerror or error}.") from None
+            raise InputError(f"{path} cannot be written: {error.strerror or error}", "name another place") from None
 
     def _remove_folder(self) -> None:
         if self._made:
@@ -113,7 +113,7 @@ def making(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from None
+            raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}", "name another") from None
         yield
     finally:
         for path in made:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,18 +57,22 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
         The file cannot be read, is not a safetensors file, is shorter or longer than its header says, or has a tensor of an
         unknown type.
     """
-    return {name: TensorInfo(*info) for name, info in _native("read_header", path).items()}
+    from msh_native import read_header
+
+    with _checked(path) as file:
+        return {name: TensorInfo(*info) for name, info in read_header(file).items()}
 
 
-def _native(function: str, path: str | os.PathLike[str], *args: Any) -> Any:
-    """Call a function of the native reader, with our errors."""
-    import msh_native
+@contextmanager
+def _checked(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Check a file before the native reader opens it, and turn the reader's errors into ours."""
+    from msh_native import FileError
 
     path = user_path(path)
     check_file(path)
     try:
-        return getattr(msh_native, function)(path, *args)
-    except msh_native.FileError as error:
+        yield path
+    except FileError as error:
         raise InputError(*error.args) from None
     except OSError as error:  # whose message is a whole sentence
         raise InputError(str(error)) from None
@@ -113,8 +118,10 @@ def find_not_finite(
     InputError
         `read_header` refuses the file, or it became shorter while it was read.
     """
-    found: tuple[str, int, float] | None = _native("find_not_finite", path, progress)
-    return found
+    from msh_native import find_not_finite
+
+    with _checked(path) as file:
+        return find_not_finite(file, progress)
 
 
 class TensorWriter:

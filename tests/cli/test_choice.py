@@ -340,7 +340,7 @@ def test_get_path_remove(place: Place) -> None:
 
 
 def test_wrong_commands(place: Place) -> None:
-    assert "get, verify, remove, path" in place.refused(2, "models", "fetch")
+    assert "get, verify, remove and path" in place.refused(2, "models", "fetch")
     assert "NAME" in place.refused(2, "models", "get")
     assert "moshiko-q8" in place.refused(2, "models", "get", "moshiko")
     for action in ("", "get", "verify", "remove", "path"):

@@ -203,7 +203,9 @@ REFUSED = {
     "model is cut off": (f"--model cut-model {MODEL4} {IO}", "cut-model"),
     "model is empty": (f"--model empty.wav {MODEL4} {IO}", "empty.wav"),
     "model is a letter": (f"--model letter.wav {MODEL4} {IO}", "letter.wav"),
+    "model is a letter, and its codec would be fetched": (f"--model letter.wav {IO}", "letter.wav"),
     "model is a codec": (f"--model model/mimi.safetensors {MODEL4} {IO}", "mimi.safetensors"),
+    "configuration without a name": (f"{MODEL} --config '' {IO}", "names no file"),
     "no such codec": (f"--model model/q8.safetensors --mimi none {IO}", "none"),
     "codec is cut off": (f"{MODEL} --mimi cut-mimi {IO}", "cut-mimi"),
     "codec is a model": (f"{MODEL} --mimi model/q8.safetensors {IO}", "q8.safetensors"),
@@ -448,7 +450,7 @@ def test_what_was_complete_is_kept(shelf: Path, tmp_path: Path) -> None:
     process.stdin.write(header + bytes(96000))
     process.stdin.flush()
     while line := process.stdout.readline():
-        if b"standard input" in line:
+        if line == b"Listening to the standard input\n":
             break
     time.sleep(0.5)
     assert stop(process, signal.SIGINT) == "Stopped.\n"

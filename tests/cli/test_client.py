@@ -141,6 +141,17 @@ def test_a_recording_in_real_time(kind, recording, tmp_path):
 # ---- the command line ----------------------------------------------------------------------------------------------------
 
 
+def test_a_token_that_is_missing(recording, tmp_path):
+    def refuse(_):
+        return web.Response(status=401, text="No token. Ask.", headers={"WWW-Authenticate": "Bearer"})
+
+    with Server(Ours(), refuse=refuse) as server:
+        address = ["--host", "localhost", "--port", server.port]
+        done = program(*address, "--input", recording, "--output", tmp_path / "reply.wav")
+        assert done.returncode == 2
+        assert done.stderr == f"localhost:{server.port} refuses: No token. Ask; give the token with --token.\n"
+
+
 def test_what_is_asked_for(recording, tmp_path):
     """Only what is given is in the address; the token comes from the environment, or the command line before that."""
     asked = []

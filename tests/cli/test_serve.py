@@ -131,6 +131,10 @@ def test_troubles_are_one_sentence(tmp_path):
     (tmp_path / "d.json").write_text("{")
     for options, part in [
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (
+            ["--host", "203.0.113.9"],
+            "There is no address '203.0.113.9' on this machine; --host 127.0.0.1 always works.\n",
+        ),
         (["--static", str(tmp_path)], "has no index.html"),
         (["--config", str(tmp_path / "c.json")], "asr_delay_in_tokens"),
         (["--config", str(tmp_path / "d.json")], "not valid JSON"),

@@ -36,7 +36,7 @@ def golden():
 
 
 def wide(context=40):
-    """A seeded model with heads wide enough for an 8-bit cache."""
+    """A seeded model with heads wide enough for an 8-bit key/value cache."""
     config = LmConfig(
         dim=128, num_layers=3, num_heads=2, context=context, text_card=50, card=30, n_q=4, dep_q=2, delays=(0, 0, 1, 0, 1),
         depformer_dim=32, depformer_num_layers=2, depformer_num_heads=2, depformer_dim_feedforward=48,
@@ -199,7 +199,7 @@ def test_memory_stays_flat_beyond_the_window(lm, golden):
     assert max(levels[1:]) <= 1.01 * min(levels[1:])
 
 
-# ---- the 8-bit cache ---------------------------------------------------------------------------------------------------------
+# ---- the 8-bit key/value cache -----------------------------------------------------------------------------------------------
 
 
 def test_an_8_bit_cache_stays_near_and_is_smaller():

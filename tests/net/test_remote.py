@@ -902,6 +902,22 @@ def test_a_certificate_that_cannot_be_remembered(tmp_path, monkeypatch):
     assert not server.requests
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_certificate_of_another_server_is_not_taken_for_this_ones(tmp_path, monkeypatch, secure):
+    """A server sends its clients to one whose certificate nobody vouches for."""
+    context = server_context(tmp_path / "one")
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "one" / "cert.pem"))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
+    with Server(Ours(), ssl=server_context(tmp_path / "two")) as other:
+        there = web.Response(status=302, headers={"Location": f"https://127.0.0.1:{other.port}/api/chat"})
+        sends = Server(Ours(), ssl=context if secure else None, refuse=lambda _: there)
+        with sends as server, Run(server.port, secure=secure) as run:
+            assert "does not speak TLS as it should" in str(run.failed())
+        assert not other.requests
+    assert not run.notices("certificate")
+    assert not known_file().exists()
+
+
 def test_without_tls_no_folder_is_needed_to_remember_certificates_in(tmp_path, monkeypatch):
     def unknown(number):
         raise KeyError(number)

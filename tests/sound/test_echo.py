@@ -17,7 +17,7 @@ from msh_mlx.errors import MshError
 from msh_mlx.events import EchoState
 from msh_mlx.format import FRAME_SIZE, Pcm
 from msh_mlx.live.screen.status import EchoSummary
-from msh_mlx.metrics import EchoFigures
+from msh_mlx.metrics import Decibels, EchoFigures
 from msh_mlx.sound.echo import MODES, EchoFree, measure_echo, next_mode, syllables
 
 BLOCK = 0.01  # seconds of a callback
@@ -213,6 +213,22 @@ def test_figures() -> None:
     ]:
         assert got == pytest.approx(right, abs=0.5)
     figures.add(EchoState("auto", found=True, level=-1000.0, removed=1000.0), 0.08)  # has its place, too
+
+
+def test_a_summary_while_the_first_figures_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the main thread, when the thread that hears is slow to end."""
+    figures = EchoFigures()
+    summaries = []
+
+    def add(decibels: Decibels, value: float) -> None:
+        summaries.append(EchoSummary.of(figures))
+        plain(decibels, value)
+
+    plain = Decibels.add
+    monkeypatch.setattr(Decibels, "add", add)
+    figures.add(EchoState("on", found=True, level=-30.0, removed=20.0), 0.08)
+    assert summaries == [None, None]
+    assert EchoSummary.of(figures) == EchoSummary(0.08, -30, -30, 20, 20)
 
 
 # ---- a measurement -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ CONFIG = {
 MEASURE = """
 import json, resource, sys
 import mlx.core as mx
+import msh_native  # else it counts as memory of loading, which imports it
 import numpy as np
 from pathlib import Path
 from msh_mlx.system.memory import set_limits

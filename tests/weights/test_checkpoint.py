@@ -199,6 +199,13 @@ def test_headers_are_those_that_the_published_reader_sees(path):
                 assert data[info.begin : info.begin + info.nbytes] == file.get_tensor(name).tobytes()
 
 
+@pytest.mark.parametrize("shape", [[0, 1 << 62, 1 << 62], [1 << 62, 1 << 62, 0]])
+def test_an_empty_tensor_may_have_long_axes(shape, tmp_path):
+    path = tmp_path / "empty.safetensors"
+    path.write_bytes(header({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
+    assert read_header(path)["x"].shape == tuple(shape)
+
+
 @pytest.mark.parametrize("keep", [100, 5000, -1])
 def test_truncated_files(keep, tmp_path):
     data = MLX_FILE.read_bytes()

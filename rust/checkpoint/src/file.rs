@@ -62,6 +62,7 @@ impl File {
     /// Opens a file and checks its header. No tensor is read.
     pub fn open(path: &Path) -> Result<Self> {
         let at = |error| Error::io(path, error);
+        let cut = |error| unread(path, error);
         // Before it is opened: that would wait for the other end of a pipe.
         let meta = fs::metadata(path).map_err(at)?;
         if meta.is_dir() {
@@ -77,7 +78,7 @@ impl File {
             return Err(Error::wrong(path, "is empty", "fetch the file again"));
         }
         let mut start = vec![0; size.min(64) as usize];
-        file.read_exact_at(&mut start, 0).map_err(at)?;
+        file.read_exact_at(&mut start, 0).map_err(cut)?;
         let brace = start.get(8) == Some(&b'{');
         // A header's length may begin with any byte.
         if !brace {
@@ -86,7 +87,7 @@ impl File {
             }
             if begins_json(&start) {
                 let mut text = vec![0; size.min(MAX_INDEX) as usize];
-                file.read_exact_at(&mut text, 0).map_err(at)?;
+                file.read_exact_at(&mut text, 0).map_err(cut)?;
                 let (what, advice) = json(&text);
                 return Err(Error::wrong(path, format!("is {what}"), advice));
             }
@@ -102,7 +103,7 @@ impl File {
             }
             Some(length) if brace && length > 0 && length <= size - 8 => {
                 let mut text = vec![0; length as usize];
-                file.read_exact_at(&mut text, 8).map_err(at)?;
+                file.read_exact_at(&mut text, 8).map_err(cut)?;
                 let Header { tensors, metadata } = Header::parse(path, &text, 8 + length, size)?;
                 Ok(Self { path: path.to_owned(), file, id: FileId::of(&meta), tensors, metadata })
             }
@@ -197,12 +198,15 @@ impl File {
     }
 
     fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, from).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                Error::wrong(&self.path, "became shorter while it was read", "fetch the file again")
-            }
-            _ => Error::io(&self.path, error),
-        })
+        self.file.read_exact_at(out, from).map_err(|error| unread(&self.path, error))
+    }
+}
+
+/// The error of bytes that were to be read, and were there when the file was opened.
+fn unread(path: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::wrong(path, "became shorter while it was read", "fetch the file again"),
+        _ => Error::io(path, error),
     }
 }
 

@@ -224,7 +224,9 @@ fn parse_entry(name: &str, value: &RawValue, data: u64) -> std::result::Result<T
     let Some((_, dtype, _)) = DTYPES.iter().find(|(name, _, _)| *name == dtype) else {
         return Err(Wrong::Dtype(dtype));
     };
-    let bits = shape.iter().try_fold(dtype.bits(), |product, axis| product.checked_mul(*axis));
+    // An empty tensor may have other axes of any length.
+    let empty = shape.contains(&0).then_some(0);
+    let bits = empty.or_else(|| shape.iter().try_fold(dtype.bits(), |product, axis| product.checked_mul(*axis)));
     let fits = begin <= end && (end - begin).checked_mul(8).is_some_and(|room| Some(room) == bits);
     match (data.checked_add(begin), data.checked_add(end)) {
         (Some(begin), Some(end)) if fits && shape.len() <= MAX_AXES && shape.iter().all(|axis| *axis < 1 << 63) => {
