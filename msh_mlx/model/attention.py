@@ -5,8 +5,9 @@ as fit in the window. In the depformer each layer has a `StepCache`, which holds
 
 A *ring* is the state of one layer: a list of arrays that a step takes and gives back. They hold the keys and the values,
 `[2 · batch, heads, capacity, head_dim]`: one array in the activations' dtype, or three with 8 bits (packed uint32, scales,
-biases; groups along `head_dim`). The keys of all rows of the batch come first. Position p lies in slot `p % context`. Once the ring has turned, the slots are not in the order of
-time. Attention does not need that order: a key's rotation says at which position it is.
+biases; groups along `head_dim`). The keys of all rows of the batch come first. Position p lies in slot `p % context`. Once the
+ring has turned, the slots are not in the order of time. Attention does not need that order: a key's rotation says at which
+position it is.
 """
 
 from __future__ import annotations
@@ -215,9 +216,9 @@ def rotation(position: int, form: RingFormat, max_period: float, *, alone: bool 
 
     The result is `[2, heads, head_dim / 2, 2]` float32, or `[2, heads, 2, head_dim / 2]` with `form.concat`: factors of each
     pair, and of the pair swapped; for all heads of queries, keys and values, or `heads` is `[3, 1, 1]` if there are as many of
-    each and the position is `alone` in its step. Queries and keys get the interleaved rotary embedding (Su et al. 2021), pair i by the angle
-    `position · max_period^(−2i / head_dim)`. The queries' factors include attention's `1 / √head_dim`. Values stay as they
-    are. The angle is computed and reduced in float64, so it is as exact after a week as at the start.
+    each and the position is `alone` in its step. Queries and keys get the interleaved rotary embedding (Su et al. 2021), pair i
+    by the angle `position · max_period^(−2i / head_dim)`. The queries' factors include attention's `1 / √head_dim`. Values
+    stay as they are. The angle is computed and reduced in float64, so it is as exact after a week as at the start.
     """
     head_dim, heads = form.head_dim, form.heads
     angle = position * max_period ** (-2.0 * np.arange(head_dim // 2, dtype=np.float64) / head_dim)

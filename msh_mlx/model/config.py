@@ -164,12 +164,18 @@ class LmConfig:
                 self.depformer_dim % self.depformer_num_heads == 0,
                 f"depformer_dim = {self.depformer_dim} is not a multiple of depformer_num_heads = {self.depformer_num_heads}",
             ),
-            (self.num_heads % self.kv_repeat == 0, f"num_heads = {self.num_heads} is not a multiple of kv_repeat = {self.kv_repeat}"),
+            (
+                self.num_heads % self.kv_repeat == 0,
+                f"num_heads = {self.num_heads} is not a multiple of kv_repeat = {self.kv_repeat}",
+            ),
             (
                 self.depformer_num_heads % self.depformer_group == 0,
                 f"depformer_num_heads = {self.depformer_num_heads} is not a multiple of its kv_repeat = {self.depformer_group}",
             ),
-            (self.existing_text_padding_id < (self.text_card_out or self.text_card), "existing_text_padding_id is not below text_card"),
+            (
+                self.existing_text_padding_id < (self.text_card_out or self.text_card),
+                "existing_text_padding_id is not below text_card",
+            ),
             (set(self.fuser.added + self.fuser.crossed) <= set(self.conditioners), "fuser names a condition that is not there"),
         ]  # fmt: skip
         for good, what in checks:
@@ -277,11 +283,26 @@ class LmConfig:
         return cls.from_dict(read_config(path), f"The configuration {user_path(path)}", lora=lora)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the keys of a `config.json` that gives this configuration: the numbers, and what a model has besides Moshi's."""
+        """Return the keys of a `config.json` that gives this configuration: those of every model, and what is not as in Moshi."""
         default = LmConfig()
-        always = ("dim", "num_layers", "num_heads", "hidden_scale", "context", "max_period", "text_card", "existing_text_padding_id",
-                  "card", "n_q", "dep_q", "delays", "depformer_dim", "depformer_num_layers", "depformer_num_heads",
-                  "depformer_dim_feedforward")  # fmt: skip
+        always = (
+            "dim",
+            "num_layers",
+            "num_heads",
+            "hidden_scale",
+            "context",
+            "max_period",
+            "text_card",
+            "existing_text_padding_id",
+            "card",
+            "n_q",
+            "dep_q",
+            "delays",
+            "depformer_dim",
+            "depformer_num_layers",
+            "depformer_num_heads",
+            "depformer_dim_feedforward",
+        )
         values = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)

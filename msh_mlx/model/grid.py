@@ -65,8 +65,8 @@ class Streams:
 class Prompt:
     """The columns before a conversation.
 
-    `columns` are `[length + max_delay, rows]`, as from `Streams.begin` or `Streams.opened`. `embedded`, `[n, dim]`, are what the
-    first n columns are as inputs of the model, where a file holds them in this form; None: they are looked up.
+    `columns` are `[length + max_delay, rows]`, as from `Streams.begin` or `Streams.opened`. `embedded`, `[n, dim]`, are
+    the inputs of the model for the first n columns, where a file holds them in this form; None: they are looked up.
     """
 
     columns: Column
@@ -130,10 +130,9 @@ class Grid:
     def column(self, position: int) -> Column:
         """Return the column that a position reads, `[rows]`, after all frames were heard that it contains."""
         streams = self.streams
-        column = (
-            self.prompt[position] if position < len(self.prompt) else np.full(len(streams.delays), AS_SAID, np.int32)
-        )
-        column = column.copy()
+        column: Column = np.full(len(streams.delays), AS_SAID, np.int32)
+        if position < len(self.prompt):
+            column[:] = self.prompt[position]
         if self._forced is not None:
             own = column[1 : 1 + streams.own]
             own[:] = np.where(own == AS_SAID, self._forced, own)

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .attention import KvCache, Heads, RingFormat, StepCache
+from .attention import Heads, KvCache, RingFormat, StepCache
 from .conditions import ConditionProvider
 from .config import LmConfig
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
@@ -168,7 +168,7 @@ class Lm(nn.Module):
         return h, project(self.text_linear, h)
 
     def heads(self, h: mx.array) -> list[mx.array]:
-        """Return what the extra heads say of an output `[batch, dim]`, each `[batch, classes]` probabilities; [] without any."""
+        """Return what the extra heads say of an output `[batch, dim]`, each `[batch, classes]` probabilities; [] without."""
         linears = self.extra_heads if self.config.extra_heads_num_heads else []
         return [mx.softmax(project(linear, h), axis=-1, precise=True) for linear in linears]
 
@@ -189,7 +189,7 @@ class Lm(nn.Module):
         added: mx.array | None = None,
         sources: Sequence[Source] | None = None,
     ) -> mx.array:
-        """Run the temporal transformer on embedded columns `[batch, dim]`. Return the output after `out_norm`, of that shape."""
+        """Run the temporal transformer on embedded columns `[batch, dim]`. Return the output behind `out_norm`, as large."""
         if added is not None:
             x = x + added
         return normalize(self.out_norm, self.transformer(x, caches, sources))

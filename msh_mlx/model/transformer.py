@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import Attention, KvCache, CrossAttention, Heads
+from .attention import Attention, CrossAttention, Heads, KvCache
 from .layers import normalize, project
 from .steering import Source
 
