@@ -32,8 +32,8 @@ _PREFILL = 64  # columns of a prompt that are read at once
 class Step:
     """The result of one step: what the model says.
 
-    `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
-    while the first frame is incomplete.
+    `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; only
+    those that are computed. None while the first frame is incomplete.
     """
 
     text_token: int
@@ -205,7 +205,7 @@ class LmGen:
             self._words.push(token)
             self._grid.say(codes, script.own(position))
             self._position += 1
-            return Step(token, self._grid.frame())
+            return Step(token, self._grid.frame(self._steering.codebooks))
 
     def prime(self) -> int | None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.

@@ -143,11 +143,14 @@ class Grid:
                 column[row] = streams.start
         return column
 
-    def frame(self) -> npt.NDArray[np.uint32] | None:
-        """Return the newest frame of own codes, `[own]`, with the delays undone. None: none is complete, or it has gaps."""
+    def frame(self, codebooks: int | None = None) -> npt.NDArray[np.uint32] | None:
+        """Return the newest frame of own codes, `[own]`, with the delays undone. None: none is complete, or it has gaps.
+
+        `codebooks`: only so many of them.
+        """
         streams = self.streams
         if not streams.own or self._count <= streams.max_delay:
             return None
-        delays = streams.delays[1 : 1 + streams.own]
+        delays = streams.delays[1 : 1 + streams.own][:codebooks]
         codes = np.array([self._said[d - streams.max_delay - 1][k] for k, d in enumerate(delays)], np.int32)
         return None if (codes < 0).any() else codes.astype(np.uint32)

@@ -83,6 +83,29 @@ def read_voice(path: str | os.PathLike[str]) -> Voice:
     return Voice(array[:, 0, 0], columns[1][0].astype(np.int32))
 
 
+def read_speaker(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
+    """Read a voice of a text-to-speech model in Kyutai's form: one tensor, `speaker_wavs [1, dim, steps]`, in `.safetensors`.
+
+    Return it as `[steps, dim]` float32.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not a voice.
+    """
+    path = user_path(path)
+    if check_file(path, "The voice") > _MAX_SIZE:
+        raise InputError(f"{path} is too large to be a voice", "give another file")
+    header = read_header(path)
+    info = header.get("speaker_wavs")
+    if info is None or len(header) != 1 or info.dtype != "F32" or len(info.shape) != 3 or info.shape[0] != 1:
+        raise InputError(f"{path} is not a voice of a text-to-speech model", "speaker_wavs [1, dim, steps] is expected")
+    _, values = _read_safetensors(path)["speaker_wavs"]
+    if not np.isfinite(values).all():
+        raise InputError(f"{path} has numbers that are infinite or NaN", "give another file")
+    return np.ascontiguousarray(values[0].T, np.float32)
+
+
 def _read_safetensors(path: Path) -> dict[str, tuple[str, npt.NDArray[Any]]]:
     def read(info: TensorInfo) -> npt.NDArray[Any]:
         count = math.prod(info.shape)
