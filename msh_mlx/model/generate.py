@@ -32,8 +32,8 @@ _PREFILL = 64  # columns of a prompt that are read at once
 class Step:
     """The result of one step: what the model says.
 
-    `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; only
-    those that are computed. None while the first frame is incomplete.
+    `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
+    while the first frame is incomplete. If fewer codebooks are computed, they have only these.
     """
 
     text_token: int
@@ -126,7 +126,7 @@ class LmGen:
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._grid = Grid(config.streams, self._prompt.columns)
+            self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
@@ -205,7 +205,7 @@ class LmGen:
             self._words.push(token)
             self._grid.say(codes, script.own(position))
             self._position += 1
-            return Step(token, self._grid.frame(self._steering.codebooks))
+            return Step(token, self._grid.frame())
 
     def prime(self) -> int | None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
