@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
     from .conversation.session import Frame, Session, Timings
     from .conversation.speaker import Speaker, Speech, Spoken, voice_codes
+    from .conversation.spoken import Turn
     from .conversation.text import TextStream, Words, load_tokenizer
-    from .conversation.turns import Turn
     from .errors import InputError, InUseError, MshError
     from .events import Word
     from .model.config import LmConfig
@@ -32,7 +32,7 @@ _HOMES = {
     "conversation.session": ("Frame", "Session", "Timings"),
     "conversation.speaker": ("Speaker", "Speech", "Spoken", "voice_codes"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
-    "conversation.turns": ("Turn",),
+    "conversation.spoken": ("Turn",),
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
     "model.config": ("LmConfig",),

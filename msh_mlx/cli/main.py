@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ..events import Event
     from ..sound.recordings import Recording
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,8 +23,8 @@ from ..model.ranges import Range, is_whole
 from ..model.sampling import Sampler
 from ..system.inputs import brief
 from .codec import Mimi, check_codec
+from .spoken import Pause, SpokenWord, Turn, cut
 from .text import check_vocabulary
-from .turns import Pause, SpokenWord, Turn, cut
 
 SAMPLER = Sampler(0.6, top_k=250)  # the published ones
 TEXT_SAMPLER = Sampler(0.6, top_k=25)
@@ -146,7 +146,7 @@ class Speaker:
         """Say a text, or pieces of one as they come: `str` goes on with the turn before, a `Turn` begins another.
 
         A word is said when some words behind it are known, as many as the model looks ahead, or when the text ends. Text is
-        read only when it is needed; `turns.cut` says how it is cut into words. The speech raises its errors, and an InputError
+        read only when it is needed; `spoken.cut` says how it is cut into words. The speech raises its errors, and an InputError
         for a turn of a speaker without a voice.
         """
         return Speech(self, [text] if isinstance(text, str | Turn) else text)

@@ -150,6 +150,12 @@ class _End(ABC):
         return line.device if line else None
 
     @property
+    def latency(self) -> float:
+        """How long sound takes through the device, in seconds, as PortAudio says; 0 while closed."""
+        line = self._line
+        return line.stream.latency if line else 0.0
+
+    @property
     def lost(self) -> bool:
         """Whether the stream has died: it ended, or its device made no callback for a second (three just after opening)."""
         line = self._line
