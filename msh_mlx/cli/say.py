@@ -83,7 +83,7 @@ def parser() -> Parser:
     add_model(to, "speech")
     add_kv_bits(to)
     add_printing(
-        parser.group("program"), "print a line for each word, even in a terminal", "print a JSON object for each word"
+        parser.group("program"), as_json="print a JSON object for each word and for what else there is to tell"
     )
     return parser
 
@@ -265,7 +265,7 @@ class _Teller:
 
     - `word`: `start` (seconds of this speech), `text`
     - `notice`: `message`
-    - `summary`: `seconds` of speech, and how many it `took` to make them
+    - `summary`: `seconds` of speech, how many it `took` to make them, and how often the speech broke off (`gaps`)
     """
 
     def __init__(self, args: argparse.Namespace, shown: Display, *, is_demo: bool) -> None:
@@ -294,12 +294,15 @@ class _Teller:
             self._end_line()
             self._shown.say(sentence)
 
-    def end(self, seconds: float, took: float) -> None:
+    def end(self, seconds: float, took: float, gaps: int) -> None:
         if self._json:
-            self._event("summary", seconds=round(seconds, 3), took=round(took, 3))
-        else:
-            self._end_line()
-            self._shown.say(f"{seconds:.2f} s of speech in {took:.2f} s: {seconds / took:.1f} × real time")
+            self._event("summary", seconds=round(seconds, 3), took=round(took, 3), gaps=gaps)
+            return
+        self._end_line()
+        self._shown.say(f"{seconds:.2f} s of speech in {took:.2f} s: {seconds / took:.1f} × real time")
+        if gaps:
+            times = "once" if gaps == 1 else f"{gaps} times"
+            self._shown.say(f"The speech broke off {times}: this machine is too slow for it; try fewer --codebooks.")
 
     def _event(self, event: str, **fields: object) -> None:
         print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
@@ -312,6 +315,8 @@ class _Teller:
 
 class _ToFile:
     """Speech that goes to a file. The file appears whole, or not at all."""
+
+    gaps = 0
 
     def __init__(self, place: Output, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
         from ..sound.recordings import WavWriter
@@ -343,48 +348,55 @@ class _Aloud:
 
     def __init__(self, device: Device, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
         from ..sound.ends import Loudspeaker
-        from ..sound.playing import Player
         from ..system.log import Log
-        from ..system.threads import short_turns
 
         signals.end_process = True  # the sound system may not let go of its threads
-        loudspeaker = Loudspeaker()
-        stack.callback(loudspeaker.close)
+        self._loudspeaker = Loudspeaker(ahead=True)
+        stack.callback(self._loudspeaker.close)
         with Log():
-            loudspeaker.open(device)
-        stack.enter_context(short_turns())
-        self._player = stack.enter_context(Player(loudspeaker))
-        self._latency = loudspeaker.latency
+            self._loudspeaker.open(device)
         self._teller = teller
         self._signals = signals
         self._words: deque[Word] = deque()  # that are not heard yet
+        self._written = 0.0  # seconds
+        self._suspicions = 0
 
     def put(self, spoken: Spoken) -> None:
-        self._player.put(spoken.pcm)
+        self._loudspeaker.write(spoken.pcm)
+        self._written += FRAME_SECONDS
         self._words += spoken.words
-        self._look()
-        while self._player.waiting > _AHEAD:
-            sleep(_TICK)
-            self._look()
+        self._until(_AHEAD)
 
     def wait(self) -> None:
-        self._player.pause()
+        self._loudspeaker.pause()
         self._look()
 
     def finish(self) -> None:
-        self._player.finish()
-        while not self._player.over:
+        self._loudspeaker.pause()
+        self._until(0.0)
+        sleep(self._loudspeaker.latency)
+
+    @property
+    def gaps(self) -> int:
+        return int(self._loudspeaker.stats()["underruns"])
+
+    def _until(self, seconds: float) -> None:
+        """Wait until at most so much sound waits to be played."""
+        self._look()
+        while self._loudspeaker.queued() > seconds:
             sleep(_TICK)
             self._look()
-        sleep(self._latency)
-        if self._player.gaps:
-            times = "once" if self._player.gaps == 1 else f"{self._player.gaps} times"
-            self._teller.note(f"The speech paused {times}: this machine is too slow for it; try fewer --codebooks.")
 
     def _look(self) -> None:
         self._signals.check()
-        self._player.check()
-        while self._words and self._words[0].start <= self._player.heard:
+        # Look twice: a process that was stopped and goes on has not heard of its devices for a while, either.
+        self._suspicions = self._suspicions + 1 if self._loudspeaker.lost else 0
+        if self._suspicions > 1:
+            device = self._loudspeaker.device
+            name = f' "{device.name}"' if device else ""
+            raise MshError(f"The loudspeaker{name} is lost", "connect it again, or name another with --output-device")
+        heard = self._written - self._loudspeaker.queued()
+        while self._words and self._words[0].start <= heard:
             self._teller.word(self._words.popleft())
 
 
@@ -433,4 +445,4 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
     if not somebody:
         raise _no_text()
     out.finish()
-    teller.end(frames * FRAME_SECONDS, took)
+    teller.end(frames * FRAME_SECONDS, took, out.gaps)
