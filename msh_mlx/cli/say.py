@@ -431,9 +431,16 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
             yield piece
 
     speech = speaker.say(_turns(args, text()))
+    wrong: InputError | None = None
     while True:
         begin, before = perf_counter(), waited
-        spoken = next(speech, None)
+        try:
+            spoken = next(speech, None)
+        except InputError as error:
+            if not isinstance(out, _Aloud):
+                raise
+            wrong = error  # say it when the words before were heard
+            continue
         took += perf_counter() - begin - (waited - before)
         while speech.notes:
             teller.note(speech.notes.pop(0))
@@ -442,7 +449,9 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
         frames += 1
         somebody = somebody or bool(spoken.words)
         out.put(spoken)
-    if not somebody:
+    if not somebody and not wrong:
         raise _no_text()
     out.finish()
+    if wrong:
+        raise wrong
     teller.end(frames * FRAME_SECONDS, took, out.gaps)
