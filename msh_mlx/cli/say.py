@@ -272,7 +272,7 @@ class _Teller:
         self._json = args.json
         self._shown = shown
         self._is_demo = is_demo
-        self._width = 0  # letters on the line
+        self._width = 0  # letters on the line, and a space
 
     def word(self, word: Word) -> None:
         if self._is_demo and word.text.strip(".,;!?").lower() not in _DIGITS:
@@ -282,7 +282,7 @@ class _Teller:
             self._event("word", start=word.start, text=word.text)
             return
         text = printable(word.text)
-        if self._width and self._width + 1 + len(text) > shutil.get_terminal_size().columns:
+        if self._width and self._width + len(text) > shutil.get_terminal_size().columns:
             self._end_line()
         print(f" {text}" if self._width else text, end="", flush=True)
         self._width += len(text) + 1
