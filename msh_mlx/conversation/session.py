@@ -12,9 +12,10 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..model.generate import LmGen, Prefilled, Step, one_at_a_time
+from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.grid import Prompt
 from ..model.lm import Lm
+from ..model.prefill import Prefilled
 from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
 from ..model.steering import NO_STEERING, Steering
 from .codec import Mimi
