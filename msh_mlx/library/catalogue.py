@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
 from ..model.ranges import is_whole
@@ -20,6 +20,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+if TYPE_CHECKING:
+    from ..model.families import Family
 
 # The keys of an entry.
 _KEYS = (
@@ -134,7 +136,7 @@ class Entry:
     @property
     def use(self) -> str:
         """What the model does: "conversation", "translation", "transcription" or "speech"."""
-        return _uses()[self.family]
+        return use_of(self.family)
 
     @property
     def is_restricted(self) -> bool:
@@ -147,11 +149,20 @@ class Entry:
         return QUANTIZATIONS[self.quantization] if self.quantization else None
 
 
-def _uses() -> dict[str, str]:
-    """Return what the models of each family do, by the families' names."""
+def _families() -> dict[str, Family]:
     from ..model.families import FAMILIES  # late: it imports MLX
 
-    return {family.name: family.use for family in FAMILIES}
+    return {family.name: family for family in FAMILIES}
+
+
+def use_of(family: str) -> str:
+    """Return what the models of a family do, as `Entry.use`, by the family's name."""
+    return _families()[family].use
+
+
+def title_of(family: str) -> str:
+    """Return what the models of a family are called, by the family's name."""
+    return _families()[family].title
 
 
 def of_use(entries: Mapping[str, Entry], use: str) -> dict[str, Entry]:
@@ -271,7 +282,7 @@ class _Table:
         revision = self._text_of("revision", "a branch, a tag or a commit", _is_revision)
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
-        families = _uses()
+        families = _families()
         return Entry(
             name=name,
             about=self._text_of("about") or "",
