@@ -281,7 +281,7 @@ def in_a_file(lm):
     found, config = {}, lm.config
     for name, array in lm.named_parameters():
         if match := re.fullmatch(r"depformer\.slices\.(\d+)\.((?:transformer|linear_in)\..*)", name):
-            name = match[2] if "norm" in name else f"{config.slices[int(match[1])]}.{match[2]}"
+            name = f"depformer.{config.slices[int(match[1])] if 'norm' not in name else ''}.{match[2]}"
         found[name] = array.nbytes
     return sum(found.values())
 
