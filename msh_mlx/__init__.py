@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
-    from .conversation.session import Frame, Session, Timings
+    from .conversation.session import Frame, Opening, Session, Timings
     from .conversation.speaker import Speaker, Speech, Spoken, voice_codes
     from .conversation.spoken import Turn
     from .conversation.text import TextStream, Words, load_tokenizer
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
-    "conversation.session": ("Frame", "Session", "Timings"),
+    "conversation.session": ("Frame", "Opening", "Session", "Timings"),
     "conversation.speaker": ("Speaker", "Speech", "Spoken", "voice_codes"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "conversation.spoken": ("Turn",),
@@ -52,6 +52,7 @@ __all__ = [
     "LmGen",
     "Mimi",
     "MshError",
+    "Opening",
     "Sampler",
     "Session",
     "Speaker",

@@ -106,7 +106,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     choice = choose(args, signals, ("speech",))
     if to_file:
         check_outputs([to_file], choice.files.all)
-    voices = [_find_voice(text, args, choice, signals) for text in args.voice]
+    voices = _find_voices(args, choice, signals)
 
     from ..conversation.load import load_parts
     from ..conversation.speaker import SAMPLER, TEXT_SAMPLER, Speaker
@@ -214,18 +214,26 @@ def _ending(choice: Choice) -> str:
     return f".{made_for['sig']}@{made_for['epoch']}.safetensors" if made_for else ""
 
 
-def _find_voice(text: str, args: argparse.Namespace, choice: Choice, signals: Signals) -> Path:
-    """Find the file of a voice, and fetch it if it is published and not on disk."""
+def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:
+    """Find the files of the voices, and fetch those that are published and not on disk.
+
+    If none is named, the voice is that of the catalogue, if the model has one there.
+    """
     from ..library.suited import load_library, obtain_file
     from ..library.voices import find_voice, forbidden
 
-    found = find_voice(text, choice.files.model, _ending(choice))
+    entries, ending, files = load_library(args.weights), _ending(choice), choice.files
+    found = [find_voice(text, files.model, entries, ending) for text in args.voice] or [*filter(None, [files.voices])]
+    paths = []
     with watching(args, signals) as watch:
-        if licence := forbidden(found):
-            watch.say(f"The licence of the voice {text}, {licence}, forbids commercial use.")
-        if isinstance(found, Path) and not choice.checkpoint.config.cross_attention:
-            watch.say(f"The voice is taken from {found.name}; its speaker must have agreed.")
-        return found if isinstance(found, Path) else obtain_file(found, "voice", load_library(args.weights), watch)
+        for voice in found:
+            path = voice if isinstance(voice, Path) else obtain_file(voice, "voice", entries, watch)
+            if licence := forbidden(voice):
+                watch.say(f"The licence of the voice {path.name}, {licence}, forbids commercial use.")
+            if isinstance(voice, Path) and not choice.checkpoint.config.cross_attention:
+                watch.say(f"The voice is taken from {path.name}; its speaker must have agreed.")
+            paths.append(path)
+    return paths
 
 
 def _read_voice(path: Path, parts: Parts) -> Any:

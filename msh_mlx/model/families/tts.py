@@ -36,6 +36,7 @@ SPEAKERS = (1, 2)  # the tokens of the main speaker and of the other
 VOICES = 5  # slots for voices
 VOICE_STEPS = 125  # of a voice in a published file
 MOST_VOICE_STEPS = 1000
+SOURCE_STEPS = VOICES * VOICE_STEPS  # that cross-attention sees then
 
 
 def known(config: LmConfig) -> bool:
