@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library import cache
 from ..library.catalogue import Entry
 from ..library.named_voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..library.suited import load_library

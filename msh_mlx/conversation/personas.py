@@ -106,10 +106,7 @@ def read_sound(path: str) -> Pcm:
 def check_takes_persona(config: LmConfig) -> None:
     """Raise InputError if the model is of a family that takes neither a voice nor a text."""
     if (family := family_of(config)).name != personaplex.NAME:
-        raise InputError(
-            f"The model is {family.title}, which takes neither a voice nor a prompt",
-            "choose a PersonaPlex model with --variant, or --demo; 'msh-mlx models' lists them",
-        )
+        raise personaplex.no_persona("The model", family.title)
 
 
 def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
@@ -123,9 +120,8 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     text = text.strip()
     if not text:
         return []
-    if not (text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)):
-        text = f"{_TAG} {text} {_TAG}"
-    tokens: list[int] = tokenizer.EncodeAsIds(text)
+    has_tags = text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)
+    tokens: list[int] = tokenizer.EncodeAsIds(text if has_tags else f"{_TAG} {text} {_TAG}")
     unknown = tokenizer.unk_id()
     if unknown in tokens:
         wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]

@@ -69,6 +69,14 @@ def prompt_codes(config: LmConfig) -> tuple[Column, Column]:
     return found[0], found[1]
 
 
+def no_persona(name: str, title: str) -> InputError:
+    """Make the error for a model that takes neither a voice nor a prompt: its name, and the title of its family."""
+    return InputError(
+        f"{name} is {title}, which takes neither a voice nor a prompt",
+        "choose a PersonaPlex model ('msh-mlx models' lists them), or try --demo",
+    )
+
+
 @dataclass(frozen=True)
 class Voice:
     """A voice in NVIDIA's form.
