@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .architecture import Architecture
 from .attention import Heads, KvCache, RingFormat, StepCache
 from .conditions import ConditionProvider
-from .config import LmConfig
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
 from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
 from .steering import Source
@@ -26,7 +26,7 @@ Choose = Callable[[mx.array, int], mx.array]
 class DepformerSlice(nn.Module):
     """The depformer's weights for one codebook."""
 
-    def __init__(self, config: LmConfig, k: int, shape: TransformerShape) -> None:
+    def __init__(self, config: Architecture, k: int, shape: TransformerShape) -> None:
         super().__init__()
         width, rank = shape.dim, config.depformer_low_rank_embeddings
         rows = (config.text_card if k == 0 else config.card) + 1
@@ -46,7 +46,7 @@ class DepformerSlice(nn.Module):
 class Depformer(nn.Module):
     """Predicts the `dep_q` codes of one step, one after the other, each with its own weights."""
 
-    def __init__(self, config: LmConfig, hidden: int) -> None:
+    def __init__(self, config: Architecture, hidden: int) -> None:
         super().__init__()
         width = config.depformer_dim
         heads = Heads(config.depformer_num_heads, width // config.depformer_num_heads, config.depformer_group)
@@ -89,7 +89,7 @@ class Lm(nn.Module):
     `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
     """
 
-    def __init__(self, config: LmConfig, hidden: int | None = None, depformer_hidden: int | None = None) -> None:
+    def __init__(self, config: Architecture, hidden: int | None = None, depformer_hidden: int | None = None) -> None:
         super().__init__()
         self.config = config
         dim, rows = config.dim, config.text_card + 1

@@ -6,16 +6,20 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from ..model.config import LmConfig, not_run, other_kind
+from ..model.architecture import Architecture
+from ..model.conditions import Conditioner
+from ..model.config import LmConfig
+from ..model.families import Family, family_of, personaplex
 from ..model.families.hibiki import replaced_rows
+from ..model.families.others import other_with
 from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
@@ -61,6 +65,8 @@ class Checkpoint:
         How weights are quantized, by the names of the modules. A module that is missing is not quantized.
     stamp
         Identifies the file as it was checked. `load` refuses a file that was replaced or changed since.
+    slices
+        The number of the depformer's weights that each codebook in the file uses, those included that are not run.
     lora, scaling
         The file of adapters to merge, and the factor that they are added with; None: no adapters.
     """
@@ -72,8 +78,14 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
     stamp: tuple[int, ...]
+    slices: tuple[int, ...]
     lora: Path | None = None
     scaling: Scaling | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of the model, which says what it is for."""
+        return family_of(self.config)
 
     @property
     def bits(self) -> int:
@@ -162,7 +174,7 @@ class Checkpoint:
         """Read the changes that the adapters make, by the modules' names; empty without adapters."""
         if self.lora is None or self.scaling is None:
             return {}
-        return read_lora(self.lora, self.scaling.value, self.matrices, self.config.slices, self.linear)
+        return read_lora(self.lora, self.scaling.value, self.matrices, self.slices, self.linear)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
@@ -218,19 +230,25 @@ def open_checkpoint(
     try:
         _check_types(path, header)
         _check_quantized(path, header, quantized)
+        stored = sizes(header)["dep_q"]
+        if lm_config.dep_q < stored == lm_config.n_q:  # the user's codes are predicted, too
+            lm_config = cast(LmConfig, personaplex.adapted(replace(lm_config, dep_q=stored)))
+        slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
-        tensors = to_mlx_layout(header, lm_config.slices, lm_config.unused_slices)
+        tensors = to_mlx_layout(header, slices, lm_config.dep_q)
         lm = Lm(lm_config, *_hidden_widths(tensors))
         quantizations = _check(path, lm, tensors)
     except InputError:
-        # For another kind of model, name the kind: the tensor that does not fit would help nobody.
-        if (what := _other_kind(header)) is not None:
-            raise not_run(f"{path} is", what) from None
+        # For a model of another family, name the family: the tensor that does not fit would help nobody.
+        said = family_of(lm_config)
+        if (family := _family(header)) not in (None, said):
+            what = f"{path} is {family.title}, and its configuration is that of {said.title}"
+            raise InputError(what, "give the model's own with --config") from None
         raise
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, *adapters)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -286,19 +304,28 @@ def load_lm(
     return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
-def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Name the kind of a model that cannot hold conversations, by its tensors. None: it can, or its kind is not known."""
+def _family(header: Mapping[str, TensorInfo]) -> Family | None:
+    """Return the family of a model by its tensors alone; None: they do not tell."""
     found = sizes(header)
-    values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
-    values["demux_second_stream"] = any(".out1." in name for name in header)
-    values["conditioners"] = {match[1]: {} for name in header if (match := _CONDITIONER.match(name))}
-    if any(name.startswith("depformer_norms.") for name in header):
-        values["depformer_norm"] = "layer_norm"
-    return other_kind(values)
+    try:
+        return family_of(
+            Architecture(
+                n_q=found["n_q"],
+                dep_q=found["dep_q"],
+                delays=(0,) * (1 + found["n_q"]),
+                demux_second_stream=any(".out1." in name for name in header),
+                depformer_norm="layer_norm" if any(map(_NORMED.match, header)) else None,
+                conditioners={match[1]: Conditioner(1) for name in header if (match := _CONDITIONER.match(name))},
+            )
+        )
+    except InputError:
+        return None
 
 
 def describe(header: Mapping[str, TensorInfo]) -> str:
     """Say what a file is, by its tensors alone, such as "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
+    if other := other_with(header):
+        return other.title
     kind = kind_of(header)
     if kind != "lm":
         others = {
@@ -308,10 +335,8 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
             "Transformers' mimi": "a Mimi codec with the Transformers library's names",
         }
         return others.get(kind or "", "not a file of Moshi's")
-    if (other := _other_kind(header)) is not None:
-        return other
-    layout = "PyTorch's" if is_pytorch(header) else "MLX's"
-    what = f"a Moshi language model in {layout} layout"
+    family, layout = _family(header), "PyTorch's" if is_pytorch(header) else "MLX's"
+    what = f"{family.title if family else 'a language model'} in {layout} layout"
     bits = file_bits(header)
     if bits is None:
         dtypes = sorted({_dtype_name(info) for info in header.values() if "F" in info.dtype})
@@ -357,6 +382,7 @@ _COUNTED = {
     "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
 }
 _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
+_NORMED = re.compile(r"depformer_norms\.|depformer\.slices\.\d+\.norm\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -384,10 +410,11 @@ def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
 def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
     """Compare the sizes of the tensors with the configuration, before a model of the configuration's sizes is made."""
     wanted = {key: getattr(config, key) for key in (*_COUNTED, "dim", "text_card", "card", "depformer_dim")}
-    wanted["dep_q"] += config.unused_slices
     if not config.dep_q:
         wanted |= {"depformer_num_layers": 0}
     other = {key: size for key, size in sizes(header).items() if size != wanted[key]}
+    if wanted["dep_q"] < other.get("dep_q", 0) == config.n_q:  # the others predict the user's codes, and are not run
+        del other["dep_q"]
     if other:
         found, said = (
             ", ".join(f"{key} = {value}" for key, value in values.items())

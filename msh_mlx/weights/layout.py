@@ -65,10 +65,10 @@ def mlx_names(name: str, slices: Sequence[int]) -> list[list[str]]:
     return [[name]]
 
 
-def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], unused: int = 0) -> dict[str, TensorInfo]:
+def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], run: int) -> dict[str, TensorInfo]:
     """Return where a file holds each tensor of the MLX layout.
 
-    `slices` is as for `mlx_names`; the last `unused` of them are left out. An unknown name stays as it is: the check of the
+    `slices` is as for `mlx_names`; only the first `run` of them are kept. An unknown name stays as it is: the check of the
     model refuses it.
     """
     found: dict[str, TensorInfo] = {}
@@ -82,5 +82,5 @@ def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], unuse
         for i, names in enumerate(parts):
             part = info.rows(i * rows, (i + 1) * rows) if len(parts) > 1 else info
             found |= dict.fromkeys(names, part)
-    gone = tuple(f"depformer.slices.{k}." for k in range(len(slices) - unused, len(slices)))
+    gone = tuple(f"depformer.slices.{k}." for k in range(run, len(slices)))
     return {name: info for name, info in found.items() if not name.startswith(gone)} if gone else found
