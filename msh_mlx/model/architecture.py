@@ -101,7 +101,7 @@ class Architecture:
             raise wrong("depformer_norm", self.depformer_norm, "layer_norm or null")
         if (schedule := self.schedule) is not None:
             good = isinstance(schedule, list | tuple) and all(is_whole(s) and s >= 0 for s in schedule)
-            if not good or len(schedule) != self.dep_q or set(schedule) != set(range(max(schedule, default=-1) + 1)):
+            if not good or len(schedule) != self.dep_q or sorted(set(schedule)) != list(range(len(set(schedule)))):
                 raise wrong(SCHEDULE, schedule, f"a list of {self.dep_q} numbers from 0 on, with none left out,")
             own = tuple(schedule) == tuple(range(self.dep_q))
             object.__setattr__(self, "schedule", None if own else tuple(schedule))

@@ -14,9 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from ..model.architecture import Architecture
+from ..model.architecture import SCHEDULE, Architecture
 from ..model.conditions import Conditioner
 from ..model.config import LmConfig
+from ..model.embeddings import Rows
 from ..model.families import Family, family_of, personaplex
 from ..model.families.hibiki import replaced_rows
 from ..model.families.others import other_with
@@ -24,14 +25,16 @@ from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
 from .kinds import check_lm, kind_of
-from .layout import is_pytorch, to_mlx_layout
+from .layout import copies, is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 _LARGE = "transformer.layers.0.gating.linear_in"  # one of the modules that hold most of the weights
+CONDITIONS = "condition_provider."
 _CHUNK = 1 << 20  # weights that are changed or unpacked at a time
+_COMPARED = 1 << 24  # bytes that are compared at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -67,6 +70,8 @@ class Checkpoint:
         Identifies the file as it was checked. `load` refuses a file that was replaced or changed since.
     slices
         The number of the depformer's weights that each codebook in the file uses, those included that are not run.
+    copied
+        Tensors in the file that have to be the same as others of the model, by their names: where they are, and the others'.
     lora, scaling
         The file of adapters to merge, and the factor that they are added with; None: no adapters.
     """
@@ -79,6 +84,7 @@ class Checkpoint:
     quantizations: dict[str, Quantization]
     stamp: tuple[int, ...]
     slices: tuple[int, ...]
+    copied: dict[str, tuple[TensorInfo, str]]
     lora: Path | None = None
     scaling: Scaling | None = None
 
@@ -106,7 +112,7 @@ class Checkpoint:
     def held_bytes(self, dtype: mx.Dtype) -> int:
         """Return the bytes that the model takes in memory once `load_lm` has loaded it with `dtype`."""
         return sum(
-            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * dtype.size
+            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * _dtype_of(module, dtype).size
             for module in self.shapes
             for info in self.parts(module).values()
         )
@@ -126,6 +132,7 @@ class Checkpoint:
         """
         if _stamp(self.path) != self.stamp:
             raise InputError(f"{self.path} has changed since it was checked", "start again")
+        self.check_copies()
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
@@ -154,7 +161,7 @@ class Checkpoint:
 
     def _read(self, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
         """Read a module's tensors as the model holds them, with `change` made."""
-        how, parts = self.quantizations.get(module), self.parts(module)
+        how, parts, dtype = self.quantizations.get(module), self.parts(module), _dtype_of(module, dtype)
         if change is None:
             arrays = [read_tensor(self.path, info) for info in parts.values()]
             arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
@@ -174,7 +181,27 @@ class Checkpoint:
         """Read the changes that the adapters make, by the modules' names; empty without adapters."""
         if self.lora is None or self.scaling is None:
             return {}
-        return read_lora(self.lora, self.scaling.value, self.matrices, self.slices, self.linear)
+        # Adapters may be for all that PersonaPlex predicts, whether or not the file still has it.
+        slices = tuple(range(self.config.n_q)) if self.family.name == personaplex.NAME else self.slices
+        return read_lora(self.lora, self.scaling.value, self.matrices, slices, self.linear, run=self.config.dep_q)
+
+    def check_copies(self) -> None:
+        """Check that weights that the configuration says are shared are the same wherever the file repeats them.
+
+        Raises
+        ------
+        InputError
+            They differ.
+        """
+        with self.path.open("rb") as file:
+            for name, (copy, original) in self.copied.items():
+                for begin in range(0, copy.nbytes, _COMPARED):
+                    pieces = []
+                    for info in (copy, self.tensors[original]):
+                        file.seek(info.begin + begin)
+                        pieces.append(file.read(min(_COMPARED, copy.nbytes - begin)))
+                    if pieces[0] != pieces[1]:
+                        raise _differ(self.path, name, original)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
@@ -236,6 +263,11 @@ def open_checkpoint(
         slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, slices, lm_config.dep_q)
+        copied = {name: (tensors.pop(name), original) for name, original in copies(tensors, slices).items()}
+        for name, (copy, original) in copied.items():
+            info = tensors.get(original)
+            if info is None or (info.dtype, info.shape) != (copy.dtype, copy.shape):
+                raise _differ(path, name, original)
         lm = Lm(lm_config, *_hidden_widths(tensors))
         quantizations = _check(path, lm, tensors)
     except InputError:
@@ -248,7 +280,19 @@ def open_checkpoint(
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def _differ(path: Path, name: str, original: str) -> InputError:
+    return InputError(
+        f"{path}: {name} and {original} differ, and the configuration's {SCHEDULE} says that they are the same",
+        "give the model's own configuration with --config",
+    )
+
+
+def _dtype_of(module: str, dtype: mx.Dtype) -> mx.Dtype:
+    """Return the dtype of a module in a model whose others have `dtype`: conditions, read once, are float32."""
+    return mx.float32 if module.startswith(CONDITIONS) else dtype
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -378,8 +422,9 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
 _COUNTED = {
     "num_layers": re.compile(r"transformer\.layers\.(\d+)\."),
     "n_q": re.compile(r"(?:audio_embs|emb)\.(\d+)\."),
-    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|linears\.)(\d+)\."),
+    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_out)|linears\.)(\d+)\."),
     "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
+    "extra_heads_num_heads": re.compile(r"extra_heads\.(\d+)\."),
 }
 _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
 _NORMED = re.compile(r"depformer_norms\.|depformer\.slices\.\d+\.norm\.")
@@ -472,7 +517,7 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
             continue
         shape = parameter.shape
         module = name.removesuffix(".weight")
-        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding):
+        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding | Rows):
             expected |= {f"{module}.scales", f"{module}.biases"}
             if f"{module}.biases" not in tensors:
                 missing.append(f"{module}.biases")
@@ -523,3 +568,6 @@ def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
 
     if quantizations:
         nn.quantize(lm, class_predicate=how)
+    for name, module in lm.named_modules():
+        if isinstance(module, Rows) and (found := quantizations.get(name)):
+            module.pack(found.bits, found.group_size)
