@@ -32,7 +32,7 @@ class Step:
     """The result of one step: what the model says.
 
     `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
-    while the first frame is incomplete.
+    while the first frame is incomplete. If fewer codebooks are computed, they have only these.
     """
 
     text_token: int
@@ -131,7 +131,7 @@ class LmGen:
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._grid = Grid(config.streams, self._prompt.columns)
+            self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
