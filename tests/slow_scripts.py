@@ -1,7 +1,7 @@
 """What fills the cells that nobody samples, slow and obvious: whole grids at once, from the description of each family.
 
-A grid is a list of columns; a column is a list of cells: text, then the codebooks. Position p reads column p, and samples text and
-own codes, which come into column p + 1. Lists of samples begin with those of position 0.
+A grid is a list of columns; a column is a list of cells: text, then the codebooks. Position p reads column p, and samples text
+and own codes, which come into column p + 1. Lists of samples begin with those of position 0.
 """
 
 
@@ -37,9 +37,9 @@ def words(tokens, delay, prefix=0.0):
 def machine(entries, sampled, first, rows, ahead):
     """Run the word machine from position `first` on.
 
-    `entries` are `(tokens, padding)`, `sampled` the text that each position samples, `rows` those of the text embedding, or None
-    without a second stream. Returns the texts of the positions, the position of the end (or None), and those at which entries
-    were taken.
+    `entries` are `(tokens, padding)`, `sampled` the text that each position samples, `rows` those of the text embedding, or
+    None without a second stream. Returns the texts of the positions, the position of the end (or None), and those at which
+    entries were taken.
     """
     left, queued, coming = list(entries), [], []
     remaining = forced = 2
