@@ -143,6 +143,7 @@ class Lm(nn.Module):
     def read_source(self, source: mx.array) -> list[Source]:
         """Make what each layer's cross-attention sees of a source `[batch, T, dim]`. Once a conversation."""
         source = source.astype(self.out_norm.weight.dtype)
+        self.prepare()
         return [layer.cross_attention.read(source) for layer in self.transformer.layers]
 
     def __call__(
@@ -157,7 +158,8 @@ class Lm(nn.Module):
         Parameters
         ----------
         tokens
-            `[batch, 1 + n_q]` int32, as for `embed`: text, own codes, the user's codes. `text_card` and `card` mean "start", −1 adds nothing.
+            `[batch, 1 + n_q]` int32, as for `embed`: text, own codes, the user's codes. `text_card` and `card` mean
+            "start", −1 adds nothing.
         caches
             One `RingCache` per layer. They are updated.
         added
