@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import hibiki, moshi, personaplex, stt, tts
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Family:
     name: str
     title: str
     use: str
-    known: Callable[[LmConfig], bool]
-    adapted: Callable[[LmConfig], LmConfig]
+    known: Callable[[Architecture], bool]
+    adapted: Callable[[Architecture], Architecture]
 
 
 # The first that knows a configuration counts; Moshi knows all that are left.
@@ -34,6 +34,6 @@ FAMILIES = tuple(
 )
 
 
-def family_of(config: LmConfig) -> Family:
+def family_of(config: Architecture) -> Family:
     """Return the family of a configuration."""
     return next(family for family in FAMILIES if family.known(config))
