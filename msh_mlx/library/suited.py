@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from ..errors import InputError, MshError, UnreachableError
 from ..model.attention import Heads, RingFormat
+from ..model.architecture import Architecture
 from ..model.config import LmConfig, read_config
 from ..model.families import family_of
 from ..model.families.tts import SOURCE_STEPS
@@ -219,16 +220,16 @@ def memory_needed(
     return checkpoint.held_bytes(dtype) + conversations * kept + _THE_REST
 
 
-def _heads(config: LmConfig) -> Heads:
+def _heads(config: Architecture) -> Heads:
     return Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
 
 
-def _kept_bytes(config: LmConfig, ring: RingFormat) -> int:
+def _kept_bytes(config: Architecture, ring: RingFormat) -> int:
     """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees."""
     return config.num_layers * ring.nbytes(config.context) + source_bytes(config, ring.dtype.size)
 
 
-def source_bytes(config: LmConfig, item: int) -> int:
+def source_bytes(config: Architecture, item: int) -> int:
     """Return the bytes of the keys and values that cross-attention sees, of numbers of `item` bytes; 0 without it."""
     return 2 * config.num_layers * SOURCE_STEPS * config.dim * item if config.cross_attention else 0
 
