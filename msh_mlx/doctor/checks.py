@@ -19,7 +19,6 @@ from rich.console import Console
 from ..errors import InputError, MshError
 from ..library.catalogue import Entry, LocalFile, find_entry, load_catalogue, of_use, read_catalogue, user_file
 from ..library.files import DEMO_USES, find_demo
-from ..library.suited import load_library
 from ..system import machine
 from ..system.places import asset, log_folder, temporary_folder
 from ..system.words import human_size, listed
@@ -106,6 +105,8 @@ def check_memory(variant: str | None = None) -> Finding:
 def _wanted(variant: str | None) -> dict[str, Entry]:
     """Return the models of which one is wanted: `variant`, or any that is published and holds a conversation."""
     if variant:
+        from ..library.suited import load_library
+
         return {variant: find_entry(load_library(), variant)}
     return of_use(_published(), "conversation")
 
@@ -117,7 +118,7 @@ def _published() -> dict[str, Entry]:
 def check_variant(name: str) -> Finding:
     """Check one model of the catalogue: whether its files are there and can be opened, and whether it suits this machine."""
     from ..library import cache
-    from ..library.suited import judge, this_machine
+    from ..library.suited import judge, load_library, this_machine
 
     entry = find_entry(load_library(), name)
     verdict = judge(entry, this_machine())
@@ -259,6 +260,7 @@ def check_models() -> Finding:
     """Check the catalogue, with the user's own entries, and its models that are on disk."""
     from ..library import cache
     from ..library.settings import SettingsError, check_settings
+    from ..library.suited import load_library
 
     try:
         entries = load_library()
