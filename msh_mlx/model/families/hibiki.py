@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from ..architecture import Architecture
     from ..lm import Lm
 
-NAME = "hibiki"
 TITLE = "a speech translation model (Hibiki)"
-USE = "translation"
 
 END = 2  # the text token of the end, which counts only after the end of the input
 CONDITION = "description"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NAME = "personaplex"
 TITLE = "a Moshi with a voice and a role (PersonaPlex)"
-USE = "conversation"
 
 SILENT_FRAMES = 6
 # The codes of a frame of silence, and of a sine of 440 Hz with amplitude 0.5, by the published codec.

@@ -12,9 +12,7 @@ from ..ranges import Range
 if TYPE_CHECKING:
     from ..architecture import Architecture
 
-NAME = "stt"
 TITLE = "a speech-to-text model"
-USE = "transcription"
 
 NEW_WORD, PADDING = 0, 3
 PAUSE_HEAD = 2  # the head that tells a pause of two seconds

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from ..architecture import Architecture
     from ..lm import Lm
 
-NAME = "tts"
 TITLE = "a text-to-speech model"
-USE = "speech"
 
 NEW_WORD, PADDING = 0, 3
 _SECONDS = Range(0, 60)
