@@ -283,14 +283,23 @@ def test_a_kept_prompt_is_the_same_bit_by_bit(
     assert one.about == {"model": "persona/model.q8.safetensors", "voice": "speaker", "text": "next"}
 
 
-def test_some_are_in_memory(parts: Parts) -> None:
+def test_some_are_in_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     personas = Personas(parts)
-    first = personas.opening(Persona(text="next"))
-    others = [personas.opening(Persona(text=text)) for text in ("repeat", "backwards", "a")]
-    assert personas.opening(Persona(text="next")) is first
-    personas.opening(Persona(text="b"))  # the fifth: "repeat" was used least recently
-    assert personas.opening(Persona(text="next")) is first
-    assert personas.opening(Persona(text="repeat")) is not others[0]
+
+    def of(text: str) -> Prefilled:
+        return prompt_of(personas.opening(Persona(text=text)))
+
+    first, second, _, fourth = [of(text) for text in ("next", "repeat", "backwards", "a")]
+    assert of("next") is first
+    of("b")  # the fifth: "repeat" was used least recently
+    assert of("next") is first
+    assert of("repeat") is not second
+    monkeypatch.setattr("msh_mlx.conversation.personas._BYTES_IN_MEMORY", 2 * first.nbytes)
+    last = of("c")  # three are in memory: two, and the newest
+    assert of("c") is last
+    assert of("next") is first
+    assert of("b") is of("b")
+    assert of("a") is not fourth
 
 
 def test_what_a_prompt_depends_on(parts: Parts, voice: Path, kept: KeptPrompts) -> None:
