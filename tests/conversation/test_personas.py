@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from paths import DEMO, DIGITS
+from safetensors.numpy import save_file
 
 from msh_mlx import InputError, LmGen, Opening, Sampler, Session
 from msh_mlx.conversation.kept import KeptPrompts
@@ -165,6 +167,18 @@ def test_a_voice_in_nvidias_form_is_the_same(parts: Parts, voice: Path) -> None:
     for ring_a, ring_b in zip(prefilled.rings, same.rings, strict=True):
         for a, b in zip(ring_a, ring_b, strict=True):
             assert mx.allclose(a, b, atol=1e-5).item()
+
+
+def test_a_voice_is_read_on_another_thread(parts: Parts, tmp_path: Path) -> None:
+    """The command line reads it on the main thread; the model runs on its own."""
+    random = np.random.default_rng(2)
+    tensors = {"embeddings": random.normal(0, 0.1, (12, 1, 1, 256)).astype(np.float32)}
+    save_file({**tensors, "cache": random.integers(0, 60, (1, 17, 4))}, tmp_path / "voice.safetensors")
+    persona = read_persona(tmp_path / "voice.safetensors", "next")
+    here = prompt_of(Personas(parts).opening(persona))
+    with ThreadPoolExecutor(1) as thread:
+        there = thread.submit(lambda: prompt_of(Personas(load_parts(find_demo("persona"))).opening(persona))).result()
+    assert equal(here, there)
 
 
 def test_reading_in_chunks_is_reading_step_by_step(parts: Parts, voice: Path) -> None:
