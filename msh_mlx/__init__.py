@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
-    from .conversation.session import Frame, Opening, Session, Timings
+    from .conversation.personas import Persona, Personas, read_persona
+    from .conversation.session import Frame, Opening, Parts, Session, Timings
     from .conversation.text import TextStream, Words, load_tokenizer
     from .errors import InputError, InUseError, MshError
     from .events import Word
@@ -26,7 +27,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
-    "conversation.session": ("Frame", "Opening", "Session", "Timings"),
+    "conversation.personas": ("Persona", "Personas", "read_persona"),
+    "conversation.session": ("Frame", "Opening", "Parts", "Session", "Timings"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
@@ -47,6 +49,9 @@ __all__ = [
     "Mimi",
     "MshError",
     "Opening",
+    "Parts",
+    "Persona",
+    "Personas",
     "Sampler",
     "Session",
     "Step",
@@ -58,6 +63,7 @@ __all__ = [
     "load_lm",
     "load_mimi",
     "load_tokenizer",
+    "read_persona",
 ]
 
 
