@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ..events import Event
     from ..sound.recordings import Recording
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe", "voices")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe", "voices")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
