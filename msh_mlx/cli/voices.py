@@ -23,13 +23,13 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size, listed, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
+from .devices import find_loudspeaker
 from .options import Parser, add_kv_bits, add_printing, display
 from .persona import CONSENT, prompt_text
 
 if TYPE_CHECKING:
     from ..conversation.kept import Kept
     from ..conversation.personas import Persona
-    from ..sound.devices import Device
 
 ACTIONS = ("from", "play", "clear")
 _SAMPLE = 6.0  # seconds of a voice that a model speaks with
@@ -187,7 +187,7 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     path = find_voice(args.name, known_voices(model, _known_to(entries)))
     output = file_output(args.output, "The sound of a voice") if args.output else None
     check_outputs([output] if output else [], [path])
-    device = None if output else _loudspeaker(args)
+    device = None if output else find_loudspeaker(args)
     persona = read_persona(path, text)
     if isinstance(persona.voice, np.ndarray) and not text:
         frames: Iterator[Pcm] = iter(
@@ -200,26 +200,12 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
         print(f"Written: {output}")
     elif device:
         from ..sound.playing import play
+        from ..system.log import Log
 
         signals.end_process = True  # the sound system may not let go of its threads
-        play(frames, device, signals.check)
+        with Log():
+            play(frames, device, signals.check)
     return 0
-
-
-def _loudspeaker(args: argparse.Namespace) -> Device:
-    """Find the loudspeaker, before anything is loaded."""
-    from ..sound.devices import choose_device
-    from ..sound.portaudio import find_devices
-    from ..system.log import Log
-
-    with Log():
-        devices = find_devices()
-    try:
-        return choose_device(devices, args.output_device, "output")
-    except InputError:
-        raise
-    except MshError as error:
-        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
 
 
 def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Iterator[Pcm]:
