@@ -276,7 +276,13 @@ def test_an_archive(archive: Callable[..., Path], tmp_path: Path, own: Path) -> 
     own.mkdir(parents=True)
     (own / "mine.safetensors").touch()
     (own / "notes.txt").touch()
-    entry = Entry("persona", "", {"lm": LocalFile(tmp_path / "other"), "voices": LocalFile(path)}, licence="a licence")
+    entry = Entry(
+        "persona",
+        "",
+        {"lm": LocalFile(tmp_path / "other"), "voices": LocalFile(path)},
+        "personaplex",
+        licence="a licence",
+    )
     known = known_voices(model, [entry])
     assert [(v.name, v.source, v.licence, v.own) for v in known.values()] == [
         ("mine", "your own", None, True),
