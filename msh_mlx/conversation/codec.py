@@ -10,7 +10,7 @@ from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE
-from ..model.config import LmConfig
+from ..model.architecture import Architecture
 from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
@@ -54,7 +54,7 @@ def load_mimi(
         ) from None
 
 
-def check_codec(mimi: Mimi, config: LmConfig, codebooks: int) -> None:
+def check_codec(mimi: Mimi, config: Architecture, codebooks: int) -> None:
     """Check that a codec has `codebooks` codebooks at least, the codes of a model, and the frames of a conversation.
 
     Raises

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
+from .architecture import Architecture
 from .attention import KvRing, capacities
-from .config import LmConfig
 from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
@@ -361,7 +361,7 @@ class LmGen:
 class _RecentWords:
     """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
 
-    def __init__(self, sampler: TextSampler, config: LmConfig, starts: Collection[int] | None) -> None:
+    def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
         self._nothing = config.text_card
         self._padding = config.padding_ids

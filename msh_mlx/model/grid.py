@@ -147,7 +147,7 @@ class Grid:
         return column
 
     def frame(self) -> npt.NDArray[np.uint32] | None:
-        """Return the newest frame of own codes, `[codebooks]`, with the delays undone. None: none is complete, or it has gaps."""
+        """Return the newest frame of own codes, `[codebooks]`, delays undone. None: none is complete, or it has gaps."""
         streams = self.streams
         if not self._codebooks or self._count <= streams.max_delay:
             return None
