@@ -6,8 +6,8 @@ say the same words, and take turns, some steps each, so that other load on the m
 medians. A step makes 80 ms of sound. What a step reads is counted from the weights, each matrix once, and is given beside how
 fast the machine reads its memory, measured in this run.
 
-Text to speech is measured in two ways: in two halves, as the program does it, and with the word machine on the device
-(word_machine.py).
+Text to speech is measured in three ways (word_machine.py): as the program runs it, in two halves with one wait; with two waits;
+and with the word machine on the device.
 
 PersonaPlex: what the depformer costs with 8 and with 16 codebooks; how long a conversation takes to its first answer, after a
 prompt step by step, at once, or kept; and how many frames ours is ahead of the original's order of the loop.
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from lm import PEER_VERSION, SEED
 from processes import ROOT, Process, make_peer
+from word_machine import WAYS
 
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
@@ -322,9 +323,9 @@ def main() -> int:
     result: dict[str, list[Contender]] = {}
     for name in args.shapes:
         speaks = SHAPES[name]["model_type"] == "tts"
-        contenders = [Contender("ours, in two halves" if speaks else "ours", "ours", Path(sys.executable), own)]
-        if speaks:
-            contenders.append(Contender("ours, machine on the device", "device", Path(sys.executable), own))
+        ways = ("ours", *WAYS) if speaks else ("ours",)
+        python = Path(sys.executable)
+        contenders = [Contender(f"ours, {way}" if way in WAYS else way, way, python, own) for way in ways]
         if peer:
             contenders.append(Contender(f"moshi-mlx {PEER_VERSION}, bfloat16", "peer", peer, "bfloat16"))
         result[name] = contenders

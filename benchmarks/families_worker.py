@@ -18,7 +18,7 @@ TEMPERATURE = 0.6  # of speech, as published
 
 
 class Ours:
-    """Our model: `kind` is "ours", or "device" with the word machine on the device."""
+    """Our model: `kind` is "ours", or the name of another way to run text to speech, of word_machine.py."""
 
     def __init__(self, kind, family, weights, config, dtype):
         self._kind, self._family, self._files, self._dtype = kind, family, (weights, config), dtype
@@ -40,10 +40,10 @@ class Ours:
             sampler = Sampler(TEMPERATURE)
             steering = tts.steering(lm, [voice], cfg="2.0")
             self._gen = LmGen(lm, text_sampler=sampler, audio_sampler=sampler, seed=1, steering=steering, script=script)
-            if self._kind == "device":
-                from word_machine import DeviceSpeech
+            if self._kind != "ours":
+                from word_machine import WAYS
 
-                self._gen = DeviceSpeech(self._gen, entries, script, machine)
+                self._gen = WAYS[self._kind](self._gen, script, machine)
             for _ in range(tts.delay_steps(lm.config)):  # until it speaks
                 self._gen.advance()
         else:

@@ -1,7 +1,8 @@
-"""Text to speech with the word machine on the device: an experiment, for families.py.
+"""Other ways to run text to speech, for families.py to compare with.
 
-The program runs a step in two halves: the host waits for the sampled text, chooses what is read, and lets the depformer
-follow it. Here the machine is part of the compiled step, so that the host waits once.
+The depformer follows the text that the word machine makes of the sampled one. The program runs a step in two halves: the host
+waits for the text of a position and, with it, for the codes of the position before, once a step. `TwoWaits` waits for
+both where they come. `DeviceSpeech` has the machine in the compiled step, on the device.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from msh_mlx.model.attention import KvRing
 from msh_mlx.model.families.tts import MAX_PADDING, NEW_WORD, PADDING, Entry, SpeechScript, WordMachine, ahead
 from msh_mlx.model.generate import LmGen, Step, to_host
+from msh_mlx.model.grid import Column
 
 # The machine's state, int32 [8]: the entry that comes next; the tokens that are queued, from and to; those of the second
 # stream, from and to; the positions of padding that may and that must still come; the position of the end, −1 before.
@@ -74,14 +77,57 @@ class DeviceMachine:
         return out, state.astype(mx.int32)
 
 
-class DeviceSpeech:
-    """A speech, as `LmGen.advance` gives it, with one wait a step."""
+class Another:
+    """Another way to run `gen`, whose `script` has the word machine `host`."""
 
-    def __init__(self, gen: LmGen, entries: Sequence[Entry], script: SpeechScript, machine: WordMachine) -> None:
+    def __init__(self, gen: LmGen, script: SpeechScript, host: WordMachine) -> None:
+        self._gen, self._script, self._host = gen, script, host
+        self._forced: Column | None = None
+
+    def advance(self) -> Step | None:
+        """As `LmGen.advance`."""
+        gen, position = self._gen, self._gen._position
+        if self._script.over(position):
+            return None
+        rings = gen._rings_for_step()
+        column = self._script.rows(position, gen._grid.column(position, self._forced))
+        row = self._run(position, column, rings)
+        self._forced = self._script.own(position)
+        gen._grid.say(row[1:], self._forced)
+        gen._position += 1
+        return Step(int(row[0]), gen._grid.frame())
+
+    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
+        """Run a position. Return its text and codes, `[1 + dep_q]`."""
+        raise NotImplementedError
+
+
+class TwoWaits(Another):
+    """Waits for the text, and then for the codes."""
+
+    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
+        gen, script = self._gen, self._script
+        assert gen._said is not None
+        text, h, gen._rings, *_, noise = gen._run.hear(
+            position, column, gen._said, rings, gen._key(position), gen._words.tokens()
+        )
+        token = script.text(position, int(to_host(text)[0]))
+        if script.speaks(position):
+            gen._said, _ = gen._run.speak(h, mx.array([token]), noise)
+            return to_host(gen._said)
+        row = np.array([token] + [0] * gen.lm.config.dep_q, np.int32)
+        gen._said = mx.array(row)
+        return row
+
+
+class DeviceSpeech(Another):
+    """Has the word machine in the compiled step."""
+
+    def __init__(self, gen: LmGen, script: SpeechScript, host: WordMachine) -> None:
+        super().__init__(gen, script, host)
         config = gen.lm.config
         rows = config.text_card + 1 if config.demux_second_stream else None
-        self._gen, self._script, self._host = gen, script, machine
-        self._machine = DeviceMachine(entries, ahead(config), rows)
+        self._machine = DeviceMachine(list(host.entries), ahead(config), rows)
         self._state = self._machine.begin
         self._whole = mx.compile(lambda *args: self._step(True, *args))
         self._silent = mx.compile(lambda *args: self._step(False, *args))
@@ -96,22 +142,17 @@ class DeviceSpeech:
             said = mx.concatenate([text, mx.zeros((self._gen.lm.config.dep_q,), mx.int32)])
         return said, rings, state
 
-    def advance(self) -> Step | None:
-        """As `LmGen.advance`."""
-        gen, script = self._gen, self._script
-        position = gen._position
-        if script.over(position):
-            return None
-        rings = gen._rings_for_step()
-        column = script.rows(position, gen._grid.column(position))
+    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
+        gen = self._gen
         arrays = gen._run._arrays(position, column, gen._words.tokens(), rings)
-        function = self._whole if script.speaks(position) else self._silent
-        place = mx.array([position])
+        function = self._whole if self._script.speaks(position) else self._silent
         rest = (gen._said, rings, gen._key(position), gen._run._given)
-        gen._said, gen._rings, self._state = function(place, self._state, self._machine.arrays, *arrays, *rest)
-        row = to_host(mx.concatenate([gen._said, self._state]))
-        said, state = np.split(row, [1 + gen.lm.config.dep_q])
+        gen._said, gen._rings, self._state = function(
+            mx.array([position]), self._state, self._machine.arrays, *arrays, *rest
+        )
+        row, state = np.split(to_host(mx.concatenate([gen._said, self._state])), [1 + gen.lm.config.dep_q])
         self._host.end = int(state[-1]) if state[-1] >= 0 else None
-        gen._grid.say(said[1:], script.own(position))
-        gen._position += 1
-        return Step(int(said[0]), gen._grid.frame())
+        return row
+
+
+WAYS: dict[str, type[Another]] = {"two waits": TwoWaits, "machine on the device": DeviceSpeech}

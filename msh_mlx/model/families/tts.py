@@ -190,7 +190,8 @@ class SpeechScript:
         self._machine = machine
         self._delay_steps = delay_steps
         self._codebooks = streams.own if codebooks is None else codebooks
-        self._prefix = np.zeros((streams.own, 0), np.int32) if prefix is None else np.asarray(prefix, np.int32)
+        prefix = np.zeros((streams.own, 0), np.int32) if prefix is None else np.asarray(prefix, np.int32)
+        self._prefix = prefix[: self._codebooks]
         self._guided = guided
         self._delays = np.array(streams.delays[1 : 1 + streams.own])
 
@@ -207,10 +208,10 @@ class SpeechScript:
         """As `Script.own`."""
         begun = self._delays + self._delay_steps
         cells = np.where(position < begun, NOTHING, AS_SAID)
-        frames = position - begun
+        cells[self._codebooks :] = NOTHING
+        frames = (position - begun)[: self._codebooks]
         for k in np.flatnonzero((frames >= 0) & (frames < self._prefix.shape[1])):
             cells[k] = self._prefix[k, frames[k]]
-        cells[self._codebooks :] = NOTHING
         return cells.astype(np.int32)
 
     def rows(self, position: int, column: Column) -> Column:
