@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..errors import InputError, MshError, UnreachableError
+from ..model.architecture import Architecture
 from ..model.attention import Heads, RingFormat
 from ..model.config import LmConfig, read_config
 from ..model.families import family_of
@@ -228,7 +229,7 @@ def _kept_bytes(config: LmConfig, ring: RingFormat) -> int:
     return config.num_layers * ring.nbytes(config.context) + source_bytes(config, ring.dtype.size)
 
 
-def source_bytes(config: LmConfig, item: int) -> int:
+def source_bytes(config: Architecture, item: int) -> int:
     """Return the bytes of the keys and values that cross-attention sees, of numbers of `item` bytes; 0 without it."""
     return 2 * config.num_layers * SOURCE_STEPS * config.dim * item if config.cross_attention else 0
 
