@@ -108,6 +108,17 @@ def test_a_conversation_behind_a_prompt_for_three_windows():
     assert np.abs(np.array(ours.watched.text_logits) - text[33:]).max() < 1e-4
 
 
+def test_half_of_the_depformer_is_enough():
+    """Nothing that is kept depends on the codes of the user that PersonaPlex's depformer goes on to."""
+    path = GOLDEN / "personaplex-small"
+    config = json.loads((path / "config.json").read_text())
+    slow, rng = SlowLm(load_file(path / "lm.safetensors"), config), np.random.default_rng(9)
+    for _ in range(20):
+        h, codes = rng.standard_normal(config["dim"]), rng.integers(0, config["card"], 8)
+        whole, half = (slow.depformer(h, 7, codes, count) for count in (8, 4))
+        assert np.abs(whole[:4] - half).max() < 1e-9
+
+
 # ---- quantized -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +200,19 @@ def test_damage_is_found(copy, change, says):
     assert result.stdout.startswith("stt-small: ")
     assert result.stdout.count("\n") == 1
     assert re.search(says, result.stdout)
+
+
+def test_another_engine_is_one_entry(copy, monkeypatch):
+    folder, _ = copy
+
+    class Wrong(Mlx):
+        def answers(self, run):
+            return {**super().answers(run), "text_tokens": np.zeros(61, int)}
+
+    monkeypatch.setitem(ENGINES, "wrong", Wrong)
+    (found,) = family_test.compare(folder, "wrong")
+    assert not found.good
+    assert found.equal < 100
 
 
 def test_what_is_missing_counts():
