@@ -11,13 +11,13 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..conversation.spoken import Turn, cut, dialogue
-from ..errors import InputError, MshError
+from ..errors import InputError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..model.ranges import TEMPERATURE, Range
 from ..system.inputs import brief, check_file, text_pieces
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _STDIN = "-"
 _STDIN_NAME = "The standard input"
 _SPEED = Range(-20, 20)
-_AHEAD = 2.0  # seconds of sound that are made before they are heard
-_TICK = 0.02  # seconds
 _LONGEST = 10.0  # seconds of a recording that become a voice
 _DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
@@ -114,7 +112,7 @@ def run(arguments: list[str], signals: Signals) -> int:
 
     text_sampler = TextSampler(args.temperature, TEXT_SAMPLER.top_k, padding_bonus=-args.speed)
     with ExitStack() as stack:
-        shown = stack.enter_context(display(args, signals, apart=True))
+        shown = stack.enter_context(display(args, signals))
         with shown.progress(f"Loading {choice.files.model.name}") as progress:
             parts = load_parts(choice.files, choice.checkpoint, progress=progress)
         speaker = Speaker(
@@ -355,56 +353,33 @@ class _Aloud:
     """Speech that is played. A word is told when it is heard."""
 
     def __init__(self, device: Device, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
-        from ..sound.ends import Loudspeaker
+        from ..sound.playing import Player
         from ..system.log import Log
 
         signals.end_process = True  # the sound system may not let go of its threads
-        self._loudspeaker = Loudspeaker(ahead=True)
-        stack.callback(self._loudspeaker.close)
-        with Log():
-            self._loudspeaker.open(device)
         self._teller = teller
         self._signals = signals
         self._words: deque[Word] = deque()  # that are not heard yet
-        self._written = 0.0  # seconds
-        self._suspicions = 0
+        stack.enter_context(Log())
+        self._player = stack.enter_context(closing(Player(device, self._look)))
 
     def put(self, spoken: Spoken) -> None:
-        self._loudspeaker.write(spoken.pcm)
-        self._written += FRAME_SECONDS
         self._words += spoken.words
-        self._until(_AHEAD)
+        self._player.put(spoken.pcm)
 
     def wait(self) -> None:
-        self._loudspeaker.pause()
-        self._look()
+        self._player.pause()
 
     def finish(self) -> None:
-        self._loudspeaker.pause()
-        self._until(0.0)
-        sleep(self._loudspeaker.latency)
+        self._player.finish()
 
     @property
     def gaps(self) -> int:
-        return int(self._loudspeaker.stats()["underruns"])
-
-    def _until(self, seconds: float) -> None:
-        """Wait until at most so much sound waits to be played."""
-        self._look()
-        while self._loudspeaker.queued() > seconds:
-            sleep(_TICK)
-            self._look()
+        return self._player.gaps
 
     def _look(self) -> None:
         self._signals.check()
-        # Look twice: a process that was stopped and goes on has not heard of its devices for a while, either.
-        self._suspicions = self._suspicions + 1 if self._loudspeaker.lost else 0
-        if self._suspicions > 1:
-            device = self._loudspeaker.device
-            name = f' "{device.name}"' if device else ""
-            raise MshError(f"The loudspeaker{name} is lost", "connect it again, or name another with --output-device")
-        heard = self._written - self._loudspeaker.queued()
-        while self._words and self._words[0].start <= heard:
+        while self._words and self._words[0].start <= self._player.heard:
             self._teller.word(self._words.popleft())
 
 

@@ -77,8 +77,9 @@ def test_a_text_from_everywhere(tmp_path: Path, spoken: Any) -> None:
     ):
         result = say(*GREEDY, *args, "--output", f"{number}.wav", cwd=tmp_path, stdin=stdin)
         assert result.returncode == 0, result.stderr
-        assert result.stdout == b"three one four\n"
-        assert re.fullmatch(r"1\.92 s of speech in \d+\.\d\d s: \d+\.\d × real time\n", result.stderr.decode())
+        words, speed = result.stdout.decode().splitlines()
+        assert words == "three one four"
+        assert re.fullmatch(r"1\.92 s of speech in \d+\.\d\d s: \d+\.\d × real time", speed)
         sound, rate = soundfile.read(tmp_path / f"{number}.wav")
         assert rate == 24000
         assert np.abs(sound - wanted).max() < 1e-4
@@ -115,10 +116,10 @@ def test_two_voices(tmp_path: Path, spoken: Any) -> None:
 def test_what_the_demo_does_not_know(tmp_path: Path) -> None:
     result = say(*GREEDY, "hello 7 One", "--output", "x.wav", cwd=tmp_path)
     assert result.returncode == 0
-    assert result.stdout == b"hello One\n"
-    assert result.stderr.decode().splitlines()[:2] == [
+    assert result.stdout.decode().splitlines()[:3] == [
         "The model does not know '7', which is left out.",
         "The demo model knows only the digits zero to nine; 'hello' will not sound right.",
+        "hello One",
     ]
 
 
@@ -177,11 +178,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_of_unknown_words(tmp_path: Path) -> None:
     result = say("--demo", "42", "--output", "x.wav", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.decode().splitlines() == [
-        "The model does not know '42', which is left out.",
-        "There is nothing to say; give a text with words.",
-    ]
+    assert result.stdout.decode() == "The model does not know '42', which is left out.\n"
+    assert sentence(result) == "There is nothing to say; give a text with words."
     assert not list(tmp_path.iterdir())
 
 
@@ -196,8 +194,7 @@ def test_a_voice_that_must_not_be_used_commercially(tmp_path: Path) -> None:
     shutil.copy(DEMO / "tts" / "voices" / "calm.d161752e@1.safetensors", tmp_path / "expresso" / "a.safetensors")
     result = say(*GREEDY, "one", "--output", "x.wav", "--voice", "expresso/a.safetensors", cwd=tmp_path)
     assert result.returncode == 0
-    first, *_ = result.stderr.decode().splitlines()
-    assert first == "The licence of the voice a.safetensors, CC BY-NC 4.0, forbids commercial use."
+    assert result.stderr.decode() == "The licence of the voice a.safetensors, CC BY-NC 4.0, forbids commercial use.\n"
 
 
 def test_a_text_that_still_comes(tmp_path: Path) -> None:
