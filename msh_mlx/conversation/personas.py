@@ -17,6 +17,7 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..library.named_voices import ENDINGS
 from ..model.architecture import Architecture
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
@@ -28,7 +29,6 @@ from ..weights.voice import read_voice
 from .kept import KeptPrompts
 from .session import Opening, Parts
 
-VOICE_ENDINGS = (".pt", ".safetensors")
 LONGEST = 60.0  # seconds of a recording
 _LOUDNESS = -24.0  # LUFS, of a voice
 _IN_MEMORY = 4  # prompts, at most
@@ -70,7 +70,7 @@ def read_persona(voice: Path | None, text: str = "") -> Persona:
     text = text.strip()
     if voice is None:
         return Persona(None, text)
-    if voice.suffix.lower() in VOICE_ENDINGS:
+    if voice.suffix.lower() in ENDINGS:
         return Persona(read_voice(voice), text, voice.stem)
     return Persona(read_sound(str(voice)), text, voice.stem, recording=True)
 
