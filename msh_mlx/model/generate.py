@@ -181,11 +181,13 @@ class LmGen:
 
         Raises
         ------
+        InputError
+            The conversation has no script.
         InUseError
             Another thread is in the middle of a step.
         """
-        script = self._script
-        assert script is not None, "a script says what there is to say"
+        if (script := self._script) is None:
+            raise InputError("The conversation has no script that says what comes next", "give it one, or use step")
         with one_at_a_time(self._in_use):
             step = None
             while step is None and not script.over(self._position):
@@ -280,25 +282,27 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """The logits of the newest step's codes, `[dep_q, card]`, on the device.
+        """The logits of the newest step's codes, `[codes, card]`, on the device; of those that were computed.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[1])
+        logits = self._newest()[1]
+        return mx.concatenate(logits) if logits else mx.zeros((0, self.lm.config.card))
 
     @property
     def extra_heads(self) -> mx.array:
-        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device.
+        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device; 0 without heads.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[2])
+        heads = self._newest()[2]
+        return mx.concatenate(heads) if heads else mx.zeros((0, self.lm.config.extra_heads_dim))
 
     @property
     def newest_codes(self) -> Column:
@@ -398,7 +402,7 @@ class _RecentWords:
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
-        self._nothing = config.text_card
+        self._nothing = config.text_card_out or config.text_card
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
         self._count = sampler.repetition_words
@@ -412,6 +416,8 @@ class _RecentWords:
         self._after_padding = True
 
     def push(self, token: int) -> None:
+        if not 0 <= token < self._nothing:  # given by a script: the model cannot choose it
+            return
         padding = token in self._padding
         if not padding:
             self._word += self._after_padding if self._starts is None else token in self._starts
