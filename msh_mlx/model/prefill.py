@@ -56,7 +56,7 @@ def prefill(
         end = min(begin + chunk, count)
         factors = [rotation(p, form, lm.config.max_period, alone=False) for p in range(begin, end)]
         caches = [PrefillCache(ring, form, begin, mx.array(np.stack(factors))) for ring in rings]
-        lm.run(x[begin:end], caches, steering.added)
+        lm.run(x[begin:end], caches, steering.added, steering.sources or None)
         rings = [cache.ring for cache in caches]
         mx.eval(rings)
     return Prefilled(prompt, form, tuple(rings))
