@@ -143,6 +143,7 @@ class Lm(nn.Module):
     def read_source(self, source: mx.array) -> list[Source]:
         """Make what each layer's cross-attention sees of a source `[batch, T, dim]`. Once a conversation."""
         source = source.astype(self.out_norm.weight.dtype)
+        self.prepare()
         return [layer.cross_attention.read(source) for layer in self.transformer.layers]
 
     def __call__(
@@ -157,7 +158,8 @@ class Lm(nn.Module):
         Parameters
         ----------
         tokens
-            `[batch, 1 + n_q]` int32: text, own codes, the user's codes. `text_card` and `card` mean "start", −1 adds nothing.
+            `[batch, 1 + n_q]` int32, as for `embed`: text, own codes, the user's codes. `text_card` and `card` mean
+            "start", −1 adds nothing.
         caches
             One `RingCache` per layer. They are updated.
         added
@@ -179,14 +181,18 @@ class Lm(nn.Module):
         return [mx.softmax(project(linear, h), axis=-1, precise=True) for linear in linears]
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing."""
+        """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing.
+
+        A column alone may be `[1 + n_q]`, with fewer operations: `[1, dim]`.
+        """
         rows = mx.maximum(tokens, 0)
-        audio, count = rows[:, 1:] + self._rows, len(self._audio_tables)
+        audio, count = rows[..., 1:] + self._rows, len(self._audio_tables)
         # Each table looks up its codebooks: all of them, or one.
-        shares = mx.split(audio, count, axis=1)
+        shares = mx.split(audio, count, axis=-1)
         parts = [table(share) for table, share in zip(self._audio_tables, shares, strict=True)]
-        parts.insert(0, self._text_table(rows[:, :1]))
-        return mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=1), 0).sum(axis=1)
+        parts.insert(0, self._text_table(rows[..., :1]))
+        cells = mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=-2), 0)
+        return cells.sum(axis=-2, keepdims=tokens.ndim == 1)
 
     def run(
         self,

@@ -24,6 +24,7 @@ from ..model.families.others import other_with
 from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
+from .beside import is_merged
 from .kinds import check_lm, kind_of
 from .layout import copies, is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
@@ -250,7 +251,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
-    lm_config = LmConfig.of(config, lora=lora is not None)
+    lm_config = LmConfig.of(config, lora=lora is not None or is_merged(path))
     stamp = _stamp(path)
     header = read_header(path)
     check_lm(path, header)

@@ -19,6 +19,8 @@ from test_scripts import run
 from watched import Watched
 
 from msh_mlx import load_lm
+from msh_mlx.model.lm import Lm
+from msh_mlx.weights.convert import convert
 
 FOLDERS = [Folder.read(path.parent) for path in sorted(GOLDEN.glob("*/lm.safetensors"))]
 RUNS = [pytest.param(f, r, id=f"{f.path.name}-{r.name}".rstrip("-")) for f in FOLDERS for r in f.runs]
@@ -104,6 +106,50 @@ def test_a_conversation_behind_a_prompt_for_three_windows():
     assert len(columns) > 3 * 36
     _, text = SlowLm(load_file(path / "lm.safetensors"), config).temporal(columns)
     assert np.abs(np.array(ours.watched.text_logits) - text[33:]).max() < 1e-4
+
+
+# ---- quantized -----------------------------------------------------------------------------------------------------------
+
+
+def unpacked(lm):
+    """The same model with the weights that its packed ones stand for, in float32."""
+    packed = dict(lm.named_modules())
+    weights = []
+    for name, array in lm.named_parameters():
+        path, _, part = name.rpartition(".")
+        module = packed[path]
+        if "scales" not in module:
+            weights.append((name, array))
+        elif part == "weight":
+            parts = (array, module.scales, module.biases)
+            weights.append((name, mx.dequantize(*parts, group_size=module.group_size, bits=module.bits)))
+    plain = Lm(lm.config)
+    plain.load_weights(weights, strict=True)
+    return plain
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (8, 32), (4, 32)])
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.path.name)
+def test_quantized_models_equal_their_weights_unpacked(folder, bits, group_size, tmp_path):
+    """Converted by the program, with what does not fit groups left as it is: equal tokens, close logits, in all runs."""
+    path = folder.path
+    written = convert(
+        path / "lm.safetensors",
+        tmp_path / "lm.safetensors",
+        bits=bits,
+        group_size=group_size,
+        config=path / "config.json",
+    )
+    lm = load_lm(written.path, written.config, mx.float32)
+    assert sum("scales" in module for _, module in lm.named_modules()) >= 18
+    same = unpacked(lm)
+    for case in folder.runs:
+        found, wanted = (Mlx(folder, model).answers(case) for model in (lm, same))
+        comparison = compared(case.name, found, wanted)
+        assert comparison.equal == comparison.total > 100
+        assert comparison.difference < 2e-4
+        # What is quantized is another model than the one it was made of.
+        assert compared(case.name, found, case.wanted).difference > 1e-3
 
 
 # ---- it would find what is wrong -------------------------------------------------------------------------------------------
