@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, Session, TextSampler, load_lm, load_mimi, load_tokenizer
+from msh_mlx.conversation.live import NullSink
+from msh_mlx.conversation.pipeline import Pipeline
 from msh_mlx.conversation.recordings import PATIENCE, Plan, converse
 from msh_mlx.conversation.session import Opening
-from msh_mlx.events import Notice, Said
+from msh_mlx.events import Notice, Said, Spoke
 from msh_mlx.model.families import family_of, hibiki
 from msh_mlx.sound.recordings import open_recording
 
@@ -166,6 +169,46 @@ def test_a_translation_that_does_not_end(parts, folder):
     assert len(translated(session, folder)[0]) == (31 + int(PATIENCE * 12.5)) * 1920
     session.reset()
     assert len(translated(session, folder, Plan(tail=0))[0]) == 31 * 1920
+
+
+class Tape:
+    """A source with sound that waits, of which nothing is dropped."""
+
+    def __init__(self, frames):
+        self.frames = list(frames)
+
+    def read(self, n, timeout):
+        return self.frames.pop(0) if self.frames else None
+
+    def backlog(self):
+        return 0.0
+
+    def trim(self, keep):
+        return 0.0
+
+
+def test_a_live_translation_is_the_same(parts, folder):
+    """It is a conversation as any other, on the same threads: canceller, delay and restart know no difference."""
+    pcm, _ = soundfile.read(folder / "speech.wav", dtype="float32")
+    speech = np.pad(pcm, (0, 100)).reshape(30, 1920)
+    session = Session(*parts, seed=0)
+    frames = [session.push(frame) for frame in speech]
+    said, spoken, done = [], [], threading.Event()
+
+    def listen(event):
+        if isinstance(event, Said):
+            said.append(event.pcm)
+            if len(said) == len(speech):
+                done.set()
+        elif isinstance(event, Spoke):
+            spoken.append(event.text)
+
+    pipeline = Pipeline(lambda *_: Session(*parts, seed=0), Tape(speech), NullSink(), listen, delay_limit=60.0)
+    pipeline.start()
+    assert done.wait(30)
+    assert pipeline.stop(5)
+    assert np.array_equal(np.concatenate(said), np.concatenate([frame.pcm for frame in frames]))
+    assert "".join(spoken) == "".join(frame.text for frame in frames)
 
 
 def test_only_a_translation_has_an_end_of_input(parts):
