@@ -217,9 +217,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use not in uses:  # say so before gigabytes are fetched
-            raise _other_use(entry.name, title_of(entry.family), entry.use)
-        if _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
+        if entry.use in uses and _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
             raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
@@ -236,6 +234,8 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
     else:
         selection = _best(of_first_use, watch)
         entry = selection.entry
+    if entry.use not in uses:  # say so before gigabytes are fetched
+        raise _other_use(entry.name, title_of(entry.family), entry.use)
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 
