@@ -116,9 +116,13 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     Raises
     ------
     InputError
-        The tokenizer does not know some of the text.
+        The tokenizer does not know some of the text, or it is not valid Unicode.
     """
     text = text.strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("The prompt is not valid Unicode", "give it in UTF-8") from None
     if not text:
         return []
     has_tags = text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)

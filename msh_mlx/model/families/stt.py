@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
+from ..architecture import wrong
 from ..ranges import Range
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Timing:
         prefix = values.get("audio_silence_prefix_seconds", 0.0)
         for key, value in (("audio_delay_seconds", delay), ("audio_silence_prefix_seconds", prefix)):
             if not _SECONDS.has(value):
-                raise InputError(f"The model's configuration has {key} = {value!r}", f"{_SECONDS} is expected")
+                raise wrong(key, value, str(_SECONDS))
         return cls(int(delay * SAMPLE_RATE / FRAME_SIZE), float(prefix))
 
 
