@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
-    from .conversation.session import Frame, Session, Timings
+    from .conversation.session import Frame, Opening, Session, Timings
     from .conversation.text import TextStream, Words, load_tokenizer
     from .errors import InputError, InUseError, MshError
     from .events import Word
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
-    "conversation.session": ("Frame", "Session", "Timings"),
+    "conversation.session": ("Frame", "Opening", "Session", "Timings"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
@@ -46,6 +46,7 @@ __all__ = [
     "LmGen",
     "Mimi",
     "MshError",
+    "Opening",
     "Sampler",
     "Session",
     "Step",
