@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,10 +32,15 @@ class Prefilled:
     rings: tuple[KvRing, ...]
 
 
-def prefill(
+def prefill(lm: Lm, prompt: Prompt, **options: Any) -> Prefilled:
+    """Read a prompt, many columns at once. Wait for the result. Arguments and errors are those of `prefill_in_turns`."""
+    return [done for done in prefill_in_turns(lm, prompt, **options) if done][-1]
+
+
+def prefill_in_turns(
     lm: Lm, prompt: Prompt, *, kv_bits: int | None = None, steering: Steering = NO_STEERING, chunk: int = _CHUNK
-) -> Prefilled:
-    """Read a prompt, many columns at once. Wait for the result.
+) -> Iterator[Prefilled | None]:
+    """Read a prompt, many columns at once. Yield None after each chunk, so that others can have their turn; then the result.
 
     `kv_bits` and `steering` are those of the conversations, and `chunk` is the number of columns that are read at once.
 
@@ -59,7 +66,9 @@ def prefill(
         lm.run(x[begin:end], caches, steering.added)
         rings = [cache.ring for cache in caches]
         mx.eval(rings)
-    return Prefilled(prompt, form, tuple(rings))
+        if end < count:
+            yield None
+    yield Prefilled(prompt, form, tuple(rings))
 
 
 def first_position(config: LmConfig, prompt: Prompt) -> int:
