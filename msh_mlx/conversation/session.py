@@ -53,11 +53,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
+    """The parts that conversations share: the model, the codec and the tokenizer, as `Session` takes them.
+
+    `name` is what the model is called. `identity` changes when the files do; "" if it is not known.
+    """
 
     lm: Lm
     mimi: Mimi
     tokenizer: sentencepiece.SentencePieceProcessor
+    name: str = ""
+    identity: str = ""
 
 
 @dataclass(frozen=True)

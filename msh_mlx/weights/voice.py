@@ -11,20 +11,22 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..format import Pcm
 from ..model.families.personaplex import Voice
 from ..system.inputs import check_file
 from ..system.places import user_path
-from .safetensors import TensorInfo, read_header
+from .safetensors import TensorInfo, TensorWriter, read_header
 
 _MAX_SIZE = 1 << 28  # a voice has some hundred kilobytes
 _MAX_PICKLE = 1 << 16
+_MAX_SAMPLE = 1e3  # voices are not loud
 _TYPES: dict[str, tuple[str, Any]] = {
     "BFloat16Storage": ("BF16", np.uint16),
     "HalfStorage": ("F16", np.float16),
@@ -33,13 +35,15 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "IntStorage": ("I32", np.int32),
 }
 _SAFETENSORS = dict(_TYPES.values())
-_EXPECTED = "embeddings [frames, 1, 1, dim] and cache [1, rows, 4] are expected"
+_EXPECTED = "embeddings [frames, 1, 1, dim] and cache [1, rows, 4], or sound [samples], are expected"
 
 
-def read_voice(path: str | os.PathLike[str]) -> Voice:
-    """Read a voice in NVIDIA's form: two tensors, `embeddings` and `cache`, in a `.pt` or a `.safetensors` file.
+def read_voice(path: str | os.PathLike[str]) -> Voice | Pcm:
+    """Read a voice in NVIDIA's form, or as sound.
 
-    Of a `.pt` file nothing is run. Its pickle may hold these two tensors, and nothing else.
+    NVIDIA's form is two tensors, `embeddings` and `cache`, in a `.pt` or a `.safetensors` file. Sound is one tensor, `sound`, in
+    a `.safetensors` file: `[samples]` float32 at 24 kHz, as `write_sound` writes it. Of a `.pt` file nothing is run. Its pickle
+    may hold these two tensors, and nothing else.
 
     Raises
     ------
@@ -53,6 +57,8 @@ def read_voice(path: str | os.PathLike[str]) -> Voice:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
         tensors = _read_pt(path) if is_zip else _read_safetensors(path)
+        if not is_zip and set(tensors) == {"sound"}:
+            return _checked_sound(path, *tensors["sound"])
         embedded, columns = tensors["embeddings"], tensors["cache"]
         dtype, values = embedded
         good = (
@@ -74,13 +80,26 @@ def read_voice(path: str | os.PathLike[str]) -> Voice:
     ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not a voice of PersonaPlex", _EXPECTED) from None
+        raise InputError(f"{path} is not a voice", _EXPECTED) from None
     array = mx.array(values)
     if dtype == "BF16":
         array = array.view(mx.bfloat16)
     if not mx.isfinite(array).all().item():
         raise InputError(f"{path} has numbers that are infinite or NaN", "give another file")
     return Voice(array[:, 0, 0], columns[1][0].astype(np.int32))
+
+
+def write_sound(file: BinaryIO, pcm: Pcm) -> None:
+    """Write a voice as sound, `[samples]` float32 at 24 kHz, to a file that is open for writing."""
+    TensorWriter(file, {"sound": TensorInfo("F32", pcm.shape)}).write("sound", mx.array(pcm))
+
+
+def _checked_sound(path: Path, dtype: str, values: npt.NDArray[Any]) -> Pcm:
+    if dtype != "F32" or values.ndim != 1 or not values.size:
+        raise ValueError
+    if not (np.abs(values) < _MAX_SAMPLE).all():
+        raise InputError(f"{path} has samples that are no sound", "give another file")
+    return np.asarray(values, np.float32)
 
 
 def _read_safetensors(path: Path) -> dict[str, tuple[str, npt.NDArray[Any]]]:

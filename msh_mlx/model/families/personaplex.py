@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from ..grid import Column, Prompt, Streams
+from ..grid import NOTHING, Column, Prompt, Streams
 from ..ranges import is_whole
 
 if TYPE_CHECKING:
@@ -84,6 +84,26 @@ class Voice:
     def frames(self) -> int:
         """How many frames the voice takes."""
         return self.embedded.shape[0] + 1
+
+
+def check_voice(voice: Voice, config: LmConfig) -> None:
+    """Check that a voice in NVIDIA's form fits a model.
+
+    Raises
+    ------
+    InputError
+        It was made for a model of another width, or with other codebooks.
+    """
+    dim, rows = voice.embedded.shape[1], len(voice.columns)
+    if dim != config.dim or rows != len(config.delays):
+        raise InputError(
+            f"The voice was made for a model of width {dim} with {rows} streams, and this one has {config.dim} and "
+            f"{len(config.delays)}",
+            "give a voice of this model, or a recording",
+        )
+    starts = np.array([config.text_card] + [config.card] * config.n_q)[:, None]
+    if ((voice.columns < NOTHING) | (voice.columns > starts)).any():
+        raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
 
 
 def prompt(

@@ -1,0 +1,215 @@
+"""Personas: a voice and a role, for a model that takes them, turned into what comes before a conversation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from ..errors import InputError
+from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..model.config import LmConfig
+from ..model.families import family_of, personaplex
+from ..model.families.personaplex import Voice
+from ..model.prefill import Prefilled, prefill
+from ..sound.loudness import LEAST, normalized
+from ..sound.recordings import open_recording, read_frames
+from ..system.words import listed, shortened
+from ..weights.voice import read_voice
+from .kept import KeptPrompts
+from .session import Opening, Parts
+
+VOICE_ENDINGS = (".pt", ".safetensors")
+LONGEST = 60.0  # seconds of a recording
+_LOUDNESS = -24.0  # LUFS, of a voice
+_IN_MEMORY = 4  # prompts
+_SHOWN = 60  # characters of a text
+
+_TAG = "<system>"
+
+
+@dataclass(frozen=True)
+class Persona:
+    """A voice and a text, as `read_persona` reads them.
+
+    `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `name` is
+    what the voice is called.
+    """
+
+    voice: Voice | Pcm | None = None
+    text: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Describe it in a few words."""
+        parts = [f"voice {self.name}"] if self.name else []
+        if self.text:
+            parts.append(f"prompt “{shortened(self.text, _SHOWN)}”")
+        return ", ".join(parts)
+
+
+def read_persona(voice: Path | None, text: str = "") -> Persona:
+    """Read the file of a voice, or a recording of one. Nothing is read for a text without a voice.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read; it is not a voice; or the recording is too short, too long or silent.
+    """
+    text = text.strip()
+    if voice is None:
+        return Persona(None, text)
+    if voice.suffix.lower() in VOICE_ENDINGS:
+        return Persona(read_voice(voice), text, voice.stem)
+    return Persona(read_sound(str(voice)), text, voice.stem)
+
+
+def read_sound(path: str) -> Pcm:
+    """Read a recording of a voice: `[samples]` float32 at 24 kHz, mono, at −24 LUFS.
+
+    Raises
+    ------
+    InputError
+        The recording cannot be read, or is too short, too long or silent.
+    """
+    frames: list[Pcm] = []
+    with open_recording(path) as recording:
+        for frame in read_frames(recording, SAMPLE_RATE, FRAME_SIZE):
+            frames.append(frame)
+            if len(frames) * FRAME_SIZE > LONGEST * SAMPLE_RATE:
+                raise InputError(
+                    f"{recording.name} lasts more than {LONGEST:g} s, which is too long for a voice",
+                    "cut it: some 4 s of speech are enough",
+                )
+    pcm = np.concatenate(frames)
+    if len(pcm) < LEAST * SAMPLE_RATE:
+        raise InputError(
+            f"{recording.name} lasts {len(pcm) / SAMPLE_RATE:.2f} s, which is too short for a voice",
+            "some 4 s of speech are enough",
+        )
+    sound = normalized(pcm, SAMPLE_RATE, _LOUDNESS)
+    if sound is None:
+        raise InputError(f"{recording.name} is silent, and so it has no voice", "give a recording of speech")
+    return sound
+
+
+def check_takes_persona(config: LmConfig) -> None:
+    """Raise InputError if the model is of a family that takes neither a voice nor a text."""
+    if (family := family_of(config)).name != personaplex.NAME:
+        raise InputError(
+            f"The model is {family.title}, which takes neither a voice nor a prompt",
+            "choose a PersonaPlex model with --variant, or --demo; 'msh-mlx models' lists them",
+        )
+
+
+def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """Turn a text into tokens, with a tag on both sides unless it has them; an empty text has none.
+
+    Raises
+    ------
+    InputError
+        The tokenizer does not know some of the text.
+    """
+    text = text.strip()
+    if not text:
+        return []
+    if not (text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)):
+        text = f"{_TAG} {text} {_TAG}"
+    tokens: list[int] = tokenizer.EncodeAsIds(text)
+    unknown = tokenizer.unk_id()
+    if unknown in tokens:
+        wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]
+        shown = listed(map(repr, wrong[:5])) if wrong else repr(shortened(text, _SHOWN))
+        raise InputError(f"The model's tokenizer does not know {shown} of the prompt", "write it in other letters")
+    return tokens
+
+
+class Personas:
+    """Makes openings of personas for one model, and keeps the prompts that were read: some in memory, more on disk.
+
+    One thread at a time uses it: the one that does the work of MLX.
+
+    Parameters
+    ----------
+    parts
+        The model, as from `load_parts`.
+    kv_bits
+        As for `Session`.
+    kept
+        Where prompts are kept on disk; None: nowhere. It needs the `identity` of the parts.
+
+    Raises
+    ------
+    InputError
+        The model takes no personas.
+    """
+
+    def __init__(self, parts: Parts, *, kv_bits: int | None = None, kept: KeptPrompts | None = None) -> None:
+        check_takes_persona(parts.lm.config)
+        self._parts = parts
+        self._kv_bits = kv_bits
+        self._kept = kept if parts.identity else None
+        self._form = parts.lm.ring_format(kv_bits)
+        self._recent: OrderedDict[str, Opening] = OrderedDict()
+
+    def opening(self, persona: Persona) -> Opening:
+        """Return what a conversation with a persona begins with. Its prompt is read, unless that was done before.
+
+        Raises
+        ------
+        InputError
+            The voice is one for another model; the tokenizer does not know some of the text; or both together are too long.
+        """
+        tokens = text_tokens(self._parts.tokenizer, persona.text)
+        key = self._key(persona, tokens)
+        if (opening := self._recent.get(key)) is None:
+            opening = self._recent[key] = Opening(self._prefilled(key, persona, tokens))
+            if len(self._recent) > _IN_MEMORY:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(key)
+        return opening
+
+    def _prefilled(self, key: str, persona: Persona, tokens: Sequence[int]) -> Prefilled:
+        lm = self._parts.lm
+        if self._kept and (found := self._kept.get(key, lm.config, self._form)):
+            return found
+        config = lm.config
+        silence, sine = personaplex.prompt_codes(config)
+        voice = self._encoded(persona.voice) if isinstance(persona.voice, np.ndarray) else persona.voice
+        if isinstance(voice, Voice):
+            personaplex.check_voice(voice, config)
+        prompt = personaplex.prompt(
+            config.streams, config.existing_text_padding_id, silence, sine, voice=voice, text=tokens
+        )
+        prefilled = prefill(lm, prompt, kv_bits=self._kv_bits)
+        if self._kept:
+            about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}
+            self._kept.put(key, prefilled, config, about)
+        return prefilled
+
+    def _encoded(self, sound: Pcm) -> npt.NDArray[np.uint32]:
+        """Turn sound into codes, `[own, frames]`; the last frame is filled up with zeros."""
+        encoder = self._parts.mimi.encoder()
+        padded = np.pad(sound, (0, -len(sound) % FRAME_SIZE))
+        frames = [encoder.step(frame) for frame in padded.reshape(-1, FRAME_SIZE)]
+        codes: npt.NDArray[np.uint32] = np.concatenate(frames, axis=1)[: self._parts.lm.config.dep_q]
+        return codes
+
+    def _key(self, persona: Persona, tokens: Sequence[int]) -> str:
+        """Make a name of all that the state behind a prompt depends on."""
+        form = self._form
+        digest = hashlib.sha256(json.dumps([self._parts.identity, list(tokens), str(form), self._kv_bits]).encode())
+        if isinstance(voice := persona.voice, Voice):
+            digest.update(b"NVIDIA" + np.array(voice.embedded.astype(mx.float32)).tobytes())
+            digest.update(voice.columns.astype("<i4").tobytes())
+        elif voice is not None:
+            digest.update(b"sound" + voice.astype("<f4").tobytes())
+        return digest.hexdigest()
