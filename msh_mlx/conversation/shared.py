@@ -112,7 +112,7 @@ class SharedModel:
         parts, opening = self._parts, self._opening
         assert parts
         if self.personas:
-            opening = self._in_turns(self.personas.personas.opening_in_turns(persona or self.personas.default))
+            opening = self.in_turns(self.personas.personas.opening_in_turns(persona or self.personas.default))
         options = {
             "text_sampler": text_sampler,
             "audio_sampler": audio_sampler,
@@ -139,7 +139,7 @@ class SharedModel:
         """Do `work` on the model's thread, after what waits there already, and return its result."""
         return self._thread.submit(work).result()
 
-    def _in_turns(self, work: Iterator[T | None]) -> T:
+    def in_turns(self, work: Iterator[T | None]) -> T:
         """Do `work` on the model's thread, one part after the other, until it yields a result."""
         while (result := self.take_turn(lambda: next(work))) is None:
             pass

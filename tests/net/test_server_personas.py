@@ -15,7 +15,7 @@ from talker import Talker, talk
 
 from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
-from msh_mlx.conversation.personas import Persona, Personas
+from msh_mlx.conversation.personas import Persona, Personas, read_sound
 from msh_mlx.conversation.served import ServedPersonas
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
@@ -51,6 +51,15 @@ def model(voices):
 
 
 @pytest.fixture(scope="module")
+def plain():
+    """A model without voices."""
+    shared = SharedModel()
+    shared.load(lambda: load_parts(find_demo("persona")), lambda parts: ServedPersonas(Personas(parts)))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="module")
 def digits():
     pcm, _ = soundfile.read(demo_folder() / "digits.flac", dtype="float32")
     pcm = np.concatenate([pcm, np.zeros(3 * SAMPLE_RATE, np.float32)])
@@ -72,6 +81,17 @@ async def serving(model, *options):
         yield server
     finally:
         await server.close("The test is over.")
+
+
+async def eventually(true):
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+async def get(server, headers=None, **query):
+    url = f"{server.url}/api/voices"
+    async with aiohttp.ClientSession() as http, http.get(url, headers=headers, params=query) as response:
+        return response.status
 
 
 async def asked(server, path="/api/chat", method="POST", **query):
@@ -102,3 +122,134 @@ async def test_without_a_role_it_plays_the_servers(digits, voices):
         shared.close()
     assert default.text.split() == WORDS["next"]
     assert own.text.split() == WORDS["repeat"]
+
+
+async def test_conversations_with_different_roles_do_not_disturb_each_other(model, digits):
+    async with serving(model, "--sessions", "3") as server:
+        roles = ["next", "backwards", "repeat"]
+        heard = await asyncio.gather(*(talk(server.url, digits, text_prompt=role, **FILE) for role in roles))
+        await eventually(lambda: len(server.log) == 3)
+    assert [each.text.split() for each in heard] == [WORDS[role] for role in roles]
+    logged = json.dumps(server.log)
+    assert not any(role in logged for role in roles)  # it is nobody's business
+
+
+async def test_a_new_conversation_on_the_connection_has_the_same_role(model, digits):
+    async with serving(model) as server, Talker(server.url, text_prompt="next", **FILE) as talker:
+        await talker.converse(digits)
+        await talker.send(Control.RESTART)
+        first = len(talker.heard.messages)
+        await talker.converse(digits)
+    texts = [message.text for message in talker.heard.messages[first:] if isinstance(message, Text)]
+    assert "".join(texts).split() == WORDS["next"]
+
+
+@pytest.mark.parametrize("named", ["Anna", "Anna.pt"])
+async def test_a_voice_is_chosen_by_its_name(model, voices, digits, named):
+    async with serving(model) as server:
+        heard = await talk(server.url, digits[: 20 * FRAME_SIZE], voice_prompt=named, text_prompt="next", **FILE)
+        await eventually(lambda: server.log)
+    assert len(heard.pcm) == 20
+    assert "ignored" not in heard.metadata[0]
+    assert server.log[0]["voice"] == "Anna"
+    persona = model.persona(named, "next")
+    assert persona.text == "next"
+    np.testing.assert_array_equal(persona.voice, read_sound(str(voices / "Anna.wav")))
+
+
+WRONG = [
+    ({"voice_prompt": "NATF0.pt"}, "There is no voice 'NATF0.pt' here; there are Anna."),
+    ({"voice_prompt": "Anna.wav"}, "There is no voice 'Anna.wav' here"),
+    ({"voice_prompt": "../voices/Anna"}, "There is no voice '../voices/Anna' here"),
+    ({"voice_prompt": str(demo_folder() / "digits.flac")}, "There is no voice '/"),
+    ({"voice_prompt": "x\n"}, "The parameter voice_prompt is not a text"),
+    ({"text_prompt": "x" * 1001}, "The parameter text_prompt is not a text of up to 1000 characters"),
+    ({"text_prompt": "x" * 990}, "The prompt takes "),
+    ({"text_prompt": "repeat é"}, "The model's tokenizer does not know 'é' of the prompt"),
+]
+
+
+@pytest.mark.parametrize(("query", "sentence"), WRONG)
+async def test_a_persona_that_cannot_be_had_is_refused_before_the_conversation(model, query, sentence):
+    async with serving(model) as server:
+        status, said = await asked(server, **query)
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="400"):
+            async with Talker(server.url, **query):
+                pass
+        assert (await asked(server, voice_prompt="Anna", text_prompt="repeat"))[0] == 426
+    assert status == 400
+    assert said.startswith(sentence)
+    assert said.endswith(".\n")
+    assert len(said) < 250
+    assert server.errors()["parameters"] == 2
+
+
+async def test_a_voice_that_cannot_be_read_is_told_without_its_path(model, voices):
+    (voices / "Ben.pt").write_bytes(b"PK\x03\x04 not a voice")
+    try:
+        async with serving(model) as server:
+            status, said = await asked(server, voice_prompt="Ben.pt")
+    finally:
+        (voices / "Ben.pt").unlink()
+    assert (status, said) == (500, "The server cannot read its voice Ben; choose another one.\n")
+    assert str(voices / "Ben.pt") in server.log[0]["error"]
+
+
+async def test_the_published_page_talks_with_a_model_that_has_no_voices(plain, digits):
+    """What NVIDIA's page sends, and what its server would say, but for the metadata."""
+    query = "text_temperature=0&text_topk=25&audio_temperature=0&audio_topk=250&pad_mult=0&text_seed=5&audio_seed=7"
+    query += "&repetition_penalty_context=64&repetition_penalty=1&text_prompt=next&voice_prompt=NATF0.pt"
+    async with serving(plain) as server:
+        texts = lambda messages: [x.text for data in messages if isinstance(x := decode(data), Text)]  # noqa: E731
+        url = f"{server.url}/api/chat?{query}"
+        messages = await client("T", url, digits, until=lambda received: len(texts(received)) >= 2, pace=0.08)
+        await eventually(lambda: server.log)
+    kinds = [type(decode(data)) for data in messages]
+    assert kinds[: kinds.index(Handshake)] == [MetaData]
+    assert [text.strip() for text in texts(messages)] == WORDS["next"][:2]
+    assert server.log[0]["ignored"] == "voice_prompt"
+
+
+async def test_the_voices_are_listed(model, plain):
+    moshi = SharedModel()  # without personas, as with Moshi
+    listed = []
+    for each in (model, plain, moshi):
+        async with serving(each) as server:
+            status, text = await asked(server, "/api/voices", "GET")
+            listed.append((status, json.loads(text)))
+    moshi.close()
+    assert listed == [
+        (200, {"prompt": True, "voices": ["Anna"], "voice": ""}),
+        (200, {"prompt": True, "voices": [], "voice": ""}),
+        (200, {"prompt": False, "voices": [], "voice": ""}),
+    ]
+
+
+async def test_only_those_who_may_talk_see_the_voices(model):
+    async with serving(model, "--token", "s3cret") as server:
+        secret = {"worker_auth_id": "s3cret"}
+        answers = [
+            await get(server, **secret),
+            await get(server),
+            await get(server, headers={"Origin": "https://evil.example"}, **secret),
+            await get(server, headers={"Host": "evil.example"}, **secret),
+            await get(server, headers={"Authorization": "Bearer s3cret"}),
+        ]
+        server.ready = False
+        answers.append(await get(server, **secret))
+    assert answers == [200, 401, 403, 421, 200, 503]
+
+
+def test_others_have_their_turns_while_a_prompt_is_read():
+    shared, order = SharedModel(), []
+
+    def work():
+        order.append("part 1")
+        shared._thread.submit(order.append, "a step of another")
+        yield None
+        order.append("part 2")
+        yield "done"
+
+    assert shared.in_turns(work()) == "done"
+    shared.close()
+    assert order == ["part 1", "a step of another", "part 2"]
