@@ -70,7 +70,7 @@ def load_parts(
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
     identity = _identity(checkpoint, files.mimi)
-    return Parts(checkpoint.load(progress=progress), mimi, tokenizer, files.model.name, identity)
+    return Parts(checkpoint.load(progress=progress), mimi, tokenizer, "/".join(files.model.parts[-2:]), identity)
 
 
 def _identity(checkpoint: Checkpoint, mimi: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..model.config import LmConfig
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
-from ..model.prefill import Prefilled, prefill
+from ..model.prefill import Prefilled, check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
 from ..sound.recordings import open_recording, read_frames
 from ..system.words import listed, shortened
@@ -132,6 +133,13 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     return tokens
 
 
+def _frames(voice: Voice | Pcm | None) -> int:
+    """Return how many frames of a prompt a voice takes."""
+    if isinstance(voice, Voice):
+        return voice.frames
+    return 0 if voice is None else math.ceil(len(voice) / FRAME_SIZE)
+
+
 class Personas:
     """Makes openings of personas for one model, and keeps the prompts that were read: some in memory, more on disk.
 
@@ -160,40 +168,64 @@ class Personas:
         self._form = parts.lm.ring_format(kv_bits)
         self._recent: OrderedDict[str, Opening] = OrderedDict()
 
-    def opening(self, persona: Persona) -> Opening:
-        """Return what a conversation with a persona begins with. Its prompt is read, unless that was done before.
+    def check(self, persona: Persona) -> None:
+        """Check that a persona fits the model, before anything is computed.
 
         Raises
         ------
         InputError
             The voice is one for another model; the tokenizer does not know some of the text; or both together are too long.
         """
+        config, voice = self._parts.lm.config, persona.voice
+        tokens = text_tokens(self._parts.tokenizer, persona.text)
+        if isinstance(voice, Voice):
+            personaplex.check_voice(voice, config)
+        check_length(config, _frames(voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
+
+    def opening(self, persona: Persona) -> Opening:
+        """Return what a conversation with a persona begins with. Its prompt is read, unless that was done before.
+
+        Raises
+        ------
+        InputError
+            As `check`.
+        """
+        return [opening for opening in self.opening_in_turns(persona) if opening][-1]
+
+    def opening_in_turns(self, persona: Persona) -> Iterator[Opening | None]:
+        """Do as `opening` does. Yield None after each part of the work, so that others can have their turn; then the result."""
+        self.check(persona)
         tokens = text_tokens(self._parts.tokenizer, persona.text)
         key = self._key(persona, tokens)
         if (opening := self._recent.get(key)) is None:
-            opening = self._recent[key] = Opening(self._prefilled(key, persona, tokens))
+            found = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
+            for found in [found] if found else self._read(key, persona, tokens):
+                if not found:
+                    yield None
+            assert found
+            opening = self._recent[key] = Opening(found)
             if len(self._recent) > _IN_MEMORY:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(key)
-        return opening
+        yield opening
 
-    def _prefilled(self, key: str, persona: Persona, tokens: Sequence[int]) -> Prefilled:
-        lm = self._parts.lm
-        if self._kept and (found := self._kept.get(key, lm.config, self._form)):
-            return found
-        config = lm.config
+    def _read(self, key: str, persona: Persona, tokens: Sequence[int]) -> Iterator[Prefilled | None]:
+        """Read a prompt, part by part, and keep it."""
+        config, voice = self._parts.lm.config, persona.voice
         silence, sine = personaplex.prompt_codes(config)
-        voice = self._encoded(persona.voice) if isinstance(persona.voice, np.ndarray) else persona.voice
-        if isinstance(voice, Voice):
-            personaplex.check_voice(voice, config)
         prompt = personaplex.prompt(
-            config.streams, config.existing_text_padding_id, silence, sine, voice=voice, text=tokens
+            config.streams,
+            config.existing_text_padding_id,
+            silence,
+            sine,
+            voice=self._encoded(voice) if isinstance(voice, np.ndarray) else voice,
+            text=tokens,
         )
-        prefilled = prefill(lm, prompt, kv_bits=self._kv_bits)
-        if self._kept:
-            about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}
-            self._kept.put(key, prefilled, config, about)
-        return prefilled
+        for prefilled in prefill_in_turns(self._parts.lm, prompt, kv_bits=self._kv_bits):
+            if prefilled and self._kept:
+                about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}
+                self._kept.put(key, prefilled, config, about)
+            yield prefilled
 
     def _encoded(self, sound: Pcm) -> npt.NDArray[np.uint32]:
         """Turn sound into codes, `[own, frames]`; the last frame is filled up with zeros."""

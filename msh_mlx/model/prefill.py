@@ -79,10 +79,15 @@ def first_position(config: LmConfig, prompt: Prompt) -> int:
     InputError
         The prompt does not fit into the model's window.
     """
-    count = len(prompt.columns) - config.max_delay - 1
-    if count >= config.context:
+    count = len(prompt.columns) - config.max_delay
+    check_length(config, count)
+    return count - 1
+
+
+def check_length(config: LmConfig, count: int) -> None:
+    """Raise InputError if a prompt of `count` columns does not fit into the model's window."""
+    if count > config.context:
         raise InputError(
-            f"The prompt takes {count + 1} steps, and the model's window has {config.context}",
+            f"The prompt takes {count} steps, and the model's window has {config.context}",
             "give a shorter text, or a shorter voice",
         )
-    return count
