@@ -39,6 +39,7 @@ from .options import (
     sampling,
     whole,
 )
+from .persona import add_persona, opening_of, persona_of, sentences
 from .program import guard
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from ..events import Event
     from ..sound.recordings import Recording
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe", "voices")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +96,9 @@ def parser() -> Parser:
     to.value("--output-dir", "FOLDER", folder)
     to.flag("--stereo", "write two channels: the user on the left, Moshi on the right")
     to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
-    add_sampling(parser.group("conversation"))
+    to = parser.group("conversation")
+    add_persona(to)
+    add_sampling(to)
     program = parser.add_argument_group("program")
     add_live_printing(Group(program))
     said = f"msh-mlx {__version__}"
@@ -115,17 +118,20 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
-    from ..events import ModelInUse
+    from ..events import ModelInUse, Notice
     from ..live.talk import talk
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
-    load: Callable[..., Session] = partial(load_session, **sampling(args))
+    persona = persona_of(args, choice)
+    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=opening_of(args, persona))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
             events(ModelInUse(choice.checkpoint.bits))
+        for sentence in sentences(persona) if persona else ():
+            events(Notice("persona", sentence))
         lighter = step_down(choice.selection, open_model, load, events) if choice.selection else None
         session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
@@ -149,14 +155,18 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         choice = choose(args, signals)
         files = choice.files
         check_outputs(outputs, files.all)
+        persona = persona_of(args, choice)
 
         from ..conversation.recordings import converse
 
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = load_session(files, choice.checkpoint, **sampling(args), progress=progress)
+            opening = opening_of(args, persona)
+            session = load_session(files, choice.checkpoint, **sampling(args), opening=opening, progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        for sentence in sentences(persona) if persona else ():
+            shown.say(sentence)
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
             with recording or open_recording(path) as source:

@@ -121,6 +121,15 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def byte_count(text: str) -> int:
+    """Parse a number of bytes, with or without a unit, such as 500MB or 2 GB."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(|k|M|G|T)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500MB or 2GB")
+    power = " kmgt".index(match[2].lower() or " ")
+    return round(float(match[1]) * 10 ** (3 * power))
+
+
 def add_printing(
     to: Group,
     plain: str = "do not show progress, even in a terminal",

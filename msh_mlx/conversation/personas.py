@@ -42,12 +42,13 @@ class Persona:
     """A voice and a text, as `read_persona` reads them.
 
     `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `name` is
-    what the voice is called.
+    what the voice is called. `recording` tells whether it was just made of a recording.
     """
 
     voice: Voice | Pcm | None = None
     text: str = ""
     name: str = ""
+    recording: bool = False
 
     def __str__(self) -> str:
         """Describe it in a few words."""
@@ -70,7 +71,7 @@ def read_persona(voice: Path | None, text: str = "") -> Persona:
         return Persona(None, text)
     if voice.suffix.lower() in VOICE_ENDINGS:
         return Persona(read_voice(voice), text, voice.stem)
-    return Persona(read_sound(str(voice)), text, voice.stem)
+    return Persona(read_sound(str(voice)), text, voice.stem, recording=True)
 
 
 def read_sound(path: str) -> Pcm:
@@ -140,6 +141,14 @@ def _frames(voice: Voice | Pcm | None) -> int:
     return 0 if voice is None else math.ceil(len(voice) / FRAME_SIZE)
 
 
+def check_persona(persona: Persona, tokenizer: sentencepiece.SentencePieceProcessor, config: LmConfig) -> None:
+    """Check that a persona fits a model. Errors are those of `Personas.check`."""
+    tokens = text_tokens(tokenizer, persona.text)
+    if isinstance(persona.voice, Voice):
+        personaplex.check_voice(persona.voice, config)
+    check_length(config, _frames(persona.voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
+
+
 class Personas:
     """Makes openings of personas for one model, and keeps the prompts that were read: some in memory, more on disk.
 
@@ -176,11 +185,7 @@ class Personas:
         InputError
             The voice is one for another model; the tokenizer does not know some of the text; or both together are too long.
         """
-        config, voice = self._parts.lm.config, persona.voice
-        tokens = text_tokens(self._parts.tokenizer, persona.text)
-        if isinstance(voice, Voice):
-            personaplex.check_voice(voice, config)
-        check_length(config, _frames(voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
+        check_persona(persona, self._parts.tokenizer, self._parts.lm.config)
 
     def opening(self, persona: Persona) -> Opening:
         """Return what a conversation with a persona begins with. Its prompt is read, unless that was done before.
@@ -198,12 +203,12 @@ class Personas:
         tokens = text_tokens(self._parts.tokenizer, persona.text)
         key = self._key(persona, tokens)
         if (opening := self._recent.get(key)) is None:
-            found = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
-            for found in [found] if found else self._read(key, persona, tokens):
-                if not found:
+            prefilled = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
+            for part in () if prefilled else self._read(key, persona, tokens):
+                prefilled = part
+                if part is None:
                     yield None
-            assert found
-            opening = self._recent[key] = Opening(found)
+            opening = self._recent[key] = Opening(prefilled)
             if len(self._recent) > _IN_MEMORY:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(key)

@@ -41,9 +41,9 @@ _EXPECTED = "embeddings [frames, 1, 1, dim] and cache [1, rows, 4], or sound [sa
 def read_voice(path: str | os.PathLike[str]) -> Voice | Pcm:
     """Read a voice in NVIDIA's form, or as sound.
 
-    NVIDIA's form is two tensors, `embeddings` and `cache`, in a `.pt` or a `.safetensors` file. Sound is one tensor, `sound`, in
-    a `.safetensors` file: `[samples]` float32 at 24 kHz, as `write_sound` writes it. Of a `.pt` file nothing is run. Its pickle
-    may hold these two tensors, and nothing else.
+    NVIDIA's form is two tensors, `embeddings` and `cache`, in a `.pt` or a `.safetensors` file. Sound is one tensor, `sound`,
+    in a `.safetensors` file: `[samples]` float32 at 24 kHz, as `write_sound` writes it. Of a `.pt` file nothing is run. Its
+    pickle may hold these two tensors, and nothing else.
 
     Raises
     ------
