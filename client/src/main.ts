@@ -79,7 +79,7 @@ function showTrouble(next: Trouble | null): void {
   view.showTrouble(next ? explain(next) : "", next !== null && isNotice(next));
   elements.token.hidden = next?.cause !== "token";
   if (next?.cause === "token") elements.tokenValue.focus();
-  if (next?.cause === "renewed" || next?.cause === "ignored") {
+  if (next?.cause === "renewed" || next?.cause === "ignored" || next?.cause === "told") {
     setTimeout(() => {
       if (trouble === next) showTrouble(null);
     }, NEWS_SHOWN_MS);

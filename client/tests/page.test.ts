@@ -405,6 +405,17 @@ describe("troubles", () => {
     expect(server.requests[0]).toContain("voice_prompt=a.pt");
   });
 
+  test("what the server says about the role, for a while", async () => {
+    connections((socket) => {
+      socket.send(metadata({ notice: "The model does not know all letters." }));
+      return echo(socket);
+    });
+    const page = await open();
+    await page.click("#talk");
+    await talking(page);
+    await page.waitForSelector("#trouble.notice:has-text('The model does not know all letters.')");
+  });
+
   test("a server that is not ready yet: its sentence, and then the conversation", async () => {
     connections(echo);
     server.answer = { status: 503, body: "The model is not loaded yet." };

@@ -141,6 +141,7 @@ describe("troubles", () => {
     { cause: "silent", seconds: 8 },
     { cause: "renewed" },
     { cause: "ignored", names: ["voice_prompt", "text_prompt"] },
+    { cause: "told", detail: "The model does not know all letters of the role." },
     { cause: "server", detail: "<html>" },
     { cause: "ended" },
     { cause: "slow" },

@@ -171,6 +171,7 @@ class Personas:
 
     def __init__(self, parts: Parts, *, kv_bits: int | None = None, kept: KeptPrompts | None = None) -> None:
         check_takes_persona(parts.lm.config)
+        self.tokenizer = parts.tokenizer
         self._parts = parts
         self._kv_bits = kv_bits
         self._kept = kept if parts.identity else None

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
-from ..errors import InputError, MshError
+import sentencepiece
+
+from ..errors import InputError
 from ..system.words import listed, shortened
 from .personas import Persona, Personas, read_persona
 
-_READ = 8  # voices in memory
 _TOLD, _SHOWN = 30, 40  # voices in a message, and letters of what the client wrote
 
 
 class ServedPersonas:
     """The personas that clients may choose: a voice by its name, never by a path, and a text.
-
-    Like `Personas`, one thread at a time uses it: the one that does the work of MLX.
 
     Parameters
     ----------
@@ -27,51 +25,76 @@ class ServedPersonas:
     default
         The persona of a client that chooses nothing. A client that chooses only a voice or only a text has the other of this.
     voices
-        Returns the file of each voice that may be chosen, by its name. It is asked again for each choice, so that new voices
-        can be chosen at once.
+        The voices that may be chosen, by their names, each as a persona without a text.
     """
 
     def __init__(
-        self, personas: Personas, default: Persona = Persona(), voices: Callable[[], Mapping[str, Path]] = dict
+        self, personas: Personas, default: Persona | None = None, voices: Mapping[str, Persona] | None = None
     ) -> None:
         self.personas = personas
-        self.default = default
-        self._voices = voices
-        self._read = lru_cache(_READ)(lambda path, _changed: read_persona(path))
+        self.default = default or Persona()
+        self._voices = {**(voices or {}), self.default.name: self.default}
+        if not self.default.name:
+            del self._voices[""]
 
     @property
     def names(self) -> list[str]:
         """Return the names of the voices, sorted."""
-        return sorted({*self._voices(), self.default.name} - {""})
+        return sorted(self._voices)
 
     def choose(self, voice: str | None = None, text: str | None = None) -> Persona:
         """Return the persona that a client asks for; None stands for what it did not ask for.
 
-        A voice can also be named as its file, with `.pt`, as published pages do.
+        A voice can also be named as its file, with `.pt`, as published pages do. Of the text, the model gets what it can read
+        (`readable`).
 
         Raises
         ------
         InputError
-            There is no such voice, or the voice or the text does not fit the model. The message is for the client.
-        MshError
-            The voice cannot be read. The message is for the client; the cause says why, and names the file.
+            There is no such voice, or the voice and the text together are too long.
         """
-        persona = self.default if text is None else replace(self.default, text=text)
-        if voice is not None and voice.removesuffix(".pt") != self.default.name:
-            persona = self._with_voice(persona, voice)
+        persona = self.default
+        if voice is not None:
+            named = self._voices.get(voice) or self._voices.get(voice.removesuffix(".pt"))
+            if named is None:
+                raise InputError(f"There is no voice {shortened(voice, _SHOWN)!r} here", self._there_are())
+            persona = replace(named, text=self.default.text)
+        if text is not None:
+            persona = replace(persona, text=readable(self.personas.tokenizer, text))
         self.personas.check(persona)
         return persona
 
-    def _with_voice(self, persona: Persona, voice: str) -> Persona:
-        voices = self._voices()
-        name = voice if voice in voices else voice.removesuffix(".pt")
-        if name not in voices:
-            names = self.names
-            more = "" if len(names) <= _TOLD else f" and {len(names) - _TOLD} more"
-            told = f"{', '.join(names[:_TOLD])}{more}" if more else listed(names)
-            raise InputError(f"There is no voice {shortened(voice, _SHOWN)!r} here", f"there are {told}")
+    def _there_are(self) -> str:
+        names = self.names
+        if len(names) == 1:
+            return f"the only one is {names[0]}"
+        return f"there are {listed([*names[:_TOLD], f'{len(names) - _TOLD} more'] if len(names) > _TOLD else names)}"
+
+
+def read_voices(
+    files: Mapping[str, Path], personas: Personas, left_out: Callable[[str, InputError], None]
+) -> dict[str, Persona]:
+    """Read voices that clients may choose, by their names; `left_out` is called for each that is damaged or does not fit."""
+    voices = {}
+    for name, path in files.items():
         try:
-            read = self._read(voices[name], voices[name].stat().st_mtime_ns)
-            return replace(persona, voice=read.voice, name=name)
-        except (InputError, OSError) as error:
-            raise MshError(f"The server cannot read its voice {name}", "choose another one") from error
+            voice = replace(read_persona(path), name=name)
+            personas.check(voice)
+        except InputError as error:
+            left_out(name, error)
+        else:
+            voices[name] = voice
+    return voices
+
+
+def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
+    """Return a text without letters that a tokenizer does not know; capitals become small ones if it knows these.
+
+    The published tokenizers know all letters, and small ones may not.
+    """
+
+    def known(letter: str) -> str:
+        variants = (x for x in (letter, letter.lower()) if tokenizer.unk_id() not in tokenizer.EncodeAsIds(x))
+        return next(variants, "")
+
+    return " ".join("".join(map(known, text)).split())

@@ -74,9 +74,7 @@ class SharedModel:
                 self.personas, opening = begun, begun.personas.opening(begun.default)
             else:
                 self._opening = opening = begun
-            session = Session(
-                parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits, opening=opening
-            )
+            session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits, opening=opening)
             session.warm_up()
             silence = np.zeros(session.frame_size, np.float32)
             for _ in range(_WARM_UP):
@@ -84,11 +82,6 @@ class SharedModel:
             self._parts = parts
 
         self.take_turn(work)
-
-    def persona(self, voice: str | None, text: str | None) -> Persona | None:
-        """Return the persona that a client asks for, as `ServedPersonas.choose` does; None if there are no personas."""
-        personas = self.personas
-        return self.take_turn(lambda: personas.choose(voice, text)) if personas else None
 
     def session(
         self,

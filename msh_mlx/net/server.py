@@ -317,7 +317,9 @@ class Server:
                 "a conversation by websocket: Opus in Ogg, text and more, both ways",
             ),
             "/api/voices": _Route(
-                ("GET", "HEAD"), self._voices, "the voices that a conversation can have, and whether it takes a role in words"
+                ("GET", "HEAD"),
+                self._voices,
+                "the voices that a conversation can have, and whether it takes a role in words",
             ),
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
@@ -539,7 +541,7 @@ class Server:
         except (ProtocolError, InputError) as error:
             self._refuse("parameters", 400, str(error))
         self._check_loaded()
-        persona = await self._persona(parameters)
+        persona = self._persona(parameters)
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
             autoping=False,  # pings count as messages
@@ -577,18 +579,13 @@ class Server:
         # Published pages name a voice always. It is left out where there are none.
         return () if personas.names else ("voice_prompt",)
 
-    async def _persona(self, parameters: ChatParameters) -> Persona | None:
-        """Return the persona that a client asks for; None if it asks for none. Refuse one that cannot be had."""
-        voice, text = parameters.voice_prompt, parameters.text_prompt
-        if voice is None and text is None:
-            return None
+    def _persona(self, parameters: ChatParameters) -> Persona | None:
+        """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
+        personas = self._model.personas
         try:
-            return await asyncio.to_thread(self._model.persona, voice, text)
+            return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
         except InputError as error:
             self._refuse("parameters", 400, str(error))
-        except MshError as error:
-            self._tell({"event": "error", "error": f"{error} {error.__cause__}"})
-            self._refuse("voice", 500, str(error))
 
     async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
         """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
@@ -614,8 +611,8 @@ class Server:
         settings = self._settings
         about = describe_server(parameters, *settings.about)
         ignored = unknown_parameters(request.query, self._meaningless)
-        if ignored and parameters.stats:
-            about = MetaData({**about.values, "ignored": ignored})
+        if parameters.stats:
+            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
         connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
         begin = perf_counter()
         end = self._too_many(address)
@@ -737,6 +734,16 @@ class Server:
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""
         return self._counts
+
+
+def _told(parameters: ChatParameters, persona: Persona | None, ignored: list[str]) -> dict[str, Any]:
+    """Return what a client of ours is told about its parameters."""
+    told: dict[str, Any] = {"ignored": ignored} if ignored else {}
+    if persona and parameters.text_prompt and persona.text != parameters.text_prompt:
+        told["notice"] = (
+            f"The model does not know all letters of the role; it reads “{shortened(persona.text, _LOGGED)}”."
+        )
+    return told
 
 
 class _Refused(web.HTTPException):

@@ -7,6 +7,7 @@ import socket
 from functools import partial
 
 import aiohttp
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -15,8 +16,8 @@ from talker import Talker, talk
 
 from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
-from msh_mlx.conversation.personas import Persona, Personas, read_sound
-from msh_mlx.conversation.served import ServedPersonas
+from msh_mlx.conversation.personas import Personas, read_persona, read_sound
+from msh_mlx.conversation.served import ServedPersonas, read_voices
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
@@ -25,45 +26,54 @@ from msh_mlx.net.server import Server
 
 FILE = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0}
 EXPECTED = json.loads((demo_folder() / "persona/expected.json").read_text())
-WORDS = {case["prompt"]: case["words"] for case in EXPECTED["cases"]}
+WORDS = {case["prompt"]: case["words"][:2] for case in EXPECTED["cases"]}
 
 
 @pytest.fixture(scope="module")
-def voices(tmp_path_factory):
-    """A folder with one voice, which the demo's recording makes."""
-    folder = tmp_path_factory.mktemp("voices")
-    pcm, rate = soundfile.read(demo_folder() / "digits.flac", dtype="float32")
-    soundfile.write(folder / "Anna.wav", pcm[: 2 * rate], rate)
-    return folder
+def digits():
+    """The first turn of the demo's recording, of two digits, and time for the answer."""
+    pcm, _ = soundfile.read(demo_folder() / "digits.flac", dtype="float32")
+    return pcm[: 45 * FRAME_SIZE]
 
 
-@pytest.fixture(scope="module")
-def model(voices):
+@contextlib.contextmanager
+def loaded(begin):
     shared = SharedModel()
-
-    def begin(parts):
-        named = lambda: {path.stem: path for path in voices.iterdir()}  # noqa: E731
-        return ServedPersonas(Personas(parts), Persona(), named)
-
     shared.load(lambda: load_parts(find_demo("persona")), begin)
     yield shared
     shared.close()
 
 
 @pytest.fixture(scope="module")
-def plain():
-    """A model without voices."""
-    shared = SharedModel()
-    shared.load(lambda: load_parts(find_demo("persona")), lambda parts: ServedPersonas(Personas(parts)))
-    yield shared
-    shared.close()
+def recording(tmp_path_factory, digits):
+    path = tmp_path_factory.mktemp("voices") / "some one.wav"
+    soundfile.write(path, digits[:SAMPLE_RATE], SAMPLE_RATE)
+    return path
 
 
 @pytest.fixture(scope="module")
-def digits():
-    pcm, _ = soundfile.read(demo_folder() / "digits.flac", dtype="float32")
-    pcm = np.concatenate([pcm, np.zeros(3 * SAMPLE_RATE, np.float32)])
-    return pcm[: len(pcm) // FRAME_SIZE * FRAME_SIZE]
+def model(recording):
+    """A model with one voice, Anna. Two files that are named do not become voices."""
+    left_out = []
+
+    def begin(parts):
+        personas = Personas(parts)
+        other = recording.with_name("other.safetensors")
+        narrow = {"embeddings": mx.zeros((3, 1, 1, 8), mx.bfloat16), "cache": mx.zeros((1, 17, 4), mx.int64)}
+        mx.save_safetensors(str(other), narrow)
+        files = {"Anna": recording, "Ben": demo_folder() / "config.json", "Cleo": other}
+        return ServedPersonas(personas, None, read_voices(files, personas, lambda *said: left_out.append(said)))
+
+    with loaded(begin) as shared:
+        assert [name for name, _ in left_out] == ["Ben", "Cleo"]
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model without voices."""
+    with loaded(lambda parts: ServedPersonas(Personas(parts))) as shared:
+        yield shared
 
 
 @contextlib.asynccontextmanager
@@ -108,20 +118,16 @@ async def test_a_role_is_played(model, digits, prompt):
     assert "ignored" not in heard.metadata[0]
 
 
-async def test_without_a_role_it_plays_the_servers(digits, voices):
-    shared = SharedModel()
-    shared.load(
-        lambda: load_parts(find_demo("persona")),
-        lambda parts: ServedPersonas(Personas(parts), Persona(text="next")),
-    )
-    try:
+async def test_who_names_no_role_hears_the_servers(digits, recording):
+    persona = read_persona(recording, "next")
+    with loaded(lambda parts: ServedPersonas(Personas(parts), persona)) as shared:
         async with serving(shared) as server:
             default = await talk(server.url, digits, **FILE)
             own = await talk(server.url, digits, text_prompt="repeat", **FILE)
-    finally:
-        shared.close()
+            voices = json.loads((await asked(server, "/api/voices", "GET"))[1])
     assert default.text.split() == WORDS["next"]
     assert own.text.split() == WORDS["repeat"]
+    assert voices == {"prompt": True, "voices": ["some one"], "voice": "some one"}
 
 
 async def test_conversations_with_different_roles_do_not_disturb_each_other(model, digits):
@@ -145,54 +151,52 @@ async def test_a_new_conversation_on_the_connection_has_the_same_role(model, dig
 
 
 @pytest.mark.parametrize("named", ["Anna", "Anna.pt"])
-async def test_a_voice_is_chosen_by_its_name(model, voices, digits, named):
+async def test_a_voice_is_chosen_by_its_name(model, recording, digits, named):
     async with serving(model) as server:
-        heard = await talk(server.url, digits[: 20 * FRAME_SIZE], voice_prompt=named, text_prompt="next", **FILE)
+        heard = await talk(server.url, digits, voice_prompt=named, text_prompt="next", **FILE)
         await eventually(lambda: server.log)
-    assert len(heard.pcm) == 20
+    assert heard.text.split() == WORDS["next"]
     assert "ignored" not in heard.metadata[0]
     assert server.log[0]["voice"] == "Anna"
-    persona = model.persona(named, "next")
-    assert persona.text == "next"
-    np.testing.assert_array_equal(persona.voice, read_sound(str(voices / "Anna.wav")))
+    persona = model.personas.choose(named, "next")
+    assert (persona.name, persona.text) == ("Anna", "next")
+    np.testing.assert_array_equal(persona.voice, read_sound(str(recording)))
+
+
+async def test_letters_that_the_model_does_not_know_are_left_out_and_that_is_told(model, digits):
+    async with serving(model) as server:
+        heard = await talk(server.url, digits, text_prompt="Say, each digit PLUS 1 one!", **FILE)
+        exact = await talk(server.url, digits[:FRAME_SIZE], text_prompt="next", **FILE)
+    assert heard.text.split() == WORDS["next"]
+    told = "The model does not know all letters of the role; it reads “say each digit plus one”."
+    assert heard.metadata[0]["notice"] == told
+    assert "notice" not in exact.metadata[0]
 
 
 WRONG = [
-    ({"voice_prompt": "NATF0.pt"}, "There is no voice 'NATF0.pt' here; there are Anna."),
+    ({"voice_prompt": "NATF0.pt"}, "There is no voice 'NATF0.pt' here; the only one is Anna."),
     ({"voice_prompt": "Anna.wav"}, "There is no voice 'Anna.wav' here"),
     ({"voice_prompt": "../voices/Anna"}, "There is no voice '../voices/Anna' here"),
     ({"voice_prompt": str(demo_folder() / "digits.flac")}, "There is no voice '/"),
     ({"voice_prompt": "x\n"}, "The parameter voice_prompt is not a text"),
     ({"text_prompt": "x" * 1001}, "The parameter text_prompt is not a text of up to 1000 characters"),
     ({"text_prompt": "x" * 990}, "The prompt takes "),
-    ({"text_prompt": "repeat é"}, "The model's tokenizer does not know 'é' of the prompt"),
+    ({"voice_prompt": "Cleo"}, "There is no voice 'Cleo' here"),
 ]
 
 
 @pytest.mark.parametrize(("query", "sentence"), WRONG)
-async def test_a_persona_that_cannot_be_had_is_refused_before_the_conversation(model, query, sentence):
+async def test_what_cannot_be_had_is_refused_before_the_conversation(model, query, sentence):
     async with serving(model) as server:
         status, said = await asked(server, **query)
         with pytest.raises(aiohttp.WSServerHandshakeError, match="400"):
-            async with Talker(server.url, **query):
-                pass
+            await talk(server.url, None, **query)
         assert (await asked(server, voice_prompt="Anna", text_prompt="repeat"))[0] == 426
     assert status == 400
     assert said.startswith(sentence)
     assert said.endswith(".\n")
     assert len(said) < 250
     assert server.errors()["parameters"] == 2
-
-
-async def test_a_voice_that_cannot_be_read_is_told_without_its_path(model, voices):
-    (voices / "Ben.pt").write_bytes(b"PK\x03\x04 not a voice")
-    try:
-        async with serving(model) as server:
-            status, said = await asked(server, voice_prompt="Ben.pt")
-    finally:
-        (voices / "Ben.pt").unlink()
-    assert (status, said) == (500, "The server cannot read its voice Ben; choose another one.\n")
-    assert str(voices / "Ben.pt") in server.log[0]["error"]
 
 
 async def test_the_published_page_talks_with_a_model_that_has_no_voices(plain, digits):
