@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
 from .library.suited import source_bytes
 from .model.config import LmConfig
-from .model.embeddings import DemuxedEmbedding, LowRankEmbedding
+from .model.embeddings import DemuxedEmbedding, Rows
 from .model.generate import LmGen
 from .model.lm import Lm
 from .system.machine import chip, system
@@ -91,18 +92,20 @@ def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None, *, 
     """Count the bytes that a step has to read: every matrix once, the rows of embeddings, keys and values.
 
     `positions` is the number of positions that attention sees, on average. With guidance there are two `rows` of keys and
-    values. The weights of a slice of the depformer are read again for each codebook that uses it. Conditions, and what makes
-    keys and values of a source of cross-attention, are not read at all: that is done once a conversation.
+    values. Layers of the depformer that codebooks share are read again for each of them. Conditions, and what makes keys and
+    values of a source of cross-attention, are not read: that is done once a conversation.
     """
     config, total = lm.config, 0.0
     for name, module in _modules(lm):
         if name.startswith("condition_provider"):
             continue
         size = sum(array.nbytes for array in module.parameters().values() if isinstance(array, mx.array))
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding | LowRankEmbedding | DemuxedEmbedding):
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding | Rows):
             size = size * (2 if isinstance(module, DemuxedEmbedding) else 1) // module.weight.shape[0]
         elif name.endswith("cross_attention.in_proj"):
             size //= 3  # only the queries'
+        elif shared := re.match(r"depformer\.slices\.(\d+)\.transformer\.", name):
+            size *= config.slices.count(config.slices[int(shared[1])])
         total += size
     kept = config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions
     return int(total + rows * (kept + source_bytes(config, lm.out_norm.weight.dtype.size)))

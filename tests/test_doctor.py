@@ -206,7 +206,7 @@ def test_weights_of_the_user(home: Path) -> None:
 def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     assert check_models().status == "warning"
-    assert check_models().found == "none of the 8 models in the catalogue is on disk"
+    assert check_models().found == "none of the 22 models in the catalogue is on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')

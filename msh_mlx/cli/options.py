@@ -121,13 +121,15 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
 def byte_count(text: str) -> int:
     """Parse a number of bytes, with or without a unit, such as 500MB or 2 GB."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(|k|M|G|T)B?", text.strip(), re.ASCII | re.IGNORECASE)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500MB or 2GB")
-    power = " kmgt".index(match[2].lower() or " ")
-    return round(float(match[1]) * 10 ** (3 * power))
+    return round(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def add_printing(

@@ -72,8 +72,8 @@ def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
         return None
     from ..conversation.personas import check_persona, check_takes_persona, read_persona
     from ..conversation.text import load_tokenizer
-    from ..library.suited import load_library
     from ..library.named_voices import find_voice, known_voices
+    from ..library.suited import load_library
 
     config = choice.checkpoint.config
     check_takes_persona(config)

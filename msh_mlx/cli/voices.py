@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library import cache
 from ..library.catalogue import Entry
 from ..library.named_voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..library.suited import load_library
@@ -183,9 +182,10 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     entries = load_library(args.weights)
     model = user_path(args.model) if args.model and not args.model.startswith("hf:") else None
     text = prompt_text(args)
-    persona = read_persona(find_voice(args.name, known_voices(model, _known_to(entries))), text)
+    path = find_voice(args.name, known_voices(model, _known_to(entries)))
     output = file_output(args.output, "The sound of a voice") if args.output else None
-    check_outputs([output] if output else [], [])
+    check_outputs([output] if output else [], [path])
+    persona = read_persona(path, text)
     if isinstance(persona.voice, np.ndarray) and not text:
         frames: Iterator[Pcm] = iter(
             np.pad(persona.voice, (0, -len(persona.voice) % FRAME_SIZE)).reshape(-1, FRAME_SIZE)

@@ -22,7 +22,7 @@ from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
 from ..model.prefill import Prefilled, check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
-from ..sound.recordings import open_recording, read_frames
+from ..sound.recordings import open_recording, resample
 from ..system.words import listed, shortened
 from ..weights.voice import read_voice
 from .kept import KeptPrompts
@@ -82,16 +82,16 @@ def read_sound(path: str) -> Pcm:
     InputError
         The recording cannot be read, or is too short, too long or silent.
     """
-    frames: list[Pcm] = []
+    blocks: list[Pcm] = []
     with open_recording(path) as recording:
-        for frame in read_frames(recording, SAMPLE_RATE, FRAME_SIZE):
-            frames.append(frame)
-            if len(frames) * FRAME_SIZE > LONGEST * SAMPLE_RATE:
+        for block in resample(recording.blocks(), recording.rate, SAMPLE_RATE):
+            blocks.append(block)
+            if sum(map(len, blocks)) > LONGEST * SAMPLE_RATE:
                 raise InputError(
                     f"{recording.name} lasts more than {LONGEST:g} s, which is too long for a voice",
                     "cut it: some 4 s of speech are enough",
                 )
-    pcm = np.concatenate(frames)
+    pcm = np.concatenate(blocks)
     if len(pcm) < LEAST * SAMPLE_RATE:
         raise InputError(
             f"{recording.name} lasts {len(pcm) / SAMPLE_RATE:.2f} s, which is too short for a voice",
@@ -106,10 +106,7 @@ def read_sound(path: str) -> Pcm:
 def check_takes_persona(config: LmConfig) -> None:
     """Raise InputError if the model is of a family that takes neither a voice nor a text."""
     if (family := family_of(config)).name != personaplex.NAME:
-        raise InputError(
-            f"The model is {family.title}, which takes neither a voice nor a prompt",
-            "choose a PersonaPlex model with --variant, or --demo; 'msh-mlx models' lists them",
-        )
+        raise personaplex.no_persona("The model", family.title)
 
 
 def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
@@ -123,9 +120,8 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     text = text.strip()
     if not text:
         return []
-    if not (text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)):
-        text = f"{_TAG} {text} {_TAG}"
-    tokens: list[int] = tokenizer.EncodeAsIds(text)
+    has_tags = text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)
+    tokens: list[int] = tokenizer.EncodeAsIds(text if has_tags else f"{_TAG} {text} {_TAG}")
     unknown = tokenizer.unk_id()
     if unknown in tokens:
         wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]
@@ -235,10 +231,8 @@ class Personas:
 
     def _encoded(self, sound: Pcm) -> npt.NDArray[np.uint32]:
         """Turn sound into codes, `[own, frames]`; the last frame is filled up with zeros."""
-        encoder = self._parts.mimi.encoder()
         padded = np.pad(sound, (0, -len(sound) % FRAME_SIZE))
-        frames = [encoder.step(frame) for frame in padded.reshape(-1, FRAME_SIZE)]
-        codes: npt.NDArray[np.uint32] = np.concatenate(frames, axis=1)[: self._parts.lm.config.dep_q]
+        codes: npt.NDArray[np.uint32] = self._parts.mimi.encode(padded)[: self._parts.lm.config.dep_q]
         return codes
 
     def _key(self, persona: Persona, tokens: Sequence[int]) -> str:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
+from .architecture import Architecture
 from .attention import KvRing, capacities
-from .config import LmConfig
 from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
@@ -32,7 +32,7 @@ class Step:
     """The result of one step: what the model says.
 
     `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
-    while the first frame is incomplete.
+    while the first frame is incomplete. If fewer codebooks are computed, they have only these.
     """
 
     text_token: int
@@ -131,7 +131,7 @@ class LmGen:
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._grid = Grid(config.streams, self._prompt.columns)
+            self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
@@ -361,7 +361,7 @@ class LmGen:
 class _RecentWords:
     """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
 
-    def __init__(self, sampler: TextSampler, config: LmConfig, starts: Collection[int] | None) -> None:
+    def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
         self._nothing = config.text_card
         self._padding = config.padding_ids

@@ -101,11 +101,14 @@ class Grid:
         The rows.
     prompt
         The first columns, as from `Streams.begin` or `Streams.opened`.
+    codebooks
+        How many of the own codebooks belong to a frame; None: all.
     """
 
-    def __init__(self, streams: Streams, prompt: Column) -> None:
+    def __init__(self, streams: Streams, prompt: Column, codebooks: int | None = None) -> None:
         self.streams = streams
         self.prompt = prompt
+        self._codebooks = streams.own if codebooks is None else codebooks
         self._heard: deque[Column] = deque(maxlen=streams.max_delay + 1)
         self._said: deque[Column] = deque(maxlen=streams.max_delay + 1)
         self._forced: Column | None = None
@@ -144,10 +147,10 @@ class Grid:
         return column
 
     def frame(self) -> npt.NDArray[np.uint32] | None:
-        """Return the newest frame of own codes, `[own]`, with the delays undone. None: none is complete, or it has gaps."""
+        """Return the newest frame of own codes, `[codebooks]`, delays undone. None: none is complete, or it has gaps."""
         streams = self.streams
-        if not streams.own or self._count <= streams.max_delay:
+        if not self._codebooks or self._count <= streams.max_delay:
             return None
-        delays = streams.delays[1 : 1 + streams.own]
+        delays = streams.delays[1 : 1 + self._codebooks]
         codes = np.array([self._said[d - streams.max_delay - 1][k] for k, d in enumerate(delays)], np.int32)
         return None if (codes < 0).any() else codes.astype(np.uint32)

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from .architecture import Architecture
 from .attention import KvRing, PrefillCache, RingFormat, capacities, rotation
-from .config import LmConfig
 from .grid import Prompt
 from .lm import Lm
 from .steering import NO_STEERING, Steering
@@ -71,7 +71,7 @@ def prefill_in_turns(
     yield Prefilled(prompt, form, tuple(rings))
 
 
-def first_position(config: LmConfig, prompt: Prompt) -> int:
+def first_position(config: Architecture, prompt: Prompt) -> int:
     """Return the position of a prompt's last column. It is the first at which anything is chosen.
 
     Raises

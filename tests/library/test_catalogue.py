@@ -274,15 +274,11 @@ COUNTED = {
 
 
 def in_a_file(lm):
-    """The bytes of a model's tensors in PyTorch's layout, where a slice of the depformer is there once for all its codebooks.
+    """The bytes of a model's tensors in PyTorch's layout, where the depformer's norms are there once for all codebooks.
 
-    Its norms are there once for all. Of PersonaPlex's file, half of the depformer is left out here.
+    Of PersonaPlex's file, half of the depformer is left out here.
     """
-    found, config = {}, lm.config
-    for name, array in lm.named_parameters():
-        if match := re.fullmatch(r"depformer\.slices\.(\d+)\.((?:transformer|linear_in)\..*)", name):
-            name = f"depformer.{config.slices[int(match[1])] if 'norm' not in name else ''}.{match[2]}"
-        found[name] = array.nbytes
+    found = {re.sub(r"slices\.\d+\.(.*norm\d)", r"\1", name): array.nbytes for name, array in lm.named_parameters()}
     return sum(found.values())
 
 

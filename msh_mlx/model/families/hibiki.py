@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..steering import Guidance, Steering
-from . import moshi
+from .moshi import adapted as adapted_as_moshi
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
     from ..lm import Lm
 
-NAME = "hibiki"
 TITLE = "a speech translation model (Hibiki)"
-USE = "translation"
 
 END = 2  # the text token of the end, which counts only after the end of the input
 CONDITION = "description"
 GIVEN, NULL = "very_good", "very_bad"  # what is asked for; and with guidance, what is not
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family. Hibiki-Zero's says it only by its layers."""
     return (
         (config.model_type or "").lower().startswith("hibiki")
@@ -31,12 +29,12 @@ def known(config: LmConfig) -> bool:
     )
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Check a configuration of this family, as Moshi's."""
-    return moshi.adapted(config)
+    return adapted_as_moshi(config)
 
 
-def replaced_rows(config: LmConfig) -> dict[int, int]:
+def replaced_rows(config: Architecture) -> dict[int, int]:
     """Return the rows of the text embedding to replace after loading: an early end is read as padding."""
     return {END: config.existing_text_padding_id} if (config.model_type or "").lower().startswith("hibiki") else {}
 

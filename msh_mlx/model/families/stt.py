@@ -10,23 +10,21 @@ from ...format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..ranges import Range
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
 
-NAME = "stt"
 TITLE = "a speech-to-text model"
-USE = "transcription"
 
 NEW_WORD, PADDING = 0, 3
 PAUSE_HEAD = 2  # the head that tells a pause of two seconds
 _SECONDS = Range(0, 60)
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family."""
     return config.dep_q == 0 or (config.model_type or "").lower().startswith("stt") or bool(config.stt_config)
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Check a configuration of this family.
 
     Raises
@@ -48,7 +46,7 @@ class Timing:
     prefix: float
 
     @classmethod
-    def of(cls, config: LmConfig) -> Timing:
+    def of(cls, config: Architecture) -> Timing:
         """Read them from a configuration; without numbers, those of `stt-1b-en_fr`."""
         values = config.stt_config or {}
         delay = values.get("audio_delay_seconds", 0.5)

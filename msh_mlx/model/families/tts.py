@@ -19,12 +19,10 @@ from ..ranges import Range, is_whole
 from ..steering import Guidance, Source, Steering
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
     from ..lm import Lm
 
-NAME = "tts"
 TITLE = "a text-to-speech model"
-USE = "speech"
 
 NEW_WORD, PADDING = 0, 3
 _SECONDS = Range(0, 60)
@@ -36,12 +34,12 @@ VOICE_STEPS = 125  # of a voice in a published file
 SOURCE_STEPS = VOICES * VOICE_STEPS  # that cross-attention sees then
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family."""
     return (config.model_type or "").lower().startswith("tts") or bool(config.tts_config) or config.demux_second_stream
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Check a configuration of this family.
 
     Raises
@@ -59,7 +57,7 @@ def adapted(config: LmConfig) -> LmConfig:
     return config
 
 
-def delay_steps(config: LmConfig) -> int:
+def delay_steps(config: Architecture) -> int:
     """Return how many positions the sound is behind the text."""
     seconds = (config.tts_config or {}).get("audio_delay", 1.28)
     if not _SECONDS.has(seconds):
@@ -67,7 +65,7 @@ def delay_steps(config: LmConfig) -> int:
     return int(seconds * SAMPLE_RATE / FRAME_SIZE)
 
 
-def ahead(config: LmConfig) -> int:
+def ahead(config: Architecture) -> int:
     """Return how many words the second stream of text is ahead."""
     words = (config.tts_config or {}).get("second_stream_ahead", 2)
     if not is_whole(words) or not 1 <= words <= 100:
@@ -107,7 +105,7 @@ class WordMachine:
         self.begun: list[int] = []
 
     @classmethod
-    def of(cls, config: LmConfig) -> WordMachine:
+    def of(cls, config: Architecture) -> WordMachine:
         """Make the machine of a configuration."""
         return cls(config.text_card + 1 if config.demux_second_stream else None, ahead(config))
 
@@ -196,7 +194,7 @@ class SpeechScript:
         self._delays = np.array(streams.delays[1 : 1 + streams.own])
 
     @classmethod
-    def of(cls, config: LmConfig, machine: WordMachine, **options: Any) -> SpeechScript:
+    def of(cls, config: Architecture, machine: WordMachine, **options: Any) -> SpeechScript:
         """Make the script of a configuration. `options` are those of the class."""
         return cls(config.streams, machine, delay_steps(config), **options)
 
@@ -208,10 +206,10 @@ class SpeechScript:
         """As `Script.own`."""
         begun = self._delays + self._delay_steps
         cells = np.where(position < begun, NOTHING, AS_SAID)
-        cells[self._codebooks :] = NOTHING
         frames = position - begun
         for k in np.flatnonzero((frames >= 0) & (frames < self._prefix.shape[1])):
             cells[k] = self._prefix[k, frames[k]]
+        cells[self._codebooks :] = NOTHING
         return cells.astype(np.int32)
 
     def rows(self, position: int, column: Column) -> Column:
