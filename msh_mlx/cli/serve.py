@@ -436,10 +436,10 @@ class _Program:
         from ..conversation.session import Opening
         from ..model.families import family_of, hibiki, personaplex
 
-        family = family_of(parts.lm.config).name
-        if family == hibiki.NAME:
+        family = family_of(parts.lm.config)
+        if family.use == "translation":
             return Opening(steering=hibiki.steering(parts.lm))
-        return self._personas(parts) if family == personaplex.NAME else Opening()
+        return self._personas(parts) if family.name == personaplex.NAME else Opening()
 
     def _personas(self, parts: Parts) -> ServedPersonas:
         """Make the personas that clients may choose: with the voices that have a name and fit the model."""
