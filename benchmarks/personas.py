@@ -114,7 +114,7 @@ def random_lm(config: LmConfig) -> Lm:
     """Make a model of random weights, packed as those of a file of 4 bits, one matrix after the other."""
     dtype = default_dtype()
     lm = Lm(config)
-    nn.quantize(lm, GROUP, BITS, lambda _, module: hasattr(module, "to_quantized"))
+    nn.quantize(lm, GROUP, BITS, class_predicate=lambda _, module: hasattr(module, "to_quantized"))
     key = mx.random.key(SEED)
     weights = []
     for i, (name, like) in enumerate(tree_flatten(lm.parameters())):

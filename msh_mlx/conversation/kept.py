@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MshError
+from ..model.architecture import Architecture
 from ..model.attention import KvRing, RingFormat, capacities
-from ..model.config import LmConfig
 from ..model.grid import Prompt
 from ..model.prefill import Prefilled, first_position
 from ..system.newfile import NewFile
@@ -70,7 +70,7 @@ class KeptPrompts:
         notes = notes_folder()
         return cls(notes / "prompts" if notes else None, limit)
 
-    def get(self, key: str, config: LmConfig, form: RingFormat) -> Prefilled | None:
+    def get(self, key: str, config: Architecture, form: RingFormat) -> Prefilled | None:
         """Return the prompt of a key, for conversations in a format; None if it is not there, or is damaged."""
         path = self._path(key)
         try:
@@ -84,7 +84,7 @@ class KeptPrompts:
                 os.utime(path)
         return found
 
-    def put(self, key: str, prefilled: Prefilled, config: LmConfig, about: Mapping[str, str]) -> None:
+    def put(self, key: str, prefilled: Prefilled, config: Architecture, about: Mapping[str, str]) -> None:
         """Keep a prompt under a key. `about` is shown to the user. If it cannot be written, it is not kept."""
         path = self._path(key)
         if not path:
@@ -173,7 +173,7 @@ def _pieces(prefilled: Prefilled, count: int) -> list[bytes]:
     return pieces
 
 
-def _read(raw: bytes, key: str, config: LmConfig, form: RingFormat) -> Prefilled | None:
+def _read(raw: bytes, key: str, config: Architecture, form: RingFormat) -> Prefilled | None:
     """Make a prompt of a file's bytes; None if they are not those of the key, or are damaged."""
     end = raw.index(b"\n", 0, _MAX_LINE) + 1
     line, data = json.loads(raw[:end]), memoryview(raw)[end:]

@@ -17,7 +17,7 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..model.config import LmConfig
+from ..model.architecture import Architecture
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
 from ..model.prefill import Prefilled, check_length, prefill_in_turns
@@ -103,7 +103,7 @@ def read_sound(path: str) -> Pcm:
     return sound
 
 
-def check_takes_persona(config: LmConfig) -> None:
+def check_takes_persona(config: Architecture) -> None:
     """Raise InputError if the model is of a family that takes neither a voice nor a text."""
     if (family := family_of(config)).name != personaplex.NAME:
         raise personaplex.no_persona("The model", family.title)
@@ -137,7 +137,7 @@ def _frames(voice: Voice | Pcm | None) -> int:
     return 0 if voice is None else math.ceil(len(voice) / FRAME_SIZE)
 
 
-def check_persona(persona: Persona, tokenizer: sentencepiece.SentencePieceProcessor, config: LmConfig) -> None:
+def check_persona(persona: Persona, tokenizer: sentencepiece.SentencePieceProcessor, config: Architecture) -> None:
     """Check that a persona fits a model. Errors are those of `Personas.check`."""
     tokens = text_tokens(tokenizer, persona.text)
     if isinstance(persona.voice, Voice):

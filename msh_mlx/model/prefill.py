@@ -84,7 +84,7 @@ def first_position(config: Architecture, prompt: Prompt) -> int:
     return count - 1
 
 
-def check_length(config: LmConfig, count: int) -> None:
+def check_length(config: Architecture, count: int) -> None:
     """Raise InputError if a prompt of `count` columns does not fit into the model's window."""
     if count > config.context:
         raise InputError(

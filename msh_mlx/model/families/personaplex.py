@@ -96,7 +96,7 @@ class Voice:
         return self.embedded.shape[0] + 1
 
 
-def check_voice(voice: Voice, config: LmConfig) -> None:
+def check_voice(voice: Voice, config: Architecture) -> None:
     """Check that a voice in NVIDIA's form fits a model.
 
     Raises
