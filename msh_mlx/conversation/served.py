@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import sentencepiece
 from ..errors import InputError
 from ..system.words import listed, shortened
 from .personas import Persona, Personas, read_persona
+from .session import Opening
 
 _TOLD, _SHOWN = 30, 40  # voices in a message, and letters of what the client wrote
 
@@ -63,6 +64,14 @@ class ServedPersonas:
             persona = replace(persona, text=readable(self.personas.tokenizer, text))
         self.personas.check(persona)
         return persona
+
+    def opening_in_turns(self, persona: Persona) -> Iterator[Opening | None]:
+        """Make an opening, as `Personas.opening_in_turns` does.
+
+        Only prompts with the text of the default are kept on disk: the texts of clients are nobody's business, and they could
+        be any number.
+        """
+        return self.personas.opening_in_turns(persona, keep=persona.text == self.default.text)
 
     def _there_are(self) -> str:
         names = self.names

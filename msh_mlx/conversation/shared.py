@@ -105,7 +105,7 @@ class SharedModel:
         parts, opening = self._parts, self._opening
         assert parts
         if self.personas:
-            opening = self.in_turns(self.personas.personas.opening_in_turns(persona or self.personas.default))
+            opening = self.in_turns(self.personas.opening_in_turns(persona or self.personas.default))
         options = {
             "text_sampler": text_sampler,
             "audio_sampler": audio_sampler,

@@ -15,12 +15,14 @@ from published import client
 from talker import Talker, talk
 
 from msh_mlx.cli import serve
+from msh_mlx.conversation.kept import KeptPrompts
 from msh_mlx.conversation.load import load_parts
-from msh_mlx.conversation.personas import Personas, read_persona, read_sound
+from msh_mlx.conversation.personas import Persona, Personas, read_persona, read_sound
 from msh_mlx.conversation.served import ServedPersonas, read_voices
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
+from msh_mlx.model.prefill import prefill_in_turns
 from msh_mlx.net.messages import Control, Handshake, MetaData, Text, decode
 from msh_mlx.net.server import Server
 
@@ -128,6 +130,28 @@ async def test_who_names_no_role_hears_the_servers(digits, recording):
     assert default.text.split() == WORDS["next"]
     assert own.text.split() == WORDS["repeat"]
     assert voices == {"prompt": True, "voices": ["some one"], "voice": "some one"}
+
+
+async def test_a_prompt_is_read_once_and_the_texts_of_clients_are_not_on_disk(digits, tmp_path, monkeypatch):
+    read = []
+
+    def prefill(lm, prompt, **options):
+        read.append(len(prompt.columns))
+        return prefill_in_turns(lm, prompt, **options)
+
+    monkeypatch.setattr("msh_mlx.conversation.personas.prefill_in_turns", prefill)
+    sounds = []
+    for _ in range(2):  # the server is started, and started again
+        kept = KeptPrompts(tmp_path)
+        with loaded(lambda p, k=kept: ServedPersonas(Personas(p, kept=k), Persona(text="next"))) as shared:
+            async with serving(shared) as server:
+                for role in (None, "backwards", "backwards", None):
+                    sounds.append((await talk(server.url, digits, text_prompt=role, **FILE)).sound)
+    assert [kept.about["text"] for kept in kept.all()] == ["next"]
+    assert len(read) == 3  # "next" once, and "backwards" once by each server
+    for index, sound in enumerate(sounds):  # what was kept changes nothing
+        np.testing.assert_array_equal(sound, sounds[(0, 1, 1, 0)[index % 4]])
+    assert not np.array_equal(sounds[0], sounds[1])
 
 
 async def test_conversations_with_different_roles_do_not_disturb_each_other(model, digits):
