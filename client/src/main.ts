@@ -285,6 +285,11 @@ function saveSettings(event: Event): void {
   if (role !== "") next.text_prompt = role;
   if (JSON.stringify(next) !== JSON.stringify(settings)) settings = next;
   store.set("settings", JSON.stringify(settings));
+  showChosen();
+}
+
+function showChosen(): void {
+  view.showChosen(settings.voice_prompt ?? "", settings.text_prompt ?? "");
 }
 
 elements.talk.addEventListener("click", () => {
@@ -349,5 +354,6 @@ document.addEventListener("keydown", (event) => {
 });
 
 showPhase();
+showChosen();
 showTrouble(unable());
 void learnOffer();

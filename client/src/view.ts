@@ -31,6 +31,7 @@ export const elements = {
 const talkLabel = find("talk-label");
 const status = find("status");
 const trouble = find("trouble");
+const persona = find("persona");
 const figures = find("figures");
 const transcript = find("transcript");
 const voiceField = find("voice");
@@ -48,6 +49,12 @@ export function showPhase(phase: "idle" | "busy" | "talking" | "stopped", label:
 export function showTrouble(sentence: string, notice: boolean): void {
   trouble.classList.toggle("notice", notice);
   setText(trouble, sentence);
+}
+
+/** Shows what the user has chosen, so that nobody forgets it. */
+export function showChosen(voice: string, role: string): void {
+  setText(persona, [voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "));
+  persona.hidden = persona.textContent === "";
 }
 
 export function showFigures(text: string): void {

@@ -188,6 +188,19 @@ export function digitsWav(): string {
   return digits;
 }
 
+/** The demo's first two digits as a WAV file. */
+export function shortWav(): string {
+  const file = join(CACHE, "short.wav");
+  python(
+    "import sys, soundfile\n" +
+      "sound, rate = soundfile.read(sys.argv[1])\n" +
+      "soundfile.write(sys.argv[2], sound[: 2 * rate], rate)\n",
+    join(REPOSITORY, "assets/demo/digits.flac"),
+    file,
+  );
+  return file;
+}
+
 export function python(program: string, ...args: string[]): string {
   return execFileSync(PYTHON, ["-c", program, ...args], { encoding: "utf8", cwd: REPOSITORY });
 }

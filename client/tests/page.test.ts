@@ -282,6 +282,7 @@ describe("settings", () => {
     };
     expect(await asked()).toEqual(["Anna", "say each digit\nplus one"]);
     await page.reload();
+    expect(await page.textContent("#persona")).toBe("Voice: Anna · Role: say each digit\nplus one");
     expect(await asked()).toEqual(["Anna", "say each digit\nplus one"]);
     // Another server: what was chosen is shown, so that it can be taken back.
     server.voices = { prompt: false, voices: ["NATF0"], voice: "" };
@@ -293,6 +294,7 @@ describe("settings", () => {
     await page.click("#settings-reset");
     await page.click("#settings-save");
     expect(await asked()).toEqual([null, null]);
+    expect(await page.isVisible("#persona")).toBe(false);
     await page.click("#open-settings");
     expect([await page.isVisible("#voice_prompt"), await page.isVisible("#text_prompt")]).toEqual([true, false]);
   });
@@ -301,12 +303,18 @@ describe("settings", () => {
     server.voices = { prompt: true, voices: ["Anna"], voice: "" };
     const page = await open({ phone: true, dark: true });
     await page.click("#open-settings");
-    await page.waitForSelector("#text_prompt");
+    await page.fill("#text_prompt", "wise ".repeat(200));
     const beyond = await page.evaluate(() => {
       const dialog = document.getElementById("settings") as HTMLElement;
       return [dialog.scrollWidth - dialog.clientWidth, document.documentElement.scrollWidth - innerWidth];
     });
     expect(beyond).toEqual([0, 0]);
+    expect(await axe(page)).toEqual([]);
+    await page.click("#settings-save");
+    const lines = await page
+      .locator("#persona")
+      .evaluate((shown) => shown.clientHeight / parseFloat(getComputedStyle(shown).lineHeight));
+    expect(lines).toBeCloseTo(2, 1);
     expect(await axe(page)).toEqual([]);
   });
 
