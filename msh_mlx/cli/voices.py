@@ -29,6 +29,7 @@ from .persona import CONSENT, prompt_text
 if TYPE_CHECKING:
     from ..conversation.kept import Kept
     from ..conversation.personas import Persona
+    from ..sound.devices import Device
 
 ACTIONS = ("from", "play", "clear")
 _SAMPLE = 6.0  # seconds of a voice that a model speaks with
@@ -66,6 +67,7 @@ def action_parser(action: str) -> Parser:
     if action == "play":
         to.value("name", "NAME", "play this voice: its name or file, or a recording")
         to.value("--output", "FILE", "write the sound to this file in place of playing it (WAV, 24 kHz)")
+        to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
         to.value("--prompt", "TEXT", "give the model this role while it speaks; @FILE reads it from a file")
         add_model(to)
         add_kv_bits(to)
@@ -185,6 +187,7 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     path = find_voice(args.name, known_voices(model, _known_to(entries)))
     output = file_output(args.output, "The sound of a voice") if args.output else None
     check_outputs([output] if output else [], [path])
+    device = None if output else _loudspeaker(args)
     persona = read_persona(path, text)
     if isinstance(persona.voice, np.ndarray) and not text:
         frames: Iterator[Pcm] = iter(
@@ -192,11 +195,31 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
         )
     else:
         frames = _spoken(args, persona, signals)
-    if output is None:
-        raise MshError("There is no loudspeaker")
-    _write(output, frames)
-    print(f"Written: {output}")
+    if output:
+        _write(output, frames)
+        print(f"Written: {output}")
+    elif device:
+        from ..sound.playing import play
+
+        signals.end_process = True  # the sound system may not let go of its threads
+        play(frames, device, signals.check)
     return 0
+
+
+def _loudspeaker(args: argparse.Namespace) -> Device:
+    """Find the loudspeaker, before anything is loaded."""
+    from ..sound.devices import choose_device
+    from ..sound.portaudio import find_devices
+    from ..system.log import Log
+
+    with Log():
+        devices = find_devices()
+    try:
+        return choose_device(devices, args.output_device, "output")
+    except InputError:
+        raise
+    except MshError as error:
+        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
 
 
 def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Iterator[Pcm]:

@@ -65,6 +65,7 @@ class Architecture:
     stt_config: Mapping[str, Any] | None = None
     tts_config: Mapping[str, Any] | None = None
     prompt_codes: Mapping[str, Any] | None = None
+    lm_gen_config: Any = None  # how tokens are chosen; only a family that reads it checks it
     conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
     fuser: Fuser = field(default_factory=Fuser)
 

@@ -52,7 +52,6 @@ _IGNORED = frozenset(
         "depformer_max_period",
         "existing_text_end_padding_id",
         "gradient_checkpointing",
-        "lm_gen_config",
         "lora_name",
         "lora_rank",
         "mimi_config_name",

@@ -95,6 +95,17 @@ def test_a_voice_by_its_name(capsys: pytest.CaptureFixture[str], speech: Path, o
     assert len(by_name) == len(from_recording)
 
 
+def test_each_recording_begins_with_the_same_persona(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
+    """Also with the cache of keys and values in 8 bits, and if no prompt is kept."""
+    Path("twin.wav").write_bytes(speech.read_bytes())
+    begin = ("--demo", "--plain", "--voice", speech, "--prompt", "backwards", "--seed", "5", "--tail", "1")
+    for more in ((), ("--kv-bits", "8"), ("--keep-prompts", "0")):
+        said(capsys, *begin, *more, "--input", speech, "twin.wav", "--output-dir", "out")
+        assert Path("out/jo.wav").read_bytes() == Path("out/twin.wav").read_bytes()
+        assert np.abs(soundfile.read("out/jo.wav")[0]).max() > 0
+    assert len(list(Path("notes/msh-mlx/prompts").iterdir())) == 2
+
+
 REFUSED = {
     "There is no voice 'nobody', and no file of this name": "--demo --voice nobody",
     "There is no prompt none.txt": "--demo --prompt @none.txt",
