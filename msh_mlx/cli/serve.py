@@ -32,8 +32,21 @@ from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import TOKEN, Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
+from .options import (
+    TOKEN,
+    Parser,
+    add_lora,
+    add_printing,
+    add_sampling,
+    check_lora,
+    display,
+    own_token,
+    seconds,
+    settle_sampling,
+    whole,
+)
 from .persona import add_persona, persona_of, sentences
+from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
     from ..conversation.personas import Persona
@@ -69,6 +82,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
             context = server_context(args.ssl, names, addresses)
         choice = choose(args, signals)
         persona = persona_of(args, choice)
+        guided_opening(args, choice)  # it checks --guidance
         from ..system.log import Log
 
         shown = stack.enter_context(display(args, signals))
@@ -117,6 +131,7 @@ def parser() -> Parser:
     to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
     to = made.group("conversation (where a client does not ask for something else)")
     add_persona(to)
+    add_guidance(to)
     add_sampling(to)
     add_printing(made.group("program"), "print plain lines, even in a terminal", "log JSON objects, one a line")
     return made
@@ -249,11 +264,15 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
 def settings(
     args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
 ) -> Settings:
-    """Return the settings of a server from the options; `names` are the names of this machine."""
+    """Return the settings of a server from the options; `names` are the names of this machine.
+
+    Options of sampling that were left out, and that `choose` has not settled for its model, are as for Moshi.
+    """
     from ..net.connection import Limits
     from ..net.parameters import ChatParameters
     from ..net.server import Settings
 
+    settle_sampling(args, None)
     own = client_folder()
     penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
     defaults = ChatParameters(
@@ -431,15 +450,14 @@ class _Program:
         for sentence in sentences(self.persona) if self.persona else ():
             self._say(sentence)
 
-    def _begin(self, parts: Parts) -> Opening | ServedPersonas:
-        """Make what comes before each conversation."""
-        from ..conversation.session import Opening
-        from ..model.families import family_of, hibiki, personaplex
+    def _begin(self, parts: Parts) -> Opening | ServedPersonas | None:
+        """Make what comes before each conversation; None: what is usual for the model."""
+        from ..model.families import family_of, personaplex
 
-        family = family_of(parts.lm.config)
-        if family.use == "translation":
-            return Opening(steering=hibiki.steering(parts.lm))
-        return self._personas(parts) if family.name == personaplex.NAME else Opening()
+        if family_of(parts.lm.config).name == personaplex.NAME:
+            return self._personas(parts)
+        make = guided_opening(self.args, self.choice)
+        return make(parts) if make else None
 
     def _personas(self, parts: Parts) -> ServedPersonas:
         """Make the personas that clients may choose: with the voices that have a name and fit the model."""

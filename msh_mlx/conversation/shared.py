@@ -50,16 +50,17 @@ class SharedModel:
         self.on_step = on_step
         self._kv_bits = kv_bits
         self._parts: Parts | None = None
-        self._opening = Opening()
+        self._opening: Opening | None = None
         self.personas: ServedPersonas | None = None
         self._thread = ThreadPoolExecutor(1, "msh-model")
 
     def load(
-        self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas] = lambda _: Opening()
+        self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas | None] = lambda _: None
     ) -> None:
         """Load with `load`, and warm up with a conversation of two seconds, so that later ones are fast from the beginning.
 
-        `begin` makes of the parts what comes before each conversation: an opening for all, or personas to choose from.
+        `begin` makes of the parts what comes before each conversation: an opening for all, or personas to choose from. None is
+        as for `Session`.
 
         Raises
         ------
@@ -68,12 +69,12 @@ class SharedModel:
         """
 
         def work() -> None:
-            parts, opening = load(), Opening()
-            begun = begin(parts)
-            if isinstance(begun, ServedPersonas):
-                self.personas, opening = begun, begun.personas.opening(begun.default)
-            else:
-                self._opening = opening = begun
+            parts = load()
+            opening = begin(parts)
+            if isinstance(opening, ServedPersonas):
+                self.personas = opening
+                opening = opening.personas.opening(opening.default)
+            self._opening = opening
             session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits, opening=opening)
             session.warm_up()
             silence = np.zeros(session.frame_size, np.float32)
