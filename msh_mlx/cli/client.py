@@ -91,7 +91,7 @@ def parser() -> Parser:
     to = parser.group("recording")
     heard = "play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
     to.value("--input", "FILE", heard)
-    add_reply(to)
+    add_reply(to, remote=True)
     to.flag("--realtime", "send the recording no faster than one speaks, for servers other than this program's")
     to = parser.group("conversation")
     add_remote_persona(to)

@@ -276,14 +276,13 @@ _LIVE = (
 )
 
 
-def add_reply(to: Group) -> None:
-    """Add the options of what is kept of a conversation with a recording."""
+def add_reply(to: Group, *, remote: bool = False) -> None:
+    """Add the options of what is kept of a conversation with a recording; with `remote`, the model is on a server."""
     stdout = "- is the standard output"
     to.value("--output", "FILE", f"write Moshi's voice to this file (WAV, 24 kHz); {stdout}")
     to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
-    tail = (
-        "add this much silence after the recording, for an answer to finish (default: 0; a translation ends by itself)"
-    )
+    by_itself = "" if remote else "; a translation ends by itself"
+    tail = f"add this much silence after the recording, for an answer to finish (default: 0{by_itself})"
     to.value("--tail", "SECONDS", tail, type=seconds)
 
 
