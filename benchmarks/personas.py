@@ -1,8 +1,9 @@
 """Measure how a conversation with a persona starts: with a prompt that is read column by column, at once, or was kept.
 
-Four ways lead to the same state, right before the first token: "steps", one step of the model for each column, as the published
-programs do it; "prefill", many columns at once; "disk", the keys and values that an earlier conversation has left there; and
-"memory", those that an earlier conversation in the same process has left. "first" is the step that follows, which all need.
+Four ways lead to the same state, right before the first token: "steps", one step of the model for each column, as the
+published programs do it; "prefill", many columns at once; "disk", the keys and values that an earlier conversation has left
+there; and "memory", those that an earlier conversation in the same process has left. "keep" is the writing to the disk;
+"first" is the step that follows, which all need.
 
 The models: "demo", the persona that comes with the program, and a role of a few words; "7b", random weights of PersonaPlex's
 shapes, at 4 bits in groups of 32, with a voice of 50 frames and a prompt of 100 columns; or a FOLDER with `config.json` and
@@ -84,7 +85,7 @@ def measure_start(lm: Lm, prompt: Prompt, rounds: int = 5, step_rounds: int | No
     time("prefill", lambda: prefill(lm, prompt))
     with tempfile.TemporaryDirectory() as folder:
         kept = KeptPrompts(Path(folder))
-        kept.put("a", prefilled, config, {})
+        time("keep", lambda: kept.put("a", prefilled, config, {}))
         (file,) = kept.all()
         time("disk", lambda: kept.get("a", config, prefilled.form))
     time("memory", lambda: LmGen(lm, prompt=prefilled, seed=0))

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ..sound.recordings import Recording
     from .choice import Choice
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve", "transcribe", "voices")
+_COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe", "voices")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

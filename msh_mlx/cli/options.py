@@ -232,14 +232,17 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def display(args: argparse.Namespace, signals: Signals) -> Display:
-    """Return the display on the standard output, which raises `Stopped` when a signal came."""
+def display(args: argparse.Namespace, signals: Signals, *, apart: bool = False) -> Display:
+    """Return the display, which raises `Stopped` when a signal came.
+
+    It is on the standard output, or `apart` from the results that go there: on the standard error.
+    """
     from rich.console import Console
 
     from .display import Display
 
-    console = Console(highlight=False)
-    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    console = Console(highlight=False, stderr=apart)
+    plain = args.plain or args.json or not console.file.isatty() or console.is_dumb_terminal
     return Display(console, plain=plain, check=signals.check)
 
 
@@ -290,7 +293,12 @@ def check_reply(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not fit a conversation with a recording."""
     if args.json:
         raise InputError("--json is for live conversations", "--transcript writes the words of a recording's as JSON")
-    name = Path(args.output or "")
+    check_wav(args.output or "")
+
+
+def check_wav(text: str) -> None:
+    """Raise InputError if the name of an output is that of another kind of file than WAV."""
+    name = Path(text)
     if name.suffix.lower() in (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl"):
         raise InputError("--output writes a WAV file", f"name it {name.with_suffix('.wav').name}, say")
 

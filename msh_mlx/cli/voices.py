@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library.catalogue import Entry
 from ..library.named_voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..library.suited import load_library
 from ..system.inputs import existing
@@ -23,13 +22,13 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size, listed, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
+from .devices import find_loudspeaker
 from .options import Parser, add_kv_bits, add_printing, display
 from .persona import CONSENT, prompt_text
 
 if TYPE_CHECKING:
     from ..conversation.kept import Kept
     from ..conversation.personas import Persona
-    from ..sound.devices import Device
 
 ACTIONS = ("from", "play", "clear")
 _SAMPLE = 6.0  # seconds of a voice that a model speaks with
@@ -99,7 +98,7 @@ def _list(args: argparse.Namespace) -> int:
 
     entries = load_library(args.weights)
     model = existing(args.model, "model") if args.model is not None else None
-    known = known_voices(model, _known_to(entries))
+    known = known_voices(model, entries.values())
     kept = KeptPrompts.of_user().all()
     if args.json:
         voices = [
@@ -118,11 +117,6 @@ def _list(args: argparse.Namespace) -> int:
     _print_voices(known)
     _print_kept(kept)
     return 0
-
-
-def _known_to(entries: Mapping[str, Entry]) -> list[Entry]:
-    """Return the entries whose voices are PersonaPlex's."""
-    return [entry for entry in entries.values() if entry.family == "personaplex"]
 
 
 def _print_voices(known: Mapping[str, NamedVoice]) -> None:
@@ -171,7 +165,7 @@ def _from(args: argparse.Namespace, _: Signals) -> int:
         write_sound(new.file, sound)
         new.commit()
     if args.json:
-        _print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE})
+        _print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE, "notice": CONSENT})
         return 0
     print(f"The voice {name} is made: {len(sound) / SAMPLE_RATE:.1f} s, {path}")
     print(CONSENT)
@@ -184,10 +178,10 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     entries = load_library(args.weights)
     model = user_path(args.model) if args.model and not args.model.startswith("hf:") else None
     text = prompt_text(args)
-    path = find_voice(args.name, known_voices(model, _known_to(entries)))
+    path = find_voice(args.name, known_voices(model, entries.values()))
     output = file_output(args.output, "The sound of a voice") if args.output else None
     check_outputs([output] if output else [], [path])
-    device = None if output else _loudspeaker(args)
+    device = None if output else find_loudspeaker(args)
     persona = read_persona(path, text)
     if isinstance(persona.voice, np.ndarray) and not text:
         frames: Iterator[Pcm] = iter(
@@ -200,30 +194,16 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
         print(f"Written: {output}")
     elif device:
         from ..sound.playing import play
+        from ..system.log import Log
 
         signals.end_process = True  # the sound system may not let go of its threads
-        play(frames, device, signals.check)
+        with Log():
+            play(frames, device, signals.check)
     return 0
 
 
-def _loudspeaker(args: argparse.Namespace) -> Device:
-    """Find the loudspeaker, before anything is loaded."""
-    from ..sound.devices import choose_device
-    from ..sound.portaudio import find_devices
-    from ..system.log import Log
-
-    with Log():
-        devices = find_devices()
-    try:
-        return choose_device(devices, args.output_device, "output")
-    except InputError:
-        raise
-    except MshError as error:
-        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
-
-
 def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Iterator[Pcm]:
-    """Let a model speak with a voice for some seconds, to a user who says nothing."""
+    """Load a model, and let it speak with a voice for some seconds, to a user who says nothing."""
     from ..conversation.load import load_parts
     from ..conversation.personas import Personas, check_persona, check_takes_persona
     from ..conversation.session import Session
@@ -238,9 +218,14 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
         parts = load_parts(choice.files, choice.checkpoint, progress=progress)
     opening = Personas(parts, kv_bits=args.kv_bits).opening(persona)
     session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=args.kv_bits, opening=opening)
-    for _ in range(round(_SAMPLE / FRAME_SECONDS)):
-        signals.check()
-        yield session.push(np.zeros(FRAME_SIZE, np.float32)).pcm
+    session.warm_up()
+
+    def speak() -> Iterator[Pcm]:
+        for _ in range(round(_SAMPLE / FRAME_SECONDS)):
+            signals.check()
+            yield session.push(np.zeros(FRAME_SIZE, np.float32)).pcm
+
+    return speak()
 
 
 def _write(output: Path, frames: Iterator[Pcm]) -> None:

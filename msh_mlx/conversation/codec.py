@@ -9,12 +9,14 @@ from typing import Any
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
+from ..format import FRAME_SIZE, SAMPLE_RATE
+from ..model.architecture import Architecture
 from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
 
-__all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
+__all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "load_mimi"]
 
 
 def load_mimi(
@@ -50,3 +52,28 @@ def load_mimi(
         raise InputError(
             f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
         ) from None
+
+
+def check_codec(mimi: Mimi, config: Architecture, codebooks: int) -> None:
+    """Check that a codec has `codebooks` codebooks at least, the codes of a model, and the frames of a conversation.
+
+    Raises
+    ------
+    InputError
+        It does not.
+    """
+    if mimi.num_codebooks < codebooks:
+        raise InputError(
+            f"The codec has {mimi.num_codebooks} codebooks and the model needs {codebooks}", "load it with as many"
+        )
+    if mimi.config["bins"] != config.card:
+        raise InputError(
+            f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
+            "give the model's own codec",
+        )
+    if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
+        raise InputError(
+            f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
+            f"{FRAME_SIZE} at {SAMPLE_RATE}",
+            "give the model's own codec",
+        )

@@ -69,8 +69,8 @@ def load_parts(
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    identity = _identity(checkpoint, files.mimi)
-    return Parts(checkpoint.load(progress=progress), mimi, tokenizer, "/".join(files.model.parts[-2:]), identity)
+    lm = checkpoint.load(progress=progress)
+    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
 
 
 def _identity(checkpoint: Checkpoint, mimi: Path) -> str:

@@ -7,13 +7,12 @@ from contextlib import closing
 from time import sleep
 
 from ..errors import MshError
-from ..format import FRAME_SECONDS, Pcm
+from ..format import Pcm
 from .devices import Device
 from .ends import Loudspeaker
 
-_AHEAD = 2 * FRAME_SECONDS  # what waits to be played: a ring shortens more than that
-_TICK = 0.01  # seconds
-_REST = 0.3  # seconds that the device still plays after it has taken all
+_AHEAD = 2.0  # seconds that wait to be played
+_TICK = 0.02  # seconds
 
 
 def play(frames: Iterable[Pcm], device: Device, check: Callable[[], None]) -> None:
@@ -24,7 +23,7 @@ def play(frames: Iterable[Pcm], device: Device, check: Callable[[], None]) -> No
     MshError
         The loudspeaker cannot be opened, or is lost.
     """
-    loudspeaker = Loudspeaker()
+    loudspeaker = Loudspeaker(ahead=True)
     suspicions = 0
 
     def wait(queued: float) -> None:
@@ -44,4 +43,4 @@ def play(frames: Iterable[Pcm], device: Device, check: Callable[[], None]) -> No
             loudspeaker.write(frame)
         loudspeaker.pause()
         wait(0)
-        sleep(_REST)
+        sleep(loudspeaker.latency)

@@ -111,8 +111,10 @@ def check_voice(voice: Voice, config: Architecture) -> None:
             f"{len(config.delays)}",
             "give a voice of this model, or a recording",
         )
-    starts = np.array([config.text_card] + [config.card] * config.n_q)[:, None]
-    if ((voice.columns < NOTHING) | (voice.columns > starts)).any():
+    starts = np.array([config.text_card] + [config.card] * config.n_q)
+    last, delayed = voice.frames - 1, np.array(config.delays) > 0
+    read = np.where(delayed, voice.columns[:, (last + 1) % 4], NOTHING), voice.columns[:, last % 4]
+    if any(((column < NOTHING) | (column > starts)).any() for column in read):  # nothing else in the ring counts
         raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
 
 
