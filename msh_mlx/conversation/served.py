@@ -102,8 +102,10 @@ def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
     The published tokenizers know all letters, and small ones may not.
     """
 
-    def known(letter: str) -> str:
-        variants = (x for x in (letter, letter.lower()) if tokenizer.unk_id() not in tokenizer.EncodeAsIds(x))
-        return next(variants, "")
+    def knows(part: str) -> bool:
+        return tokenizer.unk_id() not in tokenizer.EncodeAsIds(part)
 
-    return " ".join("".join(map(known, text)).split())
+    if knows(text):
+        return text
+    letters = (next(filter(knows, (letter, letter.lower())), "") for letter in text)
+    return " ".join("".join(letters).split())

@@ -154,14 +154,16 @@ async def test_a_prompt_is_read_once_and_the_texts_of_clients_are_not_on_disk(di
     assert not np.array_equal(sounds[0], sounds[1])
 
 
-async def test_conversations_with_different_roles_do_not_disturb_each_other(model, digits):
-    async with serving(model, "--sessions", "3") as server:
-        roles = ["next", "backwards", "repeat"]
-        heard = await asyncio.gather(*(talk(server.url, digits, text_prompt=role, **FILE) for role in roles))
-        await eventually(lambda: len(server.log) == 3)
-    assert [each.text.split() for each in heard] == [WORDS[role] for role in roles]
-    logged = json.dumps(server.log)
-    assert not any(role in logged for role in roles)  # it is nobody's business
+async def test_conversations_with_different_roles_do_not_disturb_each_other(model, digits, tmp_path):
+    async with serving(model, "--sessions", "3", "--log-dir", str(tmp_path)) as server:
+        roles = ["next", "<system> backwards <system>", "repeat"]
+        asked = [{"text_prompt": role, "voice_prompt": "Anna" if role == "next" else None} for role in roles]
+        heard = await asyncio.gather(*(talk(server.url, digits, **each, **FILE) for each in asked))
+        await eventually(lambda: len(list(tmp_path.glob("*.json"))) == 3)
+    assert [each.text.split() for each in heard] == [WORDS[role] for role in ("next", "backwards", "repeat")]
+    logged = json.dumps(server.log) + "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert "Anna" in logged
+    assert not any(role in logged for role in WORDS if role)  # roles are nobody's business
 
 
 async def test_a_new_conversation_on_the_connection_has_the_same_role(model, digits):
