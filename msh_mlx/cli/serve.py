@@ -467,9 +467,10 @@ class _Program:
         from ..library.named_voices import known_voices
         from ..library.suited import load_library
 
-        args = self.args
+        args, choice = self.args, self.choice
         personas = Personas(parts, kv_bits=args.kv_bits, kept=KeptPrompts.of_user(args.keep_prompts))
-        known = known_voices(self.choice.files.model, load_library(args.weights).values())
+        # The catalogue's voices were made for its models, and not for the demo.
+        known = known_voices(choice.files.model, () if choice.is_demo else load_library(args.weights).values())
         voices = read_voices(
             {name: voice.path for name, voice in known.items()},
             personas,
