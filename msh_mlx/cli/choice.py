@@ -6,7 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,27 @@ def add_weights(to: Group) -> None:
     to.value("--weights", "FILE", "add the models in this file to the catalogue; its form is that of weights.toml")
 
 
-def add_model(to: Group, *, served: bool = False) -> None:
-    """Add the options that choose a model; with `served`, also under the names that the published servers use."""
+# What a live conversation takes. Translation is one, too, with another user: the speech to translate.
+TALK = ("conversation", "translation")
+# By what models are for: the command that runs them, and what the demo model does.
+_COMMANDS = {
+    "conversation": "local_mlx.py",
+    "translation": "local_mlx.py",
+    "transcription": "msh-mlx transcribe",
+    "speech": "msh-mlx say",
+}
+_DEMO = {
+    "conversation": "it repeats spoken digits",
+    "transcription": "it writes down English digits",
+    "speech": "it says English digits",
+}
+
+
+def add_model(to: Group, use: str = "conversation", *, served: bool = False) -> None:
+    """Add the options that choose a model for a use, as `Family.use`.
+
+    With `served`, add them also under the names that the published servers use.
+    """
     best = "'msh-mlx models' lists them (default: the best that suits this machine)"
     to.value("--variant", "NAME", f"use this model of the catalogue; {best}")
     model = "load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub"
@@ -61,8 +80,9 @@ def add_model(to: Group, *, served: bool = False) -> None:
     repository = "use the model of this repository on the hub (OWNER/NAME), which must have all of its files"
     to.value("--hf-repo", "REPOSITORY", repository)
     add_quantized(to, "; alone, use the published model that has them")
-    to.flag("--demo", "use the demo model that comes with the program; it repeats spoken digits")
-    to.flag("--or-demo", "use the demo model only if no other suits this machine or can be fetched")
+    to.flag("--demo", f"use the demo model that comes with the program; {_DEMO[use]}")
+    if use == "conversation":
+        to.flag("--or-demo", "use the demo model only if no other suits this machine or can be fetched")
     add_weights(to)
 
 
@@ -94,13 +114,15 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
         yield Watch(progress, shown.say, signals.check)
 
 
-def choose(args: argparse.Namespace, signals: Signals) -> Choice:
+def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK) -> Choice:
     """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
+
+    `uses` are what the model may be for, as `Family.use`; the demo model is of the first.
 
     Raises
     ------
     InputError
-        There is no such model, a file is missing or wrong, or no model suits this machine.
+        There is no such model, a file is missing or wrong, the model is for another use, or no model suits this machine.
     MshError
         A file cannot be fetched, or MLX cannot compile on this machine.
     """
@@ -110,7 +132,7 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
 
     check_compiling()
     with watching(args, signals) as watch:
-        choice = _chosen(args, watch)
+        choice = _chosen(args, uses, watch)
         if not choice.is_demo:
             need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
             if warning := check_memory(choice.name, need, machine_memory()):
@@ -121,28 +143,34 @@ def choose(args: argparse.Namespace, signals: Signals) -> Choice:
     return choice
 
 
-def _chosen(args: argparse.Namespace, watch: Watch) -> Choice:
+def _chosen(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choice:
     if not args.demo:
         try:
-            return _choose(args, watch)
+            return _choose(args, uses, watch)
         except (_NothingSuitsError, UnreachableError) as error:
-            if not args.or_demo or args.model or args.variant or args.hf_repo:
+            if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
-    return _opened(args, find_demo(), "the demo model", is_demo=True)
+    asked = getattr(args, "prompt", None) or getattr(args, "voice", None)
+    files = find_demo("persona" if asked and uses == TALK else uses[0])
+    return Choice(files, _checkpoint(args, uses, files.model, files.config), "the demo model", is_demo=True)
 
 
-def _opened(
-    args: argparse.Namespace, files: ModelFiles, name: str, selection: Selection | None = None, *, is_demo: bool = False
-) -> Choice:
-    return Choice(files, _checkpoint(args, files.model, files.config), name, selection, is_demo)
-
-
-def _checkpoint(args: argparse.Namespace, model: Path, config: Path | None) -> Checkpoint:
-    """Open a model's file, and check it against its configuration and the options."""
+def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, config: Path | None) -> Checkpoint:
+    """Open a model's file, and check it against its configuration, the options, and what it may be for."""
+    from ..model.families import family_of
     from ..weights.checkpoint import open_checkpoint
 
-    return open_checkpoint(model, config, args.quantized, lora=args.lora, lora_scaling=args.lora_scaling)
+    adapters = {"lora": getattr(args, "lora", None), "lora_scaling": getattr(args, "lora_scaling", None)}
+    checkpoint = open_checkpoint(model, config, args.quantized, **adapters)
+    family = family_of(checkpoint.config)
+    if family.use not in uses:
+        raise _other_use(str(model), family.title, family.use)
+    return checkpoint
+
+
+def _other_use(name: str, title: str, use: str) -> InputError:
+    return InputError(f"{name} is {title}", f"use '{_COMMANDS[use]}'")
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
@@ -158,7 +186,7 @@ class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
 
-def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
+def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
 
@@ -166,7 +194,7 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
     of_bits = [entry for entry in entries.values() if args.quantized in (None, entry.bits)]
     selection = None
     if args.model:
-        return _own(args, entries, watch)
+        return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
         if args.quantized and entry.bits not in (None, args.quantized):
@@ -181,7 +209,8 @@ def _choose(args: argparse.Namespace, watch: Watch) -> Choice:
     else:
         selection = _best(entries, watch)
         entry = selection.entry
-    return _opened(args, obtain(entry, entries, watch), entry.name, selection)
+    files = obtain(entry, entries, watch)
+    return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
@@ -234,7 +263,7 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
     )
 
 
-def _own(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -> Choice:
+def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, Entry], watch: Watch) -> Choice:
     """Take the files that were named, and find the others beside the model, or else in the catalogue.
 
     The model is checked first: nothing is fetched for a file that is not one.
@@ -259,6 +288,6 @@ def _own(args: argparse.Namespace, entries: Mapping[str, Entry], watch: Watch) -
     config = find_config(model)
     if args.config is not None:
         config = there(named(args.config, "configuration"), "configuration")
-    checkpoint = _checkpoint(args, model, config)
+    checkpoint = _checkpoint(args, uses, model, config)
     files = ModelFiles(model, there(mimi, "codec"), there(tokenizer, "tokenizer"), config)
     return Choice(files, checkpoint, args.model)

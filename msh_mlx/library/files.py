@@ -62,7 +62,21 @@ def demo_folder() -> Path:
     return asset("assets/demo/config.json", "The demo model").parent
 
 
-def find_demo() -> ModelFiles:
-    """Find the files of the demo model. Raise MshError if it is not installed."""
+# The demo models, by what they are for. A persona is a conversation with a role.
+_DEMOS = {
+    "conversation": "model.q8.safetensors",
+    "persona": "persona/model.q8.safetensors",
+    "transcription": "stt/model.safetensors",
+    "speech": "tts/model.safetensors",
+}
+
+
+def find_demo(use: str = "conversation") -> ModelFiles:
+    """Find the files of a demo model, by what it is for: a key of `_DEMOS`. Raise MshError if it is not installed.
+
+    They share the codec, and a tokenizer where they have none of their own.
+    """
     folder = demo_folder()
-    return find_model(str(folder / "model.q8.safetensors"), str(folder / "mimi.safetensors"))
+    model = folder / _DEMOS[use]
+    tokenizer = beside(model, TOKENIZERS, "tokenizer", "--tokenizer") or folder / "tokenizer.model"
+    return find_model(str(model), str(folder / "mimi.safetensors"), str(tokenizer))

@@ -283,7 +283,7 @@ class LmConfig:
         return cls.from_dict(read_config(path), f"The configuration {user_path(path)}", lora=lora)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the keys of a `config.json` that gives this configuration: those of every model, and what is not as in Moshi."""
+        """Return the keys of a `config.json` that gives this configuration: those of every model, and those unlike Moshi's."""
         default = LmConfig()
         always = (
             "dim",
