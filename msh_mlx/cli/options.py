@@ -201,14 +201,17 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def display(args: argparse.Namespace, signals: Signals) -> Display:
-    """Return the display on the standard output, which raises `Stopped` when a signal came."""
+def display(args: argparse.Namespace, signals: Signals, *, apart: bool = False) -> Display:
+    """Return the display, which raises `Stopped` when a signal came.
+
+    It is on the standard output, or `apart` from the results that go there: on the standard error.
+    """
     from rich.console import Console
 
     from .display import Display
 
-    console = Console(highlight=False)
-    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    console = Console(highlight=False, stderr=apart)
+    plain = args.plain or args.json or not console.file.isatty() or console.is_dumb_terminal
     return Display(console, plain=plain, check=signals.check)
 
 

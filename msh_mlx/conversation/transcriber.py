@@ -221,9 +221,7 @@ def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProces
     """Raise InputError if the model does not write down speech, or if the parts do not belong together."""
     config, family = lm.config, family_of(lm.config)
     if family.name != "stt":
-        raise InputError(
-            f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model"
-        )
+        raise InputError(f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model")
     check_vocabulary(tokenizer, config.text_card)
     if mimi.num_codebooks < config.user_q:
         raise InputError(
@@ -304,7 +302,7 @@ class _Stream:
             return np.zeros((0, config.n_q), np.int32)
         pcm, self._rest = self._rest[:size], self._rest[size:]
         self.turn.hear(pcm)
-        codes = self._encoder.step(pcm)[: config.n_q].T.astype(np.int32)
+        codes: npt.NDArray[np.int32] = self._encoder.step(pcm)[: config.n_q].T.astype(np.int32)
         if not self._begun:  # with the priming step, whose codes are "start"
             self._begun = True
             codes = np.concatenate([np.full((1, config.n_q), config.card, np.int32), codes])

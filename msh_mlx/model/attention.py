@@ -271,14 +271,18 @@ def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, facto
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
 
 
-def row_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, reach: mx.array, factors: mx.array) -> list[RingCache]:
+def row_caches(
+    rings: Sequence[KvRing], form: RingFormat, slot: mx.array, reach: mx.array, factors: mx.array
+) -> list[RingCache]:
     """Make the key/value caches of one step of rows that began at different steps, one per layer.
 
     All rows store the step in `slot`, int32 `[1]`. A row sees the newest `reach + 1` steps, int32 `[batch]`: its own.
     `factors` `[2, batch, …]` are from `rotation`, for the position of each row.
     """
     capacity = rings[0][0].shape[2]
-    age = (slot - mx.arange(capacity)) % capacity  # of what a slot holds, in steps; one that holds nothing is older than any
+    age = (
+        slot - mx.arange(capacity)
+    ) % capacity  # of what a slot holds, in steps; one that holds nothing is older than any
     seen = (age <= reach[:, None])[:, None, None]
     return [RingCache(ring, form, slot, seen, factors) for ring in rings]
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 import shutil
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -36,7 +36,7 @@ def _compiles() -> bool:
 
 def compiled(function: F) -> F:
     """Return a function that MLX compiles, where it can."""
-    return mx.compile(function) if _compiles() else function  # type: ignore[no-any-return]
+    return cast("F", mx.compile(function)) if _compiles() else function
 
 
 def check_compiling() -> None:
