@@ -1,6 +1,7 @@
 """Voice conversations with Moshi, on your own machine.
 
 `load_lm`, `load_mimi` and `load_tokenizer` read the three files of a model. `Session` is one conversation, frame by frame.
+`Transcriber` writes down what it hears.
 `LmGen` is the language model alone: codes in, codes out. A name is loaded when it is first used, so that importing the package
 costs nothing.
 """
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
     from .conversation.session import Frame, Session, Timings
     from .conversation.text import TextStream, Words, load_tokenizer
+    from .conversation.transcriber import Transcribed, Transcriber
     from .errors import InputError, InUseError, MshError
     from .events import Word
     from .model.config import LmConfig
@@ -28,6 +30,7 @@ _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
     "conversation.session": ("Frame", "Session", "Timings"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
+    "conversation.transcriber": ("Transcribed", "Transcriber"),
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
     "model.config": ("LmConfig",),
@@ -52,6 +55,8 @@ __all__ = [
     "TextSampler",
     "TextStream",
     "Timings",
+    "Transcribed",
+    "Transcriber",
     "Word",
     "Words",
     "load_lm",

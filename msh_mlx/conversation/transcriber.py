@@ -243,6 +243,20 @@ def check_sound(pcm: Pcm) -> None:
         raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the sound is not a finite number.")
 
 
+def spelled(word: Tokens, tokenizer: sentencepiece.SentencePieceProcessor) -> list[tuple[float, str]]:
+    """Turn the tokens of a word into text, with the time of its beginning.
+
+    Pieces that begin with a space are words of their own. The later ones begin where a token 0 would have stood, a step before
+    the piece.
+    """
+    parts: list[tuple[float, list[int]]] = []
+    for token, time in zip(word.tokens, word.times, strict=True):
+        if not parts or tokenizer.IdToPiece(token).startswith(_SPACE):
+            parts.append((max(word.start, time - FRAME_SECONDS) if parts else word.start, []))
+        parts[-1][1].append(token)
+    return [(start, text) for start, tokens in parts if (text := tokenizer.DecodeIds(tokens).strip())]
+
+
 class _Stream:
     """One stream of sound on its way to words: sound to codes, and tokens to words; the model's steps are between them."""
 
@@ -331,20 +345,9 @@ class _Stream:
         self._rest = np.concatenate([self._rest, np.zeros(samples, np.float32)])
 
     def _shown(self, word: Tokens | None) -> list[Transcribed]:
-        """Turn tokens into text. Pieces that begin with a space are words of their own, which began with their piece."""
         if word is None:
             return []
-        parts: list[tuple[float, list[int]]] = []
-        for token, time in zip(word.tokens, word.times, strict=True):
-            if not parts or self._tokenizer.IdToPiece(token).startswith(_SPACE):
-                # As if there were a token 0, which comes a step before the piece.
-                parts.append((max(word.start, time - FRAME_SECONDS) if parts else word.start, []))
-            parts[-1][1].append(token)
-        words = [
-            Transcribed(text, self._line.time(start))
-            for start, part in parts
-            if (text := self._tokenizer.DecodeIds(part).strip())
-        ]
+        words = [Transcribed(text, self._line.time(start)) for start, text in spelled(word, self._tokenizer)]
         for before, after in itertools.pairwise(words):
             before.end = after.start
         if words:
