@@ -134,8 +134,8 @@ def _recordings(args: argparse.Namespace, signals: Signals) -> int:
         check_outputs(outputs, choice.files.all)
         shown = stack.enter_context(display(args, signals, apart=True))
         parts = _load(choice, shown)
-        work = _Work(args, tasks, shown)
-        work.run(parts, rows)
+        signals.defer()  # so that no word is lost in the middle of something
+        _Work(args, tasks, shown, signals).run(parts, rows)
     return 0
 
 
@@ -149,11 +149,11 @@ def _load(choice: Choice, shown: Display) -> Parts:
 class _Work:
     """Writes recordings down, and prints them in their order."""
 
-    def __init__(self, args: argparse.Namespace, tasks: list[_Task], shown: Display) -> None:
+    def __init__(self, args: argparse.Namespace, tasks: list[_Task], shown: Display, signals: Signals) -> None:
         self._args = args
         self._tasks = tasks
         self._shown = shown
-        self._total: float | None = 0.0
+        self._signals = signals
         self._next = 0  # the first that is not printed to its end
         self._errors: list[MshError] = []
 
@@ -165,12 +165,12 @@ class _Work:
         begin = perf_counter()
         try:
             with self._shown.bar(self._length()) as told:
-                for progress in transcribe(
-                    parts.lm, parts.mimi, parts.tokenizer, sounds, rows=rows, kv_bits=self._args.kv_bits
-                ):
-                    self._take(progress)
-                    told(sum(task.seconds for task in self._tasks))
+                options = {"rows": rows, "kv_bits": self._args.kv_bits}
+                for news in transcribe(parts.lm, parts.mimi, parts.tokenizer, sounds, **options):
+                    for progress in news:
+                        self._take(progress)
                     self._print()
+                    told(sum(task.seconds for task in self._tasks))
         except KeyboardInterrupt:
             for task in self._tasks:
                 task.ended = True
@@ -199,9 +199,14 @@ class _Work:
         from ..sound.recordings import open_recording, resample
 
         with task.recording or open_recording(task.path) as recording:
-            for block in resample(recording.blocks(), recording.rate, SAMPLE_RATE):
+            blocks = resample(recording.blocks(), recording.rate, SAMPLE_RATE)
+            while True:
+                with self._signals.waiting():
+                    block = next(blocks, None)
                 while recording.notes:
                     self._shown.say(recording.notes.pop(0))
+                if block is None:
+                    return
                 yield block
 
     def _take(self, progress: Progress) -> None:

@@ -179,11 +179,12 @@ def transcribe(
     *,
     rows: int = 1,
     kv_bits: int | None = None,
-) -> Iterator[Progress]:
+) -> Iterator[list[Progress]]:
     """Write down several recordings, `rows` at a time in one batch, each as a `Transcriber` would alone.
 
-    `sounds` are taken one after the other, when a row is free; each yields sound as `Transcriber.push` takes it. The other
-    arguments are as for `Transcriber`. An `MshError` that a sound raises ends this one, with what was heard before.
+    Yield the progress of all that are under way, after every second or so of their sound. `sounds` are taken one after the
+    other, when a row is free; each yields sound as `Transcriber.push` takes it. The other arguments are as for `Transcriber`.
+    An `MshError` that a sound raises ends this one, with what was heard before.
 
     Raises
     ------
@@ -209,12 +210,11 @@ def transcribe(
             codes[: len(given), row] = given
             counts[row] = len(given)
         heard = listeners.hear(codes[: max(counts.values())])
-        for row, count in counts.items():
-            work = works[row]
-            progress = work.write(heard.tokens[:count, row], heard.heads[:count, row])
-            if progress.ended:
-                del works[row]
-            yield progress
+        told = {
+            row: works[row].write(heard.tokens[:count, row], heard.heads[:count, row]) for row, count in counts.items()
+        }
+        works = {row: work for row, work in works.items() if not told[row].ended}
+        yield list(told.values())
 
 
 def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:

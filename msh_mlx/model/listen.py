@@ -62,7 +62,7 @@ class Listeners:
         """Forget everything. Each row has to begin anew."""
         self._count = 0
         self._begun = np.zeros(self.rows, np.int64)
-        self._said = mx.zeros((self.rows,), mx.int32)
+        self._said: mx.array | None = None
         self._rings: list[KvRing] = []
 
     def hear(self, codes: npt.NDArray[np.integer]) -> Heard:
@@ -78,6 +78,8 @@ class Listeners:
             numbers = np.concatenate([[slot], np.minimum(reach, config.context - 1), text, column.ravel()])
             factors = self._factors(reach)
             rings, self._rings = self._rings_for_step(), []
+            if self._said is None:  # not before: MLX evaluates an array on the thread that made it
+                self._said = mx.zeros((self.rows,), mx.int32)
             numbers = numbers.astype(np.int32)
             self._said, self._rings, says = self._run(mx.array(numbers), factors, self._said, rings)
             said.append(self._said)

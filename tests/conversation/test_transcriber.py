@@ -1,6 +1,7 @@
 """`Transcriber`: words and their times, however the sound comes; turns; and several recordings at once."""
 
 import dataclasses
+import itertools
 import json
 import threading
 
@@ -200,7 +201,8 @@ def test_a_batch_writes_what_each_would_alone(parts):
     assert sum(map(len, wanted)) > 20
     for rows in (1, 3, 8):
         got, lengths = {}, {}
-        for progress in transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows):
+        news = transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows)
+        for progress in itertools.chain.from_iterable(news):
             got.setdefault(progress.index, []).extend(progress.words)
             if progress.ended:
                 lengths[progress.index] = progress.seconds
@@ -216,7 +218,8 @@ def test_a_recording_that_breaks_off_keeps_its_words(parts):
         raise InputError("It ends too early.")
 
     words, errors = {}, {}
-    for progress in transcribe(*parts, [iter([SOUND]), broken(), iter([SOUND])], rows=2):
+    news = transcribe(*parts, [iter([SOUND]), broken(), iter([SOUND])], rows=2)
+    for progress in itertools.chain.from_iterable(news):
         words.setdefault(progress.index, []).extend(progress.words)
         if progress.ended:
             errors[progress.index] = progress.error and str(progress.error)
@@ -290,12 +293,12 @@ def test_lines_of_subtitles_follow_each_other():
     for _ in range(50):
         starts = np.cumsum(rng.choice([0.0, 0.08, 0.4, 1.2, 9.0], 40))
         words = [Transcribed("w" * rng.integers(1, 60), float(start)) for start in starts]
-        for word, following in zip(words, words[1:], strict=False):
+        for word, following in itertools.pairwise(words):
             word.end = following.start if rng.random() < 0.8 else None
         lines = [line.split("\n") for line in srt(words).strip().split("\n\n")]
         assert " ".join(line[2] for line in lines) == " ".join(word.text for word in words)
         spans = [[sum(float(x.replace(",", ".")) * y for x, y in zip(time.split(":"), (3600, 60, 1), strict=True))
                   for time in line[1].split(" --> ")] for line in lines]  # fmt: skip
         assert all(begin < end for begin, end in spans)
-        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(spans))
         assert [line[0] for line in lines] == [str(i + 1) for i in range(len(lines))]

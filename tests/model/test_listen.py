@@ -1,14 +1,15 @@
 """`Listeners`: rows of a batch write what `LmGen` writes for each of them alone."""
 
 import dataclasses
+import itertools
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler
-from msh_mlx.model.lm import Lm
 from msh_mlx.model.listen import Listeners
+from msh_mlx.model.lm import Lm
 
 CONFIG = LmConfig(
     dim=64, num_layers=3, num_heads=2, context=20, text_card=40, card=24, n_q=3, dep_q=0, delays=(0, 0, 0, 0),
@@ -61,7 +62,7 @@ def test_rows_write_what_they_would_alone(lm):
             at += len(columns[number])
     listeners = Listeners(lm, 3)
     cuts = [0, *sorted(rng.choice(steps, 9, replace=False)), steps]
-    heard = [listeners.hear(codes[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    heard = [listeners.hear(codes[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
     tokens, heads = (np.concatenate([getattr(part, name) for part in heard]) for name in ("tokens", "heads"))
     for number, (row, at) in places.items():
         wanted, says = alone(lm, streams[number])
