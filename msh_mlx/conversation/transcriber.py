@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -28,6 +28,7 @@ BEHIND = 1.0  # seconds of silence behind a recording, beyond the model's delay
 _SPACE = "\u2581"  # SentencePiece's sign for a space inside a piece
 _ONCE = 64  # frames that are encoded at once
 _STEPS = 16  # steps of recordings between two looks at what was written
+_NEAR = 0.3  # seconds between the beginnings that one word has, with and without the sound behind it
 _LONGEST = 13  # frames that a word which has begun may take, after the end of the sound
 
 
@@ -112,14 +113,14 @@ class Transcriber:
         check_sound(pcm)
         with one_at_a_time(self._in_use):
             self._stream.take(pcm)
-            return self._hear()
+            return _hear(self._stream, self._listener)
 
     def flush(self, behind: float = FRAME_SECONDS) -> list[Transcribed]:
         """End a turn: return the words that are still on their way, without waiting for the sound behind them.
 
-        The model hears silence in place of that sound: as long as its delay, and `behind` seconds more, then until the last
-        word is complete, for a second at most. What is pushed later follows this silence, but the times of words are those of
-        the sound alone.
+        They are what the model would write if the sound ended here: if silence followed, as long as its delay, and `behind`
+        seconds more, and then until the last word is complete, for a second at most. The state stays as it is. So sound that
+        is pushed later follows what was pushed before, and words that were returned here do not come again.
 
         Raises
         ------
@@ -127,8 +128,11 @@ class Transcriber:
             Another thread is using the transcriber.
         """
         with one_at_a_time(self._in_use):
-            self._stream.end(behind)
-            return self._hear() + self._stream.close()
+            stream, listener = self._stream.copy(), self._listener.copy()
+            stream.end(behind)
+            words = _hear(stream, listener) + stream.close()
+            self._stream.tell(words)
+            return words
 
     @property
     def pause(self) -> float | None:
@@ -149,12 +153,14 @@ class Transcriber:
         """How much sound was pushed, in seconds."""
         return self._stream.seconds
 
-    def _hear(self) -> list[Transcribed]:
-        words: list[Transcribed] = []
-        while len(codes := self._stream.next(_ONCE)):
-            heard = self._listener.hear(codes[:, None])
-            words += self._stream.write(heard.tokens[:, 0], heard.heads[:, 0])
-        return words
+
+def _hear(stream: _Stream, listener: Listeners) -> list[Transcribed]:
+    """Let the model hear what waits in a stream."""
+    words: list[Transcribed] = []
+    while len(codes := stream.next(_ONCE)):
+        heard = listener.hear(codes[:, None])
+        words += stream.write(heard.tokens[:, 0], heard.heads[:, 0])
+    return words
 
 
 @dataclass
@@ -270,14 +276,24 @@ class _Stream:
     def reset(self) -> None:
         self._encoder.reset()
         self._begun = False
-        self._words = WordTimes(Timing(self._timing.delay, 0.0))
+        self._words = WordTimes(self._timing)
         self._last: tuple[Tokens, Transcribed] | None = None
-        self._line = _TimeLine()
-        self._rest = np.zeros(0, np.float32)
-        self._samples = self._put = 0  # of the sound, and of the silence that was put in between
-        self._more = 0
+        self._told: list[Transcribed] = []  # before the model wrote them here
+        self._rest = np.zeros(round(self._timing.prefix * SAMPLE_RATE), np.float32)
+        self._samples = self._more = 0
         self.turn = Turn()
-        self._put_silence(round(self._timing.prefix * SAMPLE_RATE))
+
+    def copy(self) -> _Stream:
+        """Return a stream that goes on from the state of this one, on its own."""
+        other = copy(self)
+        other._encoder, other._words = self._encoder.copy(), self._words.copy()
+        other._told, other.turn = list(self._told), copy(self.turn)
+        return other
+
+    def tell(self, words: list[Transcribed]) -> None:
+        """End a turn. Its last words were told already, by a copy of this stream."""
+        self._told += words
+        self.turn.end()
 
     @property
     def seconds(self) -> float:
@@ -326,33 +342,42 @@ class _Stream:
         """Take what the model wrote in these steps, `[n]` and `[n, heads, classes]`, and return the words."""
         words: list[Transcribed] = []
         for token, says in zip(tokens, heads, strict=True):
-            words += self._shown(self._words.push(int(token)))
-            self.turn.write(int(token), float(says[PAUSE_HEAD, 0]) if len(says) > PAUSE_HEAD else None)
+            new = self._shown(self._words.push(int(token)))
+            self.turn.write(bool(new), float(says[PAUSE_HEAD, 0]) if len(says) > PAUSE_HEAD else None)
+            words += new
             if self._last and (end := self._last[0].end) is not None:
-                self._last[1].end = self._line.time(end)
+                self._last[1].end = max(0.0, end)
                 self._last = None
         return words
 
     def close(self) -> list[Transcribed]:
-        """End a turn. Return the word that is still open, if there is one."""
-        self._more = 0
-        self.turn.end()
+        """Return the word that is still open, if there is one."""
         return self._shown(self._words.close())
 
     def _put_silence(self, samples: int) -> None:
-        self._line.put((self._samples + self._put) / SAMPLE_RATE, samples / SAMPLE_RATE)
-        self._put += samples
         self._rest = np.concatenate([self._rest, np.zeros(samples, np.float32)])
 
     def _shown(self, word: Tokens | None) -> list[Transcribed]:
+        """Return the words that a word of tokens brings, but for those that were told already."""
         if word is None:
             return []
-        words = [Transcribed(text, self._line.time(start)) for start, text in spelled(word, self._tokenizer)]
+        words = [Transcribed(text, max(0.0, start)) for start, text in spelled(word, self._tokenizer)]
         for before, after in itertools.pairwise(words):
             before.end = after.start
+        known = [self._known(word) for word in words]
         if words:
-            self._last = word, words[-1]
-        return words
+            self._last = word, known[-1] or words[-1]
+        return [word for word, told in zip(words, known, strict=True) if told is None]
+
+    def _known(self, word: Transcribed) -> Transcribed | None:
+        """Return the word that was told in place of this one; None: it was not told.
+
+        Without the sound behind it a word may be another one, or begin a step earlier or later.
+        """
+        near = [told for told in self._told if abs(told.start - word.start) < _NEAR]
+        same = [told for told in near if told.text == word.text] or near
+        self._told = [told for told in self._told if told.start > (same[0] if same else word).start]
+        return same[0] if same else None
 
 
 class _Work:
@@ -385,24 +410,3 @@ class _Work:
         if ended:
             words += stream.close()
         return Progress(self._index, stream.seconds, words, ended, self._error if ended else None)
-
-
-class _TimeLine:
-    """Gives the times of the sound for times of what the model heard: silence that was put in between takes none."""
-
-    def __init__(self) -> None:
-        self._silences: deque[tuple[float, float]] = deque()  # beginnings and ends
-        self._before = 0.0  # of silences that have passed
-
-    def put(self, begin: float, seconds: float) -> None:
-        """Put silence in, behind all others."""
-        if seconds:
-            self._silences.append((begin, begin + seconds))
-
-    def time(self, heard: float) -> float:
-        """Return the time of the sound. Times must not go back."""
-        while self._silences and self._silences[0][1] <= heard:
-            begin, end = self._silences.popleft()
-            self._before += end - begin
-        inside = max(0.0, heard - self._silences[0][0]) if self._silences else 0.0
-        return max(0.0, heard - self._before - inside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
-from ..model.families.stt import NEW_WORD, PADDING
 
 _LIKELY = 0.5  # probability of a pause
 _HELD = 3  # steps for which it must last; a single one is often hasty
@@ -48,9 +47,9 @@ class Turn:
             else:
                 self._quiet += 1
 
-    def write(self, token: int, pause: float | None) -> None:
-        """Take what the model wrote in a step: its token, and the probability of a pause."""
+    def write(self, text: bool, pause: float | None) -> None:
+        """Take what the model wrote in a step: whether there was text, and the probability of a pause."""
         self.pause = pause
-        if token not in (NEW_WORD, PADDING):
+        if text:
             self._text, self._pauses = True, 0
         self._pauses = self._pauses + 1 if (pause or 0.0) > _LIKELY else 0

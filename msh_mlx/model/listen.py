@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -64,6 +65,13 @@ class Listeners:
         self._begun = np.zeros(self.rows, np.int64)
         self._said: mx.array | None = None
         self._rings: list[KvRing] = []
+
+    def copy(self) -> Listeners:
+        """Return others that go on from the same state, on their own."""
+        other = copy(self)
+        # Each list and array of the host is replaced or changed by one of them. Those of the device do not change.
+        other._begun, other._rings = self._begun.copy(), list(self._rings)
+        return other
 
     def hear(self, codes: npt.NDArray[np.integer]) -> Heard:
         """Run some steps, and wait for all of them. `codes` are `[steps, rows, n_q]`, in [0, card], or −1 for a missing one."""

@@ -127,44 +127,39 @@ def live(parts, sound, flush=True):
 
 
 def test_turns_end_by_the_extra_heads(parts):
+    """Each is reported until it is ended, and once, though the model writes its last words again."""
     words, ends = live(parts, SOUND)
     assert ends == TURNS
-    assert [word[0] for word in words] == EXPECTED["words"]
-    # What a flush puts in between takes no time.
-    assert np.abs(np.array([word[1] for word in words]) / 1000 - EXPECTED["start"]).max() < 0.1
+    assert words == heard(parts, SOUND)
 
 
-def test_a_flush_is_silence_that_takes_no_time(parts):
-    """The state goes on as if the silence had been in the sound; the words' times are those of the sound alone."""
-    begin = round(TURNS[0] * SAMPLE_RATE)
-    for cut in (begin, begin + 700):
+def test_a_flush_changes_nothing(parts):
+    """Wherever it is: the model goes on exactly as without it, and no word comes twice or is lost."""
+    rng = np.random.default_rng(3)
+    sound = SOUND + rng.normal(0, 0.004, len(SOUND)).astype(np.float32)
+    plainly, flushed = Transcriber(*parts), Transcriber(*parts)
+    wanted, words = [], []
+    for i, piece in enumerate(pieces(sound, 8)):
+        wanted += plainly.push(piece)
+        words += flushed.push(piece)
+        assert flushed.pause == plainly.pause
+        if i % 2:
+            words += flushed.flush()
+    wanted, words = plain(wanted + plainly.flush()), plain(words + flushed.flush())
+    assert len(wanted) >= 6
+    # A word that was cut off may be another one.
+    assert [abs(a[1] - b[1]) < 300 for a, b in zip(words, wanted, strict=True)] == [True] * len(wanted)
+    assert sum(a[0] == b[0] for a, b in zip(words, wanted, strict=True)) >= len(wanted) - 1
+
+
+def test_a_flush_is_the_end_of_the_sound(parts):
+    """It returns what the sound until then has, also if that ends in the middle of a frame or of a word."""
+    for cut in (0, 700, *np.random.default_rng(5).integers(0, len(SOUND), 8), len(SOUND)):
         transcriber = Transcriber(*parts)
-        first = transcriber.push(SOUND[:cut])
-        first += transcriber.flush()
-        got = plain(first + transcriber.push(SOUND[cut:]) + transcriber.flush(BEHIND))
-        size = -cut % FRAME_SIZE + 7 * FRAME_SIZE  # the delay, and a frame
-        joined = heard(parts, np.concatenate([SOUND[:cut], np.zeros(size, np.float32), SOUND[cut:]]))
-        shift = 1000 * size / SAMPLE_RATE
-
-        def moved(time, cut=cut, shift=shift):
-            return time if time is None or time <= 1000 * cut / SAMPLE_RATE else round(time - shift)
-
-        wanted = [(text, *map(moved, times)) for text, *times in joined]
-        assert [word[0] for word in got] == [word[0] for word in wanted] == EXPECTED["words"]
-        differences = [a - b for x, y in zip(got, wanted, strict=True) for a, b in zip(x[1:], y[1:], strict=True) if a]
-        assert np.abs(differences).max() <= 1  # a millisecond, by rounding
-
-
-def test_a_flush_in_the_middle_of_a_word_loses_nothing(parts):
-    """Wherever the sound stops, the word that was begun is returned, and its time is inside the sound."""
-    for seconds in (0.9, 1.0, 8.6):
-        transcriber = Transcriber(*parts)
-        cut = round(seconds * SAMPLE_RATE)
-        words = transcriber.push(SOUND[:cut]) + transcriber.flush()
-        assert [word.text for word in words] == [
-            word for word, end in zip(EXPECTED["words"], EXPECTED["true_end"], strict=True) if end - 0.15 < seconds
-        ]
-        assert all(0 <= word.start <= seconds for word in words)
+        words = plain(transcriber.push(SOUND[:cut]))
+        after = plain(transcriber.flush())
+        assert words + after == heard(parts, np.concatenate([SOUND[:cut], np.zeros(-cut % FRAME_SIZE, np.float32)]), 0.08)
+        assert transcriber.flush() == []
 
 
 def test_turns_end_by_quiet_without_extra_heads():
@@ -175,7 +170,7 @@ def test_turns_end_by_quiet_without_extra_heads():
         turn, ends = Turn(), []
         for i in range(0, len(background), FRAME_SIZE):
             turn.hear(background[i : i + FRAME_SIZE] + SOUND[i : i + FRAME_SIZE])
-            turn.write(3, None)
+            turn.write(False, None)
             if turn.ended:
                 ends.append(i / SAMPLE_RATE)
                 turn.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,12 @@ class WordTimes:
         self._boundary = 0.0
         self._begun = False
         self._last: Word | None = None
+
+    def copy(self) -> WordTimes:
+        """Return another that goes on from here, on its own."""
+        other = copy(self)
+        other._tokens, other._times = list(self._tokens), list(self._times)
+        return other
 
     @property
     def open(self) -> bool:
