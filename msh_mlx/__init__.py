@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
-    from .conversation.session import Frame, Session, Timings
+    from .conversation.session import Frame, Opening, Session, Timings
     from .conversation.text import TextStream, Words, load_tokenizer
     from .conversation.transcriber import Transcribed, Transcriber
     from .errors import InputError, InUseError, MshError
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
-    "conversation.session": ("Frame", "Session", "Timings"),
+    "conversation.session": ("Frame", "Opening", "Session", "Timings"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "conversation.transcriber": ("Transcribed", "Transcriber"),
     "errors": ("InUseError", "InputError", "MshError"),
@@ -49,6 +49,7 @@ __all__ = [
     "LmGen",
     "Mimi",
     "MshError",
+    "Opening",
     "Sampler",
     "Session",
     "Step",

@@ -18,7 +18,9 @@ from . import __version__
 from .conversation.codec import Mimi
 from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
+from .library.suited import source_bytes
 from .model.config import LmConfig
+from .model.embeddings import DemuxedEmbedding, LowRankEmbedding
 from .model.generate import LmGen
 from .model.lm import Lm
 from .system.machine import chip, system
@@ -85,22 +87,29 @@ def random_lm(
     return lm
 
 
-def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> int:
-    """Count the bytes that a step has to read: every matrix once, one row of each embedding, keys and values.
+def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:
+    """Count the bytes that a step has to read: every matrix once, the rows of embeddings, keys and values.
 
-    `positions` is the number of positions that attention sees, on average.
+    `positions` is the number of positions that attention sees, on average. With guidance there are two `rows` of keys and
+    values. The weights of a slice of the depformer are read again for each codebook that uses it. Conditions, and what makes
+    keys and values of a source of cross-attention, are not read at all: that is done once a conversation.
     """
-    total = 0.0
-    for module in _modules(lm):
+    config, total = lm.config, 0.0
+    for name, module in _modules(lm):
+        if name.startswith("condition_provider"):
+            continue
         size = sum(array.nbytes for array in module.parameters().values() if isinstance(array, mx.array))
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-            size //= module.weight.shape[0]
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding | LowRankEmbedding | DemuxedEmbedding):
+            size = size * (2 if isinstance(module, DemuxedEmbedding) else 1) // module.weight.shape[0]
+        elif name.endswith("cross_attention.in_proj"):
+            size //= 3  # only the queries'
         total += size
-    return int(total + lm.config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions)
+    kept = config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions
+    return int(total + rows * (kept + source_bytes(config, lm.out_norm.weight.dtype.size)))
 
 
-def _modules(lm: Lm) -> list[Any]:
-    return [module for _, module in cast("Any", lm).named_modules()]
+def _modules(lm: Lm) -> list[tuple[str, Any]]:
+    return list(cast("Any", lm).named_modules())
 
 
 @dataclass(frozen=True)
@@ -229,7 +238,7 @@ def measure(
     together = sum(spread.p50 for spread in spreads.values())
     seen = np.mean([min(t + 3, config.context) for t in range(steps)])
     read = bytes_per_step(lm, float(seen), kv_bits)
-    packed = [module for module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
+    packed = [module for _, module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
     kinds = sorted({getattr(module, "bits", 8 * module.weight.dtype.size) for module in packed})
     dtype = str(lm.out_norm.weight.dtype).removeprefix("mlx.core.")
     return Report(

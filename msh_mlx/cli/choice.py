@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnreachableError
-from ..library.catalogue import Entry, HubFile, Reference, find_entry, parse_reference
+from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use, parse_reference, title_of
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
@@ -49,7 +49,7 @@ def add_weights(to: Group) -> None:
 # What a live conversation takes. Translation is one, too, with another user: the speech to translate.
 TALK = ("conversation", "translation")
 # By what models are for: the command that runs them, and what the demo model does.
-_COMMANDS = {
+COMMANDS = {
     "conversation": "local_mlx.py",
     "translation": "local_mlx.py",
     "transcription": "msh-mlx transcribe",
@@ -170,7 +170,7 @@ def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, conf
 
 
 def _other_use(name: str, title: str, use: str) -> InputError:
-    return InputError(f"{name} is {title}", f"use '{_COMMANDS[use]}'")
+    return InputError(f"{name} is {title}", f"use '{COMMANDS[use]}'")
 
 
 def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
@@ -192,29 +192,34 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
 
     entries = load_library(args.weights)
     of_bits = [entry for entry in entries.values() if args.quantized in (None, entry.bits)]
+    of_first_use = of_use(entries, uses[0])
     selection = None
     if args.model:
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
+        if entry.use not in uses:  # say so before gigabytes are fetched
+            raise _other_use(entry.name, title_of(entry.family), entry.use)
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
         entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
     elif args.quantized:
-        if not of_bits:
+        fitting = [entry for entry in of_bits if entry.name in of_first_use and not entry.is_restricted]
+        if not fitting:
             raise InputError(f"The catalogue has no model of {args.quantized} bits", "give one with --model")
-        entry = next(filter(is_on_disk, of_bits), of_bits[0])
+        entry = next(filter(is_on_disk, fitting), fitting[0])
     else:
-        selection = _best(entries, watch)
+        selection = _best(of_first_use, watch)
         entry = selection.entry
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
-    return all(isinstance(file, HubFile) and file.repository == repository for file in entry.files.values())
+    lm = entry.files["lm"]
+    return isinstance(lm, HubFile) and lm.repository == repository
 
 
 def _best(entries: Mapping[str, Entry], watch: Watch) -> Selection:
@@ -241,7 +246,7 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> Selection:
 def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSuitsError:
     from ..library.suited import STEP_LIMIT, judge
 
-    known = [entry for entry in entries.values() if entry.memory and entry.step_bytes]
+    known = [entry for entry in entries.values() if entry.memory and entry.step_bytes and not entry.is_restricted]
     if not known:
         return _NothingSuitsError(
             "The catalogue does not say how much memory and time any model takes",
@@ -269,25 +274,27 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
     The model is checked first: nothing is fetched for a file that is not one.
     """
     from ..library.suited import obtain_file, shared_file
+    from ..model.families import family_of
 
     def named(text: str, what: str) -> Path | HubFile:
         reference = parse_reference(text)
         return reference if isinstance(reference, HubFile) else existing(str(reference.path), what)
 
-    def or_else(text: str | None, role: str, what: str, pattern: str) -> Path | Reference:
-        if text is not None:
-            return named(text, what)
-        return beside(model, pattern, what, f"--{role}") or shared_file(role, entries)
+    def beside_it(text: str | None, role: str, what: str, patterns: Sequence[str]) -> Path | HubFile | None:
+        return named(text, what) if text is not None else beside(model, patterns, what, f"--{role}")
 
     def there(file: Path | Reference, what: str) -> Path:
         return file if isinstance(file, Path) else obtain_file(file, what, entries, watch)
 
     model = there(named(args.model, "model"), "model")
-    mimi = or_else(args.mimi, "mimi", "codec", MIMIS)
-    tokenizer = or_else(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
+    mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
+    tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
     config = find_config(model)
     if args.config is not None:
         config = there(named(args.config, "configuration"), "configuration")
     checkpoint = _checkpoint(args, uses, model, config)
-    files = ModelFiles(model, there(mimi, "codec"), there(tokenizer, "tokenizer"), config)
+    family = family_of(checkpoint.config).name
+    mimi = there(mimi or shared_file("mimi", entries, family), "codec")
+    tokenizer = there(tokenizer or shared_file("tokenizer", entries, family), "tokenizer")
+    files = ModelFiles(model, mimi, tokenizer, config)
     return Choice(files, checkpoint, args.model)

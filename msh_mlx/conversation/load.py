@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..library.files import ModelFiles
     from ..library.suited import Selection
     from ..weights.checkpoint import Checkpoint
-    from .session import Parts, Session
+    from .session import Opening, Parts, Session
     from .warmup import Lighter, Load
 
 
@@ -22,13 +22,14 @@ def load_session(
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
+    opening: Callable[[Parts], Opening] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
     """Set MLX's limits and load a model with its codec and tokenizer; small files are loaded first.
 
     `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
-    configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for
-    `load_lm` and `Session`.
+    configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; `opening` makes the session's
+    opening of what was loaded; the others are as for `load_lm` and `Session`.
 
     Raises
     ------
@@ -40,7 +41,8 @@ def load_session(
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     parts = load_parts(files, checkpoint, progress=progress)
-    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+    begin = opening(parts) if opening else None
+    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits, opening=begin)
 
 
 def load_parts(

@@ -13,8 +13,11 @@ import sentencepiece
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..model.generate import LmGen, Step, one_at_a_time
+from ..model.grid import Prompt
 from ..model.lm import Lm
+from ..model.prefill import Prefilled
 from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from ..model.steering import NO_STEERING, Steering
 from .codec import Mimi
 from .text import TextStream, check_vocabulary, word_starts
 
@@ -57,6 +60,18 @@ class Parts:
     tokenizer: sentencepiece.SentencePieceProcessor
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What comes before a conversation, and beside it.
+
+    `prompt` is a prompt, perhaps read already, so that conversations begin at once; None: there is none. `steering` is what
+    steers the model besides tokens. Several sessions with the same model may share an opening.
+    """
+
+    prompt: Prompt | Prefilled | None = None
+    steering: Steering = NO_STEERING
+
+
 class Session:
     """A conversation: pass the user's sound to `push` frame by frame, and get Moshi's back.
 
@@ -79,6 +94,8 @@ class Session:
         seed.
     kv_bits
         8 stores the model's keys and values in 8 bits; None keeps them in the model's dtype.
+    opening
+        What comes before each conversation, also after `reset`, as from `Personas`; None: nothing.
 
     Raises
     ------
@@ -96,8 +113,10 @@ class Session:
         audio_sampler: Sampler = AUDIO_SAMPLER,
         seed: int | None = None,
         kv_bits: int | None = None,
+        opening: Opening | None = None,
     ) -> None:
         config = lm.config
+        opening = opening or Opening()
         check_vocabulary(tokenizer, config.text_card)
         need = max(config.dep_q, config.user_q)
         if mimi.num_codebooks < need:
@@ -132,6 +151,8 @@ class Session:
             seed=seed,
             kv_bits=kv_bits,
             word_starts=word_starts(tokenizer) if penalty else None,
+            prompt=opening.prompt,
+            steering=opening.steering,
         )
         self._text = TextStream(tokenizer, config.padding_ids)
 
@@ -166,7 +187,7 @@ class Session:
         return Frame(reply, text, step.text_token, timings)
 
     def reset(self) -> None:
-        """Start a new conversation from fresh state; model and codec stay loaded."""
+        """Start a new conversation from fresh state, with the same opening; model and codec stay loaded."""
         self.reset_encoder()
         self.reset_model()
         self.reset_decoder()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError
 from ..model.ranges import is_whole
@@ -20,6 +20,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+if TYPE_CHECKING:
+    from ..model.families import Family
 
 # The keys of an entry.
 _KEYS = (
@@ -31,19 +33,27 @@ _KEYS = (
     "memory",
     "step-bytes",
     "licence",
+    "non-commercial",
+    "gated",
+    "family",
+    "voices",
     "files",
     "sha256",
 )
-# What a file of a model is for. The configuration may be missing: then it is that of v0.1.
-ROLES = ("lm", "mimi", "tokenizer", "config")
+# What a file of a model is for. The configuration may be missing: then it is that of the family's published model. The voices
+# are an archive of them, or the one that is spoken with if no other is named.
+ROLES = ("lm", "mimi", "tokenizer", "config", "voices")
+_NEEDED = ROLES[:3]
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
 # A catalogue has a few kilobytes. A much larger file is something else.
 _MAX_SIZE = 1 << 20
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_PATH = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
+_PATH = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*", re.ASCII)
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
 _NAME = re.compile(r"[\w.+-]+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# How the name of a model's file ends. What follows the last @ is not a revision if it ends so: published names have an @, too.
+_ENDINGS = (".safetensors", ".model", ".json", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,8 @@ class HubFile:
 
     def __str__(self) -> str:
         """Return the reference that `parse_reference` reads."""
-        revision = "" if self.revision == "main" else f"@{self.revision}"
-        return f"hf:{self.repository}/{self.path}{revision}"
+        plain = self.revision == "main" and _split(self.path) == (self.path, "")
+        return f"hf:{self.repository}/{self.path}" + ("" if plain else f"@{self.revision}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,9 @@ class Entry:
     name, about
         Its name, as for `--variant`, and a sentence on it.
     files
-        Where the files are, by role: always `lm`, `mimi` and `tokenizer`; `config` if there is one.
+        Where the files are, by role: always `lm`, `mimi` and `tokenizer`; `config` and `voices` if there are some.
+    family
+        The name of its family, one of `model.families`.
     quantization
         "q4", "q6", "q8" or "bf16".
     size
@@ -97,6 +109,12 @@ class Entry:
         Bytes that a step reads then: every matrix once, one row of each embedding, all keys and values.
     licence
         The licence of the weights.
+    non_commercial
+        Whether the licence forbids commercial use.
+    gated
+        Whether the hub gives the files only to those who have accepted conditions there.
+    voices
+        The repository on the hub where voices for the model are.
     source
         The file that the entry is from.
     """
@@ -104,12 +122,26 @@ class Entry:
     name: str
     about: str
     files: Mapping[str, Reference]
+    family: str = "moshi"
     quantization: str | None = None
     size: int | None = None
     memory: int | None = None
     step_bytes: int | None = None
     licence: str | None = None
+    non_commercial: bool = False
+    gated: bool = False
+    voices: str | None = None
     source: Path = Path()
+
+    @property
+    def use(self) -> str:
+        """What the model does: "conversation", "translation", "transcription" or "speech"."""
+        return use_of(self.family)
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the model is gated or not for commercial use. Such a model is taken only if the user names it."""
+        return self.gated or self.non_commercial
 
     @property
     def bits(self) -> int | None:
@@ -117,13 +149,36 @@ class Entry:
         return QUANTIZATIONS[self.quantization] if self.quantization else None
 
 
+def _families() -> dict[str, Family]:
+    from ..model.families import FAMILIES  # late: it imports MLX
+
+    return {family.name: family for family in FAMILIES}
+
+
+def use_of(family: str) -> str:
+    """Return what the models of a family do, as `Entry.use`, by the family's name."""
+    return _families()[family].use
+
+
+def title_of(family: str) -> str:
+    """Return what the models of a family are called, by the family's name."""
+    return _families()[family].title
+
+
+def of_use(entries: Mapping[str, Entry], use: str) -> dict[str, Entry]:
+    """Return the entries of the models that do something (see `Entry.use`)."""
+    return {name: entry for name, entry in entries.items() if entry.use == use}
+
+
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
     """Read the name of a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or a path, relative to `folder`.
+
+    A PATH may have an @ itself, as in `model@80.safetensors`.
 
     Raise InputError if the text begins with `hf:` and does not name a file on the hub, or if it names nothing.
     """
     if text.startswith("hf:"):
-        rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
+        rest, revision = _split(text.removeprefix("hf:").removeprefix("//"))
         owner, _, rest = rest.partition("/")
         name, _, path = rest.partition("/")
         repository = f"{owner}/{name}"
@@ -138,6 +193,12 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
         raise InputError(f"{text!r} names no file.")
     place = user_path(path)
     return LocalFile(place if folder is None else folder / place)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Split PATH@REVISION; the revision is "" if there is none."""
+    path, at, revision = text.rpartition("@")
+    return (path, revision) if at and not revision.endswith(_ENDINGS) else (text, "")
 
 
 def parse_repository(text: str) -> tuple[str, str]:
@@ -221,10 +282,12 @@ class _Table:
         revision = self._text_of("revision", "a branch, a tag or a commit", _is_revision)
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
+        families = _families()
         return Entry(
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
+            family=self._text_of("family", f"one of {', '.join(families)}", families.__contains__) or "moshi",
             quantization=self._text_of(
                 "quantization", f"one of {', '.join(QUANTIZATIONS)}", QUANTIZATIONS.__contains__
             ),
@@ -232,12 +295,15 @@ class _Table:
             memory=self._count("memory"),
             step_bytes=self._count("step-bytes"),
             licence=self._text_of("licence"),
+            non_commercial=self._truth("non-commercial"),
+            gated=self._truth("gated"),
+            voices=self._text_of("voices", "OWNER/NAME", _REPOSITORY.fullmatch),
             source=self._path,
         )
 
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
-            raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
+            raise self._wrong("has no files", advice=f"{listed(_NEEDED)} are needed")
         files = self._table_of("files")
         files._only(ROLES)
         hashes = self._table_of("sha256")
@@ -246,8 +312,8 @@ class _Table:
             text = files._text_of(role, "the name of a file", bool)
             sha256 = hashes._text_of(role, "64 digits from 0 to f", _SHA256.fullmatch)
             if text is None:
-                if role != "config":
-                    raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
+                if role in _NEEDED:
+                    raise files._wrong(f"has no {role}", advice=f"{listed(_NEEDED)} are needed")
                 continue
             try:
                 if repository and not text.startswith(("hf:", "file:")):
@@ -281,6 +347,9 @@ class _Table:
             key, "a number of bytes", lambda value: is_whole(value) and 0 < value < 1 << 60
         )
         return count
+
+    def _truth(self, key: str) -> bool:
+        return bool(self._value_of(key, "true or false", lambda value: isinstance(value, bool)))
 
     def _value_of(self, key: str, what: str, fits: Callable[[Any], object]) -> Any:
         value = self._values.get(key)

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..system.inputs import existing
 from ..system.places import asset
+from ..system.words import listed
 from ..weights.beside import find_config
 
 # The names of the codec and the tokenizer in the published repositories.
-MIMIS = "tokenizer-*.safetensors"
-TOKENIZERS = "tokenizer*.model"
+MIMIS = ("tokenizer-*.safetensors", "mimi-*.safetensors")
+TOKENIZERS = ("tokenizer*.model",)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model. `config` is None for the published architecture."""
+    """The files of a model. `config` is None for the published architecture, `voices` for a model without voices."""
 
     model: Path
     mimi: Path
     tokenizer: Path
     config: Path | None
+    voices: Path | None = None
 
     @property
     def all(self) -> list[Path]:
-        """All files; the configuration only if there is one."""
-        return [path for path in (self.model, self.mimi, self.tokenizer, self.config) if path]
+        """All files; the configuration and the voices only if there are some."""
+        return [path for path in (self.model, self.mimi, self.tokenizer, self.config, self.voices) if path]
 
 
-def beside(model: Path, pattern: str, what: str, option: str) -> Path | None:
+def beside(model: Path, patterns: Sequence[str], what: str, option: str) -> Path | None:
     """Find the file beside a model that fits a pattern; None if there is none. Raise InputError if there are several."""
-    found = sorted(path for path in model.parent.glob(pattern) if path.is_file())
+    found = {path: pattern for pattern in patterns for path in model.parent.glob(pattern) if path.is_file()}
     if len(found) > 1:
-        raise InputError(f"There are {len(found)} {what}s ({pattern}) beside {model}", f"name one with {option}")
-    return found[0] if found else None
+        forms = listed(dict.fromkeys(found.values()))
+        raise InputError(f"There are {len(found)} {what}s ({forms}) beside {model}", f"name one with {option}")
+    return next(iter(found), None)
 
 
 def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str | None = None) -> ModelFiles:
@@ -48,7 +52,7 @@ def find_model(model: str, mimi: str, tokenizer: str | None = None, config: str 
     named = None if tokenizer is None else existing(tokenizer, "tokenizer")
     tokenizer_file = named or beside(model_file, TOKENIZERS, "tokenizer", "--tokenizer")
     if tokenizer_file is None:
-        raise InputError(f"There is no tokenizer ({TOKENIZERS}) beside {model}", "give one with --tokenizer")
+        raise InputError(f"There is no tokenizer ({listed(TOKENIZERS)}) beside {model}", "give one with --tokenizer")
     return ModelFiles(model_file, mimi_file, tokenizer_file, config_for(model_file, config))
 
 

@@ -15,17 +15,16 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
-from .attention import KvRing, PrefillCache, capacities, rotation
+from .attention import KvRing, capacities
 from .config import LmConfig
 from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
+from .prefill import Prefilled, first_position, prefill
 from .ranges import is_whole
 from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
 from .steering import NO_STEERING, Steering
 from .step import StepFunction, StepLogits
-
-_PREFILL = 64  # columns of a prompt that are read at once
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class LmGen:
     word_starts
         The text tokens that begin a word, for the repetition penalty. By default, tokens that follow padding begin words.
     prompt
-        The columns before the conversation; None: "start" alone.
+        The columns before the conversation, perhaps read already by `prefill`; None: "start" alone.
     steering
         Conditions and guidance.
     script
@@ -79,7 +78,8 @@ class LmGen:
     Raises
     ------
     InputError
-        The seed is not a whole number in [0, 2^64), or `kv_bits` does not suit the model.
+        The seed is not a whole number in [0, 2^64); `kv_bits` does not suit the model, or is not that of the prompt; or the
+        prompt does not fit into the window.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LmGen:
         seed: int | None = None,
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
-        prompt: Prompt | None = None,
+        prompt: Prompt | Prefilled | None = None,
         steering: Steering = NO_STEERING,
         script: Script | None = None,
     ) -> None:
@@ -103,10 +103,15 @@ class LmGen:
         self.text_sampler = text_sampler
         self.audio_sampler = audio_sampler
         self.seed = seed
-        self._prompt = prompt or Prompt(lm.config.streams.begin())
+        self._form = lm.ring_format(kv_bits, steering.batch)
+        self._prefilled = prompt if isinstance(prompt, Prefilled) else None
+        if self._prefilled and self._prefilled.form != self._form:
+            raise InputError("The prompt was read for another format of keys and values", "read it for this one")
+        self._prompt = prompt.prompt if isinstance(prompt, Prefilled) else prompt or Prompt(lm.config.streams.begin())
+        self._first = first_position(lm.config, self._prompt)
+        self._kv_bits = kv_bits
         self._steering = steering
         self._script = script
-        self._form = lm.ring_format(kv_bits, steering.batch)
         self._run = StepFunction(lm, text_sampler, audio_sampler, self._form, steering)
         self._words = _RecentWords(text_sampler, lm.config, word_starts)
         self._in_use = Lock()
@@ -129,11 +134,6 @@ class LmGen:
             self._grid = Grid(config.streams, self._prompt.columns)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
-
-    @property
-    def _first(self) -> int:
-        """The position of the prompt's last column, which is the first that anything is sampled at."""
-        return len(self._prompt.columns) - self.lm.config.max_delay - 1
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
         """Take the codes of one frame of the user, and return what the model says.
@@ -327,31 +327,19 @@ class LmGen:
     def _rings_for_step(self) -> list[KvRing]:
         """Take the rings for the next position, with room for it; at the first, those that the prompt leaves."""
         config = self.lm.config
-        sizes = capacities(config.context)
         if self._said is None:
             self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
-            capacity = next((size for size in sizes if size > self._first), sizes[-1])
-            self._rings = self._prefilled(self._empty_rings(capacity))
+            if not self._first:
+                self._rings = self._empty_rings(capacities(config.context)[0])
+            else:
+                if self._prefilled is None:
+                    self._prefilled = prefill(self.lm, self._prompt, kv_bits=self._kv_bits, steering=self._steering)
+                # They are kept for the next conversation, too, so the first step copies them.
+                self._rings = list(self._prefilled.rings)
         elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
             larger = min(2 * capacity, config.context)
             self._rings = [self._form.grown(ring, larger) for ring in self._rings]
         rings, self._rings = self._rings, []
-        return rings
-
-    def _prefilled(self, rings: list[KvRing]) -> list[KvRing]:
-        """Read the prompt but for its last column."""
-        count, lm, form = self._first, self.lm, self._form
-        if not count:
-            return rings
-        x = lm.embed(mx.array(self._prompt.columns[:count]))
-        if (embedded := self._prompt.embedded) is not None:
-            x = mx.concatenate([embedded.astype(x.dtype), x[embedded.shape[0] :]])
-        for begin in range(0, count, _PREFILL):
-            end = min(begin + _PREFILL, count)
-            factors = [rotation(p, form, lm.config.max_period, alone=False) for p in range(begin, end)]
-            caches = [PrefillCache(ring, form, begin, mx.array(np.stack(factors))) for ring in rings]
-            mx.eval(lm.run(x[begin:end], caches))
-            rings = [cache.ring for cache in caches]
         return rings
 
     def _take(self, said: list[mx.array]) -> int:

@@ -33,6 +33,7 @@ INITIAL_PADDING = 2
 FINAL_PADDING = 4
 VOICES = 5  # slots for voices
 VOICE_STEPS = 125  # of a voice in a published file
+SOURCE_STEPS = VOICES * VOICE_STEPS  # that cross-attention sees then
 
 
 def known(config: LmConfig) -> bool:
