@@ -12,7 +12,7 @@ from typing import TextIO
 from ..conversation.transcriber import Transcribed, Transcriber
 from ..errors import MshError, NoDeviceError
 from ..events import Notice
-from ..format import FRAME_SECONDS, FRAME_SIZE
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..sound.both import Devices
 from ..system.signals import Signals, Stopped
 from ..system.words import printable
@@ -182,4 +182,4 @@ def dictate(
 
 def _lost(devices: Devices) -> float:
     """Return how much sound came while there was no room for it, in seconds."""
-    return float(devices.microphone.stats().get("lost", 0)) / FRAME_SIZE * FRAME_SECONDS
+    return float(devices.microphone.stats().get("lost", 0)) / SAMPLE_RATE
