@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
+from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
 
-__all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
+if TYPE_CHECKING:
+    from ..model.config import LmConfig
+
+__all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "load_mimi"]
 
 
 def load_mimi(
@@ -50,3 +54,29 @@ def load_mimi(
         raise InputError(
             f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
         ) from None
+
+
+def check_codec(mimi: Mimi, config: LmConfig) -> None:
+    """Check that a codec is one that the model speaks and hears.
+
+    Raises
+    ------
+    InputError
+        It has fewer codebooks, other codes, or other frames.
+    """
+    need = max(config.dep_q, config.user_q)
+    if mimi.num_codebooks < need:
+        raise InputError(
+            f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
+        )
+    if mimi.config["bins"] != config.card:
+        raise InputError(
+            f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
+            "give the model's own codec",
+        )
+    if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
+        raise InputError(
+            f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
+            f"{FRAME_SIZE} at {SAMPLE_RATE}",
+            "give the model's own codec",
+        )

@@ -20,11 +20,14 @@ from ..model.families.stt import Word as Tokens
 from ..model.generate import one_at_a_time
 from ..model.listen import Listeners
 from ..model.lm import Lm
-from .codec import Mimi
+from ..model.ranges import Range
+from ..system.inputs import brief
+from .codec import Mimi, check_codec
 from .text import check_vocabulary
 from .turns import Turn
 
 BEHIND = 1.0  # seconds of silence behind a recording, beyond the model's delay
+_BEHIND = Range(0, 60)
 _SPACE = "\u2581"  # SentencePiece's sign for a space inside a piece
 _ONCE = 64  # frames that are encoded at once
 _STEPS = 16  # steps of recordings between two looks at what was written
@@ -124,9 +127,13 @@ class Transcriber:
 
         Raises
         ------
+        InputError
+            `behind` is not a number from 0 to 60.
         InUseError
             Another thread is using the transcriber.
         """
+        if not _BEHIND.has(behind):
+            raise InputError(f"The silence behind the sound is {brief(behind)}", f"{_BEHIND} is expected, in seconds")
         with one_at_a_time(self._in_use):
             stream, listener = self._stream.copy(), self._listener.copy()
             stream.end(behind)
@@ -229,15 +236,7 @@ def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProces
     if family.name != "stt":
         raise InputError(f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model")
     check_vocabulary(tokenizer, config.text_card)
-    if mimi.num_codebooks < config.user_q:
-        raise InputError(
-            f"The codec has {mimi.num_codebooks} codebooks and the model needs {config.user_q}", "load it with as many"
-        )
-    if mimi.config["bins"] != config.card:
-        raise InputError(
-            f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
-            "give the model's own codec",
-        )
+    check_codec(mimi, config)
 
 
 def check_sound(pcm: Pcm) -> None:
