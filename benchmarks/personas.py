@@ -1,12 +1,14 @@
 """Measure how a conversation with a persona starts: with a prompt that is read column by column, at once, or was kept.
 
-Four ways lead to the same state, right before the first token: "steps", one step of the model for each column, as the published
-programs do it; "prefill", many columns at once; "disk", the keys and values that an earlier conversation has left there; and
-"memory", those that an earlier conversation in the same process has left. "first" is the step that follows, which all need.
+Four ways lead to the same state, right before the first token: "steps", one step of the model for each column, as the
+published programs do it; "prefill", many columns at once; "disk", the keys and values that an earlier conversation has left
+there; and "memory", those that an earlier conversation in the same process has left. "keep" is the writing to the disk;
+"first" is the step that follows, which all need.
 
 The models: "demo", the persona that comes with the program, and a role of a few words; "7b", random weights of PersonaPlex's
-shapes, at 4 bits in groups of 32, with a voice of 50 frames and a prompt of 100 columns; or a FOLDER with `config.json` and
-`lm.safetensors`, with such a prompt, as long as its window allows. The program exits with 0, whatever the figures are.
+shapes, at 4 bits in groups of 32, with a voice of 50 frames and a prompt of 100 columns (--layers N gives it only N of its 32
+layers: a processor computes some seconds for each column of all); or a FOLDER with `config.json` and `lm.safetensors`, with
+such a prompt, as long as its window allows. The program exits with 0, whatever the figures are.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def measure_start(lm: Lm, prompt: Prompt, rounds: int = 5, step_rounds: int | No
     time("prefill", lambda: prefill(lm, prompt))
     with tempfile.TemporaryDirectory() as folder:
         kept = KeptPrompts(Path(folder))
-        kept.put("a", prefilled, config, {})
+        time("keep", lambda: kept.put("a", prefilled, config, {}))
         (file,) = kept.all()
         time("disk", lambda: kept.get("a", config, prefilled.form))
     time("memory", lambda: LmGen(lm, prompt=prefilled, seed=0))
@@ -114,7 +116,7 @@ def random_lm(config: LmConfig) -> Lm:
     """Make a model of random weights, packed as those of a file of 4 bits, one matrix after the other."""
     dtype = default_dtype()
     lm = Lm(config)
-    nn.quantize(lm, GROUP, BITS, lambda _, module: hasattr(module, "to_quantized"))
+    nn.quantize(lm, GROUP, BITS, class_predicate=lambda _, module: hasattr(module, "to_quantized"))
     key = mx.random.key(SEED)
     weights = []
     for i, (name, like) in enumerate(tree_flatten(lm.parameters())):
@@ -142,12 +144,12 @@ def demo() -> tuple[Lm, Prompt]:
     return parts.lm, personaplex.prompt(config.streams, config.existing_text_padding_id, *codes, text=text)
 
 
-def model(name: str) -> tuple[Lm, Prompt]:
-    """Return the model of a name or a folder, and its prompt."""
+def model(name: str, layers: int = 32) -> tuple[Lm, Prompt]:
+    """Return the model of a name or a folder, and its prompt. `layers` are those of "7b"."""
     if name == "demo":
         return demo()
     if name == "7b":
-        lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME}))
+        lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME, "num_layers": layers}))
     else:
         lm = load_lm(Path(name) / "lm.safetensors", Path(name) / "config.json")
     return lm, random_prompt(lm.config)
@@ -161,6 +163,7 @@ def main() -> int:
         "--rounds", metavar="N", type=whole(1), default=5, help="measure so often (default: %(default)s)"
     )
     parser.add_argument("--step-rounds", metavar="N", type=whole(1), help="the same for the way step by step")
+    parser.add_argument("--layers", metavar="N", type=whole(1, 33), default=32, help="give 7b only N of its 32 layers")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to this file")
     return guard(lambda signals: measure(parser.parse_args(), signals))
 
@@ -170,7 +173,7 @@ def measure(args: argparse.Namespace, signals: Signals) -> int:
     set_limits()
     figures = {}
     for name in args.models:
-        start = measure_start(*model(name), args.rounds, args.step_rounds)
+        start = measure_start(*model(name, args.layers), args.rounds, args.step_rounds)
         signals.check()
         ways = ", ".join(f"{way} {1000 * seconds:.1f}" for way, seconds in start.seconds.items())
         print(

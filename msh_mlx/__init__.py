@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conversation.codec import Mimi, load_mimi
-    from .conversation.session import Frame, Opening, Session, Timings
+    from .conversation.personas import Persona, Personas, read_persona
+    from .conversation.session import Frame, Opening, Parts, Session, Timings
     from .conversation.speaker import Speaker, Speech, Spoken, voice_codes
     from .conversation.spoken import Turn
     from .conversation.text import TextStream, Words, load_tokenizer
@@ -29,7 +30,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conversation.codec": ("Mimi", "load_mimi"),
-    "conversation.session": ("Frame", "Opening", "Session", "Timings"),
+    "conversation.personas": ("Persona", "Personas", "read_persona"),
+    "conversation.session": ("Frame", "Opening", "Parts", "Session", "Timings"),
     "conversation.speaker": ("Speaker", "Speech", "Spoken", "voice_codes"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "conversation.spoken": ("Turn",),
@@ -53,6 +55,9 @@ __all__ = [
     "Mimi",
     "MshError",
     "Opening",
+    "Parts",
+    "Persona",
+    "Personas",
     "Sampler",
     "Session",
     "Speaker",
@@ -68,6 +73,7 @@ __all__ = [
     "load_lm",
     "load_mimi",
     "load_tokenizer",
+    "read_persona",
     "read_speaker",
     "voice_codes",
 ]

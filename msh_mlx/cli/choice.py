@@ -194,7 +194,7 @@ def _persona_model(entries: Iterable[Entry]) -> Entry:
     if found := next(filter(is_on_disk, known), None):
         return found
     names = f"name {listed(entry.name for entry in known)} with --variant, or try --demo" if known else "try --demo"
-    raise InputError("No model on this disk takes a voice or a prompt", names)
+    raise _NothingSuitsError("No model on this disk takes a voice or a prompt", names)
 
 
 class _NothingSuitsError(InputError):

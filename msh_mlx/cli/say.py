@@ -17,7 +17,7 @@ from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..conversation.spoken import Turn, cut, dialogue
-from ..errors import InputError, MshError, NoDeviceError
+from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..model.ranges import TEMPERATURE, Range
 from ..system.inputs import brief, check_file, text_pieces
@@ -27,7 +27,7 @@ from ..system.signals import Signals
 from ..system.streams import StandardOutput
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose, watching
-from .devices import print_devices
+from .devices import find_loudspeaker, print_devices
 from .options import Parser, add_kv_bits, add_printing, check_wav, display, whole, within
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     if to_file:
         check_outputs([to_file], [0 if _is_stdin(args) else user_path(args.file)] if _reads(args) else [])
     _check_text(args)
-    device = None if to_file else _device(args)
+    device = None if to_file else find_loudspeaker(args)
     choice = choose(args, signals, ("speech",))
     if to_file:
         check_outputs([to_file], choice.files.all)
@@ -398,20 +398,6 @@ class _Aloud:
         heard = self._written - self._loudspeaker.queued()
         while self._words and self._words[0].start <= heard:
             self._teller.word(self._words.popleft())
-
-
-def _device(args: argparse.Namespace) -> Device:
-    """Find the loudspeaker, before anything is loaded."""
-    from ..sound.devices import choose_device
-    from ..sound.portaudio import find_devices
-    from ..system.log import Log
-
-    try:
-        with Log():
-            devices = find_devices()
-        return choose_device(devices, args.output_device, "output")
-    except NoDeviceError as error:
-        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
 
 
 def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, teller: _Teller) -> None:

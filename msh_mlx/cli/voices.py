@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library.catalogue import Entry
 from ..library.named_voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..library.suited import load_library
 from ..system.inputs import existing
@@ -23,6 +22,7 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size, listed, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
+from .devices import find_loudspeaker
 from .options import Parser, add_kv_bits, add_printing, display
 from .persona import CONSENT, prompt_text
 
@@ -66,6 +66,7 @@ def action_parser(action: str) -> Parser:
     if action == "play":
         to.value("name", "NAME", "play this voice: its name or file, or a recording")
         to.value("--output", "FILE", "write the sound to this file in place of playing it (WAV, 24 kHz)")
+        to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
         to.value("--prompt", "TEXT", "give the model this role while it speaks; @FILE reads it from a file")
         add_model(to)
         add_kv_bits(to)
@@ -97,7 +98,7 @@ def _list(args: argparse.Namespace) -> int:
 
     entries = load_library(args.weights)
     model = existing(args.model, "model") if args.model is not None else None
-    known = known_voices(model, _known_to(entries))
+    known = known_voices(model, entries.values())
     kept = KeptPrompts.of_user().all()
     if args.json:
         voices = [
@@ -116,11 +117,6 @@ def _list(args: argparse.Namespace) -> int:
     _print_voices(known)
     _print_kept(kept)
     return 0
-
-
-def _known_to(entries: Mapping[str, Entry]) -> list[Entry]:
-    """Return the entries whose voices are PersonaPlex's."""
-    return [entry for entry in entries.values() if entry.family == "personaplex"]
 
 
 def _print_voices(known: Mapping[str, NamedVoice]) -> None:
@@ -169,7 +165,7 @@ def _from(args: argparse.Namespace, _: Signals) -> int:
         write_sound(new.file, sound)
         new.commit()
     if args.json:
-        _print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE})
+        _print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE, "notice": CONSENT})
         return 0
     print(f"The voice {name} is made: {len(sound) / SAMPLE_RATE:.1f} s, {path}")
     print(CONSENT)
@@ -182,9 +178,10 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     entries = load_library(args.weights)
     model = user_path(args.model) if args.model and not args.model.startswith("hf:") else None
     text = prompt_text(args)
-    path = find_voice(args.name, known_voices(model, _known_to(entries)))
+    path = find_voice(args.name, known_voices(model, entries.values()))
     output = file_output(args.output, "The sound of a voice") if args.output else None
     check_outputs([output] if output else [], [path])
+    device = None if output else find_loudspeaker(args)
     persona = read_persona(path, text)
     if isinstance(persona.voice, np.ndarray) and not text:
         frames: Iterator[Pcm] = iter(
@@ -192,15 +189,21 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
         )
     else:
         frames = _spoken(args, persona, signals)
-    if output is None:
-        raise MshError("There is no loudspeaker")
-    _write(output, frames)
-    print(f"Written: {output}")
+    if output:
+        _write(output, frames)
+        print(f"Written: {output}")
+    elif device:
+        from ..sound.playing import play
+        from ..system.log import Log
+
+        signals.end_process = True  # the sound system may not let go of its threads
+        with Log():
+            play(frames, device, signals.check)
     return 0
 
 
 def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Iterator[Pcm]:
-    """Let a model speak with a voice for some seconds, to a user who says nothing."""
+    """Load a model, and let it speak with a voice for some seconds, to a user who says nothing."""
     from ..conversation.load import load_parts
     from ..conversation.personas import Personas, check_persona, check_takes_persona
     from ..conversation.session import Session
@@ -215,9 +218,14 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
         parts = load_parts(choice.files, choice.checkpoint, progress=progress)
     opening = Personas(parts, kv_bits=args.kv_bits).opening(persona)
     session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=args.kv_bits, opening=opening)
-    for _ in range(round(_SAMPLE / FRAME_SECONDS)):
-        signals.check()
-        yield session.push(np.zeros(FRAME_SIZE, np.float32)).pcm
+    session.warm_up()
+
+    def speak() -> Iterator[Pcm]:
+        for _ in range(round(_SAMPLE / FRAME_SECONDS)):
+            signals.check()
+            yield session.push(np.zeros(FRAME_SIZE, np.float32)).pcm
+
+    return speak()
 
 
 def _write(output: Path, frames: Iterator[Pcm]) -> None:

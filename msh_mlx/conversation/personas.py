@@ -17,6 +17,7 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..library.named_voices import ENDINGS
 from ..model.architecture import Architecture
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
@@ -28,10 +29,10 @@ from ..weights.voice import read_voice
 from .kept import KeptPrompts
 from .session import Opening, Parts
 
-VOICE_ENDINGS = (".pt", ".safetensors")
 LONGEST = 60.0  # seconds of a recording
 _LOUDNESS = -24.0  # LUFS, of a voice
-_IN_MEMORY = 4  # prompts
+_IN_MEMORY = 4  # prompts, at most
+_BYTES_IN_MEMORY = 1 << 29  # of all of them, beside the newest
 _SHOWN = 60  # characters of a text
 
 _TAG = "<system>"
@@ -69,7 +70,7 @@ def read_persona(voice: Path | None, text: str = "") -> Persona:
     text = text.strip()
     if voice is None:
         return Persona(None, text)
-    if voice.suffix.lower() in VOICE_ENDINGS:
+    if voice.suffix.lower() in ENDINGS:
         return Persona(read_voice(voice), text, voice.stem)
     return Persona(read_sound(str(voice)), text, voice.stem, recording=True)
 
@@ -175,7 +176,7 @@ class Personas:
         self._kv_bits = kv_bits
         self._kept = kept if parts.identity else None
         self._form = parts.lm.ring_format(kv_bits)
-        self._recent: OrderedDict[str, Opening] = OrderedDict()
+        self._recent: OrderedDict[str, Prefilled] = OrderedDict()
 
     def check(self, persona: Persona) -> None:
         """Check that a persona fits the model, before anything is computed.
@@ -202,17 +203,18 @@ class Personas:
         self.check(persona)
         tokens = text_tokens(self._parts.tokenizer, persona.text)
         key = self._key(persona, tokens)
-        if (opening := self._recent.get(key)) is None:
+        prefilled = self._recent.pop(key, None)
+        if prefilled is None:
             prefilled = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
             for part in () if prefilled else self._read(key, persona, tokens):
                 prefilled = part
                 if part is None:
                     yield None
-            opening = self._recent[key] = Opening(prefilled)
-            if len(self._recent) > _IN_MEMORY:
-                self._recent.popitem(last=False)
-        self._recent.move_to_end(key)
-        yield opening
+        assert prefilled
+        while len(self._recent) >= _IN_MEMORY or sum(one.nbytes for one in self._recent.values()) > _BYTES_IN_MEMORY:
+            self._recent.popitem(last=False)
+        self._recent[key] = prefilled
+        yield Opening(prefilled)
 
     def _read(self, key: str, persona: Persona, tokens: Sequence[int]) -> Iterator[Prefilled | None]:
         """Read a prompt, part by part, and keep it."""

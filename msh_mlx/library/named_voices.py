@@ -57,7 +57,7 @@ def check_name(name: str) -> str:
 
 
 def known_voices(model: Path | None, entries: Iterable[Entry] = ()) -> dict[str, NamedVoice]:
-    """List the voices that have a name, by their names, in order: the user's own, those beside `model`, those of `entries`.
+    """List PersonaPlex's voices that have a name, by their names: the user's own, those beside `model`, those of `entries`.
 
     The first of a name counts. Archives are unpacked, once, into the folder of notes.
 
@@ -83,7 +83,7 @@ def known_voices(model: Path | None, entries: Iterable[Entry] = ()) -> dict[str,
             of = next((e for e in entries if model in cache.paths(e).values()), None)
             add(folder, of.name if of else f"beside {model.name}", of.licence if of else None)
     for entry in entries:
-        file = entry.files.get("voices")
+        file = entry.files.get("voices") if entry.family == "personaplex" else None
         path = cache.find(file) if file else None
         if path and path.name.endswith((".tgz", ".tar.gz")) and (folder := unpacked(path)):
             add(folder, entry.name, entry.licence)

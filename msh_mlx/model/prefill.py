@@ -31,6 +31,11 @@ class Prefilled:
     form: RingFormat
     rings: tuple[KvRing, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the rings take."""
+        return sum(array.nbytes for ring in self.rings for array in ring)
+
 
 def prefill(lm: Lm, prompt: Prompt, **options: Any) -> Prefilled:
     """Read a prompt, many columns at once. Wait for the result. Arguments and errors are those of `prefill_in_turns`."""

@@ -66,7 +66,9 @@ def read_voice(path: str | os.PathLike[str]) -> Voice | Pcm:
         array = array.view(mx.bfloat16)
     if not mx.isfinite(array).all().item():
         raise _not_finite(path)
-    return Voice(array[:, 0, 0], columns[0].astype(np.int32))
+    inputs = array[:, 0, 0]
+    mx.eval(inputs)  # now: another thread, on which the model runs, cannot compute what this one has begun
+    return Voice(inputs, columns[0].astype(np.int32))
 
 
 def write_sound(file: BinaryIO, pcm: Pcm) -> None:

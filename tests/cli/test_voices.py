@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
+from safetensors.numpy import save_file
 
 from msh_mlx.cli.main import main
 from msh_mlx.cli.options import byte_count
@@ -95,6 +96,33 @@ def test_a_voice_by_its_name(capsys: pytest.CaptureFixture[str], speech: Path, o
     assert len(by_name) == len(from_recording)
 
 
+def test_each_recording_begins_with_the_same_persona(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
+    """Also with the cache of keys and values in 8 bits, and if no prompt is kept."""
+    Path("twin.wav").write_bytes(speech.read_bytes())
+    begin = ("--demo", "--plain", "--voice", speech, "--prompt", "backwards", "--seed", "5", "--tail", "1")
+    for more in ((), ("--kv-bits", "8"), ("--keep-prompts", "0")):
+        said(capsys, *begin, *more, "--input", speech, "twin.wav", "--output-dir", "out")
+        assert Path("out/jo.wav").read_bytes() == Path("out/twin.wav").read_bytes()
+        assert np.abs(soundfile.read("out/jo.wav")[0]).max() > 0
+    assert len(list(Path("notes/msh-mlx/prompts").iterdir())) == 2
+
+
+def test_a_role_chooses_a_model_that_takes_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One on disk, and not the best of all models, which takes none."""
+    folder = tmp_path / "weights" / "mine"
+    folder.mkdir(parents=True)
+    for name, file in (
+        ("model.q8.safetensors", "persona/model.q8.safetensors"),
+        ("config.json", "persona/config.json"),
+        ("tokenizer_mine.model", "persona/tokenizer.model"),
+        ("tokenizer-mine.safetensors", "mimi.safetensors"),
+    ):
+        (folder / name).symlink_to(DEMO / file)
+    assert "Prompt “next”" in said(
+        capsys, "--prompt", "next", "--plain", "--input", DIGITS, "--output", "x.wav", "--steps", "1"
+    )
+
+
 REFUSED = {
     "There is no voice 'nobody', and no file of this name": "--demo --voice nobody",
     "There is no prompt none.txt": "--demo --prompt @none.txt",
@@ -164,6 +192,23 @@ def test_play(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
     assert "would be overwritten" in said(capsys, "voices", "play", speech, "--output", speech, code=2)
 
 
+def test_play_a_voice_in_nvidias_form(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    """It holds no sound: the model speaks with it."""
+    own.mkdir(parents=True)
+    random = np.random.default_rng(2)
+    embeddings = random.normal(0, 0.1, (12, 1, 1, 256)).astype(np.float32)
+    cache = random.integers(0, 60, (1, 17, 4))
+    save_file({"embeddings": embeddings, "cache": cache}, own / "NATF9.safetensors")
+    out = said(capsys, "voices", "play", "NATF9.pt", "--demo", "--plain", "--output", "x.wav")
+    assert out.endswith("Written: x.wav\n")
+    assert soundfile.info("x.wav").frames == 75 * 1920
+    assert "takes neither a voice nor a prompt" in said(
+        capsys, "voices", "play", "NATF9", "--plain", "--output", "y.wav", "--model", DEMO / "model.q8.safetensors",
+        "--mimi", DEMO / "mimi.safetensors", code=2,
+    )  # fmt: skip
+    assert not Path("y.wav").exists()
+
+
 def test_a_voice_that_cannot_be_made(capsys: pytest.CaptureFixture[str], speech: Path, own: Path) -> None:
     said(capsys, "voices", "from", speech)
     before = (own / "jo.safetensors").read_bytes()
@@ -231,7 +276,13 @@ def test_an_archive(archive: Callable[..., Path], tmp_path: Path, own: Path) -> 
     own.mkdir(parents=True)
     (own / "mine.safetensors").touch()
     (own / "notes.txt").touch()
-    entry = Entry("persona", "", {"lm": LocalFile(tmp_path / "other"), "voices": LocalFile(path)}, licence="a licence")
+    entry = Entry(
+        "persona",
+        "",
+        {"lm": LocalFile(tmp_path / "other"), "voices": LocalFile(path)},
+        "personaplex",
+        licence="a licence",
+    )
     known = known_voices(model, [entry])
     assert [(v.name, v.source, v.licence, v.own) for v in known.values()] == [
         ("mine", "your own", None, True),

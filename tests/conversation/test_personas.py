@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from paths import DEMO, DIGITS
+from safetensors.numpy import save_file
 
 from msh_mlx import InputError, LmGen, Opening, Sampler, Session
 from msh_mlx.conversation.kept import KeptPrompts
@@ -167,6 +169,18 @@ def test_a_voice_in_nvidias_form_is_the_same(parts: Parts, voice: Path) -> None:
             assert mx.allclose(a, b, atol=1e-5).item()
 
 
+def test_a_voice_is_read_on_another_thread(parts: Parts, tmp_path: Path) -> None:
+    """The command line reads it on the main thread; the model runs on its own."""
+    random = np.random.default_rng(2)
+    tensors = {"embeddings": random.normal(0, 0.1, (12, 1, 1, 256)).astype(np.float32)}
+    save_file({**tensors, "cache": random.integers(0, 60, (1, 17, 4))}, tmp_path / "voice.safetensors")
+    persona = read_persona(tmp_path / "voice.safetensors", "next")
+    here = prompt_of(Personas(parts).opening(persona))
+    with ThreadPoolExecutor(1) as thread:
+        there = thread.submit(lambda: prompt_of(Personas(load_parts(find_demo("persona"))).opening(persona))).result()
+    assert equal(here, there)
+
+
 def test_reading_in_chunks_is_reading_step_by_step(parts: Parts, voice: Path) -> None:
     """A prompt of more than one chunk leaves what one column after the other leaves."""
     lm = parts.lm
@@ -283,14 +297,23 @@ def test_a_kept_prompt_is_the_same_bit_by_bit(
     assert one.about == {"model": "persona/model.q8.safetensors", "voice": "speaker", "text": "next"}
 
 
-def test_some_are_in_memory(parts: Parts) -> None:
+def test_some_are_in_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     personas = Personas(parts)
-    first = personas.opening(Persona(text="next"))
-    others = [personas.opening(Persona(text=text)) for text in ("repeat", "backwards", "a")]
-    assert personas.opening(Persona(text="next")) is first
-    personas.opening(Persona(text="b"))  # the fifth: "repeat" was used least recently
-    assert personas.opening(Persona(text="next")) is first
-    assert personas.opening(Persona(text="repeat")) is not others[0]
+
+    def of(text: str) -> Prefilled:
+        return prompt_of(personas.opening(Persona(text=text)))
+
+    first, second, _, fourth = [of(text) for text in ("next", "repeat", "backwards", "a")]
+    assert of("next") is first
+    of("b")  # the fifth: "repeat" was used least recently
+    assert of("next") is first
+    assert of("repeat") is not second
+    monkeypatch.setattr("msh_mlx.conversation.personas._BYTES_IN_MEMORY", 2 * first.nbytes)
+    last = of("c")  # three are in memory: two, and the newest
+    assert of("c") is last
+    assert of("next") is first
+    assert of("b") is of("b")
+    assert of("a") is not fourth
 
 
 def test_what_a_prompt_depends_on(parts: Parts, voice: Path, kept: KeptPrompts) -> None:
