@@ -20,8 +20,9 @@ TEMPERATURE = 0.6  # of speech, as published
 class Ours:
     """Our model: `kind` is "ours", or the name of another way to run text to speech, of word_machine.py."""
 
-    def __init__(self, kind, family, weights, config, dtype):
+    def __init__(self, kind, family, weights, config, voice, dtype):
         self._kind, self._family, self._files, self._dtype = kind, family, (weights, config), dtype
+        self._voice = voice
 
     def load(self):
         from msh_mlx import LmGen, Sampler, load_lm
@@ -36,9 +37,10 @@ class Ours:
             machine = tts.WordMachine.of(lm.config)
             machine.entries.extend(entries)
             script = tts.SpeechScript.of(lm.config, machine)
-            voice = np.load(Path(self._files[0]).with_suffix(".voice.npy"))
+            voice = np.array(mx.load(self._voice)["speaker_wavs"])[0].T
             sampler = Sampler(TEMPERATURE)
-            steering = tts.steering(lm, [voice], cfg="2.0")
+            cfg = "2.0" if "cfg" in lm.config.conditioners else None
+            steering = tts.steering(lm, [voice], cfg=cfg)
             self._gen = LmGen(lm, text_sampler=sampler, audio_sampler=sampler, seed=1, steering=steering, script=script)
             if self._kind != "ours":
                 from word_machine import WAYS
@@ -73,8 +75,8 @@ class Ours:
 class Peer:
     """The peer's model, used as in its own programs, with the same shapes as `Ours`."""
 
-    def __init__(self, kind, family, weights, config, dtype):
-        self._family, self._weights, self._dtype = family, weights, dtype
+    def __init__(self, kind, family, weights, config, voice, dtype):
+        self._family, self._weights, self._voice, self._dtype = family, weights, voice, dtype
         self._config = json.loads(Path(config).read_text())
 
     def load(self):
@@ -101,8 +103,7 @@ class Peer:
         mimi = SimpleNamespace(frame_rate=12.5, reset_all=lambda: None)
         self._tts = TTSModel(self.lm, mimi, None, temp=TEMPERATURE, n_q=config.audio_codebooks, raw_config=self._config)
         self._entries = [Entry(tokens, "", padding) for tokens, padding in SENTENCE]
-        voice = Path(self._weights).with_suffix(".voice.safetensors")
-        self._attributes = self._tts.make_condition_attributes([voice], 2.0)
+        self._attributes = self._tts.make_condition_attributes([self._voice], 2.0)
 
     def steps(self, frames):
         """As `Ours.steps`."""
@@ -125,8 +126,8 @@ class Peer:
 class Worker:
     """The commands."""
 
-    def __init__(self, kind, family, weights, config, dtype):
-        self.model = (Peer if kind == "peer" else Ours)(kind, family, weights, config, dtype)
+    def __init__(self, kind, family, weights, config, voice, dtype):
+        self.model = (Peer if kind == "peer" else Ours)(kind, family, weights, config, voice, dtype)
         c = json.loads(Path(config).read_text())
         self.codes = np.random.default_rng(1).integers(0, c["card"], (256, c["n_q"] - c["dep_q"]))
         self.at = 0

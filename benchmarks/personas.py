@@ -6,8 +6,9 @@ there; and "memory", those that an earlier conversation in the same process has 
 "first" is the step that follows, which all need.
 
 The models: "demo", the persona that comes with the program, and a role of a few words; "7b", random weights of PersonaPlex's
-shapes, at 4 bits in groups of 32, with a voice of 50 frames and a prompt of 100 columns; or a FOLDER with `config.json` and
-`lm.safetensors`, with such a prompt, as long as its window allows. The program exits with 0, whatever the figures are.
+shapes, at 4 bits in groups of 32, with a voice of 50 frames and a prompt of 100 columns (--layers N gives it only N of its 32
+layers: a processor computes some seconds for each column of all); or a FOLDER with `config.json` and `lm.safetensors`, with
+such a prompt, as long as its window allows. The program exits with 0, whatever the figures are.
 """
 
 from __future__ import annotations
@@ -143,12 +144,12 @@ def demo() -> tuple[Lm, Prompt]:
     return parts.lm, personaplex.prompt(config.streams, config.existing_text_padding_id, *codes, text=text)
 
 
-def model(name: str) -> tuple[Lm, Prompt]:
-    """Return the model of a name or a folder, and its prompt."""
+def model(name: str, layers: int = 32) -> tuple[Lm, Prompt]:
+    """Return the model of a name or a folder, and its prompt. `layers` are those of "7b"."""
     if name == "demo":
         return demo()
     if name == "7b":
-        lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME}))
+        lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME, "num_layers": layers}))
     else:
         lm = load_lm(Path(name) / "lm.safetensors", Path(name) / "config.json")
     return lm, random_prompt(lm.config)
@@ -162,6 +163,7 @@ def main() -> int:
         "--rounds", metavar="N", type=whole(1), default=5, help="measure so often (default: %(default)s)"
     )
     parser.add_argument("--step-rounds", metavar="N", type=whole(1), help="the same for the way step by step")
+    parser.add_argument("--layers", metavar="N", type=whole(1, 33), default=32, help="give 7b only N of its 32 layers")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to this file")
     return guard(lambda signals: measure(parser.parse_args(), signals))
 
@@ -171,7 +173,7 @@ def measure(args: argparse.Namespace, signals: Signals) -> int:
     set_limits()
     figures = {}
     for name in args.models:
-        start = measure_start(*model(name), args.rounds, args.step_rounds)
+        start = measure_start(*model(name, args.layers), args.rounds, args.step_rounds)
         signals.check()
         ways = ", ".join(f"{way} {1000 * seconds:.1f}" for way, seconds in start.seconds.items())
         print(

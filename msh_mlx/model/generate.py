@@ -17,12 +17,13 @@ from ..errors import InputError, InUseError
 from ..system.inputs import brief
 from .architecture import Architecture
 from .attention import KvRing, capacities
+from .families import family_of
 from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
 from .prefill import Prefilled, first_position, prefill
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
+from .sampling import Sampler, TextSampler, mixed_seed
 from .steering import NO_STEERING, Steering
 from .step import StepFunction, StepLogits
 
@@ -61,7 +62,7 @@ class LmGen:
     lm
         The model, as from `load_lm`. It is shared, and not changed.
     text_sampler, audio_sampler
-        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25; 0.8 and 250.
+        How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25; 0.8 and 250.
     seed
         The same seed, codes and machine give the same conversation, also after `reset`. None: another one every time.
     kv_bits
@@ -86,8 +87,8 @@ class LmGen:
         self,
         lm: Lm,
         *,
-        text_sampler: Sampler = TEXT_SAMPLER,
-        audio_sampler: Sampler = AUDIO_SAMPLER,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
         seed: int | None = None,
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
@@ -97,6 +98,8 @@ class LmGen:
     ) -> None:
         if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
             raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
+        usual = family_of(lm.config).samplers(lm.config)
+        text_sampler, audio_sampler = text_sampler or usual[0], audio_sampler or usual[1]
         if not isinstance(text_sampler, TextSampler):
             text_sampler = TextSampler(**asdict(text_sampler))
         self.lm = lm
@@ -181,11 +184,13 @@ class LmGen:
 
         Raises
         ------
+        InputError
+            The conversation has no script.
         InUseError
             Another thread is in the middle of a step.
         """
-        script = self._script
-        assert script is not None, "a script says what there is to say"
+        if (script := self._script) is None:
+            raise InputError("The conversation has no script that says what comes next", "give it one, or use step")
         with one_at_a_time(self._in_use):
             step = None
             while step is None and not script.over(self._position):
@@ -280,25 +285,27 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """The logits of the newest step's codes, `[dep_q, card]`, on the device.
+        """The logits of the newest step's codes, `[codes, card]`, on the device; of those that were computed.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[1])
+        logits = self._newest()[1]
+        return mx.concatenate(logits) if logits else mx.zeros((0, self.lm.config.card))
 
     @property
     def extra_heads(self) -> mx.array:
-        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device.
+        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device; 0 without heads.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[2])
+        heads = self._newest()[2]
+        return mx.concatenate(heads) if heads else mx.zeros((0, self.lm.config.extra_heads_dim))
 
     @property
     def newest_codes(self) -> Column:
@@ -398,7 +405,7 @@ class _RecentWords:
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
-        self._nothing = config.text_card
+        self._nothing = config.text_card_out or config.text_card
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
         self._count = sampler.repetition_words
@@ -412,6 +419,8 @@ class _RecentWords:
         self._after_padding = True
 
     def push(self, token: int) -> None:
+        if not 0 <= token < self._nothing:  # given by a script: the model cannot choose it
+            return
         padding = token in self._padding
         if not padding:
             self._word += self._after_padding if self._starts is None else token in self._starts

@@ -137,7 +137,7 @@ class Checkpoint:
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
-        lm = Lm(self.config, *_hidden_widths(self.tensors))
+        lm = _made(self.config, self.tensors)
         _quantize(lm, self.quantizations)
         total = sum(info.nbytes for info in self.tensors.values())
         done = 0
@@ -269,7 +269,7 @@ def open_checkpoint(
             info = tensors.get(original)
             if info is None or (info.dtype, info.shape) != (copy.dtype, copy.shape):
                 raise _differ(path, name, original)
-        lm = Lm(lm_config, *_hidden_widths(tensors))
+        lm = _made(lm_config, tensors)
         quantizations = _check(path, lm, tensors)
     except InputError:
         # For a model of another family, name the family: the tensor that does not fit would help nobody.
@@ -282,6 +282,14 @@ def open_checkpoint(
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
     return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def _made(config: LmConfig, tensors: Mapping[str, TensorInfo]) -> Lm:
+    """Make a model without its weights."""
+    lm = Lm(config, *_hidden_widths(tensors))
+    # MLX would make random weights. They are never computed, but its generator's state would remember all of them for ever.
+    mx.eval(mx.random.state)
+    return lm
 
 
 def _differ(path: Path, name: str, original: str) -> InputError:

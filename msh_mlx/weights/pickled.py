@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             if f"{folder}/byteorder" in entries and archive.read(f"{folder}/byteorder") != b"little":
                 raise ValueError("numbers in another order of bytes")
             return _Machine(lambda key: archive.read(f"{folder}/data/{key}")).run(archive.read(name))
-    except (zipfile.BadZipFile, struct.error, EOFError, KeyError, IndexError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, struct.error, ArithmeticError, LookupError, EOFError, OSError, RuntimeError) as error:
         # RuntimeError and its NotImplementedError: an entry with a password, or in a way that is not known.
         raise ValueError(str(error)) from None
 

@@ -11,7 +11,7 @@ import pytest
 import slow_scripts as slow
 from paths import GOLDEN, ROOT
 
-from msh_mlx import LmConfig, LmGen, load_lm
+from msh_mlx import InputError, LmConfig, LmGen, TextSampler, load_lm
 from msh_mlx.model.families import personaplex, stt, tts
 from msh_mlx.model.grid import AS_SAID
 from msh_mlx.model.lm import Lm
@@ -194,6 +194,30 @@ def test_the_machine_on_the_device_equals_the_one_on_the_host():
                 out, state = device.token(mx.array([p]), mx.array([wish]), state, device.arrays)
                 assert out.item() == host.token(p, wish)
             assert state[-1].item() == (-1 if host.end is None else host.end)
+
+
+def test_the_repetition_penalty_leaves_alone_what_the_model_cannot_choose():
+    """Of a text with two streams, tokens are larger than the rows of logits; and before a prefix's end they are −1."""
+    lm = model(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2), demux_second_stream=True, text_card_out=5)
+    for rng, entries, sampled in speech_cases(7, 30):
+        machine = tts.WordMachine(21, 2)
+        machine.entries.extend(tts.Entry(*entry) for entry in entries)
+        script = tts.SpeechScript(lm.config.streams, machine, 4, prefix=rng.integers(0, 10, (4, 3)))
+        codes = rng.integers(0, SIZE["card"], (len(sampled), 4)).tolist()
+        gen, samples = played(lm, sampled, codes, script=script, text_sampler=TextSampler(repetition_penalty=1.5))
+        while len(samples.columns) < len(sampled) and gen.advance() is not None:
+            tokens = gen._words.tokens()
+            assert ((tokens >= 0) & (tokens <= 5)).all()
+
+
+def test_what_a_family_does_not_have():
+    gen = LmGen(model(n_q=4, dep_q=0, delays=(0,) * 5), seed=1)
+    gen.step([1, 2, 3, 4])
+    assert gen.audio_logits.shape == (0, SIZE["card"])
+    assert gen.extra_heads.shape[0] == 0
+    assert gen.newest_codes.shape == (0,)
+    with pytest.raises(InputError, match="no script"):
+        gen.advance()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...format import FRAME_SIZE, SAMPLE_RATE
+from ..architecture import wrong
 from ..conditions import positions
 from ..grid import AS_SAID, NOTHING, Column, Streams
 from ..ranges import Range, is_whole
@@ -66,7 +67,7 @@ def delay_steps(config: Architecture) -> int:
     """Return how many positions the sound is behind the text."""
     seconds = (config.tts_config or {}).get("audio_delay", 1.28)
     if not _SECONDS.has(seconds):
-        raise InputError(f"The model's configuration has audio_delay = {seconds!r}", f"{_SECONDS} is expected")
+        raise wrong("audio_delay", seconds, str(_SECONDS))
     return int(seconds * SAMPLE_RATE / FRAME_SIZE)
 
 
@@ -74,9 +75,7 @@ def ahead(config: Architecture) -> int:
     """Return how many words the second stream of text is ahead."""
     words = (config.tts_config or {}).get("second_stream_ahead", 2)
     if not is_whole(words) or not 1 <= words <= 100:
-        raise InputError(
-            f"The model's configuration has second_stream_ahead = {words!r}", "a whole number from 1 to 100 is expected"
-        )
+        raise wrong("second_stream_ahead", words, "a whole number from 1 to 100")
     return int(words)
 
 
