@@ -223,7 +223,7 @@ def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> 
     from ..library.voices import find_voice, forbidden
 
     entries, ending, files = load_library(args.weights), _ending(choice), choice.files
-    found = [find_voice(text, files.model, entries, ending) for text in args.voice] or [*filter(None, [files.voices])]
+    found = [find_voice(text, files.model, ending) for text in args.voice] or [*filter(None, [files.voices])]
     paths = []
     with watching(args, signals) as watch:
         for voice in found:
