@@ -60,7 +60,7 @@ class Architecture:
     schedule: tuple[int, ...] | None = None
     depformer_low_rank_embeddings: int | None = None
     extra_heads_num_heads: int = 0
-    extra_heads_dim: int = 0
+    extra_heads_dim: int = 6
     model_type: str | None = None
     stt_config: Mapping[str, Any] | None = None
     tts_config: Mapping[str, Any] | None = None
