@@ -30,7 +30,7 @@ from msh_mlx.sound.recordings import open_recording
 from msh_mlx.system.memory import set_limits
 
 DEMO = ROOT / "assets" / "demo"
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 4, 8, 16)
 GROUP = 32
 SEED = 5
 SHAPE = LmConfig(
@@ -94,8 +94,8 @@ def measure(name: str, hear: Callable[[int], float], rows: tuple[int, ...], roun
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").split("\n\n")[0])
     to = parser.group()
-    to.value("--rounds", "N", "rounds (default: 3)", type=whole(1), default=3)
-    to.value("--repeats", "N", "how often a recording holds the demo's 13 s (default: 4)", type=whole(1), default=4)
+    to.value("--rounds", "N", "rounds (default: 2)", type=whole(1), default=2)
+    to.value("--repeats", "N", "how often a recording holds the demo's 13 s (default: 1)", type=whole(1), default=1)
     to.value("--steps", "N", "steps of the shape 1b in a round (default: 8)", type=whole(1), default=8)
     to.flag("--demo", "measure only the demo")
     to.value("--json", "FILE", "keep the figures in this file")
