@@ -1,4 +1,4 @@
-"""Compare the engine with the answers of reference implementations, for any model of the family.
+"""Compare an engine with the answers of reference implementations, for any model of the family.
 
 PYTHONPATH=. python scripts/family_test.py FOLDER… [--engine mlx]
 
@@ -13,188 +13,315 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
+from msh_mlx.errors import InputError
+from msh_mlx.system.inputs import check_file
 from msh_mlx.system.signals import Signals
 
 TOLERANCE = 1e-4
+# Arrays by the names that they have in a golden file. Integers are tokens, columns or positions; floats are logits.
+Arrays = dict[str, Any]
 
 
-@dataclass
-class Comparison:
-    """What one run of a model gives, beside what it should give."""
+# ---- what a folder holds ---------------------------------------------------------------------------------------------------
+
+
+class Given(Arrays):
+    """The arrays of a folder. One that is missing is an error of the user's."""
+
+    folder = Path()
+
+    def __missing__(self, name: str) -> Any:
+        raise InputError(f"{self.folder / 'golden.safetensors'} has no {name}", "give another folder")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a model: its name, what the run itself says (`options`), and what must come out."""
 
     name: str
-    tokens: list[tuple[Any, Any]] = field(default_factory=list)
-    numbers: list[tuple[Any, Any]] = field(default_factory=list)
-
-    def line(self) -> str:
-        """Describe the result on one line."""
-        equal, total = self.equal
-        return f"{self.name}: {equal} of {total} tokens equal, logits differ by {self.difference:.1e} at most"
-
-    @property
-    def equal(self) -> tuple[int, int]:
-        """How many tokens are equal, of how many."""
-        pairs = [(np.asarray(got), np.asarray(wanted)) for got, wanted in self.tokens]
-        same = sum(int((got == wanted).sum()) if got.shape == wanted.shape else 0 for got, wanted in pairs)
-        return same, sum(wanted.size for _, wanted in pairs)
-
-    @property
-    def difference(self) -> float:
-        """The largest difference of a logit."""
-        pairs = [(np.asarray(got), np.asarray(wanted)) for got, wanted in self.numbers]
-        return max(float(np.abs(a - b).max()) if a.shape == b.shape else np.inf for a, b in pairs)
-
-    @property
-    def good(self) -> bool:
-        """Whether all tokens are equal, and all logits close enough."""
-        equal, total = self.equal
-        return equal == total and self.difference <= TOLERANCE
+    options: dict[str, Any]
+    wanted: Arrays
 
 
-def compare(folder: Path) -> Iterator[Comparison]:
-    """Run the model in a folder on what its golden file holds."""
-    import mlx.core as mx
+@dataclass(frozen=True)
+class Folder:
+    """A model with what goes in, and what must come out.
 
-    from msh_mlx.model.config import LmConfig
-    from msh_mlx.model.families import family_of
-    from msh_mlx.weights.checkpoint import load_lm
+    `family` is the name of the model's family, `given` the arrays that go in, `entries` the words of a script.
+    """
 
-    config = LmConfig.from_file(folder / "config.json")
-    lm = load_lm(folder / "lm.safetensors", config, mx.float32)
-    golden = {name: np.array(array) for name, array in mx.load(str(folder / "golden.safetensors")).items()}
-    runs: dict[str, Callable[..., Iterator[Comparison]]] = {
-        "stt": _hear, "tts": _speak, "hibiki": _translate, "personaplex": _converse,
-    }  # fmt: skip
-    yield from runs[family_of(config).name](folder, lm, golden)
+    path: Path
+    family: str
+    given: Given
+    entries: list[dict[str, Any]]
+    runs: list[Run]
 
+    @classmethod
+    def read(cls, path: Path) -> Folder:
+        """Read everything but the weights.
 
-def _greedy() -> dict[str, Any]:
-    from msh_mlx.model.sampling import Sampler
+        Raises
+        ------
+        InputError
+            A file or an array is missing, or cannot be read.
+        """
+        import mlx.core as mx
 
-    return {"text_sampler": Sampler(0), "audio_sampler": Sampler(0), "seed": 0}
+        from msh_mlx.model.config import LmConfig, read_config
+        from msh_mlx.model.families import family_of
+        from msh_mlx.weights.safetensors import read_header
 
-
-def _hear(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison]:
-    from msh_mlx.model.families.stt import Timing, WordTimes
-    from msh_mlx.model.generate import LmGen
-
-    gen, text, logits, heads = LmGen(lm, **_greedy()), [], [], []
-    words = WordTimes(Timing.of(lm.config))
-    found = []
-
-    def note(token: int) -> None:
-        text.append(token)
-        logits.append(np.array(gen.text_logits))
-        heads.append(np.array(gen.extra_heads))
-        if word := words.push(token):
-            found.append(word)
-
-    note(gen.prime())
-    for codes in golden["user_codes"].T:
-        note(gen.step(codes).text_token)
-    result = Comparison("text and heads", [(text, golden["text_tokens"])])
-    result.numbers = [(logits, golden["text_logits"]), (heads, golden["extra_heads"])]
-    if (path := folder / "words.json").is_file():
-        wanted = json.loads(path.read_text())
-        # Each as its tokens and its times; the last one's end may be missing.
-        said = [[*word.tokens, _time(word.start), _time(word.end)] for word in found]
-        told = [[*word["tokens"], _time(word["start"]), _time(word["stop"])] for word in wanted["words"]]
-        result.tokens.append(([n for word in said for n in word], [n for word in told for n in word]))
-    yield result
+        family = family_of(LmConfig.from_file(path / "config.json")).name
+        check_file(path / "lm.safetensors")
+        read_header(path / "golden.safetensors")
+        arrays = Given({name: np.array(a) for name, a in mx.load(str(path / "golden.safetensors")).items()})
+        arrays.folder = path
+        script = read_config(path / "script.json") if family == "tts" else {}
+        # A run's answers are RUN.NAME; those of the only run may be NAME.
+        named = script.get("runs", {}) or {key: {} for key in sorted({n.split(".")[0] for n in arrays if "." in n})}
+        wanted = {run: {n.split(".", 1)[1]: a for n, a in arrays.items() if n.startswith(f"{run}.")} for run in named}
+        inputs = {"user_codes", "end_of_input", "voice_codes", "text_prompt", "silence", "sine", "prefix_codes"}
+        if not named:
+            named, wanted = {"": {}}, {"": {n: a for n, a in arrays.items() if n not in inputs}}
+        if (words := path / "words.json").is_file():
+            wanted[""]["words"] = flat_words(json.loads(words.read_text(encoding="utf-8"))["words"])
+        runs = [Run(name, {**options}, wanted[name]) for name, options in named.items()]
+        if family == "personaplex":  # of a voice in both forms of a file, the same must come out
+            files = [file.name for file in sorted(path.glob("voice.*"))]
+            runs = [run for run in runs if run.name != "pt"] + [Run(name, {}, wanted["pt"]) for name in files]
+        return cls(path, family, arrays, script.get("entries", []), runs)
 
 
-def _time(seconds: float | None) -> int:
+def flat_words(words: list[dict[str, Any]]) -> Any:
+    """Write words as one array: of each its tokens, its start and its end in milliseconds, −1 for an end that is missing."""
+    rows = [[*word["tokens"], *(_milliseconds(word[key]) for key in ("start", "stop"))] for word in words]
+    return np.array([number for row in rows for number in row])
+
+
+def _milliseconds(seconds: float | None) -> int:
     return -1 if seconds is None else round(1000 * seconds)
 
 
-def _translate(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison]:
-    from msh_mlx.model.families.hibiki import steering
-    from msh_mlx.model.generate import LmGen
-
-    named = sorted(name.removesuffix(".text_tokens") for name in golden if name.endswith(".text_tokens"))
-    for run in named or [""]:
-        of = {key: golden[f"{run}.{key}" if run else key] for key in ("text_tokens", "text_logits", "depformer_tokens")}
-        coef = float(run.removeprefix("cfg")) if run.startswith("cfg") else 1.0
-        gen = LmGen(lm, steering=steering(lm, coef), **_greedy())
-        text, logits, codes = [gen.prime()], [np.array(gen.text_logits)], [gen.newest_codes]
-        for heard in golden["user_codes"].T:
-            ended = (heard == lm.config.card).all()
-            text.append((gen.end_input() if ended else gen.step(heard)).text_token)
-            logits.append(np.array(gen.text_logits))
-            codes.append(gen.newest_codes)
-        result = Comparison(run or "plain", [(text, of["text_tokens"]), (np.array(codes).T, of["depformer_tokens"])])
-        result.numbers = [(logits, of["text_logits"])]
-        yield result
+# ---- engines ---------------------------------------------------------------------------------------------------------------
 
 
-def _converse(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison]:
-    from msh_mlx.model.families import personaplex
-    from msh_mlx.model.generate import LmGen
-    from msh_mlx.weights.voice import read_voice
+class Engine(Protocol):
+    """Runs the model of a folder."""
 
-    streams, padding = lm.config.streams, lm.config.existing_text_padding_id
-    silence, sine, text_prompt = golden["silence"], golden["sine"], golden["text_prompt"].tolist()
-    prompt = personaplex.prompt(streams, padding, silence, sine, voice=golden["voice_codes"], text=text_prompt)
-    prompts = {"codes": prompt}
-    for file in sorted(folder.glob("voice.*")):
-        voice = read_voice(file)
-        prompts[file.suffix[1:]] = personaplex.prompt(streams, padding, silence, sine, voice=voice, text=text_prompt)
-    for run, prompt in prompts.items():
-        name = "codes" if run == "codes" else "pt"
-        of = {key: golden[f"{name}.{key}"] for key in ("text_tokens", "text_logits", "agent_frames")}
-        gen = LmGen(lm, prompt=prompt, **_greedy())
-        text, logits, frames = [gen.prime()], [np.array(gen.text_logits)], []
-        for heard in golden["user_codes"].T:
-            step = gen.step(heard)
-            text.append(step.text_token)
-            logits.append(np.array(gen.text_logits))
-            frames.append(step.codes)
-        result = Comparison(run, [(text, of["text_tokens"]), (np.array(frames).T, of["agent_frames"])])
-        result.numbers = [(logits, of["text_logits"])]
-        yield result
+    def __init__(self, folder: Folder) -> None:
+        """Load the model."""
+
+    def answers(self, run: Run) -> Arrays:
+        """Return everything that a run gives, by the names of the golden file, greedily chosen."""
 
 
-def _speak(folder: Path, lm: Any, golden: dict[str, Any]) -> Iterator[Comparison]:
-    from msh_mlx.model.families import tts
-    from msh_mlx.model.generate import LmGen
+class Mlx:
+    """The engine of msh_mlx."""
 
-    script = json.loads((folder / "script.json").read_text())
-    words = [tts.Entry(tuple(entry["tokens"]), entry["padding"]) for entry in script["entries"]]
-    for run, spec in script["runs"].items():
-        voices = [golden[f"voice.{i}"][0].T for i in spec.get("voices", [])]
-        coef = spec.get("cfg_coef", 1.0)
-        steering = tts.steering(lm, voices, cfg=spec.get("cfg"), coef=coef, codebooks=spec["n_q"])
-        machine = tts.WordMachine.of(lm.config)
-        machine.entries.extend(words)
-        prefix = golden.get("prefix_codes")
-        speech = tts.SpeechScript.of(lm.config, machine, codebooks=spec["n_q"], prefix=prefix, guided=coef != 1)
-        gen = LmGen(lm, steering=steering, script=speech, **_greedy())
+    def __init__(self, folder: Folder, lm: Any = None) -> None:
+        import mlx.core as mx
+
+        from msh_mlx.weights.checkpoint import load_lm
+
+        path = folder.path
+        self._folder = folder
+        self.lm = lm or load_lm(path / "lm.safetensors", path / "config.json", mx.float32)
+
+    def answers(self, run: Run) -> Arrays:
+        """As `Engine.answers`."""
+        ways: dict[str, Callable[[Run], Arrays]] = {
+            "moshi": self._talk,
+            "stt": self._transcribe,
+            "tts": self._speak,
+            "hibiki": self._talk,
+            "personaplex": self._converse,
+        }
+        return ways[self._folder.family](run)
+
+    def _conversation(self, **options: Any) -> Any:
+        from msh_mlx.model.generate import LmGen
+        from msh_mlx.model.sampling import Sampler
+
+        return LmGen(self.lm, text_sampler=Sampler(0), audio_sampler=Sampler(0), seed=0, **options)
+
+    def _heard(self, gen: Any) -> tuple[list[Any], list[Any]]:
+        """Prime, and hear all frames. Return what each position chose and from what, and what each step returned."""
+        kept, steps = [], []
+
+        def keep(token: int) -> None:
+            heads = np.array(gen.extra_heads) if self.lm.config.extra_heads_num_heads else None
+            kept.append((token, gen.newest_codes, np.array(gen.text_logits), heads))
+
+        keep(gen.prime())
+        for codes in self._folder.given["user_codes"].T:
+            steps.append(gen.end_input() if len(codes) and (codes == self.lm.config.card).all() else gen.step(codes))
+            keep(steps[-1].text_token)
+        return kept, steps
+
+    def _talk(self, run: Run) -> Arrays:
+        from msh_mlx.model.families import hibiki
+
+        coef = float(run.name.removeprefix("cfg")) if run.name.startswith("cfg") else 1.0
+        kept, steps = self._heard(self._conversation(steering=hibiki.steering(self.lm, coef)))
+        text, codes, logits, _ = zip(*kept, strict=True)
+        frames = np.array([step.codes for step in steps if step.codes is not None]).T
+        return {
+            "text_tokens": np.array(text),
+            "text_logits": np.array(logits),
+            "depformer_tokens": np.array(codes).T,
+            "frames": np.concatenate([np.array(text)[None, : frames.shape[1]], frames]),
+        }
+
+    def _transcribe(self, run: Run) -> Arrays:
+        from msh_mlx.model.families.stt import Timing, WordTimes
+
+        kept, _ = self._heard(self._conversation())
+        text, _, logits, heads = zip(*kept, strict=True)
+        words = WordTimes(Timing.of(self.lm.config))
+        found = [word for token in text if (word := words.push(token))]
+        described = [{"tokens": word.tokens, "start": word.start, "stop": word.end} for word in found]
+        return {
+            "text_tokens": np.array(text),
+            "text_logits": np.array(logits),
+            "extra_heads": np.array(heads),
+            "words": flat_words(described),
+        }
+
+    def _converse(self, run: Run) -> Arrays:
+        from msh_mlx.model.families import personaplex
+        from msh_mlx.weights.voice import read_voice
+
+        given, config = self._folder.given, self.lm.config
+        silence, sine = given["silence"], given["sine"]
+        voice = given["voice_codes"] if run.name == "codes" else read_voice(self._folder.path / run.name)
+        prompt = personaplex.prompt(
+            config.streams,
+            config.existing_text_padding_id,
+            silence,
+            sine,
+            voice=voice,
+            text=given["text_prompt"].tolist(),
+        )
+        kept, steps = self._heard(self._conversation(prompt=prompt))
+        text, codes, logits, _ = zip(*kept, strict=True)
+        columns, frames = np.array(codes).T, np.array([step.codes for step in steps]).T
+        delayed = np.array(config.delays[1 : 1 + config.dep_q]) > 0
+        columns[delayed, 0] = silence[delayed]  # given by the prompt, whatever was chosen there
+        # The original is one call late: at first it hands out the last frame of the prompt.
+        said = np.concatenate([np.array(text)[None, :-1], frames])
+        before = np.array([config.existing_text_padding_id, *silence])
+        return {
+            "text_tokens": np.array(text),
+            "text_logits": np.array(logits),
+            "agent_columns": columns,
+            "agent_frames": frames,
+            "nvidia_frames": np.concatenate([before[:, None], said[:, :-1]], axis=1),
+        }
+
+    def _speak(self, run: Run) -> Arrays:
+        from msh_mlx.model.families import tts
+
+        given, options = self._folder.given, run.options
+        voices = [given[f"voice.{i}"][0].T for i in options.get("voices", [])]
+        coef, codebooks = options.get("cfg_coef", 1.0), options["n_q"]
+        machine = tts.WordMachine.of(self.lm.config)
+        machine.entries.extend(tts.Entry(tuple(entry["tokens"]), entry["padding"]) for entry in self._folder.entries)
+        prefix = given.get("prefix_codes")
+        script = tts.SpeechScript.of(self.lm.config, machine, codebooks=codebooks, prefix=prefix, guided=coef != 1)
+        steering = tts.steering(self.lm, voices, cfg=options.get("cfg"), coef=coef, codebooks=codebooks)
+        gen = self._conversation(steering=steering, script=script)
         text, logits, codes = [], [], []
         while (step := gen.advance()) is not None:
             text.append(step.text_token)
             logits.append(np.array(gen.text_logits))
-            codes.append(gen.newest_codes[: spec["n_q"]])
-        of = {key: golden[f"{run}.{key}"] for key in ("text", "codes", "end_step", "consumption_times", "text_logits")}
-        tokens = [(text, of["text"]), (np.array(codes).T, of["codes"])]
-        tokens += [([machine.end], of["end_step"]), (machine.begun, of["consumption_times"])]
-        yield Comparison(run, tokens, [(logits, of["text_logits"])])
+            codes.append(gen.newest_codes[:codebooks])
+        # Code k of frame f is in the column that position f + delay chooses.
+        delays, columns = self.lm.config.delays[1 : 1 + codebooks], np.array(codes).T
+        count = columns.shape[1] - self.lm.config.max_delay
+        frames = [columns[k, delay : delay + count] for k, delay in enumerate(delays)]
+        return {
+            "sampled_text": np.array(logits).argmax(1),
+            "text": np.array(text),
+            "text_logits": np.array(logits),
+            "codes": columns,
+            "frames": np.array(frames),
+            "end_step": np.array([machine.end]),
+            "consumption_times": np.array(machine.begun),
+        }
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "mlx": Mlx,
+}
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a run's answers are right.
+
+    Of `total` tokens, `equal` are equal. `difference` is the largest difference of a logit; infinite: some are missing.
+    """
+
+    name: str
+    equal: int
+    total: int
+    difference: float
+
+    @property
+    def good(self) -> bool:
+        """Whether all tokens are equal, and all logits close enough."""
+        return self.equal == self.total and self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.equal} of {self.total} tokens equal, logits differ by {self.difference:.1e} at most"
+
+
+def compared(name: str, answers: Arrays, wanted: Arrays) -> Comparison:
+    """Compare a run's answers with the wanted ones."""
+    equal, total, difference = 0, 0, 0.0
+    for key, right in wanted.items():
+        found = answers.get(key)
+        alike = found is not None and found.shape == right.shape
+        if right.dtype.kind == "f":
+            difference = max(difference, float(np.abs(found - right).max())) if alike else np.inf
+        else:
+            total += right.size
+            equal += int((found == right).sum()) if alike else 0
+    return Comparison(name, equal, total, difference)
+
+
+def compare(path: Path, engine: str = "mlx") -> Iterator[Comparison]:
+    """Run the model in a folder on what lies beside it, and compare each run.
+
+    Raises
+    ------
+    InputError
+        A file is missing or wrong.
+    """
+    folder = Folder.read(path)
+    loaded = ENGINES[engine](folder)
+    for run in folder.runs:
+        yield compared(" ".join(filter(None, (path.name, run.name))), loaded.answers(run), run.wanted)
 
 
 def main() -> int:
     """Run the script and return its exit code."""
     parser = Parser(
-        prog="family_test.py", description="Compare the engine with the answers of reference implementations."
+        prog="family_test.py", description="Compare an engine with the answers of reference implementations."
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="compare with this folder's answers")
-    parser.add_argument("--engine", choices=("mlx",), default="mlx", help="run this engine (default: %(default)s)")
+    parser.add_argument("--engine", choices=ENGINES, default="mlx", help="run this engine (default: %(default)s)")
     return guard(lambda signals: try_all(parser.parse_args(), signals))
 
 
@@ -202,9 +329,9 @@ def try_all(args: argparse.Namespace, signals: Signals) -> int:
     """Compare all folders, and print a line for each run."""
     good = True
     for folder in args.folders:
-        for comparison in compare(folder):
+        for comparison in compare(folder, args.engine):
             signals.check()
-            print(f"{folder.name} {comparison.line()}", flush=True)
+            print(comparison, flush=True)
             good = good and comparison.good
     return 0 if good else 1
 

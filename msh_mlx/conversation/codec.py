@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE
+from ..model.architecture import Architecture
 from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
-
-if TYPE_CHECKING:
-    from ..model.config import LmConfig
 
 __all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "load_mimi"]
 
@@ -56,15 +54,17 @@ def load_mimi(
         ) from None
 
 
-def check_codec(mimi: Mimi, config: LmConfig) -> None:
-    """Check that a codec is one that the model speaks and hears.
+def check_codec(mimi: Mimi, config: Architecture, codebooks: int | None = None) -> None:
+    """Check that a codec has the codes of a model and the frames of a conversation, and enough codebooks.
+
+    `codebooks` is how many are needed; None: all that the model speaks or hears.
 
     Raises
     ------
     InputError
-        It has fewer codebooks, other codes, or other frames.
+        It does not.
     """
-    need = max(config.dep_q, config.user_q)
+    need = max(config.dep_q, config.user_q) if codebooks is None else codebooks
     if mimi.num_codebooks < need:
         raise InputError(
             f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"

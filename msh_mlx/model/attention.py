@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .layers import on_cpu, project
+from .layers import RowProjection, lay_out, on_cpu, project
 
 _FIRST_CAPACITY = 128
 
@@ -352,6 +352,11 @@ class CrossAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
+    def prepare(self) -> None:
+        """Lay the weights out for the steps: of `in_proj`, they use only the queries'."""
+        (stack,) = lay_out(RowProjection, [self.in_proj])
+        self._queries = stack.first(self.out_proj.weight.shape[0])
+
     def read(self, source: mx.array) -> tuple[mx.array, mx.array]:
         """Make the keys and values of a source `[batch, T, dim]`, each `[batch, heads, T, head_dim]`. Once a conversation."""
         batch, length, dim = source.shape
@@ -362,6 +367,6 @@ class CrossAttention(nn.Module):
     def __call__(self, x: mx.array, source: tuple[mx.array, mx.array], onto: mx.array) -> mx.array:
         """`[batch, dim]` in and out; the result is added to `onto`. `source` is from `read`."""
         batch, dim = x.shape
-        query = project(self.in_proj, x)[:, :dim].reshape(batch, self._heads, 1, dim // self._heads)
+        query = self._queries(x).reshape(batch, self._heads, 1, dim // self._heads)
         result = attend(query, *source, (dim // self._heads) ** -0.5)
         return project(self.out_proj, result.reshape(batch, dim), onto)

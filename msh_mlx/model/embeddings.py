@@ -10,12 +10,24 @@ import mlx.nn as nn
 from .layers import Table, lay_out, project
 
 
-class LowRankEmbedding(nn.Module):
+class Rows(nn.Module):
+    """A table of rows, `[rows, rank]`, from which an embedding is made. It can be packed, as other weights can."""
+
+    def __init__(self, rows: int, rank: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((rows, rank))
+
+    def pack(self, bits: int, group_size: int) -> None:
+        """Hold the table with so many bits a number, and a scale and a bias for each group of a row."""
+        self.bits, self.group_size = bits, group_size
+        self.weight, self.scales, self.biases = mx.quantize(self.weight, group_size, bits)
+
+
+class LowRankEmbedding(Rows):
     """A table of short rows, `[rows, rank]`, and one matrix that makes them `width` long."""
 
     def __init__(self, rows: int, rank: int, width: int) -> None:
-        super().__init__()
-        self.weight = mx.zeros((rows, rank))
+        super().__init__(rows, rank)
         self.low_rank = nn.Linear(rank, width, bias=False)
 
     def __call__(self, tokens: mx.array) -> mx.array:
@@ -24,7 +36,7 @@ class LowRankEmbedding(nn.Module):
         return mx.where((tokens >= 0)[:, None], x, 0)
 
 
-class DemuxedEmbedding(nn.Module):
+class DemuxedEmbedding(Rows):
     """The embedding of two text tokens in one number x: `t1 = x mod rows`, `t2 = x div rows − 1`.
 
     It is `out1 · E[t1] + out2 · E[t2]`, without the second term where t2 is −1. `unused`: the file also holds a matrix
@@ -32,9 +44,8 @@ class DemuxedEmbedding(nn.Module):
     """
 
     def __init__(self, rows: int, rank: int, width: int, *, unused: bool = False) -> None:
-        super().__init__()
+        super().__init__(rows, rank)
         self._count = rows
-        self.weight = mx.zeros((rows, rank))
         self.out1 = nn.Linear(rank, width, bias=False)
         self.out2 = nn.Linear(rank, width, bias=False)
         if unused:
@@ -42,7 +53,7 @@ class DemuxedEmbedding(nn.Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Return the embeddings of numbers `[..., ]`: `[..., width]`; of −1, zeros."""
-        flat = tokens.reshape(-1)
+        flat = tokens.reshape(-1).astype(mx.int32)  # a sampled token is unsigned, and −1 stands for none
         x = mx.maximum(flat, 0)
         second = x // self._count - 1
         first = project(self.out1, self._table(x % self._count))

@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .architecture import Architecture
 from .attention import Heads, KvCache, RingFormat, StepCache
 from .conditions import ConditionProvider
-from .config import LmConfig
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
 from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
 from .steering import Source
@@ -24,9 +24,9 @@ Choose = Callable[[mx.array, int], mx.array]
 
 
 class DepformerSlice(nn.Module):
-    """The depformer's weights for one codebook."""
+    """The depformer's weights for one codebook, without those that it shares with a codebook before it."""
 
-    def __init__(self, config: LmConfig, k: int, shape: TransformerShape) -> None:
+    def __init__(self, config: Architecture, k: int, shape: TransformerShape) -> None:
         super().__init__()
         width, rank = shape.dim, config.depformer_low_rank_embeddings
         rows = (config.text_card if k == 0 else config.card) + 1
@@ -36,9 +36,10 @@ class DepformerSlice(nn.Module):
             self.emb = LowRankEmbedding(rows, rank, width)
         else:
             self.emb = nn.Embedding(rows, width)
-        self.linear_in = nn.Linear(config.dim, width, bias=False)
+        if config.slices.index(config.slices[k]) == k:
+            self.linear_in = nn.Linear(config.dim, width, bias=False)
+            self.transformer = Transformer(shape)
         self.linear_out = nn.Linear(width, config.card, bias=False)
-        self.transformer = Transformer(shape)
         if config.depformer_norm is not None:
             self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
@@ -46,18 +47,21 @@ class DepformerSlice(nn.Module):
 class Depformer(nn.Module):
     """Predicts the `dep_q` codes of one step, one after the other, each with its own weights."""
 
-    def __init__(self, config: LmConfig, hidden: int) -> None:
+    def __init__(self, config: Architecture, hidden: int) -> None:
         super().__init__()
         width = config.depformer_dim
         heads = Heads(config.depformer_num_heads, width // config.depformer_num_heads, config.depformer_group)
         shape = TransformerShape(width, config.depformer_num_layers, hidden, heads)
         self._heads = heads
         self.slices = [DepformerSlice(config, k, shape) for k in range(config.dep_q)]
+        # For each codebook, the number of the weights that it uses; and for each number, the codebook that has them.
+        self._numbers = config.slices
+        self._owners = [config.slices.index(number) for number in range(len(set(config.slices)))]
 
     def prepare(self) -> None:
         """Lay the weights out for the steps."""
-        # All slices have the input h: if they are stored alike, they are one matrix product.
-        self._inputs = lay_out(Projection, [part.linear_in for part in self.slices])
+        # All have the input h: if they are stored alike, they are one matrix product.
+        self._inputs = lay_out(Projection, [self.slices[k].linear_in for k in self._owners])
         self._tables = [look_up(part.emb) for part in self.slices]
 
     def __call__(self, h: mx.array, text_token: mx.array, choose: Choose, count: int | None = None) -> list[mx.array]:
@@ -71,11 +75,12 @@ class Depformer(nn.Module):
         heard = [
             part
             for inputs in self._inputs
-            for part in mx.split(inputs(h), len(self.slices) // len(self._inputs), axis=1)
+            for part in mx.split(inputs(h), len(self._owners) // len(self._inputs), axis=1)
         ]
         previous, codes = text_token, []
         for k, (part, table) in enumerate(zip(self.slices[:count], self._tables[:count], strict=True)):
-            x = part.transformer(heard[k] + table(previous), caches)
+            number = self._numbers[k]
+            x = self.slices[self._owners[number]].transformer(heard[number] + table(previous), caches)
             if "norm" in part:
                 x = part.norm(x)
             previous = choose(project(part.linear_out, x), k)
@@ -89,7 +94,7 @@ class Lm(nn.Module):
     `hidden` and `depformer_hidden` are the feed-forward widths, by default those of the configuration.
     """
 
-    def __init__(self, config: LmConfig, hidden: int | None = None, depformer_hidden: int | None = None) -> None:
+    def __init__(self, config: Architecture, hidden: int | None = None, depformer_hidden: int | None = None) -> None:
         super().__init__()
         self.config = config
         dim, rows = config.dim, config.text_card + 1
@@ -122,6 +127,9 @@ class Lm(nn.Module):
         # The first row of each codebook in its table. A codebook has its own table, or all share one.
         in_a_table = self.config.n_q // len(self._audio_tables)
         self._rows = mx.array([k % in_a_table * (self.config.card + 1) for k in range(self.config.n_q)], mx.int32)
+        if self.config.cross_attention:
+            for layer in self.transformer.layers:
+                layer.cross_attention.prepare()
         lay_out_linear(self)
         mx.eval(self.parameters(), self._rows)
         self._prepared = True
@@ -137,6 +145,8 @@ class Lm(nn.Module):
 
     def read_source(self, source: mx.array) -> list[Source]:
         """Make what each layer's cross-attention sees of a source `[batch, T, dim]`. Once a conversation."""
+        source = source.astype(self.out_norm.weight.dtype)
+        self.prepare()
         return [layer.cross_attention.read(source) for layer in self.transformer.layers]
 
     def __call__(
@@ -151,7 +161,8 @@ class Lm(nn.Module):
         Parameters
         ----------
         tokens
-            `[batch, 1 + n_q]` int32: text, own codes, the user's codes. `text_card` and `card` mean "start", −1 adds nothing.
+            `[batch, 1 + n_q]` int32, as for `embed`: text, own codes, the user's codes. `text_card` and `card` mean
+            "start", −1 adds nothing.
         caches
             One `RingCache` per layer. They are updated.
         added
@@ -173,14 +184,18 @@ class Lm(nn.Module):
         return [mx.softmax(project(linear, h), axis=-1, precise=True) for linear in linears]
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing."""
+        """Sum the embeddings of columns `[batch, 1 + n_q]` int32: `[batch, dim]`. −1 adds nothing.
+
+        A column alone may be `[1 + n_q]`, with fewer operations: `[1, dim]`.
+        """
         rows = mx.maximum(tokens, 0)
-        audio, count = rows[:, 1:] + self._rows, len(self._audio_tables)
+        audio, count = rows[..., 1:] + self._rows, len(self._audio_tables)
         # Each table looks up its codebooks: all of them, or one.
-        shares = mx.split(audio, count, axis=1)
+        shares = mx.split(audio, count, axis=-1)
         parts = [table(share) for table, share in zip(self._audio_tables, shares, strict=True)]
-        parts.insert(0, self._text_table(rows[:, :1]))
-        return mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=1), 0).sum(axis=1)
+        parts.insert(0, self._text_table(rows[..., :1]))
+        cells = mx.where((tokens >= 0)[..., None], mx.concatenate(parts, axis=-2), 0)
+        return cells.sum(axis=-2, keepdims=tokens.ndim == 1)
 
     def run(
         self,
@@ -191,5 +206,5 @@ class Lm(nn.Module):
     ) -> mx.array:
         """Run the temporal transformer on embedded columns `[batch, dim]`. Return the output behind `out_norm`, as large."""
         if added is not None:
-            x = x + added
+            x = x + added.astype(x.dtype)
         return normalize(self.out_norm, self.transformer(x, caches, sources))

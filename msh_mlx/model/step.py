@@ -193,12 +193,12 @@ class StepFunction:
         slot, tokens, recent = mx.split(numbers, [2, 2 + size])
         if size == width:
             mine, heard = mx.split(tokens, [own])
-            tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard])[None]
+            tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard])
+            if steering.batch > 1:
+                tokens = mx.broadcast_to(tokens, (steering.batch, width))
         else:
             mine, heard = mx.split(tokens.reshape(-1, width), [own], axis=1)
             tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard], axis=1)
-        if steering.batch > tokens.shape[0]:
-            tokens = mx.broadcast_to(tokens, (steering.batch, width))
         caches = ring_caches(rings, self._form, slot, factors)
         added = given[0] if steering.added is not None else None
         arrays = given[len(given) - 2 * len(steering.sources) :]
@@ -248,7 +248,7 @@ class Reader:
         slot = mx.array(slots(self._position, config.context, self._rings))
         factors = mx.array(rotation(self._position, self._form, config.max_period))
         caches = ring_caches(self._rings, self._form, slot, factors)
-        _, logits = self._lm(mx.array(tokens)[None], caches)
+        _, logits = self._lm(mx.array(tokens), caches)
         self._rings = [cache.ring for cache in caches]
         self._position += 1
         return logits[0]

@@ -30,6 +30,7 @@ _SLICED = [
 ]  # fmt: skip
 _DEPFORMER_EMB = re.compile(r"depformer_emb\.(\d+)\.((?:low_rank\.)?weight)")
 _STACKED = re.compile(r"depformer\.layers\.(\d+)\.self_attn\.(in|out)_proj(?:_|\.)weight")
+_OF_A_SLICE = re.compile(r"depformer\.slices\.(\d+)\.(?=linear_in\.|transformer\.)")
 _SHARED = re.compile(r"depformer\.layers\.(\d+)\.(norm[12])\.alpha")
 
 
@@ -41,34 +42,44 @@ def is_pytorch(names: Collection[str]) -> bool:
 def mlx_names(name: str, slices: Sequence[int]) -> list[list[str]]:
     """Return the MLX names of PyTorch's tensor `name`, for each part of it along its rows; a part may have several names.
 
-    `slices` has the number of the slice that each codebook of the depformer uses. An unknown name stays as it is.
+    `slices` has the number of the slice that each codebook of the depformer uses. A slice is called by the first codebook that
+    uses it. An unknown name stays as it is.
     """
-
-    def of(part: int, rest: str) -> list[str]:
-        return [f"depformer.slices.{k}.{rest}" for k, used in enumerate(slices) if used == part]
-
+    owners = [slices.index(number) for number in sorted(set(slices))]
     if slices and (match := _STACKED.fullmatch(name)):
-        return [
-            of(part, f"transformer.layers.{match[1]}.self_attn.{match[2]}_proj.weight")
-            for part in range(max(slices) + 1)
-        ]
-    if match := _SHARED.fullmatch(name):
-        return [[f"depformer.slices.{k}.transformer.layers.{match[1]}.{match[2]}.weight" for k in range(len(slices))]]
+        rest = f"transformer.layers.{match[1]}.self_attn.{match[2]}_proj.weight"
+        return [[f"depformer.slices.{k}.{rest}"] for k in owners]
+    if slices and (match := _SHARED.fullmatch(name)):
+        return [[f"depformer.slices.{k}.transformer.layers.{match[1]}.{match[2]}.weight" for k in owners]]
     if match := _DEPFORMER_EMB.fullmatch(name):
         return [[f"depformer.slices.{int(match[1]) + 1}.emb.{match[2]}"]]
     for pattern, new in _SLICED:
-        if match := pattern.fullmatch(name):
-            return [of(int(match["part"]), match.expand(new))]
+        if (match := pattern.fullmatch(name)) and (part := int(match["part"])) < len(owners):
+            return [[f"depformer.slices.{owners[part]}.{match.expand(new)}"]]
     for pattern, new in _NAMES:
         if match := pattern.fullmatch(name):
             return [[match.expand(new)]]
     return [[name]]
 
 
-def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], unused: int = 0) -> dict[str, TensorInfo]:
+def copies(names: Collection[str], slices: Sequence[int]) -> dict[str, str]:
+    """Return the names in the MLX layout that belong to a slice of an earlier codebook, too, with the names there.
+
+    Files in this layout may hold such a slice once, or a copy of it for each codebook.
+    """
+    found = {}
+    for name in names:
+        if (match := _OF_A_SLICE.match(name)) and (k := int(match[1])) < len(slices):
+            owner = slices.index(slices[k])
+            if owner != k:
+                found[name] = f"depformer.slices.{owner}.{name[match.end() :]}"
+    return found
+
+
+def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], run: int) -> dict[str, TensorInfo]:
     """Return where a file holds each tensor of the MLX layout.
 
-    `slices` is as for `mlx_names`; the last `unused` of them are left out. An unknown name stays as it is: the check of the
+    `slices` is as for `mlx_names`; only the first `run` of them are kept. An unknown name stays as it is: the check of the
     model refuses it.
     """
     found: dict[str, TensorInfo] = {}
@@ -82,5 +93,5 @@ def to_mlx_layout(header: Mapping[str, TensorInfo], slices: Sequence[int], unuse
         for i, names in enumerate(parts):
             part = info.rows(i * rows, (i + 1) * rows) if len(parts) > 1 else info
             found |= dict.fromkeys(names, part)
-    gone = tuple(f"depformer.slices.{k}." for k in range(len(slices) - unused, len(slices)))
+    gone = tuple(f"depformer.slices.{k}." for k in range(run, len(slices)))
     return {name: info for name, info in found.items() if not name.startswith(gone)} if gone else found

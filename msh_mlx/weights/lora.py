@@ -91,6 +91,7 @@ def read_lora(
     shapes: Mapping[str, tuple[int, ...]],
     slices: Sequence[int],
     linear: Collection[str] | None = None,
+    run: int | None = None,
 ) -> dict[str, Change]:
     """Read the changes to a model's weights from a safetensors file. Return them by the modules' names in the MLX layout.
 
@@ -108,6 +109,8 @@ def read_lora(
         The slice of the depformer that each codebook uses, as `LmConfig.slices`.
     linear
         The names of the matrices that can have adapters; None: all.
+    run
+        How many codebooks are run, if not all of `slices`. What is for the others is left out.
 
     Raises
     ------
@@ -126,9 +129,21 @@ def read_lora(
                 f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}", "a float matrix is expected"
             )
     found: dict[str, Change] = {}
+    run = len(slices) if run is None else run
+    gone = tuple(f"depformer.slices.{k}." for k in range(run, len(slices)))
+
+    def places_of(name: str, known: Collection[str]) -> list[list[str]] | None:
+        """Return the modules among `known` whose weights the parts of a tensor hold; None: these are not run."""
+        parts = mlx_names(name, slices)
+        if gone and all(new.startswith(gone) for part in parts for new in part):
+            return None
+        return [[module for new in part if (module := new.removesuffix(".weight")) in known] for part in parts]
+
     for name, info in header.items():
         if not name.endswith((_A, _B)):
-            places = _places(name, slices, shapes)
+            places = places_of(name, shapes)
+            if places is None:
+                continue
             if not any(places):
                 raise InputError(
                     f"{path} is not a file of LoRA adapters for the model: {name} is neither a {_A[1:]} nor a {_B[1:]}, and no "
@@ -144,7 +159,9 @@ def read_lora(
                 raise InputError(f"{path} has {name} but no {other}.")
             if name.endswith(_B):
                 continue
-            places = _places(f"{module}.weight", slices, shapes if linear is None else linear)
+            places = places_of(f"{module}.weight", shapes if linear is None else linear)
+            if places is None:
+                continue
             if not any(places):
                 raise InputError(
                     f"{path} does not fit the model: it has no linear layer {module}, which {name} is for."
@@ -167,12 +184,6 @@ def read_lora(
     if not found:
         raise InputError(f"{path} is not a file of LoRA adapters: it is empty.")
     return found
-
-
-def _places(name: str, slices: Sequence[int], known: Collection[str]) -> list[list[str]]:
-    """Return the modules among `known`, in the MLX layout, whose weights each part of a tensor holds, along its rows."""
-    parts = [[new.removesuffix(".weight") for new in part] for part in mlx_names(name, slices)]
-    return [[module for module in part if module in known] for part in parts]
 
 
 def _shape(places: list[list[str]], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

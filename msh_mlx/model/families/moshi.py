@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 from ...errors import InputError
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
 
-NAME = "moshi"
 TITLE = "a Moshi language model"
-USE = "conversation"
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family: any that no other family knows."""
     return True
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Check a configuration of this family.
 
     Raises

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from ..grid import Column, Prompt, Streams
+from ..architecture import SCHEDULE, wrong
+from ..grid import NOTHING, Column, Prompt, Streams
 from ..ranges import is_whole
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
 
 NAME = "personaplex"
-TITLE = "PersonaPlex, a Moshi with a voice and a role"
-USE = "conversation"
+TITLE = "a Moshi with a voice and a role (PersonaPlex)"
 
 SILENT_FRAMES = 6
 # The codes of a frame of silence, and of a sine of 440 Hz with amplitude 0.5, by the published codec.
@@ -30,13 +30,13 @@ SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family: it says so, or the model predicts the user's codes, too."""
     said = (config.model_type or "").lower().startswith("personaplex") or config.prompt_codes is not None
-    return said or config.unused_slices > 0 or (config.dep_q == config.n_q and config.n_q % 2 == 0)
+    return said or (config.dep_q == config.n_q and config.n_q % 2 == 0)
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Leave the depformer's second half out, if it is there.
 
     Raises
@@ -45,13 +45,15 @@ def adapted(config: LmConfig) -> LmConfig:
         The configuration's codes of silence and sine are not understood.
     """
     if config.dep_q == config.n_q:
-        config = replace(config, dep_q=config.n_q // 2, unused_slices=config.n_q // 2)
+        if config.schedule:
+            raise wrong(SCHEDULE, config.schedule, "null")
+        config = replace(config, dep_q=config.n_q // 2, model_type=config.model_type or NAME)
     if config.prompt_codes is not None:
         prompt_codes(config)
     return config
 
 
-def prompt_codes(config: LmConfig) -> tuple[Column, Column]:
+def prompt_codes(config: Architecture) -> tuple[Column, Column]:
     """Return the codes of silence and of the sine that fill a prompt, each `[own]`."""
     values = config.prompt_codes or {"silence": list(SILENCE[: config.dep_q]), "sine": list(SINE[: config.dep_q])}
     found = []
@@ -69,6 +71,14 @@ def prompt_codes(config: LmConfig) -> tuple[Column, Column]:
     return found[0], found[1]
 
 
+def no_persona(name: str, title: str) -> InputError:
+    """Make the error for a model that takes neither a voice nor a prompt: its name, and the title of its family."""
+    return InputError(
+        f"{name} is {title}, which takes neither a voice nor a prompt",
+        "choose a PersonaPlex model ('msh-mlx models' lists them), or try --demo",
+    )
+
+
 @dataclass(frozen=True)
 class Voice:
     """A voice in NVIDIA's form.
@@ -84,6 +94,28 @@ class Voice:
     def frames(self) -> int:
         """How many frames the voice takes."""
         return self.embedded.shape[0] + 1
+
+
+def check_voice(voice: Voice, config: Architecture) -> None:
+    """Check that a voice in NVIDIA's form fits a model.
+
+    Raises
+    ------
+    InputError
+        It was made for a model of another width, or with other codebooks.
+    """
+    dim, rows = voice.embedded.shape[1], len(voice.columns)
+    if dim != config.dim or rows != len(config.delays):
+        raise InputError(
+            f"The voice was made for a model of width {dim} with {rows} streams, and this one has {config.dim} and "
+            f"{len(config.delays)}",
+            "give a voice of this model, or a recording",
+        )
+    starts = np.array([config.text_card] + [config.card] * config.n_q)
+    last, delayed = voice.frames - 1, np.array(config.delays) > 0
+    read = np.where(delayed, voice.columns[:, (last + 1) % 4], NOTHING), voice.columns[:, last % 4]
+    if any(((column < NOTHING) | (column > starts)).any() for column in read):  # nothing else in the ring counts
+        raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
 
 
 def prompt(

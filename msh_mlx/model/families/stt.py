@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
+from ..architecture import wrong
 from ..ranges import Range
 
 if TYPE_CHECKING:
-    from ..config import LmConfig
+    from ..architecture import Architecture
 
-NAME = "stt"
 TITLE = "a speech-to-text model"
-USE = "transcription"
 
 NEW_WORD, PADDING = 0, 3
 PAUSE_HEAD = 2  # the head that tells a pause of two seconds
 _SECONDS = Range(0, 60)
 
 
-def known(config: LmConfig) -> bool:
+def known(config: Architecture) -> bool:
     """Tell whether a configuration is of this family."""
     return config.dep_q == 0 or (config.model_type or "").lower().startswith("stt") or bool(config.stt_config)
 
 
-def adapted(config: LmConfig) -> LmConfig:
+def adapted(config: Architecture) -> Architecture:
     """Check a configuration of this family.
 
     Raises
@@ -49,14 +48,14 @@ class Timing:
     prefix: float
 
     @classmethod
-    def of(cls, config: LmConfig) -> Timing:
+    def of(cls, config: Architecture) -> Timing:
         """Read them from a configuration; without numbers, those of `stt-1b-en_fr`."""
         values = config.stt_config or {}
         delay = values.get("audio_delay_seconds", 0.5)
         prefix = values.get("audio_silence_prefix_seconds", 0.0)
         for key, value in (("audio_delay_seconds", delay), ("audio_silence_prefix_seconds", prefix)):
             if not _SECONDS.has(value):
-                raise InputError(f"The model's configuration has {key} = {value!r}", f"{_SECONDS} is expected")
+                raise wrong(key, value, str(_SECONDS))
         return cls(int(delay * SAMPLE_RATE / FRAME_SIZE), float(prefix))
 
 

@@ -111,7 +111,9 @@ class Capture:
 class Playback:
     """Sound that was written and not played yet: mono float32, from one thread to the device's."""
 
-    def __new__(cls, rate: int, *, channels: int = 1, frame: int, seconds: float = 4.0) -> Playback: ...
+    def __new__(
+        cls, rate: int, *, channels: int = 1, frame: int, seconds: float = 4.0, regulated: bool = True
+    ) -> Playback: ...
     @property
     def callback(self) -> int: ...
     @property
