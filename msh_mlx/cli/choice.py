@@ -19,7 +19,7 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size, listed
 from ..weights.beside import find_config
-from .options import Group, add_config, add_quantized
+from .options import Group, add_config, add_quantized, settle_sampling
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -117,7 +117,8 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
 def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK) -> Choice:
     """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
 
-    `uses` are what the model may be for, as `Family.use`; the demo model is of the first.
+    Options of sampling that were left out get the values that are usual for the model. `uses` are what the model may be for, as
+    `Family.use`; the demo model is of the first.
 
     Raises
     ------
@@ -133,8 +134,10 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     check_compiling()
     with watching(args, signals) as watch:
         choice = _chosen(args, uses, watch)
+        settle_sampling(args, choice.checkpoint.config)
         if not choice.is_demo:
-            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+            guided = getattr(args, "guidance", 1.0) != 1
+            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1), guided=guided)
             if warning := check_memory(choice.name, need, machine_memory()):
                 watch.say(warning)
         if scaling := choice.checkpoint.scaling:
@@ -214,9 +217,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use not in uses:  # say so before gigabytes are fetched
-            raise _other_use(entry.name, title_of(entry.family), entry.use)
-        if _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
+        if entry.use in uses and _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
             raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
@@ -233,6 +234,8 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
     else:
         selection = _best(of_first_use, watch)
         entry = selection.entry
+    if entry.use not in uses:  # say so before gigabytes are fetched
+        raise _other_use(entry.name, title_of(entry.family), entry.use)
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 

@@ -154,5 +154,5 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail or 0.0), shown)
+        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail), shown)
     return 0

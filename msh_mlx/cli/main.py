@@ -41,13 +41,16 @@ from .options import (
 )
 from .persona import add_persona, opening_of, persona_of, sentences
 from .program import guard
+from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
     from ..conversation.live import Sink, Source
+    from ..conversation.personas import Persona
     from ..conversation.recordings import Plan
-    from ..conversation.session import Session
+    from ..conversation.session import Opening, Parts, Session
     from ..events import Event
     from ..sound.recordings import Recording
+    from .choice import Choice
 
 _COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe", "voices")
 
@@ -98,6 +101,7 @@ def parser() -> Parser:
     to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
     to = parser.group("conversation")
     add_persona(to)
+    add_guidance(to)
     add_sampling(to)
     program = parser.add_argument_group("program")
     add_live_printing(Group(program))
@@ -124,7 +128,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 
     choice = choose(args, signals)
     persona = persona_of(args, choice)
-    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=opening_of(args, persona))
+    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=_opening(args, choice, persona))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
@@ -137,6 +141,11 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
     return talk(make, live_options(args), signals)
+
+
+def _opening(args: argparse.Namespace, choice: Choice, persona: Persona | None) -> Callable[[Parts], Opening] | None:
+    """Return what makes the opening that the options ask for; None: the usual one. A persona is not for a translation."""
+    return guided_opening(args, choice) or opening_of(args, persona)
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
@@ -162,7 +171,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            opening = opening_of(args, persona)
+            opening = _opening(args, choice, persona)
             session = load_session(files, choice.checkpoint, **sampling(args), opening=opening, progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for sentence in sentences(persona) if persona else ():
@@ -203,7 +212,7 @@ def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
     from ..conversation.recordings import Plan
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
-        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
+        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail, max_steps=args.steps)
 
     if folder is None:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]

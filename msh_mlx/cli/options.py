@@ -23,6 +23,7 @@ from ..system.streams import check_output
 
 if TYPE_CHECKING:
     from ..live.talk import Options
+    from ..model.architecture import Architecture
     from .display import Display
 
 
@@ -158,22 +159,28 @@ def add_lora(to: Group) -> None:
     to.value("--lora-scaling", "S", scaling, type=within(Range(0, LORA_SCALING.most)))
 
 
+_OR_MODEL = ", or the model's own"
+
+
 def add_sampling(to: Group, *, remote: bool = False) -> None:
     """Add the options for the choice of tokens: temperatures, seed and so on.
 
-    With `remote` only those that the protocol knows are added, and their default is None, for the server's own.
+    Temperatures and top-k have the default None, for what is usual for the model's family (`settle_sampling`). With `remote`
+    only the options that the protocol knows are added, and the default of all is None, for the server's own.
     """
 
     def option(name: str, metavar: str, type: Callable[[str], float], default: float, help: str, off: str = "") -> None:
         shown = "the server's" if remote else f"{default:g}{off}"
-        value = None if remote else default
+        value = None if remote or off == _OR_MODEL else default
         to.value(name, metavar, help.format(f"default: {shown}"), type=type, default=value)
 
     temperature = within(TEMPERATURE)
-    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})")
-    option("--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})")
-    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})")
-    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})")
+    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})", _OR_MODEL)
+    option(
+        "--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})", _OR_MODEL
+    )
+    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})", _OR_MODEL)
+    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})", _OR_MODEL)
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
         together = f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)"
         to.value(f"--{name}top-p", "P", together, type=positive_share, default=1.0)
@@ -194,8 +201,20 @@ def add_kv_bits(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
+def settle_sampling(args: argparse.Namespace, config: Architecture) -> None:
+    """Give options of `add_sampling` that the user left out the values that are usual for the model's family."""
+    from ..model.families import family_of
+
+    text, audio = family_of(config).samplers(config)
+    usual = {"temperature": audio.temperature, "top_k": audio.top_k}
+    usual |= {"text_temperature": text.temperature, "text_top_k": text.top_k}
+    for name, value in usual.items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+
+
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `load_session` that the options of `add_sampling` set."""
+    """Return the arguments of `load_session` that the options of `add_sampling` set, after `settle_sampling`."""
     return {
         "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
         "text": {
@@ -264,7 +283,9 @@ def add_reply(to: Group) -> None:
     stdout = "- is the standard output"
     to.value("--output", "FILE", f"write Moshi's voice to this file (WAV, 24 kHz); {stdout}")
     to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
-    tail = "add this much silence after the recording, for an answer to finish (default: 0)"
+    tail = (
+        "add this much silence after the recording, for an answer to finish (default: 0; a translation ends by itself)"
+    )
     to.value("--tail", "SECONDS", tail, type=seconds)
 
 

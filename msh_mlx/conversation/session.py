@@ -12,14 +12,18 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..model.families import family_of
+from ..model.families.hibiki import END
 from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.grid import Prompt
 from ..model.lm import Lm
 from ..model.prefill import Prefilled
-from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
+from ..model.sampling import Sampler, TextSampler
 from ..model.steering import NO_STEERING, Steering
 from .codec import Mimi
 from .text import TextStream, check_vocabulary, word_starts
+
+_OTHER_USES = {"transcription": "Transcriber", "speech": "Speaker"}  # what models for other uses are for
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,16 @@ class Session:
     tokenizer
         As from `load_tokenizer`, with the vocabulary of `lm`.
     text_sampler, audio_sampler
-        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25 for text, 0.8 and 250 for
-        audio.
+        How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25 for text, 0.8
+        and 250 for audio.
     seed
         The same seed, sound and machine give the same conversation, also after `reset`. With None, every conversation has a new
         seed.
     kv_bits
         8 stores the model's keys and values in 8 bits; None keeps them in the model's dtype.
     opening
-        What comes before each conversation, also after `reset`, as from `Personas`; None: nothing.
+        What comes before each conversation, also after `reset`, as from `Personas`; None: what the model's family needs, which
+        is nothing for Moshi.
 
     Raises
     ------
@@ -114,14 +119,19 @@ class Session:
         mimi: Mimi,
         tokenizer: sentencepiece.SentencePieceProcessor,
         *,
-        text_sampler: Sampler = TEXT_SAMPLER,
-        audio_sampler: Sampler = AUDIO_SAMPLER,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
         seed: int | None = None,
         kv_bits: int | None = None,
         opening: Opening | None = None,
     ) -> None:
         config = lm.config
-        opening = opening or Opening()
+        family = family_of(config)
+        if family.use in _OTHER_USES:
+            raise InputError(
+                f"The model is {family.title}, not one that holds conversations", f"use {_OTHER_USES[family.use]}"
+            )
+        opening = opening or Opening(steering=family.steering(lm))
         check_vocabulary(tokenizer, config.text_card)
         need = max(config.dep_q, config.user_q)
         if mimi.num_codebooks < need:
@@ -160,6 +170,11 @@ class Session:
             steering=opening.steering,
         )
         self._text = TextStream(tokenizer, config.padding_ids)
+        # Whether the model translates; once the user's speech has ended, how many steps complete what was said until then.
+        self.translates: bool = family.use == "translation"
+        self._input_ended = False
+        self._delay = config.max_delay
+        self._to_complete: int | None = None
 
     def push(self, pcm: Pcm) -> Frame:
         """Take one frame of the user's sound and return one of Moshi's.
@@ -184,12 +199,37 @@ class Session:
         begin = perf_counter()
         codes = self.encode(pcm)
         encoded = perf_counter()
-        step, text = self.step(codes)
-        stepped = perf_counter()
+        return self._answered(self.step(codes), encoded - begin, encoded)
+
+    def end_input(self) -> Frame:
+        """Tell a model that translates that the user's speech has ended, in place of a frame of it, and return a frame.
+
+        After it, push silence until `ended`: the translation is behind the speech.
+
+        Raises
+        ------
+        InputError
+            The model does not translate.
+        InUseError
+            Another thread is using the session.
+        """
+        if not self.translates:
+            raise InputError("Only a model that translates is told that the speech has ended", "push silence")
+        begin = perf_counter()
+        self._input_ended = True
+        return self._answered(self._handed(self._gen.end_input()), 0.0, begin)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the translation has ended, behind the end of the speech, and all of its sound was returned."""
+        return self._to_complete == 0
+
+    def _answered(self, stepped: tuple[Step, str], encode: float, begin: float) -> Frame:
+        """Decode the result of a step that began at a time; `encode` is how long its frame's encoding took, in seconds."""
+        step, text = stepped
+        now = perf_counter()
         reply = self.decode(step.codes)
-        decoded = perf_counter()
-        timings = Timings(encoded - begin, stepped - encoded, decoded - stepped)
-        return Frame(reply, text, step.text_token, timings)
+        return Frame(reply, text, step.text_token, Timings(encode, now - begin, perf_counter() - now))
 
     def reset(self) -> None:
         """Start a new conversation from fresh state, with the same opening; model and codec stay loaded."""
@@ -233,7 +273,14 @@ class Session:
         InputError
             The codes have another shape, are not integers or are out of range; the conversation is as before.
         """
-        step = self._gen.step(codes)
+        return self._handed(self._gen.step(codes))
+
+    def _handed(self, step: Step) -> tuple[Step, str]:
+        """Return a step with the text that it completes, and notice the end of a translation."""
+        if self._to_complete:
+            self._to_complete -= 1
+        elif self._input_ended and step.text_token == END and self._to_complete is None:
+            self._to_complete = self._delay
         return step, self._text.push(step.text_token)
 
     def decode(self, codes: npt.NDArray[np.uint32] | None) -> Pcm:
@@ -250,6 +297,7 @@ class Session:
         self._gen.reset()
         self._gen.prime()  # now, while nobody waits for an answer
         self._text.flush()
+        self._input_ended, self._to_complete = False, None
 
     def reset_decoder(self) -> None:
         """Reset the state of `decode`; a part of `reset`."""

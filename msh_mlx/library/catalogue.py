@@ -35,12 +35,11 @@ _KEYS = (
     "non-commercial",
     "gated",
     "family",
-    "voices",
     "files",
     "sha256",
 )
 # What a file of a model is for. The configuration may be missing: then it is that of the family's published model. The voices
-# are an archive of them, or the one that is spoken with if no other is named.
+# are an archive of them.
 ROLES = ("lm", "mimi", "tokenizer", "config", "voices")
 _NEEDED = ROLES[:3]
 _FAMILIES = {family.name: family for family in FAMILIES}
@@ -113,8 +112,6 @@ class Entry:
         Whether the licence forbids commercial use.
     gated
         Whether the hub gives the files only to those who have accepted conditions there.
-    voices
-        The repository on the hub where voices for the model are.
     source
         The file that the entry is from.
     """
@@ -130,7 +127,6 @@ class Entry:
     licence: str | None = None
     non_commercial: bool = False
     gated: bool = False
-    voices: str | None = None
     source: Path = Path()
 
     @property
@@ -290,7 +286,6 @@ class _Table:
             licence=self._text_of("licence"),
             non_commercial=self._truth("non-commercial"),
             gated=self._truth("gated"),
-            voices=self._text_of("voices", "OWNER/NAME", _REPOSITORY.fullmatch),
             source=self._path,
         )
 

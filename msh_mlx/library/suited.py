@@ -26,6 +26,7 @@ from . import cache
 from .cache import Watch
 from .catalogue import (
     QUANTIZATIONS,
+    ROLES,
     Entry,
     HubFile,
     LocalFile,
@@ -35,6 +36,7 @@ from .catalogue import (
     use_of,
 )
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .named_voices import ARCHIVE
 from .settings import SettingsError
 
 if TYPE_CHECKING:
@@ -374,8 +376,19 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             raise InputError(
                 f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
-    files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
-    return Entry(repository, "", files)
+    if ARCHIVE in names:
+        files["voices"] = HubFile(name, ARCHIVE, revision)
+    files = {role: files[role] for role in ROLES if role in files}
+    return Entry(repository, "", files, family=_family_said(said))
+
+
+def _family_said(values: Mapping[str, object]) -> str:
+    """Return the name of the family that a configuration is of; Moshi's if it is wrong, which is said when it is opened."""
+    from ..model.config import LmConfig
+
+    with contextlib.suppress(InputError):
+        return family_of(LmConfig.from_dict(values, lora=True)).name
+    return "moshi"
 
 
 def _fits(path: str, patterns: Sequence[str]) -> bool:

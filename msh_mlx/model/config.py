@@ -56,7 +56,6 @@ _IGNORED = frozenset(
         "dtype",
         "existing_text_end_padding_id",
         "gradient_checkpointing",
-        "lm_gen_config",
         "lora_rank",
         "model_id",
         "positional_scale",

@@ -14,8 +14,10 @@ import pytest
 from paths import ROOT
 
 from msh_mlx.cli import serve
+from msh_mlx.cli.options import settle_sampling
 from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
+from msh_mlx.model.config import LmConfig
 from msh_mlx.net.parameters import ChatParameters
 
 
@@ -264,6 +266,7 @@ def test_the_published_names_of_options():
 def sampled(*options, **query):
     args = serve.parser().parse_args(["--demo", *options])
     serve.check(args)
+    settle_sampling(args, LmConfig())  # as the choice of a model does
     defaults = serve.settings(args, find_demo()).defaults
     return serve.samplers(args, ChatParameters.from_query(query, defaults))
 

@@ -336,6 +336,20 @@ def test_repositories_of_another_form(server, files, bits, what):
         described(server, files, bits)
 
 
+def test_repositories_of_other_families(server):
+    """Their files have names of their own, which the configuration says, as at kyutai/hibiki-2b-mlx-bf16."""
+    config = json.loads((DEMO / "stt" / "config.json").read_text())
+    names = {"moshi_name": "heard@80.safetensors", "mimi_name": "mimi-1@2.safetensors", "tokenizer_name": "some.model"}
+    files = dict.fromkeys(names.values(), DATA) | {"mimi-2.safetensors": DATA, "voices.tgz": DATA}
+    server.add("us/heard", files | {"config.json": json.dumps(config | names).encode()})
+    entry = repository_entry("us/heard", None, quiet()[1])
+    assert [file.path for file in entry.files.values()] == [*names.values(), "config.json", "voices.tgz"]
+    assert (entry.family, entry.use) == ("stt", "transcription")
+    # Without a configuration: by names as the published ones.
+    found = described(server, {"model.safetensors": DATA, "mimi-1@2.safetensors": DATA, "tokenizer_1.model": DATA})
+    assert list(found.values()) == ["model.safetensors", "mimi-1@2.safetensors", "tokenizer_1.model"]
+
+
 def test_a_repository_without_network(server):
     described(server, PUBLIC)
     obtain(repository_entry("us/repo", None, quiet()[1]), {}, quiet()[1])

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..architecture import Architecture
+    from ..lm import Lm
+    from ..sampling import Sampler
+    from ..steering import Steering
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class Family:
         """Check a configuration of this family, and return it as it is run."""
         adapted: Architecture = self._module.adapted(config)
         return adapted
+
+    def samplers(self, config: Architecture) -> tuple[Sampler, Sampler]:
+        """Return how the text and the codes of its models are chosen if nobody says it."""
+        from ..sampling import AUDIO_SAMPLER, TEXT_SAMPLER
+
+        own = getattr(self._module, "samplers", None)
+        return own(config) if own else (TEXT_SAMPLER, AUDIO_SAMPLER)
+
+    def steering(self, lm: Lm) -> Steering:
+        """Return the conditions of a conversation with one of its models if nobody says others."""
+        from ..steering import NO_STEERING
+
+        steering: Steering = self._module.steering(lm) if self.use == "translation" else NO_STEERING
+        return steering
 
     @property
     def _module(self) -> Any:
