@@ -1,8 +1,8 @@
 """Voice conversations with Moshi, on your own machine.
 
 `load_lm`, `load_mimi` and `load_tokenizer` read the three files of a model. `Session` is one conversation, frame by frame.
-`Speaker` says text. `LmGen` is the language model alone: codes in, codes out. A name is loaded when it is first used, so that
-importing the package costs nothing.
+`Transcriber` writes down what it hears, `Speaker` says text. `LmGen` is the language model alone: codes in, codes out. A name
+is loaded when it is first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .conversation.speaker import Speaker, Speech, Spoken, voice_codes
     from .conversation.spoken import Turn
     from .conversation.text import TextStream, Words, load_tokenizer
+    from .conversation.transcriber import Transcribed, Transcriber
     from .errors import InputError, InUseError, MshError
     from .events import Word
     from .model.config import LmConfig
@@ -35,6 +36,7 @@ _HOMES = {
     "conversation.speaker": ("Speaker", "Speech", "Spoken", "voice_codes"),
     "conversation.text": ("TextStream", "Words", "load_tokenizer"),
     "conversation.spoken": ("Turn",),
+    "conversation.transcriber": ("Transcribed", "Transcriber"),
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
     "model.config": ("LmConfig",),
@@ -67,6 +69,8 @@ __all__ = [
     "TextSampler",
     "TextStream",
     "Timings",
+    "Transcribed",
+    "Transcriber",
     "Turn",
     "Word",
     "Words",

@@ -44,15 +44,18 @@ def random_lm(
     seed: int,
     dtype: mx.Dtype,
     progress: Callable[[float], None] | None = None,
+    *,
+    packed: Callable[[str, Any], bool] | None = None,
 ) -> Lm:
     """Make a model of seeded random weights, one matrix after the other. Quantized ones are made in packed form.
 
-    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`. `progress` gets the fraction
-    that has been made. Weights have the variance 1 / columns, so that activations stay about as large from layer to layer.
+    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`; of those alone for which
+    `packed(name, module)` holds, if it is given. `progress` gets the fraction that has been made. Weights have the variance
+    1 / columns, so that activations stay about as large from layer to layer.
     """
     lm = Lm(config)
     if bits < 16:
-        nn.quantize(lm, group_size=group_size, bits=bits)
+        nn.quantize(lm, group_size=group_size, bits=bits, class_predicate=packed)
     key = mx.random.key(seed)
     parameters = lm.named_parameters()
     like = dict(parameters)

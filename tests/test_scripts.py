@@ -109,6 +109,15 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
         assert words in result.stderr
 
 
+def test_the_table_of_memory() -> None:
+    """7.69e9 weights of 16 bits; keys and values of 32 layers of 4096 numbers for 3000 steps, of 16 bits."""
+    result = run("benchmarks/lm.py", "--memory")
+    assert (result.returncode, result.stderr) == (0, "")
+    row = re.findall(r"^bf16 +(\d.*)$", result.stdout, re.MULTILINE)[0].split()
+    assert row[0] == "15.38"
+    assert float(row[6]) == round(2 * 32 * 4096 * 3000 * 2 / 1e9, 2)
+
+
 PROGRAMS = [path for folder in ("benchmarks", "scripts") for path in sorted((ROOT / folder).glob("*.py"))]
 PROGRAMS = [path for path in PROGRAMS if "add_argument" in path.read_text(encoding="utf-8")]
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from ..conversation.recordings import Plan
     from ..conversation.session import Opening, Parts, Session
     from ..events import Event
-    from ..sound.recordings import Recording
     from .choice import Choice
 
 _COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe", "voices")
@@ -149,7 +148,7 @@ def _opening(args: argparse.Namespace, choice: Choice, persona: Persona | None) 
 
 
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
-    from ..sound.recordings import STDIN, open_recording
+    from ..sound.recordings import STDIN, checked, open_recording
 
     folder = named_folder(args.output_dir, "--output-dir") if args.output_dir else None
     plans = _plans(args, folder)
@@ -160,7 +159,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
             stack.enter_context(making(folder))
         # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, inputs)
-        recordings = [_checked(path) for path in args.input]
+        recordings = [checked(path) for path in args.input]
         choice = choose(args, signals)
         files = choice.files
         check_outputs(outputs, files.all)
@@ -220,15 +219,3 @@ def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
         raise InputError(f"{folder} is not a folder", "give one with --output-dir")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
-
-
-def _checked(path: str) -> Recording | None:
-    """Check a recording before the model is loaded; return it, open, if it can be read only once, else None."""
-    from ..sound.recordings import open_recording
-
-    recording = open_recording(path)
-    if not recording.can_reopen:
-        return recording
-    with recording:
-        recording.check()
-    return None

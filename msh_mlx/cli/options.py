@@ -201,11 +201,12 @@ def add_kv_bits(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
-def settle_sampling(args: argparse.Namespace, config: Architecture) -> None:
-    """Give options of `add_sampling` that the user left out the values that are usual for the model's family."""
+def settle_sampling(args: argparse.Namespace, config: Architecture | None) -> None:
+    """Give options of `add_sampling` that the user left out the values that are usual for the model's family, else Moshi's."""
     from ..model.families import family_of
+    from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER
 
-    text, audio = family_of(config).samplers(config)
+    text, audio = family_of(config).samplers(config) if config else (TEXT_SAMPLER, AUDIO_SAMPLER)
     usual = {"temperature": audio.temperature, "top_k": audio.top_k}
     usual |= {"text_temperature": text.temperature, "text_top_k": text.top_k}
     for name, value in usual.items():
@@ -278,14 +279,13 @@ _LIVE = (
 )
 
 
-def add_reply(to: Group) -> None:
-    """Add the options of what is kept of a conversation with a recording."""
+def add_reply(to: Group, *, remote: bool = False) -> None:
+    """Add the options of what is kept of a conversation with a recording; with `remote`, the model is on a server."""
     stdout = "- is the standard output"
     to.value("--output", "FILE", f"write Moshi's voice to this file (WAV, 24 kHz); {stdout}")
     to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
-    tail = (
-        "add this much silence after the recording, for an answer to finish (default: 0; a translation ends by itself)"
-    )
+    by_itself = "" if remote else "; a translation ends by itself"
+    tail = f"add this much silence after the recording, for an answer to finish (default: 0{by_itself})"
     to.value("--tail", "SECONDS", tail, type=seconds)
 
 

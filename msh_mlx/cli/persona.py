@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 1 << 20  # bytes; far more than any window holds
 _KEEP = "2 GB"
+_PROMPT = "tell Moshi who it is, in words; @FILE reads them from a file"
 
 
 def add_persona(to: Group) -> None:
     """Add the options of a persona."""
     voice = "give Moshi this voice: a name ('msh-mlx voices' lists them), a file (.pt, .safetensors) or a recording of some 4 s"
     to.value("--voice", "NAME", f"{voice}; for PersonaPlex models")
-    to.value("--prompt", "TEXT", "tell Moshi who it is, in words; @FILE reads them from a file; for PersonaPlex models")
+    to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
     keep = f"keep the prompts that were read, for quick starts, in at most so many bytes on disk (default: {_KEEP}; 0: none)"
     to.value("--keep-prompts", "SIZE", keep, type=byte_count, default=byte_count(_KEEP))
+
+
+def add_remote_persona(to: Group) -> None:
+    """Add the options of a persona on a server."""
+    to.value(
+        "--voice", "NAME", "ask for this voice, by the server's name for it, such as NATF0.pt; for PersonaPlex models"
+    )
+    to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
 
 
 def is_asked(args: argparse.Namespace) -> bool:

@@ -11,13 +11,13 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..conversation.spoken import Turn, cut, dialogue
-from ..errors import InputError, MshError
+from ..errors import InputError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..model.ranges import TEMPERATURE, Range
 from ..system.inputs import brief, check_file, text_pieces
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _STDIN = "-"
 _STDIN_NAME = "The standard input"
 _SPEED = Range(-20, 20)
-_AHEAD = 2.0  # seconds of sound that are made before they are heard
-_TICK = 0.02  # seconds
 _LONGEST = 10.0  # seconds of a recording that become a voice
 _DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
@@ -106,7 +104,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     choice = choose(args, signals, ("speech",))
     if to_file:
         check_outputs([to_file], choice.files.all)
-    voices = [_find_voice(text, args, choice, signals) for text in args.voice]
+    voices = _find_voices(args, choice, signals)
 
     from ..conversation.load import load_parts
     from ..conversation.speaker import SAMPLER, TEXT_SAMPLER, Speaker
@@ -114,7 +112,7 @@ def run(arguments: list[str], signals: Signals) -> int:
 
     text_sampler = TextSampler(args.temperature, TEXT_SAMPLER.top_k, padding_bonus=-args.speed)
     with ExitStack() as stack:
-        shown = stack.enter_context(display(args, signals, apart=True))
+        shown = stack.enter_context(display(args, signals))
         with shown.progress(f"Loading {choice.files.model.name}") as progress:
             parts = load_parts(choice.files, choice.checkpoint, progress=progress)
         speaker = Speaker(
@@ -214,18 +212,26 @@ def _ending(choice: Choice) -> str:
     return f".{made_for['sig']}@{made_for['epoch']}.safetensors" if made_for else ""
 
 
-def _find_voice(text: str, args: argparse.Namespace, choice: Choice, signals: Signals) -> Path:
-    """Find the file of a voice, and fetch it if it is published and not on disk."""
+def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:
+    """Find the files of the voices, and fetch those that are published and not on disk.
+
+    If none is named, the voice is that of the catalogue, if the model has one there.
+    """
     from ..library.suited import load_library, obtain_file
     from ..library.voices import find_voice, forbidden
 
-    found = find_voice(text, choice.files.model, _ending(choice))
+    entries, ending, files = load_library(args.weights), _ending(choice), choice.files
+    found = [find_voice(text, files.model, entries, ending) for text in args.voice] or [*filter(None, [files.voices])]
+    paths = []
     with watching(args, signals) as watch:
-        if licence := forbidden(found):
-            watch.say(f"The licence of the voice {text}, {licence}, forbids commercial use.")
-        if isinstance(found, Path) and not choice.checkpoint.config.cross_attention:
-            watch.say(f"The voice is taken from {found.name}; its speaker must have agreed.")
-        return found if isinstance(found, Path) else obtain_file(found, "voice", load_library(args.weights), watch)
+        for voice in found:
+            path = voice if isinstance(voice, Path) else obtain_file(voice, "voice", entries, watch)
+            if licence := forbidden(voice):
+                watch.say(f"The licence of the voice {path.name}, {licence}, forbids commercial use.")
+            if isinstance(voice, Path) and not choice.checkpoint.config.cross_attention:
+                watch.say(f"The voice is taken from {path.name}; its speaker must have agreed.")
+            paths.append(path)
+    return paths
 
 
 def _read_voice(path: Path, parts: Parts) -> Any:
@@ -272,7 +278,7 @@ class _Teller:
         self._json = args.json
         self._shown = shown
         self._is_demo = is_demo
-        self._width = 0  # letters on the line
+        self._width = 0  # letters on the line, and a space
 
     def word(self, word: Word) -> None:
         if self._is_demo and word.text.strip(".,;!?").lower() not in _DIGITS:
@@ -282,7 +288,7 @@ class _Teller:
             self._event("word", start=word.start, text=word.text)
             return
         text = printable(word.text)
-        if self._width and self._width + 1 + len(text) > shutil.get_terminal_size().columns:
+        if self._width and self._width + len(text) > shutil.get_terminal_size().columns:
             self._end_line()
         print(f" {text}" if self._width else text, end="", flush=True)
         self._width += len(text) + 1
@@ -347,56 +353,33 @@ class _Aloud:
     """Speech that is played. A word is told when it is heard."""
 
     def __init__(self, device: Device, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
-        from ..sound.ends import Loudspeaker
+        from ..sound.playing import Player
         from ..system.log import Log
 
         signals.end_process = True  # the sound system may not let go of its threads
-        self._loudspeaker = Loudspeaker(ahead=True)
-        stack.callback(self._loudspeaker.close)
-        with Log():
-            self._loudspeaker.open(device)
         self._teller = teller
         self._signals = signals
         self._words: deque[Word] = deque()  # that are not heard yet
-        self._written = 0.0  # seconds
-        self._suspicions = 0
+        stack.enter_context(Log())
+        self._player = stack.enter_context(closing(Player(device, self._look)))
 
     def put(self, spoken: Spoken) -> None:
-        self._loudspeaker.write(spoken.pcm)
-        self._written += FRAME_SECONDS
         self._words += spoken.words
-        self._until(_AHEAD)
+        self._player.put(spoken.pcm)
 
     def wait(self) -> None:
-        self._loudspeaker.pause()
-        self._look()
+        self._player.pause()
 
     def finish(self) -> None:
-        self._loudspeaker.pause()
-        self._until(0.0)
-        sleep(self._loudspeaker.latency)
+        self._player.finish()
 
     @property
     def gaps(self) -> int:
-        return int(self._loudspeaker.stats()["underruns"])
-
-    def _until(self, seconds: float) -> None:
-        """Wait until at most so much sound waits to be played."""
-        self._look()
-        while self._loudspeaker.queued() > seconds:
-            sleep(_TICK)
-            self._look()
+        return self._player.gaps
 
     def _look(self) -> None:
         self._signals.check()
-        # Look twice: a process that was stopped and goes on has not heard of its devices for a while, either.
-        self._suspicions = self._suspicions + 1 if self._loudspeaker.lost else 0
-        if self._suspicions > 1:
-            device = self._loudspeaker.device
-            name = f' "{device.name}"' if device else ""
-            raise MshError(f"The loudspeaker{name} is lost", "connect it again, or name another with --output-device")
-        heard = self._written - self._loudspeaker.queued()
-        while self._words and self._words[0].start <= heard:
+        while self._words and self._words[0].start <= self._player.heard:
             self._teller.word(self._words.popleft())
 
 
@@ -417,9 +400,16 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
             yield piece
 
     speech = speaker.say(_turns(args, text()))
+    wrong: InputError | None = None
     while True:
         begin, before = perf_counter(), waited
-        spoken = next(speech, None)
+        try:
+            spoken = next(speech, None)
+        except InputError as error:
+            if not isinstance(out, _Aloud):
+                raise
+            wrong = error  # say it when the words before were heard
+            continue
         took += perf_counter() - begin - (waited - before)
         while speech.notes:
             teller.note(speech.notes.pop(0))
@@ -428,7 +418,9 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
         frames += 1
         somebody = somebody or bool(spoken.words)
         out.put(spoken)
-    if not somebody:
+    if not somebody and not wrong:
         raise _no_text()
     out.finish()
+    if wrong:
+        raise wrong
     teller.end(frames * FRAME_SECONDS, took, out.gaps)

@@ -54,17 +54,20 @@ def load_mimi(
         ) from None
 
 
-def check_codec(mimi: Mimi, config: Architecture, codebooks: int) -> None:
-    """Check that a codec has `codebooks` codebooks at least, the codes of a model, and the frames of a conversation.
+def check_codec(mimi: Mimi, config: Architecture, codebooks: int | None = None) -> None:
+    """Check that a codec has the codes of a model and the frames of a conversation, and enough codebooks.
+
+    `codebooks` is how many are needed; None: all that the model speaks or hears.
 
     Raises
     ------
     InputError
         It does not.
     """
-    if mimi.num_codebooks < codebooks:
+    need = max(config.dep_q, config.user_q) if codebooks is None else codebooks
+    if mimi.num_codebooks < need:
         raise InputError(
-            f"The codec has {mimi.num_codebooks} codebooks and the model needs {codebooks}", "load it with as many"
+            f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
         )
     if mimi.config["bins"] != config.card:
         raise InputError(

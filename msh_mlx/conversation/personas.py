@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +172,7 @@ class Personas:
 
     def __init__(self, parts: Parts, *, kv_bits: int | None = None, kept: KeptPrompts | None = None) -> None:
         check_takes_persona(parts.lm.config)
+        self.tokenizer = parts.tokenizer
         self._parts = parts
         self._kv_bits = kv_bits
         self._kept = kept if parts.identity else None
@@ -198,15 +199,18 @@ class Personas:
         """
         return [opening for opening in self.opening_in_turns(persona) if opening][-1]
 
-    def opening_in_turns(self, persona: Persona) -> Iterator[Opening | None]:
-        """Do as `opening` does. Yield None after each part of the work, so that others can have their turn; then the result."""
+    def opening_in_turns(self, persona: Persona, *, keep: bool = True) -> Iterator[Opening | None]:
+        """Do as `opening` does. Yield None after each part of the work, so that others can have their turn; then the result.
+
+        Without `keep`, the prompt is not kept on disk.
+        """
         self.check(persona)
         tokens = text_tokens(self._parts.tokenizer, persona.text)
         key = self._key(persona, tokens)
         prefilled = self._recent.pop(key, None)
         if prefilled is None:
             prefilled = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
-            for part in () if prefilled else self._read(key, persona, tokens):
+            for part in () if prefilled else self._read(key, persona, tokens, self._kept if keep else None):
                 prefilled = part
                 if part is None:
                     yield None
@@ -216,28 +220,36 @@ class Personas:
         self._recent[key] = prefilled
         yield Opening(prefilled)
 
-    def _read(self, key: str, persona: Persona, tokens: Sequence[int]) -> Iterator[Prefilled | None]:
+    def _read(
+        self, key: str, persona: Persona, tokens: Sequence[int], kept: KeptPrompts | None
+    ) -> Iterator[Prefilled | None]:
         """Read a prompt, part by part, and keep it."""
-        config, voice = self._parts.lm.config, persona.voice
+        config, given = self._parts.lm.config, persona.voice
+        voice = (yield from self._encoded(given)) if isinstance(given, np.ndarray) else given
         silence, sine = personaplex.prompt_codes(config)
         prompt = personaplex.prompt(
             config.streams,
             config.existing_text_padding_id,
             silence,
             sine,
-            voice=self._encoded(voice) if isinstance(voice, np.ndarray) else voice,
+            voice=voice,
             text=tokens,
         )
         for prefilled in prefill_in_turns(self._parts.lm, prompt, kv_bits=self._kv_bits):
-            if prefilled and self._kept:
+            if prefilled and kept:
                 about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}
-                self._kept.put(key, prefilled, config, about)
+                kept.put(key, prefilled, config, about)
             yield prefilled
 
-    def _encoded(self, sound: Pcm) -> npt.NDArray[np.uint32]:
-        """Turn sound into codes, `[own, frames]`; the last frame is filled up with zeros."""
+    def _encoded(self, sound: Pcm) -> Generator[None, None, npt.NDArray[np.uint32]]:
+        """Turn sound into codes, `[own, frames]`, and yield after each frame; the last one is filled up with zeros."""
+        encoder = self._parts.mimi.encoder()
         padded = np.pad(sound, (0, -len(sound) % FRAME_SIZE))
-        codes: npt.NDArray[np.uint32] = self._parts.mimi.encode(padded)[: self._parts.lm.config.dep_q]
+        frames = []
+        for frame in padded.reshape(-1, FRAME_SIZE):
+            frames.append(encoder.step(frame))
+            yield None
+        codes: npt.NDArray[np.uint32] = np.concatenate(frames, axis=1)[: self._parts.lm.config.dep_q]
         return codes
 
     def _key(self, persona: Persona, tokens: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from ..errors import InputError
-from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..format import Pcm
 from ..model.families import family_of
 from ..model.families.hibiki import END
 from ..model.generate import LmGen, Step, one_at_a_time
@@ -20,7 +20,7 @@ from ..model.lm import Lm
 from ..model.prefill import Prefilled
 from ..model.sampling import Sampler, TextSampler
 from ..model.steering import NO_STEERING, Steering
-from .codec import Mimi
+from .codec import Mimi, check_codec
 from .text import TextStream, check_vocabulary, word_starts
 
 _OTHER_USES = {"transcription": "Transcriber", "speech": "Speaker"}  # what models for other uses are for
@@ -133,22 +133,7 @@ class Session:
             )
         opening = opening or Opening(steering=family.steering(lm))
         check_vocabulary(tokenizer, config.text_card)
-        need = max(config.dep_q, config.user_q)
-        if mimi.num_codebooks < need:
-            raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
-            )
-        if mimi.config["bins"] != config.card:
-            raise InputError(
-                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
-                "give the model's own codec",
-            )
-        if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
-            raise InputError(
-                f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
-                f"{FRAME_SIZE} at {SAMPLE_RATE}",
-                "give the model's own codec",
-            )
+        check_codec(mimi, config)
         self.sample_rate: int = mimi.sample_rate
         self.frame_rate: float = mimi.frame_rate
         self.frame_size: int = mimi.frame_size

@@ -227,7 +227,7 @@ class Speech(Iterator[Spoken]):
         Raises
         ------
         InputError
-            The text is wrong.
+            The text is wrong, or cannot be read. The words before can still be heard: the next frames end with them.
         InUseError
             Another thread is using the speech.
         """

@@ -15,7 +15,7 @@ _LONGEST_WORD = 1000  # letters; a text without spaces would grow without end
 _LONGEST_TAG = 100
 _ONCE = 4096  # letters of a long piece that are looked at together
 
-_BREAK = re.compile(r"""<break\s+time\s*=\s*(["']?)(\d+(?:\.\d+)?)\s*(ms|s)\1\s*/?>""", re.IGNORECASE)
+_BREAK = re.compile(r"""<break\s+time\s*=\s*(["']?)([0-9]+(?:\.[0-9]+)?)\s*(ms|s)\1\s*/?>""", re.IGNORECASE)
 _TAG = re.compile(r"</?break(?=[\s/>])", re.IGNORECASE)
 _WORD = re.compile(r"(?:[^\s<]|<(?!/?break[\s/>]))+", re.IGNORECASE)
 _LETTER = re.compile(r"\S")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 
 from ..errors import InputError
 from ..system.places import user_path
 from ..system.words import listed
-from .catalogue import HubFile
+from .catalogue import Entry, HubFile
 
-REPOSITORY = "kyutai/tts-voices"
-# Folders of the repository whose voices must not be used commercially, and their licences.
+# Folders of published voices that must not be used commercially, and their licences.
 _NOT_COMMERCIAL = {"ears": "CC BY-NC 4.0", "expresso": "CC BY-NC 4.0"}
 _NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)+", re.ASCII)
 _OWN = re.compile(
@@ -26,8 +26,8 @@ def voices_beside(model: Path) -> dict[str, Path]:
     return {_OWN.sub("", str(path.relative_to(folder))).removesuffix(".safetensors"): path for path in found}
 
 
-def find_voice(text: str, model: Path, ending: str) -> Path | HubFile:
-    """Find a voice: a file, the name of one beside the model, or FOLDER/NAME in the repository of published voices.
+def find_voice(text: str, model: Path, entries: Mapping[str, Entry], ending: str) -> Path | HubFile:
+    """Find a voice: a file, the name of one beside the model, or FOLDER/NAME in the catalogue's repository of voices.
 
     `ending` is what follows the names there.
 
@@ -43,12 +43,15 @@ def find_voice(text: str, model: Path, ending: str) -> Path | HubFile:
     known = voices_beside(model)
     if text in known:
         return known[text]
-    if _NAME.fullmatch(text) and ".." not in text and path.suffix != ".safetensors":
-        return HubFile(REPOSITORY, text + ending)
-    beside = f"the model has {listed(known)}" if known else f"give a file, or FOLDER/NAME of {REPOSITORY}"
+    repository = next((entry.voices for entry in entries.values() if entry.use == "speech" and entry.voices), None)
+    if repository and _NAME.fullmatch(text) and ".." not in text and path.suffix != ".safetensors":
+        return HubFile(repository, text + ending)
+    published = f", or FOLDER/NAME of {repository}" if repository else ""
+    beside = f"the model has {listed(known)}" if known else f"give a file{published}"
     raise InputError(f"There is no voice {text!r}", beside)
 
 
 def forbidden(voice: Path | HubFile) -> str | None:
     """Return the licence of a published voice that must not be used commercially; None: it may, or that is not known."""
-    return _NOT_COMMERCIAL.get(voice.path.partition("/")[0]) if isinstance(voice, HubFile) else None
+    folders = PurePath(voice.path).parent.parts if isinstance(voice, HubFile) else voice.parent.parts
+    return next((_NOT_COMMERCIAL[folder] for folder in folders if folder in _NOT_COMMERCIAL), None)

@@ -134,6 +134,7 @@ class LmGen:
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
+            self._ahead: _Ahead | None = None
             self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
@@ -176,39 +177,53 @@ class LmGen:
             return Step(text_token, self._grid.frame())
 
     def advance(self) -> Step | None:
-        """Run one position of a script. Return what the model says; None: the script is over.
+        """Give the next step of a script: what the model says. None: the script is over.
+
+        The script is one position ahead of what is given. So the host waits once a step: for the text that a position samples
+        and, with it, for the codes of the position before.
 
         Raises
         ------
+        InputError
+            The conversation has no script.
         InUseError
             Another thread is in the middle of a step.
         """
-        script = self._script
-        assert script is not None, "a script says what there is to say"
+        if (script := self._script) is None:
+            raise InputError("The conversation has no script that says what comes next", "give it one, or use step")
         with one_at_a_time(self._in_use):
-            position = self._position
-            if script.over(position):
-                return None
-            rings = self._rings_for_step()
-            column = script.rows(position, self._grid.column(position))
-            said = self._said
-            assert said is not None
-            text, h, self._rings, logits, heads, noise = self._run.hear(
-                position, column, said, rings, self._key(position), self._words.tokens()
-            )
-            token = script.text(position, int(to_host(text)[0]))
-            codes = np.zeros(self.lm.config.dep_q, np.int32)
-            audio_logits: list[mx.array] = []
-            if script.speaks(position):
-                self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
-                codes = to_host(self._said)[1:]
-            else:
-                self._said = mx.array(np.concatenate([[token], codes]).astype(np.int32))
-            self._logits = (logits, audio_logits, heads)
-            self._words.push(token)
-            self._grid.say(codes, script.own(position))
-            self._position += 1
-            return Step(token, self._grid.frame())
+            step = None
+            while step is None and not script.over(self._position):
+                step = self._run_ahead(script)
+            if step is None and self._ahead is not None:  # the last
+                step, self._ahead = self._give(self._ahead, to_host(self._ahead.said)), None
+            return step
+
+    def _run_ahead(self, script: Script) -> Step | None:
+        """Run one position of a script. Return the step of the position before it; None at the first."""
+        position, before = self._position, self._ahead
+        rings, said = self._rings_for_step(), self._said
+        assert said is not None
+        column = script.rows(position, self._grid.column(position, before.own if before else None))
+        text, h, self._rings, logits, heads, noise = self._run.hear(
+            position, column, said, rings, self._key(position), self._words.tokens()
+        )
+        values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
+        token = script.text(position, int(values[0]))
+        audio_logits: list[mx.array] = []
+        if script.speaks(position):
+            self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
+        else:
+            self._said = mx.array([token, *[0] * self.lm.config.dep_q], mx.int32)
+        self._words.push(token)
+        self._ahead = _Ahead(token, self._said, script.own(position), (logits, audio_logits, heads))
+        self._position += 1
+        return self._give(before, values[1:]) if before else None
+
+    def _give(self, ahead: _Ahead, said: npt.NDArray[np.int32]) -> Step:
+        self._logits = ahead.logits
+        self._grid.say(said[1:], ahead.own)
+        return Step(ahead.token, self._grid.frame())
 
     def prime(self) -> int | None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
@@ -236,17 +251,26 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         with one_at_a_time(self._in_use):
-            config = self.lm.config
-            tokens = np.zeros(1 + config.n_q, np.int32)
-            for capacity in capacities(config.context):
-                said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
-                said, grown, logits = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
+            sizes = capacities(self.lm.config.context)
+            for capacity in sizes:
                 # A GPU builds kernels when they first run, and others for longer rings. On the CPU the first size is enough.
-                if capacity == capacities(config.context)[0] or not on_cpu():
-                    to_host(said)
-                del said, grown, logits, rings
+                self._compile(capacity, run=capacity == sizes[0] or not on_cpu())
             mx.clear_cache()
-        self.prime()
+        if self._script is None:
+            self.prime()
+
+    def _compile(self, capacity: int, run: bool) -> None:
+        """Compile a step with rings of some capacity, and perhaps run it."""
+        config = self.lm.config
+        tokens, said = np.zeros(1 + config.n_q, np.int32), mx.zeros((1 + config.dep_q,), mx.int32)
+        rest = (said, self._empty_rings(capacity), self._key(0), self._words.tokens())
+        if self._script is None:
+            said, *_ = self._run(0, tokens, *rest)
+        else:
+            text, h, *_, noise = self._run.hear(0, self._script.rows(0, tokens), *rest)
+            said, _ = self._run.speak(h, text, noise)
+        if run:
+            to_host(said)
 
     @property
     def text_logits(self) -> mx.array:
@@ -261,25 +285,27 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """The logits of the newest step's codes, `[dep_q, card]`, on the device.
+        """The logits of the newest step's codes, `[codes, card]`, on the device; of those that were computed.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[1])
+        logits = self._newest()[1]
+        return mx.concatenate(logits) if logits else mx.zeros((0, self.lm.config.card))
 
     @property
     def extra_heads(self) -> mx.array:
-        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device.
+        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device; 0 without heads.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[2])
+        heads = self._newest()[2]
+        return mx.concatenate(heads) if heads else mx.zeros((0, self.lm.config.extra_heads_dim))
 
     @property
     def newest_codes(self) -> Column:
@@ -361,12 +387,25 @@ class LmGen:
         return mx.random.key(mixed_seed(self._seed, position))
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A position of a script that was run, and is not given yet: its text, what it says, and its logits.
+
+    `said`, `[1 + dep_q]`, is on the device. `own` are the cells of the next column that the script fills.
+    """
+
+    token: int
+    said: mx.array
+    own: Column
+    logits: StepLogits
+
+
 class _RecentWords:
     """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
-        self._nothing = config.text_card
+        self._nothing = config.text_card_out or config.text_card
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
         self._count = sampler.repetition_words
@@ -380,6 +419,8 @@ class _RecentWords:
         self._after_padding = True
 
     def push(self, token: int) -> None:
+        if not 0 <= token < self._nothing:  # given by a script: the model cannot choose it
+            return
         padding = token in self._padding
         if not padding:
             self._word += self._after_padding if self._starts is None else token in self._starts

@@ -111,7 +111,6 @@ class Grid:
         self._codebooks = streams.own if codebooks is None else codebooks
         self._heard: deque[Column] = deque(maxlen=streams.max_delay + 1)
         self._said: deque[Column] = deque(maxlen=streams.max_delay + 1)
-        self._forced: Column | None = None
         self._count = 0
 
     def hear(self, codes: Column) -> None:
@@ -121,7 +120,6 @@ class Grid:
     def say(self, codes: Column, forced: Column | None = None) -> None:
         """Take the own codes, `[own]`, that were chosen for the next column. Cells of `forced` that are not `AS_SAID` win."""
         self._said.append(codes if forced is None else np.where(forced == AS_SAID, codes, forced))
-        self._forced = forced
         self._count += 1
 
     @property
@@ -130,15 +128,18 @@ class Grid:
         newest: Column = self._said[-1]
         return newest
 
-    def column(self, position: int) -> Column:
-        """Return the column that a position reads, `[rows]`, after all frames were heard that it contains."""
+    def column(self, position: int, forced: Column | None = None) -> Column:
+        """Return the column that a position reads, `[rows]`, after all frames were heard that it contains.
+
+        Own cells of `forced`, `[own]`, that are not `AS_SAID` are as there.
+        """
         streams = self.streams
         column: Column = np.full(len(streams.delays), AS_SAID, np.int32)
         if position < len(self.prompt):
             column[:] = self.prompt[position]
-        if self._forced is not None:
+        if forced is not None:
             own = column[1 : 1 + streams.own]
-            own[:] = np.where(own == AS_SAID, self._forced, own)
+            own[:] = np.where(own == AS_SAID, forced, own)
         for row in range(1 + streams.own, len(streams.delays)):
             if (delay := streams.delays[row]) < len(self._heard):
                 column[row] = self._heard[-1 - delay][row - 1 - streams.own]

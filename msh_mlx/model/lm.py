@@ -127,6 +127,9 @@ class Lm(nn.Module):
         # The first row of each codebook in its table. A codebook has its own table, or all share one.
         in_a_table = self.config.n_q // len(self._audio_tables)
         self._rows = mx.array([k % in_a_table * (self.config.card + 1) for k in range(self.config.n_q)], mx.int32)
+        if self.config.cross_attention:
+            for layer in self.transformer.layers:
+                layer.cross_attention.prepare()
         lay_out_linear(self)
         mx.eval(self.parameters(), self._rows)
         self._prepared = True

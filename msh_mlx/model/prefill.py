@@ -68,7 +68,7 @@ def prefill_in_turns(
         end = min(begin + chunk, count)
         factors = [rotation(p, form, lm.config.max_period, alone=False) for p in range(begin, end)]
         caches = [PrefillCache(ring, form, begin, mx.array(np.stack(factors))) for ring in rings]
-        lm.run(x[begin:end], caches, steering.added)
+        lm.run(x[begin:end], caches, steering.added, steering.sources or None)
         rings = [cache.ring for cache in caches]
         mx.eval(rings)
         if end < count:

@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 import pytest
-from paths import ROOT
+from paths import DEMO, ROOT
 
 from msh_mlx.cli import serve
 from msh_mlx.cli.options import settle_sampling
@@ -19,6 +19,7 @@ from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
 from msh_mlx.model.config import LmConfig
 from msh_mlx.net.parameters import ChatParameters
+from msh_mlx.system.signals import Signals
 
 
 class Program:
@@ -155,6 +156,24 @@ def test_troubles_are_one_sentence(tmp_path):
         code, said = complaint("--demo", *options)
         assert code == 2
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", str(DEMO / "stt/model.safetensors")], "is a speech-to-text model; use 'msh-mlx transcribe'."),
+        (["--model", str(DEMO / "tts/model.safetensors")], "is a text-to-speech model; use 'msh-mlx say'."),
+        (["--model", str(DEMO / "model.q8.safetensors"), "--prompt", "next"], "takes neither a voice nor a prompt; "),
+        (["--demo", "--prompt", "next", "--guidance", "3"], "--guidance is for Hibiki; leave it out."),
+        (["--demo", "--voice", "nobody"], "There is no voice 'nobody', and no file of this name; "),
+        (["--demo", "--voice", str(DEMO / "config.json")], "config.json"),
+    ],
+)
+def test_a_model_or_a_persona_that_does_not_fit_is_refused_before_loading(options, said):
+    more = ["--mimi", str(DEMO / "mimi.safetensors")] if "--model" in options else []
+    with pytest.raises(InputError) as raised:
+        serve.run([*options, *more, "--port", "0"], Signals())
+    assert said in str(raised.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: folders that nobody may write to, not even root")

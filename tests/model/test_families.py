@@ -3,17 +3,24 @@
 The scripts are compared over random cases. Random samples take the place of a model's; `LmGen` and the rest are real.
 """
 
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
 import slow_scripts as slow
+from paths import GOLDEN, ROOT
 
-from msh_mlx import LmConfig, LmGen
+from msh_mlx import InputError, LmConfig, LmGen, TextSampler, load_lm
 from msh_mlx.model.families import personaplex, stt, tts
 from msh_mlx.model.grid import AS_SAID
 from msh_mlx.model.lm import Lm
 from msh_mlx.model.prefill import Prefilled
 from msh_mlx.model.steering import Steering
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from word_machine import WAYS, DeviceMachine
 
 SIZE = {
     "dim": 8, "num_layers": 1, "num_heads": 1, "context": 8, "text_card": 20, "card": 10, "depformer_dim": 8,
@@ -172,6 +179,69 @@ def test_a_speech_without_guidance_is_the_given_stream():
         while len(samples.columns) < len(sampled) and gen.advance() is not None:
             pass
         assert samples.columns == slow.speech(lm.config, entries, sampled, codes, delay_steps=4, ahead=2)[0]
+
+
+def test_the_machine_on_the_device_equals_the_one_on_the_host():
+    """Of the benchmark, which compares the two."""
+    for rows in (None, 21):
+        for rng, entries, sampled in speech_cases(6, 10):
+            second = int(rng.integers(1, 4))
+            words = [tts.Entry(*entry) for entry in entries]
+            host, device = tts.WordMachine(rows, second), DeviceMachine(words, second, rows)
+            host.entries.extend(words)
+            state = device.begin
+            for p, wish in enumerate(sampled[:60]):
+                out, state = device.token(mx.array([p]), mx.array([wish]), state, device.arrays)
+                assert out.item() == host.token(p, wish)
+            assert state[-1].item() == (-1 if host.end is None else host.end)
+
+
+def test_the_repetition_penalty_leaves_alone_what_the_model_cannot_choose():
+    """Of a text with two streams, tokens are larger than the rows of logits; and before a prefix's end they are −1."""
+    lm = model(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2), demux_second_stream=True, text_card_out=5)
+    for rng, entries, sampled in speech_cases(7, 30):
+        machine = tts.WordMachine(21, 2)
+        machine.entries.extend(tts.Entry(*entry) for entry in entries)
+        script = tts.SpeechScript(lm.config.streams, machine, 4, prefix=rng.integers(0, 10, (4, 3)))
+        codes = rng.integers(0, SIZE["card"], (len(sampled), 4)).tolist()
+        gen, samples = played(lm, sampled, codes, script=script, text_sampler=TextSampler(repetition_penalty=1.5))
+        while len(samples.columns) < len(sampled) and gen.advance() is not None:
+            tokens = gen._words.tokens()
+            assert ((tokens >= 0) & (tokens <= 5)).all()
+
+
+def test_what_a_family_does_not_have():
+    gen = LmGen(model(n_q=4, dep_q=0, delays=(0,) * 5), seed=1)
+    gen.step([1, 2, 3, 4])
+    assert gen.audio_logits.shape == (0, SIZE["card"])
+    assert gen.extra_heads.shape[0] == 0
+    assert gen.newest_codes.shape == (0,)
+    with pytest.raises(InputError, match="no script"):
+        gen.advance()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_to_speak_say_the_same(way):
+    """With a voice, pauses and two streams of text, by random samples of the same noise."""
+    path = GOLDEN / "tts-small"
+    lm = load_lm(path / "lm.safetensors", path / "config.json", mx.float32)
+    voice = np.random.default_rng(8).standard_normal((7, 24)).astype(np.float32)
+    steering = tts.steering(lm, [voice], cfg="1.5")
+    words = [tts.Entry((49, 54, 25)), tts.Entry((), 4), tts.Entry((10, 37), 2), tts.Entry((74,)), tts.Entry((5, 6))]
+
+    def speech(way):
+        machine = tts.WordMachine.of(lm.config)
+        machine.entries.extend(words)
+        script = tts.SpeechScript.of(lm.config, machine)
+        gen = LmGen(lm, seed=2, steering=steering, script=script)
+        ours = gen if way is None else WAYS[way](gen, script, machine)
+        steps = []
+        while (step := ours.advance()) is not None:
+            steps.append((step.text_token, None if step.codes is None else step.codes.tolist()))
+        return steps, machine.end
+
+    assert speech(way) == speech(None)
+    assert len(speech(None)[0]) > 25
 
 
 # ---- conversations ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from watched import Watched
 
 from msh_mlx import LmGen, load_lm
 from msh_mlx.model.attention import ring_caches, rotation, slots
-from msh_mlx.model.families import hibiki
+from msh_mlx.model.families import hibiki, tts
 from msh_mlx.model.grid import Prompt
 from msh_mlx.model.layers import normalize
 from msh_mlx.model.prefill import prefill
@@ -44,6 +44,11 @@ TOLD = {
         "cross": [],
     },
 }
+HEARD = {
+    "cross_attention": True,
+    "conditioners": {"voices": {"type": "tensor", "tensor": {"dim": 6}}},
+    "fuser": {"cross_attention_pos_emb": True, "cross_attention_pos_emb_scale": 0.5, "sum": [], "cross": ["voices"]},
+}
 LAYERS = {
     "Moshi's": {},
     "shared keys": {"kv_repeat": 2},
@@ -55,6 +60,7 @@ LAYERS = {
     "schedule": {"depformer_weights_per_step_schedule": [0, 1, 1, 0]},
     "low rank": {"depformer_low_rank_embeddings": 6},
     "heads": {"extra_heads_num_heads": 3, "extra_heads_dim": 5},
+    "cross-attention": HEARD,
     "fewer texts": {"text_card_out": 7},
     "wide gates": {"hidden_scale": 4, "depformer_dim_feedforward": None},
     "all": {
@@ -82,14 +88,22 @@ def made(tmp_path, config, seed=7):
     return load_lm(tmp_path / "lm.safetensors", config, mx.float32), SlowLm(weights, config)
 
 
+VOICE = np.random.default_rng(6).standard_normal((4, 6)).astype(np.float32)
+
+
+def steered(lm):
+    """The condition of a model that is told one, or the voice of a model that is given one."""
+    return tts.steering(lm, [VOICE]) if lm.config.fuser.crossed else hibiki.steering(lm)
+
+
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 def test_layers_equal_a_version_that_keeps_everything(layers, tmp_path):
     """Text, codes and heads, over three windows."""
     lm, slow = made(tmp_path, {**SMALL, **layers})
-    steer = hibiki.steering(lm, 1.0)
-    seen = conversation(lm, 60, steering=steer)
-    added = slow.condition("description", "very_good") if "conditioners" in layers else 0
-    h, text = slow.temporal(np.concatenate(seen.columns), added)
+    seen = conversation(lm, 60, steering=steered(lm))
+    added = slow.condition("description", "very_good") if lm.config.fuser.added else 0
+    source = slow.source("voices", [VOICE]) if lm.config.fuser.crossed else None
+    h, text = slow.temporal(np.concatenate(seen.columns), added, source)
     assert np.abs(np.array(seen.text_logits) - text).max() < 1e-4
     if "extra_heads_dim" in layers:
         assert np.abs(np.array(seen.heads) - slow.heads(h)).max() < 1e-5
@@ -119,8 +133,8 @@ def test_guidance_mixes_two_models_that_are_told_other_things(coef, tmp_path):
 class Rows:
     """Runs the temporal transformer position by position, on the columns of all rows of a batch."""
 
-    def __init__(self, lm, batch=1, kv_bits=None, added=None, rings=None, position=0):
-        self._lm, self._added, self.position = lm, added, position
+    def __init__(self, lm, batch=1, kv_bits=None, added=None, rings=None, position=0, sources=()):
+        self._lm, self._added, self._sources, self.position = lm, added, sources, position
         self._form = lm.ring_format(kv_bits, batch)
         self.rings = rings or [self._form.empty(lm.config.context) for _ in range(lm.config.num_layers)]
 
@@ -131,7 +145,7 @@ class Rows:
         caches = ring_caches(
             self.rings, self._form, mx.array(slots(self.position, config.context, self.rings)), factors
         )
-        result = self._lm(mx.array(columns), caches, self._added)
+        result = self._lm(mx.array(columns), caches, self._added, self._sources or None)
         self.rings = [cache.ring for cache in caches]
         self.position += 1
         return np.concatenate([np.array(part) for part in result], axis=1)
@@ -175,16 +189,16 @@ def test_rows_of_the_depformer_are_independent(layers, tmp_path):
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])
-@pytest.mark.parametrize("layers", KINDS)
+@pytest.mark.parametrize("layers", [*KINDS, "cross-attention"])
 def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path):
     """In chunks of any size; and what is read behind it, until the ring has turned twice."""
     config = {**SMALL, **LAYERS[layers], **WIDE, "context": 30}
     lm, _ = made(tmp_path, config)
-    steer = hibiki.steering(lm)
+    steer = steered(lm)
     rng = np.random.default_rng(5)
     for length in (1, 2, 7, 24, 30):
         columns = rng.integers(0, 30, (length + 70, 7)).astype(np.int32)
-        slowly = Rows(lm, 1, kv_bits, steer.added)
+        slowly = Rows(lm, 1, kv_bits, steer.added, sources=steer.sources)
         first = [slowly.read(column[None]) for column in columns[: length - 1]]
         assert len(first) == length - 1
         wanted = np.array([slowly.read(column[None]) for column in columns[length - 1 :]])
@@ -193,6 +207,6 @@ def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path):
         for chunk in (1, 5, 64):
             read = prefill(lm, prompt, kv_bits=kv_bits, steering=steer, chunk=chunk)
             rings = [read.form.grown(ring, 30) if ring[0].shape[2] < 30 else ring for ring in read.rings]
-            behind = Rows(lm, 1, kv_bits, steer.added, rings, length - 1)
+            behind = Rows(lm, 1, kv_bits, steer.added, rings, length - 1, steer.sources)
             found = np.array([behind.read(column[None]) for column in columns[length - 1 :]])
             assert np.abs(found - wanted).max() < (1e-4 if kv_bits is None else 3e-2)

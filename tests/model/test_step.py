@@ -5,6 +5,8 @@ import gc
 import shutil
 import sys
 import threading
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,7 +27,7 @@ from msh_mlx.model.attention import Heads, RingFormat
 from msh_mlx.model.grid import AS_SAID
 from msh_mlx.model.layers import on_cpu
 from msh_mlx.model.lm import Lm
-from msh_mlx.model.steering import Guidance, Steering
+from msh_mlx.model.steering import NO_STEERING, Guidance, Steering
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -83,6 +85,7 @@ def test_only_one_function_brings_values_to_the_host():
     forbidden = {"item", "tolist", "eval", "async_eval", "synchronize", "__array__", "memoryview"}
     allowed = {
         ("layers.py", "lay_out"),  # laying the weights out, once
+        ("layers.py", "first"),
         ("lm.py", "prepare"),
         ("prefill.py", "prefill_in_turns"),  # reading a prompt, once, in parts
     }
@@ -141,19 +144,37 @@ class AsSampled:
         return position >= self._steps
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(2.5), Guidance(2.5, text=False)], ids=["alone", "all", "codes"])
-def test_two_halves_choose_what_a_whole_step_chooses(guidance):
-    """The same tokens by the same noise, and the same logits, with both ways waited for as often as they must be."""
+def speaker(steering=NO_STEERING, **options):
+    """A seeded conversation of a model that hears nothing."""
     config = LmConfig(
         dim=64, num_layers=2, num_heads=2, context=30, text_card=50, card=30, n_q=5, dep_q=5, delays=(0, 0, 2, 2, 2, 2),
         depformer_dim=32, depformer_num_layers=2, depformer_num_heads=2, depformer_dim_feedforward=48,
     )  # fmt: skip
     mx.random.seed(4)
-    lm = Lm(config)
-    told = mx.random.normal((2, 64)) if guidance else None
+    return LmGen(Lm(config), seed=3, steering=steering, **options)
+
+
+def test_a_script_waits_once_a_step(monkeypatch):
+    """For the text of a position, and for the codes of the position before."""
+    waits = []
+    to_host = generate_module.to_host
+    monkeypatch.setattr(generate_module, "to_host", lambda array: waits.append(array.shape) or to_host(array))
+    gen = speaker(script=AsSampled(6))
+    gen.warm_up()
+    waits.clear()
+    said = [gen.advance() for _ in range(8)]
+    assert [step is None for step in said] == [False] * 6 + [True] * 2
+    assert waits == [(1,), *[(7,)] * 5, (6,)]
+    gen.reset()
+    assert [gen.advance().text_token for _ in range(6)] == [step.text_token for step in said[:6]]
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(2.5), Guidance(2.5, text=False)], ids=["alone", "all", "codes"])
+def test_two_halves_choose_what_a_whole_step_chooses(guidance):
+    """The same tokens by the same noise, and the same logits."""
+    told = mx.random.normal((2, 64), key=mx.random.key(5)) if guidance else None
     steering = Steering(told, guidance=guidance, codebooks=4)
-    whole = LmGen(lm, seed=3, steering=steering)
-    halves = LmGen(lm, seed=3, steering=steering, script=AsSampled(80))
+    whole, halves = speaker(steering), speaker(steering, script=AsSampled(80))
     a, b = Watched(whole), Watched(halves)
     steps = [whole.step(np.zeros(0, np.int32)) for _ in range(79)]
     said = []
@@ -229,11 +250,12 @@ def test_laid_out_weights_are_held_once():
         dim=256, num_layers=2, num_heads=2, context=8, text_card=1000, card=500, n_q=16, dep_q=8,
         depformer_dim=64, depformer_num_layers=1, depformer_num_heads=2, depformer_dim_feedforward=96,
     )  # fmt: skip
-    for quantize in (False, True):
+    crossed = replace(config, cross_attention=True)
+    for quantize, sizes in product((False, True), (config, crossed)):
         gc.collect()
         mx.clear_cache()
         before = mx.get_active_memory()
-        lm = Lm(config)
+        lm = Lm(sizes)
         if quantize:
             nn.quantize(lm, 32, 4)
         mx.eval(lm.parameters())

@@ -217,10 +217,10 @@ class SpeechScript:
         """As `Script.own`."""
         begun = self._delays + self._delay_steps
         cells = np.where(position < begun, NOTHING, AS_SAID)
+        cells[self._codebooks :] = NOTHING
         frames = (position - begun)[: self._codebooks]
         for k in np.flatnonzero((frames >= 0) & (frames < self._prefix.shape[1])):
             cells[k] = self._prefix[k, frames[k]]
-        cells[self._codebooks :] = NOTHING
         return cells.astype(np.int32)
 
     def rows(self, position: int, column: Column) -> Column:
@@ -295,4 +295,5 @@ def steering(
         source += config.fuser.scale * mx.array(positions(len(rows), config.dim))
         sources = tuple(lm.read_source(source[None]))
     guidance = Guidance(coef, text=False) if coef != 1 else None
+    mx.eval(added, sources)  # what is not computed yet could be used on this thread only
     return Steering(added, sources, guidance, codebooks)
