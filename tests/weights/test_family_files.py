@@ -85,6 +85,7 @@ def test_sixteen_slices_become_eight(tmp_path):
     """Of PersonaPlex, half of the depformer is never run: it is not read, not held, and not written."""
     source, result = read_header(PERSONA), convert(PERSONA, tmp_path / "p.safetensors", bits=16, config=PERSONA_CONFIG)
     assert len([name for name in source if name.startswith("linears.")]) == 8
+    assert result.left_out == 4
     assert json.loads(result.config.read_text())["model_type"] == "personaplex"
     after = read_header(result.path)
     assert {int(name.split(".")[2]) for name in after if name.startswith("depformer.slices.")} == set(range(4))
@@ -94,6 +95,15 @@ def test_sixteen_slices_become_eight(tmp_path):
         slices = np.split(arrays["depformer.layers.1.self_attn.in_proj_weight"], 8)
         exact = mx.array(slices[k]).astype(mx.bfloat16).astype(mx.float32)
         assert mx.array_equal(found[f"depformer.slices.{k}.transformer.layers.1.self_attn.in_proj.weight"], exact)
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    out = str(tmp_path / "p.safetensors")
+    assert main(["convert", str(PERSONA), out, "--bits", "8"]) == 0
+    said = "The prediction of the user's 4 codebooks is left out: it is never run"
+    assert said in capsys.readouterr().out.splitlines()
+    assert main(["convert", out, str(tmp_path / "q.safetensors"), "--bits", "4"]) == 0
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
