@@ -11,6 +11,7 @@ import tracemalloc
 import mlx.core as mx
 import numpy as np
 import pytest
+from fuzz_family import KINDS, Fuzzer, attempt
 from mlx.utils import tree_flatten
 from paths import DEMO, GOLDEN, ROOT
 from safetensors.numpy import save_file
@@ -167,6 +168,14 @@ def test_damaged_configurations_and_catalogues(tmp_path, traced):
                 file[rng.randrange(len(file))] = rng.choice([rng.randrange(256), *b'"=[]\n\\{}'])
             path.write_bytes(file)
             survives(lambda: read_catalogue(path), len(file), seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_to_the_family(kind, tmp_path):
+    """Some of the cases of `scripts/fuzz_family.py`: each is refused in a sentence, or runs."""
+    fuzzer = Fuzzer(tmp_path)
+    ran = [attempt(getattr(fuzzer, kind), seed) for seed in range(100)]
+    assert 5 < sum(ran) < 95
 
 
 def test_damaged_tokenizers(tmp_path):

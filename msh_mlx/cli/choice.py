@@ -6,7 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use, p
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
-from ..system.words import human_size
+from ..system.words import human_size, listed
 from ..weights.beside import find_config
-from .options import Group, add_config, add_quantized
+from .options import Group, add_config, add_quantized, settle_sampling
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -117,7 +117,8 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
 def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK) -> Choice:
     """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
 
-    `uses` are what the model may be for, as `Family.use`; the demo model is of the first.
+    Options of sampling that were left out get the values that are usual for the model. `uses` are what the model may be for, as
+    `Family.use`; the demo model is of the first.
 
     Raises
     ------
@@ -133,8 +134,10 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     check_compiling()
     with watching(args, signals) as watch:
         choice = _chosen(args, uses, watch)
+        settle_sampling(args, choice.checkpoint.config)
         if not choice.is_demo:
-            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1))
+            guided = getattr(args, "guidance", 1.0) != 1
+            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1), guided=guided)
             if warning := check_memory(choice.name, need, machine_memory()):
                 watch.say(warning)
         if scaling := choice.checkpoint.scaling:
@@ -151,8 +154,7 @@ def _chosen(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
             if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
-    asked = getattr(args, "prompt", None) or getattr(args, "voice", None)
-    files = find_demo("persona" if asked and uses == TALK else uses[0])
+    files = find_demo("persona" if _asks_persona(args, uses) else uses[0])
     return Choice(files, _checkpoint(args, uses, files.model, files.config), "the demo model", is_demo=True)
 
 
@@ -182,6 +184,22 @@ def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
         return obtain(find_entry(entries, args.variant), entries, watch)
 
 
+def _asks_persona(args: argparse.Namespace, uses: Sequence[str]) -> bool:
+    """Tell whether a conversation shall begin with a voice or a prompt."""
+    return uses == TALK and bool(getattr(args, "prompt", None) or getattr(args, "voice", None))
+
+
+def _persona_model(entries: Iterable[Entry]) -> Entry:
+    """Return a model that takes a voice and a prompt, the best on disk. Others are large and gated, so they must be named."""
+    from ..library.cache import is_on_disk
+
+    known = sorted((entry for entry in entries if entry.family == "personaplex"), key=lambda entry: -(entry.bits or 0))
+    if found := next(filter(is_on_disk, known), None):
+        return found
+    names = f"name {listed(entry.name for entry in known)} with --variant, or try --demo" if known else "try --demo"
+    raise _NothingSuitsError("No model on this disk takes a voice or a prompt", names)
+
+
 class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
@@ -189,6 +207,7 @@ class _NothingSuitsError(InputError):
 def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
+    from ..model.families.personaplex import no_persona
 
     entries = load_library(args.weights)
     of_bits = [entry for entry in entries.values() if args.quantized in (None, entry.bits)]
@@ -198,13 +217,15 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use not in uses:  # say so before gigabytes are fetched
-            raise _other_use(entry.name, title_of(entry.family), entry.use)
+        if entry.use in uses and _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
+            raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
         entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
+    elif _asks_persona(args, uses):
+        entry = _persona_model(of_bits)
     elif args.quantized:
         fitting = [entry for entry in of_bits if entry.name in of_first_use and not entry.is_restricted]
         if not fitting:
@@ -213,6 +234,8 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
     else:
         selection = _best(of_first_use, watch)
         entry = selection.entry
+    if entry.use not in uses:  # say so before gigabytes are fetched
+        raise _other_use(entry.name, title_of(entry.family), entry.use)
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 

@@ -29,6 +29,7 @@ from .options import (
     own_token,
     whole,
 )
+from .persona import add_remote_persona, prompt_text
 
 if TYPE_CHECKING:
     from ..events import Event
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ..net.address import Address
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
-# The protocol's parameters, and the options of `add_sampling` and `--token` that set them.
+# The protocol's parameters, and the options that set them.
 _PARAMETERS = {
     "text_temperature": "text_temperature",
     "text_topk": "text_top_k",
@@ -48,6 +49,8 @@ _PARAMETERS = {
     "text_seed": "seed",
     "audio_seed": "seed",
     "worker_auth_id": "token",
+    "voice_prompt": "voice",
+    "text_prompt": "prompt",
 }
 
 
@@ -88,9 +91,11 @@ def parser() -> Parser:
     to = parser.group("recording")
     heard = "play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
     to.value("--input", "FILE", heard)
-    add_reply(to)
+    add_reply(to, remote=True)
     to.flag("--realtime", "send the recording no faster than one speaks, for servers other than this program's")
-    add_sampling(parser.group("conversation"), remote=True)
+    to = parser.group("conversation")
+    add_remote_persona(to)
+    add_sampling(to, remote=True)
     add_live_printing(parser.group("program"))
     return parser
 
@@ -124,6 +129,7 @@ def _address(args: argparse.Namespace) -> Address:
     from ..net.address import HOST, PORT, Address
 
     args.token = own_token(args)
+    args.prompt = prompt_text(args) if args.prompt is not None else None
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
     query["stats"] = "1"
     if args.input and not args.realtime:
@@ -154,5 +160,5 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail or 0.0), shown)
+        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail), shown)
     return 0

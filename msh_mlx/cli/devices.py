@@ -1,4 +1,4 @@
-"""The output of `--list-devices` and `--measure-latency`."""
+"""The output of `--list-devices` and `--measure-latency`, and the loudspeaker of `--output-device`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import contextlib
 import json
 from typing import TYPE_CHECKING
 
-from ..errors import MshError
+from ..errors import MshError, NoDeviceError
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
     from ..events import Notice
+    from ..sound.devices import Device
 
 
 def print_devices(args: argparse.Namespace) -> int:
@@ -23,6 +24,20 @@ def print_devices(args: argparse.Namespace) -> int:
         devices = list_devices(as_json=args.json)
     print(devices)
     return 0
+
+
+def find_loudspeaker(args: argparse.Namespace) -> Device:
+    """Find the loudspeaker for a sound that `--output` would write to a file."""
+    from ..sound.devices import choose_device
+    from ..sound.portaudio import find_devices
+    from ..system.log import Log
+
+    try:
+        with Log():
+            devices = find_devices()
+        return choose_device(devices, args.output_device, "output")
+    except NoDeviceError as error:
+        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
 
 
 def print_latency(args: argparse.Namespace) -> int:

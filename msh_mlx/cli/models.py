@@ -118,7 +118,6 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
         "licence": entry.licence,
         "non_commercial": entry.non_commercial,
         "gated": entry.gated,
-        "voices": entry.voices,
         "source": str(entry.source),
         "files": {role: str(file) for role, file in entry.files.items()},
         "on_disk": cache.is_on_disk(entry),
@@ -387,11 +386,15 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
 
 def _wrong_archive(path: Path) -> str | None:
     """Return what is wrong with an archive of voices, or None. Its voices are checked when they are read."""
+    import gzip
     import tarfile
 
     try:
         with tarfile.open(path, "r:gz") as archive:
-            names = archive.getnames()  # reads it to the end
+            names = archive.getnames()
+        with gzip.open(path) as contents:
+            while contents.read(1 << 20):  # to the end, where its checksum is
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         return f"it cannot be read as an archive ({error})"
     return None if names else "it is an archive without files"

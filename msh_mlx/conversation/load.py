@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
     from .session import Opening, Parts, Session
     from .warmup import Lighter, Load
+
+_BEGINNING = 1 << 20  # bytes: the header, and some of the weights
 
 
 def load_session(
@@ -64,7 +69,20 @@ def load_parts(
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    return Parts(checkpoint.load(progress=progress), mimi, tokenizer)
+    lm = checkpoint.load(progress=progress)
+    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
+
+
+def _identity(checkpoint: Checkpoint, mimi: Path) -> str:
+    """Return what changes when the weights of model or codec do: a hash of sizes, times, and the beginnings of the files."""
+    digest = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(repr(checkpoint.scaling and checkpoint.scaling.value).encode())
+    for path in filter(None, (checkpoint.path, mimi, checkpoint.lora)):
+        status = path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_BEGINNING))
+    return digest.hexdigest()
 
 
 def step_down(

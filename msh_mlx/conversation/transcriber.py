@@ -1,30 +1,46 @@
-"""`Transcriber`: speech to text, by a model that only hears."""
+"""`Transcriber`: speech to text, by a model that only hears; and several recordings at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from ..errors import InputError
-from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..errors import InputError, MshError
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..model.families import family_of
-from ..model.families.stt import PAUSE_HEAD, Timing, Word, WordTimes
-from ..model.generate import LmGen
+from ..model.families.stt import PAUSE_HEAD, Timing, WordTimes
+from ..model.families.stt import Word as Tokens
+from ..model.generate import one_at_a_time
+from ..model.listen import Listeners
 from ..model.lm import Lm
-from ..model.sampling import Sampler
-from .codec import Mimi
+from ..model.ranges import Range
+from ..system.inputs import brief
+from .codec import Mimi, check_codec
 from .text import check_vocabulary
+from .turns import Turn
 
+BEHIND = 1.0  # seconds of silence behind a recording, beyond the model's delay
+_BEHIND = Range(0, 60)
 _SPACE = "\u2581"  # SentencePiece's sign for a space inside a piece
-_ONCE = 64  # frames of a recording that are encoded at once
+_ONCE = 64  # frames that are encoded at once
+_STEPS = 16  # steps of recordings between two looks at what was written
+_NEAR = 0.3  # seconds between the beginnings that one word has, with and without the sound behind it
+_LONGEST = 13  # frames that a word which has begun may take, after the end of the sound
 
 
-@dataclass(frozen=True)
+@dataclass
 class Transcribed:
-    """A word that was heard: its text, and when it begins and ends, in seconds of the sound. `end` None: not known yet."""
+    """A word that was heard: its text, and when it begins and ends, in seconds of the sound.
+
+    The model tells the end of a word only by the beginning of the next one. Until then `end` is None; then it is set.
+    """
 
     text: str
     start: float
@@ -33,6 +49,9 @@ class Transcribed:
 
 class Transcriber:
     """Writes down what it hears. Pass sound to `push`, of any length, and get the words that it completes.
+
+    A transcriber may be made on one thread and used on another, but by one at a time: two at once get an `InUseError`.
+    Several may share the model and the codec.
 
     Parameters
     ----------
@@ -43,7 +62,7 @@ class Transcriber:
     tokenizer
         As from `load_tokenizer`, with the vocabulary of `lm`.
     kv_bits
-        As for `LmGen`.
+        As for `Session`.
 
     Raises
     ------
@@ -54,70 +73,339 @@ class Transcriber:
     def __init__(
         self, lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor, *, kv_bits: int | None = None
     ) -> None:
-        family = family_of(lm.config)
-        if family.name != "stt":
-            raise InputError(
-                f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model"
-            )
-        check_vocabulary(tokenizer, lm.config.text_card)
-        if mimi.num_codebooks < lm.config.user_q:
-            raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {lm.config.user_q}",
-                "load it with as many",
-            )
-        self._tokenizer = tokenizer
-        self._codebooks = lm.config.user_q
-        self._timing = Timing.of(lm.config)
-        self._encoder = mimi.encoder()
-        self._gen = LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0), seed=0, kv_bits=kv_bits)
-        self.reset()
+        check_parts(lm, mimi, tokenizer)
+        self._in_use = Lock()
+        self._listener = Listeners(lm, kv_bits=kv_bits)
+        self._stream = _Stream(lm, mimi, tokenizer)
 
     def reset(self) -> None:
-        """Forget all that was heard. The times of the next words begin at 0."""
-        self._encoder.reset()
-        self._gen.reset()
-        self._words = WordTimes(self._timing)
-        self._rest = np.zeros(0, np.float32)
-        self._begun = False
+        """Forget all that was heard. The times of the next words begin at 0.
+
+        Raises
+        ------
+        InUseError
+            Another thread is using the transcriber.
+        """
+        with one_at_a_time(self._in_use):
+            self._listener.reset()
+            self._stream.reset()
+
+    def warm_up(self) -> None:
+        """Compile everything now, so that the first words come as soon as later ones; the state does not change.
+
+        MLX compiles for each thread: call this on the thread that will call `push`.
+        """
+        with one_at_a_time(self._in_use):
+            self._listener.warm_up()
 
     def push(self, pcm: Pcm) -> list[Transcribed]:
-        """Take sound, float32 at 24 kHz of any length, and return the words that it completes."""
-        found: list[Word] = []
-        if not self._begun:
-            self._begun = True
-            self._hear(np.zeros(round(self._timing.prefix * SAMPLE_RATE / FRAME_SIZE) * FRAME_SIZE, np.float32), found)
-        sound = np.concatenate([self._rest, np.asarray(pcm, np.float32)])
-        whole = len(sound) // FRAME_SIZE * FRAME_SIZE
-        self._rest = sound[whole:]
-        self._hear(sound[:whole], found)
-        return [part for word in found for part in self._shown(word)]
+        """Take more of the sound, and return the words that it completes.
 
-    def flush(self) -> list[Transcribed]:
-        """End a turn: return the words that are still on their way, without waiting for the sound behind them."""
-        silence = np.zeros((self._timing.delay + 1) * FRAME_SIZE, np.float32)
-        return self.push(np.concatenate([silence, np.zeros(-len(self._rest) % FRAME_SIZE, np.float32)]))
+        Parameters
+        ----------
+        pcm
+            `[n]` float32 at 24 kHz in [−1, 1], of any length. What does not fill a frame of 80 ms waits for the rest.
+
+        Raises
+        ------
+        InputError
+            `pcm` has another shape or dtype, or samples that are not finite; nothing was heard then.
+        InUseError
+            Another thread is using the transcriber.
+        """
+        check_sound(pcm)
+        with one_at_a_time(self._in_use):
+            self._stream.take(pcm)
+            return _hear(self._stream, self._listener)
+
+    def flush(self, behind: float = FRAME_SECONDS) -> list[Transcribed]:
+        """End a turn: return the words that are still on their way, without waiting for the sound behind them.
+
+        They are what the model would write if the sound ended here: if silence followed, as long as its delay, and `behind`
+        seconds more, and then until the last word is complete, for a second at most. The state stays as it is. So sound that
+        is pushed later follows what was pushed before, and words that were returned here do not come again.
+
+        Raises
+        ------
+        InputError
+            `behind` is not a number from 0 to 60.
+        InUseError
+            Another thread is using the transcriber.
+        """
+        if not _BEHIND.has(behind):
+            raise InputError(f"The silence behind the sound is {brief(behind)}", f"{_BEHIND} is expected, in seconds")
+        with one_at_a_time(self._in_use):
+            stream, listener = self._stream.copy(), self._listener.copy()
+            stream.end(behind)
+            words = _hear(stream, listener) + stream.close()
+            self._stream.tell(words)
+            return words
 
     @property
     def pause(self) -> float | None:
-        """The probability that the speaker has paused for some two seconds. None: the model does not say."""
-        return float(self._gen.extra_heads[PAUSE_HEAD, 0]) if self._gen.lm.config.extra_heads_num_heads else None
+        """The probability that the speaker has paused for some two seconds. None: the model does not say, or heard nothing."""
+        return self._stream.turn.pause
 
-    def _hear(self, pcm: Pcm, found: list[Word]) -> None:
-        for begin in range(0, len(pcm), _ONCE * FRAME_SIZE):
-            codes: npt.NDArray[np.integer] = self._encoder.step(pcm[begin : begin + _ONCE * FRAME_SIZE])
-            for frame in codes[: self._codebooks].T:
-                primed = self._gen.prime()
-                tokens = [self._gen.step(frame).text_token]
-                for token in tokens if primed is None else [primed, *tokens]:
-                    if (word := self._words.push(token)) is not None:
-                        found.append(word)
+    @property
+    def turn_ended(self) -> bool:
+        """Whether the speaker has ended a turn, which `flush` has not ended yet.
 
-    def _shown(self, word: Word) -> list[Transcribed]:
-        """Turn tokens into text. Pieces that begin with a space are words of their own, said at once."""
-        parts: list[list[int]] = []
-        for token in word.tokens:
-            if not parts or self._tokenizer.IdToPiece(token).startswith(_SPACE):
-                parts.append([])
-            parts[-1].append(token)
-        texts = [text for part in parts if (text := self._tokenizer.DecodeIds(part).strip())]
-        return [Transcribed(text, max(0.0, word.start), word.end) for text in texts]
+        The model's extra heads say so: `pause` is above 0.5 for some steps after text. Without extra heads, sound was followed
+        by 1.5 s of quiet.
+        """
+        return self._stream.turn.ended
+
+    @property
+    def seconds(self) -> float:
+        """How much sound was pushed, in seconds."""
+        return self._stream.seconds
+
+
+def _hear(stream: _Stream, listener: Listeners) -> list[Transcribed]:
+    """Let the model hear what waits in a stream."""
+    words: list[Transcribed] = []
+    while len(codes := stream.next(_ONCE)):
+        heard = listener.hear(codes[:, None])
+        words += stream.write(heard.tokens[:, 0], heard.heads[:, 0])
+    return words
+
+
+@dataclass
+class Progress:
+    """What became of a recording since the last time: the words that are complete, and how much was heard, in seconds.
+
+    With `ended`, nothing more follows. `error` says that this recording could not be read to its end.
+    """
+
+    index: int
+    seconds: float
+    words: list[Transcribed] = field(default_factory=list)
+    ended: bool = False
+    error: MshError | None = None
+
+
+def transcribe(
+    lm: Lm,
+    mimi: Mimi,
+    tokenizer: sentencepiece.SentencePieceProcessor,
+    sounds: Iterable[Iterator[Pcm]],
+    *,
+    rows: int = 1,
+    kv_bits: int | None = None,
+) -> Iterator[list[Progress]]:
+    """Write down several recordings, `rows` at a time in one batch, each as a `Transcriber` would alone.
+
+    Yield the progress of all that are under way, after every second or so of their sound. `sounds` are taken one after the
+    other, when a row is free; each yields sound as `Transcriber.push` takes it. The other arguments are as for `Transcriber`.
+    An `MshError` that a sound raises ends this one, with what was heard before.
+
+    Raises
+    ------
+    InputError
+        The model is of another family, or the parts do not belong together.
+    """
+    check_parts(lm, mimi, tokenizer)
+    waiting = enumerate(sounds)
+    listeners = Listeners(lm, rows, kv_bits=kv_bits)
+    streams = [_Stream(lm, mimi, tokenizer) for _ in range(rows)]
+    works: dict[int, _Work] = {}  # by row
+    while True:
+        for row in range(rows):
+            if row not in works and (following := next(waiting, None)) is not None:
+                streams[row].reset()
+                works[row] = _Work(following[0], following[1], streams[row])
+        if not works:
+            return
+        codes = np.zeros((_STEPS, rows, lm.config.n_q), np.int32)
+        counts = {}
+        for row, work in works.items():
+            given = work.next()
+            codes[: len(given), row] = given
+            counts[row] = len(given)
+        heard = listeners.hear(codes[: max(counts.values())])
+        told = {
+            row: works[row].write(heard.tokens[:count, row], heard.heads[:count, row]) for row, count in counts.items()
+        }
+        works = {row: work for row, work in works.items() if not told[row].ended}
+        yield list(told.values())
+
+
+def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    """Raise InputError if the model does not write down speech, or if the parts do not belong together."""
+    config, family = lm.config, family_of(lm.config)
+    if family.name != "stt":
+        raise InputError(f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model")
+    check_vocabulary(tokenizer, config.text_card)
+    check_codec(mimi, config)
+
+
+def check_sound(pcm: Pcm) -> None:
+    """Raise InputError if `pcm` is not sound, `[n]` float32 of finite samples."""
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
+        given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        raise InputError(f"Sound is float32[n], and this is {given}.")
+    if not np.isfinite(pcm).all():
+        raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the sound is not a finite number.")
+
+
+def spelled(word: Tokens, tokenizer: sentencepiece.SentencePieceProcessor) -> list[tuple[float, str]]:
+    """Turn the tokens of a word into text, with the time of its beginning.
+
+    Pieces that begin with a space are words of their own. The later ones begin where a token 0 would have stood, a step before
+    the piece.
+    """
+    parts: list[tuple[float, list[int]]] = []
+    for token, time in zip(word.tokens, word.times, strict=True):
+        if not parts or tokenizer.IdToPiece(token).startswith(_SPACE):
+            parts.append((max(word.start, time - FRAME_SECONDS) if parts else word.start, []))
+        parts[-1][1].append(token)
+    return [(start, text) for start, tokens in parts if (text := tokenizer.DecodeIds(tokens).strip())]
+
+
+class _Stream:
+    """One stream of sound on its way to words: sound to codes, and tokens to words; the model's steps are between them."""
+
+    def __init__(self, lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+        self._tokenizer = tokenizer
+        self._config = lm.config
+        self._timing = Timing.of(lm.config)
+        self._encoder = mimi.encoder()
+        self.reset()
+
+    def reset(self) -> None:
+        self._encoder.reset()
+        self._begun = False
+        self._words = WordTimes(self._timing)
+        self._last: tuple[Tokens, Transcribed] | None = None
+        self._told: list[Transcribed] = []  # before the model wrote them here
+        self._rest = np.zeros(round(self._timing.prefix * SAMPLE_RATE), np.float32)
+        self._samples = self._more = 0
+        self.turn = Turn()
+
+    def copy(self) -> _Stream:
+        """Return a stream that goes on from the state of this one, on its own."""
+        other = copy(self)
+        other._encoder, other._words = self._encoder.copy(), self._words.copy()
+        other._told, other.turn = list(self._told), copy(self.turn)
+        return other
+
+    def tell(self, words: list[Transcribed]) -> None:
+        """End a turn. Its last words were told already, by a copy of this stream."""
+        self._told += words
+        self.turn.end()
+
+    @property
+    def seconds(self) -> float:
+        """How much sound was taken."""
+        return self._samples / SAMPLE_RATE
+
+    @property
+    def frames(self) -> int:
+        """How many frames wait."""
+        return len(self._rest) // FRAME_SIZE
+
+    @property
+    def done(self) -> bool:
+        """Whether all words are complete, after `end`."""
+        return not self.frames and not (self._more and self._words.open)
+
+    def take(self, pcm: Pcm) -> None:
+        """Take sound."""
+        self._samples += len(pcm)
+        self._rest = np.concatenate([self._rest, pcm])
+
+    def end(self, behind: float) -> None:
+        """Put silence behind the sound, for the words that are on their way."""
+        frames = self._timing.delay + round(behind / FRAME_SECONDS)
+        self._put_silence(-len(self._rest) % FRAME_SIZE + frames * FRAME_SIZE)
+        self._more = _LONGEST
+
+    def next(self, most: int) -> npt.NDArray[np.int32]:
+        """Return the codes of the next steps, `[n, n_q]`, at most so many; none if more sound is needed."""
+        if not self.frames and self._more and self._words.open:
+            self._more -= 1
+            self._put_silence(FRAME_SIZE)
+        size = min(self.frames, most if self._begun else most - 1) * FRAME_SIZE
+        config = self._config
+        if not size:
+            return np.zeros((0, config.n_q), np.int32)
+        pcm, self._rest = self._rest[:size], self._rest[size:]
+        self.turn.hear(pcm)
+        codes: npt.NDArray[np.int32] = self._encoder.step(pcm)[: config.n_q].T.astype(np.int32)
+        if not self._begun:  # with the priming step, whose codes are "start"
+            self._begun = True
+            codes = np.concatenate([np.full((1, config.n_q), config.card, np.int32), codes])
+        return codes
+
+    def write(self, tokens: npt.NDArray[np.int32], heads: npt.NDArray[np.float32]) -> list[Transcribed]:
+        """Take what the model wrote in these steps, `[n]` and `[n, heads, classes]`, and return the words."""
+        words: list[Transcribed] = []
+        for token, says in zip(tokens, heads, strict=True):
+            new = self._shown(self._words.push(int(token)))
+            self.turn.write(bool(new), float(says[PAUSE_HEAD, 0]) if len(says) > PAUSE_HEAD else None)
+            words += new
+            if self._last and (end := self._last[0].end) is not None:
+                self._last[1].end = max(0.0, end)
+                self._last = None
+        return words
+
+    def close(self) -> list[Transcribed]:
+        """Return the word that is still open, if there is one."""
+        return self._shown(self._words.close())
+
+    def _put_silence(self, samples: int) -> None:
+        self._rest = np.concatenate([self._rest, np.zeros(samples, np.float32)])
+
+    def _shown(self, word: Tokens | None) -> list[Transcribed]:
+        """Return the words that a word of tokens brings, but for those that were told already."""
+        if word is None:
+            return []
+        words = [Transcribed(text, max(0.0, start)) for start, text in spelled(word, self._tokenizer)]
+        for before, after in itertools.pairwise(words):
+            before.end = after.start
+        known = [self._known(word) for word in words]
+        if words:
+            self._last = word, known[-1] or words[-1]
+        return [word for word, told in zip(words, known, strict=True) if told is None]
+
+    def _known(self, word: Transcribed) -> Transcribed | None:
+        """Return the word that was told in place of this one; None: it was not told.
+
+        Without the sound behind it a word may be another one, or begin a step earlier or later.
+        """
+        near = [told for told in self._told if abs(told.start - word.start) < _NEAR]
+        same = [told for told in near if told.text == word.text] or near
+        self._told = [told for told in self._told if told.start > (same[0] if same else word).start]
+        return same[0] if same else None
+
+
+class _Work:
+    """One recording on its way through a stream."""
+
+    def __init__(self, index: int, sound: Iterator[Pcm], stream: _Stream) -> None:
+        self._index, self._sound, self._stream = index, sound, stream
+        self._ended = False
+        self._error: MshError | None = None
+
+    def next(self) -> npt.NDArray[np.int32]:
+        """Return the codes of the next steps, `[n, n_q]`, at least of one."""
+        stream = self._stream
+        while not self._ended and stream.frames < _STEPS:
+            try:
+                stream.take(next(self._sound))
+            except StopIteration:
+                self._ended = True
+            except MshError as error:
+                self._ended, self._error = True, error
+            if self._ended:
+                stream.end(BEHIND)
+        return stream.next(_STEPS)
+
+    def write(self, tokens: npt.NDArray[np.int32], heads: npt.NDArray[np.float32]) -> Progress:
+        """Take what the model wrote in these steps, and tell the progress."""
+        stream = self._stream
+        words = stream.write(tokens, heads)
+        ended = self._ended and stream.done
+        if ended:
+            words += stream.close()
+        return Progress(self._index, stream.seconds, words, ended, self._error if ended else None)

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from ..errors import InputError
+from ..model.families import FAMILIES
 from ..model.ranges import is_whole
 from ..system.inputs import brief, decode_text, read_small
 from ..system.places import asset, config_folder, user_path
@@ -20,8 +21,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-if TYPE_CHECKING:
-    from ..model.families import Family
 
 # The keys of an entry.
 _KEYS = (
@@ -36,14 +35,14 @@ _KEYS = (
     "non-commercial",
     "gated",
     "family",
-    "voices",
     "files",
     "sha256",
 )
 # What a file of a model is for. The configuration may be missing: then it is that of the family's published model. The voices
-# are an archive of them, or the one that is spoken with if no other is named.
+# are an archive of them.
 ROLES = ("lm", "mimi", "tokenizer", "config", "voices")
 _NEEDED = ROLES[:3]
+_FAMILIES = {family.name: family for family in FAMILIES}
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
 # A catalogue has a few kilobytes. A much larger file is something else.
 _MAX_SIZE = 1 << 20
@@ -113,8 +112,6 @@ class Entry:
         Whether the licence forbids commercial use.
     gated
         Whether the hub gives the files only to those who have accepted conditions there.
-    voices
-        The repository on the hub where voices for the model are.
     source
         The file that the entry is from.
     """
@@ -130,7 +127,6 @@ class Entry:
     licence: str | None = None
     non_commercial: bool = False
     gated: bool = False
-    voices: str | None = None
     source: Path = Path()
 
     @property
@@ -149,20 +145,14 @@ class Entry:
         return QUANTIZATIONS[self.quantization] if self.quantization else None
 
 
-def _families() -> dict[str, Family]:
-    from ..model.families import FAMILIES  # late: it imports MLX
-
-    return {family.name: family for family in FAMILIES}
-
-
 def use_of(family: str) -> str:
     """Return what the models of a family do, as `Entry.use`, by the family's name."""
-    return _families()[family].use
+    return _FAMILIES[family].use
 
 
 def title_of(family: str) -> str:
     """Return what the models of a family are called, by the family's name."""
-    return _families()[family].title
+    return _FAMILIES[family].title
 
 
 def of_use(entries: Mapping[str, Entry], use: str) -> dict[str, Entry]:
@@ -282,12 +272,11 @@ class _Table:
         revision = self._text_of("revision", "a branch, a tag or a commit", _is_revision)
         if revision and not repository:
             raise self._wrong("needs a repository, since the revision is one of it", "revision")
-        families = _families()
         return Entry(
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
-            family=self._text_of("family", f"one of {', '.join(families)}", families.__contains__) or "moshi",
+            family=self._text_of("family", f"one of {', '.join(_FAMILIES)}", _FAMILIES.__contains__) or "moshi",
             quantization=self._text_of(
                 "quantization", f"one of {', '.join(QUANTIZATIONS)}", QUANTIZATIONS.__contains__
             ),
@@ -297,7 +286,6 @@ class _Table:
             licence=self._text_of("licence"),
             non_commercial=self._truth("non-commercial"),
             gated=self._truth("gated"),
-            voices=self._text_of("voices", "OWNER/NAME", _REPOSITORY.fullmatch),
             source=self._path,
         )
 

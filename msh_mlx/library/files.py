@@ -75,6 +75,9 @@ _DEMOS = {
 }
 
 
+DEMO_USES = tuple(_DEMOS)
+
+
 def find_demo(use: str = "conversation") -> ModelFiles:
     """Find the files of a demo model, by what it is for: a key of `_DEMOS`. Raise MshError if it is not installed.
 

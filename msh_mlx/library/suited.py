@@ -17,14 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
-
 from ..errors import InputError, MshError, UnreachableError
-from ..model.architecture import Architecture
-from ..model.attention import Heads, RingFormat
-from ..model.config import LmConfig, read_config
 from ..model.families import family_of
-from ..model.families.tts import SOURCE_STEPS
 from ..system.inputs import ONE_FILE
 from ..system.words import human_size, listed
 from ..weights.beside import find_config
@@ -32,6 +26,7 @@ from . import cache
 from .cache import Watch
 from .catalogue import (
     QUANTIZATIONS,
+    ROLES,
     Entry,
     HubFile,
     LocalFile,
@@ -41,9 +36,13 @@ from .catalogue import (
     use_of,
 )
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .named_voices import ARCHIVE
 from .settings import SettingsError
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from ..model.architecture import Architecture
     from ..weights.checkpoint import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
@@ -161,18 +160,15 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
             files: dict[str, Reference] = {
                 "lm": LocalFile(lm), "mimi": LocalFile(mimis[0]), "tokenizer": LocalFile(tokenizers[0])
             }  # fmt: skip
-            config = LmConfig()
             if path := find_config(lm):
                 files["config"] = LocalFile(path)
-                with contextlib.suppress(InputError):  # it is raised again when the model is opened
-                    config = LmConfig.from_file(path, lora=True)
+            family, kept = _told(path)
             size = lm.stat().st_size
-            kept = _kept_bytes(config, RingFormat(_heads(config), mx.bfloat16, None))
             found[str(lm)] = Entry(
                 name=str(lm),
                 about=f"Your own, in {place}/",
                 files=files,
-                family=family_of(config).name,
+                family=family,
                 quantization=kind,
                 size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
                 memory=size + kept + _THE_REST,
@@ -182,8 +178,23 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
     return found
 
 
+def _told(path: Path | None) -> tuple[str, int]:
+    """Return what a configuration says: the name of its family, and the bytes of keys and values. None: those of v0.1."""
+    import mlx.core as mx
+
+    from ..model.config import LmConfig
+
+    config = LmConfig()
+    if path:
+        with contextlib.suppress(InputError):  # it is raised again when the model is opened
+            config = LmConfig.from_file(path, lora=True)
+    return family_of(config).name, _kept_bytes(config, mx.bfloat16)
+
+
 def _models_in(place: Path) -> dict[Path, str]:
     """Return the language models in a folder, with their quantizations: those of a published name, and the configuration's."""
+    from ..model.config import read_config
+
     found = {place / lm_name(QUANTIZATIONS[kind]): kind for kind in ("bf16", "q8", "q4")}
     with contextlib.suppress(InputError):
         config = place / "config.json"
@@ -215,22 +226,24 @@ def memory_needed(
     """
     from ..weights.checkpoint import default_dtype
 
-    config, dtype = checkpoint.config, default_dtype()
-    kept = _kept_bytes(config, RingFormat(_heads(config), dtype, kv_bits, batch=2 if guided else 1))
+    dtype = default_dtype()
+    kept = _kept_bytes(checkpoint.config, dtype, kv_bits, 2 if guided else 1)
     return checkpoint.held_bytes(dtype) + conversations * kept + _THE_REST
 
 
-def _heads(config: LmConfig) -> Heads:
-    return Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
-
-
-def _kept_bytes(config: LmConfig, ring: RingFormat) -> int:
+def _kept_bytes(config: Architecture, dtype: mx.Dtype, kv_bits: int | None = None, rows: int = 1) -> int:
     """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees."""
-    return config.num_layers * ring.nbytes(config.context) + source_bytes(config, ring.dtype.size)
+    from ..model.attention import Heads, RingFormat
+
+    heads = Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
+    ring = RingFormat(heads, dtype, kv_bits, batch=rows)
+    return config.num_layers * ring.nbytes(config.context) + source_bytes(config, dtype.size)
 
 
 def source_bytes(config: Architecture, item: int) -> int:
     """Return the bytes of the keys and values that cross-attention sees, of numbers of `item` bytes; 0 without it."""
+    from ..model.families.tts import SOURCE_STEPS
+
     return 2 * config.num_layers * SOURCE_STEPS * config.dim * item if config.cross_attention else 0
 
 
@@ -322,6 +335,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     MshError
         The hub cannot be asked, and the repository is not on disk.
     """
+    from ..model.config import read_config
     from . import fetch
 
     name, revision = parse_repository(repository)
@@ -362,8 +376,19 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             raise InputError(
                 f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
-    files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
-    return Entry(repository, "", files)
+    if ARCHIVE in names:
+        files["voices"] = HubFile(name, ARCHIVE, revision)
+    files = {role: files[role] for role in ROLES if role in files}
+    return Entry(repository, "", files, family=_family_said(said))
+
+
+def _family_said(values: Mapping[str, object]) -> str:
+    """Return the name of the family that a configuration is of; Moshi's if it is wrong, which is said when it is opened."""
+    from ..model.config import LmConfig
+
+    with contextlib.suppress(InputError):
+        return family_of(LmConfig.from_dict(values, lora=True)).name
+    return "moshi"
 
 
 def _fits(path: str, patterns: Sequence[str]) -> bool:

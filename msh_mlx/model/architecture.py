@@ -60,11 +60,12 @@ class Architecture:
     schedule: tuple[int, ...] | None = None
     depformer_low_rank_embeddings: int | None = None
     extra_heads_num_heads: int = 0
-    extra_heads_dim: int = 0
+    extra_heads_dim: int = 6
     model_type: str | None = None
     stt_config: Mapping[str, Any] | None = None
     tts_config: Mapping[str, Any] | None = None
     prompt_codes: Mapping[str, Any] | None = None
+    lm_gen_config: Any = None  # how tokens are chosen; only a family that reads it checks it
     conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
     fuser: Fuser = field(default_factory=Fuser)
 

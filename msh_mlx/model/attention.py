@@ -244,8 +244,9 @@ def slots(position: int, context: int, rings: Sequence[KvRing]) -> npt.NDArray[n
 class RingCache:
     """The key/value cache of one layer at one position of a conversation. `attend` replaces `ring` by the new one.
 
-    The position is stored in `slot`, int32 `[1]`, and sees the slots where `seen`, bool `[capacity]`, is true. `factors` are
-    from `rotation`.
+    The position is stored in `slot`, int32 `[1]`, and sees the slots where `seen`, bool `[capacity]`, is true; rows that see
+    different ones have `[batch, 1, 1, capacity]`. `factors` are from `rotation`, or one of them for each row,
+    `[2, batch, …]`.
     """
 
     def __init__(self, ring: KvRing, form: RingFormat, slot: mx.array, seen: mx.array, factors: mx.array) -> None:
@@ -268,6 +269,22 @@ def ring_caches(rings: Sequence[KvRing], form: RingFormat, slot: mx.array, facto
     """Make the key/value caches of one position, one per layer. `slot` is from `slots`, `factors` from `rotation`."""
     seen = mx.arange(rings[0][0].shape[2]) <= slot[1]
     return [RingCache(ring, form, slot[:1], seen, factors) for ring in rings]
+
+
+def row_caches(
+    rings: Sequence[KvRing], form: RingFormat, slot: mx.array, reach: mx.array, factors: mx.array
+) -> list[RingCache]:
+    """Make the key/value caches of one step of rows that began at different steps, one per layer.
+
+    All rows store the step in `slot`, int32 `[1]`. A row sees the newest `reach + 1` steps, int32 `[batch]`: its own.
+    `factors` `[2, batch, …]` are from `rotation`, for the position of each row.
+    """
+    capacity = rings[0][0].shape[2]
+    age = (
+        slot - mx.arange(capacity)
+    ) % capacity  # of what a slot holds, in steps; one that holds nothing is older than any
+    seen = (age <= reach[:, None])[:, None, None]
+    return [RingCache(ring, form, slot, seen, factors) for ring in rings]
 
 
 class PrefillCache:

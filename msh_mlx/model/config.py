@@ -42,24 +42,26 @@ _FIXED: dict[str, Any] = {
     "quantize": False,
 }
 
-# Keys that do not matter for inference, whatever their values: names of files; settings of training and of other programs;
-# parts that are absent because of `_FIXED`; and the depformer's window and rotation, because it sees all of a step's codebooks
-# and has no positional embedding.
+# Keys that do not matter for inference, whatever their values: names of files and remarks (`_NAMES`); settings
+# of training and of other programs; what the tensors say themselves; parts that are absent because of `_FIXED`; and the
+# depformer's window and rotation, because it sees all of a step's codebooks and has no positional embedding.
+_NAMES = re.compile(r"_.*|.*_(name|path|repo)")
 _IGNORED = frozenset(
     {
+        "checkpointing",
         "depformer_causal",
         "depformer_context",
         "depformer_max_period",
+        "device",
+        "dtype",
         "existing_text_end_padding_id",
         "gradient_checkpointing",
-        "lm_gen_config",
-        "lora_name",
         "lora_rank",
-        "mimi_config_name",
-        "mimi_name",
         "model_id",
-        "moshi_name",
-        "tokenizer_name",
+        "positional_scale",
+        "quantization",
+        "quantization_config",
+        "torch_dtype",
         "version",
     }
 )
@@ -92,8 +94,12 @@ class LmConfig(Architecture):
     def _read(cls, values: Mapping[str, Any], source: str, lora: bool) -> LmConfig:
         if values.get("dep_q") == 0:  # there is no depformer, whatever is said of it
             values = {key: value for key, value in values.items() if not key.startswith("depformer_")}
+        if (demux := values.get("demux_second_text_stream")) is not None:  # another name of the same
+            values = {"demux_second_stream": demux, **values}
         known = {entry.name for entry in fields(cls)} - {"schedule"}
-        unknown = sorted(set(values) - known - set(_FIXED) - _IGNORED - {"lora", SCHEDULE})
+        others = set(values) - known - set(_FIXED) - _IGNORED - {"lora", SCHEDULE, "demux_second_text_stream"}
+        # A key without a value asks for nothing.
+        unknown = sorted(key for key in others if values[key] is not None and not _NAMES.fullmatch(key))
         if unknown:
             raise InputError(f"{source} has keys that are not known: {_listed(unknown)}.")
         for key, only in _FIXED.items():

@@ -53,7 +53,7 @@ class DemuxedEmbedding(Rows):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Return the embeddings of numbers `[..., ]`: `[..., width]`; of −1, zeros."""
-        flat = tokens.reshape(-1)
+        flat = tokens.reshape(-1).astype(mx.int32)  # a sampled token is unsigned, and −1 stands for none
         x = mx.maximum(flat, 0)
         second = x // self._count - 1
         first = project(self.out1, self._table(x % self._count))

@@ -17,12 +17,13 @@ from ..errors import InputError, InUseError
 from ..system.inputs import brief
 from .architecture import Architecture
 from .attention import KvRing, capacities
+from .families import family_of
 from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
 from .prefill import Prefilled, first_position, prefill
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
+from .sampling import Sampler, TextSampler, mixed_seed
 from .steering import NO_STEERING, Steering
 from .step import StepFunction, StepLogits
 
@@ -61,7 +62,7 @@ class LmGen:
     lm
         The model, as from `load_lm`. It is shared, and not changed.
     text_sampler, audio_sampler
-        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25; 0.8 and 250.
+        How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25; 0.8 and 250.
     seed
         The same seed, codes and machine give the same conversation, also after `reset`. None: another one every time.
     kv_bits
@@ -86,8 +87,8 @@ class LmGen:
         self,
         lm: Lm,
         *,
-        text_sampler: Sampler = TEXT_SAMPLER,
-        audio_sampler: Sampler = AUDIO_SAMPLER,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
         seed: int | None = None,
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
@@ -97,6 +98,8 @@ class LmGen:
     ) -> None:
         if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
             raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
+        usual = family_of(lm.config).samplers(lm.config)
+        text_sampler, audio_sampler = text_sampler or usual[0], audio_sampler or usual[1]
         if not isinstance(text_sampler, TextSampler):
             text_sampler = TextSampler(**asdict(text_sampler))
         self.lm = lm

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,11 +31,21 @@ class Prefilled:
     form: RingFormat
     rings: tuple[KvRing, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the rings take."""
+        return sum(array.nbytes for ring in self.rings for array in ring)
 
-def prefill(
+
+def prefill(lm: Lm, prompt: Prompt, **options: Any) -> Prefilled:
+    """Read a prompt, many columns at once. Wait for the result. Arguments and errors are those of `prefill_in_turns`."""
+    return [done for done in prefill_in_turns(lm, prompt, **options) if done][-1]
+
+
+def prefill_in_turns(
     lm: Lm, prompt: Prompt, *, kv_bits: int | None = None, steering: Steering = NO_STEERING, chunk: int = _CHUNK
-) -> Prefilled:
-    """Read a prompt, many columns at once. Wait for the result.
+) -> Iterator[Prefilled | None]:
+    """Read a prompt, many columns at once. Yield None after each chunk, so that others can have their turn; then the result.
 
     `kv_bits` and `steering` are those of the conversations, and `chunk` is the number of columns that are read at once.
 
@@ -59,7 +71,9 @@ def prefill(
         lm.run(x[begin:end], caches, steering.added, steering.sources or None)
         rings = [cache.ring for cache in caches]
         mx.eval(rings)
-    return Prefilled(prompt, form, tuple(rings))
+        if end < count:
+            yield None
+    yield Prefilled(prompt, form, tuple(rings))
 
 
 def first_position(config: Architecture, prompt: Prompt) -> int:
@@ -70,10 +84,15 @@ def first_position(config: Architecture, prompt: Prompt) -> int:
     InputError
         The prompt does not fit into the model's window.
     """
-    count = len(prompt.columns) - config.max_delay - 1
-    if count >= config.context:
+    count = len(prompt.columns) - config.max_delay
+    check_length(config, count)
+    return count - 1
+
+
+def check_length(config: Architecture, count: int) -> None:
+    """Raise InputError if a prompt of `count` columns does not fit into the model's window."""
+    if count > config.context:
         raise InputError(
-            f"The prompt takes {count + 1} steps, and the model's window has {config.context}",
+            f"The prompt takes {count} steps, and the model's window has {config.context}",
             "give a shorter text, or a shorter voice",
         )
-    return count

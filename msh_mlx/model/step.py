@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,12 +25,18 @@ from .steering import NO_STEERING, Steering
 # what the extra heads say, each `[1, classes]` probabilities.
 StepLogits = tuple[mx.array, list[mx.array], list[mx.array]]
 
+F = TypeVar("F", bound=Callable[..., Any])
 _COMPILED = 1 << 20  # bytes on disk that MLX's compiled functions take, at most
 
 
 def _compiles() -> bool:
     """Whether functions are compiled. For the CPU, MLX needs g++ to compile. Without it they run uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
+
+
+def compiled(function: F) -> F:
+    """Return a function that MLX compiles, where it can."""
+    return cast("F", mx.compile(function)) if _compiles() else function
 
 
 def check_compiling() -> None:
@@ -88,10 +94,7 @@ class StepFunction:
         self._codebooks = config.dep_q if steering.codebooks is None else steering.codebooks
         self._text_noise = text_sampler.noise_size(config.text_card_out or config.text_card)
         self._audio_noise = audio_sampler.noise_size(config.card)
-        functions: list[Callable[..., Any]] = [self._run, self._temporal, self._codes]
-        if _compiles():
-            functions = [mx.compile(function) for function in functions]
-        self._whole, self._hear, self._speak = functions
+        self._whole, self._hear, self._speak = compiled(self._run), compiled(self._temporal), compiled(self._codes)
 
     def __call__(
         self,

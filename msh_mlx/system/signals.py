@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,6 +40,16 @@ class Signals:
     def defer(self) -> None:
         """Let only `check` raise from now on."""
         self._deferred = True
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it lasts, let a signal raise at once, also after `defer`: the program waits for something from outside."""
+        deferred, self._deferred = self._deferred, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferred = deferred
 
     def stop(self, number: int) -> NoReturn:
         """Raise `Stopped`, as if the signal `number` had come."""

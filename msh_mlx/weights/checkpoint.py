@@ -24,6 +24,7 @@ from ..model.families.others import other_with
 from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
+from .beside import is_merged
 from .kinds import check_lm, kind_of
 from .layout import copies, is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
@@ -136,7 +137,7 @@ class Checkpoint:
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
-        lm = Lm(self.config, *_hidden_widths(self.tensors))
+        lm = _made(self.config, self.tensors)
         _quantize(lm, self.quantizations)
         total = sum(info.nbytes for info in self.tensors.values())
         done = 0
@@ -250,7 +251,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
-    lm_config = LmConfig.of(config, lora=lora is not None)
+    lm_config = LmConfig.of(config, lora=lora is not None or is_merged(path))
     stamp = _stamp(path)
     header = read_header(path)
     check_lm(path, header)
@@ -268,7 +269,7 @@ def open_checkpoint(
             info = tensors.get(original)
             if info is None or (info.dtype, info.shape) != (copy.dtype, copy.shape):
                 raise _differ(path, name, original)
-        lm = Lm(lm_config, *_hidden_widths(tensors))
+        lm = _made(lm_config, tensors)
         quantizations = _check(path, lm, tensors)
     except InputError:
         # For a model of another family, name the family: the tensor that does not fit would help nobody.
@@ -281,6 +282,14 @@ def open_checkpoint(
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
     return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def _made(config: LmConfig, tensors: Mapping[str, TensorInfo]) -> Lm:
+    """Make a model without its weights."""
+    lm = Lm(config, *_hidden_widths(tensors))
+    # MLX would make random weights. They are never computed, but its generator's state would remember all of them for ever.
+    mx.eval(mx.random.state)
+    return lm
 
 
 def _differ(path: Path, name: str, original: str) -> InputError:

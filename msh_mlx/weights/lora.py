@@ -133,7 +133,7 @@ def read_lora(
     gone = tuple(f"depformer.slices.{k}." for k in range(run, len(slices)))
 
     def places_of(name: str, known: Collection[str]) -> list[list[str]] | None:
-        """Return the modules among `known` whose weights each part of a tensor holds, along its rows; None: they are not run."""
+        """Return the modules among `known` whose weights the parts of a tensor hold; None: these are not run."""
         parts = mlx_names(name, slices)
         if gone and all(new.startswith(gone) for part in parts for new in part):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,9 +272,21 @@ def test_the_table(place: Place) -> None:
     place.catalogue()
     lines = place.good("models").splitlines()
     assert re.split(r"  +", lines[0].strip()) == ["name", "on disk", "size", "memory", "here", "what it is"]
-    rows = {line[3:].split()[0]: line for line in lines[1:-2]}
+    # Models stand together by what they do, under the command that runs them.
+    parts = [part.splitlines() for part in "\n".join(line.rstrip() for line in lines[1:-2]).split("\n\n")]
+    assert [part[0].strip() for part in parts] == [
+        "Conversation, by local_mlx.py",
+        "Translation, by local_mlx.py",
+        "Transcription, by msh-mlx transcribe",
+        "Speech, by msh-mlx say",
+    ]
+    groups = [[line[3:].split()[0] for line in part[1:]] for part in parts]
+    assert groups[1] == ["hibiki-2b", "hibiki-1b", "hibiki-zero"]
+    assert groups[3] == ["tts-1.6b-en_fr", "tts-0.75b-en"]
+    rows = {line[3:].split()[0]: line for line in parts[0][1:]}
     assert list(rows)[-1] == "digits-q8"
-    assert len(rows) == 9
+    assert rows["personaplex-7b"].endswith(", NVIDIA Open Model License, gated")
+    assert rows["j-moshi"].endswith(", CC BY-NC 4.0, not for commercial use")
     assert rows["digits-q8"].startswith("*  digits-q8 ")
     assert re.search(r" no +20\.0 MB +100\.0 MB +suits +Repeats digits, MIT", rows["digits-q8"])
     assert re.search(r" no +8\.6 GB +10\.8 GB ", rows["moshiko-q8"])
@@ -316,7 +330,13 @@ def test_the_table_as_json(place: Place) -> None:
     bare = models["bare"]
     assert bare["size"] is bare["memory"] is bare["fits"] is bare["step_seconds"] is bare["licence"] is None
     assert not bare["suits"]
-    assert sum(model["default"] for model in models.values()) == 1
+    assert (digits["family"], digits["use"], digits["gated"]) == ("moshi", "conversation", False)
+    assert sum(model["default"] for model in models.values() if model["use"] == "conversation") == 1
+    assert not any(model["default"] for model in models.values() if model["use"] == "translation")  # must be named
+    assert models["personaplex-7b"]["gated"]
+    assert models["j-moshi"]["non_commercial"]
+    speech = models["tts-1.6b-en_fr"]
+    assert (speech["family"], speech["use"]) == ("tts", "speech")
 
 
 def test_get_path_remove(place: Place) -> None:
@@ -337,6 +357,74 @@ def test_get_path_remove(place: Place) -> None:
     assert not list(place.cache.rglob("*.safetensors"))
     assert place.json("models", "get", "digits-q8")["models"][0]["fetched"]
     assert place.good("models", "remove", "digits-q8") == "Removed digits-q8: 20.2 MB are free now\n"
+
+
+VOICE = DEMO / "tts" / "voices" / "calm.d161752e@1.safetensors"
+FAMILY = """\
+[words]
+about = "Says digits"
+family = "tts"
+repository = "us/words"
+licence = "CC BY-NC 4.0"
+non-commercial = true
+files.lm = "model@1.safetensors"
+files.mimi = "mimi-1.safetensors"
+files.tokenizer = "tokenizer.model"
+files.config = "config.json"
+files.voices = "hf:us/voices/calm@1.safetensors"
+
+[persona]
+family = "personaplex"
+repository = "us/persona"
+gated = true
+files.lm = "model.safetensors"
+files.mimi = "mimi-1.safetensors"
+files.tokenizer = "tokenizer.model"
+files.voices = "voices.tgz"
+"""
+
+
+def test_a_model_with_voices_whose_licence_forbids_commercial_use(place: Place) -> None:
+    place.catalogue(FAMILY)
+    files = {"model@1.safetensors": "tts/model.safetensors", "mimi-1.safetensors": "mimi.safetensors"}
+    files |= {"tokenizer.model": "tokenizer.model", "config.json": "tts/config.json"}
+    place.server.add("us/words", {name: (DEMO / path).read_bytes() for name, path in files.items()})
+    place.server.add("us/voices", {"calm@1.safetensors": VOICE.read_bytes()})
+    # It says words and does not talk: that is said before anything is fetched, with the command that runs it.
+    assert "use 'msh-mlx say'" in place.refused(2, "--variant", "words", *ANSWER)
+    assert not place.server.requests
+    result = place.run("models", "get", "words")
+    assert result.stderr.splitlines()[0] == "words is not for commercial use, by its licence (CC BY-NC 4.0)."
+    paths = place.good("models", "path", "words").splitlines()
+    assert [Path(path).name for path in paths] == [*files, "calm@1.safetensors"]
+    assert place.json("models", "verify")["ok"]
+    assert place.json("models", "remove", "words")["freed"] == sum(
+        (DEMO / path).stat().st_size for path in [*files.values(), VOICE]
+    )
+
+
+def test_a_gated_model(place: Place) -> None:
+    place.catalogue(FAMILY)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as opened:
+        opened.add(VOICE, "voices/calm.safetensors")
+    files = {"model.safetensors": (DEMO / "persona" / "model.q8.safetensors").read_bytes()}
+    files |= {"mimi-1.safetensors": FILES[NAMES["mimi.safetensors"]], "voices.tgz": archive.getvalue()}
+    files |= {"tokenizer.model": (DEMO / "persona" / "tokenizer.model").read_bytes()}
+    place.server.add("us/persona", files, gated=True)
+    message = place.refused(2, "models", "get", "persona")
+    assert "us/persona wants its conditions to be accepted: open http" in message
+    assert message.endswith("give your token with HF_TOKEN or 'hf auth login'.")
+    assert "us/persona wants its" in place.refused(2, "models", "get", "persona", HF_TOKEN=place.server.stranger)
+    place.good("models", "get", "persona", HF_TOKEN=place.server.token)
+    voices = Path(place.good("models", "path", "persona").splitlines()[-1])
+    assert voices.read_bytes() == archive.getvalue()
+    # What is damaged and has no hash is found by reading it.
+    (place.folder / "voices.tgz").write_bytes(archive.getvalue()[:-20])
+    place.catalogue(FAMILY.replace('"voices.tgz"', f'"file:{place.folder}/voices.tgz"'))
+    found = json.loads(place.run("models", "verify", "persona", "--json").stdout)["files"]
+    (wrong,) = [file["wrong"] for file in found if file["role"] == "voices"]
+    assert wrong.startswith("it cannot be read as an archive")
 
 
 def test_wrong_commands(place: Place) -> None:

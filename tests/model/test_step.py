@@ -87,7 +87,7 @@ def test_only_one_function_brings_values_to_the_host():
         ("layers.py", "lay_out"),  # laying the weights out, once
         ("layers.py", "first"),
         ("lm.py", "prepare"),
-        ("prefill.py", "prefill"),  # reading a prompt, once, in parts
+        ("prefill.py", "prefill_in_turns"),  # reading a prompt, once, in parts
     }
     found = []
     for name in ("attention", "generate", "layers", "lm", "prefill", "sampling", "step", "transformer"):

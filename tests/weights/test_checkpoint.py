@@ -348,6 +348,14 @@ def test_keys_that_mean_nothing_may_have_any_value():
     for schedule in ([0, 1, 2, 3, 4, 5, 6, 8], [0, 1, 2, 3], [], "x", 8, [0.0] * 8, [True] * 8, [-1] * 8):
         with pytest.raises(InputError, match=r"_schedule = .*; a list of 8 numbers from 0 on, with none left out, is"):
             LmConfig.from_dict({"depformer_weights_per_step_schedule": schedule})
+    # Names, remarks, what other programs set, and keys without values.
+    said = {"moshi_path": 1, "_comment": "x", "torch_dtype": "bfloat16", "quantization": {"bits": 4}, "new": None}
+    assert LmConfig.from_dict(said) == LmConfig()
+    with pytest.raises(InputError, match="not known: new"):
+        LmConfig.from_dict({"new": 0})
+    # The package calls it so since it moved.
+    demux = {"dep_q": 16, "demux_second_text_stream": True}
+    assert LmConfig.from_dict(demux) == LmConfig.from_dict({"dep_q": 16, "demux_second_stream": True})
     # Speech to text has no depformer: whatever is said of it means nothing.
     nothing = {"dep_q": 0, "depformer_dim": None, "depformer_num_heads": 7, "depformer_weights_per_step_schedule": "x"}
     assert LmConfig.from_dict(nothing) == LmConfig.from_dict({"dep_q": 0})
@@ -425,6 +433,10 @@ def test_files_of_other_families_are_named(changed):
     assert other(**norms) == f"is a speech translation model (Hibiki), {end}"
     seeing = {"image_prefix.proj.weight": np.zeros((4, 4), np.float32)}
     assert other(**seeing).startswith("is a model that sees images (MoshiVis), which this program does not run; give a")
+    scaled = {"text_linear.weight_scb": np.zeros(96, np.float32)}
+    assert other(**scaled).startswith(
+        "is quantized in PyTorch's own way, which this program does not read; give one for"
+    )
     speaking = {"codebook0_head.weight": np.zeros((4, 4), np.float32), "out_norm.alpha": None}
     assert other(**speaking).startswith(
         "is a text-to-speech model of another kind (CSM), which this program does not run"

@@ -9,9 +9,7 @@ from ...errors import InputError
 if TYPE_CHECKING:
     from ..architecture import Architecture
 
-NAME = "moshi"
 TITLE = "a Moshi language model"
-USE = "conversation"
 
 
 def known(config: Architecture) -> bool:

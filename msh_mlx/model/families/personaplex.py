@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ..architecture import SCHEDULE, wrong
-from ..grid import Column, Prompt, Streams
+from ..grid import NOTHING, Column, Prompt, Streams
 from ..ranges import is_whole
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NAME = "personaplex"
 TITLE = "a Moshi with a voice and a role (PersonaPlex)"
-USE = "conversation"
 
 SILENT_FRAMES = 6
 # The codes of a frame of silence, and of a sine of 440 Hz with amplitude 0.5, by the published codec.
@@ -72,6 +71,14 @@ def prompt_codes(config: Architecture) -> tuple[Column, Column]:
     return found[0], found[1]
 
 
+def no_persona(name: str, title: str) -> InputError:
+    """Make the error for a model that takes neither a voice nor a prompt: its name, and the title of its family."""
+    return InputError(
+        f"{name} is {title}, which takes neither a voice nor a prompt",
+        "choose a PersonaPlex model ('msh-mlx models' lists them), or try --demo",
+    )
+
+
 @dataclass(frozen=True)
 class Voice:
     """A voice in NVIDIA's form.
@@ -87,6 +94,28 @@ class Voice:
     def frames(self) -> int:
         """How many frames the voice takes."""
         return self.embedded.shape[0] + 1
+
+
+def check_voice(voice: Voice, config: Architecture) -> None:
+    """Check that a voice in NVIDIA's form fits a model.
+
+    Raises
+    ------
+    InputError
+        It was made for a model of another width, or with other codebooks.
+    """
+    dim, rows = voice.embedded.shape[1], len(voice.columns)
+    if dim != config.dim or rows != len(config.delays):
+        raise InputError(
+            f"The voice was made for a model of width {dim} with {rows} streams, and this one has {config.dim} and "
+            f"{len(config.delays)}",
+            "give a voice of this model, or a recording",
+        )
+    starts = np.array([config.text_card] + [config.card] * config.n_q)
+    last, delayed = voice.frames - 1, np.array(config.delays) > 0
+    read = np.where(delayed, voice.columns[:, (last + 1) % 4], NOTHING), voice.columns[:, last % 4]
+    if any(((column < NOTHING) | (column > starts)).any() for column in read):  # nothing else in the ring counts
+        raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
 
 
 def prompt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...format import FRAME_SIZE, SAMPLE_RATE
+from ..architecture import wrong
 from ..conditions import positions
 from ..grid import AS_SAID, NOTHING, Column, Streams
 from ..ranges import Range, is_whole
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     from ..architecture import Architecture
     from ..lm import Lm
 
-NAME = "tts"
 TITLE = "a text-to-speech model"
-USE = "speech"
 
 NEW_WORD, PADDING = 0, 3
 _SECONDS = Range(0, 60)
 MAX_PADDING = 8  # positions after which a word is begun, whether or not the model asks for one
 INITIAL_PADDING = 2
 FINAL_PADDING = 4
+SPEAKERS = (1, 2)  # the tokens of the main speaker and of the other
 VOICES = 5  # slots for voices
 VOICE_STEPS = 125  # of a voice in a published file
 SOURCE_STEPS = VOICES * VOICE_STEPS  # that cross-attention sees then
+MOST_VOICE_STEPS = 1000
 
 
 def known(config: Architecture) -> bool:
@@ -47,13 +49,15 @@ def adapted(config: Architecture) -> Architecture:
     Raises
     ------
     InputError
-        Not all codebooks are the model's own, or `tts_config` is not understood.
+        Not all codebooks are the model's own, voices have no condition, or `tts_config` is not understood.
     """
     if config.dep_q != config.n_q:
         raise InputError(
             f"The model's configuration is of {TITLE}, but has dep_q = {config.dep_q}",
             f"n_q = {config.n_q} is expected",
         )
+    if config.cross_attention and len(config.fuser.crossed) != 1:
+        raise InputError("The model's configuration has cross-attention", "fuser.cross with one condition is expected")
     delay_steps(config)
     ahead(config)
     return config
@@ -63,7 +67,7 @@ def delay_steps(config: Architecture) -> int:
     """Return how many positions the sound is behind the text."""
     seconds = (config.tts_config or {}).get("audio_delay", 1.28)
     if not _SECONDS.has(seconds):
-        raise InputError(f"The model's configuration has audio_delay = {seconds!r}", f"{_SECONDS} is expected")
+        raise wrong("audio_delay", seconds, str(_SECONDS))
     return int(seconds * SAMPLE_RATE / FRAME_SIZE)
 
 
@@ -71,9 +75,7 @@ def ahead(config: Architecture) -> int:
     """Return how many words the second stream of text is ahead."""
     words = (config.tts_config or {}).get("second_stream_ahead", 2)
     if not is_whole(words) or not 1 <= words <= 100:
-        raise InputError(
-            f"The model's configuration has second_stream_ahead = {words!r}", "a whole number from 1 to 100 is expected"
-        )
+        raise wrong("second_stream_ahead", words, "a whole number from 1 to 100")
     return int(words)
 
 
@@ -104,12 +106,18 @@ class WordMachine:
         self._ahead: deque[int] = deque()
         self._remaining = self._forced = INITIAL_PADDING
         self.end: int | None = None
-        self.begun: list[int] = []
+        self.begun: list[int] = []  # the positions at which entries were begun
 
     @classmethod
     def of(cls, config: Architecture) -> WordMachine:
         """Make the machine of a configuration."""
         return cls(config.text_card + 1 if config.demux_second_stream else None, ahead(config))
+
+    @property
+    def hungry(self) -> bool:
+        """Whether the next position may begin an entry, and more entries are needed to know those that it is ahead by."""
+        following = sum(bool(entry.tokens) for entry in islice(self.entries, 1, None))
+        return not self._queued and self._forced <= 0 and following < self._distance
 
     def token(self, position: int, sampled: int) -> int:
         """Return the text of the next column, given the token that was sampled at a position."""
@@ -253,6 +261,11 @@ def steering(
     """Return the conditions of a voice, or of several, each `[steps, dim]`, and guidance by `coef`; 1: without.
 
     `cfg` is the value of the condition of this name; None: it is not given.
+
+    Raises
+    ------
+    InputError
+        A voice does not fit the model, or the condition cannot have this value.
     """
     config = lm.config
     added: mx.array | None = None
@@ -262,12 +275,25 @@ def steering(
         added = lm.condition_provider.added(config.fuser, given)[None]
     if config.cross_attention:
         (name,) = config.fuser.crossed
+        dim = config.conditioners[name].dim
+        for voice in voices:
+            if voice.ndim != 2 or voice.shape[1] != dim or voice.dtype != np.float32 or not np.isfinite(voice).all():
+                raise InputError(
+                    f"The voice is {voice.dtype}{list(voice.shape)}, and the model takes finite float32[steps, {dim}]",
+                    "give a voice that was made for the model",
+                )
+            if not 1 <= len(voice) <= MOST_VOICE_STEPS or len(voice) != len(voices[0]):
+                raise InputError(
+                    f"The voices have {' and '.join(str(len(other)) for other in voices)} steps",
+                    f"as many in each are expected, 1 to {MOST_VOICE_STEPS}",
+                )
         steps = len(voices[0]) if voices else VOICE_STEPS
-        rows = np.zeros((VOICES * steps, config.conditioners[name].dim), np.float32)
+        rows = np.zeros((VOICES * steps, dim), np.float32)
         there = np.arange(len(rows)) < len(voices) * steps
         rows[there] = np.concatenate(list(voices)) if voices else 0
         source = lm.condition_provider.sequence(name, rows, there)
         source += config.fuser.scale * mx.array(positions(len(rows), config.dim))
         sources = tuple(lm.read_source(source[None]))
     guidance = Guidance(coef, text=False) if coef != 1 else None
+    mx.eval(added, sources)  # what is not computed yet could be used on this thread only
     return Steering(added, sources, guidance, codebooks)
