@@ -206,13 +206,10 @@ def _turns(args: argparse.Namespace, pieces: Iterable[str]) -> Iterable[str | Tu
 
 def _ending(choice: Choice) -> str:
     """Return what follows the names of published voices for a model: they are of this model alone, or recordings."""
-    from ..model.config import read_config
-
-    config = choice.files.config
-    made_for = read_config(config).get("model_id") if config and choice.checkpoint.config.cross_attention else None
-    if not isinstance(made_for, dict):
+    config = choice.checkpoint.config
+    if not config.cross_attention or not isinstance(config.model_id, dict):
         return ""
-    return f".{made_for.get('sig')}@{made_for.get('epoch')}.safetensors"
+    return f".{config.model_id.get('sig')}@{config.model_id.get('epoch')}.safetensors"
 
 
 def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:

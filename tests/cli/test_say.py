@@ -194,9 +194,13 @@ def test_a_text_of_unknown_words(tmp_path: Path) -> None:
 
 
 def test_a_published_voice_that_is_not_on_disk(tmp_path: Path) -> None:
-    """The file is that of this model."""
-    result = say("--demo", "one", "--output", "x.wav", "--voice", "expresso/a.wav", cwd=tmp_path)
-    assert "expresso/a.wav.d161752e@1.safetensors of the voice is not on this disk" in sentence(result, 1)
+    """The file is that of this model, also after a conversion."""
+    command = [*SAY[:2], "convert", DEMO / "tts" / "model.safetensors", "q8.safetensors", "--bits", "8"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=LIMIT)
+    files = ["--mimi", DEMO / "mimi.safetensors", "--tokenizer", DEMO / "tokenizer.model"]
+    for model in (["--demo"], ["--model", "q8.safetensors", *files]):
+        result = say(*model, "one", "--output", "x.wav", "--voice", "expresso/a.wav", cwd=tmp_path)
+        assert "expresso/a.wav.d161752e@1.safetensors of the voice is not on this disk" in sentence(result, 1)
 
 
 def test_a_voice_that_must_not_be_used_commercially(tmp_path: Path) -> None:
