@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _STDIN = "-"
 _STDIN_NAME = "The standard input"
 _SPEED = Range(-20, 20)
-_LONGEST = 10.0  # seconds of a recording that become a voice
+_LONGEST = 15.0  # seconds of a recording for a voice; some 10 s are usual
 _DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
 
@@ -209,7 +209,9 @@ def _ending(choice: Choice) -> str:
 
     config = choice.files.config
     made_for = read_config(config).get("model_id") if config and choice.checkpoint.config.cross_attention else None
-    return f".{made_for['sig']}@{made_for['epoch']}.safetensors" if made_for else ""
+    if not isinstance(made_for, dict):
+        return ""
+    return f".{made_for.get('sig')}@{made_for.get('epoch')}.safetensors"
 
 
 def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:
@@ -221,7 +223,7 @@ def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> 
     from ..library.voices import find_voice, forbidden
 
     entries, ending, files = load_library(args.weights), _ending(choice), choice.files
-    found = [find_voice(text, files.model, entries, ending) for text in args.voice] or [*filter(None, [files.voices])]
+    found = [find_voice(text, files.model, ending) for text in args.voice] or [*filter(None, [files.voices])]
     paths = []
     with watching(args, signals) as watch:
         for voice in found:
