@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .choice import Choice
     from .display import Display
 
-_ROWS = 4  # recordings at once; benchmarks/families.py says what more would bring
+_ROWS = 4  # recordings at once; benchmarks/transcription.py says what more bring
 _ENDINGS = ("srt", "vtt")
 
 
