@@ -107,11 +107,17 @@ class Fuzzer:
         return self._voice(path)
 
     def voice(self, rng: random.Random) -> bool:
-        """Damage a voice in safetensors: PersonaPlex's, or that of a text-to-speech model."""
-        from msh_mlx.weights.voice import read_speaker
+        """Damage a voice in safetensors: PersonaPlex's, as states or as sound, or that of a text-to-speech model."""
+        import numpy as np
+
+        from msh_mlx.weights.voice import read_speaker, write_sound
 
         speakers = sorted((DEMO / "tts" / "voices").glob("*.safetensors"))
-        source = rng.choice([GOLDEN / "personaplex-small" / "voice.safetensors", *speakers])
+        sound = self._folder / "sound.safetensors"
+        if not sound.exists():
+            with sound.open("wb") as file:
+                write_sound(file, np.sin(np.arange(2000, dtype=np.float32)))
+        source = rng.choice([GOLDEN / "personaplex-small" / "voice.safetensors", sound, *speakers])
         data = source.read_bytes()
         end = 8 + int.from_bytes(data[:8], "little")
         header, numbers = data[8:end].decode(), data[end:]
@@ -207,7 +213,8 @@ def run(lm: Any, rng: random.Random) -> None:
     from msh_mlx.model.families import family_of, hibiki, personaplex, tts
     from msh_mlx.model.generate import LmGen
 
-    config, options = lm.config, {}
+    config = lm.config
+    options: dict[str, Any] = {}
     name = family_of(config).name
     if name == "tts":
         machine = tts.WordMachine.of(config)
@@ -217,6 +224,7 @@ def run(lm: Any, rng: random.Random) -> None:
         return
     if name == "hibiki":
         options["steering"] = hibiki.steering(lm, rng.choice([1.0, 3.0]))
+        options["text_sampler"], options["audio_sampler"] = hibiki.samplers(config)
     if name == "personaplex":
         silence, sine = personaplex.prompt_codes(config)
         options["prompt"] = personaplex.prompt(config.streams, config.existing_text_padding_id, silence, sine)

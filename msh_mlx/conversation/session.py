@@ -23,6 +23,8 @@ from ..model.steering import NO_STEERING, Steering
 from .codec import Mimi, check_codec
 from .text import TextStream, check_vocabulary, word_starts
 
+_OTHER_USES = {"transcription": "Transcriber", "speech": "Speaker"}  # what models for other uses are for
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -125,6 +127,10 @@ class Session:
     ) -> None:
         config = lm.config
         family = family_of(config)
+        if family.use in _OTHER_USES:
+            raise InputError(
+                f"The model is {family.title}, not one that holds conversations", f"use {_OTHER_USES[family.use]}"
+            )
         opening = opening or Opening(steering=family.steering(lm))
         check_vocabulary(tokenizer, config.text_card)
         check_codec(mimi, config)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from ..errors import InputError
+from ..system.inputs import brief
 from ..system.places import user_path
 from ..system.words import listed
-from .catalogue import Entry, HubFile
+from .catalogue import HubFile
 
+REPOSITORY = "kyutai/tts-voices"
 # Folders of published voices that must not be used commercially, and their licences.
 _NOT_COMMERCIAL = {"ears": "CC BY-NC 4.0", "expresso": "CC BY-NC 4.0"}
 _NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)+", re.ASCII)
@@ -26,8 +28,8 @@ def voices_beside(model: Path) -> dict[str, Path]:
     return {_OWN.sub("", str(path.relative_to(folder))).removesuffix(".safetensors"): path for path in found}
 
 
-def find_voice(text: str, model: Path, entries: Mapping[str, Entry], ending: str) -> Path | HubFile:
-    """Find a voice: a file, the name of one beside the model, or FOLDER/NAME in the catalogue's repository of voices.
+def find_voice(text: str, model: Path, ending: str) -> Path | HubFile:
+    """Find a voice: a file, the name of one beside the model, or FOLDER/NAME in the repository of published voices.
 
     `ending` is what follows the names there.
 
@@ -38,17 +40,17 @@ def find_voice(text: str, model: Path, entries: Mapping[str, Entry], ending: str
     """
     if not text:
         raise InputError("The name of the voice is empty", "give a name or a file")
-    if (path := user_path(text)).is_file():
-        return path
+    path = user_path(text)
+    with contextlib.suppress(OSError, ValueError):  # a text that cannot be the name of a file
+        if path.is_file():
+            return path
     known = voices_beside(model)
     if text in known:
         return known[text]
-    repository = next((entry.voices for entry in entries.values() if entry.use == "speech" and entry.voices), None)
-    if repository and _NAME.fullmatch(text) and ".." not in text and path.suffix != ".safetensors":
-        return HubFile(repository, text + ending)
-    published = f", or FOLDER/NAME of {repository}" if repository else ""
-    beside = f"the model has {listed(known)}" if known else f"give a file{published}"
-    raise InputError(f"There is no voice {text!r}", beside)
+    if _NAME.fullmatch(text) and ".." not in text and path.suffix != ".safetensors":
+        return HubFile(REPOSITORY, text + ending)
+    beside = f"the model has {listed(known)}" if known else f"give a file, or FOLDER/NAME of {REPOSITORY}"
+    raise InputError(f"There is no voice {brief(text)}", beside)
 
 
 def forbidden(voice: Path | HubFile) -> str | None:

@@ -43,7 +43,8 @@ class Converted:
     """What `convert` wrote: the paths of the model and its configuration, and the bytes before and after.
 
     `unpacked` are the modules that should have been quantized, but stay bfloat16, because their rows are not a whole number of
-    groups. `scaling` is the factor that the adapters were added with; None: there were none.
+    groups. `scaling` is the factor that the adapters were added with; None: there were none. `left_out` counts the codebooks
+    whose prediction was not written, because it is never run: PersonaPlex's of the user.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Converted:
     bytes_after: int
     unpacked: tuple[str, ...]
     scaling: Scaling | None
+    left_out: int = 0
 
 
 def convert(
@@ -128,7 +130,13 @@ def convert(
     if progress:
         progress(1.0)
     return Converted(
-        out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), checkpoint.scaling
+        out,
+        out_config,
+        checkpoint.path.stat().st_size,
+        out.stat().st_size,
+        tuple(unpacked),
+        checkpoint.scaling,
+        len(checkpoint.slices) - checkpoint.config.dep_q,
     )
 
 

@@ -20,7 +20,9 @@ import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
 
-from msh_mlx import Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
+from msh_mlx import InputError, Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
+from msh_mlx.cli.say import run
+from msh_mlx.system.signals import Signals
 
 LIMIT = 60  # seconds, for a busy machine
 SAY = [sys.executable, str(ROOT / "local_mlx.py"), "say"]
@@ -123,57 +125,65 @@ def test_what_the_demo_does_not_know(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
-    """Each in one sentence, before anything is written; quickly where the model is not needed for it."""
-    (tmp_path / "bad.txt").write_bytes(b"one \xff two")
-    (tmp_path / "pause.txt").write_text("one\n<break time=1/>")
-    (tmp_path / "empty.txt").write_text("\n()\n")
-    shutil.copy(DIGITS, tmp_path / "sound.flac")
-    out = ["--output", "x.wav"]
-    model = ["--mimi", DEMO / "mimi.safetensors", "--tokenizer", DEMO / "tokenizer.model", "--model"]
-    before = sorted(path.name for path in tmp_path.iterdir())
-    for args, stdin, message in (
-        (["--demo", *out, ""], b"", "There is nothing to say; give a text with words."),
-        (["--demo", *out], b"", "There is nothing to say; give a text with words."),
-        (["--demo", *out, "()"], b"", "There is nothing to say; give a text with words."),
-        (["--demo", *out, "--file", "empty.txt"], b"", "There is nothing to say; give a text with words."),
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in one sentence, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.txt").write_bytes(b"one \xff two")
+    Path("pause.txt").write_text("one\n<break time=1/>")
+    Path("empty.txt").write_text("\n()\n")
+    shutil.copy(DIGITS, "sound.flac")
+    demo = ["--demo", "--output", "x.wav"]
+    stt = ["--model", f"{DEMO}/stt/model.safetensors", *demo[1:]]
+    stt += ["--mimi", f"{DEMO}/mimi.safetensors", "--tokenizer", f"{DEMO}/tokenizer.model"]
+    before = sorted(tmp_path.iterdir())
+    for args, message in (
+        ([*demo, ""], "There is nothing to say; give a text with words."),
+        ([*demo, "()"], "There is nothing to say; give a text with words."),
+        ([*demo, "--file", "empty.txt"], "There is nothing to say; give a text with words."),
+        ([*demo, "--file", "bad.txt"], "The text bad.txt is not text in UTF-8; give it in this encoding."),
+        ([*demo, "--file", "sound.flac"], "The text sound.flac is not text in UTF-8; give it in this encoding."),
+        ([*demo, "--file", "pause.txt"], "'<break time=1/>' is not a pause; write it as <break time=\"1.5s\"/>."),
+        ([*demo, "--file", "nothing"], "There is no text nothing."),
+        ([*demo, "--file", "."], "The text . is a folder; give the file in it."),
+        ([*demo, "--file", ""], "The name of the text is empty; give a file with --file."),
+        ([*demo, "one", "--file", "bad.txt"], "--file has the text; leave the other one out."),
         (
-            ["--demo", *out, "--file", "bad.txt"],
-            b"",
-            "The text bad.txt is not text in UTF-8; give it in this encoding.",
+            ["--demo", "--output", "empty.txt", "--file", "empty.txt"],
+            "empty.txt is read and would be overwritten; give",
         ),
-        (["--demo", *out], b"\xff", "The standard input is not text in UTF-8; give it in this encoding."),
-        (["--demo", *out, "--file", "sound.flac"], b"", "The text sound.flac is not text in UTF-8; give it in this"),
-        (["--demo", *out, "--file", "pause.txt"], b"", "'<break time=1/>' is not a pause; write it as <break time="),
-        (["--demo", *out], b"one <break>", "'<break>' is not a pause; write it as <break time="),
-        (["--demo", *out, "--file", "nothing"], b"", "There is no text nothing."),
-        (["--demo", *out, "--file", "."], b"", "The text . is a folder; give the file in it."),
-        (["--demo", *out, "--file", ""], b"", "The name of the text is empty; give a file with --file."),
-        (["--demo", *out, "one", "--file", "bad.txt"], b"", "--file has the text; leave the other one out."),
-        (["--demo", "--output", "empty.txt", "--file", "empty.txt"], b"", "empty.txt is read and would be overwritten"),
-        (["--demo", "--output", "", "one"], b"", "The name of the output is empty; give a file with --output."),
-        (["--demo", "--output", "x.mp3", "one"], b"", "--output writes a WAV file; name it x.wav, say."),
-        (["--demo", "--output", "no/where/x.wav", "one"], b"", "no/where/x.wav cannot be written, since there is no"),
-        (["--demo", *out, "--output-device", "1", "one"], b"", "--output-device is for speech that is played; leave"),
-        (["--demo", *out, "--voice", "x", "one"], b"", "There is no voice 'x'; the model has brisk and calm."),
-        (["--demo", *out, "--voice", "", "one"], b"", "The name of the voice is empty; give a name or a file."),
-        (["--demo", *out, *["--voice", "calm"] * 3, "one"], b"", "There are 3 voices; give two at most."),
-        (["--demo", *out, "--voice", "empty.txt", "one"], b"", "empty.txt "),
-        (["--demo", *out, "--cfg", "2.2", "one"], b"", "The condition cfg cannot be '2.2'; it may be 1.0, 1.5, 2.0, 2"),
-        (["--demo", *out, "--codebooks", "32", "one"], b"", "The model has 8 codebooks, not 32; give 1 to 8."),
+        (["--demo", "--output", "", "one"], "The name of the output is empty; give a file with --output."),
+        (["--demo", "--output", "x.mp3", "one"], "--output writes a WAV file; name it x.wav, say."),
+        (["--demo", "--output", "no/where/x.wav", "one"], "no/where/x.wav cannot be written, since there is no folder"),
+        ([*demo, "--output-device", "1", "one"], "--output-device is for speech that is played; leave it or --output"),
+        ([*demo, "--voice", "x", "one"], "There is no voice 'x'; the model has brisk and calm."),
+        ([*demo, "--voice", "", "one"], "The name of the voice is empty; give a name or a file."),
+        ([*demo, *["--voice", "calm"] * 3, "one"], "There are 3 voices; give two at most."),
+        ([*demo, "--voice", "empty.txt", "one"], "empty.txt "),
         (
-            ["--demo", *out, "--speed", "21", "one"],
-            b"",
-            "--speed: '21' is not a number from -20 to 20; --help lists the",
+            [*demo, "--cfg", "2.2", "one"],
+            "The condition cfg cannot be '2.2'; it may be 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0.",
         ),
-        (
-            [*out, *model, DEMO / "stt" / "model.safetensors", "one"],
-            b"",
-            f"{DEMO}/stt/model.safetensors is a speech-to-",
-        ),
+        ([*demo, "--cfg", "some", "one"], "--cfg: 'some' is not a number from 0 to 100; --help lists the options."),
+        ([*demo, "--codebooks", "32", "one"], "The model has 8 codebooks, not 32; give 1 to 8."),
+        ([*demo, "--speed", "21", "one"], "--speed: '21' is not a number from -20 to 20; --help lists the options."),
+        ([*stt, "one"], f"{DEMO}/stt/model.safetensors is a speech-to-text model; use 'msh-mlx transcribe'."),
+        ([*demo, "--variant", "moshiko-q4", "one"], "--demo and --variant name two models; leave one of them out."),
     ):
-        assert sentence(say(*args, cwd=tmp_path, stdin=stdin)).startswith(message), args
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+        with pytest.raises(InputError) as caught:
+            run(args, Signals())
+        assert str(caught.value).startswith(message), args
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_pipe_that_is_refused(tmp_path: Path) -> None:
+    for stdin, message in (
+        (b"", "There is nothing to say; give a text with words."),
+        (b"\xff", "The standard input is not text in UTF-8; give it in this encoding."),
+        (b"one <break>", "'<break>' is not a pause; write it as <break time=\"1.5s\"/>."),
+    ):
+        assert sentence(say("--demo", "--output", "x.wav", cwd=tmp_path, stdin=stdin)) == message
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_text_of_unknown_words(tmp_path: Path) -> None:
@@ -184,9 +194,13 @@ def test_a_text_of_unknown_words(tmp_path: Path) -> None:
 
 
 def test_a_published_voice_that_is_not_on_disk(tmp_path: Path) -> None:
-    """The file is that of this model."""
-    result = say("--demo", "one", "--output", "x.wav", "--voice", "expresso/a.wav", cwd=tmp_path)
-    assert "expresso/a.wav.d161752e@1.safetensors of the voice is not on this disk" in sentence(result, 1)
+    """The file is that of this model, also after a conversion."""
+    command = [*SAY[:2], "convert", DEMO / "tts" / "model.safetensors", "q8.safetensors", "--bits", "8"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=LIMIT)
+    files = ["--mimi", DEMO / "mimi.safetensors", "--tokenizer", DEMO / "tokenizer.model"]
+    for model in (["--demo"], ["--model", "q8.safetensors", *files]):
+        result = say(*model, "one", "--output", "x.wav", "--voice", "expresso/a.wav", cwd=tmp_path)
+        assert "expresso/a.wav.d161752e@1.safetensors of the voice is not on this disk" in sentence(result, 1)
 
 
 def test_a_voice_that_must_not_be_used_commercially(tmp_path: Path) -> None:
@@ -220,17 +234,17 @@ def test_a_text_that_still_comes(tmp_path: Path) -> None:
 def test_an_interruption_leaves_what_was_there(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "x.wav").write_bytes(b"mine")
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [*SAY, *GREEDY, "--json", "--output", "x.wav"], cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe
-    )
+    command = [*SAY, *GREEDY, "--output", "x.wav"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe)
     assert process.stdin
     assert process.stdout
     process.stdin.write(b"one two three four\n")
     process.stdin.flush()
-    assert json.loads(process.stdout.readline())["text"] == "one"
+    assert process.stdout.read(3) == b"one"
     begin = time.monotonic()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=LIMIT)
+    words, errors = process.communicate(timeout=LIMIT)
+    assert words.endswith(b"\n"), "the line is left open"
     assert process.returncode == 128 + number
     assert errors == b"Stopped.\n"
     assert time.monotonic() - begin < LIMIT

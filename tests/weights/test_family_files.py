@@ -1,6 +1,7 @@
 """Files of all families: what is read of them, converted and held in memory, and in which forms they come."""
 
 import json
+import math
 import shutil
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 from paths import DEMO, GOLDEN
 from safetensors.numpy import load_file, save_file
+from shapes import HIBIKI_1B, HIBIKI_ZERO, MOSHI, PERSONAPLEX, STT_1B, STT_1B_HEADS, STT_26B, TTS_16B
 
 from msh_mlx import InputError, LmConfig, load_lm
 from msh_mlx.cli.main import main
@@ -83,6 +85,7 @@ def test_sixteen_slices_become_eight(tmp_path):
     """Of PersonaPlex, half of the depformer is never run: it is not read, not held, and not written."""
     source, result = read_header(PERSONA), convert(PERSONA, tmp_path / "p.safetensors", bits=16, config=PERSONA_CONFIG)
     assert len([name for name in source if name.startswith("linears.")]) == 8
+    assert result.left_out == 4
     assert json.loads(result.config.read_text())["model_type"] == "personaplex"
     after = read_header(result.path)
     assert {int(name.split(".")[2]) for name in after if name.startswith("depformer.slices.")} == set(range(4))
@@ -92,6 +95,15 @@ def test_sixteen_slices_become_eight(tmp_path):
         slices = np.split(arrays["depformer.layers.1.self_attn.in_proj_weight"], 8)
         exact = mx.array(slices[k]).astype(mx.bfloat16).astype(mx.float32)
         assert mx.array_equal(found[f"depformer.slices.{k}.transformer.layers.1.self_attn.in_proj.weight"], exact)
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    out = str(tmp_path / "p.safetensors")
+    assert main(["convert", str(PERSONA), out, "--bits", "8"]) == 0
+    said = "The prediction of the user's 4 codebooks is left out: it is never run"
+    assert said in capsys.readouterr().out.splitlines()
+    assert main(["convert", out, str(tmp_path / "q.safetensors"), "--bits", "4"]) == 0
+    assert "left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -287,3 +299,110 @@ def test_a_full_fine_tune_in_the_published_form(tmp_path, capsys):
     shutil.copy(path, folder / "model.safetensors")
     assert main(["convert", str(folder / "model.safetensors"), str(tmp_path / "p.safetensors"), "--bits", "8"]) == 2
     assert capsys.readouterr().err.endswith("config.json is of a model with LoRA adapters; give them with --lora.\n")
+
+
+# ---- published models ------------------------------------------------------------------------------------------------------
+
+
+def published(config, stored, scheme=None):
+    """The shapes of a published file in PyTorch's layout, by its configuration. `stored` codebooks are predicted in it.
+
+    `scheme` has the number of the depformer's weights for each of them; None: each has its own.
+    """
+    dim, small, hidden = config.dim, config.depformer_dim, config.hidden
+    key_value = 2 * dim // config.kv_repeat
+    words, codes, rank = config.text_card + 1, config.card + 1, config.depformer_low_rank_embeddings
+    slices = max(scheme) + 1 if scheme else stored
+    shapes = {"text_emb.weight": (words, dim), "text_linear.weight": (config.text_card_out or config.text_card, dim)}
+    shapes |= {f"emb.{k}.weight": (codes, dim) for k in range(config.n_q)} | {"out_norm.alpha": (1, 1, dim)}
+    for layer in (f"transformer.layers.{i}" for i in range(config.num_layers)):
+        shapes[f"{layer}.self_attn.in_proj_weight"] = (dim + key_value, dim)
+        shapes[f"{layer}.self_attn.out_proj.weight"] = (dim, dim)
+        shapes |= {
+            f"{layer}.gating.linear_in.weight": (2 * hidden, dim),
+            f"{layer}.gating.linear_out.weight": (dim, hidden),
+        }
+        shapes |= {f"{layer}.norm{n}.alpha": (1, 1, dim) for n in (1, 2)}
+        if config.cross_attention:
+            shapes |= {f"{layer}.norm_cross.weight": (dim,), f"{layer}.norm_cross.bias": (dim,)}
+            shapes[f"{layer}.cross_attention.in_proj_weight"] = (3 * dim, dim)
+            shapes[f"{layer}.cross_attention.out_proj.weight"] = (dim, dim)
+    if stored:
+        wide = config.depformer_hidden
+        for k in range(stored - 1):
+            shapes[f"depformer_emb.{k}.weight"] = (codes, rank or small)
+            if rank:
+                shapes[f"depformer_emb.{k}.low_rank.weight"] = (small, rank)
+        shapes["depformer_text_emb.weight"] = (words, rank or small)
+        if rank:
+            shapes["depformer_text_emb.low_rank.weight"] = (small, rank)
+        shapes |= {f"depformer_in.{i}.weight": (small, dim) for i in range(slices)}
+        shapes |= {f"linears.{k}.weight": (config.card, small) for k in range(stored)}
+        for layer in (f"depformer.layers.{i}" for i in range(config.depformer_num_layers)):
+            shapes[f"{layer}.self_attn.in_proj_weight"] = (3 * small * slices, small)
+            shapes[f"{layer}.self_attn.out_proj.weight"] = (small * slices, small)
+            shapes |= {f"{layer}.norm{n}.alpha": (1, 1, small) for n in (1, 2)}
+            shapes |= {f"{layer}.gating.{i}.linear_in.weight": (2 * wide, small) for i in range(slices)}
+            shapes |= {f"{layer}.gating.{i}.linear_out.weight": (small, wide) for i in range(slices)}
+        if config.depformer_norm:
+            shapes |= {f"depformer_norms.{k}.{part}": (small,) for k in range(stored) for part in ("weight", "bias")}
+    if config.demux_second_stream:
+        shapes |= {f"text_emb.out{n}.weight": (dim, dim) for n in (1, 2)}
+        shapes |= {f"depformer_text_emb.out{n}.weight": (small, rank) for n in (1, 2)}
+    shapes |= {f"extra_heads.{i}.weight": (config.extra_heads_dim, dim) for i in range(config.extra_heads_num_heads)}
+    for name, condition in config.conditioners.items():
+        prefix = f"condition_provider.conditioners.{name}"
+        shapes |= {f"{prefix}.output_proj.weight": (dim, condition.dim), f"{prefix}.learnt_padding": (1, 1, dim)}
+        if condition.values is not None:
+            shapes[f"{prefix}.embed.weight"] = (condition.rows + 1, condition.dim)
+    return shapes
+
+
+def sparse(path, shapes):
+    """A file with these tensors, of which nothing is written but the header."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * (4 if name.startswith("condition_provider.") else 2)
+        dtype = "F32" if name.startswith("condition_provider.") else "BF16"
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + size]}
+    raw = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+    return path
+
+
+SHARED = [*range(8), *8 * [8]]
+
+
+@pytest.mark.parametrize(
+    ("config", "stored", "scheme", "family", "tensors", "gigabytes"),
+    [
+        pytest.param(MOSHI, 8, None, "moshi", None, 15.4, id="moshi"),  # and J-Moshi
+        pytest.param(PERSONAPLEX, 16, None, "personaplex", 475, 16.74, id="personaplex"),
+        pytest.param(MOSHI, 16, None, "personaplex", 475, 16.74, id="personaplex-without-configuration"),
+        pytest.param(HIBIKI_1B, 8, None, "hibiki", None, 3.6, id="hibiki-1b"),
+        pytest.param(HIBIKI_ZERO, 16, SHARED, "hibiki", 408, 6.26, id="hibiki-zero-3b"),
+        pytest.param(STT_1B, 0, None, "stt", None, 1.98, id="stt-1b"),
+        pytest.param(STT_1B_HEADS, 0, None, "stt", None, 1.98, id="stt-1b-candle"),
+        pytest.param(STT_26B, 0, None, "stt", None, 5.23, id="stt-2.6b"),
+        pytest.param(TTS_16B, 32, [*range(8), *8 * [8], *8 * [9], *8 * [10]], "tts", 418, 3.68, id="tts-1.6b"),
+    ],
+)
+def test_files_of_published_sizes_fit(config, stored, scheme, family, tensors, gigabytes, tmp_path):
+    """As many tensors and bytes as the published files have, where they are known, under the published names."""
+    shapes = published(config, stored, scheme)
+    path = sparse(tmp_path / "model.safetensors", shapes)
+    assert tensors in (None, len(shapes))
+    assert path.stat().st_size / 1e9 == pytest.approx(gigabytes, rel=0.005)
+    checkpoint = open_checkpoint(path, config)
+    assert checkpoint.family.name == family
+    assert family == "moshi" or checkpoint.family.title in describe(read_header(path))
+    places = {(info.begin, info.shape) for module in checkpoint.shapes for info in checkpoint.parts(module).values()}
+    read = sum(2 * math.prod(shape) for _, shape in places)
+    assert read <= path.stat().st_size
+    if family == "personaplex":
+        assert checkpoint.config.dep_q == 8
+        assert read / 1e9 == pytest.approx(15.4, rel=0.005)  # as Moshi
+    else:
+        assert read == pytest.approx(path.stat().st_size, rel=0.005)
