@@ -203,6 +203,9 @@ def transcribe(
     it is made. The other arguments are as for `Transcriber`. An `MshError` that a sound raises ends this one, with what was
     heard before.
 
+    A recording is heard by one row, from its beginning to its end. It is not cut into stretches for several rows: a stretch
+    would begin without what the model remembers (a minute, with the published models), and other words could come out.
+
     Raises
     ------
     InputError
