@@ -191,12 +191,12 @@ def test_a_batch_writes_what_each_would_alone(parts):
         SOUND[100_000:],
         np.zeros(0, np.float32),
         0.3 * SOUND[90_000:190_000],
-        SOUND[::-1].copy(),
+        SOUND[70_000::-1].copy(),
     ]
     sounds += [SOUND + rng.normal(0, 0.004, len(SOUND)).astype(np.float32)]
     wanted = [heard(parts, sound) for sound in sounds]
-    assert sum(map(len, wanted)) > 20
-    for rows in (1, 3, 8):
+    assert sum(map(len, wanted)) > 18
+    for rows in (1, 3):
         got, lengths = {}, {}
         news = transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows, ahead=rows > 1)
         for progress in itertools.chain.from_iterable(news):
