@@ -1,7 +1,7 @@
 """Measure how many times faster than real time recordings are written down, by how many are heard at once.
 
 The demo model hears the demo's recording again and again, from sound to words; what the codec and the model take is told apart.
-For the published shape "1b" the model alone is measured, with seeded random weights of 8 and 4 bits and random codes, in a
+For the published shape "stt-1b" the model alone is measured, with seeded random weights of 8 and 4 bits and random codes, in a
 stream as long as its window. A figure is the best of some rounds, which take turns, so that other load on the machine affects
 all alike. The program says how many rows are the fastest, and exits with 0, whatever the figures are.
 """
@@ -14,30 +14,26 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from families import SHAPES
 from processes import ROOT
 
 from msh_mlx import LmConfig, load_lm, load_mimi, load_tokenizer
+from msh_mlx.bench import random_lm
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.transcriber import transcribe
 from msh_mlx.format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from msh_mlx.model.listen import Listeners
-from msh_mlx.model.lm import Lm
 from msh_mlx.sound.recordings import open_recording
 from msh_mlx.system.memory import set_limits
+from msh_mlx.weights.checkpoint import default_dtype
 
 DEMO = ROOT / "assets" / "demo"
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 4, 8, 16)
 GROUP = 32
 SEED = 5
-SHAPE = LmConfig(
-    dim=2048, num_layers=16, num_heads=16, hidden_scale=4.125, context=750, max_period=100000, text_card=8000, card=2048,
-    n_q=32, dep_q=0, delays=(0,) * 33, existing_text_padding_id=3, model_type="stt", extra_heads_num_heads=4,
-    extra_heads_dim=6,
-)  # fmt: skip
+SHAPE = LmConfig.from_dict(SHAPES["stt-1b"])
 
 
 def demo(repeats: int) -> Callable[[int], float]:
@@ -61,11 +57,7 @@ def demo(repeats: int) -> Callable[[int], float]:
 
 def shape(bits: int, steps: int) -> Callable[[int], float]:
     """Return a function that runs steps of a model with random weights, and returns how many times faster than real time."""
-    mx.random.seed(SEED)
-    lm = Lm(SHAPE)
-    nn.quantize(lm, group_size=GROUP, bits=bits)
-    lm.set_dtype(mx.bfloat16, lambda dtype: mx.issubdtype(dtype, mx.floating))
-    lm.prepare()
+    lm = random_lm(SHAPE, bits, GROUP, SEED, default_dtype())
     codes = np.random.default_rng(SEED).integers(0, SHAPE.card, (1 + steps, max(ROWS), SHAPE.n_q))
 
     def hear(rows: int) -> float:
@@ -94,8 +86,8 @@ def measure(name: str, hear: Callable[[int], float], rows: tuple[int, ...], roun
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").split("\n\n")[0])
     to = parser.group()
-    to.value("--rounds", "N", "rounds (default: 3)", type=whole(1), default=3)
-    to.value("--repeats", "N", "how often a recording holds the demo's 13 s (default: 4)", type=whole(1), default=4)
+    to.value("--rounds", "N", "rounds (default: 2)", type=whole(1), default=2)
+    to.value("--repeats", "N", "how often a recording holds the demo's 13 s (default: 1)", type=whole(1), default=1)
     to.value("--steps", "N", "steps of the shape 1b in a round (default: 8)", type=whole(1), default=8)
     to.flag("--demo", "measure only the demo")
     to.value("--json", "FILE", "keep the figures in this file")

@@ -71,7 +71,7 @@ def add_model(to: Group, use: str = "conversation", *, served: bool = False) -> 
     to.value("--variant", "NAME", f"use this model of the catalogue; {best}")
     model = "load the language model from this file (.safetensors), or from hf:OWNER/NAME/FILE[@REVISION] on the hub"
     to.value("--model", "FILE", model, also="--moshi-weights" if served else None)
-    beside = "default: the tokenizer-*.safetensors beside the model, else the catalogue's"
+    beside = "default: the tokenizer-*.safetensors or mimi-*.safetensors beside the model, else the catalogue's"
     mimi = f"load the codec from this file (.safetensors; {beside})"
     to.value("--mimi", "FILE", mimi, also="--mimi-weights" if served else None)
     beside = "default: the tokenizer*.model beside the model, else the catalogue's"

@@ -118,6 +118,7 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
         "licence": entry.licence,
         "non_commercial": entry.non_commercial,
         "gated": entry.gated,
+        "voices": entry.voices,
         "source": str(entry.source),
         "files": {role: str(file) for role, file in entry.files.items()},
         "on_disk": cache.is_on_disk(entry),

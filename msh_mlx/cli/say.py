@@ -128,6 +128,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             cfg=args.cfg,
         )
         teller = _Teller(args, shown, is_demo=choice.is_demo)
+        stack.callback(teller.end_line)
         out: _ToFile | _Aloud
         if device:
             out = _Aloud(device, stack, teller, signals)
@@ -205,13 +206,10 @@ def _turns(args: argparse.Namespace, pieces: Iterable[str]) -> Iterable[str | Tu
 
 def _ending(choice: Choice) -> str:
     """Return what follows the names of published voices for a model: they are of this model alone, or recordings."""
-    from ..model.config import read_config
-
-    config = choice.files.config
-    made_for = read_config(config).get("model_id") if config and choice.checkpoint.config.cross_attention else None
-    if not isinstance(made_for, dict):
+    config = choice.checkpoint.config
+    if not config.cross_attention or not isinstance(config.model_id, dict):
         return ""
-    return f".{made_for.get('sig')}@{made_for.get('epoch')}.safetensors"
+    return f".{config.model_id.get('sig')}@{config.model_id.get('epoch')}.safetensors"
 
 
 def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:
@@ -291,7 +289,7 @@ class _Teller:
             return
         text = printable(word.text)
         if self._width and self._width + len(text) > shutil.get_terminal_size().columns:
-            self._end_line()
+            self.end_line()
         print(f" {text}" if self._width else text, end="", flush=True)
         self._width += len(text) + 1
 
@@ -299,14 +297,14 @@ class _Teller:
         if self._json:
             self._event("notice", message=sentence)
         else:
-            self._end_line()
+            self.end_line()
             self._shown.say(sentence)
 
     def end(self, seconds: float, took: float, gaps: int) -> None:
         if self._json:
             self._event("summary", seconds=round(seconds, 3), took=round(took, 3), gaps=gaps)
             return
-        self._end_line()
+        self.end_line()
         self._shown.say(f"{seconds:.2f} s of speech in {took:.2f} s: {seconds / took:.1f} × real time")
         if gaps:
             times = "once" if gaps == 1 else f"{gaps} times"
@@ -315,7 +313,7 @@ class _Teller:
     def _event(self, event: str, **fields: object) -> None:
         print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
 
-    def _end_line(self) -> None:
+    def end_line(self) -> None:
         if self._width:
             self._width = 0
             print(flush=True)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .choice import Choice
     from .display import Display
 
-_ROWS = 4  # recordings at once; benchmarks/families.py says what more would bring
+_ROWS = 4  # recordings at once; benchmarks/transcription.py says what more bring
 _ENDINGS = ("srt", "vtt")
 
 
@@ -165,7 +165,8 @@ class _Work:
         begin = perf_counter()
         try:
             with self._shown.bar(self._length()) as told:
-                options = {"rows": rows, "kv_bits": self._args.kv_bits}
+                ahead = all(task.recording is None for task in self._tasks)
+                options = {"rows": rows, "ahead": ahead, "kv_bits": self._args.kv_bits}
                 for news in transcribe(parts.lm, parts.mimi, parts.tokenizer, sounds, **options):
                     for progress in news:
                         self._take(progress)
@@ -201,7 +202,7 @@ class _Work:
         with task.recording or open_recording(task.path) as recording:
             blocks = resample(recording.blocks(), recording.rate, SAMPLE_RATE)
             while True:
-                with self._signals.waiting():
+                with self._signals.waiting() if task.recording else nullcontext():
                     block = next(blocks, None)
                 while recording.notes:
                     self._shown.say(recording.notes.pop(0))

@@ -279,7 +279,7 @@ class Speech(Iterator[Spoken]):
     def _tokens(self, word: SpokenWord) -> list[int]:
         """Return the tokens of a word, with the speaker's in front if it is another than before; [] for an unknown word."""
         speaker = self._speaker
-        if not 0 <= word.speaker < speaker._speakers:
+        if not is_whole(word.speaker) or not 0 <= word.speaker < speaker._speakers:
             raise InputError(
                 f"There is a turn of speaker {brief(word.speaker)}, and {speaker._speakers} can speak",
                 "give two voices to a model that takes them",

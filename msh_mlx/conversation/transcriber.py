@@ -191,13 +191,15 @@ def transcribe(
     sounds: Iterable[Iterator[Pcm]],
     *,
     rows: int = 1,
+    ahead: bool = True,
     kv_bits: int | None = None,
 ) -> Iterator[list[Progress]]:
     """Write down several recordings, `rows` at a time in one batch, each as a `Transcriber` would alone.
 
     Yield the progress of all that are under way, after every second or so of their sound. `sounds` are taken one after the
-    other, when a row is free; each yields sound as `Transcriber.push` takes it. The other arguments are as for `Transcriber`.
-    An `MshError` that a sound raises ends this one, with what was heard before.
+    other, when a row is free; each yields sound as `Transcriber.push` takes it. With `ahead` the codec works on what follows
+    while the model works; without it nothing is waited for that is not needed, which suits sound that comes as it is made.
+    The other arguments are as for `Transcriber`. An `MshError` that a sound raises ends this one, with what was heard before.
 
     Raises
     ------
@@ -222,7 +224,10 @@ def transcribe(
             given = work.next()
             codes[: len(given), row] = given
             counts[row] = len(given)
-        heard = listeners.hear(codes[: max(counts.values())])
+        wait = listeners.start(codes[: max(counts.values())])
+        for work in works.values() if ahead else ():
+            work.prepare()
+        heard = wait()
         told = {
             row: works[row].write(heard.tokens[:count, row], heard.heads[:count, row]) for row, count in counts.items()
         }
@@ -279,6 +284,7 @@ class _Stream:
         self._last: tuple[Tokens, Transcribed] | None = None
         self._told: list[Transcribed] = []  # before the model wrote them here
         self._rest = np.zeros(round(self._timing.prefix * SAMPLE_RATE), np.float32)
+        self._ready: npt.NDArray[np.int32] | None = None  # codes of the next steps
         self._samples = self._more = 0
         self.turn = Turn()
 
@@ -307,7 +313,7 @@ class _Stream:
     @property
     def done(self) -> bool:
         """Whether all words are complete, after `end`."""
-        return not self.frames and not (self._more and self._words.open)
+        return self._ready is None and not self.frames and not (self._more and self._words.open)
 
     def take(self, pcm: Pcm) -> None:
         """Take sound."""
@@ -320,15 +326,26 @@ class _Stream:
         self._put_silence(-len(self._rest) % FRAME_SIZE + frames * FRAME_SIZE)
         self._more = _LONGEST
 
+    def prepare(self, most: int) -> None:
+        """Make the codes of the next steps now, if there is sound for them."""
+        if self._ready is None and self.frames:
+            self._ready = self._encoded(most)
+
     def next(self, most: int) -> npt.NDArray[np.int32]:
         """Return the codes of the next steps, `[n, n_q]`, at most so many; none if more sound is needed."""
-        if not self.frames and self._more and self._words.open:
+        if self.done:
+            return np.zeros((0, self._config.n_q), np.int32)
+        if self._ready is None and not self.frames:
             self._more -= 1
             self._put_silence(FRAME_SIZE)
-        size = min(self.frames, most if self._begun else most - 1) * FRAME_SIZE
+        self.prepare(most)
+        codes, self._ready = self._ready, None
+        assert codes is not None
+        return codes
+
+    def _encoded(self, most: int) -> npt.NDArray[np.int32]:
         config = self._config
-        if not size:
-            return np.zeros((0, config.n_q), np.int32)
+        size = min(self.frames, most if self._begun else most - 1) * FRAME_SIZE
         pcm, self._rest = self._rest[:size], self._rest[size:]
         self.turn.hear(pcm)
         codes: npt.NDArray[np.int32] = self._encoder.step(pcm)[: config.n_q].T.astype(np.int32)
@@ -387,8 +404,8 @@ class _Work:
         self._ended = False
         self._error: MshError | None = None
 
-    def next(self) -> npt.NDArray[np.int32]:
-        """Return the codes of the next steps, `[n, n_q]`, at least of one."""
+    def prepare(self) -> None:
+        """Get the sound of the next steps, and make their codes."""
         stream = self._stream
         while not self._ended and stream.frames < _STEPS:
             try:
@@ -399,7 +416,12 @@ class _Work:
                 self._ended, self._error = True, error
             if self._ended:
                 stream.end(BEHIND)
-        return stream.next(_STEPS)
+        stream.prepare(_STEPS)
+
+    def next(self) -> npt.NDArray[np.int32]:
+        """Return the codes of the next steps, `[n, n_q]`, at least of one."""
+        self.prepare()
+        return self._stream.next(_STEPS)
 
     def write(self, tokens: npt.NDArray[np.int32], heads: npt.NDArray[np.float32]) -> Progress:
         """Take what the model wrote in these steps, and tell the progress."""

@@ -35,6 +35,7 @@ _KEYS = (
     "non-commercial",
     "gated",
     "family",
+    "voices",
     "files",
     "sha256",
 )
@@ -112,6 +113,8 @@ class Entry:
         Whether the licence forbids commercial use.
     gated
         Whether the hub gives the files only to those who have accepted conditions there.
+    voices
+        The repository on the hub where voices for the model are.
     source
         The file that the entry is from.
     """
@@ -127,6 +130,7 @@ class Entry:
     licence: str | None = None
     non_commercial: bool = False
     gated: bool = False
+    voices: str | None = None
     source: Path = Path()
 
     @property
@@ -286,6 +290,7 @@ class _Table:
             licence=self._text_of("licence"),
             non_commercial=self._truth("non-commercial"),
             gated=self._truth("gated"),
+            voices=self._text_of("voices", "OWNER/NAME", _REPOSITORY.fullmatch),
             source=self._path,
         )
 

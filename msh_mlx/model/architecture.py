@@ -65,8 +65,9 @@ class Architecture:
     stt_config: Mapping[str, Any] | None = None
     tts_config: Mapping[str, Any] | None = None
     prompt_codes: Mapping[str, Any] | None = None
-    # How tokens are chosen; only a family that reads it checks it. The model is the same with another.
+    # How tokens are chosen, and what voices are made for; only who reads them checks them. The model is the same with others.
     lm_gen_config: Any = field(default=None, compare=False)
+    model_id: Any = field(default=None, compare=False)
     conditioners: Mapping[str, Conditioner] = field(default_factory=dict)
     fuser: Fuser = field(default_factory=Fuser)
 

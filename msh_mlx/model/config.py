@@ -57,7 +57,6 @@ _IGNORED = frozenset(
         "existing_text_end_padding_id",
         "gradient_checkpointing",
         "lora_rank",
-        "model_id",
         "positional_scale",
         "quantization",
         "quantization_config",

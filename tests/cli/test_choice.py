@@ -336,7 +336,7 @@ def test_the_table_as_json(place: Place) -> None:
     assert models["personaplex-7b"]["gated"]
     assert models["j-moshi"]["non_commercial"]
     speech = models["tts-1.6b-en_fr"]
-    assert (speech["family"], speech["use"]) == ("tts", "speech")
+    assert (speech["family"], speech["use"], speech["voices"]) == ("tts", "speech", "kyutai/tts-voices")
 
 
 def test_get_path_remove(place: Place) -> None:

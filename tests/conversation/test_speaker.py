@@ -183,7 +183,7 @@ def test_two_speakers_take_turns(parts, voices):
 
 
 def test_turns_of_speakers_without_a_voice(parts, voices):
-    for given, number in (([], 1), ([voices["calm"]], 1), ([voices["calm"]] * 2, 2), ([], -1)):
+    for given, number in (([], 1), ([voices["calm"]], 1), ([voices["calm"]] * 2, 2), ([], -1), ([], "A")):
         with pytest.raises(InputError, match="There is a turn of speaker"):
             list(Speaker(*parts, voices=given, **GREEDY).say(Turn("one", number)))
 

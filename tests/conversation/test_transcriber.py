@@ -198,7 +198,7 @@ def test_a_batch_writes_what_each_would_alone(parts):
     assert sum(map(len, wanted)) > 20
     for rows in (1, 3, 8):
         got, lengths = {}, {}
-        news = transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows)
+        news = transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows, ahead=rows > 1)
         for progress in itertools.chain.from_iterable(news):
             got.setdefault(progress.index, []).extend(progress.words)
             if progress.ended:

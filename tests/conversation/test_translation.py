@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, Session, TextSampler, load_lm, load_mimi, load_tokenizer
+from msh_mlx.conversation import recordings
 from msh_mlx.conversation.live import NullSink
 from msh_mlx.conversation.pipeline import Pipeline
-from msh_mlx.conversation.recordings import PATIENCE, Plan, converse
+from msh_mlx.conversation.recordings import Plan, converse
 from msh_mlx.conversation.session import Opening
 from msh_mlx.events import Notice, Said, Spoke
 from msh_mlx.model.families import family_of, hibiki
@@ -107,7 +108,7 @@ def test_a_session_translates_as_the_reference(parts, name, run, coef):
 
 
 def by_hand(parts, speech, seed):
-    """The steps of a translation with its end, taken one by one; None: it does not end in time."""
+    """The steps of a translation with its end, taken one by one; None: it does not end soon."""
     lm, mimi, _ = parts
     gen, encoder = LmGen(lm, steering=hibiki.steering(lm), seed=seed), mimi.encoder()
 
@@ -116,7 +117,7 @@ def by_hand(parts, speech, seed):
 
     steps, silence = [step(pcm) for pcm in speech], np.zeros(1920, np.float32)
     steps.append(gen.end_input())
-    for _ in range(int(PATIENCE * 12.5) - lm.config.max_delay):
+    for _ in range(30):
         if steps[-1].text_token == hibiki.END:
             return steps + [step(silence) for _ in range(lm.config.max_delay)]
         steps.append(step(silence))
@@ -128,7 +129,7 @@ def ending(parts, folder):
     """A seed with which a translation of the recording ends, and its steps."""
     pcm, _ = soundfile.read(folder / "speech.wav", dtype="float32")
     speech = np.pad(pcm, (0, 100)).reshape(30, 1920)
-    return next((seed, steps) for seed in range(20) if (steps := by_hand(parts, speech, seed)))
+    return next((seed, steps) for seed in range(100) if (steps := by_hand(parts, speech, seed)))
 
 
 def translated(session, folder, plan=None):
@@ -158,7 +159,7 @@ def test_a_recording_is_translated_to_its_end(parts, folder, ending):
     assert len(translated(session, folder, Plan(max_steps=31))[0]) == 31 * 1920
 
 
-def test_a_translation_that_does_not_end(parts, folder):
+def test_a_translation_that_does_not_end(parts, folder, monkeypatch):
     # With such a bonus, only padding is chosen.
     session = Session(*parts, text_sampler=TextSampler(0, padding_bonus=1e6), audio_sampler=Sampler(0))
     sound, (notice,), _ = translated(session, folder, Plan(tail=0.8))
@@ -166,7 +167,8 @@ def test_a_translation_that_does_not_end(parts, folder):
     assert notice.message.endswith("speech.wav has not ended after 0.8 s of silence; --tail sets how long to wait.")
     assert notice.level == "warning"
     session.reset()
-    assert len(translated(session, folder)[0]) == (31 + int(PATIENCE * 12.5)) * 1920
+    monkeypatch.setattr(recordings, "PATIENCE", 1.6)
+    assert len(translated(session, folder)[0]) == (31 + 20) * 1920
     session.reset()
     assert len(translated(session, folder, Plan(tail=0))[0]) == 31 * 1920
 

@@ -37,6 +37,7 @@ licence = "MIT"
 non-commercial = true
 gated = true
 family = "tts"
+voices = "me/voices"
 
 [mine.files]
 lm = "folder/model.safetensors"
@@ -65,7 +66,7 @@ def test_an_entry(tmp_path):
     (entry,) = read_catalogue(write(tmp_path, GOOD)).values()
     assert (entry.name, entry.about, entry.licence) == ("mine", "A model of mine", "MIT")
     assert (entry.size, entry.memory, entry.step_bytes, entry.bits) == (1000, 2000, 900, 8)
-    assert (entry.family, entry.use) == ("tts", "speech")
+    assert (entry.family, entry.use, entry.voices) == ("tts", "speech", "me/voices")
     assert entry.gated
     assert entry.non_commercial
     assert entry.is_restricted
@@ -82,7 +83,7 @@ def test_what_is_not_known_is_none(tmp_path):
     text = '[a]\nfiles = {lm = "/x/lm", mimi = "mimi", tokenizer = "~/t"}\n'
     (entry,) = read_catalogue(write(tmp_path, text)).values()
     assert entry.quantization is entry.bits is entry.size is entry.memory is entry.step_bytes is entry.licence is None
-    assert (entry.family, entry.use, entry.is_restricted) == ("moshi", "conversation", False)
+    assert (entry.family, entry.use, entry.voices, entry.is_restricted) == ("moshi", "conversation", None, False)
     assert entry.files["lm"] == LocalFile(parse_reference("/x/lm").path)
     assert entry.files["mimi"].path == tmp_path / "mimi"
     assert entry.files["tokenizer"].path.is_absolute()
@@ -95,8 +96,8 @@ def changed(old, new):
 
 WRONG = {
     "unknown key": (changed("licence =", "license ="), 9, "mine.license is not known"),
-    "unknown role": (changed("config =", "configuration ="), 18, "mine.files.configuration is not known"),
-    "missing role": (changed('mimi = "file:codec.safetensors"\n', ""), 14, "mine.files has no mimi"),
+    "unknown role": (changed("config =", "configuration ="), 19, "mine.files.configuration is not known"),
+    "missing role": (changed('mimi = "file:codec.safetensors"\n', ""), 15, "mine.files has no mimi"),
     "no files": ('[mine]\nabout = "x"\n', 1, "mine has no files"),
     "type of a number": (changed("1_000", '"1 GB"'), 6, "mine.size is '1 GB'; a number of bytes"),
     "a number of many digits": (changed("1_000", "0x" + "f" * 5000), 6, "mine.size is "),
@@ -119,17 +120,18 @@ WRONG = {
         10,
         "mine.non-commercial is 1; true or false",
     ),
+    "voices": (changed('"me/voices"', '"voices"'), 13, "mine.voices is 'voices'; OWNER/NAME"),
     "repository": (changed("me/mine", "mine"), 3, "mine.repository is 'mine'; OWNER/NAME"),
     "way out": (
         changed("folder/model", "../model"),
-        15,
+        16,
         "mine.files.lm is wrong: '../model.safetensors' is not a path",
     ),
-    "absolute": (changed("folder/model", "/model"), 15, "mine.files.lm is wrong"),
-    "reference": (changed("hf:you/yours/", "hf:you/"), 17, "mine.files.tokenizer is wrong: hf:you/tokenizer"),
+    "absolute": (changed("folder/model", "/model"), 16, "mine.files.lm is wrong"),
+    "reference": (changed("hf:you/yours/", "hf:you/"), 18, "mine.files.tokenizer is wrong: hf:you/tokenizer"),
     "revision": (changed('"v1"', '"../../x"'), 4, "mine.revision is '../../x'"),
-    "hash": (changed('lm = "0000', 'lm = "000'), 22, "mine.sha256.lm is"),
-    "hash of nothing": (changed('lm = "0000', 'codec = "0000'), 22, "mine.sha256.codec is not known"),
+    "hash": (changed('lm = "0000', 'lm = "000'), 23, "mine.sha256.lm is"),
+    "hash of nothing": (changed('lm = "0000', 'codec = "0000'), 23, "mine.sha256.codec is not known"),
     "hash without files": (f'[a]\nfiles = {{}}\nsha256 = {{lm = "{"0" * 64}"}}\n', 2, "a.files has no lm"),
     "no table": ("x = 1\n" + GOOD, 1, "x is not a table"),
     "files no table": ('[a]\nfiles = "x"\n', 2, "a.files is not a table"),

@@ -112,7 +112,7 @@ def test_layers_equal_a_version_that_keeps_everything(layers, tmp_path):
         assert np.abs(seen.audio_logits[p] - codes).max() < 1e-4
 
 
-@pytest.mark.parametrize("coef", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("coef", [0.0, 4.0])
 def test_guidance_mixes_two_models_that_are_told_other_things(coef, tmp_path):
     lm, slow = made(tmp_path, {**SMALL, **LAYERS["all"]})
     seen = conversation(lm, 50, steering=hibiki.steering(lm, coef))
@@ -196,7 +196,7 @@ def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path):
     lm, _ = made(tmp_path, config)
     steer = steered(lm)
     rng = np.random.default_rng(5)
-    for length in (1, 2, 7, 24, 30):
+    for length in (1, 7, 30):
         columns = rng.integers(0, 30, (length + 70, 7)).astype(np.int32)
         slowly = Rows(lm, 1, kv_bits, steer.added, sources=steer.sources)
         first = [slowly.read(column[None]) for column in columns[: length - 1]]
@@ -204,7 +204,7 @@ def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path):
         wanted = np.array([slowly.read(column[None]) for column in columns[length - 1 :]])
         # The columns behind the prompt that its delays reach belong to it.
         prompt = Prompt(columns[: length + lm.config.max_delay])
-        for chunk in (1, 5, 64):
+        for chunk in (3, 64):
             read = prefill(lm, prompt, kv_bits=kv_bits, steering=steer, chunk=chunk)
             rings = [read.form.grown(ring, 30) if ring[0].shape[2] < 30 else ring for ring in read.rings]
             behind = Rows(lm, 1, kv_bits, steer.added, rings, length - 1, steer.sources)

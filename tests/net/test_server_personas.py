@@ -145,12 +145,13 @@ async def test_a_prompt_is_read_once_and_the_texts_of_clients_are_not_on_disk(di
         kept = KeptPrompts(tmp_path)
         with loaded(lambda p, k=kept: ServedPersonas(Personas(p, kept=k), Persona(text="next"))) as shared:
             async with serving(shared) as server:
-                for role in (None, "backwards", "backwards", None):
-                    sounds.append((await talk(server.url, digits, text_prompt=role, **FILE)).sound)
+                for role in (None, "backwards", "backwards"):
+                    heard = await talk(server.url, digits[: 32 * FRAME_SIZE], text_prompt=role, **FILE)
+                    sounds.append(heard.sound)
     assert [kept.about["text"] for kept in kept.all()] == ["next"]
     assert len(read) == 3  # "next" once, and "backwards" once by each server
     for index, sound in enumerate(sounds):  # what was kept changes nothing
-        np.testing.assert_array_equal(sound, sounds[(0, 1, 1, 0)[index % 4]])
+        np.testing.assert_array_equal(sound, sounds[min(index % 3, 1)])
     assert not np.array_equal(sounds[0], sounds[1])
 
 

@@ -115,9 +115,11 @@ class WordMachine:
 
     @property
     def hungry(self) -> bool:
-        """Whether the next position may begin an entry, and more entries are needed to know those that it is ahead by."""
+        """Whether the next position may begin an entry, and that, or those that the second stream reads ahead, are missing."""
+        if self._queued or self._forced > 0:
+            return False
         following = sum(bool(entry.tokens) for entry in islice(self.entries, 1, None))
-        return not self._queued and self._forced <= 0 and following < self._distance
+        return not self.entries or (self._words is not None and following < self._distance)
 
     def token(self, position: int, sampled: int) -> int:
         """Return the text of the next column, given the token that was sampled at a position."""
