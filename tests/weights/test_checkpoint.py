@@ -405,6 +405,7 @@ def test_the_family_is_what_the_configuration_says(values, name):
             {"backbone_flavor": "llama-1B", "decoder_flavor": "llama-100M"},
             "a text-to-speech model of another kind (CSM)",
         ),
+        ({"model_type": "csm"}, "a text-to-speech model of another kind (CSM), which"),
         ({"model_type": "mimi", "codebook_dim": 256}, "a codec (Mimi), which this program does not run; give the conf"),
         (
             {"xa_shared": True, "xa_gating": "sigmoid"},
