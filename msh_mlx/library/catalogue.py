@@ -359,12 +359,24 @@ class _Table:
 def _line(text: str, keys: tuple[str, ...]) -> int:
     """Find the line that gives `keys` their value. It is the last line of the shortest beginning of the file that has it."""
     lines = text.split("\n")
-    for count in range(1, len(lines) + 1):
+
+    def has(count: int) -> bool | None:
+        """Tell whether the first lines have the value; None: they are not TOML, as in the middle of a text."""
         try:
             values: Any = tomllib.loads("\n".join(lines[:count]) + "\n")
             for key in keys:
                 values = values[key]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        return count
-    return len(lines)
+        except (ValueError, RecursionError):
+            return None
+        except (KeyError, TypeError):
+            return False
+        return True
+
+    # Look table by table first: a catalogue has hundreds of lines.
+    begin = 0
+    for count in (number for number, line in enumerate(lines) if line.startswith("[")):
+        found = has(count)
+        if found:
+            break
+        begin = count if found is False else begin
+    return next((count for count in range(begin + 1, len(lines) + 1) if has(count)), len(lines))
