@@ -36,7 +36,7 @@ class Ours:
             entries = [tts.Entry(tuple(tokens), padding) for tokens, padding in SENTENCE]
             machine = tts.WordMachine.of(lm.config)
             machine.entries.extend(entries)
-            script = tts.SpeechScript.of(lm.config, machine)
+            script = tts.SpeechScript(lm.config.streams, machine, delay_steps=0)  # speaks from the first step on
             voice = np.array(mx.load(self._voice)["speaker_wavs"])[0].T
             sampler = Sampler(TEMPERATURE)
             cfg = "2.0" if "cfg" in lm.config.conditioners else None
@@ -46,8 +46,7 @@ class Ours:
                 from word_machine import WAYS
 
                 self._gen = WAYS[self._kind](self._gen, script, machine)
-            for _ in range(tts.delay_steps(lm.config)):  # until it speaks
-                self._gen.advance()
+            self._gen.advance()
         else:
             self._gen = LmGen(lm, seed=1, steering=hibiki.steering(lm))
             self._gen.prime()

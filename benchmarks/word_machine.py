@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from msh_mlx.model.attention import KvRing
 from msh_mlx.model.families.tts import MAX_PADDING, NEW_WORD, PADDING, Entry, SpeechScript, WordMachine, ahead
 from msh_mlx.model.generate import LmGen, Step, to_host
 from msh_mlx.model.grid import Column
@@ -89,15 +88,13 @@ class Another:
         gen, position = self._gen, self._gen._position
         if self._script.over(position):
             return None
-        rings = gen._rings_for_step()
-        column = self._script.rows(position, gen._grid.column(position, self._forced))
-        row = self._run(position, column, rings)
+        row = self._run(position, self._script.rows(position, gen._grid.column(position, self._forced)))
         self._forced = self._script.own(position)
         gen._grid.say(row[1:], self._forced)
         gen._position += 1
         return Step(int(row[0]), gen._grid.frame())
 
-    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
+    def _run(self, position: int, column: Column) -> Column:
         """Run a position. Return its text and codes, `[1 + dep_q]`."""
         raise NotImplementedError
 
@@ -105,12 +102,13 @@ class Another:
 class TwoWaits(Another):
     """Waits for the text, and then for the codes."""
 
-    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
-        gen, script = self._gen, self._script
+    def _run(self, position: int, column: Column) -> Column:
+        gen, script, rings = self._gen, self._script, self._gen._rings_for_step()
         assert gen._said is not None
         text, h, gen._rings, *_, noise = gen._run.hear(
             position, column, gen._said, rings, gen._key(position), gen._words.tokens()
         )
+        del rings  # so that they are changed in place
         token = script.text(position, int(to_host(text)[0]))
         if script.speaks(position):
             gen._said, _ = gen._run.speak(h, mx.array([token]), noise)
@@ -142,14 +140,15 @@ class DeviceSpeech(Another):
             said = mx.concatenate([text, mx.zeros((self._gen.lm.config.dep_q,), mx.int32)])
         return said, rings, state
 
-    def _run(self, position: int, column: Column, rings: list[KvRing]) -> Column:
-        gen = self._gen
+    def _run(self, position: int, column: Column) -> Column:
+        gen, rings = self._gen, self._gen._rings_for_step()
         arrays = gen._run._arrays(position, column, gen._words.tokens(), rings)
         function = self._whole if self._script.speaks(position) else self._silent
         rest = (gen._said, rings, gen._key(position), gen._run._given)
         gen._said, gen._rings, self._state = function(
             mx.array([position]), self._state, self._machine.arrays, *arrays, *rest
         )
+        del rings, rest
         row, state = np.split(to_host(mx.concatenate([gen._said, self._state])), [1 + gen.lm.config.dep_q])
         self._host.end = int(state[-1]) if state[-1] >= 0 else None
         return row

@@ -208,6 +208,7 @@ class LmGen:
         text, h, self._rings, logits, heads, noise = self._run.hear(
             position, column, said, rings, self._key(position), self._words.tokens()
         )
+        del rings  # so that they are changed in place
         values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
         token = script.text(position, int(values[0]))
         audio_logits: list[mx.array] = []

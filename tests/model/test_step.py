@@ -144,10 +144,10 @@ class AsSampled:
         return position >= self._steps
 
 
-def speaker(steering=NO_STEERING, **options):
+def speaker(steering=NO_STEERING, context=30, **options):
     """A seeded conversation of a model that hears nothing."""
     config = LmConfig(
-        dim=64, num_layers=2, num_heads=2, context=30, text_card=50, card=30, n_q=5, dep_q=5, delays=(0, 0, 2, 2, 2, 2),
+        dim=64, num_layers=2, num_heads=2, context=context, text_card=50, card=30, n_q=5, dep_q=5, delays=(0, 0, 2, 2, 2, 2),
         depformer_dim=32, depformer_num_layers=2, depformer_num_heads=2, depformer_dim_feedforward=48,
     )  # fmt: skip
     mx.random.seed(4)
@@ -283,6 +283,19 @@ def test_the_rings_are_changed_in_place():
     before = mx.get_active_memory()
     for _ in range(5):
         gen.step([0, 0])
+    assert mx.get_peak_memory() - before < held / 2
+
+
+def test_the_rings_of_a_script_are_changed_in_place():
+    gen = speaker(script=AsSampled(10**6), context=4096)
+    for _ in range(1030):
+        gen.advance()
+    held = gen.kv_bytes
+    assert held == 2 * 2 * 64 * 2048 * 4
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(5):
+        gen.advance()
     assert mx.get_peak_memory() - before < held / 2
 
 
