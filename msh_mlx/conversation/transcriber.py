@@ -25,7 +25,7 @@ from ..model.ranges import Range
 from ..system.inputs import brief
 from .codec import Mimi, check_codec
 from .text import check_vocabulary
-from .turns import Turn
+from .turns import EndOfTurn
 
 BEHIND = 1.0  # seconds of silence behind a recording, beyond the model's delay
 _BEHIND = Range(0, 60)
@@ -297,7 +297,7 @@ class _Stream:
         self._rest = np.zeros(round(self._timing.prefix * SAMPLE_RATE), np.float32)
         self._ready: npt.NDArray[np.int32] | None = None  # codes of the next steps
         self._samples = self._more = 0
-        self.turn = Turn()
+        self.turn = EndOfTurn()
 
     def copy(self) -> _Stream:
         """Return a stream that goes on from the state of this one, on its own."""

@@ -13,7 +13,7 @@ from paths import DEMO, DIGITS
 from msh_mlx import InputError, InUseError, LmConfig, Transcriber, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.subtitles import srt, vtt
 from msh_mlx.conversation.transcriber import BEHIND, Transcribed, spelled, transcribe
-from msh_mlx.conversation.turns import Turn
+from msh_mlx.conversation.turns import EndOfTurn
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.model.families.stt import Timing, WordTimes
 
@@ -169,7 +169,7 @@ def test_turns_end_by_quiet_without_extra_heads():
     rng = np.random.default_rng(4)
     noise = rng.normal(0, 0.004, 12 * SAMPLE_RATE).astype(np.float32)
     for background in (0 * noise, noise):
-        turn, ends = Turn(), []
+        turn, ends = EndOfTurn(), []
         for i in range(0, len(background), FRAME_SIZE):
             turn.hear(background[i : i + FRAME_SIZE] + SOUND[i : i + FRAME_SIZE])
             turn.write(False, None)
