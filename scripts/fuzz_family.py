@@ -2,9 +2,9 @@
 
 PYTHONPATH=. python scripts/fuzz_family.py [--count N] [--seed S] [--kind KIND]
 
-The kinds: `configuration` (of every family, with its model's file), `pt` and `voice` (voices in PyTorch's form and in
-safetensors), and `script` (the text that is said, and the role in a prompt). `--count` is shared between them. The program
-prints how many of each were refused and how many ran, and how much memory it took. What fails is shown with its seed;
+The kinds: `configuration` (of every family, with its model's file), `model` (such a file's header), `pt` and `voice` (voices in
+PyTorch's form and in safetensors), and `script` (the text that is said, and the role in a prompt). `--count` is shared. The
+program prints how many of each were refused and how many ran, and how much memory it took. What fails is shown with its seed;
 `--count 1 --seed S --kind KIND` repeats it. It ends with 1 then.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import math
 import random
 import resource
 import struct
@@ -75,6 +76,45 @@ class Fuzzer:
         assert describe(read_header(model)).startswith("a")
         checkpoint = open_checkpoint(model, config)
         if rng.random() < 0.2:
+            run(checkpoint.load(), rng)
+        return True
+
+    def model(self, rng: random.Random) -> bool:
+        """Damage the header of a model's file: names, types, shapes and places of tensors."""
+        from msh_mlx.weights.checkpoint import describe, open_checkpoint
+        from msh_mlx.weights.safetensors import read_header
+
+        source, values = rng.choice([pair for pair in self._configs if pair[0].stat().st_size < 4e6])
+        data = source.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        entries = {name: entry for name, entry in json.loads(data[8:end]).items() if entry and name != "__metadata__"}
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            name = rng.choice(list(entries))
+            kind = rng.randrange(5)
+            if kind == 0:
+                del entries[name]
+            elif kind == 1:
+                entries[_renamed(rng, name, list(entries))] = entries.pop(name)
+            elif kind == 2:
+                entries[name] = {
+                    **entries[rng.choice(list(entries))],
+                    **rng.choice([{}, {"dtype": "F16"}, {"dtype": "U32"}]),
+                }
+            elif kind == 3:
+                shape = entries[name]["shape"]
+                entries[name]["shape"] = rng.choice(
+                    [shape[::-1], [*shape, 1], [math.prod(shape)], shape[1:], [1, *shape]]
+                )
+            else:
+                entries[name]["dtype"] = rng.choice(["F32", "BF16", "F16", "U32", "I32", "F64", "F8_E4M3", "F4"])
+        raw = json.dumps(entries)
+        if rng.random() < 0.2:
+            raw = _damaged_bytes(rng, raw.encode()).decode("latin-1")
+        path = self._folder / "lm.safetensors"
+        path.write_bytes(len(raw.encode()).to_bytes(8, "little") + raw.encode() + data[end:])
+        describe(read_header(path))
+        checkpoint = open_checkpoint(path, values)
+        if rng.random() < 0.5:
             run(checkpoint.load(), rng)
         return True
 
@@ -203,7 +243,7 @@ class Fuzzer:
         return Speaker(**self._loaded("speech"), voices=voices, seed=0)
 
 
-KINDS = ("configuration", "pt", "voice", "script")
+KINDS = ("configuration", "model", "pt", "voice", "script")
 
 
 def run(lm: Any, rng: random.Random) -> None:
@@ -261,6 +301,18 @@ def _damaged_json(rng: random.Random, text: str, values: dict[str, Any]) -> str:
         key, value = rng.choice(leaves)
         return text.replace(f"{json.dumps(key)}: {json.dumps(value)}, ", "", 1)
     return _damaged_bytes(rng, text.encode("utf-8", "surrogatepass")).decode("latin-1")
+
+
+def _renamed(rng: random.Random, name: str, names: list[str]) -> str:
+    """Give a tensor another number, or a name of another, or none."""
+    numbers = [i for i, part in enumerate(name.split(".")) if part.isdigit()]
+    parts = name.split(".")
+    if numbers and rng.random() < 0.6:
+        parts[rng.choice(numbers)] = rng.choice(["0", "1", "2", "3", "7", "99", "1" * 5000, "٣", "-1", "01"])
+        return ".".join(parts)
+    return rng.choice(
+        [*names, "", name + "x", name.replace("weight", "scales"), "text_emb.out1.weight", "quantizer.x", "\ud800"]
+    )
 
 
 def _leaves(values: Any) -> list[tuple[str, Any]]:

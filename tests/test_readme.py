@@ -37,7 +37,9 @@ def prose(page):
 # ---- what is run ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "docs" / "python.md", ROOT / "docs" / "family.md"], ids=lambda page: page.name
+)
 def test_the_examples_of_the_api_run(page, tmp_path):
     (example,) = blocks(page, "python")
     (tmp_path / "assets").symlink_to(ROOT / "assets")
@@ -45,7 +47,7 @@ def test_the_examples_of_the_api_run(page, tmp_path):
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.split() == DIGITS
-    if page != README:
+    if page.name == "python.md":
         assert soundfile.info(tmp_path / "reply.wav").samplerate == 24000
 
 

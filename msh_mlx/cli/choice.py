@@ -6,9 +6,10 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,11 +115,12 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
         yield Watch(progress, shown.say, signals.check)
 
 
-def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK) -> Choice:
+def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK, *, in_time: bool = True) -> Choice:
     """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
 
     Options of sampling that were left out get the values that are usual for the model. `uses` are what the model may be for, as
-    `Family.use`; the demo model is of the first.
+    `Family.use`; the demo model is of the first. With `in_time`, a model that the user did not name must be able to follow a
+    conversation; without it, the fastest is taken if none is.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
 
     check_compiling()
     with watching(args, signals) as watch:
-        choice = _chosen(args, uses, watch)
+        choice = _chosen(args, uses, in_time, watch)
         settle_sampling(args, choice.checkpoint.config)
         if not choice.is_demo:
             guided = getattr(args, "guidance", 1.0) != 1
@@ -146,10 +148,10 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     return choice
 
 
-def _chosen(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choice:
+def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
     if not args.demo:
         try:
-            return _choose(args, uses, watch)
+            return _choose(args, uses, in_time, watch)
         except (_NothingSuitsError, UnreachableError) as error:
             if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
@@ -204,7 +206,7 @@ class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
 
-def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choice:
+def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
     from ..model.families.personaplex import no_persona
@@ -232,7 +234,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], watch: Watch) -> Choi
             raise InputError(f"The catalogue has no model of {args.quantized} bits", "give one with --model")
         entry = next(filter(is_on_disk, fitting), fitting[0])
     else:
-        selection = _best(of_first_use, watch)
+        selection = _best(of_first_use, in_time, watch)
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
@@ -245,7 +247,7 @@ def _is_of(entry: Entry, repository: str) -> bool:
     return isinstance(lm, HubFile) and lm.repository == repository
 
 
-def _best(entries: Mapping[str, Entry], watch: Watch) -> Selection:
+def _best(entries: Mapping[str, Entry], in_time: bool, watch: Watch) -> Selection:
     """Choose the best model for this machine."""
     from ..library.cache import is_on_disk
     from ..library.suited import Selection, suitable, this_machine
@@ -256,6 +258,10 @@ def _best(entries: Mapping[str, Entry], watch: Watch) -> Selection:
         # Measure again: other programs may have slowed down the first measurement of the memory.
         machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
+    if not suited and not in_time:
+        # The fastest that fits in memory, and first those on disk.
+        suited = suitable(entries, replace(machine, bandwidth=math.inf))
+        suited.sort(key=lambda entry: (not is_on_disk(entry), entry.step_bytes or 0))
     if not suited:
         raise _nothing_suits(entries, machine)
     best = suited[0]

@@ -130,7 +130,7 @@ def _recordings(args: argparse.Namespace, signals: Signals) -> int:
         for task in tasks:
             task.recording = checked(task.path)
         args.sessions = rows = min(args.batch or _ROWS, len(tasks))
-        choice = choose(args, signals, ("transcription",))
+        choice = choose(args, signals, ("transcription",), in_time=False)
         check_outputs(outputs, choice.files.all)
         shown = stack.enter_context(display(args, signals, apart=True))
         parts = _load(choice, shown)

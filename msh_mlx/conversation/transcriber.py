@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
 from threading import Lock
@@ -24,7 +25,7 @@ from ..model.ranges import Range
 from ..system.inputs import brief
 from .codec import Mimi, check_codec
 from .text import check_vocabulary
-from .turns import Turn
+from .turns import EndOfTurn
 
 BEHIND = 1.0  # seconds of silence behind a recording, beyond the model's delay
 _BEHIND = Range(0, 60)
@@ -197,9 +198,13 @@ def transcribe(
     """Write down several recordings, `rows` at a time in one batch, each as a `Transcriber` would alone.
 
     Yield the progress of all that are under way, after every second or so of their sound. `sounds` are taken one after the
-    other, when a row is free; each yields sound as `Transcriber.push` takes it. With `ahead` the codec works on what follows
-    while the model works; without it nothing is waited for that is not needed, which suits sound that comes as it is made.
-    The other arguments are as for `Transcriber`. An `MshError` that a sound raises ends this one, with what was heard before.
+    other, when a row is free; each yields sound as `Transcriber.push` takes it. With `ahead` another thread takes sound and
+    runs the codec while the model works. Without it nothing is waited for that is not needed, which suits sound that comes as
+    it is made. The other arguments are as for `Transcriber`. An `MshError` that a sound raises ends this one, with what was
+    heard before.
+
+    A recording is heard by one row, from its beginning to its end. It is not cut into stretches for several rows: a stretch
+    would begin without what the model remembers (a minute, with the published models), and other words could come out.
 
     Raises
     ------
@@ -211,28 +216,34 @@ def transcribe(
     listeners = Listeners(lm, rows, kv_bits=kv_bits)
     streams = [_Stream(lm, mimi, tokenizer) for _ in range(rows)]
     works: dict[int, _Work] = {}  # by row
-    while True:
-        for row in range(rows):
-            if row not in works and (following := next(waiting, None)) is not None:
-                streams[row].reset()
-                works[row] = _Work(following[0], following[1], streams[row])
-        if not works:
-            return
-        codes = np.zeros((_STEPS, rows, lm.config.n_q), np.int32)
-        counts = {}
-        for row, work in works.items():
-            given = work.next()
-            codes[: len(given), row] = given
-            counts[row] = len(given)
-        wait = listeners.start(codes[: max(counts.values())])
-        for work in works.values() if ahead else ():
-            work.prepare()
-        heard = wait()
-        told = {
-            row: works[row].write(heard.tokens[:count, row], heard.heads[:count, row]) for row, count in counts.items()
-        }
-        works = {row: work for row, work in works.items() if not told[row].ended}
-        yield list(told.values())
+    with ThreadPoolExecutor(1, "codec") as codec:
+        while True:
+            for row in range(rows):
+                if row not in works and (following := next(waiting, None)) is not None:
+                    streams[row].reset()
+                    works[row] = _Work(following[0], following[1], streams[row])
+            if not works:
+                return
+            given = {row: work.next() for row, work in works.items()}
+            codes = np.zeros((max(map(len, given.values())), rows, lm.config.n_q), np.int32)
+            for row, some in given.items():
+                codes[: len(some), row] = some
+            # A thread, because MLX lets only a few steps wait: the call returns late.
+            prepared = codec.submit(_prepare, list(works.values())) if ahead else None
+            heard = listeners.hear(codes)
+            if prepared:
+                prepared.result()
+            told = {
+                row: works[row].write(heard.tokens[: len(some), row], heard.heads[: len(some), row])
+                for row, some in given.items()
+            }
+            works = {row: work for row, work in works.items() if not told[row].ended}
+            yield list(told.values())
+
+
+def _prepare(works: Iterable[_Work]) -> None:
+    for work in works:
+        work.prepare()
 
 
 def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
@@ -286,7 +297,7 @@ class _Stream:
         self._rest = np.zeros(round(self._timing.prefix * SAMPLE_RATE), np.float32)
         self._ready: npt.NDArray[np.int32] | None = None  # codes of the next steps
         self._samples = self._more = 0
-        self.turn = Turn()
+        self.turn = EndOfTurn()
 
     def copy(self) -> _Stream:
         """Return a stream that goes on from the state of this one, on its own."""

@@ -1,4 +1,4 @@
-"""`Turn`: when a speaker has ended a turn."""
+"""`EndOfTurn`: when a speaker has ended a turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FAINTER = 0.2  # of the loudest frame of late: below it there is no speech, eit
 _FADING = 0.995  # by which the loudest frame of late counts less with each frame
 
 
-class Turn:
+class EndOfTurn:
     """Follows a speaker frame by frame: whether a turn has begun, and whether it has ended.
 
     A turn begins with text, and ends when the model's extra heads tell a pause for some steps. Without extra heads it begins

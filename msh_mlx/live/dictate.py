@@ -7,6 +7,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from time import perf_counter
 from typing import TextIO
 
 from ..conversation.transcriber import Transcribed, Transcriber
@@ -89,21 +90,24 @@ class TextPage(Page):
     def word(self, word: Transcribed) -> None:
         text = printable(word.text)
         if self._terminal and self._width + 1 + len(text) > shutil.get_terminal_size().columns:
-            self.turn(0.0)
+            self._end_line()
         self._out.write(f" {text}" if self._width else text)
         self._out.flush()
         self._width += len(text) + 1
 
     def turn(self, seconds: float) -> None:
+        self._end_line()
+
+    def note(self, notice: Notice) -> None:
+        if self._terminal:
+            self._end_line()
+        self._say(notice.message)
+
+    def _end_line(self) -> None:
         if self._width:
             self._width = 0
             self._out.write("\n")
             self._out.flush()
-
-    def note(self, notice: Notice) -> None:
-        if self._terminal:
-            self.turn(0.0)
-        self._say(notice.message)
 
 
 def dictate(
@@ -151,16 +155,16 @@ def dictate(
                 said = True
                 page.word(word)
 
-        lost = _lost(devices)
-        while duration is None or transcriber.seconds < duration:
+        microphone, lost, begin = devices.microphone, _lost(devices), perf_counter()
+        while duration is None or perf_counter() - begin < duration:
             try:
                 signals.check()
             except Stopped as signalled:
                 stopped = signalled
                 break
             devices.poll()
-            count = min(max(1, int(devices.microphone.backlog() / FRAME_SECONDS)), _AT_ONCE)
-            pcm = devices.microphone.read(count * FRAME_SIZE, _WAIT)
+            count = min(max(1, int(microphone.backlog() / FRAME_SECONDS)), _AT_ONCE)
+            pcm = microphone.read(count * FRAME_SIZE, _WAIT)
             if pcm is None:
                 continue
             write(transcriber.push(pcm))
@@ -173,6 +177,8 @@ def dictate(
                 message = f"{now - lost:.1f} s of sound were lost: this machine is too slow for this model."
                 page.note(Notice("dropped", message, "warning"))
                 lost = now
+        if (rest := microphone.read(int(microphone.backlog() * SAMPLE_RATE), 0.0)) is not None:
+            write(transcriber.push(rest))
         write(transcriber.flush())
         if said:
             page.turn(transcriber.seconds)

@@ -79,15 +79,12 @@ class LmConfig(Architecture):
         Raises
         ------
         InputError
-            A key is unknown, or has a value that is not implemented. The message names `source`, and the kind of model if it
-            is known.
+            A key is unknown, or has a value that is not implemented, or the model is of a kind that is known but not run. The
+            message names `source`.
         """
-        try:
-            return cls._read(values, source, lora)
-        except InputError:
-            if (other := other_of(values)) is None:
-                raise
-            raise InputError(f"{source} is of {other.title}, which this program does not run", other.advice) from None
+        if other := other_of(values):
+            raise InputError(f"{source} is of {other.title}, which this program does not run", other.advice)
+        return cls._read(values, source, lora)
 
     @classmethod
     def _read(cls, values: Mapping[str, Any], source: str, lora: bool) -> LmConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 
@@ -75,14 +74,7 @@ class Listeners:
         return other
 
     def hear(self, codes: npt.NDArray[np.integer]) -> Heard:
-        """Run some steps, and wait for all of them. `codes` are as for `start`."""
-        return self.start(codes)()
-
-    def start(self, codes: npt.NDArray[np.integer]) -> Callable[[], Heard]:
-        """Enqueue some steps on the device, without waiting for them. Return a function that waits for what they write.
-
-        `codes` are `[steps, rows, n_q]`, in [0, card], or −1 for a missing one.
-        """
+        """Run some steps, and wait for all of them. `codes` are `[steps, rows, n_q]`, in [0, card], or −1 for a missing one."""
         config = self.lm.config
         begins = (codes == config.card).all(axis=2)
         said, heads = [], []
@@ -104,7 +96,7 @@ class Listeners:
             mx.async_eval(self._said, says, self._rings)
         classes = config.extra_heads_dim if config.extra_heads_num_heads else 0
         shape = (len(codes), self.rows, config.extra_heads_num_heads, classes)
-        return lambda: Heard(to_host(mx.stack(said)), np.array(mx.stack(heads)).reshape(shape))
+        return Heard(to_host(mx.stack(said)), np.array(mx.stack(heads)).reshape(shape))
 
     def warm_up(self) -> None:
         """Compile, on this thread, what streams of any length need. The state does not change."""

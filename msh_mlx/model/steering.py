@@ -40,6 +40,10 @@ class Steering:
     guidance: Guidance | None = None
     codebooks: int | None = None
 
+    def __post_init__(self) -> None:
+        # Compute it now: what is not computed yet could be used on this thread only.
+        mx.eval(self.added, self.sources)
+
     @property
     def batch(self) -> int:
         """The number of rows that are computed at each position."""

@@ -12,13 +12,12 @@ _NAMES = [
     (re.compile(r"(?:text_emb(?:\.out[12])?|text_linear|extra_heads\.\d+)\.weight|condition_provider\..*"), r"\g<0>"),
     (re.compile(r"emb\.(\d+)\.weight"), r"audio_embs.\1.weight"),
     (re.compile(r"out_norm\.alpha"), "out_norm.weight"),
-    (re.compile(r"(transformer\.layers\.\d+\.self_attn\.in_proj)_weight"), r"\1.weight"),
-    (re.compile(r"(transformer\.layers\.\d+\.self_attn\.(?:in|out)_proj)s\.0\.weight"), r"\1.weight"),
+    (re.compile(r"(transformer\.layers\.\d+\.(?:self_attn|cross_attention)\.in_proj)_weight"), r"\1.weight"),
+    (re.compile(r"(transformer\.layers\.\d+\.(?:self_attn|cross_attention)\.(?:in|out)_proj)s\.0\.weight"), r"\1.weight"),
     (re.compile(r"(transformer\.layers\.\d+\.norm[12])\.alpha"), r"\1.weight"),
     (re.compile(r"linears\.(\d+)\.weight"), r"depformer.slices.\1.linear_out.weight"),
     (re.compile(r"depformer_text_emb\.((?:out[12]\.|low_rank\.)?weight)"), r"depformer.slices.0.emb.\1"),
     (re.compile(r"depformer_norms\.(\d+)\.(weight|bias)"), r"depformer.slices.\1.norm.\2"),
-    (re.compile(r"(transformer\.layers\.\d+\.cross_attention\.in_proj)_weight"), r"\1.weight"),
 ]  # fmt: skip
 # Tensors of a slice of the depformer, which may serve several codebooks.
 _SLICED = [

@@ -22,6 +22,12 @@ import pytest
 from hub_server import HubServer
 from paths import DEMO, DIGITS, ROOT
 
+from msh_mlx.cli import choice
+from msh_mlx.errors import InputError
+from msh_mlx.library import suited
+from msh_mlx.library.cache import Watch
+from msh_mlx.library.catalogue import load_catalogue, of_use
+
 LIMIT = 60  # seconds, for a busy machine
 WORDS = json.loads((DEMO / "expected.json").read_text())["words"]
 NAMES = {
@@ -191,6 +197,19 @@ def test_models_in_weights(place: Place) -> None:
 
 # Facts that no machine can meet, and facts that every machine meets.
 NEVER = CATALOGUE.replace("step-bytes = 9_000_000", "step-bytes = 900_000_000_000_000_000")
+
+
+def test_a_recording_can_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no model is fast enough to follow, the fastest that fits in memory is taken for recordings."""
+    monkeypatch.setattr(suited, "this_machine", lambda: suited.Machine(16 << 30, 1e9))
+    entries = of_use(load_catalogue(), "transcription")
+    said: list[str] = []
+    watch = Watch(say=said.append)
+    with pytest.raises(InputError, match="No model suits this machine: stt-1b"):
+        choice._best(entries, True, watch)
+    best = choice._best(entries, False, watch).entry
+    assert best.step_bytes == min(entry.step_bytes or 0 for entry in entries.values())
+    assert said[0].startswith(f"The model is {best.name}: ")
 
 
 def test_nothing_suits(place: Place) -> None:

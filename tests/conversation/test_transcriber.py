@@ -13,7 +13,7 @@ from paths import DEMO, DIGITS
 from msh_mlx import InputError, InUseError, LmConfig, Transcriber, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.subtitles import srt, vtt
 from msh_mlx.conversation.transcriber import BEHIND, Transcribed, spelled, transcribe
-from msh_mlx.conversation.turns import Turn
+from msh_mlx.conversation.turns import EndOfTurn
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.model.families.stt import Timing, WordTimes
 
@@ -169,7 +169,7 @@ def test_turns_end_by_quiet_without_extra_heads():
     rng = np.random.default_rng(4)
     noise = rng.normal(0, 0.004, 12 * SAMPLE_RATE).astype(np.float32)
     for background in (0 * noise, noise):
-        turn, ends = Turn(), []
+        turn, ends = EndOfTurn(), []
         for i in range(0, len(background), FRAME_SIZE):
             turn.hear(background[i : i + FRAME_SIZE] + SOUND[i : i + FRAME_SIZE])
             turn.write(False, None)
@@ -191,12 +191,12 @@ def test_a_batch_writes_what_each_would_alone(parts):
         SOUND[100_000:],
         np.zeros(0, np.float32),
         0.3 * SOUND[90_000:190_000],
-        SOUND[::-1].copy(),
+        SOUND[70_000::-1].copy(),
     ]
     sounds += [SOUND + rng.normal(0, 0.004, len(SOUND)).astype(np.float32)]
     wanted = [heard(parts, sound) for sound in sounds]
-    assert sum(map(len, wanted)) > 20
-    for rows in (1, 3, 8):
+    assert sum(map(len, wanted)) > 18
+    for rows in (1, 3):
         got, lengths = {}, {}
         news = transcribe(*parts, (iter(pieces(sound, rows)) for sound in sounds), rows=rows, ahead=rows > 1)
         for progress in itertools.chain.from_iterable(news):

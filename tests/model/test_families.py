@@ -4,6 +4,7 @@ The scripts are compared over random cases. Random samples take the place of a m
 """
 
 import sys
+import threading
 
 import mlx.core as mx
 import numpy as np
@@ -316,3 +317,16 @@ def test_prompts_and_conversations_equal_the_slow_version(delays, form):
         skipped = last if form == "file" else 0  # whose inputs the file holds
         assert prompt.columns[skipped:length].tolist() == wanted[skipped:length]
         assert samples.columns == wanted[length - 1 :]
+
+
+def test_a_steering_serves_on_any_thread():
+    steering = Steering(2 * mx.ones((1, 4)), ((mx.zeros((1, 1, 2, 4)) + 1, mx.ones((1, 1, 2, 4)) - 1),))
+    found = []
+
+    def use():
+        found.append(np.array(steering.added + steering.sources[0][0].sum() - steering.sources[0][1].sum()))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert [array.tolist() for array in found] == [[[10.0] * 4]]

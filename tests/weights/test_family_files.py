@@ -144,7 +144,7 @@ def test_the_names_of_the_newest_package(name, tmp_path):
     arrays, count = {}, 0
     for old, array in load_file(model).items():
         parts = LmConfig.from_file(config).slices
-        if ".self_attn." not in old:
+        if ".self_attn." not in old and ".cross_attention." not in old:
             arrays[old] = array
             continue
         stem = old.replace("in_proj_weight", "in_projs").replace("out_proj.weight", "out_projs")

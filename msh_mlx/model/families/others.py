@@ -53,7 +53,8 @@ OTHERS = (
 
 def other_of(values: Mapping[str, Any]) -> Other | None:
     """Return the kind of model that a configuration is of; None: it is of none of these."""
-    return next((other for other in OTHERS if values.get("model_type") == other.name or other.keys & set(values)), None)
+    said = {key for key, value in values.items() if value is not None}
+    return next((other for other in OTHERS if values.get("model_type") == other.name or other.keys & said), None)
 
 
 def other_with(names: Collection[str]) -> Other | None:

@@ -297,5 +297,4 @@ def steering(
         source += config.fuser.scale * mx.array(positions(len(rows), config.dim))
         sources = tuple(lm.read_source(source[None]))
     guidance = Guidance(coef, text=False) if coef != 1 else None
-    mx.eval(added, sources)  # what is not computed yet could be used on this thread only
     return Steering(added, sources, guidance, codebooks)
