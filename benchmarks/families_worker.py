@@ -13,7 +13,7 @@ import numpy as np
 from lm_worker import Counts
 from serving import serve
 
-SENTENCE = [([20, 31, 42], 2), ([17], 0), ([55, 8], 1), ([], 3), ([9, 10, 11, 12], 3), ([33], 0)] * 50
+SENTENCE = [([20, 31, 42], 2), ([17], 0), ([45, 8], 1), ([], 3), ([9, 10, 11, 12], 3), ([33], 0)] * 50
 TEMPERATURE = 0.6  # of speech, as published
 
 
@@ -36,6 +36,7 @@ class Ours:
             entries = [tts.Entry(tuple(tokens), padding) for tokens, padding in SENTENCE]
             machine = tts.WordMachine.of(lm.config)
             machine.entries.extend(entries)
+            assert all(max(entry.tokens, default=0) < lm.config.text_card for entry in entries)
             script = tts.SpeechScript(lm.config.streams, machine, delay_steps=0)  # speaks from the first step on
             voice = np.array(mx.load(self._voice)["speaker_wavs"])[0].T
             sampler = Sampler(TEMPERATURE)
