@@ -168,8 +168,15 @@ def _reads(args: argparse.Namespace) -> bool:
     return _is_stdin(args) or args.file is not None
 
 
+def _is_pipe(args: argparse.Namespace) -> bool:
+    """Tell whether the text is in a pipe that has a name, as the shell's <(command) has."""
+    return bool(args.file) and args.file != _STDIN and user_path(args.file).is_fifo()
+
+
 def _check_text(args: argparse.Namespace) -> None:
     """Find mistakes in a text that is there already, before anything is loaded."""
+    if _is_pipe(args):
+        return
     if not _is_stdin(args):
         if args.file is not None:
             check_file(user_path(args.file), "The text")

@@ -75,6 +75,7 @@ def test_a_text_from_everywhere(tmp_path: Path, spoken: Any) -> None:
             (["--file", "text.txt"], b"nine"),
             ([], b"\xef\xbb\xbfthree one four\n"),
             (["-"], b"three one four"),
+            (["--file", "/dev/stdin"], b"three one four"),  # a pipe with a name
         )
     ):
         result = say(*GREEDY, *args, "--output", f"{number}.wav", cwd=tmp_path, stdin=stdin)
