@@ -35,7 +35,7 @@ from word_machine import WAYS
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.format import FRAME_SECONDS
-from msh_mlx.system.newfile import check_outputs
+from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path
 from msh_mlx.weights.checkpoint import default_dtype
 
@@ -365,7 +365,9 @@ def main() -> int:
     if output:
         shapes = {name: [{**asdict(c), "python": ""} for c in cs] for name, cs in result.items()}
         machine = {"machine_kind": platform.machine(), "cores": os.cpu_count(), "bandwidth": reached}
-        output.write_text(json.dumps({**machine, "shapes": shapes, "persona": figures}, indent=1) + "\n")
+        with NewFile(output) as new:
+            new.file.write(json.dumps({**machine, "shapes": shapes, "persona": figures}, indent=1).encode() + b"\n")
+            new.commit()
     return 0
 
 

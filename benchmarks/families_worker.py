@@ -37,6 +37,7 @@ class Ours:
             entries = [tts.Entry(tuple(tokens), padding) for tokens, padding in SENTENCE]
             machine = tts.WordMachine.of(lm.config)
             machine.entries.extend(entries)
+            assert all(max(entry.tokens, default=0) < lm.config.text_card for entry in entries)
             script = tts.SpeechScript(lm.config.streams, machine, delay_steps=0)  # speaks from the first step on
             voice = np.array(mx.load(self._voice)["speaker_wavs"])[0].T
             sampler = Sampler(TEMPERATURE)

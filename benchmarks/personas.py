@@ -33,14 +33,17 @@ from msh_mlx.cli.program import guard
 from msh_mlx.conversation.kept import KeptPrompts
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.personas import text_tokens
+from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
 from msh_mlx.model.config import LmConfig
-from msh_mlx.model.families import personaplex
+from msh_mlx.model.families import family_of, personaplex
 from msh_mlx.model.generate import LmGen
 from msh_mlx.model.grid import Grid, Prompt
 from msh_mlx.model.lm import Lm
 from msh_mlx.model.prefill import first_position, prefill
 from msh_mlx.system.memory import set_limits
+from msh_mlx.system.newfile import NewFile, check_outputs
+from msh_mlx.system.places import user_path
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights.checkpoint import default_dtype, load_lm
 
@@ -152,6 +155,8 @@ def model(name: str, layers: int = 32) -> tuple[Lm, Prompt]:
         lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME, "num_layers": layers}))
     else:
         lm = load_lm(Path(name) / "lm.safetensors", Path(name) / "config.json")
+        if (family := family_of(lm.config)).name != personaplex.NAME:
+            raise InputError(f"The model in {name} is {family.title}", "give a PersonaPlex")
     return lm, random_prompt(lm.config)
 
 
@@ -164,12 +169,14 @@ def main() -> int:
     )
     parser.add_argument("--step-rounds", metavar="N", type=whole(1), help="the same for the way step by step")
     parser.add_argument("--layers", metavar="N", type=whole(1, 33), default=32, help="give 7b only N of its 32 layers")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     return guard(lambda signals: measure(parser.parse_args(), signals))
 
 
 def measure(args: argparse.Namespace, signals: Signals) -> int:
     """Measure all models, and print a line for each."""
+    output = user_path(args.json) if args.json else None
+    check_outputs([output] if output else [], [])
     set_limits()
     figures = {}
     for name in args.models:
@@ -180,8 +187,10 @@ def measure(args: argparse.Namespace, signals: Signals) -> int:
             f"{Path(name).name}: {start.columns} columns, {start.kept_bytes / 1e6:.1f} MB kept; ms: {ways}", flush=True
         )
         figures[name] = dataclasses.asdict(start)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1))
+    if output:
+        with NewFile(output) as new:
+            new.file.write(json.dumps(figures, indent=1).encode() + b"\n")
+            new.commit()
     return 0
 
 

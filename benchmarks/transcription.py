@@ -27,6 +27,8 @@ from msh_mlx.format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from msh_mlx.model.listen import Listeners
 from msh_mlx.sound.recordings import open_recording
 from msh_mlx.system.memory import set_limits
+from msh_mlx.system.newfile import NewFile, check_outputs
+from msh_mlx.system.places import user_path
 from msh_mlx.weights.checkpoint import default_dtype
 
 DEMO = ROOT / "assets" / "demo"
@@ -96,13 +98,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measured(args: argparse.Namespace) -> int:
+    output = user_path(args.json) if args.json else None
+    check_outputs([output] if output else [], [])
     set_limits()
     found = [measure("demo, sound to words", demo(args.repeats), ROWS, args.rounds)]
     for bits in () if args.demo else (8, 4):
         found.append(measure(f"1b, {bits} bits, the model alone", shape(bits, args.steps), ROWS, args.rounds))
-    if args.json:
-        with open(args.json, "w") as file:  # noqa: PTH123
-            json.dump(found, file, indent=1)
+    if output:
+        with NewFile(output) as new:
+            new.file.write(json.dumps(found, indent=1).encode() + b"\n")
+            new.commit()
     return 0
 
 

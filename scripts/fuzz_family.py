@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msh_mlx.cli.options import Parser
+from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import InputError
 from msh_mlx.system.signals import Signals
@@ -457,8 +457,8 @@ def try_all(args: argparse.Namespace, signals: Signals) -> int:
 def main() -> int:
     """Run the script and return its exit code."""
     parser = Parser(prog="fuzz_family.py", description="Damage configurations, voices and scripts, and try them.")
-    parser.add_argument("--count", type=int, default=1000, help="try this many in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="begin with this seed (default: %(default)s)")
+    parser.add_argument("--count", type=whole(1), default=1000, help="try this many in all (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="begin with this seed (default: %(default)s)")
     parser.add_argument("--kind", choices=KINDS, help="try only these")
     return guard(lambda signals: try_all(parser.parse_args(), signals))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import MshError, NoDeviceError
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from ..sound.devices import Device
 
 
-def print_devices(args: argparse.Namespace) -> int:
+def print_devices(args: argparse.Namespace, instead: str = "--input FILE") -> int:
+    """Print the table of `--list-devices`. `instead` needs no device."""
     check_output()
     from ..sound.portaudio import list_devices
     from ..system.log import Log
 
-    with Log():
+    with _other_advice(instead), Log():
         devices = list_devices(as_json=args.json)
     print(devices)
     return 0
@@ -32,12 +34,19 @@ def find_loudspeaker(args: argparse.Namespace) -> Device:
     from ..sound.portaudio import find_devices
     from ..system.log import Log
 
-    try:
+    with _other_advice("--output FILE"):
         with Log():
             devices = find_devices()
         return choose_device(devices, args.output_device, "output")
+
+
+@contextlib.contextmanager
+def _other_advice(instead: str) -> Iterator[None]:
+    """If there is no device, advise to give `instead`."""
+    try:
+        yield
     except NoDeviceError as error:
-        raise MshError(error.what, "connect one, or give --output FILE, which needs none") from None
+        raise MshError(error.what, f"connect one, or give {instead}, which needs none") from None
 
 
 def print_latency(args: argparse.Namespace) -> int:

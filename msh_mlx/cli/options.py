@@ -345,7 +345,7 @@ def live_options(args: argparse.Namespace) -> Options:
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=named_folder(args.record, "--record") if args.record else None,
+        record=None if args.record is None else named_folder(args.record, "--record"),
         trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,

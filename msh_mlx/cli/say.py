@@ -94,7 +94,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     """Say a text, and return the exit code."""
     args = parser().parse_args(arguments)
     if args.list_devices:
-        return print_devices(args)
+        return print_devices(args, "--output FILE")
     _check(args)
     to_file = output(args.output) if args.output else None
     if to_file:
@@ -104,7 +104,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     choice = choose(args, signals, ("speech",))
     if to_file:
         check_outputs([to_file], choice.files.all)
-    voices = _find_voices(args, choice, signals)
+    voices = [_read_voice(path, choice) for path in _find_voices(args, choice, signals)]
 
     from ..conversation.load import load_parts
     from ..conversation.speaker import SAMPLER, TEXT_SAMPLER, Speaker
@@ -119,7 +119,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             parts.lm,
             parts.mimi,
             parts.tokenizer,
-            voices=[_read_voice(path, parts) for path in voices],
+            voices=[_as_model_takes(voice, parts) for voice in voices],
             text_sampler=text_sampler,
             audio_sampler=Sampler(args.temperature, SAMPLER.top_k),
             seed=args.seed,
@@ -168,8 +168,15 @@ def _reads(args: argparse.Namespace) -> bool:
     return _is_stdin(args) or args.file is not None
 
 
+def _is_pipe(args: argparse.Namespace) -> bool:
+    """Tell whether the text is in a pipe that has a name, as the shell's <(command) has."""
+    return bool(args.file) and args.file != _STDIN and user_path(args.file).is_fifo()
+
+
 def _check_text(args: argparse.Namespace) -> None:
     """Find mistakes in a text that is there already, before anything is loaded."""
+    if _is_pipe(args):
+        return
     if not _is_stdin(args):
         if args.file is not None:
             check_file(user_path(args.file), "The text")
@@ -221,27 +228,39 @@ def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> 
     from ..library.voices import find_voice, forbidden
 
     entries, ending, files = load_library(args.weights), _ending(choice), choice.files
+    attends = choice.checkpoint.config.cross_attention
     found = [find_voice(text, files.model, ending) for text in args.voice] or [*filter(None, [files.voices])]
     paths = []
     with watching(args, signals) as watch:
         for voice in found:
             path = voice if isinstance(voice, Path) else obtain_file(voice, "voice", entries, watch)
+            if isinstance(voice, Path) and attends and path.suffix.lower() != ".safetensors":
+                raise InputError(
+                    f"{path} is not a voice for the model, which takes only voices that were made for it",
+                    "name a voice, or give the .safetensors file of one",
+                )
             if licence := forbidden(voice):
                 watch.say(f"The licence of the voice {path.name}, {licence}, forbids commercial use.")
-            if isinstance(voice, Path) and not choice.checkpoint.config.cross_attention:
+            if isinstance(voice, Path) and not attends:
                 watch.say(f"The voice is taken from {path.name}; its speaker must have agreed.")
             paths.append(path)
     return paths
 
 
-def _read_voice(path: Path, parts: Parts) -> Any:
-    """Read a voice in the form that the model takes."""
-    from ..conversation.speaker import voice_codes
+def _read_voice(path: Path, choice: Choice) -> Any:
+    """Read a voice, before the model is loaded: as the model takes it, or the sound that it goes on from."""
+    if not choice.checkpoint.config.cross_attention:
+        return _sound(path)
     from ..weights.voice import read_speaker
 
-    if parts.lm.config.cross_attention:
-        return read_speaker(path)
-    return voice_codes(parts.mimi, _sound(path))
+    return read_speaker(path)
+
+
+def _as_model_takes(voice: Any, parts: Parts) -> Any:
+    """Return a voice in the form that the model takes."""
+    from ..conversation.speaker import voice_codes
+
+    return voice if parts.lm.config.cross_attention else voice_codes(parts.mimi, voice)
 
 
 def _sound(path: Path) -> Pcm:

@@ -154,9 +154,9 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
-    if args.ssl:
+    if args.ssl is not None:
         args.ssl = named_folder(args.ssl, "--ssl")
-    if args.log_dir:
+    if args.log_dir is not None:
         args.log_dir = named_folder(args.log_dir, "--log-dir")
         _check_log_dir(args.log_dir)
 

@@ -89,7 +89,7 @@ def _check(args: argparse.Namespace) -> None:
         args.input = [str(demo_folder() / "digits.flac")]
     if args.input.count("-") > 1:
         raise InputError("The standard input can be heard only once", "give - once")
-    if args.output_dir and not (args.srt or args.vtt):
+    if args.output_dir is not None and not (args.srt or args.vtt):
         raise InputError("--output-dir is for subtitles", "give --srt or --vtt, too")
 
 
@@ -116,14 +116,14 @@ class _Task:
 def _recordings(args: argparse.Namespace, signals: Signals) -> int:
     from ..sound.recordings import STDIN, STDIN_NAME, checked
 
-    folder = named_folder(args.output_dir, "--output-dir") if args.output_dir else Path()
+    folder = Path() if args.output_dir is None else named_folder(args.output_dir, "--output-dir")
     tasks = []
     for path in args.input:
         stem, name = ("stdin", STDIN_NAME.lower()) if path == STDIN else (Path(path).stem, path)
         tasks.append(_Task(path, name, [folder / f"{stem}.{ending}" for ending in _ENDINGS if getattr(args, ending)]))
     outputs = [output for task in tasks for output in task.outputs]
     with ExitStack() as stack:
-        if args.output_dir:
+        if args.output_dir is not None:
             stack.enter_context(making(folder))
         # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, [0 if path == STDIN else user_path(path) for path in args.input])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..system.words import printable
 from .transcriber import Transcribed
 
 _WIDTH = 42  # letters of a line
@@ -37,7 +38,8 @@ def _cues(words: Iterable[Transcribed]) -> list[tuple[float, float, str]]:
         end = _until(line[-1]) + _PAUSE
         if i + 1 < len(lines):
             end = min(end, lines[i + 1][0].start)
-        cues.append((line[0].start, end, " ".join(word.text for word in line)))
+        # A blank line would end the subtitle.
+        cues.append((line[0].start, end, " ".join(printable(word.text) for word in line)))
     return cues
 
 

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
 
-from msh_mlx import InputError, Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
+from msh_mlx import InputError, MshError, Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
 from msh_mlx.cli.say import run
 from msh_mlx.system.signals import Signals
 
@@ -75,6 +75,7 @@ def test_a_text_from_everywhere(tmp_path: Path, spoken: Any) -> None:
             (["--file", "text.txt"], b"nine"),
             ([], b"\xef\xbb\xbfthree one four\n"),
             (["-"], b"three one four"),
+            (["--file", "/dev/stdin"], b"three one four"),  # a pipe with a name
         )
     ):
         result = say(*GREEDY, *args, "--output", f"{number}.wav", cwd=tmp_path, stdin=stdin)
@@ -160,6 +161,10 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ([*demo, *["--voice", "calm"] * 3, "one"], "There are 3 voices; give two at most."),
         ([*demo, "--voice", "empty.txt", "one"], "empty.txt "),
         (
+            [*demo, "--voice", "sound.flac", "one"],
+            "sound.flac is not a voice for the model, which takes only voices that were made for it; name a voice, or give",
+        ),
+        (
             [*demo, "--cfg", "2.2", "one"],
             "The condition cfg cannot be '2.2'; it may be 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0.",
         ),
@@ -174,6 +179,13 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert str(caught.value).startswith(message), args
         assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_computer_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msh_mlx.sound.portaudio.find_devices", lambda *_: [])
+    for args in (["--list-devices"], ["--demo", "one"]):
+        with pytest.raises(MshError, match="connect one, or give --output FILE, which needs none"):
+            run(args, Signals())
 
 
 def test_a_pipe_that_is_refused(tmp_path: Path) -> None:

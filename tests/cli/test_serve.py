@@ -151,6 +151,8 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--log-dir", str(tmp_path / "c.json" / "logs")], "cannot be written: Not a directory"),
         (["--ssl", str(tmp_path / "c.json" / "pair")], "c.json"),
         (["--static", str(tmp_path / "c.json")], "has no index.html"),
+        (["--log-dir", ""], "The name of the folder is empty; give one with --log-dir."),
+        (["--ssl", ""], "The name of the folder is empty; give one with --ssl."),
         (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is not an address"),
     ]:
         code, said = complaint("--demo", *options)

@@ -90,6 +90,7 @@ def test_bad_recordings_are_named_before_any_work(folder: Path) -> None:
         (["--demo", "--duration", "3"], "--duration is for --live; give both."),
         (["--demo", "-", "-"], "The standard input can be heard only once"),
         (["--demo", "--output-dir", "x"], "--output-dir is for subtitles"),
+        (["--demo", "--srt", "--output-dir", ""], "The name of the folder is empty; give one with --output-dir."),
         (["--demo", "first.wav", "./first.wav", "--vtt"], "first.vtt would be written twice"),
         (["--demo", "--variant", "x"], "--demo and --variant name two models"),
         (["--demo", "--batch", "0"], "is not a whole number of 1 or more"),

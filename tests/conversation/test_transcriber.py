@@ -282,6 +282,7 @@ def test_subtitles():
         "WEBVTT\n\n00:00:00.720 --> 00:00:02.880\nfour &lt;one&gt;\n\n00:00:04.800 --> 00:00:06.400\nR&amp;B\n"
     )
     assert (srt([]), vtt([])) == ("", "WEBVTT\n")
+    assert srt([Transcribed("a\n\nb\x00", 0.0)]) == "1\n00:00:00,000 --> 00:00:01,600\na  b\ufffd\n"
 
 
 def test_lines_of_subtitles_follow_each_other():

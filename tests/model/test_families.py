@@ -87,6 +87,14 @@ def test_words_equal_the_slow_version():
         assert [word.end for word in found] == [word[2] and pytest.approx(word[2]) for word in wanted]
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(None, 6), (0.5, 6), (2.5, 32), (1.28, 16), (0, 0)])
+def test_delays_of_text(seconds, steps):
+    """As the published programs count: 0.5 s and 2.5 s are those of the published models."""
+    values = {} if seconds is None else {"audio_delay_seconds": seconds}
+    config = LmConfig(n_q=2, dep_q=0, delays=(0, 0, 0), stt_config=values)
+    assert stt.Timing.of(config).delay == steps
+
+
 # ---- text to speech --------------------------------------------------------------------------------------------------------
 
 

@@ -229,6 +229,8 @@ def test_what_is_missing_counts():
     assert compared("", wanted, wanted).good
     assert not compared("", {"text": np.arange(3)}, wanted).good
     assert compared("", {**wanted, "text": np.arange(2)}, wanted).equal == 0
+    assert not compared("", wanted, {"logits": wanted["logits"]}).good
+    assert not compared("", {**wanted, "logits": np.full((3, 2), np.nan, np.float32)}, wanted).good
 
 
 @pytest.mark.parametrize("name", ["lm.safetensors", "golden.safetensors", "config.json"])
@@ -236,6 +238,22 @@ def test_a_folder_without_a_file(copy, name):
     folder, _ = copy
     (folder / name).unlink()
     with pytest.raises(InputError, match=name):
+        list(family_test.compare(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "words.json is not valid JSON"),
+        ("[1]", "words.json is not a JSON object"),
+        ("{}", r"does not have the form of tests/golden/\*-small"),
+        ('{"words": [{"tokens": [5]}]}', r"does not have the form of tests/golden/\*-small"),
+    ],
+)
+def test_a_folder_of_another_form(copy, text, says):
+    folder, _ = copy
+    (folder / "words.json").write_text(text)
+    with pytest.raises(InputError, match=says):
         list(family_test.compare(folder))
 
 

@@ -19,6 +19,7 @@ TITLE = "a speech-to-text model"
 NEW_WORD, PADDING = 0, 3
 PAUSE_HEAD = 2  # the head that tells a pause of two seconds
 _SECONDS = Range(0, 60)
+_STEPS = {2.5: 32}  # of a delay in seconds, where the published programs do not round down
 
 
 def known(config: Architecture) -> bool:
@@ -56,7 +57,7 @@ class Timing:
         for key, value in (("audio_delay_seconds", delay), ("audio_silence_prefix_seconds", prefix)):
             if not _SECONDS.has(value):
                 raise wrong(key, value, str(_SECONDS))
-        return cls(int(delay * SAMPLE_RATE / FRAME_SIZE), float(prefix))
+        return cls(_STEPS.get(delay, int(delay * SAMPLE_RATE / FRAME_SIZE)), float(prefix))
 
 
 @dataclass
