@@ -226,15 +226,7 @@ class Personas:
         """Read a prompt, part by part, and keep it."""
         config, given = self._parts.lm.config, persona.voice
         voice = (yield from self._encoded(given)) if isinstance(given, np.ndarray) else given
-        silence, sine = personaplex.prompt_codes(config)
-        prompt = personaplex.prompt(
-            config.streams,
-            config.existing_text_padding_id,
-            silence,
-            sine,
-            voice=voice,
-            text=tokens,
-        )
+        prompt = personaplex.prompt_for(config, voice, tokens)
         for prefilled in prefill_in_turns(self._parts.lm, prompt, kv_bits=self._kv_bits):
             if prefilled and kept:
                 about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}

@@ -99,6 +99,18 @@ def test_a_reset_begins_with_the_same_persona_at_once(
     assert told(session, digits[:40]) == first
 
 
+def test_without_a_persona_there_is_silence_before_the_conversation(parts: Parts, digits: np.ndarray) -> None:
+    """As on the server, where the persona of a client that chooses nothing is an empty one."""
+    opening = Personas(parts).opening(Persona())
+    assert prompt_of(opening).prompt.columns.shape == (2 * SILENT_FRAMES + 1, 17)
+    logits = []
+    for begin in (None, opening):
+        session = Session(parts.lm, parts.mimi, parts.tokenizer, **GREEDY, opening=begin)
+        told(session, digits[:3])
+        logits.append(np.array(session._gen.text_logits))
+    assert np.array_equal(*logits)
+
+
 def test_a_prompt_that_a_conversation_reads_itself_is_read_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(Personas(parts).opening(Persona(text="next"))).prompt
     count = 0

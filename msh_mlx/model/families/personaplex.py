@@ -118,6 +118,14 @@ def check_voice(voice: Voice, config: Architecture) -> None:
         raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
 
 
+def prompt_for(
+    config: Architecture, voice: npt.NDArray[np.integer] | Voice | None = None, text: Sequence[int] = ()
+) -> Prompt:
+    """Make a prompt, as `prompt` does, for a model. Without a voice and a text it is silence."""
+    silence, sine = prompt_codes(config)
+    return prompt(config.streams, config.existing_text_padding_id, silence, sine, voice=voice, text=text)
+
+
 def prompt(
     streams: Streams,
     padding: int,
