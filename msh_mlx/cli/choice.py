@@ -21,6 +21,8 @@ from ..system.signals import Signals
 from ..system.words import human_size, listed
 from ..weights.beside import find_config
 from .options import Group, add_config, add_quantized, settle_sampling
+from .persona import is_asked
+from .translation import no_guidance
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -149,15 +151,16 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
 
 
 def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
+    persona = _asks_persona(args, uses)  # now: what is wrong about it is said before anything is fetched
     if not args.demo:
         try:
-            return _choose(args, uses, in_time, watch)
+            return _choose(args, uses, persona, in_time, watch)
         except (_NothingSuitsError, UnreachableError) as error:
             if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
-    files = find_demo("persona" if _asks_persona(args, uses) else uses[0])
-    return Choice(files, _checkpoint(args, uses, files.model, files.config), "the demo model", is_demo=True)
+    files = find_demo("persona" if persona else uses[0])
+    return Choice(files, _checkpoint(args, uses, files.model, files.config), "The demo model", is_demo=True)
 
 
 def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, config: Path | None) -> Checkpoint:
@@ -188,7 +191,7 @@ def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
 
 def _asks_persona(args: argparse.Namespace, uses: Sequence[str]) -> bool:
     """Tell whether a conversation shall begin with a voice or a prompt."""
-    return uses == TALK and bool(getattr(args, "prompt", None) or getattr(args, "voice", None))
+    return uses == TALK and hasattr(args, "prompt") and is_asked(args)
 
 
 def _persona_model(entries: Iterable[Entry]) -> Entry:
@@ -206,7 +209,7 @@ class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
 
-def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
+def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_time: bool, watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
     from ..model.families.personaplex import no_persona
@@ -219,14 +222,14 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch:
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use in uses and _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
+        if entry.use in uses and persona and entry.family != "personaplex" and not is_on_disk(entry):
             raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
         entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
-    elif _asks_persona(args, uses):
+    elif persona:
         entry = _persona_model(of_bits)
     elif args.quantized:
         fitting = [entry for entry in of_bits if entry.name in of_first_use and not entry.is_restricted]
@@ -238,6 +241,8 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch:
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
+    if getattr(args, "guidance", 1.0) != 1 and entry.use != "translation":
+        raise no_guidance(entry.name, title_of(entry.family))
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 

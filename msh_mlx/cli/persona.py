@@ -6,6 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,18 @@ def add_remote_persona(to: Group) -> None:
 
 
 def is_asked(args: argparse.Namespace) -> bool:
-    """Tell whether a voice or a text is given."""
-    return args.voice is not None or bool(prompt_text(args))
+    """Tell whether a voice or a text is given. What can be wrong about them without a model is found here.
+
+    Raises
+    ------
+    InputError
+        The name of the voice is empty, or a path that leads nowhere; or an error of `prompt_text`.
+    """
+    from ..library.named_voices import find_voice
+
+    if args.voice is not None and (not args.voice or os.sep in args.voice):
+        find_voice(args.voice, {})
+    return bool(prompt_text(args)) or args.voice is not None
 
 
 def prompt_text(args: argparse.Namespace) -> str:
@@ -51,7 +62,7 @@ def prompt_text(args: argparse.Namespace) -> str:
     Raises
     ------
     InputError
-        The file cannot be read, or is not text.
+        The file cannot be read, is not text, or is empty.
     """
     text: str = args.prompt or ""
     if not text.startswith("@"):
@@ -65,7 +76,9 @@ def prompt_text(args: argparse.Namespace) -> str:
         read = "\0"
     if not all(c.isprintable() or c.isspace() for c in read):
         raise InputError(f"The prompt {path} is not text in UTF-8", "give a text file")
-    return read.strip()
+    if not (read := read.strip()):
+        raise InputError(f"The prompt {path} is empty", "write a role into it, or leave --prompt out")
+    return read
 
 
 def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
@@ -76,8 +89,7 @@ def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
     InputError
         There is no such voice, the recording or the text is wrong, or the model takes none.
     """
-    text = prompt_text(args)
-    if args.voice is None and not text:
+    if not is_asked(args):
         return None
     from ..conversation.personas import check_persona, check_takes_persona, read_persona
     from ..conversation.text import load_tokenizer
@@ -90,7 +102,7 @@ def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
     if args.voice is not None:
         entries = load_library(args.weights).values()
         path = find_voice(args.voice, known_voices(choice.files.model, entries))
-    persona = read_persona(path, text)
+    persona = read_persona(path, prompt_text(args))
     check_persona(persona, load_tokenizer(choice.files.tokenizer), config)
     return persona
 

@@ -21,6 +21,11 @@ def add_guidance(to: Group) -> None:
     to.value("--guidance", "C", f"{closer}; for Hibiki models", type=within(GUIDANCE), default=1.0)
 
 
+def no_guidance(name: str, title: str) -> InputError:
+    """Make the error for a model that does not translate: its name, and the title of its family."""
+    return InputError(f"{name} is {title}, and --guidance is for Hibiki", "leave it out")
+
+
 def guided_opening(args: argparse.Namespace, choice: Choice) -> Callable[[Parts], Opening] | None:
     """Return what makes the opening of a translation with guidance, for `load_session`. None: no guidance is asked for.
 
@@ -36,7 +41,7 @@ def guided_opening(args: argparse.Namespace, choice: Choice) -> Callable[[Parts]
     config = choice.checkpoint.config
     family = family_of(config)
     if family.use != "translation":
-        raise InputError(f"{choice.name} is {family.title}, and --guidance is for Hibiki", "leave it out")
+        raise no_guidance(choice.name, family.title)
     hibiki.check_guidance(config, args.guidance)
 
     def make(parts: Parts) -> Opening:

@@ -20,11 +20,14 @@ import soundfile
 from paths import DEMO, DIGITS, ROOT
 from safetensors.numpy import save_file
 
-from msh_mlx.cli.main import main
+from msh_mlx.cli.choice import choose
+from msh_mlx.cli.main import main, parser
 from msh_mlx.cli.options import byte_count
 from msh_mlx.errors import InputError
 from msh_mlx.library.catalogue import Entry, LocalFile
+from msh_mlx.library.files import find_demo
 from msh_mlx.library.named_voices import check_name, find_voice, known_voices, unpacked
+from msh_mlx.system.signals import Signals
 from msh_mlx.weights.voice import read_voice
 
 GREEDY = ("--temperature", "0", "--text-temperature", "0")
@@ -136,6 +139,11 @@ REFUSED = {
     ),
     "moshiko-q4 is a Moshi language model, which takes neither a voice nor a prompt": "--variant moshiko-q4 --prompt next",
     "No model on this disk takes a voice or a prompt; name personaplex-7b": "--voice NATF0",
+    "The name of the voice is empty": "--demo --voice=",
+    # These are said before anything is fetched.
+    "There is no voice 'none/jo.wav', and no file of this name": "--variant personaplex-7b --voice none/jo.wav",
+    "There is no prompt early.txt": "--variant personaplex-7b --prompt @early.txt",
+    "moshiko-q4 is a Moshi language model, and --guidance is for Hibiki": "--variant moshiko-q4 --guidance 3",
     "--keep-prompts: 'much' is not a number of bytes, such as 500MB or 2GB": "--demo --keep-prompts much",
 }
 
@@ -145,6 +153,15 @@ def test_a_wrong_persona(capsys: pytest.CaptureFixture[str], what: str) -> None:
     err = said(capsys, *REFUSED[what].split(), "--input", DIGITS, "--output", "x.wav", "--plain", code=2)
     assert what in err
     assert not Path("x.wav").exists()
+
+
+def test_a_prompt_without_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is as if none was given; but a file without text is a mistake."""
+    Path("empty.txt").write_text("\n")
+    recording = ("--input", DIGITS, "--output", "x.wav")
+    assert "The prompt empty.txt is empty" in said(capsys, "--demo", "--prompt", "@empty.txt", *recording, code=2)
+    for prompt in ("", " "):
+        assert choose(parser().parse_args(["--demo", "--prompt", prompt]), Signals()).files == find_demo("conversation")
 
 
 def test_sizes() -> None:
