@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnreachableError
-from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use, parse_reference, title_of
+from ..library.catalogue import (
+    Entry,
+    HubFile,
+    Reference,
+    find_entry,
+    of_use,
+    parse_reference,
+    parse_repository,
+    title_of,
+)
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
@@ -228,7 +237,11 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
-        entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
+        if known:
+            entry = known[0]
+        else:
+            _tell_licence(parse_repository(args.hf_repo)[0], entries, watch)
+            entry = repository_entry(args.hf_repo, args.quantized, watch)
     elif persona:
         entry = _persona_model(of_bits)
     elif args.quantized:
@@ -245,6 +258,14 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
         raise no_guidance(entry.name, title_of(entry.family))
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
+
+
+def _tell_licence(repository: str, entries: Mapping[str, Entry], watch: Watch) -> None:
+    """Say what forbids commercial use of a model of a repository that the catalogue has, too."""
+    from ..library.suited import tell_licence
+
+    if entry := next((entry for entry in entries.values() if _is_of(entry, repository)), None):
+        tell_licence(entry, watch)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
@@ -320,7 +341,10 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
     def there(file: Path | Reference, what: str) -> Path:
         return file if isinstance(file, Path) else obtain_file(file, what, entries, watch)
 
-    model = there(named(args.model, "model"), "model")
+    reference = named(args.model, "model")
+    if isinstance(reference, HubFile):
+        _tell_licence(reference.repository, entries, watch)
+    model = there(reference, "model")
     mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
     tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
     config = find_config(model)

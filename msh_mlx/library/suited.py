@@ -272,8 +272,7 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     MshError
         A file cannot be fetched. The message says what works without network.
     """
-    if entry.non_commercial:
-        watch.say(f"{entry.name} is not for commercial use, by its licence ({entry.licence or 'not named'}).")
+    tell_licence(entry, watch)
     if cache.missing(entry):
         _fetch(entry, entries, watch)
     found = cache.paths(entry)
@@ -281,6 +280,12 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     if not (model and mimi and tokenizer):
         raise MshError(f"Files of {entry.name} went away while they were fetched", "try again")
     return ModelFiles(model, mimi, tokenizer, found.get("config"), found.get("voices"))
+
+
+def tell_licence(entry: Entry, watch: Watch) -> None:
+    """Say so if the licence of a model that was chosen forbids commercial use."""
+    if entry.non_commercial:
+        watch.say(f"{entry.name} is not for commercial use, by its licence ({entry.licence or 'not named'}).")
 
 
 def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:

@@ -412,6 +412,14 @@ def test_a_model_with_voices_whose_licence_forbids_commercial_use(place: Place) 
     # It says words and does not talk: that is said before anything is fetched, with the command that runs it.
     assert "use 'msh-mlx say'" in place.refused(2, "--variant", "words", *ANSWER)
     assert not place.server.requests
+    # Whatever it is called, the licence is named.
+    for way in (
+        ["--hf-repo", "us/words"],
+        ["--hf-repo", "us/words@main"],
+        ["--model", "hf:us/words/model@1.safetensors"],
+    ):
+        result = place.run("say", *way, "--output", "x.wav", "one")
+        assert "words is not for commercial use, by its licence (CC BY-NC 4.0)." in result.stderr.splitlines()
     result = place.run("models", "get", "words")
     assert result.stderr.splitlines()[0] == "words is not for commercial use, by its licence (CC BY-NC 4.0)."
     paths = place.good("models", "path", "words").splitlines()
