@@ -23,6 +23,7 @@ from .catalogue import Entry
 ENDINGS = (".pt", ".safetensors")
 ARCHIVE = "voices.tgz"
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
+_MAX_NAME = 200  # bytes: a file's name has at most 255
 _MAX_SIZE = 1 << 28  # bytes of an archive's files; the published one has some megabytes
 _MAX_FILES = 1000
 
@@ -49,9 +50,10 @@ def own_folder() -> Path | None:
 
 def check_name(name: str) -> str:
     """Return the name of a voice. Raise InputError if it is not one."""
-    if not _NAME.fullmatch(name) or name.endswith(ENDINGS):
+    if not _NAME.fullmatch(name) or name.endswith(ENDINGS) or len(name.encode()) > _MAX_NAME:
         raise InputError(
-            f"{brief(name)} is not a name for a voice", "letters, digits, '.', '_', '+' and '-' make one: give --name"
+            f"{brief(name)} is not a name for a voice",
+            "give one with --name: up to 64 letters, digits, '_', '.', '+' and '-', and a letter or digit first",
         )
     return name
 

@@ -206,6 +206,8 @@ def test_play(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
     out = said(capsys, "voices", "play", "jo", "--prompt", "next", "--demo", "--plain", "--output", "model.wav")
     assert out.endswith("Written: model.wav\n")
     assert soundfile.info("model.wav").frames == 75 * 1920
+    out = said(capsys, "voices", "play", "jo", "--prompt", "next", "--demo", "--json", "--output", "model.wav")
+    assert json.loads(out) == {"path": "model.wav", "seconds": 6.0}
     assert "would be overwritten" in said(capsys, "voices", "play", speech, "--output", speech, code=2)
 
 
@@ -233,7 +235,7 @@ def test_a_voice_that_cannot_be_made(capsys: pytest.CaptureFixture[str], speech:
     assert (own / "jo.safetensors").read_bytes() == before
     soundfile.write("short.wav", np.zeros(2400), 24000)
     assert "too short for a voice" in said(capsys, "voices", "from", "short.wav", code=2)
-    for name in ("a/b", "..", ".x", "", "a b", "x.pt", "x" * 65):
+    for name in ("a/b", "..", ".x", "", "a b", "x.pt", "x" * 65, "𝒜" * 64):
         assert "is not a name for a voice" in said(capsys, "voices", "from", speech, "--name", name, code=2)
     assert "no name for the voice" in said(capsys, "voices", "from", "-", code=2)
     assert "There is no command 'make' of voices, only from, play and clear" in said(capsys, "voices", "make", code=2)
