@@ -49,9 +49,9 @@ def is_asked(args: argparse.Namespace) -> bool:
     InputError
         The name of the voice is empty, or a path that leads nowhere; or an error of `prompt_text`.
     """
-    from ..library.named_voices import find_voice
-
     if args.voice is not None and (not args.voice or os.sep in args.voice):
+        from ..library.named_voices import find_voice
+
         find_voice(args.voice, {})
     return bool(prompt_text(args)) or args.voice is not None
 

@@ -93,7 +93,7 @@ def known_voices(model: Path | None, entries: Iterable[Entry] = ()) -> dict[str,
 
 
 def find_voice(text: str, known: Mapping[str, NamedVoice]) -> Path:
-    """Return the file of a voice that the user names: by its name, with or without `.pt`, or by a path.
+    """Return the file of a voice that the user names: by its name, by a path, or by its name with `.pt`.
 
     Raises
     ------
@@ -102,12 +102,14 @@ def find_voice(text: str, known: Mapping[str, NamedVoice]) -> Path:
     """
     if not text:
         raise InputError("The name of the voice is empty", "'msh-mlx voices' lists them")
-    if voice := known.get(text) or known.get(text.removesuffix(".pt")):
+    if voice := known.get(text):
         return voice.path
     path = user_path(text)
     try:
         path.stat()
     except (OSError, ValueError):
+        if voice := known.get(text.removesuffix(".pt")):
+            return voice.path
         raise InputError(
             f"There is no voice {brief(text)}, and no file of this name",
             "'msh-mlx voices' lists those with a name, or give a file",

@@ -26,7 +26,7 @@ from msh_mlx.cli.options import byte_count
 from msh_mlx.errors import InputError
 from msh_mlx.library.catalogue import Entry, LocalFile
 from msh_mlx.library.files import find_demo
-from msh_mlx.library.named_voices import check_name, find_voice, known_voices, unpacked
+from msh_mlx.library.named_voices import NamedVoice, check_name, find_voice, known_voices, unpacked
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights.voice import read_voice
 
@@ -97,6 +97,14 @@ def test_a_voice_by_its_name(capsys: pytest.CaptureFixture[str], speech: Path, o
     said(capsys, *begin, "./config/msh-mlx/voices/jo.safetensors", "--prompt", "next", "--seed", "3")
     assert Path("x.wav").read_bytes() == from_recording
     assert len(by_name) == len(from_recording)
+
+
+def test_a_file_counts_more_than_a_name_with_an_ending(tmp_path: Path, own: Path) -> None:
+    known = {"jo": NamedVoice("jo", own / "jo.safetensors", "your own")}
+    assert find_voice("jo.pt", known) == own / "jo.safetensors"
+    (tmp_path / "jo.pt").touch()
+    assert find_voice("jo.pt", known) == Path("jo.pt")
+    assert find_voice("jo", known) == own / "jo.safetensors"
 
 
 def test_each_recording_begins_with_the_same_persona(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
