@@ -64,8 +64,9 @@ def prompt_codes(config: Architecture) -> tuple[Column, Column]:
             or len(codes) != config.dep_q
             or not all(is_whole(c) and 0 <= c < config.card for c in codes)
         ):
+            has = "no" if config.prompt_codes is None else "wrong"
             raise InputError(
-                f"The model's configuration has wrong prompt_codes for {name}", f"{config.dep_q} codes are expected"
+                f"The model's configuration has {has} prompt_codes for {name}", f"{config.dep_q} codes are expected"
             )
         found.append(np.array(codes, np.int32))
     return found[0], found[1]
