@@ -162,7 +162,7 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
             }  # fmt: skip
             if path := find_config(lm):
                 files["config"] = LocalFile(path)
-            family, kept = _told(path)
+            family, kept = _told(lm, path)
             size = lm.stat().st_size
             found[str(lm)] = Entry(
                 name=str(lm),
@@ -178,16 +178,23 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def _told(path: Path | None) -> tuple[str, int]:
-    """Return what a configuration says: the name of its family, and the bytes of keys and values. None: those of v0.1."""
+def _told(lm: Path, path: Path | None) -> tuple[str, int]:
+    """Return what a model and its configuration say: the name of the family, and the bytes of keys and values.
+
+    Without a configuration it is that of v0.1.
+    """
     import mlx.core as mx
 
     from ..model.config import LmConfig
+    from ..weights.checkpoint import as_stored
+    from ..weights.safetensors import read_header
 
     config = LmConfig()
     if path:
         with contextlib.suppress(InputError):  # it is raised again when the model is opened
             config = LmConfig.from_file(path, lora=True)
+    with contextlib.suppress(InputError):
+        config = as_stored(config, read_header(lm))
     return family_of(config).name, _kept_bytes(config, mx.bfloat16)
 
 
