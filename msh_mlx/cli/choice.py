@@ -31,7 +31,6 @@ from ..system.words import human_size, listed
 from ..weights.beside import find_config
 from .options import Group, add_config, add_quantized, settle_sampling
 from .persona import is_asked
-from .translation import no_guidance
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -221,6 +220,7 @@ class _NothingSuitsError(InputError):
 def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_time: bool, watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
+    from ..model.families import hibiki
     from ..model.families.personaplex import no_persona
 
     entries = load_library(args.weights)
@@ -255,7 +255,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
     if getattr(args, "guidance", 1.0) != 1 and entry.use != "translation":
-        raise no_guidance(entry.name, title_of(entry.family))
+        raise hibiki.no_guidance(entry.name, title_of(entry.family))
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
 

@@ -17,7 +17,8 @@ from .options import Group, byte_count
 if TYPE_CHECKING:
     from ..conversation.personas import Persona
     from ..conversation.session import Opening, Parts
-    from .choice import Choice
+    from ..library.files import ModelFiles
+    from ..model.architecture import Architecture
 
 _MAX_TEXT = 1 << 20  # bytes; far more than any window holds
 _KEEP = "2 GB"
@@ -81,8 +82,8 @@ def prompt_text(args: argparse.Namespace) -> str:
     return read
 
 
-def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
-    """Read what the options ask for, and check that it fits the model. None: they ask for nothing.
+def persona_of(args: argparse.Namespace, files: ModelFiles, config: Architecture) -> Persona | None:
+    """Read what the options ask for, and check that it fits the model of some files. None: they ask for nothing.
 
     Raises
     ------
@@ -96,14 +97,13 @@ def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
     from ..library.named_voices import find_voice, known_voices
     from ..library.suited import load_library
 
-    config = choice.checkpoint.config
     check_takes_persona(config)
     path = None
     if args.voice is not None:
         entries = load_library(args.weights).values()
-        path = find_voice(args.voice, known_voices(choice.files.model, entries))
+        path = find_voice(args.voice, known_voices(files.model, entries))
     persona = read_persona(path, prompt_text(args))
-    check_persona(persona, load_tokenizer(choice.files.tokenizer), config)
+    check_persona(persona, load_tokenizer(files.tokenizer), config)
     return persona
 
 

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
 from ..model.ranges import GUIDANCE
 from .options import Group, within
 
@@ -19,11 +18,6 @@ def add_guidance(to: Group) -> None:
     """Add the option."""
     closer = "keep closer to the voice that is translated, such as 3, at some cost of speed (default: 1, off)"
     to.value("--guidance", "C", f"{closer}; for Hibiki models", type=within(GUIDANCE), default=1.0)
-
-
-def no_guidance(name: str, title: str) -> InputError:
-    """Make the error for a model that does not translate: its name, and the title of its family."""
-    return InputError(f"{name} is {title}, and --guidance is for Hibiki", "leave it out")
 
 
 def guided_opening(args: argparse.Namespace, choice: Choice) -> Callable[[Parts], Opening] | None:
@@ -41,7 +35,7 @@ def guided_opening(args: argparse.Namespace, choice: Choice) -> Callable[[Parts]
     config = choice.checkpoint.config
     family = family_of(config)
     if family.use != "translation":
-        raise no_guidance(choice.name, family.title)
+        raise hibiki.no_guidance(choice.name, family.title)
     hibiki.check_guidance(config, args.guidance)
 
     def make(parts: Parts) -> Opening:
