@@ -231,8 +231,6 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use in uses and persona and entry.family != "personaplex" and not is_on_disk(entry):
-            raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
@@ -254,6 +252,8 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
+    if persona and entry.name in entries and entry.family != "personaplex" and not is_on_disk(entry):
+        raise no_persona(entry.name, title_of(entry.family))
     if getattr(args, "guidance", 1.0) != 1 and entry.use != "translation":
         raise hibiki.no_guidance(entry.name, title_of(entry.family))
     files = obtain(entry, entries, watch)

@@ -146,6 +146,9 @@ REFUSED = {
         f"--model {DEMO / 'model.q8.safetensors'} --mimi {DEMO / 'mimi.safetensors'} --prompt next"
     ),
     "moshiko-q4 is a Moshi language model, which takes neither a voice nor a prompt": "--variant moshiko-q4 --prompt next",
+    "moshika-q8 is a Moshi language model, which takes neither a voice nor a prompt": (
+        "--hf-repo kyutai/moshika-mlx-q8 --prompt next"
+    ),
     "No model on this disk takes a voice or a prompt; name personaplex-7b": "--voice NATF0",
     "The name of the voice is empty": "--demo --voice=",
     # These are said before anything is fetched.
