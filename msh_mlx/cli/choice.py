@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size, listed
-from ..weights.beside import find_config
+from ..weights.beside import find_config, names_in
 from .options import Group, add_config, add_quantized, settle_sampling
 from .persona import is_asked
 
@@ -329,6 +329,7 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
     The model is checked first: nothing is fetched for a file that is not one.
     """
     from ..library.suited import obtain_file, shared_file
+    from ..model.config import read_config
     from ..model.families import family_of
 
     def named(text: str, what: str) -> Path | HubFile:
@@ -336,7 +337,10 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
         return reference if isinstance(reference, HubFile) else existing(str(reference.path), what)
 
     def beside_it(text: str | None, role: str, what: str, patterns: Sequence[str]) -> Path | HubFile | None:
-        return named(text, what) if text is not None else beside(model, patterns, what, f"--{role}")
+        if text is not None:
+            return named(text, what)
+        told = model.with_name(names[role]) if role in names else None
+        return told if told and told.is_file() else beside(model, patterns, what, f"--{role}")
 
     def there(file: Path | Reference, what: str) -> Path:
         return file if isinstance(file, Path) else obtain_file(file, what, entries, watch)
@@ -345,14 +349,18 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
     if isinstance(reference, HubFile):
         _tell_licence(reference.repository, entries, watch)
     model = there(reference, "model")
-    mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
-    tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
     config = find_config(model)
     if args.config is not None:
         config = there(named(args.config, "configuration"), "configuration")
+    names: dict[str, str] = {}
+    if config:
+        with suppress(InputError):  # it is raised again when the model is opened
+            names = names_in(read_config(config))
+    mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
+    tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
     checkpoint = _checkpoint(args, uses, model, config)
     family = family_of(checkpoint.config).name
-    mimi = there(mimi or shared_file("mimi", entries, family), "codec")
-    tokenizer = there(tokenizer or shared_file("tokenizer", entries, family), "tokenizer")
+    mimi = there(mimi or shared_file("mimi", entries, family, names.get("mimi")), "codec")
+    tokenizer = there(tokenizer or shared_file("tokenizer", entries, family, names.get("tokenizer")), "tokenizer")
     files = ModelFiles(model, mimi, tokenizer, config)
     return Choice(files, checkpoint, args.model)

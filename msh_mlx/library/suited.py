@@ -407,10 +407,11 @@ def _fits(path: str, patterns: Sequence[str]) -> bool:
     return any(Path(path).match(pattern) for pattern in patterns)
 
 
-def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi") -> Reference:
+def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi", name: str | None = None) -> Reference:
     """Return the catalogue's codec or tokenizer for a model of a family that came without one. Prefer one on disk.
 
-    It is of a model of the same family, else of one for the same use. Files of restricted models are never taken.
+    It is of a model of the same family, else of one for the same use. Files of restricted models are never taken. If there is
+    one of this `name`, which the model's configuration says, it is that.
     """
     open_to_all = [entry for entry in entries.values() if role in entry.files and not entry.is_restricted]
     use = use_of(family)
@@ -418,4 +419,5 @@ def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi") 
     files = [entry.files[role] for entry in of_family or [entry for entry in open_to_all if entry.use == use]]
     if not files:
         raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")
+    files = [file for file in files if Path(file.path).name == name] or files
     return next((file for file in files if cache.find(file)), files[0])

@@ -182,6 +182,11 @@ def test_what_is_not_beside_the_model_is_the_catalogues(place: Place) -> None:
     message = place.refused(2, "--model", "alone/model.q8.safetensors", *ANSWER)
     assert "2 codecs (tokenizer-*.safetensors) beside" in message
     assert "--mimi" in message
+    # The configuration says which one it is, if it is there.
+    config = json.loads((DEMO / "config.json").read_text()) | {"mimi_name": "tokenizer-1.safetensors"}
+    (place.folder / "alone" / "config.json").write_text(json.dumps(config))
+    shutil.copy(DEMO / "mimi.safetensors", place.folder / "alone" / "tokenizer-1.safetensors")
+    place.converse("--model", "alone/model.q8.safetensors")
 
 
 def test_models_in_weights(place: Place) -> None:

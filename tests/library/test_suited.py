@@ -483,6 +483,11 @@ def test_a_shared_codec_is_of_the_same_family_or_use():
     assert library.shared_file("mimi", entries, "personaplex") == entries["moshiko-bf16"].files["mimi"]
     put(entries["moshika-q4"])
     assert library.shared_file("tokenizer", entries) == entries["moshika-q4"].files["tokenizer"]
+    # Models of a family may have codecs of their own, which their configurations name.
+    own = entries["hibiki-1b"].files["mimi"]
+    assert own != entries["hibiki-2b"].files["mimi"]
+    assert library.shared_file("mimi", entries, "hibiki", "mimi-dbaa9758@125.safetensors") == own
+    assert library.shared_file("mimi", entries, "hibiki", "unknown") == entries["hibiki-2b"].files["mimi"]
     with pytest.raises(InputError, match="has no codec; give one with --mimi"):
         library.shared_file("mimi", {}, "stt")
 
