@@ -8,19 +8,29 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnreachableError
-from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use, parse_reference, title_of
+from ..library.catalogue import (
+    Entry,
+    HubFile,
+    Reference,
+    find_entry,
+    of_use,
+    parse_reference,
+    parse_repository,
+    title_of,
+)
 from ..library.files import MIMIS, TOKENIZERS, ModelFiles, beside, find_demo
 from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size, listed
-from ..weights.beside import find_config
+from ..weights.beside import find_config, names_in
 from .options import Group, add_config, add_quantized, settle_sampling
+from .persona import is_asked
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -149,15 +159,16 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
 
 
 def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
+    persona = _asks_persona(args, uses)  # now: what is wrong about it is said before anything is fetched
     if not args.demo:
         try:
-            return _choose(args, uses, in_time, watch)
+            return _choose(args, uses, persona, in_time, watch)
         except (_NothingSuitsError, UnreachableError) as error:
             if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
             watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
-    files = find_demo("persona" if _asks_persona(args, uses) else uses[0])
-    return Choice(files, _checkpoint(args, uses, files.model, files.config), "the demo model", is_demo=True)
+    files = find_demo("persona" if persona else uses[0])
+    return Choice(files, _checkpoint(args, uses, files.model, files.config), "The demo model", is_demo=True)
 
 
 def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, config: Path | None) -> Checkpoint:
@@ -188,7 +199,7 @@ def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
 
 def _asks_persona(args: argparse.Namespace, uses: Sequence[str]) -> bool:
     """Tell whether a conversation shall begin with a voice or a prompt."""
-    return uses == TALK and bool(getattr(args, "prompt", None) or getattr(args, "voice", None))
+    return uses == TALK and hasattr(args, "prompt") and is_asked(args)
 
 
 def _persona_model(entries: Iterable[Entry]) -> Entry:
@@ -206,9 +217,10 @@ class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
 
-def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
+def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_time: bool, watch: Watch) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
+    from ..model.families import hibiki
     from ..model.families.personaplex import no_persona
 
     entries = load_library(args.weights)
@@ -219,14 +231,16 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch:
         return _own(args, uses, entries, watch)
     if args.variant:
         entry = find_entry(entries, args.variant)
-        if entry.use in uses and _asks_persona(args, uses) and entry.family != "personaplex" and not is_on_disk(entry):
-            raise no_persona(entry.name, title_of(entry.family))
         if args.quantized and entry.bits not in (None, args.quantized):
             raise InputError(f"{entry.name} has {entry.bits} bits a weight", f"leave --quantized {args.quantized} out")
     elif args.hf_repo:
         known = [entry for entry in of_bits if _is_of(entry, args.hf_repo)]
-        entry = known[0] if known else repository_entry(args.hf_repo, args.quantized, watch)
-    elif _asks_persona(args, uses):
+        if known:
+            entry = known[0]
+        else:
+            _tell_licence(parse_repository(args.hf_repo)[0], entries, watch)
+            entry = repository_entry(args.hf_repo, args.quantized, watch)
+    elif persona:
         entry = _persona_model(of_bits)
     elif args.quantized:
         fitting = [entry for entry in of_bits if entry.name in of_first_use and not entry.is_restricted]
@@ -238,8 +252,20 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch:
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
+    if persona and entry.name in entries and entry.family != "personaplex" and not is_on_disk(entry):
+        raise no_persona(entry.name, title_of(entry.family))
+    if getattr(args, "guidance", 1.0) != 1 and entry.use != "translation":
+        raise hibiki.no_guidance(entry.name, title_of(entry.family))
     files = obtain(entry, entries, watch)
     return Choice(files, _checkpoint(args, uses, files.model, files.config), entry.name, selection)
+
+
+def _tell_licence(repository: str, entries: Mapping[str, Entry], watch: Watch) -> None:
+    """Say what forbids commercial use of a model of a repository that the catalogue has, too."""
+    from ..library.suited import tell_licence
+
+    if entry := next((entry for entry in entries.values() if _is_of(entry, repository)), None):
+        tell_licence(entry, watch)
 
 
 def _is_of(entry: Entry, repository: str) -> bool:
@@ -303,6 +329,7 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
     The model is checked first: nothing is fetched for a file that is not one.
     """
     from ..library.suited import obtain_file, shared_file
+    from ..model.config import read_config
     from ..model.families import family_of
 
     def named(text: str, what: str) -> Path | HubFile:
@@ -310,20 +337,30 @@ def _own(args: argparse.Namespace, uses: Sequence[str], entries: Mapping[str, En
         return reference if isinstance(reference, HubFile) else existing(str(reference.path), what)
 
     def beside_it(text: str | None, role: str, what: str, patterns: Sequence[str]) -> Path | HubFile | None:
-        return named(text, what) if text is not None else beside(model, patterns, what, f"--{role}")
+        if text is not None:
+            return named(text, what)
+        told = model.with_name(names[role]) if role in names else None
+        return told if told and told.is_file() else beside(model, patterns, what, f"--{role}")
 
     def there(file: Path | Reference, what: str) -> Path:
         return file if isinstance(file, Path) else obtain_file(file, what, entries, watch)
 
-    model = there(named(args.model, "model"), "model")
-    mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
-    tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
+    reference = named(args.model, "model")
+    if isinstance(reference, HubFile):
+        _tell_licence(reference.repository, entries, watch)
+    model = there(reference, "model")
     config = find_config(model)
     if args.config is not None:
         config = there(named(args.config, "configuration"), "configuration")
+    names: dict[str, str] = {}
+    if config:
+        with suppress(InputError):  # it is raised again when the model is opened
+            names = names_in(read_config(config))
+    mimi = beside_it(args.mimi, "mimi", "codec", MIMIS)
+    tokenizer = beside_it(args.tokenizer, "tokenizer", "tokenizer", TOKENIZERS)
     checkpoint = _checkpoint(args, uses, model, config)
     family = family_of(checkpoint.config).name
-    mimi = there(mimi or shared_file("mimi", entries, family), "codec")
-    tokenizer = there(tokenizer or shared_file("tokenizer", entries, family), "tokenizer")
+    mimi = there(mimi or shared_file("mimi", entries, family, names.get("mimi")), "codec")
+    tokenizer = there(tokenizer or shared_file("tokenizer", entries, family, names.get("tokenizer")), "tokenizer")
     files = ModelFiles(model, mimi, tokenizer, config)
     return Choice(files, checkpoint, args.model)

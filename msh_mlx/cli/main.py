@@ -126,7 +126,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
-    persona = persona_of(args, choice)
+    persona = persona_of(args, choice.files, choice.checkpoint.config)
     load: Callable[..., Session] = partial(load_session, **sampling(args), opening=_opening(args, choice, persona))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
@@ -163,7 +163,7 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         choice = choose(args, signals)
         files = choice.files
         check_outputs(outputs, files.all)
-        persona = persona_of(args, choice)
+        persona = persona_of(args, choice.files, choice.checkpoint.config)
 
         from ..conversation.recordings import converse
 

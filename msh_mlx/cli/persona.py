@@ -6,6 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from .options import Group, byte_count
 if TYPE_CHECKING:
     from ..conversation.personas import Persona
     from ..conversation.session import Opening, Parts
-    from .choice import Choice
+    from ..library.files import ModelFiles
+    from ..model.architecture import Architecture
 
 _MAX_TEXT = 1 << 20  # bytes; far more than any window holds
 _KEEP = "2 GB"
@@ -41,8 +43,18 @@ def add_remote_persona(to: Group) -> None:
 
 
 def is_asked(args: argparse.Namespace) -> bool:
-    """Tell whether a voice or a text is given."""
-    return args.voice is not None or bool(prompt_text(args))
+    """Tell whether a voice or a text is given. What can be wrong about them without a model is found here.
+
+    Raises
+    ------
+    InputError
+        The name of the voice is empty, or a path that leads nowhere; or an error of `prompt_text`.
+    """
+    if args.voice is not None and (not args.voice or os.sep in args.voice):
+        from ..library.named_voices import find_voice
+
+        find_voice(args.voice, {})
+    return bool(prompt_text(args)) or args.voice is not None
 
 
 def prompt_text(args: argparse.Namespace) -> str:
@@ -51,7 +63,7 @@ def prompt_text(args: argparse.Namespace) -> str:
     Raises
     ------
     InputError
-        The file cannot be read, or is not text.
+        The file cannot be read, is not text, or is empty.
     """
     text: str = args.prompt or ""
     if not text.startswith("@"):
@@ -65,33 +77,33 @@ def prompt_text(args: argparse.Namespace) -> str:
         read = "\0"
     if not all(c.isprintable() or c.isspace() for c in read):
         raise InputError(f"The prompt {path} is not text in UTF-8", "give a text file")
-    return read.strip()
+    if not (read := read.strip()):
+        raise InputError(f"The prompt {path} is empty", "write a role into it, or leave --prompt out")
+    return read
 
 
-def persona_of(args: argparse.Namespace, choice: Choice) -> Persona | None:
-    """Read what the options ask for, and check that it fits the model. None: they ask for nothing.
+def persona_of(args: argparse.Namespace, files: ModelFiles, config: Architecture) -> Persona | None:
+    """Read what the options ask for, and check that it fits the model of some files. None: they ask for nothing.
 
     Raises
     ------
     InputError
         There is no such voice, the recording or the text is wrong, or the model takes none.
     """
-    text = prompt_text(args)
-    if args.voice is None and not text:
+    if not is_asked(args):
         return None
     from ..conversation.personas import check_persona, check_takes_persona, read_persona
     from ..conversation.text import load_tokenizer
     from ..library.named_voices import find_voice, known_voices
     from ..library.suited import load_library
 
-    config = choice.checkpoint.config
     check_takes_persona(config)
     path = None
     if args.voice is not None:
         entries = load_library(args.weights).values()
-        path = find_voice(args.voice, known_voices(choice.files.model, entries))
-    persona = read_persona(path, text)
-    check_persona(persona, load_tokenizer(choice.files.tokenizer), config)
+        path = find_voice(args.voice, known_voices(files.model, entries))
+    persona = read_persona(path, prompt_text(args))
+    check_persona(persona, load_tokenizer(files.tokenizer), config)
     return persona
 
 

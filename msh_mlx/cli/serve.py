@@ -81,7 +81,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
 
             context = server_context(args.ssl, names, addresses)
         choice = choose(args, signals)
-        persona = persona_of(args, choice)
+        persona = persona_of(args, choice.files, choice.checkpoint.config)
         guided_opening(args, choice)  # it checks --guidance
         from ..system.log import Log
 

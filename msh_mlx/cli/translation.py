@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
 from ..model.ranges import GUIDANCE
 from .options import Group, within
 
@@ -36,7 +35,7 @@ def guided_opening(args: argparse.Namespace, choice: Choice) -> Callable[[Parts]
     config = choice.checkpoint.config
     family = family_of(config)
     if family.use != "translation":
-        raise InputError(f"{choice.name} is {family.title}, and --guidance is for Hibiki", "leave it out")
+        raise hibiki.no_guidance(choice.name, family.title)
     hibiki.check_guidance(config, args.guidance)
 
     def make(parts: Parts) -> Opening:

@@ -190,8 +190,11 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     else:
         frames = _spoken(args, persona, signals)
     if output:
-        _write(output, frames)
-        print(f"Written: {output}")
+        seconds = _write(output, frames)
+        if args.json:
+            _print_json({"path": str(output), "seconds": seconds})
+        else:
+            print(f"Written: {output}")
     elif device:
         from ..sound.playing import play
         from ..system.log import Log
@@ -228,15 +231,19 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
     return speak()
 
 
-def _write(output: Path, frames: Iterator[Pcm]) -> None:
+def _write(output: Path, frames: Iterator[Pcm]) -> float:
+    """Write the sound, and return its seconds."""
     from ..sound.recordings import WavWriter
 
     with NewFile(output) as new:
         writer = WavWriter(new.file, SAMPLE_RATE, 1)
+        samples = 0
         for frame in frames:
             writer.write(frame)
+            samples += len(frame)
         writer.finish()
         new.commit()
+    return samples / SAMPLE_RATE
 
 
 def _clear(args: argparse.Namespace, _: Signals) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -24,6 +24,7 @@ from ..model.families.personaplex import Voice
 from ..model.prefill import Prefilled, check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
 from ..sound.recordings import open_recording, resample
+from ..system.places import user_path
 from ..system.words import listed, shortened
 from ..weights.voice import read_voice
 from .kept import KeptPrompts
@@ -59,7 +60,7 @@ class Persona:
         return ", ".join(parts)
 
 
-def read_persona(voice: Path | None, text: str = "") -> Persona:
+def read_persona(voice: str | os.PathLike[str] | None, text: str = "") -> Persona:
     """Read the file of a voice, or a recording of one. Nothing is read for a text without a voice.
 
     Raises
@@ -70,9 +71,10 @@ def read_persona(voice: Path | None, text: str = "") -> Persona:
     text = text.strip()
     if voice is None:
         return Persona(None, text)
-    if voice.suffix.lower() in ENDINGS:
-        return Persona(read_voice(voice), text, voice.stem)
-    return Persona(read_sound(str(voice)), text, voice.stem, recording=True)
+    path = user_path(voice)
+    if path.suffix.lower() in ENDINGS:
+        return Persona(read_voice(path), text, path.stem)
+    return Persona(read_sound(str(path)), text, path.stem, recording=True)
 
 
 def read_sound(path: str) -> Pcm:
@@ -142,12 +144,22 @@ def _frames(voice: Voice | Pcm | None) -> int:
     return 0 if voice is None else math.ceil(len(voice) / FRAME_SIZE)
 
 
+def _check_sound(sound: object) -> None:
+    if not isinstance(sound, np.ndarray) or sound.dtype != np.float32 or sound.ndim != 1 or not sound.size:
+        given = f"{sound.dtype}{list(sound.shape)}" if isinstance(sound, np.ndarray) else type(sound).__name__
+        raise InputError(f"The sound of a voice is float32[samples], and this is {given}", "use read_persona")
+    if not np.isfinite(sound).all():
+        raise InputError("The sound of a voice has samples that are not finite numbers.")
+
+
 def check_persona(persona: Persona, tokenizer: sentencepiece.SentencePieceProcessor, config: Architecture) -> None:
     """Check that a persona fits a model. Errors are those of `Personas.check`."""
-    tokens = text_tokens(tokenizer, persona.text)
-    if isinstance(persona.voice, Voice):
-        personaplex.check_voice(persona.voice, config)
-    check_length(config, _frames(persona.voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
+    tokens, voice = text_tokens(tokenizer, persona.text), persona.voice
+    if isinstance(voice, Voice):
+        personaplex.check_voice(voice, config)
+    elif voice is not None:
+        _check_sound(voice)
+    check_length(config, _frames(voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
 
 
 class Personas:
@@ -185,7 +197,8 @@ class Personas:
         Raises
         ------
         InputError
-            The voice is one for another model; the tokenizer does not know some of the text; or both together are too long.
+            The voice is one for another model, or is not a voice; the tokenizer does not know some of the text; or both
+            together are too long.
         """
         check_persona(persona, self._parts.tokenizer, self._parts.lm.config)
 
@@ -226,15 +239,7 @@ class Personas:
         """Read a prompt, part by part, and keep it."""
         config, given = self._parts.lm.config, persona.voice
         voice = (yield from self._encoded(given)) if isinstance(given, np.ndarray) else given
-        silence, sine = personaplex.prompt_codes(config)
-        prompt = personaplex.prompt(
-            config.streams,
-            config.existing_text_padding_id,
-            silence,
-            sine,
-            voice=voice,
-            text=tokens,
-        )
+        prompt = personaplex.prompt_for(config, voice, tokens)
         for prefilled in prefill_in_turns(self._parts.lm, prompt, kv_bits=self._kv_bits):
             if prefilled and kept:
                 about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}

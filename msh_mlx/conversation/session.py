@@ -105,7 +105,7 @@ class Session:
         8 stores the model's keys and values in 8 bits; None keeps them in the model's dtype.
     opening
         What comes before each conversation, also after `reset`, as from `Personas`; None: what the model's family needs, which
-        is nothing for Moshi.
+        is nothing for Moshi, and some silence for PersonaPlex.
 
     Raises
     ------
@@ -131,7 +131,7 @@ class Session:
             raise InputError(
                 f"The model is {family.title}, not one that holds conversations", f"use {_OTHER_USES[family.use]}"
             )
-        opening = opening or Opening(steering=family.steering(lm))
+        opening = opening or Opening(family.prompt(config), family.steering(lm))
         check_vocabulary(tokenizer, config.text_card)
         check_codec(mimi, config)
         self.sample_rate: int = mimi.sample_rate

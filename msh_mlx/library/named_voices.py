@@ -23,6 +23,7 @@ from .catalogue import Entry
 ENDINGS = (".pt", ".safetensors")
 ARCHIVE = "voices.tgz"
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
+_MAX_NAME = 200  # bytes: a file's name has at most 255
 _MAX_SIZE = 1 << 28  # bytes of an archive's files; the published one has some megabytes
 _MAX_FILES = 1000
 
@@ -49,9 +50,10 @@ def own_folder() -> Path | None:
 
 def check_name(name: str) -> str:
     """Return the name of a voice. Raise InputError if it is not one."""
-    if not _NAME.fullmatch(name) or name.endswith(ENDINGS):
+    if not _NAME.fullmatch(name) or name.endswith(ENDINGS) or len(name.encode()) > _MAX_NAME:
         raise InputError(
-            f"{brief(name)} is not a name for a voice", "letters, digits, '.', '_', '+' and '-' make one: give --name"
+            f"{brief(name)} is not a name for a voice",
+            "give one with --name: up to 64 letters, digits, '_', '.', '+' and '-', and a letter or digit first",
         )
     return name
 
@@ -91,7 +93,7 @@ def known_voices(model: Path | None, entries: Iterable[Entry] = ()) -> dict[str,
 
 
 def find_voice(text: str, known: Mapping[str, NamedVoice]) -> Path:
-    """Return the file of a voice that the user names: by its name, with or without `.pt`, or by a path.
+    """Return the file of a voice that the user names: by its name, by a path, or by its name with `.pt`.
 
     Raises
     ------
@@ -100,12 +102,14 @@ def find_voice(text: str, known: Mapping[str, NamedVoice]) -> Path:
     """
     if not text:
         raise InputError("The name of the voice is empty", "'msh-mlx voices' lists them")
-    if voice := known.get(text) or known.get(text.removesuffix(".pt")):
+    if voice := known.get(text):
         return voice.path
     path = user_path(text)
     try:
         path.stat()
     except (OSError, ValueError):
+        if voice := known.get(text.removesuffix(".pt")):
+            return voice.path
         raise InputError(
             f"There is no voice {brief(text)}, and no file of this name",
             "'msh-mlx voices' lists those with a name, or give a file",

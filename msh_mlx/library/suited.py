@@ -162,7 +162,7 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
             }  # fmt: skip
             if path := find_config(lm):
                 files["config"] = LocalFile(path)
-            family, kept = _told(path)
+            family, kept = _told(lm, path)
             size = lm.stat().st_size
             found[str(lm)] = Entry(
                 name=str(lm),
@@ -178,16 +178,23 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def _told(path: Path | None) -> tuple[str, int]:
-    """Return what a configuration says: the name of its family, and the bytes of keys and values. None: those of v0.1."""
+def _told(lm: Path, path: Path | None) -> tuple[str, int]:
+    """Return what a model and its configuration say: the name of the family, and the bytes of keys and values.
+
+    Without a configuration it is that of v0.1.
+    """
     import mlx.core as mx
 
     from ..model.config import LmConfig
+    from ..weights.checkpoint import as_stored
+    from ..weights.safetensors import read_header
 
     config = LmConfig()
     if path:
         with contextlib.suppress(InputError):  # it is raised again when the model is opened
             config = LmConfig.from_file(path, lora=True)
+    with contextlib.suppress(InputError):
+        config = as_stored(config, read_header(lm))
     return family_of(config).name, _kept_bytes(config, mx.bfloat16)
 
 
@@ -272,8 +279,7 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     MshError
         A file cannot be fetched. The message says what works without network.
     """
-    if entry.non_commercial:
-        watch.say(f"{entry.name} is not for commercial use, by its licence ({entry.licence or 'not named'}).")
+    tell_licence(entry, watch)
     if cache.missing(entry):
         _fetch(entry, entries, watch)
     found = cache.paths(entry)
@@ -281,6 +287,12 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     if not (model and mimi and tokenizer):
         raise MshError(f"Files of {entry.name} went away while they were fetched", "try again")
     return ModelFiles(model, mimi, tokenizer, found.get("config"), found.get("voices"))
+
+
+def tell_licence(entry: Entry, watch: Watch) -> None:
+    """Say so if the licence of a model that was chosen forbids commercial use."""
+    if entry.non_commercial:
+        watch.say(f"{entry.name} is not for commercial use, by its licence ({entry.licence or 'not named'}).")
 
 
 def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:
@@ -395,10 +407,11 @@ def _fits(path: str, patterns: Sequence[str]) -> bool:
     return any(Path(path).match(pattern) for pattern in patterns)
 
 
-def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi") -> Reference:
+def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi", name: str | None = None) -> Reference:
     """Return the catalogue's codec or tokenizer for a model of a family that came without one. Prefer one on disk.
 
-    It is of a model of the same family, else of one for the same use. Files of restricted models are never taken.
+    It is of a model of the same family, else of one for the same use. Files of restricted models are never taken. If there is
+    one of this `name`, which the model's configuration says, it is that.
     """
     open_to_all = [entry for entry in entries.values() if role in entry.files and not entry.is_restricted]
     use = use_of(family)
@@ -406,4 +419,5 @@ def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi") 
     files = [entry.files[role] for entry in of_family or [entry for entry in open_to_all if entry.use == use]]
     if not files:
         raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")
+    files = [file for file in files if Path(file.path).name == name] or files
     return next((file for file in files if cache.find(file)), files[0])

@@ -740,9 +740,8 @@ def _told(parameters: ChatParameters, persona: Persona | None, ignored: list[str
     """Return what a client of ours is told about its parameters."""
     told: dict[str, Any] = {"ignored": ignored} if ignored else {}
     if persona and parameters.text_prompt and persona.text != parameters.text_prompt:
-        told["notice"] = (
-            f"The model does not know all letters of the role; it reads “{shortened(persona.text, _LOGGED)}”."
-        )
+        reads = f"it reads “{shortened(persona.text, _LOGGED)}”" if persona.text else "it has no role"
+        told["notice"] = f"The model does not know all letters of the role; {reads}."
     return told
 
 

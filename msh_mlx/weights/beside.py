@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+# By roles: the keys of a configuration that name the files which belong to the model.
+NAME_KEYS = {"mimi": "mimi_name", "tokenizer": "tokenizer_name"}
+
+
+def names_in(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the codec's and the tokenizer's file that a configuration says, by roles. Paths are not names."""
+    said = {role: values.get(key) for role, key in NAME_KEYS.items()}
+    return {role: name for role, name in said.items() if isinstance(name, str) and name and Path(name).name == name}
 
 
 def config_beside(model: Path) -> Path:

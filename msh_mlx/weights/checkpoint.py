@@ -259,8 +259,7 @@ def open_checkpoint(
         _check_types(path, header)
         _check_quantized(path, header, quantized)
         stored = sizes(header)["dep_q"]
-        if lm_config.dep_q < stored == lm_config.n_q:  # the user's codes are predicted, too
-            lm_config = cast(LmConfig, personaplex.adapted(replace(lm_config, dep_q=stored)))
+        lm_config = as_stored(lm_config, header)
         slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, slices, lm_config.dep_q)
@@ -282,6 +281,14 @@ def open_checkpoint(
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
     return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:
+    """Return a configuration with what only the file tells: that a PersonaPlex predicts the user's codes, too."""
+    stored = sizes(header)["dep_q"]
+    if config.dep_q < stored == config.n_q:
+        return cast(LmConfig, personaplex.adapted(replace(config, dep_q=stored)))
+    return config
 
 
 def _made(config: LmConfig, tensors: Mapping[str, TensorInfo]) -> Lm:

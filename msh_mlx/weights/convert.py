@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..model.config import LmConfig
+from ..model.config import LmConfig, read_config
 from ..model.lm import Lm
 from ..model.step import Reader
 from ..system.newfile import NewFile, check_outputs, file_output
 from ..system.places import user_path
-from .beside import config_beside
+from .beside import NAME_KEYS, config_beside, names_in
 from .checkpoint import BITS, CONDITIONS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
 from .lora import Change, Scaling
 from .safetensors import TensorInfo, TensorWriter, read_tensor
@@ -116,7 +116,9 @@ def convert(
     }
     total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
     with NewFile(out) as new, NewFile(out_config) as new_config:
-        new_config.file.write(json.dumps(checkpoint.config.to_dict(), indent=1).encode() + b"\n")
+        # With the names of codec and tokenizer: models of one family have different ones.
+        values = checkpoint.config.to_dict() | {NAME_KEYS[role]: name for role, name in _names(config).items()}
+        new_config.file.write(json.dumps(values, indent=1).encode() + b"\n")
         writer = TensorWriter(new.file, written)
         for module in checkpoint.shapes:
             if progress:
@@ -138,6 +140,12 @@ def convert(
         checkpoint.scaling,
         len(checkpoint.slices) - checkpoint.config.dep_q,
     )
+
+
+def _names(config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, str]:
+    if config is None or isinstance(config, LmConfig):
+        return {}
+    return names_in(config if isinstance(config, Mapping) else read_config(config))
 
 
 def _targets(

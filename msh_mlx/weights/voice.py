@@ -42,6 +42,8 @@ def read_voice(path: str | os.PathLike[str]) -> Voice | Pcm:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
+        if not is_zip and path.suffix.lower() == ".pt":
+            raise ValueError
         tensors = read_tensors(path) if is_zip else _read_safetensors(path)
         if not is_zip and set(tensors) == {"sound"}:
             return _checked_sound(path, tensors["sound"])

@@ -182,6 +182,11 @@ def test_what_is_not_beside_the_model_is_the_catalogues(place: Place) -> None:
     message = place.refused(2, "--model", "alone/model.q8.safetensors", *ANSWER)
     assert "2 codecs (tokenizer-*.safetensors) beside" in message
     assert "--mimi" in message
+    # The configuration says which one it is, if it is there.
+    config = json.loads((DEMO / "config.json").read_text()) | {"mimi_name": "tokenizer-1.safetensors"}
+    (place.folder / "alone" / "config.json").write_text(json.dumps(config))
+    shutil.copy(DEMO / "mimi.safetensors", place.folder / "alone" / "tokenizer-1.safetensors")
+    place.converse("--model", "alone/model.q8.safetensors")
 
 
 def test_models_in_weights(place: Place) -> None:
@@ -412,6 +417,14 @@ def test_a_model_with_voices_whose_licence_forbids_commercial_use(place: Place) 
     # It says words and does not talk: that is said before anything is fetched, with the command that runs it.
     assert "use 'msh-mlx say'" in place.refused(2, "--variant", "words", *ANSWER)
     assert not place.server.requests
+    # Whatever it is called, the licence is named.
+    for way in (
+        ["--hf-repo", "us/words"],
+        ["--hf-repo", "us/words@main"],
+        ["--model", "hf:us/words/model@1.safetensors"],
+    ):
+        result = place.run("say", *way, "--output", "x.wav", "one")
+        assert "words is not for commercial use, by its licence (CC BY-NC 4.0)." in result.stderr.splitlines()
     result = place.run("models", "get", "words")
     assert result.stderr.splitlines()[0] == "words is not for commercial use, by its licence (CC BY-NC 4.0)."
     paths = place.good("models", "path", "words").splitlines()

@@ -20,11 +20,14 @@ import soundfile
 from paths import DEMO, DIGITS, ROOT
 from safetensors.numpy import save_file
 
-from msh_mlx.cli.main import main
+from msh_mlx.cli.choice import choose
+from msh_mlx.cli.main import main, parser
 from msh_mlx.cli.options import byte_count
 from msh_mlx.errors import InputError
 from msh_mlx.library.catalogue import Entry, LocalFile
-from msh_mlx.library.named_voices import check_name, find_voice, known_voices, unpacked
+from msh_mlx.library.files import find_demo
+from msh_mlx.library.named_voices import NamedVoice, check_name, find_voice, known_voices, unpacked
+from msh_mlx.system.signals import Signals
 from msh_mlx.weights.voice import read_voice
 
 GREEDY = ("--temperature", "0", "--text-temperature", "0")
@@ -96,6 +99,14 @@ def test_a_voice_by_its_name(capsys: pytest.CaptureFixture[str], speech: Path, o
     assert len(by_name) == len(from_recording)
 
 
+def test_a_file_counts_more_than_a_name_with_an_ending(tmp_path: Path, own: Path) -> None:
+    known = {"jo": NamedVoice("jo", own / "jo.safetensors", "your own")}
+    assert find_voice("jo.pt", known) == own / "jo.safetensors"
+    (tmp_path / "jo.pt").touch()
+    assert find_voice("jo.pt", known) == Path("jo.pt")
+    assert find_voice("jo", known) == own / "jo.safetensors"
+
+
 def test_each_recording_begins_with_the_same_persona(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
     """Also with the cache of keys and values in 8 bits, and if no prompt is kept."""
     Path("twin.wav").write_bytes(speech.read_bytes())
@@ -135,7 +146,15 @@ REFUSED = {
         f"--model {DEMO / 'model.q8.safetensors'} --mimi {DEMO / 'mimi.safetensors'} --prompt next"
     ),
     "moshiko-q4 is a Moshi language model, which takes neither a voice nor a prompt": "--variant moshiko-q4 --prompt next",
+    "moshika-q8 is a Moshi language model, which takes neither a voice nor a prompt": (
+        "--hf-repo kyutai/moshika-mlx-q8 --prompt next"
+    ),
     "No model on this disk takes a voice or a prompt; name personaplex-7b": "--voice NATF0",
+    "The name of the voice is empty": "--demo --voice=",
+    # These are said before anything is fetched.
+    "There is no voice 'none/jo.wav', and no file of this name": "--variant personaplex-7b --voice none/jo.wav",
+    "There is no prompt early.txt": "--variant personaplex-7b --prompt @early.txt",
+    "moshiko-q4 is a Moshi language model, and --guidance is for Hibiki": "--variant moshiko-q4 --guidance 3",
     "--keep-prompts: 'much' is not a number of bytes, such as 500MB or 2GB": "--demo --keep-prompts much",
 }
 
@@ -145,6 +164,15 @@ def test_a_wrong_persona(capsys: pytest.CaptureFixture[str], what: str) -> None:
     err = said(capsys, *REFUSED[what].split(), "--input", DIGITS, "--output", "x.wav", "--plain", code=2)
     assert what in err
     assert not Path("x.wav").exists()
+
+
+def test_a_prompt_without_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is as if none was given; but a file without text is a mistake."""
+    Path("empty.txt").write_text("\n")
+    recording = ("--input", DIGITS, "--output", "x.wav")
+    assert "The prompt empty.txt is empty" in said(capsys, "--demo", "--prompt", "@empty.txt", *recording, code=2)
+    for prompt in ("", " "):
+        assert choose(parser().parse_args(["--demo", "--prompt", prompt]), Signals()).files == find_demo("conversation")
 
 
 def test_sizes() -> None:
@@ -189,6 +217,8 @@ def test_play(capsys: pytest.CaptureFixture[str], speech: Path) -> None:
     out = said(capsys, "voices", "play", "jo", "--prompt", "next", "--demo", "--plain", "--output", "model.wav")
     assert out.endswith("Written: model.wav\n")
     assert soundfile.info("model.wav").frames == 75 * 1920
+    out = said(capsys, "voices", "play", "jo", "--prompt", "next", "--demo", "--json", "--output", "model.wav")
+    assert json.loads(out) == {"path": "model.wav", "seconds": 6.0}
     assert "would be overwritten" in said(capsys, "voices", "play", speech, "--output", speech, code=2)
 
 
@@ -216,7 +246,7 @@ def test_a_voice_that_cannot_be_made(capsys: pytest.CaptureFixture[str], speech:
     assert (own / "jo.safetensors").read_bytes() == before
     soundfile.write("short.wav", np.zeros(2400), 24000)
     assert "too short for a voice" in said(capsys, "voices", "from", "short.wav", code=2)
-    for name in ("a/b", "..", ".x", "", "a b", "x.pt", "x" * 65):
+    for name in ("a/b", "..", ".x", "", "a b", "x.pt", "x" * 65, "𝒜" * 64):
         assert "is not a name for a voice" in said(capsys, "voices", "from", speech, "--name", name, code=2)
     assert "no name for the voice" in said(capsys, "voices", "from", "-", code=2)
     assert "There is no command 'make' of voices, only from, play and clear" in said(capsys, "voices", "make", code=2)

@@ -99,6 +99,18 @@ def test_a_reset_begins_with_the_same_persona_at_once(
     assert told(session, digits[:40]) == first
 
 
+def test_without_a_persona_there_is_silence_before_the_conversation(parts: Parts, digits: np.ndarray) -> None:
+    """As on the server, where the persona of a client that chooses nothing is an empty one."""
+    opening = Personas(parts).opening(Persona())
+    assert prompt_of(opening).prompt.columns.shape == (2 * SILENT_FRAMES + 1, 17)
+    logits = []
+    for begin in (None, opening):
+        session = Session(parts.lm, parts.mimi, parts.tokenizer, **GREEDY, opening=begin)
+        told(session, digits[:3])
+        logits.append(np.array(session._gen.text_logits))
+    assert np.array_equal(*logits)
+
+
 def test_a_prompt_that_a_conversation_reads_itself_is_read_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_of(Personas(parts).opening(Persona(text="next"))).prompt
     count = 0
@@ -131,7 +143,7 @@ def test_text_has_tags(parts: Parts) -> None:
 def test_a_voice_as_sound(parts: Parts, voice: Path) -> None:
     """The columns hold the codec's codes, one frame in each column, and the delayed ones one column later."""
     config = parts.lm.config
-    persona = read_persona(voice, "next")
+    persona = read_persona(str(voice), "next")
     assert (persona.name, persona.recording) == ("speaker", True)
     columns = prompt_of(Personas(parts).opening(persona)).prompt.columns
     silence, sine = prompt_codes(config)
@@ -221,6 +233,24 @@ def test_a_voice_of_another_model(parts: Parts) -> None:
     ):
         with pytest.raises(InputError, match=what):
             personas.opening(Persona(Voice(embedded, columns)))
+
+
+FLOAT = np.float32
+WRONG_SOUNDS = [
+    np.zeros(0, FLOAT),
+    np.zeros(1920),
+    np.zeros((1, 1920), FLOAT),
+    np.full(1920, np.nan, FLOAT),
+    np.zeros(1920, np.int16),
+    "jo.wav",
+]
+
+
+@pytest.mark.parametrize("sound", WRONG_SOUNDS)
+def test_a_wrong_sound(parts: Parts, sound: object) -> None:
+    """A voice from Python is checked before anything is computed."""
+    with pytest.raises(InputError, match="The sound of a voice"):
+        Personas(parts).opening(Persona(sound))
 
 
 def test_a_moshi_takes_no_persona() -> None:

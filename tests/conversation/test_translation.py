@@ -297,7 +297,7 @@ def test_the_command_translates(parts, folder, ending, tmp_path):
         (lambda folder: [*model(folder, ZERO), "--guidance", 3], "has no conditions, so it cannot be guided"),
         (
             lambda _: ["--demo", "--guidance", 3],
-            "the demo model is a Moshi language model, and --guidance is for Hibiki",
+            "The demo model is a Moshi language model, and --guidance is for Hibiki",
         ),
         (lambda _: ["--demo", "--guidance", -1], "--guidance"),
     ],

@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
-from paths import DEMO
+from paths import DEMO, GOLDEN
 
 from msh_mlx.errors import InputError, MshError, UnreachableError
 from msh_mlx.library import cache as hf_cache
@@ -189,6 +190,17 @@ def test_models_of_other_families_that_were_downloaded_by_hand():
     assert [entry.files["mimi"].path.name for entry in own] == ["mimi-1.safetensors"] * 2
     # What attention keeps is that of the configuration, not Moshi's.
     assert all(entry.memory - 1_000_000_000 < 50_000_000 for entry in own)
+
+
+def test_a_personaplex_that_was_downloaded_by_hand():
+    """Its configuration says nothing of the model: the file itself tells, by the user's codes that it predicts."""
+    lay(Path("weights"), [*PUBLISHED[1:], "model.safetensors"])
+    shutil.copy(GOLDEN / "personaplex-small" / "lm.safetensors", "weights/model.safetensors")
+    config = json.loads((GOLDEN / "personaplex-small" / "config.json").read_text())
+    Path("weights/config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "model_type"} | {"dep_q": 4})
+    )
+    assert load_library()["weights/model.safetensors"].family == "personaplex"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -471,6 +483,11 @@ def test_a_shared_codec_is_of_the_same_family_or_use():
     assert library.shared_file("mimi", entries, "personaplex") == entries["moshiko-bf16"].files["mimi"]
     put(entries["moshika-q4"])
     assert library.shared_file("tokenizer", entries) == entries["moshika-q4"].files["tokenizer"]
+    # Models of a family may have codecs of their own, which their configurations name.
+    own = entries["hibiki-1b"].files["mimi"]
+    assert own != entries["hibiki-2b"].files["mimi"]
+    assert library.shared_file("mimi", entries, "hibiki", "mimi-dbaa9758@125.safetensors") == own
+    assert library.shared_file("mimi", entries, "hibiki", "unknown") == entries["hibiki-2b"].files["mimi"]
     with pytest.raises(InputError, match="has no codec; give one with --mimi"):
         library.shared_file("mimi", {}, "stt")
 

@@ -194,10 +194,13 @@ async def test_letters_that_the_model_does_not_know_are_left_out_and_that_is_tol
     async with serving(model) as server:
         heard = await talk(server.url, digits, text_prompt="Say, each digit PLUS 1 one!", **FILE)
         exact = await talk(server.url, digits[:FRAME_SIZE], text_prompt="next", **FILE)
+        none = await talk(server.url, digits[:FRAME_SIZE], text_prompt="?!", **FILE)
     assert heard.text.split() == WORDS["next"]
     told = "The model does not know all letters of the role; it reads “say each digit plus one”."
     assert heard.metadata[0]["notice"] == told
     assert "notice" not in exact.metadata[0]
+    (told,) = [values["notice"] for values in none.metadata if "notice" in values]  # it may have waited before
+    assert told == "The model does not know all letters of the role; it has no role."
 
 
 WRONG = [

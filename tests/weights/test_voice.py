@@ -146,6 +146,9 @@ def test_nothing_of_a_pickle_is_run(tmp_path):
 def test_archives_that_are_not_a_voice(tmp_path):
     path = tmp_path / "x.pt"
     everything = list(ENTRIES.items())
+    for text in (b"", b"hi", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):  # the last is how PyTorch's old files begin
+        path.write_bytes(text)
+        refused(path, text)
     refused(written(path, everything, zipfile.ZIP_DEFLATED))
     bomb = {**ENTRIES, "voice/data/0": bytes(1 << 24)}
     refused(written(path, bomb.items(), zipfile.ZIP_DEFLATED))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..architecture import Architecture
+    from ..grid import Prompt
     from ..lm import Lm
     from ..sampling import Sampler
     from ..steering import Steering
@@ -54,6 +55,12 @@ class Family:
 
         steering: Steering = self._module.steering(lm) if self.use == "translation" else NO_STEERING
         return steering
+
+    def prompt(self, config: Architecture) -> Prompt | None:
+        """Return what comes before a conversation with one of its models if nobody says more; None: nothing does."""
+        own = getattr(self._module, "prompt_for", None)
+        prompt: Prompt | None = own(config) if own else None
+        return prompt
 
     @property
     def _module(self) -> Any:

@@ -63,6 +63,11 @@ def replaced_rows(config: Architecture) -> dict[int, int]:
     return {END: config.existing_text_padding_id} if (config.model_type or "").lower().startswith("hibiki") else {}
 
 
+def no_guidance(name: str, title: str) -> InputError:
+    """Make the error for a model that does not translate: its name, and the title of its family."""
+    return InputError(f"{name} is {title}, and --guidance is for Hibiki", "leave it out")
+
+
 def check_guidance(config: Architecture, coef: float) -> None:
     """Raise InputError if a model cannot be guided, because it has no conditions, and `coef` asks for guidance."""
     if coef != 1 and not config.fuser.added:

@@ -64,8 +64,9 @@ def prompt_codes(config: Architecture) -> tuple[Column, Column]:
             or len(codes) != config.dep_q
             or not all(is_whole(c) and 0 <= c < config.card for c in codes)
         ):
+            has = "no" if config.prompt_codes is None else "wrong"
             raise InputError(
-                f"The model's configuration has wrong prompt_codes for {name}", f"{config.dep_q} codes are expected"
+                f"The model's configuration has {has} prompt_codes for {name}", f"{config.dep_q} codes are expected"
             )
         found.append(np.array(codes, np.int32))
     return found[0], found[1]
@@ -116,6 +117,14 @@ def check_voice(voice: Voice, config: Architecture) -> None:
     read = np.where(delayed, voice.columns[:, (last + 1) % 4], NOTHING), voice.columns[:, last % 4]
     if any(((column < NOTHING) | (column > starts)).any() for column in read):  # nothing else in the ring counts
         raise InputError("The voice has tokens that the model does not know", "give a voice of this model")
+
+
+def prompt_for(
+    config: Architecture, voice: npt.NDArray[np.integer] | Voice | None = None, text: Sequence[int] = ()
+) -> Prompt:
+    """Make a prompt, as `prompt` does, for a model. Without a voice and a text it is silence."""
+    silence, sine = prompt_codes(config)
+    return prompt(config.streams, config.existing_text_padding_id, silence, sine, voice=voice, text=text)
 
 
 def prompt(
