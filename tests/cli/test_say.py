@@ -79,8 +79,8 @@ def test_a_text_from_everywhere(tmp_path: Path, spoken: Any) -> None:
     ):
         result = say(*GREEDY, *args, "--output", f"{number}.wav", cwd=tmp_path, stdin=stdin)
         assert result.returncode == 0, result.stderr
-        words, speed = result.stdout.decode().splitlines()
-        assert words == "three one four"
+        words, file, speed = result.stdout.decode().splitlines()
+        assert (words, file) == ("three one four", f"Speech: {number}.wav")
         assert re.fullmatch(r"1\.92 s of speech in \d+\.\d\d s: \d+\.\d × real time", speed)
         sound, rate = soundfile.read(tmp_path / f"{number}.wav")
         assert rate == 24000
@@ -111,7 +111,8 @@ def test_two_voices(tmp_path: Path, spoken: Any) -> None:
     assert np.abs(soundfile.read(tmp_path / "x.wav")[0] - spoken(turns, 2)).max() < 1e-4
     result = say(*GREEDY, *voices[:2], "--output", "x.wav", "--json", cwd=tmp_path, stdin=text)
     notices = [event["message"] for event in events(result.stdout) if event["event"] == "notice"]
-    assert notices == [f"The model does not know '{name}', which is left out." for name in "AB"]
+    unknown = [f"The model does not know '{name}', which is left out." for name in "AB"]
+    assert notices == [*unknown, "The demo model knows only the words zero to nine."]
     assert np.abs(soundfile.read(tmp_path / "x.wav")[0] - spoken("one two three four", 1)).max() < 1e-4
 
 
@@ -120,7 +121,7 @@ def test_what_the_demo_does_not_know(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.decode().splitlines()[:3] == [
         "The model does not know '7', which is left out.",
-        "The demo model knows only the digits zero to nine; 'hello' will not sound right.",
+        "The demo model knows only the words zero to nine; 'hello' will not sound right.",
         "hello One",
     ]
 
@@ -158,7 +159,11 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ([*demo, "--voice", "x", "one"], "There is no voice 'x'; the model has brisk and calm."),
         ([*demo, "--voice", "", "one"], "The name of the voice is empty; give a name or a file."),
         ([*demo, *["--voice", "calm"] * 3, "one"], "There are 3 voices; give two at most."),
-        ([*demo, "--voice", "empty.txt", "one"], "empty.txt "),
+        ([*demo, "--voice", "empty.txt", "one"], "empty.txt is not a voice of this model"),
+        (
+            [*demo, "--voice", "sound.flac", "one"],
+            "sound.flac is not a voice of this model, which takes no recordings; ",
+        ),
         (
             [*demo, "--cfg", "2.2", "one"],
             "The condition cfg cannot be '2.2'; it may be 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0.",
@@ -188,7 +193,10 @@ def test_a_pipe_that_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_of_unknown_words(tmp_path: Path) -> None:
     result = say("--demo", "42", "--output", "x.wav", cwd=tmp_path)
-    assert result.stdout.decode() == "The model does not know '42', which is left out.\n"
+    assert result.stdout.decode().splitlines() == [
+        "The model does not know '42', which is left out.",
+        "The demo model knows only the words zero to nine.",
+    ]
     assert sentence(result) == "There is nothing to say; give a text with words."
     assert not list(tmp_path.iterdir())
 
@@ -268,7 +276,7 @@ def test_a_terminal(tmp_path: Path) -> None:
     os.close(master)
     assert process.wait(LIMIT) == 0
     lines = re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown).decode().replace("\r", "").split("\n")
-    assert [line for line in lines if line.strip()][-4:-1] == ["one two three four", "five six seven eight", "nine"]
+    assert [line for line in lines if line.strip()][-5:-2] == ["one two three four", "five six seven eight", "nine"]
     lonely = pty.openpty()
     none = subprocess.run([*SAY, *out], cwd=tmp_path, stdin=lonely[1], capture_output=True, timeout=LIMIT)
     assert sentence(none) == "There is no text; give it, --file FILE, or - to type it."
