@@ -157,7 +157,7 @@ def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch:
                 raise
             watch.say(f"{error.what}; so this is the demo model, which repeats digits.")
     files = find_demo("persona" if _asks_persona(args, uses) else uses[0])
-    return Choice(files, _checkpoint(args, uses, files.model, files.config), "the demo model", is_demo=True)
+    return Choice(files, _checkpoint(args, uses, files.model, files.config), "The demo model", is_demo=True)
 
 
 def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, config: Path | None) -> Checkpoint:
@@ -187,19 +187,19 @@ def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
 
 
 def _asks_persona(args: argparse.Namespace, uses: Sequence[str]) -> bool:
-    """Tell whether a conversation shall begin with a voice or a prompt."""
+    """Tell whether a conversation shall begin with a voice or a role."""
     return uses == TALK and bool(getattr(args, "prompt", None) or getattr(args, "voice", None))
 
 
 def _persona_model(entries: Iterable[Entry]) -> Entry:
-    """Return a model that takes a voice and a prompt, the best on disk. Others are large and gated, so they must be named."""
+    """Return a model that takes a voice and a role, the best on disk. Others are large and gated, so they must be named."""
     from ..library.cache import is_on_disk
 
     known = sorted((entry for entry in entries if entry.family == "personaplex"), key=lambda entry: -(entry.bits or 0))
     if found := next(filter(is_on_disk, known), None):
         return found
     names = f"name {listed(entry.name for entry in known)} with --variant, or try --demo" if known else "try --demo"
-    raise _NothingSuitsError("No model on this disk takes a voice or a prompt", names)
+    raise _NothingSuitsError("No model on this disk takes a voice or a role", names)
 
 
 class _NothingSuitsError(InputError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 1 << 20  # bytes; far more than any window holds
 _KEEP = "2 GB"
-_PROMPT = "tell Moshi who it is, in words; @FILE reads them from a file"
+_PROMPT = "tell Moshi its role: who it is, in words; @FILE reads them from a file"
 
 
 def add_persona(to: Group) -> None:
@@ -60,11 +60,11 @@ def prompt_text(args: argparse.Namespace) -> str:
     if not path:
         raise InputError("--prompt @ names no file", "write it behind the @")
     try:
-        read = decode_text(read_small(path, "The prompt", _MAX_TEXT))
+        read = decode_text(read_small(path, "The role", _MAX_TEXT))
     except UnicodeDecodeError:
         read = "\0"
     if not all(c.isprintable() or c.isspace() for c in read):
-        raise InputError(f"The prompt {path} is not text in UTF-8", "give a text file")
+        raise InputError(f"The role {path} is not text in UTF-8", "give a text file")
     return read.strip()
 
 

@@ -38,7 +38,8 @@ _SHOWN = 60  # characters of a prompt
 def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx voices",
-        description="List the voices that --voice takes by their names, and the prompts that are kept on disk.",
+        description="List the voices that a conversation takes by their names (--voice), and the prompts that are kept on "
+        "disk. Speech ('msh-mlx say') has other voices, which come with its model.",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx voices {name}" for name in ACTIONS) + ".",
     )
     to = parser.group()

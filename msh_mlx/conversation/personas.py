@@ -55,7 +55,7 @@ class Persona:
         """Describe it in a few words."""
         parts = [f"voice {self.name}"] if self.name else []
         if self.text:
-            parts.append(f"prompt “{shortened(self.text, _SHOWN)}”")
+            parts.append(f"role “{shortened(self.text, _SHOWN)}”")
         return ", ".join(parts)
 
 
@@ -122,7 +122,7 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError("The prompt is not valid Unicode", "give it in UTF-8") from None
+        raise InputError("The role is not valid Unicode", "give it in UTF-8") from None
     if not text:
         return []
     has_tags = text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)
@@ -131,8 +131,25 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     if unknown in tokens:
         wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]
         shown = listed(map(repr, wrong[:5])) if wrong else repr(shortened(text, _SHOWN))
-        raise InputError(f"The model's tokenizer does not know {shown} of the prompt", "write it in other letters")
+        known = readable(tokenizer, text)
+        advice = f"write “{known}”" if 0 < len(known) <= _SHOWN else "write it in other letters"
+        raise InputError(f"The model's tokenizer does not know {shown} of the role", advice)
     return tokens
+
+
+def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
+    """Return a text without letters that a tokenizer does not know; capitals become small ones if it knows these.
+
+    The published tokenizers know all letters, and small ones may not.
+    """
+
+    def knows(part: str) -> bool:
+        return tokenizer.unk_id() not in tokenizer.EncodeAsIds(part)
+
+    if knows(text):
+        return text
+    letters = (next(filter(knows, (letter, letter.lower())), "") for letter in text)
+    return " ".join("".join(letters).split())
 
 
 def _frames(voice: Voice | Pcm | None) -> int:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import sentencepiece
-
 from ..errors import InputError
 from ..system.words import listed, shortened
-from .personas import Persona, Personas, read_persona
+from .personas import Persona, Personas, read_persona, readable
 from .session import Opening
 
 _TOLD, _SHOWN = 30, 40  # voices in a message, and letters of what the client wrote
@@ -94,18 +92,3 @@ def read_voices(
         else:
             voices[name] = voice
     return voices
-
-
-def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
-    """Return a text without letters that a tokenizer does not know; capitals become small ones if it knows these.
-
-    The published tokenizers know all letters, and small ones may not.
-    """
-
-    def knows(part: str) -> bool:
-        return tokenizer.unk_id() not in tokenizer.EncodeAsIds(part)
-
-    if knows(text):
-        return text
-    letters = (next(filter(knows, (letter, letter.lower())), "") for letter in text)
-    return " ".join("".join(letters).split())

@@ -333,7 +333,9 @@ def test_the_table_in_a_narrow_terminal(place: Place) -> None:
     assert max(map(len, lines)) <= 80
     # Nothing is cut off: what a model is stands below it.
     at = next(i for i, line in enumerate(lines) if "personaplex-7b" in line)
-    assert " ".join(" ".join(lines[at + 1 : at + 3]).split()).endswith("one can choose, NVIDIA Open Model License, gated")
+    assert " ".join(" ".join(lines[at + 1 : at + 3]).split()).endswith(
+        "one can choose, NVIDIA Open Model License, gated"
+    )
     assert re.search(r" personaplex-7b +no +17\.1 GB +18\.0 GB ", lines[at])
     assert not re.search("…|\\w-$", "\n".join(lines))
 
