@@ -60,9 +60,9 @@ def parser() -> Parser:
     named = "speak with this voice: its name, or a file (.safetensors; for a model that goes on from a recording, a sound file)"
     twice = "given twice, the text is a dialogue, in which a line that begins with A: or B: changes the voice"
     to.repeated("--voice", "VOICE", f"{named}; {twice}")
-    faster = "speak faster (above 0) or slower (below 0), by this much less in the logit of padding; 1 is little"
+    faster = "speak faster (above 0) or slower (below 0): take this much from the logit of padding; 1 changes little"
     to.value("--speed", "X", f"{faster} (default: 0)", type=within(_SPEED), default=0.0)
-    keep = "keep this close to voice and text (default: 2); none is for models that can do without"
+    keep = "keep this close to voice and text, such as 1.5 or 3 (default: 2); none: leave this to the model"
     to.value("--cfg", "X", keep, type=_cfg, default=2.0)
     fewer = "compute only this many codebooks: fewer are faster, and sound worse (default: all that the model has)"
     to.value("--codebooks", "N", fewer, type=whole(1))

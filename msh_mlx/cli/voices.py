@@ -65,7 +65,7 @@ def action_parser(action: str) -> Parser:
         )
         to.value("--name", "NAME", "call the voice so (default: the recording's name)")
     if action == "play":
-        to.value("name", "NAME", "play this voice: its name or file, or a recording")
+        to.value("name", "VOICE", "play this voice: its name or file, or a recording")
         to.value("--output", "FILE", "write the sound to this file in place of playing it (WAV, 24 kHz)")
         to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
         to.value("--prompt", "TEXT", "give the model this role while it speaks; @FILE reads it from a file")
