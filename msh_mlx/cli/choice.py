@@ -51,13 +51,13 @@ def add_weights(to: Group) -> None:
 TALK = ("conversation", "translation")
 # By what models are for: the command that runs them, and what the demo model does.
 COMMANDS = {
-    "conversation": "local_mlx.py",
-    "translation": "local_mlx.py",
+    "conversation": "msh-mlx",
+    "translation": "msh-mlx",
     "transcription": "msh-mlx transcribe",
     "speech": "msh-mlx say",
 }
 _DEMO = {
-    "conversation": "it repeats spoken digits",
+    "conversation": "it repeats spoken digits, or says what --prompt asks for",
     "transcription": "it writes down English digits",
     "speech": "it says English digits",
 }

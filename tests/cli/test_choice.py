@@ -294,8 +294,8 @@ def test_the_table(place: Place) -> None:
     # Models stand together by what they do, under the command that runs them.
     parts = [part.splitlines() for part in "\n".join(line.rstrip() for line in lines[1:-2]).split("\n\n")]
     assert [part[0].strip() for part in parts] == [
-        "Conversation, by local_mlx.py",
-        "Translation, by local_mlx.py",
+        "Conversation, by msh-mlx",
+        "Translation, by msh-mlx",
         "Transcription, by msh-mlx transcribe",
         "Speech, by msh-mlx say",
     ]

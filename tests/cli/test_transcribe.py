@@ -108,7 +108,7 @@ def test_options_that_do_not_fit(folder: Path, args: list[str], said: str) -> No
 def test_a_model_for_something_else(folder: Path) -> None:
     own = ["--mimi", DEMO / "mimi.safetensors", "--tokenizer", DEMO / "tokenizer.model"]
     moshi = run("transcribe", "--model", DEMO / "model.q8.safetensors", *own, "first.wav", cwd=folder)
-    assert "is a Moshi language model; use 'local_mlx.py'." in assert_refused(moshi)
+    assert "is a Moshi language model; use 'msh-mlx'." in assert_refused(moshi)
 
 
 def test_an_interruption_keeps_what_was_heard(folder: Path) -> None:
