@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..system.inputs import decode_text, read_small
+from ..system.words import persona_words
 from .options import Group, byte_count
 
 if TYPE_CHECKING:
@@ -40,8 +41,14 @@ def add_remote_persona(to: Group) -> None:
     to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
 
 
+def asked(args: argparse.Namespace) -> list[str]:
+    """Return what the user is told about the options of `add_remote_persona`, after `prompt_text`."""
+    told = persona_words(args.voice or "", args.prompt or "")
+    return [told] if told else []
+
+
 def is_asked(args: argparse.Namespace) -> bool:
-    """Tell whether a voice or a text is given."""
+    """Tell whether a voice or a role is given."""
     return args.voice is not None or bool(prompt_text(args))
 
 
@@ -111,8 +118,7 @@ def opening_of(args: argparse.Namespace, persona: Persona | None) -> Callable[[P
 
 def sentences(persona: Persona) -> list[str]:
     """Return what the user is told about a persona."""
-    told = str(persona)
-    said = [f"{told[0].upper()}{told[1:]}"]
+    said = [str(persona)]
     if persona.recording:
         said.append(CONSENT)
     return said

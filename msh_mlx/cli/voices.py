@@ -252,6 +252,8 @@ def _clear(args: argparse.Namespace, _: Signals) -> int:
         _print_json({"freed": freed})
     else:
         print(
-            f"Removed the prompts that were kept: {human_size(freed)} are free now" if freed else "No prompts were kept"
+            f"Removed the prompts that were kept: {human_size(freed)} are free now."
+            if freed
+            else "No prompts were kept."
         )
     return 0

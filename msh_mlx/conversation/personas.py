@@ -24,7 +24,7 @@ from ..model.families.personaplex import Voice
 from ..model.prefill import Prefilled, check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
 from ..sound.recordings import open_recording, resample
-from ..system.words import listed, shortened
+from ..system.words import listed, persona_words, shortened
 from ..weights.voice import read_voice
 from .kept import KeptPrompts
 from .session import Opening, Parts
@@ -40,10 +40,10 @@ _TAG = "<system>"
 
 @dataclass(frozen=True)
 class Persona:
-    """A voice and a text, as `read_persona` reads them.
+    """A voice and a role, as `read_persona` reads them.
 
-    `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `name` is
-    what the voice is called. `recording` tells whether it was just made of a recording.
+    `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `text` is
+    the role, "" for none. `name` is what the voice is called. `recording` tells whether it was just made of a recording.
     """
 
     voice: Voice | Pcm | None = None
@@ -53,14 +53,11 @@ class Persona:
 
     def __str__(self) -> str:
         """Describe it in a few words."""
-        parts = [f"voice {self.name}"] if self.name else []
-        if self.text:
-            parts.append(f"role “{shortened(self.text, _SHOWN)}”")
-        return ", ".join(parts)
+        return persona_words(self.name, self.text)
 
 
 def read_persona(voice: Path | None, text: str = "") -> Persona:
-    """Read the file of a voice, or a recording of one. Nothing is read for a text without a voice.
+    """Read the file of a voice, or a recording of one. Nothing is read for a role, `text`, without a voice.
 
     Raises
     ------
@@ -105,7 +102,7 @@ def read_sound(path: str) -> Pcm:
 
 
 def check_takes_persona(config: Architecture) -> None:
-    """Raise InputError if the model is of a family that takes neither a voice nor a text."""
+    """Raise InputError if the model is of a family that takes neither a voice nor a role."""
     if (family := family_of(config)).name != personaplex.NAME:
         raise personaplex.no_persona("The model", family.title)
 

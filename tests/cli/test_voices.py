@@ -171,8 +171,8 @@ def test_the_list(capsys: pytest.CaptureFixture[str], speech: Path, own: Path) -
     ]
     (prompt,) = told["prompts"]
     assert (prompt["text"], prompt["voice"], prompt["size"]) == ("next", "", Path(prompt["path"]).stat().st_size)
-    assert said(capsys, "voices", "clear") == "Removed the prompts that were kept: 0.1 MB are free now\n"
-    assert said(capsys, "voices", "clear") == "No prompts were kept\n"
+    assert said(capsys, "voices", "clear") == "Removed the prompts that were kept: 0.1 MB are free now.\n"
+    assert said(capsys, "voices", "clear") == "No prompts were kept.\n"
     assert json.loads(said(capsys, "voices", "clear", "--json")) == {"freed": 0}
     assert list(own.iterdir()) == [own / "Zoë.2.safetensors"]  # voices stay
 
