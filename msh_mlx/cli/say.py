@@ -285,6 +285,7 @@ class _Teller:
         self._json = args.json
         self._shown = shown
         self._is_demo = is_demo
+        self._hinted = False
         self._width = 0  # letters on the line, and a space
 
     def word(self, word: Word) -> None:
@@ -300,9 +301,9 @@ class _Teller:
         self._width += len(text) + 1
 
     def warn(self, wrong: str = "") -> None:
-        """Tell, once, what the demo model can say, and that a word will sound wrong if one is."""
-        if self._is_demo:
-            self._is_demo = False
+        """Tell, once, what the demo model can say, and once that a word will sound wrong."""
+        if self._is_demo and (wrong or not self._hinted):
+            self._hinted, self._is_demo = True, not wrong
             sounds = f"; {wrong} will not sound right" if wrong else ""
             self.note(f"The demo model knows only the words zero to nine{sounds}.")
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import numpy as np
 import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
+from rich.console import Console
 
 from msh_mlx import InputError, Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
-from msh_mlx.cli.say import run
+from msh_mlx.cli.display import Display
+from msh_mlx.cli.say import _Teller, run
+from msh_mlx.events import Word
 from msh_mlx.system.signals import Signals
 
 LIMIT = 60  # seconds, for a busy machine
@@ -123,6 +127,18 @@ def test_what_the_demo_does_not_know(tmp_path: Path) -> None:
         "The model does not know '7', which is left out.",
         "The demo model knows only the words zero to nine; 'hello' will not sound right.",
         "hello One",
+    ]
+
+
+def test_a_word_that_sounds_wrong_is_named_when_it_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    """Speech that is played: words that are left out are told before others are heard."""
+    teller = _Teller(Namespace(json=True), Display(Console(), plain=True), is_demo=True)
+    teller.warn()
+    for text in ("one", "hello", "there"):
+        teller.word(Word(0.0, text))
+    assert [event["message"] for event in events(capsys.readouterr().out) if event["event"] == "notice"] == [
+        "The demo model knows only the words zero to nine.",
+        "The demo model knows only the words zero to nine; 'hello' will not sound right.",
     ]
 
 
