@@ -258,8 +258,9 @@ def open_checkpoint(
     try:
         _check_types(path, header)
         _check_quantized(path, header, quantized)
-        stored = sizes(header)["dep_q"]
-        if lm_config.dep_q < stored == lm_config.n_q:  # the user's codes are predicted, too
+        found = sizes(header)
+        stored = found["dep_q"]
+        if lm_config.dep_q < stored == found["n_q"] == lm_config.n_q:  # the user's codes are predicted, too
             lm_config = cast(LmConfig, personaplex.adapted(replace(lm_config, dep_q=stored)))
         slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
