@@ -87,12 +87,14 @@ def test_every_measurement_has_its_command():
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows if not row.startswith("---")]
     assert all(row == ["measure", "here", "against", "command"] for row in rows if "`" not in row[-1])
     assert all(
-        re.match(r"`(make|benchmarks/\w+\.py|\.venv/bin/python -m pytest)\b", row[-1]) for row in rows if "`" in row[-1]
+        re.match(r"`(make|(benchmarks|scripts)/\w+\.py|\.venv/bin/python -m pytest)\b", row[-1])
+        for row in rows
+        if "`" in row[-1]
     )
     for script, words in re.findall(
-        r"`benchmarks/(\w+\.py) ?([^`]*)`", text(README) + text(ROOT / "docs" / "benchmarks.md")
+        r"`((?:benchmarks|scripts)/\w+\.py) ?([^`]*)`", text(README) + text(ROOT / "docs" / "benchmarks.md")
     ):
-        source = text(ROOT / "benchmarks" / script)
+        source = text(ROOT / script)
         assert not [word for word in words.split() if not word.isdigit() and f'"{word}"' not in source], script
 
 
