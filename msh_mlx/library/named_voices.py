@@ -49,9 +49,7 @@ def own_folder() -> Path | None:
 
 def check_name(name: str) -> str:
     """Return the name of a voice. Raise InputError if it is not one."""
-    if ending := next(filter(name.endswith, ENDINGS), None):
-        raise InputError(f"{brief(name)} is the name of a file, not of a voice", f"leave {ending} out: give --name")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith(ENDINGS):
         raise InputError(
             f"{brief(name)} is not a name for a voice", "letters, digits, '.', '_', '+' and '-' make one: give --name"
         )

@@ -216,10 +216,8 @@ def test_a_voice_that_cannot_be_made(capsys: pytest.CaptureFixture[str], speech:
     assert (own / "jo.safetensors").read_bytes() == before
     soundfile.write("short.wav", np.zeros(2400), 24000)
     assert "too short for a voice" in said(capsys, "voices", "from", "short.wav", code=2)
-    for name in ("a/b", "..", ".x", "", "a b", "x" * 65):
+    for name in ("a/b", "..", ".x", "", "a b", "x.pt", "x" * 65):
         assert "is not a name for a voice" in said(capsys, "voices", "from", speech, "--name", name, code=2)
-    file = "'x.pt' is the name of a file, not of a voice; leave .pt out"
-    assert file in said(capsys, "voices", "from", speech, "--name", "x.pt", code=2)
     assert "no name for the voice" in said(capsys, "voices", "from", "-", code=2)
     assert "There is no command 'make' of voices, only from, play and clear" in said(capsys, "voices", "make", code=2)
     assert list(own.iterdir()) == [own / "jo.safetensors"]
