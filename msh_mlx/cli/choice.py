@@ -61,13 +61,13 @@ def add_weights(to: Group) -> None:
 TALK = ("conversation", "translation")
 # By what models are for: the command that runs them, and what the demo model does.
 COMMANDS = {
-    "conversation": "local_mlx.py",
-    "translation": "local_mlx.py",
+    "conversation": "msh-mlx",
+    "translation": "msh-mlx",
     "transcription": "msh-mlx transcribe",
     "speech": "msh-mlx say",
 }
 _DEMO = {
-    "conversation": "it repeats spoken digits",
+    "conversation": "it repeats spoken digits, or says what --prompt asks for",
     "transcription": "it writes down English digits",
     "speech": "it says English digits",
 }
@@ -198,19 +198,19 @@ def named_files(args: argparse.Namespace, signals: Signals) -> ModelFiles:
 
 
 def _asks_persona(args: argparse.Namespace, uses: Sequence[str]) -> bool:
-    """Tell whether a conversation shall begin with a voice or a prompt."""
+    """Tell whether a conversation shall begin with a voice or a role."""
     return uses == TALK and hasattr(args, "prompt") and is_asked(args)
 
 
 def _persona_model(entries: Iterable[Entry]) -> Entry:
-    """Return a model that takes a voice and a prompt, the best on disk. Others are large and gated, so they must be named."""
+    """Return a model that takes a voice and a role, the best on disk. Others are large and gated, so they must be named."""
     from ..library.cache import is_on_disk
 
     known = sorted((entry for entry in entries if entry.family == "personaplex"), key=lambda entry: -(entry.bits or 0))
     if found := next(filter(is_on_disk, known), None):
         return found
     names = f"name {listed(entry.name for entry in known)} with --variant, or try --demo" if known else "try --demo"
-    raise _NothingSuitsError("No model on this disk takes a voice or a prompt", names)
+    raise _NothingSuitsError("No model on this disk takes a voice or a role", names)
 
 
 class _NothingSuitsError(InputError):

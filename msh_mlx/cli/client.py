@@ -6,8 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -29,12 +28,14 @@ from .options import (
     own_token,
     whole,
 )
-from .persona import add_remote_persona, prompt_text
+from .persona import add_remote_persona, asked, prompt_text
 
 if TYPE_CHECKING:
+    from ..conversation.live import Sink, Source
     from ..events import Event
     from ..format import Pcm
     from ..net.address import Address
+    from ..net.remote import Remote
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
 # The protocol's parameters, and the options that set them.
@@ -142,10 +143,16 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
+    from ..events import Notice
     from ..live.talk import talk
     from ..net.remote import Remote
 
-    return talk(partial(Remote, address), live_options(args), signals, elsewhere=True)
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Remote:
+        for sentence in asked(args):
+            events(Notice("persona", sentence))
+        return Remote(address, source, sink, events, delay_limit)
+
+    return talk(make, live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
@@ -156,6 +163,8 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args, signals) as shown, open_recording(args.input) as recording:
+        for sentence in asked(args):
+            shown.say(sentence)
 
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)

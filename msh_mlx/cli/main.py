@@ -51,7 +51,17 @@ if TYPE_CHECKING:
     from ..events import Event
     from .choice import Choice
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "say", "serve", "transcribe", "voices")
+_COMMANDS = {
+    "bench": "how fast a model is here",
+    "client": "a conversation with a server",
+    "convert": "models with other bits a weight",
+    "doctor": "a check of this machine",
+    "models": "which models there are",
+    "say": "text to speech",
+    "serve": "a server for browsers and clients",
+    "transcribe": "speech to text",
+    "voices": "voices for --voice",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +94,9 @@ def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx",
         description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
-        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
+        epilog="Other commands, each with --help: "
+        + "; ".join(f"msh-mlx {name} ({about})" for name, about in _COMMANDS.items())
+        + ".",
     )
     to = parser.group("model")
     add_model(to)

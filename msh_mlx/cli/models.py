@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, MshError
 from ..library import cache
@@ -20,11 +22,12 @@ from ..system.words import human_size, listed, printable
 from .choice import COMMANDS, add_weights, watching
 from .options import Parser, add_printing, display
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
 _UNCHECKED = 3  # exit code: nothing wrong was found, but some files could not be checked
 ACTIONS = ("get", "verify", "remove", "path")
+_HEADER = (" ", "name", "on disk", "size", "memory", "here", "what it is")
+_RIGHT = (3, 4)  # columns of numbers
+_LEAST_BESIDE = 40  # columns for what a model is, beside the other cells
+_ONE_LINE = 1 << 16  # columns, for programs that read the table
 
 
 def parser() -> Parser:
@@ -131,45 +134,57 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
 
 
 def _table(args: argparse.Namespace, entries: Mapping[str, Entry], machine: Machine, defaults: Sequence[Entry]) -> None:
-    from rich.console import Console, JustifyMethod
-    from rich.table import Table
+    from rich.cells import cell_len
+    from rich.console import Console
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("", "name", "on disk", "size", "memory", "here", "what it is"):
-        side: JustifyMethod = "right" if name in ("size", "memory") else "left"
-        table.add_column(name, justify=side, no_wrap=name != "what it is")
+    console = Console(highlight=False)
+    room = console.width
+    if not console.is_terminal or args.plain:
+        console, room = Console(highlight=False, no_color=True), _ONE_LINE
+    rows = {entry.name: _cells(entry, machine, entry in defaults) for entry in entries.values()}
+    widths = [max(map(cell_len, cells)) for cells in zip(_HEADER, *rows.values(), strict=True)][:-1]
+    lines = partial(_lines, widths=widths, room=room)
+    told = [Text(line, "bold") for line in lines(_HEADER)]
     for use, command in COMMANDS.items():
         if models := of_use(entries, use).values():
-            if table.row_count:
-                table.add_row()
-            table.add_row("", Text(f"{use.capitalize()}, by {command}", style="bold"))
+            told += [*([Text()] if len(told) > 1 else []), Text(f"{use.capitalize()}, by {command}", "bold")]
         for entry in models:
-            table.add_row(*_cells(entry, machine, entry in defaults), style="bold" if entry in defaults else "")
-    console = Console(highlight=False)
-    if not console.is_terminal or args.plain:
-        console = Console(highlight=False, width=max(console.width, 160), no_color=True)
-    console.print(table)
+            told += [Text(line, "bold" if entry in defaults else "") for line in lines(rows[entry.name])]
     limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
     mark = "* is taken without --variant. " if defaults else ""
     end = "" if defaults else " No model does: take one with --variant NAME, or the demo model with --demo."
     named = "a gated one or one that is not for commercial use is taken only with --variant"
-    console.print(
-        Text(
-            f"\n{mark}A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}; {named}.{end}"
-        ),
-        soft_wrap=True,
-    )
+    fits = f"A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}; {named}."
+    for text in told:
+        console.print(text, soft_wrap=True)
+    console.print(Text(f"\n{mark}{fits}{end}"), soft_wrap=room == _ONE_LINE)
 
 
-def _cells(entry: Entry, machine: Machine, default: bool) -> list[Text]:
-    from rich.text import Text
+def _lines(cells: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
+    """Lay out a row of the table in `room` columns: what the model is stands behind the other cells, or below them."""
+    from rich.cells import cell_len
 
+    *first, about = cells
+    padding = [" " * (width - cell_len(cell)) for cell, width in zip(first, widths, strict=True)]
+    aligned = [
+        pad + cell if i in _RIGHT else cell + pad for i, (cell, pad) in enumerate(zip(first, padding, strict=True))
+    ]
+    line = "  ".join(aligned)
+    beside = room - cell_len(line) - 2
+    if beside < _LEAST_BESIDE:
+        below = textwrap.wrap(about, max(room - 5, _LEAST_BESIDE), break_on_hyphens=False) if cells != _HEADER else []
+        return [line.rstrip(), *(f"     {words}" for words in below)]
+    start, *more = textwrap.wrap(about, beside, break_on_hyphens=False) or [""]
+    return [f"{line}  {start}".rstrip(), *(" " * (cell_len(line) + 2) + words for words in more)]
+
+
+def _cells(entry: Entry, machine: Machine, default: bool) -> tuple[str, ...]:
     limits = [
         words for said, words in ((entry.gated, "gated"), (entry.non_commercial, "not for commercial use")) if said
     ]
     cells = (
-        "*" if default else "",
+        "*" if default else " ",
         entry.name,
         _state(entry),
         human_size(entry.size),
@@ -177,7 +192,7 @@ def _cells(entry: Entry, machine: Machine, default: bool) -> list[Text]:
         judge(entry, machine).words,
         ", ".join(filter(None, (entry.about, entry.licence, *limits))),
     )
-    return [Text(printable(cell)) for cell in cells]
+    return tuple(printable(cell) for cell in cells)
 
 
 def _state(entry: Entry) -> str:

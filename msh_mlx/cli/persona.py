@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..system.inputs import decode_text, read_small
+from ..system.words import persona_words
 from .options import Group, byte_count
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 1 << 20  # bytes; far more than any window holds
 _KEEP = "2 GB"
-_PROMPT = "tell Moshi who it is, in words; @FILE reads them from a file"
+_PROMPT = "tell Moshi its role: who it is, in words; @FILE reads them from a file"
 
 
 def add_persona(to: Group) -> None:
     """Add the options of a persona."""
     voice = "give Moshi this voice: a name ('msh-mlx voices' lists them), a file (.pt, .safetensors) or a recording of some 4 s"
-    to.value("--voice", "NAME", f"{voice}; for PersonaPlex models")
+    to.value("--voice", "VOICE", f"{voice}; for PersonaPlex models")
     to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
     keep = f"keep the prompts that were read, for quick starts, in at most so many bytes on disk (default: {_KEEP}; 0: none)"
     to.value("--keep-prompts", "SIZE", keep, type=byte_count, default=byte_count(_KEEP))
@@ -40,6 +41,12 @@ def add_remote_persona(to: Group) -> None:
         "--voice", "NAME", "ask for this voice, by the server's name for it, such as NATF0.pt; for PersonaPlex models"
     )
     to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
+
+
+def asked(args: argparse.Namespace) -> list[str]:
+    """Return what the user is told about the options of `add_remote_persona`, after `prompt_text`."""
+    told = persona_words(args.voice or "", args.prompt or "")
+    return [told] if told else []
 
 
 def is_asked(args: argparse.Namespace) -> bool:
@@ -72,13 +79,13 @@ def prompt_text(args: argparse.Namespace) -> str:
     if not path:
         raise InputError("--prompt @ names no file", "write it behind the @")
     try:
-        read = decode_text(read_small(path, "The prompt", _MAX_TEXT))
+        read = decode_text(read_small(path, "The role", _MAX_TEXT))
     except UnicodeDecodeError:
         read = "\0"
     if not all(c.isprintable() or c.isspace() for c in read):
-        raise InputError(f"The prompt {path} is not text in UTF-8", "give a text file")
+        raise InputError(f"The role {path} is not text in UTF-8", "give a text file")
     if not (read := read.strip()):
-        raise InputError(f"The prompt {path} is empty", "write a role into it, or leave --prompt out")
+        raise InputError(f"The role {path} is empty", "write one into it, or leave --prompt out")
     return read
 
 
@@ -123,8 +130,7 @@ def opening_of(args: argparse.Namespace, persona: Persona | None) -> Callable[[P
 
 def sentences(persona: Persona) -> list[str]:
     """Return what the user is told about a persona."""
-    told = str(persona)
-    said = [f"{told[0].upper()}{told[1:]}"]
+    said = [str(persona)]
     if persona.recording:
         said.append(CONSENT)
     return said

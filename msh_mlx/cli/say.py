@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _STDIN = "-"
 _STDIN_NAME = "The standard input"
 _SPEED = Range(-20, 20)
+_VOICES = "give the name of one, or a .safetensors file"
 _LONGEST = 15.0  # seconds of a recording for a voice; some 10 s are usual
 _DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
@@ -59,9 +60,9 @@ def parser() -> Parser:
     named = "speak with this voice: its name, or a file (.safetensors; for a model that goes on from a recording, a sound file)"
     twice = "given twice, the text is a dialogue, in which a line that begins with A: or B: changes the voice"
     to.repeated("--voice", "VOICE", f"{named}; {twice}")
-    faster = "speak faster (above 0) or slower (below 0), by this much less in the logit of padding; 1 is little"
+    faster = "speak faster (above 0) or slower (below 0): take this much from the logit of padding; 1 changes little"
     to.value("--speed", "X", f"{faster} (default: 0)", type=within(_SPEED), default=0.0)
-    keep = "keep this close to voice and text (default: 2); none is for models that can do without"
+    keep = "keep this close to voice and text, such as 1.5 or 3 (default: 2); none: leave this to the model"
     to.value("--cfg", "X", keep, type=_cfg, default=2.0)
     fewer = "compute only this many codebooks: fewer are faster, and sound worse (default: all that the model has)"
     to.value("--codebooks", "N", fewer, type=whole(1))
@@ -235,10 +236,7 @@ def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> 
         for voice in found:
             path = voice if isinstance(voice, Path) else obtain_file(voice, "voice", entries, watch)
             if isinstance(voice, Path) and attends and path.suffix.lower() != ".safetensors":
-                raise InputError(
-                    f"{path} is not a voice for the model, which takes only voices that were made for it",
-                    "name a voice, or give the .safetensors file of one",
-                )
+                raise InputError(f"{path} is not a voice of this model, which takes no recordings", _VOICES)
             if licence := forbidden(voice):
                 watch.say(f"The licence of the voice {path.name}, {licence}, forbids commercial use.")
             if isinstance(voice, Path) and not attends:
@@ -297,12 +295,12 @@ class _Teller:
         self._json = args.json
         self._shown = shown
         self._is_demo = is_demo
+        self._hinted = False
         self._width = 0  # letters on the line, and a space
 
     def word(self, word: Word) -> None:
-        if self._is_demo and word.text.strip(".,;!?").lower() not in _DIGITS:
-            self._is_demo = False
-            self.note(f"The demo model knows only the digits zero to nine; {brief(word.text)} will not sound right.")
+        if word.text.strip(".,;!?").lower() not in _DIGITS:
+            self.warn(brief(word.text))
         if self._json:
             self._event("word", start=word.start, text=word.text)
             return
@@ -312,6 +310,13 @@ class _Teller:
         print(f" {text}" if self._width else text, end="", flush=True)
         self._width += len(text) + 1
 
+    def warn(self, wrong: str = "") -> None:
+        """Tell, once, what the demo model can say, and once that a word will sound wrong."""
+        if self._is_demo and (wrong or not self._hinted):
+            self._hinted, self._is_demo = True, not wrong
+            sounds = f"; {wrong} will not sound right" if wrong else ""
+            self.note(f"The demo model knows only the words zero to nine{sounds}.")
+
     def note(self, sentence: str) -> None:
         if self._json:
             self._event("notice", message=sentence)
@@ -319,11 +324,13 @@ class _Teller:
             self.end_line()
             self._shown.say(sentence)
 
-    def end(self, seconds: float, took: float, gaps: int) -> None:
+    def end(self, seconds: float, took: float, gaps: int, file: Path | None) -> None:
         if self._json:
             self._event("summary", seconds=round(seconds, 3), took=round(took, 3), gaps=gaps)
             return
         self.end_line()
+        if file:
+            self._shown.say(f"Speech: {file}")
         self._shown.say(f"{seconds:.2f} s of speech in {took:.2f} s: {seconds / took:.1f} × real time")
         if gaps:
             times = "once" if gaps == 1 else f"{gaps} times"
@@ -346,6 +353,7 @@ class _ToFile:
     def __init__(self, place: Output, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
         from ..sound.recordings import WavWriter
 
+        self.file = place if isinstance(place, Path) else None
         self._output = opened = open_output(place)
         stack.enter_context(opened)
         self._writer = WavWriter(self._output.file, SAMPLE_RATE, 1)
@@ -370,6 +378,8 @@ class _ToFile:
 
 class _Aloud:
     """Speech that is played. A word is told when it is heard."""
+
+    file = None
 
     def __init__(self, device: Device, stack: ExitStack, teller: _Teller, signals: Signals) -> None:
         from ..sound.playing import Player
@@ -405,7 +415,7 @@ class _Aloud:
 def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, teller: _Teller) -> None:
     """Say the text, and tell how long that took without the waiting for text."""
     waited = took = 0.0
-    frames, somebody = 0, False
+    frames, somebody, left_out = 0, False, False
 
     def text() -> Iterator[str]:
         nonlocal waited
@@ -432,14 +442,17 @@ def _say(speaker: Speaker, args: argparse.Namespace, out: _ToFile | _Aloud, tell
         took += perf_counter() - begin - (waited - before)
         while speech.notes:
             teller.note(speech.notes.pop(0))
+            left_out = True
         if spoken is None:
             break
         frames += 1
         somebody = somebody or bool(spoken.words)
         out.put(spoken)
+    if left_out:
+        teller.warn()
     if not somebody and not wrong:
         raise _no_text()
     out.finish()
     if wrong:
         raise wrong
-    teller.end(frames * FRAME_SECONDS, took, out.gaps)
+    teller.end(frames * FRAME_SECONDS, took, out.gaps, out.file)

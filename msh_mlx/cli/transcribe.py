@@ -178,7 +178,10 @@ class _Work:
             self._print()
             raise
         heard, took = sum(task.seconds for task in self._tasks), perf_counter() - begin
-        self._shown.say(f"{heard:.1f} s in {took:.1f} s: {heard / took:.1f} × real time")
+        for task in self._tasks:
+            for output in task.outputs:
+                self._shown.say(f"Subtitles: {output}")
+        self._shown.say(f"{heard:.1f} s of sound in {took:.1f} s: {heard / took:.1f} × real time")
         if self._errors:
             raise self._errors[0]
 

@@ -38,7 +38,8 @@ _SHOWN = 60  # characters of a prompt
 def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx voices",
-        description="List the voices that --voice takes by their names, and the prompts that are kept on disk.",
+        description="List the voices that a conversation takes by their names (--voice), and the prompts that are kept on "
+        "disk. Speech ('msh-mlx say') has other voices, which come with its model.",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx voices {name}" for name in ACTIONS) + ".",
     )
     to = parser.group()
@@ -64,7 +65,7 @@ def action_parser(action: str) -> Parser:
         )
         to.value("--name", "NAME", "call the voice so (default: the recording's name)")
     if action == "play":
-        to.value("name", "NAME", "play this voice: its name or file, or a recording")
+        to.value("name", "VOICE", "play this voice: its name or file, or a recording")
         to.value("--output", "FILE", "write the sound to this file in place of playing it (WAV, 24 kHz)")
         to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
         to.value("--prompt", "TEXT", "give the model this role while it speaks; @FILE reads it from a file")
@@ -258,6 +259,8 @@ def _clear(args: argparse.Namespace, _: Signals) -> int:
         _print_json({"freed": freed})
     else:
         print(
-            f"Removed the prompts that were kept: {human_size(freed)} are free now" if freed else "No prompts were kept"
+            f"Removed the prompts that were kept: {human_size(freed)} are free now."
+            if freed
+            else "No prompts were kept."
         )
     return 0

@@ -25,7 +25,7 @@ from ..model.prefill import Prefilled, check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
 from ..sound.recordings import open_recording, resample
 from ..system.places import user_path
-from ..system.words import listed, shortened
+from ..system.words import listed, persona_words, shortened
 from ..weights.voice import read_voice
 from .kept import KeptPrompts
 from .session import Opening, Parts
@@ -41,10 +41,10 @@ _TAG = "<system>"
 
 @dataclass(frozen=True)
 class Persona:
-    """A voice and a text, as `read_persona` reads them.
+    """A voice and a role, as `read_persona` reads them.
 
-    `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `name` is
-    what the voice is called. `recording` tells whether it was just made of a recording.
+    `voice` is in NVIDIA's form, or sound, `[samples]` float32 at 24 kHz as loud as voices are; None: the model's own. `text` is
+    the role, "" for none. `name` is what the voice is called. `recording` tells whether it was just made of a recording.
     """
 
     voice: Voice | Pcm | None = None
@@ -54,14 +54,11 @@ class Persona:
 
     def __str__(self) -> str:
         """Describe it in a few words."""
-        parts = [f"voice {self.name}"] if self.name else []
-        if self.text:
-            parts.append(f"prompt “{shortened(self.text, _SHOWN)}”")
-        return ", ".join(parts)
+        return persona_words(self.name, self.text)
 
 
 def read_persona(voice: str | os.PathLike[str] | None, text: str = "") -> Persona:
-    """Read the file of a voice, or a recording of one. Nothing is read for a text without a voice.
+    """Read the file of a voice, or a recording of one. Nothing is read for a role, `text`, without a voice.
 
     Raises
     ------
@@ -107,7 +104,7 @@ def read_sound(path: str) -> Pcm:
 
 
 def check_takes_persona(config: Architecture) -> None:
-    """Raise InputError if the model is of a family that takes neither a voice nor a text."""
+    """Raise InputError if the model is of a family that takes neither a voice nor a role."""
     if (family := family_of(config)).name != personaplex.NAME:
         raise personaplex.no_persona("The model", family.title)
 
@@ -124,7 +121,7 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError("The prompt is not valid Unicode", "give it in UTF-8") from None
+        raise InputError("The role is not valid Unicode", "give it in UTF-8") from None
     if not text:
         return []
     has_tags = text.startswith(_TAG) and text.endswith(_TAG) and len(text) > len(_TAG)
@@ -133,8 +130,25 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
     if unknown in tokens:
         wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]
         shown = listed(map(repr, wrong[:5])) if wrong else repr(shortened(text, _SHOWN))
-        raise InputError(f"The model's tokenizer does not know {shown} of the prompt", "write it in other letters")
+        known = readable(tokenizer, text)
+        advice = f"write “{known}”" if 0 < len(known) <= _SHOWN else "write it in other letters"
+        raise InputError(f"The model's tokenizer does not know {shown} of the role", advice)
     return tokens
+
+
+def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
+    """Return a text without letters that a tokenizer does not know; capitals become small ones if it knows these.
+
+    The published tokenizers know all letters, and small ones may not.
+    """
+
+    def knows(part: str) -> bool:
+        return tokenizer.unk_id() not in tokenizer.EncodeAsIds(part)
+
+    if knows(text):
+        return text
+    letters = (next(filter(knows, (letter, letter.lower())), "") for letter in text)
+    return " ".join("".join(letters).split())
 
 
 def _frames(voice: Voice | Pcm | None) -> int:

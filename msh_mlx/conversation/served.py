@@ -6,27 +6,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import sentencepiece
-
 from ..errors import InputError
 from ..system.words import listed, shortened
-from .personas import Persona, Personas, read_persona
+from .personas import Persona, Personas, read_persona, readable
 from .session import Opening
 
 _TOLD, _SHOWN = 30, 40  # voices in a message, and letters of what the client wrote
 
 
 class ServedPersonas:
-    """The personas that clients may choose: a voice by its name, never by a path, and a text.
+    """The personas that clients may choose: a voice by its name, never by a path, and a role.
 
     Parameters
     ----------
     personas
         Makes their openings.
     default
-        The persona of a client that chooses nothing. A client that chooses only a voice or only a text has the other of this.
+        The persona of a client that chooses nothing. A client that chooses only a voice or only a role has the other of this.
     voices
-        The voices that may be chosen, by their names, each as a persona without a text.
+        The voices that may be chosen, by their names, each as a persona without a role.
     """
 
     def __init__(
@@ -46,13 +44,13 @@ class ServedPersonas:
     def choose(self, voice: str | None = None, text: str | None = None) -> Persona:
         """Return the persona that a client asks for; None stands for what it did not ask for.
 
-        A voice can also be named as its file, with `.pt`, as published pages do. Of the text, the model gets what it can read
+        A voice can also be named as its file, with `.pt`, as published pages do. Of the role, the model gets what it can read
         (`readable`).
 
         Raises
         ------
         InputError
-            There is no such voice, or the voice and the text together are too long.
+            There is no such voice, or the voice and the role together are too long.
         """
         persona = self.default
         if voice is not None:
@@ -68,7 +66,7 @@ class ServedPersonas:
     def opening_in_turns(self, persona: Persona) -> Iterator[Opening | None]:
         """Make an opening, as `Personas.opening_in_turns` does.
 
-        Only prompts with the text of the default are kept on disk: the texts of clients are nobody's business, and they could
+        Only prompts with the role of the default are kept on disk: the roles of clients are nobody's business, and they could
         be any number.
         """
         return self.personas.opening_in_turns(persona, keep=persona.text == self.default.text)
@@ -94,18 +92,3 @@ def read_voices(
         else:
             voices[name] = voice
     return voices
-
-
-def readable(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> str:
-    """Return a text without letters that a tokenizer does not know; capitals become small ones if it knows these.
-
-    The published tokenizers know all letters, and small ones may not.
-    """
-
-    def knows(part: str) -> bool:
-        return tokenizer.unk_id() not in tokenizer.EncodeAsIds(part)
-
-    if knows(text):
-        return text
-    letters = (next(filter(knows, (letter, letter.lower())), "") for letter in text)
-    return " ".join("".join(letters).split())

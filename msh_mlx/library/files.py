@@ -66,7 +66,7 @@ def demo_folder() -> Path:
     return asset("assets/demo/config.json", "The demo model").parent
 
 
-# The demo models, by what they are for. A persona is a conversation with a role.
+# The demo models, by what they are for. A persona is a voice and a role.
 _DEMOS = {
     "conversation": "model.q8.safetensors",
     "persona": "persona/model.q8.safetensors",

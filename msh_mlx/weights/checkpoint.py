@@ -285,8 +285,9 @@ def open_checkpoint(
 
 def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:
     """Return a configuration with what only the file tells: that a PersonaPlex predicts the user's codes, too."""
-    stored = sizes(header)["dep_q"]
-    if config.dep_q < stored == config.n_q:
+    found = sizes(header)
+    stored = found["dep_q"]
+    if config.dep_q < stored == found["n_q"] == config.n_q:
         return cast(LmConfig, personaplex.adapted(replace(config, dep_q=stored)))
     return config
 

@@ -299,8 +299,8 @@ def test_the_table(place: Place) -> None:
     # Models stand together by what they do, under the command that runs them.
     parts = [part.splitlines() for part in "\n".join(line.rstrip() for line in lines[1:-2]).split("\n\n")]
     assert [part[0].strip() for part in parts] == [
-        "Conversation, by local_mlx.py",
-        "Translation, by local_mlx.py",
+        "Conversation, by msh-mlx",
+        "Translation, by msh-mlx",
         "Transcription, by msh-mlx transcribe",
         "Speech, by msh-mlx say",
     ]
@@ -323,7 +323,7 @@ def test_the_table_in_a_narrow_terminal(place: Place) -> None:
     place.catalogue()
     command = [sys.executable, str(ROOT / "local_mlx.py"), "models"]
     leader, follower = pty.openpty()
-    env = place.env | {"COLUMNS": "100", "TERM": "xterm"}
+    env = place.env | {"COLUMNS": "80", "TERM": "xterm"}
     process = subprocess.Popen(command, cwd=place.folder, env=env, stdout=follower, stderr=follower)
     os.close(follower)
     text = b""
@@ -335,8 +335,14 @@ def test_the_table_in_a_narrow_terminal(place: Place) -> None:
     os.close(leader)
     assert process.wait(LIMIT) == 0
     lines = [re.sub(rb"\x1b\[[\d;]*m", b"", line).rstrip().decode() for line in text.splitlines()]
-    assert all(len(line) <= 100 for line in lines[:-2])
-    assert any("moshiko-pytorch-bf16" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    # Nothing is cut off: what a model is stands below it.
+    at = next(i for i, line in enumerate(lines) if "personaplex-7b" in line)
+    assert " ".join(" ".join(lines[at + 1 : at + 3]).split()).endswith(
+        "one can choose, NVIDIA Open Model License, gated"
+    )
+    assert re.search(r" personaplex-7b +no +17\.1 GB +18\.0 GB ", lines[at])
+    assert not re.search("…|\\w-$", "\n".join(lines))
 
 
 def test_the_table_as_json(place: Place) -> None:

@@ -172,6 +172,7 @@ def test_what_is_asked_for(recording, tmp_path):
         done = program(*address, *command, *sampling, *more, "--token", "hush", MSH_TOKEN="other")
         assert done.returncode == 2
         assert done.stderr == f"localhost:{server.port} refuses: Not you.\n"
+        assert done.stdout.startswith("Voice NATF0.pt, role “You are wise. Be brief.”\n")
         assert program(*address, *command, "--realtime", MSH_TOKEN="hush").returncode == 2
         url = f"http://localhost:{server.port}/?email=a@b.c"
         assert program("--url", url, *command, "--prompt", "").returncode == 2

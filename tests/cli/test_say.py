@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import numpy as np
 import pytest
 import soundfile
 from paths import DEMO, DIGITS, ROOT
+from rich.console import Console
 
 from msh_mlx import InputError, MshError, Sampler, Speaker, Turn, load_lm, load_mimi, load_tokenizer, read_speaker
-from msh_mlx.cli.say import run
+from msh_mlx.cli.display import Display
+from msh_mlx.cli.say import _Teller, run
+from msh_mlx.events import Word
 from msh_mlx.system.signals import Signals
 
 LIMIT = 60  # seconds, for a busy machine
@@ -80,8 +84,8 @@ def test_a_text_from_everywhere(tmp_path: Path, spoken: Any) -> None:
     ):
         result = say(*GREEDY, *args, "--output", f"{number}.wav", cwd=tmp_path, stdin=stdin)
         assert result.returncode == 0, result.stderr
-        words, speed = result.stdout.decode().splitlines()
-        assert words == "three one four"
+        words, file, speed = result.stdout.decode().splitlines()
+        assert (words, file) == ("three one four", f"Speech: {number}.wav")
         assert re.fullmatch(r"1\.92 s of speech in \d+\.\d\d s: \d+\.\d × real time", speed)
         sound, rate = soundfile.read(tmp_path / f"{number}.wav")
         assert rate == 24000
@@ -112,7 +116,8 @@ def test_two_voices(tmp_path: Path, spoken: Any) -> None:
     assert np.abs(soundfile.read(tmp_path / "x.wav")[0] - spoken(turns, 2)).max() < 1e-4
     result = say(*GREEDY, *voices[:2], "--output", "x.wav", "--json", cwd=tmp_path, stdin=text)
     notices = [event["message"] for event in events(result.stdout) if event["event"] == "notice"]
-    assert notices == [f"The model does not know '{name}', which is left out." for name in "AB"]
+    unknown = [f"The model does not know '{name}', which is left out." for name in "AB"]
+    assert notices == [*unknown, "The demo model knows only the words zero to nine."]
     assert np.abs(soundfile.read(tmp_path / "x.wav")[0] - spoken("one two three four", 1)).max() < 1e-4
 
 
@@ -121,8 +126,20 @@ def test_what_the_demo_does_not_know(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.decode().splitlines()[:3] == [
         "The model does not know '7', which is left out.",
-        "The demo model knows only the digits zero to nine; 'hello' will not sound right.",
+        "The demo model knows only the words zero to nine; 'hello' will not sound right.",
         "hello One",
+    ]
+
+
+def test_a_word_that_sounds_wrong_is_named_when_it_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    """Speech that is played: words that are left out are told before others are heard."""
+    teller = _Teller(Namespace(json=True), Display(Console(), plain=True), is_demo=True)
+    teller.warn()
+    for text in ("one", "hello", "there"):
+        teller.word(Word(0.0, text))
+    assert [event["message"] for event in events(capsys.readouterr().out) if event["event"] == "notice"] == [
+        "The demo model knows only the words zero to nine.",
+        "The demo model knows only the words zero to nine; 'hello' will not sound right.",
     ]
 
 
@@ -159,10 +176,10 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ([*demo, "--voice", "x", "one"], "There is no voice 'x'; the model has brisk and calm."),
         ([*demo, "--voice", "", "one"], "The name of the voice is empty; give a name or a file."),
         ([*demo, *["--voice", "calm"] * 3, "one"], "There are 3 voices; give two at most."),
-        ([*demo, "--voice", "empty.txt", "one"], "empty.txt "),
+        ([*demo, "--voice", "empty.txt", "one"], "empty.txt is not a voice of this model"),
         (
             [*demo, "--voice", "sound.flac", "one"],
-            "sound.flac is not a voice for the model, which takes only voices that were made for it; name a voice, or give",
+            "sound.flac is not a voice of this model, which takes no recordings; give the name of one, or a .safetensors file",
         ),
         (
             [*demo, "--cfg", "2.2", "one"],
@@ -200,7 +217,10 @@ def test_a_pipe_that_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_of_unknown_words(tmp_path: Path) -> None:
     result = say("--demo", "42", "--output", "x.wav", cwd=tmp_path)
-    assert result.stdout.decode() == "The model does not know '42', which is left out.\n"
+    assert result.stdout.decode().splitlines() == [
+        "The model does not know '42', which is left out.",
+        "The demo model knows only the words zero to nine.",
+    ]
     assert sentence(result) == "There is nothing to say; give a text with words."
     assert not list(tmp_path.iterdir())
 
@@ -280,7 +300,7 @@ def test_a_terminal(tmp_path: Path) -> None:
     os.close(master)
     assert process.wait(LIMIT) == 0
     lines = re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown).decode().replace("\r", "").split("\n")
-    assert [line for line in lines if line.strip()][-4:-1] == ["one two three four", "five six seven eight", "nine"]
+    assert [line for line in lines if line.strip()][-5:-2] == ["one two three four", "five six seven eight", "nine"]
     lonely = pty.openpty()
     none = subprocess.run([*SAY, *out], cwd=tmp_path, stdin=lonely[1], capture_output=True, timeout=LIMIT)
     assert sentence(none) == "There is no text; give it, --file FILE, or - to type it."

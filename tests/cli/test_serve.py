@@ -165,7 +165,7 @@ def test_troubles_are_one_sentence(tmp_path):
     [
         (["--model", str(DEMO / "stt/model.safetensors")], "is a speech-to-text model; use 'msh-mlx transcribe'."),
         (["--model", str(DEMO / "tts/model.safetensors")], "is a text-to-speech model; use 'msh-mlx say'."),
-        (["--model", str(DEMO / "model.q8.safetensors"), "--prompt", "next"], "takes neither a voice nor a prompt; "),
+        (["--model", str(DEMO / "model.q8.safetensors"), "--prompt", "next"], "takes neither a voice nor a role; "),
         (["--demo", "--prompt", "next", "--guidance", "3"], "--guidance is for Hibiki; leave it out."),
         (["--demo", "--voice", "nobody"], "There is no voice 'nobody', and no file of this name; "),
         (["--demo", "--voice", str(DEMO / "config.json")], "config.json"),

@@ -45,6 +45,10 @@ def test_several_recordings_with_subtitles(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
     texts = ["three eight nine zero", "", "four one"]
     assert result.stdout.decode() == "".join(f"{name}: {text}\n" for name, text in zip(names, texts, strict=True))
+    files = [f"subtitles/{name.partition('.')[0]}.{ending}" for name in names for ending in ("srt", "vtt")]
+    assert [line for line in result.stderr.decode().splitlines() if line[:4] == "Subt"] == [
+        f"Subtitles: {f}" for f in files
+    ]
     written = listing(folder / "subtitles")
     assert set(written) == {f"{name}.{ending}" for name in ("rest", "quiet", "first") for ending in ("srt", "vtt")}
     assert written["first.srt"] == b"1\n00:00:00,720 --> 00:00:02,880\nfour one\n"
@@ -105,7 +109,7 @@ def test_options_that_do_not_fit(folder: Path, args: list[str], said: str) -> No
 def test_a_model_for_something_else(folder: Path) -> None:
     own = ["--mimi", DEMO / "mimi.safetensors", "--tokenizer", DEMO / "tokenizer.model"]
     moshi = run("transcribe", "--model", DEMO / "model.q8.safetensors", *own, "first.wav", cwd=folder)
-    assert "is a Moshi language model; use 'local_mlx.py'." in assert_refused(moshi)
+    assert "is a Moshi language model; use 'msh-mlx'." in assert_refused(moshi)
 
 
 def test_an_interruption_keeps_what_was_heard(folder: Path) -> None:

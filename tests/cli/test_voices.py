@@ -75,7 +75,7 @@ def test_the_demo_takes_a_role(tmp_path: Path) -> None:
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, env={**os.environ})
         assert result.stderr == b""
         lines = result.stdout.decode().splitlines()
-        assert "Prompt “say each digit plus one”" in lines
+        assert "Role “say each digit plus one”" in lines
         assert f"Said: {' '.join(words['words'])}" in lines
         outputs.append((tmp_path / "x.wav").read_bytes())
     assert outputs[0] == outputs[1]
@@ -89,10 +89,10 @@ def test_a_voice_by_its_name(capsys: pytest.CaptureFixture[str], speech: Path, o
         "The speaker of a recording must have agreed to the use of their voice.\n"
     )
     begin = ("--demo", "--plain", "--input", DIGITS, "--output", "x.wav", "--steps", "2", "--voice")
-    assert "Voice jo, prompt “next”\nListening" in said(capsys, *begin, "jo", "--prompt", "next")
+    assert "Voice jo, role “next”\nListening" in said(capsys, *begin, "jo", "--prompt", "next")
     by_name = Path("x.wav").read_bytes()
     out = said(capsys, *begin, speech, "--prompt", "next", "--seed", "3")
-    assert "Voice jo, prompt “next”\nThe speaker of a recording must have agreed" in out
+    assert "Voice jo, role “next”\nThe speaker of a recording must have agreed" in out
     from_recording = Path("x.wav").read_bytes()
     said(capsys, *begin, "./config/msh-mlx/voices/jo.safetensors", "--prompt", "next", "--seed", "3")
     assert Path("x.wav").read_bytes() == from_recording
@@ -129,31 +129,31 @@ def test_a_role_chooses_a_model_that_takes_one(capsys: pytest.CaptureFixture[str
         ("tokenizer-mine.safetensors", "mimi.safetensors"),
     ):
         (folder / name).symlink_to(DEMO / file)
-    assert "Prompt “next”" in said(
+    assert "Role “next”" in said(
         capsys, "--prompt", "next", "--plain", "--input", DIGITS, "--output", "x.wav", "--steps", "1"
     )
 
 
 REFUSED = {
     "There is no voice 'nobody', and no file of this name": "--demo --voice nobody",
-    "There is no prompt none.txt": "--demo --prompt @none.txt",
+    "There is no role none.txt": "--demo --prompt @none.txt",
     "--prompt @ names no file": "--demo --prompt @",
-    f"The prompt {DIGITS} is not text in UTF-8": f"--demo --prompt @{DIGITS}",
-    "The model's tokenizer does not know 'Y' of the prompt": "--demo --prompt You",
+    f"The role {DIGITS} is not text in UTF-8": f"--demo --prompt @{DIGITS}",
+    "The model's tokenizer does not know 'Y' of the role; write “you”": "--demo --prompt You",
     f"{ROOT / 'README.md'} is not a recording": f"--demo --voice {ROOT / 'README.md'}",
     "model.q8.safetensors is not a voice": f"--demo --voice {DEMO / 'model.q8.safetensors'}",
-    "The model is a Moshi language model, which takes neither a voice nor a prompt": (
+    "The model is a Moshi language model, which takes neither a voice nor a role": (
         f"--model {DEMO / 'model.q8.safetensors'} --mimi {DEMO / 'mimi.safetensors'} --prompt next"
     ),
-    "moshiko-q4 is a Moshi language model, which takes neither a voice nor a prompt": "--variant moshiko-q4 --prompt next",
-    "moshika-q8 is a Moshi language model, which takes neither a voice nor a prompt": (
+    "moshiko-q4 is a Moshi language model, which takes neither a voice nor a role": "--variant moshiko-q4 --prompt next",
+    "moshika-q8 is a Moshi language model, which takes neither a voice nor a role": (
         "--hf-repo kyutai/moshika-mlx-q8 --prompt next"
     ),
-    "No model on this disk takes a voice or a prompt; name personaplex-7b": "--voice NATF0",
+    "No model on this disk takes a voice or a role; name personaplex-7b": "--voice NATF0",
     "The name of the voice is empty": "--demo --voice=",
     # These are said before anything is fetched.
     "There is no voice 'none/jo.wav', and no file of this name": "--variant personaplex-7b --voice none/jo.wav",
-    "There is no prompt early.txt": "--variant personaplex-7b --prompt @early.txt",
+    "There is no role early.txt": "--variant personaplex-7b --prompt @early.txt",
     "moshiko-q4 is a Moshi language model, and --guidance is for Hibiki": "--variant moshiko-q4 --guidance 3",
     "--keep-prompts: 'much' is not a number of bytes, such as 500MB or 2GB": "--demo --keep-prompts much",
 }
@@ -199,8 +199,8 @@ def test_the_list(capsys: pytest.CaptureFixture[str], speech: Path, own: Path) -
     ]
     (prompt,) = told["prompts"]
     assert (prompt["text"], prompt["voice"], prompt["size"]) == ("next", "", Path(prompt["path"]).stat().st_size)
-    assert said(capsys, "voices", "clear") == "Removed the prompts that were kept: 0.1 MB are free now\n"
-    assert said(capsys, "voices", "clear") == "No prompts were kept\n"
+    assert said(capsys, "voices", "clear") == "Removed the prompts that were kept: 0.1 MB are free now.\n"
+    assert said(capsys, "voices", "clear") == "No prompts were kept.\n"
     assert json.loads(said(capsys, "voices", "clear", "--json")) == {"freed": 0}
     assert list(own.iterdir()) == [own / "Zoë.2.safetensors"]  # voices stay
 
@@ -232,7 +232,7 @@ def test_play_a_voice_in_nvidias_form(capsys: pytest.CaptureFixture[str], own: P
     out = said(capsys, "voices", "play", "NATF9.pt", "--demo", "--plain", "--output", "x.wav")
     assert out.endswith("Written: x.wav\n")
     assert soundfile.info("x.wav").frames == 75 * 1920
-    assert "takes neither a voice nor a prompt" in said(
+    assert "takes neither a voice nor a role" in said(
         capsys, "voices", "play", "NATF9", "--plain", "--output", "y.wav", "--model", DEMO / "model.q8.safetensors",
         "--mimi", DEMO / "mimi.safetensors", code=2,
     )  # fmt: skip

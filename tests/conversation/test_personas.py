@@ -254,9 +254,7 @@ def test_a_wrong_sound(parts: Parts, sound: object) -> None:
 
 
 def test_a_moshi_takes_no_persona() -> None:
-    with pytest.raises(
-        InputError, match="The model is a Moshi language model, which takes neither a voice nor a prompt"
-    ):
+    with pytest.raises(InputError, match="The model is a Moshi language model, which takes neither a voice nor a role"):
         Personas(load_parts(find_demo()))
 
 

@@ -73,9 +73,9 @@ def prompt_codes(config: Architecture) -> tuple[Column, Column]:
 
 
 def no_persona(name: str, title: str) -> InputError:
-    """Make the error for a model that takes neither a voice nor a prompt: its name, and the title of its family."""
+    """Make the error for a model that takes neither a voice nor a role: its name, and the title of its family."""
     return InputError(
-        f"{name} is {title}, which takes neither a voice nor a prompt",
+        f"{name} is {title}, which takes neither a voice nor a role",
         "choose a PersonaPlex model ('msh-mlx models' lists them), or try --demo",
     )
 
