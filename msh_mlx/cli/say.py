@@ -307,8 +307,9 @@ class _Teller:
         text = printable(word.text)
         if self._width and self._width + len(text) > shutil.get_terminal_size().columns:
             self.end_line()
-        print(f" {text}" if self._width else text, end="", flush=True)
-        self._width += len(text) + 1
+        line = f" {text}" if self._width else text
+        self._width += len(text) + 1  # first: a signal may raise as soon as the word is out
+        print(line, end="", flush=True)
 
     def warn(self, wrong: str = "") -> None:
         """Tell, once, what the demo model can say, and once that a word will sound wrong."""

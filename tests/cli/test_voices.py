@@ -170,7 +170,7 @@ def test_a_prompt_without_text(capsys: pytest.CaptureFixture[str]) -> None:
     """It is as if none was given; but a file without text is a mistake."""
     Path("empty.txt").write_text("\n")
     recording = ("--input", DIGITS, "--output", "x.wav")
-    assert "The prompt empty.txt is empty" in said(capsys, "--demo", "--prompt", "@empty.txt", *recording, code=2)
+    assert "The role empty.txt is empty" in said(capsys, "--demo", "--prompt", "@empty.txt", *recording, code=2)
     for prompt in ("", " "):
         assert choose(parser().parse_args(["--demo", "--prompt", prompt]), Signals()).files == find_demo("conversation")
 
