@@ -31,6 +31,7 @@ from ..system.words import human_size, listed
 from ..weights.beside import find_config, names_in
 from .options import Group, add_config, add_quantized, settle_sampling
 from .persona import is_asked
+from .program import import_mlx
 
 if TYPE_CHECKING:
     from ..library.cache import Watch
@@ -139,6 +140,7 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     MshError
         A file cannot be fetched, or MLX cannot compile on this machine.
     """
+    import_mlx(signals)
     from ..library.suited import check_memory, memory_needed
     from ..model.step import check_compiling
     from ..system.memory import machine_memory

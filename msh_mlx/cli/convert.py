@@ -12,6 +12,7 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size
 from .options import Parser, add_config, add_lora, add_printing, check_lora, display
+from .program import import_mlx
 
 
 def parser() -> Parser:
@@ -50,6 +51,7 @@ def _rule(text: str) -> tuple[str, int]:
 def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     check_lora(args)
+    import_mlx(signals)
     from ..model.step import check_compiling
     from ..system.memory import set_limits
     from ..weights.convert import Rule, check, convert

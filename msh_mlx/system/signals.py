@@ -56,6 +56,17 @@ class Signals:
         finally:
             self._deferred = deferred
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """While it lasts, let no signal raise, since foreign code could not bear that. Raise behind it."""
+        deferred, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = deferred
+        if not deferred:
+            self.check()
+
     def stop(self, number: int) -> NoReturn:
         """Raise `Stopped`, as if the signal `number` had come."""
         raise Stopped(number)

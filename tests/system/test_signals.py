@@ -36,3 +36,12 @@ def test_what_others_raise_in_a_callback_is_told(monkeypatch: pytest.MonkeyPatch
         del thing
     assert reference() is None
     assert told == [ZeroDivisionError]
+
+
+def test_a_signal_is_held_while_foreign_code_could_not_bear_it() -> None:
+    with Signals() as signals:
+        holding = signals.holding()
+        holding.__enter__()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            holding.__exit__(None, None, None)
