@@ -131,7 +131,8 @@ def text_tokens(tokenizer: sentencepiece.SentencePieceProcessor, text: str) -> l
         wrong = [c for c in dict.fromkeys(text) if not c.isspace() and unknown in tokenizer.EncodeAsIds(c)]
         shown = listed(map(repr, wrong[:5])) if wrong else repr(shortened(text, _SHOWN))
         known = readable(tokenizer, text)
-        advice = f"write “{known}”" if 0 < len(known) <= _SHOWN else "write it in other letters"
+        can_be_shown = 0 < len(known) <= _SHOWN and known.isprintable()
+        advice = f"write “{known}”" if can_be_shown else "write it in other letters"
         raise InputError(f"The model's tokenizer does not know {shown} of the role", advice)
     return tokens
 
