@@ -27,6 +27,10 @@ talk: ## talk with Moshi: with the best model that suits this machine, fetched i
 demo: setup ## play six spoken digits to the demo model and keep its answer in out/
 	@mkdir -p out
 	@$(PY) local_mlx.py --demo --input assets/demo/digits.flac --output out/demo.wav --transcript out/demo.jsonl --tail 2
+	@echo 'More demos, in the environment (. .venv/bin/activate):'
+	@echo '  msh-mlx transcribe --demo                                     # speech to text'
+	@echo '  msh-mlx say --demo "three one four"                           # text to speech'
+	@echo '  python local_mlx.py --demo --prompt "say each digit plus one" # a conversation with a role'
 
 page: ## build the web page into client/dist (with Node.js)
 	@sh scripts/setup.sh page

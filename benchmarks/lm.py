@@ -184,7 +184,7 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.model.attention import RingFormat, capacities
+    from msh_mlx.model.attention import Heads, RingFormat, capacities
     from msh_mlx.model.config import LmConfig
     from msh_mlx.model.lm import Lm
 
@@ -192,7 +192,8 @@ def memory_table() -> None:
     print(f"{'7 B, GB':<12}{'weights':>10}", end="")
     sizes = capacities(config.context)
     print("".join(f"{f'{n * FRAME_SECONDS:.0f} s':>9}" for n in sizes) + "  of keys and values; with 8 bits at most")
-    forms = [RingFormat(config.num_heads, config.dim // config.num_heads, mx.bfloat16, bits) for bits in (None, 8)]
+    heads = Heads(config.num_heads, config.dim // config.num_heads)
+    forms = [RingFormat(heads, mx.bfloat16, bits) for bits in (None, 8)]
     for name, bits, group in (("q4", 4, 32), ("q8", 8, 64), ("bf16", 16, 0)):
         lm = Lm(config)
         lm.set_dtype(mx.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,9 +19,13 @@ from . import __version__
 from .conversation.codec import Mimi
 from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
+from .library.suited import source_bytes
 from .model.config import LmConfig
+from .model.embeddings import DemuxedEmbedding, Rows
+from .model.families import family_of, hibiki, tts
 from .model.generate import LmGen
 from .model.lm import Lm
+from .model.steering import NO_STEERING
 from .system.machine import chip, system
 from .system.memory import machine_memory
 from .system.words import human_size
@@ -39,15 +44,18 @@ def random_lm(
     seed: int,
     dtype: mx.Dtype,
     progress: Callable[[float], None] | None = None,
+    *,
+    packed: Callable[[str, Any], bool] | None = None,
 ) -> Lm:
     """Make a model of seeded random weights, one matrix after the other. Quantized ones are made in packed form.
 
-    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`. `progress` gets the fraction
-    that has been made. Weights have the variance 1 / columns, so that activations stay about as large from layer to layer.
+    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`; of those alone for which
+    `packed(name, module)` holds, if it is given. `progress` gets the fraction that has been made. Weights have the variance
+    1 / columns, so that activations stay about as large from layer to layer.
     """
     lm = Lm(config)
     if bits < 16:
-        nn.quantize(lm, group_size=group_size, bits=bits)
+        nn.quantize(lm, group_size=group_size, bits=bits, class_predicate=packed)
     key = mx.random.key(seed)
     parameters = lm.named_parameters()
     like = dict(parameters)
@@ -85,22 +93,31 @@ def random_lm(
     return lm
 
 
-def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None) -> int:
-    """Count the bytes that a step has to read: every matrix once, one row of each embedding, keys and values.
+def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:
+    """Count the bytes that a step has to read: every matrix once, the rows of embeddings, keys and values.
 
-    `positions` is the number of positions that attention sees, on average.
+    `positions` is the number of positions that attention sees, on average. With guidance there are two `rows` of keys and
+    values. Layers of the depformer that codebooks share are read again for each of them. Conditions, and what makes keys and
+    values of a source of cross-attention, are not read: that is done once a conversation.
     """
-    total = 0.0
-    for module in _modules(lm):
+    config, total = lm.config, 0.0
+    for name, module in _modules(lm):
+        if name.startswith("condition_provider"):
+            continue
         size = sum(array.nbytes for array in module.parameters().values() if isinstance(array, mx.array))
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-            size //= module.weight.shape[0]
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding | Rows):
+            size = size * (2 if isinstance(module, DemuxedEmbedding) else 1) // module.weight.shape[0]
+        elif name.endswith("cross_attention.in_proj"):
+            size //= 3  # only the queries'
+        elif shared := re.match(r"depformer\.slices\.(\d+)\.transformer\.", name):
+            size *= config.slices.count(config.slices[int(shared[1])])
         total += size
-    return int(total + lm.config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions)
+    kept = config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions
+    return int(total + rows * (kept + source_bytes(config, lm.out_norm.weight.dtype.size)))
 
 
-def _modules(lm: Lm) -> list[Any]:
-    return [module for _, module in cast("Any", lm).named_modules()]
+def _modules(lm: Lm) -> list[tuple[str, Any]]:
+    return list(cast("Any", lm).named_modules())
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,25 @@ class Report:
         return "\n".join(lines)
 
 
+def _prepared(
+    lm: Lm, kv_bits: int | None, steps: int, rng: np.random.Generator
+) -> tuple[LmGen, int, Callable[[], object]]:
+    """Make a conversation with `lm`. Return it, how many steps come before those to measure, and what runs one."""
+    config, family = lm.config, family_of(lm.config)
+    if family.use != "speech":
+        steering = hibiki.steering(lm) if family.use == "translation" else NO_STEERING
+        gen = LmGen(lm, seed=0, kv_bits=kv_bits, steering=steering)
+        return gen, 1, lambda: gen.step(rng.integers(0, config.card, config.user_q))
+    # Before its sound begins, a model that speaks chooses only text.
+    first = tts.delay_steps(config) + 1
+    machine = tts.WordMachine.of(config)
+    for tokens in rng.integers(4, config.text_card, (first + steps, 2)):
+        machine.entries.append(tts.Entry(tuple(tokens.tolist())))
+    script = tts.SpeechScript.of(config, machine)
+    gen = LmGen(lm, seed=0, kv_bits=kv_bits, steering=tts.steering(lm), script=script)
+    return gen, first, gen.advance
+
+
 def measure(
     lm: Lm,
     name: str,
@@ -193,19 +229,19 @@ def measure(
     kv_bits: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Report:
-    """Measure steps of `lm` on seeded random codes, and the codec on noise, one after the other.
+    """Measure steps of `lm` on seeded random codes, or on random words if it speaks, and the codec on noise, in turn.
 
+    A codec is measured as far as the model needs it: it does not hear if all codes are its own, and has no voice if none is.
     `progress` gets the fraction that has been done.
     """
     config = lm.config
     reached = bandwidth()
-    gen = LmGen(lm, seed=0, kv_bits=kv_bits)
+    rng = np.random.default_rng(0)
+    gen, first, step_once = _prepared(lm, kv_bits, steps, rng)
     mx.reset_peak_memory()
     begin = perf_counter()
     gen.warm_up()
     warm_up = perf_counter() - begin
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, config.card, (steps + 1, config.user_q))
     times: dict[str, list[float]] = {"step": [], "encode": [], "decode": []}
 
     def timed(what: str, work: Callable[[Any], Any], given: Any) -> Any:
@@ -217,19 +253,24 @@ def measure(
     if mimi:
         encoder, decoder = mimi.encoder(), mimi.decoder()
         noise = 0.1 * rng.standard_normal(mimi.frame_size, np.float32)
-    gen.step(codes[0])
+        heard = encoder.step(noise)
+    for _ in range(first):
+        step_once()
     for t in range(steps):
         if progress:
             progress(t / steps)
-        timed("step", gen.step, codes[1 + t])
-        if mimi:
-            timed("decode", decoder.step, timed("encode", encoder.step, noise))
+        timed("step", lambda _: step_once(), None)
+        if mimi and config.user_q:
+            heard = timed("encode", encoder.step, noise)
+        if mimi and config.dep_q:
+            timed("decode", decoder.step, heard)
     spreads = {what: Percentiles.of(seconds) for what, seconds in times.items() if seconds}
     step = spreads["step"]
     together = sum(spread.p50 for spread in spreads.values())
-    seen = np.mean([min(t + 3, config.context) for t in range(steps)])
+    before = first + (config.user_q > 0)  # the priming step of a model that hears
+    seen = np.mean([min(before + t + 1, config.context) for t in range(steps)])
     read = bytes_per_step(lm, float(seen), kv_bits)
-    packed = [module for module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
+    packed = [module for _, module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
     kinds = sorted({getattr(module, "bits", 8 * module.weight.dtype.size) for module in packed})
     dtype = str(lm.out_norm.weight.dtype).removeprefix("mlx.core.")
     return Report(

@@ -42,6 +42,10 @@ class InUseError(MshError, RuntimeError):
     """A conversation was used on two threads at once. The call that raises this has changed nothing."""
 
 
+class NoDeviceError(MshError):
+    """There is no sound device of the kind that is needed."""
+
+
 class UnansweredError(MshError):
     """The server cannot be reached now. It may be reached later."""
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from msh_mlx.cli import bench, client, convert, doctor, main, models, serve
+from msh_mlx.cli import bench, client, convert, doctor, main, models, say, serve, transcribe, voices
 from msh_mlx.cli.options import Parser
 from msh_mlx.live.keys import KEYS
 
@@ -20,8 +20,9 @@ REGION = re.compile(r"(<!-- made by scripts/make_options\.py: ([^\n]+) -->\n).*?
 
 def parsers() -> dict[str, Parser]:
     """Return the parser of each command, by the command's name."""
-    found = [module.parser() for module in (main, client, serve, models)]
-    found += [models.action_parser(action) for action in models.ACTIONS]
+    found = [module.parser() for module in (main, client, serve, transcribe, say)]
+    for module in (voices, models):
+        found += [module.parser(), *map(module.action_parser, module.ACTIONS)]
     found += [module.parser() for module in (convert, bench, doctor)]
     return {parser.prog: parser for parser in found}
 

@@ -8,10 +8,11 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from paths import ROOT
+from paths import DEMO, ROOT
 
 from msh_mlx import LmConfig, LmGen, load_lm
 from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
+from msh_mlx.model.families.tts import delay_steps
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
 LIMIT = 60
@@ -51,6 +52,24 @@ def test_json_of_a_model_without_a_codec():
     assert figures["share"] == pytest.approx(
         figures["bytes_per_step"] / (figures["step"]["p50"] / 1000) / figures["bandwidth"]
     )
+
+
+@pytest.mark.parametrize("name", ["stt", "tts", "persona"])
+def test_models_of_other_families(name):
+    model = next((DEMO / name).glob("model.*"))
+    result = bench("--model", str(model), "--mimi", str(DEMO / "mimi.safetensors"), "--steps", "4", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = json.loads(result.stdout)
+    lm = load_lm(model, model.with_name("config.json"))
+    # What has no voice decodes nothing, and what hears nothing encodes nothing.
+    assert [part for part in ("encode", "decode") if figures[part]] == {
+        "stt": ["encode"], "tts": ["decode"], "persona": ["encode", "decode"]
+    }[name]  # fmt: skip
+    parts = [figures[part]["p50"] for part in ("step", "encode", "decode") if figures[part]]
+    assert figures["real_time"] == pytest.approx(80 / sum(parts))
+    before = delay_steps(lm.config) + 1 if name == "tts" else 2  # positions before those that are measured
+    seen = sum(min(before + t + 1, lm.config.context) for t in range(4)) / 4
+    assert figures["bytes_per_step"] == bytes_per_step(lm, seen)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import tracemalloc
 import mlx.core as mx
 import numpy as np
 import pytest
+from fuzz_family import KINDS, Fuzzer, attempt
 from mlx.utils import tree_flatten
 from paths import DEMO, GOLDEN, ROOT
 from safetensors.numpy import save_file
@@ -141,7 +142,7 @@ def test_damaged_models(tmp_path):
             counts[1] += survives(lambda: load_lm(path, config), len(file), seed)
             survives(lambda: find_not_finite(path), len(file) + (5 << 22), seed)
         if seed % 50 == 0:
-            survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, 1), len(file), seed)
+            survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, (0,)), len(file), seed)
     assert counts[0] > 1_000
     assert counts[1] > 50
 
@@ -167,6 +168,14 @@ def test_damaged_configurations_and_catalogues(tmp_path, traced):
                 file[rng.randrange(len(file))] = rng.choice([rng.randrange(256), *b'"=[]\n\\{}'])
             path.write_bytes(file)
             survives(lambda: read_catalogue(path), len(file), seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_to_the_family(kind, tmp_path):
+    """Some of the cases of `scripts/fuzz_family.py`: each is refused in a sentence, or runs."""
+    fuzzer = Fuzzer(tmp_path)
+    ran = [attempt(getattr(fuzzer, kind), seed) for seed in range(100)]
+    assert 0 < sum(ran) < 100
 
 
 def test_damaged_tokenizers(tmp_path):
@@ -266,8 +275,8 @@ def test_files_in_the_wrong_place(tmp_path):
         (lambda: load_mimi(lm), "give it as --model"),
         (lambda: load_lm(adapters, DEMO / "config.json"), "give it as --lora"),
         (lambda: load_mimi(adapters), "give it as --lora"),
-        (lambda: read_lora(lm, 1.0, {}, 1), "give it as --model"),
-        (lambda: read_lora(mimi, 1.0, {}, 1), "give it as --mimi"),
+        (lambda: read_lora(lm, 1.0, {}, (0,)), "give it as --model"),
+        (lambda: read_lora(mimi, 1.0, {}, (0,)), "give it as --mimi"),
         (lambda: load_tokenizer(lm), "is a safetensors file"),
         (lambda: check_vocabulary(load_tokenizer(DEMO / "tokenizer.model"), 32000), "the model 32000"),
     ):

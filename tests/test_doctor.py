@@ -23,7 +23,15 @@ from rich.console import Console
 
 import msh_mlx
 from msh_mlx.cli.doctor import conclusion, show
-from msh_mlx.doctor.checks import all_checks, check_demo, check_files, check_mlx, check_models, check_terminal
+from msh_mlx.doctor.checks import (
+    all_checks,
+    check_demo,
+    check_files,
+    check_mlx,
+    check_models,
+    check_terminal,
+    check_variant,
+)
 from msh_mlx.doctor.examine import AGAIN, Check, death_of, examine
 from msh_mlx.doctor.judgements import (
     Finding,
@@ -206,7 +214,7 @@ def test_weights_of_the_user(home: Path) -> None:
 def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     assert check_models().status == "warning"
-    assert check_models().found == "none of the 8 models in the catalogue is on disk"
+    assert check_models().found == "none of the 22 models in the catalogue is on disk"
     own = home / "config" / "msh-mlx" / "weights.toml"
     own.parent.mkdir(parents=True)
     own.write_text('[mine]\nfiles = {lm = "lm", mimi = "mimi", tokenizer = "tokenizer", config = "config"}\n')
@@ -234,6 +242,32 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     assert found.advice == "'msh-mlx models verify --repair mine' fetches it again."
 
 
+def test_a_variant(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    checks, _ = outcome("--quick", "--variant", "stt-1b-en_fr")
+    assert list(checks) == [*NAMES[:6], "variant", *NAMES[6:]]
+    assert checks["variant"]["found"].startswith("stt-1b-en_fr, for transcription: ")
+    assert checks["variant"]["advice"] == "'msh-mlx models get stt-1b-en_fr' fetches it."
+    own = home / "config" / "msh-mlx" / "weights.toml"
+    own.parent.mkdir(parents=True)
+    demo = DEMO / "stt"
+    own.write_text(
+        f'[heard]\nfamily = "stt"\nmemory = 10\nstep-bytes = 10\nfiles.lm = "{demo}/model.safetensors"\n'
+        f'files.mimi = "{DEMO}/mimi.safetensors"\nfiles.tokenizer = "{DEMO}/tokenizer.model"\nfiles.config = "config.json"\n'
+    )
+    (own.parent / "config.json").write_bytes((demo / "config.json").read_bytes())
+    found = check_variant("heard")
+    assert (found.status, found.found) == ("ok", "heard, for transcription: suits; on disk")
+    own.write_text(own.read_text().replace("step-bytes = 10", "step-bytes = 10_000_000_000_000"))
+    found = check_variant("heard")
+    assert (found.status, "too slow: " in found.found) == ("warning", True)
+    (own.parent / "config.json").write_text("{}")
+    found = check_variant("heard")
+    assert (found.status, found.advice) == ("problem", "'msh-mlx models verify --repair heard' fetches it again.")
+    result = run("--quick", "--variant", "none")
+    assert (result.returncode, "There is no model 'none'" in result.stderr) == (2, True)
+
+
 def test_logs_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "darwin":
         pytest.skip("logs have another place there")
@@ -250,6 +284,8 @@ def test_logs_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch
         ("mimi.safetensors", lambda path: path.unlink(), "There is no codec"),
         ("config.json", lambda path: path.write_text('{"dimension": 3}'), "dimension"),
         ("tokenizer.model", lambda path: path.write_text("<html>"), "is a web page"),
+        ("tts/model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut off"),
+        ("stt/config.json", lambda path: path.unlink(), "pieces and the model 32000"),
     ],
 )
 def test_a_demo_model_that_is_broken(

@@ -109,6 +109,43 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
         assert words in result.stderr
 
 
+def test_the_table_of_memory() -> None:
+    """7.69e9 weights of 16 bits; keys and values of 32 layers of 4096 numbers for 3000 steps, of 16 bits."""
+    result = run("benchmarks/lm.py", "--memory")
+    assert (result.returncode, result.stderr) == (0, "")
+    row = re.findall(r"^bf16 +(\d.*)$", result.stdout, re.MULTILINE)[0].split()
+    assert row[0] == "15.38"
+    assert float(row[6]) == round(2 * 32 * 4096 * 3000 * 2 / 1e9, 2)
+
+
+def test_the_ways_to_speak() -> None:
+    """They say the same, with words that the model knows."""
+    result = run("benchmarks/families.py", "--quick", "--no-persona", "--shapes", "tts-demo", "--steps", "1")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.findall(r"^(ours.*?)  ", result.stdout, re.MULTILINE) == [
+        "ours", "ours, two waits", "ours, machine on the device",
+    ]  # fmt: skip
+
+
+def test_how_often_to_damage() -> None:
+    for count in ("0", "-1", "x"):
+        result = run("scripts/fuzz_family.py", "--count", count)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["personas", "transcription"])
+def test_a_place_for_figures_is_checked_first(name: str, tmp_path: Path) -> None:
+    result = run(f"benchmarks/{name}.py", "--json", tmp_path / "no" / "where" / "x.json")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r".*x.json cannot be written, since there is no folder .*; make it first\.\n", result.stderr)
+
+
+def test_the_start_of_a_model_without_a_persona() -> None:
+    result = run("benchmarks/personas.py", "tests/golden/stt-small")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "The model in tests/golden/stt-small is a speech-to-text model; give a PersonaPlex.\n"
+
+
 PROGRAMS = [path for folder in ("benchmarks", "scripts") for path in sorted((ROOT / folder).glob("*.py"))]
 PROGRAMS = [path for path in PROGRAMS if "add_argument" in path.read_text(encoding="utf-8")]
 

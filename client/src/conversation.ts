@@ -63,6 +63,7 @@ export class Conversation {
   #slow = false;
   #full = false;
   #ignored: string[] = []; // parameters that the server does not know
+  #notice = ""; // what else it says about them
   #gone = false; // there is no microphone at present
 
   /** Must be called in the handler of a gesture. */
@@ -228,11 +229,14 @@ export class Conversation {
     this.#used = 0;
     this.figures = this.figures.afresh();
     this.#setPhase("talking");
-    const ignored = this.#ignored.length > 0;
-    this.events.onTrouble(
-      this.#lost ? { cause: "renewed" } : ignored && !again ? { cause: "ignored", names: this.#ignored } : null,
-    );
+    this.events.onTrouble(this.#lost ? { cause: "renewed" } : again ? null : this.#told());
     this.#lost = false;
+  }
+
+  /** What the server says about the parameters. */
+  #told(): Trouble | null {
+    if (this.#ignored.length > 0) return { cause: "ignored", names: this.#ignored };
+    return this.#notice === "" ? null : { cause: "told", detail: this.#notice };
   }
 
   #onAudio(data: Uint8Array): void {
@@ -275,6 +279,7 @@ export class Conversation {
   #onMetadata(values: Record<string, unknown>): void {
     this.figures.update(values);
     if (Array.isArray(values.ignored)) this.#ignored = values.ignored.map(String);
+    if (typeof values.notice === "string" && !this.#begun) this.#notice = values.notice;
     if (typeof values.waiting === "number") {
       this.#setPhase("waiting");
       this.events.onTrouble({ cause: "waiting", place: values.waiting });

@@ -2,9 +2,10 @@
 
 import { microphones } from "./audio";
 import { Conversation, type Phase } from "./conversation";
+import { askOffer, NO_OFFER } from "./offer";
 import { chooseCodec } from "./opus/choose";
 import { chatAddress, takeToken } from "./protocol";
-import { FIELDS, isValid, parameters, readSettings, type Settings } from "./settings";
+import { FIELDS, isValid, PERSONA_LENGTH, parameters, readSettings, type Settings } from "./settings";
 import { explain, isNotice, type Trouble } from "./troubles";
 import * as view from "./view";
 
@@ -52,6 +53,7 @@ let token = given ?? store.get("token");
 let settings: Settings = readSettings(store.get("settings"), rest.searchParams);
 let settingsUsed = settings; // by the present connection
 let microphone = store.get("microphone") ?? "";
+let offer = NO_OFFER; // of the server, as last asked
 let muted = false;
 let resumed = false; // the user has asked for the sound to go on; the next press ends the conversation
 let conversation: Conversation | null = null; // the last one, even when it is over: it can still be saved
@@ -77,7 +79,7 @@ function showTrouble(next: Trouble | null): void {
   view.showTrouble(next ? explain(next) : "", next !== null && isNotice(next));
   elements.token.hidden = next?.cause !== "token";
   if (next?.cause === "token") elements.tokenValue.focus();
-  if (next?.cause === "renewed" || next?.cause === "ignored") {
+  if (next?.cause === "renewed" || next?.cause === "ignored" || next?.cause === "told") {
     setTimeout(() => {
       if (trouble === next) showTrouble(null);
     }, NEWS_SHOWN_MS);
@@ -246,10 +248,21 @@ function openSettings(): void {
     input.placeholder = field.shown ? (used == null ? "" : String(used)) : "random";
     input.removeAttribute("aria-invalid");
   }
+  view.showPersona(offer, settings.voice_prompt ?? "", settings.text_prompt ?? "");
+  void learnOffer();
   view.showSettingsError("");
   showDetails();
   void listMicrophones();
   elements.settings.showModal();
+}
+
+/** Asks the server again what it offers: meanwhile, it may be another one. */
+async function learnOffer(): Promise<void> {
+  const former = offer;
+  offer = await askOffer(rest, token);
+  // What was chosen or typed while the server was asked stays; and a list that is open now must not close.
+  if (elements.settings.open && JSON.stringify(offer) !== JSON.stringify(former))
+    view.showPersona(offer, elements.voice.value, elements.role.value);
 }
 
 function saveSettings(event: Event): void {
@@ -267,8 +280,16 @@ function saveSettings(event: Event): void {
     }
     if (text !== "") next[field.name] = text;
   }
+  if (elements.voice.value !== "") next.voice_prompt = elements.voice.value;
+  const role = elements.role.value.trim();
+  if (role !== "") next.text_prompt = role;
   if (JSON.stringify(next) !== JSON.stringify(settings)) settings = next;
   store.set("settings", JSON.stringify(settings));
+  showChosen();
+}
+
+function showChosen(): void {
+  view.showChosen(settings.voice_prompt ?? "", settings.text_prompt ?? "");
 }
 
 elements.talk.addEventListener("click", () => {
@@ -281,6 +302,7 @@ elements.talk.addEventListener("click", () => {
 });
 elements.mute.addEventListener("click", () => setMuted(!muted));
 elements.restart.addEventListener("click", restart);
+elements.role.maxLength = PERSONA_LENGTH;
 elements.volume.value = store.get("volume") ?? elements.volume.value;
 elements.volume.addEventListener("input", () => {
   store.set("volume", elements.volume.value);
@@ -309,7 +331,7 @@ elements.openSettings.addEventListener("click", openSettings);
 elements.settingsForm.addEventListener("submit", saveSettings);
 elements.settingsCancel.addEventListener("click", () => elements.settings.close());
 elements.settingsReset.addEventListener("click", () => {
-  for (const input of inputs.values()) input.value = "";
+  for (const input of [...inputs.values(), elements.voice, elements.role]) input.value = "";
 });
 elements.microphone.addEventListener("change", () => {
   microphone = elements.microphone.value;
@@ -332,4 +354,6 @@ document.addEventListener("keydown", (event) => {
 });
 
 showPhase();
+showChosen();
 showTrouble(unable());
+void learnOffer();

@@ -32,12 +32,18 @@ export const FIELDS: readonly Field[] = [
   { name: "pad_mult", label: "Bonus for silence", whole: false, least: -100, most: 100, shown: true },
 ];
 
+// The voice and the role of the model, for servers that let one choose. They are as in the page of PersonaPlex.
+export const PERSONA = ["voice_prompt", "text_prompt"] as const;
+/** How many characters they may have. */
+export const PERSONA_LENGTH = 1000;
+
 // Parameters of the page's address that are for the page itself, or that it passes on in its own way.
 const KEPT: ReadonlySet<string> = new Set([
   "worker_addr",
   "worker_auth_id",
   "stats",
   ...FIELDS.map(({ name }) => name),
+  ...PERSONA,
 ]);
 
 export type Settings = Record<string, string>;
@@ -59,14 +65,16 @@ export function isValid(field: Field, text: string): boolean {
 export function readSettings(stored: string | null, page: URLSearchParams): Settings {
   const settings: Settings = {};
   const kept = parse(stored);
-  for (const field of FIELDS) {
-    for (const text of [page.get(field.name), kept[field.name]]) {
-      if (typeof text === "string" && text !== "" && isValid(field, text)) {
-        settings[field.name] = text;
+  const read = (name: string, valid: (text: string) => boolean) => {
+    for (const text of [page.get(name), kept[name]]) {
+      if (typeof text === "string" && text !== "" && valid(text)) {
+        settings[name] = text;
         break;
       }
     }
-  }
+  };
+  for (const field of FIELDS) read(field.name, (text) => isValid(field, text));
+  for (const name of PERSONA) read(name, (text) => text.length <= PERSONA_LENGTH);
   return settings;
 }
 

@@ -21,13 +21,22 @@ export type Trouble =
   | { cause: "silent"; seconds: number }
   | { cause: "renewed" }
   | { cause: "ignored"; names: string[] }
+  | { cause: "told"; detail: string }
   | { cause: "server"; detail: string }
   | { cause: "ended" }
   | { cause: "slow" }
   | { cause: "full"; hours: number };
 
 /** A notice only informs. Any other trouble keeps the conversation from going on. */
-const NOTICES: ReadonlySet<Trouble["cause"]> = new Set(["waiting", "renewed", "ignored", "slow", "full", "ended"]);
+const NOTICES: ReadonlySet<Trouble["cause"]> = new Set([
+  "waiting",
+  "renewed",
+  "ignored",
+  "told",
+  "slow",
+  "full",
+  "ended",
+]);
 
 export function isNotice(trouble: Trouble): boolean {
   return NOTICES.has(trouble.cause);
@@ -64,6 +73,7 @@ const SENTENCES: { [Cause in Trouble["cause"]]: (trouble: Extract<Trouble, { cau
   renewed: () => "Connected again: this is a new conversation, and Moshi does not remember the one before.",
   ignored: ({ names }) =>
     `The server does not know ${names.length > 1 ? "these parameters" : "this parameter"}: ${names.join(", ")}.`,
+  told: ({ detail }) => sentence(detail, "The server has something to say about the settings."),
   server: ({ detail }) => sentence(detail, "The server ended the conversation because of an error."),
   ended: () => "The conversation has ended. Press the button to begin another one.",
   slow: () =>

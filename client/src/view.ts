@@ -1,5 +1,6 @@
 // The elements of the page, and writing into them. It decides nothing.
 
+import { findVoice, type Offer } from "./offer";
 import { clock } from "./transcript";
 
 function find<E extends HTMLElement>(id: string): E {
@@ -22,14 +23,19 @@ export const elements = {
   settingsReset: find<HTMLButtonElement>("settings-reset"),
   settingsCancel: find<HTMLButtonElement>("settings-cancel"),
   microphone: find<HTMLSelectElement>("microphone"),
+  voice: find<HTMLSelectElement>("voice_prompt"),
+  role: find<HTMLTextAreaElement>("text_prompt"),
   fields: find<HTMLDivElement>("fields"),
 };
 
 const talkLabel = find("talk-label");
 const status = find("status");
 const trouble = find("trouble");
+const persona = find("persona");
 const figures = find("figures");
 const transcript = find("transcript");
+const voiceField = find("voice");
+const roleField = find("role");
 const settingsError = find("settings-error");
 const details = find("details");
 
@@ -43,6 +49,12 @@ export function showPhase(phase: "idle" | "busy" | "talking" | "stopped", label:
 export function showTrouble(sentence: string, notice: boolean): void {
   trouble.classList.toggle("notice", notice);
   setText(trouble, sentence);
+}
+
+/** Shows what the user has chosen, so that nobody forgets it. */
+export function showChosen(voice: string, role: string): void {
+  setText(persona, [voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "));
+  persona.hidden = persona.textContent === "";
 }
 
 export function showFigures(text: string): void {
@@ -123,6 +135,18 @@ export function showMicrophones(devices: MediaDeviceInfo[], chosen: string): voi
     .map(({ deviceId, label }) => new Option(label, deviceId));
   elements.microphone.replaceChildren(new Option("The system’s choice", ""), ...options);
   elements.microphone.value = options.some(({ value }) => value === chosen) ? chosen : "";
+}
+
+/** Shows the fields for what is on offer, and for what was chosen before, so that it can be taken back. */
+export function showPersona({ prompt, voices, voice }: Offer, chosen: string, role: string): void {
+  const listed = findVoice(voices, chosen) ?? chosen;
+  const names = listed === "" || voices.includes(listed) ? voices : [...voices, listed];
+  const none = voice === "" ? "The server’s choice" : `The server’s choice (${voice})`;
+  elements.voice.replaceChildren(new Option(none, ""), ...names.map((name) => new Option(name)));
+  elements.voice.value = listed;
+  elements.role.value = role;
+  voiceField.hidden = names.length === 0;
+  roleField.hidden = !prompt && role === "";
 }
 
 export function download(content: Blob, name: string): void {

@@ -1,9 +1,22 @@
 // Whole conversations with the real server and the demo model, in Chromium, whose microphone plays the demo's recording.
 
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, expect, onTestFinished, test } from "vitest";
-import { CLIENT, deviceRate, launchChromium, NO_WEBCODECS, openPage, save } from "./harness";
+import {
+  CLIENT,
+  deviceRate,
+  launchChromium,
+  NO_WEBCODECS,
+  openPage,
+  PYTHON,
+  REPOSITORY,
+  save,
+  shortWav,
+} from "./harness";
 import { GREEDY, misheard, NEARLY_ALL, REST_MS, RealServer, spokenWords } from "./server";
 
 /** Until the last word has been shown and its sound has been played. */
@@ -120,7 +133,7 @@ test.each(["SIGKILL", "SIGTERM"] as const)(
 );
 
 test("a token: from the printed address, or asked for", async () => {
-  const guarded = await RealServer.start(0, "--token", "s3cret");
+  const guarded = await RealServer.start(0, ["--token", "s3cret"]);
   onTestFinished(() => guarded.stop());
   const { page } = await openPage(browser, guarded.url);
   await page.click("#talk");
@@ -135,6 +148,40 @@ test("a token: from the printed address, or asked for", async () => {
   await other.context.close();
 });
 
+/** A server of the demo persona, with two voices that were made of a recording. */
+async function startPersona(): Promise<RealServer> {
+  const folder = mkdtempSync(join(tmpdir(), "msh-voices-"));
+  const env = { ...process.env, XDG_CONFIG_HOME: folder, XDG_CACHE_HOME: folder };
+  for (const name of ["Anna", "Ben"]) {
+    execFileSync(PYTHON, ["-m", "msh_mlx", "voices", "from", shortWav(), "--name", name], { cwd: REPOSITORY, env });
+  }
+  const persona = await RealServer.start(0, ["--prompt", "repeat"], env);
+  onTestFinished(async () => {
+    await persona.stop();
+    rmSync(folder, { recursive: true });
+  });
+  return persona;
+}
+
+async function choosePersona(page: Page): Promise<void> {
+  await page.click("#open-settings");
+  await page.selectOption("#voice_prompt", "Ben");
+  await page.getByLabel("Role").fill("Say each digit plus one.");
+  await page.click("#settings-save");
+  await page.click("#talk");
+  await page.waitForSelector("[data-phase=talking]");
+}
+
+test("a voice and a role: the page offers what the server has, and the model plays it", async () => {
+  const persona = await startPersona();
+  const { page, complaints } = await openPage(browser, persona.url + GREEDY);
+  await choosePersona(page);
+  await page.waitForSelector("#trouble.notice:has-text('it reads “say each digit plus one”')");
+  // The default role would repeat what is heard, which has no five.
+  await page.waitForSelector("#transcript:has-text('five')");
+  expect(complaints).toEqual([]);
+});
+
 // On request only: every picture is a little different, and those of the README are in the repository.
 test.skipIf(!process.env.MSH_PICTURES).each([
   ["wide", {}],
@@ -145,4 +192,16 @@ test.skipIf(!process.env.MSH_PICTURES).each([
   await page.waitForSelector("[data-phase=talking]");
   await page.waitForSelector("#transcript:has-text('eight nine zero')");
   await page.screenshot({ path: join(CLIENT, `../docs/page-${name}.png`) });
+});
+
+test.skipIf(!process.env.MSH_PICTURES)("a picture of a conversation with a persona", async () => {
+  const persona = await startPersona();
+  const { page } = await openPage(browser, persona.url + GREEDY);
+  await choosePersona(page);
+  await page.waitForSelector("#transcript:has-text('nine zero one')");
+  await page.waitForSelector("#trouble:empty", { state: "attached" });
+  await page.screenshot({ path: join(CLIENT, "../docs/page-persona.png") });
+  await page.click("#open-settings");
+  await page.focus("#text_prompt");
+  await page.screenshot({ path: join(CLIENT, "../docs/page-settings.png") });
 });

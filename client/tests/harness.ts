@@ -51,6 +51,8 @@ export const metadata = (values: object) => text(4, JSON.stringify(values));
 export class FakeServer {
   /** What a plain request of /api/chat gets; with a status other than 426 websockets are refused, too. */
   answer = { status: 426, body: "" };
+  /** What the server lets clients choose; null for a published server, which does not say. */
+  voices: object | null = null;
   /** Whether websockets come through; if not, they are like any request, as behind a proxy that does not know them. */
   upgrades = true;
   onConnection: (socket: WebSocket, request: IncomingMessage) => void = () => undefined;
@@ -70,6 +72,10 @@ export class FakeServer {
       }
       if (path === "/api/chat") {
         response.writeHead(this.answer.status, { "content-type": "text/plain; charset=utf-8" }).end(this.answer.body);
+        return;
+      }
+      if (path === "/api/voices" && this.voices) {
+        response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(this.voices));
         return;
       }
       try {
@@ -180,6 +186,19 @@ export function digitsWav(): string {
     return file;
   })();
   return digits;
+}
+
+/** The demo's first two digits as a WAV file. */
+export function shortWav(): string {
+  const file = join(CACHE, "short.wav");
+  python(
+    "import sys, soundfile\n" +
+      "sound, rate = soundfile.read(sys.argv[1])\n" +
+      "soundfile.write(sys.argv[2], sound[: 2 * rate], rate)\n",
+    join(REPOSITORY, "assets/demo/digits.flac"),
+    file,
+  );
+  return file;
 }
 
 export function python(program: string, ...args: string[]): string {

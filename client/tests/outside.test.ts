@@ -18,7 +18,7 @@ beforeAll(async () => {
   for (const file of ["recorder.min.js", "encoderWorker.min.js", "decoderWorker.min.js", "decoderWorker.min.wasm"]) {
     cpSync(join(CLIENT, "node_modules/opus-recorder/dist", file), join(folder, file));
   }
-  [browser, server] = await Promise.all([launchChromium(), RealServer.start(0, "--static", folder)]);
+  [browser, server] = await Promise.all([launchChromium(), RealServer.start(0, ["--static", folder])]);
 });
 afterAll(async () => {
   await browser.close();

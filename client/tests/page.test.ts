@@ -255,6 +255,69 @@ describe("settings", () => {
     expect(await page.textContent("#trouble")).toBe("");
   });
 
+  test("a voice and a role: only where the server takes them, in the address of the conversation, and kept", async () => {
+    connections(echo);
+    const page = await open();
+    await page.click("#open-settings");
+    expect([await page.isVisible("#voice_prompt"), await page.isVisible("#text_prompt")]).toEqual([false, false]);
+    await page.click("#settings-cancel");
+    server.voices = { prompt: true, voices: ["Anna", "NATF0"], voice: "NATF0" };
+    await page.click("#open-settings");
+    await page.selectOption("#voice_prompt", "Anna");
+    expect(await page.locator("#voice_prompt option").allInnerTexts()).toEqual([
+      "The server’s choice (NATF0)",
+      "Anna",
+      "NATF0",
+    ]);
+    await page.getByLabel("Role").fill(" say each digit\nplus one ");
+    expect(await axe(page)).toEqual([]);
+    await page.click("#settings-save");
+    const asked = async () => {
+      await page.click("#talk");
+      await talking(page);
+      await page.click("#talk");
+      await idle(page);
+      const query = new URL(server.requests.at(-1) as string, server.url).searchParams;
+      return [query.get("voice_prompt"), query.get("text_prompt")];
+    };
+    expect(await asked()).toEqual(["Anna", "say each digit\nplus one"]);
+    await page.reload();
+    expect(await page.textContent("#persona")).toBe("Voice: Anna · Role: say each digit\nplus one");
+    expect(await asked()).toEqual(["Anna", "say each digit\nplus one"]);
+    // Another server: what was chosen is shown, so that it can be taken back.
+    server.voices = { prompt: false, voices: ["NATF0"], voice: "" };
+    await page.reload();
+    await page.click("#open-settings");
+    await page.waitForSelector("#voice_prompt option:text-is('NATF0')", { state: "attached" });
+    expect(await page.inputValue("#voice_prompt")).toBe("Anna");
+    expect(await page.inputValue("#text_prompt")).toBe("say each digit\nplus one");
+    await page.click("#settings-reset");
+    await page.click("#settings-save");
+    expect(await asked()).toEqual([null, null]);
+    expect(await page.isVisible("#persona")).toBe(false);
+    await page.click("#open-settings");
+    expect([await page.isVisible("#voice_prompt"), await page.isVisible("#text_prompt")]).toEqual([true, false]);
+  });
+
+  test("a voice and a role fit a phone, in the dark, too", async () => {
+    server.voices = { prompt: true, voices: ["Anna"], voice: "" };
+    const page = await open({ phone: true, dark: true });
+    await page.click("#open-settings");
+    await page.fill("#text_prompt", "wise ".repeat(200));
+    const beyond = await page.evaluate(() => {
+      const dialog = document.getElementById("settings") as HTMLElement;
+      return [dialog.scrollWidth - dialog.clientWidth, document.documentElement.scrollWidth - innerWidth];
+    });
+    expect(beyond).toEqual([0, 0]);
+    expect(await axe(page)).toEqual([]);
+    await page.click("#settings-save");
+    const lines = await page
+      .locator("#persona")
+      .evaluate((shown) => shown.clientHeight / parseFloat(getComputedStyle(shown).lineHeight));
+    expect(lines).toBeCloseTo(2, 1);
+    expect(await axe(page)).toEqual([]);
+  });
+
   test("a volume is kept", async () => {
     const page = await open();
     await page.focus("#volume");
@@ -348,6 +411,17 @@ describe("troubles", () => {
       "#trouble.notice:has-text('The server does not know these parameters: voice_prompt, text_topK.')",
     );
     expect(server.requests[0]).toContain("voice_prompt=a.pt");
+  });
+
+  test("what the server says about the role, for a while", async () => {
+    connections((socket) => {
+      socket.send(metadata({ notice: "The model does not know all letters." }));
+      return echo(socket);
+    });
+    const page = await open();
+    await page.click("#talk");
+    await talking(page);
+    await page.waitForSelector("#trouble.notice:has-text('The model does not know all letters.')");
   });
 
   test("a server that is not ready yet: its sentence, and then the conversation", async () => {

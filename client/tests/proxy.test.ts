@@ -78,7 +78,7 @@ afterEach(async () => {
 
 /** Opens the page through nginx and presses the button. */
 async function talk(lines: string, path: string, ...options: string[]) {
-  server = await RealServer.start(0, ...options);
+  server = await RealServer.start(0, options);
   nginx = await Nginx.start(server, lines);
   opened = await openPage(browser, `${nginx.url}${path}`);
   await opened.page.click("#talk");
@@ -111,7 +111,7 @@ test.skipIf(!NGINX)("the origin that the page names lets it in", async () => {
   await first.page.waitForSelector("#trouble:has-text('may not use this server')");
   const port = server?.port as number;
   await server?.stop();
-  server = await RealServer.start(port, "--allow-origin", first.url);
+  server = await RealServer.start(port, ["--allow-origin", first.url]);
   await first.page.click("#talk");
   await first.page.waitForSelector("[data-phase=talking]");
 });

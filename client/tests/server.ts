@@ -41,12 +41,12 @@ export class RealServer {
     private readonly process: ChildProcess,
   ) {}
 
-  static async start(port = 0, ...more: string[]): Promise<RealServer> {
+  static async start(port = 0, more: string[] = [], env: NodeJS.ProcessEnv = process.env): Promise<RealServer> {
     const chosen = port || (await freePort());
-    const process = spawn(
+    const server = spawn(
       PYTHON,
       ["server_opus.py", "--demo", "--port", String(chosen), "--static", join(CLIENT, "dist"), ...more],
-      { cwd: REPOSITORY, stdio: ["ignore", "pipe", "pipe"] },
+      { cwd: REPOSITORY, env, stdio: ["ignore", "pipe", "pipe"] },
     );
     let output = "";
     await new Promise<void>((resolve, reject) => {
@@ -54,11 +54,11 @@ export class RealServer {
         output += data;
         if (output.includes("standalone worker listening")) resolve();
       };
-      process.stdout?.on("data", read);
-      process.stderr?.on("data", read);
-      process.on("exit", () => reject(new Error(`The server did not start: ${output}`)));
+      server.stdout?.on("data", read);
+      server.stderr?.on("data", read);
+      server.on("exit", () => reject(new Error(`The server did not start: ${output}`)));
     });
-    return new RealServer(chosen, process);
+    return new RealServer(chosen, server);
   }
 
   get url(): string {

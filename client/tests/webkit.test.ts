@@ -21,7 +21,7 @@ let server: RealServer;
 beforeAll(async () => {
   if (!there) return;
   pages = await FakeServer.start();
-  server = await RealServer.start(0, "--allow-origin", pages.url.slice(0, -1));
+  server = await RealServer.start(0, ["--allow-origin", pages.url.slice(0, -1)]);
   const env = { ...process.env, DISPLAY, GDK_BACKEND: "x11", WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS: "1" };
   processes = [
     spawn("Xvfb", [DISPLAY, "-screen", "0", "1200x900x24"], { stdio: "ignore" }),

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { Figures, level } from "../src/figures";
+import { findVoice, NO_OFFER, readOffer, voicesAddress } from "../src/offer";
 import { FIELDS, isValid, parameters, readSettings } from "../src/settings";
 import { Transcript } from "../src/transcript";
 import { explain, isNotice, microphoneTrouble, refusal, type Trouble } from "../src/troubles";
@@ -51,9 +52,30 @@ describe("the transcript", () => {
   });
 });
 
+describe("what the server offers", () => {
+  test("is read, and anything else is no offer", () => {
+    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna" };
+    expect(readOffer(offer)).toEqual(offer);
+    expect(readOffer({ prompt: 1, voices: ["a", 2], voice: null })).toEqual({ ...NO_OFFER, voices: ["a"] });
+    expect([null, "x", 3, [], {}].map(readOffer)).toEqual(Array(5).fill(NO_OFFER));
+  });
+
+  test("is asked for beside the conversation, with its token", () => {
+    const address = (page: string, token: string | null) => voicesAddress(new URL(page), token).href;
+    expect(address("https://h:9/base/?text_topk=3#x", "a b")).toBe("https://h:9/base/api/voices?worker_auth_id=a+b");
+    expect(address("http://h/?worker_addr=other:8998", null)).toBe("http://other:8998/api/voices");
+  });
+
+  test("has a voice also by the name of its file", () => {
+    expect(["NATF0", "NATF0.pt", "NATF", "natf0", "NATF0.pt.pt", ""].map((name) => findVoice(["NATF0"], name))).toEqual(
+      ["NATF0", "NATF0", null, null, null, null],
+    );
+  });
+});
+
 describe("settings", () => {
   const page = new URLSearchParams(
-    "text_temperature=0&audio_topk=x&max_steps=10&email=&voice_prompt=a.pt&worker_addr=h:1&worker_auth_id=no&stats=0",
+    "text_temperature=0&audio_topk=x&max_steps=10&email=&imageUrl=a.png&worker_addr=h:1&worker_auth_id=no&stats=0",
   );
 
   test("of the address come before stored ones, and wrong ones count for nothing", () => {
@@ -68,10 +90,18 @@ describe("settings", () => {
       text_seed: "3",
       stats: "1",
       max_steps: "10",
-      voice_prompt: "a.pt",
+      imageUrl: "a.png",
       worker_auth_id: "secret",
     });
     expect(parameters({}, new URLSearchParams(), null)).toEqual({ stats: "1" });
+  });
+
+  test("have a voice and a role, of the length that servers take", () => {
+    const stored = JSON.stringify({ voice_prompt: "Anna", text_prompt: "x".repeat(1001), text_topk: "3" });
+    expect(readSettings(stored, new URLSearchParams())).toEqual({ text_topk: "3", voice_prompt: "Anna" });
+    const chosen = readSettings(stored, new URLSearchParams("voice_prompt=NATF0.pt&text_prompt=next"));
+    expect(chosen).toEqual({ text_topk: "3", voice_prompt: "NATF0.pt", text_prompt: "next" });
+    expect(parameters(chosen, new URLSearchParams("voice_prompt=NATF0.pt"), null)).toEqual({ ...chosen, stats: "1" });
   });
 
   test("are checked", () => {
@@ -111,6 +141,7 @@ describe("troubles", () => {
     { cause: "silent", seconds: 8 },
     { cause: "renewed" },
     { cause: "ignored", names: ["voice_prompt", "text_prompt"] },
+    { cause: "told", detail: "The model does not know all letters of the role." },
     { cause: "server", detail: "<html>" },
     { cause: "ended" },
     { cause: "slow" },

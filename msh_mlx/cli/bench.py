@@ -12,6 +12,7 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
 from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, whole
+from .program import import_mlx
 
 
 def parser() -> Parser:
@@ -46,6 +47,7 @@ def run(arguments: list[str], signals: Signals) -> int:
         raise InputError("--bits is for random weights", "give --size with it")
     if (args.config or args.quantized) and not (args.model or args.variant):
         raise InputError("--config and --quantized are for a model", "give one with --model")
+    import_mlx(signals)
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
     from ..model.step import check_compiling

@@ -6,8 +6,7 @@ Heavy modules are imported late, so that help and wrong options are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -29,14 +28,17 @@ from .options import (
     own_token,
     whole,
 )
+from .persona import add_remote_persona, asked, prompt_text
 
 if TYPE_CHECKING:
+    from ..conversation.live import Sink, Source
     from ..events import Event
     from ..format import Pcm
     from ..net.address import Address
+    from ..net.remote import Remote
 
 _FILE_OPTIONS = ("output", "transcript", "tail", "realtime")
-# The protocol's parameters, and the options of `add_sampling` and `--token` that set them.
+# The protocol's parameters, and the options that set them.
 _PARAMETERS = {
     "text_temperature": "text_temperature",
     "text_topk": "text_top_k",
@@ -48,6 +50,8 @@ _PARAMETERS = {
     "text_seed": "seed",
     "audio_seed": "seed",
     "worker_auth_id": "token",
+    "voice_prompt": "voice",
+    "text_prompt": "prompt",
 }
 
 
@@ -88,9 +92,11 @@ def parser() -> Parser:
     to = parser.group("recording")
     heard = "play this recording to Moshi (WAV, FLAC, OGG, MP3, AIFF, AU, CAF); - is the standard input"
     to.value("--input", "FILE", heard)
-    add_reply(to)
+    add_reply(to, remote=True)
     to.flag("--realtime", "send the recording no faster than one speaks, for servers other than this program's")
-    add_sampling(parser.group("conversation"), remote=True)
+    to = parser.group("conversation")
+    add_remote_persona(to)
+    add_sampling(to, remote=True)
     add_live_printing(parser.group("program"))
     return parser
 
@@ -124,6 +130,7 @@ def _address(args: argparse.Namespace) -> Address:
     from ..net.address import HOST, PORT, Address
 
     args.token = own_token(args)
+    args.prompt = prompt_text(args) if args.prompt is not None else None
     query = {name: str(value) for name, option in _PARAMETERS.items() if (value := getattr(args, option)) is not None}
     query["stats"] = "1"
     if args.input and not args.realtime:
@@ -136,10 +143,16 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _talk(args: argparse.Namespace, address: Address, signals: Signals) -> int:
+    from ..events import Notice
     from ..live.talk import talk
     from ..net.remote import Remote
 
-    return talk(partial(Remote, address), live_options(args), signals, elsewhere=True)
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Remote:
+        for sentence in asked(args):
+            events(Notice("persona", sentence))
+        return Remote(address, source, sink, events, delay_limit)
+
+    return talk(make, live_options(args), signals, elsewhere=True)
 
 
 def _with_recording(args: argparse.Namespace, address: Address, signals: Signals) -> int:
@@ -150,9 +163,11 @@ def _with_recording(args: argparse.Namespace, address: Address, signals: Signals
     reply, transcript = (output(path) if path else None for path in (args.output, args.transcript))
     check_outputs([path for path in (reply, transcript) if path], [0 if args.input == STDIN else user_path(args.input)])
     with display(args, signals) as shown, open_recording(args.input) as recording:
+        for sentence in asked(args):
+            shown.say(sentence)
 
         def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
             return answers(address, frames, realtime=args.realtime, notify=shown.say, check=signals.check)
 
-        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail or 0.0), shown)
+        converse_with(hold, recording, Plan(reply, transcript, tail=args.tail), shown)
     return 0

@@ -12,6 +12,7 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size
 from .options import Parser, add_config, add_lora, add_printing, check_lora, display
+from .program import import_mlx
 
 
 def parser() -> Parser:
@@ -50,6 +51,7 @@ def _rule(text: str) -> tuple[str, int]:
 def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     check_lora(args)
+    import_mlx(signals)
     from ..model.step import check_compiling
     from ..system.memory import set_limits
     from ..weights.convert import Rule, check, convert
@@ -83,6 +85,8 @@ def run(arguments: list[str], signals: Signals) -> int:
             shown.say(f"Wrote {result.path.name} and {result.config.name} in {seconds:.1f} s: {sizes}")
             if result.scaling:
                 shown.say(f"{args.lora} was added with a scaling of {result.scaling.value:g}, {result.scaling.reason}")
+            if result.left_out:
+                shown.say(f"The prediction of the user's {result.left_out} codebooks is left out: it is never run")
             if result.unpacked:
                 some = f"{len(result.unpacked)} weights, such as {result.unpacked[0]}, stay at 16 bits"
                 shown.say(f"{some}: their rows cannot be divided into groups of {group_size}")
@@ -101,6 +105,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             "bytes_before": result.bytes_before,
             "bytes_after": result.bytes_after,
             "unpacked": result.unpacked,
+            "left_out": result.left_out,
             "lora_scaling": result.scaling.value if result.scaling else None,
             "seconds": seconds,
             "divergence": vars(divergence) if divergence else None,

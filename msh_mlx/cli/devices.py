@@ -1,28 +1,52 @@
-"""The output of `--list-devices` and `--measure-latency`."""
+"""The output of `--list-devices` and `--measure-latency`, and the loudspeaker of `--output-device`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import MshError
+from ..errors import MshError, NoDeviceError
 from ..system.streams import check_output
 
 if TYPE_CHECKING:
     from ..events import Notice
+    from ..sound.devices import Device
 
 
-def print_devices(args: argparse.Namespace) -> int:
+def print_devices(args: argparse.Namespace, instead: str = "--input FILE") -> int:
+    """Print the table of `--list-devices`. `instead` needs no device."""
     check_output()
     from ..sound.portaudio import list_devices
     from ..system.log import Log
 
-    with Log():
+    with _other_advice(instead), Log():
         devices = list_devices(as_json=args.json)
     print(devices)
     return 0
+
+
+def find_loudspeaker(args: argparse.Namespace) -> Device:
+    """Find the loudspeaker for a sound that `--output` would write to a file."""
+    from ..sound.devices import choose_device
+    from ..sound.portaudio import find_devices
+    from ..system.log import Log
+
+    with _other_advice("--output FILE"):
+        with Log():
+            devices = find_devices()
+        return choose_device(devices, args.output_device, "output")
+
+
+@contextlib.contextmanager
+def _other_advice(instead: str) -> Iterator[None]:
+    """If there is no device, advise to give `instead`."""
+    try:
+        yield
+    except NoDeviceError as error:
+        raise MshError(error.what, f"connect one, or give {instead}, which needs none") from None
 
 
 def print_latency(args: argparse.Namespace) -> int:

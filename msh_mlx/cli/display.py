@@ -42,6 +42,7 @@ class Display:
         self._check = check
         self._live: Live | None = None
         self._progress: Progress | None = None
+        self._bar: Progress | None = None
         self._task = TaskID(0)
         self._line = ""
         self._begin = 0.0
@@ -72,6 +73,46 @@ class Display:
                 status.update(Text(printable(f"{text}  {100 * fraction:.0f} %")))
 
             yield tell
+
+    @contextmanager
+    def bar(self, total: float | None) -> Iterator[Callable[[float], None]]:
+        """Show a bar in a terminal while the context lasts, for `total` seconds of sound; None: it is not known how many.
+
+        The context's value is a function: call it with the seconds that are done.
+        """
+        if self._plain:
+            yield lambda _: self._check()
+            return
+        columns = (
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("remaining"),
+        )
+        # What is printed to the standard output stays there, also where that is not this terminal.
+        self._bar = Progress(*columns, console=self._console, transient=True, redirect_stdout=False)
+        task = self._bar.add_task("", total=total)
+
+        def tell(done: float) -> None:
+            self._check()
+            if self._bar:
+                self._bar.update(task, completed=done)
+
+        try:
+            self._bar.start()
+            yield tell
+        finally:
+            self._bar.stop()
+            self._bar = None
+
+    def beside(self, line: str) -> None:
+        """Print a result to the standard output, beside a bar on the standard error."""
+        if self._bar:
+            self._bar.stop()
+        print(line, flush=True)
+        if self._bar:
+            self._bar.start()
 
     @contextmanager
     def transfer(self) -> Iterator[Callable[[int, int], None]]:

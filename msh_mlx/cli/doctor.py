@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..library.catalogue import find_entry, load_catalogue
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import printable
@@ -32,6 +33,7 @@ def parser() -> Parser:
     to = parser.group()
     to.flag("--quick", "do not open the microphone and the loudspeaker")
     to.flag("--echo", "play three seconds of noise, and say how loud its echo is and how much of it is removed")
+    to.value("--variant", "NAME", "check this model of the catalogue, too, and whether the machine has room for it")
     add_devices(to)
     add_printing(to, "print one plain line for each check, even in a terminal")
     return parser
@@ -42,6 +44,8 @@ def run(arguments: list[str], signals: Signals) -> int:
     if args.quick and args.echo:
         raise InputError("--echo needs the devices that --quick does not open", "leave one of them out")
     check_output()
+    if args.variant:
+        find_entry(load_catalogue(), args.variant)
     from rich.console import Console
 
     from ..doctor.checks import ECHO, TOTAL, all_checks
@@ -55,7 +59,8 @@ def run(arguments: list[str], signals: Signals) -> int:
     deadline = monotonic() + TOTAL + (ECHO if args.echo else 0)
     findings: list[Finding] = []
     with Log():
-        for check in all_checks(args.input_device, args.output_device, listen=not args.quick, echo=args.echo):
+        options = {"listen": not args.quick, "echo": args.echo, "variant": args.variant}
+        for check in all_checks(args.input_device, args.output_device, **options):
             doing = check.doing or f"Looking at: {check.name}"
             with contextlib.nullcontext() if plain else console.status(doing):
                 finding = examine(check, deadline - monotonic())

@@ -39,16 +39,29 @@ from .options import (
     sampling,
     whole,
 )
+from .persona import add_persona, opening_of, persona_of, sentences
 from .program import guard
+from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
     from ..conversation.live import Sink, Source
+    from ..conversation.personas import Persona
     from ..conversation.recordings import Plan
-    from ..conversation.session import Session
+    from ..conversation.session import Opening, Parts, Session
     from ..events import Event
-    from ..sound.recordings import Recording
+    from .choice import Choice
 
-_COMMANDS = ("bench", "client", "convert", "doctor", "models", "serve")
+_COMMANDS = {
+    "bench": "how fast a model is here",
+    "client": "a conversation with a server",
+    "convert": "models with other bits a weight",
+    "doctor": "a check of this machine",
+    "models": "which models there are",
+    "say": "text to speech",
+    "serve": "a server for browsers and clients",
+    "transcribe": "speech to text",
+    "voices": "voices for --voice",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +94,9 @@ def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx",
         description="Talk with Moshi, or let it hear a recording (--input) and save its reply.",
-        epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx {name}" for name in _COMMANDS) + ".",
+        epilog="Other commands, each with --help: "
+        + "; ".join(f"msh-mlx {name} ({about})" for name, about in _COMMANDS.items())
+        + ".",
     )
     to = parser.group("model")
     add_model(to)
@@ -95,7 +110,10 @@ def parser() -> Parser:
     to.value("--output-dir", "FOLDER", folder)
     to.flag("--stereo", "write two channels: the user on the left, Moshi on the right")
     to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
-    add_sampling(parser.group("conversation"))
+    to = parser.group("conversation")
+    add_persona(to)
+    add_guidance(to)
+    add_sampling(to)
     program = parser.add_argument_group("program")
     add_live_printing(Group(program))
     said = f"msh-mlx {__version__}"
@@ -115,17 +133,20 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
 def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
-    from ..events import ModelInUse
+    from ..events import ModelInUse, Notice
     from ..live.talk import talk
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
-    load: Callable[..., Session] = partial(load_session, **sampling(args))
+    persona = persona_of(args, choice.files, choice.checkpoint.config)
+    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=_opening(args, choice, persona))
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
             events(ModelInUse(choice.checkpoint.bits))
+        for sentence in sentences(persona) if persona else ():
+            events(Notice("persona", sentence))
         lighter = step_down(choice.selection, open_model, load, events) if choice.selection else None
         session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
@@ -133,8 +154,13 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     return talk(make, live_options(args), signals)
 
 
+def _opening(args: argparse.Namespace, choice: Choice, persona: Persona | None) -> Callable[[Parts], Opening] | None:
+    """Return what makes the opening that the options ask for; None: the usual one. A persona is not for a translation."""
+    return guided_opening(args, choice) or opening_of(args, persona)
+
+
 def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
-    from ..sound.recordings import STDIN, open_recording
+    from ..sound.recordings import STDIN, checked, open_recording
 
     folder = named_folder(args.output_dir, "--output-dir") if args.output_dir else None
     plans = _plans(args, folder)
@@ -145,18 +171,22 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
             stack.enter_context(making(folder))
         # Find errors here, before gigabytes are fetched.
         check_outputs(outputs, inputs)
-        recordings = [_checked(path) for path in args.input]
+        recordings = [checked(path) for path in args.input]
         choice = choose(args, signals)
         files = choice.files
         check_outputs(outputs, files.all)
+        persona = persona_of(args, choice.files, choice.checkpoint.config)
 
         from ..conversation.recordings import converse
 
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            session = load_session(files, choice.checkpoint, **sampling(args), progress=progress)
+            opening = _opening(args, choice, persona)
+            session = load_session(files, choice.checkpoint, **sampling(args), opening=opening, progress=progress)
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        for sentence in sentences(persona) if persona else ():
+            shown.say(sentence)
         for path, recording, plan in zip(args.input, recordings, plans, strict=True):
             session.reset()
             with recording or open_recording(path) as source:
@@ -193,7 +223,7 @@ def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
     from ..conversation.recordings import Plan
 
     def plan(reply: Output | None, transcript: Output | None) -> Plan:
-        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail or 0.0, max_steps=args.steps)
+        return Plan(reply, transcript, stereo=args.stereo, tail=args.tail, max_steps=args.steps)
 
     if folder is None:
         return [plan(*(output(path) if path else None for path in (args.output, args.transcript)))]
@@ -201,15 +231,3 @@ def _plans(args: argparse.Namespace, folder: Path | None) -> list[Plan]:
         raise InputError(f"{folder} is not a folder", "give one with --output-dir")
     stems = ["stdin" if path == "-" else Path(path).stem for path in args.input]
     return [plan(folder / f"{stem}.wav", folder / f"{stem}.jsonl") for stem in stems]
-
-
-def _checked(path: str) -> Recording | None:
-    """Check a recording before the model is loaded; return it, open, if it can be read only once, else None."""
-    from ..sound.recordings import open_recording
-
-    recording = open_recording(path)
-    if not recording.can_reopen:
-        return recording
-    with recording:
-        recording.check()
-    return None

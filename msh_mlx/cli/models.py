@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+import textwrap
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MshError
 from ..library import cache
-from ..library.catalogue import Entry, HubFile, Reference, find_entry
+from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use
 from ..library.suited import STEP_LIMIT, Machine, judge, load_library, obtain, suitable, this_machine
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size, listed, printable
-from .choice import add_weights, watching
+from .choice import COMMANDS, add_weights, watching
 from .options import Parser, add_printing, display
 
 _UNCHECKED = 3  # exit code: nothing wrong was found, but some files could not be checked
 ACTIONS = ("get", "verify", "remove", "path")
+_HEADER = (" ", "name", "on disk", "size", "memory", "here", "what it is")
+_RIGHT = (3, 4)  # columns of numbers
+_LEAST_BESIDE = 40  # columns for what a model is, beside the other cells
+_ONE_LINE = 1 << 16  # columns, for programs that read the table
 
 
 def parser() -> Parser:
     parser = Parser(
         prog="msh-mlx models",
-        description="List the models that this program can run: the published ones and your own (--weights, weights/).",
+        description="List the models that this program can run, by what they do: the published ones and your own "
+        "(--weights, weights/).",
         epilog="Other commands, each with --help: " + ", ".join(f"msh-mlx models {name}" for name in ACTIONS) + ".",
     )
     to = parser.group()
@@ -40,7 +48,8 @@ def action_parser(action: str) -> Parser:
         "get": "Fetch models from the hub into Hugging Face's cache. Files that are there already are not fetched again.",
         "verify": "Read all files of models on disk, and check their hashes, tensors and numbers.",
         "remove": "Remove a model's files from Hugging Face's cache.",
-        "path": "Print the paths of a model's files, one a line: model, codec, tokenizer, and configuration if it has one.",
+        "path": "Print the paths of a model's files, one a line: model, codec, tokenizer, and configuration and voices if it "
+        "has some.",
     }
     codes = {
         "verify": "Exit code: 0 if all files are right, 1 if something is wrong, 3 if nothing is wrong but the hash of a file "
@@ -87,12 +96,14 @@ def _print_json(value: object) -> None:
 
 def _list(args: argparse.Namespace, entries: Mapping[str, Entry]) -> int:
     machine = this_machine()
-    default = next(iter(suitable(entries, machine)), None)
+    # Where a command runs models of several uses, the first use is the one that it takes a model of by itself.
+    uses = {command: use for use, command in reversed(COMMANDS.items())}.values()
+    defaults = [best[0] for use in uses if (best := suitable(of_use(entries, use), machine))]
     if args.json:
-        models = [_as_dict(entry, machine, entry == default) for entry in entries.values()]
+        models = [_as_dict(entry, machine, entry in defaults) for entry in entries.values()]
         _print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
     else:
-        _table(args, entries, machine, default)
+        _table(args, entries, machine, defaults)
     return 0
 
 
@@ -101,11 +112,16 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
     return {
         "name": entry.name,
         "about": entry.about,
+        "family": entry.family,
+        "use": entry.use,
         "quantization": entry.quantization,
         "size": entry.size,
         "memory": entry.memory,
         "step_bytes": entry.step_bytes,
         "licence": entry.licence,
+        "non_commercial": entry.non_commercial,
+        "gated": entry.gated,
+        "voices": entry.voices,
         "source": str(entry.source),
         "files": {role: str(file) for role, file in entry.files.items()},
         "on_disk": cache.is_on_disk(entry),
@@ -117,39 +133,66 @@ def _as_dict(entry: Entry, machine: Machine, default: bool) -> dict[str, Any]:
     }
 
 
-def _table(args: argparse.Namespace, entries: Mapping[str, Entry], machine: Machine, default: Entry | None) -> None:
-    from rich.console import Console, JustifyMethod
-    from rich.table import Table
+def _table(args: argparse.Namespace, entries: Mapping[str, Entry], machine: Machine, defaults: Sequence[Entry]) -> None:
+    from rich.cells import cell_len
+    from rich.console import Console
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("", "name", "on disk", "size", "memory", "here", "what it is"):
-        side: JustifyMethod = "right" if name in ("size", "memory") else "left"
-        table.add_column(name, justify=side, no_wrap=name != "what it is")
-    for entry in entries.values():
-        about = ", ".join(filter(None, (entry.about, entry.licence)))
-        verdict = judge(entry, machine)
-        cells = (
-            "*" if entry == default else "",
-            entry.name,
-            _state(entry),
-            human_size(entry.size),
-            human_size(entry.memory),
-            verdict.words,
-            about,
-        )
-        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold" if entry == default else "")
     console = Console(highlight=False)
+    room = console.width
     if not console.is_terminal or args.plain:
-        console = Console(highlight=False, width=max(console.width, 160), no_color=True)
-    console.print(table)
+        console, room = Console(highlight=False, no_color=True), _ONE_LINE
+    rows = {entry.name: _cells(entry, machine, entry in defaults) for entry in entries.values()}
+    widths = [max(map(cell_len, cells)) for cells in zip(_HEADER, *rows.values(), strict=True)][:-1]
+    lines = partial(_lines, widths=widths, room=room)
+    told = [Text(line, "bold") for line in lines(_HEADER)]
+    for use, command in COMMANDS.items():
+        if models := of_use(entries, use).values():
+            told += [*([Text()] if len(told) > 1 else []), Text(f"{use.capitalize()}, by {command}", "bold")]
+        for entry in models:
+            told += [Text(line, "bold" if entry in defaults else "") for line in lines(rows[entry.name])]
     limit = f"{1000 * STEP_LIMIT:.0f} ms a step at {human_size(machine.bandwidth)}/s"
-    mark = "* is taken without --variant. " if default else ""
-    end = "" if default else " No model does: take one with --variant NAME, or the demo model with --demo."
-    console.print(
-        Text(f"\n{mark}A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}.{end}"),
-        soft_wrap=True,
+    mark = "* is taken without --variant. " if defaults else ""
+    end = "" if defaults else " No model does: take one with --variant NAME, or the demo model with --demo."
+    named = "a gated one or one that is not for commercial use is taken only with --variant"
+    fits = f"A model suits if it takes at most {human_size(machine.room)} of memory, and {limit}; {named}."
+    for text in told:
+        console.print(text, soft_wrap=True)
+    console.print(Text(f"\n{mark}{fits}{end}"), soft_wrap=room == _ONE_LINE)
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
+    """Lay out a row of the table in `room` columns: what the model is stands behind the other cells, or below them."""
+    from rich.cells import cell_len
+
+    *first, about = cells
+    padding = [" " * (width - cell_len(cell)) for cell, width in zip(first, widths, strict=True)]
+    aligned = [
+        pad + cell if i in _RIGHT else cell + pad for i, (cell, pad) in enumerate(zip(first, padding, strict=True))
+    ]
+    line = "  ".join(aligned)
+    beside = room - cell_len(line) - 2
+    if beside < _LEAST_BESIDE:
+        below = textwrap.wrap(about, max(room - 5, _LEAST_BESIDE), break_on_hyphens=False) if cells != _HEADER else []
+        return [line.rstrip(), *(f"     {words}" for words in below)]
+    start, *more = textwrap.wrap(about, beside, break_on_hyphens=False) or [""]
+    return [f"{line}  {start}".rstrip(), *(" " * (cell_len(line) + 2) + words for words in more)]
+
+
+def _cells(entry: Entry, machine: Machine, default: bool) -> tuple[str, ...]:
+    limits = [
+        words for said, words in ((entry.gated, "gated"), (entry.non_commercial, "not for commercial use")) if said
+    ]
+    cells = (
+        "*" if default else " ",
+        entry.name,
+        _state(entry),
+        human_size(entry.size),
+        human_size(entry.memory),
+        judge(entry, machine).words,
+        ", ".join(filter(None, (entry.about, entry.licence, *limits))),
     )
+    return tuple(printable(cell) for cell in cells)
 
 
 def _state(entry: Entry) -> str:
@@ -334,7 +377,7 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
     from ..conversation.text import load_tokenizer
     from ..model.config import LmConfig
     from ..weights.checkpoint import open_checkpoint
-    from ..weights.safetensors import find_not_finite
+    from ..weights.safetensors import find_not_finite, read_header
 
     if role == "tokenizer":
         load_tokenizer(path)
@@ -342,7 +385,11 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
     if role == "config":
         LmConfig.from_file(path, lora=True)
         return None
-    if role == "mimi":
+    if role == "voices" and path.suffix == ".tgz":
+        return _wrong_archive(path)
+    if role == "voices":
+        read_header(path)
+    elif role == "mimi":
         load_mimi(path)
     else:
         config = cache.find(entry.files["config"]) if "config" in entry.files else None
@@ -351,6 +398,22 @@ def _wrong_contents(entry: Entry, role: str, path: Path, progress: Callable[[flo
         name, position, value = found
         return f"{name} holds {value} at position {position}"
     return None
+
+
+def _wrong_archive(path: Path) -> str | None:
+    """Return what is wrong with an archive of voices, or None. Its voices are checked when they are read."""
+    import gzip
+    import tarfile
+
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            names = archive.getnames()
+        with gzip.open(path) as contents:
+            while contents.read(1 << 20):  # to the end, where its checksum is
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        return f"it cannot be read as an archive ({error})"
+    return None if names else "it is an archive without files"
 
 
 def _repair(

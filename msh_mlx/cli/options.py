@@ -23,6 +23,7 @@ from ..system.streams import check_output
 
 if TYPE_CHECKING:
     from ..live.talk import Options
+    from ..model.architecture import Architecture
     from .display import Display
 
 
@@ -121,6 +122,17 @@ def whole(least: int, limit: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def byte_count(text: str) -> int:
+    """Parse a number of bytes, with or without a unit, such as 500MB or 2 GB."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(|k|M|G|T)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500MB or 2GB")
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
 def add_printing(
     to: Group,
     plain: str = "do not show progress, even in a terminal",
@@ -147,22 +159,28 @@ def add_lora(to: Group) -> None:
     to.value("--lora-scaling", "S", scaling, type=within(Range(0, LORA_SCALING.most)))
 
 
+_OR_MODEL = ", or the model's own"
+
+
 def add_sampling(to: Group, *, remote: bool = False) -> None:
     """Add the options for the choice of tokens: temperatures, seed and so on.
 
-    With `remote` only those that the protocol knows are added, and their default is None, for the server's own.
+    Temperatures and top-k have the default None, for what is usual for the model's family (`settle_sampling`). With `remote`
+    only the options that the protocol knows are added, and the default of all is None, for the server's own.
     """
 
     def option(name: str, metavar: str, type: Callable[[str], float], default: float, help: str, off: str = "") -> None:
         shown = "the server's" if remote else f"{default:g}{off}"
-        value = None if remote else default
+        value = None if remote or off == _OR_MODEL else default
         to.value(name, metavar, help.format(f"default: {shown}"), type=type, default=value)
 
     temperature = within(TEMPERATURE)
-    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})")
-    option("--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})")
-    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})")
-    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})")
+    option("--temperature", "T", temperature, 0.8, "sample the voice at this temperature; 0 is greedy ({})", _OR_MODEL)
+    option(
+        "--text-temperature", "T", temperature, 0.7, "sample the text at this temperature; 0 is greedy ({})", _OR_MODEL
+    )
+    option("--top-k", "K", whole(0), 250, "sample the voice from the K likeliest choices; 0 is all ({})", _OR_MODEL)
+    option("--text-top-k", "K", whole(0), 25, "sample the text from the K likeliest choices; 0 is all ({})", _OR_MODEL)
     for name, of in () if remote else (("", "voice"), ("text-", "text")):
         together = f"sample the {of} from the likeliest choices that together have probability P (default: 1, all)"
         to.value(f"--{name}top-p", "P", together, type=positive_share, default=1.0)
@@ -183,8 +201,21 @@ def add_kv_bits(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
+def settle_sampling(args: argparse.Namespace, config: Architecture | None) -> None:
+    """Give options of `add_sampling` that the user left out the values that are usual for the model's family, else Moshi's."""
+    from ..model.families import family_of
+    from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER
+
+    text, audio = family_of(config).samplers(config) if config else (TEXT_SAMPLER, AUDIO_SAMPLER)
+    usual = {"temperature": audio.temperature, "top_k": audio.top_k}
+    usual |= {"text_temperature": text.temperature, "text_top_k": text.top_k}
+    for name, value in usual.items():
+        if getattr(args, name, value) is None:
+            setattr(args, name, value)
+
+
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `load_session` that the options of `add_sampling` set."""
+    """Return the arguments of `load_session` that the options of `add_sampling` set, after `settle_sampling`."""
     return {
         "voice": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p},
         "text": {
@@ -201,14 +232,17 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def display(args: argparse.Namespace, signals: Signals) -> Display:
-    """Return the display on the standard output, which raises `Stopped` when a signal came."""
+def display(args: argparse.Namespace, signals: Signals, *, apart: bool = False) -> Display:
+    """Return the display, which raises `Stopped` when a signal came.
+
+    It is on the standard output, or `apart` from the results that go there: on the standard error.
+    """
     from rich.console import Console
 
     from .display import Display
 
-    console = Console(highlight=False)
-    plain = args.plain or args.json or not sys.stdout.isatty() or console.is_dumb_terminal
+    console = Console(highlight=False, stderr=apart)
+    plain = args.plain or args.json or not console.file.isatty() or console.is_dumb_terminal
     return Display(console, plain=plain, check=signals.check)
 
 
@@ -245,12 +279,13 @@ _LIVE = (
 )
 
 
-def add_reply(to: Group) -> None:
-    """Add the options of what is kept of a conversation with a recording."""
+def add_reply(to: Group, *, remote: bool = False) -> None:
+    """Add the options of what is kept of a conversation with a recording; with `remote`, the model is on a server."""
     stdout = "- is the standard output"
     to.value("--output", "FILE", f"write Moshi's voice to this file (WAV, 24 kHz); {stdout}")
     to.value("--transcript", "FILE", f"write Moshi's words to this file, one JSON object a line; {stdout}")
-    tail = "add this much silence after the recording, for an answer to finish (default: 0)"
+    by_itself = "" if remote else "; a translation ends by itself"
+    tail = f"add this much silence after the recording, for an answer to finish (default: 0{by_itself})"
     to.value("--tail", "SECONDS", tail, type=seconds)
 
 
@@ -258,7 +293,12 @@ def check_reply(args: argparse.Namespace) -> None:
     """Raise InputError for options that do not fit a conversation with a recording."""
     if args.json:
         raise InputError("--json is for live conversations", "--transcript writes the words of a recording's as JSON")
-    name = Path(args.output or "")
+    check_wav(args.output or "")
+
+
+def check_wav(text: str) -> None:
+    """Raise InputError if the name of an output is that of another kind of file than WAV."""
+    name = Path(text)
     if name.suffix.lower() in (".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aiff", ".jsonl"):
         raise InputError("--output writes a WAV file", f"name it {name.with_suffix('.wav').name}, say")
 
@@ -305,7 +345,7 @@ def live_options(args: argparse.Namespace) -> Options:
     return Options(
         input_device=args.input_device,
         output_device=args.output_device,
-        record=named_folder(args.record, "--record") if args.record else None,
+        record=None if args.record is None else named_folder(args.record, "--record"),
         trace=file_output(args.trace, "The trace") if args.trace else None,
         duration=args.duration,
         max_delay=args.max_delay or Options.max_delay,

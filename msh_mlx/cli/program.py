@@ -31,6 +31,12 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     return code
 
 
+def import_mlx(signals: Signals) -> None:
+    """Import MLX. While its native part is imported, an exception of a signal would end the process at once."""
+    with signals.holding():
+        import mlx.core  # noqa: F401
+
+
 def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool) -> int:
     try:
         try:

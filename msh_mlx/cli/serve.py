@@ -32,9 +32,26 @@ from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose
-from .options import TOKEN, Parser, add_lora, add_printing, add_sampling, check_lora, display, own_token, seconds, whole
+from .options import (
+    TOKEN,
+    Parser,
+    add_lora,
+    add_printing,
+    add_sampling,
+    check_lora,
+    display,
+    own_token,
+    seconds,
+    settle_sampling,
+    whole,
+)
+from .persona import add_persona, persona_of, sentences
+from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
+    from ..conversation.personas import Persona
+    from ..conversation.served import ServedPersonas
+    from ..conversation.session import Opening, Parts
     from ..conversation.shared import SharedModel
     from ..events import Failed
     from ..library.files import ModelFiles
@@ -64,13 +81,15 @@ def run(argv: Sequence[str], signals: Signals) -> int:
 
             context = server_context(args.ssl, names, addresses)
         choice = choose(args, signals)
+        persona = persona_of(args, choice.files, choice.checkpoint.config)
+        guided_opening(args, choice)  # it checks --guidance
         from ..system.log import Log
 
         shown = stack.enter_context(display(args, signals))
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
-        program = _Program(args, choice, signals, shown, log, names, addresses)
+        program = _Program(args, choice, signals, shown, log, names, addresses, persona)
         # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
@@ -110,7 +129,10 @@ def parser() -> Parser:
     to.value("--max-per-address", "N", "allow up to N of them from one address (default: 32)", type=many, default=32)
     idle = "end a conversation after this time without sound (default: 60)"
     to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
-    add_sampling(made.group("conversation (where a client does not ask for something else)"))
+    to = made.group("conversation (where a client does not ask for something else)")
+    add_persona(to)
+    add_guidance(to)
+    add_sampling(to)
     add_printing(made.group("program"), "print plain lines, even in a terminal", "log JSON objects, one a line")
     return made
 
@@ -132,9 +154,9 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
-    if args.ssl:
+    if args.ssl is not None:
         args.ssl = named_folder(args.ssl, "--ssl")
-    if args.log_dir:
+    if args.log_dir is not None:
         args.log_dir = named_folder(args.log_dir, "--log-dir")
         _check_log_dir(args.log_dir)
 
@@ -242,11 +264,15 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
 def settings(
     args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
 ) -> Settings:
-    """Return the settings of a server from the options; `names` are the names of this machine."""
+    """Return the settings of a server from the options; `names` are the names of this machine.
+
+    Options of sampling that were left out, and that `choose` has not settled for its model, are as for Moshi.
+    """
     from ..net.connection import Limits
     from ..net.parameters import ChatParameters
     from ..net.server import Settings
 
+    settle_sampling(args, None)
     own = client_folder()
     penalty = None if args.repetition_penalty == 1 else args.repetition_penalty
     defaults = ChatParameters(
@@ -367,7 +393,10 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class _Program:
-    """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it."""
+    """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it.
+
+    `persona` is that of clients that choose none; None: the user named none.
+    """
 
     args: argparse.Namespace
     choice: Choice
@@ -376,6 +405,7 @@ class _Program:
     log: Log | None
     names: Sequence[str]
     addresses: Sequence[str]
+    persona: Persona | None = None
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
@@ -412,11 +442,41 @@ class _Program:
         files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
         with self.shown.progress(f"Loading {files.model.name}") as progress:
-            model.load(lambda: load_parts(files, checkpoint, progress=progress))
+            model.load(lambda: load_parts(files, checkpoint, progress=progress), self._begin)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
         self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        for sentence in sentences(self.persona) if self.persona else ():
+            self._say(sentence)
+
+    def _begin(self, parts: Parts) -> Opening | ServedPersonas | None:
+        """Make what comes before each conversation; None: what is usual for the model."""
+        from ..model.families import family_of, personaplex
+
+        if family_of(parts.lm.config).name == personaplex.NAME:
+            return self._personas(parts)
+        make = guided_opening(self.args, self.choice)
+        return make(parts) if make else None
+
+    def _personas(self, parts: Parts) -> ServedPersonas:
+        """Make the personas that clients may choose: with the voices that have a name and fit the model."""
+        from ..conversation.kept import KeptPrompts
+        from ..conversation.personas import Personas
+        from ..conversation.served import ServedPersonas, read_voices
+        from ..library.named_voices import known_voices
+        from ..library.suited import load_library
+
+        args, choice = self.args, self.choice
+        personas = Personas(parts, kv_bits=args.kv_bits, kept=KeptPrompts.of_user(args.keep_prompts))
+        # The catalogue's voices were made for its models, and not for the demo.
+        known = known_voices(choice.files.model, () if choice.is_demo else load_library(args.weights).values())
+        voices = read_voices(
+            {name: voice.path for name, voice in known.items()},
+            personas,
+            lambda name, error: self._say(f"The voice {name} is left out: {error}"),
+        )
+        return ServedPersonas(personas, self.persona, voices)
 
     # ---- messages --------------------------------------------------------------------------------------------------------
 

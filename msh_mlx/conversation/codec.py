@@ -9,12 +9,14 @@ from typing import Any
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
+from ..format import FRAME_SIZE, SAMPLE_RATE
+from ..model.architecture import Architecture
 from ..system.inputs import check_file
 from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
 
-__all__ = ["Decoder", "Encoder", "Mimi", "load_mimi"]
+__all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "load_mimi"]
 
 
 def load_mimi(
@@ -50,3 +52,31 @@ def load_mimi(
         raise InputError(
             f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
         ) from None
+
+
+def check_codec(mimi: Mimi, config: Architecture, codebooks: int | None = None) -> None:
+    """Check that a codec has the codes of a model and the frames of a conversation, and enough codebooks.
+
+    `codebooks` is how many are needed; None: all that the model speaks or hears.
+
+    Raises
+    ------
+    InputError
+        It does not.
+    """
+    need = max(config.dep_q, config.user_q) if codebooks is None else codebooks
+    if mimi.num_codebooks < need:
+        raise InputError(
+            f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
+        )
+    if mimi.config["bins"] != config.card:
+        raise InputError(
+            f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
+            "give the model's own codec",
+        )
+    if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
+        raise InputError(
+            f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
+            f"{FRAME_SIZE} at {SAMPLE_RATE}",
+            "give the model's own codec",
+        )

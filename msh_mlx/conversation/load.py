@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,8 +13,10 @@ if TYPE_CHECKING:
     from ..library.files import ModelFiles
     from ..library.suited import Selection
     from ..weights.checkpoint import Checkpoint
-    from .session import Parts, Session
+    from .session import Opening, Parts, Session
     from .warmup import Lighter, Load
+
+_BEGINNING = 1 << 20  # bytes: the header, and some of the weights
 
 
 def load_session(
@@ -22,13 +27,14 @@ def load_session(
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
+    opening: Callable[[Parts], Opening] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
     """Set MLX's limits and load a model with its codec and tokenizer; small files are loaded first.
 
     `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
-    configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; the others are as for
-    `load_lm` and `Session`.
+    configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; `opening` makes the session's
+    opening of what was loaded; the others are as for `load_lm` and `Session`.
 
     Raises
     ------
@@ -40,7 +46,8 @@ def load_session(
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
     parts = load_parts(files, checkpoint, progress=progress)
-    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits)
+    begin = opening(parts) if opening else None
+    return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits, opening=begin)
 
 
 def load_parts(
@@ -62,7 +69,20 @@ def load_parts(
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    return Parts(checkpoint.load(progress=progress), mimi, tokenizer)
+    lm = checkpoint.load(progress=progress)
+    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
+
+
+def _identity(checkpoint: Checkpoint, mimi: Path) -> str:
+    """Return what changes when the weights of model or codec do: a hash of sizes, times, and the beginnings of the files."""
+    digest = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(repr(checkpoint.scaling and checkpoint.scaling.value).encode())
+    for path in filter(None, (checkpoint.path, mimi, checkpoint.lora)):
+        status = path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_BEGINNING))
+    return digest.hexdigest()
 
 
 def step_down(

@@ -6,7 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
@@ -22,9 +22,10 @@ from ..system.streams import StandardOutput
 from .text import Words, transcript_line
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Frame, Session
 
 _STAGES = "encode", "step", "decode"
+PATIENCE = 30.0  # seconds of silence in which a translation must end; it is some seconds behind the speech
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Plan:
     """What to do with a recording.
 
     `reply` and `transcript` are the files to write, or None. `stereo` puts the user on the left channel of the reply. `tail` is
-    how much silence follows the recording, in seconds. `max_steps` is the most steps to take, or None for all.
+    how much silence follows the recording, in seconds. If it is a translation, silence follows until it has ended, for at most
+    so long; None: no silence, or for at most `PATIENCE`. `max_steps` is the most steps to take, or None for all.
     """
 
     reply: Output | None = None
     transcript: Output | None = None
     stereo: bool = False
-    tail: float = 0.0
+    tail: float | None = None
     max_steps: int | None = None
 
 
@@ -81,19 +83,40 @@ class BrokenOffError(MshError):
 def converse(session: Session, recording: Recording, plan: Plan, listener: Callable[[RecordingEvent], None]) -> Ended:
     """Let `session`, in fresh state, hear a recording; arguments, result and errors are those of `converse_with`."""
 
-    def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
-        for index, pcm in enumerate(frames):
-            begin = perf_counter()
-            frame = session.push(pcm)
-            yield Heard(index, pcm)
-            for stage, seconds in vars(frame.timings).items():
-                yield Span(stage, index, begin, begin + seconds)
-                begin += seconds
-            if frame.text:
-                yield Spoke(index, frame.text)
-            yield Said(index, frame.pcm)
+    def answer(index: int, pcm: Pcm, reply: Callable[[Pcm], Frame]) -> Iterator[Event]:
+        begin = perf_counter()
+        frame = reply(pcm)
+        yield Heard(index, pcm)
+        for stage, seconds in vars(frame.timings).items():
+            yield Span(stage, index, begin, begin + seconds)
+            begin += seconds
+        if frame.text:
+            yield Spoke(index, frame.text)
+        yield Said(index, frame.pcm)
 
-    return converse_with(hold, recording, plan, listener)
+    def hold(frames: Iterator[Pcm]) -> Iterator[Event]:
+        count = 0
+        for count, pcm in enumerate(frames, 1):
+            yield from answer(count - 1, pcm, session.push)
+        if session.translates:
+            yield from end(count)
+
+    def end(index: int) -> Iterator[Event]:
+        """Wait for the end of a translation. The speech ends in frame `index`."""
+        silence = np.zeros(FRAME_SIZE, np.float32)
+        yield from answer(index, silence, lambda _: session.end_input())
+        for later in range(1, _frames(patience) + 1):
+            if session.ended:
+                return
+            yield from answer(index + later, silence, session.push)
+        if not session.ended:
+            what = f"The translation of {recording.name} has not ended after {patience:g} s of silence"
+            yield Notice("translation", f"{what}; --tail sets how long to wait.", "warning")
+
+    if not session.translates:
+        return converse_with(hold, recording, plan, listener)
+    patience = PATIENCE if plan.tail is None else plan.tail
+    return converse_with(hold, recording, replace(plan, tail=None), listener)
 
 
 def converse_with(
@@ -121,7 +144,7 @@ def converse_with(
     MshError
         The reply becomes too long for a WAV file.
     """
-    tail = math.ceil(round(plan.tail / FRAME_SECONDS, 6))
+    tail = _frames(plan.tail or 0.0)
     ended, words = Ended(recording.name, plan), Words()
     heard = silence = np.zeros(FRAME_SIZE, np.float32)
 
@@ -172,6 +195,10 @@ def converse_with(
     if broken:
         raise broken
     return ended
+
+
+def _frames(seconds: float) -> int:
+    return math.ceil(round(seconds / FRAME_SECONDS, 6))
 
 
 def _count_steps(recording: Recording, tail: int, max_steps: int | None) -> int | None:

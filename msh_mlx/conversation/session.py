@@ -11,12 +11,19 @@ import numpy.typing as npt
 import sentencepiece
 
 from ..errors import InputError
-from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..format import Pcm
+from ..model.families import family_of
+from ..model.families.hibiki import END
 from ..model.generate import LmGen, Step, one_at_a_time
+from ..model.grid import Prompt
 from ..model.lm import Lm
-from ..model.sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler
-from .codec import Mimi
+from ..model.prefill import Prefilled
+from ..model.sampling import Sampler, TextSampler
+from ..model.steering import NO_STEERING, Steering
+from .codec import Mimi, check_codec
 from .text import TextStream, check_vocabulary, word_starts
+
+_OTHER_USES = {"transcription": "Transcriber", "speech": "Speaker"}  # what models for other uses are for
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,28 @@ class Frame:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that conversations share: the model, the codec and the tokenizer, as `Session` takes them."""
+    """The parts that conversations share: the model, the codec and the tokenizer, as `Session` takes them.
+
+    `name` is what the model is called. `identity` changes when the files do; "" if it is not known.
+    """
 
     lm: Lm
     mimi: Mimi
     tokenizer: sentencepiece.SentencePieceProcessor
+    name: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What comes before a conversation, and beside it.
+
+    `prompt` is a prompt, perhaps read already, so that conversations begin at once; None: there is none. `steering` is what
+    steers the model besides tokens. Several sessions with the same model may share an opening.
+    """
+
+    prompt: Prompt | Prefilled | None = None
+    steering: Steering = NO_STEERING
 
 
 class Session:
@@ -72,13 +96,16 @@ class Session:
     tokenizer
         As from `load_tokenizer`, with the vocabulary of `lm`.
     text_sampler, audio_sampler
-        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25 for text, 0.8 and 250 for
-        audio.
+        How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25 for text, 0.8
+        and 250 for audio.
     seed
         The same seed, sound and machine give the same conversation, also after `reset`. With None, every conversation has a new
         seed.
     kv_bits
         8 stores the model's keys and values in 8 bits; None keeps them in the model's dtype.
+    opening
+        What comes before each conversation, also after `reset`, as from `Personas`; None: what the model's family needs, which
+        is nothing for Moshi, and some silence for PersonaPlex.
 
     Raises
     ------
@@ -92,29 +119,21 @@ class Session:
         mimi: Mimi,
         tokenizer: sentencepiece.SentencePieceProcessor,
         *,
-        text_sampler: Sampler = TEXT_SAMPLER,
-        audio_sampler: Sampler = AUDIO_SAMPLER,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
         seed: int | None = None,
         kv_bits: int | None = None,
+        opening: Opening | None = None,
     ) -> None:
         config = lm.config
+        family = family_of(config)
+        if family.use in _OTHER_USES:
+            raise InputError(
+                f"The model is {family.title}, not one that holds conversations", f"use {_OTHER_USES[family.use]}"
+            )
+        opening = opening or Opening(family.prompt(config), family.steering(lm))
         check_vocabulary(tokenizer, config.text_card)
-        need = max(config.dep_q, config.user_q)
-        if mimi.num_codebooks < need:
-            raise InputError(
-                f"The codec has {mimi.num_codebooks} codebooks and the model needs {need}", "load it with as many"
-            )
-        if mimi.config["bins"] != config.card:
-            raise InputError(
-                f"The codec has {mimi.config['bins']} codes a codebook and the model {config.card}",
-                "give the model's own codec",
-            )
-        if (mimi.sample_rate, mimi.frame_size) != (SAMPLE_RATE, FRAME_SIZE):
-            raise InputError(
-                f"The codec has frames of {mimi.frame_size} samples at {mimi.sample_rate} Hz, and a conversation has "
-                f"{FRAME_SIZE} at {SAMPLE_RATE}",
-                "give the model's own codec",
-            )
+        check_codec(mimi, config)
         self.sample_rate: int = mimi.sample_rate
         self.frame_rate: float = mimi.frame_rate
         self.frame_size: int = mimi.frame_size
@@ -132,8 +151,15 @@ class Session:
             seed=seed,
             kv_bits=kv_bits,
             word_starts=word_starts(tokenizer) if penalty else None,
+            prompt=opening.prompt,
+            steering=opening.steering,
         )
         self._text = TextStream(tokenizer, config.padding_ids)
+        # Whether the model translates; once the user's speech has ended, how many steps complete what was said until then.
+        self.translates: bool = family.use == "translation"
+        self._input_ended = False
+        self._delay = config.max_delay
+        self._to_complete: int | None = None
 
     def push(self, pcm: Pcm) -> Frame:
         """Take one frame of the user's sound and return one of Moshi's.
@@ -158,15 +184,40 @@ class Session:
         begin = perf_counter()
         codes = self.encode(pcm)
         encoded = perf_counter()
-        step, text = self.step(codes)
-        stepped = perf_counter()
+        return self._answered(self.step(codes), encoded - begin, encoded)
+
+    def end_input(self) -> Frame:
+        """Tell a model that translates that the user's speech has ended, in place of a frame of it, and return a frame.
+
+        After it, push silence until `ended`: the translation is behind the speech.
+
+        Raises
+        ------
+        InputError
+            The model does not translate.
+        InUseError
+            Another thread is using the session.
+        """
+        if not self.translates:
+            raise InputError("Only a model that translates is told that the speech has ended", "push silence")
+        begin = perf_counter()
+        self._input_ended = True
+        return self._answered(self._handed(self._gen.end_input()), 0.0, begin)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the translation has ended, behind the end of the speech, and all of its sound was returned."""
+        return self._to_complete == 0
+
+    def _answered(self, stepped: tuple[Step, str], encode: float, begin: float) -> Frame:
+        """Decode the result of a step that began at a time; `encode` is how long its frame's encoding took, in seconds."""
+        step, text = stepped
+        now = perf_counter()
         reply = self.decode(step.codes)
-        decoded = perf_counter()
-        timings = Timings(encoded - begin, stepped - encoded, decoded - stepped)
-        return Frame(reply, text, step.text_token, timings)
+        return Frame(reply, text, step.text_token, Timings(encode, now - begin, perf_counter() - now))
 
     def reset(self) -> None:
-        """Start a new conversation from fresh state; model and codec stay loaded."""
+        """Start a new conversation from fresh state, with the same opening; model and codec stay loaded."""
         self.reset_encoder()
         self.reset_model()
         self.reset_decoder()
@@ -207,7 +258,14 @@ class Session:
         InputError
             The codes have another shape, are not integers or are out of range; the conversation is as before.
         """
-        step = self._gen.step(codes)
+        return self._handed(self._gen.step(codes))
+
+    def _handed(self, step: Step) -> tuple[Step, str]:
+        """Return a step with the text that it completes, and notice the end of a translation."""
+        if self._to_complete:
+            self._to_complete -= 1
+        elif self._input_ended and step.text_token == END and self._to_complete is None:
+            self._to_complete = self._delay
         return step, self._text.push(step.text_token)
 
     def decode(self, codes: npt.NDArray[np.uint32] | None) -> Pcm:
@@ -224,6 +282,7 @@ class Session:
         self._gen.reset()
         self._gen.prime()  # now, while nobody waits for an answer
         self._text.flush()
+        self._input_ended, self._to_complete = False, None
 
     def reset_decoder(self) -> None:
         """Reset the state of `decode`; a part of `reset`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, sleep
 from typing import Any, TypeVar
@@ -16,7 +16,9 @@ from ..metrics import Durations
 from ..model.generate import Step
 from ..model.sampling import Sampler
 from ..system.threads import exists
-from .session import Parts, Session
+from .personas import Persona
+from .served import ServedPersonas
+from .session import Opening, Parts, Session
 
 # Called with the tokens of one step: the user's codes `[K]`, the text token, and Moshi's codes `[K]`, or None while there are
 # none.
@@ -39,6 +41,8 @@ class SharedModel:
         How long the steps took, without the wait for their turn.
     on_step
         Called with the time of each step, in seconds, on the model's thread.
+    personas
+        The personas that can be chosen, once the model is loaded; None if it takes none.
     """
 
     def __init__(self, *, kv_bits: int | None = None, on_step: Callable[[float], None] = lambda _: None) -> None:
@@ -46,20 +50,32 @@ class SharedModel:
         self.on_step = on_step
         self._kv_bits = kv_bits
         self._parts: Parts | None = None
+        self._opening: Opening | None = None
+        self.personas: ServedPersonas | None = None
         self._thread = ThreadPoolExecutor(1, "msh-model")
 
-    def load(self, load: Callable[[], Parts]) -> None:
+    def load(
+        self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas | None] = lambda _: None
+    ) -> None:
         """Load with `load`, and warm up with a conversation of two seconds, so that later ones are fast from the beginning.
+
+        `begin` makes of the parts what comes before each conversation: an opening for all, or personas to choose from. None is
+        as for `Session`.
 
         Raises
         ------
         InputError
-            The parts do not belong together.
+            The parts do not belong together, or what `begin` makes does not fit them.
         """
 
         def work() -> None:
             parts = load()
-            session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits)
+            opening = begin(parts)
+            if isinstance(opening, ServedPersonas):
+                self.personas = opening
+                opening = opening.personas.opening(opening.default)
+            self._opening = opening
+            session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits, opening=opening)
             session.warm_up()
             silence = np.zeros(session.frame_size, np.float32)
             for _ in range(_WARM_UP):
@@ -69,20 +85,35 @@ class SharedModel:
         self.take_turn(work)
 
     def session(
-        self, *, text_sampler: Sampler, audio_sampler: Sampler, seed: int | None, tokens: Tokens | None = None
+        self,
+        *,
+        text_sampler: Sampler,
+        audio_sampler: Sampler,
+        seed: int | None,
+        tokens: Tokens | None = None,
+        persona: Persona | None = None,
     ) -> Session:
         """Make a session in fresh state, ready for its first step.
 
-        The arguments are as for `Session`; `tokens` is called with the tokens of each step.
+        The arguments are as for `Session`; `tokens` is called with the tokens of each step. The prompt of `persona` is read
+        now, unless it was read before. Meanwhile, the steps of other conversations have their turns.
 
         Raises
         ------
         InputError
-            The seed is wrong.
+            The seed is wrong, or the persona does not fit the model.
         """
-        parts = self._parts
+        parts, opening = self._parts, self._opening
         assert parts
-        options = {"text_sampler": text_sampler, "audio_sampler": audio_sampler, "seed": seed, "kv_bits": self._kv_bits}
+        if self.personas:
+            opening = self.in_turns(self.personas.opening_in_turns(persona or self.personas.default))
+        options = {
+            "text_sampler": text_sampler,
+            "audio_sampler": audio_sampler,
+            "seed": seed,
+            "kv_bits": self._kv_bits,
+            "opening": opening,
+        }
         session = self.take_turn(lambda: _TakesTurns(self, parts, tokens, options))
         session.reset_model()
         return session
@@ -101,6 +132,12 @@ class SharedModel:
     def take_turn(self, work: Callable[[], T]) -> T:
         """Do `work` on the model's thread, after what waits there already, and return its result."""
         return self._thread.submit(work).result()
+
+    def in_turns(self, work: Iterator[T | None]) -> T:
+        """Do `work` on the model's thread, one part after the other, until it yields a result."""
+        while (result := self.take_turn(lambda: next(work))) is None:
+            pass
+        return result
 
 
 class _TakesTurns(Session):

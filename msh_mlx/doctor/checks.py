@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..errors import InputError, MshError
-from ..library.catalogue import Entry, LocalFile, load_catalogue, read_catalogue, user_file
-from ..library.files import find_demo
+from ..library.catalogue import Entry, LocalFile, find_entry, load_catalogue, of_use, read_catalogue, user_file
+from ..library.files import DEMO_USES, find_demo
 from ..system import machine
 from ..system.places import asset, log_folder, temporary_folder
 from ..system.words import human_size, listed
@@ -36,11 +36,17 @@ _COLUMNS, _LINES = 68, 10
 
 
 def all_checks(
-    input_device: str | None = None, output_device: str | None = None, *, listen: bool = True, echo: bool = False
+    input_device: str | None = None,
+    output_device: str | None = None,
+    *,
+    listen: bool = True,
+    echo: bool = False,
+    variant: str | None = None,
 ) -> list[Check]:
     """Return all checks, in the order to run them.
 
-    `input_device` and `output_device` are as for `devices.choose_device`. `listen` opens them; `echo` plays a sound.
+    `input_device` and `output_device` are as for `devices.choose_device`. `listen` opens them; `echo` plays a sound. `variant`
+    names a model of the catalogue: then this machine is judged by its needs, not by those of the smallest conversation.
     """
     devices: list[Device] = []
     doing = f"Listening for {LISTENING:.0f} s: say something" if listen else ""
@@ -55,8 +61,9 @@ def all_checks(
         Check("codec", check_codec),
         Check("demo model", check_demo),
         Check("models", check_models),
-        Check("disk", check_disk),
-        Check("memory", check_memory),
+        *([Check("variant", lambda: check_variant(variant))] if variant else []),
+        Check("disk", lambda: check_disk(variant)),
+        Check("memory", lambda: check_memory(variant)),
         Check("terminal", lambda: check_terminal(Console(), keys=_is_terminal(sys.stdin))),
         Check("files", check_files),
         Check("sound", lambda: check_sound(devices), SOUND, RESTART),
@@ -90,13 +97,69 @@ def check_python() -> Finding:
     )
 
 
-def check_memory() -> Finding:
-    """Compare the memory that is free now with the needs of the smallest model in the catalogue."""
-    return judge_memory(machine.available_memory(), machine.physical_memory(), _published())
+def check_memory(variant: str | None = None) -> Finding:
+    """Compare the memory that is free now with the needs of a model: of `variant`, or of the smallest published one."""
+    return judge_memory(machine.available_memory(), machine.physical_memory(), _wanted(variant))
+
+
+def _wanted(variant: str | None) -> dict[str, Entry]:
+    """Return the models of which one is wanted: `variant`, or any that is published and holds a conversation."""
+    if variant:
+        from ..library.suited import load_library
+
+        return {variant: find_entry(load_library(), variant)}
+    return of_use(_published(), "conversation")
 
 
 def _published() -> dict[str, Entry]:
     return read_catalogue(asset("weights.toml", "The catalogue of models"))
+
+
+def check_variant(name: str) -> Finding:
+    """Check one model of the catalogue: whether its files are there and can be opened, and whether it suits this machine."""
+    from ..library import cache
+    from ..library.suited import judge, load_library, this_machine
+
+    entry = find_entry(load_library(), name)
+    verdict = judge(entry, this_machine())
+    found = f"{name}, for {entry.use}: {verdict.words}"
+    if cache.missing(entry):
+        advice = f"'msh-mlx models get {name}' fetches it."
+        return Finding("warning", f"{found}; not on disk", advice)
+    try:
+        _open(entry)
+    except InputError as error:
+        return Finding("problem", f"{found}; {error.what}", _fetched_again(name))
+    if verdict.fits is None or verdict.step is None or verdict.suits:
+        return Finding("ok", f"{found}; on disk")
+    return Finding("warning", f"{found}; on disk", "'msh-mlx models' shows which suit this machine.")
+
+
+def _open(entry: Entry) -> None:
+    """Open the files of a model that is on disk. Raise InputError if one is wrong, or they do not fit each other."""
+    from ..library import cache
+    from ..weights.checkpoint import open_checkpoint
+
+    for role, path in cache.paths(entry).items():
+        assert path
+        _glance(role, path)
+    paths = cache.paths(entry)
+    open_checkpoint(paths["lm"] or "", paths.get("config"))
+
+
+def _glance(role: str, path: Path) -> None:
+    """Read the beginning of a file of a model. Raise InputError if it is not what it should be."""
+    from ..conversation.text import load_tokenizer
+    from ..weights.safetensors import read_header
+
+    if role in ("lm", "mimi"):
+        read_header(path)
+    elif role == "tokenizer":
+        load_tokenizer(path)
+
+
+def _fetched_again(name: str) -> str:
+    return f"'msh-mlx models verify --repair {name}' fetches it again."
 
 
 def check_mlx() -> Finding:
@@ -175,23 +238,22 @@ def check_codec() -> Finding:
 
 
 def check_demo() -> Finding:
-    """Check that the files of the demo model are there, are complete, and fit each other."""
-    from ..conversation.text import load_tokenizer
+    """Check that the files of the demo models are there, are complete, and fit each other."""
+    from ..conversation.text import check_vocabulary, load_tokenizer
     from ..model.config import LmConfig
     from ..weights.safetensors import read_header
 
+    paths: set[Path] = set()
     try:
-        files = find_demo()
-        for path in (files.model, files.mimi):
-            read_header(path)
-        config = LmConfig.of(files.config)
-        words = load_tokenizer(files.tokenizer).GetPieceSize()
+        for use in DEMO_USES:
+            files = find_demo(use)
+            for path in (files.model, files.mimi):
+                read_header(path)
+            check_vocabulary(load_tokenizer(files.tokenizer), LmConfig.of(files.config).text_card)
+            paths |= set(files.all)
     except MshError as error:
         return Finding("problem", error.clause, AGAIN)
-    if words != config.text_card:
-        found = f"the tokenizer has {words} pieces in place of {config.text_card}"
-        return Finding("problem", found, AGAIN)
-    return Finding("ok", f"{len(files.all)} files, {human_size(sum(path.stat().st_size for path in files.all))}")
+    return Finding("ok", f"{len(paths)} files, {human_size(sum(path.stat().st_size for path in paths))}")
 
 
 def check_models() -> Finding:
@@ -215,21 +277,14 @@ def check_models() -> Finding:
         found = f"none of the {len(entries)} models in the catalogue is on disk"
         advice = "'msh-mlx models' shows which suit this machine; without one there is the demo model."
         return Finding("warning", found, advice)
-    from ..conversation.text import load_tokenizer
-    from ..weights.safetensors import read_header
-
     checked = True
     for entry in there:
         for role, path in cache.paths(entry).items():
             assert path
             try:
-                if role in ("lm", "mimi"):
-                    read_header(path)
-                elif role == "tokenizer":
-                    load_tokenizer(path)
+                _glance(role, path)
             except InputError as error:
-                advice = f"'msh-mlx models verify --repair {entry.name}' fetches it again."
-                return Finding("problem", f"{entry.name}: {error.what}", advice)
+                return Finding("problem", f"{entry.name}: {error.what}", _fetched_again(entry.name))
             checked = checked and cache.is_verified(path)
     found = f"{listed([entry.name for entry in there])} on disk, " + ("verified" if checked else "not verified yet")
     return Finding("ok", found, "" if checked else "'msh-mlx models verify' reads them whole.")
@@ -271,8 +326,8 @@ def is_writable(folder: Path) -> bool:
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
-def check_disk() -> Finding:
-    """Check the free space on the disks of the hub's cache and of the current folder."""
+def check_disk(variant: str | None = None) -> Finding:
+    """Check the free space on the disks of the hub's cache, for `variant` or a published model, and of the current folder."""
     from ..library.cache import cache_folder, check_cache
 
     cache = cache_folder()
@@ -287,7 +342,7 @@ def check_disk() -> Finding:
     return judge_disk(
         Folder(cache, "models", shutil.disk_usage(nearest(cache)).free, is_writable(cache)),
         Folder(here, "recordings", shutil.disk_usage(here).free, is_writable(here)),
-        _published(),
+        _wanted(variant),
     )
 
 

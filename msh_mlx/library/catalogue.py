@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import InputError
+from ..model.families import FAMILIES
 from ..model.ranges import is_whole
 from ..system.inputs import brief, decode_text, read_small
 from ..system.places import asset, config_folder, user_path
@@ -31,19 +32,28 @@ _KEYS = (
     "memory",
     "step-bytes",
     "licence",
+    "non-commercial",
+    "gated",
+    "family",
+    "voices",
     "files",
     "sha256",
 )
-# What a file of a model is for. The configuration may be missing: then it is that of v0.1.
-ROLES = ("lm", "mimi", "tokenizer", "config")
+# What a file of a model is for. The configuration may be missing: then it is that of the family's published model. The voices
+# are an archive of them.
+ROLES = ("lm", "mimi", "tokenizer", "config", "voices")
+_NEEDED = ROLES[:3]
+_FAMILIES = {family.name: family for family in FAMILIES}
 QUANTIZATIONS = {"q4": 4, "q6": 6, "q8": 8, "bf16": 16}
 # A catalogue has a few kilobytes. A much larger file is something else.
 _MAX_SIZE = 1 << 20
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_PATH = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
+_PATH = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*", re.ASCII)
 _REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*", re.ASCII)
 _NAME = re.compile(r"[\w.+-]+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# How the name of a model's file ends. What follows the last @ is not a revision if it ends so: published names have an @, too.
+_ENDINGS = (".safetensors", ".model", ".json", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,8 @@ class HubFile:
 
     def __str__(self) -> str:
         """Return the reference that `parse_reference` reads."""
-        revision = "" if self.revision == "main" else f"@{self.revision}"
-        return f"hf:{self.repository}/{self.path}{revision}"
+        plain = self.revision == "main" and _split(self.path) == (self.path, "")
+        return f"hf:{self.repository}/{self.path}" + ("" if plain else f"@{self.revision}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,9 @@ class Entry:
     name, about
         Its name, as for `--variant`, and a sentence on it.
     files
-        Where the files are, by role: always `lm`, `mimi` and `tokenizer`; `config` if there is one.
+        Where the files are, by role: always `lm`, `mimi` and `tokenizer`; `config` and `voices` if there are some.
+    family
+        The name of its family, one of `model.families`.
     quantization
         "q4", "q6", "q8" or "bf16".
     size
@@ -97,6 +109,12 @@ class Entry:
         Bytes that a step reads then: every matrix once, one row of each embedding, all keys and values.
     licence
         The licence of the weights.
+    non_commercial
+        Whether the licence forbids commercial use.
+    gated
+        Whether the hub gives the files only to those who have accepted conditions there.
+    voices
+        The repository on the hub where voices for the model are.
     source
         The file that the entry is from.
     """
@@ -104,12 +122,26 @@ class Entry:
     name: str
     about: str
     files: Mapping[str, Reference]
+    family: str = "moshi"
     quantization: str | None = None
     size: int | None = None
     memory: int | None = None
     step_bytes: int | None = None
     licence: str | None = None
+    non_commercial: bool = False
+    gated: bool = False
+    voices: str | None = None
     source: Path = Path()
+
+    @property
+    def use(self) -> str:
+        """What the model does: "conversation", "translation", "transcription" or "speech"."""
+        return use_of(self.family)
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether the model is gated or not for commercial use. Such a model is taken only if the user names it."""
+        return self.gated or self.non_commercial
 
     @property
     def bits(self) -> int | None:
@@ -117,13 +149,30 @@ class Entry:
         return QUANTIZATIONS[self.quantization] if self.quantization else None
 
 
+def use_of(family: str) -> str:
+    """Return what the models of a family do, as `Entry.use`, by the family's name."""
+    return _FAMILIES[family].use
+
+
+def title_of(family: str) -> str:
+    """Return what the models of a family are called, by the family's name."""
+    return _FAMILIES[family].title
+
+
+def of_use(entries: Mapping[str, Entry], use: str) -> dict[str, Entry]:
+    """Return the entries of the models that do something (see `Entry.use`)."""
+    return {name: entry for name, entry in entries.items() if entry.use == use}
+
+
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
     """Read the name of a file: `hf:OWNER/NAME/PATH[@REVISION]`, `file:PATH`, or a path, relative to `folder`.
+
+    A PATH may have an @ itself, as in `model@80.safetensors`.
 
     Raise InputError if the text begins with `hf:` and does not name a file on the hub, or if it names nothing.
     """
     if text.startswith("hf:"):
-        rest, _, revision = text.removeprefix("hf:").removeprefix("//").partition("@")
+        rest, revision = _split(text.removeprefix("hf:").removeprefix("//"))
         owner, _, rest = rest.partition("/")
         name, _, path = rest.partition("/")
         repository = f"{owner}/{name}"
@@ -138,6 +187,12 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
         raise InputError(f"{text!r} names no file.")
     place = user_path(path)
     return LocalFile(place if folder is None else folder / place)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Split PATH@REVISION; the revision is "" if there is none."""
+    path, at, revision = text.rpartition("@")
+    return (path, revision) if at and not revision.endswith(_ENDINGS) else (text, "")
 
 
 def parse_repository(text: str) -> tuple[str, str]:
@@ -225,6 +280,7 @@ class _Table:
             name=name,
             about=self._text_of("about") or "",
             files=self._files(repository, revision or "main"),
+            family=self._text_of("family", f"one of {', '.join(_FAMILIES)}", _FAMILIES.__contains__) or "moshi",
             quantization=self._text_of(
                 "quantization", f"one of {', '.join(QUANTIZATIONS)}", QUANTIZATIONS.__contains__
             ),
@@ -232,12 +288,15 @@ class _Table:
             memory=self._count("memory"),
             step_bytes=self._count("step-bytes"),
             licence=self._text_of("licence"),
+            non_commercial=self._truth("non-commercial"),
+            gated=self._truth("gated"),
+            voices=self._text_of("voices", "OWNER/NAME", _REPOSITORY.fullmatch),
             source=self._path,
         )
 
     def _files(self, repository: str | None, revision: str) -> dict[str, Reference]:
         if "files" not in self._values:
-            raise self._wrong("has no files", advice=f"{listed(ROLES[:3])} are needed")
+            raise self._wrong("has no files", advice=f"{listed(_NEEDED)} are needed")
         files = self._table_of("files")
         files._only(ROLES)
         hashes = self._table_of("sha256")
@@ -246,8 +305,8 @@ class _Table:
             text = files._text_of(role, "the name of a file", bool)
             sha256 = hashes._text_of(role, "64 digits from 0 to f", _SHA256.fullmatch)
             if text is None:
-                if role != "config":
-                    raise files._wrong(f"has no {role}", advice=f"{listed(ROLES[:3])} are needed")
+                if role in _NEEDED:
+                    raise files._wrong(f"has no {role}", advice=f"{listed(_NEEDED)} are needed")
                 continue
             try:
                 if repository and not text.startswith(("hf:", "file:")):
@@ -282,6 +341,9 @@ class _Table:
         )
         return count
 
+    def _truth(self, key: str) -> bool:
+        return bool(self._value_of(key, "true or false", lambda value: isinstance(value, bool)))
+
     def _value_of(self, key: str, what: str, fits: Callable[[Any], object]) -> Any:
         value = self._values.get(key)
         if value is not None and not fits(value):
@@ -297,12 +359,24 @@ class _Table:
 def _line(text: str, keys: tuple[str, ...]) -> int:
     """Find the line that gives `keys` their value. It is the last line of the shortest beginning of the file that has it."""
     lines = text.split("\n")
-    for count in range(1, len(lines) + 1):
+
+    def has(count: int) -> bool | None:
+        """Tell whether the first lines have the value; None: they are not TOML, as in the middle of a text."""
         try:
             values: Any = tomllib.loads("\n".join(lines[:count]) + "\n")
             for key in keys:
                 values = values[key]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        return count
-    return len(lines)
+        except (ValueError, RecursionError):
+            return None
+        except (KeyError, TypeError):
+            return False
+        return True
+
+    # Look table by table first: a catalogue has hundreds of lines.
+    begin = 0
+    for count in (number for number, line in enumerate(lines) if line.startswith("[")):
+        found = has(count)
+        if found:
+            break
+        begin = count if found is False else begin
+    return next((count for count in range(begin + 1, len(lines) + 1) if has(count)), len(lines))

@@ -5,6 +5,8 @@ enough** if the bytes of a step can be read in 45 ms at the measured bandwidth o
 the 80 ms that there are; attention, launches and everything else come on top. A model **suits** the machine if it is both. Of
 the models that suit, those on disk come first, and among them the one with the most bits a weight. If three in four steps of
 the warm-up then take more than 70 ms, the next lighter model is taken.
+
+All that is for the models of one use (`catalogue.of_use`). A restricted model is never taken unless the user names it.
 """
 
 from __future__ import annotations
@@ -16,28 +18,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MshError, UnreachableError
-from ..model.config import read_config
+from ..model.families import family_of
 from ..system.inputs import ONE_FILE
 from ..system.words import human_size, listed
 from ..weights.beside import find_config
 from . import cache
 from .cache import Watch
-from .catalogue import QUANTIZATIONS, Entry, HubFile, LocalFile, Reference, load_catalogue, parse_repository
+from .catalogue import (
+    QUANTIZATIONS,
+    ROLES,
+    Entry,
+    HubFile,
+    LocalFile,
+    Reference,
+    load_catalogue,
+    parse_repository,
+    use_of,
+)
 from .files import MIMIS, TOKENIZERS, ModelFiles
+from .named_voices import ARCHIVE
 from .settings import SettingsError
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from ..model.architecture import Architecture
     from ..weights.checkpoint import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
-# Bytes that a conversation takes besides the weights: keys and values, here of the published size; and the codec, MLX's freed
-# buffers and the program.
-_KEYS_AND_VALUES = 1_600_000_000
+# Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
 _THE_REST = 1_000_000_000
 _INDEX = ".safetensors.index.json"  # how the name ends of the list of a model's parts
-_ROLES = {"lm": "model", "mimi": "codec", "tokenizer": "tokenizer", "config": "configuration"}
+_ROLES = {
+    "lm": "model",
+    "mimi": "codec",
+    "tokenizer": "tokenizer",
+    "config": "configuration",
+    "voices": "file of voices",
+}
 
 
 @dataclass(frozen=True)
@@ -99,8 +119,8 @@ def judge(entry: Entry, machine: Machine) -> Verdict:
 
 
 def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
-    """List the models that suit a machine: those on disk first, then the best."""
-    good = [entry for entry in entries.values() if judge(entry, machine).suits]
+    """List the models, of one use, that suit a machine and that anyone may take: those on disk first, then the best."""
+    good = [entry for entry in entries.values() if not entry.is_restricted and judge(entry, machine).suits]
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
@@ -133,28 +153,66 @@ def _in_weights(folder: Path) -> dict[str, Entry]:
     """Find models in a folder and its subfolders by the names of their files. They are repositories downloaded by hand."""
     found: dict[str, Entry] = {}
     for place in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
-        for kind in ("bf16", "q8", "q4"):
-            lm = place / lm_name(QUANTIZATIONS[kind])
-            mimis, tokenizers = (list(filter(_is_there, place.glob(pattern))) for pattern in (MIMIS, TOKENIZERS))
-            if not (_is_there(lm) and len(mimis) == len(tokenizers) == 1):
-                continue
+        mimis, tokenizers = (_matching(place, patterns) for patterns in (MIMIS, TOKENIZERS))
+        if not len(mimis) == len(tokenizers) == 1:
+            continue
+        for lm, kind in _models_in(place).items():
             files: dict[str, Reference] = {
                 "lm": LocalFile(lm), "mimi": LocalFile(mimis[0]), "tokenizer": LocalFile(tokenizers[0])
             }  # fmt: skip
-            if config := find_config(lm):
-                files["config"] = LocalFile(config)
+            if path := find_config(lm):
+                files["config"] = LocalFile(path)
+            family, kept = _told(lm, path)
             size = lm.stat().st_size
             found[str(lm)] = Entry(
                 name=str(lm),
                 about=f"Your own, in {place}/",
                 files=files,
+                family=family,
                 quantization=kind,
                 size=sum(file.path.stat().st_size for file in files.values() if isinstance(file, LocalFile)),
-                memory=size + _KEYS_AND_VALUES + _THE_REST,
-                step_bytes=size + _KEYS_AND_VALUES,
+                memory=size + kept + _THE_REST,
+                step_bytes=size + kept,
                 source=place,
             )
     return found
+
+
+def _told(lm: Path, path: Path | None) -> tuple[str, int]:
+    """Return what a model and its configuration say: the name of the family, and the bytes of keys and values.
+
+    Without a configuration it is that of v0.1.
+    """
+    import mlx.core as mx
+
+    from ..model.config import LmConfig
+    from ..weights.checkpoint import as_stored
+    from ..weights.safetensors import read_header
+
+    config = LmConfig()
+    if path:
+        with contextlib.suppress(InputError):  # it is raised again when the model is opened
+            config = LmConfig.from_file(path, lora=True)
+    with contextlib.suppress(InputError):
+        config = as_stored(config, read_header(lm))
+    return family_of(config).name, _kept_bytes(config, mx.bfloat16)
+
+
+def _models_in(place: Path) -> dict[Path, str]:
+    """Return the language models in a folder, with their quantizations: those of a published name, and the configuration's."""
+    from ..model.config import read_config
+
+    found = {place / lm_name(QUANTIZATIONS[kind]): kind for kind in ("bf16", "q8", "q4")}
+    with contextlib.suppress(InputError):
+        config = place / "config.json"
+        named = read_config(config).get("moshi_name") if config.is_file() else None
+        if isinstance(named, str) and named == Path(named).name:
+            found.setdefault(place / named, next((kind for kind in QUANTIZATIONS if f".{kind}." in named), "bf16"))
+    return {path: kind for path, kind in found.items() if _is_there(path)}
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if _is_there(path)]
 
 
 def _is_there(path: Path) -> bool:
@@ -166,14 +224,34 @@ def lm_name(bits: int) -> str:
     return "model.safetensors" if bits == 16 else f"model.q{bits}.safetensors"
 
 
-def memory_needed(checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1) -> int:
-    """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`."""
-    from ..model.attention import RingFormat
+def memory_needed(
+    checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1, *, guided: bool = False
+) -> int:
+    """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`.
+
+    With guidance, `guided`, each has two rows of keys and values.
+    """
     from ..weights.checkpoint import default_dtype
 
-    config, dtype = checkpoint.config, default_dtype()
-    ring = RingFormat(config.num_heads, config.dim // config.num_heads, dtype, kv_bits)
-    return checkpoint.held_bytes(dtype) + conversations * config.num_layers * ring.nbytes(config.context) + _THE_REST
+    dtype = default_dtype()
+    kept = _kept_bytes(checkpoint.config, dtype, kv_bits, 2 if guided else 1)
+    return checkpoint.held_bytes(dtype) + conversations * kept + _THE_REST
+
+
+def _kept_bytes(config: Architecture, dtype: mx.Dtype, kv_bits: int | None = None, rows: int = 1) -> int:
+    """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees."""
+    from ..model.attention import Heads, RingFormat
+
+    heads = Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
+    ring = RingFormat(heads, dtype, kv_bits, batch=rows)
+    return config.num_layers * ring.nbytes(config.context) + source_bytes(config, dtype.size)
+
+
+def source_bytes(config: Architecture, item: int) -> int:
+    """Return the bytes of the keys and values that cross-attention sees, of numbers of `item` bytes; 0 without it."""
+    from ..model.families.tts import SOURCE_STEPS
+
+    return 2 * config.num_layers * SOURCE_STEPS * config.dim * item if config.cross_attention else 0
 
 
 def check_memory(name: str, need: int, memory: int) -> str | None:
@@ -192,7 +270,7 @@ def check_memory(name: str, need: int, memory: int) -> str | None:
 
 
 def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFiles:
-    """Return the files of a model. Fetch those that are not on disk.
+    """Return the files of a model. Fetch those that are not on disk. Say so if its licence forbids commercial use.
 
     Raises
     ------
@@ -201,13 +279,20 @@ def obtain(entry: Entry, entries: Mapping[str, Entry], watch: Watch) -> ModelFil
     MshError
         A file cannot be fetched. The message says what works without network.
     """
+    tell_licence(entry, watch)
     if cache.missing(entry):
         _fetch(entry, entries, watch)
     found = cache.paths(entry)
     model, mimi, tokenizer = (found[role] for role in ("lm", "mimi", "tokenizer"))
     if not (model and mimi and tokenizer):
         raise MshError(f"Files of {entry.name} went away while they were fetched", "try again")
-    return ModelFiles(model, mimi, tokenizer, found.get("config"))
+    return ModelFiles(model, mimi, tokenizer, found.get("config"), found.get("voices"))
+
+
+def tell_licence(entry: Entry, watch: Watch) -> None:
+    """Say so if the licence of a model that was chosen forbids commercial use."""
+    if entry.non_commercial:
+        watch.say(f"{entry.name} is not for commercial use, by its licence ({entry.licence or 'not named'}).")
 
 
 def obtain_file(reference: Reference, what: str, entries: Mapping[str, Entry], watch: Watch) -> Path:
@@ -262,6 +347,7 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     MshError
         The hub cannot be asked, and the repository is not on disk.
     """
+    from ..model.config import read_config
     from . import fetch
 
     name, revision = parse_repository(repository)
@@ -286,8 +372,8 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
     wanted = [lm_name(bits)] if bits else [lm_name(16), lm_name(8), lm_name(4)]
     for role, key, usual in (
         ("lm", "moshi_name", [path for path in wanted if path in names]),
-        ("mimi", "mimi_name", [path for path in names if Path(path).match(MIMIS)]),
-        ("tokenizer", "tokenizer_name", [path for path in names if Path(path).match(TOKENIZERS)]),
+        ("mimi", "mimi_name", [path for path in names if _fits(path, MIMIS)]),
+        ("tokenizer", "tokenizer_name", [path for path in names if _fits(path, TOKENIZERS)]),
     ):
         told = said.get(key)
         if isinstance(told, str) and told in names and not (role == "lm" and bits):
@@ -302,13 +388,36 @@ def repository_entry(repository: str, bits: int | None, watch: Watch) -> Entry:
             raise InputError(
                 f"The repository {name} has {what}{of}", "give the files with --model, --mimi and --tokenizer"
             )
-    files = {role: files[role] for role in ("lm", "mimi", "tokenizer", "config") if role in files}
-    return Entry(repository, "", files)
+    if ARCHIVE in names:
+        files["voices"] = HubFile(name, ARCHIVE, revision)
+    files = {role: files[role] for role in ROLES if role in files}
+    return Entry(repository, "", files, family=_family_said(said))
 
 
-def shared_file(role: str, entries: Mapping[str, Entry]) -> Reference:
-    """Return the catalogue's codec or tokenizer, for a model that came without one. Prefer one on disk."""
-    files = [entry.files[role] for entry in entries.values() if role in entry.files]
+def _family_said(values: Mapping[str, object]) -> str:
+    """Return the name of the family that a configuration is of; Moshi's if it is wrong, which is said when it is opened."""
+    from ..model.config import LmConfig
+
+    with contextlib.suppress(InputError):
+        return family_of(LmConfig.from_dict(values, lora=True)).name
+    return "moshi"
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    return any(Path(path).match(pattern) for pattern in patterns)
+
+
+def shared_file(role: str, entries: Mapping[str, Entry], family: str = "moshi", name: str | None = None) -> Reference:
+    """Return the catalogue's codec or tokenizer for a model of a family that came without one. Prefer one on disk.
+
+    It is of a model of the same family, else of one for the same use. Files of restricted models are never taken. If there is
+    one of this `name`, which the model's configuration says, it is that.
+    """
+    open_to_all = [entry for entry in entries.values() if role in entry.files and not entry.is_restricted]
+    use = use_of(family)
+    of_family = [entry for entry in open_to_all if entry.family == family]
+    files = [entry.files[role] for entry in of_family or [entry for entry in open_to_all if entry.use == use]]
     if not files:
         raise InputError(f"The catalogue has no {_ROLES[role]}", f"give one with --{role}")
+    files = [file for file in files if Path(file.path).name == name] or files
     return next((file for file in files if cache.find(file)), files[0])

@@ -15,13 +15,17 @@ import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
+from .architecture import Architecture
 from .attention import KvRing, capacities
-from .config import LmConfig
+from .families import family_of
+from .grid import Column, Grid, Prompt, Script
 from .layers import on_cpu
 from .lm import Lm
+from .prefill import Prefilled, first_position, prefill
 from .ranges import is_whole
-from .sampling import AUDIO_SAMPLER, TEXT_SAMPLER, Sampler, TextSampler, mixed_seed
-from .step import AS_SAID, StepFunction, StepLogits
+from .sampling import Sampler, TextSampler, mixed_seed
+from .steering import NO_STEERING, Steering
+from .step import StepFunction, StepLogits
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Step:
     """The result of one step: what the model says.
 
     `text_token` is the text token. `codes`, `[dep_q]` uint32, are those of one frame of its voice, with the delays undone; None
-    while the first frame is incomplete.
+    while the first frame is incomplete. If fewer codebooks are computed, they have only these.
     """
 
     text_token: int
@@ -58,40 +62,60 @@ class LmGen:
     lm
         The model, as from `load_lm`. It is shared, and not changed.
     text_sampler, audio_sampler
-        How tokens are chosen. The defaults are the published ones: temperature 0.7 and top-k 25; 0.8 and 250.
+        How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25; 0.8 and 250.
     seed
         The same seed, codes and machine give the same conversation, also after `reset`. None: another one every time.
     kv_bits
         8: keep keys and values in 8 bits, in about half the memory of bfloat16. None: keep them in the activations' dtype.
     word_starts
         The text tokens that begin a word, for the repetition penalty. By default, tokens that follow padding begin words.
+    prompt
+        The columns before the conversation, perhaps read already by `prefill`; None: "start" alone.
+    steering
+        Conditions and guidance.
+    script
+        Fills the text of a model that speaks what it is given; None: the model's own text.
 
     Raises
     ------
     InputError
-        The seed is not a whole number in [0, 2^64), or `kv_bits` does not suit the model.
+        The seed is not a whole number in [0, 2^64); `kv_bits` does not suit the model, or is not that of the prompt; or the
+        prompt does not fit into the window.
     """
 
     def __init__(
         self,
         lm: Lm,
         *,
-        text_sampler: Sampler = TEXT_SAMPLER,
-        audio_sampler: Sampler = AUDIO_SAMPLER,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
         seed: int | None = None,
         kv_bits: int | None = None,
         word_starts: Collection[int] | None = None,
+        prompt: Prompt | Prefilled | None = None,
+        steering: Steering = NO_STEERING,
+        script: Script | None = None,
     ) -> None:
         if seed is not None and (not is_whole(seed) or not 0 <= seed < 1 << 64):
             raise InputError(f"The seed {brief(seed)} is not a whole number from 0 to 2^64 − 1.")
+        usual = family_of(lm.config).samplers(lm.config)
+        text_sampler, audio_sampler = text_sampler or usual[0], audio_sampler or usual[1]
         if not isinstance(text_sampler, TextSampler):
             text_sampler = TextSampler(**asdict(text_sampler))
         self.lm = lm
         self.text_sampler = text_sampler
         self.audio_sampler = audio_sampler
         self.seed = seed
-        self._form = lm.ring_format(kv_bits)
-        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form)
+        self._form = lm.ring_format(kv_bits, steering.batch)
+        self._prefilled = prompt if isinstance(prompt, Prefilled) else None
+        if self._prefilled and self._prefilled.form != self._form:
+            raise InputError("The prompt was read for another format of keys and values", "read it for this one")
+        self._prompt = prompt.prompt if isinstance(prompt, Prefilled) else prompt or Prompt(lm.config.streams.begin())
+        self._first = first_position(lm.config, self._prompt)
+        self._kv_bits = kv_bits
+        self._steering = steering
+        self._script = script
+        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form, steering)
         self._words = _RecentWords(text_sampler, lm.config, word_starts)
         self._in_use = Lock()
         self.reset()
@@ -106,12 +130,12 @@ class LmGen:
         """
         with one_at_a_time(self._in_use):
             config = self.lm.config
-            self._position = 0
+            self._position = self._first
             self._said: mx.array | None = None
             self._rings: list[KvRing] = []
             self._logits: StepLogits | None = None
-            self._sampled: deque[npt.NDArray[np.uint32]] = deque(maxlen=config.max_delay + 1)
-            self._user: deque[npt.NDArray[np.int32]] = deque(maxlen=config.max_delay + 1)
+            self._ahead: _Ahead | None = None
+            self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
             self._seed = secrets.randbits(64) if self.seed is None else self.seed
 
@@ -130,17 +154,82 @@ class LmGen:
         InUseError
             Another thread is in the middle of a step.
         """
-        codes = self._checked(user_codes)
+        return self._step(self._checked(user_codes))
+
+    def end_input(self) -> Step:
+        """Take the frame that says that the user's speech has ended, for a model that translates.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        streams = self._grid.streams
+        return self._step(np.full(streams.heard, streams.start, np.int32))
+
+    def _step(self, codes: Column) -> Step:
         with one_at_a_time(self._in_use):
             # Do not wait for the priming step: its result stays on the device, where the next step takes it.
-            said = [self._enqueue()] if self._position == 0 else []
-            self._user.append(codes)
+            said = [self._enqueue()] if self._position == self._first else []
+            self._grid.hear(codes)
             said.append(self._enqueue())
             text_token = self._take(said)
-            return Step(text_token, self._complete_codes())
+            return Step(text_token, self._grid.frame())
 
-    def prime(self) -> None:
+    def advance(self) -> Step | None:
+        """Give the next step of a script: what the model says. None: the script is over.
+
+        The script is one position ahead of what is given. So the host waits once a step: for the text that a position samples
+        and, with it, for the codes of the position before.
+
+        Raises
+        ------
+        InputError
+            The conversation has no script.
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        if (script := self._script) is None:
+            raise InputError("The conversation has no script that says what comes next", "give it one, or use step")
+        with one_at_a_time(self._in_use):
+            step = None
+            while step is None and not script.over(self._position):
+                step = self._run_ahead(script)
+            if step is None and self._ahead is not None:  # the last
+                step, self._ahead = self._give(self._ahead, to_host(self._ahead.said)), None
+            return step
+
+    def _run_ahead(self, script: Script) -> Step | None:
+        """Run one position of a script. Return the step of the position before it; None at the first."""
+        position, before = self._position, self._ahead
+        rings, said = self._rings_for_step(), self._said
+        assert said is not None
+        column = script.rows(position, self._grid.column(position, before.own if before else None))
+        text, h, self._rings, logits, heads, noise = self._run.hear(
+            position, column, said, rings, self._key(position), self._words.tokens()
+        )
+        del rings  # so that they are changed in place
+        values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
+        token = script.text(position, int(values[0]))
+        audio_logits: list[mx.array] = []
+        if script.speaks(position):
+            self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
+        else:
+            self._said = mx.array([token, *[0] * self.lm.config.dep_q], mx.int32)
+        self._words.push(token)
+        self._ahead = _Ahead(token, self._said, script.own(position), (logits, audio_logits, heads))
+        self._position += 1
+        return self._give(before, values[1:]) if before else None
+
+    def _give(self, ahead: _Ahead, said: npt.NDArray[np.int32]) -> Step:
+        self._logits = ahead.logits
+        self._grid.say(said[1:], ahead.own)
+        return Step(ahead.token, self._grid.frame())
+
+    def prime(self) -> int | None:
         """Run the priming step now, if it has not run yet. So the first step is as fast as any other.
+
+        Return its text token; None if it has run.
 
         Raises
         ------
@@ -148,8 +237,9 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         with one_at_a_time(self._in_use):
-            if self._position == 0:
-                self._take([self._enqueue()])
+            if self._position == self._first:
+                return self._take([self._enqueue()])
+            return None
 
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
@@ -162,17 +252,26 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         with one_at_a_time(self._in_use):
-            config = self.lm.config
-            tokens = np.zeros(1 + config.n_q, np.int32)
-            for capacity in capacities(config.context):
-                said, rings = mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity)
-                said, grown, logits = self._run(0, tokens, said, rings, self._key(0), self._words.tokens())
+            sizes = capacities(self.lm.config.context)
+            for capacity in sizes:
                 # A GPU builds kernels when they first run, and others for longer rings. On the CPU the first size is enough.
-                if capacity == capacities(config.context)[0] or not on_cpu():
-                    to_host(said)
-                del said, grown, logits, rings
+                self._compile(capacity, run=capacity == sizes[0] or not on_cpu())
             mx.clear_cache()
-        self.prime()
+        if self._script is None:
+            self.prime()
+
+    def _compile(self, capacity: int, run: bool) -> None:
+        """Compile a step with rings of some capacity, and perhaps run it."""
+        config = self.lm.config
+        tokens, said = np.zeros(1 + config.n_q, np.int32), mx.zeros((1 + config.dep_q,), mx.int32)
+        rest = (said, self._empty_rings(capacity), self._key(0), self._words.tokens())
+        if self._script is None:
+            said, *_ = self._run(0, tokens, *rest)
+        else:
+            text, h, *_, noise = self._run.hear(0, self._script.rows(0, tokens), *rest)
+            said, _ = self._run.speak(h, text, noise)
+        if run:
+            to_host(said)
 
     @property
     def text_logits(self) -> mx.array:
@@ -187,14 +286,32 @@ class LmGen:
 
     @property
     def audio_logits(self) -> mx.array:
-        """The logits of the newest step's codes, `[dep_q, card]`, on the device.
+        """The logits of the newest step's codes, `[codes, card]`, on the device; of those that were computed.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return mx.concatenate(self._newest()[1])
+        logits = self._newest()[1]
+        return mx.concatenate(logits) if logits else mx.zeros((0, self.lm.config.card))
+
+    @property
+    def extra_heads(self) -> mx.array:
+        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device; 0 without heads.
+
+        Raises
+        ------
+        InputError
+            There was no step yet.
+        """
+        heads = self._newest()[2]
+        return mx.concatenate(heads) if heads else mx.zeros((0, self.lm.config.extra_heads_dim))
+
+    @property
+    def newest_codes(self) -> Column:
+        """The own cells of the newest column, `[dep_q]` int32, −1 where one is empty."""
+        return self._grid.newest
 
     @property
     def kv_bytes(self) -> int:
@@ -223,26 +340,43 @@ class LmGen:
 
     def _enqueue(self) -> mx.array:
         """Enqueue one step. Return the text token and the codes, `[1 + dep_q]` int32 on the device."""
+        rings, said = self._rings_for_step(), self._said
+        assert said is not None
+        self._logits = None
+        self._said, self._rings, self._logits = self._run(
+            self._position,
+            self._grid.column(self._position),
+            said,
+            rings,
+            self._key(self._position),
+            self._words.tokens(),
+        )
+        self._position += 1
+        return self._said
+
+    def _rings_for_step(self) -> list[KvRing]:
+        """Take the rings for the next position, with room for it; at the first, those that the prompt leaves."""
         config = self.lm.config
         if self._said is None:
             self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
-            self._rings = self._empty_rings(capacities(config.context)[0])
+            if not self._first:
+                self._rings = self._empty_rings(capacities(config.context)[0])
+            else:
+                if self._prefilled is None:
+                    self._prefilled = prefill(self.lm, self._prompt, kv_bits=self._kv_bits, steering=self._steering)
+                # They are kept for the next conversation, too, so the first step copies them.
+                self._rings = list(self._prefilled.rings)
         elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
             larger = min(2 * capacity, config.context)
             self._rings = [self._form.grown(ring, larger) for ring in self._rings]
         rings, self._rings = self._rings, []
-        self._logits = None
-        self._said, self._rings, self._logits = self._run(
-            self._position, self._tokens(), self._said, rings, self._key(self._position), self._words.tokens()
-        )
-        self._position += 1
-        return self._said
+        return rings
 
     def _take(self, said: list[mx.array]) -> int:
         """Copy the results of steps to the host, remember them, and return the last text token."""
         for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
             self._words.push(int(row[0]))
-            self._sampled.append(row[1:].astype(np.uint32))
+            self._grid.say(row[1:])
         return int(row[0])
 
     def _empty_rings(self, capacity: int) -> list[KvRing]:
@@ -253,33 +387,26 @@ class LmGen:
         # Threefry makes unrelated streams of different keys.
         return mx.random.key(mixed_seed(self._seed, position))
 
-    def _tokens(self) -> npt.NDArray[np.int32]:
-        """Collect the input of this step, `[1 + n_q]`, from the streams and their delays."""
-        config = self.lm.config
-        tokens = np.full(1 + config.n_q, AS_SAID, np.int32)
-        for i, delay in enumerate(config.delays):
-            if i > config.dep_q:
-                tokens[i] = self._user[-1 - delay][i - 1 - config.dep_q] if delay < len(self._user) else config.card
-            elif self._position <= delay:
-                # Before position d + 1, a stream with delay d has no codes of its own.
-                tokens[i] = config.card if i else config.text_card
-        return tokens
 
-    def _complete_codes(self) -> npt.NDArray[np.uint32] | None:
-        config = self.lm.config
-        if self._position <= config.max_delay:
-            return None
-        # The codebook with delay d of own frame f was sampled at position f + d. The newest position is f + max_delay.
-        delays = config.delays[1 : 1 + config.dep_q]
-        return np.array([self._sampled[d - config.max_delay - 1][k] for k, d in enumerate(delays)], np.uint32)
+@dataclass(frozen=True)
+class _Ahead:
+    """A position of a script that was run, and is not given yet: its text, what it says, and its logits.
+
+    `said`, `[1 + dep_q]`, is on the device. `own` are the cells of the next column that the script fills.
+    """
+
+    token: int
+    said: mx.array
+    own: Column
+    logits: StepLogits
 
 
 class _RecentWords:
     """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
 
-    def __init__(self, sampler: TextSampler, config: LmConfig, starts: Collection[int] | None) -> None:
+    def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
-        self._nothing = config.text_card
+        self._nothing = config.text_card_out or config.text_card
         self._padding = config.padding_ids
         self._starts = None if starts is None else frozenset(starts)
         self._count = sampler.repetition_words
@@ -293,6 +420,8 @@ class _RecentWords:
         self._after_padding = True
 
     def push(self, token: int) -> None:
+        if not 0 <= token < self._nothing:  # given by a script: the model cannot choose it
+            return
         padding = token in self._padding
         if not padding:
             self._word += self._after_padding if self._starts is None else token in self._starts

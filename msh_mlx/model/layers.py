@@ -5,6 +5,7 @@ Memory holds the weights only once: after that, the parameters of the modules ar
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -65,6 +66,20 @@ class Projection(Stack):
         packed, scales, biases = self.arrays
         y = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=self.group_size, bits=self.bits)
         return y if onto is None else onto + y
+
+
+class RowProjection(Projection):
+    """A projection of which steps use only the first results: their weights are a view, so that memory holds all once."""
+
+    def _laid_out(self, array: mx.array) -> mx.array:
+        return array if self.quantized else array.T
+
+    def first(self, count: int) -> Projection:
+        """Return the projection to the first `count` results."""
+        part = copy.copy(self)
+        part.arrays = [array[:count] if self.quantized else array[:, :count] for array in self.arrays]
+        mx.eval(part.arrays)
+        return part
 
 
 class Table(Stack):

@@ -32,6 +32,7 @@ def _brief(bound: float) -> str:
 TEMPERATURE = Range(0, _LARGEST)
 REPETITION_PENALTY = Range(1 / _LARGEST, _LARGEST)
 PADDING_BONUS = Range(-_LARGEST, _LARGEST)
+GUIDANCE = Range(0, _LARGEST)
 LORA_SCALING = Range(-_LARGEST, _LARGEST)
 
 

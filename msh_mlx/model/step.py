@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -13,22 +15,28 @@ import numpy.typing as npt
 from ..errors import MshError
 from ..system.places import check_temporary
 from .attention import KvRing, RingFormat, ring_caches, rotation, slots
+from .grid import AS_SAID
 from .layers import on_cpu
 from .lm import Lm
 from .sampling import Sampler, TextSampler
+from .steering import NO_STEERING, Steering
 
-# Stands for a token that the step before has chosen.
-AS_SAID = -2
+# The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
+# what the extra heads say, each `[1, classes]` probabilities.
+StepLogits = tuple[mx.array, list[mx.array], list[mx.array]]
 
-# The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them.
-StepLogits = tuple[mx.array, list[mx.array]]
-
+F = TypeVar("F", bound=Callable[..., Any])
 _COMPILED = 1 << 20  # bytes on disk that MLX's compiled functions take, at most
 
 
 def _compiles() -> bool:
     """Whether functions are compiled. For the CPU, MLX needs g++ to compile. Without it they run uncompiled."""
     return not on_cpu() or shutil.which("g++") is not None
+
+
+def compiled(function: F) -> F:
+    """Return a function that MLX compiles, where it can."""
+    return cast("F", mx.compile(function)) if _compiles() else function
 
 
 def check_compiling() -> None:
@@ -62,18 +70,31 @@ class StepFunction:
     Values that change from step to step are passed in arrays, because a Python number would become a constant of the compiled
     function. So one trace serves all steps with the same capacity of the rings. MLX keeps traces by thread: the first call on
     another thread traces again.
+
+    A step is one function, or two halves: `hear` chooses the text token, and `speak` the codes. Both ways choose the same.
     """
 
-    def __init__(self, lm: Lm, text_sampler: TextSampler, audio_sampler: Sampler, form: RingFormat) -> None:
+    def __init__(
+        self,
+        lm: Lm,
+        text_sampler: TextSampler,
+        audio_sampler: Sampler,
+        form: RingFormat,
+        steering: Steering = NO_STEERING,
+    ) -> None:
         lm.prepare()
         self._lm = lm
         self._text_sampler = text_sampler
         self._audio_sampler = audio_sampler
         self._form = form
+        self._steering = steering
+        self._given = [steering.added] if steering.added is not None else []
+        self._given += [array for source in steering.sources for array in source]
         config = lm.config
-        self._text_noise = text_sampler.noise_size(config.text_card)
+        self._codebooks = config.dep_q if steering.codebooks is None else steering.codebooks
+        self._text_noise = text_sampler.noise_size(config.text_card_out or config.text_card)
         self._audio_noise = audio_sampler.noise_size(config.card)
-        self._function = mx.compile(self._run) if _compiles() else self._run
+        self._whole, self._hear, self._speak = compiled(self._run), compiled(self._temporal), compiled(self._codes)
 
     def __call__(
         self,
@@ -91,7 +112,8 @@ class StepFunction:
         position
             The number of steps before this one.
         tokens
-            The input, `[1 + n_q]`. `AS_SAID` stands for the token in `said`, −1 for no token.
+            The input, `[1 + n_q]`, or `[batch, 1 + n_q]` if rows differ. `AS_SAID` stands for the token in `said`, −1 for no
+            token.
         said, rings
             Results of the step before. There is one ring per layer, with room for this position. The caller must not keep
             the rings: then they are changed in place.
@@ -105,38 +127,109 @@ class StepFunction:
         said, rings, logits
             On the device: the text token and the codes, `[1 + dep_q]` int32; the new rings; and the logits of the tokens.
         """
-        config = self._lm.config
-        numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens, recent]))
-        factors = mx.array(rotation(position, self._form.head_dim, config.max_period))
-        result: tuple[mx.array, list[KvRing], StepLogits] = self._function(numbers, factors, said, rings, key)
+        result: tuple[mx.array, list[KvRing], StepLogits] = self._whole(
+            *self._arrays(position, tokens, recent, rings), said, rings, key, self._given
+        )
         return result
 
-    def _run(
-        self, numbers: mx.array, factors: mx.array, said: mx.array, rings: list[KvRing], key: mx.array
-    ) -> tuple[mx.array, list[KvRing], StepLogits]:
-        lm, config = self._lm, self._lm.config
-        own = 1 + config.dep_q
-        slot, tokens, recent = mx.split(numbers, [2, 3 + config.n_q])
-        mine, user = mx.split(tokens, [own])
-        tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), user])
-        caches = ring_caches(rings, self._form, slot, factors)
-        h, text_logits = lm(tokens, caches)
+    def hear(
+        self,
+        position: int,
+        tokens: npt.NDArray[np.int32],
+        said: mx.array,
+        rings: list[KvRing],
+        key: mx.array,
+        recent: npt.NDArray[np.int32],
+    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array]:
+        """Enqueue the first half of a step. Parameters are those of a whole step.
 
-        draws = self._text_noise + config.dep_q * self._audio_noise
+        Returns
+        -------
+        text, h, rings, text_logits, heads, noise
+            The text token `[1]`, the new rings, the text's logits, the extra heads; `h` and `noise` are for `speak`.
+        """
+        result: tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array] = self._hear(
+            *self._arrays(position, tokens, recent, rings), said, rings, key, self._given
+        )
+        return result
+
+    def speak(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """Enqueue the second half, with the text token `[1]` that the codes shall follow. Return `said` and their logits."""
+        result: tuple[mx.array, list[mx.array]] = self._speak(h, text, noise)
+        return result
+
+    def _arrays(
+        self, position: int, tokens: npt.NDArray[np.int32], recent: npt.NDArray[np.int32], rings: list[KvRing]
+    ) -> tuple[mx.array, mx.array]:
+        config = self._lm.config
+        numbers = mx.array(np.concatenate([slots(position, config.context, rings), tokens.reshape(-1), recent]))
+        return numbers, mx.array(rotation(position, self._form, config.max_period))
+
+    def _run(
+        self,
+        numbers: mx.array,
+        factors: mx.array,
+        said: mx.array,
+        rings: list[KvRing],
+        key: mx.array,
+        given: list[mx.array],
+    ) -> tuple[mx.array, list[KvRing], StepLogits]:
+        text, h, rings, text_logits, heads, noise = self._temporal(numbers, factors, said, rings, key, given)
+        said, audio_logits = self._codes(h, text, noise)
+        return said, rings, (text_logits, audio_logits, heads)
+
+    def _temporal(
+        self,
+        numbers: mx.array,
+        factors: mx.array,
+        said: mx.array,
+        rings: list[KvRing],
+        key: mx.array,
+        given: list[mx.array],
+    ) -> tuple[mx.array, mx.array, list[KvRing], mx.array, list[mx.array], mx.array]:
+        lm, config, steering = self._lm, self._lm.config, self._steering
+        own, width = 1 + config.dep_q, 1 + config.n_q
+        size = numbers.shape[0] - 2 - self._text_sampler.recent_size
+        slot, tokens, recent = mx.split(numbers, [2, 2 + size])
+        if size == width:
+            mine, heard = mx.split(tokens, [own])
+            tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard])
+            if steering.batch > 1:
+                tokens = mx.broadcast_to(tokens, (steering.batch, width))
+        else:
+            mine, heard = mx.split(tokens.reshape(-1, width), [own], axis=1)
+            tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard], axis=1)
+        caches = ring_caches(rings, self._form, slot, factors)
+        added = given[0] if steering.added is not None else None
+        arrays = given[len(given) - 2 * len(steering.sources) :]
+        sources = list(zip(arrays[::2], arrays[1::2], strict=True)) or None
+        h, text_logits = lm(tokens, caches, added, sources)
+        if guidance := steering.guidance:
+            text_logits = guidance.mix(text_logits) if guidance.text else text_logits[:1]
+
+        draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        audio_parts = mx.split(audio_noise, config.dep_q)
         adjusted = self._text_sampler.adjusted(text_logits, recent, config.existing_text_padding_id)
         text = self._text_sampler(adjusted, text_noise)
+        return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
+
+    def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
+        lm, guidance = self._lm, self._steering.guidance
         audio_logits: list[mx.array] = []
+        if not self._codebooks:
+            return text.astype(mx.int32), audio_logits
+        parts = mx.split(noise, self._codebooks)
 
         def choose(logits: mx.array, k: int) -> mx.array:
+            if guidance:
+                logits = guidance.mix(logits)
             audio_logits.append(logits)
-            return self._audio_sampler(logits, audio_parts[k])
+            return self._audio_sampler(logits, parts[k])
 
-        codes = lm.depformer(h, text, choose)
-        said = mx.concatenate([text, *codes]).astype(mx.int32)
-        return said, [cache.ring for cache in caches], (text_logits, audio_logits)
+        codes = lm.depformer(h, text, choose, self._codebooks)
+        more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
+        return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits
 
 
 class Reader:
@@ -153,7 +246,7 @@ class Reader:
         """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
         config = self._lm.config
         slot = mx.array(slots(self._position, config.context, self._rings))
-        factors = mx.array(rotation(self._position, self._form.head_dim, config.max_period))
+        factors = mx.array(rotation(self._position, self._form, config.max_period))
         caches = ring_caches(self._rings, self._form, slot, factors)
         _, logits = self._lm(mx.array(tokens), caches)
         self._rings = [cache.ring for cache in caches]

@@ -19,7 +19,7 @@ from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from ..conversation.live import DELAY_LIMIT, NullSink
 from ..conversation.pipeline import Pipeline
 from ..conversation.session import Session
-from ..errors import MshError, ProtocolError
+from ..errors import InputError, MshError, ProtocolError
 from ..events import Dropped, Event, Failed, Ready, Said, Spoke
 from ..format import SAMPLE_RATE, Pcm
 from ..metrics import Metrics
@@ -305,6 +305,8 @@ class Connection:
         await wait(self)
         try:
             session = await asyncio.to_thread(make)
+        except InputError:  # it is what the client asks for, and not the model
+            raise
         except Exception as error:
             self._failed(Failed("model", error))
             return

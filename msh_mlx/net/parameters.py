@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from .messages import MetaData
 # Numbers as JavaScript and Rust write them. Python would also accept spaces, underscores and digits of other alphabets.
 _WHOLE = re.compile(r"[0-9]{1,20}")
 _DECIMAL = re.compile(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
+
+PROMPT_LENGTH = 1000  # characters, as in the page of PersonaPlex
 
 
 def _whole(least: int, most: int) -> Callable[[str, str], int]:
@@ -41,6 +44,16 @@ def _words(name: str, text: str) -> str:
     if len(text) > 1000 or not text.isprintable():
         raise ProtocolError(f"The parameter {name} is not a text of up to 1000 printable characters.")
     return text
+
+
+def _speech(name: str, text: str) -> str | None:
+    """Read a text of people, who may use lines; white space of any kind becomes a space, and white space alone is no text."""
+    text = " ".join(text.split())
+    if len(text) > PROMPT_LENGTH or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise ProtocolError(
+            f"The parameter {name} is not a text of up to {PROMPT_LENGTH} characters without control characters."
+        )
+    return text or None
 
 
 def _flag(name: str, text: str) -> bool:
@@ -86,13 +99,18 @@ class ChatParameters:
     # Our addition. True: the client understands metadata that published servers do not send, which are its place in line,
     # figures every two seconds, and the parameters that are ignored.
     stats: bool = _parameter(False, _flag)
+    # For models that are told who they are: the name of a voice, and a role in words. None: as the server was told.
+    voice_prompt: str | None = _parameter(None, _words)
+    text_prompt: str | None = _parameter(None, _speech)
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str], defaults: ChatParameters | None = None) -> ChatParameters:
+    def from_query(
+        cls, query: Mapping[str, str], defaults: ChatParameters | None = None, without: Collection[str] = ()
+    ) -> ChatParameters:
         """Read the parameters of an address, percent-decoded.
 
-        A parameter that is missing or empty is as in `defaults`. Unknown ones are ignored, since published pages send some;
-        `unknown_parameters` lists them.
+        A parameter that is missing or empty is as in `defaults`. Unknown ones are ignored, since published pages send some, and
+        those named in `without`, which mean nothing to the model; `unknown_parameters` lists them.
 
         Raises
         ------
@@ -100,14 +118,19 @@ class ChatParameters:
             A value is wrong; the sentence names the parameter.
         """
         given = {
-            each.name: each.metadata["read"](each.name, text) for each in fields(cls) if (text := query.get(each.name))
+            each.name: each.metadata["read"](each.name, text)
+            for each in fields(cls)
+            if each.name not in without and (text := query.get(each.name))
         }
         return replace(defaults or cls(), **given)
 
 
-def unknown_parameters(query: Iterable[str]) -> list[str]:
-    """Return the names of the parameters that are ignored here, shortened for display, each once and 20 at most."""
-    known = {each.name for each in fields(ChatParameters)}
+def unknown_parameters(query: Iterable[str], without: Collection[str] = ()) -> list[str]:
+    """Return the names of the parameters that are ignored here, shortened for display, each once and 20 at most.
+
+    `without` are those of `ChatParameters` that mean nothing to the model.
+    """
+    known = {each.name for each in fields(ChatParameters)} - set(without)
     return list(dict.fromkeys(shortened(name, 40) for name in query if name not in known))[:20]
 
 

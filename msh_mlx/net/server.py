@@ -27,6 +27,7 @@ from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..conversation.personas import Persona
 from ..conversation.shared import SharedModel
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
@@ -73,7 +74,7 @@ _HEADERS = {
 }
 
 _ORDINARY = ("closed", "max_steps", "shutdown")  # kinds of ends that are not counted as errors
-_SECRET = ("worker_auth_id", "email")
+_SECRET = ("worker_auth_id", "email", "text_prompt")  # parameters that are not written down
 
 Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 
@@ -315,6 +316,11 @@ class Server:
                 self._chat,
                 "a conversation by websocket: Opus in Ogg, text and more, both ways",
             ),
+            "/api/voices": _Route(
+                ("GET", "HEAD"),
+                self._voices,
+                "the voices that a conversation can have, and whether it takes a role in words",
+            ),
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
@@ -530,12 +536,12 @@ class Server:
         self._check_origin(request.headers.get("Origin"), visitor)
         self._check_token(request)
         try:
-            parameters = ChatParameters.from_query(request.query, self._settings.defaults)
+            parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
             self._samplers(parameters)
         except (ProtocolError, InputError) as error:
             self._refuse("parameters", 400, str(error))
-        if not self.ready:
-            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+        self._check_loaded()
+        persona = self._persona(parameters)
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
             autoping=False,  # pings count as messages
@@ -557,24 +563,63 @@ class Server:
             self._counts["lost"] += 1
             return web.Response()
         _gate(request).talks = True
-        await self._serve(request, ws, parameters, visitor.address)
+        await self._serve(request, ws, parameters, persona, visitor.address)
         return ws
 
+    def _check_loaded(self) -> None:
+        if not self.ready:
+            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+
+    @property
+    def _meaningless(self) -> tuple[str, ...]:
+        """The parameters that change nothing with this model."""
+        personas = self._model.personas
+        if not personas:
+            return "voice_prompt", "text_prompt"
+        # Published pages name a voice always. It is left out where there are none.
+        return () if personas.names else ("voice_prompt",)
+
+    def _persona(self, parameters: ChatParameters) -> Persona | None:
+        """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
+        personas = self._model.personas
+        try:
+            return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
+        except InputError as error:
+            self._refuse("parameters", 400, str(error))
+
+    async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
+        """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
+        self._check_origin(request.headers.get("Origin"), visitor)
+        self._check_token(request)
+        self._check_loaded()
+        personas = self._model.personas
+        voices = {
+            "prompt": personas is not None,
+            "voices": personas.names if personas else [],
+            "voice": personas.default.name if personas else "",
+        }
+        return web.json_response(voices, dumps=partial(dumps, ensure_ascii=False))
+
     async def _serve(
-        self, request: web.Request, ws: web.WebSocketResponse, parameters: ChatParameters, address: str
+        self,
+        request: web.Request,
+        ws: web.WebSocketResponse,
+        parameters: ChatParameters,
+        persona: Persona | None,
+        address: str,
     ) -> None:
         settings = self._settings
         about = describe_server(parameters, *settings.about)
-        ignored = unknown_parameters(request.query)
-        if ignored and parameters.stats:
-            about = MetaData({**about.values, "ignored": ignored})
+        ignored = unknown_parameters(request.query, self._meaningless)
+        if parameters.stats:
+            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
         connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
         try:
-            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add)
+            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add, persona=persona)
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
@@ -589,6 +634,8 @@ class Server:
                 self._active.discard(connection)
                 self._admit()
         summary = self._summary(connection, address, end, begin)
+        if persona and persona.name:
+            summary["voice"] = persona.name
         if ignored:
             summary["ignored"] = ", ".join(ignored)
         self._tell(summary)
@@ -687,6 +734,15 @@ class Server:
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""
         return self._counts
+
+
+def _told(parameters: ChatParameters, persona: Persona | None, ignored: list[str]) -> dict[str, Any]:
+    """Return what a client of ours is told about its parameters."""
+    told: dict[str, Any] = {"ignored": ignored} if ignored else {}
+    if persona and parameters.text_prompt and persona.text != parameters.text_prompt:
+        reads = f"it reads “{shortened(persona.text, _LOGGED)}”" if persona.text else "it has no role"
+        told["notice"] = f"The model does not know all letters of the role; {reads}."
+    return told
 
 
 class _Refused(web.HTTPException):

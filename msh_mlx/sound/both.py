@@ -15,7 +15,8 @@ _RETRY = 1.0  # seconds between two attempts to get a device back
 
 
 class Devices:
-    """The microphone and the loudspeaker of a conversation. Lost devices are opened again once they are back.
+    """The microphone and the loudspeaker of a conversation, or a microphone alone. Lost devices are opened again once they are
+    back.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ class Devices:
         As for `choose_device`. None follows the system's default, also when it changes.
     notify
         Called by `poll` with a notice when devices are lost, are back, or were changed.
+    alone
+        Open no loudspeaker: nobody speaks.
     system
         Where the devices are.
     """
@@ -33,10 +36,13 @@ class Devices:
         output_device: str | None,
         notify: Callable[[Notice], None],
         *,
+        alone: bool = False,
         system: PortAudio = PORTAUDIO,
     ) -> None:
         self._system = system
-        self._wanted: dict[Kind, str | None] = {"input": input_device, "output": output_device}
+        self._wanted: dict[Kind, str | None] = {"input": input_device}
+        if not alone:
+            self._wanted["output"] = output_device
         self._chosen: dict[Kind, Device] = {}  # by the user; these are waited for when they are lost
         self._current: dict[Kind, Device] = {}
         self._notify = notify
@@ -88,7 +94,7 @@ class Devices:
             return
         if note := self.microphone.note():
             self._notify(Notice("channels", note, "warning"))
-        lost = [end for end in (self.microphone, self.loudspeaker) if end.lost]
+        lost = [end for end in reversed(self._ends()) if end.lost]
         # Look twice: a process that was stopped and goes on has not heard of its devices for a while, either.
         self._suspicions = self._suspicions + 1 if lost else 0
         if self._suspicions < 2:
@@ -96,7 +102,8 @@ class Devices:
         self._suspicions = 0
         names = " and ".join(f'the {NOUN[end.kind]} "{self._current[end.kind].name}"' for end in lost)
         waits = "until it is back" if any(end.kind in self._chosen for end in lost) else "until there is one again"
-        message = f"{names[0].upper()}{names[1:]} is lost; the conversation pauses {waits}."
+        pauses = "the conversation pauses" if "output" in self._wanted else "listening pauses"
+        message = f"{names[0].upper()}{names[1:]} is lost; {pauses} {waits}."
         self.loudspeaker.pause()
         self._notify(Notice("device-lost", message, "warning"))
         self._start("device-back")
@@ -133,8 +140,8 @@ class Devices:
                 self._next |= changing  # skip a microphone that cannot be opened
                 self._stopping.wait(_RETRY)
                 continue
-            heard, said = (self._current[kind].name for kind in ("input", "output"))
-            message = f'Listening to "{heard}", speaking through "{said}".'
+            message = f'Listening to "{self._current["input"].name}"'
+            message += f', speaking through "{said.name}".' if (said := self._current.get("output")) else "."
             self._news = Notice(kind, f"There is no other microphone. {message}" if alone else message)
             break
         if self._stopping.is_set():
@@ -161,10 +168,14 @@ class Devices:
         self._current["input"] = self._chosen["input"] = (microphones * 2)[begin]
         return True
 
+    def _ends(self) -> list[Microphone | Loudspeaker]:
+        """List those that are used. The loudspeaker is opened first, and closed last."""
+        return [self.loudspeaker, self.microphone] if "output" in self._wanted else [self.microphone]
+
     def _open_both(self) -> None:
-        self.loudspeaker.open(self._current["output"])
-        self.microphone.open(self._current["input"])
+        for end in self._ends():
+            end.open(self._current[end.kind])
 
     def _close_both(self) -> None:
-        self.microphone.close()
-        self.loudspeaker.close()
+        for end in reversed(self._ends()):
+            end.close()

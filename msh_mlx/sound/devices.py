@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import InputError, MshError
+from ..errors import InputError, NoDeviceError
 
 Kind = Literal["input", "output"]
 
@@ -84,7 +84,7 @@ def choose_device(devices: Sequence[Device], wanted: str | None, kind: Kind) -> 
     ------
     InputError
         `wanted` fits no device, or several; the message lists them.
-    MshError
+    NoDeviceError
         There is no device of that kind at all.
     """
     noun = NOUN[kind]
@@ -114,8 +114,8 @@ def _listing(devices: Sequence[Device]) -> str:
     return ", ".join(f'{device.number} "{device.name}"' for device in devices)
 
 
-def no_device(noun: str) -> MshError:
-    return MshError(f"There is no {noun} on this computer", "connect one, or give --input FILE, which needs none")
+def no_device(noun: str) -> NoDeviceError:
+    return NoDeviceError(f"There is no {noun} on this computer", "connect one, or give --input FILE, which needs none")
 
 
 def find_again(devices: Sequence[Device], device: Device, kind: Kind) -> Device | None:

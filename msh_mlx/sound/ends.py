@@ -26,6 +26,7 @@ from .portaudio import ANSWER, PORTAUDIO, PortAudio, Stream, StreamError, open_s
 
 _SILENT = 1.0  # seconds without a callback after which a stream is lost
 _SETTLING = 3.0  # seconds after opening in which a stream may take as long as that (Bluetooth changes its profile)
+_CUSHION = 0.25  # seconds that wait before sound is played that is written ahead
 CLOSE = 0.3  # seconds to wait for a stream to close: one whose device is gone may never do so
 
 
@@ -148,6 +149,12 @@ class _End(ABC):
         """The device; None while closed."""
         line = self._line
         return line.device if line else None
+
+    @property
+    def latency(self) -> float:
+        """How long sound takes through the device, in seconds, as PortAudio says; 0 while closed."""
+        line = self._line
+        return line.stream.latency if line else 0.0
 
     @property
     def lost(self) -> bool:
@@ -273,12 +280,21 @@ class Microphone(_End):
 
 
 class Loudspeaker(_End):
-    """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it."""
+    """Moshi's voice, mono float32 at 24 kHz. The object stays the same whatever happens to the device behind it.
+
+    With `ahead`, sound may be written up to three seconds before it is heard. It is played as it is, and begins when a
+    quarter of a second waits. Otherwise the delay is kept short, as a conversation needs it.
+    """
 
     kind = "output"
 
+    def __init__(self, system: PortAudio = PORTAUDIO, *, ahead: bool = False) -> None:
+        super().__init__(system)
+        self._ahead = ahead
+
     def _ring(self, rate: int, channels: int) -> tuple[Playback, Mouth]:
-        ring = Playback(rate, channels=channels, frame=round(FRAME_SECONDS * rate))
+        frame = round((_CUSHION if self._ahead else FRAME_SECONDS) * rate)
+        ring = Playback(rate, channels=channels, frame=frame, regulated=not self._ahead)
         return ring, Mouth(ring)
 
     def _formats(self, device: Device) -> list[tuple[int, int]]:

@@ -207,6 +207,22 @@ def open_recording(path: str) -> Recording:
         raise
 
 
+def checked(path: str) -> Recording | None:
+    """Check a recording before long work; return it, open, if it can be read only once, else None.
+
+    Raises
+    ------
+    InputError
+        As `open_recording` and `Recording.blocks`.
+    """
+    recording = open_recording(path)
+    if not recording.can_reopen:
+        return recording
+    with recording:
+        recording.check()
+    return None
+
+
 def read_frames(recording: Recording, rate: int, size: int) -> Iterator[Pcm]:
     """Yield a recording in frames, `[size]` float32 at `rate` samples a second. The last one is filled up with zeros.
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import codecs
 import os
 import reprlib
+import select
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, MshError
 from .places import user_path
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 # Byte order marks, which editors and shells of Windows write before a text, and their encodings.
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+_TICK = 0.05  # seconds between two looks at something else while a text is waited for
 
 # The advice for a part of a model, or the index of its parts.
 ONE_FILE = "give a model that is in one file"
@@ -77,6 +81,38 @@ def decode_text(data: bytes) -> str:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)
     return data.decode("utf-8")
+
+
+def text_pieces(descriptor: int, name: str, wait: Callable[[], None]) -> Iterator[str]:
+    """Read text piece by piece as it comes, without waiting for more. The encoding is that of `decode_text`.
+
+    `name` begins error messages. `wait` is called some twenty times a second while nothing comes; what it raises ends the
+    reading. Raise InputError if the descriptor cannot be read, or the bytes are not in that encoding.
+    """
+    decoder, head, data = None, b"", b" "
+    while data:
+        try:
+            while not select.select([descriptor], [], [], _TICK)[0]:
+                wait()
+            data = os.read(descriptor, 1 << 16)
+        except MshError:
+            raise
+        except OSError as error:
+            raise cannot_read(name, error) from None
+        fresh = data
+        if decoder is None:
+            head += data
+            if data and any(mark.startswith(head) and mark != head for mark in _MARKS):
+                continue  # it may still become a mark
+            mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+            decoder = codecs.getincrementaldecoder(_MARKS.get(mark, "utf-8"))()
+            fresh = head[len(mark) :]
+        try:
+            piece = decoder.decode(fresh, not data)
+        except UnicodeDecodeError:
+            raise InputError(f"{name} is not text in UTF-8", "give it in this encoding") from None
+        if piece:
+            yield piece
 
 
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:

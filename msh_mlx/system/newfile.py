@@ -94,7 +94,9 @@ def file_output(text: str, what: str) -> Path:
 
 
 def named_folder(text: str, option: str) -> Path:
-    """Return the path of the folder that an option names."""
+    """Return the path of the folder that an option names. Raise InputError if it names none, or the standard output."""
+    if not text:
+        raise InputError("The name of the folder is empty", f"give one with {option}")
     if text == STDOUT:
         raise InputError(
             f"{option} takes a folder, and - is the standard output", "name one (./- for one that is called so)"

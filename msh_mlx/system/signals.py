@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -25,12 +27,16 @@ class Signals:
 
     `end_process` says that threads may be left in native code, which nothing can interrupt. The process must then end without
     waiting for them, once everything is written.
+
+    An exception that is raised in a callback of some library, as of the import system, is lost there, and Python would print
+    its traceback. It is not printed, and `check` raises it again.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
         self._received: int | None = None
         self._deferred = False
         self.at_once: Callable[[], None] | None = None
@@ -39,6 +45,27 @@ class Signals:
     def defer(self) -> None:
         """Let only `check` raise from now on."""
         self._deferred = True
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it lasts, let a signal raise at once, also after `defer`: the program waits for something from outside."""
+        deferred, self._deferred = self._deferred, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferred = deferred
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """While it lasts, let no signal raise, since foreign code could not bear that. Raise behind it."""
+        deferred, self._deferred = self._deferred, True
+        try:
+            yield
+        finally:
+            self._deferred = deferred
+        if not deferred:
+            self.check()
 
     def stop(self, number: int) -> NoReturn:
         """Raise `Stopped`, as if the signal `number` had come."""
@@ -61,7 +88,12 @@ class Signals:
             self.at_once()
         os._exit(128 + number)
 
+    def _lost(self, lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            self._unraisable(lost)
+
     def __enter__(self) -> Signals:
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._lost
         for number in self._NUMBERS:
             # `nohup` ignores SIGHUP on purpose, so that stays ignored. A script's "&" ignores SIGINT by accident.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
@@ -72,5 +104,6 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)

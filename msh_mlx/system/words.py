@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_ROLE = 60  # characters of a role that are shown
+
 
 def human_size(count: float | None, digits: int = 1) -> str:
     """Return a number of bytes as text, with its unit; "?" for None."""
@@ -21,6 +23,15 @@ def shortened(text: str, most: int) -> str:
     """Return `printable` text of at most `most` characters, with single spaces. Text that was cut ends in "…"."""
     words = " ".join(printable(text[: most + 1]).split())
     return words if len(text) <= most else words[: most - 1] + "…"
+
+
+def persona_words(voice: str, role: str) -> str:
+    """Return a voice and a role in a few words, such as "Voice Anna, role “You are wise.”"; "" for neither."""
+    parts = [f"voice {printable(voice)}"] if voice else []
+    if role:
+        parts.append(f"role “{shortened(role, _ROLE)}”")
+    told = ", ".join(parts)
+    return f"{told[:1].upper()}{told[1:]}"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -6,27 +6,36 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from ..model.config import LmConfig, not_run, other_kind
+from ..model.architecture import SCHEDULE, Architecture
+from ..model.conditions import Conditioner
+from ..model.config import LmConfig
+from ..model.embeddings import Rows
+from ..model.families import Family, family_of, personaplex
+from ..model.families.hibiki import replaced_rows
+from ..model.families.others import other_with
 from ..model.lm import Lm
 from ..system.inputs import check_file
 from ..system.places import user_path
+from .beside import is_merged
 from .kinds import check_lm, kind_of
-from .layout import is_pytorch, to_mlx_layout
+from .layout import copies, is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 _LARGE = "transformer.layers.0.gating.linear_in"  # one of the modules that hold most of the weights
+CONDITIONS = "condition_provider."
 _CHUNK = 1 << 20  # weights that are changed or unpacked at a time
+_COMPARED = 1 << 24  # bytes that are compared at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -60,6 +69,10 @@ class Checkpoint:
         How weights are quantized, by the names of the modules. A module that is missing is not quantized.
     stamp
         Identifies the file as it was checked. `load` refuses a file that was replaced or changed since.
+    slices
+        The number of the depformer's weights that each codebook in the file uses, those included that are not run.
+    copied
+        Tensors in the file that have to be the same as others of the model, by their names: where they are, and the others'.
     lora, scaling
         The file of adapters to merge, and the factor that they are added with; None: no adapters.
     """
@@ -71,8 +84,15 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     quantizations: dict[str, Quantization]
     stamp: tuple[int, ...]
+    slices: tuple[int, ...]
+    copied: dict[str, tuple[TensorInfo, str]]
     lora: Path | None = None
     scaling: Scaling | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of the model, which says what it is for."""
+        return family_of(self.config)
 
     @property
     def bits(self) -> int:
@@ -81,14 +101,19 @@ class Checkpoint:
         return how.bits if how else 16
 
     def parts(self, module: str) -> dict[str, TensorInfo]:
-        """Return where a module's tensors are in the file: "weight"; if it is quantized, also "scales" and "biases"."""
+        """Return where a module's tensors are in the file: "weight"; if it is quantized, also "scales" and "biases".
+
+        A parameter that is not a weight, such as a bias, stands for itself, under "".
+        """
         names = ("weight", "scales", "biases") if module in self.quantizations else ("weight",)
+        if f"{module}.weight" not in self.tensors:
+            return {"": self.tensors[module]}
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
     def held_bytes(self, dtype: mx.Dtype) -> int:
         """Return the bytes that the model takes in memory once `load_lm` has loaded it with `dtype`."""
         return sum(
-            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * dtype.size
+            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * _dtype_of(module, dtype).size
             for module in self.shapes
             for info in self.parts(module).values()
         )
@@ -108,10 +133,11 @@ class Checkpoint:
         """
         if _stamp(self.path) != self.stamp:
             raise InputError(f"{self.path} has changed since it was checked", "start again")
+        self.check_copies()
         changes = self.changes()
         if dtype is None:
             dtype = default_dtype()
-        lm = Lm(self.config, *_hidden_widths(self.tensors))
+        lm = _made(self.config, self.tensors)
         _quantize(lm, self.quantizations)
         total = sum(info.nbytes for info in self.tensors.values())
         done = 0
@@ -121,7 +147,7 @@ class Checkpoint:
                 progress(done / total)
             arrays = self._read(module, changes.get(module), dtype)
             mx.eval(list(arrays.values()))
-            weights += [(f"{module}.{part}", array) for part, array in arrays.items()]
+            weights += [(f"{module}.{part}" if part else module, array) for part, array in arrays.items()]
             done += sum(info.nbytes for info in self.parts(module).values())
             mx.clear_cache()  # otherwise the buffers of one module stay in memory beside those of the next
         lm.load_weights(weights, strict=True)
@@ -136,7 +162,7 @@ class Checkpoint:
 
     def _read(self, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
         """Read a module's tensors as the model holds them, with `change` made."""
-        how, parts = self.quantizations.get(module), self.parts(module)
+        how, parts, dtype = self.quantizations.get(module), self.parts(module), _dtype_of(module, dtype)
         if change is None:
             arrays = [read_tensor(self.path, info) for info in parts.values()]
             arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
@@ -147,13 +173,36 @@ class Checkpoint:
                 pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
                 mx.eval(pieces[-1])
             arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
+        if module == "text_emb":
+            for row, other in replaced_rows(self.config).items():
+                arrays = [mx.where(mx.arange(len(array))[:, None] == row, array[other], array) for array in arrays]
         return dict(zip(parts, arrays, strict=True))
 
     def changes(self) -> dict[str, Change]:
         """Read the changes that the adapters make, by the modules' names; empty without adapters."""
         if self.lora is None or self.scaling is None:
             return {}
-        return read_lora(self.lora, self.scaling.value, self.matrices, self.config.dep_q, self.linear)
+        # Adapters may be for all that PersonaPlex predicts, whether or not the file still has it.
+        slices = tuple(range(self.config.n_q)) if self.family.name == personaplex.NAME else self.slices
+        return read_lora(self.lora, self.scaling.value, self.matrices, slices, self.linear, run=self.config.dep_q)
+
+    def check_copies(self) -> None:
+        """Check that weights that the configuration says are shared are the same wherever the file repeats them.
+
+        Raises
+        ------
+        InputError
+            They differ.
+        """
+        with self.path.open("rb") as file:
+            for name, (copy, original) in self.copied.items():
+                for begin in range(0, copy.nbytes, _COMPARED):
+                    pieces = []
+                    for info in (copy, self.tensors[original]):
+                        file.seek(info.begin + begin)
+                        pieces.append(file.read(min(_COMPARED, copy.nbytes - begin)))
+                    if pieces[0] != pieces[1]:
+                        raise _differ(self.path, name, original)
 
     def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
@@ -202,26 +251,65 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
-    lm_config = LmConfig.of(config, lora=lora is not None)
+    lm_config = LmConfig.of(config, lora=lora is not None or is_merged(path))
     stamp = _stamp(path)
     header = read_header(path)
     check_lm(path, header)
     try:
         _check_types(path, header)
         _check_quantized(path, header, quantized)
+        stored = sizes(header)["dep_q"]
+        lm_config = as_stored(lm_config, header)
+        slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
-        tensors = to_mlx_layout(header, lm_config.dep_q)
-        lm = Lm(lm_config, *_hidden_widths(tensors))
+        tensors = to_mlx_layout(header, slices, lm_config.dep_q)
+        copied = {name: (tensors.pop(name), original) for name, original in copies(tensors, slices).items()}
+        for name, (copy, original) in copied.items():
+            info = tensors.get(original)
+            if info is None or (info.dtype, info.shape) != (copy.dtype, copy.shape):
+                raise _differ(path, name, original)
+        lm = _made(lm_config, tensors)
         quantizations = _check(path, lm, tensors)
     except InputError:
-        # For another kind of model, name the kind: the tensor that does not fit would help nobody.
-        if (what := _other_kind(header)) is not None:
-            raise not_run(f"{path} is", what) from None
+        # For a model of another family, name the family: the tensor that does not fit would help nobody.
+        said = family_of(lm_config)
+        if (family := _family(header)) not in (None, said):
+            what = f"{path} is {family.title}, and its configuration is that of {said.title}"
+            raise InputError(what, "give the model's own with --config") from None
         raise
     shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
     linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
-    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, *adapters)
+    return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:
+    """Return a configuration with what only the file tells: that a PersonaPlex predicts the user's codes, too."""
+    found = sizes(header)
+    stored = found["dep_q"]
+    if config.dep_q < stored == found["n_q"] == config.n_q:
+        return cast(LmConfig, personaplex.adapted(replace(config, dep_q=stored)))
+    return config
+
+
+def _made(config: LmConfig, tensors: Mapping[str, TensorInfo]) -> Lm:
+    """Make a model without its weights."""
+    lm = Lm(config, *_hidden_widths(tensors))
+    # MLX would make random weights. They are never computed, but its generator's state would remember all of them for ever.
+    mx.eval(mx.random.state)
+    return lm
+
+
+def _differ(path: Path, name: str, original: str) -> InputError:
+    return InputError(
+        f"{path}: {name} and {original} differ, and the configuration's {SCHEDULE} says that they are the same",
+        "give the model's own configuration with --config",
+    )
+
+
+def _dtype_of(module: str, dtype: mx.Dtype) -> mx.Dtype:
+    """Return the dtype of a module in a model whose others have `dtype`: conditions, read once, are float32."""
+    return mx.float32 if module.startswith(CONDITIONS) else dtype
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -277,19 +365,28 @@ def load_lm(
     return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
-def _other_kind(header: Mapping[str, TensorInfo]) -> str | None:
-    """Name the kind of a model that cannot hold conversations, by its tensors. None: it can, or its kind is not known."""
+def _family(header: Mapping[str, TensorInfo]) -> Family | None:
+    """Return the family of a model by its tensors alone; None: they do not tell."""
     found = sizes(header)
-    values: dict[str, Any] = {key: found.get(key) for key in ("n_q", "dep_q")}
-    values["demux_second_stream"] = any(".out1." in name for name in header)
-    values["conditioners"] = {match[1]: {} for name in header if (match := _CONDITIONER.match(name))}
-    if any(name.startswith("depformer_norms.") for name in header):
-        values["depformer_norm"] = "layer_norm"
-    return other_kind(values)
+    try:
+        return family_of(
+            Architecture(
+                n_q=found["n_q"],
+                dep_q=found["dep_q"],
+                delays=(0,) * (1 + found["n_q"]),
+                demux_second_stream=any(".out1." in name for name in header),
+                depformer_norm="layer_norm" if any(map(_NORMED.match, header)) else None,
+                conditioners={match[1]: Conditioner(1) for name in header if (match := _CONDITIONER.match(name))},
+            )
+        )
+    except InputError:
+        return None
 
 
 def describe(header: Mapping[str, TensorInfo]) -> str:
     """Say what a file is, by its tensors alone, such as "a Moshi language model in MLX's layout, 4 bits in groups of 32"."""
+    if other := other_with(header):
+        return other.title
     kind = kind_of(header)
     if kind != "lm":
         others = {
@@ -299,10 +396,8 @@ def describe(header: Mapping[str, TensorInfo]) -> str:
             "Transformers' mimi": "a Mimi codec with the Transformers library's names",
         }
         return others.get(kind or "", "not a file of Moshi's")
-    if (other := _other_kind(header)) is not None:
-        return other
-    layout = "PyTorch's" if is_pytorch(header) else "MLX's"
-    what = f"a Moshi language model in {layout} layout"
+    family, layout = _family(header), "PyTorch's" if is_pytorch(header) else "MLX's"
+    what = f"{family.title if family else 'a language model'} in {layout} layout"
     bits = file_bits(header)
     if bits is None:
         dtypes = sorted({_dtype_name(info) for info in header.values() if "F" in info.dtype})
@@ -344,10 +439,12 @@ def _check_quantized(path: Path, header: Mapping[str, TensorInfo], quantized: in
 _COUNTED = {
     "num_layers": re.compile(r"transformer\.layers\.(\d+)\."),
     "n_q": re.compile(r"(?:audio_embs|emb)\.(\d+)\."),
-    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_in)|depformer_in\.)(\d+)\."),
+    "dep_q": re.compile(r"(?:depformer\.slices\.(?=\d+\.linear_out)|linears\.)(\d+)\."),
     "depformer_num_layers": re.compile(r"depformer\.(?:slices\.0\.transformer\.)?layers\.(\d+)\."),
+    "extra_heads_num_heads": re.compile(r"extra_heads\.(\d+)\."),
 }
 _CONDITIONER = re.compile(r"condition_provider\.conditioners\.(\w+)\.")
+_NORMED = re.compile(r"depformer_norms\.|depformer\.slices\.\d+\.norm\.")
 
 
 def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -374,11 +471,16 @@ def sizes(header: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 def _check_sizes(path: Path, header: Mapping[str, TensorInfo], config: LmConfig) -> None:
     """Compare the sizes of the tensors with the configuration, before a model of the configuration's sizes is made."""
-    other = {key: size for key, size in sizes(header).items() if size != getattr(config, key)}
+    wanted = {key: getattr(config, key) for key in (*_COUNTED, "dim", "text_card", "card", "depformer_dim")}
+    if not config.dep_q:
+        wanted |= {"depformer_num_layers": 0}
+    other = {key: size for key, size in sizes(header).items() if size != wanted[key]}
+    if wanted["dep_q"] < other.get("dep_q", 0) == config.n_q:  # the others predict the user's codes, and are not run
+        del other["dep_q"]
     if other:
         found, said = (
             ", ".join(f"{key} = {value}" for key, value in values.items())
-            for values in (other, {key: getattr(config, key) for key in other})
+            for values in (other, {key: wanted[key] for key in other})
         )
         raise InputError(
             f"{path} does not fit the configuration: the shapes of its tensors say {found}, and the configuration {said}",
@@ -432,7 +534,7 @@ def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Q
             continue
         shape = parameter.shape
         module = name.removesuffix(".weight")
-        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding):
+        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding | Rows):
             expected |= {f"{module}.scales", f"{module}.biases"}
             if f"{module}.biases" not in tensors:
                 missing.append(f"{module}.biases")
@@ -483,3 +585,6 @@ def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
 
     if quantizations:
         nn.quantize(lm, class_predicate=how)
+    for name, module in lm.named_modules():
+        if isinstance(module, Rows) and (found := quantizations.get(name)):
+            module.pack(found.bits, found.group_size)

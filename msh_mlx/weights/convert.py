@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..model.config import LmConfig
+from ..model.config import LmConfig, read_config
 from ..model.lm import Lm
 from ..model.step import Reader
 from ..system.newfile import NewFile, check_outputs, file_output
 from ..system.places import user_path
-from .beside import config_beside
-from .checkpoint import BITS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
+from .beside import NAME_KEYS, config_beside, names_in
+from .checkpoint import BITS, CONDITIONS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
 from .lora import Change, Scaling
 from .safetensors import TensorInfo, TensorWriter, read_tensor
 
@@ -44,7 +43,8 @@ class Converted:
     """What `convert` wrote: the paths of the model and its configuration, and the bytes before and after.
 
     `unpacked` are the modules that should have been quantized, but stay bfloat16, because their rows are not a whole number of
-    groups. `scaling` is the factor that the adapters were added with; None: there were none.
+    groups. `scaling` is the factor that the adapters were added with; None: there were none. `left_out` counts the codebooks
+    whose prediction was not written, because it is never run: PersonaPlex's of the user.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Converted:
     bytes_after: int
     unpacked: tuple[str, ...]
     scaling: Scaling | None
+    left_out: int = 0
 
 
 def convert(
@@ -70,7 +71,9 @@ def convert(
     """Write the model in `path`, of either layout, to `out` in the MLX layout, and its configuration beside it.
 
     Only a few rows are in memory at a time, whatever the model's size. Both files appear when they are complete. Norms are
-    bfloat16. A weight that is quantized in the wanted way already is copied; another quantized weight is unpacked first.
+    bfloat16, and conditions float32. A weight that is quantized in the wanted way already is copied; another quantized weight
+    is unpacked first. What is never run is not written: PersonaPlex's prediction of the user's codes. Weights that several
+    codebooks share are written once, as the first one's.
 
     Parameters
     ----------
@@ -105,21 +108,23 @@ def convert(
     changes = checkpoint.changes()
     check_outputs([out, out_config], [user_path(file) for file in inputs])
     targets, unpacked = _targets(checkpoint, bits, group_size, keep)
+    checkpoint.check_copies()
     written = {
-        f"{module}.{part}": info
-        for module, shape in checkpoint.shapes.items()
-        for part, info in _packed(shape, targets.get(module)).items()
+        (f"{module}.{part}" if part else module): info
+        for module in checkpoint.shapes
+        for part, info in _packed(checkpoint, module, targets.get(module)).items()
     }
     total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
     with NewFile(out) as new, NewFile(out_config) as new_config:
-        values = {key: value for key, value in dataclasses.asdict(checkpoint.config).items() if key != "lora_scaling"}
+        # With the names of codec and tokenizer: models of one family have different ones.
+        values = checkpoint.config.to_dict() | {NAME_KEYS[role]: name for role, name in _names(config).items()}
         new_config.file.write(json.dumps(values, indent=1).encode() + b"\n")
         writer = TensorWriter(new.file, written)
         for module in checkpoint.shapes:
             if progress:
                 progress(done / total)
             for row, part, array in _rows(checkpoint, module, targets.get(module), changes.get(module)):
-                writer.write(f"{module}.{part}", array, row)
+                writer.write(f"{module}.{part}" if part else module, array, row)
             done += sum(info.nbytes for info in checkpoint.parts(module).values())
         new.commit()
         new_config.commit()
@@ -127,8 +132,20 @@ def convert(
     if progress:
         progress(1.0)
     return Converted(
-        out, out_config, checkpoint.path.stat().st_size, out.stat().st_size, tuple(unpacked), checkpoint.scaling
+        out,
+        out_config,
+        checkpoint.path.stat().st_size,
+        out.stat().st_size,
+        tuple(unpacked),
+        checkpoint.scaling,
+        len(checkpoint.slices) - checkpoint.config.dep_q,
     )
+
+
+def _names(config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, str]:
+    if config is None or isinstance(config, LmConfig):
+        return {}
+    return names_in(config if isinstance(config, Mapping) else read_config(config))
 
 
 def _targets(
@@ -139,6 +156,8 @@ def _targets(
     unpacked: list[str] = []
     fitting: set[str] = set()
     for module, (_, columns) in checkpoint.matrices.items():
+        if module.startswith(CONDITIONS):
+            continue
         fits = [rule for rule in keep if fnmatchcase(module, rule.pattern)]
         fitting |= {rule.pattern for rule in fits}
         wanted = fits[0].bits if fits else bits
@@ -161,10 +180,12 @@ def _targets(
     return targets, sorted(unpacked)
 
 
-def _packed(shape: tuple[int, ...], how: Quantization | None) -> dict[str, TensorInfo]:
-    """Describe the tensors that hold a module's weight of this shape in the new file."""
+def _packed(checkpoint: Checkpoint, module: str, how: Quantization | None) -> dict[str, TensorInfo]:
+    """Describe the tensors that hold a module's weight in the new file."""
+    shape = checkpoint.shapes[module]
     if how is None:
-        return {"weight": TensorInfo("BF16", shape)}
+        dtype = "F32" if module.startswith(CONDITIONS) else "BF16"
+        return {"" if "" in checkpoint.parts(module) else "weight": TensorInfo(dtype, shape)}
     rows, columns = shape
     scales = TensorInfo("BF16", (rows, columns // how.group_size))
     return {"weight": TensorInfo("U32", (rows, columns * how.bits // 32)), "scales": scales, "biases": scales}
@@ -174,8 +195,10 @@ def _rows(
     checkpoint: Checkpoint, module: str, how: Quantization | None, change: Change | None
 ) -> Iterator[tuple[int, str, mx.array]]:
     """Yield pieces of a module's tensors to write: the number of the first row, the name of the part, the rows."""
-    if len(checkpoint.shapes[module]) == 1:
-        yield 0, "weight", read_tensor(checkpoint.path, checkpoint.parts(module)["weight"]).astype(mx.bfloat16)
+    dtype = mx.float32 if module.startswith(CONDITIONS) else mx.bfloat16
+    if len(checkpoint.shapes[module]) != 2:
+        ((part, info),) = checkpoint.parts(module).items()
+        yield 0, part, read_tensor(checkpoint.path, info).astype(dtype)
         return
     if how and how == checkpoint.quantizations.get(module) and change is None:
         for part, info in checkpoint.parts(module).items():
@@ -183,9 +206,9 @@ def _rows(
                 yield row, part, array if part == "weight" else array.astype(mx.bfloat16)
         return
     for row, weight in checkpoint.rows(module, change):
-        weight = weight.astype(mx.bfloat16)
+        weight = weight.astype(dtype)
         arrays = mx.quantize(weight, how.group_size, how.bits) if how else (weight,)
-        for part, array in zip(_packed(weight.shape, how), arrays, strict=True):
+        for part, array in zip(_packed(checkpoint, module, how), arrays, strict=True):
             yield row, part, array
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import InputError
+from ..model.families.others import other_with
 from ..system.inputs import ONE_FILE
 from .layout import is_pytorch
 
@@ -54,7 +55,14 @@ def _part(path: Path, names: Collection[str]) -> str | None:
 
 
 def check_lm(path: Path, names: Collection[str]) -> None:
-    """Raise InputError for a file that is not a language model, by the names of its tensors."""
+    """Raise InputError for a file that is not a language model of the family, by the names of its tensors."""
+    if other := other_with(names):
+        raise InputError(f"{path} is {other.title}, which this program does not run", other.advice)
+    if any(name.endswith(".weight_scb") for name in names):
+        raise InputError(
+            f"{path} is quantized in PyTorch's own way, which this program does not read",
+            f"give one for MLX, such as {_LM}, or one with 16 bits a weight, which 'msh-mlx convert' quantizes",
+        )
     kind = kind_of(names)
     if kind == "Transformers' lm":
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from ..model.ranges import LORA_SCALING
 from ..system.inputs import brief
 from ..system.places import user_path
 from .beside import find_config
-from .layout import mlx_name, stacked_names
+from .layout import mlx_names
 from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -89,8 +89,9 @@ def read_lora(
     path: str | os.PathLike[str],
     scaling: float,
     shapes: Mapping[str, tuple[int, ...]],
-    dep_q: int,
+    slices: Sequence[int],
     linear: Collection[str] | None = None,
+    run: int | None = None,
 ) -> dict[str, Change]:
     """Read the changes to a model's weights from a safetensors file. Return them by the modules' names in the MLX layout.
 
@@ -104,10 +105,12 @@ def read_lora(
         The factor that the adapters are added with.
     shapes
         The shapes `[out, in]` of the model's matrices, by their names in the MLX layout.
-    dep_q
-        How many slices the depformer has.
+    slices
+        The slice of the depformer that each codebook uses, as `LmConfig.slices`.
     linear
         The names of the matrices that can have adapters; None: all.
+    run
+        How many codebooks are run, if not all of `slices`. What is for the others is left out.
 
     Raises
     ------
@@ -126,15 +129,27 @@ def read_lora(
                 f"{path}: {name} is of type {info.dtype} and shape {list(info.shape)}", "a float matrix is expected"
             )
     found: dict[str, Change] = {}
+    run = len(slices) if run is None else run
+    gone = tuple(f"depformer.slices.{k}." for k in range(run, len(slices)))
+
+    def places_of(name: str, known: Collection[str]) -> list[list[str]] | None:
+        """Return the modules among `known` whose weights the parts of a tensor hold; None: these are not run."""
+        parts = mlx_names(name, slices)
+        if gone and all(new.startswith(gone) for part in parts for new in part):
+            return None
+        return [[module for new in part if (module := new.removesuffix(".weight")) in known] for part in parts]
+
     for name, info in header.items():
         if not name.endswith((_A, _B)):
-            places = _places(name, dep_q)
-            if places[0] not in shapes:
+            places = places_of(name, shapes)
+            if places is None:
+                continue
+            if not any(places):
                 raise InputError(
                     f"{path} is not a file of LoRA adapters for the model: {name} is neither a {_A[1:]} nor a {_B[1:]}, and no "
                     "matrix of the model is called so."
                 )
-            rows, columns = shapes[places[0]]
+            rows, columns = _shape(places, shapes)
             _check_shape(path, name, info, (rows * len(places), columns))
             changes: list[Change] = [Replacement(path, info.rows(k * rows, (k + 1) * rows)) for k in range(len(places))]
         else:
@@ -144,12 +159,14 @@ def read_lora(
                 raise InputError(f"{path} has {name} but no {other}.")
             if name.endswith(_B):
                 continue
-            places = _places(f"{module}.weight", dep_q)
-            if places[0] not in (shapes if linear is None else linear):
+            places = places_of(f"{module}.weight", shapes if linear is None else linear)
+            if places is None:
+                continue
+            if not any(places):
                 raise InputError(
                     f"{path} does not fit the model: it has no linear layer {module}, which {name} is for."
                 )
-            rank, (rows, columns) = info.shape[0], shapes[places[0]]
+            rank, (rows, columns) = info.shape[0], _shape(places, shapes)
             if info.shape[1] != columns:
                 raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
@@ -159,18 +176,18 @@ def read_lora(
                 Adapter(path, a, read_tensor(path, b.rows(k * rows, (k + 1) * rows)), scaling)
                 for k in range(len(places))
             ]
-        for place, change in zip(places, changes, strict=True):
-            if place in found:
-                raise InputError(f"{path} changes {place} twice, once by {name}.")
-            found[place] = change
+        for names, change in zip(places, changes, strict=True):
+            for place in names:
+                if place in found:
+                    raise InputError(f"{path} changes {place} twice, once by {name}.")
+                found[place] = change
     if not found:
         raise InputError(f"{path} is not a file of LoRA adapters: it is empty.")
     return found
 
 
-def _places(name: str, dep_q: int) -> list[str]:
-    """Return the modules, in the MLX layout, whose weights a tensor holds. Several are stacked along its rows."""
-    return [new.removesuffix(".weight") for new in stacked_names(name, dep_q) or [mlx_name(name)]]
+def _shape(places: list[list[str]], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return next(shapes[module] for part in places for module in part)
 
 
 def _check_shape(path: Path, name: str, info: TensorInfo, expected: tuple[int, ...]) -> None:

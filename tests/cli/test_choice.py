@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,12 @@ from typing import Any
 import pytest
 from hub_server import HubServer
 from paths import DEMO, DIGITS, ROOT
+
+from msh_mlx.cli import choice
+from msh_mlx.errors import InputError
+from msh_mlx.library import suited
+from msh_mlx.library.cache import Watch
+from msh_mlx.library.catalogue import load_catalogue, of_use
 
 LIMIT = 60  # seconds, for a busy machine
 WORDS = json.loads((DEMO / "expected.json").read_text())["words"]
@@ -174,6 +182,11 @@ def test_what_is_not_beside_the_model_is_the_catalogues(place: Place) -> None:
     message = place.refused(2, "--model", "alone/model.q8.safetensors", *ANSWER)
     assert "2 codecs (tokenizer-*.safetensors) beside" in message
     assert "--mimi" in message
+    # The configuration says which one it is, if it is there.
+    config = json.loads((DEMO / "config.json").read_text()) | {"mimi_name": "tokenizer-1.safetensors"}
+    (place.folder / "alone" / "config.json").write_text(json.dumps(config))
+    shutil.copy(DEMO / "mimi.safetensors", place.folder / "alone" / "tokenizer-1.safetensors")
+    place.converse("--model", "alone/model.q8.safetensors")
 
 
 def test_models_in_weights(place: Place) -> None:
@@ -189,6 +202,19 @@ def test_models_in_weights(place: Place) -> None:
 
 # Facts that no machine can meet, and facts that every machine meets.
 NEVER = CATALOGUE.replace("step-bytes = 9_000_000", "step-bytes = 900_000_000_000_000_000")
+
+
+def test_a_recording_can_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no model is fast enough to follow, the fastest that fits in memory is taken for recordings."""
+    monkeypatch.setattr(suited, "this_machine", lambda: suited.Machine(16 << 30, 1e9))
+    entries = of_use(load_catalogue(), "transcription")
+    said: list[str] = []
+    watch = Watch(say=said.append)
+    with pytest.raises(InputError, match="No model suits this machine: stt-1b"):
+        choice._best(entries, True, watch)
+    best = choice._best(entries, False, watch).entry
+    assert best.step_bytes == min(entry.step_bytes or 0 for entry in entries.values())
+    assert said[0].startswith(f"The model is {best.name}: ")
 
 
 def test_nothing_suits(place: Place) -> None:
@@ -270,9 +296,21 @@ def test_the_table(place: Place) -> None:
     place.catalogue()
     lines = place.good("models").splitlines()
     assert re.split(r"  +", lines[0].strip()) == ["name", "on disk", "size", "memory", "here", "what it is"]
-    rows = {line[3:].split()[0]: line for line in lines[1:-2]}
+    # Models stand together by what they do, under the command that runs them.
+    parts = [part.splitlines() for part in "\n".join(line.rstrip() for line in lines[1:-2]).split("\n\n")]
+    assert [part[0].strip() for part in parts] == [
+        "Conversation, by msh-mlx",
+        "Translation, by msh-mlx",
+        "Transcription, by msh-mlx transcribe",
+        "Speech, by msh-mlx say",
+    ]
+    groups = [[line[3:].split()[0] for line in part[1:]] for part in parts]
+    assert groups[1] == ["hibiki-2b", "hibiki-1b", "hibiki-zero"]
+    assert groups[3] == ["tts-1.6b-en_fr", "tts-0.75b-en"]
+    rows = {line[3:].split()[0]: line for line in parts[0][1:]}
     assert list(rows)[-1] == "digits-q8"
-    assert len(rows) == 9
+    assert rows["personaplex-7b"].endswith(", NVIDIA Open Model License, gated")
+    assert rows["j-moshi"].endswith(", CC BY-NC 4.0, not for commercial use")
     assert rows["digits-q8"].startswith("*  digits-q8 ")
     assert re.search(r" no +20\.0 MB +100\.0 MB +suits +Repeats digits, MIT", rows["digits-q8"])
     assert re.search(r" no +8\.6 GB +10\.8 GB ", rows["moshiko-q8"])
@@ -285,7 +323,7 @@ def test_the_table_in_a_narrow_terminal(place: Place) -> None:
     place.catalogue()
     command = [sys.executable, str(ROOT / "local_mlx.py"), "models"]
     leader, follower = pty.openpty()
-    env = place.env | {"COLUMNS": "100", "TERM": "xterm"}
+    env = place.env | {"COLUMNS": "80", "TERM": "xterm"}
     process = subprocess.Popen(command, cwd=place.folder, env=env, stdout=follower, stderr=follower)
     os.close(follower)
     text = b""
@@ -297,8 +335,14 @@ def test_the_table_in_a_narrow_terminal(place: Place) -> None:
     os.close(leader)
     assert process.wait(LIMIT) == 0
     lines = [re.sub(rb"\x1b\[[\d;]*m", b"", line).rstrip().decode() for line in text.splitlines()]
-    assert all(len(line) <= 100 for line in lines[:-2])
-    assert any("moshiko-pytorch-bf16" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    # Nothing is cut off: what a model is stands below it.
+    at = next(i for i, line in enumerate(lines) if "personaplex-7b" in line)
+    assert " ".join(" ".join(lines[at + 1 : at + 3]).split()).endswith(
+        "one can choose, NVIDIA Open Model License, gated"
+    )
+    assert re.search(r" personaplex-7b +no +17\.1 GB +18\.0 GB ", lines[at])
+    assert not re.search("…|\\w-$", "\n".join(lines))
 
 
 def test_the_table_as_json(place: Place) -> None:
@@ -316,7 +360,13 @@ def test_the_table_as_json(place: Place) -> None:
     bare = models["bare"]
     assert bare["size"] is bare["memory"] is bare["fits"] is bare["step_seconds"] is bare["licence"] is None
     assert not bare["suits"]
-    assert sum(model["default"] for model in models.values()) == 1
+    assert (digits["family"], digits["use"], digits["gated"]) == ("moshi", "conversation", False)
+    assert sum(model["default"] for model in models.values() if model["use"] == "conversation") == 1
+    assert not any(model["default"] for model in models.values() if model["use"] == "translation")  # must be named
+    assert models["personaplex-7b"]["gated"]
+    assert models["j-moshi"]["non_commercial"]
+    speech = models["tts-1.6b-en_fr"]
+    assert (speech["family"], speech["use"], speech["voices"]) == ("tts", "speech", "kyutai/tts-voices")
 
 
 def test_get_path_remove(place: Place) -> None:
@@ -337,6 +387,82 @@ def test_get_path_remove(place: Place) -> None:
     assert not list(place.cache.rglob("*.safetensors"))
     assert place.json("models", "get", "digits-q8")["models"][0]["fetched"]
     assert place.good("models", "remove", "digits-q8") == "Removed digits-q8: 20.2 MB are free now\n"
+
+
+VOICE = DEMO / "tts" / "voices" / "calm.d161752e@1.safetensors"
+FAMILY = """\
+[words]
+about = "Says digits"
+family = "tts"
+repository = "us/words"
+licence = "CC BY-NC 4.0"
+non-commercial = true
+files.lm = "model@1.safetensors"
+files.mimi = "mimi-1.safetensors"
+files.tokenizer = "tokenizer.model"
+files.config = "config.json"
+files.voices = "hf:us/voices/calm@1.safetensors"
+
+[persona]
+family = "personaplex"
+repository = "us/persona"
+gated = true
+files.lm = "model.safetensors"
+files.mimi = "mimi-1.safetensors"
+files.tokenizer = "tokenizer.model"
+files.voices = "voices.tgz"
+"""
+
+
+def test_a_model_with_voices_whose_licence_forbids_commercial_use(place: Place) -> None:
+    place.catalogue(FAMILY)
+    files = {"model@1.safetensors": "tts/model.safetensors", "mimi-1.safetensors": "mimi.safetensors"}
+    files |= {"tokenizer.model": "tokenizer.model", "config.json": "tts/config.json"}
+    place.server.add("us/words", {name: (DEMO / path).read_bytes() for name, path in files.items()})
+    place.server.add("us/voices", {"calm@1.safetensors": VOICE.read_bytes()})
+    # It says words and does not talk: that is said before anything is fetched, with the command that runs it.
+    assert "use 'msh-mlx say'" in place.refused(2, "--variant", "words", *ANSWER)
+    assert not place.server.requests
+    # Whatever it is called, the licence is named.
+    for way in (
+        ["--hf-repo", "us/words"],
+        ["--hf-repo", "us/words@main"],
+        ["--model", "hf:us/words/model@1.safetensors"],
+    ):
+        result = place.run("say", *way, "--output", "x.wav", "one")
+        assert "words is not for commercial use, by its licence (CC BY-NC 4.0)." in result.stderr.splitlines()
+    result = place.run("models", "get", "words")
+    assert result.stderr.splitlines()[0] == "words is not for commercial use, by its licence (CC BY-NC 4.0)."
+    paths = place.good("models", "path", "words").splitlines()
+    assert [Path(path).name for path in paths] == [*files, "calm@1.safetensors"]
+    assert place.json("models", "verify")["ok"]
+    assert place.json("models", "remove", "words")["freed"] == sum(
+        (DEMO / path).stat().st_size for path in [*files.values(), VOICE]
+    )
+
+
+def test_a_gated_model(place: Place) -> None:
+    place.catalogue(FAMILY)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as opened:
+        opened.add(VOICE, "voices/calm.safetensors")
+    files = {"model.safetensors": (DEMO / "persona" / "model.q8.safetensors").read_bytes()}
+    files |= {"mimi-1.safetensors": FILES[NAMES["mimi.safetensors"]], "voices.tgz": archive.getvalue()}
+    files |= {"tokenizer.model": (DEMO / "persona" / "tokenizer.model").read_bytes()}
+    place.server.add("us/persona", files, gated=True)
+    message = place.refused(2, "models", "get", "persona")
+    assert "us/persona wants its conditions to be accepted: open http" in message
+    assert message.endswith("give your token with HF_TOKEN or 'hf auth login'.")
+    assert "us/persona wants its" in place.refused(2, "models", "get", "persona", HF_TOKEN=place.server.stranger)
+    place.good("models", "get", "persona", HF_TOKEN=place.server.token)
+    voices = Path(place.good("models", "path", "persona").splitlines()[-1])
+    assert voices.read_bytes() == archive.getvalue()
+    # What is damaged and has no hash is found by reading it.
+    (place.folder / "voices.tgz").write_bytes(archive.getvalue()[:-20])
+    place.catalogue(FAMILY.replace('"voices.tgz"', f'"file:{place.folder}/voices.tgz"'))
+    found = json.loads(place.run("models", "verify", "persona", "--json").stdout)["files"]
+    (wrong,) = [file["wrong"] for file in found if file["role"] == "voices"]
+    assert wrong.startswith("it cannot be read as an archive")
 
 
 def test_wrong_commands(place: Place) -> None:

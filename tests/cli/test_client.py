@@ -164,14 +164,18 @@ def test_what_is_asked_for(recording, tmp_path):
     given = ["--param", "text_prompt=Be a = wise\nfriend.", "--param", "voice_prompt=", "--param", "text_topk=3"]
     sampling = ["--temperature", "0.5", "--text-temperature", "0", "--top-k", "9", "--text-top-k", "8"]
     more = ["--repetition-penalty", "1.1", "--repetition-words", "50", "--padding-bonus", "-0.5", "--seed", "0"]
+    role = tmp_path / "role.txt"
+    role.write_text("You are wise.\nBe brief.\n")
+    more += ["--voice", "NATF0.pt", "--prompt", f"@{role}"]
     with Server(Ours(), refuse=refuse) as server:
         address = ["--host", "localhost", "--port", server.port]
         done = program(*address, *command, *sampling, *more, "--token", "hush", MSH_TOKEN="other")
         assert done.returncode == 2
         assert done.stderr == f"localhost:{server.port} refuses: Not you.\n"
+        assert done.stdout.startswith("Voice NATF0.pt, role “You are wise. Be brief.”\n")
         assert program(*address, *command, "--realtime", MSH_TOKEN="hush").returncode == 2
         url = f"http://localhost:{server.port}/?email=a@b.c"
-        assert program("--url", url, *command).returncode == 2
+        assert program("--url", url, *command, "--prompt", "").returncode == 2
         assert program(*address, *command, "--text-top-k", "8", "--realtime", *given).returncode == 2
     assert asked == [
         {
@@ -184,17 +188,19 @@ def test_what_is_asked_for(recording, tmp_path):
             "pad_mult": "-0.5",
             "audio_seed": "0",
             "text_seed": "0",
+            "voice_prompt": "NATF0.pt",
+            "text_prompt": "You are wise.\nBe brief.",
             "stats": "1",
             "realtime": "0",
             "worker_auth_id": "hush",
         },
         {"worker_auth_id": "hush", "stats": "1"},
-        {"email": "a@b.c", "realtime": "0", "stats": "1"},
+        {"email": "a@b.c", "text_prompt": "", "realtime": "0", "stats": "1"},
         {"text_topk": "3", "text_prompt": "Be a = wise\nfriend.", "voice_prompt": "", "stats": "1"},
     ]
     for query in asked:
         ChatParameters.from_query(query)
-    assert [path.name for path in tmp_path.iterdir()] == ["tone.wav"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tone.wav", "role.txt"}
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ import time
 import urllib.request
 
 import pytest
-from paths import ROOT
+from paths import DEMO, ROOT
 
 from msh_mlx.cli import serve
+from msh_mlx.cli.options import settle_sampling
 from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
+from msh_mlx.model.config import LmConfig
 from msh_mlx.net.parameters import ChatParameters
+from msh_mlx.system.signals import Signals
 
 
 class Program:
@@ -148,11 +151,31 @@ def test_troubles_are_one_sentence(tmp_path):
         (["--log-dir", str(tmp_path / "c.json" / "logs")], "cannot be written: Not a directory"),
         (["--ssl", str(tmp_path / "c.json" / "pair")], "c.json"),
         (["--static", str(tmp_path / "c.json")], "has no index.html"),
+        (["--log-dir", ""], "The name of the folder is empty; give one with --log-dir."),
+        (["--ssl", ""], "The name of the folder is empty; give one with --ssl."),
         (["--trusted-proxy", "nginx"], "--trusted-proxy nginx is not an address"),
     ]:
         code, said = complaint("--demo", *options)
         assert code == 2
         assert part in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", str(DEMO / "stt/model.safetensors")], "is a speech-to-text model; use 'msh-mlx transcribe'."),
+        (["--model", str(DEMO / "tts/model.safetensors")], "is a text-to-speech model; use 'msh-mlx say'."),
+        (["--model", str(DEMO / "model.q8.safetensors"), "--prompt", "next"], "takes neither a voice nor a role; "),
+        (["--demo", "--prompt", "next", "--guidance", "3"], "--guidance is for Hibiki; leave it out."),
+        (["--demo", "--voice", "nobody"], "There is no voice 'nobody', and no file of this name; "),
+        (["--demo", "--voice", str(DEMO / "config.json")], "config.json"),
+    ],
+)
+def test_a_model_or_a_persona_that_does_not_fit_is_refused_before_loading(options, said):
+    more = ["--mimi", str(DEMO / "mimi.safetensors")] if "--model" in options else []
+    with pytest.raises(InputError) as raised:
+        serve.run([*options, *more, "--port", "0"], Signals())
+    assert said in str(raised.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: folders that nobody may write to, not even root")
@@ -264,6 +287,7 @@ def test_the_published_names_of_options():
 def sampled(*options, **query):
     args = serve.parser().parse_args(["--demo", *options])
     serve.check(args)
+    settle_sampling(args, LmConfig())  # as the choice of a model does
     defaults = serve.settings(args, find_demo()).defaults
     return serve.samplers(args, ChatParameters.from_query(query, defaults))
 

@@ -271,6 +271,22 @@ def test_reset_starts_a_new_stream(tiny, golden):
     assert np.abs(decoder.step(golden["codes"]) - golden["decoded"]).max() < 1e-4
 
 
+def test_a_copy_goes_on_on_its_own(tiny, golden):
+    """From the same state, in the middle of a frame too; neither changes the other."""
+    pcm = golden["pcm"]
+    cut = 3 * tiny.frame_size + 100
+    whole = tiny.encode(pcm)
+    encoder = tiny.encoder()
+    first = encoder.step(pcm[:cut])
+    copy = encoder.copy()
+    other = copy.step(pcm[::-1].copy())
+    np.testing.assert_array_equal(
+        np.concatenate([first, encoder.step(pcm[cut:])], axis=1), whole[:, : pcm.size // tiny.frame_size]
+    )
+    again = np.concatenate([pcm[:cut], pcm[::-1]])
+    np.testing.assert_array_equal(np.concatenate([first, other], axis=1), tiny.encoder().step(again))
+
+
 def test_a_stream_of_any_age_is_like_a_new_one(tiny, golden):
     """Ten days in, positions are beyond what a float32 can count; the window sees the same."""
     position = 25 * 86400 * 10 + 1

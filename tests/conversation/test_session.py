@@ -165,6 +165,15 @@ def test_parts_that_do_not_belong_together(parts):
         Session(lm, fast, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("use", "says"), [("stt", "speech-to-text .*; use Transcriber"), ("tts", "text-to-speech .*; use Speaker")]
+)
+def test_models_for_other_uses_are_refused(use, says, parts):
+    lm = load_lm(DEMO / use / "model.safetensors", DEMO / use / "config.json")
+    with pytest.raises(InputError, match=f"The model is a {says}"):
+        Session(lm, *parts[1:])
+
+
 def test_wrong_codec_files(tmp_path):
     with pytest.raises(InputError, match=r"none\.safetensors"):
         load_mimi(tmp_path / "none.safetensors")

@@ -76,6 +76,7 @@ class Talk:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # so that `select` sees what has come
             start_new_session=True,
         )
         self.events: list[dict[str, Any]] = []

@@ -1,20 +1,23 @@
 """Which model suits which machine, what is found on disk, what is removed, and how a model is obtained."""
 
 import codecs
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
-from paths import DEMO
+from paths import DEMO, GOLDEN
 
 from msh_mlx.errors import InputError, MshError, UnreachableError
 from msh_mlx.library import cache as hf_cache
 from msh_mlx.library import suited as library
 from msh_mlx.library.cache import Watch
-from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, read_catalogue
+from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, of_use, read_catalogue
 from msh_mlx.library.suited import Machine, Selection, judge, load_library, obtain, repository_entry, suitable
 from msh_mlx.model.generate import LmGen
 from msh_mlx.weights.checkpoint import load_lm, open_checkpoint
@@ -45,6 +48,11 @@ def put(entry, commit="0" * 40):
 
 # ---- the rule ------------------------------------------------------------------------------------------------------------
 
+
+def conversations():
+    return of_use(load_catalogue(), "conversation")
+
+
 MACHINES = [
     # memory in GiB, bandwidth in GB/s: which model of the catalogue is the best
     (8, 68, None),  # M1
@@ -67,23 +75,43 @@ MACHINES = [
 @pytest.mark.parametrize(("memory", "bandwidth", "best"), MACHINES)
 def test_the_best_model(memory, bandwidth, best):
     machine = Machine(memory * GIB, bandwidth * 1e9)
-    entries = load_catalogue()
+    entries = conversations()
     found = suitable(entries, machine)
     assert (found[0].name if found else None) == best
     # The rule, said again.
     for entry in entries.values():
         fits = entry.memory <= 3 / 4 * memory * GIB and entry.memory <= memory * GIB - 4 * GIB
         fast = entry.step_bytes / bandwidth / 1e9 <= 0.045
-        assert (entry in found) == (fits and fast)
+        named = entry.name.startswith(("persona", "j-moshi"))  # gated, or not for commercial use: only if it is named
+        assert (entry in found) == (fits and fast and not named)
         assert judge(entry, machine).suits == (fits and fast)
 
 
+@pytest.mark.parametrize(
+    ("memory", "bandwidth", "best"),
+    [
+        (8, 30, {"translation": None, "transcription": None, "speech": None}),
+        (8, 68, {"translation": None, "transcription": "stt-1b-en_fr", "speech": None}),  # M1
+        (16, 100, {"translation": "hibiki-1b", "transcription": "stt-1b-en_fr", "speech": None}),  # M2
+        (16, 273, {"translation": "hibiki-2b", "transcription": "stt-1b-en_fr", "speech": "tts-1.6b-en_fr"}),  # M4 Pro
+    ],
+)
+def test_the_best_model_for_another_use(memory, bandwidth, best):
+    machine = Machine(memory * GIB, bandwidth * 1e9)
+    for use, name in best.items():
+        found = suitable(of_use(load_catalogue(), use), machine)
+        assert (found[0].name if found else None) == name
+        assert all(entry.use == use for entry in found)
+
+
 def test_what_is_on_disk_comes_first():
-    machine, entries = Machine(64 * GIB, 800e9), load_catalogue()
+    machine, entries = Machine(64 * GIB, 800e9), conversations()
     assert suitable(entries, machine)[0].name == "moshiko-bf16"
     put(entries["moshika-q4"])
     assert [entry.name for entry in suitable(entries, machine)][:2] == ["moshika-q4", "moshiko-bf16"]
     put(entries["moshiko-q8"])
+    assert [entry.name for entry in suitable(entries, machine)][:2] == ["moshiko-q8", "moshika-q4"]
+    put(entries["j-moshi"])
     assert [entry.name for entry in suitable(entries, machine)][:2] == ["moshiko-q8", "moshika-q4"]
     # But not what is too much for the machine.
     assert suitable(entries, Machine(16 * GIB, 150e9))[0].name == "moshika-q4"
@@ -106,7 +134,7 @@ def test_a_model_that_nothing_is_known_of_is_not_chosen():
 
 
 def test_lighter_models_of_the_same_voice_first():
-    entries = load_catalogue()
+    entries = conversations()
     suited = suitable(entries, Machine(64 * GIB, 800e9))
     steps = []
     selection = Selection(entries["moshika-bf16"], suited, entries)
@@ -148,6 +176,31 @@ def test_models_that_were_downloaded_by_hand():
     assert second.files["config"] == LocalFile(Path("weights/other/config.json"))
     assert first.size == 3 * len(DATA)
     assert suitable(own, Machine(64 * GIB, 800e9)) == [second, first]
+
+
+def test_models_of_other_families_that_were_downloaded_by_hand():
+    """Their files have other names, which the configuration says."""
+    for folder, name in (("heard", "stt"), ("said", "tts")):
+        lay(Path("weights") / folder, ["mimi-1.safetensors", "tokenizer_1.model", "some@2.q8.safetensors"])
+        config = json.loads((DEMO / name / "config.json").read_text()) | {"moshi_name": "some@2.q8.safetensors"}
+        (Path("weights") / folder / "config.json").write_text(json.dumps(config))
+    own = [entry for name, entry in load_library().items() if name not in load_catalogue()]
+    assert [entry.name for entry in own] == [f"weights/{name}/some@2.q8.safetensors" for name in ("heard", "said")]
+    assert [(entry.use, entry.quantization) for entry in own] == [("transcription", "q8"), ("speech", "q8")]
+    assert [entry.files["mimi"].path.name for entry in own] == ["mimi-1.safetensors"] * 2
+    # What attention keeps is that of the configuration, not Moshi's.
+    assert all(entry.memory - 1_000_000_000 < 50_000_000 for entry in own)
+
+
+def test_a_personaplex_that_was_downloaded_by_hand():
+    """Its configuration says nothing of the model: the file itself tells, by the user's codes that it predicts."""
+    lay(Path("weights"), [*PUBLISHED[1:], "model.safetensors"])
+    shutil.copy(GOLDEN / "personaplex-small" / "lm.safetensors", "weights/model.safetensors")
+    config = json.loads((GOLDEN / "personaplex-small" / "config.json").read_text())
+    Path("weights/config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "model_type"} | {"dep_q": 4})
+    )
+    assert load_library()["weights/model.safetensors"].family == "personaplex"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -295,6 +348,20 @@ def test_repositories_of_another_form(server, files, bits, what):
         described(server, files, bits)
 
 
+def test_repositories_of_other_families(server):
+    """Their files have names of their own, which the configuration says, as at kyutai/hibiki-2b-mlx-bf16."""
+    config = json.loads((DEMO / "stt" / "config.json").read_text())
+    names = {"moshi_name": "heard@80.safetensors", "mimi_name": "mimi-1@2.safetensors", "tokenizer_name": "some.model"}
+    files = dict.fromkeys(names.values(), DATA) | {"mimi-2.safetensors": DATA, "voices.tgz": DATA}
+    server.add("us/heard", files | {"config.json": json.dumps(config | names).encode()})
+    entry = repository_entry("us/heard", None, quiet()[1])
+    assert [file.path for file in entry.files.values()] == [*names.values(), "config.json", "voices.tgz"]
+    assert (entry.family, entry.use) == ("stt", "transcription")
+    # Without a configuration: by names as the published ones.
+    found = described(server, {"model.safetensors": DATA, "mimi-1@2.safetensors": DATA, "tokenizer_1.model": DATA})
+    assert list(found.values()) == ["model.safetensors", "mimi-1@2.safetensors", "tokenizer_1.model"]
+
+
 def test_a_repository_without_network(server):
     described(server, PUBLIC)
     obtain(repository_entry("us/repo", None, quiet()[1]), {}, quiet()[1])
@@ -388,6 +455,41 @@ def test_the_memory_that_a_model_needs():
         cache = sum(array.nbytes for array in ring.empty(config.context)) * config.num_layers
         assert library.memory_needed(checkpoint, kv_bits) == weights + cache + 1_000_000_000
         assert library.memory_needed(checkpoint, kv_bits, 3) == weights + 3 * cache + 1_000_000_000
+        assert library.memory_needed(checkpoint, kv_bits, 2, guided=True) == weights + 4 * cache + 1_000_000_000
+
+
+def test_the_memory_of_a_model_that_attends_to_a_voice():
+    demo = DEMO / "tts"
+    checkpoint = open_checkpoint(demo / "model.safetensors", demo / "config.json")
+    lm, config = load_lm(demo / "model.safetensors", demo / "config.json"), checkpoint.config
+    source = lm.read_source(mx.zeros((1, 625, config.dim)))
+    seen = sum(array.nbytes for pair in source for array in pair)
+    weights = sum(array.nbytes for _, array in lm.named_parameters())
+    ring = config.num_layers * lm.ring_format().nbytes(config.context)
+    assert library.memory_needed(checkpoint) == weights + ring + seen + 1_000_000_000
+
+
+def test_a_shared_codec_is_of_the_same_family_or_use():
+    entries = load_catalogue()
+    for family, lm in (
+        ("stt", "stt-1b-en_fr"),
+        ("tts", "tts-1.6b-en_fr"),
+        ("hibiki", "hibiki-2b"),
+        ("moshi", "moshiko-bf16"),
+    ):
+        for role in ("mimi", "tokenizer"):
+            assert library.shared_file(role, entries, family) == entries[lm].files[role]
+    # The only one of its family is gated; Moshi's are the same.
+    assert library.shared_file("mimi", entries, "personaplex") == entries["moshiko-bf16"].files["mimi"]
+    put(entries["moshika-q4"])
+    assert library.shared_file("tokenizer", entries) == entries["moshika-q4"].files["tokenizer"]
+    # Models of a family may have codecs of their own, which their configurations name.
+    own = entries["hibiki-1b"].files["mimi"]
+    assert own != entries["hibiki-2b"].files["mimi"]
+    assert library.shared_file("mimi", entries, "hibiki", "mimi-dbaa9758@125.safetensors") == own
+    assert library.shared_file("mimi", entries, "hibiki", "unknown") == entries["hibiki-2b"].files["mimi"]
+    with pytest.raises(InputError, match="has no codec; give one with --mimi"):
+        library.shared_file("mimi", {}, "stt")
 
 
 def test_memory_is_compared_before_anything_is_loaded():

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, inputs, rotate
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.model.attention import capacities, rotation
+from msh_mlx.model.attention import Heads, RingFormat, capacities, rotation
 
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"
@@ -140,7 +140,7 @@ def test_a_missing_code_adds_nothing():
 @pytest.mark.parametrize("position", [0, 1, 3750, 1_080_000, 10**9])
 def test_rotation_is_exact_at_any_position(position):
     x = np.random.default_rng(position).standard_normal((3, 4, 1, 64))
-    factors = rotation(position, 64, 10000.0)
+    factors = rotation(position, RingFormat(Heads(4, 64), mx.float32), 10000.0)
     assert factors.dtype == np.float32
     pairs = x.reshape(3, 4, 1, 32, 2)
     turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).reshape(x.shape)

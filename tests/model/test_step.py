@@ -3,23 +3,35 @@
 import ast
 import gc
 import shutil
+import sys
 import threading
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from paths import ROOT
 from safetensors.numpy import load_file
 from slow_lm import SlowLm, inputs
 from test_lm import GREEDY, SMALL, Recorder, recorded, talk
 from test_sampling import agrees, distribution
+from watched import Watched
 
 import msh_mlx
 from msh_mlx import InputError, InUseError, LmConfig, LmGen, Sampler, TextSampler, load_lm
 from msh_mlx.model import generate as generate_module
-from msh_mlx.model.attention import RingFormat
+from msh_mlx.model.attention import Heads, RingFormat
+from msh_mlx.model.grid import AS_SAID
+from msh_mlx.model.layers import on_cpu
 from msh_mlx.model.lm import Lm
+from msh_mlx.model.steering import NO_STEERING, Guidance, Steering
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from lm_worker import Counts
 
 ROOM = Path(msh_mlx.__file__).parent / "model"
 PATIENCE = 10.0
@@ -73,10 +85,12 @@ def test_only_one_function_brings_values_to_the_host():
     forbidden = {"item", "tolist", "eval", "async_eval", "synchronize", "__array__", "memoryview"}
     allowed = {
         ("layers.py", "lay_out"),  # laying the weights out, once
+        ("layers.py", "first"),
         ("lm.py", "prepare"),
+        ("prefill.py", "prefill_in_turns"),  # reading a prompt, once, in parts
     }
     found = []
-    for name in ("attention", "generate", "layers", "lm", "sampling", "step", "transformer"):
+    for name in ("attention", "generate", "layers", "lm", "prefill", "sampling", "step", "transformer"):
         path = ROOM / f"{name}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
@@ -89,6 +103,92 @@ def test_only_one_function_brings_values_to_the_host():
                     if isinstance(argument, ast.Name) and (name, function.name) != ("generate", "_checked"):
                         found.append((f"{name}.py", function.name))
     assert set(found) - allowed == {("generate.py", "to_host")}
+
+
+@pytest.mark.skipif(
+    not on_cpu() or not shutil.which("g++"), reason="the count is that of functions compiled for the CPU"
+)
+def test_a_step_of_moshi_makes_no_more_operations_than_it_did(lm, golden):
+    """What other families need costs Moshi nothing. A compiled function counts once."""
+    gen = LmGen(lm, seed=1)
+    for t in range(3):
+        gen.step(golden["user_codes"][:, t])
+    with Counts() as counts:
+        gen.step(golden["user_codes"][:, 3])
+    assert (counts.syncs, counts.evaluations) == (1, 1)
+    assert 100 < counts.primitives <= 283
+
+
+# ---- in two halves -----------------------------------------------------------------------------------------------------------
+
+
+class AsSampled:
+    """A script that takes what the model says, for `steps` positions."""
+
+    def __init__(self, steps):
+        self._steps = steps
+
+    def text(self, position, sampled):
+        return sampled
+
+    def own(self, position):
+        return np.full(5, AS_SAID, np.int32)
+
+    def rows(self, position, column):
+        return column
+
+    def speaks(self, position):
+        return True
+
+    def over(self, position):
+        return position >= self._steps
+
+
+def speaker(steering=NO_STEERING, context=30, **options):
+    """A seeded conversation of a model that hears nothing."""
+    config = LmConfig(
+        dim=64, num_layers=2, num_heads=2, context=context, text_card=50, card=30, n_q=5, dep_q=5, delays=(0, 0, 2, 2, 2, 2),
+        depformer_dim=32, depformer_num_layers=2, depformer_num_heads=2, depformer_dim_feedforward=48,
+    )  # fmt: skip
+    mx.random.seed(4)
+    return LmGen(Lm(config), seed=3, steering=steering, **options)
+
+
+def test_a_script_waits_once_a_step(monkeypatch):
+    """For the text of a position, and for the codes of the position before."""
+    waits = []
+    to_host = generate_module.to_host
+    monkeypatch.setattr(generate_module, "to_host", lambda array: waits.append(array.shape) or to_host(array))
+    gen = speaker(script=AsSampled(6))
+    gen.warm_up()
+    waits.clear()
+    said = [gen.advance() for _ in range(8)]
+    assert [step is None for step in said] == [False] * 6 + [True] * 2
+    assert waits == [(1,), *[(7,)] * 5, (6,)]
+    gen.reset()
+    assert [gen.advance().text_token for _ in range(6)] == [step.text_token for step in said[:6]]
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(2.5), Guidance(2.5, text=False)], ids=["alone", "all", "codes"])
+def test_two_halves_choose_what_a_whole_step_chooses(guidance):
+    """The same tokens by the same noise, and the same logits."""
+    told = mx.random.normal((2, 64), key=mx.random.key(5)) if guidance else None
+    steering = Steering(told, guidance=guidance, codebooks=4)
+    whole, halves = speaker(steering), speaker(steering, script=AsSampled(80))
+    a, b = Watched(whole), Watched(halves)
+    steps = [whole.step(np.zeros(0, np.int32)) for _ in range(79)]
+    said = []
+    while (step := halves.advance()) is not None:
+        said.append(step)
+    assert a.text == b.text
+    assert (np.array(a.codes) == np.array(b.codes)).all()
+    assert (np.array(a.columns) == np.array(b.columns)).all()
+    for name in ("text_logits", "audio_logits"):
+        assert np.abs(np.array(getattr(a, name)) - np.array(getattr(b, name))).max() < 1e-5
+    for one, other in zip(steps, said[1:], strict=True):
+        assert one.text_token == other.text_token
+        assert (one.codes is None) == (other.codes is None)
+        assert one.codes is None or (one.codes == other.codes).all()
 
 
 # ---- compiling ---------------------------------------------------------------------------------------------------------------
@@ -150,11 +250,12 @@ def test_laid_out_weights_are_held_once():
         dim=256, num_layers=2, num_heads=2, context=8, text_card=1000, card=500, n_q=16, dep_q=8,
         depformer_dim=64, depformer_num_layers=1, depformer_num_heads=2, depformer_dim_feedforward=96,
     )  # fmt: skip
-    for quantize in (False, True):
+    crossed = replace(config, cross_attention=True)
+    for quantize, sizes in product((False, True), (config, crossed)):
         gc.collect()
         mx.clear_cache()
         before = mx.get_active_memory()
-        lm = Lm(config)
+        lm = Lm(sizes)
         if quantize:
             nn.quantize(lm, 32, 4)
         mx.eval(lm.parameters())
@@ -182,6 +283,19 @@ def test_the_rings_are_changed_in_place():
     before = mx.get_active_memory()
     for _ in range(5):
         gen.step([0, 0])
+    assert mx.get_peak_memory() - before < held / 2
+
+
+def test_the_rings_of_a_script_are_changed_in_place():
+    gen = speaker(script=AsSampled(10**6), context=4096)
+    for _ in range(1030):
+        gen.advance()
+    held = gen.kv_bytes
+    assert held == 2 * 2 * 64 * 2048 * 4
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(5):
+        gen.advance()
     assert mx.get_peak_memory() - before < held / 2
 
 
@@ -226,7 +340,7 @@ def test_an_8_bit_cache_stays_near_and_is_smaller():
 
 def test_an_8_bit_cache_that_cannot_be(lm):
     with pytest.raises(InputError, match="multiple of 32"):
-        RingFormat(2, 48, mx.float32, 8)
+        RingFormat(Heads(2, 48), mx.float32, 8)
     with pytest.raises(InputError, match="give 8"):
         LmGen(lm, kv_bits=4)
 

@@ -372,11 +372,26 @@ def test_the_parameters_of_the_published_page_are_read():
     )  # fmt: skip
 
 
+PERSONA = ("voice_prompt", "text_prompt")
+
+
+def test_a_voice_and_a_role_are_read_where_they_mean_something():
+    role = "  You are wise.\r\n\tYour name is\u00a0Zoë \U0001f469\u200d\U0001f680 \u3000"
+    read = ChatParameters.from_query({"voice_prompt": "NATF0.pt", "text_prompt": role})
+    assert read.voice_prompt == "NATF0.pt"
+    assert read.text_prompt == "You are wise. Your name is Zoë \U0001f469\u200d\U0001f680"
+    assert ChatParameters.from_query({"text_prompt": " \n"}) == ChatParameters()
+    assert ChatParameters.from_query({"text_prompt": "x" * 1000 + "\n"}).text_prompt == "x" * 1000
+    wrong = {"voice_prompt": "a\x00", "text_prompt": "x" * 1001}
+    assert ChatParameters.from_query(wrong, without=PERSONA) == ChatParameters()
+
+
 def test_parameters_that_mean_nothing_are_named():
     assert unknown_parameters(vars(ChatParameters())) == []
     query = "voice_prompt=NATF2.pt&text_topk=3&text_prompt=&text_topK=3&voice_prompt=x&a%1bb%0Ac=1&" + "y" * 500 + "=1"
     names = [name for name, _ in parse_qsl(query, keep_blank_values=True)]
-    named = unknown_parameters(names)
+    assert unknown_parameters(names) == ["text_topK", "a\ufffdb c", "y" * 39 + "…"]
+    named = unknown_parameters(names, PERSONA)
     assert named == ["voice_prompt", "text_prompt", "text_topK", "a\ufffdb c", "y" * 39 + "…"]
     assert len(unknown_parameters(f"x{i}" for i in range(1000))) == 20
 
@@ -404,6 +419,8 @@ def test_what_is_missing_or_empty_has_its_default():
         ("repetition_penalty", ["0", "-1", "0.0", "1e39", "1e-46"]),
         ("email", ["x" * 1001, "a\nb"]),
         ("worker_auth_id", ["x" * 1001, "a\0b"]),
+        ("voice_prompt", ["x" * 1001, "a\nb"]),
+        ("text_prompt", ["x" * 1001, "a\0b", "a\x1b[31m", "a\ud800"]),
         ("realtime", ["2", "true", "no", "-"]),
         ("stats", ["2", "true"]),
     ],
@@ -429,7 +446,7 @@ def test_parameters_are_read_or_refused(query):
         return
     for name, text in query.items():
         value = getattr(read, name)
-        if text and name != "realtime" and not isinstance(value, str):
+        if text.strip() and name != "realtime" and not isinstance(value, str):
             assert value == float(text)
 
 

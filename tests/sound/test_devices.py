@@ -340,6 +340,23 @@ def test_why_a_stream_does_not_open(details: tuple[Any, ...], word: str) -> None
     assert word in message
 
 
+def test_a_microphone_alone_is_opened_and_got_back() -> None:
+    """No loudspeaker is needed, and none is opened or spoken of."""
+    system = FakeSystem([BUILT_IN])
+    told: list[Notice] = []
+    devices = Devices(None, None, told.append, alone=True, system=system)
+    devices.open()
+    assert [entry[:2] for entry in system.log] == [(BUILT_IN.name, "input")]
+    system.streams[0].active = False
+    until(lambda: len(told) == 2, devices.poll)
+    assert [notice.message for notice in told] == [
+        'The microphone "MacBook Pro Microphone" is lost; listening pauses until there is one again.',
+        'Listening to "MacBook Pro Microphone".',
+    ]
+    devices.close()
+    assert not system.streams
+
+
 def test_a_busy_device_is_tried_once_and_named() -> None:
     system = FakeSystem(ALL)
     system.refuse = lambda _device, kind, *_: -9985 if kind == "input" else 0

@@ -175,6 +175,23 @@ def test_the_configuration_is_written_beside_and_found(tmp_path):
     assert find_config(tmp_path / "other.safetensors") is None
 
 
+def test_the_names_of_codec_and_tokenizer_are_kept(tmp_path):
+    """Models of one family may have different ones: the new model must find its own."""
+    config = json.loads(CONFIG.read_text()) | {
+        "mimi_name": "mimi-1@2.safetensors",
+        "tokenizer_name": "../x",
+        "moshi_name": "m",
+    }
+    (tmp_path / "in.json").write_text(json.dumps(config))
+    for given in (config, tmp_path / "in.json"):
+        result = convert(PYTORCH, tmp_path / "out.safetensors", bits=16, config=given)
+        written = json.loads(result.config.read_text())
+        assert {key: value for key, value in written.items() if key.endswith("_name")} == {
+            "mimi_name": "mimi-1@2.safetensors"
+        }
+        load_lm(result.path, result.config)
+
+
 def test_refusals_leave_nothing(tmp_path):
     copy = tmp_path / "in.safetensors"
     copy.write_bytes(PYTORCH.read_bytes())

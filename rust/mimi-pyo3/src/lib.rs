@@ -225,6 +225,14 @@ impl Encoder {
         stage_seconds(py, with_stream(py, &self.stream, "Encoder", |stream| Ok(stream.stage_times()))?)
     }
 
+    /// Makes another stream that goes on from the state of this one, on its own.
+    ///
+    /// Raises RuntimeError when another thread is using the stream.
+    fn copy(&self, py: Python<'_>) -> Result<Encoder, Failure> {
+        let stream = with_stream(py, &self.stream, "Encoder", |stream| Ok(stream.clone()))?;
+        Ok(Encoder { stream: Mutex::new(stream), num_codebooks: self.num_codebooks })
+    }
+
     /// Begins a new stream. Samples that wait are forgotten.
     ///
     /// ``position`` is how many steps of the transformer count as passed already, to test streams of any age.

@@ -226,6 +226,9 @@ impl Capture {
 ///     The samples written at a time, which is also the smallest cushion.
 /// seconds : float
 ///     The room for sound that waits, 0.1 to 600, at least five frames.
+/// regulated : bool
+///     Whether the delay is kept short, by dropping or repeating some milliseconds at a time. Without, sound can be written
+///     long before it is played.
 ///
 /// Raises
 /// ------
@@ -237,11 +240,12 @@ pub struct Playback(pub Arc<rings::Playback>);
 #[pymethods]
 impl Playback {
     #[new]
-    #[pyo3(signature = (rate, *, channels=1, frame, seconds=4.0))]
-    fn new(rate: i64, channels: i64, frame: i64, seconds: f64) -> Result<Self, Failure> {
+    #[pyo3(signature = (rate, *, channels=1, frame, seconds=4.0, regulated=true))]
+    fn new(rate: i64, channels: i64, frame: i64, seconds: f64, regulated: bool) -> Result<Self, Failure> {
         let (rate, channels, frame) =
             (natural("rate", rate)?, natural("channels", channels)?, natural("frame", frame)?);
-        Ok(Self(Arc::new(rings::Playback::new(rate, channels, frame, seconds).map_err(Failure::Value)?)))
+        let playback = rings::Playback::new(rate, channels, frame, seconds).map_err(Failure::Value)?;
+        Ok(Self(Arc::new(if regulated { playback } else { playback.unregulated() })))
     }
 
     /// The address of the callback, a ``PaStreamCallback`` for interleaved float32 output.

@@ -235,8 +235,8 @@ impl Stopwatch {
     }
 }
 
-/// A stream from audio to codes.
-#[derive(Debug)]
+/// A stream from audio to codes. A clone goes on from the same state, on its own.
+#[derive(Clone, Debug)]
 pub struct Encoder {
     mimi: Mimi,
     /// Samples that do not fill a frame yet.

@@ -12,7 +12,7 @@ use crate::weights::Weights;
 /// The input of a convolution: the last `keep` steps of the stream so far, then the fresh ones.
 ///
 /// State: `rows` is float32 `[keep + fresh, width]`; between steps only the first `keep` rows mean anything.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct History {
     rows: Vec<f32>,
     width: usize,

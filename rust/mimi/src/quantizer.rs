@@ -26,7 +26,7 @@ pub(crate) struct Quantizer {
 }
 
 /// Working memory of a stream; nothing in it outlives a call.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Scratch {
     residuals: Vec<f32>,
     distances: Vec<f32>,

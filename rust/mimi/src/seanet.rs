@@ -50,7 +50,7 @@ pub(crate) struct Encoder {
 }
 
 /// A stream through a stack: the inputs of its convolutions and working memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct State {
     /// Of the first convolution; its fresh steps are where the caller puts the input.
     pub input: History,

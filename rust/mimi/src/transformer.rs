@@ -67,7 +67,7 @@ pub(crate) struct Transformer {
 }
 
 /// A stream through a transformer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct State {
     /// Steps since the stream began, 25 per second: it does not run out.
     position: u64,

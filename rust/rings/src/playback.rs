@@ -9,7 +9,8 @@
 //! is a whole block late. The callback measures the lowest fill in windows of 2 s. It asks the writer for a correction if three
 //! windows in a row miss the target by more than a dead band (clocks drift), or if one is more than a frame above it (a burst
 //! after late frames). The writer drops or repeats some milliseconds at a time, at most once for each block that is written,
-//! where the sound before and after the cut matches best. Meanwhile nothing is measured.
+//! where the sound before and after the cut matches best. Meanwhile nothing is measured. Sound that is written long before it
+//! is played needs no short delay, so [`Playback::unregulated`] leaves all this out.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -24,6 +25,8 @@ use crate::ring::Ring;
 pub struct Playback {
     channels: NonZeroUsize,
     terms: Terms,
+    /// Whether the delay is kept short.
+    regulated: bool,
     ring: Ring,
     render: Exclusive<Render>,
     /// Hold it to write to the ring.
@@ -262,6 +265,7 @@ impl Playback {
         Ok(Self {
             channels,
             terms,
+            regulated: true,
             ring: Ring::new(capacity, terms.fade),
             render: Exclusive::new(Render {
                 state: State::Waiting { starved: false },
@@ -283,6 +287,12 @@ impl Playback {
             clock: Clock::new(rate),
             rendered: Ring::new(0, (REMEMBERED * rate as f64) as usize),
         })
+    }
+
+    /// Lets sound wait as long as it likes: nothing is dropped or repeated, and only underruns change the cushion.
+    #[must_use]
+    pub fn unregulated(self) -> Self {
+        Self { regulated: false, ..self }
     }
 
     /// Channels of the device.
@@ -488,7 +498,7 @@ impl Render {
                 }
             }
         }
-        if self.state == State::Playing {
+        if self.state == State::Playing && shared.regulated {
             self.regulate(shared, rendered, head.saturating_sub(ring.tail()) as usize);
         }
     }

@@ -318,6 +318,31 @@ fn silence_that_was_announced_is_no_underrun() {
 }
 
 #[test]
+fn sound_that_waits_long_is_shortened_unless_told_otherwise() {
+    let (rate, frame) = (24000, 1920);
+    let mut random = Rng::with_seed(1);
+    let sound: Vec<f32> = (0..300 * frame).map(|_| (2.0 * random.f64() - 1.0) as f32).collect();
+    for regulated in [true, false] {
+        let playback = Playback::new(rate, 1, frame, 4.0).unwrap();
+        let playback = if regulated { playback } else { playback.unregulated() };
+        let (mut heard, mut frames) = (Vec::new(), sound.chunks(frame));
+        while heard.len() < sound.len() {
+            while playback.queued() < rate {
+                let Some(next) = frames.next() else { break };
+                playback.write(next.to_vec());
+            }
+            let mut output = vec![0.0; 480];
+            playback.render(&mut output);
+            heard.extend(output);
+        }
+        let stats = playback.stats(0);
+        assert_eq!(stats.inserted, 0);
+        assert_eq!(stats.trimmed > 0, regulated, "{stats:?}");
+        assert_eq!(heard[rate / 200..] == sound[rate / 200..], !regulated);
+    }
+}
+
+#[test]
 fn only_finite_samples_from_minus_one_to_one_are_played() {
     let frame = 1920;
     let playback = Playback::new(24000, 1, frame, 4.0).unwrap();

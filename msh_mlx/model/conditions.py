@@ -1,0 +1,108 @@
+"""What a model is told besides its tokens: conditions, which are the same for a whole conversation.
+
+A condition becomes a vector that is added to every input, or a sequence of vectors that cross-attention sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..system.inputs import brief
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """A condition of the configuration.
+
+    `values` are those that it may have, each with a row of a table, whose rows have `dim` numbers; None: it is a tensor of rows
+    with `dim` numbers. `rows` is the table's number of rows, without the last, which is not used.
+    """
+
+    dim: int
+    values: tuple[str, ...] | None = None
+    rows: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a configuration has it."""
+        if self.values is None:
+            return {"type": "tensor", "tensor": {"dim": self.dim}}
+        table = {"n_bins": self.rows, "dim": self.dim, "tokenizer": "noop", "possible_values": list(self.values)}
+        return {"type": "lut", "lut": table}
+
+
+@dataclass(frozen=True)
+class Fuser:
+    """How conditions reach the model: the names of those that are added, and of those that cross-attention sees.
+
+    `scale` is the factor of the positions' embeddings that are added to what cross-attention sees; 0: none are.
+    """
+
+    added: tuple[str, ...] = ()
+    crossed: tuple[str, ...] = ()
+    scale: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a configuration has it."""
+        embedded = {"cross_attention_pos_emb": self.scale != 0, "cross_attention_pos_emb_scale": self.scale}
+        return {**embedded, "sum": list(self.added), "prepend": [], "cross": list(self.crossed)}
+
+
+class _Condition(nn.Module):
+    def __init__(self, conditioner: Conditioner, dim: int) -> None:
+        super().__init__()
+        if conditioner.values is not None:
+            self.embed = nn.Embedding(conditioner.rows + 1, conditioner.dim)
+        self.output_proj = nn.Linear(conditioner.dim, dim, bias=False)
+        self.learnt_padding = mx.zeros((1, 1, dim))
+
+
+class ConditionProvider(nn.Module):
+    """The weights of all conditions, by their names."""
+
+    def __init__(self, conditioners: Mapping[str, Conditioner], dim: int) -> None:
+        super().__init__()
+        self._known = dict(conditioners)
+        self.conditioners = {name: _Condition(conditioner, dim) for name, conditioner in conditioners.items()}
+
+    def vector(self, name: str, value: str | None) -> mx.array:
+        """Return the vector `[dim]` of a value of a condition; None: the condition is not given.
+
+        Raises
+        ------
+        InputError
+            The condition cannot have this value.
+        """
+        condition, values = self.conditioners[name], self._known[name].values or ()
+        if value is None:
+            return condition.learnt_padding.reshape(-1)
+        if value not in values:
+            raise InputError(f"The condition {name} cannot be {brief(value)}", f"it may be {', '.join(values)}")
+        return condition.output_proj(condition.embed(mx.array([values.index(value)]))).reshape(-1)
+
+    def sequence(self, name: str, rows: npt.NDArray[np.float32], given: npt.NDArray[np.bool_]) -> mx.array:
+        """Return the sequence `[T, dim]` of a condition's rows, `[T, dim of the condition]`, where `given`, `[T]`."""
+        condition = self.conditioners[name]
+        return mx.where(mx.array(given)[:, None], condition.output_proj(mx.array(rows)), condition.learnt_padding[0])
+
+    def added(self, fuser: Fuser, values: Mapping[str, str | None]) -> mx.array:
+        """Return the sum `[dim]` of the vectors of all conditions that are added to the inputs."""
+        vectors: Sequence[mx.array] = [self.vector(name, values.get(name)) for name in fuser.added]
+        return mx.stack(list(vectors)).sum(axis=0)
+
+
+def positions(length: int, dim: int) -> npt.NDArray[np.float32]:
+    """Return the embeddings of the positions 0 to length − 1 of a source of cross-attention, `[length, dim]`.
+
+    `cos(t / 10000^(i / (dim/2 − 1)))` for i from 0 to dim/2 − 1, then the same with sin.
+    """
+    half = dim // 2
+    angle = np.arange(length)[:, None] / 10000.0 ** (np.arange(half) / max(half - 1, 1))
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)

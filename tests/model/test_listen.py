@@ -1,0 +1,99 @@
+"""`Listeners`: rows of a batch write what `LmGen` writes for each of them alone."""
+
+import dataclasses
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from msh_mlx import InputError, LmConfig, LmGen, Sampler
+from msh_mlx.model.listen import Listeners
+from msh_mlx.model.lm import Lm
+
+CONFIG = LmConfig(
+    dim=64, num_layers=3, num_heads=2, context=20, text_card=40, card=24, n_q=3, dep_q=0, delays=(0, 0, 0, 0),
+    existing_text_padding_id=3, extra_heads_num_heads=4, extra_heads_dim=6, model_type="stt",
+)  # fmt: skip
+GREEDY = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
+
+
+def made(config=CONFIG, seed=5):
+    mx.random.seed(seed)
+    lm = Lm(config)
+    # Larger than at the start of a training, so that the likeliest token is clearly the likeliest.
+    lm.update({"text_linear": {"weight": 20 * lm.text_linear.weight}})
+    mx.eval(lm.parameters())
+    return lm
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return made()
+
+
+def alone(lm, codes):
+    """What `LmGen` writes: tokens, the priming step's first, and what the extra heads say."""
+    gen = LmGen(lm, **GREEDY)
+    tokens, heads, logits = [gen.prime()], [np.array(gen.extra_heads)], [np.array(gen.text_logits)]
+    for frame in codes:
+        tokens.append(gen.step(frame).text_token)
+        heads.append(np.array(gen.extra_heads))
+        logits.append(np.array(gen.text_logits))
+    best = np.sort(logits, axis=1)
+    assert (best[:, -1] - best[:, -2]).min() > 1e-3  # rounding cannot turn a choice
+    return np.array(tokens), np.array(heads)
+
+
+def test_rows_write_what_they_would_alone(lm):
+    """Streams begin at different steps, in rows that heard others before, and are longer than the window."""
+    rng = np.random.default_rng(1)
+    streams = [rng.integers(0, CONFIG.card, (length, 3)) for length in (55, 9, 30, 1, 47, 26)]
+    columns = [np.concatenate([np.full((1, 3), CONFIG.card), stream]) for stream in streams]
+    rows = [(0, 4), (1, 2), (3, 5)]  # the streams of each row, one behind the other
+    offsets, steps = [2, 0, 7], 120
+    codes = np.full((steps, 3, 3), -1)
+    places = {}
+    for row, numbers in enumerate(rows):
+        at = offsets[row]
+        for number in numbers:
+            codes[at : at + len(columns[number]), row] = columns[number]
+            places[number] = (row, at)
+            at += len(columns[number])
+    listeners = Listeners(lm, 3)
+    cuts = [0, *sorted(rng.choice(steps, 9, replace=False)), steps]
+    heard = [listeners.hear(codes[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
+    tokens, heads = (np.concatenate([getattr(part, name) for part in heard]) for name in ("tokens", "heads"))
+    for number, (row, at) in places.items():
+        wanted, says = alone(lm, streams[number])
+        np.testing.assert_array_equal(tokens[at : at + len(wanted), row], wanted)
+        np.testing.assert_allclose(heads[at : at + len(wanted), row], says, atol=1e-5)
+
+
+def test_a_row_alone_is_a_conversation(lm):
+    codes = np.random.default_rng(2).integers(0, CONFIG.card, (60, 3))
+    listener = Listeners(lm)
+    listener.warm_up()
+    for _ in range(2):
+        heard = listener.hear(np.concatenate([np.full((1, 3), CONFIG.card), codes])[:, None])
+        np.testing.assert_array_equal(heard.tokens[:, 0], alone(lm, codes)[0])
+        listener.reset()
+
+
+def test_grouped_heads_and_an_8_bit_cache():
+    """Rows write the same with other forms of keys and values, too."""
+    config = dataclasses.replace(CONFIG, kv_repeat=2, extra_heads_num_heads=0)
+    lm = made(config, seed=8)
+    codes = np.random.default_rng(3).integers(0, CONFIG.card, (30, 3))
+    for bits in (None, 8):
+        gen = LmGen(lm, **GREEDY, kv_bits=bits)
+        wanted = [gen.prime(), *(gen.step(frame).text_token for frame in codes)]
+        columns = np.concatenate([np.full((1, 3), CONFIG.card), codes])
+        heard = Listeners(lm, 2, kv_bits=bits).hear(np.stack([columns, columns[::-1]], axis=1))
+        np.testing.assert_array_equal(heard.tokens[:, 0], wanted)
+        assert heard.heads.shape == (31, 2, 0, 0)
+
+
+def test_an_8_bit_cache_that_cannot_be():
+    with pytest.raises(InputError, match="multiple of 32"):
+        Listeners(made(dataclasses.replace(CONFIG, dim=48)), kv_bits=8)

@@ -1,0 +1,60 @@
+"""Translations over the network, with Hibiki's small golden model."""
+
+import socket
+from functools import partial
+
+import numpy as np
+import pytest
+import soundfile
+from paths import DIGITS
+from talker import talk
+from test_translation import GREEDY, SMALL, folder
+
+from msh_mlx import LmGen
+from msh_mlx.cli import serve
+from msh_mlx.cli.choice import choose
+from msh_mlx.conversation.load import load_parts
+from msh_mlx.conversation.shared import SharedModel
+from msh_mlx.format import FRAME_SIZE
+from msh_mlx.model.families import hibiki
+from msh_mlx.net.server import Server
+from msh_mlx.system.signals import Signals
+
+__all__ = ["folder"]
+
+
+@pytest.mark.parametrize("coef", [1.0, 3.0])
+async def test_a_translation_is_served_with_its_condition_and_guidance(folder, tmp_path, coef):
+    files = {"--model": SMALL / "lm.safetensors", "--lm-config": SMALL / "config.json"}
+    files |= {"--mimi": folder / "mimi-small.safetensors", "--tokenizer": folder / "tokenizer_small.model"}
+    options = [str(each) for option in files.items() for each in option] + ["--guidance", str(coef)]
+    args = serve.parser().parse_args([*options, "--log-dir", str(tmp_path)])
+    serve.check(args)
+    choice = choose(args, Signals())
+    program = serve._Program(args, choice, Signals(), None, None, [], [])
+    shared, lm = SharedModel(), []
+
+    def load():
+        parts = load_parts(choice.files, choice.checkpoint)
+        lm.append(parts.lm)
+        return parts
+
+    shared.load(load, program._begin)
+    server = Server(shared, serve.settings(args, choice.files), partial(serve.samplers, args), lambda _: None)
+    sock = socket.create_server(("127.0.0.1", 0))
+    await server.listen(sock)
+    server.ready = True
+    speech = soundfile.read(DIGITS, dtype="float32")[0][: 30 * FRAME_SIZE]
+    asked = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0, "text_prompt": "x"}
+    heard = await talk(f"http://127.0.0.1:{sock.getsockname()[1]}", speech, **asked)
+    await server.close("The test is over.")
+    assert heard.metadata[0]["ignored"] == ["text_prompt"]
+    (tokens,) = tmp_path.glob("*.npy")
+    rows = np.load(tokens)
+    assert len(rows) == 30
+    gen = LmGen(lm[0], steering=hibiki.steering(lm[0], coef), **GREEDY)
+    own = 1 + lm[0].config.dep_q
+    assert [gen.step(row[own:]).text_token for row in rows] == rows[:, 0].tolist()
+    other = LmGen(lm[0], steering=hibiki.steering(lm[0], 4.0 - coef), **GREEDY)
+    assert [other.step(row[own:]).text_token for row in rows] != rows[:, 0].tolist()
+    shared.close()
