@@ -76,7 +76,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "hibiki-2b": {
         **EVERY, "model_type": "hibiki", "n_q": 32, "dep_q": 16, "delays": [0, *([0] + [2] * 15) * 2], "text_card": 48000,
-        "context": 3000, "max_period": 100000, "dim": 2560, "num_layers": 24, "num_heads": 20,
+        "context": 1500, "max_period": 100000, "dim": 2560, "num_layers": 24, "num_heads": 20,
+        "depformer_num_layers": 4, "depformer_dim_feedforward": 3072, "depformer_low_rank_embeddings": 128,
+        "depformer_weights_per_step_schedule": [*range(8), *[8] * 8],
     },
 }  # fmt: skip
 # Of --quick: the same numbers of codebooks and slices, and hardly any width.

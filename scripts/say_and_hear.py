@@ -43,7 +43,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     from msh_mlx import Sampler, Speaker, load_lm, load_mimi, load_tokenizer, read_speaker
     from msh_mlx.conversation.transcriber import Transcriber
     from msh_mlx.library.files import find_demo
-    from msh_mlx.library.voices import voices_beside
+    from msh_mlx.library.speech_voices import voices_beside
 
     files, ears = find_demo("speech"), find_demo("transcription")
     mimi, tokenizer = load_mimi(files.mimi), load_tokenizer(files.tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from time import perf_counter
 
 from ..library.files import config_for
@@ -11,7 +10,7 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import human_size
-from .options import Parser, add_config, add_lora, add_printing, check_lora, display
+from .options import Parser, add_config, add_lora, add_printing, check_lora, display, print_json
 from .program import import_mlx
 
 
@@ -110,5 +109,5 @@ def run(arguments: list[str], signals: Signals) -> int:
             "seconds": seconds,
             "divergence": vars(divergence) if divergence else None,
         }
-        print(json.dumps(outcome, ensure_ascii=False))
+        print_json(outcome)
     return 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import MshError, NoDeviceError
 from ..system.streams import check_output
+from .options import print_json
 
 if TYPE_CHECKING:
     from ..events import Notice
@@ -68,7 +68,7 @@ def print_latency(args: argparse.Namespace) -> int:
             print("Playing clicks…", flush=True)
         trip = measure_latency(devices.microphone, devices.loudspeaker)
     if args.json:
-        print(json.dumps({**ends, **vars(trip)}, ensure_ascii=False))
+        print_json({**ends, **vars(trip)})
     else:
         print(
             f"From the loudspeaker's queue to the microphone's: {trip.median:.0f} ms, "

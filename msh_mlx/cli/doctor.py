@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from ..library.catalogue import find_entry, load_catalogue
 from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import printable
-from .options import Parser, add_devices, add_printing
+from .options import Parser, add_devices, add_printing, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +70,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     ok = all(finding.status != "problem" for finding in findings)
     if args.json:
         checks = [{k: v for k, v in asdict(finding).items() if v is not None} for finding in findings]
-        print(json.dumps({"ok": ok, "checks": checks}, ensure_ascii=False))
+        print_json({"ok": ok, "checks": checks})
     else:
         console.print(conclusion(findings), soft_wrap=True)
     return 0 if ok else 1

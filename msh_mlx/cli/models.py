@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, MshError
+from ..errors import MshError
 from ..library import cache
 from ..library.catalogue import Entry, HubFile, Reference, find_entry, of_use
 from ..library.suited import STEP_LIMIT, Machine, judge, load_library, obtain, suitable, this_machine
 from ..system.signals import Signals
 from ..system.streams import check_output
-from ..system.words import human_size, listed, printable
+from ..system.words import human_size, printable
 from .choice import COMMANDS, add_weights, watching
-from .options import Parser, add_printing, display
+from .options import Parser, action_of, add_printing, display, print_json
 
 _UNCHECKED = 3  # exit code: nothing wrong was found, but some files could not be checked
 ACTIONS = ("get", "verify", "remove", "path")
@@ -71,11 +70,8 @@ def action_parser(action: str) -> Parser:
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    if arguments and not arguments[0].startswith("-"):
-        action, *rest = arguments
-        if action not in ACTIONS:
-            raise InputError(f"There is no command {action!r} of models, only {listed(ACTIONS)}", "--help lists them")
-        args = action_parser(action).parse_args(rest)
+    if action := action_of(arguments, "models", ACTIONS):
+        args = action_parser(action).parse_args(arguments[1:])
         if action in ("verify", "path"):
             check_output()
         entries = load_library(args.weights)
@@ -85,10 +81,6 @@ def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     check_output()
     return _list(args, load_library(args.weights))
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------------
@@ -101,7 +93,7 @@ def _list(args: argparse.Namespace, entries: Mapping[str, Entry]) -> int:
     defaults = [best[0] for use in uses if (best := suitable(of_use(entries, use), machine))]
     if args.json:
         models = [_as_dict(entry, machine, entry in defaults) for entry in entries.values()]
-        _print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
+        print_json({"memory": machine.memory, "room": machine.room, "bandwidth": machine.bandwidth, "models": models})
     else:
         _table(args, entries, machine, defaults)
     return 0
@@ -212,7 +204,7 @@ def _get(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[Ent
         for entry in named:
             obtain(entry, entries, watch)
     if args.json:
-        _print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in named]})
+        print_json({"models": [{"name": e.name, "fetched": not had[e.name], "files": _files(e)} for e in named]})
         return 0
     for entry in named:
         print(f"{entry.name} {'was on disk already' if had[entry.name] else 'is on disk, and its hashes are right'}")
@@ -230,7 +222,7 @@ def _remove(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[
     except OSError as error:
         raise MshError(f"{error.filename} cannot be removed: {error.strerror}.") from None
     if args.json:
-        _print_json(
+        print_json(
             {
                 "name": entry.name,
                 "freed": done.freed,
@@ -254,7 +246,7 @@ def _path(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[En
     if len(files) < len(entry.files):
         raise MshError(f"{entry.name} is not on disk", f"'msh-mlx models get {entry.name}' fetches it")
     if args.json:
-        _print_json({"name": entry.name, "files": files})
+        print_json({"name": entry.name, "files": files})
     else:
         print(*files.values(), sep="\n")
     return 0
@@ -321,7 +313,7 @@ def _verify(args: argparse.Namespace, entries: Mapping[str, Entry], named: list[
     if bad and args.repair:
         bad = _repair(args, entries, bad, signals)
     if args.json:
-        _print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
+        print_json({"ok": not bad and not unchecked, "files": [_finding_as_dict(finding) for finding in findings]})
     elif bad:
         again = [finding for finding in bad if finding.is_from_hub]
         repair = f"'msh-mlx models verify --repair {_names(again)}' fetches them again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMP
 from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
 from ..system.streams import check_output
+from ..system.words import listed
 
 if TYPE_CHECKING:
     from ..live.talk import Options
@@ -131,6 +133,25 @@ def byte_count(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500MB or 2GB")
     return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def action_of(arguments: Sequence[str], command: str, actions: Sequence[str]) -> str | None:
+    """Return the action that the arguments of a command begin with; None: they begin with an option, or there are none.
+
+    Raise InputError for another word.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    if arguments[0] not in actions:
+        raise InputError(
+            f"There is no command {arguments[0]!r} of {command}, only {listed(actions)}", "--help lists them"
+        )
+    return arguments[0]
+
+
+def print_json(value: object) -> None:
+    """Print the result of a command as a JSON object."""
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def add_printing(

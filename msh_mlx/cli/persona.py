@@ -58,7 +58,7 @@ def is_asked(args: argparse.Namespace) -> bool:
         The name of the voice is empty, or a path that leads nowhere; or an error of `prompt_text`.
     """
     if args.voice is not None and (not args.voice or os.sep in args.voice):
-        from ..library.named_voices import find_voice
+        from ..library.voices import find_voice
 
         find_voice(args.voice, {})
     return bool(prompt_text(args)) or args.voice is not None
@@ -101,8 +101,8 @@ def persona_of(args: argparse.Namespace, files: ModelFiles, config: Architecture
         return None
     from ..conversation.personas import check_persona, check_takes_persona, read_persona
     from ..conversation.text import load_tokenizer
-    from ..library.named_voices import find_voice, known_voices
     from ..library.suited import load_library
+    from ..library.voices import find_voice, known_voices
 
     check_takes_persona(config)
     path = None

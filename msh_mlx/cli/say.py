@@ -225,8 +225,8 @@ def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> 
 
     If none is named, the voice is that of the catalogue, if the model has one there.
     """
+    from ..library.speech_voices import find_voice, forbidden
     from ..library.suited import load_library, obtain_file
-    from ..library.voices import find_voice, forbidden
 
     entries, ending, files = load_library(args.weights), _ending(choice), choice.files
     attends = choice.checkpoint.config.cross_attention

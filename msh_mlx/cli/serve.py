@@ -464,8 +464,8 @@ class _Program:
         from ..conversation.kept import KeptPrompts
         from ..conversation.personas import Personas
         from ..conversation.served import ServedPersonas, read_voices
-        from ..library.named_voices import known_voices
         from ..library.suited import load_library
+        from ..library.voices import known_voices
 
         args, choice = self.args, self.choice
         personas = Personas(parts, kv_bits=args.kv_bits, kept=KeptPrompts.of_user(args.keep_prompts))

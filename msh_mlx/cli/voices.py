@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,17 +12,17 @@ import numpy as np
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library.named_voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..library.suited import load_library
+from ..library.voices import ENDINGS, NamedVoice, check_name, find_voice, known_voices, own_folder
 from ..system.inputs import existing
 from ..system.newfile import NewFile, check_outputs, file_output, making
 from ..system.places import user_path
 from ..system.signals import Signals
 from ..system.streams import check_output
-from ..system.words import human_size, listed, printable, shortened
+from ..system.words import human_size, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
 from .devices import find_loudspeaker
-from .options import Parser, add_kv_bits, add_printing, display
+from .options import Parser, action_of, add_kv_bits, add_printing, display, print_json
 from .persona import CONSENT, prompt_text
 
 if TYPE_CHECKING:
@@ -76,19 +75,12 @@ def action_parser(action: str) -> Parser:
 
 
 def run(arguments: list[str], signals: Signals) -> int:
-    if arguments and not arguments[0].startswith("-"):
-        action, *rest = arguments
-        if action not in ACTIONS:
-            raise InputError(f"There is no command {action!r} of voices, only {listed(ACTIONS)}", "--help lists them")
-        args = action_parser(action).parse_args(rest)
+    if action := action_of(arguments, "voices", ACTIONS):
+        args = action_parser(action).parse_args(arguments[1:])
         return {"from": _from, "play": _play, "clear": _clear}[action](args, signals)
     args = parser().parse_args(arguments)
     check_output()
     return _list(args)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False))
 
 
 # ---- the list ------------------------------------------------------------------------------------------------------------
@@ -113,7 +105,7 @@ def _list(args: argparse.Namespace) -> int:
             for voice in known.values()
         ]
         prompts = [{**one.about, "size": one.size, "used": one.used, "path": str(one.path)} for one in kept]
-        _print_json({"voices": voices, "prompts": prompts})
+        print_json({"voices": voices, "prompts": prompts})
         return 0
     _print_voices(known)
     _print_kept(kept)
@@ -166,7 +158,7 @@ def _from(args: argparse.Namespace, _: Signals) -> int:
         write_sound(new.file, sound)
         new.commit()
     if args.json:
-        _print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE, "notice": CONSENT})
+        print_json({"name": name, "path": str(path), "seconds": len(sound) / SAMPLE_RATE, "notice": CONSENT})
         return 0
     print(f"The voice {name} is made: {len(sound) / SAMPLE_RATE:.1f} s, {path}")
     print(CONSENT)
@@ -193,7 +185,7 @@ def _play(args: argparse.Namespace, signals: Signals) -> int:
     if output:
         seconds = _write(output, frames)
         if args.json:
-            _print_json({"path": str(output), "seconds": seconds})
+            print_json({"path": str(output), "seconds": seconds})
         else:
             print(f"Written: {output}")
     elif device:
@@ -256,7 +248,7 @@ def _clear(args: argparse.Namespace, _: Signals) -> int:
     except OSError as error:
         raise MshError(f"{error.filename} cannot be removed: {error.strerror}.") from None
     if args.json:
-        _print_json({"freed": freed})
+        print_json({"freed": freed})
     else:
         print(
             f"Removed the prompts that were kept: {human_size(freed)} are free now."

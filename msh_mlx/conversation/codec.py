@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from mimi import Decoder, Encoder, Mimi, MimiError
 
 from ..errors import InputError
@@ -16,7 +17,7 @@ from ..system.places import user_path
 from ..weights.kinds import check_mimi
 from ..weights.safetensors import read_header
 
-__all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "load_mimi"]
+__all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "check_pcm", "load_mimi"]
 
 
 def load_mimi(
@@ -52,6 +53,15 @@ def load_mimi(
         raise InputError(
             f"{message}." if error.errno is None else f"{path} cannot be read: {error.strerror}."
         ) from None
+
+
+def check_pcm(pcm: object, what: str, samples: int | None = None) -> None:
+    """Raise InputError if `pcm` is not sound: float32 `[samples]`, all finite. `samples` None: any number. `what` names it."""
+    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1 or samples not in (None, len(pcm)):
+        given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
+        raise InputError(f"The {what} is {given}", f"float32[{samples or 'samples'}] is expected")
+    if not np.isfinite(pcm).all():
+        raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the {what} is not a finite number.")
 
 
 def check_codec(mimi: Mimi, config: Architecture, codebooks: int | None = None) -> None:

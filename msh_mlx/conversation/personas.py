@@ -17,7 +17,7 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
-from ..library.named_voices import ENDINGS
+from ..library.voices import ENDINGS
 from ..model.architecture import Architecture
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
@@ -27,6 +27,7 @@ from ..sound.recordings import open_recording, resample
 from ..system.places import user_path
 from ..system.words import listed, persona_words, shortened
 from ..weights.voice import read_voice
+from .codec import check_pcm
 from .kept import KeptPrompts
 from .session import Opening, Parts
 
@@ -159,21 +160,15 @@ def _frames(voice: Voice | Pcm | None) -> int:
     return 0 if voice is None else math.ceil(len(voice) / FRAME_SIZE)
 
 
-def _check_sound(sound: object) -> None:
-    if not isinstance(sound, np.ndarray) or sound.dtype != np.float32 or sound.ndim != 1 or not sound.size:
-        given = f"{sound.dtype}{list(sound.shape)}" if isinstance(sound, np.ndarray) else type(sound).__name__
-        raise InputError(f"The sound of a voice is float32[samples], and this is {given}", "use read_persona")
-    if not np.isfinite(sound).all():
-        raise InputError("The sound of a voice has samples that are not finite numbers.")
-
-
 def check_persona(persona: Persona, tokenizer: sentencepiece.SentencePieceProcessor, config: Architecture) -> None:
     """Check that a persona fits a model. Errors are those of `Personas.check`."""
     tokens, voice = text_tokens(tokenizer, persona.text), persona.voice
     if isinstance(voice, Voice):
         personaplex.check_voice(voice, config)
     elif voice is not None:
-        _check_sound(voice)
+        check_pcm(voice, "sound of the voice")
+        if not len(voice):
+            raise InputError("The sound of the voice is empty", "some 4 s of speech are enough")
     check_length(config, _frames(voice) + len(tokens) + 2 * personaplex.SILENT_FRAMES)
 
 

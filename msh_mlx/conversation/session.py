@@ -20,7 +20,7 @@ from ..model.lm import Lm
 from ..model.prefill import Prefilled
 from ..model.sampling import Sampler, TextSampler
 from ..model.steering import NO_STEERING, Steering
-from .codec import Mimi, check_codec
+from .codec import Mimi, check_codec, check_pcm
 from .text import TextStream, check_vocabulary, word_starts
 
 _OTHER_USES = {"transcription": "Transcriber", "speech": "Speaker"}  # what models for other uses are for
@@ -242,11 +242,7 @@ class Session:
         InputError
             `pcm` has another shape or dtype, or samples that are not finite; the conversation is as before.
         """
-        if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.shape != (self.frame_size,):
-            given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
-            raise InputError(f"A frame is float32[{self.frame_size}], and this is {given}.")
-        if not np.isfinite(pcm).all():
-            raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the frame is not a finite number.")
+        check_pcm(pcm, "frame", self.frame_size)
         with one_at_a_time(self._encoding):
             return self._encoder.step(pcm)[: self._user_q, 0]
 

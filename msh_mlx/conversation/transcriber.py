@@ -23,7 +23,7 @@ from ..model.listen import Listeners
 from ..model.lm import Lm
 from ..model.ranges import Range
 from ..system.inputs import brief
-from .codec import Mimi, check_codec
+from .codec import Mimi, check_codec, check_pcm
 from .text import check_vocabulary
 from .turns import EndOfTurn
 
@@ -114,7 +114,7 @@ class Transcriber:
         InUseError
             Another thread is using the transcriber.
         """
-        check_sound(pcm)
+        check_pcm(pcm, "sound")
         with one_at_a_time(self._in_use):
             self._stream.take(pcm)
             return _hear(self._stream, self._listener)
@@ -253,15 +253,6 @@ def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProces
         raise InputError(f"The model is {family.title}, not one that writes down speech", "give a speech-to-text model")
     check_vocabulary(tokenizer, config.text_card)
     check_codec(mimi, config)
-
-
-def check_sound(pcm: Pcm) -> None:
-    """Raise InputError if `pcm` is not sound, `[n]` float32 of finite samples."""
-    if not isinstance(pcm, np.ndarray) or pcm.dtype != np.float32 or pcm.ndim != 1:
-        given = f"{pcm.dtype}{list(pcm.shape)}" if isinstance(pcm, np.ndarray) else type(pcm).__name__
-        raise InputError(f"Sound is float32[n], and this is {given}.")
-    if not np.isfinite(pcm).all():
-        raise InputError(f"Sample {int(np.argmin(np.isfinite(pcm)))} of the sound is not a finite number.")
 
 
 def spelled(word: Tokens, tokenizer: sentencepiece.SentencePieceProcessor) -> list[tuple[float, str]]:

@@ -36,8 +36,8 @@ from .catalogue import (
     use_of,
 )
 from .files import MIMIS, TOKENIZERS, ModelFiles
-from .named_voices import ARCHIVE
 from .settings import SettingsError
+from .voices import ARCHIVE
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -26,7 +26,7 @@ from msh_mlx.cli.options import byte_count
 from msh_mlx.errors import InputError
 from msh_mlx.library.catalogue import Entry, LocalFile
 from msh_mlx.library.files import find_demo
-from msh_mlx.library.named_voices import NamedVoice, check_name, find_voice, known_voices, unpacked
+from msh_mlx.library.voices import NamedVoice, check_name, find_voice, known_voices, unpacked
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights.voice import read_voice
 

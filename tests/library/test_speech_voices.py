@@ -6,7 +6,7 @@ import pytest
 
 from msh_mlx.errors import InputError
 from msh_mlx.library.catalogue import HubFile
-from msh_mlx.library.voices import find_voice, forbidden, voices_beside
+from msh_mlx.library.speech_voices import find_voice, forbidden, voices_beside
 
 ENDING = ".1e68beda@240.safetensors"
 
