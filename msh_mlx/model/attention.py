@@ -1,7 +1,8 @@
 """Attention: from a layer's input to its output, over what a key/value cache holds.
 
-There are two caches. In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation
-as fit in the window. In the depformer each layer has a `StepCache`, which holds the codebooks of one step.
+In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation as fit in the window; a
+`PrefillCache` takes several of them at once. In the depformer each layer has a `StepCache`, which holds the codebooks of one step.
+What cross-attention sees does not change, and needs no cache.
 
 A *ring* is the state of one layer: a list of arrays that a step takes and gives back. They hold the keys and the values,
 `[2 · batch, heads, capacity, head_dim]`: one array in the activations' dtype, or three with 8 bits (packed uint32, scales,
@@ -280,15 +281,14 @@ def row_caches(
     `factors` `[2, batch, …]` are from `rotation`, for the position of each row.
     """
     capacity = rings[0][0].shape[2]
-    age = (
-        slot - mx.arange(capacity)
-    ) % capacity  # of what a slot holds, in steps; one that holds nothing is older than any
+    # How many steps ago a slot was written. One that was never written is older than any step.
+    age = (slot - mx.arange(capacity)) % capacity
     seen = (age <= reach[:, None])[:, None, None]
     return [RingCache(ring, form, slot, seen, factors) for ring in rings]
 
 
 class PrefillCache:
-    """The cache of one layer for several positions at once, which come first in a ring that has not turned.
+    """The key/value cache of one layer for several positions at once, which come first in a ring that has not turned.
 
     `begin` is the number of positions in the ring before, and `factors` `[T, 2, …]` are from `rotation`, for each position.
     """
