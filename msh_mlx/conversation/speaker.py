@@ -197,9 +197,8 @@ class Speech(Iterator[Spoken]):
         script = SpeechScript.of(config, self._machine, **options)
         self._gen = LmGen(speaker._lm, script=script, **speaker._options)
         self._decoder = speaker._mimi.decoder()
-        self._dropped = (
-            0 if prefix is None else prefix.shape[1]
-        )  # frames at the beginning, which are the voice's recording
+        # How many frames at the beginning are the voice's recording.
+        self._dropped = 0 if prefix is None else prefix.shape[1]
         self._position = -1
         self._first = delay_steps(config) + config.max_delay  # the position at which the first frame is complete
 

@@ -1,8 +1,8 @@
 """Attention: from a layer's input to its output, over what a key/value cache holds.
 
-In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation as fit in the window; a
-`PrefillCache` takes several of them at once. In the depformer each layer has a `StepCache`, which holds the codebooks of one step.
-What cross-attention sees does not change, and needs no cache.
+In the temporal transformer each layer has a `RingCache`, which holds as many positions of a conversation as fit in the window.
+A `PrefillCache` takes several positions at once. In the depformer each layer has a `StepCache`, which holds the codebooks of
+one step. What cross-attention sees does not change, and needs no cache.
 
 A *ring* is the state of one layer: a list of arrays that a step takes and gives back. They hold the keys and the values,
 `[2 · batch, heads, capacity, head_dim]`: one array in the activations' dtype, or three with 8 bits (packed uint32, scales,
