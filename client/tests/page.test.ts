@@ -71,9 +71,11 @@ async function until(condition: () => boolean | Promise<boolean>, what: string):
   throw new Error(`It never came true: ${what}.`);
 }
 
+/** What axe-core finds once every colour has arrived: halfway between two states, contrast means nothing. */
 async function axe(page: Page): Promise<string[]> {
   await page.evaluate(AXE);
   return page.evaluate(async () => {
+    await Promise.allSettled(document.getAnimations().map((animation) => animation.finished));
     const { axe } = window as unknown as {
       axe: { run(): Promise<{ violations: { id: string; nodes: unknown[] }[] }> };
     };
