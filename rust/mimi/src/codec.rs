@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::{File, FileId};
+use kernels::{Isa, Kernels, Sink};
 
 use crate::config::Config;
 use crate::conv::{Conv, History};
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Kernels, Sink};
 use crate::quantizer::{self, Quantizer};
 use crate::scratch::sized;
 use crate::seanet;

@@ -5,8 +5,9 @@
 //! steps: a row of its product is `stride` output steps, each from the step before and the present one. So the sum of
 //! overlapping outputs never has to be formed.
 
+use kernels::{Kernels, Matrix, Sink};
+
 use crate::error::Result;
-use crate::kernels::{Kernels, Matrix, Sink};
 use crate::weights::Weights;
 
 /// The input of a convolution: the last `keep` steps of the stream so far, then the fresh ones.

@@ -33,14 +33,12 @@
 //! Everything is causal. A stream also encodes a whole recording, some frames at a time. Each number is computed by the same
 //! operations in the same order, whatever the size of the pieces.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod codec;
 mod config;
 mod conv;
 mod error;
-#[allow(unsafe_code)]
-mod kernels;
 mod quantizer;
 mod scratch;
 mod seanet;

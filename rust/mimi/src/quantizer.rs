@@ -3,9 +3,10 @@
 //! Both work on the same latent: the first has one codebook, the rest of the codebooks form a chain of their own. Their
 //! projections are kept side by side, so that each direction is one product.
 
+use kernels::{Kernels, Matrix, Sink};
+
 use crate::config::Config;
 use crate::error::Result;
-use crate::kernels::{Kernels, Matrix, Sink};
 use crate::scratch::sized;
 use crate::weights::Weights;
 

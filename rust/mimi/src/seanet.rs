@@ -1,9 +1,10 @@
 //! The convolutional encoder and decoder.
 
+use kernels::{Activation, Kernels, Sink};
+
 use crate::config::Config;
 use crate::conv::{Conv, History};
 use crate::error::Result;
-use crate::kernels::{Activation, Kernels, Sink};
 use crate::scratch::sized;
 use crate::weights::Weights;
 

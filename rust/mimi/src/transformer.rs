@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use kernels::{Activation, Kernels, Matrix, Sink};
+
 use crate::config::Config;
 use crate::error::Result;
-use crate::kernels::{Activation, Kernels, Matrix, Sink};
 use crate::scratch::sized;
 use crate::weights::Weights;
 

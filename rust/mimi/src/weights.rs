@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use checkpoint::File;
+use kernels::Matrix;
 
 use crate::error::Result;
-use crate::kernels::Matrix;
 use crate::scratch::sized;
 
 pub(crate) enum Weights<'a> {

@@ -1,6 +1,6 @@
 //! A few threads that share the chunks of one job at a time.
 //!
-//! A step of the codec is some hundred products of 10 to 300 microseconds, so a worker spins for a short while after a
+//! A step of a model is some hundred products of 10 to 300 microseconds, so a worker spins for a short while after a
 //! job before it sleeps. Chunks are claimed one by one: a worker that wakes late, or never, costs nothing, for the
 //! caller goes on with the rest. When the pool is busy with another stream's job the caller does its own alone.
 //!
@@ -52,7 +52,8 @@ struct Shared {
     stop: AtomicBool,
 }
 
-pub(crate) struct Pool {
+/// The threads that share work: the caller's and those that wait for a job.
+pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// While a job runs; it guards the two below.
@@ -167,7 +168,7 @@ impl Pool {
             .map_while(|i| {
                 let shared = Arc::clone(&shared);
                 // Where the system gives no more threads, the caller works with fewer.
-                thread::Builder::new().name(format!("mimi-{i}")).spawn(move || shared.work(i - 1)).ok()
+                thread::Builder::new().name(format!("kernels-{i}")).spawn(move || shared.work(i - 1)).ok()
             })
             .collect();
         Self {
@@ -179,11 +180,15 @@ impl Pool {
         }
     }
 
+    /// How many there are, the caller's included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
     /// Calls `job(0)` to `job(chunks - 1)`, in any order and on any threads of the pool, and waits for all.
+    ///
+    /// # Panics
+    /// If a call of `job` panics, after the others.
     pub fn run(&self, chunks: usize, job: Job<'_>) {
         if chunks <= 1 || chunks as u64 > MOST_CHUNKS || self.workers.is_empty() {
             return (0..chunks).for_each(job);
@@ -205,7 +210,7 @@ impl Pool {
         let failed = shared.failed.swap(false, Ordering::Relaxed);
         self.busy.store(false, Ordering::Release);
         if failed {
-            resume_unwind(Box::new("a chunk of work in the codec's threads panicked"));
+            resume_unwind(Box::new("a chunk of work that threads share panicked"));
         }
     }
 

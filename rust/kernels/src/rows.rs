@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::math::exp;
-use super::vector::{LANES, Portable, Vector};
-use super::{Isa, Kernels, dispatch};
+use crate::math::exp;
+use crate::vector::{LANES, Vector};
+use crate::{Kernels, dispatch};
 
 /// What [`sum_pairs`] adds up.
 pub const DOT: u8 = 0;
@@ -205,8 +205,8 @@ fn weighted_one(
 
 #[cfg(test)]
 mod tests {
-    use super::super::numbers;
     use super::*;
+    use crate::{Isa, numbers};
 
     #[test]
     fn attention_agrees_with_float64() {

@@ -1,8 +1,12 @@
-//! The arithmetic. Every kernel is one generic source, compiled for each instruction set of [`Isa`] and chosen at run
-//! time. All `unsafe` of the workspace is in here, each with its reason.
+//! The arithmetic of the models, and the threads that share it.
+//!
+//! Every kernel is one generic source, compiled for each instruction set of [`Isa`] and chosen at run time. The crates
+//! that build models on it call the methods of [`Kernels`], and need no `unsafe` of their own: all of it is in here,
+//! each with its reason.
 //!
 //! Each output number is computed by the same sequence of operations whatever the number of rows in the call or of
-//! threads, so a stream cut into other pieces gives the same bits.
+//! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
+//! takes no lock.
 
 mod math;
 mod memory;
@@ -13,8 +17,8 @@ mod vector;
 
 use std::fmt;
 
-pub(crate) use pool::Pool;
-pub(crate) use product::{Activation, Matrix, Sink};
+pub use pool::Pool;
+pub use product::{Activation, Matrix, Sink};
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,15 +77,15 @@ macro_rules! dispatch {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         fn avx2($($arg: $ty),*) {
-            $kernel::<$crate::kernels::vector::Avx2>($($arg),*)
+            $kernel::<$crate::vector::Avx2>($($arg),*)
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has it: `Kernels::new` has checked.
-            Isa::Avx2 => unsafe { avx2($($arg),*) },
+            $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => $kernel::<$crate::kernels::vector::Neon>($($arg),*),
-            Isa::Portable => $kernel::<Portable>($($arg),*),
+            $crate::Isa::Neon => $kernel::<$crate::vector::Neon>($($arg),*),
+            $crate::Isa::Portable => $kernel::<$crate::vector::Portable>($($arg),*),
         }
     }};
 }
@@ -89,18 +93,22 @@ pub(crate) use dispatch;
 
 /// The chosen instruction set and the threads that share the work.
 #[derive(Debug)]
-pub(crate) struct Kernels {
+pub struct Kernels {
     isa: Isa,
     pool: Pool,
 }
 
 impl Kernels {
-    /// Panics if the machine does not have `isa`.
+    /// The kernels of `isa` on `threads` threads, the caller's included; on fewer where the system has no more to give.
+    ///
+    /// # Panics
+    /// If the machine does not have `isa`.
     pub fn new(isa: Isa, threads: usize) -> Self {
         assert!(isa.is_available(), "{isa:?} is not available on this machine");
         Self { isa, pool: Pool::new(threads) }
     }
 
+    /// The threads, for work that is not a method of this.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }

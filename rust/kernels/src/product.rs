@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::math::{elu, gelu};
-use super::memory::{Aligned, Plain};
-use super::rows::{DOT, sum_pairs};
-use super::vector::{LANES, Portable, Vector};
-use super::{Isa, Kernels, dispatch};
+use crate::math::{elu, gelu};
+use crate::memory::{Aligned, Plain};
+use crate::rows::{DOT, sum_pairs};
+use crate::vector::{LANES, Vector};
+use crate::{Kernels, dispatch};
 
 /// Columns of a panel.
 const NR: usize = 2 * LANES;
@@ -54,7 +54,7 @@ impl Lane {
 
 /// A packed weight matrix `[k, n]` with its bias.
 #[derive(Debug)]
-pub(crate) struct Matrix {
+pub struct Matrix {
     k: usize,
     n: usize,
     /// `[n / NR, k, NR]`, padded with zeros; empty when there is one column only.
@@ -65,14 +65,17 @@ pub(crate) struct Matrix {
     bias: Vec<Lane>,
 }
 
+/// What is done to the numbers of a product.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Activation {
+pub enum Activation {
+    /// ELU with alpha 1.
     Elu,
+    /// The exact GELU, by the error function.
     Gelu,
 }
 
 /// Where the rows of a product `v` go; each buffer is `[m, n]` without gaps.
-pub(crate) enum Sink<'a> {
+pub enum Sink<'a> {
     /// `out = v`
     Store(&'a mut [f32]),
     /// `out += v`
@@ -153,6 +156,7 @@ impl Matrix {
         }
     }
 
+    /// Numbers of a row of the product.
     pub fn columns(&self) -> usize {
         self.n
     }
@@ -177,13 +181,18 @@ struct Task<'a> {
 unsafe impl Sync for Task<'_> {}
 
 impl Kernels {
-    /// Multiplies the `m` rows of `w.k` numbers that begin every `stride` numbers in `a` with `w`.
+    /// Multiplies `m` rows with `w`: as many numbers each as `w` has rows, from every `stride`-th number of `a` on. Rows may
+    /// overlap.
+    ///
+    /// # Panics
+    /// If `a` or a buffer of `sink` is too short.
     pub fn product(&self, a: &[f32], stride: usize, m: usize, w: &Matrix, sink: Sink<'_>) {
         if m == 0 {
             return;
         }
-        assert!((m - 1) * stride + w.k <= a.len(), "the left matrix is too short");
-        let size = m * w.n;
+        let end = (m - 1).checked_mul(stride).and_then(|begin| begin.checked_add(w.k));
+        assert!(end.is_some_and(|end| end <= a.len()), "the left matrix is too short");
+        let size = m.checked_mul(w.n).expect("an output is too short");
         let null = ptr::null_mut();
         let (add, raw, activation, act) = match sink {
             Sink::Store(out) => (ptr::null(), checked(out, size), Activation::Elu, null),
@@ -380,8 +389,8 @@ unsafe fn copy(from: *const f32, to: *mut f32, width: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::numbers;
     use super::*;
+    use crate::{Isa, numbers};
 
     fn slow(a: &[f32], stride: usize, m: usize, w: &[f32], n: usize, bias: &[f32]) -> Vec<f64> {
         let k = w.len() / n;

@@ -14,7 +14,7 @@ const PAGE: usize = 64 << 10;
 /// Zeroed at first; large ones lie in huge pages where the system has them to give: a step reads 150 MB of weights once
 /// each, and with pages of 4 KB it spends a tenth of its time on looking up addresses.
 #[derive(Debug)]
-pub(super) struct Aligned<T: Plain> {
+pub(crate) struct Aligned<T: Plain> {
     start: NonNull<T>,
     len: usize,
 }
@@ -23,7 +23,7 @@ pub(super) struct Aligned<T: Plain> {
 ///
 /// # Safety
 /// Zero bits must be a value of the type, and it must not implement `Drop`.
-pub(super) unsafe trait Plain: Copy + Send + Sync {}
+pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 
 impl<T: Plain> Aligned<T> {
     fn layout(len: usize) -> Layout {

@@ -1,6 +1,6 @@
 //! Functions of vectors, without branches.
 
-use super::vector::Vector;
+use crate::vector::Vector;
 
 #[inline(always)]
 fn poly<V: Vector, const N: usize>(x: V, coefficients: [f32; N]) -> V {
@@ -85,9 +85,9 @@ pub fn gelu<V: Vector>(x: V) -> V {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vector::{LANES, Portable};
-    use super::super::{Isa, dispatch};
     use super::*;
+    use crate::vector::LANES;
+    use crate::{Isa, dispatch};
 
     const EXP: u8 = 0;
     const ELU: u8 = 1;

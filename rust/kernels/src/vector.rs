@@ -1,7 +1,7 @@
 //! Eight float32 numbers as one value: what the kernels are written in.
 //!
 //! Loops over plain arrays would be nicer to read, but the compiler takes them apart into single numbers before it looks
-//! for vectors. The methods are always inlined into the function that [`super::dispatch`] compiles for an instruction
+//! for vectors. The methods are always inlined into the function that [`dispatch`](crate::dispatch) compiles for an instruction
 //! set; they must not be called from anywhere else. For the same reason kernels use no closures.
 
 /// Numbers in a [`Vector`].
