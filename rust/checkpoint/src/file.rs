@@ -197,6 +197,11 @@ impl File {
         Ok(None)
     }
 
+    /// Fills `out` with the file's bytes from byte `from` on, as they are.
+    pub fn read_at(&self, from: u64, out: &mut [u8]) -> Result<()> {
+        self.read_bytes(from, out)
+    }
+
     fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(out, from).map_err(|error| unread(&self.path, error))
     }

@@ -8,17 +8,25 @@
 //! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
 //! takes no lock.
 
+mod float;
+mod lanes;
 mod math;
 mod memory;
+mod packed;
 mod pool;
 mod product;
+mod ring;
 mod rows;
 mod vector;
 
 use std::fmt;
 
+pub use float::Float;
+pub use lanes::Dot;
+pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
 pub use product::{Activation, Matrix, Sink};
+pub use ring::{Held, MOST_DIM, Ring, RingShape};
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +103,7 @@ pub(crate) use dispatch;
 #[derive(Debug)]
 pub struct Kernels {
     isa: Isa,
+    dot: Dot,
     pool: Pool,
 }
 
@@ -104,8 +113,18 @@ impl Kernels {
     /// # Panics
     /// If the machine does not have `isa`.
     pub fn new(isa: Isa, threads: usize) -> Self {
+        let dot = if isa == Isa::Portable { Dot::Portable } else { Dot::available()[0] };
+        Self::with_dot(isa, dot, threads)
+    }
+
+    /// The same, with given instructions for products with packed weights and for attention over a ring.
+    ///
+    /// # Panics
+    /// If the machine does not have `isa` or `dot`.
+    pub fn with_dot(isa: Isa, dot: Dot, threads: usize) -> Self {
         assert!(isa.is_available(), "{isa:?} is not available on this machine");
-        Self { isa, pool: Pool::new(threads) }
+        assert!(dot.is_available(), "{dot:?} is not available on this machine");
+        Self { isa, dot, pool: Pool::new(threads) }
     }
 
     /// The threads, for work that is not a method of this.

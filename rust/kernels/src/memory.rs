@@ -25,6 +25,13 @@ pub(crate) struct Aligned<T: Plain> {
 /// Zero bits must be a value of the type, and it must not implement `Drop`.
 pub(crate) unsafe trait Plain: Copy + Send + Sync {}
 
+// SAFETY: numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
 impl<T: Plain> Aligned<T> {
     fn layout(len: usize) -> Layout {
         let layout = Layout::array::<T>(len).expect("weights fit into memory");

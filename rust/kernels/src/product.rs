@@ -156,6 +156,11 @@ impl Matrix {
         }
     }
 
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        (self.panels.len() + self.bias.len()) * size_of::<Lane>() + self.column.len() * size_of::<f32>()
+    }
+
     /// Numbers of a row of the product.
     pub fn columns(&self) -> usize {
         self.n

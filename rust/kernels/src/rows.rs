@@ -66,6 +66,16 @@ impl Kernels {
         dispatch!(self.isa, layer_norm(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]));
     }
 
+    /// `x / √(mean(x²) + eps) · weight` of each row of `x`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        dispatch!(self.isa, rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]));
+    }
+
+    /// `silu(a) · b` of each row of `x`, whose halves of `width` numbers are a and b.
+    pub fn gate(&self, x: &[f32], width: usize, out: &mut [f32]) {
+        dispatch!(self.isa, gate(x: &[f32], width: usize, out: &mut [f32]));
+    }
+
     /// One query of one head, already scaled, over the keys and values at `parts` of the rings `k` and `v`
     /// (`[steps, width]`), oldest first. `scores` holds at least as many numbers as there are keys.
     pub fn attend(
@@ -118,6 +128,32 @@ fn layer_norm<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32
 }
 
 #[inline(always)]
+fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let scale = 1.0 / (sum_pairs::<V, DOT>(x, x) / width as f32 + eps).sqrt();
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+#[inline(always)]
+fn gate<V: Vector>(x: &[f32], width: usize, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
+        let (a, b) = x.split_at(width);
+        for ((a, b), out) in a.chunks(LANES).zip(b.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+            let x = load_part::<V>(a, 0.0);
+            // 1 + exp(-x) is finite, for exp is clamped.
+            let below = V::splat(1.0).add(exp(V::splat(0.0).sub(x)));
+            let mut silu = [0.0; LANES];
+            x.div(below).mul(load_part::<V>(b, 0.0)).store(&mut silu);
+            out.copy_from_slice(&silu[..out.len()]);
+        }
+    }
+}
+
+#[inline(always)]
 fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2], scores: &mut [f32], out: &mut [f32]) {
     let width = q.len();
     let (first, second) = scores[..parts[0].len() + parts[1].len()].split_at_mut(parts[0].len());
@@ -133,20 +169,8 @@ fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2],
     for score in scores.iter() {
         most = if *score > most { *score } else { most };
     }
-    let (whole, rest) = scores.as_chunks_mut::<LANES>();
-    let mut sum = V::splat(0.0);
-    for chunk in whole {
-        let weights = exp(V::load(chunk).sub(V::splat(most)));
-        weights.store(chunk);
-        sum = sum.add(weights);
-    }
-    let mut last = [0.0; LANES];
-    exp(load_part::<V>(rest, most).sub(V::splat(most))).store(&mut last);
-    let mut sum = total([sum, V::splat(0.0)]);
-    for (score, weight) in rest.iter_mut().zip(last) {
-        *score = weight;
-        sum += weight;
-    }
+    let mut sum = 0.0;
+    weigh::<V>(scores, most, &mut sum);
     let scale = 1.0 / sum;
 
     let mut at = 0;
@@ -156,6 +180,25 @@ fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2],
             8.. => weighted::<V, 1>(v, width, parts, scores, scale, at, out),
             _ => weighted_one(v, width, parts, scores, scale, at, out),
         };
+    }
+}
+
+/// Makes weights of scores, `exp(score - most)`, and sums them up.
+#[inline(always)]
+pub fn weigh<V: Vector>(scores: &mut [f32], most: f32, sum: &mut f32) {
+    let (whole, rest) = scores.as_chunks_mut::<LANES>();
+    let mut sums = V::splat(0.0);
+    for chunk in whole {
+        let weights = exp(V::load(chunk).sub(V::splat(most)));
+        weights.store(chunk);
+        sums = sums.add(weights);
+    }
+    let mut last = [0.0; LANES];
+    exp(load_part::<V>(rest, most).sub(V::splat(most))).store(&mut last);
+    *sum = total([sums, V::splat(0.0)]);
+    for (score, weight) in rest.iter_mut().zip(last) {
+        *score = weight;
+        *sum += weight;
     }
 }
 
@@ -227,6 +270,33 @@ mod tests {
                         let want = sum / weights.iter().sum::<f64>();
                         assert!((f64::from(out[i]) - want).abs() < 2e-6, "{isa:?} {width} {parts:?} {i}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rms_norm_and_gate_agree_with_float64() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(isa, 1);
+            for width in [1, 3, 8, 20, 64, 100] {
+                let (x, w) = (numbers(2 * width, 1), numbers(width, 2));
+                // Large and small enough for exp to be clamped.
+                let x: Vec<f32> = x.iter().map(|x| 120.0 * x * x * x).collect();
+                let (mut normed, mut gated) = (vec![0.0; 2 * width], vec![0.0; width]);
+                kernels.rms_norm(&x, &w, 1e-3, &mut normed);
+                kernels.gate(&x, width, &mut gated);
+                for (row, normed) in x.chunks_exact(width).zip(normed.chunks_exact(width)) {
+                    let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                    for i in 0..width {
+                        let want = f64::from(row[i]) / (mean + 1e-3).sqrt() * f64::from(w[i]);
+                        assert!((f64::from(normed[i]) - want).abs() < 2e-6 * (1.0 + want.abs()), "{isa:?} {width}");
+                    }
+                }
+                for i in 0..width {
+                    let (a, b) = (f64::from(x[i]), f64::from(x[width + i]));
+                    let want = a / (1.0 + (-a).exp()) * b;
+                    assert!((f64::from(gated[i]) - want).abs() < 1e-6 * (1.0 + want.abs()), "{isa:?} {width} {i}");
                 }
             }
         }

@@ -16,6 +16,7 @@ pub unsafe trait Vector: Copy {
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
     /// `self · a + b`, rounded once where the instruction set can.
     fn mul_add(self, a: Self, b: Self) -> Self;
     fn min(self, other: Self) -> Self;
@@ -70,6 +71,10 @@ unsafe impl Vector for Portable {
     #[inline(always)]
     fn mul(self, other: Self) -> Self {
         lanewise!(j => self.0[j] * other.0[j])
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        lanewise!(j => self.0[j] / other.0[j])
     }
     #[inline(always)]
     fn mul_add(self, a: Self, b: Self) -> Self {
@@ -144,6 +149,10 @@ mod x86 {
         #[inline(always)]
         fn mul(self, other: Self) -> Self {
             with_avx2!(Self(_mm256_mul_ps(self.0, other.0)))
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            with_avx2!(Self(_mm256_div_ps(self.0, other.0)))
         }
         #[inline(always)]
         fn mul_add(self, a: Self, b: Self) -> Self {
@@ -232,6 +241,10 @@ mod arm {
         #[inline(always)]
         fn mul(self, other: Self) -> Self {
             with_neon!(Self(vmulq_f32(self.0, other.0), vmulq_f32(self.1, other.1)))
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            with_neon!(Self(vdivq_f32(self.0, other.0), vdivq_f32(self.1, other.1)))
         }
         #[inline(always)]
         fn mul_add(self, a: Self, b: Self) -> Self {

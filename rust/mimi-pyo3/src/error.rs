@@ -22,10 +22,19 @@ pyo3::create_exception!(
     "A file that is not what it should be; its arguments are what is wrong, and what to do about it."
 );
 
+pyo3::create_exception!(
+    msh_native,
+    ModelError,
+    PyValueError,
+    "A language model that cannot be loaded or run; the message says what is wrong with it."
+);
+
 /// An error that a call can raise.
 pub enum Failure {
     /// From the codec itself.
     Codec(Error),
+    /// From a language model.
+    Model(lm::Error),
     /// From the reader of files.
     File(checkpoint::Error),
     /// An argument of the wrong type.
@@ -41,6 +50,15 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Codec(error)
+    }
+}
+
+impl From<lm::Error> for Failure {
+    fn from(error: lm::Error) -> Self {
+        match error {
+            lm::Error::File(error) => Self::File(error),
+            other => Self::Model(other),
+        }
     }
 }
 
@@ -67,6 +85,7 @@ impl From<Failure> for PyErr {
                     Error::Input(_) => PyValueError::new_err(message),
                 }
             }
+            Failure::Model(error) => ModelError::new_err(error.to_string()),
             Failure::File(error) => {
                 let message = error.to_string();
                 match error {

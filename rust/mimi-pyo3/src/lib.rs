@@ -5,6 +5,7 @@ mod arrays;
 mod echo;
 mod error;
 mod files;
+mod lm;
 mod rings;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use numpy::{PyArray1, PyArray2};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMapping};
 
-use error::{Failure, FileError, MimiError};
+use error::{Failure, FileError, MimiError, ModelError};
 
 /// The weights of a codec. They do not change, and may be shared between threads and streams.
 ///
@@ -311,10 +312,16 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<echo::Ear>()?;
     module.add_class::<echo::EchoCanceller>()?;
     module.add_class::<echo::VoiceEnhancer>()?;
+    module.add_class::<lm::PyLm>()?;
+    module.add_class::<lm::PyEngine>()?;
+    module.add_class::<lm::PyConversation>()?;
+    module.add_class::<lm::PySource>()?;
+    module.add_function(wrap_pyfunction!(lm::dots, module)?)?;
     module.add_function(wrap_pyfunction!(files::find_not_finite, module)?)?;
     module.add_function(wrap_pyfunction!(files::foreign, module)?)?;
     module.add_function(wrap_pyfunction!(files::read_header, module)?)?;
     module.add_function(wrap_pyfunction!(kernels, module)?)?;
+    module.add("ModelError", module.py().get_type::<ModelError>())?;
     module.add("FileError", module.py().get_type::<FileError>())?;
     module.add("MimiError", module.py().get_type::<MimiError>())
 }

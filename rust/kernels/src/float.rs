@@ -1,0 +1,125 @@
+//! Numbers of 16 and 32 bits.
+
+/// The largest finite number of half precision.
+const MOST: f32 = 65504.0;
+/// The smallest normal number of half precision.
+const SMALLEST: f32 = 6.103_515_6e-5;
+
+/// A type of floating-point numbers, as files and packed weights hold them, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a float32.
+    Bf16,
+}
+
+impl Float {
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The number of its bytes.
+    ///
+    /// # Panics
+    ///
+    /// There are fewer bytes.
+    #[inline]
+    pub fn decode_one(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
+            Self::Bf16 => f32::from_bits(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])) << 16),
+        }
+    }
+
+    /// All numbers of some bytes.
+    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        bytes.chunks_exact(self.size()).map(|bytes| self.decode_one(bytes)).collect()
+    }
+
+    /// Appends the bytes of a number, rounded to the nearest.
+    pub fn encode_onto(self, x: f32, bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend(x.to_le_bytes()),
+            Self::F16 => bytes.extend(f32_to_f16(x).to_le_bytes()),
+            Self::Bf16 => {
+                let bits = x.to_bits();
+                bytes.extend((((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16).to_le_bytes());
+            }
+        }
+    }
+
+    /// The bytes of a number, rounded to the nearest.
+    pub fn encode(self, x: f32) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(4);
+        self.encode_onto(x, &mut bytes);
+        bytes
+    }
+}
+
+/// IEEE half precision as float32, subnormals included.
+pub fn f16_to_f32(half: u16) -> f32 {
+    let sign = u32::from(half >> 15) << 31;
+    let exponent = u32::from(half >> 10) & 0x1f;
+    let mantissa = u32::from(half) & 0x3ff;
+    let magnitude = match exponent {
+        0 => mantissa as f32 * (-24f32).exp2(),
+        31 => f32::from_bits(0xff << 23 | mantissa << 13),
+        _ => f32::from_bits((exponent + 112) << 23 | mantissa << 13),
+    };
+    f32::from_bits(magnitude.to_bits() | sign)
+}
+
+/// IEEE half precision of a number, rounded to the nearest; numbers beyond its range become its largest.
+#[inline]
+pub fn f32_to_f16(x: f32) -> u16 {
+    let sign = ((x.to_bits() >> 16) & 0x8000) as u16;
+    let magnitude = x.abs().min(MOST);
+    if magnitude < SMALLEST {
+        // A multiple of 2^-24.
+        return sign | (magnitude * 16_777_216.0).round_ties_even() as u16;
+    }
+    let bits = magnitude.to_bits();
+    let rounded = bits + 0xfff + (bits >> 13 & 1);
+    sign | ((rounded >> 13) - (112 << 10)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_precision_is_rounded_to_the_nearest() {
+        for bits in 0..0x7c00u16 {
+            for sign in [0, 0x8000] {
+                assert_eq!(f32_to_f16(f16_to_f32(bits | sign)), bits | sign);
+            }
+            if bits > 0 {
+                let (below, here) = (f16_to_f32(bits - 1), f16_to_f32(bits));
+                let middle = below + (here - below) / 2.0;
+                let even = if bits % 2 == 0 { bits } else { bits - 1 };
+                assert_eq!(f32_to_f16(middle), even, "{bits}");
+                assert_eq!(f32_to_f16(middle.next_up()), bits);
+                assert_eq!(f32_to_f16(middle.next_down()), bits - 1);
+            }
+        }
+        assert_eq!(f32_to_f16(1e9), 0x7bff);
+        assert_eq!(f32_to_f16(-65519.0), 0xfbff);
+    }
+
+    #[test]
+    fn every_type_gives_back_what_it_was_given() {
+        for (float, x) in [(Float::F32, 0.1), (Float::F16, 0.099_975_586), (Float::Bf16, 0.100_097_656), (Float::Bf16, -3.5)] {
+            assert_eq!(float.decode(&float.encode(x)), [x]);
+            assert_eq!(float.encode(x).len(), float.size());
+        }
+        assert_eq!(Float::Bf16.decode(&Float::Bf16.encode(0.1)), [0.100_097_656]);
+    }
+}

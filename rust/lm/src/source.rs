@@ -1,0 +1,400 @@
+//! Where the weights of a model are: files, places in them, and changes to what is there.
+//!
+//! How a file names its tensors, and whether they fit a configuration, is decided by whoever makes the [`Source`].
+
+use std::collections::HashMap;
+
+use checkpoint::{Dtype, File, shown};
+use kernels::{Float, Packed, Pool, number};
+
+use crate::error::{Error, Result};
+
+/// A tensor `[rows, columns]`, or some rows of one, in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// How its numbers are stored: F32, F16, BF16, or U32 for packed ones.
+    pub dtype: Dtype,
+    /// Its rows; a vector has one.
+    pub rows: usize,
+    #[allow(missing_docs)]
+    pub columns: usize,
+    /// The byte of the file that it begins at.
+    pub begin: u64,
+}
+
+impl Place {
+    fn row_bytes(&self) -> usize {
+        self.columns * if matches!(self.dtype, Dtype::F16 | Dtype::Bf16) { 2 } else { 4 }
+    }
+
+    fn row(&self, row: usize) -> u64 {
+        self.begin + (row * self.row_bytes()) as u64
+    }
+
+    fn float(&self) -> Option<Float> {
+        match self.dtype {
+            Dtype::F32 => Some(Float::F32),
+            Dtype::F16 => Some(Float::F16),
+            Dtype::Bf16 => Some(Float::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// How a matrix is packed: number n of a row stands for `scale · n + bias`, with a scale and a bias for each group.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    /// Bits of a number: 2, 3, 4, 5, 6 or 8.
+    pub bits: usize,
+    /// Numbers that share a scale and a bias: 32, 64 or 128.
+    pub group: usize,
+    /// `[rows, groups]`.
+    pub scales: Place,
+    #[allow(missing_docs)]
+    pub biases: Place,
+}
+
+/// A change to a matrix, from the second file.
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    /// `scaling · b @ a` is added, with `a` `[rank, columns]` and `b` `[rows, rank]`.
+    Adapter {
+        #[allow(missing_docs)]
+        a: Place,
+        #[allow(missing_docs)]
+        b: Place,
+        #[allow(missing_docs)]
+        scaling: f32,
+    },
+    /// A stored matrix takes its place.
+    Replacement(Place),
+}
+
+/// A weight of the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Module {
+    /// Its numbers, packed or not.
+    pub weight: Place,
+    /// How they are packed; none: they are not.
+    pub packing: Option<Packing>,
+    #[allow(missing_docs)]
+    pub change: Option<Change>,
+}
+
+/// Where all weights of a model are.
+#[derive(Debug)]
+pub struct Source {
+    file: File,
+    changes: Option<File>,
+    modules: HashMap<String, Module>,
+    replaced: Vec<(usize, usize)>,
+}
+
+/// What reading tells while it goes on: bytes that were read. An error ends it.
+pub(crate) type Progress<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
+
+impl Source {
+    /// `modules` are in `file`, by the modules' names in MLX's layout; what changes them is in `changes`. `replaced` are rows
+    /// of the text embedding, each with the row that takes its place.
+    pub fn new(
+        file: File,
+        changes: Option<File>,
+        modules: HashMap<String, Module>,
+        replaced: Vec<(usize, usize)>,
+    ) -> Self {
+        Self { file, changes, modules, replaced }
+    }
+
+    /// The bytes of all weights, as they are stored.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |place: &Place| (place.rows * place.row_bytes()) as u64;
+        self.modules
+            .values()
+            .map(|m| bytes(&m.weight) + m.packing.map_or(0, |p| bytes(&p.scales) + bytes(&p.biases)))
+            .sum()
+    }
+
+    /// The rows of the text embedding to replace.
+    pub(crate) fn replaced(&self) -> &[(usize, usize)] {
+        &self.replaced
+    }
+
+    /// The rows and columns of a matrix, before it is taken.
+    pub(crate) fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.modules.get(name).map(|m| (m.weight.rows, m.packing.map_or(m.weight.columns, |p| p.scales.columns * p.group)))
+    }
+
+    /// Takes a matrix `[rows, columns]`; it must be there and fit.
+    pub(crate) fn take(&mut self, name: &str, rows: usize, columns: usize) -> Result<Stored> {
+        let Some(module) = self.modules.remove(name) else {
+            return Err(Error::weight(name, "is missing"));
+        };
+        let stored = Stored { name: name.to_owned(), module, first: 0, rows, columns };
+        stored.check()?;
+        Ok(stored)
+    }
+
+    /// Takes a vector.
+    pub(crate) fn vector(&mut self, name: &str, length: usize, progress: Progress<'_>) -> Result<Vec<f32>> {
+        let stored = self.take(name, 1, length)?;
+        self.rows(&stored, 0, 1, progress)
+    }
+
+    /// What is left is not a part of the model.
+    pub(crate) fn finish(&self) -> Result<()> {
+        match self.modules.keys().min() {
+            None => Ok(()),
+            Some(name) => Err(Error::weight(name, "is not a part of this model")),
+        }
+    }
+
+    fn read(&self, file: &File, place: &Place, row: usize, rows: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; rows * place.row_bytes()];
+        file.read_at(place.row(row), &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Some rows of a matrix in float32, unpacked and changed.
+    pub(crate) fn rows(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Vec<f32>> {
+        let (module, first) = (&stored.module, stored.first + row);
+        let words = self.read(&self.file, &module.weight, first, rows)?;
+        let mut read = words.len();
+        let mut values = match module.packing {
+            None => floats(&stored.name, &words, &module.weight)?,
+            Some(packing) => {
+                let scales = self.read(&self.file, &packing.scales, first, rows)?;
+                let biases = self.read(&self.file, &packing.biases, first, rows)?;
+                read += scales.len() + biases.len();
+                let (scales, biases) =
+                    (floats(&stored.name, &scales, &packing.scales)?, floats(&stored.name, &biases, &packing.biases)?);
+                let row_bytes = module.weight.row_bytes();
+                let mut values = Vec::with_capacity(rows * stored.columns);
+                for i in 0..rows * stored.columns {
+                    let (row, column, group) = (i / stored.columns, i % stored.columns, i / packing.group);
+                    let n = number(&words[row * row_bytes..], column, packing.bits);
+                    values.push(scales[group] * n as f32 + biases[group]);
+                }
+                values
+            }
+        };
+        progress(read as u64)?;
+        match (module.change, &self.changes) {
+            (None, _) => {}
+            (Some(Change::Replacement(place)), Some(file)) => {
+                values = floats(&stored.name, &self.read(file, &place, first, rows)?, &place)?;
+            }
+            (Some(Change::Adapter { a, b, scaling }), Some(file)) => {
+                let left = floats(&stored.name, &self.read(file, &b, first, rows)?, &b)?;
+                let right = floats(&stored.name, &self.read(file, &a, 0, a.rows)?, &a)?;
+                for (values, left) in values.chunks_exact_mut(stored.columns).zip(left.chunks_exact(b.columns)) {
+                    for (by, row) in left.iter().zip(right.chunks_exact(a.columns)) {
+                        values.iter_mut().zip(row).for_each(|(value, x)| *value += scaling * by * x);
+                    }
+                }
+                if !values.iter().all(|x| x.is_finite()) {
+                    return Err(Error::weight(&stored.name, "has numbers that the adapters make infinite or NaN"));
+                }
+            }
+            (Some(_), None) => return Err(Error::weight(&stored.name, "has a change, and no file that it is in")),
+        }
+        Ok(values)
+    }
+
+    /// Some rows of a packed matrix, as they are stored: the packed numbers, the scales and the biases. What is changed is
+    /// unpacked, changed, and packed again.
+    pub(crate) fn packed(
+        &self,
+        stored: &Stored,
+        packing: &Packing,
+        row: usize,
+        rows: usize,
+        progress: Progress<'_>,
+    ) -> Result<[Vec<u8>; 3]> {
+        if stored.module.change.is_some() {
+            let values = self.rows(stored, row, rows, progress)?;
+            let float = packing.scales.float().unwrap_or(Float::F32);
+            return Ok(pack(&values, stored.columns, packing.bits, packing.group, float));
+        }
+        let first = stored.first + row;
+        let words = self.read(&self.file, &stored.module.weight, first, rows)?;
+        let scales = self.read(&self.file, &packing.scales, first, rows)?;
+        let biases = self.read(&self.file, &packing.biases, first, rows)?;
+        check_finite(&stored.name, &scales, &packing.scales)?;
+        check_finite(&stored.name, &biases, &packing.biases)?;
+        progress((words.len() + scales.len() + biases.len()) as u64)?;
+        Ok([words, scales, biases])
+    }
+}
+
+/// A matrix in a file that was found to fit, or some rows of one.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub name: String,
+    pub module: Module,
+    pub first: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Stored {
+    /// Some of its rows.
+    pub fn part(&self, first: usize, rows: usize) -> Self {
+        Self { first: self.first + first, rows, ..self.clone() }
+    }
+
+    /// How it is packed.
+    pub fn packing(&self) -> Option<Packing> {
+        self.module.packing
+    }
+
+    /// The type of its numbers, if it is not packed.
+    pub fn weight_float(&self) -> Result<Float> {
+        self.float_of(&self.module.weight)
+    }
+
+    /// The type of its scales and biases, if it is packed.
+    pub fn scales_float(&self) -> Result<Float> {
+        self.float_of(self.module.packing.as_ref().map_or(&self.module.weight, |packing| &packing.scales))
+    }
+
+    fn float_of(&self, place: &Place) -> Result<Float> {
+        place.float().ok_or_else(|| Error::weight(&self.name, format!("is of type {}", place.dtype.name())))
+    }
+
+    fn check(&self) -> Result<()> {
+        let (rows, columns) = (self.rows, self.columns);
+        let other = |what: &str| Err(Error::weight(&self.name, format!("{what}; [{rows}, {columns}] is expected")));
+        let weight = &self.module.weight;
+        match &self.module.packing {
+            None => {
+                if weight.float().is_none() {
+                    return Err(Error::weight(&self.name, format!("is of type {}", weight.dtype.name())));
+                }
+                if (weight.rows, weight.columns) != (rows, columns) {
+                    return other(&format!("has the shape [{}, {}]", weight.rows, weight.columns));
+                }
+            }
+            Some(packing) => {
+                let bits = matches!(packing.bits, 2..=6 | 8);
+                let group = matches!(packing.group, 32 | 64 | 128) && columns.is_multiple_of(packing.group);
+                let packed = weight.dtype == Dtype::U32
+                    && weight.rows == rows
+                    && weight.columns * 32 == columns * packing.bits;
+                let numbers = [packing.scales, packing.biases].iter().all(|place| {
+                    place.dtype == packing.scales.dtype
+                        && place.float().is_some()
+                        && (place.rows, place.columns * packing.group) == (rows, columns)
+                });
+                if !(bits && group && packed && numbers) {
+                    return other("is packed in another way than its scales and biases say");
+                }
+            }
+        }
+        let fits = match self.module.change {
+            None => true,
+            Some(Change::Replacement(place)) => (place.rows, place.columns) == (rows, columns) && place.float().is_some(),
+            Some(Change::Adapter { a, b, .. }) => {
+                (b.rows, a.columns) == (rows, columns)
+                    && a.rows == b.columns
+                    && a.float().is_some()
+                    && b.float().is_some()
+            }
+        };
+        if fits { Ok(()) } else { other("has a change of another shape") }
+    }
+}
+
+/// Floats of what a file holds, finite ones.
+fn floats(name: &str, bytes: &[u8], place: &Place) -> Result<Vec<f32>> {
+    let float = place.float().ok_or_else(|| Error::weight(name, format!("is of type {}", place.dtype.name())))?;
+    let values = float.decode(bytes);
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(Error::weight(&shown(name), format!("holds {}; finite numbers are expected", values[at]))),
+    }
+}
+
+fn check_finite(name: &str, bytes: &[u8], place: &Place) -> Result<()> {
+    floats(name, bytes, place).map(drop)
+}
+
+/// Packs rows of floats as MLX does: of each group, the number with the largest magnitude and 0 are exact.
+pub(crate) fn pack(values: &[f32], columns: usize, bits: usize, group: usize, float: Float) -> [Vec<u8>; 3] {
+    let most = ((1u32 << bits) - 1) as f32;
+    let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    for row in values.chunks_exact(columns) {
+        let begin = words.len();
+        words.resize(begin + columns * bits / 8, 0u8);
+        for (g, numbers) in row.chunks_exact(group).enumerate() {
+            let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+            for x in numbers {
+                (low, high) = (low.min(*x), high.max(*x));
+            }
+            let mut scale = ((high - low) / most).max(1e-7);
+            let edge = if low.abs() > high.abs() {
+                low
+            } else {
+                scale = -scale;
+                high
+            };
+            let (at_edge, mut bias) = ((edge / scale).round_ties_even(), 0.0);
+            if at_edge != 0.0 {
+                (scale, bias) = (edge / at_edge, edge);
+            }
+            // As they will be read again, so that the numbers are the nearest to them.
+            let (scale_bytes, bias_bytes) = (float.encode(scale), float.encode(bias));
+            let (scale, bias) = (float.decode(&scale_bytes)[0], float.decode(&bias_bytes)[0]);
+            scales.extend(scale_bytes);
+            biases.extend(bias_bytes);
+            for (i, x) in numbers.iter().enumerate() {
+                let n = ((x - bias) / scale).round_ties_even().clamp(0.0, most) as u32;
+                let at = (g * group + i) * bits;
+                let shifted = n << (at % 8);
+                words[begin + at / 8] |= shifted as u8;
+                if shifted > 0xff {
+                    words[begin + at / 8 + 1] |= (shifted >> 8) as u8;
+                }
+            }
+        }
+    }
+    [words, scales, biases]
+}
+
+/// Reads a packed matrix, in the pool's threads.
+pub(crate) fn read_packed(
+    source: &Source,
+    stored: &Stored,
+    packing: &Packing,
+    pool: &Pool,
+    progress: Progress<'_>,
+) -> Result<Packed> {
+    let float = stored.scales_float()?;
+    let mut matrix = Packed::zeros(stored.rows, stored.columns, packing.bits, packing.group, float);
+    matrix.fill(pool, |first, rows| source.packed(stored, packing, first, rows, progress))?;
+    Ok(matrix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest magnitude of a group and 0 come back as they are, others within half a step.
+    #[test]
+    fn packs_to_the_nearest() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for bits in [2, 3, 4, 5, 6, 8] {
+            for float in [Float::F32, Float::F16, Float::Bf16] {
+                let values: Vec<f32> = (0..4 * 128).map(|_| random.f32() * 3.0 - 1.0).collect();
+                let [words, scales, biases] = pack(&values, 128, bits, 64, float);
+                let (scales, biases) = (float.decode(&scales), float.decode(&biases));
+                assert_eq!(words.len(), 4 * 128 * bits / 8);
+                for (i, x) in values.iter().enumerate() {
+                    let n = number(&words[i / 128 * 16 * bits..], i % 128, bits);
+                    let got = scales[i / 64] * n as f32 + biases[i / 64];
+                    let slack = if float == Float::F32 { 1e-6 } else { 0.01 };
+                    assert!((got - x).abs() <= 0.5001 * scales[i / 64].abs() + slack, "{bits} {float:?} {i}: {got} {x}");
+                }
+            }
+        }
+    }
+}

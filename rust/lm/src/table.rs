@@ -1,0 +1,191 @@
+//! Tables of rows that tokens are looked up in.
+
+use kernels::{Float, Into, Kernels, number};
+
+use crate::error::{Error, Result};
+use crate::linear::{Linear, Products};
+use crate::source::{Progress, Source};
+
+/// Rows `[rows, width]`, as the file holds them.
+#[derive(Debug)]
+struct Table {
+    rows: usize,
+    width: usize,
+    float: Float,
+    /// Floats, or packed numbers.
+    numbers: Vec<u8>,
+    packing: Option<TablePacking>,
+}
+
+#[derive(Debug)]
+struct TablePacking {
+    bits: usize,
+    group: usize,
+    scales: Vec<u8>,
+    biases: Vec<u8>,
+}
+
+/// Rows that are read at a time.
+const PIECE: usize = 256;
+
+impl Table {
+    fn load(source: &mut Source, name: &str, rows: usize, width: usize, progress: Progress<'_>) -> Result<Self> {
+        let stored = source.take(name, rows, width)?;
+        let mut table = Self { rows, width, float: Float::F32, numbers: Vec::new(), packing: None };
+        if let Some(packing) = stored.packing() {
+            let mut found =
+                TablePacking { bits: packing.bits, group: packing.group, scales: Vec::new(), biases: Vec::new() };
+            table.float = stored.scales_float()?;
+            table.numbers.reserve_exact(rows * width * packing.bits / 8);
+            for row in (0..rows).step_by(PIECE) {
+                let [words, scales, biases] = source.packed(&stored, &packing, row, PIECE.min(rows - row), progress)?;
+                table.numbers.extend(words);
+                found.scales.extend(scales);
+                found.biases.extend(biases);
+            }
+            table.packing = Some(found);
+        } else {
+            table.float = stored.weight_float()?;
+            table.numbers.reserve_exact(rows * width * table.float.size());
+            for row in (0..rows).step_by(PIECE) {
+                for value in source.rows(&stored, row, PIECE.min(rows - row), progress)? {
+                    table.float.encode_onto(value, &mut table.numbers);
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    fn bytes(&self) -> usize {
+        self.numbers.len() + self.packing.as_ref().map_or(0, |p| p.scales.len() + p.biases.len())
+    }
+
+    /// Puts row `other` in the place of row `row`.
+    fn replace(&mut self, row: usize, other: usize) {
+        let copy = |bytes: &mut Vec<u8>| {
+            let size = bytes.len() / self.rows;
+            bytes.copy_within(other * size..(other + 1) * size, row * size);
+        };
+        copy(&mut self.numbers);
+        if let Some(packing) = &mut self.packing {
+            copy(&mut packing.scales);
+            copy(&mut packing.biases);
+        }
+    }
+
+    /// Calls `take` with each number of a row.
+    fn each(&self, row: usize, mut take: impl FnMut(usize, f32)) {
+        let Some(packing) = &self.packing else {
+            let size = self.float.size();
+            let numbers = &self.numbers[row * self.width * size..][..self.width * size];
+            numbers.chunks_exact(size).enumerate().for_each(|(i, bytes)| take(i, self.float.decode_one(bytes)));
+            return;
+        };
+        let (groups, size) = (self.width / packing.group, self.float.size());
+        let words = &self.numbers[row * self.width * packing.bits / 8..];
+        for g in 0..groups {
+            let at = (row * groups + g) * size;
+            let scale = self.float.decode_one(&packing.scales[at..at + size]);
+            let bias = self.float.decode_one(&packing.biases[at..at + size]);
+            for i in g * packing.group..(g + 1) * packing.group {
+                take(i, scale * number(words, i, packing.bits) as f32 + bias);
+            }
+        }
+    }
+}
+
+/// An embedding: a table; short rows that a matrix makes longer; or two tokens in one number, each with its matrix.
+#[derive(Debug)]
+pub(crate) enum Embedding {
+    Rows(EmbeddingTable),
+    LowRank(EmbeddingTable, Linear),
+    Demuxed(EmbeddingTable, Linear, Linear),
+}
+
+/// The table of an embedding.
+#[derive(Debug)]
+pub(crate) struct EmbeddingTable(Table);
+
+impl Embedding {
+    /// Loads `name`. `rank` is the width of short rows; `demuxed`: two tokens are in one number.
+    #[allow(clippy::too_many_arguments)]
+    pub fn load(
+        source: &mut Source,
+        name: &str,
+        rows: usize,
+        width: usize,
+        rank: Option<usize>,
+        demuxed: bool,
+        kernels: &Kernels,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let short = rank.unwrap_or(width);
+        if demuxed {
+            let mut linear = |part: &str| {
+                Linear::load(source, &format!("{name}.{part}"), width, short, kernels, progress)
+            };
+            let (first, second) = (linear("out1")?, linear("out2")?);
+            if rank.is_some() {
+                source.take(&format!("{name}.low_rank"), width, short)?; // it is there, and nothing uses it
+            }
+            let table = Table::load(source, name, rows, short, progress)?;
+            return Ok(Self::Demuxed(EmbeddingTable(table), first, second));
+        }
+        let table = EmbeddingTable(Table::load(source, name, rows, short, progress)?);
+        if rank.is_none() {
+            return Ok(Self::Rows(table));
+        }
+        let linear = Linear::load(source, &format!("{name}.low_rank"), width, short, kernels, progress)?;
+        Ok(Self::LowRank(table, linear))
+    }
+
+    /// Puts rows of the table in the place of others.
+    pub fn replace(&mut self, rows: &[(usize, usize)]) -> Result<()> {
+        let (Self::Rows(table) | Self::LowRank(table, _) | Self::Demuxed(table, ..)) = self;
+        for (row, other) in rows {
+            if *row.max(other) >= table.0.rows {
+                return Err(Error::Config(format!("its text has no token {}", row.max(other))));
+            }
+            table.0.replace(*row, *other);
+        }
+        Ok(())
+    }
+
+    /// The bytes of its weights.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Rows(table) => table.0.bytes(),
+            Self::LowRank(table, linear) => table.0.bytes() + linear.bytes(),
+            Self::Demuxed(table, first, second) => table.0.bytes() + first.bytes() + second.bytes(),
+        }
+    }
+
+    /// Whether a number stands for a row, or for two.
+    pub fn knows(&self, token: i32) -> bool {
+        let Ok(token) = usize::try_from(token) else { return token == -1 };
+        match self {
+            Self::Rows(table) | Self::LowRank(table, _) => token < table.0.rows,
+            Self::Demuxed(table, ..) => token / table.0.rows <= table.0.rows,
+        }
+    }
+
+    /// Adds the embedding of a token to `out`; −1 adds nothing. `short` is room for a row of the table.
+    pub fn add(&self, kernels: &Kernels, products: &mut Products, token: i32, short: &mut [f32], out: &mut [f32]) {
+        let Ok(token) = usize::try_from(token) else { return };
+        let mut through = |table: &EmbeddingTable, linear: &Linear, row: usize, out: &mut [f32]| {
+            let width = table.0.width;
+            table.0.each(row, |i, value| short[i] = value);
+            products.apply(kernels, linear, &short[..width], width, Into::Add(out));
+        };
+        match self {
+            Self::Rows(table) => table.0.each(token, |i, value| out[i] += value),
+            Self::LowRank(table, linear) => through(table, linear, token, out),
+            Self::Demuxed(table, first, second) => {
+                through(table, first, token % table.0.rows, out);
+                if let Some(other) = (token / table.0.rows).checked_sub(1) {
+                    through(table, second, other, out);
+                }
+            }
+        }
+    }
+}
