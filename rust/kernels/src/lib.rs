@@ -18,6 +18,7 @@ mod vector;
 
 use std::fmt;
 
+pub use memory::{Aligned, Plain};
 pub use pool::Pool;
 pub use product::{Activation, Matrix, Sink};
 

@@ -22,17 +22,11 @@ const MOST_SUMS: usize = 24;
 /// Most rows of a tile.
 const MOST_ROWS: usize = 12;
 
-/// Most panels of a tile.
-const MOST_PANELS: usize = 8;
-
 /// Weights up to this many bytes stay in the second-level cache while all rows pass by.
 const SMALL_WEIGHTS: usize = 128 * 1024;
 
 /// Products with fewer multiplications are not worth waking other threads for.
 const SHARED_WORK: usize = 1 << 17;
-
-/// Rows of a panel to ask for ahead of their use.
-const AHEAD: usize = 16;
 
 /// One row of a panel, aligned so that a vector load never crosses a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +46,14 @@ unsafe impl Plain for HalfLane {}
 
 /// A row of a panel as it lies in memory.
 trait Stored: Plain {
+    /// Panels of a tile of few rows, whose weights come from memory: as many as fill the time of reading them with sums
+    /// that do not wait for each other.
+    const FEW: usize;
     fn vector<V: Vector>(&self) -> V;
 }
 
 impl Stored for Lane {
+    const FEW: usize = 1;
     #[inline(always)]
     fn vector<V: Vector>(&self) -> V {
         V::load(&self.0)
@@ -63,6 +61,7 @@ impl Stored for Lane {
 }
 
 impl Stored for HalfLane {
+    const FEW: usize = 2;
     #[inline(always)]
     fn vector<V: Vector>(&self) -> V {
         V::load_half(&self.0)
@@ -128,7 +127,7 @@ impl Matrix {
 
     /// All zeros, to be filled; `bias` has n numbers.
     pub fn zeros(k: usize, n: usize, bias: Option<&[f32]>) -> Self {
-        let panels = Panels::Single(Aligned::zeroed(if n == 1 { 0 } else { n.div_ceil(NR) * k }));
+        let panels = Panels::Single(Aligned::beside(if n == 1 { 0 } else { n.div_ceil(NR) * k }));
         let column = vec![0.0; if n == 1 { k } else { 0 }];
         let mut lanes = vec![Lane([0.0; NR]); n.div_ceil(NR)];
         for (column, b) in bias.unwrap_or_default().iter().enumerate() {
@@ -204,7 +203,7 @@ impl Matrix {
     /// column too small. A matrix of one column stays as it is.
     pub fn halved(mut self) -> Self {
         let Panels::Single(lanes) = &self.panels else { return self };
-        let mut halves = Aligned::<HalfLane>::zeroed(lanes.len());
+        let mut halves = Aligned::<HalfLane>::beside(lanes.len());
         let k = self.k.max(1);
         for ((from, to), scale) in lanes.chunks_exact(k).zip(halves.chunks_exact_mut(k)).zip(&mut self.scale) {
             for column in 0..NR {
@@ -323,24 +322,31 @@ fn tiles<V: Vector, L: Stored>(
     panels: Range<usize>,
     rows_first: bool,
 ) {
+    let k = task.w.k;
+    let (most_rows, most_panels) = shape::<V, L>(rows.len(), panels.len(), rows_first);
+    let group = if rows_first { panels.len() } else { most_panels };
+    let passes = rows.len().div_ceil(most_rows);
     let mut sums = [Lane([0.0; NR]); MOST_SUMS];
-    let wide = widest::<V>(rows.len(), panels.len());
-    let most_rows = MOST_ROWS.min(V::SUMS / wide);
-    let group = if rows_first { panels.len() } else { wide };
     let mut first = panels.start;
     while first < panels.end {
         let end = panels.end.min(first + group);
-        // Tiles of nearly the same height.
-        let mut left = rows.len().div_ceil(most_rows);
         let mut row = rows.start;
-        while left > 0 {
-            let height = (rows.end - row).div_ceil(left);
+        for pass in 0..passes {
+            // Tiles of nearly the same height.
+            let height = (rows.end - row).div_ceil(passes - pass);
+            // The first passes over some panels ask for the next ones, a panel each, so that reading and computing overlap.
+            let next = if passes > 1 && pass < most_panels { end + pass } else { first };
             let mut panel = first;
             while panel < end {
-                let wide = widest::<V>(height, end - panel);
+                let mut wide = most_panels;
+                while wide > end - panel {
+                    wide /= 2;
+                }
                 // SAFETY: `product` has checked the buffers for all rows and columns; the tile stays within both.
                 unsafe {
-                    sum_tile::<V, L>(task, lanes.as_ptr(), row, height, panel, wide, &mut sums);
+                    let ahead = lanes.as_ptr().wrapping_add(next * k);
+                    let tile = Tile { row, height, panel, wide };
+                    sum_tile::<V, L>(task, lanes.as_ptr(), tile, passes > 1, ahead, &mut sums);
                     for (i, sums) in sums[..height * wide].iter().enumerate() {
                         finish(task, row + i / wide, panel + i % wide, V::load(&sums.0));
                     }
@@ -348,56 +354,63 @@ fn tiles<V: Vector, L: Stored>(
                 panel += wide;
             }
             row += height;
-            left -= 1;
         }
         first = end;
     }
 }
 
-/// How many panels a tile of `height` rows takes at once, of `left`: a power of two. Few rows take several, to have enough
-/// independent sums; many rows take some if there are registers for their sums, for fewer loads.
+/// Rows and panels that are multiplied at a time.
+#[derive(Clone, Copy)]
+struct Tile {
+    row: usize,
+    height: usize,
+    panel: usize,
+    wide: usize,
+}
+
+/// The most rows and panels of a tile, the panels a power of two. `near`: the weights stay in the cache.
 #[inline(always)]
-fn widest<V: Vector>(height: usize, left: usize) -> usize {
-    let most = if V::SUMS < MOST_SUMS {
-        match height {
+fn shape<V: Vector, L: Stored>(rows: usize, panels: usize, near: bool) -> (usize, usize) {
+    let wide = if V::SUMS < MOST_SUMS {
+        // Few rows take several panels, to have enough sums that do not wait for each other.
+        match rows {
             1 => 4,
             2 | 3 => 2,
             _ => 1,
         }
+    } else if near || rows > 2 * MOST_ROWS {
+        // The fewest loads for a sum.
+        4
+    } else if rows > MOST_ROWS {
+        // Two passes, which take as long as reading the panels.
+        2
     } else {
-        match height {
-            1..=3 => 8,
-            _ => 4,
-        }
+        L::FEW
     };
-    let mut wide = MOST_PANELS;
-    while wide > most.min(left) {
-        wide /= 2;
-    }
-    wide
+    let most = 1 << wide.min(panels).ilog2();
+    (MOST_ROWS.min(V::SUMS / most), most)
 }
 
 /// Calls [`sum`] for the size of the tile.
 ///
 /// # Safety
-/// Rows `row..row + height` and panels `panel..panel + wide` must exist.
+/// The tile's rows and panels must exist.
 #[inline(always)]
 unsafe fn sum_tile<V: Vector, L: Stored>(
     task: &Task<'_>,
     lanes: *const L,
-    row: usize,
-    height: usize,
-    panel: usize,
-    wide: usize,
+    tile: Tile,
+    again: bool,
+    ahead: *const L,
     sums: &mut [Lane; MOST_SUMS],
 ) {
     macro_rules! sizes {
         ($($wide:literal: $($height:literal)+;)+) => {
             // SAFETY: the caller's promise.
             unsafe {
-                match (wide, height) {
-                    $($(($wide, $height) => sum::<V, L, $height, $wide>(task, lanes, row, panel, sums),)+)+
-                    _ => unreachable!("no tile is {height} by {wide}"),
+                match (tile.wide, tile.height) {
+                    $($(($wide, $height) => sum::<V, L, $height, $wide>(task, lanes, tile.row, tile.panel, again, ahead, sums),)+)+
+                    (wide, height) => unreachable!("no tile is {height} by {wide}"),
                 }
             }
         };
@@ -405,7 +418,7 @@ unsafe fn sum_tile<V: Vector, L: Stored>(
     if V::SUMS < MOST_SUMS {
         sizes!(4: 1; 2: 1 2 3; 1: 1 2 3 4 5 6;)
     } else {
-        sizes!(8: 1 2 3; 4: 1 2 3 4 5 6; 2: 1 2 3 4 5 6 7 8 9 10 11 12; 1: 1 2 3 4 5 6 7 8 9 10 11 12;)
+        sizes!(4: 1 2 3 4 5 6; 2: 1 2 3 4 5 6 7 8 9 10 11 12; 1: 1 2 3 4 5 6 7 8 9 10 11 12;)
     }
 }
 
@@ -419,6 +432,8 @@ unsafe fn sum<V: Vector, L: Stored, const M: usize, const P: usize>(
     lanes: *const L,
     row: usize,
     panel: usize,
+    again: bool,
+    ahead: *const L,
     out: &mut [Lane; MOST_SUMS],
 ) {
     let (k, stride) = (task.w.k, task.stride);
@@ -429,11 +444,14 @@ unsafe fn sum<V: Vector, L: Stored, const M: usize, const P: usize>(
         let b = lanes.add(panel * k);
         for i in 0..k {
             let mut lane = [V::splat(0.0); P];
+            if again {
+                V::prefetch(ahead.wrapping_add(i));
+            }
             for (p, lane) in lane.iter_mut().enumerate() {
                 let from = b.add(p * k + i);
-                if M <= 3 {
+                if !again {
                     // Few rows wait for the weights, and the processor's own prefetching stops at the end of a page.
-                    V::prefetch(from.wrapping_add(AHEAD));
+                    V::prefetch(from.wrapping_add(V::AHEAD));
                 }
                 *lane = (*from).vector();
             }
@@ -576,6 +594,7 @@ mod tests {
                     (40, 192, 1),
                     (700, 24, 32),
                     (31, 2, 3),
+                    (30, 500, 100),
                 ] {
                     let stride = 1 + k / 2;
                     let a = numbers((m - 1) * stride + k, 1);
@@ -609,9 +628,17 @@ mod tests {
     fn float16_agrees_with_float64() {
         for isa in Isa::available() {
             let kernels = Kernels::new(isa, 2);
-            for (m, k, n) in
-                [(1, 40, 150), (2, 33, 48), (3, 17, 33), (5, 64, 8), (16, 300, 160), (40, 24, 32), (9, 7, 1)]
-            {
+            for (m, k, n) in [
+                (1, 40, 150),
+                (2, 33, 48),
+                (3, 17, 33),
+                (5, 64, 8),
+                (16, 300, 160),
+                (2, 700, 200),
+                (30, 700, 200),
+                (40, 24, 32),
+                (9, 7, 1),
+            ] {
                 let (a, bias) = (numbers(m * k, 1), numbers(n, 3));
                 // From column to column other sizes, the largest and the least that there are among them.
                 let size = |column: usize| [1.0, 1e-3, 1e37, 1e5, 1e-37, 0.0, 2e-42][column % 7];

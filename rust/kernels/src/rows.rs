@@ -74,9 +74,20 @@ impl Kernels {
     }
 }
 
+/// Asks for the cache lines of `len` numbers.
+#[inline(always)]
+fn prefetch<V: Vector>(from: *const f32, len: usize) {
+    let mut at = 0;
+    while at < len {
+        V::prefetch(from.wrapping_add(at));
+        at += LANES;
+    }
+}
+
 #[inline(always)]
 fn distances<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(x.len()).zip(out) {
+        prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), row.len());
         *out = sum_pairs::<V, SQUARED_DIFFERENCE>(x, row);
     }
 }
@@ -107,13 +118,35 @@ fn layer_norm<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32
     }
 }
 
+/// The width of the published models' heads.
+const WIDTH: usize = 64;
+
 #[inline(always)]
 fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2], scores: &mut [f32], out: &mut [f32]) {
+    // The same twice: with a width that the compiler knows, and with any.
+    match <&[f32; WIDTH]>::try_from(q) {
+        Ok(q) => attend_head::<V>(q, k, v, parts, scores, out),
+        Err(_) => attend_head::<V>(q, k, v, parts, scores, out),
+    }
+}
+
+#[inline(always)]
+fn attend_head<V: Vector>(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    parts: &[Range<usize>; 2],
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
     let width = q.len();
     let (first, second) = scores[..parts[0].len() + parts[1].len()].split_at_mut(parts[0].len());
     for (scores, part) in [first, second].into_iter().zip(parts) {
         let rows = &k[part.start * width..part.end * width];
-        for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
+        for ((score, row), step) in scores.iter_mut().zip(rows.chunks_exact(width)).zip(part.clone()) {
+            // The values are asked for meanwhile.
+            prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), width);
+            prefetch::<V>(v.as_ptr().wrapping_add(step * width), width);
             *score = sum_pairs::<V, DOT>(q, row);
         }
     }

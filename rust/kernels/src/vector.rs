@@ -12,6 +12,8 @@ pub const LANES: usize = 16;
 pub unsafe trait Vector: Copy {
     /// Vectors that fit into the registers as sums, beside the few that a loop works with.
     const SUMS: usize;
+    /// Vectors to ask memory for ahead of their use.
+    const AHEAD: usize;
     fn splat(x: f32) -> Self;
     fn load(from: &[f32; LANES]) -> Self;
     /// Finite float16 numbers by their bits.
@@ -54,6 +56,7 @@ macro_rules! lanewise {
 // SAFETY: no special instructions.
 unsafe impl Vector for Portable {
     const SUMS: usize = 6;
+    const AHEAD: usize = 16;
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Self([x; LANES])
@@ -155,6 +158,7 @@ mod x86 {
     // SAFETY: every method is inlined.
     unsafe impl Vector for Avx2 {
         const SUMS: usize = 6;
+        const AHEAD: usize = 16;
         #[inline(always)]
         fn splat(x: f32) -> Self {
             intrinsics!(Self(_mm256_set1_ps(x), _mm256_set1_ps(x)))
@@ -246,6 +250,7 @@ mod x86 {
     // SAFETY: every method is inlined.
     unsafe impl Vector for Avx512 {
         const SUMS: usize = 24;
+        const AHEAD: usize = 64;
         #[inline(always)]
         fn splat(x: f32) -> Self {
             intrinsics!(Self(_mm512_set1_ps(x)))
@@ -364,6 +369,7 @@ mod arm {
     // SAFETY: no instructions beyond the target's.
     unsafe impl Vector for Neon {
         const SUMS: usize = 6;
+        const AHEAD: usize = 16;
         #[inline(always)]
         fn splat(x: f32) -> Self {
             intrinsics!(Self([vdupq_n_f32(x); 4]))
