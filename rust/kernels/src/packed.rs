@@ -27,7 +27,7 @@ pub const BLOCK: usize = 32;
 const SHARED_BYTES: usize = 48 << 10;
 
 /// Bytes of packed weights that are read at a time.
-const READ_BYTES: usize = 1 << 20;
+pub(crate) const READ_BYTES: usize = 1 << 20;
 
 /// How far ahead weights are fetched, in bytes.
 const AHEAD: usize = 2048;
@@ -78,7 +78,7 @@ impl Packed {
         assert!(matches!(bits, 2..=6 | 8), "weights of {bits} bits");
         assert!(group > 0 && group.is_multiple_of(BLOCK) && k.is_multiple_of(group), "groups of {group} in {k}");
         let matrix = Self { n, k, bits, group, float, lines: Aligned::zeroed(0) };
-        let lines = Aligned::zeroed(n.div_ceil(WIDTH) * matrix.panel());
+        let lines = Aligned::beside(n.div_ceil(WIDTH) * matrix.panel());
         Self { lines, ..matrix }
     }
 
@@ -344,15 +344,60 @@ pub enum Into<'a> {
     Add(&'a mut [f32]),
 }
 
-struct Task<'a> {
-    w: &'a Packed,
-    x: &'a Inputs,
+/// Where threads put results.
+pub(crate) struct Results {
     out: *mut f32,
     add: bool,
+    n: usize,
 }
 
 // SAFETY: threads write the results of disjoint panels.
-unsafe impl Sync for Task<'_> {}
+unsafe impl Sync for Results {}
+
+impl Results {
+    /// # Panics
+    ///
+    /// There is no room for `rows` rows of `n` results.
+    pub fn new(out: Into<'_>, rows: usize, n: usize) -> Self {
+        let (out, add) = match out {
+            Into::Store(out) => (out, false),
+            Into::Add(out) => (out, true),
+        };
+        assert!(out.len() >= rows * n, "an output is too short");
+        Self { out: out.as_mut_ptr(), add, n }
+    }
+
+    /// Writes the results of a row and a panel.
+    ///
+    /// # Safety
+    /// The row and the panel must exist, and no other thread may write to them.
+    #[inline(always)]
+    pub unsafe fn put<L: Lanes>(&self, row: usize, panel: usize, sum: L) {
+        let width = WIDTH.min(self.n - panel * WIDTH);
+        let mut lanes = [0f32; WIDTH];
+        // SAFETY: the caller's promise: `width` numbers are there.
+        unsafe {
+            sum.store(lanes.as_mut_ptr());
+            let out = std::slice::from_raw_parts_mut(self.out.add(row * self.n + panel * WIDTH), width);
+            for (out, lane) in out.iter_mut().zip(lanes) {
+                *out = if self.add { *out + lane } else { lane };
+            }
+        }
+    }
+}
+
+/// How threads share panels that take so many bytes to work on: the number of parts, and the panels of one.
+pub(crate) fn parts(panels: usize, bytes: usize, threads: usize) -> (usize, usize) {
+    let parts = if bytes < SHARED_BYTES { 1 } else { panels.min(8 * threads) };
+    let chunk = panels.div_ceil(parts.max(1)).max(1);
+    (panels.div_ceil(chunk), chunk)
+}
+
+struct Task<'a> {
+    w: &'a Packed,
+    x: &'a Inputs,
+    results: Results,
+}
 
 impl Kernels {
     /// Takes `x`, rows of `k` numbers, a multiple of [`BLOCK`], as products with packed weights need them.
@@ -367,16 +412,10 @@ impl Kernels {
     /// The rows do not have as many numbers as the matrix inputs, or there is no room for the results.
     pub fn packed_product(&self, w: &Packed, x: &Inputs, out: Into<'_>) {
         assert_eq!(x.k, w.k, "rows of another width");
-        let (out, add) = match out {
-            Into::Store(out) => (out, false),
-            Into::Add(out) => (out, true),
-        };
-        assert!(out.len() >= x.rows * w.n, "an output is too short");
-        let task = &Task { w, x, out: out.as_mut_ptr(), add };
+        let task = &Task { w, x, results: Results::new(out, x.rows, w.n) };
         let (dot, panels) = (self.dot, w.n.div_ceil(WIDTH));
-        let parts = if w.bytes() * x.rows < SHARED_BYTES { 1 } else { panels.min(8 * self.pool.threads()) };
-        let chunk = panels.div_ceil(parts.max(1)).max(1);
-        self.pool.run(panels.div_ceil(chunk), &|i| {
+        let (count, chunk) = parts(panels, w.bytes() * x.rows, self.pool.threads());
+        self.pool.run(count, &|i| {
             let panels = i * chunk..panels.min((i + 1) * chunk);
             packed_dispatch!(dot, multiply(task: &Task<'_>, panels: Range<usize>));
         });
@@ -575,7 +614,7 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize>
             }
         }
         for (m, sum) in sums.iter().enumerate() {
-            finish(task, row + m, panel, *sum);
+            task.results.put(row + m, panel, *sum);
         }
     }
     M
@@ -653,29 +692,10 @@ unsafe fn float_tile<L: Lanes, const BITS: usize, const M: usize>(task: &Task<'_
             }
         }
         for (m, sum) in sums.iter().enumerate() {
-            finish(task, row + m, panel, *sum);
+            task.results.put(row + m, panel, *sum);
         }
     }
     M
-}
-
-/// Writes the results of a row and a panel.
-///
-/// # Safety
-/// The row and the panel must exist.
-#[inline(always)]
-unsafe fn finish<L: Lanes>(task: &Task<'_>, row: usize, panel: usize, sum: L) {
-    let n = task.w.n;
-    let width = WIDTH.min(n - panel * WIDTH);
-    let mut lanes = [0f32; WIDTH];
-    // SAFETY: the caller's promise: `width` numbers are there.
-    unsafe {
-        sum.store(lanes.as_mut_ptr());
-        let out = std::slice::from_raw_parts_mut(task.out.add(row * n + panel * WIDTH), width);
-        for (out, lane) in out.iter_mut().zip(lanes) {
-            *out = if task.add { *out + lane } else { lane };
-        }
-    }
 }
 
 #[cfg(test)]

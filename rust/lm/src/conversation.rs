@@ -127,9 +127,12 @@ impl Conversation {
             held: choices.held,
         };
         let rows = choices.rows();
-        let track = |_| Track { rings: (0..config.num_layers).map(|_| Ring::new(shape)).collect(), added: None };
+        let track = |_| {
+            let rings: Option<Vec<Ring>> = (0..config.num_layers).map(|_| Ring::new(shape)).collect();
+            rings.map(|rings| Track { rings, added: None }).ok_or_else(too_large)
+        };
         Ok(Self {
-            tracks: (0..rows).map(track).collect(),
+            tracks: (0..rows).map(track).collect::<Result<_>>()?,
             position: 0,
             cross: None,
             noise: Noise::new(choices.seed, 0),
@@ -247,14 +250,18 @@ impl Conversation {
     }
 
     /// Another conversation that goes on from here, on its own. Only what is filled is copied.
-    pub fn copy(&self) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The system does not have the memory.
+    pub fn copy(&self) -> Result<Self> {
         let filled = self.filled();
-        let track = |track: &Track| Track {
-            rings: track.rings.iter().map(|ring| ring.copy(filled)).collect(),
-            added: track.added.clone(),
+        let track = |track: &Track| {
+            let rings: Option<Vec<Ring>> = track.rings.iter().map(|ring| ring.copy(filled)).collect();
+            rings.map(|rings| Track { rings, added: track.added.clone() }).ok_or_else(too_large)
         };
-        Self {
-            tracks: self.tracks.iter().map(track).collect(),
+        Ok(Self {
+            tracks: self.tracks.iter().map(track).collect::<Result<_>>()?,
             model: Arc::clone(&self.model),
             cross: self.cross.clone(),
             noise: self.noise.clone(),
@@ -263,7 +270,7 @@ impl Conversation {
             audio_logits: self.audio_logits.clone(),
             heads: self.heads.clone(),
             ..*self
-        }
+        })
     }
 
     /// The keys and values of all positions that are filled: for each row, for each layer, keys and values, and scales of
@@ -303,6 +310,10 @@ impl Choices {
     fn rows(&self) -> usize {
         if self.guidance.is_some() { 2 } else { 1 }
     }
+}
+
+fn too_large() -> Error {
+    Error::Input("the system does not have the memory for the keys and values of a whole window".into())
 }
 
 /// Refuses numbers that are not finite.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use checkpoint::Shared;
 use kernels::{Dot, Held, Into, Isa, Kernels, Ring, RingShape, Way};
 
 use crate::config::Config;
@@ -10,7 +11,7 @@ use crate::depformer::{self, Depformer};
 use crate::error::{Error, Result};
 use crate::linear::{Linear, Products};
 use crate::sampling::{self, Noise};
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 use crate::table::Embedding;
 use crate::transformer::{Heads, Layer, NORM_EPS, Room};
 
@@ -32,14 +33,31 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model's weights. All of the source must be used. `progress` is called with bytes that were read, from any
-    /// thread; an error of it ends the loading.
-    pub fn load(
-        config: Config,
-        mut source: Source,
-        threads: usize,
-        progress: &(dyn Fn(u64) -> Result<()> + Sync),
-    ) -> Result<Self> {
+    /// Reads a model's weights. All of the source must be used. While a model of the same files and changes is in use, that is
+    /// given back.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, weights do not fit the configuration or are not finite, or there is too little memory.
+    pub fn load(config: Config, source: Source, loading: &Loading<'_>) -> Result<Arc<Self>> {
+        static MODELS: Shared<(SourceKey, Config), Model> = Shared::new();
+        let key = source.key().map(|key| (key, config.clone()));
+        MODELS.get(key, || Self::read(config, source, loading))
+    }
+
+    fn read(config: Config, mut source: Source, loading: &Loading<'_>) -> Result<Self> {
+        let bytes = source.bytes(&config);
+        if loading.memory.is_some_and(|memory| bytes > memory) {
+            let memory = loading.memory.unwrap_or_default();
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            let what = format!(
+                "the weights take {:.1} GB of memory, and {:.1} GB are free",
+                gigabytes(bytes),
+                gigabytes(memory)
+            );
+            return Err(Error::Input(what));
+        }
+        let Loading { threads, progress, .. } = *loading;
         let kernels = &Kernels::new(Isa::available()[0], threads);
         let (dim, source) = (config.dim, &mut source);
         let heads = Heads { count: config.num_heads, dim: dim / config.num_heads, group: config.kv_repeat };
@@ -95,6 +113,16 @@ impl Model {
             + self.text_out.bytes()
             + self.extra_heads.iter().map(Linear::bytes).sum::<usize>()
     }
+}
+
+/// How a model is loaded.
+pub struct Loading<'a> {
+    /// Threads that read.
+    pub threads: usize,
+    /// Bytes of memory that may be taken; none: as many as it needs.
+    pub memory: Option<u64>,
+    /// Called with bytes that were read, from any thread. An error of it ends the loading.
+    pub progress: &'a (dyn Fn(u64) -> Result<()> + Sync),
 }
 
 /// How an engine computes.
@@ -393,7 +421,8 @@ impl Engine {
                 let Some(cross) = &layer.cross else {
                     return Err(Error::Input("this model attends to no source".into()));
                 };
-                let mut ring = Ring::new(shape);
+                let mut ring = Ring::new(shape)
+                    .ok_or_else(|| Error::Input("the system does not have the memory for the source".into()))?;
                 for (step, x) in source.chunks_exact(dim).enumerate() {
                     self.room.products.apply(&self.kernels, &cross.keys_values, x, dim, Into::Store(&mut row));
                     let (keys, values) = row.split_at(dim);
@@ -433,6 +462,7 @@ impl Engine {
         let Self { model, kernels, room, x, h, places, rotation, .. } = self;
         let (model, kernels, places) = (&**model, &*kernels, &**places);
         let (heads, dim, pairs) = (model.heads, model.config.dim, model.heads.dim / 2);
+        let scale = 1.0 / (heads.dim as f32).sqrt();
         let x = &mut x[..rows * dim];
         for (row, rotation) in rotation.chunks_exact_mut(pairs).enumerate().take(rows) {
             turning(&model.frequencies, batch.at(places, row).2, rotation);
@@ -442,17 +472,24 @@ impl Engine {
             for row in 0..rows {
                 let (conversation, track, position) = batch.at(places, row);
                 let ring = &mut conversation.tracks[track].rings[l];
-                let capacity = ring.shape().capacity as u64;
                 let projected = &mut room.projected[row * heads.width()..][..heads.width()];
                 let (turned, values) = projected.split_at_mut(heads.queries() + heads.keys());
                 turn(turned, heads.dim, model.config.rope_concat, &rotation[row * pairs..][..pairs]);
                 let (queries, keys) = turned.split_at_mut(heads.queries());
-                ring.store((position % capacity) as usize, keys, values);
-                let scale = 1.0 / (heads.dim as f32).sqrt();
+                ring.store((position % ring.shape().capacity as u64) as usize, keys, values);
                 queries.iter_mut().for_each(|q| *q *= scale);
-                let filled = (position + 1).min(capacity) as usize;
-                let out = &mut room.attended[row * heads.queries()..][..heads.queries()];
-                kernels.attend_ring(ring, filled, heads.group, queries, out);
+                if batch.one_by_one() {
+                    // Before the next position takes the place of an old one, or is seen too early.
+                    let seen = |_| Some(batch.seen(places, row, l));
+                    let (queries, width) = (&room.projected[row * heads.width()..], heads.queries());
+                    let out = &mut room.attended[row * width..][..width];
+                    kernels.attend_rings(&seen, heads.dim, heads.group, (queries, heads.width()), (out, width));
+                }
+            }
+            if !batch.one_by_one() {
+                let (seen, width) = (|row| Some(batch.seen(places, row, l)), heads.queries());
+                let out = &mut room.attended[..rows * width];
+                kernels.attend_rings(&seen, heads.dim, heads.group, (&room.projected, heads.width()), (out, width));
             }
             room.add_attended(kernels, layer, x, dim, heads);
             if let Some(cross) = &layer.cross {
@@ -460,19 +497,10 @@ impl Engine {
                 kernels.layer_norm(x, &cross.norm_weight, &cross.norm_bias, normed);
                 let queries = &mut room.projected[..rows * dim];
                 room.products.apply(kernels, &cross.queries, normed, dim, Into::Store(queries));
-                let scale = 1.0 / (heads.dim as f32).sqrt();
                 queries.iter_mut().for_each(|q| *q *= scale);
-                for row in 0..rows {
-                    let attended = &mut room.attended[row * dim..][..dim];
-                    match &batch.at(places, row).0.cross {
-                        Some(source) => {
-                            let ring = &source.rings[l];
-                            let queries = &room.projected[row * dim..][..dim];
-                            kernels.attend_ring(ring, source.steps, 1, queries, attended);
-                        }
-                        None => attended.fill(0.0),
-                    }
-                }
+                let seen = |row| batch.source(places, row, l);
+                let attended = &mut room.attended[..rows * dim];
+                kernels.attend_rings(&seen, heads.dim, 1, (&room.projected, dim), (attended, dim));
                 let attended = &room.attended[..rows * dim];
                 room.products.apply(kernels, &cross.out, attended, dim, Into::Add(x));
             }
@@ -502,6 +530,34 @@ impl Batch<'_, '_> {
             }
             Self::Columns { conversation, track, first } => (&mut **conversation, *track, *first + row as u64),
         }
+    }
+
+    /// Whether rows are positions of one conversation, each of which sees those before it.
+    fn one_by_one(&self) -> bool {
+        matches!(self, Self::Columns { .. })
+    }
+
+    fn conversation(&self, places: &[(usize, usize)], row: usize) -> (&Conversation, usize, u64) {
+        match self {
+            Self::Turns(turns) => {
+                let (turn, track) = places[row];
+                (&*turns[turn].conversation, track, turns[turn].conversation.position)
+            }
+            Self::Columns { conversation, track, first } => (&**conversation, *track, *first + row as u64),
+        }
+    }
+
+    /// The ring of a row in a layer, with how many slots it sees when its position is stored.
+    fn seen(&self, places: &[(usize, usize)], row: usize, layer: usize) -> (&Ring, usize) {
+        let (conversation, track, position) = self.conversation(places, row);
+        let ring = &conversation.tracks[track].rings[layer];
+        (ring, (position + 1).min(ring.shape().capacity as u64) as usize)
+    }
+
+    /// The source that a row attends to in a layer.
+    fn source(&self, places: &[(usize, usize)], row: usize, layer: usize) -> Option<(&Ring, usize)> {
+        let cross = self.conversation(places, row).0.cross.as_ref()?;
+        Some((&cross.rings[layer], cross.steps))
     }
 }
 

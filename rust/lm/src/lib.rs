@@ -21,7 +21,7 @@ mod transformer;
 
 pub use config::Config;
 pub use conversation::{Choices, Conversation, Cross, Guidance};
-pub use engine::{Engine, Model, Options, Turn};
+pub use engine::{Engine, Loading, Model, Options, Turn};
 pub use error::{Error, Result};
 pub use kernels::{Dot, Float, Held, Numbers, Slots, Way};
 pub use sampling::{Noise, Room, Sampler, TextSampler};

@@ -32,6 +32,8 @@ use crate::{count, with_stream, without_gil};
 ///     The file of the changes.
 /// threads : int or None
 ///     Threads that read; None takes all cores.
+/// memory : int or None
+///     Bytes of memory that the weights may take; None takes what is free, where the system says so.
 /// progress : callable or None
 ///     Called with the fraction of the bytes that have been read. What it raises ends the loading.
 ///
@@ -42,7 +44,7 @@ use crate::{count, with_stream, without_gil};
 /// FileError
 ///     A file is not what it should be.
 /// ModelError
-///     The weights do not fit the configuration, or are not finite numbers.
+///     The weights do not fit the configuration or the memory, or are not finite numbers.
 #[pyclass(module = "msh_native", frozen, name = "Lm")]
 pub struct PyLm(Arc<lm::Model>);
 
@@ -80,6 +82,16 @@ fn module((weight, packing, change): (PyPlace, Option<PyPacking>, Option<PyChang
     Ok(Module { weight: place(weight)?, packing, change })
 }
 
+/// Rows of an engine, at most.
+const MOST_ROWS: usize = 4096;
+
+/// Bytes of memory that can be taken, where Linux says so.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -87,7 +99,7 @@ fn cores() -> usize {
 #[pymethods]
 impl PyLm {
     #[new]
-    #[pyo3(signature = (path, config, modules, *, replaced=vec![], lora=None, threads=None, progress=None))]
+    #[pyo3(signature = (path, config, modules, *, replaced=vec![], lora=None, threads=None, memory=None, progress=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -97,6 +109,7 @@ impl PyLm {
         replaced: Vec<(usize, usize)>,
         lora: Option<PathBuf>,
         threads: Option<i64>,
+        memory: Option<u64>,
         progress: Option<Py<PyAny>>,
     ) -> Result<Self, Failure> {
         let config = lm::Config::from_json(config)?;
@@ -105,7 +118,7 @@ impl PyLm {
         without_gil(py, || {
             let lora = lora.as_deref().map(File::open).transpose()?;
             let source = lm::Source::new(File::open(&path)?, lora, modules, replaced);
-            let total = source.bytes().max(1);
+            let total = source.bytes(&config).max(1);
             let done = Mutex::new(0u64);
             let raised = Mutex::new(None);
             let tell = |bytes: u64| {
@@ -124,11 +137,12 @@ impl PyLm {
                     })
                 })
             };
-            let model = lm::Model::load(config, source, threads, &tell);
+            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &tell };
+            let model = lm::Model::load(config, source, &loading);
             if let Ok(Some(error)) = raised.into_inner() {
                 return Err(Failure::Python(error));
             }
-            Ok(Self(Arc::new(model?)))
+            Ok(Self(model?))
         })
     }
 
@@ -149,7 +163,8 @@ impl PyLm {
     /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits of all
     /// matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
     #[staticmethod]
-    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None))]
+    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None))]
+    #[allow(clippy::too_many_arguments)]
     fn random(
         py: Python<'_>,
         config: &str,
@@ -158,6 +173,7 @@ impl PyLm {
         seed: u64,
         dtype: &str,
         threads: Option<i64>,
+        memory: Option<u64>,
     ) -> Result<Self, Failure> {
         let hidden = lm::Config::hidden_from_json(config)?;
         let config = lm::Config::from_json(config)?;
@@ -174,7 +190,8 @@ impl PyLm {
                 let raised = Python::attach(|py| py.check_signals());
                 raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
             };
-            Ok(Self(Arc::new(lm::Model::load(config, source, threads, &signals)?)))
+            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &signals };
+            Ok(Self(lm::Model::load(config, source, &loading)?))
         })
     }
 
@@ -278,6 +295,9 @@ impl PyLm {
                 known.ok_or_else(|| Failure::Value(format!("This machine does not have {name}.")))
             })
             .transpose()?;
+        if !(1..=MOST_ROWS).contains(&rows) {
+            return Err(Failure::Value(format!("rows is {rows}, but 1 to {MOST_ROWS} are expected.")));
+        }
         let options = lm::Options { threads, way, dot, rows };
         Ok(PyEngine(Mutex::new(lm::Engine::new(Arc::clone(&self.0), options))))
     }
@@ -349,7 +369,7 @@ impl PyConversation {
 
     /// Makes another conversation that goes on from here, on its own. Only the positions filled so far are copied.
     fn copy(&self, py: Python<'_>) -> Result<Self, Failure> {
-        Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| Ok(conversation.copy()))?)))
+        Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| conversation.copy())?)))
     }
 
     /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and values,

@@ -42,7 +42,6 @@ mod error;
 mod quantizer;
 mod scratch;
 mod seanet;
-mod shared;
 mod tensors;
 mod transformer;
 mod weights;
