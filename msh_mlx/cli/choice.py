@@ -142,16 +142,17 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     """
     import_mlx(signals)
     from ..library.suited import check_memory, memory_needed
-    from ..model.step import check_compiling
+    from ..model.engines import prepare
     from ..system.memory import machine_memory
 
-    check_compiling()
+    engine = prepare(args.engine)
     with watching(args, signals) as watch:
         choice = _chosen(args, uses, in_time, watch)
         settle_sampling(args, choice.checkpoint.config)
         if not choice.is_demo:
             guided = getattr(args, "guidance", 1.0) != 1
-            need = memory_needed(choice.checkpoint, args.kv_bits, getattr(args, "sessions", 1), guided=guided)
+            conversations = getattr(args, "sessions", 1)
+            need = memory_needed(choice.checkpoint, engine, args.kv_bits, conversations, guided=guided)
             if warning := check_memory(choice.name, need, machine_memory()):
                 watch.say(warning)
         if scaling := choice.checkpoint.scaling:

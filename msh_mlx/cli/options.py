@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
+from ..model.engines import ENGINES
 from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
@@ -213,12 +214,14 @@ def add_sampling(to: Group, *, remote: bool = False) -> None:
     less = "make Moshi talk less (above 0, such as 2) or more (below 0; {})"
     option("--padding-bonus", "X", within(PADDING_BONUS), 0.0, less)
     if not remote:
-        add_kv_bits(to, ": half the memory, slightly less exact")
+        add_engine(to, ": half the memory, slightly less exact")
     seed = "seed the sampling: the same seed gives the same conversation (default: a new seed every time)"
     to.value("--seed", "N", seed, type=whole(0, 1 << 64))
 
 
-def add_kv_bits(to: Group, more: str = "") -> None:
+def add_engine(to: Group, more: str = "") -> None:
+    """Add the options of how a model is computed."""
+    to.choice("--engine", ENGINES, "compute the model with MLX or natively (default: auto, MLX if it has a GPU)", default="auto")
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
@@ -249,6 +252,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
             "padding_bonus": args.padding_bonus,
         },
         "kv_bits": args.kv_bits,
+        "engine": args.engine,
         "seed": args.seed,
     }
 

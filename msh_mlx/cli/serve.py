@@ -442,7 +442,7 @@ class _Program:
         files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
         with self.shown.progress(f"Loading {files.model.name}") as progress:
-            model.load(lambda: load_parts(files, checkpoint, progress=progress), self._begin)
+            model.load(lambda: load_parts(files, checkpoint, engine=self.args.engine, progress=progress), self._begin)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
@@ -534,7 +534,7 @@ class _Program:
             print(line, flush=True)
 
     def _sorry(self, failure: Failed) -> MshError:
-        from ..model.step import explain
+        from ..model.mlx.step import explain
 
         if isinstance(failure.error, MshError):
             return failure.error

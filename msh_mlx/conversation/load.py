@@ -27,10 +27,11 @@ def load_session(
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
+    engine: str = "auto",
     opening: Callable[[Parts], Opening] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
-    """Set MLX's limits and load a model with its codec and tokenizer; small files are loaded first.
+    """Load a model with its codec and tokenizer; small files are loaded first.
 
     `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
     configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; `opening` makes the session's
@@ -45,31 +46,34 @@ def load_session(
     from .session import Session
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
-    parts = load_parts(files, checkpoint, progress=progress)
+    parts = load_parts(files, checkpoint, engine=engine, progress=progress)
     begin = opening(parts) if opening else None
     return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits, opening=begin)
 
 
 def load_parts(
-    files: ModelFiles, checkpoint: Checkpoint | None = None, *, progress: Callable[[float], None] | None = None
+    files: ModelFiles,
+    checkpoint: Checkpoint | None = None,
+    *,
+    engine: str = "auto",
+    progress: Callable[[float], None] | None = None,
 ) -> Parts:
-    """Set MLX's limits and load the parts that sessions share; arguments and errors are those of `load_session`."""
-    from ..model.step import check_compiling
-    from ..system.memory import set_limits
+    """Load the parts that sessions share; arguments and errors are those of `load_session`."""
+    from ..model.engines import prepare
     from ..weights.checkpoint import open_checkpoint
+    from ..weights.load import load
     from .codec import load_mimi
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
 
-    check_compiling()
-    set_limits()
+    engine = prepare(engine)
     tokenizer = load_tokenizer(files.tokenizer)
     # The model's header is checked first and the vocabulary next, before gigabytes of weights are read.
     checkpoint = checkpoint or open_checkpoint(files.model, files.config)
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
     mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    lm = checkpoint.load(progress=progress)
+    lm = load(checkpoint, engine, progress=progress)
     return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
 
 

@@ -180,7 +180,7 @@ def check_mlx() -> Finding:
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
         return Finding("problem", f"{found}: Metal does not work", advice)
-    from ..model.step import check_compiling
+    from ..model.mlx.step import check_compiling
 
     check_compiling()
     if mx.default_device() != mx.cpu:

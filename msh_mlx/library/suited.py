@@ -40,8 +40,6 @@ from .settings import SettingsError
 from .voices import ARCHIVE
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from ..model.architecture import Architecture
     from ..weights.checkpoint import Checkpoint
 
@@ -183,8 +181,6 @@ def _told(lm: Path, path: Path | None) -> tuple[str, int]:
 
     Without a configuration it is that of v0.1.
     """
-    import mlx.core as mx
-
     from ..model.config import LmConfig
     from ..weights.checkpoint import as_stored
     from ..weights.safetensors import read_header
@@ -195,7 +191,7 @@ def _told(lm: Path, path: Path | None) -> tuple[str, int]:
             config = LmConfig.from_file(path, lora=True)
     with contextlib.suppress(InputError):
         config = as_stored(config, read_header(lm))
-    return family_of(config).name, _kept_bytes(config, mx.bfloat16)
+    return family_of(config).name, _kept_bytes(config, 2)
 
 
 def _models_in(place: Path) -> dict[Path, str]:
@@ -225,26 +221,30 @@ def lm_name(bits: int) -> str:
 
 
 def memory_needed(
-    checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1, *, guided: bool = False
+    checkpoint: Checkpoint, engine: str, kv_bits: int | None = None, conversations: int = 1, *, guided: bool = False
 ) -> int:
     """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`.
 
     With guidance, `guided`, each has two rows of keys and values.
     """
-    from ..weights.checkpoint import default_dtype
+    item, held = 2, None  # the native engine keeps weights as they are stored
+    if engine == "mlx":
+        from ..model.mlx.layers import default_dtype
 
-    dtype = default_dtype()
-    kept = _kept_bytes(checkpoint.config, dtype, kv_bits, 2 if guided else 1)
-    return checkpoint.held_bytes(dtype) + conversations * kept + _THE_REST
+        item = held = default_dtype().size
+    kept = _kept_bytes(checkpoint.config, item, kv_bits, 2 if guided else 1)
+    return checkpoint.held_bytes(held) + conversations * kept + _THE_REST
 
 
-def _kept_bytes(config: Architecture, dtype: mx.Dtype, kv_bits: int | None = None, rows: int = 1) -> int:
-    """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees."""
-    from ..model.attention import Heads, RingFormat
+def _kept_bytes(config: Architecture, item: int, kv_bits: int | None = None, rows: int = 1) -> int:
+    """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees.
 
-    heads = Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
-    ring = RingFormat(heads, dtype, kv_bits, batch=rows)
-    return config.num_layers * ring.nbytes(config.context) + source_bytes(config, dtype.size)
+    Numbers take `item` bytes, or, with 8 bits, one, and the scales and biases of groups.
+    """
+    width = config.dim // config.kv_repeat
+    group = 64 if config.dim // config.num_heads % 64 == 0 else 32
+    kept = width + 2 * width // group * item if kv_bits else width * item
+    return config.num_layers * 2 * rows * config.context * kept + source_bytes(config, item)
 
 
 def source_bytes(config: Architecture, item: int) -> int:

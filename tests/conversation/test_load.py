@@ -22,7 +22,7 @@ from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.errors import InputError
 from msh_mlx.events import Failed, ModelInUse, Notice, Ready
 from msh_mlx.library.suited import SLOW, Selection, load_library
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights import checkpoint, lora
 from msh_mlx.weights.safetensors import read_header

@@ -15,7 +15,7 @@ from paths import GOLDEN, ROOT
 from msh_mlx import InputError, LmConfig, LmGen, TextSampler, load_lm
 from msh_mlx.model.families import personaplex, stt, tts
 from msh_mlx.model.grid import AS_SAID
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.model.prefill import Prefilled
 from msh_mlx.model.steering import Steering
 

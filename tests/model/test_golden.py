@@ -19,7 +19,7 @@ from test_scripts import run
 from watched import Watched
 
 from msh_mlx import InputError, load_lm
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.weights.convert import convert
 
 FOLDERS = [Folder.read(path.parent) for path in sorted(GOLDEN.glob("*/lm.safetensors"))]

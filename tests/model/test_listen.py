@@ -9,7 +9,7 @@ import pytest
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler
 from msh_mlx.model.listen import Listeners
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 
 CONFIG = LmConfig(
     dim=64, num_layers=3, num_heads=2, context=20, text_card=40, card=24, n_q=3, dep_q=0, delays=(0, 0, 0, 0),

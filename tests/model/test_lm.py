@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, inputs, rotate
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.model.attention import Heads, RingFormat, capacities, rotation
+from msh_mlx.model.mlx.attention import Heads, RingFormat, capacities, rotation
 
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"

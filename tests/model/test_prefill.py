@@ -11,7 +11,7 @@ from paths import GOLDEN
 
 from msh_mlx import InputError, LmGen, Sampler, load_lm
 from msh_mlx.model.grid import Grid, Prompt
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.model.prefill import first_position, prefill
 from msh_mlx.model.steering import Guidance, Steering
 

@@ -23,6 +23,6 @@ pub use config::Config;
 pub use conversation::{Conversation, Cross};
 pub use engine::{Engine, Model, Options, Row};
 pub use error::{Error, Result};
-pub use kernels::{Dot, Held, Way};
+pub use kernels::{Dot, Float, Held, Way};
 pub use sampling::{Noise, Room, Sampler, TextSampler};
-pub use source::{Change, Module, Packing, Place, Source};
+pub use source::{Change, Module, Packing, Place, Source, pack};

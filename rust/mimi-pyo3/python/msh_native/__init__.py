@@ -31,6 +31,7 @@ from msh_native._native import (
     dots,
     find_not_finite,
     foreign,
+    pack,
     read_header,
 )
 
@@ -51,5 +52,6 @@ __all__ = [
     "dots",
     "find_not_finite",
     "foreign",
+    "pack",
     "read_header",
 ]
