@@ -184,8 +184,8 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.model.mlx.attention import Heads, RingFormat, capacities
     from msh_mlx.model.config import LmConfig
+    from msh_mlx.model.mlx.attention import Heads, RingFormat, capacities
     from msh_mlx.model.mlx.lm import Lm
 
     config = LmConfig()

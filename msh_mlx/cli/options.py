@@ -221,7 +221,12 @@ def add_sampling(to: Group, *, remote: bool = False) -> None:
 
 def add_engine(to: Group, more: str = "") -> None:
     """Add the options of how a model is computed."""
-    to.choice("--engine", ENGINES, "compute the model with MLX or natively (default: auto, MLX if it has a GPU)", default="auto")
+    to.choice(
+        "--engine",
+        ENGINES,
+        "compute the model with MLX or natively (default: auto, MLX if it has a GPU)",
+        default="auto",
+    )
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 

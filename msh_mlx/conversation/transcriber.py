@@ -71,7 +71,12 @@ class Transcriber:
     """
 
     def __init__(
-        self, lm: LanguageModel, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor, *, kv_bits: int | None = None
+        self,
+        lm: LanguageModel,
+        mimi: Mimi,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        *,
+        kv_bits: int | None = None,
     ) -> None:
         check_parts(lm, mimi, tokenizer)
         self._in_use = Lock()

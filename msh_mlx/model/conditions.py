@@ -81,7 +81,9 @@ class Conditions:
             return self._of(name, "learnt_padding").reshape(-1)
         if value not in values:
             raise InputError(f"The condition {name} cannot be {brief(value)}", f"it may be {', '.join(values)}")
-        vector: npt.NDArray[np.float32] = self._of(name, "output_proj.weight") @ self._of(name, "embed.weight")[values.index(value)]
+        vector: npt.NDArray[np.float32] = (
+            self._of(name, "output_proj.weight") @ self._of(name, "embed.weight")[values.index(value)]
+        )
         return vector
 
     def sequence(

@@ -174,7 +174,9 @@ class LanguageModel(Protocol):
     def source(self, sequence: npt.NDArray[np.float32]) -> Any:
         """Make what cross-attention sees of a sequence `[T, dim]`, for `Steering`. Once for many conversations."""
 
-    def prefill(self, prompt: Prompt, kv_bits: int | None, steering: Steering, chunk: int) -> Iterator[Prefilled | None]:
+    def prefill(
+        self, prompt: Prompt, kv_bits: int | None, steering: Steering, chunk: int
+    ) -> Iterator[Prefilled | None]:
         """Read a prompt that fits, `chunk` columns at once. Yield None after each chunk but the last, then the result."""
 
     def kept(self, read: Prefilled) -> Sequence[npt.NDArray[Any]]:

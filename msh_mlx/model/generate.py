@@ -376,4 +376,3 @@ def one_at_a_time(lock: Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
-

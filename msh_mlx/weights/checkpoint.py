@@ -155,9 +155,7 @@ class Checkpoint:
                     if pieces[0] != pieces[1]:
                         raise _differ(self.path, name, original)
 
-    def rows(
-        self, module: str, change: Change | None = None
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
 
         Quantized weights are unpacked.

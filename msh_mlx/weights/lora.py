@@ -35,9 +35,7 @@ class Adapter:
 
     def merge(self, weight: npt.NDArray[np.float32], row: int = 0) -> npt.NDArray[np.float32]:
         """Add the product to `weight`, `[rows, in]`, the rows from `row` on."""
-        a, b = (
-            as_float32(read_tensor(self.path, part)) for part in (self.a, self.b.rows(row, row + weight.shape[0]))
-        )
+        a, b = (as_float32(read_tensor(self.path, part)) for part in (self.a, self.b.rows(row, row + weight.shape[0])))
         merged: npt.NDArray[np.float32] = weight + np.float32(self.scaling) * (b @ a)
         return merged
 
@@ -175,9 +173,7 @@ def read_lora(
                 raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
             _check_shape(path, other, b, (rows * len(places), rank))
-            changes = [
-                Adapter(path, info, b.rows(k * rows, (k + 1) * rows), scaling) for k in range(len(places))
-            ]
+            changes = [Adapter(path, info, b.rows(k * rows, (k + 1) * rows), scaling) for k in range(len(places))]
         for names, change in zip(places, changes, strict=True):
             for place in names:
                 if place in found:

@@ -9,9 +9,9 @@ from slow_lm import SlowLm, guided, random_weights
 from watched import Watched
 
 from msh_mlx import LmGen, load_lm
-from msh_mlx.model.mlx.attention import ring_caches, rotation, slots
 from msh_mlx.model.families import hibiki, tts
 from msh_mlx.model.grid import Prompt
+from msh_mlx.model.mlx.attention import ring_caches, rotation, slots
 from msh_mlx.model.mlx.layers import normalize
 from msh_mlx.model.prefill import prefill
 

@@ -6,9 +6,9 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
+from msh_mlx.model.listen import Listeners
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler
-from msh_mlx.model.listen import Listeners
 from msh_mlx.model.mlx.lm import Lm
 
 CONFIG = LmConfig(

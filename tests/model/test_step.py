@@ -23,8 +23,8 @@ from watched import Watched
 import msh_mlx
 from msh_mlx import InputError, InUseError, LmConfig, LmGen, Sampler, TextSampler, load_lm
 from msh_mlx.model import generate as generate_module
-from msh_mlx.model.mlx.attention import Heads, RingFormat
 from msh_mlx.model.grid import AS_SAID
+from msh_mlx.model.mlx.attention import Heads, RingFormat
 from msh_mlx.model.mlx.layers import on_cpu
 from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.model.steering import NO_STEERING, Guidance, Steering

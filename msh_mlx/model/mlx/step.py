@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from ...errors import MshError
 from ...system.places import check_temporary
-from .attention import KvRing, RingFormat, ring_caches, rotation, slots
 from ..grid import AS_SAID
-from .layers import on_cpu
-from .lm import Lm
 from ..sampling import Sampler, TextSampler
 from ..steering import NO_STEERING, Guidance, Steering
+from .attention import KvRing, RingFormat, ring_caches, rotation, slots
+from .layers import on_cpu
+from .lm import Lm
 
 # The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
 # what the extra heads say, each `[1, classes]` probabilities.
@@ -246,4 +246,3 @@ class StepFunction:
         codes = lm.depformer(h, text, choose, self._codebooks)
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits
-
