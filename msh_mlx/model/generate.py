@@ -327,7 +327,7 @@ class LmGen:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A position of a script that was run and not given yet: its text, and the cells of the next column that the script fills."""
+    """A position of a script that was run: its text, and the cells of the next column that the script fills."""
 
     token: int
     own: Column
