@@ -334,7 +334,7 @@ class _Ahead:
 
 
 class _RecentWords:
-    """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
+    """The text tokens of the newest words, as the penalty of a `TextSampler` takes them."""
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
