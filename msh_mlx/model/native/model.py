@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from .run import NativeRun
 if TYPE_CHECKING:
     import msh_native
 
+_ACTIVATIONS = "int16"  # how they are held in products with packed weights
 _ROWS = CHUNK  # conversations, or columns of a prompt, that are computed at once, at most
 
 
@@ -60,7 +62,7 @@ class NativeModel:
         self.conditions = conditions
         self._weights = weights
         self._bits = bits
-        self.rows = weights.engine(_ROWS, threads=threads)
+        self.rows = weights.engine(_ROWS, activations=_ACTIVATIONS, threads=threads)
         self.lock = Lock()  # of the engine, which works for one thread at a time
 
     @classmethod
@@ -75,7 +77,7 @@ class NativeModel:
         """As `LanguageModel.about`."""
         from msh_native import dots
 
-        return About(f"native, {dots()[0]}", "cpu", self.rows.activations, self._bits)
+        return About(f"native, {dots()[0]}", "cpu", _ACTIVATIONS, self._bits)
 
     def peak_bytes(self) -> int:
         """As `LanguageModel.peak_bytes`: of the process."""
@@ -138,8 +140,9 @@ class NativeModel:
         count = first_position(self.config, prompt)
         conversation = self.conversation(Manner(TextSampler(0), Sampler(0), kv_bits, NO_STEERING))
         arrays, begin = [], 0
-        for dtype, shape in conversation.state_shapes(count):
-            array = np.frombuffer(data, dtype, int(np.prod(shape)), begin).reshape(shape)
+        for empty in conversation.state():  # [heads, no positions, numbers]
+            shape = (empty.shape[0], count, empty.shape[2])
+            array = np.frombuffer(data, empty.dtype, math.prod(shape), begin).reshape(shape)
             begin += array.nbytes
             arrays.append(array)
         if begin != len(data):
@@ -153,7 +156,9 @@ class NativeModel:
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """As `LanguageModel.kv_bytes`."""
-        return int(self._weights.kv_bytes(kept_as(kv_bits)) * positions)
+        conversation = self._weights.conversation(kv=kept_as(kv_bits))
+        position = sum(part.shape[0] * part.shape[2] * part.dtype.itemsize for part in conversation.state())
+        return int(positions * position)
 
     @property
     def weights_bytes(self) -> int:
