@@ -62,7 +62,6 @@ class Sampler:
         return self.temperature == 0
 
 
-
 @dataclass(frozen=True)
 class TextSampler(Sampler):
     """A `Sampler` for the text stream. It can also make Moshi repeat words less, or say less.
