@@ -69,7 +69,9 @@ def run(arguments: list[str], signals: Signals) -> int:
                 model, config, codec = files.model, files.config, codec or files.mimi
             name = model.name
             with shown.progress(f"Loading {name}") as progress:
-                lm = load_lm(model, config, engine=engine, quantized=args.quantized, progress=progress)
+                lm = load_lm(
+                    model, config, engine=engine, quantized=args.quantized, context=args.context, progress=progress
+                )
         mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)

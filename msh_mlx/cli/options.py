@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.engines import ENGINES
-from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..model.ranges import CONTEXT, LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
 from ..system.streams import check_output
@@ -227,6 +227,10 @@ def add_engine(to: Group, more: str = "") -> None:
         "compute the model with MLX or natively (default: auto, MLX if it has a GPU)",
         default="auto",
     )
+    shorter = (
+        "remember only the last SECONDS of a conversation, so that a step reads less (default: the model's window)"
+    )
+    to.value("--context", "SECONDS", shorter, type=within(CONTEXT))
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 

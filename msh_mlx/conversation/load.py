@@ -89,6 +89,33 @@ def _identity(checkpoint: Checkpoint, mimi: Path) -> str:
     return digest.hexdigest()
 
 
+def on_trial(selection: Selection, demo: Callable[..., Session] | None, events: Callable[[Event], None]) -> Lighter:
+    """Return a function for `warm` that keeps the chosen model if it was fast enough on trial.
+
+    Else the function returns `demo`, which makes a session of the demo model; None: it raises `MshError`.
+    """
+    from ..errors import MshError
+    from ..events import Notice
+    from ..format import FRAME_SECONDS
+
+    def judge(longest: float) -> Load | None:
+        if longest <= FRAME_SECONDS:
+            return None
+        name = selection.entry.name
+        what = (
+            f"{name} is too slow here: after minutes of conversation one frame in twenty takes "
+            f"{1000 * longest:.0f} ms or more, and a frame lasts 80 ms"
+        )
+        if demo is None:
+            raise MshError(
+                what, f"shorten its window with --context, talk all the same with --variant {name}, or try --demo"
+            )
+        events(Notice("lighter", f"{what}; taking the demo model.", "warning"))
+        return lambda progress: demo(progress=progress)
+
+    return judge
+
+
 def step_down(
     selection: Selection,
     open_model: Callable[..., Checkpoint],
