@@ -20,7 +20,7 @@ use std::fmt;
 
 pub use memory::{Aligned, Plain};
 pub use pool::Pool;
-pub use product::{Activation, Matrix, Sink};
+pub use product::{Activation, Matrix, Precision, Sink};
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
