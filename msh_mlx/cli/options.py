@@ -170,6 +170,13 @@ def add_config(to: Group, name: str = "--config") -> None:
     to.value(name, "FILE", f"read the model's configuration from this file (default: {beside})", dest="config")
 
 
+def add_codec_weights(to: Group) -> None:
+    kinds = (
+        "hold the codec's weights as this: float16 is half the memory, and slightly less exact (default: %(default)s)"
+    )
+    to.choice("--codec-weights", ("float32", "float16"), kinds, default="float32")
+
+
 def add_quantized(to: Group, more: str = "") -> None:
     to.choice("--quantized", (4, 8), f"require a model with this many bits a weight{more}")
 

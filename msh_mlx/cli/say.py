@@ -115,7 +115,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     with ExitStack() as stack:
         shown = stack.enter_context(display(args, signals))
         with shown.progress(f"Loading {choice.files.model.name}") as progress:
-            parts = load_parts(choice.files, choice.checkpoint, progress=progress)
+            parts = load_parts(choice.files, choice.checkpoint, codec_weights=args.codec_weights, progress=progress)
         speaker = Speaker(
             parts.lm,
             parts.mimi,

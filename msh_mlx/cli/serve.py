@@ -442,7 +442,8 @@ class _Program:
         files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
         with self.shown.progress(f"Loading {files.model.name}") as progress:
-            model.load(lambda: load_parts(files, checkpoint, progress=progress), self._begin)
+            load = partial(load_parts, files, checkpoint, codec_weights=self.args.codec_weights, progress=progress)
+            model.load(load, self._begin)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()

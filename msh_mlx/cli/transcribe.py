@@ -133,17 +133,17 @@ def _recordings(args: argparse.Namespace, signals: Signals) -> int:
         choice = choose(args, signals, ("transcription",), in_time=False)
         check_outputs(outputs, choice.files.all)
         shown = stack.enter_context(display(args, signals, apart=True))
-        parts = _load(choice, shown)
+        parts = _load(choice, args.codec_weights, shown)
         signals.defer()  # so that no word is lost in the middle of something
         _Work(args, tasks, shown, signals).run(parts, rows)
     return 0
 
 
-def _load(choice: Choice, shown: Display) -> Parts:
+def _load(choice: Choice, codec_weights: str, shown: Display) -> Parts:
     from ..conversation.load import load_parts
 
     with shown.progress(f"Loading {choice.files.model.name}") as progress:
-        return load_parts(choice.files, choice.checkpoint, progress=progress)
+        return load_parts(choice.files, choice.checkpoint, codec_weights=codec_weights, progress=progress)
 
 
 class _Work:
@@ -279,7 +279,7 @@ def _live(args: argparse.Namespace, signals: Signals) -> int:
         page: Page = JsonPage(sys.stdout) if args.json else TextPage(sys.stdout, shown.say, terminal=terminal)
 
         def load() -> Transcriber:
-            parts = _load(choice, shown)
+            parts = _load(choice, args.codec_weights, shown)
             return Transcriber(parts.lm, parts.mimi, parts.tokenizer, kv_bits=args.kv_bits)
 
         dictate(load, page, signals, input_device=args.input_device, duration=args.duration)

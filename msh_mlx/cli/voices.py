@@ -211,7 +211,7 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
     check_takes_persona(choice.checkpoint.config)
     check_persona(persona, load_tokenizer(choice.files.tokenizer), choice.checkpoint.config)
     with display(args, signals) as shown, shown.progress(f"Loading {choice.files.model.name}") as progress:
-        parts = load_parts(choice.files, choice.checkpoint, progress=progress)
+        parts = load_parts(choice.files, choice.checkpoint, codec_weights=args.codec_weights, progress=progress)
     opening = Personas(parts, kv_bits=args.kv_bits).opening(persona)
     session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=args.kv_bits, opening=opening)
     session.warm_up()

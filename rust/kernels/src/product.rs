@@ -119,7 +119,7 @@ pub struct Matrix {
     panels: Panels,
     /// The only column, `[k]`; empty when there are more.
     column: Vec<f32>,
-    /// What the sums of the columns are multiplied with, `[n / NR, NR]`: powers of two.
+    /// What the sums of the columns are multiplied with, `[n / NR, NR]`.
     scale: Vec<Lane>,
     /// `[n / NR, NR]`, padded with zeros.
     bias: Vec<Lane>,
@@ -237,6 +237,13 @@ impl Matrix {
     pub fn set_part_of_row(&mut self, row: usize, first: usize, taps: usize, tap: usize, values: &[f32]) {
         for (i, value) in values.iter().skip(tap).step_by(taps).enumerate() {
             self.set(row, first + i, *value);
+        }
+    }
+
+    /// Multiplies the columns of a matrix that is filled by `factors`, n numbers. The weights stay as they are.
+    pub fn multiply_columns(&mut self, factors: &[f32]) {
+        for (lane, factors) in self.scale.iter_mut().zip(factors.chunks(NR)) {
+            lane.0.iter_mut().zip(factors).for_each(|(scale, factor)| *scale *= factor);
         }
     }
 
@@ -719,6 +726,25 @@ mod tests {
         kernels.product(&a, 64, 3, &half, Sink::Store(&mut other));
         assert_eq!(2 * half.bytes(), single.bytes());
         assert_eq!(one, other);
+    }
+
+    #[test]
+    fn columns_are_multiplied() {
+        let kernels = Kernels::new(Isa::Portable, 1);
+        for n in [1, 20] {
+            let (a, bias, factors) = (numbers(30, 1), numbers(n, 2), numbers(n, 3));
+            for precision in [Precision::Float32, Precision::Float16] {
+                let mut matrix = Matrix::pack(30, n, Some(&bias), precision, |i, j| (i as f32 - j as f32) / 8.0);
+                let mut out = vec![0.0; n];
+                matrix.multiply_columns(&factors);
+                kernels.product(&a, 30, 1, &matrix, Sink::Store(&mut out));
+                for j in 0..n {
+                    let sum: f64 = (0..30).map(|i| f64::from(a[i]) * (i as f64 - j as f64) / 8.0).sum();
+                    let want = sum * f64::from(factors[j]) + f64::from(bias[j]);
+                    assert!((f64::from(out[j]) - want).abs() < 1e-5, "{precision:?} {n} {j}");
+                }
+            }
+        }
     }
 
     /// However a matrix is filled, it is the same.

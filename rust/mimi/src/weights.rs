@@ -64,11 +64,10 @@ impl<'a> Weights<'a> {
         for first in (0..outputs).step_by(Matrix::PANEL) {
             let columns = sized(scratch, Matrix::PANEL.min(outputs - first) * k);
             values.read(columns)?;
-            for (column, scale) in columns.chunks_exact_mut(k).zip(scale.into_iter().flat_map(|scale| &scale[first..]))
-            {
-                column.iter_mut().for_each(|v| *v *= scale);
-            }
             matrix.set_columns(first, taps, columns);
+        }
+        if let Some(scale) = scale {
+            matrix.multiply_columns(scale);
         }
         Ok(matrix)
     }
