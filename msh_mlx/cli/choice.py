@@ -29,7 +29,7 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size, listed
 from ..weights.beside import find_config, names_in
-from .options import Group, add_config, add_quantized, settle_sampling
+from .options import Group, add_codec_weights, add_config, add_quantized, settle_sampling
 from .persona import is_asked
 from .program import import_mlx
 
@@ -86,6 +86,7 @@ def add_model(to: Group, use: str = "conversation", *, served: bool = False) -> 
     beside = "default: the tokenizer-*.safetensors or mimi-*.safetensors beside the model, else the catalogue's"
     mimi = f"load the codec from this file (.safetensors; {beside})"
     to.value("--mimi", "FILE", mimi, also="--mimi-weights" if served else None)
+    add_codec_weights(to)
     beside = "default: the tokenizer*.model beside the model, else the catalogue's"
     to.value("--tokenizer", "FILE", f"load the text tokenizer from this file ({beside})")
     add_config(to, "--lm-config" if served else "--config")

@@ -34,6 +34,7 @@ from .options import (
     check_kind,
     check_lora,
     check_reply,
+    computing,
     display,
     live_options,
     sampling,
@@ -140,7 +141,8 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
 
     choice = choose(args, signals)
     persona = persona_of(args, choice.files, choice.checkpoint.config)
-    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=_opening(args, choice, persona))
+    how = {**sampling(args), **computing(args), "opening": _opening(args, choice, persona)}
+    load: Callable[..., Session] = partial(load_session, **how)
     open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling, context=args.context)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
@@ -186,8 +188,14 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            opening = _opening(args, choice, persona)
-            session = load_session(files, choice.checkpoint, **sampling(args), opening=opening, progress=progress)
+            session = load_session(
+                files,
+                choice.checkpoint,
+                **sampling(args),
+                **computing(args),
+                opening=_opening(args, choice, persona),
+                progress=progress,
+            )
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for sentence in sentences(persona) if persona else ():
             shown.say(sentence)

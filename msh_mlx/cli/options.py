@@ -171,6 +171,13 @@ def add_config(to: Group, name: str = "--config") -> None:
     to.value(name, "FILE", f"read the model's configuration from this file (default: {beside})", dest="config")
 
 
+def add_codec_weights(to: Group) -> None:
+    kinds = (
+        "hold the codec's weights as this: float16 is half the memory, and slightly less exact (default: %(default)s)"
+    )
+    to.choice("--codec-weights", ("float32", "float16"), kinds, default="float32")
+
+
 def add_quantized(to: Group, more: str = "") -> None:
     to.choice("--quantized", (4, 8), f"require a model with this many bits a weight{more}")
 
@@ -234,6 +241,11 @@ def add_engine(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
+def computing(args: argparse.Namespace) -> dict[str, str]:
+    """Return the arguments of `load_parts` that say how the model and the codec are computed."""
+    return {"engine": args.engine, "codec_weights": args.codec_weights}
+
+
 def settle_sampling(args: argparse.Namespace, config: Architecture | None) -> None:
     """Give options of `add_sampling` that the user left out the values that are usual for the model's family, else Moshi's."""
     from ..model.families import family_of
@@ -261,7 +273,6 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
             "padding_bonus": args.padding_bonus,
         },
         "kv_bits": args.kv_bits,
-        "engine": args.engine,
         "seed": args.seed,
     }
 

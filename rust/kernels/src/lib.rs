@@ -28,7 +28,7 @@ pub use lanes::Dot;
 pub use memory::{Aligned, Plain};
 pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
-pub use product::{Activation, Matrix, Sink};
+pub use product::{Activation, Matrix, Precision, Sink};
 pub use ring::{Held, MOST_DIM, Numbers, Ring, RingShape, Slots};
 
 /// An instruction set that the kernels are compiled for.
