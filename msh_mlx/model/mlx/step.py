@@ -20,6 +20,7 @@ from ..steering import NO_STEERING, Guidance, Steering
 from .attention import KvRing, RingFormat, ring_caches, rotation, slots
 from .layers import on_cpu
 from .lm import Lm
+from .sampling import adjusted, choose, noise_size
 
 # The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
 # what the extra heads say, each `[1, classes]` probabilities.
@@ -108,8 +109,8 @@ class StepFunction:
         self._given += [array for source in steering.source or () for array in source]
         config = lm.config
         self._codebooks = config.dep_q if steering.codebooks is None else steering.codebooks
-        self._text_noise = text_sampler.noise_size(config.text_card_out or config.text_card)
-        self._audio_noise = audio_sampler.noise_size(config.card)
+        self._text_noise = noise_size(text_sampler, config.text_card_out or config.text_card)
+        self._audio_noise = noise_size(audio_sampler, config.card)
         self._whole, self._hear, self._speak = compiled(self._run), compiled(self._temporal), compiled(self._codes)
 
     def __call__(
@@ -136,7 +137,7 @@ class StepFunction:
         key
             The step's random key, as from `mx.random.key`.
         recent
-            As for `TextSampler.adjusted`.
+            As for `sampling.adjusted`.
 
         Returns
         -------
@@ -226,8 +227,8 @@ class StepFunction:
         draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        adjusted = self._text_sampler.adjusted(text_logits, recent, config.existing_text_padding_id)
-        text = self._text_sampler(adjusted, text_noise)
+        changed = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
+        text = choose(self._text_sampler, changed, text_noise)
         return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
@@ -237,12 +238,12 @@ class StepFunction:
             return text.astype(mx.int32), audio_logits
         parts = mx.split(noise, self._codebooks)
 
-        def choose(logits: mx.array, k: int) -> mx.array:
+        def choose_code(logits: mx.array, k: int) -> mx.array:
             if guidance:
                 logits = _mixed(guidance, logits)
             audio_logits.append(logits)
-            return self._audio_sampler(logits, parts[k])
+            return choose(self._audio_sampler, logits, parts[k])
 
-        codes = lm.depformer(h, text, choose, self._codebooks)
+        codes = lm.depformer(h, text, choose_code, self._codebooks)
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits
