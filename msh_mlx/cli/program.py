@@ -76,9 +76,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
 
 
 def _explained(error: Exception) -> MshError | None:
-    if "mlx.core" not in sys.modules:
-        return None
-    from ..model.mlx.step import explain
+    from ..model.engines import explain
 
     return explain(error)
 

@@ -534,7 +534,7 @@ class _Program:
             print(line, flush=True)
 
     def _sorry(self, failure: Failed) -> MshError:
-        from ..model.mlx.step import explain
+        from ..model.engines import explain
 
         if isinstance(failure.error, MshError):
             return failure.error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
-from ..errors import InputError
+from ..errors import InputError, MshError
 
 ENGINES = ("auto", "mlx", "native")
 
@@ -46,6 +47,15 @@ def prepare(engine: str) -> str:
         check_compiling()
         set_limits()
     return name
+
+
+def explain(error: BaseException) -> MshError | None:
+    """Return the error to show in place of `error` if an engine's place for what it compiles is to blame, else None."""
+    if "mlx.core" not in sys.modules:
+        return None
+    from .mlx.step import explain
+
+    return explain(error)
 
 
 @cache

@@ -327,14 +327,14 @@ class LmGen:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A position of a script that was run, and is not given yet: its text, and the next column's cells that the script fills."""
+    """A position of a script that was run: its text, and the cells of the next column that the script fills."""
 
     token: int
     own: Column
 
 
 class _RecentWords:
-    """The text tokens of the newest words, as engines take them for the penalty."""
+    """The text tokens of the newest words, as the penalty of a `TextSampler` takes them."""
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size

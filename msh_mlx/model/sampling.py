@@ -1,4 +1,4 @@
-"""How a token is chosen from logits. Engines do it."""
+"""How a token is chosen from logits. The engines do it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TextSampler(Sampler):
 
     @property
     def recent_size(self) -> int:
-        """The number of recent tokens that are taken into account; 0 without a penalty."""
+        """The number of recent tokens that the penalty takes, filled up with a number that is no token; 0 without a penalty."""
         return 0 if self.repetition_penalty == 1 else self.repetition_words * TOKENS_A_WORD
 
 

@@ -33,7 +33,7 @@ def load(
         return load_onto_mlx(checkpoint, dtype, progress)
     from .onto_native import load_onto_native
 
-    return load_onto_native(checkpoint, threads=threads, progress=progress)
+    return load_onto_native(checkpoint, exact=dtype == "float32", threads=threads, progress=progress)
 
 
 def load_lm(

@@ -18,9 +18,9 @@ from ..grid import AS_SAID
 from ..sampling import Sampler, TextSampler
 from ..steering import NO_STEERING, Guidance, Steering
 from .attention import KvRing, RingFormat, ring_caches, rotation, slots
+from .choosing import adjusted, choose, noise_size
 from .layers import on_cpu
 from .lm import Lm
-from .sampling import adjusted, choose, noise_size
 
 # The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
 # what the extra heads say, each `[1, classes]` probabilities.
@@ -137,7 +137,7 @@ class StepFunction:
         key
             The step's random key, as from `mx.random.key`.
         recent
-            As for `sampling.adjusted`.
+            As for `adjusted`.
 
         Returns
         -------
@@ -227,8 +227,8 @@ class StepFunction:
         draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        changed = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
-        text = choose(self._text_sampler, changed, text_noise)
+        wanted = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
+        text = choose(self._text_sampler, wanted, text_noise)
         return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
@@ -238,12 +238,12 @@ class StepFunction:
             return text.astype(mx.int32), audio_logits
         parts = mx.split(noise, self._codebooks)
 
-        def choose_code(logits: mx.array, k: int) -> mx.array:
+        def chosen(logits: mx.array, k: int) -> mx.array:
             if guidance:
                 logits = _mixed(guidance, logits)
             audio_logits.append(logits)
             return choose(self._audio_sampler, logits, parts[k])
 
-        codes = lm.depformer(h, text, choose_code, self._codebooks)
+        codes = lm.depformer(h, text, chosen, self._codebooks)
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ class NativeModel:
         The bits of the weights in matrices.
     threads
         How many threads compute; None: as many as there are cores.
+    exact
+        Keep keys and values, and activations in products with packed weights, in float32; else in float16 and int16.
     """
 
     engine = "native"
@@ -55,12 +58,15 @@ class NativeModel:
         conditions: Conditions,
         bits: tuple[int, ...],
         threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         self.config = config
         self.conditions = conditions
         self._weights = weights
         self._bits = bits
-        self.rows = weights.engine(_ROWS, threads=threads)
+        self._activations = "float32" if exact else "int16"
+        self._floats = "float32" if exact else "float16"
+        self.rows = weights.engine(_ROWS, activations=self._activations, threads=threads)
         self.lock = Lock()  # of the engine, which works for one thread at a time
 
     @classmethod
@@ -75,7 +81,7 @@ class NativeModel:
         """As `LanguageModel.about`."""
         from msh_native import dots
 
-        return About(f"native, {dots()[0]}", "cpu", self.rows.activations, self._bits)
+        return About(f"native, {dots()[0]}", "cpu", self._activations, self._bits)
 
     def peak_bytes(self) -> int:
         """As `LanguageModel.peak_bytes`: of the process."""
@@ -85,7 +91,7 @@ class NativeModel:
         """Make the keys and values of a conversation, with its samplers."""
         text, audio, steering = manner.text_sampler, manner.audio_sampler, manner.steering
         conversation = self._weights.conversation(
-            kv=kept_as(manner.kv_bits),
+            kv=self.kept_as(manner.kv_bits),
             batch=steering.batch,
             text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
             audio=_filters(audio),
@@ -138,8 +144,9 @@ class NativeModel:
         count = first_position(self.config, prompt)
         conversation = self.conversation(Manner(TextSampler(0), Sampler(0), kv_bits, NO_STEERING))
         arrays, begin = [], 0
-        for dtype, shape in conversation.state_shapes(count):
-            array = np.frombuffer(data, dtype, int(np.prod(shape)), begin).reshape(shape)
+        for empty in conversation.state():  # [heads, no positions, numbers]
+            shape = (empty.shape[0], count, empty.shape[2])
+            array = np.frombuffer(data, empty.dtype, math.prod(shape), begin).reshape(shape)
             begin += array.nbytes
             arrays.append(array)
         if begin != len(data):
@@ -149,11 +156,25 @@ class NativeModel:
 
     def form(self, kv_bits: int | None) -> str:
         """As `LanguageModel.form`."""
-        return f"{self.engine} {kept_as(kv_bits)}"
+        return f"{self.engine} {self.kept_as(kv_bits)}"
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """As `LanguageModel.kv_bytes`."""
-        return int(self._weights.kv_bytes(kept_as(kv_bits)) * positions)
+        conversation = self._weights.conversation(kv=self.kept_as(kv_bits))
+        position = sum(part.shape[0] * part.shape[2] * part.dtype.itemsize for part in conversation.state())
+        return int(positions * position)
+
+    def kept_as(self, kv_bits: int | None) -> str:
+        """Return how keys and values are kept.
+
+        Raises
+        ------
+        InputError
+            They cannot have so many bits.
+        """
+        if kv_bits not in (None, 8):
+            raise InputError(f"The key/value cache cannot have {kv_bits!r} bits", "give 8, or leave it out")
+        return "int8" if kv_bits else self._floats
 
     @property
     def weights_bytes(self) -> int:
@@ -169,19 +190,6 @@ class NativeModel:
 def described(config: LmConfig) -> str:
     """Return a configuration as the engine takes it."""
     return json.dumps(config.to_dict(), default=str)
-
-
-def kept_as(kv_bits: int | None) -> str:
-    """Return how keys and values are kept.
-
-    Raises
-    ------
-    InputError
-        They cannot have so many bits.
-    """
-    if kv_bits not in (None, 8):
-        raise InputError(f"The key/value cache cannot have {kv_bits!r} bits", "give 8, or leave it out")
-    return "int8" if kv_bits else "float16"
 
 
 def _filters(sampler: Sampler) -> tuple[float, int, float, float]:

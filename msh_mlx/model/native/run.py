@@ -31,6 +31,7 @@ class NativeRun:
         self._said = np.full(1 + self._model.config.dep_q, self._model.config.card, np.int32)
         self._taken: list[Column] = []
         self._half: Column | None = None
+        self._silent = False  # the newest step has no codes
         self._logits: tuple[Any, Any, Any] | None = None  # of the half step that was returned last
 
     def step(self, position: int, column: Column, recent: Column) -> None:
@@ -58,7 +59,7 @@ class NativeRun:
             self._said = self._speak(token)
         else:
             self._said = np.array([token, *[0] * self._model.config.dep_q], np.int32)
-            self._conversation.forget_audio_logits()
+        self._silent = not codes
         self._half = self._said
 
     def rest(self) -> Column | None:
@@ -90,7 +91,8 @@ class NativeRun:
 
     def _newest(self) -> tuple[Any, Any, Any]:
         newest = self._conversation
-        return newest.text_logits(), newest.audio_logits(), newest.extra_heads()
+        audio = np.zeros((0, self._model.config.card), np.float32) if self._silent else newest.audio_logits()
+        return newest.text_logits(), audio, newest.extra_heads()
 
     def _hear(self, rows: Column, recent: Column) -> int:
         """Run the first half of a step on a column `[rows]` or `[batch, rows]`. Return the text that it chose."""

@@ -116,7 +116,9 @@ mod tests {
 
     #[test]
     fn every_type_gives_back_what_it_was_given() {
-        for (float, x) in [(Float::F32, 0.1), (Float::F16, 0.099_975_586), (Float::Bf16, 0.100_097_656), (Float::Bf16, -3.5)] {
+        for (float, x) in
+            [(Float::F32, 0.1), (Float::F16, 0.099_975_586), (Float::Bf16, 0.100_097_656), (Float::Bf16, -3.5)]
+        {
             assert_eq!(float.decode(&float.encode(x)), [x]);
             assert_eq!(float.encode(x).len(), float.size());
         }

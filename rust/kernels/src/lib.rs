@@ -26,7 +26,7 @@ pub use lanes::Dot;
 pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
 pub use product::{Activation, Matrix, Sink};
-pub use ring::{Held, MOST_DIM, Ring, RingShape};
+pub use ring::{Held, MOST_DIM, Numbers, Ring, RingShape, Slots};
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -147,7 +147,9 @@ impl Packed {
         let (row_words, row_numbers) = (self.k * self.bits / 8, self.k / self.group * self.float.size());
         assert_eq!(words.len(), count * row_words, "packed numbers of the rows");
         assert!(scales.len() == count * row_numbers && biases.len() == scales.len(), "numbers of the rows");
-        let panels = words.chunks(WIDTH * row_words).zip(scales.chunks(WIDTH * row_numbers).zip(biases.chunks(WIDTH * row_numbers)));
+        let panels = words
+            .chunks(WIDTH * row_words)
+            .zip(scales.chunks(WIDTH * row_numbers).zip(biases.chunks(WIDTH * row_numbers)));
         for (lines, (words, (scales, biases))) in lines.chunks_exact_mut(self.panel()).zip(panels) {
             self.set_panel(lines, words, scales, biases);
         }
@@ -451,7 +453,7 @@ unsafe fn quad<L: Lanes, const BITS: usize, const J: usize>(block: *const u8) ->
 unsafe fn plane4<L: Lanes, const J: usize>(plane: *const u8) -> L {
     // SAFETY: the caller's promise.
     let line = unsafe { L::load(plane.add(64 * (J / 2))) };
-    if J % 2 == 0 { line.field::<0>(15) } else { line.field::<4>(15) }
+    if J.is_multiple_of(2) { line.field::<0>(15) } else { line.field::<4>(15) }
 }
 
 /// # Safety

@@ -32,6 +32,33 @@ pub enum Held {
     Bytes,
 }
 
+impl Held {
+    /// Arrays that a ring is kept in: keys and values, and their scales.
+    pub fn parts(self) -> usize {
+        if self == Self::Bytes { 4 } else { 2 }
+    }
+}
+
+/// Numbers as a ring holds them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Numbers {
+    /// In IEEE single precision.
+    F32(Vec<f32>),
+    /// The bits of IEEE half precision.
+    F16(Vec<u16>),
+    /// Whole numbers, each to be multiplied by its scale.
+    Bytes(Vec<i8>),
+}
+
+/// What some slots of a ring hold: keys or values `[heads, slots, dim]`, or scales `[heads, slots, groups]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slots {
+    /// `[heads, slots, width]`.
+    pub shape: [usize; 3],
+    #[allow(missing_docs)]
+    pub numbers: Numbers,
+}
+
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingShape {
@@ -142,6 +169,111 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// A ring with the same first `filled` slots.
+    pub fn copy(&self, filled: usize) -> Self {
+        let mut new = Self::new(self.shape);
+        let (padded, positions, groups) = (self.shape.padded(), self.shape.positions(), self.shape.groups());
+        let slots = filled.next_multiple_of(WIDTH);
+        for h in 0..self.shape.heads {
+            for j in 0..2 {
+                let numbers = h * positions * padded..(h * positions + slots) * padded;
+                match self.shape.held {
+                    Held::F32 => new.floats[j][numbers.clone()].copy_from_slice(&self.floats[j][numbers]),
+                    Held::F16 => new.halves[j][numbers.clone()].copy_from_slice(&self.halves[j][numbers]),
+                    Held::Bytes => {
+                        new.bytes[j][numbers.clone()].copy_from_slice(&self.bytes[j][numbers]);
+                        let scales = h * positions * groups..(h * positions + slots) * groups;
+                        new.scales[j][scales.clone()].copy_from_slice(&self.scales[j][scales]);
+                    }
+                }
+            }
+        }
+        new
+    }
+
+    /// What the first `filled` slots hold: keys, values, and their scales if they are held in bytes.
+    pub fn save(&self, filled: usize) -> Vec<Slots> {
+        (0..self.shape.held.parts())
+            .map(|part| {
+                let shape = [self.shape.heads, filled, self.width(part)];
+                let at = self.places(part, filled);
+                let numbers = match (part, self.shape.held) {
+                    (2.., _) => Numbers::F32(at.map(|i| self.scales[part - 2][i]).collect()),
+                    (_, Held::F32) => Numbers::F32(at.map(|i| self.floats[part][i]).collect()),
+                    (_, Held::F16) => Numbers::F16(at.map(|i| self.halves[part][i]).collect()),
+                    (0, Held::Bytes) => {
+                        Numbers::Bytes(at.map(|i| (i32::from(self.bytes[0][i]) - ZERO) as i8).collect())
+                    }
+                    (_, Held::Bytes) => Numbers::Bytes(at.map(|i| self.bytes[1][i] as i8).collect()),
+                };
+                Slots { shape, numbers }
+            })
+            .collect()
+    }
+
+    /// Fills the first `filled` slots with what [`save`](Self::save) gave of them.
+    ///
+    /// # Errors
+    ///
+    /// The number of a part, and what is wrong with it, as the end of a sentence. The ring is of no use then.
+    pub fn restore(&mut self, filled: usize, parts: &[Slots]) -> Result<(), (usize, String)> {
+        for (part, slots) in parts.iter().enumerate().take(self.shape.held.parts()) {
+            let shape = [self.shape.heads, filled, self.width(part)];
+            if slots.shape != shape {
+                return Err((part, format!("has the shape {:?}; {shape:?} is expected", slots.shape)));
+            }
+            let at = self.places(part, filled);
+            let size = shape.iter().product::<usize>();
+            match (&slots.numbers, part, self.shape.held) {
+                (Numbers::F32(numbers), 2.., _) | (Numbers::F32(numbers), _, Held::F32) if numbers.len() == size => {
+                    if let Some(x) = numbers.iter().find(|x| !x.is_finite()) {
+                        return Err((part, format!("holds {x}; finite numbers are expected")));
+                    }
+                    let to = if part < 2 { &mut self.floats[part] } else { &mut self.scales[part - 2] };
+                    at.zip(numbers).for_each(|(i, x)| to[i] = *x);
+                }
+                (Numbers::F16(numbers), 0 | 1, Held::F16) if numbers.len() == size => {
+                    if numbers.iter().any(|bits| bits & 0x7c00 == 0x7c00) {
+                        return Err((part, "holds numbers that are not finite".into()));
+                    }
+                    at.zip(numbers).for_each(|(i, x)| self.halves[part][i] = *x);
+                }
+                (Numbers::Bytes(numbers), 0 | 1, Held::Bytes) if numbers.len() == size => {
+                    let zero = if part == 0 { ZERO } else { 0 };
+                    at.zip(numbers).for_each(|(i, x)| self.bytes[part][i] = (i32::from(*x) + zero) as u8);
+                }
+                _ => return Err((part, "has numbers of another type".into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The last axis of a part: keys, values, scales of keys, scales of values.
+    fn width(&self, part: usize) -> usize {
+        if part < 2 { self.shape.dim } else { self.shape.groups() }
+    }
+
+    /// Where the numbers of a part are, in the order `[heads, slots, width]`.
+    fn places(&self, part: usize, filled: usize) -> impl Iterator<Item = usize> + use<> {
+        let (shape, width) = (self.shape, self.width(part));
+        let (padded, positions, groups) = (shape.padded(), shape.positions(), shape.groups());
+        let place = move |h: usize, slot: usize, i: usize| {
+            let (slot, lane) = (h * positions + slot, slot % WIDTH);
+            let block = slot / WIDTH;
+            match part {
+                0 if shape.held == Held::Bytes => block * WIDTH * padded + (i / 4 * WIDTH + lane) * 4 + i % 4,
+                0 => block * WIDTH * padded + i * WIDTH + lane,
+                1 => slot * padded + i,
+                2 => (block * groups + i) * WIDTH + lane,
+                _ => slot * groups + i,
+            }
+        };
+        let slots = (0..shape.heads).flat_map(move |h| (0..filled).map(move |slot| (h, slot)));
+        slots.flat_map(move |(h, slot)| (0..width).map(move |i| place(h, slot, i)))
+    }
+}
+
 fn scale(numbers: &[f32]) -> f32 {
     numbers.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0
 }
@@ -180,7 +312,8 @@ impl Kernels {
         assert!((1..=capacity).contains(&filled) && dim <= MOST_DIM, "a ring that holds something");
         assert!(queries.len() == heads * group * dim && out.len() == queries.len(), "a query for each head");
         let work = filled * ring.shape.bytes_a_position();
-        let one = |h: usize, out: &mut [f32]| self.attend_head(ring, filled, h / group, &queries[h * dim..][..dim], out);
+        let one =
+            |h: usize, out: &mut [f32]| self.attend_head(ring, filled, h / group, &queries[h * dim..][..dim], out);
         if work < SHARED_BYTES {
             out.chunks_exact_mut(dim).enumerate().for_each(|(h, out)| one(h, out));
         } else {
@@ -469,7 +602,10 @@ mod tests {
                             let got = f64::from(out[h * dim + i]);
                             // Queries have 15 bits where keys are bytes.
                             let tolerance = if hold == Held::Bytes { 1e-4 } else { 3e-6 };
-                            assert!((got - want).abs() < tolerance, "{dot} {hold:?} {shape:?} {h} {i}: {got} for {want}");
+                            assert!(
+                                (got - want).abs() < tolerance,
+                                "{dot} {hold:?} {shape:?} {h} {i}: {got} for {want}"
+                            );
                         }
                     }
                 }

@@ -61,7 +61,8 @@ pub struct Config {
 impl Config {
     /// Reads a configuration with the keys of a `config.json`. Keys that the model does not need are left out of account.
     pub fn from_json(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text).map_err(|error| Error::Config(format!("it is not JSON ({error})")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| Error::Config(format!("it is not JSON ({error})")))?;
         let Value::Object(keys) = value else { return Err(Error::Config("it is not an object".into())) };
         let text_card = size(&keys, "text_card")?;
         let dep_q = whole(&keys, "dep_q")?;
@@ -72,7 +73,9 @@ impl Config {
                 .iter()
                 .map(|n| n.as_u64().filter(|n| *n < MOST).map(|n| n as usize))
                 .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| Error::Config("its schedule of the depformer's weights is not a list of numbers".into()))?,
+                .ok_or_else(|| {
+                    Error::Config("its schedule of the depformer's weights is not a list of numbers".into())
+                })?,
             Some(_) => return Err(Error::Config("its schedule of the depformer's weights is not a list".into())),
         };
         let config = Self {
@@ -106,6 +109,27 @@ impl Config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// The widths of the feed-forwards, the temporal transformer's and the depformer's, of a model that no file has.
+    pub fn hidden_from_json(text: &str) -> Result<[usize; 2]> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| Error::Config(format!("it is not JSON ({error})")))?;
+        let Value::Object(keys) = value else { return Err(Error::Config("it is not an object".into())) };
+        let (dim, depformer_dim) = (size(&keys, "dim")?, size(&keys, "depformer_dim")?);
+        let scale = keys.get("hidden_scale").and_then(Value::as_f64).unwrap_or(4.125);
+        let temporal = (scale * dim as f64) as usize;
+        let depformer =
+            optional(&keys, "depformer_dim_feedforward")?.unwrap_or((scale * depformer_dim as f64) as usize);
+        let width = |feedforward: usize, dim: usize| {
+            let width = if feedforward == 4 * dim { 21 * dim / 8 } else { 2 * feedforward / 3 };
+            if (1..MOST as usize).contains(&width) {
+                Ok(width)
+            } else {
+                Err(Error::Config("its hidden_scale is out of range".into()))
+            }
+        };
+        Ok([width(temporal, dim)?, width(depformer, depformer_dim)?])
     }
 
     fn check(&self) -> Result<()> {

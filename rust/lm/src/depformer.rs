@@ -58,7 +58,15 @@ impl Depformer {
                 let name = format!("depformer.slices.{owner}");
                 let layers = (0..config.depformer_num_layers)
                     .map(|i| {
-                        Layer::load(source, &format!("{name}.transformer.layers.{i}"), dim, heads, false, kernels, progress)
+                        Layer::load(
+                            source,
+                            &format!("{name}.transformer.layers.{i}"),
+                            dim,
+                            heads,
+                            false,
+                            kernels,
+                            progress,
+                        )
                     })
                     .collect::<Result<_>>()?;
                 let input = Linear::load(source, &format!("{name}.linear_in"), dim, config.dim, kernels, progress)?;
@@ -92,8 +100,7 @@ impl Depformer {
     pub fn bytes(&self, count: usize) -> usize {
         let codebooks: usize = self.codebooks[..count].iter().map(|codebook| codebook.out.bytes()).sum();
         let slices = self.numbers[..count].iter().map(|number| &self.slices[*number]);
-        let slices: usize =
-            slices.map(|s| s.input.bytes() + s.layers.iter().map(Layer::bytes).sum::<usize>()).sum();
+        let slices: usize = slices.map(|s| s.input.bytes() + s.layers.iter().map(Layer::bytes).sum::<usize>()).sum();
         codebooks + slices
     }
 
@@ -109,26 +116,25 @@ impl Depformer {
         self.codebooks.first().is_none_or(|codebook| codebook.embedding.knows(token))
     }
 
-    /// Chooses the first `count` codes of each row. `h`, `[rows, dim]`, is the temporal transformer's output; `texts` are the
-    /// text tokens of the step; `codes` takes `[rows, count]`.
-    #[allow(clippy::too_many_arguments)]
+    /// Chooses the codes of some rows. `h`, `[rows, dim]`, is the temporal transformer's output. `active` are the rows of each
+    /// codebook: the first so many, never more than for the codebook before. The text tokens are in [`State::begin`].
     pub fn run(
         &self,
         kernels: &Kernels,
         state: &mut State,
         h: &[f32],
-        texts: &[i32],
-        count: usize,
+        width: usize,
+        active: &[usize],
         choose: Choose<'_>,
-        codes: &mut [i32],
     ) {
-        let (rows, dim, heads) = (texts.len(), self.dim, self.heads);
-        let width = h.len() / rows;
-        state.previous[..rows].copy_from_slice(texts);
-        for (k, codebook) in self.codebooks[..count].iter().enumerate() {
+        let (dim, heads) = (self.dim, self.heads);
+        for (k, (codebook, rows)) in self.codebooks.iter().zip(active.iter().copied()).enumerate() {
+            if rows == 0 {
+                break;
+            }
             let slice = &self.slices[self.numbers[k]];
             let x = &mut state.x[..rows * dim];
-            state.room.products.apply(kernels, &slice.input, h, width, Into::Store(x));
+            state.room.products.apply(kernels, &slice.input, &h[..rows * width], width, Into::Store(x));
             for (row, x) in x.chunks_exact_mut(dim).enumerate() {
                 codebook.embedding.add(kernels, &mut state.room.products, state.previous[row], &mut state.short, x);
             }
@@ -147,11 +153,7 @@ impl Depformer {
             }
             let logits = &mut state.logits[..rows * codebook.out.outputs()];
             state.room.products.apply(kernels, &codebook.out, normed, dim, Into::Store(logits));
-            let chosen = &mut state.previous[..rows];
-            choose(k, logits, chosen);
-            for (codes, code) in codes.chunks_exact_mut(count).zip(chosen) {
-                codes[k] = *code;
-            }
+            choose(k, logits, &mut state.previous[..rows]);
         }
     }
 }
@@ -168,6 +170,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Sets the text token of a row.
+    pub fn begin(&mut self, row: usize, text: i32) {
+        self.previous[row] = text;
+    }
+
     pub fn new(depformer: &Depformer, config: &Config, way: kernels::Way, rows: usize) -> Self {
         let products = Products::new(way, rows, depformer.widest);
         let layers = config.depformer_num_layers;

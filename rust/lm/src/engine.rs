@@ -5,10 +5,11 @@ use std::sync::Arc;
 use kernels::{Dot, Held, Into, Isa, Kernels, Ring, RingShape, Way};
 
 use crate::config::Config;
-use crate::conversation::{Conversation, Cross};
+use crate::conversation::{Conversation, Cross, finite};
 use crate::depformer::{self, Depformer};
 use crate::error::{Error, Result};
 use crate::linear::{Linear, Products};
+use crate::sampling::{self, Noise};
 use crate::source::Source;
 use crate::table::Embedding;
 use crate::transformer::{Heads, Layer, NORM_EPS, Room};
@@ -62,9 +63,7 @@ impl Model {
         let out_norm = source.vector("out_norm", dim, progress)?;
         let text_out = Linear::load(source, "text_linear", config.text_card_out, dim, kernels, progress)?;
         let extra_heads = (0..config.extra_heads)
-            .map(|i| {
-                Linear::load(source, &format!("extra_heads.{i}"), config.extra_heads_dim, dim, kernels, progress)
-            })
+            .map(|i| Linear::load(source, &format!("extra_heads.{i}"), config.extra_heads_dim, dim, kernels, progress))
             .collect::<Result<_>>()?;
         let depformer =
             if config.dep_q > 0 { Some(Depformer::load(source, &config, kernels, progress)?) } else { None };
@@ -83,9 +82,7 @@ impl Model {
     /// The bytes of its weights in memory.
     pub fn held_bytes(&self) -> usize {
         let embeddings = self.text.bytes() + self.audio.iter().map(Embedding::bytes).sum::<usize>();
-        embeddings
-            + self.temporal_bytes()
-            + self.depformer.as_ref().map_or(0, Depformer::held_bytes)
+        embeddings + self.temporal_bytes() + self.depformer.as_ref().map_or(0, Depformer::held_bytes)
     }
 
     /// The bytes of weights that a step with all codebooks reads; rows of embeddings are not counted.
@@ -97,11 +94,6 @@ impl Model {
         self.layers.iter().map(Layer::bytes).sum::<usize>()
             + self.text_out.bytes()
             + self.extra_heads.iter().map(Linear::bytes).sum::<usize>()
-    }
-
-    /// A conversation at its beginning.
-    pub fn conversation(&self, held: Held) -> Conversation {
-        Conversation::new(&self.config, held)
     }
 }
 
@@ -118,13 +110,19 @@ pub struct Options {
     pub rows: usize,
 }
 
-/// One row of a step.
+/// One conversation in a step.
 #[derive(Debug)]
-pub struct Row<'a> {
+pub struct Turn<'a> {
     /// The conversation that goes on.
     pub conversation: &'a mut Conversation,
-    /// What it reads: a column of tokens, `[1 + n_q]`. −1 adds nothing.
+    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs it.
     pub tokens: &'a [i32],
+    /// Tokens that the repetition penalty counts. Only `hear` needs it.
+    pub recent: &'a [i32],
+    /// The text token that [`Engine::hear`] has chosen, and that [`Engine::speak`] goes on with.
+    pub text: i32,
+    /// Takes the codes, `[dep_q]`. Only `speak` needs it.
+    pub codes: &'a mut [i32],
 }
 
 /// Takes conversations through steps: memory and threads for a number of rows.
@@ -140,8 +138,14 @@ pub struct Engine {
     h: Vec<f32>,
     short: Vec<f32>,
     logits: Vec<f32>,
-    heads: Vec<f32>,
-    /// cos and sin of a row's angles.
+    sampling: sampling::Room,
+    /// The turn of each row, and the row of its conversation.
+    places: Vec<(usize, usize)>,
+    /// The turns of `speak`, those with the most codebooks first.
+    order: Vec<usize>,
+    /// Rows that each codebook is computed for.
+    active: Vec<usize>,
+    /// cos and sin of each row's angles, `[rows, pairs of a head]`.
     rotation: Vec<(f32, f32)>,
 }
 
@@ -166,8 +170,11 @@ impl Engine {
             h: vec![0.0; rows * dim],
             short: vec![0.0; dim],
             logits: vec![0.0; rows * config.text_card_out],
-            heads: vec![0.0; rows * config.extra_heads * config.extra_heads_dim],
-            rotation: vec![(1.0, 0.0); heads.dim / 2],
+            sampling: sampling::Room::new(config.text_card_out.max(config.card)),
+            places: Vec::with_capacity(rows),
+            order: Vec::with_capacity(rows),
+            active: vec![0; config.dep_q],
+            rotation: vec![(1.0, 0.0); rows * heads.dim / 2],
             kernels,
             rows,
             model,
@@ -179,105 +186,189 @@ impl Engine {
         &self.model
     }
 
-    /// Runs the temporal transformer for a position of each row. Afterwards [`text_logits`](Self::text_logits) and
-    /// [`extra_heads`](Self::extra_heads) are those of the step, and [`speak`](Self::speak) may follow.
+    /// Takes conversations through the first half of a step: the temporal transformer, and a text token for each.
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, or a token is not one of the model's. Nothing has changed then.
-    pub fn hear(&mut self, rows: &mut [Row<'_>]) -> Result<()> {
-        if rows.len() > self.rows {
-            return Err(Error::Input(format!("{} conversations do not fit into {} rows", rows.len(), self.rows)));
+    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of the
+    /// model's. Nothing has changed then.
+    pub fn hear(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
+        self.place(turns)?;
+        let width = 1 + self.model.config.n_q;
+        for turn in turns.iter() {
+            let rows = turn.conversation.rows();
+            if turn.tokens.len() != rows * width {
+                let what = format!("{rows} rows have {} tokens, not {}", rows * width, turn.tokens.len());
+                return Err(Error::Input(what));
+            }
+            turn.tokens.chunks_exact(width).try_for_each(|column| self.check(column))?;
         }
-        rows.iter().try_for_each(|row| self.check(row.tokens))?;
-        for (i, row) in rows.iter().enumerate() {
-            self.embed(i, row.tokens, row.conversation.added.as_deref());
+        let mut row = 0;
+        for turn in turns.iter() {
+            for (track, column) in turn.conversation.tracks.iter().zip(turn.tokens.chunks_exact(width)) {
+                self.embed(row, column, track.added.as_deref());
+                row += 1;
+            }
         }
-        let count = rows.len();
-        self.temporal(&mut Batch::Rows(rows));
-        rows.iter_mut().for_each(|row| row.conversation.position += 1);
-        let (model, dim) = (&self.model, self.model.config.dim);
-        let h = &self.h[..count * dim];
-        let logits = &mut self.logits[..count * model.config.text_card_out];
-        self.room.products.apply(&self.kernels, &model.text_out, h, dim, Into::Store(logits));
-        let (heads, classes) = (model.extra_heads.len(), model.config.extra_heads_dim);
-        for (i, out) in self.heads[..count * heads * classes].chunks_exact_mut(classes.max(1)).enumerate() {
-            let (row, head) = (i / heads, &model.extra_heads[i % heads]);
-            self.room.products.apply(&self.kernels, head, &h[row * dim..][..dim], dim, Into::Store(out));
-            softmax(out);
+        self.temporal(&mut Batch::Turns(turns), row);
+        let Self { model, kernels, room, logits, h, sampling, .. } = self;
+        let (config, dim) = (&model.config, model.config.dim);
+        let (h, logits) = (&h[..row * dim], &mut logits[..row * config.text_card_out]);
+        room.products.apply(kernels, &model.text_out, h, dim, Into::Store(logits));
+        let mut row = 0;
+        for turn in turns {
+            let conversation = &mut *turn.conversation;
+            let rows = conversation.rows();
+            conversation.h.copy_from_slice(&h[row * dim..(row + rows) * dim]);
+            let logits = &mut logits[row * config.text_card_out..(row + rows) * config.text_card_out];
+            let (given, null) = logits.split_at_mut(config.text_card_out);
+            if let Some(guidance) = conversation.choices.guidance.filter(|guidance| guidance.text) {
+                guidance.mix(given, null);
+            }
+            conversation.text_logits.copy_from_slice(given);
+            let classes = config.extra_heads_dim.max(1);
+            for (head, out) in model.extra_heads.iter().zip(conversation.heads.chunks_exact_mut(classes)) {
+                room.products.apply(kernels, head, &h[row * dim..][..dim], dim, Into::Store(out));
+                softmax(out);
+            }
+            let choices = &conversation.choices;
+            conversation.noise = Noise::new(choices.seed, conversation.position);
+            choices.text.adjust(given, turn.recent, choices.padding);
+            turn.text = choices.text.sampler.choose(given, &mut conversation.noise, sampling) as i32;
+            conversation.position += 1;
+            (conversation.heard, conversation.stepped, conversation.spoken) = (true, true, 0);
+            row += rows;
         }
         Ok(())
     }
 
-    /// Reads columns `[n, 1 + n_q]` of a prompt at the beginning of a conversation, many at once. Nothing is chosen.
+    /// Reads columns `[n, 1 + n_q]` of a prompt, many at once, with all rows of a conversation. Nothing is chosen.
     ///
     /// `embedded` are the inputs of the first columns, `[m, dim]`, where these are known otherwise.
     ///
     /// # Errors
     ///
-    /// The prompt does not fit into the window with what was read, or a token is not one of the model's.
+    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are not
+    /// finite. Nothing has changed then.
     pub fn read(&mut self, conversation: &mut Conversation, columns: &[i32], embedded: &[f32]) -> Result<()> {
         let (width, dim) = (1 + self.model.config.n_q, self.model.config.dim);
         let count = columns.len() / width;
-        if conversation.position + count as u64 > self.model.config.context as u64 {
+        if !Arc::ptr_eq(&conversation.model, &self.model) {
+            return Err(Error::Input("the conversation was made with another model".into()));
+        }
+        if !columns.len().is_multiple_of(width) || !embedded.len().is_multiple_of(dim) || embedded.len() > count * dim {
+            return Err(Error::Input("the prompt's columns, or their inputs, have another shape".into()));
+        }
+        if conversation.position.saturating_add(count as u64) > self.model.config.context as u64 {
             return Err(Error::Input("a prompt must fit into the model's window".into()));
         }
         columns.chunks_exact(width).try_for_each(|column| self.check(column))?;
-        for (c, columns) in columns.chunks(self.rows * width).enumerate() {
-            let rows = columns.len() / width;
-            for (i, column) in columns.chunks_exact(width).enumerate() {
-                match embedded.get((c * self.rows + i) * dim..).and_then(|rest| rest.get(..dim)) {
-                    None => self.embed(i, column, conversation.added.as_deref()),
-                    Some(given) => {
-                        let x = &mut self.x[i * dim..][..dim];
-                        x.copy_from_slice(given);
-                        add(x, conversation.added.as_deref());
+        finite(embedded, "the prompt")?;
+        for track in 0..conversation.rows() {
+            for (c, columns) in columns.chunks(self.rows * width).enumerate() {
+                let rows = columns.len() / width;
+                let added = conversation.tracks[track].added.as_deref();
+                for (i, column) in columns.chunks_exact(width).enumerate() {
+                    match embedded.get((c * self.rows + i) * dim..).and_then(|rest| rest.get(..dim)) {
+                        None => self.embed(i, column, added),
+                        Some(given) => {
+                            let x = &mut self.x[i * dim..][..dim];
+                            x.copy_from_slice(given);
+                            add(x, added);
+                        }
                     }
                 }
+                let first = conversation.position + (c * self.rows) as u64;
+                self.temporal(&mut Batch::Columns { conversation: &mut *conversation, track, first }, rows);
             }
-            self.temporal(&mut Batch::Columns(conversation, rows));
-            conversation.position += rows as u64;
         }
+        conversation.position += count as u64;
+        (conversation.heard, conversation.stepped) = (false, false);
         Ok(())
     }
 
-    /// Runs the depformer for the rows of the last [`hear`](Self::hear), which said `texts`. It chooses the first `count` codes
-    /// of each row, `[rows, count]`.
-    ///
-    /// `choose` is called for each codebook with its number and the logits `[rows, card]`, and sets the codes `[rows]`.
+    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens that
+    /// the turns have. They need not be all that heard, nor in the same order.
     ///
     /// # Errors
     ///
-    /// There are no such rows or codebooks, or a text is not one of the model's.
-    pub fn speak(
-        &mut self,
-        texts: &[i32],
-        count: usize,
-        choose: &mut dyn FnMut(usize, &mut [f32], &mut [i32]),
-        codes: &mut [i32],
-    ) -> Result<()> {
-        let config = &self.model.config;
-        if texts.len() > self.rows || count > config.dep_q || codes.len() != texts.len() * count {
-            return Err(Error::Input("rows or codebooks that the engine does not have".into()));
-        }
-        if let (Some(part), Some(state)) = (&self.model.depformer, &mut self.depformer) {
-            if let Some(wrong) = texts.iter().find(|token| !part.knows_text(**token)) {
-                return Err(Error::Input(format!("the model has no text token {wrong}")));
+    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since it
+    /// last spoke, or a text is not one of the model's. Nothing has changed then.
+    pub fn speak(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
+        self.place(turns)?;
+        let Self { model, kernels, depformer, sampling, order, active, h, .. } = self;
+        let config = &model.config;
+        for turn in turns.iter() {
+            if !turn.conversation.heard {
+                return Err(Error::Input("A conversation has heard nothing since it last spoke".into()));
             }
-            let h = &self.h[..texts.len() * config.dim];
-            part.run(&self.kernels, state, h, texts, count, choose, codes);
+            if turn.codes.len() != config.dep_q {
+                return Err(Error::Input(format!("a step has {} codes, not {}", config.dep_q, turn.codes.len())));
+            }
+            if model.depformer.as_ref().is_some_and(|depformer| !depformer.knows_text(turn.text)) {
+                return Err(Error::Input(format!("the model has no text token {}", turn.text)));
+            }
         }
+        for turn in turns.iter_mut() {
+            turn.codes.fill(0);
+            turn.conversation.heard = false;
+            turn.conversation.spoken = turn.conversation.codebooks();
+        }
+        let (Some(part), Some(state)) = (&model.depformer, depformer) else { return Ok(()) };
+        order.clear();
+        order.extend(0..turns.len());
+        order.sort_unstable_by_key(|turn| (std::cmp::Reverse(turns[*turn].conversation.codebooks()), *turn));
+        active.fill(0);
+        let (mut row, dim) = (0, config.dim);
+        for turn in order.iter() {
+            let Turn { conversation, text, .. } = &turns[*turn];
+            let rows = conversation.rows();
+            h[row * dim..(row + rows) * dim].copy_from_slice(&conversation.h);
+            (row..row + rows).for_each(|row| state.begin(row, *text));
+            active[..conversation.codebooks()].iter_mut().for_each(|active| *active += rows);
+            row += rows;
+        }
+        let card = config.card;
+        let mut choose = |k: usize, logits: &mut [f32], chosen: &mut [i32]| {
+            let mut row = 0;
+            for turn in order.iter() {
+                let Turn { conversation, codes, .. } = &mut turns[*turn];
+                if k >= conversation.codebooks() {
+                    break;
+                }
+                let rows = conversation.rows();
+                let (given, null) = logits[row * card..(row + rows) * card].split_at_mut(card);
+                if let Some(guidance) = conversation.choices.guidance {
+                    guidance.mix(given, null);
+                }
+                conversation.audio_logits[k * card..(k + 1) * card].copy_from_slice(given);
+                let code = conversation.choices.audio.choose(given, &mut conversation.noise, sampling) as i32;
+                codes[k] = code;
+                chosen[row..row + rows].fill(code);
+                row += rows;
+            }
+        };
+        part.run(kernels, state, &h[..row * dim], dim, active, &mut choose);
         Ok(())
     }
 
-    /// The text logits of the last step, `[rows, text_card_out]`.
-    pub fn text_logits(&mut self, rows: usize) -> &mut [f32] {
-        &mut self.logits[..rows * self.model.config.text_card_out]
-    }
-
-    /// What the extra heads say in the last step: probabilities `[rows, heads, classes]`.
-    pub fn extra_heads(&self, rows: usize) -> &[f32] {
-        &self.heads[..rows * self.model.config.extra_heads * self.model.config.extra_heads_dim]
+    /// Finds room for the rows of some turns.
+    fn place(&mut self, turns: &[Turn<'_>]) -> Result<()> {
+        let rows: usize = turns.iter().map(|turn| turn.conversation.rows()).sum();
+        if rows > self.rows {
+            return Err(Error::Input(format!(
+                "{rows} rows of conversations do not fit into an engine of {}",
+                self.rows
+            )));
+        }
+        if turns.iter().any(|turn| !Arc::ptr_eq(&turn.conversation.model, &self.model)) {
+            return Err(Error::Input("a conversation was made with another model".into()));
+        }
+        self.places.clear();
+        for (turn, Turn { conversation, .. }) in turns.iter().enumerate() {
+            self.places.extend((0..conversation.rows()).map(|track| (turn, track)));
+        }
+        Ok(())
     }
 
     /// Makes what the layers' attention to a source sees of one, `[steps, dim]`. Once a conversation.
@@ -291,6 +382,7 @@ impl Engine {
         if steps == 0 || !source.len().is_multiple_of(dim) {
             return Err(Error::Input("a source has at least one step".into()));
         }
+        finite(source, "the source")?;
         let shape = RingShape { heads, dim: dim / heads, capacity: steps, held: Held::F32 };
         let mut row = vec![0.0; 2 * dim];
         let rings = self
@@ -310,7 +402,7 @@ impl Engine {
                 Ok(ring)
             })
             .collect::<Result<_>>()?;
-        Ok(Cross { rings, steps })
+        Ok(Cross { model: Arc::clone(&self.model), rings, steps })
     }
 
     fn check(&self, tokens: &[i32]) -> Result<()> {
@@ -336,21 +428,24 @@ impl Engine {
         add(x, added);
     }
 
-    /// Runs the temporal transformer on the rows of `x`, to `h`.
-    fn temporal(&mut self, batch: &mut Batch<'_, '_>) {
-        let (model, kernels, room) = (&*self.model, &self.kernels, &mut self.room);
-        let (heads, dim, rows) = (model.heads, model.config.dim, batch.len());
-        let x = &mut self.x[..rows * dim];
+    /// Runs the temporal transformer on the first rows of `x`, to `h`.
+    fn temporal(&mut self, batch: &mut Batch<'_, '_>, rows: usize) {
+        let Self { model, kernels, room, x, h, places, rotation, .. } = self;
+        let (model, kernels, places) = (&**model, &*kernels, &**places);
+        let (heads, dim, pairs) = (model.heads, model.config.dim, model.heads.dim / 2);
+        let x = &mut x[..rows * dim];
+        for (row, rotation) in rotation.chunks_exact_mut(pairs).enumerate().take(rows) {
+            turning(&model.frequencies, batch.at(places, row).2, rotation);
+        }
         for (l, layer) in model.layers.iter().enumerate() {
             room.project(kernels, layer, x, dim);
             for row in 0..rows {
-                let (conversation, position) = batch.at(row);
-                let ring = &mut conversation.rings[l];
+                let (conversation, track, position) = batch.at(places, row);
+                let ring = &mut conversation.tracks[track].rings[l];
                 let capacity = ring.shape().capacity as u64;
-                rotation(&model.frequencies, position, &mut self.rotation);
                 let projected = &mut room.projected[row * heads.width()..][..heads.width()];
                 let (turned, values) = projected.split_at_mut(heads.queries() + heads.keys());
-                turn(turned, heads.dim, model.config.rope_concat, &self.rotation);
+                turn(turned, heads.dim, model.config.rope_concat, &rotation[row * pairs..][..pairs]);
                 let (queries, keys) = turned.split_at_mut(heads.queries());
                 ring.store((position % capacity) as usize, keys, values);
                 let scale = 1.0 / (heads.dim as f32).sqrt();
@@ -369,7 +464,7 @@ impl Engine {
                 queries.iter_mut().for_each(|q| *q *= scale);
                 for row in 0..rows {
                     let attended = &mut room.attended[row * dim..][..dim];
-                    match &batch.at(row).0.cross {
+                    match &batch.at(places, row).0.cross {
                         Some(source) => {
                             let ring = &source.rings[l];
                             let queries = &room.projected[row * dim..][..dim];
@@ -383,37 +478,29 @@ impl Engine {
             }
             room.feed_forward(kernels, layer, x, dim);
         }
-        kernels.rms_norm(x, &model.out_norm, NORM_EPS, &mut self.h[..rows * dim]);
+        kernels.rms_norm(x, &model.out_norm, NORM_EPS, &mut h[..rows * dim]);
     }
 }
 
 /// The rows of one run of the temporal transformer.
 enum Batch<'a, 'b> {
-    /// One position of each of some conversations.
-    Rows(&'a mut [Row<'b>]),
-    /// So many positions of one conversation, the first at its present one.
-    Columns(&'a mut Conversation, usize),
+    /// One position of each row of some conversations.
+    Turns(&'a mut [Turn<'b>]),
+    /// Some positions of one row of a conversation, from the first on.
+    Columns { conversation: &'a mut Conversation, track: usize, first: u64 },
 }
 
 impl Batch<'_, '_> {
-    fn len(&self) -> usize {
+    /// A row's conversation, its row there, and its position.
+    fn at(&mut self, places: &[(usize, usize)], row: usize) -> (&mut Conversation, usize, u64) {
         match self {
-            Self::Rows(rows) => rows.len(),
-            Self::Columns(_, count) => *count,
-        }
-    }
-
-    /// A row's conversation, and its position.
-    fn at(&mut self, row: usize) -> (&mut Conversation, u64) {
-        match self {
-            Self::Rows(rows) => {
-                let position = rows[row].conversation.position;
-                (&mut *rows[row].conversation, position)
+            Self::Turns(turns) => {
+                let (turn, track) = places[row];
+                let conversation = &mut *turns[turn].conversation;
+                let position = conversation.position;
+                (conversation, track, position)
             }
-            Self::Columns(conversation, _) => {
-                let position = conversation.position + row as u64;
-                (&mut **conversation, position)
-            }
+            Self::Columns { conversation, track, first } => (&mut **conversation, *track, *first + row as u64),
         }
     }
 }
@@ -425,7 +512,7 @@ fn add(x: &mut [f32], added: Option<&[f32]>) {
 }
 
 /// cos and sin of the angles of a position. In float64: in float32 they would be off after some hours.
-fn rotation(frequencies: &[f64], position: u64, out: &mut [(f32, f32)]) {
+fn turning(frequencies: &[f64], position: u64, out: &mut [(f32, f32)]) {
     for (out, frequency) in out.iter_mut().zip(frequencies) {
         let (sin, cos) = (position as f64 * frequency).sin_cos();
         *out = (cos as f32, sin as f32);

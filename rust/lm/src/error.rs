@@ -41,7 +41,10 @@ impl fmt::Display for Error {
             Self::File(error) => error.fmt(f),
             Self::Weight { module, reason } => write!(f, "The model's {module} {reason}."),
             Self::Config(what) => write!(f, "The model's configuration cannot be used: {what}."),
-            Self::Input(what) => write!(f, "{what}."),
+            Self::Input(what) => {
+                let first = what.chars().next().map_or(0, char::len_utf8);
+                write!(f, "{}{}.", what[..first].to_uppercase(), &what[first..])
+            }
         }
     }
 }

@@ -20,9 +20,9 @@ mod table;
 mod transformer;
 
 pub use config::Config;
-pub use conversation::{Conversation, Cross};
-pub use engine::{Engine, Model, Options, Row};
+pub use conversation::{Choices, Conversation, Cross, Guidance};
+pub use engine::{Engine, Model, Options, Turn};
 pub use error::{Error, Result};
-pub use kernels::{Dot, Float, Held, Way};
+pub use kernels::{Dot, Float, Held, Numbers, Slots, Way};
 pub use sampling::{Noise, Room, Sampler, TextSampler};
-pub use source::{Change, Module, Packing, Place, Source, pack};
+pub use source::{Change, Module, Packing, Place, Random, Source, pack};

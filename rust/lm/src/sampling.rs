@@ -1,5 +1,7 @@
 //! Chooses a token from logits.
 
+use crate::error::{Error, Result};
+
 /// Independent draws from the standard Gumbel distribution, the same for the same seed and position.
 #[derive(Clone, Debug)]
 pub struct Noise(u64);
@@ -21,7 +23,7 @@ impl Noise {
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection whose results look random.
-fn mixed(x: u64) -> u64 {
+pub(crate) fn mixed(x: u64) -> u64 {
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ x >> 31
@@ -53,6 +55,21 @@ impl Room {
 }
 
 impl Sampler {
+    /// Refuses what no sampler can do.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(what));
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return wrong(format!("the temperature {} is not a number from 0 on", self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong(format!("the top-p {} is not a number above 0 and up to 1", self.top_p));
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong(format!("the min-p {} is not a number from 0 to 1", self.min_p));
+        }
+        Ok(())
+    }
+
     /// Chooses a token.
     pub fn choose(&self, logits: &[f32], noise: &mut Noise, room: &mut Room) -> u32 {
         if self.temperature == 0.0 {
@@ -64,13 +81,16 @@ impl Sampler {
         tokens.extend(logits.iter().zip(0..).map(|(logit, token)| (logit * by, token)));
         // The likeliest first; of equal ones the first.
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if self.top_k > 0 && self.top_k < tokens.len() {
+        let some = self.top_k > 0 && self.top_k < tokens.len();
+        if some {
             tokens.select_nth_unstable_by(self.top_k - 1, order);
             tokens.truncate(self.top_k);
         }
-        // So that the draws do not depend on how the selection has left them.
-        tokens.sort_unstable_by(order);
-        let most = tokens[0].0;
+        if some || self.top_p < 1.0 {
+            // Also so that the draws do not depend on how the selection has left them.
+            tokens.sort_unstable_by(order);
+        }
+        let most = tokens.iter().fold(f32::NEG_INFINITY, |most, (logit, _)| most.max(*logit));
         if self.top_p < 1.0 {
             let total: f64 = tokens.iter().map(|(logit, _)| f64::from(logit - most).exp()).sum();
             let mut likelier = 0.0;
@@ -120,18 +140,28 @@ pub struct TextSampler {
 }
 
 impl TextSampler {
+    /// Refuses what no sampler can do.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.sampler.check()?;
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite() && self.padding_bonus.is_finite()) {
+            return Err(Error::Input("the repetition penalty or the padding bonus is out of range".into()));
+        }
+        Ok(())
+    }
+
     /// Changes logits in place. `recent` may hold numbers that are no tokens; those count for nothing.
-    pub fn adjust(&self, logits: &mut [f32], recent: &[i32], padding: usize) {
+    pub fn adjust(&self, logits: &mut [f32], recent: &[i32], padding: Option<usize>) {
         if self.repetition_penalty != 1.0 {
             for (i, token) in recent.iter().enumerate() {
                 let at = usize::try_from(*token).ok().filter(|at| *at < logits.len() && !recent[..i].contains(token));
                 if let Some(at) = at {
                     let logit = &mut logits[at];
-                    *logit = if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
+                    *logit =
+                        if *logit > 0.0 { *logit / self.repetition_penalty } else { *logit * self.repetition_penalty };
                 }
             }
         }
-        if let Some(logit) = logits.get_mut(padding) {
+        if let Some(logit) = padding.and_then(|token| logits.get_mut(token)) {
             *logit += self.padding_bonus;
         }
     }
@@ -213,7 +243,7 @@ mod tests {
     fn penalty_and_bonus_change_the_logits() {
         let sampler = TextSampler { sampler: ALL, repetition_penalty: 2.0, padding_bonus: 0.5 };
         let mut logits = [1.0, -1.0, 4.0, 0.0];
-        sampler.adjust(&mut logits, &[2, 1, 2, 4, -1], 3);
+        sampler.adjust(&mut logits, &[2, 1, 2, 4, -1], Some(3));
         assert_eq!(logits, [1.0, -2.0, 2.0, 0.5]);
     }
 }

@@ -8,6 +8,7 @@ use checkpoint::{Dtype, File, shown};
 use kernels::{Float, Packed, Pool, number};
 
 use crate::error::{Error, Result};
+use crate::sampling::mixed;
 
 /// A tensor `[rows, columns]`, or some rows of one, in a file.
 #[derive(Clone, Copy, Debug)]
@@ -83,11 +84,101 @@ pub struct Module {
 
 /// Where all weights of a model are.
 #[derive(Debug)]
-pub struct Source {
+pub struct Source(Origin);
+
+#[derive(Debug)]
+enum Origin {
+    Files(Box<Files>),
+    Random(Random),
+}
+
+#[derive(Debug)]
+struct Files {
     file: File,
     changes: Option<File>,
     modules: HashMap<String, Module>,
     replaced: Vec<(usize, usize)>,
+}
+
+/// Seeded random weights, which no file has, for measurements. Their variance is 1 / columns, so that activations stay about
+/// as large from layer to layer; norms have weights 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Random {
+    /// Bits of a number of all matrices: 2, 3, 4, 5, 6 or 8; 16: they are not packed.
+    pub bits: usize,
+    /// Numbers that share a scale and a bias.
+    pub group: usize,
+    /// The type of what is not packed, and of scales and biases.
+    pub float: Float,
+    #[allow(missing_docs)]
+    pub seed: u64,
+    /// The widths of the feed-forwards: the temporal transformer's, the depformer's.
+    pub hidden: [usize; 2],
+}
+
+impl Random {
+    fn module(&self, rows: usize, columns: usize) -> Module {
+        let dtype = match self.float {
+            Float::F32 => Dtype::F32,
+            Float::F16 => Dtype::F16,
+            Float::Bf16 => Dtype::Bf16,
+        };
+        let place = |dtype, columns| Place { dtype, rows, columns, begin: 0 };
+        if self.bits == 16 {
+            return Module { weight: place(dtype, columns), packing: None, change: None };
+        }
+        let scales = place(dtype, columns / self.group.max(1));
+        let packing = Some(Packing { bits: self.bits, group: self.group, scales, biases: scales });
+        Module { weight: place(Dtype::U32, columns * self.bits / 32), packing, change: None }
+    }
+
+    /// Rows of a matrix, as files would store them.
+    fn stored(&self, stored: &Stored, row: usize, rows: usize) -> Raw {
+        let (columns, weight) = (stored.columns, &stored.module.weight);
+        // FNV-1a: the matrices of a model differ.
+        let name = stored
+            .name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let mut words = Vec::with_capacity(rows * weight.row_bytes());
+        for row in row..row + rows {
+            let mut random = mixed(self.seed ^ name ^ mixed((stored.first + row) as u64 + 1));
+            let mut next = move || {
+                random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                mixed(random)
+            };
+            if self.bits == 16 {
+                // Evenly distributed from -most to most.
+                let most = (3.0 / columns as f32).sqrt();
+                for _ in 0..columns {
+                    let even = (next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+                    self.float.encode_onto(most * even, &mut words);
+                }
+                continue;
+            }
+            let end = words.len() + weight.row_bytes();
+            while words.len() < end {
+                let eight = next().to_le_bytes();
+                words.extend(&eight[..8.min(end - words.len())]);
+            }
+        }
+        if self.bits == 16 {
+            return Raw { words, scales: Vec::new(), biases: Vec::new() };
+        }
+        let most = ((1u64 << self.bits) - 1) as f32;
+        // The standard deviation of evenly distributed whole numbers of so many bits.
+        let scale = (12.0 / ((most + 1.0) * (most + 1.0) - 1.0) / columns as f32).sqrt();
+        let numbers = rows * columns / self.group;
+        let repeated = |x: f32| self.float.encode(x).repeat(numbers);
+        Raw { words, scales: repeated(scale), biases: repeated(-scale * most / 2.0) }
+    }
+}
+
+/// Rows as they are stored: numbers, packed or not, and, if packed, scales and biases.
+struct Raw {
+    words: Vec<u8>,
+    scales: Vec<u8>,
+    biases: Vec<u8>,
 }
 
 /// What reading tells while it goes on: bytes that were read. An error ends it.
@@ -102,13 +193,20 @@ impl Source {
         modules: HashMap<String, Module>,
         replaced: Vec<(usize, usize)>,
     ) -> Self {
-        Self { file, changes, modules, replaced }
+        Self(Origin::Files(Box::new(Files { file, changes, modules, replaced })))
     }
 
-    /// The bytes of all weights, as they are stored.
+    /// Weights that no file has.
+    pub fn random(random: Random) -> Self {
+        Self(Origin::Random(random))
+    }
+
+    /// The bytes of all weights, as they are stored; 0 if no file has them.
     pub fn bytes(&self) -> u64 {
+        let Origin::Files(files) = &self.0 else { return 0 };
         let bytes = |place: &Place| (place.rows * place.row_bytes()) as u64;
-        self.modules
+        files
+            .modules
             .values()
             .map(|m| bytes(&m.weight) + m.packing.map_or(0, |p| bytes(&p.scales) + bytes(&p.biases)))
             .sum()
@@ -116,19 +214,27 @@ impl Source {
 
     /// The rows of the text embedding to replace.
     pub(crate) fn replaced(&self) -> &[(usize, usize)] {
-        &self.replaced
+        match &self.0 {
+            Origin::Files(files) => &files.replaced,
+            Origin::Random(_) => &[],
+        }
     }
 
-    /// The rows and columns of a matrix, before it is taken.
-    pub(crate) fn shape(&self, name: &str) -> Option<(usize, usize)> {
-        self.modules.get(name).map(|m| (m.weight.rows, m.packing.map_or(m.weight.columns, |p| p.scales.columns * p.group)))
+    /// The rows of a matrix, before it is taken.
+    pub(crate) fn rows_of(&self, name: &str) -> Option<usize> {
+        match &self.0 {
+            Origin::Files(files) => files.modules.get(name).map(|m| m.weight.rows),
+            Origin::Random(random) => Some(2 * random.hidden[usize::from(name.starts_with("depformer"))]),
+        }
     }
 
     /// Takes a matrix `[rows, columns]`; it must be there and fit.
     pub(crate) fn take(&mut self, name: &str, rows: usize, columns: usize) -> Result<Stored> {
-        let Some(module) = self.modules.remove(name) else {
-            return Err(Error::weight(name, "is missing"));
+        let module = match &mut self.0 {
+            Origin::Files(files) => files.modules.remove(name),
+            Origin::Random(random) => Some(random.module(rows, columns)),
         };
+        let Some(module) = module else { return Err(Error::weight(name, "is missing")) };
         let stored = Stored { name: name.to_owned(), module, first: 0, rows, columns };
         stored.check()?;
         Ok(stored)
@@ -136,56 +242,70 @@ impl Source {
 
     /// Takes a vector.
     pub(crate) fn vector(&mut self, name: &str, length: usize, progress: Progress<'_>) -> Result<Vec<f32>> {
+        if matches!(self.0, Origin::Random(_)) {
+            return Ok(vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; length]);
+        }
         let stored = self.take(name, 1, length)?;
         self.rows(&stored, 0, 1, progress)
     }
 
     /// What is left is not a part of the model.
     pub(crate) fn finish(&self) -> Result<()> {
-        match self.modules.keys().min() {
+        let Origin::Files(files) = &self.0 else { return Ok(()) };
+        match files.modules.keys().min() {
             None => Ok(()),
-            Some(name) => Err(Error::weight(name, "is not a part of this model")),
+            Some(name) => Err(Error::weight(&shown(name), "is not a part of this model")),
         }
     }
 
-    fn read(&self, file: &File, place: &Place, row: usize, rows: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; rows * place.row_bytes()];
-        file.read_at(place.row(row), &mut bytes)?;
-        Ok(bytes)
+    /// Some rows of a matrix as they are stored, without changes.
+    fn raw(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Raw> {
+        let (file, module, first) = match &self.0 {
+            Origin::Random(random) => return Ok(random.stored(stored, row, rows)),
+            Origin::Files(files) => (&files.file, &stored.module, stored.first + row),
+        };
+        let mut raw = Raw { words: read(file, &module.weight, first, rows)?, scales: Vec::new(), biases: Vec::new() };
+        if let Some(packing) = &module.packing {
+            raw.scales = read(file, &packing.scales, first, rows)?;
+            raw.biases = read(file, &packing.biases, first, rows)?;
+            check_finite(&stored.name, &raw.scales, &packing.scales)?;
+            check_finite(&stored.name, &raw.biases, &packing.biases)?;
+        }
+        progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
+        Ok(raw)
     }
 
     /// Some rows of a matrix in float32, unpacked and changed.
     pub(crate) fn rows(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Vec<f32>> {
         let (module, first) = (&stored.module, stored.first + row);
-        let words = self.read(&self.file, &module.weight, first, rows)?;
-        let mut read = words.len();
+        let raw = self.raw(stored, row, rows, progress)?;
         let mut values = match module.packing {
-            None => floats(&stored.name, &words, &module.weight)?,
+            None => floats(&stored.name, &raw.words, &module.weight)?,
             Some(packing) => {
-                let scales = self.read(&self.file, &packing.scales, first, rows)?;
-                let biases = self.read(&self.file, &packing.biases, first, rows)?;
-                read += scales.len() + biases.len();
-                let (scales, biases) =
-                    (floats(&stored.name, &scales, &packing.scales)?, floats(&stored.name, &biases, &packing.biases)?);
+                let scales = floats(&stored.name, &raw.scales, &packing.scales)?;
+                let biases = floats(&stored.name, &raw.biases, &packing.biases)?;
                 let row_bytes = module.weight.row_bytes();
                 let mut values = Vec::with_capacity(rows * stored.columns);
                 for i in 0..rows * stored.columns {
                     let (row, column, group) = (i / stored.columns, i % stored.columns, i / packing.group);
-                    let n = number(&words[row * row_bytes..], column, packing.bits);
+                    let n = number(&raw.words[row * row_bytes..], column, packing.bits);
                     values.push(scales[group] * n as f32 + biases[group]);
                 }
                 values
             }
         };
-        progress(read as u64)?;
-        match (module.change, &self.changes) {
+        let changes = match &self.0 {
+            Origin::Files(files) => files.changes.as_ref(),
+            Origin::Random(_) => None,
+        };
+        match (module.change, changes) {
             (None, _) => {}
             (Some(Change::Replacement(place)), Some(file)) => {
-                values = floats(&stored.name, &self.read(file, &place, first, rows)?, &place)?;
+                values = floats(&stored.name, &read(file, &place, first, rows)?, &place)?;
             }
             (Some(Change::Adapter { a, b, scaling }), Some(file)) => {
-                let left = floats(&stored.name, &self.read(file, &b, first, rows)?, &b)?;
-                let right = floats(&stored.name, &self.read(file, &a, 0, a.rows)?, &a)?;
+                let left = floats(&stored.name, &read(file, &b, first, rows)?, &b)?;
+                let right = floats(&stored.name, &read(file, &a, 0, a.rows)?, &a)?;
                 for (values, left) in values.chunks_exact_mut(stored.columns).zip(left.chunks_exact(b.columns)) {
                     for (by, row) in left.iter().zip(right.chunks_exact(a.columns)) {
                         values.iter_mut().zip(row).for_each(|(value, x)| *value += scaling * by * x);
@@ -215,15 +335,15 @@ impl Source {
             let float = packing.scales.float().unwrap_or(Float::F32);
             return Ok(pack(&values, stored.columns, packing.bits, packing.group, float));
         }
-        let first = stored.first + row;
-        let words = self.read(&self.file, &stored.module.weight, first, rows)?;
-        let scales = self.read(&self.file, &packing.scales, first, rows)?;
-        let biases = self.read(&self.file, &packing.biases, first, rows)?;
-        check_finite(&stored.name, &scales, &packing.scales)?;
-        check_finite(&stored.name, &biases, &packing.biases)?;
-        progress((words.len() + scales.len() + biases.len()) as u64)?;
+        let Raw { words, scales, biases } = self.raw(stored, row, rows, progress)?;
         Ok([words, scales, biases])
     }
+}
+
+fn read(file: &File, place: &Place, row: usize, rows: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; rows * place.row_bytes()];
+    file.read_at(place.row(row), &mut bytes)?;
+    Ok(bytes)
 }
 
 /// A matrix in a file that was found to fit, or some rows of one.
@@ -277,9 +397,8 @@ impl Stored {
             Some(packing) => {
                 let bits = matches!(packing.bits, 2..=6 | 8);
                 let group = matches!(packing.group, 32 | 64 | 128) && columns.is_multiple_of(packing.group);
-                let packed = weight.dtype == Dtype::U32
-                    && weight.rows == rows
-                    && weight.columns * 32 == columns * packing.bits;
+                let packed =
+                    weight.dtype == Dtype::U32 && weight.rows == rows && weight.columns * 32 == columns * packing.bits;
                 let numbers = [packing.scales, packing.biases].iter().all(|place| {
                     place.dtype == packing.scales.dtype
                         && place.float().is_some()
@@ -292,7 +411,9 @@ impl Stored {
         }
         let fits = match self.module.change {
             None => true,
-            Some(Change::Replacement(place)) => (place.rows, place.columns) == (rows, columns) && place.float().is_some(),
+            Some(Change::Replacement(place)) => {
+                (place.rows, place.columns) == (rows, columns) && place.float().is_some()
+            }
             Some(Change::Adapter { a, b, .. }) => {
                 (b.rows, a.columns) == (rows, columns)
                     && a.rows == b.columns
@@ -379,7 +500,7 @@ pub(crate) fn read_packed(
 mod tests {
     use super::*;
 
-    /// The largest magnitude of a group and 0 come back as they are, others within half a step.
+    /// Every number becomes the nearest of those that its group has, and the largest magnitude of a group comes back as it is.
     #[test]
     fn packs_to_the_nearest() {
         let mut random = fastrand::Rng::with_seed(3);
@@ -391,9 +512,15 @@ mod tests {
                 assert_eq!(words.len(), 4 * 128 * bits / 8);
                 for (i, x) in values.iter().enumerate() {
                     let n = number(&words[i / 128 * 16 * bits..], i % 128, bits);
-                    let got = scales[i / 64] * n as f32 + biases[i / 64];
-                    let slack = if float == Float::F32 { 1e-6 } else { 0.01 };
-                    assert!((got - x).abs() <= 0.5001 * scales[i / 64].abs() + slack, "{bits} {float:?} {i}: {got} {x}");
+                    let value = |n: u32| scales[i / 64] * n as f32 + biases[i / 64];
+                    let off = |n: u32| (value(n) - x).abs();
+                    let best = (0..1 << bits).map(off).fold(f32::INFINITY, f32::min);
+                    assert!(off(n) <= best + 1e-6, "{bits} {float:?} {i}: {} for {x}", value(n));
+                    let group = &values[i / 64 * 64..][..64];
+                    if group.iter().all(|other| other.abs() <= x.abs()) {
+                        let slack = if float == Float::F32 { 1e-6 } else { 0.03 };
+                        assert!(off(n) <= slack, "{bits} {float:?} {i}: {} for {x}", value(n));
+                    }
                 }
             }
         }

@@ -121,9 +121,8 @@ impl Embedding {
     ) -> Result<Self> {
         let short = rank.unwrap_or(width);
         if demuxed {
-            let mut linear = |part: &str| {
-                Linear::load(source, &format!("{name}.{part}"), width, short, kernels, progress)
-            };
+            let mut linear =
+                |part: &str| Linear::load(source, &format!("{name}.{part}"), width, short, kernels, progress);
             let (first, second) = (linear("out1")?, linear("out2")?);
             if rank.is_some() {
                 source.take(&format!("{name}.low_rank"), width, short)?; // it is there, and nothing uses it

@@ -78,7 +78,7 @@ impl Layer {
     ) -> Result<Self> {
         let gate = format!("{name}.gating.linear_in");
         // Only the file knows the width of the feed-forward.
-        let Some((rows, _)) = source.shape(&gate) else { return Err(Error::weight(&gate, "is missing")) };
+        let Some(rows) = source.rows_of(&gate) else { return Err(Error::weight(&gate, "is missing")) };
         let hidden = rows / 2;
         if rows == 0 || rows % 2 == 1 {
             return Err(Error::weight(&gate, format!("has {rows} rows; an even number is expected")));

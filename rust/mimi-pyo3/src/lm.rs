@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use checkpoint::{Dtype, File};
-use lm::{Change, Dot, Held, Module, Packing, Place, Way};
+use lm::{Change, Dot, Float, Held, Module, Numbers, Packing, Place, Sampler, Slots, TextSampler, Turn, Way};
 use numpy::{PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
@@ -114,7 +114,8 @@ impl PyLm {
                 let fraction = (*done as f64 / total as f64).min(1.0);
                 Python::attach(|py| {
                     let told = py.check_signals();
-                    let told = told.and_then(|()| progress.as_ref().map_or(Ok(()), |p| p.call1(py, (fraction,)).map(drop)));
+                    let told =
+                        told.and_then(|()| progress.as_ref().map_or(Ok(()), |p| p.call1(py, (fraction,)).map(drop)));
                     told.map_err(|error| {
                         if let Ok(mut raised) = raised.lock() {
                             raised.get_or_insert(error);
@@ -143,16 +144,110 @@ impl PyLm {
         self.0.step_bytes()
     }
 
-    /// Makes a conversation, with its keys and values as ``kv``: ``"float32"``, ``"float16"`` or ``"int8"``.
-    #[pyo3(signature = (kv="float16"))]
-    fn conversation(&self, kv: &str) -> Result<PyConversation, Failure> {
+    /// Makes a model of seeded random weights in memory, for measurements.
+    ///
+    /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits of all
+    /// matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
+    #[staticmethod]
+    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None))]
+    fn random(
+        py: Python<'_>,
+        config: &str,
+        bits: usize,
+        group_size: usize,
+        seed: u64,
+        dtype: &str,
+        threads: Option<i64>,
+    ) -> Result<Self, Failure> {
+        let hidden = lm::Config::hidden_from_json(config)?;
+        let config = lm::Config::from_json(config)?;
+        let float = match dtype {
+            "f32" => Float::F32,
+            "f16" => Float::F16,
+            "bf16" => Float::Bf16,
+            _ => return Err(Failure::Value(format!("dtype is {dtype}, but f32, f16 or bf16 is expected."))),
+        };
+        let threads = threads.map(|n| count("threads", n)).transpose()?.unwrap_or_else(cores);
+        let source = lm::Source::random(lm::Random { bits, group: group_size, float, seed, hidden });
+        without_gil(py, || {
+            let signals = |_| {
+                let raised = Python::attach(|py| py.check_signals());
+                raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
+            };
+            Ok(Self(Arc::new(lm::Model::load(config, source, threads, &signals)?)))
+        })
+    }
+
+    /// Makes a conversation.
+    ///
+    /// Parameters
+    /// ----------
+    /// kv : str
+    ///     How keys and values are held: ``"float32"``, ``"float16"`` or ``"int8"``.
+    /// batch : int
+    ///     Its rows in a step: 2 with guidance (given, null), else 1.
+    /// text : (float, int, float, float, float, float)
+    ///     The text's sampler: temperature, top-k, top-p, min-p, repetition penalty, padding bonus.
+    /// audio : (float, int, float, float)
+    ///     The codes' sampler: temperature, top-k, top-p, min-p.
+    /// guidance : (float, bool) or None
+    ///     Logits are ``null + coef · (given − null)``; the text's only if the flag says so.
+    /// codebooks : int or None
+    ///     Own codebooks that are computed; None: all. The codes of others are 0.
+    /// seed : int
+    ///     The same seed gives the same choices, whatever other conversations are in a step.
+    /// padding : int or None
+    ///     The text token to which the padding bonus goes.
+    /// state, position : list of arrays or None, int
+    ///     Begins where ``LmConversation.state()`` was taken, at that position.
+    ///
+    /// Raises ModelError for what the model does not have, or what does not fit it.
+    #[pyo3(signature = (
+        *, kv="float16", batch=1, text=(0.7, 25, 1.0, 0.0, 1.0, 0.0), audio=(0.8, 250, 1.0, 0.0), guidance=None,
+        codebooks=None, seed=0, padding=None, state=None, position=0
+    ))]
+    #[allow(clippy::too_many_arguments)]
+    fn conversation(
+        &self,
+        py: Python<'_>,
+        kv: &str,
+        batch: usize,
+        text: (f32, usize, f32, f32, f32, f32),
+        audio: (f32, usize, f32, f32),
+        guidance: Option<(f32, bool)>,
+        codebooks: Option<usize>,
+        seed: u64,
+        padding: Option<usize>,
+        state: Option<Vec<Bound<'_, PyAny>>>,
+        position: u64,
+    ) -> Result<PyConversation, Failure> {
         let held = match kv {
             "float32" => Held::F32,
             "float16" => Held::F16,
             "int8" => Held::Bytes,
             _ => return Err(Failure::Value(format!("kv is {kv}, but float32, float16 or int8 is expected."))),
         };
-        Ok(PyConversation(Mutex::new(self.0.conversation(held))))
+        if batch != if guidance.is_some() { 2 } else { 1 } {
+            return Err(Failure::Value(format!("batch is {batch}, but 2 is expected with guidance, else 1.")));
+        }
+        let (temperature, top_k, top_p, min_p, repetition_penalty, padding_bonus) = text;
+        let text_sampler = Sampler { temperature, top_k, top_p, min_p };
+        let (temperature, top_k, top_p, min_p) = audio;
+        let choices = lm::Choices {
+            held,
+            text: TextSampler { sampler: text_sampler, repetition_penalty, padding_bonus },
+            audio: Sampler { temperature, top_k, top_p, min_p },
+            guidance: guidance.map(|(coef, text)| lm::Guidance { coef, text }),
+            codebooks,
+            seed,
+            padding,
+        };
+        let mut conversation = lm::Conversation::new(&self.0, choices)?;
+        if let Some(arrays) = state {
+            let parts = slots(&arrays)?;
+            without_gil(py, || Ok(conversation.restore(&parts, position)?))?;
+        }
+        Ok(PyConversation(Mutex::new(conversation)))
     }
 
     /// Makes an engine: threads and room for up to ``rows`` conversations at once.
@@ -188,18 +283,26 @@ impl PyLm {
     }
 }
 
-/// The keys, values and position of one conversation; made by ``Lm.conversation()``.
+/// One conversation; made by ``Lm.conversation()``: its keys and values, its position, how it chooses, and the logits of its
+/// newest step. It may be used by one thread at a time.
 #[pyclass(module = "msh_native", frozen, name = "LmConversation")]
 pub struct PyConversation(Mutex<lm::Conversation>);
 
 #[pymethods]
 impl PyConversation {
-    /// Forgets all that was heard and said.
-    fn reset(&self, py: Python<'_>) -> Result<(), Failure> {
+    /// Forgets all that was heard and said. A seed takes the place of the one before.
+    #[pyo3(signature = (seed=None))]
+    fn reset(&self, py: Python<'_>, seed: Option<u64>) -> Result<(), Failure> {
         with(py, &self.0, "LmConversation", |conversation| {
-            conversation.reset();
+            conversation.reset(seed);
             Ok(())
         })
+    }
+
+    /// Steps that were taken.
+    #[getter]
+    fn position(&self, py: Python<'_>) -> Result<u64, Failure> {
+        with(py, &self.0, "LmConversation", |conversation| Ok(conversation.position()))
     }
 
     /// Bytes that keys and values take by now.
@@ -207,22 +310,99 @@ impl PyConversation {
         with(py, &self.0, "LmConversation", |conversation| Ok(conversation.bytes()))
     }
 
-    /// Adds ``added [dim] float32`` to the input of each step.
-    fn add_to_input(&self, py: Python<'_>, added: PyReadonlyArray1<'_, f32>) -> Result<(), Failure> {
-        let added = added.as_array().to_vec();
-        with(py, &self.0, "LmConversation", |conversation| {
-            conversation.add_to_input(Some(added));
-            Ok(())
-        })
+    /// Adds ``added [batch, dim] float32``, or ``[1, dim]`` for all rows, to the input of each step.
+    fn add_to_input(&self, py: Python<'_>, added: PyReadonlyArray2<'_, f32>) -> Result<(), Failure> {
+        let added: Vec<f32> = added.as_array().iter().copied().collect();
+        with(py, &self.0, "LmConversation", |conversation| conversation.add_to_input(&added))
     }
 
-    /// Lets the layers attend to a source, as from ``LmEngine.source()``.
+    /// Lets the layers of all rows attend to a source, as from ``LmEngine.source()``.
     fn attend_to(&self, py: Python<'_>, source: &PySource) -> Result<(), Failure> {
-        with(py, &self.0, "LmConversation", |conversation| {
-            conversation.attend_to(Some(Arc::clone(&source.0)));
-            Ok(())
-        })
+        with(py, &self.0, "LmConversation", |conversation| conversation.attend_to(Arc::clone(&source.0)))
     }
+
+    /// Returns the text logits of the newest step, ``[text_card_out] float32``, mixed by guidance, before the sampler changed
+    /// any. Raises ModelError before the first step.
+    fn text_logits<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
+        let logits = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.text_logits()?.to_vec()))?;
+        Ok(PyArray1::from_vec(py, logits))
+    }
+
+    /// Returns the logits of the newest step's codes, ``[codes, card] float32``, of those that were computed.
+    fn audio_logits<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyArray2<f32>>, Failure> {
+        let (logits, card) = with(py, &self.0, "LmConversation", |conversation| {
+            Ok((conversation.audio_logits()?.to_vec(), conversation.model().config().card))
+        })?;
+        let shape = [logits.len() / card, card];
+        Ok(PyArray1::from_vec(py, logits).reshape(shape)?)
+    }
+
+    /// Returns what the extra heads say at the newest step, ``[heads, classes] float32``, probabilities.
+    fn extra_heads<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyArray2<f32>>, Failure> {
+        let (heads, shape) = with(py, &self.0, "LmConversation", |conversation| {
+            let config = conversation.model().config();
+            let shape = [config.extra_heads, config.extra_heads_dim];
+            Ok((conversation.extra_heads()?.to_vec(), shape))
+        })?;
+        Ok(PyArray1::from_vec(py, heads).reshape(shape)?)
+    }
+
+    /// Makes another conversation that goes on from here, on its own. Only the positions filled so far are copied.
+    fn copy(&self, py: Python<'_>) -> Result<Self, Failure> {
+        Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| Ok(conversation.copy()))?)))
+    }
+
+    /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and values,
+    /// and the scales of both with ``"int8"``, all ``[heads, positions, n]``. Half precision comes as its bits in uint16.
+    fn state<'py>(&self, py: Python<'py>) -> Result<Vec<Bound<'py, PyAny>>, Failure> {
+        let parts = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.save()))?;
+        parts
+            .into_iter()
+            .map(|Slots { shape, numbers }| {
+                Ok(match numbers {
+                    Numbers::F32(numbers) => PyArray1::from_vec(py, numbers).reshape(shape)?.into_any(),
+                    Numbers::F16(numbers) => PyArray1::from_vec(py, numbers).reshape(shape)?.into_any(),
+                    Numbers::Bytes(numbers) => PyArray1::from_vec(py, numbers).reshape(shape)?.into_any(),
+                })
+            })
+            .collect()
+    }
+
+    /// Goes on at ``position`` with what ``state()`` gave of a conversation of the same model, with as many rows and keys and
+    /// values in the same type.
+    ///
+    /// Raises ModelError if it does not fit; the conversation is at its beginning then.
+    fn restore(&self, py: Python<'_>, arrays: Vec<Bound<'_, PyAny>>, position: u64) -> Result<(), Failure> {
+        let parts = slots(&arrays)?;
+        with(py, &self.0, "LmConversation", |conversation| conversation.restore(&parts, position))
+    }
+}
+
+/// The parts of a state that was kept.
+fn slots(arrays: &[Bound<'_, PyAny>]) -> Result<Vec<Slots>, Failure> {
+    fn part<T: numpy::Element + Copy>(array: &Bound<'_, PyArray3<T>>) -> Result<([usize; 3], Vec<T>), Failure> {
+        let array = array.try_readonly().map_err(PyErr::from)?;
+        let array = array.as_array();
+        let (heads, positions, width) = array.dim();
+        Ok(([heads, positions, width], array.iter().copied().collect()))
+    }
+    let one = |array: &Bound<'_, PyAny>| {
+        let (shape, numbers) = if let Ok(array) = array.cast::<PyArray3<f32>>() {
+            let (shape, numbers) = part(array)?;
+            (shape, Numbers::F32(numbers))
+        } else if let Ok(array) = array.cast::<PyArray3<u16>>() {
+            let (shape, numbers) = part(array)?;
+            (shape, Numbers::F16(numbers))
+        } else if let Ok(array) = array.cast::<PyArray3<i8>>() {
+            let (shape, numbers) = part(array)?;
+            (shape, Numbers::Bytes(numbers))
+        } else {
+            let what = "a state has arrays [heads, positions, n] of float32, uint16 or int8";
+            return Err(Failure::Model(lm::Error::Input(what.into())));
+        };
+        Ok(Slots { shape, numbers })
+    };
+    arrays.iter().map(one).collect()
 }
 
 /// What the layers of a model attend to besides; made by ``LmEngine.source()``.
@@ -244,48 +424,75 @@ fn with<S: Send, T: Send>(
 
 #[pymethods]
 impl PyEngine {
-    /// Takes each conversation through the first half of a step. ``tokens [rows, 1 + n_q] int32``; −1 adds nothing.
+    /// Takes each conversation through the first half of a step. ``tokens [rows of all, 1 + n_q] int32``; −1 adds nothing.
+    /// ``recent`` are the tokens that each one's repetition penalty counts, or None.
     ///
-    /// Returns the text logits ``[rows, text_card_out] float32`` and what the extra heads say, probabilities
-    /// ``[rows, heads, classes] float32``.
-    #[allow(clippy::type_complexity)]
+    /// Returns the text tokens ``[conversations] int32``.
+    #[pyo3(signature = (conversations, tokens, recent=None))]
     fn hear<'py>(
         &self,
         py: Python<'py>,
         conversations: Vec<PyRef<'py, PyConversation>>,
         tokens: PyReadonlyArray2<'py, i32>,
-    ) -> Result<(Bound<'py, PyArray2<f32>>, Bound<'py, PyArray3<f32>>), Failure> {
-        let rows = conversations.len();
-        if tokens.shape()[0] != rows {
-            return Err(Failure::Value("There must be a row of tokens for each conversation.".into()));
-        }
+        recent: Option<Vec<PyReadonlyArray1<'py, i32>>>,
+    ) -> Result<Bound<'py, PyArray1<i32>>, Failure> {
+        let (rows, width) = (tokens.shape()[0], tokens.shape()[1]);
         let tokens: Vec<i32> = tokens.as_array().iter().copied().collect();
+        let recent: Vec<Vec<i32>> =
+            recent.unwrap_or_default().iter().map(|tokens| tokens.as_array().iter().copied().collect()).collect();
+        if !recent.is_empty() && recent.len() != conversations.len() {
+            return Err(Failure::Value("There must be recent tokens for each conversation.".into()));
+        }
         let states: Vec<&Mutex<lm::Conversation>> = conversations.iter().map(|c| &c.0).collect();
-        let (logits, heads, shape) = with(py, &self.0, "LmEngine", |engine| {
-            let mut guards = Vec::new();
-            for state in &states {
-                let guard = state.try_lock().map_err(|_| {
-                    lm::Error::Input("A conversation is being used by another thread, or is there twice".into())
-                })?;
-                guards.push(guard);
+        let texts = with(py, &self.0, "LmEngine", |engine| {
+            let mut guards = locked(&states)?;
+            if guards.iter().map(|guard| guard.rows()).sum::<usize>() != rows {
+                return Err(lm::Error::Input("there must be a column of tokens for each row of a conversation".into()));
             }
-            let width = tokens.len() / rows.max(1);
-            let mut all: Vec<lm::Row<'_>> = guards
-                .iter_mut()
-                .zip(tokens.chunks_exact(width.max(1)))
-                .map(|(conversation, tokens)| lm::Row { conversation, tokens })
-                .collect();
-            engine.hear(&mut all)?;
-            let config = engine.model().config();
-            let shape = [rows, config.extra_heads, config.extra_heads_dim];
-            let heads = engine.extra_heads(rows).to_vec();
-            Ok((engine.text_logits(rows).to_vec(), heads, shape))
+            let mut rest = &tokens[..];
+            let mut turns: Vec<Turn<'_>> = Vec::with_capacity(guards.len());
+            for (i, guard) in guards.iter_mut().enumerate() {
+                let (tokens, after) = rest.split_at(guard.rows() * width);
+                rest = after;
+                let recent = recent.get(i).map_or(&[][..], |tokens| tokens);
+                turns.push(Turn { conversation: guard, tokens, recent, text: 0, codes: &mut [] });
+            }
+            engine.hear(&mut turns)?;
+            Ok(turns.iter().map(|turn| turn.text).collect::<Vec<_>>())
         })?;
-        let columns = logits.len() / rows.max(1);
-        Ok((
-            PyArray1::from_vec(py, logits).reshape([rows, columns])?,
-            PyArray1::from_vec(py, heads).reshape(shape)?,
-        ))
+        Ok(PyArray1::from_vec(py, texts))
+    }
+
+    /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``. They need
+    /// not be all that heard.
+    ///
+    /// Returns the codes ``[conversations, dep_q] int32``; those that are not computed are 0.
+    fn speak<'py>(
+        &self,
+        py: Python<'py>,
+        conversations: Vec<PyRef<'py, PyConversation>>,
+        texts: PyReadonlyArray1<'py, i32>,
+    ) -> Result<Bound<'py, PyArray2<i32>>, Failure> {
+        let texts: Vec<i32> = texts.as_array().iter().copied().collect();
+        if texts.len() != conversations.len() {
+            return Err(Failure::Value("There must be a text token for each conversation.".into()));
+        }
+        let states: Vec<&Mutex<lm::Conversation>> = conversations.iter().map(|c| &c.0).collect();
+        let (codes, width) = with(py, &self.0, "LmEngine", |engine| {
+            let mut guards = locked(&states)?;
+            let width = engine.model().config().dep_q;
+            let mut codes = vec![0; texts.len() * width];
+            let mut rest = &mut codes[..];
+            let mut turns: Vec<Turn<'_>> = Vec::with_capacity(guards.len());
+            for (guard, text) in guards.iter_mut().zip(&texts) {
+                let (codes, after) = rest.split_at_mut(width);
+                rest = after;
+                turns.push(Turn { conversation: guard, tokens: &[], recent: &[], text: *text, codes });
+            }
+            engine.speak(&mut turns)?;
+            Ok((codes, width))
+        })?;
+        Ok(PyArray1::from_vec(py, codes).reshape([texts.len(), width])?)
     }
 
     /// Reads the columns of a prompt, ``[n, 1 + n_q] int32``, at the beginning of a conversation. ``embedded [m, dim]
@@ -301,9 +508,10 @@ impl PyEngine {
         let columns: Vec<i32> = columns.as_array().iter().copied().collect();
         let embedded: Vec<f32> = embedded.map_or(Vec::new(), |rows| rows.as_array().iter().copied().collect());
         with(py, &self.0, "LmEngine", |engine| {
-            let mut conversation = conversation.0.try_lock().map_err(|_| {
-                lm::Error::Input("The conversation is being used by another thread".into())
-            })?;
+            let mut conversation = conversation
+                .0
+                .try_lock()
+                .map_err(|_| lm::Error::Input("The conversation is being used by another thread".into()))?;
             engine.read(&mut conversation, &columns, &embedded)
         })
     }
@@ -313,63 +521,12 @@ impl PyEngine {
         let source: Vec<f32> = source.as_array().iter().copied().collect();
         Ok(PySource(Arc::new(with(py, &self.0, "LmEngine", |engine| engine.source(&source))?)))
     }
+}
 
-    /// Takes the rows of the last ``hear`` through the second half of the step, with the text tokens that they said.
-    ///
-    /// Chooses the first ``codebooks`` codes of each row, ``[rows, codebooks] int32``. ``sampler`` is ``(temperature, top_k,
-    /// top_p, min_p)``; ``seeds [rows]`` and ``position`` choose the random numbers. With ``guidance`` the rows are pairs, and
-    /// the codes of a pair are chosen from ``null + guidance · (given − null)``.
-    ///
-    /// Returns also the logits, ``[codebooks, rows, card] float32``.
-    #[pyo3(signature = (texts, codebooks, sampler, seeds, position, guidance=None))]
-    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
-    fn speak<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Vec<i32>,
-        codebooks: usize,
-        sampler: (f32, usize, f32, f32),
-        seeds: Vec<u64>,
-        position: u64,
-        guidance: Option<f32>,
-    ) -> Result<(Bound<'py, PyArray2<i32>>, Bound<'py, PyArray3<f32>>), Failure> {
-        let (temperature, top_k, top_p, min_p) = sampler;
-        let sampler = lm::Sampler { temperature, top_k, top_p, min_p };
-        let rows = texts.len();
-        if seeds.len() != rows || guidance.is_some() && !rows.is_multiple_of(2) {
-            return Err(Failure::Value("There must be a seed for each row, and with guidance pairs of rows.".into()));
-        }
-        let (codes, kept, card) = with(py, &self.0, "LmEngine", |engine| {
-            let card = engine.model().config().card;
-            let mut codes = vec![0; rows * codebooks];
-            let mut kept = Vec::with_capacity(rows * codebooks * card);
-            let mut room = lm::Room::new(card);
-            let mut noise: Vec<lm::Noise> = seeds.iter().map(|seed| lm::Noise::new(*seed, position)).collect();
-            let mut choose = |_: usize, logits: &mut [f32], codes: &mut [i32]| {
-                if let Some(coef) = guidance {
-                    for pair in logits.chunks_exact_mut(2 * card) {
-                        let (given, null) = pair.split_at_mut(card);
-                        for (given, null) in given.iter_mut().zip(null) {
-                            *given = *null + coef * (*given - *null);
-                            *null = *given;
-                        }
-                    }
-                }
-                kept.extend_from_slice(logits);
-                let step = if guidance.is_some() { 2 } else { 1 };
-                for row in (0..rows).step_by(step) {
-                    let code = sampler.choose(&logits[row * card..][..card], &mut noise[row], &mut room) as i32;
-                    codes[row..row + step].fill(code);
-                }
-            };
-            engine.speak(&texts, codebooks, &mut choose, &mut codes)?;
-            Ok((codes, kept, card))
-        })?;
-        Ok((
-            PyArray1::from_vec(py, codes).reshape([rows, codebooks])?,
-            PyArray1::from_vec(py, kept).reshape([codebooks, rows, card])?,
-        ))
-    }
+/// Takes the conversations of a step.
+fn locked<'a>(states: &[&'a Mutex<lm::Conversation>]) -> lm::Result<Vec<MutexGuard<'a, lm::Conversation>>> {
+    let busy = || lm::Error::Input("A conversation is being used by another thread, or is there twice".into());
+    states.iter().map(|state| state.try_lock().map_err(|_| busy())).collect()
 }
 
 /// Returns the names of the instructions that this machine has for products with packed weights, the fastest first.

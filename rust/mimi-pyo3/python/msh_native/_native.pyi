@@ -12,18 +12,25 @@ __all__ = [
     "EchoCanceller",
     "Encoder",
     "FileError",
+    "Lm",
+    "LmConversation",
+    "LmEngine",
+    "LmSource",
     "Mimi",
     "MimiError",
     "Mixer",
+    "ModelError",
     "Mouth",
     "Playback",
     "VoiceEnhancer",
+    "dots",
     "find_not_finite",
     "foreign",
     "kernels",
     "read_header",
 ]
 
+def dots() -> list[str]: ...
 def find_not_finite(
     path: str | os.PathLike[str], progress: Callable[[float], object] | None = None
 ) -> tuple[str, int, float] | None: ...
@@ -33,6 +40,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int,
 
 class FileError(ValueError):
     """A file that is not what it should be. Its arguments are what is wrong, and what to do about it."""
+
+class ModelError(ValueError):
+    """A language model that cannot be loaded or run; the message says what is wrong with it."""
 
 class MimiError(ValueError):
     """A checkpoint or a configuration cannot be used. The message says what is wrong with it."""
@@ -166,3 +176,96 @@ class Ear:
     def heard(self) -> npt.NDArray[np.float32]: ...
     def backlog(self) -> float: ...
     def trim(self, keep: float) -> float: ...
+
+# A type, rows, columns, and the byte of the file that it begins at.
+_Place = tuple[str, int, int, int]
+
+@final
+class Lm:
+    """The weights of a language model."""
+
+    def __new__(
+        cls,
+        path: str | os.PathLike[str],
+        config: str,
+        modules: Mapping[
+            str,
+            tuple[
+                _Place,
+                tuple[int, int, _Place, _Place] | None,
+                tuple[_Place] | tuple[_Place, _Place, float] | None,
+            ],
+        ],
+        *,
+        replaced: list[tuple[int, int]] = ...,
+        lora: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> Lm: ...
+    @staticmethod
+    def random(
+        config: str, bits: int, group_size: int = 64, seed: int = 0, dtype: str = "bf16", *, threads: int | None = None
+    ) -> Lm: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def step_bytes(self) -> int: ...
+    def conversation(
+        self,
+        *,
+        kv: str = "float16",
+        batch: int = 1,
+        text: tuple[float, int, float, float, float, float] = ...,
+        audio: tuple[float, int, float, float] = ...,
+        guidance: tuple[float, bool] | None = None,
+        codebooks: int | None = None,
+        seed: int = 0,
+        padding: int | None = None,
+        state: list[npt.NDArray[Any]] | None = None,
+        position: int = 0,
+    ) -> LmConversation: ...
+    def engine(
+        self, rows: int = 1, *, activations: str = "int16", threads: int | None = None, dot: str | None = None
+    ) -> LmEngine: ...
+
+@final
+class LmConversation:
+    """One conversation with a language model: its keys and values, its position, how it chooses."""
+
+    def reset(self, seed: int | None = None) -> None: ...
+    @property
+    def position(self) -> int: ...
+    def nbytes(self) -> int: ...
+    def add_to_input(self, added: npt.NDArray[np.float32]) -> None: ...
+    def attend_to(self, source: LmSource) -> None: ...
+    def text_logits(self) -> npt.NDArray[np.float32]: ...
+    def audio_logits(self) -> npt.NDArray[np.float32]: ...
+    def extra_heads(self) -> npt.NDArray[np.float32]: ...
+    def copy(self) -> LmConversation: ...
+    def state(self) -> list[npt.NDArray[Any]]: ...
+    def restore(self, arrays: list[npt.NDArray[Any]], position: int) -> None: ...
+
+@final
+class LmSource:
+    """What the layers of a model attend to besides."""
+
+@final
+class LmEngine:
+    """Takes conversations through steps: threads and room."""
+
+    def hear(
+        self,
+        conversations: list[LmConversation],
+        tokens: npt.NDArray[np.int32],
+        recent: list[npt.NDArray[np.int32]] | None = None,
+    ) -> npt.NDArray[np.int32]: ...
+    def speak(
+        self, conversations: list[LmConversation], texts: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32]: ...
+    def read(
+        self,
+        conversation: LmConversation,
+        columns: npt.NDArray[np.int32],
+        embedded: npt.NDArray[np.float32] | None = None,
+    ) -> None: ...
+    def source(self, source: npt.NDArray[np.float32]) -> LmSource: ...

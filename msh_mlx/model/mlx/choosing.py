@@ -1,4 +1,4 @@
-"""Choose a token from logits on MLX. Random numbers are an argument, so that all of them can be drawn at once."""
+"""Choose tokens from logits, as samplers say. Random numbers are an argument, so that all of them can be drawn at once."""
 
 from __future__ import annotations
 
