@@ -19,7 +19,7 @@ from ..engine import About, Manner, Prefilled
 from ..grid import Prompt
 from ..prefill import CHUNK, first_position
 from ..randomly import random_conditions
-from ..sampling import Sampler, TextSampler
+from ..sampling import SMALLEST_SHARE, Sampler, TextSampler
 from ..steering import NO_STEERING, Guidance, Steering
 from .listen import NativeListeners
 from .run import NativeRun
@@ -193,7 +193,7 @@ def described(config: LmConfig) -> str:
 
 
 def _filters(sampler: Sampler) -> tuple[float, int, float, float]:
-    return sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p
+    return sampler.temperature, sampler.top_k, max(sampler.top_p, SMALLEST_SHARE), sampler.min_p
 
 
 def _guided(guidance: Guidance | None) -> tuple[float, bool] | None:
