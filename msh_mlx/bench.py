@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
@@ -112,6 +112,11 @@ class Report:
     bandwidth: float
     share: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures; those that tell how near a step comes to the machine's limit also under their own names."""
+        limits = {"step_ms": self.step.p50, "read_bandwidth": self.bandwidth, "share_of_bandwidth": self.share}
+        return {**asdict(self), **limits}
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures for people, as names and values."""
 
@@ -182,7 +187,7 @@ def measure(
     `progress` gets the fraction that has been done.
     """
     config = lm.config
-    reached = bandwidth()
+    reached = bandwidth(lm.about().engine.partition(",")[0])
     rng = np.random.default_rng(0)
     gen, first, step_once = _prepared(lm, kv_bits, steps, rng)
     begin = perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 from ..errors import InputError
 from ..library.files import config_for, find_demo
@@ -74,5 +73,5 @@ def run(arguments: list[str], signals: Signals) -> int:
         mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
-    print(json.dumps(asdict(outcome), ensure_ascii=False) if args.json else outcome.table())
+    print(json.dumps(outcome.to_dict(), ensure_ascii=False) if args.json else outcome.table())
     return 0

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from time import perf_counter
 
-import numpy as np
-
 from ..model.engines import has_gpu
 
+_SIZE = 1 << 28  # bytes
 
-def bandwidth(size: int = 1 << 28, times: int = 5, seconds: float = 0.5) -> float:
-    """Measure how fast the device reads memory, in bytes a second: sum `size` bytes several times, and take the fastest.
 
-    Sum at least `times` times and for at least `seconds`. One sum that nothing disturbs is enough.
+def bandwidth(engine: str = "auto", seconds: float = 0.5) -> float:
+    """Measure how fast an engine can read memory, in bytes a second: `seconds` long, the fastest of at least five times.
 
-    MLX sums on its GPU; without one, numpy multiplies a vector by itself.
+    The native engine reads with as many threads as it computes with. MLX sums on its GPU; without one, the native threads read.
     """
-    best = 0.0
-    vector = np.ones(size // 4, np.float32)
-    on_gpu = has_gpu()
-    if on_gpu:
-        import mlx.core as mx
+    if engine != "native" and has_gpu():
+        return _on_gpu(seconds)
+    from msh_native import read_bandwidth
 
-        array = mx.array(vector).reshape(-1, 4096)
-        mx.eval(array)
-    end = perf_counter() + seconds
+    return float(read_bandwidth(None, _SIZE, seconds))
+
+
+def _on_gpu(seconds: float) -> float:
+    import mlx.core as mx
+
+    array = mx.ones((_SIZE // (4 * 4096), 4096))
+    mx.eval(array)
+    best, times, end = 0.0, 5, perf_counter() + seconds
     while times > 0 or perf_counter() < end:
         times -= 1
         begin = perf_counter()
-        if on_gpu:
-            mx.eval(mx.sum(array, axis=-1))
-        else:
-            np.dot(vector, vector)
-        best = max(best, size / (perf_counter() - begin))
+        mx.eval(mx.sum(array, axis=-1))
+        best = max(best, _SIZE / (perf_counter() - begin))
     return best

@@ -8,6 +8,7 @@
 //! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
 //! takes no lock.
 
+mod bandwidth;
 mod float;
 mod lanes;
 mod math;

@@ -318,6 +318,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<lm::PyConversation>()?;
     module.add_class::<lm::PySource>()?;
     module.add_function(wrap_pyfunction!(lm::dots, module)?)?;
+    module.add_function(wrap_pyfunction!(lm::read_bandwidth, module)?)?;
     module.add_function(wrap_pyfunction!(packing::pack, module)?)?;
     module.add_function(wrap_pyfunction!(files::find_not_finite, module)?)?;
     module.add_function(wrap_pyfunction!(files::foreign, module)?)?;

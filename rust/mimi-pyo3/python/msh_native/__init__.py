@@ -32,6 +32,7 @@ from msh_native._native import (
     find_not_finite,
     foreign,
     pack,
+    read_bandwidth,
     read_header,
 )
 
@@ -53,5 +54,6 @@ __all__ = [
     "find_not_finite",
     "foreign",
     "pack",
+    "read_bandwidth",
     "read_header",
 ]
