@@ -86,13 +86,16 @@ class Run(Protocol):
         """
 
     def text_logits(self) -> Any:
-        """Return the text logits of the newest step that was taken, an array `[text_card_out]`, before samplers changed any."""
+        """Return the text logits of the newest step that was taken, before samplers changed any.
+
+        They are an array of the engine, `[text_card_out]` float32, of which numpy makes its own.
+        """
 
     def audio_logits(self) -> Any:
-        """Return the logits of its codes, an array `[codes, card]`; of those that were computed."""
+        """Return the logits of its codes, `[codes, card]` float32; of those that were computed."""
 
     def extra_heads(self) -> Any:
-        """Return what the extra heads say there, an array `[heads, classes]` of probabilities."""
+        """Return what the extra heads say there, `[heads, classes]` float32 probabilities."""
 
     @property
     def kv_bytes(self) -> int:

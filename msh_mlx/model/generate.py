@@ -261,7 +261,7 @@ class LmGen:
 
     @property
     def text_logits(self) -> Any:
-        """The text logits of the newest step, an array `[text_card]` of the engine, before the sampler changed any.
+        """The text logits of the newest step, an array `[text_card]` of the engine, float32, before the sampler changed any.
 
         Raises
         ------
@@ -272,7 +272,7 @@ class LmGen:
 
     @property
     def audio_logits(self) -> Any:
-        """The logits of the newest step's codes, an array `[codes, card]` of the engine; of those that were computed.
+        """The logits of the newest step's codes, an array `[codes, card]` of the engine, float32; of those that were computed.
 
         Raises
         ------
@@ -283,7 +283,7 @@ class LmGen:
 
     @property
     def extra_heads(self) -> Any:
-        """What the extra heads say at the newest step, an array `[heads, classes]` of the engine: probabilities.
+        """What the extra heads say at the newest step, an array `[heads, classes]` of the engine, float32: probabilities.
 
         Raises
         ------

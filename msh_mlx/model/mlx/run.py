@@ -111,19 +111,19 @@ class MlxRun:
     def text_logits(self) -> mx.array:
         """As `Run.text_logits`, on the device."""
         assert self._newest is not None
-        return self._newest[0][0]
+        return self._newest[0][0].astype(mx.float32)
 
     def audio_logits(self) -> mx.array:
         """As `Run.audio_logits`, on the device."""
         assert self._newest is not None
         logits = self._newest[1]
-        return mx.concatenate(logits) if logits else mx.zeros((0, self._lm.config.card))
+        return mx.concatenate(logits).astype(mx.float32) if logits else mx.zeros((0, self._lm.config.card))
 
     def extra_heads(self) -> mx.array:
         """As `Run.extra_heads`, on the device."""
         assert self._newest is not None
         heads = self._newest[2]
-        return mx.concatenate(heads) if heads else mx.zeros((0, self._lm.config.extra_heads_dim))
+        return mx.concatenate(heads).astype(mx.float32) if heads else mx.zeros((0, self._lm.config.extra_heads_dim))
 
     @property
     def kv_bytes(self) -> int:
