@@ -184,9 +184,9 @@ def memory_table() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from msh_mlx.model.attention import Heads, RingFormat, capacities
     from msh_mlx.model.config import LmConfig
-    from msh_mlx.model.lm import Lm
+    from msh_mlx.model.mlx.attention import Heads, RingFormat, capacities
+    from msh_mlx.model.mlx.lm import Lm
 
     config = LmConfig()
     print(f"{'7 B, GB':<12}{'weights':>10}", end="")

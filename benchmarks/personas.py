@@ -39,7 +39,7 @@ from msh_mlx.model.config import LmConfig
 from msh_mlx.model.families import family_of, personaplex
 from msh_mlx.model.generate import LmGen
 from msh_mlx.model.grid import Grid, Prompt
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.model.prefill import first_position, prefill
 from msh_mlx.system.memory import set_limits
 from msh_mlx.system.newfile import NewFile, check_outputs

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from families import SHAPES
+from msh_mlx.model.listen import Listeners
 from processes import ROOT
 
 from msh_mlx import LmConfig, load_lm, load_mimi, load_tokenizer
@@ -24,7 +25,6 @@ from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.transcriber import transcribe
 from msh_mlx.format import FRAME_SECONDS, SAMPLE_RATE, Pcm
-from msh_mlx.model.listen import Listeners
 from msh_mlx.sound.recordings import open_recording
 from msh_mlx.system.memory import set_limits
 from msh_mlx.system.newfile import NewFile, check_outputs

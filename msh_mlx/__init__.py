@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .errors import InputError, InUseError, MshError
     from .events import Word
     from .model.config import LmConfig
+    from .model.engine import LanguageModel
     from .model.generate import LmGen, Step
-    from .model.lm import Lm
     from .model.sampling import Sampler, TextSampler
-    from .weights.checkpoint import load_lm
+    from .weights.load import load_lm
     from .weights.voice import read_speaker
 
 __version__ = "0.1.0"
@@ -40,10 +40,10 @@ _HOMES = {
     "errors": ("InUseError", "InputError", "MshError"),
     "events": ("Word",),
     "model.config": ("LmConfig",),
+    "model.engine": ("LanguageModel",),
     "model.generate": ("LmGen", "Step"),
-    "model.lm": ("Lm",),
     "model.sampling": ("Sampler", "TextSampler"),
-    "weights.checkpoint": ("load_lm",),
+    "weights.load": ("load_lm",),
     "weights.voice": ("read_speaker",),
 }
 
@@ -51,7 +51,7 @@ __all__ = [
     "Frame",
     "InUseError",
     "InputError",
-    "Lm",
+    "LanguageModel",
     "LmConfig",
     "LmGen",
     "Mimi",

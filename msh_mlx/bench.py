@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from . import __version__
@@ -21,10 +17,10 @@ from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
 from .library.suited import source_bytes
 from .model.config import LmConfig
-from .model.embeddings import DemuxedEmbedding, Rows
+from .model.engine import LanguageModel
+from .model.engines import chosen
 from .model.families import family_of, hibiki, tts
 from .model.generate import LmGen
-from .model.lm import Lm
 from .model.steering import NO_STEERING
 from .system.machine import chip, system
 from .system.memory import machine_memory
@@ -42,82 +38,33 @@ def random_lm(
     bits: int,
     group_size: int,
     seed: int,
-    dtype: mx.Dtype,
+    engine: str = "auto",
     progress: Callable[[float], None] | None = None,
-    *,
-    packed: Callable[[str, Any], bool] | None = None,
-) -> Lm:
-    """Make a model of seeded random weights, one matrix after the other. Quantized ones are made in packed form.
+) -> LanguageModel:
+    """Make a model of seeded random weights for an engine.
 
-    `bits` is 16 for weights in `dtype`, else the bits of all matrices, in groups of `group_size`; of those alone for which
-    `packed(name, module)` holds, if it is given. `progress` gets the fraction that has been made. Weights have the variance
-    1 / columns, so that activations stay about as large from layer to layer.
+    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`.
     """
-    lm = Lm(config)
-    if bits < 16:
-        nn.quantize(lm, group_size=group_size, bits=bits, class_predicate=packed)
-    key = mx.random.key(seed)
-    parameters = lm.named_parameters()
-    like = dict(parameters)
-    made: list[tuple[str, mx.array]] = []
-    for name, parameter in parameters:
-        if progress:
-            progress(len(made) / len(parameters))
-        module, _, part = name.rpartition(".")
-        columns = parameter.shape[-1]
-        if f"{module}.scales" in like:
-            columns = like[f"{module}.weight"].shape[-1] * 32 // bits
-        # The standard deviation of evenly distributed whole numbers of so many bits.
-        scale = columns**-0.5 * (12 / ((1 << bits) ** 2 - 1)) ** 0.5
-        if parameter.dtype == mx.uint32:
-            key, own = mx.random.split(key)
-            low, high = mx.random.randint(0, 1 << 16, (2, *parameter.shape), mx.uint32, own)
-            array = low + (high << 16)
-        elif part == "scales":
-            array = mx.full(parameter.shape, scale, dtype)
-        elif part == "biases":
-            array = mx.full(parameter.shape, -scale * ((1 << bits) - 1) / 2, dtype)
-        elif parameter.ndim == 1:
-            array = mx.ones(parameter.shape, dtype)
-        else:
-            key, own = mx.random.split(key)
-            array = mx.random.normal(parameter.shape, dtype, scale=columns**-0.5, key=own)
-        mx.eval(array)
-        mx.clear_cache()
-        made.append((name, array))
-    lm.load_weights(made, strict=True)
-    made.clear()
-    lm.freeze()
-    lm.prepare()
-    mx.clear_cache()
-    return lm
+    if chosen(engine) == "mlx":
+        from .model.mlx.layers import default_dtype
+        from .model.mlx.random import random_model
+
+        return random_model(config, bits, group_size, seed, default_dtype(), progress)
+    from .model.native.model import NativeModel
+
+    return NativeModel.random(config, bits, group_size, seed)
 
 
-def bytes_per_step(lm: Lm, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:
+def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:
     """Count the bytes that a step has to read: every matrix once, the rows of embeddings, keys and values.
 
     `positions` is the number of positions that attention sees, on average. With guidance there are two `rows` of keys and
     values. Layers of the depformer that codebooks share are read again for each of them. Conditions, and what makes keys and
     values of a source of cross-attention, are not read: that is done once a conversation.
     """
-    config, total = lm.config, 0.0
-    for name, module in _modules(lm):
-        if name.startswith("condition_provider"):
-            continue
-        size = sum(array.nbytes for array in module.parameters().values() if isinstance(array, mx.array))
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding | Rows):
-            size = size * (2 if isinstance(module, DemuxedEmbedding) else 1) // module.weight.shape[0]
-        elif name.endswith("cross_attention.in_proj"):
-            size //= 3  # only the queries'
-        elif shared := re.match(r"depformer\.slices\.(\d+)\.transformer\.", name):
-            size *= config.slices.count(config.slices[int(shared[1])])
-        total += size
-    kept = config.num_layers * lm.ring_format(kv_bits).nbytes(1) * positions
-    return int(total + rows * (kept + source_bytes(config, lm.out_norm.weight.dtype.size)))
-
-
-def _modules(lm: Lm) -> list[tuple[str, Any]]:
-    return list(cast("Any", lm).named_modules())
+    config = lm.config
+    kept = lm.kv_bytes(1, kv_bits) * positions
+    return int(lm.step_bytes + rows * (kept + source_bytes(config, 4)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +95,7 @@ class Report:
     cores: int
     memory: int
     system: str
-    mlx: str
+    engine: str
     device: str
     model: str
     bits: str
@@ -165,6 +112,11 @@ class Report:
     bandwidth: float
     share: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures; those that tell how near a step comes to the machine's limit also under their own names."""
+        limits = {"step_ms": self.step.p50, "read_bandwidth": self.bandwidth, "share_of_bandwidth": self.share}
+        return {**asdict(self), **limits}
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures for people, as names and values."""
 
@@ -176,7 +128,7 @@ class Report:
             ("chip", f"{self.chip}, {self.cores} cores"),
             ("memory", human_size(self.memory)),
             ("system", self.system),
-            ("MLX", f"{self.mlx} on {self.device}"),
+            ("engine", f"{self.engine} on {self.device}"),
             ("model", self.model),
             ("bits", f"{self.bits}, activations {self.dtype}"),
             ("weights", human_size(self.weights, 2)),
@@ -202,7 +154,7 @@ class Report:
 
 
 def _prepared(
-    lm: Lm, kv_bits: int | None, steps: int, rng: np.random.Generator
+    lm: LanguageModel, kv_bits: int | None, steps: int, rng: np.random.Generator
 ) -> tuple[LmGen, int, Callable[[], object]]:
     """Make a conversation with `lm`. Return it, how many steps come before those to measure, and what runs one."""
     config, family = lm.config, family_of(lm.config)
@@ -221,7 +173,7 @@ def _prepared(
 
 
 def measure(
-    lm: Lm,
+    lm: LanguageModel,
     name: str,
     mimi: Mimi | None = None,
     *,
@@ -235,10 +187,9 @@ def measure(
     `progress` gets the fraction that has been done.
     """
     config = lm.config
-    reached = bandwidth()
+    reached = bandwidth(lm.about().engine.partition(",")[0])
     rng = np.random.default_rng(0)
     gen, first, step_once = _prepared(lm, kv_bits, steps, rng)
-    mx.reset_peak_memory()
     begin = perf_counter()
     gen.warm_up()
     warm_up = perf_counter() - begin
@@ -269,29 +220,26 @@ def measure(
     together = sum(spread.p50 for spread in spreads.values())
     before = first + (config.user_q > 0)  # the priming step of a model that hears
     seen = np.mean([min(before + t + 1, config.context) for t in range(steps)])
-    read = bytes_per_step(lm, float(seen), kv_bits)
-    packed = [module for _, module in _modules(lm) if "weight" in module and module.weight.ndim == 2]
-    kinds = sorted({getattr(module, "bits", 8 * module.weight.dtype.size) for module in packed})
-    dtype = str(lm.out_norm.weight.dtype).removeprefix("mlx.core.")
+    read, about = bytes_per_step(lm, float(seen), kv_bits), lm.about()
     return Report(
         version=__version__,
         chip=chip(),
         cores=os.cpu_count() or 1,
         memory=machine_memory(),
         system=f"{system()}, Python {platform.python_version()}",
-        mlx=version("mlx"),
-        device=str(mx.default_device()).removeprefix("Device(").split(",")[0],
+        engine=about.engine,
+        device=about.device,
         model=name,
-        bits=" and ".join(map(str, kinds)),
-        dtype=dtype,
+        bits=" and ".join(map(str, about.bits)),
+        dtype=about.dtype,
         steps=steps,
         step=step,
         encode=spreads.get("encode"),
         decode=spreads.get("decode"),
         real_time=1000 * FRAME_SECONDS / together,
         warm_up=1000 * warm_up,
-        peak=mx.get_peak_memory(),
-        weights=sum(array.nbytes for _, array in lm.named_parameters()),
+        peak=lm.peak_bytes(),
+        weights=lm.weights_bytes,
         bytes_per_step=read,
         bandwidth=reached,
         share=read / (step.p50 / 1000) / reached,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -103,10 +105,16 @@ class Memory:
 
     @classmethod
     def now(cls) -> Memory:
-        """Measure the memory. Call it on the thread that works with MLX."""
-        import mlx.core as mx
-
+        """Measure the memory. Call it on the thread that works with MLX. MLX's is 0 where it is not used."""
+        if (mx := sys.modules.get("mlx.core")) is None:
+            return cls(rss=resident_bytes())
         return cls(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(), resident_bytes())
+
+
+def peak_resident_bytes() -> int:
+    """Return the most main memory that this process has taken so far, in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def resident_bytes() -> int:

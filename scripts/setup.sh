@@ -299,6 +299,6 @@ if [ $do_page = yes ]; then
   stamp page "$(page_state)"
 fi
 
-"$py" -c 'import mimi, mlx.core, msh_mlx, msh_native' || die "what is in $venv cannot be imported; 'make clean setup' makes it again."
+"$py" -c 'import mimi, msh_mlx, msh_native' || die "what is in $venv cannot be imported; 'make clean setup' makes it again."
 stamp root "$root"
 say "$venv is ready"

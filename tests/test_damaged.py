@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from msh_mlx import InputError, LmConfig, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.text import check_vocabulary
 from msh_mlx.library.catalogue import read_catalogue
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.weights.checkpoint import describe, open_checkpoint
 from msh_mlx.weights.lora import read_lora
 from msh_mlx.weights.safetensors import find_not_finite, read_header

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 from ..errors import InputError
 from ..library.files import config_for, find_demo
@@ -11,7 +10,16 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
-from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, whole
+from .options import (
+    Parser,
+    add_codec_weights,
+    add_config,
+    add_engine,
+    add_printing,
+    add_quantized,
+    display,
+    whole,
+)
 from .program import import_mlx
 
 
@@ -27,12 +35,13 @@ def parser() -> Parser:
     add_weights(to)
     to.value("--model", "FILE", "measure the language model in this file (.safetensors)")
     to.value("--mimi", "FILE", "measure the codec in this file, too (.safetensors)")
+    add_codec_weights(to)
     add_config(to)
     add_quantized(to)
     to.choice("--size", ("7b", "1b"), "measure random weights of this size, made in memory")
     to.choice("--bits", (4, 6, 8, 16), "make the random weights with this many bits (default: 4)")
     to.value("--steps", "N", "measure N steps (default: %(default)s)", type=whole(1, 1_000_001), default=100)
-    add_kv_bits(to)
+    add_engine(to)
     add_printing(to)
     return parser
 
@@ -50,19 +59,17 @@ def run(arguments: list[str], signals: Signals) -> int:
     import_mlx(signals)
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
-    from ..model.step import check_compiling
-    from ..system.memory import set_limits
-    from ..weights.checkpoint import default_dtype, load_lm
+    from ..model.engines import prepare
+    from ..weights.load import load_lm
 
     check_output()
-    check_compiling()
-    set_limits()
+    engine = prepare(args.engine)
     codec = existing(args.mimi, "codec") if args.mimi is not None else None
     with display(args, signals) as shown:
         if args.size:
             bits, name = args.bits or 4, f"{args.size}, random weights"
             with shown.progress(f"Making {name}") as progress:
-                lm = random_lm(SIZES[args.size], bits, 32 if bits == 4 else 64, 0, default_dtype(), progress)
+                lm = random_lm(SIZES[args.size], bits, 32 if bits == 4 else 64, 0, engine, progress)
         else:
             if args.model:
                 model = existing(args.model, "model")
@@ -72,9 +79,12 @@ def run(arguments: list[str], signals: Signals) -> int:
                 model, config, codec = files.model, files.config, codec or files.mimi
             name = model.name
             with shown.progress(f"Loading {name}") as progress:
-                lm = load_lm(model, config, quantized=args.quantized, progress=progress)
-        mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
+                lm = load_lm(
+                    model, config, engine=engine, quantized=args.quantized, context=args.context, progress=progress
+                )
+        codebooks = max(lm.config.dep_q, lm.config.user_q)
+        mimi = load_mimi(codec, num_codebooks=codebooks, weights=args.codec_weights) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
-    print(json.dumps(asdict(outcome), ensure_ascii=False) if args.json else outcome.table())
+    print(json.dumps(outcome.to_dict(), ensure_ascii=False) if args.json else outcome.table())
     return 0

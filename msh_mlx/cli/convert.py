@@ -51,8 +51,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     args = parser().parse_args(arguments)
     check_lora(args)
     import_mlx(signals)
-    from ..model.step import check_compiling
-    from ..system.memory import set_limits
+    from ..model.engines import prepare
     from ..weights.convert import Rule, check, convert
 
     model = existing(args.model, "model")
@@ -61,8 +60,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     if args.json:
         check_output()
     if args.check:
-        check_compiling()
-    set_limits()
+        prepare("auto")
     divergence = None
     with display(args, signals) as shown:
         begin = perf_counter()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
-from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..model.engines import ENGINES
+from ..model.ranges import CONTEXT, LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
 from ..system.streams import check_output
@@ -170,6 +171,13 @@ def add_config(to: Group, name: str = "--config") -> None:
     to.value(name, "FILE", f"read the model's configuration from this file (default: {beside})", dest="config")
 
 
+def add_codec_weights(to: Group) -> None:
+    kinds = (
+        "hold the codec's weights as this: float16 is half the memory, and slightly less exact (default: %(default)s)"
+    )
+    to.choice("--codec-weights", ("float32", "float16"), kinds, default="float32")
+
+
 def add_quantized(to: Group, more: str = "") -> None:
     to.choice("--quantized", (4, 8), f"require a model with this many bits a weight{more}")
 
@@ -213,13 +221,29 @@ def add_sampling(to: Group, *, remote: bool = False) -> None:
     less = "make Moshi talk less (above 0, such as 2) or more (below 0; {})"
     option("--padding-bonus", "X", within(PADDING_BONUS), 0.0, less)
     if not remote:
-        add_kv_bits(to, ": half the memory, slightly less exact")
+        add_engine(to, ": half the memory, slightly less exact")
     seed = "seed the sampling: the same seed gives the same conversation (default: a new seed every time)"
     to.value("--seed", "N", seed, type=whole(0, 1 << 64))
 
 
-def add_kv_bits(to: Group, more: str = "") -> None:
+def add_engine(to: Group, more: str = "") -> None:
+    """Add the options of how a model is computed."""
+    to.choice(
+        "--engine",
+        ENGINES,
+        "compute the model with MLX or natively (default: auto, MLX if it has a GPU)",
+        default="auto",
+    )
+    shorter = (
+        "remember only the last SECONDS of a conversation, so that a step reads less (default: the model's window)"
+    )
+    to.value("--context", "SECONDS", shorter, type=within(CONTEXT))
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
+
+
+def computing(args: argparse.Namespace) -> dict[str, str]:
+    """Return the arguments of `load_parts` that say how the model and the codec are computed."""
+    return {"engine": args.engine, "codec_weights": args.codec_weights}
 
 
 def settle_sampling(args: argparse.Namespace, config: Architecture | None) -> None:

@@ -32,8 +32,8 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
 
 
 def import_mlx(signals: Signals) -> None:
-    """Import MLX. While its native part is imported, an exception of a signal would end the process at once."""
-    with signals.holding():
+    """Import MLX, where it is. While its native part is imported, an exception of a signal would end the process at once."""
+    with signals.holding(), contextlib.suppress(ImportError, OSError):
         import mlx.core  # noqa: F401
 
 
@@ -76,9 +76,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
 
 
 def _explained(error: Exception) -> MshError | None:
-    if "mlx.core" not in sys.modules:
-        return None
-    from ..model.step import explain
+    from ..model.engines import explain
 
     return explain(error)
 

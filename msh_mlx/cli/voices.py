@@ -22,7 +22,7 @@ from ..system.streams import check_output
 from ..system.words import human_size, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
 from .devices import find_loudspeaker
-from .options import Parser, action_of, add_kv_bits, add_printing, display, print_json
+from .options import Parser, action_of, add_engine, add_printing, computing, display, print_json
 from .persona import CONSENT, prompt_text
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def action_parser(action: str) -> Parser:
         to.value("--output-device", "DEVICE", "use this loudspeaker: its number, or part of its name")
         to.value("--prompt", "TEXT", "give the model this role while it speaks; @FILE reads it from a file")
         add_model(to)
-        add_kv_bits(to)
+        add_engine(to)
     add_printing(to)
     return parser
 
@@ -211,7 +211,7 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
     check_takes_persona(choice.checkpoint.config)
     check_persona(persona, load_tokenizer(choice.files.tokenizer), choice.checkpoint.config)
     with display(args, signals) as shown, shown.progress(f"Loading {choice.files.model.name}") as progress:
-        parts = load_parts(choice.files, choice.checkpoint, progress=progress)
+        parts = load_parts(choice.files, choice.checkpoint, **computing(args), progress=progress)
     opening = Personas(parts, kv_bits=args.kv_bits).opening(persona)
     session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=args.kv_bits, opening=opening)
     session.warm_up()

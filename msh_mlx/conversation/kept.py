@@ -1,7 +1,7 @@
 """Prompts that were read, on disk: the keys and values behind them, so that the next conversation begins at once.
 
-A file holds one line of JSON, and behind it bytes: the prompt's columns, then each layer's ring up to the last column. The line
-has a hash of these bytes. A file that is not exactly what it should be counts as missing.
+A file holds one line of JSON, and behind it bytes: the prompt's columns, then what the engine keeps up to the last column. The
+line has a hash of these bytes. A file that is not exactly what it should be counts as missing.
 """
 
 from __future__ import annotations
@@ -9,29 +9,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import MshError
-from ..model.architecture import Architecture
-from ..model.attention import KvRing, RingFormat, capacities
+from ..model.engine import LanguageModel, Prefilled
 from ..model.grid import Prompt
-from ..model.prefill import Prefilled, first_position
 from ..system.newfile import NewFile
 from ..system.places import notes_folder
 
 LIMIT = 2_000_000_000  # bytes
 
-_FORM = "msh-mlx prompt 1"  # a change of the layout, or of how a prompt is read, changes the number
+_FORM = "msh-mlx prompt 2"  # a change of the layout, or of how a prompt is read, changes the number
 _ENDING = ".prompt"
 _MAX_LINE = 1 << 20
 # What reading a file can raise that is damaged, or is something else.
@@ -70,13 +65,13 @@ class KeptPrompts:
         notes = notes_folder()
         return cls(notes / "prompts" if notes else None, limit)
 
-    def get(self, key: str, config: Architecture, form: RingFormat) -> Prefilled | None:
-        """Return the prompt of a key, for conversations in a format; None if it is not there, or is damaged."""
+    def get(self, key: str, lm: LanguageModel, kv_bits: int | None) -> Prefilled | None:
+        """Return the prompt of a key, for conversations with `kv_bits`; None if it is not there, or is damaged."""
         path = self._path(key)
         try:
             if path is None or path.stat().st_size > self._limit:
                 return None
-            found = _read(path.read_bytes(), key, config, form)
+            found = _read(path.read_bytes(), key, lm, kv_bits)
         except _DAMAGED:
             return None
         if found:
@@ -84,12 +79,13 @@ class KeptPrompts:
                 os.utime(path)
         return found
 
-    def put(self, key: str, prefilled: Prefilled, config: Architecture, about: Mapping[str, str]) -> None:
+    def put(self, key: str, prefilled: Prefilled, lm: LanguageModel, about: Mapping[str, str]) -> None:
         """Keep a prompt under a key. `about` is shown to the user. If it cannot be written, it is not kept."""
         path = self._path(key)
         if not path:
             return
-        pieces = _pieces(prefilled, first_position(config, prefilled.prompt))
+        pieces = [prefilled.prompt.columns.astype("<i4").tobytes()]
+        pieces += [np.ascontiguousarray(array).tobytes() for array in lm.kept(prefilled)]
         digest = hashlib.blake2b(digest_size=32)
         for piece in pieces:
             digest.update(piece)
@@ -157,23 +153,7 @@ class KeptPrompts:
             total -= size
 
 
-def _numbers(dtype: mx.Dtype) -> Any:
-    """Return the type of numpy that an array's numbers are written as. It has no bfloat16, so that is written as its bits."""
-    return {mx.bfloat16: np.uint16, mx.float16: np.float16, mx.float32: np.float32, mx.uint32: np.uint32}[dtype]
-
-
-def _pieces(prefilled: Prefilled, count: int) -> list[bytes]:
-    """Return the bytes of a prompt: its columns, and the first `count` slots of each ring."""
-    pieces = [prefilled.prompt.columns.astype("<i4").tobytes()]
-    for ring in prefilled.rings:
-        for part in ring:
-            used = mx.contiguous(part[:, :, :count])
-            used = used.view(mx.uint16) if used.dtype == mx.bfloat16 else used
-            pieces.append(np.array(used).tobytes())
-    return pieces
-
-
-def _read(raw: bytes, key: str, config: Architecture, form: RingFormat) -> Prefilled | None:
+def _read(raw: bytes, key: str, lm: LanguageModel, kv_bits: int | None) -> Prefilled | None:
     """Make a prompt of a file's bytes; None if they are not those of the key, or are damaged."""
     end = raw.index(b"\n", 0, _MAX_LINE) + 1
     line, data = json.loads(raw[:end]), memoryview(raw)[end:]
@@ -181,23 +161,7 @@ def _read(raw: bytes, key: str, config: Architecture, form: RingFormat) -> Prefi
         return None
     if hashlib.blake2b(data, digest_size=32).hexdigest() != line["digest"]:
         return None
-    streams = config.streams
+    streams = lm.config.streams
     rows, length = len(streams.delays), int(line["columns"])
     columns: npt.NDArray[np.int32] = np.frombuffer(data, "<i4", length * rows).reshape(length, rows).astype(np.int32)
-    prompt = Prompt(columns)
-    count, begin = first_position(config, prompt), columns.nbytes
-    capacity = next(size for size in capacities(config.context) if size > count)
-    rings: list[KvRing] = []
-    for _ in range(config.num_layers):
-        ring = []
-        for part in form.empty(count):
-            array = mx.array(
-                np.frombuffer(data, _numbers(part.dtype), math.prod(part.shape), begin).reshape(part.shape)
-            )
-            begin += array.nbytes
-            ring.append(array.view(mx.bfloat16) if part.dtype == mx.bfloat16 else array)
-        rings.append(form.grown(ring, capacity))
-    if begin != len(data):
-        return None
-    mx.eval(rings)
-    return Prefilled(prompt, form, tuple(rings))
+    return lm.restored(Prompt(columns), kv_bits, data[columns.nbytes :])

@@ -27,14 +27,17 @@ def load_session(
     text: Mapping[str, Any],
     seed: int | None,
     kv_bits: int | None = None,
+    engine: str = "auto",
+    codec_weights: str = "float32",
     opening: Callable[[Parts], Opening] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
-    """Set MLX's limits and load a model with its codec and tokenizer; small files are loaded first.
+    """Load a model with its codec and tokenizer; small files are loaded first.
 
     `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
     configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; `opening` makes the session's
-    opening of what was loaded; the others are as for `load_lm` and `Session`.
+    opening of what was loaded; `codec_weights` is how the codec's are held, as for `load_mimi`; the others are as for `load_lm`
+    and `Session`.
 
     Raises
     ------
@@ -45,44 +48,75 @@ def load_session(
     from .session import Session
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
-    parts = load_parts(files, checkpoint, progress=progress)
+    parts = load_parts(files, checkpoint, engine=engine, codec_weights=codec_weights, progress=progress)
     begin = opening(parts) if opening else None
     return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits, opening=begin)
 
 
 def load_parts(
-    files: ModelFiles, checkpoint: Checkpoint | None = None, *, progress: Callable[[float], None] | None = None
+    files: ModelFiles,
+    checkpoint: Checkpoint | None = None,
+    *,
+    engine: str = "auto",
+    codec_weights: str = "float32",
+    progress: Callable[[float], None] | None = None,
 ) -> Parts:
-    """Set MLX's limits and load the parts that sessions share; arguments and errors are those of `load_session`."""
-    from ..model.step import check_compiling
-    from ..system.memory import set_limits
+    """Load the parts that sessions share; arguments and errors are those of `load_session`."""
+    from ..model.engines import prepare
     from ..weights.checkpoint import open_checkpoint
+    from ..weights.load import load
     from .codec import load_mimi
     from .session import Parts
     from .text import check_vocabulary, load_tokenizer
 
-    check_compiling()
-    set_limits()
+    engine = prepare(engine)
     tokenizer = load_tokenizer(files.tokenizer)
     # The model's header is checked first and the vocabulary next, before gigabytes of weights are read.
     checkpoint = checkpoint or open_checkpoint(files.model, files.config)
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
-    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
-    lm = checkpoint.load(progress=progress)
-    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
+    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q), weights=codec_weights)
+    lm = load(checkpoint, engine, progress=progress)
+    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi, mimi.weights))
 
 
-def _identity(checkpoint: Checkpoint, mimi: Path) -> str:
+def _identity(checkpoint: Checkpoint, mimi: Path, codec_weights: str) -> str:
     """Return what changes when the weights of model or codec do: a hash of sizes, times, and the beginnings of the files."""
     digest = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(repr(checkpoint.scaling and checkpoint.scaling.value).encode())
+    digest.update(f"{checkpoint.scaling and checkpoint.scaling.value} {codec_weights} ".encode())
     for path in filter(None, (checkpoint.path, mimi, checkpoint.lora)):
         status = path.stat()
         digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
         with path.open("rb") as file:
             digest.update(file.read(_BEGINNING))
     return digest.hexdigest()
+
+
+def on_trial(selection: Selection, demo: Callable[..., Session] | None, events: Callable[[Event], None]) -> Lighter:
+    """Return a function for `warm` that keeps the chosen model if it was fast enough on trial.
+
+    Else the function returns `demo`, which makes a session of the demo model; None: it raises `MshError`.
+    """
+    from ..errors import MshError
+    from ..events import Notice
+    from ..format import FRAME_SECONDS
+
+    def judge(longest: float) -> Load | None:
+        if longest <= FRAME_SECONDS:
+            return None
+        name = selection.entry.name
+        what = (
+            f"{name} is too slow here: after minutes of conversation one frame in twenty takes "
+            f"{1000 * longest:.0f} ms or more, and a frame lasts 80 ms"
+        )
+        if demo is None:
+            raise MshError(
+                what, f"shorten its window with --context, talk all the same with --variant {name}, or try --demo"
+            )
+        events(Notice("lighter", f"{what}; taking the demo model.", "warning"))
+        return lambda progress: demo(progress=progress)
+
+    return judge
 
 
 def step_down(

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
@@ -19,9 +18,10 @@ from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..library.voices import ENDINGS
 from ..model.architecture import Architecture
+from ..model.engine import Prefilled
 from ..model.families import family_of, personaplex
 from ..model.families.personaplex import Voice
-from ..model.prefill import Prefilled, check_length, prefill_in_turns
+from ..model.prefill import check_length, prefill_in_turns
 from ..sound.loudness import LEAST, normalized
 from ..sound.recordings import open_recording, resample
 from ..system.places import user_path
@@ -198,7 +198,7 @@ class Personas:
         self._parts = parts
         self._kv_bits = kv_bits
         self._kept = kept if parts.identity else None
-        self._form = parts.lm.ring_format(kv_bits)
+        self._form = parts.lm.form(kv_bits)
         self._recent: OrderedDict[str, Prefilled] = OrderedDict()
 
     def check(self, persona: Persona) -> None:
@@ -232,7 +232,7 @@ class Personas:
         key = self._key(persona, tokens)
         prefilled = self._recent.pop(key, None)
         if prefilled is None:
-            prefilled = self._kept.get(key, self._parts.lm.config, self._form) if self._kept else None
+            prefilled = self._kept.get(key, self._parts.lm, self._kv_bits) if self._kept else None
             for part in () if prefilled else self._read(key, persona, tokens, self._kept if keep else None):
                 prefilled = part
                 if part is None:
@@ -253,7 +253,7 @@ class Personas:
         for prefilled in prefill_in_turns(self._parts.lm, prompt, kv_bits=self._kv_bits):
             if prefilled and kept:
                 about = {"model": self._parts.name, "voice": persona.name, "text": persona.text}
-                kept.put(key, prefilled, config, about)
+                kept.put(key, prefilled, self._parts.lm, about)
             yield prefilled
 
     def _encoded(self, sound: Pcm) -> Generator[None, None, npt.NDArray[np.uint32]]:
@@ -269,10 +269,9 @@ class Personas:
 
     def _key(self, persona: Persona, tokens: Sequence[int]) -> str:
         """Make a name of all that the state behind a prompt depends on."""
-        form = self._form
-        digest = hashlib.sha256(json.dumps([self._parts.identity, list(tokens), str(form), self._kv_bits]).encode())
+        digest = hashlib.sha256(json.dumps([self._parts.identity, list(tokens), self._form]).encode())
         if isinstance(voice := persona.voice, Voice):
-            digest.update(b"NVIDIA" + np.array(voice.embedded.astype(mx.float32)).tobytes())
+            digest.update(b"NVIDIA" + voice.embedded.tobytes())
             digest.update(voice.columns.astype("<i4").tobytes())
         elif voice is not None:
             digest.update(b"sound" + voice.astype("<f4").tobytes())

@@ -12,12 +12,11 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import Pcm
+from ..model.engine import LanguageModel, Prefilled
 from ..model.families import family_of
 from ..model.families.hibiki import END
 from ..model.generate import LmGen, Step, one_at_a_time
 from ..model.grid import Prompt
-from ..model.lm import Lm
-from ..model.prefill import Prefilled
 from ..model.sampling import Sampler, TextSampler
 from ..model.steering import NO_STEERING, Steering
 from .codec import Mimi, check_codec, check_pcm
@@ -62,7 +61,7 @@ class Parts:
     `name` is what the model is called. `identity` changes when the files do; "" if it is not known.
     """
 
-    lm: Lm
+    lm: LanguageModel
     mimi: Mimi
     tokenizer: sentencepiece.SentencePieceProcessor
     name: str = ""
@@ -115,7 +114,7 @@ class Session:
 
     def __init__(
         self,
-        lm: Lm,
+        lm: LanguageModel,
         mimi: Mimi,
         tokenizer: sentencepiece.SentencePieceProcessor,
         *,
@@ -221,6 +220,10 @@ class Session:
         self.reset_encoder()
         self.reset_model()
         self.reset_decoder()
+
+    def fill_window(self) -> None:
+        """Act as if the conversation were as long as the model's window, to measure one of any length. `reset` ends it."""
+        self._gen.fill_window()
 
     def warm_up(self) -> None:
         """Compile and load everything now, so that the first steps are as fast as later ones; the state does not change.

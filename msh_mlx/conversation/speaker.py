@@ -15,10 +15,10 @@ import sentencepiece
 from ..errors import InputError
 from ..events import Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
+from ..model.engine import LanguageModel
 from ..model.families import family_of
 from ..model.families.tts import SPEAKERS, Entry, SpeechScript, WordMachine, delay_steps, entries, steering
 from ..model.generate import LmGen, Step, one_at_a_time
-from ..model.lm import Lm
 from ..model.ranges import Range, is_whole
 from ..model.sampling import Sampler
 from ..system.inputs import brief
@@ -88,7 +88,7 @@ class Speaker:
 
     def __init__(
         self,
-        lm: Lm,
+        lm: LanguageModel,
         mimi: Mimi,
         tokenizer: sentencepiece.SentencePieceProcessor,
         *,

@@ -15,12 +15,11 @@ import sentencepiece
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..model.engine import LanguageModel, Listeners
 from ..model.families import family_of
 from ..model.families.stt import PAUSE_HEAD, Timing, WordTimes
 from ..model.families.stt import Word as Tokens
 from ..model.generate import one_at_a_time
-from ..model.listen import Listeners
-from ..model.lm import Lm
 from ..model.ranges import Range
 from ..system.inputs import brief
 from .codec import Mimi, check_codec, check_pcm
@@ -72,11 +71,16 @@ class Transcriber:
     """
 
     def __init__(
-        self, lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor, *, kv_bits: int | None = None
+        self,
+        lm: LanguageModel,
+        mimi: Mimi,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        *,
+        kv_bits: int | None = None,
     ) -> None:
         check_parts(lm, mimi, tokenizer)
         self._in_use = Lock()
-        self._listener = Listeners(lm, kv_bits=kv_bits)
+        self._listener = lm.listen(kv_bits=kv_bits)
         self._stream = _Stream(lm, mimi, tokenizer)
 
     def reset(self) -> None:
@@ -186,7 +190,7 @@ class Progress:
 
 
 def transcribe(
-    lm: Lm,
+    lm: LanguageModel,
     mimi: Mimi,
     tokenizer: sentencepiece.SentencePieceProcessor,
     sounds: Iterable[Iterator[Pcm]],
@@ -213,7 +217,7 @@ def transcribe(
     """
     check_parts(lm, mimi, tokenizer)
     waiting = enumerate(sounds)
-    listeners = Listeners(lm, rows, kv_bits=kv_bits)
+    listeners = lm.listen(rows, kv_bits=kv_bits)
     streams = [_Stream(lm, mimi, tokenizer) for _ in range(rows)]
     works: dict[int, _Work] = {}  # by row
     with ThreadPoolExecutor(1, "codec") as codec:
@@ -246,7 +250,7 @@ def _prepare(works: Iterable[_Work]) -> None:
         work.prepare()
 
 
-def check_parts(lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+def check_parts(lm: LanguageModel, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
     """Raise InputError if the model does not write down speech, or if the parts do not belong together."""
     config, family = lm.config, family_of(lm.config)
     if family.name != "stt":
@@ -272,7 +276,7 @@ def spelled(word: Tokens, tokenizer: sentencepiece.SentencePieceProcessor) -> li
 class _Stream:
     """One stream of sound on its way to words: sound to codes, and tokens to words; the model's steps are between them."""
 
-    def __init__(self, lm: Lm, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    def __init__(self, lm: LanguageModel, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self._tokenizer = tokenizer
         self._config = lm.config
         self._timing = Timing.of(lm.config)

@@ -23,7 +23,7 @@ from ..system import machine
 from ..system.places import asset, log_folder, temporary_folder
 from ..system.words import human_size, listed
 from .examine import AGAIN, LIMIT, Check, death_of, sentence
-from .judgements import Finding, Folder, judge_disk, judge_memory, judge_python, judge_system
+from .judgements import Finding, Folder, judge_disk, judge_engine, judge_memory, judge_python, judge_system
 from .sound import LISTENING, RESTART, SOUND, check_echo, check_microphone, check_sound, check_speaker
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def all_checks(
         Check("system", check_system),
         Check("python", check_python),
         Check("mlx", check_mlx),
+        Check("engine", check_engine),
         Check("codec", check_codec),
         Check("demo model", check_demo),
         Check("models", check_models),
@@ -170,6 +171,10 @@ def check_mlx() -> Finding:
     try:
         import mlx.core as mx
         import numpy as np
+    except ModuleNotFoundError:
+        if sys.platform == "darwin" and platform.machine() == "arm64":
+            return Finding("problem", "is not installed", AGAIN)
+        return Finding("ok", "is not installed; the native engine needs none")
     except ImportError as error:
         return Finding("problem", f"cannot be imported: {error}", AGAIN)
     found = f"{getattr(mx, '__version__', '?')} on the {'processor' if mx.default_device() == mx.cpu else 'GPU'}"
@@ -180,7 +185,7 @@ def check_mlx() -> Finding:
     if sys.platform == "darwin" and not mx.metal.is_available():
         advice = "Run it on the Mac itself, not in a virtual machine; else update macOS."
         return Finding("problem", f"{found}: Metal does not work", advice)
-    from ..model.step import check_compiling
+    from ..model.mlx.step import check_compiling
 
     check_compiling()
     if mx.default_device() != mx.cpu:
@@ -192,6 +197,23 @@ def check_mlx() -> Finding:
     if not trouble:
         return Finding("warning", f"{found}: slower without a C++ compiler (g++)", advice)
     return Finding("problem", f"{found}: the C++ compiler does not work: {trouble}", advice)
+
+
+def check_engine() -> Finding:
+    """Measure how fast the engine that is taken by itself reads memory. Judge it by the models for conversations."""
+    try:
+        from msh_native import dots
+    except ImportError as error:
+        return Finding("problem", f"the extension msh_native cannot be imported: {error}", AGAIN)
+    from ..library.bandwidth import bandwidth
+    from ..model.engines import chosen
+
+    engine, instructions = chosen("auto"), dots()[0]
+    if engine == "native" and instructions == "portable":
+        advice = "Use a processor with AVX2 and FMA, or one with NEON, as in a Mac with Apple silicon."
+        return Finding("warning", "native, plain code: too slow for the published models", advice)
+    name = "MLX" if engine == "mlx" else f"native, {instructions}"
+    return judge_engine(name, bandwidth(engine), of_use(load_catalogue(), "conversation"))
 
 
 def compiler_trouble() -> str | None:
@@ -232,7 +254,9 @@ def check_codec() -> Finding:
         return Finding("problem", f"{found}: a frame comes back wrong", AGAIN)
     found += f", a frame of the demo in {1000 * seconds:.1f} ms"
     if kernels == "portable":
-        advice = "The published codec may be too slow: use a processor with AVX2 and FMA, or a Mac with Apple silicon."
+        advice = (
+            "The published codec may be too slow: use a processor with AVX2, FMA and F16C, or a Mac with Apple silicon."
+        )
         return Finding("warning", found, advice)
     return Finding("ok", found)
 

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from time import perf_counter
 
-import mlx.core as mx
-import numpy as np
+from ..model.engines import has_gpu
 
-from ..model.layers import on_cpu
+_SIZE = 1 << 28  # bytes
 
 
-def bandwidth(size: int = 1 << 28, times: int = 5, seconds: float = 0.5) -> float:
-    """Measure how fast the device reads memory, in bytes a second: sum `size` bytes several times, and take the fastest.
+def bandwidth(engine: str = "auto", seconds: float = 0.5) -> float:
+    """Measure how fast an engine can read memory, in bytes a second: `seconds` long, the fastest of at least five times.
 
-    Sum at least `times` times and for at least `seconds`. One sum that nothing disturbs is enough.
-
-    MLX sums on a GPU. On the CPU its sums are bound by arithmetic, and numpy multiplies a vector by itself.
+    The native engine reads with as many threads as it computes with. MLX sums on its GPU; without one, the native threads read.
     """
-    best = 0.0
-    vector = np.ones(size // 4, np.float32)
-    array = mx.array(vector).reshape(-1, 4096)
+    if engine != "native" and has_gpu():
+        return _on_gpu(seconds)
+    from msh_native import read_bandwidth
+
+    return float(read_bandwidth(None, _SIZE, seconds))
+
+
+def _on_gpu(seconds: float) -> float:
+    import mlx.core as mx
+
+    array = mx.ones((_SIZE // (4 * 4096), 4096))
     mx.eval(array)
-    end = perf_counter() + seconds
+    best, times, end = 0.0, 5, perf_counter() + seconds
     while times > 0 or perf_counter() < end:
         times -= 1
         begin = perf_counter()
-        if on_cpu():
-            np.dot(vector, vector)
-        else:
-            mx.eval(mx.sum(array, axis=-1))
-        best = max(best, size / (perf_counter() - begin))
+        mx.eval(mx.sum(array, axis=-1))
+        best = max(best, _SIZE / (perf_counter() - begin))
     return best

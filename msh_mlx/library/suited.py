@@ -40,12 +40,12 @@ from .settings import SettingsError
 from .voices import ARCHIVE
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from ..model.architecture import Architecture
     from ..weights.checkpoint import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
+# Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows.
+_TRIAL_LIMIT = 0.09
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
@@ -124,13 +124,25 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
+def triable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
+    """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest."""
+    good = [entry for entry in entries.values() if not entry.is_restricted]
+    verdicts = {entry.name: judge(entry, machine) for entry in good}
+    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= _TRIAL_LIMIT]
+    return sorted(found, key=lambda entry: (not cache.is_on_disk(entry), entry.step_bytes or 0))
+
+
 @dataclass(frozen=True)
 class Selection:
-    """The model that was chosen for this machine, all models that suit it (see `suitable`), and the whole catalogue."""
+    """The model that was chosen for this machine, all models that suit it (see `suitable`), and the whole catalogue.
+
+    `trial`: the model is only perhaps fast enough, which is measured when it is loaded.
+    """
 
     entry: Entry
     suited: Sequence[Entry]
     entries: Mapping[str, Entry]
+    trial: bool = False
 
     def lighter(self) -> Selection | None:
         """Choose the model to take if this one is too slow: with the same voice if possible. None: there is none."""
@@ -183,8 +195,6 @@ def _told(lm: Path, path: Path | None) -> tuple[str, int]:
 
     Without a configuration it is that of v0.1.
     """
-    import mlx.core as mx
-
     from ..model.config import LmConfig
     from ..weights.checkpoint import as_stored
     from ..weights.safetensors import read_header
@@ -195,7 +205,7 @@ def _told(lm: Path, path: Path | None) -> tuple[str, int]:
             config = LmConfig.from_file(path, lora=True)
     with contextlib.suppress(InputError):
         config = as_stored(config, read_header(lm))
-    return family_of(config).name, _kept_bytes(config, mx.bfloat16)
+    return family_of(config).name, _kept_bytes(config, 2)
 
 
 def _models_in(place: Path) -> dict[Path, str]:
@@ -225,26 +235,30 @@ def lm_name(bits: int) -> str:
 
 
 def memory_needed(
-    checkpoint: Checkpoint, kv_bits: int | None = None, conversations: int = 1, *, guided: bool = False
+    checkpoint: Checkpoint, engine: str, kv_bits: int | None = None, conversations: int = 1, *, guided: bool = False
 ) -> int:
     """Return the bytes that conversations with a model take once their windows are full; for one, as `Entry.memory`.
 
     With guidance, `guided`, each has two rows of keys and values.
     """
-    from ..weights.checkpoint import default_dtype
+    item, held = 2, None  # the native engine keeps weights as they are stored
+    if engine == "mlx":
+        from ..model.mlx.layers import default_dtype
 
-    dtype = default_dtype()
-    kept = _kept_bytes(checkpoint.config, dtype, kv_bits, 2 if guided else 1)
-    return checkpoint.held_bytes(dtype) + conversations * kept + _THE_REST
+        item = held = default_dtype().size
+    kept = _kept_bytes(checkpoint.config, item, kv_bits, 2 if guided else 1)
+    return checkpoint.held_bytes(held) + conversations * kept + _THE_REST
 
 
-def _kept_bytes(config: Architecture, dtype: mx.Dtype, kv_bits: int | None = None, rows: int = 1) -> int:
-    """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees."""
-    from ..model.attention import Heads, RingFormat
+def _kept_bytes(config: Architecture, item: int, kv_bits: int | None = None, rows: int = 1) -> int:
+    """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees.
 
-    heads = Heads(config.num_heads, config.dim // config.num_heads, config.kv_repeat)
-    ring = RingFormat(heads, dtype, kv_bits, batch=rows)
-    return config.num_layers * ring.nbytes(config.context) + source_bytes(config, dtype.size)
+    Numbers take `item` bytes, or, with 8 bits, one, and the scales and biases of groups.
+    """
+    width = config.dim // config.kv_repeat
+    group = 64 if config.dim // config.num_heads % 64 == 0 else 32
+    kept = width + 2 * width // group * item if kv_bits else width * item
+    return config.num_layers * 2 * rows * config.context * kept + source_bytes(config, item)
 
 
 def source_bytes(config: Architecture, item: int) -> int:

@@ -17,7 +17,7 @@ from time import perf_counter
 from ..conversation.live import DELAY_LIMIT, MakeConversation
 from ..errors import MshError
 from ..events import EchoState, Event, Failed, Loading, Notice, Queues, Ready, Span
-from ..model.step import explain
+from ..model.engines import explain
 from ..sound.both import Devices
 from ..sound.devices import Device
 from ..sound.echo import MODES, EchoFree, next_mode

@@ -5,12 +5,10 @@ A condition becomes a vector that is added to every input, or a sequence of vect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
@@ -55,24 +53,22 @@ class Fuser:
         return {**embedded, "sum": list(self.added), "prepend": [], "cross": list(self.crossed)}
 
 
-class _Condition(nn.Module):
-    def __init__(self, conditioner: Conditioner, dim: int) -> None:
-        super().__init__()
-        if conditioner.values is not None:
-            self.embed = nn.Embedding(conditioner.rows + 1, conditioner.dim)
-        self.output_proj = nn.Linear(conditioner.dim, dim, bias=False)
-        self.learnt_padding = mx.zeros((1, 1, dim))
+class Conditions:
+    """The weights of a model's conditions.
 
+    Parameters
+    ----------
+    conditioners
+        The conditions of the configuration.
+    weights
+        float32 arrays by their names in a checkpoint, behind "condition_provider.".
+    """
 
-class ConditionProvider(nn.Module):
-    """The weights of all conditions, by their names."""
-
-    def __init__(self, conditioners: Mapping[str, Conditioner], dim: int) -> None:
-        super().__init__()
+    def __init__(self, conditioners: Mapping[str, Conditioner], weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
         self._known = dict(conditioners)
-        self.conditioners = {name: _Condition(conditioner, dim) for name, conditioner in conditioners.items()}
+        self._weights = dict(weights)
 
-    def vector(self, name: str, value: str | None) -> mx.array:
+    def vector(self, name: str, value: str | None) -> npt.NDArray[np.float32]:
         """Return the vector `[dim]` of a value of a condition; None: the condition is not given.
 
         Raises
@@ -80,22 +76,34 @@ class ConditionProvider(nn.Module):
         InputError
             The condition cannot have this value.
         """
-        condition, values = self.conditioners[name], self._known[name].values or ()
+        values = self._known[name].values or ()
         if value is None:
-            return condition.learnt_padding.reshape(-1)
+            return self._of(name, "learnt_padding").reshape(-1)
         if value not in values:
             raise InputError(f"The condition {name} cannot be {brief(value)}", f"it may be {', '.join(values)}")
-        return condition.output_proj(condition.embed(mx.array([values.index(value)]))).reshape(-1)
+        vector: npt.NDArray[np.float32] = (
+            self._of(name, "output_proj.weight") @ self._of(name, "embed.weight")[values.index(value)]
+        )
+        return vector
 
-    def sequence(self, name: str, rows: npt.NDArray[np.float32], given: npt.NDArray[np.bool_]) -> mx.array:
+    def sequence(
+        self, name: str, rows: npt.NDArray[np.float32], given: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
         """Return the sequence `[T, dim]` of a condition's rows, `[T, dim of the condition]`, where `given`, `[T]`."""
-        condition = self.conditioners[name]
-        return mx.where(mx.array(given)[:, None], condition.output_proj(mx.array(rows)), condition.learnt_padding[0])
+        padding = self._of(name, "learnt_padding")[0]
+        sequence: npt.NDArray[np.float32] = np.where(
+            given[:, None], rows @ self._of(name, "output_proj.weight").T, padding
+        )
+        return sequence
 
-    def added(self, fuser: Fuser, values: Mapping[str, str | None]) -> mx.array:
+    def added(self, fuser: Fuser, values: Mapping[str, str | None]) -> npt.NDArray[np.float32]:
         """Return the sum `[dim]` of the vectors of all conditions that are added to the inputs."""
-        vectors: Sequence[mx.array] = [self.vector(name, values.get(name)) for name in fuser.added]
-        return mx.stack(list(vectors)).sum(axis=0)
+        vectors = [self.vector(name, values.get(name)) for name in fuser.added]
+        total: npt.NDArray[np.float32] = np.sum(vectors, axis=0, dtype=np.float32)
+        return total
+
+    def _of(self, name: str, part: str) -> npt.NDArray[np.float32]:
+        return self._weights[f"conditioners.{name}.{part}"]
 
 
 def positions(length: int, dim: int) -> npt.NDArray[np.float32]:

@@ -8,24 +8,21 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from threading import Lock
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
 from .architecture import Architecture
-from .attention import KvRing, capacities
+from .engine import LanguageModel, Manner, Prefilled, Run
 from .families import family_of
 from .grid import Column, Grid, Prompt, Script
-from .layers import on_cpu
-from .lm import Lm
-from .prefill import Prefilled, first_position, prefill
+from .prefill import first_position
 from .ranges import is_whole
-from .sampling import Sampler, TextSampler, mixed_seed
+from .sampling import Sampler, TextSampler
 from .steering import NO_STEERING, Steering
-from .step import StepFunction, StepLogits
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class LmGen:
     `reset`. Step t is for the user's frame t. It is position t + 1, and uses the user's newest codes at once. The number of
     steps has no limit.
 
-    The state on the device is the rings of `lm`'s layers, and the last text token and own codes as sampled. The state on the
-    host is the own codes of the last `max_delay + 1` positions, and the user's codes of the last `max_delay + 1` frames.
+    The state of the engine is the keys and values of `lm`'s layers, and the last text token and own codes as sampled. The state
+    here is the own codes of the last `max_delay + 1` positions, and the user's codes of the last `max_delay + 1` frames.
 
     A conversation may be made on one thread and used on another, but only on one thread at a time.
 
@@ -64,7 +61,7 @@ class LmGen:
     text_sampler, audio_sampler
         How tokens are chosen. None: as published for the model's family, for Moshi temperature 0.7 and top-k 25; 0.8 and 250.
     seed
-        The same seed, codes and machine give the same conversation, also after `reset`. None: another one every time.
+        The same seed, codes, engine and machine give the same conversation, also after `reset`. None: another one every time.
     kv_bits
         8: keep keys and values in 8 bits, in about half the memory of bfloat16. None: keep them in the activations' dtype.
     word_starts
@@ -85,7 +82,7 @@ class LmGen:
 
     def __init__(
         self,
-        lm: Lm,
+        lm: LanguageModel,
         *,
         text_sampler: Sampler | None = None,
         audio_sampler: Sampler | None = None,
@@ -106,16 +103,16 @@ class LmGen:
         self.text_sampler = text_sampler
         self.audio_sampler = audio_sampler
         self.seed = seed
-        self._form = lm.ring_format(kv_bits, steering.batch)
         self._prefilled = prompt if isinstance(prompt, Prefilled) else None
-        if self._prefilled and self._prefilled.form != self._form:
+        if self._prefilled and self._prefilled.kv_bits != kv_bits:
             raise InputError("The prompt was read for another format of keys and values", "read it for this one")
         self._prompt = prompt.prompt if isinstance(prompt, Prefilled) else prompt or Prompt(lm.config.streams.begin())
         self._first = first_position(lm.config, self._prompt)
-        self._kv_bits = kv_bits
+        if self._first and steering.batch > 1:
+            raise InputError("A conversation with guidance cannot begin with a prompt", "leave one of them out")
         self._steering = steering
         self._script = script
-        self._run = StepFunction(lm, text_sampler, audio_sampler, self._form, steering)
+        self._run = lm.converse(Manner(text_sampler, audio_sampler, kv_bits, steering))
         self._words = _RecentWords(text_sampler, lm.config, word_starts)
         self._in_use = Lock()
         self.reset()
@@ -131,13 +128,12 @@ class LmGen:
         with one_at_a_time(self._in_use):
             config = self.lm.config
             self._position = self._first
-            self._said: mx.array | None = None
-            self._rings: list[KvRing] = []
-            self._logits: StepLogits | None = None
             self._ahead: _Ahead | None = None
+            self._stepped = False
             self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
-            self._seed = secrets.randbits(64) if self.seed is None else self.seed
+            seed = secrets.randbits(64) if self.seed is None else self.seed
+            self._run.begin(seed, self._prompt, self._prefilled)
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
         """Take the codes of one frame of the user, and return what the model says.
@@ -169,12 +165,12 @@ class LmGen:
 
     def _step(self, codes: Column) -> Step:
         with one_at_a_time(self._in_use):
-            # Do not wait for the priming step: its result stays on the device, where the next step takes it.
-            said = [self._enqueue()] if self._position == self._first else []
+            # Do not wait for the priming step: the next step takes its result where it is.
+            if self._position == self._first:
+                self._start()
             self._grid.hear(codes)
-            said.append(self._enqueue())
-            text_token = self._take(said)
-            return Step(text_token, self._grid.frame())
+            self._start()
+            return Step(self._take(), self._grid.frame())
 
     def advance(self) -> Step | None:
         """Give the next step of a script: what the model says. None: the script is over.
@@ -196,33 +192,26 @@ class LmGen:
             while step is None and not script.over(self._position):
                 step = self._run_ahead(script)
             if step is None and self._ahead is not None:  # the last
-                step, self._ahead = self._give(self._ahead, to_host(self._ahead.said)), None
+                said = self._run.rest()
+                assert said is not None
+                step, self._ahead = self._give(self._ahead, said), None
             return step
 
     def _run_ahead(self, script: Script) -> Step | None:
         """Run one position of a script. Return the step of the position before it; None at the first."""
         position, before = self._position, self._ahead
-        rings, said = self._rings_for_step(), self._said
-        assert said is not None
         column = script.rows(position, self._grid.column(position, before.own if before else None))
-        text, h, self._rings, logits, heads, noise = self._run.hear(
-            position, column, said, rings, self._key(position), self._words.tokens()
-        )
-        del rings  # so that they are changed in place
-        values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
-        token = script.text(position, int(values[0]))
-        audio_logits: list[mx.array] = []
-        if script.speaks(position):
-            self._said, audio_logits = self._run.speak(h, mx.array([token]), noise)
-        else:
-            self._said = mx.array([token, *[0] * self.lm.config.dep_q], mx.int32)
+        sampled, said = self._run.hear(position, column, self._words.tokens())
+        token = script.text(position, sampled)
         self._words.push(token)
-        self._ahead = _Ahead(token, self._said, script.own(position), (logits, audio_logits, heads))
+        step = self._give(before, said) if before and said is not None else None
+        self._run.speak(token, script.speaks(position))
+        self._ahead = _Ahead(token, script.own(position))
         self._position += 1
-        return self._give(before, values[1:]) if before else None
+        return step
 
-    def _give(self, ahead: _Ahead, said: npt.NDArray[np.int32]) -> Step:
-        self._logits = ahead.logits
+    def _give(self, ahead: _Ahead, said: Column) -> Step:
+        self._stepped = True
         self._grid.say(said[1:], ahead.own)
         return Step(ahead.token, self._grid.frame())
 
@@ -238,8 +227,21 @@ class LmGen:
         """
         with one_at_a_time(self._in_use):
             if self._position == self._first:
-                return self._take([self._enqueue()])
+                self._start()
+                return self._take()
             return None
+
+    def fill_window(self) -> None:
+        """Act as if as many positions had passed as the window has, to measure a conversation of any length. `reset` ends it.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            self._run.fill_window()
+            self._position = self.lm.config.context
 
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
@@ -252,61 +254,43 @@ class LmGen:
             Another thread is in the middle of a step.
         """
         with one_at_a_time(self._in_use):
-            sizes = capacities(self.lm.config.context)
-            for capacity in sizes:
-                # A GPU builds kernels when they first run, and others for longer rings. On the CPU the first size is enough.
-                self._compile(capacity, run=capacity == sizes[0] or not on_cpu())
-            mx.clear_cache()
+            cells = np.zeros(1 + self.lm.config.n_q, np.int32)
+            self._run.warm_up(None if self._script is None else self._script.rows(0, cells))
         if self._script is None:
             self.prime()
 
-    def _compile(self, capacity: int, run: bool) -> None:
-        """Compile a step with rings of some capacity, and perhaps run it."""
-        config = self.lm.config
-        tokens, said = np.zeros(1 + config.n_q, np.int32), mx.zeros((1 + config.dep_q,), mx.int32)
-        rest = (said, self._empty_rings(capacity), self._key(0), self._words.tokens())
-        if self._script is None:
-            said, *_ = self._run(0, tokens, *rest)
-        else:
-            text, h, *_, noise = self._run.hear(0, self._script.rows(0, tokens), *rest)
-            said, _ = self._run.speak(h, text, noise)
-        if run:
-            to_host(said)
-
     @property
-    def text_logits(self) -> mx.array:
-        """The text logits of the newest step, `[text_card]`, on the device, before the sampler changed any.
+    def text_logits(self) -> Any:
+        """The text logits of the newest step, an array `[text_card]` of the engine, float32, before the sampler changed any.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        return self._newest()[0][0]
+        return self._newest().text_logits()
 
     @property
-    def audio_logits(self) -> mx.array:
-        """The logits of the newest step's codes, `[codes, card]`, on the device; of those that were computed.
+    def audio_logits(self) -> Any:
+        """The logits of the newest step's codes, an array `[codes, card]` of the engine, float32; of those that were computed.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        logits = self._newest()[1]
-        return mx.concatenate(logits) if logits else mx.zeros((0, self.lm.config.card))
+        return self._newest().audio_logits()
 
     @property
-    def extra_heads(self) -> mx.array:
-        """What the extra heads say at the newest step, `[heads, classes]` probabilities, on the device; 0 without heads.
+    def extra_heads(self) -> Any:
+        """What the extra heads say at the newest step, an array `[heads, classes]` of the engine, float32: probabilities.
 
         Raises
         ------
         InputError
             There was no step yet.
         """
-        heads = self._newest()[2]
-        return mx.concatenate(heads) if heads else mx.zeros((0, self.lm.config.extra_heads_dim))
+        return self._newest().extra_heads()
 
     @property
     def newest_codes(self) -> Column:
@@ -316,12 +300,12 @@ class LmGen:
     @property
     def kv_bytes(self) -> int:
         """The bytes that keys and values take now."""
-        return sum(array.nbytes for ring in self._rings for array in ring)
+        return self._run.kv_bytes
 
-    def _newest(self) -> StepLogits:
-        if self._logits is None:
+    def _newest(self) -> Run:
+        if not self._stepped:
             raise InputError("There are no logits before the first step.")
-        return self._logits
+        return self._run
 
     def _checked(self, user_codes: npt.ArrayLike) -> npt.NDArray[np.int32]:
         config = self.lm.config
@@ -338,71 +322,31 @@ class LmGen:
             raise InputError(f"The user's code {codes[wrong][0]} is not in [0, {config.card}).")
         return codes.astype(np.int32)
 
-    def _enqueue(self) -> mx.array:
-        """Enqueue one step. Return the text token and the codes, `[1 + dep_q]` int32 on the device."""
-        rings, said = self._rings_for_step(), self._said
-        assert said is not None
-        self._logits = None
-        self._said, self._rings, self._logits = self._run(
-            self._position,
-            self._grid.column(self._position),
-            said,
-            rings,
-            self._key(self._position),
-            self._words.tokens(),
-        )
+    def _start(self) -> None:
+        """Start the next step."""
+        self._run.step(self._position, self._grid.column(self._position), self._words.tokens())
         self._position += 1
-        return self._said
 
-    def _rings_for_step(self) -> list[KvRing]:
-        """Take the rings for the next position, with room for it; at the first, those that the prompt leaves."""
-        config = self.lm.config
-        if self._said is None:
-            self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
-            if not self._first:
-                self._rings = self._empty_rings(capacities(config.context)[0])
-            else:
-                if self._prefilled is None:
-                    self._prefilled = prefill(self.lm, self._prompt, kv_bits=self._kv_bits, steering=self._steering)
-                # They are kept for the next conversation, too, so the first step copies them.
-                self._rings = list(self._prefilled.rings)
-        elif self._position % config.context == (capacity := self._rings[0][0].shape[2]):
-            larger = min(2 * capacity, config.context)
-            self._rings = [self._form.grown(ring, larger) for ring in self._rings]
-        rings, self._rings = self._rings, []
-        return rings
-
-    def _take(self, said: list[mx.array]) -> int:
-        """Copy the results of steps to the host, remember them, and return the last text token."""
-        for row in to_host(mx.concatenate(said)).reshape(len(said), -1):
+    def _take(self) -> int:
+        """Wait for the steps that were started, remember what they chose, and return the last text token."""
+        rows = self._run.take()
+        for row in rows:
             self._words.push(int(row[0]))
             self._grid.say(row[1:])
-        return int(row[0])
-
-    def _empty_rings(self, capacity: int) -> list[KvRing]:
-        return [self._form.empty(capacity) for _ in range(self.lm.config.num_layers)]
-
-    def _key(self, position: int) -> mx.array:
-        """Make the random key of the step at a position, from the seed and the position."""
-        # Threefry makes unrelated streams of different keys.
-        return mx.random.key(mixed_seed(self._seed, position))
+        self._stepped = True
+        return int(rows[-1, 0])
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A position of a script that was run, and is not given yet: its text, what it says, and its logits.
-
-    `said`, `[1 + dep_q]`, is on the device. `own` are the cells of the next column that the script fills.
-    """
+    """A position of a script that was run: its text, and the cells of the next column that the script fills."""
 
     token: int
-    said: mx.array
     own: Column
-    logits: StepLogits
 
 
 class _RecentWords:
-    """The text tokens of the newest words, as `TextSampler.adjusted` takes them."""
+    """The text tokens of the newest words, as the penalty of a `TextSampler` takes them."""
 
     def __init__(self, sampler: TextSampler, config: Architecture, starts: Collection[int] | None) -> None:
         self._size = sampler.recent_size
@@ -444,8 +388,3 @@ def one_at_a_time(lock: Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def to_host(array: mx.array) -> npt.NDArray[np.int32]:
-    """Copy values to the host. This is the only place where a conversation waits for the device."""
-    return np.array(array)

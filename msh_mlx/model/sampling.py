@@ -1,18 +1,15 @@
-"""Choose a token from logits. Random numbers are an argument, so that all of them can be drawn at once."""
+"""How a token is chosen from logits. The engines do it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import mlx.core as mx
 
 from ..errors import InputError
 from ..system.inputs import brief
 from .ranges import PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, is_whole
 
-_COLDEST = 1e-6  # colder would choose the same tokens, but logits would grow beyond float32
-_SMALLEST_SHARE = 1e-30  # a smaller one could become 0 in float32, and then not even the likeliest token would pass
+COLDEST = 1e-6  # colder would choose the same tokens, but logits would grow beyond float32
+SMALLEST_SHARE = 1e-30  # a smaller one could become 0 in float32, and then not even the likeliest token would pass
 
 # How many tokens are kept for each of the recent words.
 TOKENS_A_WORD = 4
@@ -64,40 +61,6 @@ class Sampler:
         """Whether the likeliest token is taken, without random numbers."""
         return self.temperature == 0
 
-    def noise_size(self, vocabulary: int) -> int:
-        """Return how many random numbers it takes to choose a token from `vocabulary` tokens."""
-        if self.greedy:
-            return 0
-        return min(self.top_k, vocabulary) or vocabulary
-
-    def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
-        """Choose tokens `[batch]` uint32.
-
-        `logits` are `[batch, vocabulary]`. `noise`, `[noise_size]` or `[batch, noise_size]`, are independent draws from the
-        standard Gumbel distribution. The largest sum of logit and noise is a draw from the softmax (Gumbel-max).
-        """
-        if self.greedy:
-            return mx.argmax(logits, axis=-1)
-        logits = logits.astype(mx.float32) * (1.0 / max(self.temperature, _COLDEST))
-        tokens: mx.array | None = None
-        if 0 < self.top_k < logits.shape[-1]:
-            tokens = mx.argpartition(logits, -self.top_k, axis=-1)[:, -self.top_k :]
-            logits = mx.take_along_axis(logits, tokens, axis=-1)
-        if self.top_p < 1:
-            order = mx.argsort(-logits, axis=-1)
-            logits = mx.take_along_axis(logits, order, axis=-1)
-            tokens = order if tokens is None else mx.take_along_axis(tokens, order, axis=-1)
-            probabilities = mx.softmax(logits, axis=-1, precise=True)
-            likelier = mx.cumsum(probabilities, axis=-1, inclusive=False)
-            logits = mx.where(likelier < max(self.top_p, _SMALLEST_SHARE), logits, -math.inf)
-        if self.min_p > 0:
-            least = mx.max(logits, axis=-1, keepdims=True) + math.log(self.min_p)
-            logits = mx.where(logits >= least, logits, -math.inf)
-        drawn = mx.argmax(logits + noise, axis=-1, keepdims=True)
-        if tokens is not None:
-            drawn = mx.take_along_axis(tokens, drawn, axis=-1)
-        return drawn.reshape(-1)
-
 
 @dataclass(frozen=True)
 class TextSampler(Sampler):
@@ -131,25 +94,8 @@ class TextSampler(Sampler):
 
     @property
     def recent_size(self) -> int:
-        """The number of recent tokens that `adjusted` takes; 0 without a penalty."""
+        """The number of recent tokens that the penalty takes, filled up with a number that is no token; 0 without a penalty."""
         return 0 if self.repetition_penalty == 1 else self.repetition_words * TOKENS_A_WORD
-
-    def adjusted(self, logits: mx.array, recent: mx.array, padding_id: int) -> mx.array:
-        """Apply penalty and bonus to logits `[1, vocabulary]`. The result is float32 if there is either.
-
-        `recent`, int32 `[recent_size]`, holds the tokens to penalize, in any order, and is filled up with `vocabulary`.
-        """
-        vocabulary = logits.shape[1]
-        if self.recent_size or self.padding_bonus:
-            logits = logits.astype(mx.float32)  # in float16 the largest penalty or bonus would give infinity
-        if self.recent_size:
-            said = mx.zeros((1, vocabulary + 1), mx.bool_)
-            said = mx.put_along_axis(said, recent[None], mx.array(True), axis=1)[:, :vocabulary]
-            penalized = mx.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = mx.where(said, penalized, logits)
-        if self.padding_bonus:
-            logits = mx.where(mx.arange(vocabulary) == padding_id, logits + self.padding_bonus, logits)
-        return logits
 
 
 # The published defaults.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
+import sys
 
 from .machine import physical_memory
 
@@ -11,6 +11,8 @@ _MB = 1 << 20
 
 def machine_memory() -> int:
     """Return the device's memory in bytes, or the machine's if the device does not say."""
+    if (mx := sys.modules.get("mlx.core")) is None:
+        return physical_memory()
     size = mx.device_info().get("memory_size") or mx.device_info().get("total_memory")
     return int(size) if size else physical_memory()
 
@@ -30,6 +32,8 @@ def set_limits() -> None:
     The limit of MLX's cache is `cache_limit`. On a device that can wire memory, as Metal can, MLX may wire as much as the
     system recommends: so the system does not page out the weights while nobody speaks. Only allocated memory is wired.
     """
+    import mlx.core as mx
+
     mx.set_cache_limit(cache_limit(machine_memory()))
     if most := mx.device_info().get("max_recommended_working_set_size"):
         mx.set_wired_limit(int(most))

@@ -1,52 +1,44 @@
-"""Checkpoints: check the tensors of a language model, and load them."""
+"""Checkpoints: check the tensors of a language model, and read them."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
+from ..format import FRAME_SECONDS
 from ..model.architecture import SCHEDULE, Architecture
-from ..model.conditions import Conditioner
+from ..model.conditions import Conditioner, Conditions
 from ..model.config import LmConfig
-from ..model.embeddings import Rows
 from ..model.families import Family, family_of, personaplex
-from ..model.families.hibiki import replaced_rows
 from ..model.families.others import other_with
-from ..model.lm import Lm
-from ..system.inputs import check_file
+from ..model.parameters import CONDITIONS, Parameter, parameters
+from ..model.ranges import CONTEXT
+from ..system.inputs import brief, check_file
 from ..system.places import user_path
 from .beside import is_merged
 from .kinds import check_lm, kind_of
 from .layout import copies, is_pytorch, to_mlx_layout
 from .lora import Change, Scaling, find_scaling, read_lora
-from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
+from .packing import Quantization, unpacked
+from .safetensors import FLOATS, TensorInfo, as_float32, read_header, read_tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 _LARGE = "transformer.layers.0.gating.linear_in"  # one of the modules that hold most of the weights
-CONDITIONS = "condition_provider."
 _CHUNK = 1 << 20  # weights that are changed or unpacked at a time
 _COMPARED = 1 << 24  # bytes that are compared at a time
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a weight is packed: as `scale · n + bias`, n of `bits` bits, with a scale and a bias per `group_size` along a row."""
-
-    bits: int
-    group_size: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Checkpoint:
     quantizations
         How weights are quantized, by the names of the modules. A module that is missing is not quantized.
     stamp
-        Identifies the file as it was checked. `load` refuses a file that was replaced or changed since.
+        Identifies the file as it was checked. `check_unchanged` refuses a file that was replaced or changed since.
     slices
         The number of the depformer's weights that each codebook in the file uses, those included that are not run.
     copied
@@ -110,73 +102,34 @@ class Checkpoint:
             return {"": self.tensors[module]}
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
-    def held_bytes(self, dtype: mx.Dtype) -> int:
-        """Return the bytes that the model takes in memory once `load_lm` has loaded it with `dtype`."""
-        return sum(
-            info.nbytes if info.dtype not in FLOATS else math.prod(info.shape) * _dtype_of(module, dtype).size
-            for module in self.shapes
-            for info in self.parts(module).values()
-        )
+    def held_bytes(self, item: int | None = None) -> int:
+        """Return the bytes that the weights take in memory, with `item` bytes for each float; None: as they are stored."""
+        total = 0
+        for module in self.shapes:
+            size = 4 if module.startswith(CONDITIONS) else item
+            for info in self.parts(module).values():
+                total += math.prod(info.shape) * size if size and info.dtype in FLOATS else info.nbytes
+        return total
 
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """The shapes `[out, in]` of linear layers and embeddings. Only these can be quantized or changed by adapters."""
         return {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
 
-    def load(self, dtype: mx.Dtype | None = None, progress: Callable[[float], None] | None = None) -> Lm:
-        """Load the model, with adapters merged. Arguments are those of `load_lm`.
-
-        Raises
-        ------
-        InputError
-            The adapters do not fit the model, or a file has changed.
-        """
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file has changed since it was checked."""
         if _stamp(self.path) != self.stamp:
             raise InputError(f"{self.path} has changed since it was checked", "start again")
-        self.check_copies()
-        changes = self.changes()
-        if dtype is None:
-            dtype = default_dtype()
-        lm = _made(self.config, self.tensors)
-        _quantize(lm, self.quantizations)
-        total = sum(info.nbytes for info in self.tensors.values())
-        done = 0
-        weights: list[tuple[str, mx.array]] = []
-        for module in self.shapes:
-            if progress:
-                progress(done / total)
-            arrays = self._read(module, changes.get(module), dtype)
-            mx.eval(list(arrays.values()))
-            weights += [(f"{module}.{part}" if part else module, array) for part, array in arrays.items()]
-            done += sum(info.nbytes for info in self.parts(module).values())
-            mx.clear_cache()  # otherwise the buffers of one module stay in memory beside those of the next
-        lm.load_weights(weights, strict=True)
-        weights.clear()
-        lm.freeze()
-        lm.eval()
-        lm.prepare()
-        mx.clear_cache()
-        if progress:
-            progress(1.0)
-        return lm
 
-    def _read(self, module: str, change: Change | None, dtype: mx.Dtype) -> dict[str, mx.array]:
-        """Read a module's tensors as the model holds them, with `change` made."""
-        how, parts, dtype = self.quantizations.get(module), self.parts(module), _dtype_of(module, dtype)
-        if change is None:
-            arrays = [read_tensor(self.path, info) for info in parts.values()]
-            arrays = [array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for array in arrays]
-        else:
-            pieces = []
-            for _, rows in self.rows(module, change):
-                weight = rows.astype(dtype)
-                pieces.append(mx.quantize(weight, how.group_size, how.bits) if how else (weight,))
-                mx.eval(pieces[-1])
-            arrays = [mx.concatenate(list(column)) for column in zip(*pieces, strict=True)]
-        if module == "text_emb":
-            for row, other in replaced_rows(self.config).items():
-                arrays = [mx.where(mx.arange(len(array))[:, None] == row, array[other], array) for array in arrays]
-        return dict(zip(parts, arrays, strict=True))
+    def conditions(self) -> Conditions:
+        """Read the weights of the conditions."""
+        weights = {}
+        for module in self.shapes:
+            if module.startswith(CONDITIONS):
+                for part, info in self.parts(module).items():
+                    name = f"{module}.{part}" if part else module
+                    weights[name.removeprefix(CONDITIONS)] = as_float32(read_tensor(self.path, info))
+        return Conditions(self.config.conditioners, weights)
 
     def changes(self) -> dict[str, Change]:
         """Read the changes that the adapters make, by the modules' names; empty without adapters."""
@@ -204,7 +157,7 @@ class Checkpoint:
                     if pieces[0] != pieces[1]:
                         raise _differ(self.path, name, original)
 
-    def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, mx.array]]:
+    def rows(self, module: str, change: Change | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Read a matrix some rows at a time, with `change` made. Yield the number of the first row, and the rows in float32.
 
         Quantized weights are unpacked.
@@ -219,19 +172,18 @@ class Checkpoint:
         step = _rows_at_a_time(columns)
         for row in range(0, rows, step):
             weight, *rest = (read_tensor(self.path, part.rows(row, row + step)) for part in parts.values())
-            if how:
-                scales, biases = (part.astype(mx.float32) for part in rest)
-                weight = mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
-            weight = change.merge(weight, row) if change else weight.astype(mx.float32)
-            if change and not mx.isfinite(weight).all().item():
+            values = unpacked(weight, as_float32(rest[0]), as_float32(rest[1]), how) if how else as_float32(weight)
+            if change:
+                values = change.merge(values, row)
+            if change and not np.isfinite(values).all():
                 raise InputError(
                     f"{change.path} makes numbers of {module} infinite or NaN",
                     "give another file, or --lora-scaling",
                 )
-            yield row, weight
+            yield row, values
 
-    def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, mx.array]]:
-        """Read a matrix as it is stored, some rows at a time. Yield the number of the first row, and the rows."""
+    def stored_rows(self, info: TensorInfo) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Read a matrix as `read_tensor` does, some rows at a time. Yield the number of the first row, and the rows."""
         step = _rows_at_a_time(info.shape[1])
         for row in range(0, info.shape[0], step):
             yield row, read_tensor(self.path, info.rows(row, row + step))
@@ -248,6 +200,7 @@ def open_checkpoint(
     *,
     lora: str | os.PathLike[str] | None = None,
     lora_scaling: float | None = None,
+    context: float | None = None,
 ) -> Checkpoint:
     """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
@@ -260,6 +213,8 @@ def open_checkpoint(
         _check_quantized(path, header, quantized)
         stored = sizes(header)["dep_q"]
         lm_config = as_stored(lm_config, header)
+        if context is not None:
+            lm_config = replace(lm_config, context=_steps(context, lm_config.context))
         slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, slices, lm_config.dep_q)
@@ -268,8 +223,8 @@ def open_checkpoint(
             info = tensors.get(original)
             if info is None or (info.dtype, info.shape) != (copy.dtype, copy.shape):
                 raise _differ(path, name, original)
-        lm = _made(lm_config, tensors)
-        quantizations = _check(path, lm, tensors)
+        wanted = parameters(lm_config, *hidden_widths(tensors))
+        quantizations = _check(path, wanted, tensors)
     except InputError:
         # For a model of another family, name the family: the tensor that does not fit would help nobody.
         said = family_of(lm_config)
@@ -277,10 +232,17 @@ def open_checkpoint(
             what = f"{path} is {family.title}, and its configuration is that of {said.title}"
             raise InputError(what, "give the model's own with --config") from None
         raise
-    shapes = {name.removesuffix(".weight"): parameter.shape for name, parameter in lm.named_parameters()}
-    linear = frozenset(name for name, module in lm.named_modules() if isinstance(module, nn.Linear))
+    shapes = {one.name.removesuffix(".weight"): one.shape for one in wanted}
+    linear = frozenset(one.module for one in wanted if one.kind == "linear")
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
     return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def _steps(seconds: float, most: int) -> int:
+    """Return the steps of a window of some seconds, at most those of the model's."""
+    if not CONTEXT.has(seconds):
+        raise InputError(f"The window of {brief(seconds)} seconds is not {CONTEXT}.")
+    return min(most, int(min(seconds, 1e6) / FRAME_SECONDS))
 
 
 def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:
@@ -292,14 +254,6 @@ def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:
     return config
 
 
-def _made(config: LmConfig, tensors: Mapping[str, TensorInfo]) -> Lm:
-    """Make a model without its weights."""
-    lm = Lm(config, *_hidden_widths(tensors))
-    # MLX would make random weights. They are never computed, but its generator's state would remember all of them for ever.
-    mx.eval(mx.random.state)
-    return lm
-
-
 def _differ(path: Path, name: str, original: str) -> InputError:
     return InputError(
         f"{path}: {name} and {original} differ, and the configuration's {SCHEDULE} says that they are the same",
@@ -307,62 +261,10 @@ def _differ(path: Path, name: str, original: str) -> InputError:
     )
 
 
-def _dtype_of(module: str, dtype: mx.Dtype) -> mx.Dtype:
-    """Return the dtype of a module in a model whose others have `dtype`: conditions, read once, are float32."""
-    return mx.float32 if module.startswith(CONDITIONS) else dtype
-
-
 def _stamp(path: Path) -> tuple[int, ...]:
     check_file(path)
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def default_dtype() -> mx.Dtype:
-    """Return the dtype of the activations: float32 on the CPU, where bfloat16 is ten times slower, else bfloat16."""
-    return mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-
-
-def load_lm(
-    path: str | os.PathLike[str],
-    config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
-    dtype: mx.Dtype | None = None,
-    *,
-    quantized: int | None = None,
-    lora: str | os.PathLike[str] | None = None,
-    lora_scaling: float | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Lm:
-    """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
-
-    The stored tensors tell which weights are quantized, with how many bits and in what groups. Modules are read one after the
-    other: besides the weights of the model itself, never more than one module is in memory.
-
-    Parameters
-    ----------
-    path
-        The file.
-    config
-        A path to a `config.json`, its contents as a dict, an `LmConfig`, or None for v0.1.
-    dtype
-        The dtype of the activations and of the weights that are not quantized; None chooses by the device (`default_dtype`).
-    quantized
-        The bits that the caller expects; if the file has another number, that is an error.
-    lora
-        A file of adapters to add to the weights, and of weights that replace the model's (`read_lora`). Sums are computed in
-        float32. A quantized weight is quantized again afterwards, in the same way.
-    lora_scaling
-        The factor that adapters are added with. None: the factor in the configuration beside them, or in the model's, else
-        2 (`lora.find_scaling`).
-    progress
-        Called with the fraction of the bytes that have been loaded, from 0 to 1.
-
-    Raises
-    ------
-    InputError
-        A file or the configuration is wrong, or they do not fit each other; the message names the tensor.
-    """
-    return open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling).load(dtype, progress)
 
 
 def _family(header: Mapping[str, TensorInfo]) -> Family | None:
@@ -506,7 +408,7 @@ def file_bits(header: Mapping[str, TensorInfo]) -> int | None:
     return weight.shape[1] * 32 // norm.shape[0]
 
 
-def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int | None]:
+def hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int | None]:
     """Read the widths of the feed-forwards off the tensors' shapes: the temporal transformer's, and the depformer's."""
 
     def half_rows(name: str) -> int | None:
@@ -521,20 +423,18 @@ def _hidden_widths(tensors: Mapping[str, TensorInfo]) -> tuple[int | None, int |
     )
 
 
-def _check(path: Path, lm: Lm, tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
-    """Compare the stored tensors with those that `lm` needs. Return how weights are quantized, by the modules' names."""
-    modules = dict(lm.named_modules())
+def _check(path: Path, wanted: Sequence[Parameter], tensors: Mapping[str, TensorInfo]) -> dict[str, Quantization]:
+    """Compare the stored tensors with those that are wanted. Return how weights are quantized, by the modules' names."""
     quantizations: dict[str, Quantization] = {}
     missing, expected = [], set()
-    for name, parameter in lm.named_parameters():
+    for one in wanted:
+        name, module, shape = one.name, one.module, one.shape
         expected.add(name)
         array = tensors.get(name)
         if array is None:
             missing.append(name)
             continue
-        shape = parameter.shape
-        module = name.removesuffix(".weight")
-        if f"{module}.scales" in tensors and isinstance(modules[module], nn.Linear | nn.Embedding | Rows):
+        if f"{module}.scales" in tensors and one.kind != "other":
             expected |= {f"{module}.scales", f"{module}.biases"}
             if f"{module}.biases" not in tensors:
                 missing.append(f"{module}.biases")
@@ -576,15 +476,3 @@ def _quantization(path: Path, module: str, tensors: Mapping[str, TensorInfo], sh
 
 def _dtype_name(info: TensorInfo) -> str:
     return _DTYPE_NAMES.get(info.dtype, info.dtype)
-
-
-def _quantize(lm: Lm, quantizations: Mapping[str, Quantization]) -> None:
-    def how(name: str, _: nn.Module) -> bool | dict[str, int]:
-        found = quantizations.get(name)
-        return {"bits": found.bits, "group_size": found.group_size} if found else False
-
-    if quantizations:
-        nn.quantize(lm, class_predicate=how)
-    for name, module in lm.named_modules():
-        if isinstance(module, Rows) and (found := quantizations.get(name)):
-            module.pack(found.bits, found.group_size)

@@ -10,20 +10,24 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
 from ..model.config import LmConfig, read_config
-from ..model.lm import Lm
-from ..model.step import Reader
+from ..model.engine import LanguageModel, Manner
+from ..model.grid import Prompt
+from ..model.parameters import CONDITIONS
+from ..model.sampling import Sampler, TextSampler
+from ..model.steering import Steering
 from ..system.newfile import NewFile, check_outputs, file_output
 from ..system.places import user_path
 from .beside import NAME_KEYS, config_beside, names_in
-from .checkpoint import BITS, CONDITIONS, GROUP_SIZES, Checkpoint, Quantization, load_lm, open_checkpoint
+from .checkpoint import BITS, GROUP_SIZES, Checkpoint, open_checkpoint
+from .load import load_lm
 from .lora import Change, Scaling
-from .safetensors import TensorInfo, TensorWriter, read_tensor
+from .packing import Quantization, packed
+from .safetensors import TensorInfo, TensorWriter, as_bfloat16, as_float32, read_tensor
 
 Logits = npt.NDArray[np.float64]
 PLAIN = 16  # bits of a weight that is not quantized: bfloat16
@@ -128,7 +132,6 @@ def convert(
             done += sum(info.nbytes for info in checkpoint.parts(module).values())
         new.commit()
         new_config.commit()
-    mx.clear_cache()
     if progress:
         progress(1.0)
     return Converted(
@@ -193,23 +196,27 @@ def _packed(checkpoint: Checkpoint, module: str, how: Quantization | None) -> di
 
 def _rows(
     checkpoint: Checkpoint, module: str, how: Quantization | None, change: Change | None
-) -> Iterator[tuple[int, str, mx.array]]:
+) -> Iterator[tuple[int, str, npt.NDArray[Any]]]:
     """Yield pieces of a module's tensors to write: the number of the first row, the name of the part, the rows."""
-    dtype = mx.float32 if module.startswith(CONDITIONS) else mx.bfloat16
+    stored = as_float32 if module.startswith(CONDITIONS) else _in_bfloat16
     if len(checkpoint.shapes[module]) != 2:
         ((part, info),) = checkpoint.parts(module).items()
-        yield 0, part, read_tensor(checkpoint.path, info).astype(dtype)
+        yield 0, part, stored(read_tensor(checkpoint.path, info))
         return
     if how and how == checkpoint.quantizations.get(module) and change is None:
         for part, info in checkpoint.parts(module).items():
             for row, array in checkpoint.stored_rows(info):
-                yield row, part, array if part == "weight" else array.astype(mx.bfloat16)
+                yield row, part, array if part == "weight" else _in_bfloat16(array)
         return
     for row, weight in checkpoint.rows(module, change):
-        weight = weight.astype(dtype)
-        arrays = mx.quantize(weight, how.group_size, how.bits) if how else (weight,)
+        # The numbers that are packed are those that a file without packing would hold.
+        arrays = packed(as_float32(as_bfloat16(weight)), how) if how else (stored(weight),)
         for part, array in zip(_packed(checkpoint, module, how), arrays, strict=True):
             yield row, part, array
+
+
+def _in_bfloat16(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    return numbers if numbers.dtype == np.uint16 else as_bfloat16(as_float32(numbers))
 
 
 # ---- the check -----------------------------------------------------------------------------------------------------------
@@ -256,25 +263,28 @@ def check(
 
     # Load them one after the other, so that only one is in memory.
     first = text_logits(load_lm(path, config, lora=lora, lora_scaling=lora_scaling, progress=part(0)), _CHECK_STEPS)
-    mx.clear_cache()
     after = load_lm(result.path, result.config, progress=part(0.5))
     return diverge(first, text_logits(after, _CHECK_STEPS, first.argmax(1)))
 
 
-def text_logits(lm: Lm, steps: int, text: npt.NDArray[np.intp] | None = None, *, kv_bits: int | None = None) -> Logits:
+def text_logits(
+    lm: LanguageModel, steps: int, text: npt.NDArray[np.intp] | None = None, *, kv_bits: int | None = None
+) -> Logits:
     """Run `lm` on seeded random codes and on `text` `[steps]`, else its own likeliest tokens. Return the text logits.
 
     The result is `[steps, text_card]` float64.
     """
     config = lm.config
-    codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q)).tolist()
-    reader = Reader(lm, kv_bits)
-    tokens = [config.text_card]
-    rows = []
+    codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q))
+    greedy = Sampler(0)
+    run = lm.converse(Manner(TextSampler(0), greedy, kv_bits, Steering(codebooks=0)))
+    run.begin(0, Prompt(config.streams.begin()), None)
+    rows, token = [], config.text_card
     for step in range(steps):
-        logits = reader.read(np.array([tokens[step], *codes[step]], np.int32))
-        rows.append(np.array(logits.astype(mx.float32), np.float64))
-        tokens.append(int(rows[-1].argmax() if text is None else text[step]))
+        run.step(step, np.array([token, *codes[step]], np.int32), np.zeros(0, np.int32))
+        (said,) = run.take()
+        rows.append(np.array(run.text_logits(), np.float64))
+        token = int(said[0] if text is None else text[step])
     return np.stack(rows)
 
 

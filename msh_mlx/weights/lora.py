@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
 from ..model.config import LmConfig, read_config, scaling_in
@@ -17,7 +18,7 @@ from ..system.inputs import brief
 from ..system.places import user_path
 from .beside import find_config
 from .layout import mlx_names
-from .safetensors import FLOATS, TensorInfo, read_header, read_tensor
+from .safetensors import FLOATS, TensorInfo, as_float32, read_header, read_tensor
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _USUAL = 2.0  # the factor in the published recipe for fine-tuning
@@ -28,14 +29,15 @@ class Adapter:
     """A product to add to one weight: `scaling · b @ a`, with `a` `[rank, in]` and `b` `[out, rank]`, from the file `path`."""
 
     path: Path
-    a: mx.array
-    b: mx.array
+    a: TensorInfo
+    b: TensorInfo
     scaling: float
 
-    def merge(self, weight: mx.array, row: int = 0) -> mx.array:
-        """Add the product to `weight`, `[rows, in]`, the rows from `row` on. Return them in float32."""
-        b = self.b[row : row + weight.shape[0]].astype(mx.float32)
-        return weight.astype(mx.float32) + self.scaling * (b @ self.a.astype(mx.float32))
+    def merge(self, weight: npt.NDArray[np.float32], row: int = 0) -> npt.NDArray[np.float32]:
+        """Add the product to `weight`, `[rows, in]`, the rows from `row` on."""
+        a, b = (as_float32(read_tensor(self.path, part)) for part in (self.a, self.b.rows(row, row + weight.shape[0])))
+        merged: npt.NDArray[np.float32] = weight + np.float32(self.scaling) * (b @ a)
+        return merged
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Replacement:
     path: Path
     info: TensorInfo
 
-    def merge(self, weight: mx.array, row: int = 0) -> mx.array:
-        """Return the stored rows in place of `weight`, `[rows, in]`, the rows from `row` on, in float32."""
-        return read_tensor(self.path, self.info.rows(row, row + weight.shape[0])).astype(mx.float32)
+    def merge(self, weight: npt.NDArray[np.float32], row: int = 0) -> npt.NDArray[np.float32]:
+        """Return the stored rows in place of `weight`, `[rows, in]`, the rows from `row` on."""
+        return as_float32(read_tensor(self.path, self.info.rows(row, row + weight.shape[0])))
 
 
 Change: TypeAlias = Adapter | Replacement
@@ -171,11 +173,7 @@ def read_lora(
                 raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
             _check_shape(path, other, b, (rows * len(places), rank))
-            a = read_tensor(path, info)
-            changes = [
-                Adapter(path, a, read_tensor(path, b.rows(k * rows, (k + 1) * rows)), scaling)
-                for k in range(len(places))
-            ]
+            changes = [Adapter(path, info, b.rows(k * rows, (k + 1) * rows), scaling) for k in range(len(places))]
         for names, change in zip(places, changes, strict=True):
             for place in names:
                 if place in found:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
 from ..system.inputs import check_file
@@ -78,8 +78,10 @@ def _checked(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(str(error)) from None
 
 
-def read_tensor(path: Path, info: TensorInfo) -> mx.array:
+def read_tensor(path: Path, info: TensorInfo) -> npt.NDArray[Any]:
     """Read one tensor, or some rows of one, of dtype F32, F16, BF16 or U32. Nothing else of the file is read.
+
+    Numpy has no bfloat16: numbers in it come as their bits, uint16; `as_float32` makes numbers of them.
 
     Raises
     ------
@@ -90,10 +92,20 @@ def read_tensor(path: Path, info: TensorInfo) -> mx.array:
     data = np.fromfile(path, _NUMPY[info.dtype], count, offset=info.begin)
     if data.size != count:
         raise InputError(f"{path} became shorter while it was read", "fetch the file again")
-    array = mx.array(data)
-    if info.dtype == "BF16":
-        array = array.view(mx.bfloat16)
-    return array.reshape(info.shape)
+    return data.reshape(info.shape)
+
+
+def as_float32(numbers: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return floats as `read_tensor` gives them, bfloat16 as its bits, in float32."""
+    if numbers.dtype == np.uint16:
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(np.float32, copy=False)
+
+
+def as_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Round finite float32 numbers to the nearest of bfloat16, and return the bits."""
+    bits = np.ascontiguousarray(numbers).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def find_not_finite(
@@ -145,12 +157,10 @@ class TensorWriter:
             for name, info in tensors.items()
         }
 
-    def write(self, name: str, array: mx.array, row: int = 0) -> None:
-        """Write `array` as the rows of tensor `name` from `row` on. Its dtype must be the announced one."""
+    def write(self, name: str, array: npt.NDArray[Any], row: int = 0) -> None:
+        """Write `array` as the rows of tensor `name` from `row` on. Its dtype must be the announced one, BF16 as its bits."""
         place = self._tensors[name].rows(row, row + array.shape[0])
-        if array.dtype == mx.bfloat16:
-            array = array.view(mx.uint16)
-        data = np.ascontiguousarray(np.array(array, copy=False))
+        data = np.ascontiguousarray(array)
         assert data.dtype == _NUMPY[place.dtype], name
         assert data.shape == place.shape, name
         self._file.seek(place.begin)

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +16,7 @@ from ..model.families.personaplex import Voice
 from ..system.inputs import check_file
 from ..system.places import user_path
 from .pickled import TYPES, Tensor, read_tensors
-from .safetensors import TensorInfo, TensorWriter, read_header
+from .safetensors import TensorInfo, TensorWriter, as_float32, read_header
 
 _MAX_SIZE = 1 << 26  # a voice has some hundred kilobytes
 _MAX_CODE = 1 << 24
@@ -63,19 +62,15 @@ def read_voice(path: str | os.PathLike[str]) -> Voice | Pcm:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a voice", _EXPECTED) from None
-    array = mx.array(values)
-    if embedded.dtype == "BF16":
-        array = array.view(mx.bfloat16)
-    if not mx.isfinite(array).all().item():
+    inputs = as_float32(values)[:, 0, 0]
+    if not np.isfinite(inputs).all():
         raise _not_finite(path)
-    inputs = array[:, 0, 0]
-    mx.eval(inputs)  # now: another thread, on which the model runs, cannot compute what this one has begun
     return Voice(inputs, columns[0].astype(np.int32))
 
 
 def write_sound(file: BinaryIO, pcm: Pcm) -> None:
     """Write a voice as sound, `[samples]` float32 at 24 kHz, to a file that is open for writing."""
-    TensorWriter(file, {"sound": TensorInfo("F32", pcm.shape)}).write("sound", mx.array(pcm))
+    TensorWriter(file, {"sound": TensorInfo("F32", pcm.shape)}).write("sound", pcm)
 
 
 def read_speaker(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:

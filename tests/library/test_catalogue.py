@@ -20,8 +20,8 @@ from msh_mlx.library.catalogue import (
     parse_reference,
     read_catalogue,
 )
-from msh_mlx.model.attention import Heads, RingFormat
-from msh_mlx.model.lm import Lm
+from msh_mlx.model.mlx.attention import Heads, RingFormat
+from msh_mlx.model.mlx.lm import Lm
 from msh_mlx.system.places import asset
 
 GOOD = """\

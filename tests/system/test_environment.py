@@ -390,7 +390,7 @@ def test_a_folder_for_temporary_files_that_is_full(folder: Path) -> None:
 
 @COMPILES
 def test_what_fails_while_it_is_compiled_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from msh_mlx.model.step import explain
+    from msh_mlx.model.mlx.step import explain
 
     failed = RuntimeError("[Compile::eval_cpu] Failed to compile function Cf4: error code 256")
     assert "msh-mlx doctor" in str(explain(failed))
@@ -468,7 +468,7 @@ def small_files() -> Iterator[None]:
 def limited(kilobytes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the program where no file may become larger; what MLX compiles is there already."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({kilobytes << 10},) * 2); "
-    code += "import msh_mlx.model.step as s; s.check_compiling = lambda: None; "
+    code += "import msh_mlx.model.mlx.step as s; s.check_compiling = lambda: None; "
     code += "from msh_mlx.cli.main import main; sys.exit(main())"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, args)]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..architecture import Architecture
+    from ..engine import LanguageModel
     from ..grid import Prompt
-    from ..lm import Lm
     from ..sampling import Sampler
     from ..steering import Steering
 
@@ -49,7 +49,7 @@ class Family:
         own = getattr(self._module, "samplers", None)
         return own(config) if own else (TEXT_SAMPLER, AUDIO_SAMPLER)
 
-    def steering(self, lm: Lm) -> Steering:
+    def steering(self, lm: LanguageModel) -> Steering:
         """Return the conditions of a conversation with one of its models if nobody says others."""
         from ..steering import NO_STEERING
 

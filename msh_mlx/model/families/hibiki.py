@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
+import numpy as np
 
 from ...errors import InputError
 from ..sampling import Sampler
@@ -13,7 +13,7 @@ from .moshi import adapted as adapted_as_moshi
 
 if TYPE_CHECKING:
     from ..architecture import Architecture
-    from ..lm import Lm
+    from ..engine import LanguageModel
 
 TITLE = "a speech translation model (Hibiki)"
 
@@ -74,7 +74,7 @@ def check_guidance(config: Architecture, coef: float) -> None:
         raise InputError("This model of Hibiki has no conditions, so it cannot be guided", "leave the guidance out")
 
 
-def steering(lm: Lm, coef: float = 1.0) -> Steering:
+def steering(lm: LanguageModel, coef: float = 1.0) -> Steering:
     """Return the condition that is asked for, with guidance by `coef`; 1: without.
 
     Raises
@@ -87,5 +87,5 @@ def steering(lm: Lm, coef: float = 1.0) -> Steering:
     if not config.fuser.added:
         return Steering()
     values = (GIVEN, NULL) if coef != 1 else (GIVEN,)
-    added = [lm.condition_provider.added(config.fuser, {CONDITION: value}) for value in values]
-    return Steering(mx.stack(added), guidance=Guidance(coef) if coef != 1 else None)
+    added = [lm.conditions.added(config.fuser, {CONDITION: value}) for value in values]
+    return Steering(np.stack(added), guidance=Guidance(coef) if coef != 1 else None)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -88,13 +87,13 @@ class Voice:
     newest four columns then, as a ring: column c is `columns[:, c mod 4]`.
     """
 
-    embedded: mx.array
+    embedded: npt.NDArray[np.float32]
     columns: npt.NDArray[np.integer]
 
     @property
     def frames(self) -> int:
         """How many frames the voice takes."""
-        return self.embedded.shape[0] + 1
+        return len(self.embedded) + 1
 
 
 def check_voice(voice: Voice, config: Architecture) -> None:

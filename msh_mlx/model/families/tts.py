@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -18,11 +17,11 @@ from ..architecture import wrong
 from ..conditions import positions
 from ..grid import AS_SAID, NOTHING, Column, Streams
 from ..ranges import Range, is_whole
-from ..steering import Guidance, Source, Steering
+from ..steering import Guidance, Steering
 
 if TYPE_CHECKING:
     from ..architecture import Architecture
-    from ..lm import Lm
+    from ..engine import LanguageModel
 
 TITLE = "a text-to-speech model"
 
@@ -253,7 +252,7 @@ def entries(tokens: Iterable[Sequence[int]], padding_between: int = 0) -> list[E
 
 
 def steering(
-    lm: Lm,
+    lm: LanguageModel,
     voices: Sequence[npt.NDArray[np.float32]] = (),
     *,
     cfg: str | None = None,
@@ -270,11 +269,10 @@ def steering(
         A voice does not fit the model, or the condition cannot have this value.
     """
     config = lm.config
-    added: mx.array | None = None
-    sources: tuple[Source, ...] = ()
+    added, source = None, None
     if config.fuser.added:
         given = {"control": "ok", "cfg": cfg}
-        added = lm.condition_provider.added(config.fuser, given)[None]
+        added = lm.conditions.added(config.fuser, given)[None]
     if config.cross_attention:
         (name,) = config.fuser.crossed
         dim = config.conditioners[name].dim
@@ -293,8 +291,7 @@ def steering(
         rows = np.zeros((VOICES * steps, dim), np.float32)
         there = np.arange(len(rows)) < len(voices) * steps
         rows[there] = np.concatenate(list(voices)) if voices else 0
-        source = lm.condition_provider.sequence(name, rows, there)
-        source += config.fuser.scale * mx.array(positions(len(rows), config.dim))
-        sources = tuple(lm.read_source(source[None]))
+        sequence = lm.conditions.sequence(name, rows, there)
+        source = lm.source(sequence + np.float32(config.fuser.scale) * positions(len(rows), config.dim))
     guidance = Guidance(coef, text=False) if coef != 1 else None
-    return Steering(added, sources, guidance, codebooks)
+    return Steering(added, source, guidance, codebooks)

@@ -8,6 +8,7 @@
 //! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
 //! takes no lock.
 
+mod bandwidth;
 mod float;
 mod half;
 mod lanes;
@@ -28,7 +29,7 @@ pub use lanes::Dot;
 pub use memory::{Aligned, Plain};
 pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
-pub use product::{Activation, Matrix, Sink};
+pub use product::{Activation, Matrix, Precision, Sink};
 pub use ring::{Held, MOST_DIM, Numbers, Ring, RingShape, Slots};
 pub use wide::Wide;
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Kernels;
-use crate::float::Float;
+use crate::float::{Float, bfloat16};
 use crate::lanes::{Dot, Lanes, WIDTH, packed_dispatch};
 use crate::memory::{Aligned, Plain};
 use crate::pool::Pool;
@@ -45,6 +45,15 @@ pub enum Way {
     Int16,
     /// In integers of 7 bits and a sign, with a scale for every 32 of them.
     Int8,
+    /// In float32 rounded to bfloat16, as other programs compute: only to compare with that.
+    Bfloat16,
+}
+
+impl Way {
+    /// Whether rows are integers, and not floats.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Int16 | Self::Int8)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -260,7 +269,7 @@ impl Inputs {
     /// Room for `rows` rows of `k` numbers, so that no more is taken later.
     pub fn with_room(way: Way, rows: usize, k: usize) -> Self {
         let blocks = rows * k.div_ceil(BLOCK);
-        let (floats, bytes) = if way == Way::Float32 { (rows * k, 0) } else { (0, blocks * 16) };
+        let (floats, bytes) = if way.is_whole() { (0, blocks * 16) } else { (rows * k, 0) };
         Self {
             way,
             floats: Vec::with_capacity(floats),
@@ -277,10 +286,13 @@ impl Inputs {
         let blocks = x.len() / BLOCK;
         self.sums.resize(blocks, 0.0);
         match self.way {
-            Way::Float32 => {
+            Way::Float32 | Way::Bfloat16 => {
                 self.floats.resize(x.len(), 0.0);
                 self.floats.copy_from_slice(x);
-                for (sum, block) in self.sums.iter_mut().zip(x.chunks_exact(BLOCK)) {
+                if self.way == Way::Bfloat16 {
+                    self.floats.iter_mut().for_each(|x| *x = bfloat16(*x));
+                }
+                for (sum, block) in self.sums.iter_mut().zip(self.floats.chunks_exact(BLOCK)) {
                     *sum = block.iter().sum();
                 }
             }
@@ -426,12 +438,12 @@ impl Kernels {
 #[inline(always)]
 fn multiply<L: Lanes>(task: &Task<'_>, panels: Range<usize>) {
     match (task.x.way, task.w.bits) {
-        (Way::Float32, 2) => floats::<L, 2>(task, panels),
-        (Way::Float32, 3) => floats::<L, 3>(task, panels),
-        (Way::Float32, 4) => floats::<L, 4>(task, panels),
-        (Way::Float32, 5) => floats::<L, 5>(task, panels),
-        (Way::Float32, 6) => floats::<L, 6>(task, panels),
-        (Way::Float32, _) => floats::<L, 8>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 2) => floats::<L, 2>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 3) => floats::<L, 3>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 4) => floats::<L, 4>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 5) => floats::<L, 5>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 6) => floats::<L, 6>(task, panels),
+        (Way::Float32 | Way::Bfloat16, _) => floats::<L, 8>(task, panels),
         (Way::Int16, 2) => integers::<L, 2, 2>(task, panels),
         (Way::Int16, 3) => integers::<L, 3, 2>(task, panels),
         (Way::Int16, 4) => integers::<L, 4, 2>(task, panels),
@@ -704,6 +716,7 @@ mod tests {
     use crate::Isa;
 
     const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
+    const WAYS: [Way; 4] = [Way::Float32, Way::Int16, Way::Int8, Way::Bfloat16];
 
     /// A matrix with seeded weights, and the same weights in float64, `[n, k]`.
     fn matrix(n: usize, k: usize, bits: usize, group: usize, float: Float, seed: u64) -> (Packed, Vec<f64>) {
@@ -778,7 +791,7 @@ mod tests {
 
     /// What the rows are after rounding, in float64.
     fn rounded(inputs: &Inputs) -> Vec<f64> {
-        if inputs.way == Way::Float32 {
+        if !inputs.way.is_whole() {
             return inputs.floats.iter().map(|x| f64::from(*x)).collect();
         }
         let planes = if inputs.way == Way::Int16 { 2 } else { 1 };
@@ -796,7 +809,7 @@ mod tests {
     #[test]
     fn agrees_with_float64() {
         for dot in Dot::available() {
-            for (bits, way) in BITS.into_iter().flat_map(|b| [Way::Float32, Way::Int16, Way::Int8].map(|w| (b, w))) {
+            for (bits, way) in BITS.into_iter().flat_map(|b| WAYS.map(|w| (b, w))) {
                 for (n, k, group, float, m) in [
                     (16, 32, 32, Float::F32, 1),
                     (40, 128, 64, Float::F16, 2),

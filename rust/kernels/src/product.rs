@@ -50,6 +50,7 @@ trait Stored: Plain {
     /// that do not wait for each other.
     const FEW: usize;
     fn vector<V: Vector>(&self) -> V;
+    fn set(&mut self, column: usize, value: f32);
 }
 
 impl Stored for Lane {
@@ -57,6 +58,10 @@ impl Stored for Lane {
     #[inline(always)]
     fn vector<V: Vector>(&self) -> V {
         V::load(&self.0)
+    }
+    #[inline(always)]
+    fn set(&mut self, column: usize, value: f32) {
+        self.0[column] = value;
     }
 }
 
@@ -66,6 +71,21 @@ impl Stored for HalfLane {
     fn vector<V: Vector>(&self) -> V {
         V::load_half(&self.0)
     }
+    #[inline(always)]
+    fn set(&mut self, column: usize, value: f32) {
+        self.0[column] = narrow(value);
+    }
+}
+
+/// How the weights of a [`Matrix`] are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are given.
+    #[default]
+    Float32,
+    /// Rounded to 11 bits, in half the memory. Each column is scaled by a power of two, so no weight is too large, and
+    /// only one that is 2²⁸ times smaller than the largest of its column is rounded to fewer bits.
+    Float16,
 }
 
 /// `[n / NR, k, NR]`, padded with zeros; empty when there is one column only.
@@ -82,6 +102,13 @@ impl Panels {
             Self::Half(lanes) => size_of_val::<[_]>(lanes),
         }
     }
+
+    fn set(&mut self, at: usize, column: usize, value: f32) {
+        match self {
+            Self::Single(lanes) => lanes[at].set(column, value),
+            Self::Half(lanes) => lanes[at].set(column, value),
+        }
+    }
 }
 
 /// A packed weight matrix `[k, n]` with its bias.
@@ -92,7 +119,7 @@ pub struct Matrix {
     panels: Panels,
     /// The only column, `[k]`; empty when there are more.
     column: Vec<f32>,
-    /// What the sums of the columns are multiplied with, `[n / NR, NR]`: powers of two.
+    /// What the sums of the columns are multiplied with, `[n / NR, NR]`.
     scale: Vec<Lane>,
     /// `[n / NR, NR]`, padded with zeros.
     bias: Vec<Lane>,
@@ -125,9 +152,13 @@ impl Matrix {
     /// Columns that are set at a time.
     pub const PANEL: usize = NR;
 
-    /// All zeros, to be filled; `bias` has n numbers.
-    pub fn zeros(k: usize, n: usize, bias: Option<&[f32]>) -> Self {
-        let panels = Panels::Single(Aligned::beside(if n == 1 { 0 } else { n.div_ceil(NR) * k }));
+    /// All zeros, to be filled; `bias` has n numbers. A single column is held in float32 whatever `precision` is.
+    pub fn zeros(k: usize, n: usize, bias: Option<&[f32]>, precision: Precision) -> Self {
+        let lanes = if n == 1 { 0 } else { n.div_ceil(NR) * k };
+        let panels = match precision {
+            Precision::Float32 => Panels::Single(Aligned::beside(lanes)),
+            Precision::Float16 => Panels::Half(Aligned::beside(lanes)),
+        };
         let column = vec![0.0; if n == 1 { k } else { 0 }];
         let mut lanes = vec![Lane([0.0; NR]); n.div_ceil(NR)];
         for (column, b) in bias.unwrap_or_default().iter().enumerate() {
@@ -137,9 +168,18 @@ impl Matrix {
     }
 
     /// Packs `weight(row, column)`, `[k, n]`; `bias` has n numbers.
-    pub fn pack(k: usize, n: usize, bias: Option<&[f32]>, weight: impl Fn(usize, usize) -> f32) -> Self {
-        let mut matrix = Self::zeros(k, n, bias);
+    pub fn pack(
+        k: usize,
+        n: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        let mut matrix = Self::zeros(k, n, bias, precision);
         for column in 0..n {
+            if matrix.is_scaled() {
+                matrix.scale_column(column, (0..k).fold(0.0, |most, row| weight(row, column).abs().max(most)));
+            }
             for row in 0..k {
                 matrix.set(row, column, weight(row, column));
             }
@@ -152,17 +192,21 @@ impl Matrix {
         if self.n == 1 {
             self.column[row] = value;
         } else {
-            let at = column / NR * self.k + row;
-            self.singles()[at].0[column % NR] = value;
+            let value = value / self.scale[column / NR].0[column % NR];
+            self.panels.set(column / NR * self.k + row, column % NR, value);
         }
     }
 
-    /// Where weights are set.
-    fn singles(&mut self) -> &mut [Lane] {
-        match &mut self.panels {
-            Panels::Single(lanes) => lanes,
-            Panels::Half(_) => panic!("a matrix is filled before its weights become float16"),
-        }
+    /// Whether [`scale_column`](Self::scale_column) must be called before [`set_part_of_row`](Self::set_part_of_row).
+    pub fn is_scaled(&self) -> bool {
+        self.n > 1 && matches!(self.panels, Panels::Half(_))
+    }
+
+    /// Makes room for weights up to `most` in a column of float16.
+    pub fn scale_column(&mut self, column: usize, most: f32) {
+        // So that the largest is held as a number from 2¹⁴ to 2¹⁵; the scale and its inverse are normal numbers.
+        let exponent = (most.to_bits() >> 23).max(15);
+        self.scale[column / NR].0[column % NR] = f32::from_bits((exponent - 14) << 23);
     }
 
     /// Sets the columns from `first`, a multiple of [`PANEL`](Self::PANEL), on, at most as many as that: `columns` is
@@ -177,17 +221,15 @@ impl Matrix {
             }
             return;
         }
-        let lanes = &mut self.singles()[first / NR * k..][..k];
-        for (tap, lanes) in lanes.chunks_exact_mut(k / taps).enumerate() {
-            // A column is read in pieces of a cache line: columns often lie so that they cannot all stay in the cache.
-            for (piece, lanes) in lanes.chunks_mut(NR).enumerate() {
-                for (c, column) in columns.chunks_exact(k).enumerate() {
-                    let values = column[piece * NR * taps..].iter().skip(tap).step_by(taps);
-                    for (lane, value) in lanes.iter_mut().zip(values) {
-                        lane.0[c] = *value;
-                    }
-                }
+        if self.is_scaled() {
+            for (c, column) in columns.chunks_exact(k).enumerate() {
+                self.scale_column(first + c, column.iter().fold(0.0, |most, x| x.abs().max(most)));
             }
+        }
+        let (panel, scale) = (first / NR, &self.scale[first / NR].0);
+        match &mut self.panels {
+            Panels::Single(lanes) => set_panel(&mut lanes[panel * k..][..k], scale, taps, columns),
+            Panels::Half(lanes) => set_panel(&mut lanes[panel * k..][..k], scale, taps, columns),
         }
     }
 
@@ -198,27 +240,11 @@ impl Matrix {
         }
     }
 
-    /// The same matrix with its weights in float16, in half the memory: rounded to 11 bits. The columns are scaled by
-    /// powers of two, so no weight is too large for it, and none less than 2²⁸ times smaller than the largest of its
-    /// column too small. A matrix of one column stays as it is.
-    pub fn halved(mut self) -> Self {
-        let Panels::Single(lanes) = &self.panels else { return self };
-        let mut halves = Aligned::<HalfLane>::beside(lanes.len());
-        let k = self.k.max(1);
-        for ((from, to), scale) in lanes.chunks_exact(k).zip(halves.chunks_exact_mut(k)).zip(&mut self.scale) {
-            for column in 0..NR {
-                let most = from.iter().fold(0.0f32, |most, lane| most.max(lane.0[column].abs()));
-                // So that the largest is at least 2¹⁴ and less than 2¹⁵; both factors are normal numbers.
-                let exponent = (most.to_bits() >> 23).max(15);
-                let up = f32::from_bits((2 * 127 + 14 - exponent) << 23);
-                scale.0[column] = f32::from_bits((exponent - 14) << 23);
-                for (from, to) in from.iter().zip(to.iter_mut()) {
-                    to.0[column] = narrow(from.0[column] * up);
-                }
-            }
+    /// Multiplies the columns of a matrix that is filled by `factors`, n numbers. The weights stay as they are.
+    pub fn multiply_columns(&mut self, factors: &[f32]) {
+        for (lane, factors) in self.scale.iter_mut().zip(factors.chunks(NR)) {
+            lane.0.iter_mut().zip(factors).for_each(|(scale, factor)| *scale *= factor);
         }
-        self.panels = Panels::Half(halves);
-        self
     }
 
     /// Bytes of its weights.
@@ -229,6 +255,23 @@ impl Matrix {
     /// Numbers of a row of the product.
     pub fn columns(&self) -> usize {
         self.n
+    }
+}
+
+/// [`Matrix::set_columns`] for the lanes of a panel.
+fn set_panel<L: Stored>(lanes: &mut [L], scale: &[f32; NR], taps: usize, columns: &[f32]) {
+    let k = lanes.len();
+    for (tap, lanes) in lanes.chunks_exact_mut(k / taps).enumerate() {
+        // A column is read in pieces of a cache line: columns often lie so that they cannot all stay in the cache.
+        for (piece, lanes) in lanes.chunks_mut(NR).enumerate() {
+            for (c, column) in columns.chunks_exact(k).enumerate() {
+                let values = column[piece * NR * taps..].iter().skip(tap).step_by(taps);
+                let up = 1.0 / scale[c];
+                for (lane, value) in lanes.iter_mut().zip(values) {
+                    lane.set(c, value * up);
+                }
+            }
+        }
     }
 }
 
@@ -599,7 +642,7 @@ mod tests {
                     let stride = 1 + k / 2;
                     let a = numbers((m - 1) * stride + k, 1);
                     let (w, bias, old) = (numbers(k * n, 2), numbers(n, 3), numbers(m * n, 4));
-                    let packed = Matrix::pack(k, n, Some(&bias), |i, j| w[i * n + j]);
+                    let packed = Matrix::pack(k, n, Some(&bias), Precision::Float32, |i, j| w[i * n + j]);
                     let want = slow(&a, stride, m, &w, n, &bias);
                     let what = format!("{isa:?} {threads} {m} {k} {n}");
                     let elu = |v: f64| if v > 0.0 { v } else { v.exp_m1() };
@@ -643,11 +686,11 @@ mod tests {
                 // From column to column other sizes, the largest and the least that there are among them.
                 let size = |column: usize| [1.0, 1e-3, 1e37, 1e5, 1e-37, 0.0, 2e-42][column % 7];
                 let w: Vec<f32> = numbers(k * n, 2).iter().enumerate().map(|(i, x)| x * size(i % n)).collect();
-                let matrix = Matrix::pack(k, n, Some(&bias), |i, j| w[i * n + j]).halved();
+                let matrix = Matrix::pack(k, n, Some(&bias), Precision::Float16, |i, j| w[i * n + j]);
                 // Bits of a row times what is 1 in one place are the matrix's own numbers.
                 let mut held = vec![0.0; k * n];
                 let unit: Vec<f32> = (0..k * k).map(|i| f32::from(i / k == i % k)).collect();
-                let without = Matrix::pack(k, n, None, |i, j| w[i * n + j]).halved();
+                let without = Matrix::pack(k, n, None, Precision::Float16, |i, j| w[i * n + j]);
                 kernels.product(&unit, k, k, &without, Sink::Store(&mut held));
                 for (i, (held, given)) in held.iter().zip(&w).enumerate() {
                     let most = (0..k).map(|row| w[row * n + i % n].abs()).fold(0.0, f32::max);
@@ -677,13 +720,66 @@ mod tests {
         let w: Vec<f32> = numbers(64 * 48, 1).iter().map(|x| crate::half::widen((x.abs() * 31743.0) as u16)).collect();
         let a = numbers(3 * 64, 2);
         let (mut one, mut other) = (vec![0.0; 3 * 48], vec![0.0; 3 * 48]);
-        let matrix = Matrix::pack(64, 48, None, |i, j| w[i * 48 + j]);
-        let bytes = matrix.bytes();
-        kernels.product(&a, 64, 3, &matrix, Sink::Store(&mut one));
-        let matrix = matrix.halved();
-        assert_eq!(2 * matrix.bytes(), bytes);
-        kernels.product(&a, 64, 3, &matrix, Sink::Store(&mut other));
+        let single = Matrix::pack(64, 48, None, Precision::Float32, |i, j| w[i * 48 + j]);
+        kernels.product(&a, 64, 3, &single, Sink::Store(&mut one));
+        let half = Matrix::pack(64, 48, None, Precision::Float16, |i, j| w[i * 48 + j]);
+        kernels.product(&a, 64, 3, &half, Sink::Store(&mut other));
+        assert_eq!(2 * half.bytes(), single.bytes());
         assert_eq!(one, other);
+    }
+
+    #[test]
+    fn columns_are_multiplied() {
+        let kernels = Kernels::new(Isa::Portable, 1);
+        for n in [1, 20] {
+            let (a, bias, factors) = (numbers(30, 1), numbers(n, 2), numbers(n, 3));
+            for precision in [Precision::Float32, Precision::Float16] {
+                let mut matrix = Matrix::pack(30, n, Some(&bias), precision, |i, j| (i as f32 - j as f32) / 8.0);
+                let mut out = vec![0.0; n];
+                matrix.multiply_columns(&factors);
+                kernels.product(&a, 30, 1, &matrix, Sink::Store(&mut out));
+                for j in 0..n {
+                    let sum: f64 = (0..30).map(|i| f64::from(a[i]) * (i as f64 - j as f64) / 8.0).sum();
+                    let want = sum * f64::from(factors[j]) + f64::from(bias[j]);
+                    assert!((f64::from(out[j]) - want).abs() < 1e-5, "{precision:?} {n} {j}");
+                }
+            }
+        }
+    }
+
+    /// However a matrix is filled, it is the same.
+    #[test]
+    fn columns_and_rows_fill_alike() {
+        let kernels = Kernels::new(Isa::Portable, 1);
+        let (k, n, taps) = (24, 40, 3);
+        let w: Vec<f32> =
+            numbers(n * k, 1).iter().enumerate().map(|(i, x)| x * 10f32.powi((i / k % 9) as i32)).collect();
+        // `[n, k / taps, taps]`
+        let weight = |row: usize, column: usize| w[(column * (k / taps) + row % (k / taps)) * taps + row / (k / taps)];
+        for precision in [Precision::Float32, Precision::Float16] {
+            let packed = Matrix::pack(k, n, None, precision, weight);
+            let mut by_columns = Matrix::zeros(k, n, None, precision);
+            for (i, columns) in w.chunks(Matrix::PANEL * k).enumerate() {
+                by_columns.set_columns(i * Matrix::PANEL, taps, columns);
+            }
+            let mut by_rows = Matrix::zeros(k, n, None, precision);
+            for column in (0..n).filter(|_| precision == Precision::Float16) {
+                by_rows.scale_column(column, (0..k).fold(0.0, |most, row| weight(row, column).abs().max(most)));
+            }
+            for row in 0..k {
+                let values: Vec<f32> = (0..n).flat_map(|column| [0.0, weight(row, column)]).collect();
+                by_rows.set_part_of_row(row, 0, 2, 1, &values[..20]);
+                by_rows.set_part_of_row(row, 10, 2, 1, &values[20..]);
+            }
+            let a = numbers(k, 2);
+            let [one, two, three] = [packed, by_columns, by_rows].map(|matrix| {
+                let mut out = vec![0.0; n];
+                kernels.product(&a, k, 1, &matrix, Sink::Store(&mut out));
+                out
+            });
+            assert_eq!(one, two, "{precision:?}");
+            assert_eq!(one, three, "{precision:?}");
+        }
     }
 
     /// Rows computed together or alone give the same bits: streaming and offline rest on it.
@@ -693,8 +789,8 @@ mod tests {
             let kernels = Kernels::new(isa, 2);
             for (k, n) in [(96, 72), (600, 200), (50, 1)] {
                 let (a, w) = (numbers(23 * k, 5), numbers(k * n, 6));
-                let matrix = || Matrix::pack(k, n, None, |i, j| w[i * n + j]);
-                for packed in [matrix(), matrix().halved()] {
+                for precision in [Precision::Float32, Precision::Float16] {
+                    let packed = Matrix::pack(k, n, None, precision, |i, j| w[i * n + j]);
                     let mut all = vec![0.0; 23 * n];
                     kernels.product(&a, k, 23, &packed, Sink::Store(&mut all));
                     for m in 1..=15 {

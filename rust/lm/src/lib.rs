@@ -8,6 +8,7 @@
 //! The crate reads weights from where a [`Source`] says that they are. It knows nothing of how files name them, and nothing
 //! of Python.
 
+mod bandwidth;
 mod config;
 mod conversation;
 mod depformer;
@@ -19,10 +20,11 @@ mod source;
 mod table;
 mod transformer;
 
+pub use bandwidth::read_bandwidth;
 pub use config::Config;
 pub use conversation::{Choices, Conversation, Cross, Guidance};
 pub use engine::{Engine, Loading, Model, Options, Turn};
 pub use error::{Error, Result};
 pub use kernels::{Dot, Float, Held, Numbers, Slots, Way};
 pub use sampling::{Noise, Room, Sampler, TextSampler};
-pub use source::{Change, Module, Packing, Place, Random, Source};
+pub use source::{Change, Module, Packing, Place, Random, Source, pack};

@@ -544,8 +544,9 @@ fn check_finite(name: &str, bytes: &[u8], place: &Place) -> Result<()> {
     if finite { Ok(()) } else { floats(name, bytes, place).map(drop) }
 }
 
-/// Packs rows of floats as MLX does: of each group, the number with the largest magnitude and 0 are exact.
-pub(crate) fn pack(values: &[f32], columns: usize, bits: usize, group: usize, float: Float) -> [Vec<u8>; 3] {
+/// Packs rows of `columns` floats as MLX does: of each group, the number with the largest magnitude and 0 are exact, as far as
+/// the type of scales and biases can hold them. Returns the packed numbers, the scales and the biases.
+pub fn pack(values: &[f32], columns: usize, bits: usize, group: usize, float: Float) -> [Vec<u8>; 3] {
     let most = ((1u32 << bits) - 1) as f32;
     let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
     for row in values.chunks_exact(columns) {

@@ -269,7 +269,8 @@ impl PyLm {
 
     /// Makes an engine: threads and room for up to ``rows`` conversations at once.
     ///
-    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``. ``dot`` is one of
+    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``, or, only to compare
+    /// with that, rounded to ``"bfloat16"``. ``dot`` is one of
     /// ``dots()``; None takes the fastest.
     #[pyo3(signature = (rows=1, *, activations="int16", threads=None, dot=None))]
     fn engine(
@@ -283,6 +284,7 @@ impl PyLm {
             "float32" => Way::Float32,
             "int16" => Way::Int16,
             "int8" => Way::Int8,
+            "bfloat16" => Way::Bfloat16,
             _ => {
                 let what = format!("activations are {activations}, but float32, int16 or int8 is expected.");
                 return Err(Failure::Value(what));
@@ -315,6 +317,14 @@ impl PyConversation {
     fn reset(&self, py: Python<'_>, seed: Option<u64>) -> Result<(), Failure> {
         with(py, &self.0, "LmConversation", |conversation| {
             conversation.reset(seed);
+            Ok(())
+        })
+    }
+
+    /// Acts as if as many positions had passed as the window has, to measure a conversation of any length.
+    fn fill_window(&self, py: Python<'_>) -> Result<(), Failure> {
+        with(py, &self.0, "LmConversation", |conversation| {
+            conversation.fill_window();
             Ok(())
         })
     }
@@ -553,4 +563,17 @@ fn locked<'a>(states: &[&'a Mutex<lm::Conversation>]) -> lm::Result<Vec<MutexGua
 #[pyfunction]
 pub fn dots() -> Vec<String> {
     Dot::available().iter().map(Dot::to_string).collect()
+}
+
+/// Measures how fast ``threads`` threads together read memory, in bytes a second; None takes all cores.
+///
+/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts.
+#[pyfunction]
+#[pyo3(signature = (threads=None, size=1 << 28, seconds=0.5))]
+pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds: f64) -> Result<f64, Failure> {
+    let threads = threads.map(|n| count("threads", n)).transpose()?.unwrap_or_else(cores);
+    if !(1 << 20..=1 << 34).contains(&size) || !(0.0..=60.0).contains(&seconds) {
+        return Err(Failure::Value("size is 1 MiB to 16 GiB, and seconds 0 to 60.".into()));
+    }
+    without_gil(py, || Ok(lm::read_bandwidth(threads, size, std::time::Duration::from_secs_f64(seconds))))
 }

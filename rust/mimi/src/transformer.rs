@@ -29,11 +29,11 @@ struct Layer {
     norm1: Norm,
     /// To queries, keys and values.
     in_proj: Matrix,
-    /// With `layer_scale_1` multiplied into it.
+    /// Its columns are multiplied by `layer_scale_1`.
     out_proj: Matrix,
     norm2: Norm,
     linear1: Matrix,
-    /// With `layer_scale_2` multiplied into it.
+    /// Its columns are multiplied by `layer_scale_2`.
     linear2: Matrix,
 }
 

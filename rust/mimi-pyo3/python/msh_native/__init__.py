@@ -31,6 +31,8 @@ from msh_native._native import (
     dots,
     find_not_finite,
     foreign,
+    pack,
+    read_bandwidth,
     read_header,
 )
 
@@ -51,5 +53,7 @@ __all__ = [
     "dots",
     "find_not_finite",
     "foreign",
+    "pack",
+    "read_bandwidth",
     "read_header",
 ]

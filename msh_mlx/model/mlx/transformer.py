@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import Attention, CrossAttention, Heads, KvCache
+from .attention import Attention, CrossAttention, Heads, KvCache, Source
 from .layers import normalize, project
-from .steering import Source
 
 NORM_EPS = 1e-8
 LAYER_NORM_EPS = 1e-5

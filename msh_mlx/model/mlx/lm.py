@@ -12,12 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .architecture import Architecture
-from .attention import Heads, KvCache, RingFormat, StepCache
-from .conditions import ConditionProvider
+from ..architecture import Architecture
+from .attention import Heads, KvCache, RingFormat, Source, StepCache
 from .embeddings import DemuxedEmbedding, LowRankEmbedding, look_up
 from .layers import Projection, Table, lay_out, lay_out_linear, normalize, project
-from .steering import Source
 from .transformer import LAYER_NORM_EPS, NORM_EPS, Transformer, TransformerShape
 
 Choose = Callable[[mx.array, int], mx.array]
@@ -112,8 +110,6 @@ class Lm(nn.Module):
             self.extra_heads = [
                 nn.Linear(dim, config.extra_heads_dim, bias=False) for _ in range(config.extra_heads_num_heads)
             ]
-        if config.conditioners:
-            self.condition_provider = ConditionProvider(config.conditioners, dim)
         self._prepared = False
 
     def prepare(self) -> None:

@@ -1,57 +1,29 @@
-"""`Listeners`: several streams of sound that a model writes down at once, as rows of one batch."""
+"""`MlxListeners`: several streams of sound that a model writes down at once, as rows of one batch, on MLX."""
 
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..engine import Heard
+from ..grid import AS_SAID
 from .attention import KvRing, capacities, rotation, row_caches
-from .generate import to_host
-from .grid import AS_SAID
 from .lm import Lm
+from .run import to_host
 from .step import compiled
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What rows write in some steps: `tokens`, `[steps, rows]` int32, and what the extra heads say.
-
-    `heads` are probabilities, `[steps, rows, heads, classes]` float32; without extra heads there are none of them.
-    """
-
-    tokens: npt.NDArray[np.int32]
-    heads: npt.NDArray[np.float32]
-
-
-class Listeners:
-    """Rows of a model that chooses only text, the likeliest. Each row hears a stream of its own, from a step of its own on.
-
-    All rows step together. A row begins with a step whose codes are all "start" (`card`), the priming step, and knows nothing
-    of what the row heard before. So a row whose stream has ended may take the next one, while the others go on.
+class MlxListeners:
+    """As `Listeners`.
 
     The state on the device is the rings of the layers, whose slots are by step and shared by all rows, and the newest token of
     each row. The state on the host is the number of steps, and the step at which each row began.
-
-    Parameters
-    ----------
-    lm
-        A model without codes of its own. It is shared, and not changed.
-    rows
-        How many streams there are.
-    kv_bits
-        As for `LmGen`.
-
-    Raises
-    ------
-    InputError
-        `kv_bits` does not suit the model.
     """
 
-    def __init__(self, lm: Lm, rows: int = 1, *, kv_bits: int | None = None) -> None:
+    def __init__(self, lm: Lm, rows: int, kv_bits: int | None = None) -> None:
         lm.prepare()
         self.lm = lm
         self.rows = rows
@@ -60,21 +32,21 @@ class Listeners:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything. Each row has to begin anew."""
+        """As `Listeners.reset`."""
         self._count = 0
         self._begun = np.zeros(self.rows, np.int64)
         self._said: mx.array | None = None
         self._rings: list[KvRing] = []
 
-    def copy(self) -> Listeners:
-        """Return others that go on from the same state, on their own."""
+    def copy(self) -> MlxListeners:
+        """As `Listeners.copy`."""
         other = copy(self)
         # Each list and array of the host is replaced or changed by one of them. Those of the device do not change.
         other._begun, other._rings = self._begun.copy(), list(self._rings)
         return other
 
     def hear(self, codes: npt.NDArray[np.integer]) -> Heard:
-        """Run some steps, and wait for all of them. `codes` are `[steps, rows, n_q]`, in [0, card], or −1 for a missing one."""
+        """As `Listeners.hear`."""
         config = self.lm.config
         begins = (codes == config.card).all(axis=2)
         said, heads = [], []
@@ -99,7 +71,7 @@ class Listeners:
         return Heard(to_host(mx.stack(said)), np.array(mx.stack(heads)).reshape(shape))
 
     def warm_up(self) -> None:
-        """Compile, on this thread, what streams of any length need. The state does not change."""
+        """As `Listeners.warm_up`: compile what is needed."""
         config = self.lm.config
         numbers = mx.zeros((1 + 2 * self.rows + self.rows * config.n_q,), mx.int32)
         factors = self._factors(np.zeros(self.rows, np.int64))

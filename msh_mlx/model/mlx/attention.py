@@ -23,12 +23,15 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ...errors import InputError
 from .layers import RowProjection, lay_out, on_cpu, project
 
 _FIRST_CAPACITY = 128
 
 KvRing = list[mx.array]
+
+# The keys and values of a layer's cross-attention, as from `CrossAttention.read`.
+Source = tuple[mx.array, mx.array]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MshError
-from ..system.places import check_temporary
+from ...errors import MshError
+from ...system.places import check_temporary
+from ..grid import AS_SAID
+from ..sampling import Sampler, TextSampler
+from ..steering import NO_STEERING, Guidance, Steering
 from .attention import KvRing, RingFormat, ring_caches, rotation, slots
-from .grid import AS_SAID
+from .choosing import adjusted, choose, noise_size
 from .layers import on_cpu
 from .lm import Lm
-from .sampling import Sampler, TextSampler
-from .steering import NO_STEERING, Steering
 
 # The logits of the text token, `[1, text_card]`, and of the codes, `dep_q` times `[1, card]`, before samplers change them; and
 # what the extra heads say, each `[1, classes]` probabilities.
@@ -64,6 +65,21 @@ def explain(error: BaseException) -> MshError | None:
     )
 
 
+def on_device(array: npt.NDArray[np.float32] | None) -> mx.array | None:
+    """Return an array for the device; computed now, for what is not computed yet could be used on this thread only."""
+    if array is None:
+        return None
+    copied = mx.array(array)
+    mx.eval(copied)
+    return copied
+
+
+def _mixed(guidance: Guidance, logits: mx.array) -> mx.array:
+    """Mix logits `[2, n]`, the given row first: `[1, n]`."""
+    given, null = mx.split(logits, 2)
+    return null + guidance.coef * (given - null)
+
+
 class StepFunction:
     """Runs steps of one conversation.
 
@@ -88,12 +104,13 @@ class StepFunction:
         self._audio_sampler = audio_sampler
         self._form = form
         self._steering = steering
-        self._given = [steering.added] if steering.added is not None else []
-        self._given += [array for source in steering.sources for array in source]
+        added = on_device(steering.added)
+        self._given = [] if added is None else [added]
+        self._given += [array for source in steering.source or () for array in source]
         config = lm.config
         self._codebooks = config.dep_q if steering.codebooks is None else steering.codebooks
-        self._text_noise = text_sampler.noise_size(config.text_card_out or config.text_card)
-        self._audio_noise = audio_sampler.noise_size(config.card)
+        self._text_noise = noise_size(text_sampler, config.text_card_out or config.text_card)
+        self._audio_noise = noise_size(audio_sampler, config.card)
         self._whole, self._hear, self._speak = compiled(self._run), compiled(self._temporal), compiled(self._codes)
 
     def __call__(
@@ -120,7 +137,7 @@ class StepFunction:
         key
             The step's random key, as from `mx.random.key`.
         recent
-            As for `TextSampler.adjusted`.
+            As for `adjusted`.
 
         Returns
         -------
@@ -201,17 +218,17 @@ class StepFunction:
             tokens = mx.concatenate([mx.where(mine == AS_SAID, said, mine), heard], axis=1)
         caches = ring_caches(rings, self._form, slot, factors)
         added = given[0] if steering.added is not None else None
-        arrays = given[len(given) - 2 * len(steering.sources) :]
+        arrays = given[len(given) - 2 * len(steering.source or ()) :]
         sources = list(zip(arrays[::2], arrays[1::2], strict=True)) or None
         h, text_logits = lm(tokens, caches, added, sources)
         if guidance := steering.guidance:
-            text_logits = guidance.mix(text_logits) if guidance.text else text_logits[:1]
+            text_logits = _mixed(guidance, text_logits) if guidance.text else text_logits[:1]
 
         draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        adjusted = self._text_sampler.adjusted(text_logits, recent, config.existing_text_padding_id)
-        text = self._text_sampler(adjusted, text_noise)
+        wanted = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
+        text = choose(self._text_sampler, wanted, text_noise)
         return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
@@ -221,34 +238,12 @@ class StepFunction:
             return text.astype(mx.int32), audio_logits
         parts = mx.split(noise, self._codebooks)
 
-        def choose(logits: mx.array, k: int) -> mx.array:
+        def chosen(logits: mx.array, k: int) -> mx.array:
             if guidance:
-                logits = guidance.mix(logits)
+                logits = _mixed(guidance, logits)
             audio_logits.append(logits)
-            return self._audio_sampler(logits, parts[k])
+            return choose(self._audio_sampler, logits, parts[k])
 
-        codes = lm.depformer(h, text, choose, self._codebooks)
+        codes = lm.depformer(h, text, chosen, self._codebooks)
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits
-
-
-class Reader:
-    """Runs the temporal transformer alone on given tokens, to compare the text logits of models."""
-
-    def __init__(self, lm: Lm, kv_bits: int | None = None) -> None:
-        lm.prepare()
-        self._lm = lm
-        self._form = lm.ring_format(kv_bits)
-        self._rings = [self._form.empty(lm.config.context) for _ in range(lm.config.num_layers)]
-        self._position = 0
-
-    def read(self, tokens: npt.NDArray[np.int32]) -> mx.array:
-        """Read one position's tokens, `[1 + n_q]`, and return the text logits `[text_card]`, on the device."""
-        config = self._lm.config
-        slot = mx.array(slots(self._position, config.context, self._rings))
-        factors = mx.array(rotation(self._position, self._form, config.max_period))
-        caches = ring_caches(self._rings, self._form, slot, factors)
-        _, logits = self._lm(mx.array(tokens), caches)
-        self._rings = [cache.ring for cache in caches]
-        self._position += 1
-        return logits[0]

@@ -1,0 +1,127 @@
+"""`NativeRun`: one conversation in the native engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..engine import Manner, Prefilled
+from ..grid import AS_SAID, Column, Prompt
+from ..prefill import first_position
+
+if TYPE_CHECKING:
+    from .model import NativeModel
+
+
+class NativeRun:
+    """As `Run`. Each call computes what it says, and returns when it is done."""
+
+    def __init__(self, model: NativeModel, manner: Manner) -> None:
+        self._model = model
+        self._manner = manner
+        self._conversation = model.conversation(manner)
+
+    def begin(self, seed: int, prompt: Prompt, prefilled: Prefilled | None) -> None:
+        """As `Run.begin`."""
+        self._conversation.reset(seed)
+        self._begun = False
+        self._prompt, self._prefilled = prompt, prefilled
+        self._said = np.full(1 + self._model.config.dep_q, self._model.config.card, np.int32)
+        self._taken: list[Column] = []
+        self._half: Column | None = None
+        self._silent = False  # the newest step has no codes
+        self._logits: tuple[Any, Any, Any] | None = None  # of the half step that was returned last
+
+    def step(self, position: int, column: Column, recent: Column) -> None:
+        """As `Run.step`."""
+        text = self._hear(column, recent)
+        self._said = self._speak(text)
+        self._taken.append(self._said)
+        self._logits = None
+
+    def take(self) -> npt.NDArray[np.int32]:
+        """As `Run.take`."""
+        taken, self._taken = self._taken, []
+        return np.array(taken)
+
+    def hear(self, position: int, rows: Column, recent: Column) -> tuple[int, Column | None]:
+        """As `Run.hear`."""
+        half, self._half = self._half, None
+        if half is not None:
+            self._logits = self._newest()
+        return self._hear(rows, recent), half
+
+    def speak(self, token: int, codes: bool) -> None:
+        """As `Run.speak`."""
+        if codes:
+            self._said = self._speak(token)
+        else:
+            self._said = np.array([token, *[0] * self._model.config.dep_q], np.int32)
+        self._silent = not codes
+        self._half = self._said
+
+    def rest(self) -> Column | None:
+        """As `Run.rest`."""
+        half, self._half = self._half, None
+        if half is not None:
+            self._logits = self._newest()
+        return half
+
+    def fill_window(self) -> None:
+        """As `Run.fill_window`."""
+        self._conversation.fill_window()
+        self._begun, self._said = True, np.zeros(1 + self._model.config.dep_q, np.int32)
+
+    def warm_up(self, rows: Column | None) -> None:
+        """As `Run.warm_up`: there is nothing to do."""
+
+    def text_logits(self) -> Any:
+        """As `Run.text_logits`, float32."""
+        return (self._logits or self._newest())[0]
+
+    def audio_logits(self) -> Any:
+        """As `Run.audio_logits`, float32."""
+        return (self._logits or self._newest())[1]
+
+    def extra_heads(self) -> Any:
+        """As `Run.extra_heads`, float32."""
+        return (self._logits or self._newest())[2]
+
+    @property
+    def kv_bytes(self) -> int:
+        """As `Run.kv_bytes`."""
+        return int(self._conversation.nbytes())
+
+    def _newest(self) -> tuple[Any, Any, Any]:
+        newest = self._conversation
+        audio = np.zeros((0, self._model.config.card), np.float32) if self._silent else newest.audio_logits()
+        return newest.text_logits(), audio, newest.extra_heads()
+
+    def _hear(self, rows: Column, recent: Column) -> int:
+        """Run the first half of a step on a column `[rows]` or `[batch, rows]`. Return the text that it chose."""
+        if not self._begun:
+            self._start()
+        own = len(self._said)
+        tokens = np.array(np.broadcast_to(rows, (self._manner.steering.batch, rows.shape[-1])), np.int32)
+        tokens[:, :own] = np.where(tokens[:, :own] == AS_SAID, self._said, tokens[:, :own])
+        with self._model.lock:
+            (text,) = self._model.rows.hear([self._conversation], tokens, [np.ascontiguousarray(recent, np.int32)])
+        return int(text)
+
+    def _speak(self, token: int) -> Column:
+        """Run the second half. Return what the step has chosen, `[1 + dep_q]`."""
+        with self._model.lock:
+            (codes,) = self._model.rows.speak([self._conversation], np.array([token], np.int32))
+        return np.concatenate([[token], codes]).astype(np.int32)
+
+    def _start(self) -> None:
+        """Go behind the prompt."""
+        if count := first_position(self._model.config, self._prompt):
+            if self._prefilled is None:
+                manner = self._manner
+                turns = self._model.prefill(self._prompt, manner.kv_bits, manner.steering, count)
+                self._prefilled = [done for done in turns if done][-1]
+            self._conversation.restore(self._prefilled.state, count)
+        self._begun = True
