@@ -179,8 +179,8 @@ impl Conversation {
         rings.map(|ring| self.filled() * ring.shape().bytes_a_position()).sum()
     }
 
-    /// Forgets all that was heard and said. What is added to the input, and the source, stay. A seed takes the place of the
-    /// one before.
+    /// Forgets all that was heard and said. What is added to the input, and the source, stay. A seed takes the place of
+    /// the one before.
     pub fn reset(&mut self, seed: Option<u64>) {
         self.choices.seed = seed.unwrap_or(self.choices.seed);
         self.position = 0;
@@ -279,8 +279,8 @@ impl Conversation {
         })
     }
 
-    /// The keys and values of all positions that are filled: for each row, for each layer, keys and values, and scales of
-    /// both where they are held in bytes.
+    /// The keys and values of all positions that are filled: for each row, for each layer, keys and values, and scales
+    /// of both where they are held in bytes.
     pub fn save(&self) -> Vec<Slots> {
         let filled = self.filled();
         self.tracks.iter().flat_map(|track| &track.rings).flat_map(|ring| ring.save(filled)).collect()

@@ -33,8 +33,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model's weights. All of the source must be used. While a model of the same files and changes is in use, that is
-    /// given back.
+    /// Reads a model's weights. All of the source must be used. While a model of the same files and changes is in use,
+    /// that is given back.
     ///
     /// # Errors
     ///
@@ -143,7 +143,8 @@ pub struct Options {
 pub struct Turn<'a> {
     /// The conversation that goes on.
     pub conversation: &'a mut Conversation,
-    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs it.
+    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs
+    /// it.
     pub tokens: &'a [i32],
     /// Tokens that the repetition penalty counts. Only `hear` needs it.
     pub recent: &'a [i32],
@@ -218,8 +219,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of the
-    /// model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of
+    /// the model's. Nothing has changed then.
     pub fn hear(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let width = 1 + self.model.config.n_q;
@@ -242,7 +243,7 @@ impl Engine {
         let Self { model, kernels, room, logits, h, sampling, .. } = self;
         let (config, dim) = (&model.config, model.config.dim);
         let (h, logits) = (&h[..row * dim], &mut logits[..row * config.text_card_out]);
-        room.products.apply(kernels, &model.text_out, h, dim, Into::Store(logits));
+        room.products.apply(kernels, &model.text_out, h, Into::Store(logits));
         let mut row = 0;
         for turn in turns {
             let conversation = &mut *turn.conversation;
@@ -256,7 +257,7 @@ impl Engine {
             conversation.text_logits.copy_from_slice(given);
             let classes = config.extra_heads_dim.max(1);
             for (head, out) in model.extra_heads.iter().zip(conversation.heads.chunks_exact_mut(classes)) {
-                room.products.apply(kernels, head, &h[row * dim..][..dim], dim, Into::Store(out));
+                room.products.apply(kernels, head, &h[row * dim..][..dim], Into::Store(out));
                 softmax(out);
             }
             let choices = &conversation.choices;
@@ -276,8 +277,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are not
-    /// finite. Nothing has changed then.
+    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are
+    /// not finite. Nothing has changed then.
     pub fn read(&mut self, conversation: &mut Conversation, columns: &[i32], embedded: &[f32]) -> Result<()> {
         let (width, dim) = (1 + self.model.config.n_q, self.model.config.dim);
         let count = columns.len() / width;
@@ -315,13 +316,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens that
-    /// the turns have. They need not be all that heard, nor in the same order.
+    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens
+    /// that the turns have. They need not be all that heard, nor in the same order.
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since it
-    /// last spoke, or a text is not one of the model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since
+    /// it last spoke, or a text is not one of the model's. Nothing has changed then.
     pub fn speak(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let Self { model, kernels, depformer, sampling, order, active, h, .. } = self;
@@ -424,7 +425,7 @@ impl Engine {
                 let mut ring = Ring::new(shape)
                     .ok_or_else(|| Error::Input("the system does not have the memory for the source".into()))?;
                 for (step, x) in source.chunks_exact(dim).enumerate() {
-                    self.room.products.apply(&self.kernels, &cross.keys_values, x, dim, Into::Store(&mut row));
+                    self.room.products.apply(&self.kernels, &cross.keys_values, x, Into::Store(&mut row));
                     let (keys, values) = row.split_at(dim);
                     ring.store(step, keys, values);
                 }
@@ -496,13 +497,13 @@ impl Engine {
                 let normed = &mut room.normed[..rows * dim];
                 kernels.layer_norm(x, &cross.norm_weight, &cross.norm_bias, normed);
                 let queries = &mut room.projected[..rows * dim];
-                room.products.apply(kernels, &cross.queries, normed, dim, Into::Store(queries));
+                room.products.apply(kernels, &cross.queries, normed, Into::Store(queries));
                 queries.iter_mut().for_each(|q| *q *= scale);
                 let seen = |row| batch.source(places, row, l);
                 let attended = &mut room.attended[..rows * dim];
                 kernels.attend_rings(&seen, heads.dim, 1, (&room.projected, dim), (attended, dim));
                 let attended = &room.attended[..rows * dim];
-                room.products.apply(kernels, &cross.out, attended, dim, Into::Add(x));
+                room.products.apply(kernels, &cross.out, attended, Into::Add(x));
             }
             room.feed_forward(kernels, layer, x, dim);
         }

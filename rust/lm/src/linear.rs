@@ -63,11 +63,11 @@ impl Products {
         Self { inputs: Inputs::with_room(way, rows, width) }
     }
 
-    /// Stores or adds `x`, rows of `k` numbers, times a matrix.
-    pub fn apply(&mut self, kernels: &Kernels, linear: &Linear, x: &[f32], k: usize, out: Into<'_>) {
+    /// Stores or adds rows `x` times a matrix.
+    pub fn apply(&mut self, kernels: &Kernels, linear: &Linear, x: &[f32], out: Into<'_>) {
         match linear {
             Linear::Packed(matrix) => {
-                kernels.round(&mut self.inputs, x, k);
+                kernels.round(&mut self.inputs, x, matrix);
                 kernels.packed_product(matrix, &self.inputs, out);
             }
             Linear::Floats(matrix) => kernels.wide_product(matrix, x, out),

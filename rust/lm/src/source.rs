@@ -107,8 +107,8 @@ struct Files {
     replaced: Vec<(usize, usize)>,
 }
 
-/// Seeded random weights, which no file has, for measurements. Their variance is 1 / columns, so that activations stay about
-/// as large from layer to layer; norms have weights 1.
+/// Seeded random weights, which no file has, for measurements. Their variance is 1 / columns, so that activations stay
+/// about as large from layer to layer; norms have weights 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Random {
     /// Bits of a number of all matrices: 2, 3, 4, 5, 6 or 8; 16: they are not packed.
@@ -220,8 +220,8 @@ struct Raw {
 pub(crate) type Progress<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
 
 impl Source {
-    /// `modules` are in `file`, by the modules' names in MLX's layout; what changes them is in `changes`. `replaced` are rows
-    /// of the text embedding, each with the row that takes its place.
+    /// `modules` are in `file`, by the modules' names in MLX's layout; what changes them is in `changes`. `replaced`
+    /// are rows of the text embedding, each with the row that takes its place.
     pub fn new(
         file: File,
         changes: Option<File>,
@@ -410,8 +410,8 @@ impl Source {
         Ok(bytes)
     }
 
-    /// Some rows of a packed matrix, as they are stored: the packed numbers, the scales and the biases. What is changed is
-    /// unpacked, changed, and packed again.
+    /// Some rows of a packed matrix, as they are stored: the packed numbers, the scales and the biases. What is changed
+    /// is unpacked, changed, and packed again.
     pub(crate) fn packed(
         &self,
         stored: &Stored,
@@ -544,8 +544,8 @@ fn check_finite(name: &str, bytes: &[u8], place: &Place) -> Result<()> {
     if finite { Ok(()) } else { floats(name, bytes, place).map(drop) }
 }
 
-/// Packs rows of `columns` floats as MLX does: of each group, the number with the largest magnitude and 0 are exact, as far as
-/// the type of scales and biases can hold them. Returns the packed numbers, the scales and the biases.
+/// Packs rows of `columns` floats as MLX does: of each group, the number with the largest magnitude and 0 are exact, as
+/// far as the type of scales and biases can hold them. Returns the packed numbers, the scales and the biases.
 pub fn pack(values: &[f32], columns: usize, bits: usize, group: usize, float: Float) -> [Vec<u8>; 3] {
     let most = ((1u32 << bits) - 1) as f32;
     let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
@@ -605,7 +605,8 @@ pub(crate) fn read_packed(
 mod tests {
     use super::*;
 
-    /// Every number becomes the nearest of those that its group has, and the largest magnitude of a group comes back as it is.
+    /// Every number becomes the nearest of those that its group has, and the largest magnitude of a group comes back as
+    /// it is.
     #[test]
     fn packs_to_the_nearest() {
         let mut random = fastrand::Rng::with_seed(3);

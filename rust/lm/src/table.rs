@@ -197,7 +197,7 @@ impl Embedding {
         let mut through = |table: &EmbeddingTable, linear: &Linear, row: usize, out: &mut [f32]| {
             let width = table.0.width;
             table.0.each(row, |i, value| short[i] = value);
-            products.apply(kernels, linear, &short[..width], width, Into::Add(out));
+            products.apply(kernels, linear, &short[..width], Into::Add(out));
         };
         match self {
             Self::Rows(table) => table.0.each(token, |i, value| out[i] += value),

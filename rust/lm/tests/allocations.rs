@@ -1,4 +1,5 @@
-//! A step allocates nothing once an engine and a conversation are made. Without the test harness, whose messages would count.
+//! A step allocates nothing once an engine and a conversation are made. Without the test harness, whose messages would
+//! count.
 
 mod common;
 

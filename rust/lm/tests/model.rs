@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{Kind, Made, Slow, changed, column, make};
-use lm::{Choices, Conversation, Engine, Float, Guidance, Held, Model, Options, Sampler, TextSampler, Turn, Way};
+use common::{Kind, Made, Slow, changed, column, keys, make};
+use lm::{
+    Choices, Config, Conversation, Engine, Float, Guidance, Held, Loading, Model, Options, Random, Sampler, Source,
+    TextSampler, Turn, Way,
+};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -368,4 +371,54 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         .map(|(conversation, codes)| Turn { conversation, tokens: &good, recent: &[], text: 0, codes })
         .collect();
     assert!(engine.hear(&mut turns).is_err(), "more rows than there is room for");
+}
+
+#[test]
+fn random_models_are_seeded_and_as_large_as_they_say() {
+    let json = changed(json!({"dim": 256, "depformer_dim": 128, "text_card": 500, "card": 200})).to_string();
+    for (bits, float) in [(4, Float::Bf16), (8, Float::F32), (3, Float::F16), (16, Float::Bf16), (16, Float::F32)] {
+        let logits = |seed: u64, threads: usize| {
+            let config = Config::from_json(&json).unwrap();
+            let hidden = Config::hidden_from_json(&json).unwrap();
+            let source = Source::random(Random { bits, group: 32, float, seed, hidden });
+            let said = source.bytes(&config);
+            let model = Model::load(config, source, &Loading { threads, memory: None, progress: &|_| Ok(()) }).unwrap();
+            let share = said as f64 / model.held_bytes() as f64;
+            assert!((0.9..1.1).contains(&share), "{bits} bits, {float:?}: {share} of what is held");
+            let mut conversation = Conversation::new(&model, greedy(Held::F32)).unwrap();
+            let mut engine = engine(&model, Way::Float32, 1, 1);
+            for _ in 0..3 {
+                step(&mut engine, &mut conversation, &[1, 2, 3, 4, 5, 6], &[]);
+            }
+            conversation.text_logits().unwrap().to_vec()
+        };
+        let first = logits(1, 1);
+        let spread = (first.iter().map(|x| x * x).sum::<f32>() / first.len() as f32).sqrt();
+        assert!((0.3..3.0).contains(&spread), "{bits} bits, {float:?}: logits of {spread}");
+        assert!(first == logits(1, 3), "threads make no other model");
+        assert!(first != logits(2, 1), "another seed is another model");
+    }
+    let json = keys().to_string();
+    let config = Config::from_json(&json).unwrap();
+    for (bits, group) in [(7, 32), (1, 32), (4, 48), (4, 0), (4, 128)] {
+        let source = Source::random(Random { bits, group, float: Float::F32, seed: 1, hidden: [64, 64] });
+        let loading = Loading { threads: 1, memory: None, progress: &|_| Ok(()) };
+        assert!(Model::load(config.clone(), source, &loading).is_err(), "{bits} bits in groups of {group}");
+    }
+}
+
+#[test]
+fn models_of_the_same_file_and_changes_are_shared() {
+    let mut made = make(changed(json!({})), Kind::Packed(4, 32, Float::F16), 31, false);
+    // A file that was written within the last second may change unseen.
+    let first = made.load();
+    assert!(!Arc::ptr_eq(&first, &made.load()));
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let first = made.load();
+    assert!(Arc::ptr_eq(&first, &made.load()));
+    made.replaced = vec![(1, 2)];
+    assert!(!Arc::ptr_eq(&first, &made.load()), "other rows");
+    made.replaced.clear();
+    made.json["context"] = json!(7);
+    assert!(!Arc::ptr_eq(&first, &made.load()), "another configuration");
 }

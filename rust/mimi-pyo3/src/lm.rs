@@ -21,11 +21,11 @@ use crate::{count, with_stream, without_gil};
 /// config : str
 ///     The configuration, as JSON with the keys of a ``config.json``.
 /// modules : dict
-///     For each module's name in MLX's layout ``(weight, packing, change)``. A weight is a place, ``(dtype, rows, columns,
-///     begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it begins at.
-///     Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``, a matrix that
-///     replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or None; its places are in
-///     the file ``lora``.
+///     For each module's name in MLX's layout ``(weight, packing, change)``. A weight is a place, ``(dtype, rows,
+/// columns,     begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it
+/// begins at.     Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``,
+/// a matrix that     replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or
+/// None; its places are in     the file ``lora``.
 /// replaced : list of (int, int)
 ///     Rows of the text embedding, each with the row that takes its place.
 /// lora : str, os.PathLike or None
@@ -99,7 +99,9 @@ fn cores() -> usize {
 #[pymethods]
 impl PyLm {
     #[new]
-    #[pyo3(signature = (path, config, modules, *, replaced=vec![], lora=None, threads=None, memory=None, progress=None))]
+    #[pyo3(signature = (
+        path, config, modules, *, replaced=vec![], lora=None, threads=None, memory=None, progress=None
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -160,8 +162,8 @@ impl PyLm {
 
     /// Makes a model of seeded random weights in memory, for measurements.
     ///
-    /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits of all
-    /// matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
+    /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits
+    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
     #[staticmethod]
     #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None))]
     #[allow(clippy::too_many_arguments)]
@@ -269,8 +271,8 @@ impl PyLm {
 
     /// Makes an engine: threads and room for up to ``rows`` conversations at once.
     ///
-    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``, or, only to compare
-    /// with that, rounded to ``"bfloat16"``. ``dot`` is one of
+    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``, or, only
+    /// to compare with that, rounded to ``"bfloat16"``. ``dot`` is one of
     /// ``dots()``; None takes the fastest.
     #[pyo3(signature = (rows=1, *, activations="int16", threads=None, dot=None))]
     fn engine(
@@ -305,8 +307,8 @@ impl PyLm {
     }
 }
 
-/// One conversation; made by ``Lm.conversation()``: its keys and values, its position, how it chooses, and the logits of its
-/// newest step. It may be used by one thread at a time.
+/// One conversation; made by ``Lm.conversation()``: its keys and values, its position, how it chooses, and the logits
+/// of its newest step. It may be used by one thread at a time.
 #[pyclass(module = "msh_native", frozen, name = "LmConversation")]
 pub struct PyConversation(Mutex<lm::Conversation>);
 
@@ -351,8 +353,8 @@ impl PyConversation {
         with(py, &self.0, "LmConversation", |conversation| conversation.attend_to(Arc::clone(&source.0)))
     }
 
-    /// Returns the text logits of the newest step, ``[text_card_out] float32``, mixed by guidance, before the sampler changed
-    /// any. Raises ModelError before the first step.
+    /// Returns the text logits of the newest step, ``[text_card_out] float32``, mixed by guidance, before the sampler
+    /// changed any. Raises ModelError before the first step.
     fn text_logits<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
         let logits = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.text_logits()?.to_vec()))?;
         Ok(PyArray1::from_vec(py, logits))
@@ -382,8 +384,9 @@ impl PyConversation {
         Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| conversation.copy())?)))
     }
 
-    /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and values,
-    /// and the scales of both with ``"int8"``, all ``[heads, positions, n]``. Half precision comes as its bits in uint16.
+    /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and
+    /// values, and the scales of both with ``"int8"``, all ``[heads, positions, n]``. Half precision comes as its bits
+    /// in uint16.
     fn state<'py>(&self, py: Python<'py>) -> Result<Vec<Bound<'py, PyAny>>, Failure> {
         let parts = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.save()))?;
         parts
@@ -398,8 +401,8 @@ impl PyConversation {
             .collect()
     }
 
-    /// Goes on at ``position`` with what ``state()`` gave of a conversation of the same model, with as many rows and keys and
-    /// values in the same type.
+    /// Goes on at ``position`` with what ``state()`` gave of a conversation of the same model, with as many rows and
+    /// keys and values in the same type.
     ///
     /// Raises ModelError if it does not fit; the conversation is at its beginning then.
     fn restore(&self, py: Python<'_>, arrays: Vec<Bound<'_, PyAny>>, position: u64) -> Result<(), Failure> {
@@ -454,8 +457,8 @@ fn with<S: Send, T: Send>(
 
 #[pymethods]
 impl PyEngine {
-    /// Takes each conversation through the first half of a step. ``tokens [rows of all, 1 + n_q] int32``; −1 adds nothing.
-    /// ``recent`` are the tokens that each one's repetition penalty counts, or None.
+    /// Takes each conversation through the first half of a step. ``tokens [rows of all, 1 + n_q] int32``; −1 adds
+    /// nothing. ``recent`` are the tokens that each one's repetition penalty counts, or None.
     ///
     /// Returns the text tokens ``[conversations] int32``.
     #[pyo3(signature = (conversations, tokens, recent=None))]
@@ -493,8 +496,8 @@ impl PyEngine {
         Ok(PyArray1::from_vec(py, texts))
     }
 
-    /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``. They need
-    /// not be all that heard.
+    /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``.
+    /// They need not be all that heard.
     ///
     /// Returns the codes ``[conversations, dep_q] int32``; those that are not computed are 0.
     fn speak<'py>(
