@@ -76,6 +76,9 @@ class Run(Protocol):
     def rest(self) -> Column | None:
         """Return what the last half step has chosen, `[1 + dep_q]`; None if `hear` has returned it."""
 
+    def fill_window(self) -> None:
+        """Act as if as many positions had passed as the window has; the next one follows them. It is for measuring."""
+
     def warm_up(self, rows: Column | None) -> None:
         """Make ready, on this thread, what a conversation of any length needs. The conversation does not change.
 

@@ -231,6 +231,18 @@ class LmGen:
                 return self._take()
             return None
 
+    def fill_window(self) -> None:
+        """Act as if as many positions had passed as the window has, to measure a conversation of any length. `reset` ends it.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            self._run.fill_window()
+            self._position = self.lm.config.context
+
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
 

@@ -45,6 +45,7 @@ def load_lm(
     quantized: int | None = None,
     lora: str | os.PathLike[str] | None = None,
     lora_scaling: float | None = None,
+    context: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LanguageModel:
     """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
@@ -72,6 +73,8 @@ def load_lm(
     lora_scaling
         The factor that adapters are added with. None: the factor in the configuration beside them, or in the model's, else
         2 (`lora.find_scaling`).
+    context
+        The seconds that the model remembers; None, or more than its window: its window.
     progress
         Called with the fraction of the bytes that have been loaded, from 0 to 1.
 
@@ -80,5 +83,5 @@ def load_lm(
     InputError
         A file or the configuration is wrong, or they do not fit each other; the message names the tensor.
     """
-    checkpoint = open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling)
+    checkpoint = open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling, context=context)
     return load(checkpoint, engine, dtype=dtype, progress=progress)

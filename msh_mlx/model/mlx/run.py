@@ -94,6 +94,12 @@ class MlxRun:
         self._newest = half.logits
         return to_host(half.said)
 
+    def fill_window(self) -> None:
+        """As `Run.fill_window`."""
+        config = self._lm.config
+        self._said = mx.zeros((1 + config.dep_q,), mx.int32)
+        self._rings = self._empty_rings(config.context)
+
     def warm_up(self, rows: Column | None) -> None:
         """As `Run.warm_up`. For a moment it takes the memory of the full key/value cache."""
         sizes = capacities(self._lm.config.context)
