@@ -168,9 +168,7 @@ def test_speeches_equal_the_slow_version(delays, demux):
         )
         machine = tts.WordMachine(21 if demux else None, ahead)
         machine.entries.extend(tts.Entry(*entry) for entry in entries)
-        script = tts.SpeechScript(
-            config.streams, machine, delay_steps, codebooks=codebooks, prefix=prefix, guided=True
-        )
+        script = tts.SpeechScript(config.streams, machine, delay_steps, codebooks=codebooks, prefix=prefix, guided=True)
         gen, samples = played(config, sampled, codes, script=script, codebooks=codebooks)
         frames = []
         while len(samples.columns) < len(sampled) and (step := gen.advance()) is not None:
