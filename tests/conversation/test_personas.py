@@ -22,7 +22,6 @@ from msh_mlx.conversation.session import Parts
 from msh_mlx.library.files import find_demo
 from msh_mlx.model.engine import LanguageModel, Manner
 from msh_mlx.model.families.personaplex import SILENT_FRAMES, Voice, prompt_codes
-from msh_mlx.model.grid import Prompt
 from msh_mlx.model.prefill import Prefilled, first_position, prefill
 from msh_mlx.weights.checkpoint import open_checkpoint
 from msh_mlx.weights.voice import read_voice, write_sound
@@ -212,9 +211,9 @@ def test_reading_in_chunks_is_reading_step_by_step(parts: Parts, voice: Path) ->
     count = first_position(lm.config, whole.prompt)
     assert count > 64
     logits = []
-    for prompt, read, first in ((whole.prompt, whole, count), (Prompt(whole.prompt.columns[:2]), None, 0)):
+    for read, first in ((whole, count), (None, 0)):
         run = lm.converse(Manner(TextSampler(0), Sampler(0)))
-        run.begin(0, prompt, read)
+        run.begin(0, read)
         for position in range(first, count + 1):  # a step reads a column of the prompt like any other
             run.step(position, whole.prompt.columns[position], np.zeros(0, np.int32))
             run.take()
@@ -411,15 +410,15 @@ def test_a_damaged_prompt_is_made_anew(parts: Parts, kept: KeptPrompts) -> None:
         damaged.append(bytes(changed))
     for wrong in damaged:
         path.write_bytes(wrong)
-        assert kept.get(line["key"], parts.lm.config, fresh.form) is None
+        assert kept.get(line["key"], parts.lm, None) is None
     path.unlink()
     path.mkdir()
-    assert kept.get(line["key"], parts.lm.config, fresh.form) is None
+    assert kept.get(line["key"], parts.lm, None) is None
     path.rmdir()
     path.write_bytes(damaged[-1])
     again = prompt_of(Personas(parts, kept=kept).opening(persona))
     assert path.read_bytes() == data
-    assert equal(fresh, again)
+    assert equal(parts.lm, fresh, again)
 
 
 def test_any_byte_of_the_line_may_be_wrong(parts: Parts, kept: KeptPrompts) -> None:
@@ -430,9 +429,9 @@ def test_any_byte_of_the_line_may_be_wrong(parts: Parts, kept: KeptPrompts) -> N
     key = one.path.stem
     for position in range(data.index(b"\n") + 1):
         one.path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
-        found = kept.get(key, parts.lm.config, fresh.form)
+        found = kept.get(key, parts.lm, None)
         if found is not None:
-            assert equal(fresh, found)
+            assert equal(parts.lm, fresh, found)
         kept.all()
 
 
@@ -476,7 +475,7 @@ def test_a_folder_that_cannot_be_written(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "prompts", None):
         personas = Personas(parts, kept=KeptPrompts(folder))
-        assert prompt_of(personas.opening(Persona(text="next"))).rings
+        assert prompt_of(personas.opening(Persona(text="next"))).nbytes
         assert KeptPrompts(folder).all() == []
         assert KeptPrompts(folder).clear() == 0
 

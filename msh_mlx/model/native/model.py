@@ -177,6 +177,11 @@ class NativeModel:
         return "int8" if kv_bits else self._floats
 
     @property
+    def float_bytes(self) -> int:
+        """As `LanguageModel.float_bytes`."""
+        return 4
+
+    @property
     def weights_bytes(self) -> int:
         """As `LanguageModel.weights_bytes`."""
         return int(self._weights.held_bytes)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine import Manner, Prefilled
-from ..grid import AS_SAID, Column, Prompt
+from ..grid import AS_SAID, Column
 from ..prefill import first_position
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ class NativeRun:
         self._manner = manner
         self._conversation = model.conversation(manner)
 
-    def begin(self, seed: int, prompt: Prompt, prefilled: Prefilled | None) -> None:
+    def begin(self, seed: int, prefilled: Prefilled | None) -> None:
         """As `Run.begin`."""
         self._conversation.reset(seed)
         self._begun = False
-        self._prompt, self._prefilled = prompt, prefilled
+        self._prefilled = prefilled
         self._said = np.full(1 + self._model.config.dep_q, self._model.config.card, np.int32)
         self._taken: list[Column] = []
         self._half: Column | None = None
@@ -118,10 +118,7 @@ class NativeRun:
 
     def _start(self) -> None:
         """Go behind the prompt."""
-        if count := first_position(self._model.config, self._prompt):
-            if self._prefilled is None:
-                manner = self._manner
-                turns = self._model.prefill(self._prompt, manner.kv_bits, manner.steering, count)
-                self._prefilled = [done for done in turns if done][-1]
+        if self._prefilled is not None:
+            count = first_position(self._model.config, self._prefilled.prompt)
             self._conversation.restore(self._prefilled.state, count)
         self._begun = True
