@@ -6,6 +6,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ CASES = {case["prompt"]: case for case in EXPECTED["cases"]}
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
-    return load_parts(find_demo("persona"))
+def parts(engine: str) -> Parts:
+    return load_parts(find_demo("persona"), engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_a_voice_in_nvidias_form_is_the_same(parts: Parts, voice: Path) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=2**-10 if a.dtype == np.float16 else 1e-5)
 
 
-def test_a_voice_is_read_on_another_thread(parts: Parts, tmp_path: Path) -> None:
+def test_a_voice_is_read_on_another_thread(parts: Parts, tmp_path: Path, engine: str) -> None:
     """The command line reads it on the main thread; the model runs on its own."""
     random = np.random.default_rng(2)
     tensors = {"embeddings": random.normal(0, 0.1, (12, 1, 1, 256)).astype(np.float32)}
@@ -199,7 +200,8 @@ def test_a_voice_is_read_on_another_thread(parts: Parts, tmp_path: Path) -> None
     persona = read_persona(tmp_path / "voice.safetensors", "next")
     here = prompt_of(Personas(parts).opening(persona))
     with ThreadPoolExecutor(1) as thread:
-        there = thread.submit(lambda: prompt_of(Personas(load_parts(find_demo("persona"))).opening(persona))).result()
+        again = partial(load_parts, find_demo("persona"), engine=engine)
+        there = thread.submit(lambda: prompt_of(Personas(again()).opening(persona))).result()
     assert equal(parts.lm, here, there)
 
 
