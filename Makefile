@@ -41,7 +41,7 @@ serve: page ## serve conversations with the demo model to browsers and clients o
 test: test-rust test-python ## run all tests but those that need sound devices (test-live)
 
 test-rust: setup
-	$(CARGO) test $(RUST) -p checkpoint -p echo -p kernels -p mimi -p rings
+	$(CARGO) test $(RUST) -p checkpoint -p echo -p kernels -p lm -p mimi -p rings
 
 test-python: setup
 	$(PY) -m pytest --ignore tests/devices --ignore tests/world

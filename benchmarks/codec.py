@@ -2,14 +2,14 @@
 
 Each contender is a process of its own: ours with each number of threads, and with --peer the package rustymimi, in an
 environment in .cache. They take turns, some frames each, so that other load on the machine affects all alike. The input is
-speech, and all decode the same codes. The program prints tables, and says which aims are met in this run; --json keeps the
-figures. It exits with 0, whatever they are.
+speech, and all decode the same codes. In each turn numpy reads as many bytes as our weights have, with as many threads. The
+program prints tables, and says which aims are met in this run; --json keeps the figures. It exits with 0, whatever they are.
 
 The cost of a frame is counted from the configuration. A convolution or product of weights [out, in] at n places takes
-2·n·out·in operations, and reads its weights once, 4·out·in bytes. seanet: its convolutions, at their own rates. transformer:
-two steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values in the window so far,
-2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to encode, the
-distances to every vector of each codebook. State that is kept from step to step counts as free.
+2·n·out·in operations, and reads its weights once, 4·out·in bytes, or 2·out·in in float16. seanet: its convolutions, at their
+own rates. transformer: two steps through 4·d² + 2·d·feedforward weights a layer, and for each step the keys and values in the
+window so far, 2·window·d numbers, with 2 operations each. quantizer: the resampling convolution, the projections and, to
+encode, the distances to every vector of each codebook. State that is kept from step to step counts as free.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ class Contender:
     kind: str
     threads: int
     python: Path
+    weights: str = "float32"
     loads: list[dict[str, float]] = field(default_factory=list)
     times: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     peak: int = 0
 
     @property
     def name(self) -> str:
-        name = "ours" if self.kind == "ours" else f"rustymimi {PEER_VERSION}"
+        half = " in float16" if self.weights == "float16" else ""
+        name = f"ours{half}" if self.kind == "ours" else f"rustymimi {PEER_VERSION}"
         return f"{name}, {self.threads} thread{'s' * (self.threads > 1)}"
 
     @property
@@ -82,8 +84,9 @@ class Contender:
         """The seconds of a frame in both directions, by the medians."""
         return sum(self.spread(way)["p50"] for way in WAYS)
 
-    def start(self, weights: Path, pcm: Path) -> Process:
-        return Process(self.name, self.python, WORKER, self.threads, self.kind, weights, self.threads, pcm)
+    def start(self, path: Path, pcm: Path) -> Process:
+        arguments = self.kind, path, self.threads, pcm, self.weights
+        return Process(self.name, self.python, WORKER, self.threads, *arguments)
 
     def summary(self) -> dict[str, Any]:
         spreads = {way: self.spread(way) for way in WAYS}
@@ -118,7 +121,7 @@ def recording() -> Iterator[Path]:
 
 def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, loads: int) -> dict[str, Any]:
     """Let the contenders take turns. Return the measurements of ours alone, by number of threads, and facts on the run."""
-    result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}}
+    result: dict[str, Any] = {"stages": {}, "together": {}, "inputs": {}, "ages": {}, "reading": {}}
     with contextlib.ExitStack() as stack:
         pcm = stack.enter_context(recording())
         workers: list[Process] = []
@@ -146,20 +149,26 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
         machine = {
             c.threads: stack.enter_context(Process("numpy", c.python, WORKER, c.threads, "machine")) for c, _ in ours
         }
+        size = result["weights_size"] = round(weights_size(config, contenders[0].weights))
+        reading = result["reading"] = {threads: [] for threads in machine}
         limits = {threads: {"product": 0.0, "read": 0.0} for threads in machine}
 
-        def look_at_machine() -> None:
+        def look_at_machine(times: int) -> None:
             for threads, process in machine.items():
-                for name, best in limits[threads].items():
-                    limits[threads][name] = max(best, process.ask(name, threads=threads))
+                limit = limits[threads]
+                limit["product"] = max(limit["product"], process.ask("product", threads=threads))
+                seconds = process.ask("read", threads=threads, size=size, times=times)
+                limit["read"] = max(limit["read"], size / seconds)
 
-        look_at_machine()
+        look_at_machine(3)
         seconds = {c.threads: {way: dict.fromkeys(STAGES, 0.0) for way in WAYS} for c, _ in ours}
         for worker in workers:
             for way in WAYS:
                 worker.ask(way, count=warm_up)
         clock = Clock(workers)
         for at in range(0, frames, BLOCK):
+            for threads, process in machine.items():
+                reading[threads].append(process.ask("read", threads=threads, size=size))
             for contender, worker in zip(contenders, workers, strict=True):
                 before = worker.ask("stages") if contender.kind == "ours" else None
                 for way in WAYS:
@@ -185,7 +194,7 @@ def run(contenders: list[Contender], weights: Path, frames: int, warm_up: int, l
             ages = worker.ask("ages", count=frames, ages=AGES)
             result["ages"][threads] = dict(zip(AGES, map(medians, ages), strict=True))
         result["busy_elsewhere"]["afterwards"] = clock.busy_elsewhere()
-        look_at_machine()
+        look_at_machine(3)
         result["machine"] = limits
     return result
 
@@ -226,16 +235,23 @@ def medians(times: dict[str, list[float]]) -> dict[str, float]:
     return {way: median(seconds) for way, seconds in times.items()}
 
 
-def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[float, float]]]:
+def weights_size(config: dict[str, Any], weights: str) -> float:
+    """Return the bytes of the weights that a frame reads in both directions."""
+    stages = costs(config, 0, weights)
+    return sum(read for way in WAYS for _, read in stages[way].values())
+
+
+def costs(config: dict[str, Any], window: float, weights: str) -> dict[str, dict[str, tuple[float, float]]]:
     """Return the operations and bytes of a frame, by direction and stage, counted as the module's docstring says.
 
-    `window` is the number of steps that a step of the transformer sees, on average.
+    `window` is the number of steps that a step of the transformer sees, on average. `weights` is how matrices are held.
     """
+    bytes_each = 2 if weights == "float16" else 4
     d, filters, compress = config["dimension"], config["n_filters"], config["compress"]
     rate = config["sample_rate"] / config["frame_rate"]  # samples a frame
 
     def conv(into: float, out: float, kernel: float, places: float) -> tuple[float, float]:
-        return 2 * places * into * out * kernel, 4 * into * out * kernel
+        return 2 * places * into * out * kernel, bytes_each * into * out * kernel
 
     def add(*parts: tuple[float, float]) -> tuple[float, float]:
         operations, read = zip(*parts, strict=True)
@@ -268,7 +284,7 @@ def costs(config: dict[str, Any], window: float) -> dict[str, dict[str, tuple[fl
     projections = conv(d, width, 1, 1 if codebooks == 1 else 2)
     if codebooks > 1:
         projections = projections[0], 2 * projections[1]
-    search = conv(config["bins"], width, 1, 1)
+    search = 2.0 * config["bins"] * width, 4.0 * config["bins"] * width
     lookup = (float(width), 4.0 * width)
     return {
         "encode": {
@@ -296,11 +312,13 @@ def aims(contenders: list[Contender], result: dict[str, Any]) -> list[dict[str, 
     peers = [c for c in contenders if c.kind == "peer"]
     if peers:
         best = min(peers, key=lambda c: c.total)
-        for threads, times in ((1, 4.0), (2, 6.0)):
+        for threads, times in ((1, 4.0), (2, 7.0)):
             if threads in ours:
                 name = f"times as fast as the peer at its best, {ours[threads].name}"
                 want(name, best.total / ours[threads].total, times, least=True)
     for contender in ours.values():
+        reading = median(result["reading"][contender.threads])
+        want(f"of the time to read the weights, {contender.name}", contender.total / reading, 1.3)
         if peers:
             want(f"of the peer's memory, {contender.name}", contender.peak / min(c.peak for c in peers), 0.6)
             want(f"of the peer's time to load, {contender.name}", contender.load / min(c.load for c in peers), 0.5)
@@ -334,7 +352,7 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
     busy = [f"{share:.2f} {when}" for when, share in result["busy_elsewhere"].items() if share is not None]
     if busy:
         print(f"Cores that worked for others meanwhile: {', '.join(busy)}")
-    best = min((c.total for c in peers), default=None)
+    peer = min((c.total for c in peers), default=None)
     columns = "".join(f"{column:>8}" for _ in WAYS for column in ("p50", "p95", "p99", "min"))
     print(f"\n{'ms a frame':<28}{'encode':>8}{'':24}{'decode':>8}{'':24}")
     print(f"{'':<28}{columns}{'sum':>8}{'p99/p50':>12}{'times as fast':>15}")
@@ -342,7 +360,7 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
         spreads = [c.spread(way) for way in WAYS]
         figures = "".join(f"{1000 * s[key]:8.2f}" for s in spreads for key in ("p50", "p95", "p99", "min"))
         tails = "/".join(f"{s['p99'] / s['p50']:.2f}" for s in spreads)
-        ratio = f"{best / c.total:15.2f}" if best else f"{'-':>15}"
+        ratio = f"{peer / c.total:15.2f}" if peer else f"{'-':>15}"
         print(f"{c.name:<28}{figures}{1000 * c.total:8.2f}{tails:>12}{ratio}")
     least_load, least_peak = (min((getattr(c, k) for c in peers), default=None) for k in ("load", "peak"))
     print(f"\n{'':<28}{'load, ms':>12}{'of peer':>10}{'peak, MB':>12}{'of peer':>10}")
@@ -370,6 +388,13 @@ def report(contenders: list[Contender], result: dict[str, Any]) -> None:
                     f"{speed / 1e9:10.1f}{speed / limits['product']:7.0%}{flow / 1e9:8.1f}{flow / limits['read']:7.0%}"
                 )
                 print(f"{way + ', ' + stage:<22}{cost}{shares}")
+        reading, size = result["reading"][c.threads], result["weights_size"]
+        best = sum(c.spread(way)["min"] for way in WAYS)
+        print(
+            f"A frame takes {c.total / median(reading):.2f} times as long as reading its weights, {size / 1e6:.0f} MB: "
+            f"{1000 * c.total:.2f} ms of {1000 * median(reading):.2f} ms (medians), "
+            f"{1000 * best:.2f} of {1000 * min(reading):.2f} at best"
+        )
         both = result["together"][c.threads]
         alone = [both[way] for way in WAYS]
         print(f"At the same time from two Python threads: {1000 * both['both']:.2f} ms a frame;", end=" ")
@@ -407,6 +432,12 @@ def main() -> int:
     )
     count: dict[str, Any] = {"metavar": "N", "type": whole(1)}
     parser.add_argument(
+        "--codec-weights",
+        choices=("float32", "float16"),
+        default="float32",
+        help="hold our codec's weights as this (default: %(default)s)",
+    )
+    parser.add_argument(
         "--frames", default=100, help="measure N frames in each direction (default: %(default)s)", **count
     )
     parser.add_argument("--warm-up", default=20, help="run N frames before them (default: %(default)s)", **count)
@@ -431,7 +462,7 @@ def main() -> int:
         raise InputError(f"{printable(str(weights))} cannot be read: {error.strerror}.") from None
 
     threads = sorted(set(args.threads))
-    contenders = [Contender("ours", n, Path(sys.executable)) for n in threads]
+    contenders = [Contender("ours", n, Path(sys.executable), args.codec_weights) for n in threads]
     if args.peer:
         python = make_peer("rustymimi", PEER_VERSION)
         contenders += [Contender("peer", n, python) for n in threads]
@@ -444,12 +475,12 @@ def main() -> int:
     config = result["config"]
     # Two steps a frame; loading has encoded one.
     window = np.mean([min(config["context"], 2 * (1 + args.warm_up + i) + 1.5) for i in range(args.frames)])
-    result["costs"] = costs(config, float(window))
+    result["costs"] = costs(config, float(window), args.codec_weights)
     result["aims"] = aims(contenders, result)
     report(contenders, result)
     if output:
         facts = {"weights": weights.name, "machine_kind": platform.machine(), "cores": os.cpu_count()}
-        facts |= {"frames": args.frames, "warm_up": args.warm_up, "peer": args.peer}
+        facts |= {"frames": args.frames, "warm_up": args.warm_up, "peer": args.peer, "precision": args.codec_weights}
         figures = {**facts, "contenders": [c.summary() for c in contenders], **result}
         output.write_text(json.dumps(figures, indent=1) + "\n")
     return 0

@@ -17,10 +17,10 @@ BLOCK = 10  # frames
 class Ours:
     """Our codec."""
 
-    def __init__(self, weights, threads):
+    def __init__(self, path, threads, weights):
         import mimi
 
-        self._load = lambda: mimi.Mimi(weights, num_threads=threads)
+        self._load = lambda: mimi.Mimi(path, num_threads=threads, weights=weights)
 
     def load(self):
         self.codec = self._load()
@@ -31,10 +31,10 @@ class Ours:
 class Peer:
     """The peer's codec, with the same interface and shapes as `Ours`."""
 
-    def __init__(self, weights, threads):
+    def __init__(self, path, threads, weights):
         import rustymimi
 
-        self._load = lambda: rustymimi.Tokenizer(weights, num_codebooks=8)
+        self._load = lambda: rustymimi.Tokenizer(path, num_codebooks=8)
 
     def load(self):
         self._tokenizer = self._load()
@@ -49,8 +49,8 @@ class Peer:
 class Worker:
     """The commands. Both codecs have them, except for those whose docstring says "ours only"."""
 
-    def __init__(self, kind, weights, threads, pcm):
-        self.codec = {"ours": Ours, "peer": Peer}[kind](weights, threads)
+    def __init__(self, kind, path, threads, pcm, weights):
+        self.codec = {"ours": Ours, "peer": Peer}[kind](path, threads, weights)
         self.frames = np.load(pcm).reshape(-1, FRAME)
         self.at = {"encode": 0, "decode": 0}
 
@@ -166,22 +166,27 @@ class Worker:
 class Machine:
     """The limits of the machine, as numpy reaches them."""
 
+    _parts = None
+
     def product(self, threads, size=1024, times=12):
         """Return the best FLOP/s of a float32 matrix product. The environment sets its threads."""
         a = np.random.default_rng(0).standard_normal((size, size), np.float32)
         out = np.empty_like(a)
         return 2 * size**3 / min(self._time(lambda: np.matmul(a, a, out), times))
 
-    def read(self, threads, size=64 << 20, times=6):
-        """Return the best bytes a second of reading float32 numbers from memory, a part in each thread.
+    def read(self, threads, size, times=1):
+        """Return the seconds of reading `size` bytes of float32 numbers from memory, a part in each thread.
 
-        A thread reads one number after the other, or at four places in turn, which is faster on some machines.
+        A thread reads one number after the other, or at four places in turn, which is faster on some machines: the faster
+        way counts. The numbers stay in memory from call to call.
         """
-        parts = np.ones((threads, 4, size // threads // 4), np.float32)
+        length = size // 4 // threads // 4
+        if self._parts is None or self._parts.shape != (threads, 4, length):
+            self._parts = np.ones((threads, 4, length), np.float32)
         with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(np.sum, range(threads)))  # so that its threads are there
             works = [lambda b: np.dot(b.ravel(), b.ravel()), lambda b: np.dot(b, b[0])]
-            seconds = min(min(self._time(lambda w=w: list(pool.map(w, parts)), times)) for w in works)
-        return parts.nbytes / seconds
+            return min(min(self._time(lambda w=w: list(pool.map(w, self._parts)), times)) for w in works)
 
     def reads_together(self, threads, size=64 << 20, times=15):
         """Return the wall time of two simultaneous reads from memory, `threads` each, as a share of one's: the median."""
@@ -205,8 +210,8 @@ class Machine:
 def make(kind, *arguments):
     if kind == "machine":
         return Machine()
-    weights, threads, pcm = arguments
-    return Worker(kind, weights, int(threads), pcm)
+    path, threads, pcm, weights = arguments
+    return Worker(kind, path, int(threads), pcm, weights)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from msh_mlx.model.families.tts import MAX_PADDING, NEW_WORD, PADDING, Entry, SpeechScript, WordMachine, ahead
-from msh_mlx.model.generate import LmGen, Step, to_host
+from msh_mlx.model.generate import LmGen, Step
 from msh_mlx.model.grid import Column
+from msh_mlx.model.mlx.run import MlxRun, to_host
 
 # The machine's state, int32 [8]: the entry that comes next; the tokens that are queued, from and to; those of the second
 # stream, from and to; the positions of padding that may and that must still come; the position of the end, −1 before.
@@ -81,6 +82,8 @@ class Another:
 
     def __init__(self, gen: LmGen, script: SpeechScript, host: WordMachine) -> None:
         self._gen, self._script, self._host = gen, script, host
+        assert isinstance(gen._run, MlxRun)
+        self._mlx = gen._run
         self._forced: Column | None = None
 
     def advance(self) -> Step | None:
@@ -103,18 +106,18 @@ class TwoWaits(Another):
     """Waits for the text, and then for the codes."""
 
     def _run(self, position: int, column: Column) -> Column:
-        gen, script, rings = self._gen, self._script, self._gen._rings_for_step()
-        assert gen._said is not None
-        text, h, gen._rings, *_, noise = gen._run.hear(
-            position, column, gen._said, rings, gen._key(position), gen._words.tokens()
+        run, script, rings = self._mlx, self._script, self._mlx._rings_for(position)
+        assert run._said is not None
+        text, h, run._rings, *_, noise = run._function.hear(
+            position, column, run._said, rings, run._key(position), self._gen._words.tokens()
         )
         del rings  # so that they are changed in place
         token = script.text(position, int(to_host(text)[0]))
         if script.speaks(position):
-            gen._said, _ = gen._run.speak(h, mx.array([token]), noise)
-            return to_host(gen._said)
-        row = np.array([token] + [0] * gen.lm.config.dep_q, np.int32)
-        gen._said = mx.array(row)
+            run._said, _ = run._function.speak(h, mx.array([token]), noise)
+            return to_host(run._said)
+        row = np.array([token] + [0] * self._gen.lm.config.dep_q, np.int32)
+        run._said = mx.array(row)
         return row
 
 
@@ -131,25 +134,25 @@ class DeviceSpeech(Another):
         self._silent = mx.compile(lambda *args: self._step(False, *args))
 
     def _step(self, speaks: bool, position: mx.array, state: State, tables: list[mx.array], *args: Any) -> Any:
-        run = self._gen._run
-        sampled, h, rings, *_, noise = run._temporal(*args)
+        function = self._mlx._function
+        sampled, h, rings, *_, noise = function._temporal(*args)
         text, state = self._machine.token(position, sampled, state, tables)
         if speaks:
-            said, _ = run._codes(h, text, noise)
+            said, _ = function._codes(h, text, noise)
         else:
             said = mx.concatenate([text, mx.zeros((self._gen.lm.config.dep_q,), mx.int32)])
         return said, rings, state
 
     def _run(self, position: int, column: Column) -> Column:
-        gen, rings = self._gen, self._gen._rings_for_step()
-        arrays = gen._run._arrays(position, column, gen._words.tokens(), rings)
+        gen, run, rings = self._gen, self._mlx, self._mlx._rings_for(position)
+        arrays = run._function._arrays(position, column, gen._words.tokens(), rings)
         function = self._whole if self._script.speaks(position) else self._silent
-        rest = (gen._said, rings, gen._key(position), gen._run._given)
-        gen._said, gen._rings, self._state = function(
+        rest = (run._said, rings, run._key(position), run._function._given)
+        run._said, run._rings, self._state = function(
             mx.array([position]), self._state, self._machine.arrays, *arrays, *rest
         )
         del rings, rest
-        row, state = np.split(to_host(mx.concatenate([gen._said, self._state])), [1 + gen.lm.config.dep_q])
+        row, state = np.split(to_host(mx.concatenate([run._said, self._state])), [1 + gen.lm.config.dep_q])
         self._host.end = int(state[-1]) if state[-1] >= 0 else None
         return row
 

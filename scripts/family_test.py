@@ -1,6 +1,6 @@
 """Compare an engine with the answers of reference implementations, for any model of the family.
 
-PYTHONPATH=. python scripts/family_test.py FOLDER… [--engine mlx]
+PYTHONPATH=. python scripts/family_test.py FOLDER… [--engine mlx|native]
 
 A folder holds `config.json`, `lm.safetensors`, `golden.safetensors`, and what lies beside them (`script.json`, `words.json`,
 voices). The program prints for each run how many tokens are equal, and the largest difference of logits. It ends with 1 if a
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
@@ -82,16 +83,14 @@ class Folder:
 
     @classmethod
     def _read(cls, path: Path) -> Folder:
-        import mlx.core as mx
-
         from msh_mlx.model.config import LmConfig, read_config
         from msh_mlx.model.families import family_of
         from msh_mlx.weights.safetensors import read_header
 
         family = family_of(LmConfig.from_file(path / "config.json")).name
         check_file(path / "lm.safetensors")
-        read_header(path / "golden.safetensors")
-        arrays = Given({name: np.array(a) for name, a in mx.load(str(path / "golden.safetensors")).items()})
+        read_header(path / "golden.safetensors")  # which says what is wrong with the file
+        arrays = Given(load_file(path / "golden.safetensors"))
         arrays.folder = path
         script = read_config(path / "script.json") if family == "tts" else {}
         # A run's answers are RUN.NAME; those of the only run may be NAME.
@@ -133,17 +132,17 @@ class Engine(Protocol):
         """Return everything that a run gives, by the names of the golden file, greedily chosen."""
 
 
-class Mlx:
-    """The engine of msh_mlx."""
+class Ours:
+    """An engine of msh_mlx, in float32."""
+
+    name = ""
 
     def __init__(self, folder: Folder, lm: Any = None) -> None:
-        import mlx.core as mx
-
-        from msh_mlx.weights.checkpoint import load_lm
+        from msh_mlx.weights.load import load_lm
 
         path = folder.path
         self._folder = folder
-        self.lm = lm or load_lm(path / "lm.safetensors", path / "config.json", mx.float32)
+        self.lm = lm or load_lm(path / "lm.safetensors", path / "config.json", "float32", engine=self.name)
 
     def answers(self, run: Run) -> Arrays:
         """As `Engine.answers`."""
@@ -268,8 +267,21 @@ class Mlx:
         }
 
 
+class Mlx(Ours):
+    """The engine that MLX computes."""
+
+    name = "mlx"
+
+
+class Native(Ours):
+    """The engine in Rust."""
+
+    name = "native"
+
+
 ENGINES: dict[str, type[Engine]] = {
     "mlx": Mlx,
+    "native": Native,
 }
 
 
@@ -312,7 +324,7 @@ def compared(name: str, answers: Arrays, wanted: Arrays) -> Comparison:
     return Comparison(name, equal, total, difference)
 
 
-def compare(path: Path, engine: str = "mlx") -> Iterator[Comparison]:
+def compare(path: Path, engine: str = "native") -> Iterator[Comparison]:
     """Run the model in a folder on what lies beside it, and compare each run.
 
     Raises
@@ -332,7 +344,7 @@ def main() -> int:
         prog="family_test.py", description="Compare an engine with the answers of reference implementations."
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="compare with this folder's answers")
-    parser.add_argument("--engine", choices=ENGINES, default="mlx", help="run this engine (default: %(default)s)")
+    parser.add_argument("--engine", choices=ENGINES, default="native", help="run this engine (default: %(default)s)")
     return guard(lambda signals: try_all(parser.parse_args(), signals))
 
 

@@ -46,3 +46,12 @@ def server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
         serve(server, monkeypatch)
         monkeypatch.setattr(fetch, "PAUSE", 0.01)
         yield server
+
+
+@pytest.fixture(scope="session", params=["mlx", "native"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine that there is. MLX is not everywhere."""
+    name: str = request.param
+    if name == "mlx":
+        pytest.importorskip("mlx.core")
+    return name

@@ -252,12 +252,13 @@ def random_weights(config, seed):
     norm("out_norm", dim)
     matrix("text_linear.weight", c.get("text_card_out") or c["text_card"], dim)
     for i in range(c.get("extra_heads_num_heads", 0)):
-        matrix(f"extra_heads.{i}.weight", c["extra_heads_dim"], dim)
+        matrix(f"extra_heads.{i}.weight", c.get("extra_heads_dim", 6), dim)
 
     width, count = c["depformer_dim"], c["dep_q"]
-    slices = max(c.get("depformer_weights_per_step_schedule") or range(count)) + 1
+    slices = max(c.get("depformer_weights_per_step_schedule") or range(count), default=-1) + 1
     repeat = c.get("depformer_kv_repeat") or repeat
-    (demuxed if demux else table)("depformer_text_emb", c["text_card"] + 1, width, rank)
+    if count:
+        (demuxed if demux else table)("depformer_text_emb", c["text_card"] + 1, width, rank)
     for k in range(count - 1):
         table(f"depformer_emb.{k}", c["card"] + 1, width, rank)
     for k in range(count):
@@ -266,7 +267,7 @@ def random_weights(config, seed):
             centring_norm(f"depformer_norms.{k}", width)
     for s in range(slices):
         matrix(f"depformer_in.{s}.weight", width, dim)
-    for i in range(c["depformer_num_layers"]):
+    for i in range(c["depformer_num_layers"] if count else 0):
         p = f"depformer.layers.{i}"
         norm(f"{p}.norm1", width)
         norm(f"{p}.norm2", width)

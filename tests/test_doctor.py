@@ -107,9 +107,12 @@ def test_this_machine() -> None:
 
 
 def test_kernels_are_those_of_the_processor() -> None:
-    flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-    wanted = {"arm64": "NEON", "aarch64": "NEON"}.get(os.uname().machine)
-    assert mimi.kernels() == (wanted or ("AVX2" if "avx2" in flags and "fma" in flags else "portable"))
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if sys.platform == "linux" else set()
+    wanted = {"arm64": "NEON", "aarch64": "NEON"}.get(os.uname().machine, "portable")
+    for name, needs in (("AVX2", "avx2 fma f16c"), ("AVX-512", "avx512f avx512bw avx512dq avx512vl")):
+        if flags >= set(needs.split()):
+            wanted = name
+    assert mimi.kernels() == wanted
 
 
 def test_plain_lines_for_what_is_not_a_terminal() -> None:

@@ -10,7 +10,16 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
-from .options import Parser, add_config, add_engine, add_printing, add_quantized, display, whole
+from .options import (
+    Parser,
+    add_codec_weights,
+    add_config,
+    add_engine,
+    add_printing,
+    add_quantized,
+    display,
+    whole,
+)
 from .program import import_mlx
 
 
@@ -26,6 +35,7 @@ def parser() -> Parser:
     add_weights(to)
     to.value("--model", "FILE", "measure the language model in this file (.safetensors)")
     to.value("--mimi", "FILE", "measure the codec in this file, too (.safetensors)")
+    add_codec_weights(to)
     add_config(to)
     add_quantized(to)
     to.choice("--size", ("7b", "1b"), "measure random weights of this size, made in memory")
@@ -69,8 +79,11 @@ def run(arguments: list[str], signals: Signals) -> int:
                 model, config, codec = files.model, files.config, codec or files.mimi
             name = model.name
             with shown.progress(f"Loading {name}") as progress:
-                lm = load_lm(model, config, engine=engine, quantized=args.quantized, progress=progress)
-        mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
+                lm = load_lm(
+                    model, config, engine=engine, quantized=args.quantized, context=args.context, progress=progress
+                )
+        codebooks = max(lm.config.dep_q, lm.config.user_q)
+        mimi = load_mimi(codec, num_codebooks=codebooks, weights=args.codec_weights) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
     print(json.dumps(outcome.to_dict(), ensure_ascii=False) if args.json else outcome.table())

@@ -29,7 +29,7 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.words import human_size, listed
 from ..weights.beside import find_config, names_in
-from .options import Group, add_config, add_quantized, settle_sampling
+from .options import Group, add_codec_weights, add_config, add_quantized, settle_sampling
 from .persona import is_asked
 from .program import import_mlx
 
@@ -86,6 +86,7 @@ def add_model(to: Group, use: str = "conversation", *, served: bool = False) -> 
     beside = "default: the tokenizer-*.safetensors or mimi-*.safetensors beside the model, else the catalogue's"
     mimi = f"load the codec from this file (.safetensors; {beside})"
     to.value("--mimi", "FILE", mimi, also="--mimi-weights" if served else None)
+    add_codec_weights(to)
     beside = "default: the tokenizer*.model beside the model, else the catalogue's"
     to.value("--tokenizer", "FILE", f"load the text tokenizer from this file ({beside})")
     add_config(to, "--lm-config" if served else "--config")
@@ -180,7 +181,7 @@ def _checkpoint(args: argparse.Namespace, uses: Sequence[str], model: Path, conf
     from ..weights.checkpoint import open_checkpoint
 
     adapters = {"lora": getattr(args, "lora", None), "lora_scaling": getattr(args, "lora_scaling", None)}
-    checkpoint = open_checkpoint(model, config, args.quantized, **adapters)
+    checkpoint = open_checkpoint(model, config, args.quantized, context=args.context, **adapters)
     family = family_of(checkpoint.config)
     if family.use not in uses:
         raise _other_use(str(model), family.title, family.use)
@@ -251,7 +252,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
             raise InputError(f"The catalogue has no model of {args.quantized} bits", "give one with --model")
         entry = next(filter(is_on_disk, fitting), fitting[0])
     else:
-        selection = _best(of_first_use, in_time, watch)
+        selection = _best(args, of_first_use, in_time, watch)
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
@@ -276,10 +277,10 @@ def _is_of(entry: Entry, repository: str) -> bool:
     return isinstance(lm, HubFile) and lm.repository == repository
 
 
-def _best(entries: Mapping[str, Entry], in_time: bool, watch: Watch) -> Selection:
+def _best(args: argparse.Namespace, entries: Mapping[str, Entry], in_time: bool, watch: Watch) -> Selection:
     """Choose the best model for this machine."""
     from ..library.cache import is_on_disk
-    from ..library.suited import Selection, suitable, this_machine
+    from ..library.suited import Selection, suitable, this_machine, triable
 
     machine = this_machine()
     suited = suitable(entries, machine)
@@ -287,6 +288,10 @@ def _best(entries: Mapping[str, Entry], in_time: bool, watch: Watch) -> Selectio
         # Measure again: other programs may have slowed down the first measurement of the memory.
         machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
+    if not suited and in_time and (tried := triable(entries, machine)):
+        watch.say(f"The model is {tried[0].name}, on trial: this machine may be fast enough with --kv-bits 8.")
+        args.kv_bits = 8
+        return Selection(tried[0], [], entries, trial=True)
     if not suited and not in_time:
         # The fastest that fits in memory, and first those on disk.
         suited = suitable(entries, replace(machine, bandwidth=math.inf))

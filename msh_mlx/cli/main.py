@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..conversation.load import load_session, step_down
+from ..conversation.load import load_session, on_trial, step_down
 from ..errors import InputError
 from ..system.newfile import Output, check_outputs, making, named_folder, output
 from ..system.places import user_path
@@ -34,6 +34,7 @@ from .options import (
     check_kind,
     check_lora,
     check_reply,
+    computing,
     display,
     live_options,
     sampling,
@@ -134,21 +135,26 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..conversation.pipeline import Pipeline
     from ..conversation.warmup import warm
     from ..events import ModelInUse, Notice
+    from ..library.files import find_demo
     from ..live.talk import talk
     from ..weights.checkpoint import open_checkpoint
 
     choice = choose(args, signals)
     persona = persona_of(args, choice.files, choice.checkpoint.config)
-    load: Callable[..., Session] = partial(load_session, **sampling(args), opening=_opening(args, choice, persona))
-    open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling)
+    how = {**sampling(args), **computing(args), "opening": _opening(args, choice, persona)}
+    load: Callable[..., Session] = partial(load_session, **how)
+    open_model = partial(open_checkpoint, lora=args.lora, lora_scaling=args.lora_scaling, context=args.context)
 
     def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Pipeline:
         if not choice.is_demo:
             events(ModelInUse(choice.checkpoint.bits))
         for sentence in sentences(persona) if persona else ():
             events(Notice("persona", sentence))
-        lighter = step_down(choice.selection, open_model, load, events) if choice.selection else None
-        session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter)
+        selection = choice.selection
+        lighter = step_down(selection, open_model, load, events) if selection else None
+        demo = partial(load, find_demo()) if args.or_demo else None
+        trial = on_trial(selection, demo, events) if selection and selection.trial else None
+        session = warm(lambda progress: load(choice.files, choice.checkpoint, progress=progress), lighter, trial)
         return Pipeline(session, source, sink, events, delay_limit=delay_limit)
 
     return talk(make, live_options(args), signals)
@@ -182,8 +188,14 @@ def _with_recordings(args: argparse.Namespace, signals: Signals) -> int:
         shown = stack.enter_context(display(args, signals))
         begin = perf_counter()
         with shown.progress(f"Loading {files.model.name}") as progress:
-            opening = _opening(args, choice, persona)
-            session = load_session(files, choice.checkpoint, **sampling(args), opening=opening, progress=progress)
+            session = load_session(
+                files,
+                choice.checkpoint,
+                **sampling(args),
+                **computing(args),
+                opening=_opening(args, choice, persona),
+                progress=progress,
+            )
         shown.say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
         for sentence in sentences(persona) if persona else ():
             shown.say(sentence)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
 from ..model.engines import ENGINES
-from ..model.ranges import LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
+from ..model.ranges import CONTEXT, LORA_SCALING, PADDING_BONUS, REPETITION_PENALTY, TEMPERATURE, Range
 from ..system.newfile import file_output, named_folder
 from ..system.signals import Signals
 from ..system.streams import check_output
@@ -171,6 +171,13 @@ def add_config(to: Group, name: str = "--config") -> None:
     to.value(name, "FILE", f"read the model's configuration from this file (default: {beside})", dest="config")
 
 
+def add_codec_weights(to: Group) -> None:
+    kinds = (
+        "hold the codec's weights as this: float16 is half the memory, and slightly less exact (default: %(default)s)"
+    )
+    to.choice("--codec-weights", ("float32", "float16"), kinds, default="float32")
+
+
 def add_quantized(to: Group, more: str = "") -> None:
     to.choice("--quantized", (4, 8), f"require a model with this many bits a weight{more}")
 
@@ -227,7 +234,16 @@ def add_engine(to: Group, more: str = "") -> None:
         "compute the model with MLX or natively (default: auto, MLX if it has a GPU)",
         default="auto",
     )
+    shorter = (
+        "remember only the last SECONDS of a conversation, so that a step reads less (default: the model's window)"
+    )
+    to.value("--context", "SECONDS", shorter, type=within(CONTEXT))
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
+
+
+def computing(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_parts` that say how the model and the codec are computed."""
+    return {"engine": args.engine, "codec_weights": args.codec_weights}
 
 
 def settle_sampling(args: argparse.Namespace, config: Architecture | None) -> None:
@@ -257,7 +273,6 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
             "padding_bonus": args.padding_bonus,
         },
         "kv_bits": args.kv_bits,
-        "engine": args.engine,
         "seed": args.seed,
     }
 

@@ -28,7 +28,7 @@ from ..system.streams import StandardOutput
 from ..system.words import printable
 from .choice import Choice, add_model, check_model, choose, watching
 from .devices import find_loudspeaker, print_devices
-from .options import Parser, add_engine, add_printing, check_wav, display, whole, within
+from .options import Parser, add_engine, add_printing, check_wav, computing, display, whole, within
 
 if TYPE_CHECKING:
     from ..conversation.session import Parts
@@ -115,7 +115,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     with ExitStack() as stack:
         shown = stack.enter_context(display(args, signals))
         with shown.progress(f"Loading {choice.files.model.name}") as progress:
-            parts = load_parts(choice.files, choice.checkpoint, engine=args.engine, progress=progress)
+            parts = load_parts(choice.files, choice.checkpoint, **computing(args), progress=progress)
         speaker = Speaker(
             parts.lm,
             parts.mimi,

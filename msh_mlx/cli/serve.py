@@ -39,6 +39,7 @@ from .options import (
     add_printing,
     add_sampling,
     check_lora,
+    computing,
     display,
     own_token,
     seconds,
@@ -442,7 +443,8 @@ class _Program:
         files, checkpoint = self.choice.files, self.choice.checkpoint
         begin = perf_counter()
         with self.shown.progress(f"Loading {files.model.name}") as progress:
-            model.load(lambda: load_parts(files, checkpoint, engine=self.args.engine, progress=progress), self._begin)
+            load = partial(load_parts, files, checkpoint, **computing(self.args), progress=progress)
+            model.load(load, self._begin)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()

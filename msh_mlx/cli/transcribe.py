@@ -20,7 +20,7 @@ from ..system.signals import Signals
 from ..system.streams import check_output
 from ..system.words import printable
 from .choice import add_model, check_model, choose
-from .options import Parser, add_engine, add_printing, display, seconds, whole
+from .options import Parser, add_engine, add_printing, computing, display, seconds, whole
 
 if TYPE_CHECKING:
     from ..conversation.session import Parts
@@ -133,17 +133,17 @@ def _recordings(args: argparse.Namespace, signals: Signals) -> int:
         choice = choose(args, signals, ("transcription",), in_time=False)
         check_outputs(outputs, choice.files.all)
         shown = stack.enter_context(display(args, signals, apart=True))
-        parts = _load(choice, args.engine, shown)
+        parts = _load(choice, args, shown)
         signals.defer()  # so that no word is lost in the middle of something
         _Work(args, tasks, shown, signals).run(parts, rows)
     return 0
 
 
-def _load(choice: Choice, engine: str, shown: Display) -> Parts:
+def _load(choice: Choice, args: argparse.Namespace, shown: Display) -> Parts:
     from ..conversation.load import load_parts
 
     with shown.progress(f"Loading {choice.files.model.name}") as progress:
-        return load_parts(choice.files, choice.checkpoint, engine=engine, progress=progress)
+        return load_parts(choice.files, choice.checkpoint, **computing(args), progress=progress)
 
 
 class _Work:
@@ -279,7 +279,7 @@ def _live(args: argparse.Namespace, signals: Signals) -> int:
         page: Page = JsonPage(sys.stdout) if args.json else TextPage(sys.stdout, shown.say, terminal=terminal)
 
         def load() -> Transcriber:
-            parts = _load(choice, args.engine, shown)
+            parts = _load(choice, args, shown)
             return Transcriber(parts.lm, parts.mimi, parts.tokenizer, kv_bits=args.kv_bits)
 
         dictate(load, page, signals, input_device=args.input_device, duration=args.duration)

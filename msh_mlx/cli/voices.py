@@ -22,7 +22,7 @@ from ..system.streams import check_output
 from ..system.words import human_size, printable, shortened
 from .choice import add_model, add_weights, check_model, choose
 from .devices import find_loudspeaker
-from .options import Parser, action_of, add_engine, add_printing, display, print_json
+from .options import Parser, action_of, add_engine, add_printing, computing, display, print_json
 from .persona import CONSENT, prompt_text
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _spoken(args: argparse.Namespace, persona: Persona, signals: Signals) -> Ite
     check_takes_persona(choice.checkpoint.config)
     check_persona(persona, load_tokenizer(choice.files.tokenizer), choice.checkpoint.config)
     with display(args, signals) as shown, shown.progress(f"Loading {choice.files.model.name}") as progress:
-        parts = load_parts(choice.files, choice.checkpoint, engine=args.engine, progress=progress)
+        parts = load_parts(choice.files, choice.checkpoint, **computing(args), progress=progress)
     opening = Personas(parts, kv_bits=args.kv_bits).opening(persona)
     session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=args.kv_bits, opening=opening)
     session.warm_up()

@@ -26,8 +26,11 @@ def load_mimi(
     num_codebooks: int = 8,
     num_threads: int | None = None,
     config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    weights: str = "float32",
 ) -> Mimi:
     """Load a Mimi checkpoint as `mimi.Mimi` does; paths may begin with `~`.
+
+    `weights` is how the matrices are held, "float32" or "float16", whatever type they have in the file.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def load_mimi(
     elif config is not None:
         config = dict(config)
     try:
-        return Mimi(path, num_codebooks=num_codebooks, num_threads=num_threads, config=config)
+        return Mimi(path, num_codebooks=num_codebooks, num_threads=num_threads, config=config, weights=weights)
     except ValueError as error:
         if isinstance(error, MimiError):
             check_mimi(path, read_header(path))  # which may know what the file is

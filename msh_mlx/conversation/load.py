@@ -28,6 +28,7 @@ def load_session(
     seed: int | None,
     kv_bits: int | None = None,
     engine: str = "auto",
+    codec_weights: str = "float32",
     opening: Callable[[Parts], Opening] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Session:
@@ -35,7 +36,8 @@ def load_session(
 
     `checkpoint` is the checked file of the model, with its adapters; without one, the model's file is opened here with the
     configuration of `files`. `voice` and `text` are the arguments of `Sampler` and `TextSampler`; `opening` makes the session's
-    opening of what was loaded; the others are as for `load_lm` and `Session`.
+    opening of what was loaded; `codec_weights` is how the codec's are held, as for `load_mimi`; the others are as for `load_lm`
+    and `Session`.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def load_session(
     from .session import Session
 
     samplers = {"audio_sampler": Sampler(**voice), "text_sampler": TextSampler(**text)}
-    parts = load_parts(files, checkpoint, engine=engine, progress=progress)
+    parts = load_parts(files, checkpoint, engine=engine, codec_weights=codec_weights, progress=progress)
     begin = opening(parts) if opening else None
     return Session(parts.lm, parts.mimi, parts.tokenizer, **samplers, seed=seed, kv_bits=kv_bits, opening=begin)
 
@@ -56,6 +58,7 @@ def load_parts(
     checkpoint: Checkpoint | None = None,
     *,
     engine: str = "auto",
+    codec_weights: str = "float32",
     progress: Callable[[float], None] | None = None,
 ) -> Parts:
     """Load the parts that sessions share; arguments and errors are those of `load_session`."""
@@ -72,21 +75,48 @@ def load_parts(
     checkpoint = checkpoint or open_checkpoint(files.model, files.config)
     config = checkpoint.config
     check_vocabulary(tokenizer, config.text_card)
-    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q))
+    mimi = load_mimi(files.mimi, num_codebooks=max(config.dep_q, config.user_q), weights=codec_weights)
     lm = load(checkpoint, engine, progress=progress)
-    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi))
+    return Parts(lm, mimi, tokenizer, "/".join(files.model.parts[-2:]), _identity(checkpoint, files.mimi, mimi.weights))
 
 
-def _identity(checkpoint: Checkpoint, mimi: Path) -> str:
+def _identity(checkpoint: Checkpoint, mimi: Path, codec_weights: str) -> str:
     """Return what changes when the weights of model or codec do: a hash of sizes, times, and the beginnings of the files."""
     digest = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(repr(checkpoint.scaling and checkpoint.scaling.value).encode())
+    digest.update(f"{checkpoint.scaling and checkpoint.scaling.value} {codec_weights} ".encode())
     for path in filter(None, (checkpoint.path, mimi, checkpoint.lora)):
         status = path.stat()
         digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
         with path.open("rb") as file:
             digest.update(file.read(_BEGINNING))
     return digest.hexdigest()
+
+
+def on_trial(selection: Selection, demo: Callable[..., Session] | None, events: Callable[[Event], None]) -> Lighter:
+    """Return a function for `warm` that keeps the chosen model if it was fast enough on trial.
+
+    Else the function returns `demo`, which makes a session of the demo model; None: it raises `MshError`.
+    """
+    from ..errors import MshError
+    from ..events import Notice
+    from ..format import FRAME_SECONDS
+
+    def judge(longest: float) -> Load | None:
+        if longest <= FRAME_SECONDS:
+            return None
+        name = selection.entry.name
+        what = (
+            f"{name} is too slow here: after minutes of conversation one frame in twenty takes "
+            f"{1000 * longest:.0f} ms or more, and a frame lasts 80 ms"
+        )
+        if demo is None:
+            raise MshError(
+                what, f"shorten its window with --context, talk all the same with --variant {name}, or try --demo"
+            )
+        events(Notice("lighter", f"{what}; taking the demo model.", "warning"))
+        return lambda progress: demo(progress=progress)
+
+    return judge
 
 
 def step_down(

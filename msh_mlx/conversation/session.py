@@ -221,6 +221,10 @@ class Session:
         self.reset_model()
         self.reset_decoder()
 
+    def fill_window(self) -> None:
+        """Act as if the conversation were as long as the model's window, to measure one of any length. `reset` ends it."""
+        self._gen.fill_window()
+
     def warm_up(self) -> None:
         """Compile and load everything now, so that the first steps are as fast as later ones; the state does not change.
 

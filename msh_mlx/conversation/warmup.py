@@ -22,12 +22,17 @@ Lighter: TypeAlias = "Callable[[float], Load | None]"
 
 _WARM_UP = 5, 25  # frames, at least and at most
 _MEASURED = 5, 25  # frames by which a model is judged, at least and at most
+_TRIED = 20, 100  # frames of a trial, at least and at most
 _JUDGING = 5.0  # seconds, after which the least number of frames is enough
 _WARM = 1.5  # times the fastest frame: a session is warm when a frame takes no longer
 
 
-def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
+def warm(load: Load, lighter: Lighter | None = None, on_trial: Lighter | None = None) -> MakeSession:
     """Return a function that loads a session, runs it on silence until its times are steady, and resets it.
+
+    `on_trial` is called first, if it is given, with the 95th percentile of a frame's times, encoding and decoding included, at
+    the length of a full window. Like `lighter`, it returns a function that loads another session, or None to keep this one; or
+    it raises an error.
 
     `load` makes the session. `lighter` is called with the lower quartile of the model's step times, in seconds; other programs
     make some steps longer but none shorter, so the quartile shows the model's own speed. `lighter` returns a function that
@@ -36,6 +41,7 @@ def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
 
     def make(tell: Callable[[Loading], None], check: Callable[[], None]) -> Session:
         following: Load | None = load
+        judge = on_trial
         while following:
             begin = perf_counter()
             tell(Loading("loading"))
@@ -44,7 +50,10 @@ def warm(load: Load, lighter: Lighter | None = None) -> MakeSession:
             tell(Loading("loading", loaded - begin))
             tell(Loading("warm-up"))
             _warm_up(session, check)
-            following = lighter(_pace(session, check)) if lighter else None
+            following = judge(_longest(session, check)) if judge else None
+            judge = None  # only the first is on trial
+            if following is None and lighter:
+                following = lighter(_pace(session, check))
             if following:
                 del session  # before the next one comes
                 gc.collect()
@@ -66,6 +75,19 @@ def _warm_up(session: Session, check: Callable[[], None]) -> None:
     while len(took) < _WARM_UP[0] or (took[-1] > _WARM * min(took) and len(took) < _WARM_UP[1]):
         check()
         took.append(session.push(silence).timings.total)
+
+
+def _longest(session: Session, check: Callable[[], None]) -> float:
+    """Return the 95th percentile of a warm session's frames, in seconds, at the length of a full window."""
+    session.fill_window()
+    silence = np.zeros(session.frame_size, np.float32)
+    frames: list[float] = []
+    begin = perf_counter()
+    while len(frames) < _TRIED[0] or (len(frames) < _TRIED[1] and perf_counter() - begin < _JUDGING):
+        check()
+        frames.append(session.push(silence).timings.total)
+    session.reset()
+    return percentile(frames, 95)
 
 
 def _pace(session: Session, check: Callable[[], None]) -> float:

@@ -254,7 +254,9 @@ def check_codec() -> Finding:
         return Finding("problem", f"{found}: a frame comes back wrong", AGAIN)
     found += f", a frame of the demo in {1000 * seconds:.1f} ms"
     if kernels == "portable":
-        advice = "The published codec may be too slow: use a processor with AVX2 and FMA, or a Mac with Apple silicon."
+        advice = (
+            "The published codec may be too slow: use a processor with AVX2, FMA and F16C, or a Mac with Apple silicon."
+        )
         return Finding("warning", found, advice)
     return Finding("ok", found)
 

@@ -76,6 +76,9 @@ class Run(Protocol):
     def rest(self) -> Column | None:
         """Return what the last half step has chosen, `[1 + dep_q]`; None if `hear` has returned it."""
 
+    def fill_window(self) -> None:
+        """Act as if as many positions had passed as the window has; the next one follows them. It is for measuring."""
+
     def warm_up(self, rows: Column | None) -> None:
         """Make ready, on this thread, what a conversation of any length needs. The conversation does not change.
 
@@ -83,13 +86,16 @@ class Run(Protocol):
         """
 
     def text_logits(self) -> Any:
-        """Return the text logits of the newest step that was taken, an array `[text_card_out]`, before samplers changed any."""
+        """Return the text logits of the newest step that was taken, before samplers changed any.
+
+        They are an array of the engine, `[text_card_out]` float32, of which numpy makes its own.
+        """
 
     def audio_logits(self) -> Any:
-        """Return the logits of its codes, an array `[codes, card]`; of those that were computed."""
+        """Return the logits of its codes, `[codes, card]` float32; of those that were computed."""
 
     def extra_heads(self) -> Any:
-        """Return what the extra heads say there, an array `[heads, classes]` of probabilities."""
+        """Return what the extra heads say there, `[heads, classes]` float32 probabilities."""
 
     @property
     def kv_bytes(self) -> int:

@@ -231,6 +231,18 @@ class LmGen:
                 return self._take()
             return None
 
+    def fill_window(self) -> None:
+        """Act as if as many positions had passed as the window has, to measure a conversation of any length. `reset` ends it.
+
+        Raises
+        ------
+        InUseError
+            Another thread is in the middle of a step.
+        """
+        with one_at_a_time(self._in_use):
+            self._run.fill_window()
+            self._position = self.lm.config.context
+
     def warm_up(self) -> None:
         """Compile, on this thread, everything that a conversation of any length needs, and `prime`.
 
@@ -249,7 +261,7 @@ class LmGen:
 
     @property
     def text_logits(self) -> Any:
-        """The text logits of the newest step, an array `[text_card]` of the engine, before the sampler changed any.
+        """The text logits of the newest step, an array `[text_card]` of the engine, float32, before the sampler changed any.
 
         Raises
         ------
@@ -260,7 +272,7 @@ class LmGen:
 
     @property
     def audio_logits(self) -> Any:
-        """The logits of the newest step's codes, an array `[codes, card]` of the engine; of those that were computed.
+        """The logits of the newest step's codes, an array `[codes, card]` of the engine, float32; of those that were computed.
 
         Raises
         ------
@@ -271,7 +283,7 @@ class LmGen:
 
     @property
     def extra_heads(self) -> Any:
-        """What the extra heads say at the newest step, an array `[heads, classes]` of the engine: probabilities.
+        """What the extra heads say at the newest step, an array `[heads, classes]` of the engine, float32: probabilities.
 
         Raises
         ------

@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..format import FRAME_SECONDS
 from ..model.architecture import SCHEDULE, Architecture
 from ..model.conditions import Conditioner, Conditions
 from ..model.config import LmConfig
 from ..model.families import Family, family_of, personaplex
 from ..model.families.others import other_with
 from ..model.parameters import CONDITIONS, Parameter, parameters
-from ..system.inputs import check_file
+from ..model.ranges import CONTEXT
+from ..system.inputs import brief, check_file
 from ..system.places import user_path
 from .beside import is_merged
 from .kinds import check_lm, kind_of
@@ -198,6 +200,7 @@ def open_checkpoint(
     *,
     lora: str | os.PathLike[str] | None = None,
     lora_scaling: float | None = None,
+    context: float | None = None,
 ) -> Checkpoint:
     """Read a file's header, and compare it with the configuration. Arguments and errors are those of `load_lm`."""
     path = user_path(path)
@@ -210,6 +213,8 @@ def open_checkpoint(
         _check_quantized(path, header, quantized)
         stored = sizes(header)["dep_q"]
         lm_config = as_stored(lm_config, header)
+        if context is not None:
+            lm_config = replace(lm_config, context=_steps(context, lm_config.context))
         slices = lm_config.slices if stored <= lm_config.dep_q else tuple(range(stored))
         _check_sizes(path, header, lm_config)
         tensors = to_mlx_layout(header, slices, lm_config.dep_q)
@@ -231,6 +236,13 @@ def open_checkpoint(
     linear = frozenset(one.module for one in wanted if one.kind == "linear")
     adapters = (user_path(lora), find_scaling(lora, lm_config, lora_scaling)) if lora is not None else (None, None)
     return Checkpoint(path, lm_config, shapes, linear, tensors, quantizations, stamp, slices, copied, *adapters)
+
+
+def _steps(seconds: float, most: int) -> int:
+    """Return the steps of a window of some seconds, at most those of the model's."""
+    if not CONTEXT.has(seconds):
+        raise InputError(f"The window of {brief(seconds)} seconds is not {CONTEXT}.")
+    return min(most, int(min(seconds, 1e6) / FRAME_SECONDS))
 
 
 def as_stored(config: LmConfig, header: Mapping[str, TensorInfo]) -> LmConfig:

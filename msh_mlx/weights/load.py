@@ -6,39 +6,46 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..errors import InputError
 from ..model.config import LmConfig
 from ..model.engine import LanguageModel
 from ..model.engines import chosen
+from ..system.inputs import brief
 from .checkpoint import Checkpoint, open_checkpoint
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(
     checkpoint: Checkpoint,
     engine: str = "auto",
     *,
-    dtype: Any = None,
+    dtype: str | None = None,
     threads: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LanguageModel:
     """Load a checkpoint for an engine. Arguments and errors are those of `load_lm`."""
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"A model cannot be computed in {brief(dtype)}", f"give one of {', '.join(DTYPES)}")
     if chosen(engine) == "mlx":
         from .onto_mlx import load_onto_mlx
 
         return load_onto_mlx(checkpoint, dtype, progress)
     from .onto_native import load_onto_native
 
-    return load_onto_native(checkpoint, threads=threads, progress=progress)
+    return load_onto_native(checkpoint, exact=dtype == "float32", threads=threads, progress=progress)
 
 
 def load_lm(
     path: str | os.PathLike[str],
     config: LmConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
-    dtype: Any = None,
+    dtype: str | None = None,
     *,
     engine: str = "auto",
     quantized: int | None = None,
     lora: str | os.PathLike[str] | None = None,
     lora_scaling: float | None = None,
+    context: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LanguageModel:
     """Load a Moshi language model from a safetensors file in the MLX or the PyTorch layout.
@@ -53,8 +60,9 @@ def load_lm(
     config
         A path to a `config.json`, its contents as a dict, an `LmConfig`, or None for v0.1.
     dtype
-        On MLX, the dtype of the activations and of the weights that are not quantized; None chooses by the device
-        (`default_dtype`). The native engine computes in float32, and keeps weights as they are stored.
+        On MLX, the dtype of the activations and of the weights that are not quantized: "float32", "bfloat16" or "float16";
+        None chooses by the device (`default_dtype`). The native engine computes in float32, and keeps weights as they are
+        stored; "float32" also keeps keys and values in it, and activations in products with packed weights.
     engine
         "mlx", "native", or "auto": MLX where it has a GPU, else the native engine.
     quantized
@@ -65,6 +73,8 @@ def load_lm(
     lora_scaling
         The factor that adapters are added with. None: the factor in the configuration beside them, or in the model's, else
         2 (`lora.find_scaling`).
+    context
+        The seconds that the model remembers; None, or more than its window: its window.
     progress
         Called with the fraction of the bytes that have been loaded, from 0 to 1.
 
@@ -73,5 +83,5 @@ def load_lm(
     InputError
         A file or the configuration is wrong, or they do not fit each other; the message names the tensor.
     """
-    checkpoint = open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling)
+    checkpoint = open_checkpoint(path, config, quantized, lora=lora, lora_scaling=lora_scaling, context=context)
     return load(checkpoint, engine, dtype=dtype, progress=progress)

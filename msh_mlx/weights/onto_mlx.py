@@ -21,7 +21,7 @@ from .safetensors import read_tensor
 
 
 def load_onto_mlx(
-    checkpoint: Checkpoint, dtype: mx.Dtype | None = None, progress: Callable[[float], None] | None = None
+    checkpoint: Checkpoint, dtype: str | None = None, progress: Callable[[float], None] | None = None
 ) -> MlxModel:
     """Load the model, with adapters merged. `dtype` is that of activations and of weights that are not packed.
 
@@ -33,7 +33,7 @@ def load_onto_mlx(
     checkpoint.check_unchanged()
     checkpoint.check_copies()
     changes = checkpoint.changes()
-    dtype = default_dtype() if dtype is None else dtype
+    floats: mx.Dtype = default_dtype() if dtype is None else getattr(mx, dtype)
     lm = Lm(checkpoint.config, *hidden_widths(checkpoint.tensors))
     # MLX would make random weights. They are never computed, but its generator's state would remember all of them for ever.
     mx.eval(mx.random.state)
@@ -45,7 +45,7 @@ def load_onto_mlx(
         if progress:
             progress(done / total)
         if not module.startswith(CONDITIONS):
-            arrays = _read(checkpoint, module, changes.get(module), dtype)
+            arrays = _read(checkpoint, module, changes.get(module), floats)
             mx.eval(list(arrays.values()))
             weights += [(f"{module}.{part}" if part else module, array) for part, array in arrays.items()]
         done += sum(info.nbytes for info in checkpoint.parts(module).values())

@@ -20,9 +20,15 @@ _Place = tuple[str, int, int, int]
 
 
 def load_onto_native(
-    checkpoint: Checkpoint, *, threads: int | None = None, progress: Callable[[float], None] | None = None
+    checkpoint: Checkpoint,
+    *,
+    exact: bool = False,
+    threads: int | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> NativeModel:
-    """Load the model, with adapters merged. `threads` read, and compute afterwards; None: as many as there are cores.
+    """Load the model, with adapters merged. `exact` is as for `NativeModel`.
+
+    `threads` read, and compute afterwards; None: as many as there are cores.
 
     Raises
     ------
@@ -57,7 +63,7 @@ def load_onto_native(
     if progress:
         progress(1.0)
     bits = {_bits(checkpoint, module) for module in checkpoint.matrices if not module.startswith(CONDITIONS)}
-    return NativeModel(checkpoint.config, weights, checkpoint.conditions(), tuple(sorted(bits)), threads)
+    return NativeModel(checkpoint.config, weights, checkpoint.conditions(), tuple(sorted(bits)), threads, exact)
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> tuple[_Place, tuple[int, int, _Place, _Place] | None]:

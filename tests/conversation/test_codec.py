@@ -226,6 +226,52 @@ def test_unusual_checkpoints_equal_the_slow_version(seed, dtype, tmp_path):
     assert np.abs(codec.decode(random_codes) - exact).max() < 1e-4 * max(1, np.abs(exact).max())
 
 
+def to_noise(exact, other):
+    """Return by how many dB a sound is louder than its difference from another."""
+    return 10 * np.log10(np.sum(np.square(exact, dtype=float)) / np.sum(np.square(exact - other, dtype=float)))
+
+
+def test_weights_in_float16_are_nearly_the_same(tiny, golden, speech):
+    assert tiny.weights == "float32"
+    for float32, pcm in (tiny, golden["pcm"]), (mimi.Mimi(DEMO / "mimi.safetensors"), speech):
+        path = DEMO / "mimi.safetensors" if pcm is speech else TINY / "mimi.safetensors"
+        float16 = mimi.Mimi(path, config=float32.config, weights="float16")
+        assert float16.weights == "float16"
+        codes = float32.encode(pcm)
+        assert (float16.encode(pcm) == codes).mean() > 0.97
+        assert 45 < to_noise(float32.decode(codes), float16.decode(codes)) < 100
+
+
+def test_weights_in_float16_equal_the_slow_version_with_rounded_ones(golden, tmp_path):
+    """Random numbers of the usual size are rounded as numpy rounds them; biases, norms, scales and codebooks are not."""
+    stored = load_file(TINY / "mimi.safetensors")
+    matrices = [
+        name
+        for name, array in stored.items()
+        if array.ndim > 1 and array.shape[0] > 1 and "_codebook" not in name and not name.startswith("upsample")
+    ]
+    assert len(matrices) > 20
+    far = np.float32(2**12)  # from float16's least numbers, which have fewer bits
+    rounded = {name: (stored[name] * far).astype(np.float16).astype(np.float32) / far for name in matrices}
+    assert all(np.isfinite(array).all() for array in rounded.values())
+    slow = SlowMimi({**stored, **rounded}, TINY_CONFIG)
+    codec = mimi.Mimi(TINY / "mimi.safetensors", config=TINY_CONFIG, weights="float16")
+    assert np.abs(codec.encode_latent(golden["pcm"]) - slow.latent(golden["pcm"])).max() < 2e-5
+    assert np.abs(codec.decode(golden["codes"]) - slow.decode(golden["codes"])).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_file_in_16_bits_loses_nothing_in_float16(dtype, tmp_path, golden):
+    import mlx.core as mx
+
+    path = tmp_path / "mimi.safetensors"
+    stored = load_file(TINY / "mimi.safetensors")
+    mx.save_safetensors(str(path), {name: mx.array(array).astype(getattr(mx, dtype)) for name, array in stored.items()})
+    float32, float16 = (mimi.Mimi(path, config=TINY_CONFIG, weights=kind) for kind in ("float32", "float16"))
+    assert (float32.encode_latent(golden["pcm"]) == float16.encode_latent(golden["pcm"])).all()
+    assert (float32.decode(golden["codes"]) == float16.decode(golden["codes"])).all()
+
+
 def test_quiet_sound_shows_the_norms_epsilon(golden, tmp_path):
     """With activations near 1e-3 the epsilon of the layer norm decides: 1e-6 in place of 1e-5 fails here."""
     weights = load_file(TINY / "mimi.safetensors")
@@ -532,6 +578,7 @@ def test_wrong_options(tmp_path):
     assert "9" in refused(path, TINY_CONFIG, num_codebooks=9)
     assert "0" in refused(path, TINY_CONFIG, num_codebooks=0)
     assert "0" in refused(path, TINY_CONFIG, num_threads=0)
+    assert '"int8"' in refused(path, TINY_CONFIG, weights="int8")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -584,15 +631,18 @@ sizes.append(resident())
 del codecs, streams
 gc.collect()
 sizes.append(resident())
+codecs = [mimi.Mimi(path, weights="float16") for _ in range(2)]
+sizes.append(resident())
 print(*sizes)
 """
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not say what memory is in use")
     run = subprocess.run([sys.executable, "-c", program, full_path], capture_output=True, text=True, check=True)
-    before, one, four, none = map(int, run.stdout.split())
+    before, one, four, none, half = map(int, run.stdout.split())
     assert 250 < one - before < 330
     assert four - one < 60
     assert none - before < 60
+    assert 0.45 * (one - before) < half - none < 0.6 * (one - before)  # the codebooks stay in float32
 
 
 @pytest.mark.parametrize("wait", [0, 1.1])

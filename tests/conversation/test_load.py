@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from paths import DEMO, DIGITS
 
-from msh_mlx.cli import serve
+from msh_mlx.cli import bench, say, serve, transcribe
 from msh_mlx.cli.main import main
+from msh_mlx.conversation import codec
+from msh_mlx.conversation.codec import Mimi
 from msh_mlx.conversation.live import NullSink
 from msh_mlx.conversation.load import load_session, step_down
 from msh_mlx.conversation.shared import SharedModel
@@ -134,7 +136,7 @@ def test_the_demo_has_no_smaller_model(counts: Counts, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("own")
-def test_a_server_does_so_too(counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_does_so_too(counts: Counts, precisions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, *_: Any) -> int:
         model = SharedModel()
         await asyncio.to_thread(self._load, model)
@@ -145,8 +147,39 @@ def test_a_server_does_so_too(counts: Counts, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)  # of this process, too
     # Not by `main`, which a server lets end the process.
     with Signals() as signals:
-        assert serve.run(["--variant", OWN, "--port", "0", "--static", "none"], signals) == 0
+        more = ["--codec-weights", "float16"]
+        assert serve.run(["--variant", OWN, "--port", "0", "--static", "none", *more], signals) == 0
     assert (counts.headers, counts.models) == ONE_START
+    assert precisions == ["float16"]
+
+
+@pytest.fixture
+def precisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How the weights of codecs were asked to be held."""
+    asked: list[str] = []
+
+    def load(*args: Any, **options: Any) -> Mimi:
+        asked.append(options["weights"])
+        return Mimi(*args, **options)
+
+    monkeypatch.setattr(codec, "Mimi", load)
+    return asked
+
+
+def test_all_commands_take_codec_weights(
+    precisions: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = ["--demo", "--codec-weights", "float16", "--plain"]
+    said = str(tmp_path / "said.wav")
+    assert main([*half, "--input", str(DIGITS), "--transcript", str(tmp_path / "said.jsonl"), "--steps", "2"]) == 0
+    live(monkeypatch, *half[:-1])
+    with Signals() as signals:
+        assert say.run(["three", *half, "--output", said], signals) == 0
+        assert transcribe.run([said, *half], signals) == 0
+        assert bench.run(["--codec-weights", "float16", "--steps", "1", "--plain"], signals) == 0
+    assert precisions == 5 * ["float16"]
+    assert main([*half[:2], "int8"]) == 2
+    assert "'int8'" in capsys.readouterr().err
 
 
 # ---- too slow ------------------------------------------------------------------------------------------------------------

@@ -371,7 +371,8 @@ def test_the_identity_changes_with_the_files(tmp_path: Path, parts: Parts) -> No
     config.write_text(json.dumps(values))
     touched = load_parts(replace(demo, model=model)).identity
     changed = load_parts(replace(demo, config=config)).identity
-    assert len({parts.identity, copied, touched, changed}) == 4
+    half = load_parts(demo, codec_weights="float16").identity
+    assert len({parts.identity, copied, touched, changed, half}) == 5
 
 
 def test_a_damaged_prompt_is_made_anew(parts: Parts, kept: KeptPrompts) -> None:

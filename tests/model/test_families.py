@@ -3,25 +3,15 @@
 The scripts are compared over random cases. Random samples take the place of a model's; `LmGen` and the rest are real.
 """
 
-import sys
-import threading
-
-import mlx.core as mx
 import numpy as np
 import pytest
 import slow_scripts as slow
-from paths import GOLDEN, ROOT
+from engines import seeded
 
-from msh_mlx import InputError, LmConfig, LmGen, TextSampler, load_lm
+from msh_mlx import InputError, LmConfig, LmGen, TextSampler
 from msh_mlx.model.families import personaplex, stt, tts
 from msh_mlx.model.grid import AS_SAID
-from msh_mlx.model.mlx.lm import Lm
-from msh_mlx.model.prefill import Prefilled
 from msh_mlx.model.steering import Steering
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-from word_machine import WAYS, DeviceMachine
 
 SIZE = {
     "dim": 8, "num_layers": 1, "num_heads": 1, "context": 8, "text_card": 20, "card": 10, "depformer_dim": 8,
@@ -30,44 +20,61 @@ SIZE = {
 
 
 class Samples:
-    """Takes the place of a conversation's `StepFunction`: gives samples that were made beforehand, and keeps what it was given.
+    """A model that gives samples that were made beforehand, and keeps what it was given. It is its only conversation, too.
 
     `text` and `codes` are by position; `columns` are those that positions read, or, if rows differ, one for each row.
     """
 
-    def __init__(self, gen, text, codes):
-        self.columns = []
-        self._text, self._codes, self._own = text, codes, gen.lm.config.dep_q
+    def __init__(self, config, text, codes):
+        self.config, self.columns = config, []
+        self._text, self._codes = text, codes
 
-    def __call__(self, position, tokens, said, rings, key, recent):
-        text, _, rings, _, _, noise = self.hear(position, tokens, said, rings, key, recent)
-        return self.speak(None, text, noise)[0], rings, (mx.zeros((1, 1)), [], [])
+    def converse(self, manner):
+        return self
 
-    def hear(self, position, tokens, said, rings, key, recent):
-        before = np.append(np.array(said), np.zeros(tokens.shape[-1] - 1 - self._own, np.int32))
-        self.columns.append(np.where(tokens == AS_SAID, before, tokens).tolist())
+    def begin(self, seed, prompt, prefilled):
+        self._said, self._started, self._half = np.full(1 + self.config.dep_q, self.config.card), [], False
+
+    def step(self, position, column, recent):
+        self._reads(position, column)
+        self._chooses(self._text[position])
+        self._started.append(self._said)
+
+    def take(self):
+        started, self._started = self._started, []
+        return np.array(started, np.int32)
+
+    def hear(self, position, rows, recent):
+        half, self._half = self._half, True
+        self._reads(position, rows)
+        return int(self._text[position]), self._said if half else None
+
+    def speak(self, token, codes):
+        self._chooses(token)
+        if not codes:
+            self._said[1:] = 0
+
+    def rest(self):
+        return self._said if self._half else None
+
+    def _reads(self, position, column):
+        before = np.append(self._said, np.zeros(column.shape[-1] - len(self._said), np.int32))
+        self.columns.append(np.where(column == AS_SAID, before, column).tolist())
         self._position = position
-        return mx.array([int(self._text[position])]), None, rings, None, [], None
 
-    def speak(self, h, text, noise):
-        codes = self._codes[self._position]
-        return mx.array(np.append(np.array(text), codes).astype(np.int32)), []
+    def _chooses(self, token):
+        self._said = np.array([token, *self._codes[self._position]], np.int32)
 
 
-def played(lm, text, codes, *, prompt=None, **options):
+def played(config, text, codes, *, prompt=None, **options):
     """A conversation whose samples are given, and what it reads. No model reads the prompt."""
-    form = lm.ring_format()
-    read = prompt and Prefilled(prompt, form, (form.empty(lm.config.context),))
+    samples = Samples(config, text, codes)
     steering = Steering(codebooks=options.pop("codebooks", None))
-    gen = LmGen(lm, seed=0, prompt=read, steering=steering, **options)
-    gen._run = samples = Samples(gen, text, codes)
-    return gen, samples
+    return LmGen(samples, seed=0, prompt=prompt, steering=steering, **options), samples
 
 
-def model(**values):
-    lm = Lm(LmConfig(**{**SIZE, **values}))
-    lm.prepare()
-    return lm
+def sizes(**values):
+    return LmConfig(**{**SIZE, **values})
 
 
 # ---- speech to text --------------------------------------------------------------------------------------------------------
@@ -142,7 +149,7 @@ def test_words_that_come_while_others_are_said():
 @pytest.mark.parametrize("delays", [(0, 0, 2, 2, 2), (0, 0, 0, 1, 3), (0, 0, 0, 0, 0)], ids=str)
 def test_speeches_equal_the_slow_version(delays, demux):
     """Every column of the given and of the null stream, with prefixes, pauses and fewer codebooks."""
-    lm = model(n_q=4, dep_q=4, delays=delays, demux_second_stream=demux)
+    config = sizes(n_q=4, dep_q=4, delays=delays, demux_second_stream=demux)
     for rng, entries, sampled in speech_cases(4, 150):
         delay_steps, ahead = int(rng.integers(0, 7)), int(rng.integers(1, 3))
         codebooks = int(rng.integers(1, 5))
@@ -150,7 +157,7 @@ def test_speeches_equal_the_slow_version(delays, demux):
         prefix = rng.integers(0, SIZE["card"], (4, length)) if length else None
         codes = rng.integers(0, SIZE["card"], (len(sampled), 4)).tolist()
         given, null, end, taken = slow.speech(
-            lm.config,
+            config,
             entries,
             sampled,
             codes,
@@ -161,10 +168,8 @@ def test_speeches_equal_the_slow_version(delays, demux):
         )
         machine = tts.WordMachine(21 if demux else None, ahead)
         machine.entries.extend(tts.Entry(*entry) for entry in entries)
-        script = tts.SpeechScript(
-            lm.config.streams, machine, delay_steps, codebooks=codebooks, prefix=prefix, guided=True
-        )
-        gen, samples = played(lm, sampled, codes, script=script, codebooks=codebooks)
+        script = tts.SpeechScript(config.streams, machine, delay_steps, codebooks=codebooks, prefix=prefix, guided=True)
+        gen, samples = played(config, sampled, codes, script=script, codebooks=codebooks)
         frames = []
         while len(samples.columns) < len(sampled) and (step := gen.advance()) is not None:
             frames.append(step.codes)
@@ -179,48 +184,33 @@ def test_speeches_equal_the_slow_version(delays, demux):
 
 
 def test_a_speech_without_guidance_is_the_given_stream():
-    lm = model(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2))
+    config = sizes(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2))
     for rng, entries, sampled in speech_cases(5, 50):
         codes = rng.integers(0, SIZE["card"], (len(sampled), 4)).tolist()
         machine = tts.WordMachine(None, 2)
         machine.entries.extend(tts.Entry(*entry) for entry in entries)
-        gen, samples = played(lm, sampled, codes, script=tts.SpeechScript(lm.config.streams, machine, 4))
+        gen, samples = played(config, sampled, codes, script=tts.SpeechScript(config.streams, machine, 4))
         while len(samples.columns) < len(sampled) and gen.advance() is not None:
             pass
-        assert samples.columns == slow.speech(lm.config, entries, sampled, codes, delay_steps=4, ahead=2)[0]
-
-
-def test_the_machine_on_the_device_equals_the_one_on_the_host():
-    """Of the benchmark, which compares the two."""
-    for rows in (None, 21):
-        for rng, entries, sampled in speech_cases(6, 10):
-            second = int(rng.integers(1, 4))
-            words = [tts.Entry(*entry) for entry in entries]
-            host, device = tts.WordMachine(rows, second), DeviceMachine(words, second, rows)
-            host.entries.extend(words)
-            state = device.begin
-            for p, wish in enumerate(sampled[:60]):
-                out, state = device.token(mx.array([p]), mx.array([wish]), state, device.arrays)
-                assert out.item() == host.token(p, wish)
-            assert state[-1].item() == (-1 if host.end is None else host.end)
+        assert samples.columns == slow.speech(config, entries, sampled, codes, delay_steps=4, ahead=2)[0]
 
 
 def test_the_repetition_penalty_leaves_alone_what_the_model_cannot_choose():
     """Of a text with two streams, tokens are larger than the rows of logits; and before a prefix's end they are −1."""
-    lm = model(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2), demux_second_stream=True, text_card_out=5)
+    config = sizes(n_q=4, dep_q=4, delays=(0, 0, 2, 2, 2), demux_second_stream=True, text_card_out=5)
     for rng, entries, sampled in speech_cases(7, 30):
         machine = tts.WordMachine(21, 2)
         machine.entries.extend(tts.Entry(*entry) for entry in entries)
-        script = tts.SpeechScript(lm.config.streams, machine, 4, prefix=rng.integers(0, 10, (4, 3)))
+        script = tts.SpeechScript(config.streams, machine, 4, prefix=rng.integers(0, 10, (4, 3)))
         codes = rng.integers(0, SIZE["card"], (len(sampled), 4)).tolist()
-        gen, samples = played(lm, sampled, codes, script=script, text_sampler=TextSampler(repetition_penalty=1.5))
+        gen, samples = played(config, sampled, codes, script=script, text_sampler=TextSampler(repetition_penalty=1.5))
         while len(samples.columns) < len(sampled) and gen.advance() is not None:
             tokens = gen._words.tokens()
             assert ((tokens >= 0) & (tokens <= 5)).all()
 
 
-def test_what_a_family_does_not_have():
-    gen = LmGen(model(n_q=4, dep_q=0, delays=(0,) * 5), seed=1)
+def test_what_a_family_does_not_have(tmp_path, engine):
+    gen = LmGen(seeded(tmp_path, sizes(n_q=4, dep_q=0, delays=(0,) * 5), engine)[0], seed=1)
     gen.step([1, 2, 3, 4])
     assert gen.audio_logits.shape == (0, SIZE["card"])
     assert gen.extra_heads.shape[0] == 0
@@ -229,36 +219,12 @@ def test_what_a_family_does_not_have():
         gen.advance()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_other_ways_to_speak_say_the_same(way):
-    """With a voice, pauses and two streams of text, by random samples of the same noise."""
-    path = GOLDEN / "tts-small"
-    lm = load_lm(path / "lm.safetensors", path / "config.json", mx.float32)
-    voice = np.random.default_rng(8).standard_normal((7, 24)).astype(np.float32)
-    steering = tts.steering(lm, [voice], cfg="1.5")
-    words = [tts.Entry((49, 54, 25)), tts.Entry((), 4), tts.Entry((10, 37), 2), tts.Entry((74,)), tts.Entry((5, 6))]
-
-    def speech(way):
-        machine = tts.WordMachine.of(lm.config)
-        machine.entries.extend(words)
-        script = tts.SpeechScript.of(lm.config, machine)
-        gen = LmGen(lm, seed=2, steering=steering, script=script)
-        ours = gen if way is None else WAYS[way](gen, script, machine)
-        steps = []
-        while (step := ours.advance()) is not None:
-            steps.append((step.text_token, None if step.codes is None else step.codes.tolist()))
-        return steps, machine.end
-
-    assert speech(way) == speech(None)
-    assert len(speech(None)[0]) > 25
-
-
 # ---- conversations ---------------------------------------------------------------------------------------------------------
 
 DELAYS = [(0, 0, 1, 1, 0, 1, 1), (0, 0, 2, 2, 0, 2, 2), (0, 0, 0, 0, 0, 0, 0), (0, 1, 1, 3, 0, 1, 2)]
 
 
-def conversation_case(rng, lm, count, first, user):
+def conversation_case(rng, count, first, user):
     """Samples for as many positions as a conversation of these frames has."""
     positions = len(first) + len(user) + 1
     text = rng.integers(0, SIZE["text_card"], positions).tolist()
@@ -269,7 +235,7 @@ def conversation_case(rng, lm, count, first, user):
 @pytest.mark.parametrize("delays", DELAYS, ids=str)
 def test_conversations_with_an_end_equal_the_slow_version(delays):
     """Moshi's and Hibiki's: from "start" alone; after the frame that ends the input, others follow."""
-    lm = model(n_q=6, dep_q=3, delays=delays)
+    config = sizes(n_q=6, dep_q=3, delays=delays)
     for seed in range(100):
         rng = np.random.default_rng(seed)
         user = rng.integers(0, SIZE["card"], (int(rng.integers(1, 20)), 3))
@@ -277,23 +243,22 @@ def test_conversations_with_an_end_equal_the_slow_version(delays):
         first = [
             [None if c > d else (20 if r == 0 else 10) for r, d in enumerate(delays)] for c in range(max(delays) + 1)
         ]
-        text, codes = conversation_case(rng, lm, 3, first, user)
-        gen, samples = played(lm, text, codes)
+        text, codes = conversation_case(rng, 3, first, user)
+        gen, samples = played(config, text, codes)
         for f, frame in enumerate(user):
             if f == end:
                 gen.end_input()
             else:
                 gen.step(frame)
         told = [[10] * 3 if f == end else frame.tolist() for f, frame in enumerate(user)]
-        assert samples.columns == slow.conversation(lm.config, first, told, text, codes)
+        assert samples.columns == slow.conversation(config, first, told, text, codes)
 
 
 @pytest.mark.parametrize("delays", DELAYS, ids=str)
 @pytest.mark.parametrize("form", ["codes", "file"])
 def test_prompts_and_conversations_equal_the_slow_version(delays, form):
     """PersonaPlex: the columns of the prompt, and those of the conversation after it."""
-    lm = model(n_q=6, dep_q=3, delays=delays, context=64)
-    config = lm.config
+    config = sizes(n_q=6, dep_q=3, delays=delays, context=64)
     for seed in range(60):
         rng = np.random.default_rng(seed)
         # A file holds the last four columns of the voice.
@@ -302,7 +267,7 @@ def test_prompts_and_conversations_equal_the_slow_version(delays, form):
         silence, sine = rng.integers(0, SIZE["card"], (2, 3))
         user = rng.integers(0, SIZE["card"], (int(rng.integers(1, 12)), 3)).tolist()
         columns = slow.prompt(config, slow.persona_frames(config, voice.tolist(), spoken, silence, sine))
-        text, codes = conversation_case(rng, lm, 3, columns, user)
+        text, codes = conversation_case(rng, 3, columns, user)
         wanted = slow.conversation(config, columns, user, text, codes)
 
         given = voice
@@ -312,29 +277,16 @@ def test_prompts_and_conversations_equal_the_slow_version(delays, form):
             for row, delay in enumerate(delays):
                 for column in range(last - 2, last + (2 if delay else 1)):
                     ring[row, column % 4] = columns[column][row]
-            given = personaplex.Voice(mx.zeros((last, SIZE["dim"])), ring)
+            given = personaplex.Voice(np.zeros((last, SIZE["dim"]), np.float32), ring)
         if max(delays) > 1 and form == "file":
             continue  # the form holds no more than one column beyond the voice
         prompt = personaplex.prompt(
             config.streams, config.existing_text_padding_id, silence, sine, voice=given, text=spoken
         )
-        gen, samples = played(lm, text, codes, prompt=prompt)
+        gen, samples = played(config, text, codes, prompt=prompt)
         for frame in user:
             gen.step(frame)
         length = len(columns) - max(delays)
         skipped = last if form == "file" else 0  # whose inputs the file holds
         assert prompt.columns[skipped:length].tolist() == wanted[skipped:length]
         assert samples.columns == wanted[length - 1 :]
-
-
-def test_a_steering_serves_on_any_thread():
-    steering = Steering(2 * mx.ones((1, 4)), ((mx.zeros((1, 1, 2, 4)) + 1, mx.ones((1, 1, 2, 4)) - 1),))
-    found = []
-
-    def use():
-        found.append(np.array(steering.added + steering.sources[0][0].sum() - steering.sources[0][1].sum()))
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-    assert [array.tolist() for array in found] == [[[10.0] * 4]]

@@ -8,19 +8,20 @@ import re
 import shutil
 
 import family_test
-import mlx.core as mx
 import numpy as np
 import pytest
-from family_test import ENGINES, Folder, Mlx, compared
+from engines import load_exact
+from family_test import ENGINES, Folder, compared
 from paths import GOLDEN
 from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, guided
 from test_scripts import run
 from watched import Watched
 
-from msh_mlx import InputError, load_lm
-from msh_mlx.model.mlx.lm import Lm
+from msh_mlx import InputError
+from msh_mlx.weights.checkpoint import open_checkpoint
 from msh_mlx.weights.convert import convert
+from msh_mlx.weights.safetensors import as_float32, read_tensor
 
 FOLDERS = [Folder.read(path.parent) for path in sorted(GOLDEN.glob("*/lm.safetensors"))]
 RUNS = [pytest.param(f, r, id=f"{f.path.name}-{r.name}".rstrip("-")) for f in FOLDERS for r in f.runs]
@@ -32,7 +33,6 @@ def test_every_family_is_there():
 
 
 @pytest.mark.parametrize(("folder", "run"), RUNS)
-@pytest.mark.parametrize("engine", ENGINES)
 def test_answers_equal_the_reference(folder, run, engine):
     """All tokens, columns, frames, words and positions are equal, and all logits close."""
     found = compared(run.name, ENGINES[engine](folder).answers(run), run.wanted)
@@ -43,12 +43,17 @@ def test_answers_equal_the_reference(folder, run, engine):
 # ---- a stream against the whole at once ------------------------------------------------------------------------------------
 
 
-class Watching(Mlx):
-    def _conversation(self, **options):
-        gen = super()._conversation(**options)
-        self.watched = Watched(gen)
-        self.prompt = gen._prompt.columns[: gen._first]
-        return gen
+def watching(engine):
+    """An engine of `family_test.py` that keeps what its conversation reads and chooses."""
+
+    class Watching(ENGINES[engine]):
+        def _conversation(self, **options):
+            gen = super()._conversation(**options)
+            self.watched = Watched(gen)
+            self.prompt = gen._prompt.columns[: gen._first]
+            return gen
+
+    return Watching
 
 
 def told(slow, folder, run):
@@ -68,9 +73,9 @@ def told(slow, folder, run):
 
 
 @pytest.mark.parametrize(("folder", "run"), [p for p in RUNS if "voice." not in p.id])
-def test_a_stream_equals_the_whole_at_once(folder, run):
+def test_a_stream_equals_the_whole_at_once(folder, run, engine):
     """Whole attention in numpy, over all columns that were read, gives the logits of the stream: text, codes and heads."""
-    ours = Watching(folder)
+    ours = watching(engine)(folder)
     ours.answers(run)
     seen = ours.watched
     config = json.loads((folder.path / "config.json").read_text())
@@ -94,12 +99,12 @@ def test_a_stream_equals_the_whole_at_once(folder, run):
         assert np.abs(seen.audio_logits[p] - guided(a, b, coef)).max() < 3e-4 * (2 * coef - 1)
 
 
-def test_a_conversation_behind_a_prompt_for_three_windows():
+def test_a_conversation_behind_a_prompt_for_three_windows(engine):
     """With a window that hardly holds the prompt. The reference cannot tell: its window forgets a position too early."""
     path = GOLDEN / "personaplex-small"
     (folder,) = (folder for folder in FOLDERS if folder.path == path)
     config = {**json.loads((path / "config.json").read_text()), "context": 36}
-    ours = Watching(folder, load_lm(path / "lm.safetensors", config, mx.float32))
+    ours = watching(engine)(folder, load_exact(path / "lm.safetensors", config, engine))
     ours.answers(folder.runs[0])
     columns = np.concatenate([ours.prompt, *ours.watched.columns])
     assert len(ours.prompt) == 33
@@ -122,26 +127,25 @@ def test_half_of_the_depformer_is_enough():
 # ---- quantized -----------------------------------------------------------------------------------------------------------
 
 
-def unpacked(lm):
-    """The same model with the weights that its packed ones stand for, in float32."""
-    packed = dict(lm.named_modules())
-    weights = []
-    for name, array in lm.named_parameters():
-        path, _, part = name.rpartition(".")
-        module = packed[path]
-        if "scales" not in module:
-            weights.append((name, array))
-        elif part == "weight":
-            parts = (array, module.scales, module.biases)
-            weights.append((name, mx.dequantize(*parts, group_size=module.group_size, bits=module.bits)))
-    plain = Lm(lm.config)
-    plain.load_weights(weights, strict=True)
-    return plain
+def unpacked(path, config, out):
+    """Write the model with the weights that its packed ones stand for, in float32. Return how many are packed."""
+    checkpoint = open_checkpoint(path, config)
+    tensors = {}
+    for module, shape in checkpoint.shapes.items():
+        for part, info in checkpoint.parts(module).items():
+            if len(shape) == 2:
+                tensors[f"{module}.weight"] = np.concatenate([rows for _, rows in checkpoint.rows(module)])
+            else:
+                tensors[f"{module}.{part}" if part else module] = as_float32(read_tensor(path, info))
+    save_file(tensors, out)
+    return len(checkpoint.quantizations)
 
 
-@pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (4, 32)])
+@pytest.mark.parametrize(
+    ("bits", "group_size"), [(8, 64), (6, 32), (5, 64), (4, 32), (3, 32), (2, 32)], ids=lambda value: str(value)
+)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.path.name)
-def test_quantized_models_equal_their_weights_unpacked(folder, bits, group_size, tmp_path):
+def test_quantized_models_equal_their_weights_unpacked(folder, bits, group_size, tmp_path, engine):
     """Converted by the program, with what does not fit groups left as it is: equal tokens, close logits, in all runs."""
     path = folder.path
     written = convert(
@@ -151,11 +155,10 @@ def test_quantized_models_equal_their_weights_unpacked(folder, bits, group_size,
         group_size=group_size,
         config=path / "config.json",
     )
-    lm = load_lm(written.path, written.config, mx.float32)
-    assert sum("scales" in module for _, module in lm.named_modules()) >= 18
-    same = unpacked(lm)
+    assert unpacked(written.path, written.config, tmp_path / "same.safetensors") >= 18
+    lm, same = (load_exact(tmp_path / f"{name}.safetensors", written.config, engine) for name in ("lm", "same"))
     for case in folder.runs:
-        found, wanted = (Mlx(folder, model).answers(case) for model in (lm, same))
+        found, wanted = (ENGINES[engine](folder, model).answers(case) for model in (lm, same))
         comparison = compared(case.name, found, wanted)
         assert comparison.equal == comparison.total > 100
         assert comparison.difference < 2e-4
@@ -191,19 +194,19 @@ def copy(tmp_path):
     ],
     ids=["none", "token", "logit", "head", "weight"],
 )
-def test_damage_is_found(copy, change, says):
+def test_damage_is_found(copy, change, says, engine):
     folder, damage = copy
     if change:
         damage(*change)
-    (found,) = family_test.compare(folder)
+    (found,) = family_test.compare(folder, engine)
     assert found.good == (change is None)
     assert re.fullmatch(f"stt-small: .*{says}.*", str(found))
 
 
-def test_the_script_says_what_it_found(copy):
+def test_the_script_says_what_it_found(copy, engine):
     folder, damage = copy
     for code, equal in ((0, 122), (1, 121)):
-        result = run("scripts/family_test.py", folder, "--engine", "mlx")
+        result = run("scripts/family_test.py", folder, "--engine", engine)
         assert (result.returncode, result.stderr) == (code, "")
         assert result.stdout.startswith(f"stt-small: {equal} of 122 tokens equal, logits differ by ")
         assert result.stdout.count("\n") == 1
@@ -213,7 +216,7 @@ def test_the_script_says_what_it_found(copy):
 def test_another_engine_is_one_entry(copy, monkeypatch):
     folder, _ = copy
 
-    class Wrong(Mlx):
+    class Wrong(ENGINES["native"]):
         def answers(self, run):
             return {**super().answers(run), "text_tokens": np.zeros(61, int)}
 

@@ -1,30 +1,16 @@
-"""Layers, and models that are made of them, on any number of rows, against numpy."""
+"""Layers, and models that are made of them, with each engine, against numpy."""
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from slow_lm import SlowLm, guided, random_weights
+from engines import seeded
+from slow_lm import SlowLm, guided
 from watched import Watched
 
-from msh_mlx import LmGen, load_lm
+from msh_mlx import LmGen, Sampler, TextSampler
+from msh_mlx.model.engine import Manner
 from msh_mlx.model.families import hibiki, tts
 from msh_mlx.model.grid import Prompt
-from msh_mlx.model.mlx.attention import ring_caches, rotation, slots
-from msh_mlx.model.mlx.layers import normalize
 from msh_mlx.model.prefill import prefill
-
-
-@pytest.mark.parametrize("shape", [(1, 48), (5, 48), (1, 1, 48), (3, 1, 48), (3, 5, 48)])
-def test_rows_are_normalized_each_by_itself(shape):
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=shape).astype(np.float32) * np.exp(rng.normal(size=(*shape[:-1], 1))).astype(np.float32)
-    norm = nn.RMSNorm(shape[-1], eps=1e-8)
-    norm.weight = mx.array(rng.uniform(0.5, 2, shape[-1]).astype(np.float32))
-    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-8) * np.array(norm.weight)
-    assert np.abs(np.array(normalize(norm, mx.array(x))) - expected).max() < 1e-5
-
 
 SMALL = {
     "dim": 32, "text_card": 50, "existing_text_padding_id": 3, "n_q": 6, "dep_q": 4, "card": 30, "num_heads": 4,
@@ -80,12 +66,10 @@ def conversation(lm, steps, seed=1, **options):
     return seen
 
 
-def made(tmp_path, config, seed=7):
+def made(tmp_path, config, engine, seed=7):
     """A model of seeded random weights, read from a file, and its slow version."""
-    filled = {**config, "depformer_dim_feedforward": config["depformer_dim_feedforward"] or 4 * config["depformer_dim"]}
-    weights = random_weights(filled, seed)
-    save_file(weights, tmp_path / "lm.safetensors")
-    return load_lm(tmp_path / "lm.safetensors", config, mx.float32), SlowLm(weights, config)
+    lm, weights = seeded(tmp_path, config, engine, seed)
+    return lm, SlowLm(weights, config)
 
 
 VOICE = np.random.default_rng(6).standard_normal((4, 6)).astype(np.float32)
@@ -97,9 +81,9 @@ def steered(lm):
 
 
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
-def test_layers_equal_a_version_that_keeps_everything(layers, tmp_path):
+def test_layers_equal_a_version_that_keeps_everything(layers, tmp_path, engine):
     """Text, codes and heads, over three windows."""
-    lm, slow = made(tmp_path, {**SMALL, **layers})
+    lm, slow = made(tmp_path, {**SMALL, **layers}, engine)
     seen = conversation(lm, 60, steering=steered(lm))
     added = slow.condition("description", "very_good") if lm.config.fuser.added else 0
     source = slow.source("voices", [VOICE]) if lm.config.fuser.crossed else None
@@ -113,8 +97,8 @@ def test_layers_equal_a_version_that_keeps_everything(layers, tmp_path):
 
 
 @pytest.mark.parametrize("coef", [0.0, 4.0])
-def test_guidance_mixes_two_models_that_are_told_other_things(coef, tmp_path):
-    lm, slow = made(tmp_path, {**SMALL, **LAYERS["all"]})
+def test_guidance_mixes_two_models_that_are_told_other_things(coef, tmp_path, engine):
+    lm, slow = made(tmp_path, {**SMALL, **LAYERS["all"]}, engine)
     seen = conversation(lm, 50, steering=hibiki.steering(lm, coef))
     columns = np.concatenate(seen.columns)
     (h, text), (h_null, text_null) = (
@@ -127,86 +111,37 @@ def test_guidance_mixes_two_models_that_are_told_other_things(coef, tmp_path):
         assert np.abs(seen.audio_logits[p] - guided(given, null, coef)).max() < bound
 
 
-# ---- rows of a batch, and a prompt at once ---------------------------------------------------------------------------------
-
-
-class Rows:
-    """Runs the temporal transformer position by position, on the columns of all rows of a batch."""
-
-    def __init__(self, lm, batch=1, kv_bits=None, added=None, rings=None, position=0, sources=()):
-        self._lm, self._added, self._sources, self.position = lm, added, sources, position
-        self._form = lm.ring_format(kv_bits, batch)
-        self.rings = rings or [self._form.empty(lm.config.context) for _ in range(lm.config.num_layers)]
-
-    def read(self, columns):
-        """`columns` [batch, 1 + n_q] → output and text logits of each row, [batch, dim + text_card]."""
-        config = self._lm.config
-        factors = mx.array(rotation(self.position, self._form, config.max_period))
-        caches = ring_caches(
-            self.rings, self._form, mx.array(slots(self.position, config.context, self.rings)), factors
-        )
-        result = self._lm(mx.array(columns), caches, self._added, self._sources or None)
-        self.rings = [cache.ring for cache in caches]
-        self.position += 1
-        return np.concatenate([np.array(part) for part in result], axis=1)
-
+# ---- a prompt at once ------------------------------------------------------------------------------------------------------
 
 WIDE = {"dim": 64, "num_heads": 2}  # for keys and values in 8 bits
 KINDS = ["Moshi's", "concat, shared keys", "all"]
 
 
-@pytest.mark.parametrize("kv_bits", [None, 8])
-@pytest.mark.parametrize("layers", KINDS)
-def test_rows_of_a_batch_are_independent(layers, kv_bits, tmp_path):
-    """Each row, beside others with other columns and conditions, is as it is alone, over three windows."""
-    lm, _ = made(tmp_path, {**SMALL, **LAYERS[layers], **WIDE, "kv_repeat": 1})
-    lm.prepare()
-    rng = np.random.default_rng(3)
-    tokens = rng.integers(-1, 30, (60, 5, 7)).astype(np.int32)
-    added = mx.array(rng.standard_normal((5, 64)).astype(np.float32))
-
-    def read(rows):
-        reader = Rows(lm, len(rows), kv_bits, added[mx.array(rows)])
-        return np.array([reader.read(columns[rows]) for columns in tokens])
-
-    together = read([0, 1, 2, 3, 4])
-    for row in range(5):
-        # Several rows are multiplied in another order than one.
-        assert np.abs(together[:, row] - read([row])[:, 0]).max() < (1e-4 if kv_bits is None else 3e-2)
-
-
-@pytest.mark.parametrize("layers", KINDS)
-def test_rows_of_the_depformer_are_independent(layers, tmp_path):
-    """Of each row's output, with the same tokens chosen, the same logits come as alone."""
-    lm, slow = made(tmp_path, {**SMALL, **LAYERS[layers]})
-    lm.prepare()
-    outputs, codes = np.random.default_rng(4).standard_normal((3, 32)).astype(np.float32), [5, 0, 29, 7]
-    found = []
-    lm.depformer(mx.array(outputs), mx.array([9]), lambda logits, k: found.append(logits) or mx.array([codes[k]]))
-    for row, h in enumerate(outputs):
-        wanted = slow.depformer(h, 9, codes)
-        assert np.abs(np.array([np.array(logits)[row] for logits in found]) - wanted).max() < 1e-4
+def read(lm, columns, begin, kv_bits, steering, prompt, done=None):
+    """Text logits of the positions from `begin` on, which read `columns`, behind a prompt, which was perhaps read."""
+    run = lm.converse(Manner(TextSampler(0), Sampler(0), kv_bits, steering))
+    run.begin(0, prompt, done)
+    logits = []
+    for position in range(begin, len(columns)):
+        run.step(position, columns[position], np.zeros(0, np.int32))
+        run.take()
+        logits.append(np.array(run.text_logits()))
+    return np.array(logits)
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])
 @pytest.mark.parametrize("layers", [*KINDS, "cross-attention"])
-def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path):
+def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path, engine):
     """In chunks of any size; and what is read behind it, until the ring has turned twice."""
-    config = {**SMALL, **LAYERS[layers], **WIDE, "context": 30}
-    lm, _ = made(tmp_path, config)
-    steer = steered(lm)
+    lm, _ = made(tmp_path, {**SMALL, **LAYERS[layers], **WIDE, "context": 30}, engine)
+    steering, delay = steered(lm), lm.config.max_delay
     rng = np.random.default_rng(5)
     for length in (1, 7, 30):
         columns = rng.integers(0, 30, (length + 70, 7)).astype(np.int32)
-        slowly = Rows(lm, 1, kv_bits, steer.added, sources=steer.sources)
-        first = [slowly.read(column[None]) for column in columns[: length - 1]]
-        assert len(first) == length - 1
-        wanted = np.array([slowly.read(column[None]) for column in columns[length - 1 :]])
+        wanted = read(lm, columns, 0, kv_bits, steering, Prompt(columns[: 1 + delay]))
         # The columns behind the prompt that its delays reach belong to it.
-        prompt = Prompt(columns[: length + lm.config.max_delay])
+        prompt = Prompt(columns[: length + delay])
         for chunk in (3, 64):
-            read = prefill(lm, prompt, kv_bits=kv_bits, steering=steer, chunk=chunk)
-            rings = [read.form.grown(ring, 30) if ring[0].shape[2] < 30 else ring for ring in read.rings]
-            behind = Rows(lm, 1, kv_bits, steer.added, rings, length - 1, steer.sources)
-            found = np.array([behind.read(column[None]) for column in columns[length - 1 :]])
-            assert np.abs(found - wanted).max() < (1e-4 if kv_bits is None else 3e-2)
+            done = prefill(lm, prompt, kv_bits=kv_bits, steering=steering, chunk=chunk)
+            found = read(lm, columns, length - 1, kv_bits, steering, prompt, done)
+            assert np.abs(found - wanted[length - 1 :]).max() < (1e-4 if kv_bits is None else 3e-2)

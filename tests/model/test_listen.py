@@ -1,15 +1,15 @@
-"""`Listeners`: rows of a batch write what `LmGen` writes for each of them alone."""
+"""`Listeners`: rows write what `LmGen` writes for each of them alone, with each engine."""
 
 import dataclasses
 import itertools
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from msh_mlx.model.listen import Listeners
+from engines import load_exact
+from safetensors.numpy import save_file
+from slow_lm import random_weights
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler
-from msh_mlx.model.mlx.lm import Lm
 
 CONFIG = LmConfig(
     dim=64, num_layers=3, num_heads=2, context=20, text_card=40, card=24, n_q=3, dep_q=0, delays=(0, 0, 0, 0),
@@ -18,18 +18,17 @@ CONFIG = LmConfig(
 GREEDY = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
 
 
-def made(config=CONFIG, seed=5):
-    mx.random.seed(seed)
-    lm = Lm(config)
+def made(folder, engine, config=CONFIG, seed=5):
+    weights = random_weights(config.to_dict(), seed)
     # Larger than at the start of a training, so that the likeliest token is clearly the likeliest.
-    lm.update({"text_linear": {"weight": 20 * lm.text_linear.weight}})
-    mx.eval(lm.parameters())
-    return lm
+    weights["text_linear.weight"] *= 20
+    save_file(weights, folder / "lm.safetensors")
+    return load_exact(folder / "lm.safetensors", config, engine)
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return made()
+def lm(tmp_path_factory, engine):
+    return made(tmp_path_factory.mktemp("lm"), engine)
 
 
 def alone(lm, codes):
@@ -60,7 +59,7 @@ def test_rows_write_what_they_would_alone(lm):
             codes[at : at + len(columns[number]), row] = columns[number]
             places[number] = (row, at)
             at += len(columns[number])
-    listeners = Listeners(lm, 3)
+    listeners = lm.listen(3)
     cuts = [0, *sorted(rng.choice(steps, 9, replace=False)), steps]
     heard = [listeners.hear(codes[a:b]) for a, b in itertools.pairwise(cuts) if b > a]
     tokens, heads = (np.concatenate([getattr(part, name) for part in heard]) for name in ("tokens", "heads"))
@@ -72,7 +71,7 @@ def test_rows_write_what_they_would_alone(lm):
 
 def test_a_row_alone_is_a_conversation(lm):
     codes = np.random.default_rng(2).integers(0, CONFIG.card, (60, 3))
-    listener = Listeners(lm)
+    listener = lm.listen()
     listener.warm_up()
     for _ in range(2):
         heard = listener.hear(np.concatenate([np.full((1, 3), CONFIG.card), codes])[:, None])
@@ -80,20 +79,37 @@ def test_a_row_alone_is_a_conversation(lm):
         listener.reset()
 
 
-def test_grouped_heads_and_an_8_bit_cache():
+def test_grouped_heads_and_an_8_bit_cache(tmp_path, engine):
     """Rows write the same with other forms of keys and values, too."""
     config = dataclasses.replace(CONFIG, kv_repeat=2, extra_heads_num_heads=0)
-    lm = made(config, seed=8)
+    lm = made(tmp_path, engine, config, seed=8)
     codes = np.random.default_rng(3).integers(0, CONFIG.card, (30, 3))
     for bits in (None, 8):
         gen = LmGen(lm, **GREEDY, kv_bits=bits)
         wanted = [gen.prime(), *(gen.step(frame).text_token for frame in codes)]
         columns = np.concatenate([np.full((1, 3), CONFIG.card), codes])
-        heard = Listeners(lm, 2, kv_bits=bits).hear(np.stack([columns, columns[::-1]], axis=1))
+        heard = lm.listen(2, kv_bits=bits).hear(np.stack([columns, columns[::-1]], axis=1))
         np.testing.assert_array_equal(heard.tokens[:, 0], wanted)
         assert heard.heads.shape == (31, 2, 0, 0)
 
 
-def test_an_8_bit_cache_that_cannot_be():
-    with pytest.raises(InputError, match="multiple of 32"):
-        Listeners(made(dataclasses.replace(CONFIG, dim=48)), kv_bits=8)
+def test_an_8_bit_cache_that_cannot_be(lm):
+    with pytest.raises(InputError, match="give 8"):
+        lm.listen(kv_bits=4)
+
+
+def test_a_copy_goes_on_by_itself(lm):
+    """From the same state, with other codes; and what was copied is as if nobody had copied it."""
+    rng = np.random.default_rng(4)
+    codes = np.concatenate([np.full((1, 2, 3), CONFIG.card), rng.integers(0, CONFIG.card, (50, 2, 3))])
+    other = np.concatenate([codes[:30], rng.integers(0, CONFIG.card, (21, 2, 3))])
+    listeners = lm.listen(2)
+    listeners.hear(codes[:30])
+    copied = listeners.copy()
+    found = copied.hear(other[30:40]), listeners.hear(codes[30:]), copied.hear(other[40:])
+    listeners.reset()
+    np.testing.assert_array_equal(found[1].tokens, listeners.hear(codes).tokens[30:])
+    listeners.reset()
+    wanted = listeners.hear(other).tokens[30:]
+    np.testing.assert_array_equal(np.concatenate([found[0].tokens, found[2].tokens]), wanted)
+    assert (wanted != found[1].tokens).any()

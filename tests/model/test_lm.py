@@ -3,15 +3,15 @@
 import json
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from engines import load_exact
 from paths import GOLDEN
 from safetensors.numpy import load_file, save_file
-from slow_lm import SlowLm, inputs, rotate
+from slow_lm import SlowLm, inputs
+from watched import Watched
 
-from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.model.mlx.attention import Heads, RingFormat, capacities, rotation
+from msh_mlx import InputError, LmConfig, LmGen, Sampler
 
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"
@@ -29,19 +29,14 @@ class Recorder:
 
     def __init__(self, lm, **options):
         self.gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY, **options)
-        self.text, self.tokens, self.text_logits, self.audio_logits, self.frames = [], [], [], [], []
-        enqueue = self.gen._enqueue
+        self._seen, self.frames = Watched(self.gen), []
 
-        def keep():
-            said = enqueue()
-            row = np.array(said)
-            self.text.append(int(row[0]))
-            self.tokens.append(row[1:])
-            self.text_logits.append(np.array(self.gen.text_logits.astype(mx.float32)))
-            self.audio_logits.append(np.array(self.gen.audio_logits.astype(mx.float32)))
-            return said
+    @property
+    def tokens(self):
+        return self._seen.codes
 
-        self.gen._enqueue = keep
+    def __getattr__(self, name):
+        return getattr(self._seen, name)
 
     def talk(self, user_codes):
         self.frames += [self.gen.step(user_codes[:, t]).codes for t in range(user_codes.shape[1])]
@@ -61,8 +56,8 @@ def small_golden():
 
 
 @pytest.mark.parametrize("layout", ["lm_pytorch", "lm_mlx_f32"])
-def test_small_model_equals_the_reference(layout, small_golden):
-    lm = load_lm(SMALL / f"{layout}.safetensors", SMALL / "config.json", mx.float32)
+def test_small_model_equals_the_reference(layout, small_golden, engine):
+    lm = load_exact(SMALL / f"{layout}.safetensors", SMALL / "config.json", engine)
     text, logits, tokens, _, frames = recorded(lm, small_golden["user_codes"])
     assert (text == small_golden["text_tokens"]).all()
     assert (tokens == small_golden["depformer_tokens"]).all()
@@ -70,8 +65,8 @@ def test_small_model_equals_the_reference(layout, small_golden):
     assert np.abs(logits - small_golden["text_logits"]).max() < 1e-4
 
 
-def test_reset_starts_the_same_conversation_again(small_golden):
-    lm = load_lm(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", mx.float32)
+def test_reset_starts_the_same_conversation_again(small_golden, engine):
+    lm = load_exact(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", engine)
     gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY)
     for stop in (3, 70, 160):  # inside the first steps, past the window, at the end
         talk(gen, small_golden["user_codes"][:, :stop])
@@ -82,20 +77,20 @@ def test_reset_starts_the_same_conversation_again(small_golden):
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (4, 32)])
-def test_quantized_models_equal_the_reference(bits, group_size):
+def test_quantized_models_equal_the_reference(bits, group_size, engine):
     golden = load_file(QUANT / f"greedy_q{bits}_first48.safetensors")
-    lm = load_lm(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", mx.float32, quantized=bits)
-    assert (lm.text_linear.bits, lm.text_linear.group_size) == (bits, group_size)
+    lm = load_exact(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", engine, quantized=bits)
+    assert lm.about().bits == (bits,)
     user = np.random.default_rng(12).integers(0, 64, (2, 160))[:, :47]
     text, _, _, _, frames = recorded(lm, user)
     assert (text == golden["text_tokens"]).all()
     assert (frames == golden["own_codes"]).all()
 
 
-def test_ten_windows_equal_a_version_that_keeps_everything():
+def test_ten_windows_equal_a_version_that_keeps_everything(engine):
     config = json.loads((SMALL / "config.json").read_text())
     user = np.random.default_rng(5).integers(0, config["card"], (4, 10 * config["context"]))
-    lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
+    lm = load_exact(SMALL / "lm_pytorch.safetensors", config, engine)
     text, logits, tokens, audio_logits, _ = recorded(lm, user)
     slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config)
     h, slow_logits = slow.temporal(inputs(config, text, tokens, user))
@@ -107,10 +102,10 @@ def test_ten_windows_equal_a_version_that_keeps_everything():
 @pytest.mark.parametrize(
     "delays", [[0] * 9, [0, 0, 2, 2, 3, 0, 2, 2, 3], [1, 0, 1, 1, 1, 2, 0, 1, 1]], ids=["none", "three", "mixed"]
 )
-def test_other_delays(delays):
+def test_other_delays(delays, engine):
     config = {**json.loads((SMALL / "config.json").read_text()), "delays": delays}
     user = np.random.default_rng(6).integers(0, config["card"], (4, 30))
-    lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
+    lm = load_exact(SMALL / "lm_pytorch.safetensors", config, engine)
     r = Recorder(lm).talk(user)
     tokens = np.array(r.tokens).T
     slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config)
@@ -125,11 +120,11 @@ def test_other_delays(delays):
             assert frame.tolist() == [tokens[k][own + delays[1 + k]] for k in range(4)]
 
 
-def test_a_missing_code_adds_nothing():
+def test_a_missing_code_adds_nothing(engine):
     config = json.loads((SMALL / "config.json").read_text())
     user = np.random.default_rng(7).integers(-1, config["card"], (4, 12))
     assert (user == -1).any()
-    lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
+    lm = load_exact(SMALL / "lm_pytorch.safetensors", config, engine)
     text, logits, tokens, _, _ = recorded(lm, user)
     _, slow_logits = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config).temporal(
         inputs(config, text, tokens, user)
@@ -137,58 +132,27 @@ def test_a_missing_code_adds_nothing():
     assert np.abs(logits - slow_logits).max() < 1e-4
 
 
-@pytest.mark.parametrize("position", [0, 1, 3750, 1_080_000, 10**9])
-def test_rotation_is_exact_at_any_position(position):
-    x = np.random.default_rng(position).standard_normal((3, 4, 1, 64))
-    factors = rotation(position, RingFormat(Heads(4, 64), mx.float32), 10000.0)
-    assert factors.dtype == np.float32
-    pairs = x.reshape(3, 4, 1, 32, 2)
-    turned = (pairs * factors[0] + pairs[..., ::-1] * factors[1]).reshape(x.shape)
-    query, key = (rotate(x[i], np.array([float(position)]), 10000.0) for i in (0, 1))
-    assert np.abs(turned[0] * 8 - query).max() < 5e-6  # 8 = √64
-    assert np.abs(turned[1] - key).max() < 5e-6
-    assert (turned[2] == x[2]).all()
-
-
-@pytest.mark.parametrize(
-    ("context", "steps"), [(3000, [128, 256, 512, 1024, 2048, 3000]), (150, [128, 150]), (128, [128]), (100, [100])]
-)
-def test_capacities_double_up_to_the_context(context, steps):
-    assert capacities(context) == steps
-
-
-def test_the_cache_grows_with_the_conversation_up_to_the_window():
+def test_the_cache_grows_with_the_conversation_up_to_the_window(engine):
     """Over two doublings and the turn of the ring, the logits are those of a version that keeps everything."""
     config = {**json.loads((SMALL / "config.json").read_text()), "context": 600}
     user = np.random.default_rng(15).integers(0, config["card"], (4, 700))
-    lm = load_lm(SMALL / "lm_pytorch.safetensors", config, mx.float32)
+    lm = load_exact(SMALL / "lm_pytorch.safetensors", config, engine)
     r = Recorder(lm)
     held = set()
     for t in range(700):
         r.talk(user[:, t : t + 1])
         held.add(r.gen.kv_bytes)
-    assert sorted(held) == [lm.ring_format().nbytes(n) * config["num_layers"] for n in (128, 256, 512, 600)]
+    # MLX takes twice as many positions each time, the native engine one after the other.
+    sizes = (128, 256, 512, 600) if engine == "mlx" else range(2, 601)
+    assert sorted(held) == [lm.kv_bytes(n) for n in sizes]
     _, slow = SlowLm(load_file(SMALL / "lm_pytorch.safetensors"), config).temporal(
         inputs(config, r.text, np.array(r.tokens).T, user)
     )
     assert np.abs(np.array(r.text_logits) - slow).max() < 1e-4
 
 
-def test_bfloat16_stays_near_float32(small_golden):
-    user = small_golden["user_codes"][:, :40]
-    lm = load_lm(SMALL / "lm_pytorch.safetensors", SMALL / "config.json", mx.bfloat16)
-    assert lm.text_linear.weight.dtype == mx.bfloat16
-    r = Recorder(lm).talk(user)
-    assert r.gen.text_logits.dtype == r.gen.audio_logits.dtype == mx.bfloat16
-    assert r.gen.kv_bytes == lm.ring_format().nbytes(lm.config.context) * lm.config.num_layers
-    # The first two positions have the same inputs in either precision.
-    same = load_lm(SMALL / "lm_pytorch.safetensors", SMALL / "config.json", mx.float32)
-    _, exact, _, _, _ = recorded(same, user[:, :1])
-    assert np.abs(r.text_logits[0] - exact[0]).max() < 0.05 * np.abs(exact[0]).max()
-
-
-def test_sampling_follows_the_seed(small_golden):
-    lm = load_lm(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", mx.float32)
+def test_sampling_follows_the_seed(small_golden, engine):
+    lm = load_exact(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", engine)
     user = small_golden["user_codes"][:, :60]
 
     def conversation(seed):
@@ -218,8 +182,8 @@ def test_sampling_follows_the_seed(small_golden):
         ([1.0, 2.0, 3.0, 4.0], "float64[4]"),
     ],
 )
-def test_wrong_codes_are_refused_and_change_nothing(codes, says, small_golden):
-    lm = load_lm(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", mx.float32)
+def test_wrong_codes_are_refused_and_change_nothing(codes, says, small_golden, engine):
+    lm = load_exact(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", engine)
     gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY)
     talk(gen, small_golden["user_codes"][:, :5])
     with pytest.raises(InputError) as error:
@@ -230,8 +194,8 @@ def test_wrong_codes_are_refused_and_change_nothing(codes, says, small_golden):
     assert (frames == small_golden["audio_frames"][:, 5:20]).all()
 
 
-def test_codes_may_be_a_column(small_golden):
-    lm = load_lm(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", mx.float32)
+def test_codes_may_be_a_column(small_golden, engine):
+    lm = load_exact(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", engine)
     gen = LmGen(lm, text_sampler=GREEDY, audio_sampler=GREEDY)
     step = gen.step(small_golden["user_codes"][:, :1].astype(np.uint32))
     assert step.text_token == small_golden["text_tokens"][1]
@@ -239,8 +203,8 @@ def test_codes_may_be_a_column(small_golden):
     assert step.frame is step.codes
 
 
-def test_seed_out_of_range():
-    lm = load_lm(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json")
+def test_seed_out_of_range(engine):
+    lm = load_exact(SMALL / "lm_mlx_f32.safetensors", SMALL / "config.json", engine)
     with pytest.raises(InputError, match="seed"):
         LmGen(lm, seed=-1)
     assert (
@@ -248,7 +212,7 @@ def test_seed_out_of_range():
     )
 
 
-def test_feed_forward_width_is_that_of_the_tensors(tmp_path):
+def test_feed_forward_width_is_that_of_the_tensors(tmp_path, engine):
     """A file whose hidden widths differ from the configuration's is taken as it is."""
     weights = load_file(SMALL / "lm_pytorch.safetensors")
     hidden = 100
@@ -260,16 +224,16 @@ def test_feed_forward_width_is_that_of_the_tensors(tmp_path):
     save_file(weights, tmp_path / "lm.safetensors")
     config = json.loads((SMALL / "config.json").read_text())
     user = np.random.default_rng(8).integers(0, config["card"], (4, 6))
-    text, logits, tokens, _, _ = recorded(load_lm(tmp_path / "lm.safetensors", config, mx.float32), user)
+    text, logits, tokens, _, _ = recorded(load_exact(tmp_path / "lm.safetensors", config, engine), user)
     _, slow = SlowLm(weights, config).temporal(inputs(config, text, tokens, user))
     assert np.abs(logits - slow).max() < 1e-4
 
 
-def test_config_in_every_form(small_golden):
+def test_config_in_every_form(small_golden, engine):
     values = json.loads((SMALL / "config.json").read_text())
     user = small_golden["user_codes"][:, :3]
     forms = [SMALL / "config.json", str(SMALL / "config.json"), values, LmConfig.from_dict(values)]
     for form in forms:
-        text, _, _, _, _ = recorded(load_lm(SMALL / "lm_mlx_f32.safetensors", form, mx.float32), user)
+        text, _, _, _, _ = recorded(load_exact(SMALL / "lm_mlx_f32.safetensors", form, engine), user)
         assert (text == small_golden["text_tokens"][:4]).all()
     assert replace(LmConfig.from_dict(values), dim=4096) != LmConfig.from_dict(values)

@@ -1,21 +1,71 @@
-"""Sampling against the distribution that it should have."""
+"""Sampling against the distribution that it should have, with each engine."""
 
 import math
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from engines import load_exact
+from safetensors.numpy import save_file
+from slow_lm import SlowLm, random_weights
 
 from msh_mlx import InputError, Sampler, TextSampler
+from msh_mlx.model.engine import Manner
+from msh_mlx.model.grid import Prompt
 
-COUNT = 40000
+VALUES = [
+    {},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 0.8, "top_k": 12},
+    {"temperature": 2.0, "top_k": 3},
+    {"temperature": 0.8, "top_k": 250},
+    {"top_p": 0.8},
+    {"temperature": 1.5, "top_p": 0.5},
+    {"top_p": 1e-9},
+    {"min_p": 0.2},
+    {"min_p": 1.0},
+    {"temperature": 1.3, "top_k": 8, "top_p": 0.9},
+    {"temperature": 1.3, "top_k": 9, "top_p": 0.95, "min_p": 0.1},
+]
+SIZE = {
+    "dim": 8, "num_layers": 1, "num_heads": 1, "context": 4, "text_card": 12, "card": 10, "n_q": 2, "dep_q": 1,
+    "hidden_scale": 4.125, "max_period": 10000, "depformer_dim": 8, "depformer_num_layers": 1, "depformer_num_heads": 1,
+    "depformer_dim_feedforward": 12, "delays": [0, 0, 0], "existing_text_padding_id": 3,
+}  # fmt: skip
+PADDING = 3
 
 
-def draw(sampler, logits, count=COUNT, seed=1):
-    """Tokens drawn `count` times."""
-    rows = mx.broadcast_to(mx.array(logits, mx.float32), (count, len(logits)))
-    noise = mx.random.gumbel((count, sampler.noise_size(len(logits))), key=mx.random.key(seed))
-    return np.array(sampler(rows, noise))
+class Fixed:
+    """A model that gives these text logits at the first position."""
+
+    def __init__(self, folder, engine, logits):
+        config = {**SIZE, "text_card": len(logits)}
+        weights = random_weights(config, 5)
+        start = np.array([[config["text_card"], *[config["card"]] * config["n_q"]]])
+        (output,), _ = SlowLm(weights, config).temporal(start)
+        weights["text_linear.weight"] = (np.outer(logits, output) / (output @ output)).astype(np.float32)
+        save_file(weights, folder / "lm.safetensors")
+        self.lm = load_exact(folder / "lm.safetensors", config, engine)
+
+    def drawn(self, sampler, seeds, recent=()):
+        """What is drawn with each seed, if the tokens `recent` were said."""
+        if not isinstance(sampler, TextSampler):
+            sampler = TextSampler(**vars(sampler))
+        streams = self.lm.config.streams
+        run, prompt = self.lm.converse(Manner(sampler, Sampler(0))), Prompt(streams.begin())
+        said = np.full(sampler.recent_size, self.lm.config.text_card, np.int32)
+        said[: len(recent)] = recent
+        tokens = []
+        for seed in seeds:
+            run.begin(seed, prompt, None)
+            run.step(0, prompt.columns[0], said)
+            tokens.append(run.take()[0, 0])
+        self.logits = np.array(run.text_logits())
+        return np.array(tokens)
+
+
+@pytest.fixture
+def fixed(tmp_path, engine):
+    return lambda logits: Fixed(tmp_path, engine, logits)
 
 
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -46,101 +96,97 @@ def agrees(drawn, probabilities):
     return chi_square < limit
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"temperature": 0.7, "top_k": 5},
-        {"temperature": 0.8, "top_k": 12},
-        {"temperature": 2.0, "top_k": 3},
-        {"temperature": 0.8, "top_k": 250},
-        {"top_p": 0.8},
-        {"temperature": 1.5, "top_p": 0.5},
-        {"top_p": 1e-9},
-        {"min_p": 0.2},
-        {"min_p": 1.0},
-        {"temperature": 1.3, "top_k": 8, "top_p": 0.9},
-        {"temperature": 1.3, "top_k": 9, "top_p": 0.95, "min_p": 0.1},
-    ],
-    ids=str,
-)
-def test_draws_follow_the_distribution(values):
-    logits = np.random.default_rng(4).standard_normal(12)
-    assert agrees(draw(Sampler(**values), logits), distribution(logits, **values))
+@pytest.fixture(scope="module")
+def count(engine):
+    """How often to draw. A step of MLX takes longer."""
+    return 2000 if engine == "mlx" else 20000
 
 
-def test_another_distribution_is_noticed():
+@pytest.mark.parametrize("values", VALUES, ids=str)
+def test_draws_follow_the_distribution(values, fixed, count):
     logits = np.random.default_rng(4).standard_normal(12)
-    drawn = draw(Sampler(0.8), logits)
-    for values in ({"temperature": 0.84}, {"temperature": 0.8, "top_k": 11}, {"temperature": 0.8, "top_p": 0.98}):
+    model = fixed(logits)
+    drawn = model.drawn(Sampler(**values), range(count))
+    assert np.abs(model.logits - logits).max() < 1e-5
+    assert agrees(drawn, distribution(logits, **values))
+
+
+def test_another_distribution_is_noticed(fixed, count):
+    logits = np.random.default_rng(4).standard_normal(12)
+    drawn = fixed(logits).drawn(Sampler(0.8), range(count))
+    hotter = 0.8 * (1 + 10 / math.sqrt(count))
+    for values in ({"temperature": hotter}, {"temperature": 0.8, "top_k": 11}, {"temperature": 0.8, "top_p": 0.98}):
         assert not agrees(drawn, distribution(logits, **values))
 
 
-def test_top_k_keeps_exactly_k_of_equal_logits():
-    assert len(set(draw(Sampler(1.0, 3), [1.0] * 8, 2000).tolist())) == 3
+def test_seeds_and_positions_do_not_repeat_each_other(tmp_path, engine):
+    """Codes of neighbouring seeds and positions are as often equal as independent draws are."""
+    config = {**SIZE, "n_q": 4, "dep_q": 4, "delays": [0] * 5, "card": 40}
+    weights = random_weights(config, 5)
+    for k in range(4):
+        weights[f"linears.{k}.weight"][:] = 0  # all codes are as likely
+    save_file(weights, tmp_path / "lm.safetensors")
+    lm = load_exact(tmp_path / "lm.safetensors", config, engine)
+    run, prompt = lm.converse(Manner(TextSampler(0), Sampler(1.0))), Prompt(lm.config.streams.begin())
+    drawn = []
+    for seed in range(40):
+        run.begin(seed, prompt, None)
+        for position in range(40):
+            run.step(position, prompt.columns[0], np.zeros(0, np.int32))
+        drawn.append(run.take()[:, 1:])
+    codes = np.array(drawn)  # [seeds, positions, codebooks]
+    assert agrees(codes.ravel(), np.full(40, 1 / 40))
+    for one, other in ((codes[1:], codes[:-1]), (codes[:, 1:], codes[:, :-1]), (codes[..., 1:], codes[..., :-1]),
+                       (codes[1:, :-1], codes[:-1, 1:])):  # fmt: skip
+        same = (one == other).ravel()
+        assert abs(same.mean() - 1 / 40) < 4 * math.sqrt(39 / 40**2 / same.size)
 
 
-def test_temperature_zero_takes_the_likeliest():
-    logits = np.random.default_rng(2).standard_normal((50, 33)).astype(np.float32)
-    nothing = mx.zeros((0,))
-    assert Sampler(0).noise_size(33) == 0
-    for sampler in (Sampler(0), Sampler(0, 5, 0.5, 0.5)):
-        assert (np.array(sampler(mx.array(logits), nothing)) == logits.argmax(-1)).all()
-    assert (np.array(Sampler(1.0, 1)(mx.array(logits), mx.zeros((1,)))) == logits.argmax(-1)).all()
+def test_top_k_keeps_exactly_k_of_equal_logits(fixed):
+    assert len(set(fixed([1.0] * 8).drawn(Sampler(1.0, 3), range(300)).tolist())) == 3
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-300])
-def test_low_temperature_and_low_precision_stay_finite(temperature):
-    logits = mx.array([[100.0, 99.0, -1000.0]], mx.bfloat16)
-    for values in ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}):
-        sampler = Sampler(temperature, **values)
-        assert int(sampler(logits, mx.random.gumbel((sampler.noise_size(3),), key=mx.random.key(0)))[0]) == 0
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1e-300])
+def test_the_coldest_take_the_likeliest(temperature, fixed):
+    logits = [3.0, 1.0, 3.01, -4.0, 2.9]
+    model = fixed(logits)
+    for values in ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}, {"top_k": 5, "top_p": 0.5, "min_p": 0.5}):
+        assert (model.drawn(Sampler(temperature, **values), range(5)) == 2).all()
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
-def test_the_largest_numbers_stay_finite_and_do_what_they_say(dtype):
-    """Whatever the coldest temperature makes of them, and in whatever type the model computes; token 2 is padding."""
-    logits = mx.array([[30.0, -20.0, 1.0, 29.0]], dtype)
+def test_the_largest_numbers_do_what_they_say(fixed):
+    """Whatever the coldest temperature makes of them; token 3 is padding."""
+    model = fixed([30.0, -20.0, 29.0, 1.0])
     for values, best in (
-        ({"padding_bonus": 1e9}, 2),
+        ({"padding_bonus": 1e9}, 3),
         ({"padding_bonus": -1e9}, 0),
-        ({"repetition_penalty": 1e9}, 3),
+        ({"repetition_penalty": 1e9}, 2),
         ({"repetition_penalty": 1e-9}, 0),
-        ({"repetition_penalty": 1e9, "padding_bonus": 1e9}, 2),
+        ({"repetition_penalty": 1e9, "padding_bonus": 1e9}, 3),
     ):
         for more in ({"temperature": 1e-6}, {"temperature": 1e-6, "top_p": 1e-46}, {"temperature": 0}):
-            sampler = TextSampler(**values, **more)
-            recent = np.full(sampler.recent_size, 4, np.int32)
-            recent[:1] = 0
-            changed = sampler.adjusted(logits, mx.array(recent), 2)
-            assert mx.isfinite(changed.astype(mx.float32) * 1e6).all().item()
-            noise = mx.random.gumbel((sampler.noise_size(4),), key=mx.random.key(1))
-            assert sampler(changed, noise).item() == best, (values, more)
-    hot = Sampler(temperature=1e9)
-    assert agrees(draw(hot, [30.0, -20.0, 1.0]), np.full(3, 1 / 3))
+            assert model.drawn(TextSampler(**values, **more), [1], recent=[0]) == [best], (values, more)
+    drawn = model.drawn(Sampler(temperature=1e9), range(2000))
+    assert agrees(drawn, np.full(4, 1 / 4))
 
 
-def adjusted(sampler, logits, recent=()):
-    """What a text sampler makes of logits; token 2 is padding."""
-    tokens = np.full(sampler.recent_size, len(logits), np.int32)
-    tokens[: len(recent)] = recent
-    return np.array(sampler.adjusted(mx.array([logits], mx.float32), mx.array(tokens), 2))[0]
-
-
-def test_repetition_penalty_moves_what_was_said_away():
-    logits = [2.0, -2.0, 1.0, 0.5, -1.0]
-    sampler = TextSampler(repetition_penalty=2.0, repetition_words=2)
-    assert adjusted(sampler, logits).tolist() == logits
-    assert adjusted(sampler, logits, [0, 1, 1, 4]).tolist() == [1.0, -4.0, 1.0, 0.5, -2.0]
-    plain = TextSampler()
-    assert plain.recent_size == 0
-    assert adjusted(plain, logits).tolist() == logits
-
-
-def test_padding_bonus_moves_the_padding_token():
-    logits = [2.0, -2.0, 1.0, 0.5]
-    assert adjusted(TextSampler(padding_bonus=3.0), logits).tolist() == [2.0, -2.0, 4.0, 0.5]
-    assert adjusted(TextSampler(padding_bonus=-1.5), logits).tolist() == [2.0, -2.0, -0.5, 0.5]
+def test_penalty_and_bonus_equal_the_slow_version(fixed):
+    """The likeliest token after both, with any tokens said, some of them twice."""
+    rng, changed = np.random.default_rng(6), 0
+    for _ in range(20):
+        logits = rng.standard_normal(12)
+        model = fixed(logits)
+        for _ in range(10):
+            penalty, bonus = float(np.exp(rng.standard_normal())), float(rng.choice([0, 1, -1.5]))
+            recent = rng.integers(0, 12, rng.integers(0, 7)).tolist()
+            wanted = logits.copy()
+            for token in set(recent):
+                wanted[token] *= penalty if wanted[token] < 0 else 1 / penalty
+            wanted[PADDING] += bonus
+            sampler = TextSampler(0, repetition_penalty=penalty, repetition_words=2, padding_bonus=bonus)
+            assert model.drawn(sampler, [0], recent) == [wanted.argmax()]
+            changed += wanted.argmax() != logits.argmax()
+    assert changed > 30
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,12 @@ class MlxRun:
         self._newest = half.logits
         return to_host(half.said)
 
+    def fill_window(self) -> None:
+        """As `Run.fill_window`."""
+        config = self._lm.config
+        self._said = mx.zeros((1 + config.dep_q,), mx.int32)
+        self._rings = self._empty_rings(config.context)
+
     def warm_up(self, rows: Column | None) -> None:
         """As `Run.warm_up`. For a moment it takes the memory of the full key/value cache."""
         sizes = capacities(self._lm.config.context)
@@ -105,19 +111,19 @@ class MlxRun:
     def text_logits(self) -> mx.array:
         """As `Run.text_logits`, on the device."""
         assert self._newest is not None
-        return self._newest[0][0]
+        return self._newest[0][0].astype(mx.float32)
 
     def audio_logits(self) -> mx.array:
         """As `Run.audio_logits`, on the device."""
         assert self._newest is not None
         logits = self._newest[1]
-        return mx.concatenate(logits) if logits else mx.zeros((0, self._lm.config.card))
+        return mx.concatenate(logits).astype(mx.float32) if logits else mx.zeros((0, self._lm.config.card))
 
     def extra_heads(self) -> mx.array:
         """As `Run.extra_heads`, on the device."""
         assert self._newest is not None
         heads = self._newest[2]
-        return mx.concatenate(heads) if heads else mx.zeros((0, self._lm.config.extra_heads_dim))
+        return mx.concatenate(heads).astype(mx.float32) if heads else mx.zeros((0, self._lm.config.extra_heads_dim))
 
     @property
     def kv_bytes(self) -> int:

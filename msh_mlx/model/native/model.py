@@ -19,7 +19,7 @@ from ..engine import About, Manner, Prefilled
 from ..grid import Prompt
 from ..prefill import CHUNK, first_position
 from ..randomly import random_conditions
-from ..sampling import Sampler, TextSampler
+from ..sampling import SMALLEST_SHARE, Sampler, TextSampler
 from ..steering import NO_STEERING, Guidance, Steering
 from .listen import NativeListeners
 from .run import NativeRun
@@ -27,7 +27,6 @@ from .run import NativeRun
 if TYPE_CHECKING:
     import msh_native
 
-_ACTIVATIONS = "int16"  # how they are held in products with packed weights
 _ROWS = CHUNK  # conversations, or columns of a prompt, that are computed at once, at most
 
 
@@ -46,6 +45,8 @@ class NativeModel:
         The bits of the weights in matrices.
     threads
         How many threads compute; None: as many as there are cores.
+    exact
+        Keep keys and values, and activations in products with packed weights, in float32; else in float16 and int16.
     """
 
     engine = "native"
@@ -57,12 +58,15 @@ class NativeModel:
         conditions: Conditions,
         bits: tuple[int, ...],
         threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         self.config = config
         self.conditions = conditions
         self._weights = weights
         self._bits = bits
-        self.rows = weights.engine(_ROWS, activations=_ACTIVATIONS, threads=threads)
+        self._activations = "float32" if exact else "int16"
+        self._floats = "float32" if exact else "float16"
+        self.rows = weights.engine(_ROWS, activations=self._activations, threads=threads)
         self.lock = Lock()  # of the engine, which works for one thread at a time
 
     @classmethod
@@ -77,7 +81,7 @@ class NativeModel:
         """As `LanguageModel.about`."""
         from msh_native import dots
 
-        return About(f"native, {dots()[0]}", "cpu", _ACTIVATIONS, self._bits)
+        return About(f"native, {dots()[0]}", "cpu", self._activations, self._bits)
 
     def peak_bytes(self) -> int:
         """As `LanguageModel.peak_bytes`: of the process."""
@@ -87,7 +91,7 @@ class NativeModel:
         """Make the keys and values of a conversation, with its samplers."""
         text, audio, steering = manner.text_sampler, manner.audio_sampler, manner.steering
         conversation = self._weights.conversation(
-            kv=kept_as(manner.kv_bits),
+            kv=self.kept_as(manner.kv_bits),
             batch=steering.batch,
             text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
             audio=_filters(audio),
@@ -152,13 +156,25 @@ class NativeModel:
 
     def form(self, kv_bits: int | None) -> str:
         """As `LanguageModel.form`."""
-        return f"{self.engine} {kept_as(kv_bits)}"
+        return f"{self.engine} {self.kept_as(kv_bits)}"
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """As `LanguageModel.kv_bytes`."""
-        conversation = self._weights.conversation(kv=kept_as(kv_bits))
+        conversation = self._weights.conversation(kv=self.kept_as(kv_bits))
         position = sum(part.shape[0] * part.shape[2] * part.dtype.itemsize for part in conversation.state())
         return int(positions * position)
+
+    def kept_as(self, kv_bits: int | None) -> str:
+        """Return how keys and values are kept.
+
+        Raises
+        ------
+        InputError
+            They cannot have so many bits.
+        """
+        if kv_bits not in (None, 8):
+            raise InputError(f"The key/value cache cannot have {kv_bits!r} bits", "give 8, or leave it out")
+        return "int8" if kv_bits else self._floats
 
     @property
     def weights_bytes(self) -> int:
@@ -176,21 +192,8 @@ def described(config: LmConfig) -> str:
     return json.dumps(config.to_dict(), default=str)
 
 
-def kept_as(kv_bits: int | None) -> str:
-    """Return how keys and values are kept.
-
-    Raises
-    ------
-    InputError
-        They cannot have so many bits.
-    """
-    if kv_bits not in (None, 8):
-        raise InputError(f"The key/value cache cannot have {kv_bits!r} bits", "give 8, or leave it out")
-    return "int8" if kv_bits else "float16"
-
-
 def _filters(sampler: Sampler) -> tuple[float, int, float, float]:
-    return sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p
+    return sampler.temperature, sampler.top_k, max(sampler.top_p, SMALLEST_SHARE), sampler.min_p
 
 
 def _guided(guidance: Guidance | None) -> tuple[float, bool] | None:

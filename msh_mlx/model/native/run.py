@@ -69,6 +69,11 @@ class NativeRun:
             self._logits = self._newest()
         return half
 
+    def fill_window(self) -> None:
+        """As `Run.fill_window`."""
+        self._conversation.fill_window()
+        self._begun, self._said = True, np.zeros(1 + self._model.config.dep_q, np.int32)
+
     def warm_up(self, rows: Column | None) -> None:
         """As `Run.warm_up`: there is nothing to do."""
 

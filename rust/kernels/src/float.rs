@@ -1,9 +1,11 @@
 //! Numbers of 16 and 32 bits.
 
+use crate::half::{narrow, widen};
+
 /// The largest finite number of half precision.
 const MOST: f32 = 65504.0;
-/// The smallest normal number of half precision.
-const SMALLEST: f32 = 6.103_515_6e-5;
+/// The exponent of numbers that are not finite.
+const INFINITE: u16 = 0x7c00;
 
 /// A type of floating-point numbers, as files and packed weights hold them, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,31 +66,18 @@ impl Float {
     }
 }
 
-/// IEEE half precision as float32, subnormals included.
+/// IEEE half precision as float32.
 pub fn f16_to_f32(half: u16) -> f32 {
-    let sign = u32::from(half >> 15) << 31;
-    let exponent = u32::from(half >> 10) & 0x1f;
-    let mantissa = u32::from(half) & 0x3ff;
-    let magnitude = match exponent {
-        0 => mantissa as f32 * (-24f32).exp2(),
-        31 => f32::from_bits(0xff << 23 | mantissa << 13),
-        _ => f32::from_bits((exponent + 112) << 23 | mantissa << 13),
-    };
-    f32::from_bits(magnitude.to_bits() | sign)
+    if half & INFINITE == INFINITE {
+        return f32::from_bits(u32::from(half >> 15) << 31 | 0xff << 23 | (u32::from(half) & 0x3ff) << 13);
+    }
+    widen(half)
 }
 
 /// IEEE half precision of a number, rounded to the nearest; numbers beyond its range become its largest.
 #[inline]
 pub fn f32_to_f16(x: f32) -> u16 {
-    let sign = ((x.to_bits() >> 16) & 0x8000) as u16;
-    let magnitude = x.abs().min(MOST);
-    if magnitude < SMALLEST {
-        // A multiple of 2^-24.
-        return sign | (magnitude * 16_777_216.0).round_ties_even() as u16;
-    }
-    let bits = magnitude.to_bits();
-    let rounded = bits + 0xfff + (bits >> 13 & 1);
-    sign | ((rounded >> 13) - (112 << 10)) as u16
+    narrow(x.clamp(-MOST, MOST))
 }
 
 #[cfg(test)]

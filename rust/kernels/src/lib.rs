@@ -10,6 +10,7 @@
 
 mod bandwidth;
 mod float;
+mod half;
 mod lanes;
 mod math;
 mod memory;
@@ -24,15 +25,19 @@ use std::fmt;
 
 pub use float::Float;
 pub use lanes::Dot;
+pub use memory::{Aligned, Plain};
 pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
-pub use product::{Activation, Matrix, Sink};
+pub use product::{Activation, Matrix, Precision, Sink};
 pub use ring::{Held, MOST_DIM, Numbers, Ring, RingShape, Slots};
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX-512 (F, BW, DQ and VL).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// aarch64, which always has it.
@@ -47,6 +52,8 @@ impl Isa {
     pub fn available() -> Vec<Self> {
         vec![
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512,
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2,
             #[cfg(target_arch = "aarch64")]
             Self::Neon,
@@ -60,7 +67,16 @@ impl Isa {
     fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             Self::Portable => true,
@@ -71,6 +87,8 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "AVX2",
             #[cfg(target_arch = "aarch64")]
@@ -84,13 +102,21 @@ impl fmt::Display for Isa {
 macro_rules! dispatch {
     ($isa:expr, $kernel:ident($($arg:ident: $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512($($arg: $ty),*) {
+            $kernel::<$crate::vector::Avx512>($($arg),*)
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2($($arg: $ty),*) {
             $kernel::<$crate::vector::Avx2>($($arg),*)
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has it: `Kernels::new` has checked.
+            $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
             #[cfg(target_arch = "aarch64")]
             $crate::Isa::Neon => $kernel::<$crate::vector::Neon>($($arg),*),

@@ -131,6 +131,14 @@ impl Ring {
         self.shape
     }
 
+    /// Fills all slots with small numbers, to measure a ring that is full.
+    pub fn fill(&mut self) {
+        self.floats.iter_mut().for_each(|part| part.fill(0.01));
+        self.halves.iter_mut().for_each(|part| part.fill(f32_to_f16(0.01)));
+        self.bytes.iter_mut().for_each(|part| part.fill(1));
+        self.scales.iter_mut().for_each(|part| part.fill(0.01));
+    }
+
     /// Stores the keys and values of a position, each `[heads, dim]`.
     ///
     /// # Panics

@@ -10,14 +10,6 @@ use crate::{Kernels, dispatch};
 pub const DOT: u8 = 0;
 const SQUARED_DIFFERENCE: u8 = 1;
 
-/// The sum of the lanes, halved again and again so that the order does not depend on the instruction set.
-#[inline(always)]
-pub fn total<V: Vector>(sums: [V; 2]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    sums[0].add(sums[1]).store(&mut lanes);
-    ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
-}
-
 /// Up to [`LANES`] numbers, filled up with `rest`.
 #[inline(always)]
 fn load_part<V: Vector>(from: &[f32], rest: f32) -> V {
@@ -41,18 +33,16 @@ fn term<V: Vector, const TERM: u8>(x: V, y: V, sum: V) -> V {
 /// The sum of `x · y` or of `(x - y)²` over two slices of the same length.
 #[inline(always)]
 pub fn sum_pairs<V: Vector, const TERM: u8>(a: &[f32], b: &[f32]) -> f32 {
-    let (pairs_a, rest_a) = a.as_chunks::<{ 2 * LANES }>();
-    let (pairs_b, rest_b) = b.as_chunks::<{ 2 * LANES }>();
-    let mut sums = [V::splat(0.0); 2];
-    for (x, y) in pairs_a.iter().zip(pairs_b) {
-        let (x, y) = (x.as_chunks::<LANES>().0, y.as_chunks::<LANES>().0);
-        sums[0] = term::<V, TERM>(V::load(&x[0]), V::load(&y[0]), sums[0]);
-        sums[1] = term::<V, TERM>(V::load(&x[1]), V::load(&y[1]), sums[1]);
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    let mut sum = V::splat(0.0);
+    for (x, y) in whole_a.iter().zip(whole_b) {
+        sum = term::<V, TERM>(V::load(x), V::load(y), sum);
     }
-    for (i, (x, y)) in rest_a.chunks(LANES).zip(rest_b.chunks(LANES)).enumerate() {
-        sums[i] = term::<V, TERM>(load_part(x, 0.0), load_part(y, 0.0), sums[i]);
+    if !rest_a.is_empty() {
+        sum = term::<V, TERM>(load_part(rest_a, 0.0), load_part(rest_b, 0.0), sum);
     }
-    total(sums)
+    sum.total()
 }
 
 impl Kernels {
@@ -94,9 +84,20 @@ impl Kernels {
     }
 }
 
+/// Asks for the cache lines of `len` numbers.
+#[inline(always)]
+fn prefetch<V: Vector>(from: *const f32, len: usize) {
+    let mut at = 0;
+    while at < len {
+        V::prefetch(from.wrapping_add(at));
+        at += LANES;
+    }
+}
+
 #[inline(always)]
 fn distances<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(x.len()).zip(out) {
+        prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), row.len());
         *out = sum_pairs::<V, SQUARED_DIFFERENCE>(x, row);
     }
 }
@@ -111,7 +112,7 @@ fn layer_norm<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32
             sum = sum.add(V::load(x));
         }
         sum = sum.add(load_part(rest, 0.0));
-        let mean = total([sum, V::splat(0.0)]) / width as f32;
+        let mean = sum.total() / width as f32;
         let mut sum = V::splat(0.0);
         for x in whole {
             let x = V::load(x).sub(V::splat(mean));
@@ -119,13 +120,16 @@ fn layer_norm<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32
         }
         let x_rest = load_part::<V>(rest, mean).sub(V::splat(mean));
         sum = x_rest.mul_add(x_rest, sum);
-        let variance = total([sum, V::splat(0.0)]) / width as f32;
+        let variance = sum.total() / width as f32;
         let scale = 1.0 / (variance + 1e-5).sqrt();
         for ((out, x), (w, b)) in out.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
             *out = (x - mean) * scale * w + b;
         }
     }
 }
+
+/// The width of the published models' heads.
+const WIDTH: usize = 64;
 
 #[inline(always)]
 fn rms_norm<V: Vector>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -155,20 +159,43 @@ fn gate<V: Vector>(x: &[f32], width: usize, out: &mut [f32]) {
 
 #[inline(always)]
 fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2], scores: &mut [f32], out: &mut [f32]) {
+    // The same twice: with a width that the compiler knows, and with any.
+    match <&[f32; WIDTH]>::try_from(q) {
+        Ok(q) => attend_head::<V>(q, k, v, parts, scores, out),
+        Err(_) => attend_head::<V>(q, k, v, parts, scores, out),
+    }
+}
+
+#[inline(always)]
+fn attend_head<V: Vector>(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    parts: &[Range<usize>; 2],
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
     let width = q.len();
     let (first, second) = scores[..parts[0].len() + parts[1].len()].split_at_mut(parts[0].len());
     for (scores, part) in [first, second].into_iter().zip(parts) {
         let rows = &k[part.start * width..part.end * width];
-        for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
+        for ((score, row), step) in scores.iter_mut().zip(rows.chunks_exact(width)).zip(part.clone()) {
+            // The values are asked for meanwhile.
+            prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), width);
+            prefetch::<V>(v.as_ptr().wrapping_add(step * width), width);
             *score = sum_pairs::<V, DOT>(q, row);
         }
     }
 
     let scores = &mut scores[..parts[0].len() + parts[1].len()];
-    let mut most = f32::NEG_INFINITY;
-    for score in scores.iter() {
-        most = if *score > most { *score } else { most };
+    let (whole, rest) = scores.as_chunks_mut::<LANES>();
+    let mut most = load_part::<V>(rest, f32::NEG_INFINITY);
+    for chunk in whole.iter() {
+        most = V::load(chunk).max(most);
     }
+    let mut lanes = [0.0; LANES];
+    most.store(&mut lanes);
+    let most = lanes.iter().fold(f32::NEG_INFINITY, |most, lane| if *lane > most { *lane } else { most });
     let mut sum = 0.0;
     weigh::<V>(scores, most, &mut sum);
     let scale = 1.0 / sum;
@@ -176,8 +203,8 @@ fn attend<V: Vector>(q: &[f32], k: &[f32], v: &[f32], parts: &[Range<usize>; 2],
     let mut at = 0;
     while at < width {
         at += match width - at {
-            64.. => weighted::<V, 8>(v, width, parts, scores, scale, at, out),
-            8.. => weighted::<V, 1>(v, width, parts, scores, scale, at, out),
+            64.. => weighted::<V, 4>(v, width, parts, scores, scale, at, out),
+            16.. => weighted::<V, 1>(v, width, parts, scores, scale, at, out),
             _ => weighted_one(v, width, parts, scores, scale, at, out),
         };
     }
@@ -195,7 +222,7 @@ pub fn weigh<V: Vector>(scores: &mut [f32], most: f32, sum: &mut f32) {
     }
     let mut last = [0.0; LANES];
     exp(load_part::<V>(rest, most).sub(V::splat(most))).store(&mut last);
-    *sum = total([sums, V::splat(0.0)]);
+    *sum = sums.total();
     for (score, weight) in rest.iter_mut().zip(last) {
         *score = weight;
         *sum += weight;
@@ -231,7 +258,7 @@ fn weighted<V: Vector, const N: usize>(
     N * LANES
 }
 
-/// The same for one column, of a width that is not a multiple of eight.
+/// The same for one column, of a width that is not a multiple of sixteen.
 fn weighted_one(
     v: &[f32],
     width: usize,
@@ -255,7 +282,7 @@ mod tests {
     fn attention_agrees_with_float64() {
         for isa in Isa::available() {
             let kernels = Kernels::new(isa, 1);
-            for width in [4, 10, 16, 64, 86] {
+            for width in [4, 10, 16, 40, 64, 86] {
                 for parts in [[0..1, 0..0], [3..40, 0..0], [30..41, 0..13]] {
                     let (q, k, v) = (numbers(width, 1), numbers(41 * width, 2), numbers(41 * width, 3));
                     let (mut scores, mut out) = (vec![0.0; 41], vec![0.0; width]);
@@ -306,7 +333,7 @@ mod tests {
     fn layer_norm_and_distances_agree_with_float64() {
         for isa in Isa::available() {
             let kernels = Kernels::new(isa, 1);
-            for width in [3, 8, 20, 64, 100] {
+            for width in [3, 8, 16, 20, 64, 100] {
                 let (x, w, b) = (numbers(3 * width, 1), numbers(width, 2), numbers(width, 3));
                 // Small enough for eps to count.
                 let x: Vec<f32> = x.iter().map(|x| 5.0 + 0.01 * x).collect();

@@ -184,6 +184,12 @@ impl Conversation {
         (self.heard, self.stepped, self.spoken) = (false, false, 0);
     }
 
+    /// Acts as if as many positions had passed as the window has, to measure a conversation of any length.
+    pub fn fill_window(&mut self) {
+        self.tracks.iter_mut().flat_map(|track| &mut track.rings).for_each(Ring::fill);
+        self.position = self.model.config().context as u64;
+    }
+
     /// What is added to the input of each step, `[rows, dim]`, or `[dim]` for all rows.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Linear layers, packed or not.
 
-use kernels::{Inputs, Into, Kernels, Matrix, Packed, Sink, Way};
+use kernels::{Inputs, Into, Kernels, Matrix, Packed, Precision, Sink, Way};
 
 use crate::error::Result;
 use crate::source::{Progress, Source, Stored, read_packed};
@@ -29,7 +29,7 @@ impl Linear {
         if let Some(packing) = stored.packing() {
             return Ok(Self::Packed(read_packed(source, stored, &packing, kernels.pool(), progress)?));
         }
-        let mut matrix = Matrix::zeros(stored.columns, stored.rows, None);
+        let mut matrix = Matrix::zeros(stored.columns, stored.rows, None, Precision::Float32);
         for first in (0..stored.rows).step_by(Matrix::PANEL) {
             let rows = Matrix::PANEL.min(stored.rows - first);
             matrix.set_columns(first, 1, &source.rows(stored, first, rows, progress)?);

@@ -20,7 +20,7 @@ use error::{Failure, FileError, MimiError, ModelError};
 
 /// The weights of a codec. They do not change, and may be shared between threads and streams.
 ///
-/// Codecs of the same file and configuration share their weights, unless the file was written within the last second.
+/// Codecs of the same file, configuration and ``weights`` share them, unless the file was written within the last second.
 ///
 /// Parameters
 /// ----------
@@ -33,6 +33,9 @@ use error::{Failure, FileError, MimiError, ModelError};
 /// config : mapping, str, os.PathLike or None
 ///     The architecture, as a mapping or a JSON file; keys left out take the published values. None takes the
 ///     checkpoint's metadata key ``config``, or the published values.
+/// weights : str
+///     How the weights of matrices are held, whatever type they have in the file: ``"float32"``, or ``"float16"`` in half
+///     the memory, rounded to 11 bits. No weight is too large for that: columns are scaled by powers of two.
 ///
 /// Raises
 /// ------
@@ -41,7 +44,7 @@ use error::{Failure, FileError, MimiError, ModelError};
 /// MimiError
 ///     The checkpoint or the configuration cannot be used.
 /// ValueError
-///     ``num_codebooks`` or ``num_threads`` is out of range.
+///     ``num_codebooks`` or ``num_threads`` is out of range, or ``weights`` is another word.
 #[pyclass(module = "mimi", frozen)]
 struct Mimi(mimi::Mimi);
 
@@ -89,6 +92,14 @@ fn count(name: &str, value: i64) -> Result<usize, Failure> {
     usize::try_from(value).map_err(|_| Failure::Value(format!("{name} is {value}, but at least 1 is expected.")))
 }
 
+fn precision(weights: &str) -> Result<mimi::Precision, Failure> {
+    match weights {
+        "float32" => Ok(mimi::Precision::Float32),
+        "float16" => Ok(mimi::Precision::Float16),
+        _ => Err(Failure::Value(format!("weights is {weights:?}, but \"float32\" or \"float16\" is expected."))),
+    }
+}
+
 fn stage_seconds(py: Python<'_>, times: mimi::StageTimes) -> Result<Bound<'_, PyDict>, Failure> {
     let seconds = PyDict::new(py);
     seconds.set_item("seanet", times.seanet.as_secs_f64())?;
@@ -100,18 +111,20 @@ fn stage_seconds(py: Python<'_>, times: mimi::StageTimes) -> Result<Bound<'_, Py
 #[pymethods]
 impl Mimi {
     #[new]
-    #[pyo3(signature = (path, *, num_codebooks=8, num_threads=None, config=None))]
+    #[pyo3(signature = (path, *, num_codebooks=8, num_threads=None, config=None, weights="float32"))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
         num_codebooks: i64,
         num_threads: Option<i64>,
         config: Option<&Bound<'_, PyAny>>,
+        weights: &str,
     ) -> Result<Self, Failure> {
         let options = mimi::Options {
             num_codebooks: count("num_codebooks", num_codebooks)?,
             num_threads: num_threads.map(|n| count("num_threads", n)).transpose()?,
             config: config.map(read_config).transpose()?,
+            weights: precision(weights)?,
             ..mimi::Options::default()
         };
         without_gil(py, || Ok(Self(mimi::Mimi::load(&path, &options)?)))
@@ -139,6 +152,15 @@ impl Mimi {
     #[getter]
     fn num_codebooks(&self) -> usize {
         self.0.num_codebooks()
+    }
+
+    /// How the weights of matrices are held, ``"float32"`` or ``"float16"``.
+    #[getter]
+    fn weights(&self) -> &'static str {
+        match self.0.weights() {
+            mimi::Precision::Float32 => "float32",
+            mimi::Precision::Float16 => "float16",
+        }
     }
 
     /// The configuration in effect, all keys with their values; a new dict each time.
@@ -295,7 +317,8 @@ impl Decoder {
     }
 }
 
-/// Returns the instruction set of the codec's kernels on this machine: ``"AVX2"``, ``"NEON"`` or, much slower, ``"portable"``.
+/// Returns the instruction set of the kernels on this machine: ``"AVX-512"``, ``"AVX2"``, ``"NEON"`` or, much slower,
+/// ``"portable"``.
 #[pyfunction]
 fn kernels() -> String {
     mimi::Isa::available()[0].to_string()

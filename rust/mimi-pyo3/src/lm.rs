@@ -299,6 +299,14 @@ impl PyConversation {
         })
     }
 
+    /// Acts as if as many positions had passed as the window has, to measure a conversation of any length.
+    fn fill_window(&self, py: Python<'_>) -> Result<(), Failure> {
+        with(py, &self.0, "LmConversation", |conversation| {
+            conversation.fill_window();
+            Ok(())
+        })
+    }
+
     /// Steps that were taken.
     #[getter]
     fn position(&self, py: Python<'_>) -> Result<u64, Failure> {

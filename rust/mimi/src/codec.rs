@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::{File, FileId};
-use kernels::{Isa, Kernels, Sink};
+use kernels::{Isa, Kernels, Precision, Sink};
 
 use crate::config::Config;
 use crate::conv::{Conv, History};
@@ -37,13 +37,15 @@ pub struct Options {
     pub num_threads: Option<usize>,
     /// The architecture; `None` takes the checkpoint's metadata key `config`, or the published values.
     pub config: Option<Config>,
+    /// How the weights of matrices are held, whatever type they have in the file.
+    pub weights: Precision,
     /// The instruction set; `None` picks the fastest that the machine has.
     pub isa: Option<Isa>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { num_codebooks: 8, num_threads: None, config: None, isa: None }
+        Self { num_codebooks: 8, num_threads: None, config: None, weights: Precision::Float32, isa: None }
     }
 }
 
@@ -79,11 +81,11 @@ impl Layers {
         let (one, other) = match weights {
             Weights::Plan(_) => (encoding(weights), decoding(weights)),
             // Half of the time goes into fresh memory, half into packing: two threads share both.
-            Weights::Read(checkpoint, _) => {
-                let checkpoint = *checkpoint;
+            Weights::Read(checkpoint, precision, _) => {
+                let (checkpoint, precision) = (*checkpoint, *precision);
                 std::thread::scope(|scope| {
-                    let other = scope.spawn(|| decoding(&mut Weights::read(checkpoint)));
-                    let one = encoding(&mut Weights::read(checkpoint));
+                    let other = scope.spawn(|| decoding(&mut Weights::read(checkpoint, precision)));
+                    let one = encoding(&mut Weights::read(checkpoint, precision));
                     (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 })
             }
@@ -98,13 +100,14 @@ impl Layers {
 struct Model {
     config: Config,
     num_codebooks: usize,
+    weights: Precision,
     kernels: Kernels,
     layers: Arc<Layers>,
     quantizer: Arc<Quantizer>,
 }
 
-static LAYERS: Shared<(FileId, Config), Layers> = Shared::new();
-static QUANTIZERS: Shared<(FileId, Config, usize), Quantizer> = Shared::new();
+static LAYERS: Shared<(FileId, Config, Precision), Layers> = Shared::new();
+static QUANTIZERS: Shared<(FileId, Config, Precision, usize), Quantizer> = Shared::new();
 
 /// A loaded codec. It does not change, is cheap to clone, and may be shared between threads and streams.
 #[derive(Clone, Debug)]
@@ -112,7 +115,7 @@ pub struct Mimi(Arc<Model>);
 
 impl Mimi {
     /// Loads a safetensors checkpoint, strictly: exactly the tensors of the configuration must be there. Codecs of the
-    /// same file and configuration share their weights, unless the file was written within the last second.
+    /// same file, configuration and precision share their weights, unless the file was written within the last second.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
         let file = File::open(path)?;
         let config = match (&options.config, file.metadata()?.get("config")) {
@@ -136,11 +139,12 @@ impl Mimi {
         if let Weights::Plan(expected) = plan {
             check(&file, &expected)?;
         }
-        let id = file.id().cloned();
-        let layers = LAYERS
-            .get(id.clone().map(|id| (id, config.clone())), || Layers::load(&mut Weights::read(&file), &config))?;
+        let (id, weights) = (file.id().cloned(), options.weights);
+        let read = || Weights::read(&file, weights);
+        let layers =
+            LAYERS.get(id.clone().map(|id| (id, config.clone(), weights)), || Layers::load(&mut read(), &config))?;
         let quantizer = QUANTIZERS
-            .get(id.map(|id| (id, config.clone(), n)), || Quantizer::load(&mut Weights::read(&file), &config, n))?;
+            .get(id.map(|id| (id, config.clone(), weights, n)), || Quantizer::load(&mut read(), &config, n))?;
         let threads = match options.num_threads {
             Some(n @ 1..=64) => n,
             Some(n) => return Err(Error::Input(format!("num_threads is {n}, but 1 to 64 are expected"))),
@@ -148,12 +152,18 @@ impl Mimi {
             None => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 2)),
         };
         let isa = options.isa.unwrap_or_else(|| Isa::available()[0]);
-        Ok(Self(Arc::new(Model { config, num_codebooks: n, kernels: Kernels::new(isa, threads), layers, quantizer })))
+        let kernels = Kernels::new(isa, threads);
+        Ok(Self(Arc::new(Model { config, num_codebooks: n, weights, kernels, layers, quantizer })))
     }
 
     /// The architecture.
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// How the weights of matrices are held.
+    pub fn weights(&self) -> Precision {
+        self.0.weights
     }
 
     /// Samples per frame.

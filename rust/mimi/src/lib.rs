@@ -50,4 +50,4 @@ mod weights;
 pub use codec::{Decoder, Encoder, Mimi, Options, StageTimes};
 pub use config::Config;
 pub use error::{Error, Result};
-pub use kernels::Isa;
+pub use kernels::{Isa, Precision};

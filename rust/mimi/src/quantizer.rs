@@ -3,7 +3,7 @@
 //! Both work on the same latent: the first has one codebook, the rest of the codebooks form a chain of their own. Their
 //! projections are kept side by side, so that each direction is one product.
 
-use kernels::{Kernels, Matrix, Sink};
+use kernels::{Aligned, Kernels, Matrix, Sink};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -20,7 +20,7 @@ pub(crate) struct Quantizer {
     /// From the sums of both chains, `[2 · width]`, to `[dimension]`.
     output_proj: Matrix,
     /// One `[bins, width]` per codebook that is used.
-    books: Vec<Vec<f32>>,
+    books: Vec<Aligned<f32>>,
     bins: usize,
     width: usize,
     dimension: usize,
@@ -61,7 +61,7 @@ impl Quantizer {
             for (entry, usage) in book.chunks_exact_mut(width).zip(usage) {
                 entry.iter_mut().for_each(|x| *x /= usage.max(1e-5));
             }
-            books.push(book);
+            books.push(Aligned::copied(&book));
         }
         Ok(Self { input_proj, output_proj, books, bins, width, dimension: d })
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::{Activation, Kernels, Matrix, Sink};
+use kernels::{Activation, Aligned, Kernels, Matrix, Sink};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -29,11 +29,11 @@ struct Layer {
     norm1: Norm,
     /// To queries, keys and values.
     in_proj: Matrix,
-    /// With `layer_scale_1` multiplied into it.
+    /// Its columns are multiplied by `layer_scale_1`.
     out_proj: Matrix,
     norm2: Norm,
     linear1: Matrix,
-    /// With `layer_scale_2` multiplied into it.
+    /// Its columns are multiplied by `layer_scale_2`.
     linear2: Matrix,
 }
 
@@ -77,8 +77,8 @@ pub(crate) struct State {
     /// Length of the rings in steps.
     ring: usize,
     /// Per layer and head, `[layers, heads, ring, width of a head]`; step i is at `i % ring`.
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Aligned<f32>,
+    values: Aligned<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
     /// Per head: its output `[steps, width of a head]`, then room for the scores of a query.
@@ -127,8 +127,8 @@ impl Transformer {
             position: 0,
             seen: 0,
             ring,
-            keys: vec![0.0; size],
-            values: vec![0.0; size],
+            keys: Aligned::zeroed(size),
+            values: Aligned::zeroed(size),
             normed: Vec::new(),
             qkv: Vec::new(),
             heads: Vec::new(),

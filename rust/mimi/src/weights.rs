@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use checkpoint::File;
-use kernels::Matrix;
+use kernels::{Matrix, Precision};
 
 use crate::error::Result;
 use crate::scratch::sized;
@@ -15,7 +15,7 @@ pub(crate) enum Weights<'a> {
     /// Notes the names and shapes asked for.
     Plan(BTreeMap<String, Vec<usize>>),
     /// Reads them; a matrix is packed while it is read, a few columns at a time.
-    Read(&'a File, Vec<f32>),
+    Read(&'a File, Precision, Vec<f32>),
 }
 
 impl<'a> Weights<'a> {
@@ -23,8 +23,9 @@ impl<'a> Weights<'a> {
         Self::Plan(BTreeMap::new())
     }
 
-    pub fn read(file: &'a File) -> Self {
-        Self::Read(file, Vec::new())
+    /// `precision` is how matrices are held.
+    pub fn read(file: &'a File, precision: Precision) -> Self {
+        Self::Read(file, precision, Vec::new())
     }
 
     /// A tensor's values, row-major; nothing while planning.
@@ -34,7 +35,7 @@ impl<'a> Weights<'a> {
                 self.expect(name, shape);
                 Ok(Vec::new())
             }
-            Self::Read(file, _) => Ok(file.read(name)?),
+            Self::Read(file, ..) => Ok(file.read(name)?),
         }
     }
 
@@ -55,19 +56,18 @@ impl<'a> Weights<'a> {
         scale: Option<&[f32]>,
     ) -> Result<Matrix> {
         self.expect(name, shape);
-        let Self::Read(file, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
+        let Self::Read(file, precision, scratch) = self else { return Ok(empty()) };
         let (outputs, taps) = (shape[0], shape.get(2).copied().unwrap_or(1));
         let k = shape[1] * taps;
-        let mut matrix = Matrix::zeros(k, outputs, bias);
+        let mut matrix = Matrix::zeros(k, outputs, bias, *precision);
         let mut values = file.values(name)?;
         for first in (0..outputs).step_by(Matrix::PANEL) {
             let columns = sized(scratch, Matrix::PANEL.min(outputs - first) * k);
             values.read(columns)?;
-            for (column, scale) in columns.chunks_exact_mut(k).zip(scale.into_iter().flat_map(|scale| &scale[first..]))
-            {
-                column.iter_mut().for_each(|v| *v *= scale);
-            }
             matrix.set_columns(first, taps, columns);
+        }
+        if let Some(scale) = scale {
+            matrix.multiply_columns(scale);
         }
         Ok(matrix)
     }
@@ -78,10 +78,22 @@ impl<'a> Weights<'a> {
     pub fn transposed(&mut self, name: &str, [inputs, outputs, stride]: [usize; 3], bias: &[f32]) -> Result<Matrix> {
         let kernel = 2 * stride;
         self.expect(name, &[inputs, outputs, kernel]);
-        let Self::Read(file, scratch) = self else { return Ok(Matrix::zeros(0, 1, None)) };
-        let mut matrix = Matrix::zeros(2 * inputs, stride * outputs, Some(bias));
-        let mut values = file.values(name)?;
+        let Self::Read(file, precision, scratch) = self else { return Ok(empty()) };
+        let mut matrix = Matrix::zeros(2 * inputs, stride * outputs, Some(bias), *precision);
         let row = sized(scratch, outputs * kernel);
+        if matrix.is_scaled() {
+            let (mut most, mut values) = (vec![0.0f32; outputs * kernel], file.values(name)?);
+            for _ in 0..inputs {
+                values.read(row)?;
+                most.iter_mut().zip(&*row).for_each(|(most, value)| *most = most.max(value.abs()));
+            }
+            for (o, most) in most.chunks_exact(kernel).enumerate() {
+                for j in 0..stride {
+                    matrix.scale_column(j * outputs + o, most[j].max(most[stride + j]));
+                }
+            }
+        }
+        let mut values = file.values(name)?;
         for i in 0..inputs {
             values.read(row)?;
             for j in 0..stride {
@@ -94,6 +106,13 @@ impl<'a> Weights<'a> {
 
     /// [`Matrix::pack`], or an empty matrix while planning.
     pub fn pack(&self, k: usize, n: usize, weight: impl Fn(usize, usize) -> f32) -> Matrix {
-        if let Self::Plan(_) = self { Matrix::zeros(0, 1, None) } else { Matrix::pack(k, n, None, weight) }
+        match self {
+            Self::Plan(_) => empty(),
+            Self::Read(_, precision, _) => Matrix::pack(k, n, None, *precision, weight),
+        }
     }
+}
+
+fn empty() -> Matrix {
+    Matrix::zeros(0, 1, None, Precision::Float32)
 }

@@ -1,0 +1,22 @@
+"""Models for tests, on each engine."""
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+from slow_lm import random_weights
+
+from msh_mlx import LmConfig, load_lm
+
+
+def load_exact(path, config, engine, **options):
+    """Load a model that computes in float32, and keeps keys and values in it unless a conversation says otherwise."""
+    return load_lm(path, config, "float32", engine=engine, **options)
+
+
+def seeded(folder: Path, config, engine, seed=7):
+    """A model of seeded random weights, read from a file, and the weights, by PyTorch's names."""
+    values = config.to_dict() if isinstance(config, LmConfig) else config
+    feedforward = values["depformer_dim_feedforward"] or 4 * values["depformer_dim"]
+    weights = random_weights({**values, "depformer_dim_feedforward": feedforward}, seed)
+    save_file(weights, folder / "lm.safetensors")
+    return load_exact(folder / "lm.safetensors", config, engine), weights
