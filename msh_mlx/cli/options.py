@@ -241,7 +241,7 @@ def add_engine(to: Group, more: str = "") -> None:
     to.choice("--kv-bits", (8,), f"keep the model's key/value cache in 8 bits{more}")
 
 
-def computing(args: argparse.Namespace) -> dict[str, str]:
+def computing(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_parts` that say how the model and the codec are computed."""
     return {"engine": args.engine, "codec_weights": args.codec_weights}
 

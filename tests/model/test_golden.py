@@ -156,9 +156,7 @@ def test_quantized_models_equal_their_weights_unpacked(folder, bits, group_size,
         config=path / "config.json",
     )
     assert unpacked(written.path, written.config, tmp_path / "same.safetensors") >= 18
-    lm, same = (
-        load_exact(tmp_path / f"{name}.safetensors", written.config, engine) for name in ("lm", "same")
-    )
+    lm, same = (load_exact(tmp_path / f"{name}.safetensors", written.config, engine) for name in ("lm", "same"))
     for case in folder.runs:
         found, wanted = (ENGINES[engine](folder, model).answers(case) for model in (lm, same))
         comparison = compared(case.name, found, wanted)
