@@ -53,7 +53,7 @@ PUBLISHED: dict[str, Any] = {
     "text_card": 32000, "card": 2048, "n_q": 16, "dep_q": 8, "depformer_dim": 1024, "depformer_num_layers": 6,
     "depformer_num_heads": 16, "depformer_dim_feedforward": 4224,
 }  # fmt: skip
-QUICK = {**PUBLISHED, "dim": 1024, "num_layers": 2, "num_heads": 8, "context": 300, "text_card": 2000}
+QUICK = {**PUBLISHED, "dim": 1024, "num_layers": 2, "num_heads": 8, "context": 300, "text_card": 4000}
 ACTIVATIONS = ("float32", "int16", "int8")
 
 
@@ -188,7 +188,8 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
         conversation = lm.conversation(kv=kv, **greedy)
         random, rows, codes = np.random.default_rng(3), [], []
         for step in range(steps):
-            tokens = random.integers(0, config["card"], (1, 1 + config["n_q"])).astype(np.int32)
+            cards = [config["text_card"], *[config["card"]] * config["n_q"]]
+            tokens = random.integers(0, cards)[None].astype(np.int32)
             text = engine.hear([conversation], tokens)
             if way == "float32":
                 first.append(int(text[0]))

@@ -41,7 +41,8 @@ class Native:
         return {"weights": self._lm.step_bytes, "kept": kept, "held": self._lm.held_bytes}
 
     def _column(self):
-        return self._random.integers(0, self._config["card"], (1, 1 + self._config["n_q"])).astype(np.int32)
+        cards = [self._config["text_card"], *[self._config["card"]] * self._config["n_q"]]
+        return self._random.integers(0, cards)[None].astype(np.int32)
 
     def steps(self, count):
         """Run steps. Return the seconds of each."""
