@@ -137,7 +137,7 @@ impl Config {
         let heads = |dim: usize, heads: usize, group: usize| {
             dim.is_multiple_of(heads) && heads.is_multiple_of(group) && dim / heads <= kernels::MOST_DIM
         };
-        let numbers: Vec<usize> = (0..self.slices.iter().max().map_or(0, |most| most + 1)).collect();
+        let owned = self.owners().iter().all(|owner| *owner < self.slices.len());
         let checks = [
             (heads(self.dim, self.num_heads, self.kv_repeat), "its dim, num_heads and kv_repeat"),
             ((self.dim / self.num_heads).is_multiple_of(2), "its dim and num_heads, which make heads of an odd width,"),
@@ -147,10 +147,7 @@ impl Config {
             ),
             (self.dep_q <= self.n_q, "its dep_q and n_q"),
             (self.text_card_out <= self.text_card, "its text_card_out and text_card"),
-            (
-                self.slices.len() == self.dep_q && numbers.iter().all(|n| self.slices.contains(n)),
-                "its dep_q and the schedule of the depformer's weights",
-            ),
+            (self.slices.len() == self.dep_q && owned, "its dep_q and the schedule of the depformer's weights"),
         ];
         match checks.iter().find(|(fits, _)| !fits) {
             Some((_, what)) => Err(Error::Config(format!("{what} do not fit together"))),
@@ -161,7 +158,12 @@ impl Config {
     /// For each number of the depformer's weights, the codebook under whose name they are.
     pub(crate) fn owners(&self) -> Vec<usize> {
         let count = self.slices.iter().max().map_or(0, |most| most + 1);
-        (0..count).filter_map(|number| self.slices.iter().position(|slice| *slice == number)).collect()
+        // A number that no codebook uses has none; such a configuration is refused.
+        let mut owners = vec![usize::MAX; count];
+        for (codebook, number) in self.slices.iter().enumerate().rev() {
+            owners[*number] = codebook;
+        }
+        owners
     }
 }
 
@@ -233,6 +235,7 @@ mod tests {
             ("depformer_weights_per_step_schedule", serde_json::json!([0]), "schedule"),
             ("depformer_weights_per_step_schedule", "x".into(), "schedule"),
             ("n_q", (1u64 << 40).into(), "its n_q"),
+            ("dep_q", (1 << 23).into(), "its dep_q and n_q"),
         ] {
             let mut keys = keys();
             keys[key] = value;

@@ -137,7 +137,7 @@ fn random_damage_never_panics() {
         names
     };
     let keys: Vec<String> = common::keys().as_object().unwrap().keys().cloned().collect();
-    for i in 0..250 {
+    for i in 0..2000 {
         let made = if random.bool() { &packed } else { &floats };
         let mut modules = made.modules.clone();
         let mut json = made.json.clone();
