@@ -95,7 +95,7 @@ fn numbers_that_are_not_finite_are_refused() {
                 bytes[at..at + 2].copy_from_slice(&0x7c00u16.to_le_bytes());
             }
             fs::write(&made.file.0, bytes).unwrap();
-            refused(&made, &name.to_string());
+            refused(&made, name);
         }
     }
 }

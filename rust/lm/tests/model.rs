@@ -124,6 +124,9 @@ fn adapters_and_replacements_are_merged() {
     compare(&made, Way::Float32, Held::F32, 0.25, "changed and packed");
 }
 
+/// A step's text, its codes, and what it shows besides.
+type Said = (i32, Vec<i32>, Vec<u32>);
+
 /// Conversations with seeds, guidance, other samplers and numbers of codebooks.
 fn conversations(model: &Arc<Model>) -> Vec<Conversation> {
     let text = TextSampler { repetition_penalty: 1.5, padding_bonus: 0.5, ..Choices::default().text };
@@ -175,7 +178,7 @@ fn neighbours_rows_absences_and_threads_change_no_bit() {
                 (0..12).map(|_| (0..c.rows()).flat_map(|_| column(&mut random, model.config())).collect()).collect()
             })
             .collect();
-        let alone: Vec<Vec<(i32, Vec<i32>, Vec<u32>)>> = conversations(&model)
+        let alone: Vec<Vec<Said>> = conversations(&model)
             .into_iter()
             .zip(&given)
             .map(|(mut conversation, given)| {

@@ -422,7 +422,7 @@ impl<'a> Slow<'a> {
         let mut past: Vec<Vec<[Vec<f64>; 2]>> = vec![Vec::new(); config.depformer_num_layers];
         let mut previous = text;
         let mut all = Vec::new();
-        for k in 0..config.dep_q {
+        for (k, code) in codes.iter().enumerate() {
             let owner = config.slices.iter().position(|slice| *slice == config.slices[k]).unwrap();
             let own = format!("depformer.slices.{k}");
             let rows = if k == 0 { config.text_card } else { config.card } + 1;
@@ -442,7 +442,7 @@ impl<'a> Slow<'a> {
                 x = layer_norm(&x, self.get(&format!("{own}.norm")), self.get(&format!("{own}.norm.bias")));
             }
             all.push(self.linear(&format!("{own}.linear_out"), &x));
-            previous = codes[k];
+            previous = *code;
         }
         all
     }
