@@ -321,7 +321,7 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
     entries = {name: entry for name, entry in load_catalogue().items() if name in ("moshiko-q4", "moshiko-q8")}
     least, most = sorted(entry.step_bytes or 0 for entry in entries.values())
     for bandwidth, status, found in (
-        (most / 0.045, "ok", f"enough for moshiko-q4 and moshiko-q8, at best {most / 0.045 * 0.08 / least:.1f} times"),
+        (most / 0.045, "ok", f"enough for moshiko-q8 and moshiko-q4, at best {most / 0.045 * 0.08 / least:.1f} times"),
         (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
         (least / 0.046, "warning", "too slow for the published models"),
     ):
