@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 from array import array
 from bisect import bisect_right
@@ -113,6 +112,10 @@ class Memory:
 
 def peak_resident_bytes() -> int:
     """Return the most main memory that this process has taken so far, in bytes."""
+    if sys.platform == "win32":
+        return int(_PROCESS.memory_info().peak_wset)
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 

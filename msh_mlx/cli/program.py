@@ -15,6 +15,8 @@ from ..system.signals import Signals, Stopped
 from ..system.streams import end_standard, open_standard
 from ..system.words import printable
 
+_READER_GONE = 141  # 128 + SIGPIPE
+
 
 def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     """Run `program` and return its exit code; print an error as one line on the standard error.
@@ -58,7 +60,7 @@ def _exit_code(program: Callable[[Signals], int], signals: Signals, debug: bool)
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise  # from --help and --version; Rich turns a broken pipe into a SystemExit, too
         # The reader of the standard output has gone, as with `| head`: return the exit code that shells report then.
-        return 128 + signal.SIGPIPE
+        return _READER_GONE
     except ModuleNotFoundError as error:
         _complain(f"The module {error.name} is missing; install the program as its README says.")
     except MemoryError:

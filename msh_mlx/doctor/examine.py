@@ -14,6 +14,7 @@ from ..errors import MshError
 from .judgements import Finding
 
 LIMIT = 5.0  # seconds that a check may take
+_EXCEPTIONS = 0xC0000000  # the exit codes of processes that an exception of Windows ended
 AGAIN = "Install the program again, as its README says."
 
 
@@ -65,11 +66,15 @@ def _made(check: Check) -> Finding:
 def death_of(code: str, seconds: float) -> str:
     """Run code in another process, since native code may crash this one. Return the signal that ended it, or "".
 
+    On Windows, return the exception's number.
+
     Raise subprocess.TimeoutExpired if it takes longer than `seconds`.
     """
     command = [sys.executable, "-I", "-c", code]
     null = subprocess.DEVNULL
     done = subprocess.run(command, stdin=null, stdout=null, stderr=null, timeout=seconds)
+    if sys.platform == "win32":
+        return f"{done.returncode:#x}" if done.returncode >= _EXCEPTIONS else ""
     return signal.Signals(-done.returncode).name if done.returncode < 0 else ""
 
 

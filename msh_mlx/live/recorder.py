@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -256,6 +257,8 @@ class _Take:
 
     def free(self) -> int:
         """Return how many bytes are free on the disk."""
+        if sys.platform == "win32":
+            return shutil.disk_usage(self._folder or temporary_folder()).free
         disk = os.fstatvfs(self._words.fileno())
         return disk.f_bavail * disk.f_frsize
 
@@ -267,7 +270,7 @@ class _Take:
             sides = [track.read(index, min(_BLOCK, self.frames - index)) for track in self._sides]
             for track, samples in zip(target._tracks, [*sides, np.stack(sides, axis=1)], strict=True):
                 track.write(index, samples)
-        _write_at(target._words, 0, os.pread(self._words.fileno(), self._words_size, 0))
+        _write_at(target._words, 0, _read_at(self._words, 0, self._words_size))
         target._words_size = self._words_size
         for file in target.files:
             os.fsync(file.fileno())
@@ -329,7 +332,7 @@ class _Track:
         size = count * self._frame_bytes
         data = b""
         if part in self._open:
-            data = os.pread(self._open[part].fileno(), size, _HEADER + place * self._frame_bytes)
+            data = _read_at(self._open[part], _HEADER + place * self._frame_bytes, size)
         return np.frombuffer(data.ljust(size, b"\0"), "<i2")
 
     def sync(self) -> None:
@@ -395,15 +398,28 @@ def _fresh(parent: Path) -> Path:
 def _create(folder: Path | None, name: str) -> io.FileIO:
     """Create a new file in `folder`, or a temporary one if `folder` is None; an existing file is an error."""
     if folder is None:
-        return tempfile.TemporaryFile(buffering=0, dir=temporary_folder())
+        with tempfile.TemporaryFile(buffering=0, dir=temporary_folder()) as file:
+            return io.FileIO(os.dup(file.fileno()), "r+b")
     return (folder / name).open("x+b", buffering=0)
+
+
+def _read_at(file: io.FileIO, place: int, size: int) -> bytes:
+    """Read `size` bytes from byte `place` on, fewer at the file's end. One thread uses a file."""
+    if sys.platform == "win32":
+        file.seek(place)
+        return file.read(size)
+    return os.pread(file.fileno(), size, place)
 
 
 def _write_at(file: io.FileIO, place: int, data: bytes | memoryview) -> None:
     """Write all of `data` at byte `place`, without a buffer in Python, so that a crash of the program loses none of it."""
     rest = memoryview(data)
     while rest:
-        count = os.pwrite(file.fileno(), rest, place)
+        if sys.platform == "win32":
+            file.seek(place)
+            count = file.write(rest)
+        else:
+            count = os.pwrite(file.fileno(), rest, place)
         rest, place = rest[count:], place + count
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,7 +180,7 @@ class _Conversation:
             key = keys.poll(_TICK)
             self._signals.check()
             if keys.closed:
-                self._signals.stop(signal.SIGHUP)
+                self._signals.stop(Signals.GONE)
             if key and not self._press(action(key)):
                 break
             self._devices.poll()

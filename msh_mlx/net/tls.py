@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import ssl
+import sys
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -98,7 +99,8 @@ def make_pair(folder: Path, names: Iterable[str] = (), addresses: Iterable[str] 
     pem = serialization.Encoding.PEM
     key_bytes = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with making(folder), NewFile(folder / KEY) as new_key, NewFile(folder / CERTIFICATE) as new_certificate:
-        os.fchmod(new_key.file.fileno(), 0o600)
+        if sys.platform != "win32":  # there the folder says who may read what is in it
+            os.fchmod(new_key.file.fileno(), 0o600)
         new_key.file.write(key_bytes)
         new_certificate.file.write(certificate.public_bytes(pem))
         new_key.commit()

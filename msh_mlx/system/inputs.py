@@ -7,8 +7,11 @@ import os
 import reprlib
 import select
 import stat
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from ..errors import InputError, MshError
 from .places import user_path
@@ -18,6 +21,7 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 60
 # Byte order marks, which editors and shells of Windows write before a text, and their encodings.
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
+_PIECE = 1 << 16  # bytes that are read of a text at most at once
 _TICK = 0.05  # seconds between two looks at something else while a text is waited for
 
 # The advice for a part of a model, or the index of its parts.
@@ -89,16 +93,10 @@ def text_pieces(descriptor: int, name: str, wait: Callable[[], None]) -> Iterato
     `name` begins error messages. `wait` is called some twenty times a second while nothing comes; what it raises ends the
     reading. Raise InputError if the descriptor cannot be read, or the bytes are not in that encoding.
     """
-    decoder, head, data = None, b"", b" "
-    while data:
-        try:
-            while not select.select([descriptor], [], [], _TICK)[0]:
-                wait()
-            data = os.read(descriptor, 1 << 16)
-        except MshError:
-            raise
-        except OSError as error:
-            raise cannot_read(name, error) from None
+    decoder, head = None, b""
+    # Windows waits for sockets only.
+    pieces = _read_by_thread if sys.platform == "win32" else _read_by_waiting
+    for data in pieces(descriptor, name, wait):
         fresh = data
         if decoder is None:
             head += data
@@ -113,6 +111,47 @@ def text_pieces(descriptor: int, name: str, wait: Callable[[], None]) -> Iterato
             raise InputError(f"{name} is not text in UTF-8", "give it in this encoding") from None
         if piece:
             yield piece
+
+
+def _read_by_waiting(descriptor: int, name: str, wait: Callable[[], None]) -> Iterator[bytes]:
+    """Yield what can be read, as soon as it comes; at the end nothing, once. The arguments are those of `text_pieces`."""
+    data = b" "
+    while data:
+        try:
+            while not select.select([descriptor], [], [], _TICK)[0]:
+                wait()
+            data = os.read(descriptor, _PIECE)
+        except MshError:
+            raise
+        except OSError as error:
+            raise cannot_read(name, error) from None
+        yield data
+
+
+def _read_by_thread(descriptor: int, name: str, wait: Callable[[], None]) -> Iterator[bytes]:
+    """Do the same where nothing can wait for a file: a thread reads it, which nobody waits for at the end."""
+    read: SimpleQueue[bytes | OSError] = SimpleQueue()
+
+    def read_all() -> None:
+        data = b" "
+        try:
+            while data:
+                data = os.read(descriptor, _PIECE)
+                read.put(data)
+        except OSError as error:
+            read.put(error)
+
+    threading.Thread(target=read_all, name="reading", daemon=True).start()
+    data: bytes | OSError = b" "
+    while data:
+        try:
+            data = read.get(timeout=_TICK)
+        except Empty:
+            wait()
+            continue
+        if isinstance(data, OSError):
+            raise cannot_read(name, data) from None
+        yield data
 
 
 def read_small(path: str | os.PathLike[str], what: str, limit: int) -> bytes:

@@ -14,6 +14,14 @@ def chip() -> str:
     """Return the processor's name, as the system has it."""
     if sys.platform == "darwin":
         name = output_of("sysctl", "-n", "machdep.cpu.brand_string")
+    elif sys.platform == "win32":
+        import winreg
+
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+                name = str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        except OSError:
+            name = ""
     else:
         try:
             lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -25,8 +33,8 @@ def chip() -> str:
 
 def system() -> str:
     """Return the name and version of the operating system."""
-    if sys.platform == "darwin":
-        return f"macOS {platform.mac_ver()[0]}"
+    if macos := platform.mac_ver()[0]:
+        return f"macOS {macos}"
     return f"{platform.system()} {platform.release()}"
 
 

@@ -146,7 +146,7 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | int]) -> No
         if path.exists() and any(os.path.samestat(path.stat(), source) for source in sources):
             raise InputError(f"{path} is read and would be overwritten", "give the output another name")
         place = os.path.realpath(path)
-        if sys.platform == "darwin":  # whose file names differ in more than case and composition
+        if sys.platform in ("darwin", "win32"):  # whose file names differ in more than case and composition
             place = unicodedata.normalize("NFC", place).casefold()
         if place in seen:
             raise InputError(f"{path} would be written twice", "give every output a name of its own")

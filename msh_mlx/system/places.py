@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pwd
 import re
 import sys
 import tempfile
@@ -31,9 +30,14 @@ def mend_environment() -> None:
 
 
 def home() -> Path | None:
-    """Return the user's home folder: `HOME`, else the one in the password file, else None."""
+    """Return the user's home folder: `HOME`, else the one in the password file (on Windows, `USERPROFILE`), else None."""
     if named := os.environ.get("HOME"):
         return Path(named)
+    if sys.platform == "win32":
+        profile = os.environ.get("USERPROFILE")
+        return Path(profile) if profile else None
+    import pwd
+
     try:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
@@ -47,7 +51,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raise InputError if the path is in the home folder, and there is none.
     """
     text = os.fspath(path)
-    if text == "~" or text.startswith("~/"):
+    if text == "~" or text.startswith(("~/", f"~{os.sep}")):
         folder = home()
         if folder is None:
             raise InputError(
@@ -61,29 +65,32 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 def config_folder() -> Path | None:
     """Return the folder of the user's own settings. None: there is no home folder."""
-    return _own_folder("XDG_CONFIG_HOME", ".config")
+    return _own_folder("XDG_CONFIG_HOME", ".config", on_windows="APPDATA")
 
 
 def notes_folder() -> Path | None:
     """Return the folder of notes, which can be made again if they are lost. None: there is no home folder."""
-    return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches")
+    return _own_folder("XDG_CACHE_HOME", ".cache", "Library/Caches", "LOCALAPPDATA")
 
 
 def log_folder() -> Path | None:
     """Return the folder of log files. None: there is no home folder."""
-    return _own_folder("XDG_STATE_HOME", ".local/state", "Library/Logs")
+    return _own_folder("XDG_STATE_HOME", ".local/state", "Library/Logs", "LOCALAPPDATA")
 
 
-def _own_folder(variable: str, usual: str, on_macos: str | None = None) -> Path | None:
+def _own_folder(variable: str, usual: str, on_macos: str | None = None, on_windows: str | None = None) -> Path | None:
     """Return the program's own folder, which may not exist yet: in the folder of `variable`, else in `usual` at home.
 
-    On a Mac, `on_macos` in the home folder replaces both. The package platformdirs is not used: on a Mac it would put the
+    On a Mac, `on_macos` in the home folder replaces both. On Windows, the folder of the variable `on_windows` replaces `usual`
+    where it is set, as it is for every user. The package platformdirs is not used: on a Mac it would put the
     configuration into another folder than ~/.config.
     """
     if sys.platform == "darwin" and on_macos:
         usual = on_macos
     elif named := os.environ.get(variable):
         return user_path(named) / "msh-mlx"
+    elif sys.platform == "win32" and on_windows and (given := os.environ.get(on_windows)):
+        return Path(given) / "msh-mlx"
     own = home()
     return own / usual / "msh-mlx" if own else None
 

@@ -22,6 +22,8 @@ class Stopped(KeyboardInterrupt):
 class Signals:
     """While entered, raises `Stopped` in the main thread when a signal asks the program to end.
 
+    `GONE` is the signal that says that the terminal has gone.
+
     The first signal is enough. Further ones are ignored while the program cleans up. But if `at_once` is set, the second signal
     calls it and ends the process at once. After `defer`, only `check` raises, where the program is ready for it.
 
@@ -32,7 +34,12 @@ class Signals:
     its traceback. It is not printed, and `check` raises it again.
     """
 
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+    # Windows sends SIGBREAK for Ctrl-Break, and when the window is closed.
+    if sys.platform == "win32":
+        GONE = signal.SIGBREAK
+    else:
+        GONE = signal.SIGHUP
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, GONE)
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import io
 import os
 import stat
@@ -31,6 +31,13 @@ class NamedFile(io.FileIO):
         except BrokenPipeError:  # the reader has had enough, which is not a mistake
             raise
         except OSError as error:
+            # What Windows says of a pipe without a reader is no error of its own in C.
+            if (
+                sys.platform == "win32"
+                and error.errno == errno.EINVAL
+                and stat.S_ISFIFO(os.fstat(self.fileno()).st_mode)
+            ):
+                raise BrokenPipeError from None
             raise write_error(self._said, error) from None
 
 
@@ -51,7 +58,11 @@ def open_standard() -> None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    if sys.stdout is None or (sys.stdout is sys.__stdout__ and _descriptor(sys.stdout) == 1):
+    if sys.platform == "win32":
+        _open_console()
+    if sys.stdout is None or (
+        sys.stdout is sys.__stdout__ and _descriptor(sys.stdout) == 1 and not _is_console(sys.stdout)
+    ):
         sys.stdout = _printing(sys.stdout)
 
 
@@ -62,6 +73,27 @@ def end_standard() -> None:
             stream.flush()
         except (OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _is_console(stream: TextIO | Any) -> bool:
+    """Whether a stream writes to a console of Windows, which takes characters and not bytes."""
+    return sys.platform == "win32" and type(getattr(stream.buffer, "raw", None)).__name__ == "_WindowsConsoleIO"
+
+
+def _open_console() -> None:
+    """Let files and pipes have UTF-8, which other programs expect, and consoles of Windows obey escape sequences."""
+    if sys.platform == "win32":
+        import ctypes
+
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                errors = "strict" if stream is sys.stdin else "backslashreplace" if stream is sys.stderr else "replace"
+                stream.reconfigure(encoding="utf-8", errors=errors)
+        for number in (-11, -12):  # the standard output and the standard error
+            handle = ctypes.windll.kernel32.GetStdHandle(number)
+            mode = ctypes.c_ulong()
+            if ctypes.windll.kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
+                ctypes.windll.kernel32.SetConsoleMode(handle, mode.value | 4)  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
 
 
 def _descriptor(stream: TextIO | Any) -> int | None:
@@ -132,9 +164,17 @@ class _Output(NamedFile):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", _STDOUT_NAME)
-        appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
-        self._seekable = stat.S_ISREG(os.fstat(descriptor).st_mode) and not appends
+        self._seekable = stat.S_ISREG(os.fstat(descriptor).st_mode) and not _appends(descriptor)
 
     def seekable(self) -> bool:
         """Whether bytes that were written can be changed."""
         return self._seekable
+
+
+def _appends(descriptor: int) -> bool:
+    """Whether a file gets everything at its end, behind what it has."""
+    if sys.platform == "win32":  # which has no such mode: the shell begins at the end
+        return os.lseek(descriptor, 0, os.SEEK_CUR) > 0
+    import fcntl
+
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND)

@@ -31,6 +31,8 @@ def exists(thread: threading.Thread) -> bool:
     """
     if thread.is_alive() or sys.version_info >= (3, 13):
         return thread.is_alive()
+    if sys.platform == "win32":  # where MLX is not
+        return False
     linux = Path("/proc/self/task")
     if linux.exists():
         return (linux / str(thread.native_id)).exists()

@@ -17,7 +17,8 @@ from contextlib import suppress
 import pytest
 from paths import ROOT
 
-from msh_mlx.live.keys import KEYS, Keys, KeyStream, action
+from msh_mlx.live.keys import KEYS, Keys, action
+from msh_mlx.live.terminal_keys import KeyStream
 
 LIMIT = 10.0
 

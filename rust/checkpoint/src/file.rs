@@ -1,15 +1,14 @@
 //! An open file, and the numbers in it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result, shown};
 use crate::foreign::{begins_json, foreign, json};
 use crate::header::{Dtype, Header, Tensor, grouped};
+use crate::system::{FileId, read_exact_at};
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -19,34 +18,6 @@ const MAX_INDEX: u64 = 1 << 20;
 const PIECE: usize = 1 << 16;
 /// Bytes between two calls of a search's `progress`.
 const STRIDE: usize = 1 << 22;
-
-/// If a file changed more recently than this, it may change again with the same times.
-const SETTLED: Duration = Duration::from_secs(1);
-
-/// Identifies a file in its present state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FileId {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileId {
-    /// `None` if the file has changed within the last second.
-    fn of(meta: &Metadata) -> Option<Self> {
-        let changed = Duration::new(meta.ctime().try_into().ok()?, meta.ctime_nsec().try_into().ok()?);
-        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        (age >= SETTLED).then(|| Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
 
 /// An open safetensors file whose header has been checked against the file's size. Any number of threads may read from it.
 #[derive(Debug)]
@@ -78,7 +49,7 @@ impl File {
             return Err(Error::wrong(path, "is empty", "fetch the file again"));
         }
         let mut start = vec![0; size.min(64) as usize];
-        file.read_exact_at(&mut start, 0).map_err(cut)?;
+        read_exact_at(&file, &mut start, 0).map_err(cut)?;
         let brace = start.get(8) == Some(&b'{');
         // A header's length may begin with any byte.
         if !brace {
@@ -87,7 +58,7 @@ impl File {
             }
             if begins_json(&start) {
                 let mut text = vec![0; size.min(MAX_INDEX) as usize];
-                file.read_exact_at(&mut text, 0).map_err(cut)?;
+                read_exact_at(&file, &mut text, 0).map_err(cut)?;
                 let (what, advice) = json(&text);
                 return Err(Error::wrong(path, format!("is {what}"), advice));
             }
@@ -103,9 +74,9 @@ impl File {
             }
             Some(length) if brace && length > 0 && length <= size - 8 => {
                 let mut text = vec![0; length as usize];
-                file.read_exact_at(&mut text, 8).map_err(cut)?;
+                read_exact_at(&file, &mut text, 8).map_err(cut)?;
                 let Header { tensors, metadata } = Header::parse(path, &text, 8 + length, size)?;
-                Ok(Self { path: path.to_owned(), file, id: FileId::of(&meta), tensors, metadata })
+                Ok(Self { path: path.to_owned(), file, id: FileId::of(path, &meta), tensors, metadata })
             }
             _ => Err(Error::wrong(path, "is not a safetensors file", "fetch the file again")),
         }
@@ -203,7 +174,7 @@ impl File {
     }
 
     fn read_bytes(&self, from: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, from).map_err(|error| unread(&self.path, error))
+        read_exact_at(&self.file, out, from).map_err(|error| unread(&self.path, error))
     }
 }
 

@@ -10,8 +10,10 @@ mod error;
 mod file;
 mod foreign;
 mod header;
+mod system;
 
 pub use error::{Error, Result, shown};
-pub use file::{File, FileId, NotFinite, Values};
+pub use file::{File, NotFinite, Values};
 pub use foreign::foreign;
 pub use header::{Dtype, Pairs, Tensor};
+pub use system::FileId;
