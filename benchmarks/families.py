@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 from lm import PEER_VERSION, SEED
 from processes import ROOT, Process, make_peer
-from word_machine import WAYS
 
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
@@ -331,6 +330,7 @@ def main() -> int:
     check_outputs([output] if output else [], [])
 
     import mlx.core as mx
+    from word_machine import WAYS
 
     from msh_mlx.library.bandwidth import bandwidth
     from msh_mlx.model.mlx.layers import default_dtype
