@@ -25,6 +25,9 @@ const MOST_ROWS: usize = 12;
 /// Weights up to this many bytes stay in the second-level cache while all rows pass by.
 const SMALL_WEIGHTS: usize = 128 * 1024;
 
+/// Parts of a product for each thread: more would share it more evenly, but reading begins anew with each.
+const PARTS: usize = 2;
+
 /// Products with fewer multiplications are not worth waking other threads for.
 const SHARED_WORK: usize = 1 << 17;
 
@@ -324,7 +327,7 @@ impl Kernels {
         let isa = self.isa;
         let rows_first = w.n == 1 || w.panels.bytes() <= SMALL_WEIGHTS;
         let panels = w.bias.len();
-        let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { 4 * self.pool.threads() };
+        let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { PARTS * self.pool.threads() };
         // Threads share the rows, in whole tiles, when the weights are small, else the columns.
         let (len, unit) = if rows_first { (m, MOST_ROWS) } else { (panels, 1) };
         let chunk = len.div_ceil(parts).next_multiple_of(unit);
