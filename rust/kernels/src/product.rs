@@ -69,7 +69,7 @@ impl Stored for Lane {
 }
 
 impl Stored for HalfLane {
-    const FEW: usize = 2;
+    const FEW: usize = 4;
     #[inline(always)]
     fn vector<V: Vector>(&self) -> V {
         V::load_half(&self.0)
