@@ -380,8 +380,9 @@ fn tiles<V: Vector, L: Stored>(
         for pass in 0..passes {
             // Tiles of nearly the same height.
             let height = (rows.end - row).div_ceil(passes - pass);
-            // The first passes over some panels ask for the next ones, a panel each, so that reading and computing overlap.
-            let next = if passes > 1 && pass < most_panels { end + pass } else { first };
+            // Each pass over some panels asks for another of the next ones, so that reading and computing overlap. Behind the
+            // last panel lies the model's next matrix, if it was made next.
+            let next = end + pass;
             let mut panel = first;
             while panel < end {
                 let mut wide = most_panels;
