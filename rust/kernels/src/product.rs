@@ -471,6 +471,9 @@ unsafe fn sum_tile<V: Vector, L: Stored>(
 
 /// `M` rows times `P` panels, `[M, P]`. Each sum runs over k in order, whatever the size of the tile.
 ///
+/// With `again` the panels are passed several times, and the panel at `ahead`, any address, is asked for meanwhile; else
+/// each panel's own next lanes are.
+///
 /// # Safety
 /// Rows `row..row + M` and panels `panel..panel + P` must exist.
 #[inline(always)]
