@@ -35,9 +35,9 @@ from word_machine import WAYS
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.format import FRAME_SECONDS
+from msh_mlx.model.mlx.layers import default_dtype
 from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path
-from msh_mlx.weights.checkpoint import default_dtype
 
 WORKER = Path(__file__).with_name("families_worker.py")
 BITS, GROUP = 4, 32
@@ -156,8 +156,9 @@ def make_model(name: str, quick: bool) -> tuple[Path, Path, Path]:
         return weights, description, voice
     import mlx.core as mx
 
-    from msh_mlx.bench import random_lm
     from msh_mlx.model.config import LmConfig
+    from msh_mlx.model.mlx.random import random_model
+    from msh_mlx.model.parameters import CONDITIONS
 
     print(f"Making {weights.name}", flush=True)
     config = LmConfig.from_dict(values)
@@ -168,7 +169,9 @@ def make_model(name: str, quick: bool) -> tuple[Path, Path, Path]:
         chosen = module.startswith(parts) and ".cross_attention" not in module
         return chosen and fits(module, part)
 
-    tensors = dict(random_lm(config, BITS, GROUP, SEED, mx.bfloat16, packed=packed).named_parameters())
+    lm = random_model(config, BITS, GROUP, SEED, mx.bfloat16, packed=packed)
+    tensors = dict(lm.module.named_parameters())
+    tensors |= {f"{CONDITIONS}{name}": mx.array(array) for name, array in lm.conditions._weights.items()}
     # In a file of this layout, each codebook has a copy of the weights that it shares.
     numbers = config.slices[: config.dep_q]
     for k, number in enumerate(numbers):
@@ -214,15 +217,15 @@ def depformers(quick: bool, times: int = 9) -> dict[int, float]:
     """Return the median seconds of a depformer of the published shape, 4 bits, by the number of codebooks it goes on to."""
     import mlx.core as mx
 
-    from msh_mlx.bench import random_lm
     from msh_mlx.model.architecture import Architecture
+    from msh_mlx.model.mlx.random import random_model
 
     sizes = {"dim": 64, "num_heads": 2, "depformer_dim": 32, "depformer_num_heads": 2} if quick else {}
     width = 96 if quick else 4224
     functions, h = {}, mx.random.normal((1, sizes.get("dim", 4096)), default_dtype(), key=mx.random.key(SEED))
     for count in (8, 16):
         config = Architecture(num_layers=1, text_card=96, n_q=16, dep_q=count, depformer_dim_feedforward=width, **sizes)
-        lm = random_lm(config, BITS, GROUP, SEED, default_dtype(), packed=fits)
+        lm = random_model(config, BITS, GROUP, SEED, default_dtype(), packed=fits).module
 
         def run(h: mx.array, text: mx.array, lm: Any = lm) -> mx.array:
             return mx.concatenate(lm.depformer(h, text, lambda logits, k: mx.argmax(logits, axis=-1)))
@@ -244,7 +247,7 @@ def starts(times: int = 3) -> dict[str, float]:
     from msh_mlx.model.grid import Prompt
     from msh_mlx.model.prefill import prefill
 
-    lm = load_lm(PERSONA / "model.q8.safetensors", PERSONA / "config.json")
+    lm = load_lm(PERSONA / "model.q8.safetensors", PERSONA / "config.json", engine="mlx")
     config, rng = lm.config, np.random.default_rng(SEED)
     silence, sine = personaplex.prompt_codes(config)
     voice = rng.integers(0, config.card, (config.dep_q, 50))

@@ -29,7 +29,7 @@ class Ours:
         from msh_mlx import LmGen, Sampler, load_lm
         from msh_mlx.model.families import hibiki, tts
 
-        self.lm = lm = load_lm(*self._files, getattr(mx, self._dtype))
+        self.lm = lm = load_lm(*self._files, self._dtype, engine="mlx")
         if self._family == "stt":
             self._gen = LmGen(lm, text_sampler=Sampler(0), seed=1)
             self._gen.prime()

@@ -33,9 +33,9 @@ from processes import ROOT, Process, make_peer
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.format import FRAME_SECONDS
+from msh_mlx.model.mlx.layers import default_dtype
 from msh_mlx.system.newfile import check_outputs
 from msh_mlx.system.places import user_path
-from msh_mlx.weights.checkpoint import default_dtype
 
 WORKER = Path(__file__).with_name("lm_worker.py")
 PEER_VERSION = "0.3.0"
@@ -94,12 +94,12 @@ def make_model(size: str, context: int | None = None) -> tuple[Path, Path]:
     if not weights.exists():
         import mlx.core as mx
 
-        from msh_mlx.bench import random_lm
         from msh_mlx.model.config import LmConfig
+        from msh_mlx.model.mlx.random import random_model
 
         print(f"Making {weights.name}", flush=True)
-        lm = random_lm(LmConfig.from_dict(config), BITS[size], GROUP, SEED, mx.bfloat16)
-        tensors = dict(lm.named_parameters())
+        lm = random_model(LmConfig.from_dict(config), BITS[size], GROUP, SEED, mx.bfloat16)
+        tensors = dict(lm.module.named_parameters())
         part = weights.with_suffix(".part.safetensors")
         mx.save_safetensors(str(part), tensors)
         part.rename(weights)
@@ -168,11 +168,11 @@ def long_run(ours: Contender, steps: int) -> list[int]:
 def eight_bits(windows: int = 4) -> dict[str, float]:
     """Return how far 8-bit keys and values move the text logits of the demo model, over several windows of the same input."""
     from msh_mlx.library.files import find_demo
-    from msh_mlx.weights.checkpoint import load_lm
     from msh_mlx.weights.convert import diverge, text_logits
+    from msh_mlx.weights.load import load_lm
 
     files = find_demo()
-    lm = load_lm(files.model, files.config)
+    lm = load_lm(files.model, files.config, engine="mlx")
     exact = text_logits(lm, windows * lm.config.context)
     found = diverge(exact, text_logits(lm, len(exact), exact.argmax(1), kv_bits=8))
     spread = float(exact.max() - exact.min())

@@ -26,7 +26,7 @@ class Ours:
     def load(self):
         from msh_mlx import LmGen, load_lm
 
-        self.lm = load_lm(self._weights, self._config, getattr(mx, self._dtype))
+        self.lm = load_lm(self._weights, self._config, self._dtype, engine="mlx")
         self.gen = LmGen(self.lm, seed=1, kv_bits=self._kv_bits)
 
     def warm_up(self):

@@ -23,11 +23,9 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
+from msh_mlx.bench import random_lm
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.kept import KeptPrompts
@@ -36,16 +34,16 @@ from msh_mlx.conversation.personas import text_tokens
 from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
 from msh_mlx.model.config import LmConfig
+from msh_mlx.model.engine import LanguageModel
+from msh_mlx.model.engines import ENGINES, prepare
 from msh_mlx.model.families import family_of, personaplex
 from msh_mlx.model.generate import LmGen
-from msh_mlx.model.grid import Grid, Prompt
-from msh_mlx.model.mlx.lm import Lm
+from msh_mlx.model.grid import Prompt
 from msh_mlx.model.prefill import first_position, prefill
-from msh_mlx.system.memory import set_limits
 from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path
 from msh_mlx.system.signals import Signals
-from msh_mlx.weights.checkpoint import default_dtype, load_lm
+from msh_mlx.weights.load import load_lm
 
 VOICE, COLUMNS = 50, 100
 ROLE = "say the digits in reverse order"
@@ -62,7 +60,7 @@ class Start:
     kept_bytes: int
 
 
-def measure_start(lm: Lm, prompt: Prompt, rounds: int = 5, step_rounds: int | None = None) -> Start:
+def measure_start(lm: LanguageModel, prompt: Prompt, rounds: int = 5, step_rounds: int | None = None) -> Start:
     """Measure how a conversation with a prompt starts, `rounds` times; step by step only `step_rounds` times."""
     config = lm.config
     count = first_position(config, prompt)
@@ -81,17 +79,17 @@ def measure_start(lm: Lm, prompt: Prompt, rounds: int = 5, step_rounds: int | No
 
     def steps() -> None:
         gen.reset()
-        gen._grid = Grid(config.streams, prompt.columns)  # its columns are read as any others
-        for _ in range(count):
-            mx.eval(gen._enqueue())
+        for position in range(count):  # its columns are read as any others
+            gen._run.step(position, prompt.columns[position], np.zeros(0, np.int32))
+            gen._run.take()
 
     time("steps", steps, step_rounds or rounds)
     time("prefill", lambda: prefill(lm, prompt))
     with tempfile.TemporaryDirectory() as folder:
         kept = KeptPrompts(Path(folder))
-        time("keep", lambda: kept.put("a", prefilled, config, {}))
+        time("keep", lambda: kept.put("a", prefilled, lm, {}))
         (file,) = kept.all()
-        time("disk", lambda: kept.get("a", config, prefilled.form))
+        time("disk", lambda: kept.get("a", lm, None))
     time("memory", lambda: LmGen(lm, prompt=prefilled, seed=0))
     gen = LmGen(lm, prompt=prefilled, seed=0)
 
@@ -115,46 +113,24 @@ def random_prompt(config: LmConfig) -> Prompt:
     return personaplex.prompt(config.streams, config.existing_text_padding_id, silence, sine, voice=voice, text=text)
 
 
-def random_lm(config: LmConfig) -> Lm:
-    """Make a model of random weights, packed as those of a file of 4 bits, one matrix after the other."""
-    dtype = default_dtype()
-    lm = Lm(config)
-    nn.quantize(lm, GROUP, BITS, class_predicate=lambda _, module: hasattr(module, "to_quantized"))
-    key = mx.random.key(SEED)
-    weights = []
-    for i, (name, like) in enumerate(tree_flatten(lm.parameters())):
-        one = mx.random.split(key, i + 2)[-1]
-        if like.dtype == mx.uint32:
-            array = mx.random.randint(0, 1 << 31, like.shape, mx.uint32, key=one)
-        elif name.endswith(("scales", "biases")):
-            array = mx.full(like.shape, 2e-3 if name.endswith("scales") else -15e-3, dtype)
-        else:
-            array = mx.ones(like.shape, dtype)
-        mx.eval(array)
-        weights.append((name, array))
-    lm.load_weights(weights)
-    lm.freeze()
-    lm.prepare()
-    return lm
-
-
-def demo() -> tuple[Lm, Prompt]:
+def demo(engine: str) -> tuple[LanguageModel, Prompt]:
     """Return the demo persona, and a prompt of a role."""
-    parts = load_parts(find_demo("persona"))
+    parts = load_parts(find_demo("persona"), engine=engine)
     config = parts.lm.config
     codes = personaplex.prompt_codes(config)
     text = text_tokens(parts.tokenizer, ROLE)
     return parts.lm, personaplex.prompt(config.streams, config.existing_text_padding_id, *codes, text=text)
 
 
-def model(name: str, layers: int = 32) -> tuple[Lm, Prompt]:
+def model(name: str, layers: int = 32, engine: str = "auto") -> tuple[LanguageModel, Prompt]:
     """Return the model of a name or a folder, and its prompt. `layers` are those of "7b"."""
     if name == "demo":
-        return demo()
+        return demo(engine)
     if name == "7b":
-        lm = random_lm(LmConfig.from_dict({"model_type": personaplex.NAME, "num_layers": layers}))
+        config = LmConfig.from_dict({"model_type": personaplex.NAME, "num_layers": layers})
+        lm = random_lm(config, BITS, GROUP, SEED, engine)
     else:
-        lm = load_lm(Path(name) / "lm.safetensors", Path(name) / "config.json")
+        lm = load_lm(Path(name) / "lm.safetensors", Path(name) / "config.json", engine=engine)
         if (family := family_of(lm.config)).name != personaplex.NAME:
             raise InputError(f"The model in {name} is {family.title}", "give a PersonaPlex")
     return lm, random_prompt(lm.config)
@@ -169,6 +145,9 @@ def main() -> int:
     )
     parser.add_argument("--step-rounds", metavar="N", type=whole(1), help="the same for the way step by step")
     parser.add_argument("--layers", metavar="N", type=whole(1, 33), default=32, help="give 7b only N of its 32 layers")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="compute with this engine (default: %(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     return guard(lambda signals: measure(parser.parse_args(), signals))
 
@@ -177,10 +156,10 @@ def measure(args: argparse.Namespace, signals: Signals) -> int:
     """Measure all models, and print a line for each."""
     output = user_path(args.json) if args.json else None
     check_outputs([output] if output else [], [])
-    set_limits()
+    prepare(args.engine)
     figures = {}
     for name in args.models:
-        start = measure_start(*model(name, args.layers), args.rounds, args.step_rounds)
+        start = measure_start(*model(name, args.layers, args.engine), args.rounds, args.step_rounds)
         signals.check()
         ways = ", ".join(f"{way} {1000 * seconds:.1f}" for way, seconds in start.seconds.items())
         print(

@@ -31,9 +31,10 @@ from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.metrics import Durations
 from msh_mlx.model.config import LmConfig
-from msh_mlx.system.memory import set_limits
+from msh_mlx.model.engines import ENGINES, prepare
+from msh_mlx.model.native.run import NativeRun
 from msh_mlx.system.threads import short_turns
-from msh_mlx.weights.checkpoint import load_lm
+from msh_mlx.weights.load import load_lm
 
 DIGITS = Path(__file__).parents[1] / "assets" / "demo" / "digits.flac"
 DRIFT = 100e-6
@@ -64,19 +65,22 @@ class Aged(Session):
         if self._hours:
             config, gen = self._gen.lm.config, self._gen
             hear = np.zeros(config.user_q, np.int32)
-            for _ in range(config.max_delay + 1):
+            for _ in range(config.max_delay + 1 + config.context):
                 gen.step(hear)
             # Whole turns of the rings: the next slot stays the same.
-            gen._position += int(self._hours * 3600 / FRAME_SECONDS) // config.context * config.context
-            for _ in range(config.context):
-                gen.step(hear)
+            more = int(self._hours * 3600 / FRAME_SECONDS) // config.context * config.context
+            gen._position += more
+            if isinstance(gen._run, NativeRun):  # which counts positions itself
+                conversation = gen._run._conversation
+                conversation.restore(conversation.state(), conversation.position + more)
 
 
-def load(hours: float) -> Session:
+def load(hours: float, engine: str) -> Session:
     files = find_demo()
-    set_limits()
+    engine = prepare(engine)
     config = LmConfig.of(files.config)
-    parts = load_lm(files.model, config=config), load_mimi(files.mimi), load_tokenizer(files.tokenizer)
+    lm = load_lm(files.model, config=config, engine=engine)
+    parts = lm, load_mimi(files.mimi), load_tokenizer(files.tokenizer)
     return Aged(*parts, hours=hours, seed=0)
 
 
@@ -119,7 +123,7 @@ class Part:
     delay: float
 
 
-def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
+def converse(frames: int, hours: float, engine: str) -> tuple[list[Part], dict[str, Any]]:
     """Hold a conversation of `frames` frames, as if after `hours`. Return its tenths, and the figures of the whole."""
     ends, ready, parts = Ends(), threading.Event(), list[Part]()
     steps = [Durations() for _ in range(PARTS)]
@@ -130,7 +134,7 @@ def converse(frames: int, hours: float) -> tuple[list[Part], dict[str, Any]]:
         elif isinstance(event, Ready | Failed):
             ready.set()
 
-    pipeline = Pipeline(warm(lambda _: load(hours)), ends.source, ends, note)
+    pipeline = Pipeline(warm(lambda _: load(hours, engine)), ends.source, ends, note)
     answered = 0
 
     def answer(heard: int) -> None:
@@ -218,13 +222,16 @@ def main() -> int:
     parser.add_argument(
         "--rings", type=float, default=10.0, help="run the rings alone for so many hours (default: %(default)s)"
     )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="compute with this engine (default: %(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     seconds = args.hours * 3600 if args.minutes is None else args.minutes * 60
     frames = max(PARTS, round(seconds / FRAME_SECONDS))
 
     print(f"{frames} frames from hour {args.from_hour:g}, clocks {1e6 * DRIFT:g} ppm apart", flush=True)
-    parts, figures = converse(frames, args.from_hour)
+    parts, figures = converse(frames, args.from_hour, args.engine)
     wrong = complaints(parts, figures)
     result: dict[str, Any] = {"frames": frames, "from_hour": args.from_hour, "parts": list(map(asdict, parts))}
     result |= {"figures": figures, "rings": []}

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from families import SHAPES
-from msh_mlx.model.listen import Listeners
 from processes import ROOT
 
 from msh_mlx import LmConfig, load_lm, load_mimi, load_tokenizer
@@ -25,11 +24,10 @@ from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.transcriber import transcribe
 from msh_mlx.format import FRAME_SECONDS, SAMPLE_RATE, Pcm
+from msh_mlx.model.engines import ENGINES, prepare
 from msh_mlx.sound.recordings import open_recording
-from msh_mlx.system.memory import set_limits
 from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path
-from msh_mlx.weights.checkpoint import default_dtype
 
 DEMO = ROOT / "assets" / "demo"
 ROWS = (1, 4, 8, 16)
@@ -38,9 +36,9 @@ SEED = 5
 SHAPE = LmConfig.from_dict(SHAPES["stt-1b"])
 
 
-def demo(repeats: int) -> Callable[[int], float]:
+def demo(repeats: int, engine: str) -> Callable[[int], float]:
     """Return a function that hears recordings, so many at once, and returns how many times faster than real time."""
-    lm = load_lm(DEMO / "stt" / "model.safetensors", DEMO / "stt" / "config.json")
+    lm = load_lm(DEMO / "stt" / "model.safetensors", DEMO / "stt" / "config.json", engine=engine)
     mimi, tokenizer = load_mimi(DEMO / "mimi.safetensors"), load_tokenizer(DEMO / "tokenizer.model")
     with open_recording(str(DEMO / "digits.flac")) as recording:
         pcm = np.concatenate(list(recording.blocks()))
@@ -57,13 +55,13 @@ def demo(repeats: int) -> Callable[[int], float]:
     return hear
 
 
-def shape(bits: int, steps: int) -> Callable[[int], float]:
+def shape(bits: int, steps: int, engine: str) -> Callable[[int], float]:
     """Return a function that runs steps of a model with random weights, and returns how many times faster than real time."""
-    lm = random_lm(SHAPE, bits, GROUP, SEED, default_dtype())
+    lm = random_lm(SHAPE, bits, GROUP, SEED, engine)
     codes = np.random.default_rng(SEED).integers(0, SHAPE.card, (1 + steps, max(ROWS), SHAPE.n_q))
 
     def hear(rows: int) -> float:
-        listeners = Listeners(lm, rows)
+        listeners = lm.listen(rows)
         listeners.hear(np.full((1, rows, SHAPE.n_q), SHAPE.card))
         listeners.hear(codes[:1, :rows])
         begin = perf_counter()
@@ -91,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     to.value("--rounds", "N", "rounds (default: 2)", type=whole(1), default=2)
     to.value("--repeats", "N", "how often a recording holds the demo's 13 s (default: 1)", type=whole(1), default=1)
     to.value("--steps", "N", "steps of the shape 1b in a round (default: 8)", type=whole(1), default=8)
+    to.value("--engine", "NAME", "the engine (default: auto)", choices=ENGINES, default="auto")
     to.flag("--demo", "measure only the demo")
     to.value("--json", "FILE", "keep the figures in this file")
     args = parser.parse_args(argv)
@@ -100,10 +99,10 @@ def main(argv: list[str] | None = None) -> int:
 def _measured(args: argparse.Namespace) -> int:
     output = user_path(args.json) if args.json else None
     check_outputs([output] if output else [], [])
-    set_limits()
-    found = [measure("demo, sound to words", demo(args.repeats), ROWS, args.rounds)]
+    engine = prepare(args.engine)
+    found = [measure("demo, sound to words", demo(args.repeats, engine), ROWS, args.rounds)]
     for bits in () if args.demo else (8, 4):
-        found.append(measure(f"1b, {bits} bits, the model alone", shape(bits, args.steps), ROWS, args.rounds))
+        found.append(measure(f"1b, {bits} bits, the model alone", shape(bits, args.steps, engine), ROWS, args.rounds))
     if output:
         with NewFile(output) as new:
             new.file.write(json.dumps(found, indent=1).encode() + b"\n")

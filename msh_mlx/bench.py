@@ -64,7 +64,7 @@ def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None 
     """
     config = lm.config
     kept = lm.kv_bytes(1, kv_bits) * positions
-    return int(lm.step_bytes + rows * (kept + source_bytes(config, 4)))
+    return int(lm.step_bytes + rows * (kept + source_bytes(config, lm.float_bytes)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Damage what a user may give to a model of the family, again and again: each is refused in one sentence, or runs.
 
-PYTHONPATH=. python scripts/fuzz_family.py [--count N] [--seed S] [--kind KIND]
+PYTHONPATH=. python scripts/fuzz_family.py [--count N] [--seed S] [--kind KIND] [--engine ENGINE]
 
 The kinds: `configuration` (of every family, with its model's file), `model` (such a file's header), `pt` and `voice` (voices in
 PyTorch's form and in safetensors), and `script` (the text that is said, and the role in a prompt). `--count` is shared. The
@@ -27,6 +27,7 @@ from typing import Any
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import InputError
+from msh_mlx.model.engines import ENGINES
 from msh_mlx.system.signals import Signals
 from msh_mlx.system.words import human_size
 
@@ -46,11 +47,12 @@ ODD = [
 class Fuzzer:
     """Makes damaged inputs, and reads them. A method for each kind returns whether the input of a seed ran.
 
-    Files are written into `folder`.
+    Files are written into `folder`. `engine` runs what is read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: str = "native") -> None:
         self._folder = folder
+        self._engine = engine
         self._configs: list[tuple[Path, dict[str, Any]]] = []
         for model in sorted([*GOLDEN.glob("*-small/lm*.safetensors"), *DEMO.glob("*/model*.safetensors")]):
             self._configs.append((model, json.loads(model.with_name("config.json").read_text())))
@@ -60,6 +62,7 @@ class Fuzzer:
         """Damage a configuration. If it is read, write and read it again, and open and run the model that it is beside."""
         from msh_mlx.model.config import LmConfig
         from msh_mlx.weights.checkpoint import describe, open_checkpoint
+        from msh_mlx.weights.load import load
         from msh_mlx.weights.safetensors import read_header
 
         model, values = rng.choice(self._configs)
@@ -76,12 +79,13 @@ class Fuzzer:
         assert describe(read_header(model)).startswith("a")
         checkpoint = open_checkpoint(model, config)
         if rng.random() < 0.2:
-            run(checkpoint.load(), rng)
+            run(load(checkpoint, self._engine), rng)
         return True
 
     def model(self, rng: random.Random) -> bool:
         """Damage the header of a model's file: names, types, shapes and places of tensors."""
         from msh_mlx.weights.checkpoint import describe, open_checkpoint
+        from msh_mlx.weights.load import load
         from msh_mlx.weights.safetensors import read_header
 
         source, values = rng.choice([pair for pair in self._configs if pair[0].stat().st_size < 4e6])
@@ -115,7 +119,7 @@ class Fuzzer:
         describe(read_header(path))
         checkpoint = open_checkpoint(path, values)
         if rng.random() < 0.5:
-            run(checkpoint.load(), rng)
+            run(load(checkpoint, self._engine), rng)
         return True
 
     def pt(self, rng: random.Random) -> bool:
@@ -215,11 +219,11 @@ class Fuzzer:
         return True
 
     def _golden(self) -> Any:
-        from msh_mlx.weights.checkpoint import load_lm
+        from msh_mlx.weights.load import load_lm
 
         if "golden" not in self._parts:
             folder = GOLDEN / "personaplex-small"
-            self._parts["golden"] = load_lm(folder / "lm.safetensors", folder / "config.json")
+            self._parts["golden"] = load_lm(folder / "lm.safetensors", folder / "config.json", engine=self._engine)
         return self._parts["golden"]
 
     def _persona(self) -> dict[str, Any]:
@@ -229,11 +233,11 @@ class Fuzzer:
         from msh_mlx.conversation.codec import load_mimi
         from msh_mlx.conversation.text import load_tokenizer
         from msh_mlx.library.files import find_demo
-        from msh_mlx.weights.checkpoint import load_lm
+        from msh_mlx.weights.load import load_lm
 
         if use not in self._parts:
             files = find_demo(use)
-            lm = load_lm(files.model, files.config)
+            lm = load_lm(files.model, files.config, engine=self._engine)
             self._parts[use] = {"lm": lm, "mimi": load_mimi(files.mimi), "tokenizer": load_tokenizer(files.tokenizer)}
         return self._parts[use]  # type: ignore[no-any-return]
 
@@ -434,7 +438,7 @@ def try_all(args: argparse.Namespace, signals: Signals) -> int:
     warnings.simplefilter("ignore")  # of entries that are there twice
     kinds, wrong = (args.kind,) if args.kind else KINDS, 0
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(Path(folder))
+        fuzzer = Fuzzer(Path(folder), args.engine)
         for k, kind in enumerate(kinds):
             count = args.count // len(kinds) + (k < args.count % len(kinds))
             ran = 0
@@ -460,6 +464,9 @@ def main() -> int:
     parser.add_argument("--count", type=whole(1), default=1000, help="try this many in all (default: %(default)s)")
     parser.add_argument("--seed", type=whole(0), default=0, help="begin with this seed (default: %(default)s)")
     parser.add_argument("--kind", choices=KINDS, help="try only these")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="run models with this engine (default: %(default)s)"
+    )
     return guard(lambda signals: try_all(parser.parse_args(), signals))
 
 

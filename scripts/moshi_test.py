@@ -11,6 +11,7 @@ import sys
 from msh_mlx.cli.options import Parser, whole, within
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.load import load_session
+from msh_mlx.model.engines import ENGINES
 from msh_mlx.model.ranges import TEMPERATURE
 from msh_mlx.system.signals import Signals
 
@@ -47,6 +48,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--seed", metavar="N", type=whole(0, 1 << 64), help="seed the sampling (default: a new seed every time)"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="compute with this engine (default: %(default)s)"
     )
     parser.add_argument("--steps", metavar="N", type=whole(1), help="stop after N steps")
     parser.add_argument("--output", metavar="FILE", help="write Moshi's voice to this file (WAV)")
@@ -86,6 +90,7 @@ def try_model(args: argparse.Namespace, signals: Signals) -> int:
             voice={"temperature": args.temperature, "top_k": 250},
             text={"temperature": args.text_temperature, "top_k": 25},
             seed=args.seed,
+            engine=args.engine,
         )
         ended = converse(session, recording, Plan(reply=place, max_steps=args.steps), listener)
         for what, stage in (("Encoding", "encode"), ("The model", "step"), ("Decoding", "decode")):

@@ -20,3 +20,17 @@ def seeded(folder: Path, config, engine, seed=7):
     weights = random_weights({**values, "depformer_dim_feedforward": feedforward}, seed)
     save_file(weights, folder / "lm.safetensors")
     return load_exact(folder / "lm.safetensors", config, engine), weights
+
+
+def on_mlx(path, config=None, dtype="float32", **options):
+    """MLX's module of a model."""
+    return load_lm(path, config, dtype, engine="mlx", **options).module
+
+
+def weights_on_mlx(path, config=None, dtype="float32", **options):
+    """All weights of a model as MLX's engine holds them, and those of its conditions, by their names."""
+    import mlx.core as mx
+
+    lm = load_lm(path, config, dtype, engine="mlx", **options)
+    conditions = {f"condition_provider.{name}": mx.array(array) for name, array in lm.conditions._weights.items()}
+    return dict(lm.module.named_parameters()) | conditions

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 
-import mlx.core as mx
 import numpy as np
 import pytest
+from engines import load_exact
 from paths import DEMO, ROOT
 
-from msh_mlx import LmConfig, LmGen, load_lm
+from msh_mlx import LmConfig, LmGen, Sampler, load_lm
 from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
 from msh_mlx.model.families.tts import delay_steps
 
@@ -32,7 +32,7 @@ def test_the_demo_model_without_any_option():
     result = bench("--steps", "5")
     assert (result.returncode, result.stderr) == (0, "")
     rows = dict(re.findall(r"^\| (\S.*?) +\| (\S.*?) +\|$", result.stdout, re.MULTILINE))
-    wanted = ["chip", "memory", "MLX", "model", "bits", "step p50 / p95 / p99 (5 steps)", "encode p50 / p95 / p99",
+    wanted = ["chip", "memory", "engine", "model", "bits", "step p50 / p95 / p99 (5 steps)", "encode p50 / p95 / p99",
               "real-time factor", "memory peak", "bytes read a step", "bandwidth reached"]  # fmt: skip
     assert set(wanted) <= set(rows)
     assert rows["model"] == "model.q8.safetensors"
@@ -40,11 +40,14 @@ def test_the_demo_model_without_any_option():
     assert len({len(line) for line in result.stdout.splitlines()}) == 1
 
 
-def test_json_of_a_model_without_a_codec():
+def test_json_of_a_model_without_a_codec(engine):
     model = str(QUANT / "lm_mlx_q4.safetensors")
-    result = bench("--model", model, "--config", str(QUANT / "config.json"), "--steps", "4", "--json")
+    result = bench(
+        "--model", model, "--config", str(QUANT / "config.json"), "--steps", "4", "--json", "--engine", engine
+    )
     assert (result.returncode, result.stderr) == (0, "")
     figures = json.loads(result.stdout)
+    assert figures["engine"].lower().startswith(engine)
     assert figures["encode"] is None
     assert figures["steps"] == 4
     assert 0 < figures["step"]["p50"] <= figures["step"]["p95"] <= figures["step"]["p99"]
@@ -91,8 +94,9 @@ def test_wrong_options(options, says):
 
 
 def test_bytes_of_a_step_counted_by_hand():
-    lm = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
-    c = lm.config
+    pytest.importorskip("mlx.core")
+    lm = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", "mlx")
+    c, module = lm.config, lm.module
 
     def matrix(rows, columns):
         return rows * columns + 2 * 4 * rows * columns // 64  # a byte each; a scale and a bias, float32, for 64 of them
@@ -100,8 +104,8 @@ def test_bytes_of_a_step_counted_by_hand():
     def layers(count, dim, hidden):
         return count * (matrix(4 * dim, dim) + 3 * matrix(hidden, dim) + 2 * 4 * dim)
 
-    hidden = lm.transformer.layers[0].gating.linear_out.weight.shape[1] * 4
-    inner = lm.depformer.slices[0].transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    hidden = module.transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    inner = module.depformer.slices[0].transformer.layers[0].gating.linear_out.weight.shape[1] * 4
     wanted = layers(c.num_layers, c.dim, hidden) + 4 * c.dim + matrix(c.text_card, c.dim)
     wanted += (1 + c.n_q) * matrix(1, c.dim)
     d = c.depformer_dim
@@ -110,26 +114,37 @@ def test_bytes_of_a_step_counted_by_hand():
     assert bytes_per_step(lm, 10) == wanted + c.num_layers * 10 * 2 * c.dim * 4
 
 
+def logits(lm):
+    gen = LmGen(lm, seed=0, text_sampler=Sampler(0), audio_sampler=Sampler(0))
+    gen.step([1, 2])
+    return np.array(gen.text_logits)
+
+
 @pytest.mark.parametrize("bits", [16, 8, 6, 4])
-def test_random_models_are_seeded_and_keep_their_size(bits):
-    one, same, other = (random_lm(TINY, bits, 64, seed, mx.float32) for seed in (1, 1, 2))
-    a, b, c = (np.array(lm.transformer.layers[0].gating.linear_in.weight) for lm in (one, same, other))
+def test_random_models_are_seeded_and_keep_their_size(bits, engine):
+    one, same, other = (random_lm(TINY, bits, 64, seed, engine) for seed in (1, 1, 2))
+    a, b, c = map(logits, (one, same, other))
     assert (a == b).all()
     assert (a != c).any()
-    layer = one.transformer.layers[1].gating.linear_in
-    weight = np.array(
+    assert np.isfinite(a).all()
+    assert 0.3 < a.std() < 3
+    assert one.about().bits == (bits,) if bits < 16 else True
+    assert one.weights_bytes > one.step_bytes > 0
+
+
+@pytest.mark.parametrize("bits", [16, 8, 6, 4])
+def test_random_weights_of_mlx(bits):
+    mx = pytest.importorskip("mlx.core")
+    layer = random_lm(TINY, bits, 64, 1, "mlx").module.transformer.layers[1].gating.linear_in
+    weight = (
         layer.weight
         if bits == 16
         else mx.dequantize(layer.weight, layer.scales, layer.biases, group_size=64, bits=bits)
     )
+    weight = np.array(weight.astype(mx.float32))
     assert weight.shape == (2 * TINY.hidden, TINY.dim)
     assert abs(weight.mean()) < 0.01
     assert weight.std() == pytest.approx(TINY.dim**-0.5, rel=0.05)
-    gen = LmGen(one, seed=0)
-    gen.step([1, 2])
-    logits = np.array(gen.text_logits)
-    assert np.isfinite(logits).all()
-    assert 0.3 < logits.std() < 3
 
 
 def test_the_published_size_is_the_default():

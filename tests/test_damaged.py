@@ -1,5 +1,6 @@
 """Damaged files: whatever a file holds, reading ends soon, in a result or one sentence, with memory by the file's size."""
 
+import importlib.util
 import json
 import os
 import random
@@ -8,22 +9,21 @@ import sys
 import time
 import tracemalloc
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from fuzz_family import KINDS, Fuzzer, attempt
-from mlx.utils import tree_flatten
 from paths import DEMO, GOLDEN, ROOT
 from safetensors.numpy import save_file
 
 from msh_mlx import InputError, LmConfig, load_lm, load_mimi, load_tokenizer
 from msh_mlx.conversation.text import check_vocabulary
 from msh_mlx.library.catalogue import read_catalogue
-from msh_mlx.model.mlx.lm import Lm
+from msh_mlx.model.parameters import parameters
 from msh_mlx.weights.checkpoint import describe, open_checkpoint
 from msh_mlx.weights.lora import read_lora
 from msh_mlx.weights.safetensors import find_not_finite, read_header
 
+ENGINES = ["native", *(["mlx"] if importlib.util.find_spec("mlx") else [])]
 TINY = {
     "dim": 4, "num_layers": 1, "num_heads": 1, "text_card": 5, "card": 3, "n_q": 2, "dep_q": 1, "delays": [0, 0, 0],
     "depformer_dim": 2, "depformer_num_layers": 1, "depformer_num_heads": 1, "depformer_dim_feedforward": 3,
@@ -71,8 +71,9 @@ def traced():
 
 
 def tiny(path):
-    lm = Lm(LmConfig.from_dict(TINY))
-    mx.save_safetensors(str(path), dict(tree_flatten(lm.parameters())))
+    rng = np.random.default_rng(0)
+    wanted = parameters(LmConfig.from_dict(TINY))
+    save_file({one.name: rng.standard_normal(one.shape, np.float32) for one in wanted}, path)
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     return [[name, entry] for name, entry in json.loads(data[8:end]).items() if entry], data[end:]
@@ -118,10 +119,14 @@ def damaged(rng, entries, data):
 
 
 def test_damaged_models(tmp_path):
-    """100,000 seeded ones: the header of all, the checks of those that pass and are every fourth, the weights of some."""
+    """100,000 seeded ones: the header of all, the checks of those that pass and are every fourth, the weights of some.
+
+    Each engine reads weights in its own way.
+    """
     path = tmp_path / "lm.safetensors"
     entries, data = tiny(path)
-    load_lm(path, TINY)
+    for engine in ENGINES:
+        load_lm(path, TINY, engine=engine)
     config, counts = LmConfig.from_dict(TINY), [0, 0]
     for seed in range(100_000):
         rng = random.Random(seed)
@@ -139,7 +144,8 @@ def test_damaged_models(tmp_path):
         read = survives(lambda: open_checkpoint(path, config, bits), len(file), seed)  # noqa: B023
         counts[0] += read
         if seed % 20 == 0 and read:
-            counts[1] += survives(lambda: load_lm(path, config), len(file), seed)
+            for engine in ENGINES:
+                counts[1] += survives(lambda: load_lm(path, config, engine=engine), len(file), seed)  # noqa: B023
             survives(lambda: find_not_finite(path), len(file) + (5 << 22), seed)
         if seed % 50 == 0:
             survives(lambda: read_lora(path, 1.0, {"a": (4, 4)}, (0,)), len(file), seed)
@@ -171,9 +177,9 @@ def test_damaged_configurations_and_catalogues(tmp_path, traced):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_given_to_the_family(kind, tmp_path):
+def test_what_is_given_to_the_family(kind, tmp_path, engine):
     """Some of the cases of `scripts/fuzz_family.py`: each is refused in a sentence, or runs."""
-    fuzzer = Fuzzer(tmp_path)
+    fuzzer = Fuzzer(tmp_path, engine)
     ran = [attempt(getattr(fuzzer, kind), seed) for seed in range(100)]
     assert 0 < sum(ran) < 100
 
@@ -210,7 +216,7 @@ assert loaded > 300, loaded
 
 
 READERS = {
-    "model": lambda path: load_lm(path, TINY),
+    **{f"model, {engine}": lambda path, engine=engine: load_lm(path, TINY, engine=engine) for engine in ENGINES},
     "codec": load_mimi,
     "tokenizer": load_tokenizer,
     "configuration": LmConfig.from_file,
@@ -271,7 +277,10 @@ def test_files_in_the_wrong_place(tmp_path):
         {"x.lora_A.weight": np.zeros((1, 2), np.float32), "x.lora_B.weight": np.zeros((2, 1), np.float32)}, adapters
     )
     for read, what in (
-        (lambda: load_lm(mimi, DEMO / "config.json"), "give it as --mimi"),
+        *(
+            (lambda engine=engine: load_lm(mimi, DEMO / "config.json", engine=engine), "give it as --mimi")
+            for engine in ENGINES
+        ),
         (lambda: load_mimi(lm), "give it as --model"),
         (lambda: load_lm(adapters, DEMO / "config.json"), "give it as --lora"),
         (lambda: load_mimi(adapters), "give it as --lora"),
@@ -297,15 +306,16 @@ def test_descriptions():
     assert of(DEMO / "mimi.safetensors") == "a Mimi codec"
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(("dtype", "item"), [("float32", 4), ("bfloat16", 2)])
 @pytest.mark.parametrize(
     "name", ["lm-quant/lm_mlx_q4", "lm-quant/lm_mlx_q8", "lm-small/lm_mlx_f32", "lm-small/lm_pytorch"]
 )
-def test_held_bytes(name, dtype):
+def test_held_bytes(name, dtype, item):
+    pytest.importorskip("mlx.core")
     path = GOLDEN / f"{name}.safetensors"
     config = path.with_name("config.json")
-    parameters = tree_flatten(load_lm(path, config, dtype).parameters())
-    assert open_checkpoint(path, config).held_bytes(dtype) == sum(array.nbytes for _, array in parameters)
+    held = load_lm(path, config, dtype, engine="mlx").weights_bytes
+    assert open_checkpoint(path, config).held_bytes(item) == held
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])

@@ -38,6 +38,7 @@ from msh_mlx.doctor.judgements import (
     Folder,
     judge_disk,
     judge_echo,
+    judge_engine,
     judge_memory,
     judge_microphone,
     judge_python,
@@ -46,12 +47,14 @@ from msh_mlx.doctor.judgements import (
 )
 from msh_mlx.doctor.sound import check_echo, check_microphone, check_speaker
 from msh_mlx.errors import MshError
+from msh_mlx.library.catalogue import load_catalogue
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure
 from msh_mlx.sound.ends import Level
 from msh_mlx.system import machine
+from msh_mlx.system.words import human_size
 
-NAMES = ["system", "python", "mlx", "codec", "demo model", "models", "disk", "memory", "terminal", "files",
+NAMES = ["system", "python", "mlx", "engine", "codec", "demo model", "models", "disk", "memory", "terminal", "files",
          "sound", "speaker", "microphone"]  # fmt: skip
 GB = 10**9
 
@@ -178,7 +181,7 @@ def test_code_that_ends_its_process() -> None:
 
 
 def test_mlx_that_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlx.core as mx
+    mx = pytest.importorskip("mlx.core")
 
     right = mx.array
     monkeypatch.setattr(mx, "array", lambda values: right(values + 1))
@@ -248,7 +251,7 @@ def test_models_on_disk(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_variant(home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     checks, _ = outcome("--quick", "--variant", "stt-1b-en_fr")
-    assert list(checks) == [*NAMES[:6], "variant", *NAMES[6:]]
+    assert list(checks) == [*NAMES[:7], "variant", *NAMES[7:]]
     assert checks["variant"]["found"].startswith("stt-1b-en_fr, for transcription: ")
     assert checks["variant"]["advice"] == "'msh-mlx models get stt-1b-en_fr' fetches it."
     own = home / "config" / "msh-mlx" / "weights.toml"
@@ -312,6 +315,24 @@ def test_judgements_touch_nothing() -> None:
     taken = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     taken |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert taken == {"__future__", "collections.abc", "dataclasses", "math", "pathlib", "system.words", "typing"}
+
+
+def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
+    entries = {name: entry for name, entry in load_catalogue().items() if name in ("moshiko-q4", "moshiko-q8")}
+    least, most = sorted(entry.step_bytes or 0 for entry in entries.values())
+    for bandwidth, status, found in (
+        (most / 0.045, "ok", f"enough for moshiko-q4 and moshiko-q8, at best {most / 0.045 * 0.08 / least:.1f} times"),
+        (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
+        (least / 0.046, "warning", "too slow for the published models"),
+    ):
+        finding = judge_engine("native, AVX2", bandwidth + 1, entries, 0.045, 0.08)
+        assert finding.status == status
+        assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
+        assert found in finding.found
+    assert (
+        finding.advice == "moshiko-q4, the lightest, reads for 46 ms of the 80 that a frame lasts; try the demo model."
+    )
+    assert judge_engine("MLX", 1e9, {}, 0.045, 0.08).status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,27 @@ def test_no_module_imports_itself_by_way_of_others():
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_only_the_engine_of_mlx_needs_mlx():
+    """MLX is not everywhere: other modules may import it only where they have found it, inside a function."""
+    found = set()
+    for name, path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(other.split(".")[0] == "mlx" for other in names):
+                found.add(name)
+    assert {name for name in found if not name.startswith("model.mlx.")} == {"weights.onto_mlx"}
+
+
+def test_everything_else_is_imported_where_mlx_is_not():
+    names = [name for name, _ in modules() if not name.startswith("model.mlx.") and name != "weights.onto_mlx"]
+    wanted = [f"msh_mlx.{name}" for name in names if name not in ("__init__", "__main__")]
+    code = f"import importlib, sys; sys.modules['mlx'] = None; [importlib.import_module(name) for name in {wanted}]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(wanted) > 100
+
+
 @pytest.mark.parametrize(
     "crate", sorted(path.parent for path in PACKAGE.parent.glob("rust/*/src")), ids=lambda path: path.name
 )

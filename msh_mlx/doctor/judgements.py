@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..format import FRAME_SECONDS
-from ..library.suited import STEP_LIMIT
 from ..system.words import human_size, listed
 
 if TYPE_CHECKING:
@@ -87,17 +85,20 @@ def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Fi
     return Finding("ok", found)
 
 
-def judge_engine(engine: str, bandwidth: float, entries: Mapping[str, Entry]) -> Finding:
-    """Judge how fast the engine called `engine` reads memory, in bytes a second, by the needs of models for conversations."""
+def judge_engine(engine: str, bandwidth: float, entries: Mapping[str, Entry], limit: float, frame: float) -> Finding:
+    """Judge how fast the engine called `engine` reads memory, in bytes a second, by the needs of models for conversations.
+
+    A model is fast enough if the bytes of a step are read within `limit` seconds. A frame lasts `frame` seconds.
+    """
     found = f"{engine}, reads memory with {human_size(bandwidth)}/s"
     steps = {entry.name: entry.step_bytes / bandwidth for entry in entries.values() if entry.step_bytes}
     if not steps:
         return Finding("ok", found)
-    if names := [name for name, step in steps.items() if step <= STEP_LIMIT]:
+    if names := [name for name, step in steps.items() if step <= limit]:
         least = min(steps.values())
-        return Finding("ok", f"{found}: enough for {listed(names)}, at best {FRAME_SECONDS / least:.1f} times")
+        return Finding("ok", f"{found}: enough for {listed(names)}, at best {frame / least:.1f} times")
     name, step = min(steps.items(), key=lambda item: item[1])
-    advice = f"{name}, the lightest, reads for {1000 * step:.0f} ms of the 80 that a frame lasts; try the demo model."
+    advice = f"{name}, the lightest, reads for {1000 * step:.0f} ms of the {1000 * frame:.0f} that a frame lasts; try the demo model."
     return Finding("warning", f"{found}: too slow for the published models", advice)
 
 

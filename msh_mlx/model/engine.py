@@ -50,8 +50,8 @@ class Run(Protocol):
     It is used on one thread at a time. Positions come one after the other, from the first on at which a token is chosen.
     """
 
-    def begin(self, seed: int, prompt: Prompt, prefilled: Prefilled | None) -> None:
-        """Forget everything, and begin behind a prompt, which was perhaps read already."""
+    def begin(self, seed: int, prefilled: Prefilled | None) -> None:
+        """Forget everything, and begin behind a prompt that was read; None: with "start" alone."""
 
     def step(self, position: int, column: Column, recent: Column) -> None:
         """Start a step, perhaps without waiting for its end.
@@ -202,6 +202,10 @@ class LanguageModel(Protocol):
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """Return the bytes of keys and values of so many positions."""
+
+    @property
+    def float_bytes(self) -> int:
+        """The bytes of a number in what cross-attention sees."""
 
     @property
     def weights_bytes(self) -> int:

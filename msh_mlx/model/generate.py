@@ -19,7 +19,7 @@ from .architecture import Architecture
 from .engine import LanguageModel, Manner, Prefilled, Run
 from .families import family_of
 from .grid import Column, Grid, Prompt, Script
-from .prefill import first_position
+from .prefill import first_position, prefill
 from .ranges import is_whole
 from .sampling import Sampler, TextSampler
 from .steering import NO_STEERING, Steering
@@ -110,6 +110,7 @@ class LmGen:
         self._first = first_position(lm.config, self._prompt)
         if self._first and steering.batch > 1:
             raise InputError("A conversation with guidance cannot begin with a prompt", "leave one of them out")
+        self._kv_bits = kv_bits
         self._steering = steering
         self._script = script
         self._run = lm.converse(Manner(text_sampler, audio_sampler, kv_bits, steering))
@@ -132,8 +133,8 @@ class LmGen:
             self._stepped = False
             self._grid = Grid(config.streams, self._prompt.columns, self._steering.codebooks)
             self._words.clear()
-            seed = secrets.randbits(64) if self.seed is None else self.seed
-            self._run.begin(seed, self._prompt, self._prefilled)
+            self._drawn = secrets.randbits(64) if self.seed is None else self.seed
+            self._run.begin(self._drawn, self._prefilled)
 
     def step(self, user_codes: npt.ArrayLike) -> Step:
         """Take the codes of one frame of the user, and return what the model says.
@@ -199,6 +200,7 @@ class LmGen:
 
     def _run_ahead(self, script: Script) -> Step | None:
         """Run one position of a script. Return the step of the position before it; None at the first."""
+        self._read_prompt()
         position, before = self._position, self._ahead
         column = script.rows(position, self._grid.column(position, before.own if before else None))
         sampled, said = self._run.hear(position, column, self._words.tokens())
@@ -322,8 +324,15 @@ class LmGen:
             raise InputError(f"The user's code {codes[wrong][0]} is not in [0, {config.card}).")
         return codes.astype(np.int32)
 
+    def _read_prompt(self) -> None:
+        """Read the prompt, if nobody has: once for all conversations, when the first one needs it."""
+        if self._first and self._prefilled is None:
+            self._prefilled = prefill(self.lm, self._prompt, kv_bits=self._kv_bits, steering=self._steering)
+            self._run.begin(self._drawn, self._prefilled)
+
     def _start(self) -> None:
         """Start the next step."""
+        self._read_prompt()
         self._run.step(self._position, self._grid.column(self._position), self._words.tokens())
         self._position += 1
 

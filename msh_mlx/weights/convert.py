@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..model.config import LmConfig, read_config
 from ..model.engine import LanguageModel, Manner
-from ..model.grid import Prompt
 from ..model.parameters import CONDITIONS
 from ..model.sampling import Sampler, TextSampler
 from ..model.steering import Steering
@@ -278,7 +277,7 @@ def text_logits(
     codes = np.random.default_rng(0).integers(0, config.card, (steps, config.n_q))
     greedy = Sampler(0)
     run = lm.converse(Manner(TextSampler(0), greedy, kv_bits, Steering(codebooks=0)))
-    run.begin(0, Prompt(config.streams.begin()), None)
+    run.begin(0, None)
     rows, token = [], config.text_card
     for step in range(steps):
         run.step(step, np.array([token, *codes[step]], np.int32), np.zeros(0, np.int32))

@@ -36,7 +36,8 @@ class Adapter:
     def merge(self, weight: npt.NDArray[np.float32], row: int = 0) -> npt.NDArray[np.float32]:
         """Add the product to `weight`, `[rows, in]`, the rows from `row` on."""
         a, b = (as_float32(read_tensor(self.path, part)) for part in (self.a, self.b.rows(row, row + weight.shape[0])))
-        merged: npt.NDArray[np.float32] = weight + np.float32(self.scaling) * (b @ a)
+        with np.errstate(over="ignore", invalid="ignore"):  # `Checkpoint.rows` refuses what is not finite
+            merged: npt.NDArray[np.float32] = weight + np.float32(self.scaling) * (b @ a)
         return merged
 
 

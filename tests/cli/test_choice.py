@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,8 @@ def test_a_recording_can_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     said: list[str] = []
     watch = Watch(say=said.append)
     with pytest.raises(InputError, match="No model suits this machine: stt-1b"):
-        choice._best(entries, True, watch)
-    best = choice._best(entries, False, watch).entry
+        choice._best(Namespace(), entries, True, watch)
+    best = choice._best(Namespace(), entries, False, watch).entry
     assert best.step_bytes == min(entry.step_bytes or 0 for entry in entries.values())
     assert said[0].startswith(f"The model is {best.name}: ")
 

@@ -39,10 +39,21 @@ def words_of(transcript: Path) -> list[Word]:
 
 
 @pytest.fixture(scope="module")
-def greedy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def greedy(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Path:
     """A folder with what the program made of the digits, greedily: out.wav, stereo.wav, out.jsonl, out.txt."""
     folder = tmp_path_factory.mktemp("greedy")
-    args = ["--demo", "--input", DIGITS, *GREEDY, "--tail", "1", "--transcript", folder / "out.jsonl"]
+    args = [
+        "--demo",
+        "--engine",
+        engine,
+        "--input",
+        DIGITS,
+        *GREEDY,
+        "--tail",
+        "1",
+        "--transcript",
+        folder / "out.jsonl",
+    ]
     (folder / "out.txt").write_text(msh(*args, "--output", folder / "out.wav"))
     msh(*args, "--output", folder / "stereo.wav", "--stereo", "--plain")
     return folder
@@ -239,6 +250,21 @@ def test_an_output_is_replaced_as_a_whole_also_through_a_link(tmp_path: Path) ->
     assert (tmp_path / "link.wav").is_symlink()
     assert soundfile.info(tmp_path / "real.wav").frames == 7 * FRAME_SIZE
     assert (tmp_path / "real.wav").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_conversation_where_mlx_is_not(tmp_path: Path) -> None:
+    """It says the same as where MLX is, but is not asked for."""
+    start = "import sys; sys.modules['mlx'] = None; from msh_mlx.cli.main import main; sys.exit(main())"
+    args = ["--demo", "--input", str(DIGITS), *GREEDY, "--tail", "1", "--output"]
+    for name, begin, engine in (("without", ["-c", start], "auto"), ("with", ["-m", "msh_mlx"], "native")):
+        command = [sys.executable, *begin, *args, str(tmp_path / f"{name}.wav"), "--engine", engine]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "without.wav").read_bytes() == (tmp_path / "with.wav").read_bytes()
+    command = [sys.executable, "-c", start, *args, str(tmp_path / "no.wav"), "--engine", "mlx"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert result.returncode == 2
+    assert result.stderr == "MLX cannot be imported here; leave --engine out, or give --engine native.\n"
 
 
 def test_the_events_of_a_conversation(tmp_path: Path) -> None:

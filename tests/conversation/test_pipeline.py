@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,8 +199,8 @@ def speech():
     return pcm[: 80 * FRAME_SIZE].reshape(80, FRAME_SIZE)
 
 
-def load_demo(progress=None, seed=5):
-    lm = load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json")
+def load_demo(progress=None, seed=5, engine="auto"):
+    lm = load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json", engine=engine)
     return Session(lm, load_mimi(DEMO / "mimi.safetensors"), load_tokenizer(DEMO / "tokenizer.model"), seed=seed)
 
 
@@ -230,6 +231,15 @@ def test_the_reply_is_that_of_a_session_driven_by_hand(speech, by_hand):
         assert [event.index for event in run.of(kind)] == list(range(len(speech)))
         assert all((event.pcm == pcm).all() for event, pcm in zip(run.of(kind), frames, strict=True))
     assert run.pipeline.metrics.drops == 0
+    assert run.pipeline.metrics.memory.rss > 8_000_000
+
+
+def test_the_memory_of_mlx_is_measured(speech):
+    pytest.importorskip("mlx.core")
+    with Run(load=partial(load_demo, engine="mlx"), delay_limit=PATIENT) as run:
+        run.ready()
+        run.tape.give(speech[0])
+        run.answered(1)
     memory = run.pipeline.metrics.memory
     assert memory.rss > memory.peak >= memory.active > 8_000_000
 
@@ -674,7 +684,7 @@ def test_a_listener_may_stop_the_conversation():
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 def test_after_a_stop_the_system_knows_no_thread_of_ours_either():
     """MLX cleans up behind the back of Python, which must not end meanwhile."""
-    import mlx.core as mx
+    mx = pytest.importorskip("mlx.core")
 
     def compile_on_the_way(stage):
         if stage == "push":

@@ -14,9 +14,9 @@ GREEDY = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts(engine):
     return (
-        load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json"),
+        load_lm(DEMO / "model.q8.safetensors", DEMO / "config.json", engine=engine),
         load_mimi(DEMO / "mimi.safetensors"),
         load_tokenizer(DEMO / "tokenizer.model"),
     )

@@ -6,16 +6,14 @@ import random
 import threading
 import tracemalloc
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from engines import load_exact, seeded
 from paths import DEMO
 
 from msh_mlx import (
     InputError,
     InUseError,
-    Lm,
     LmConfig,
     Sampler,
     Speaker,
@@ -35,9 +33,9 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts(engine):
     return (
-        load_lm(DEMO / "tts" / "model.safetensors", DEMO / "tts" / "config.json", mx.float32),
+        load_exact(DEMO / "tts" / "model.safetensors", DEMO / "tts" / "config.json", engine),
         load_mimi(DEMO / "mimi.safetensors"),
         load_tokenizer(DEMO / "tokenizer.model"),
     )
@@ -51,7 +49,7 @@ def voices():
 
 
 @pytest.fixture(scope="module")
-def prefix_lm():
+def prefix_lm(tmp_path_factory, engine):
     """A model that goes on from a recording, with random weights, for the demo's codec and tokenizer."""
     config = json.loads((DEMO / "tts" / "config.json").read_text())
     config |= {
@@ -62,10 +60,7 @@ def prefix_lm():
         "depformer_dim_feedforward": 64,
     }
     config |= {"cross_attention": False, "conditioners": {}, "fuser": {}, "text_card_out": 5}
-    lm = Lm(LmConfig.from_dict(config))
-    mx.random.seed(5)
-    lm.load_weights([(name, 0.3 * mx.random.normal(array.shape)) for name, array in tree_flatten(lm.parameters())])
-    return lm
+    return seeded(tmp_path_factory.mktemp("prefix"), LmConfig.from_dict(config), engine, seed=5)[0]
 
 
 def steps(speech):
@@ -269,7 +264,7 @@ def test_unknown_words_are_left_out_and_named(parts):
 def test_what_does_not_fit(parts, voices, prefix_lm):
     lm, mimi, tokenizer = parts
     calm = voices["calm"]
-    stt = Lm(LmConfig.from_file(DEMO / "stt" / "config.json"))
+    stt = load_lm(DEMO / "stt" / "model.safetensors", DEMO / "stt" / "config.json")
     fewer = load_mimi(DEMO / "mimi.safetensors", num_codebooks=4)
     codes_of = np.zeros((8, 5), np.int64)
     for change, message in (

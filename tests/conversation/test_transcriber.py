@@ -24,8 +24,8 @@ TURNS = [2.0, 5.68, 9.52]  # seconds, after "four one", "three" and "eight nine 
 
 
 @pytest.fixture(scope="module")
-def parts():
-    lm = load_lm(STT / "model.safetensors", STT / "config.json")
+def parts(engine):
+    lm = load_lm(STT / "model.safetensors", STT / "config.json", engine=engine)
     return lm, load_mimi(DEMO / "mimi.safetensors"), load_tokenizer(DEMO / "tokenizer.model")
 
 

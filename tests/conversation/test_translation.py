@@ -54,9 +54,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(folder):
+def parts(folder, engine):
     return (
-        load_lm(SMALL / "lm.safetensors", SMALL / "config.json"),
+        load_lm(SMALL / "lm.safetensors", SMALL / "config.json", engine=engine),
         load_mimi(folder / "mimi-small.safetensors"),
         load_tokenizer(folder / "tokenizer_small.model"),
     )
@@ -80,9 +80,9 @@ def hear(session, golden):
 
 
 @pytest.mark.parametrize(("name", "run", "coef"), [(SMALL, "plain.", 1), (SMALL, "cfg3.", 3), (ZERO, "", 1)])
-def test_a_session_translates_as_the_reference(parts, name, run, coef):
+def test_a_session_translates_as_the_reference(parts, name, run, coef, engine):
     golden = load_file(name / "golden.safetensors")
-    lm = parts[0] if name == SMALL else load_lm(name / "lm.safetensors", name / "config.json")
+    lm = parts[0] if name == SMALL else load_lm(name / "lm.safetensors", name / "config.json", engine=engine)
     # Without an opening, the condition is that of a good translation.
     opening = None if coef == 1 else Opening(steering=hibiki.steering(lm, coef))
     session = Session(lm, *parts[1:], opening=opening, **GREEDY)
@@ -274,9 +274,10 @@ def model(folder, name):
     return [*files, "--tokenizer", folder / "tokenizer_small.model"]
 
 
-def test_the_command_translates(parts, folder, ending, tmp_path):
+def test_the_command_translates(parts, folder, ending, tmp_path, engine):
     seed, steps = ending
     options = ["--input", "speech.wav", "--output", tmp_path / "out.wav", "--transcript", tmp_path / "out.jsonl"]
+    options += ["--engine", engine]
     result = run(folder, *model(folder, SMALL), *options, "--seed", seed)
     assert (result.returncode, result.stderr) == (0, "")
     out, rate = soundfile.read(tmp_path / "out.wav")

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir
@@ -19,8 +18,8 @@ from msh_mlx.library import suited as library
 from msh_mlx.library.cache import Watch
 from msh_mlx.library.catalogue import HubFile, LocalFile, load_catalogue, of_use, read_catalogue
 from msh_mlx.library.suited import Machine, Selection, judge, load_library, obtain, repository_entry, suitable
-from msh_mlx.model.generate import LmGen
-from msh_mlx.weights.checkpoint import load_lm, open_checkpoint
+from msh_mlx.weights.checkpoint import open_checkpoint
+from msh_mlx.weights.load import load_lm
 
 GIB = 1 << 30
 DATA = np.random.default_rng(0).bytes(50_000)
@@ -445,28 +444,30 @@ def test_files_that_go_away_while_they_are_fetched(mine, monkeypatch):
 # ---- memory --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_memory_that_a_model_needs():
+def test_the_memory_that_a_model_needs(engine):
     demo = DEMO
     checkpoint = open_checkpoint(demo / "model.q8.safetensors", demo / "config.json")
-    session = LmGen(load_lm(demo / "model.q8.safetensors", demo / "config.json"))
-    weights = sum(array.nbytes for _, array in session.lm.named_parameters())
+    lm = load_lm(demo / "model.q8.safetensors", demo / "config.json", engine=engine)
+    weights = lm.weights_bytes
+    # The native engine may hold a little more or less: rows of panels, scales.
+    near = {"rel": 0, "abs": 0 if engine == "mlx" else 0.05 * weights}
     for kv_bits in (None, 8):
-        config, ring = checkpoint.config, session.lm.ring_format(kv_bits)
-        cache = sum(array.nbytes for array in ring.empty(config.context)) * config.num_layers
-        assert library.memory_needed(checkpoint, kv_bits) == weights + cache + 1_000_000_000
-        assert library.memory_needed(checkpoint, kv_bits, 3) == weights + 3 * cache + 1_000_000_000
-        assert library.memory_needed(checkpoint, kv_bits, 2, guided=True) == weights + 4 * cache + 1_000_000_000
+        cache = lm.kv_bytes(checkpoint.config.context, kv_bits)
+        for caches, options in ((1, {}), (3, {"conversations": 3}), (4, {"conversations": 2, "guided": True})):
+            needed = library.memory_needed(checkpoint, engine, kv_bits, **options)
+            assert needed == pytest.approx(weights + caches * cache + 1_000_000_000, **near)
 
 
 def test_the_memory_of_a_model_that_attends_to_a_voice():
+    mx = pytest.importorskip("mlx.core")
     demo = DEMO / "tts"
     checkpoint = open_checkpoint(demo / "model.safetensors", demo / "config.json")
-    lm, config = load_lm(demo / "model.safetensors", demo / "config.json"), checkpoint.config
-    source = lm.read_source(mx.zeros((1, 625, config.dim)))
+    lm, config = load_lm(demo / "model.safetensors", demo / "config.json", engine="mlx"), checkpoint.config
+    source = lm.module.read_source(mx.zeros((1, 625, config.dim)))
     seen = sum(array.nbytes for pair in source for array in pair)
-    weights = sum(array.nbytes for _, array in lm.named_parameters())
-    ring = config.num_layers * lm.ring_format().nbytes(config.context)
-    assert library.memory_needed(checkpoint) == weights + ring + seen + 1_000_000_000
+    conditions = sum(array.nbytes for array in lm.conditions._weights.values())
+    held = lm.weights_bytes + conditions + lm.kv_bytes(config.context) + seen
+    assert library.memory_needed(checkpoint, "mlx") == held + 1_000_000_000
 
 
 def test_a_shared_codec_is_of_the_same_family_or_use():

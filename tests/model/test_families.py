@@ -9,6 +9,7 @@ import slow_scripts as slow
 from engines import seeded
 
 from msh_mlx import InputError, LmConfig, LmGen, TextSampler
+from msh_mlx.model.engine import Prefilled
 from msh_mlx.model.families import personaplex, stt, tts
 from msh_mlx.model.grid import AS_SAID
 from msh_mlx.model.steering import Steering
@@ -32,7 +33,10 @@ class Samples:
     def converse(self, manner):
         return self
 
-    def begin(self, seed, prompt, prefilled):
+    def prefill(self, prompt, kv_bits, steering, chunk):
+        yield Prefilled(prompt, kv_bits, None, 0)
+
+    def begin(self, seed, prefilled):
         self._said, self._started, self._half = np.full(1 + self.config.dep_q, self.config.card), [], False
 
     def step(self, position, column, recent):

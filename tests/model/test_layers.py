@@ -117,10 +117,10 @@ WIDE = {"dim": 64, "num_heads": 2}  # for keys and values in 8 bits
 KINDS = ["Moshi's", "concat, shared keys", "all"]
 
 
-def read(lm, columns, begin, kv_bits, steering, prompt, done=None):
-    """Text logits of the positions from `begin` on, which read `columns`, behind a prompt, which was perhaps read."""
+def read(lm, columns, begin, kv_bits, steering, done=None):
+    """Text logits of the positions from `begin` on, which read `columns`, perhaps behind a prompt that was read."""
     run = lm.converse(Manner(TextSampler(0), Sampler(0), kv_bits, steering))
-    run.begin(0, prompt, done)
+    run.begin(0, done)
     logits = []
     for position in range(begin, len(columns)):
         run.step(position, columns[position], np.zeros(0, np.int32))
@@ -138,10 +138,10 @@ def test_a_prompt_at_once_equals_step_by_step(layers, kv_bits, tmp_path, engine)
     rng = np.random.default_rng(5)
     for length in (1, 7, 30):
         columns = rng.integers(0, 30, (length + 70, 7)).astype(np.int32)
-        wanted = read(lm, columns, 0, kv_bits, steering, Prompt(columns[: 1 + delay]))
+        wanted = read(lm, columns, 0, kv_bits, steering)
         # The columns behind the prompt that its delays reach belong to it.
         prompt = Prompt(columns[: length + delay])
         for chunk in (3, 64):
             done = prefill(lm, prompt, kv_bits=kv_bits, steering=steering, chunk=chunk)
-            found = read(lm, columns, length - 1, kv_bits, steering, prompt, done)
+            found = read(lm, columns, length - 1, kv_bits, steering, done)
             assert np.abs(found - wanted[length - 1 :]).max() < (1e-4 if kv_bits is None else 3e-2)

@@ -37,7 +37,7 @@ def column_by_column(lm: LanguageModel, prompt: Prompt, kv_bits: int | None) -> 
     """Return a conversation that has read all columns but the last, each by a step of the model."""
     gen = LmGen(lm, **GREEDY, kv_bits=kv_bits)
     gen._grid = Grid(lm.config.streams, prompt.columns)
-    gen._run.begin(0, Prompt(prompt.columns[: 1 + lm.config.max_delay]), None)
+    gen._run.begin(0, None)
     for _ in range(first_position(lm.config, prompt)):
         gen._start()
     if gen._position:

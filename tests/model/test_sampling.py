@@ -56,7 +56,7 @@ class Fixed:
         said[: len(recent)] = recent
         tokens = []
         for seed in seeds:
-            run.begin(seed, prompt, None)
+            run.begin(seed, None)
             run.step(0, prompt.columns[0], said)
             tokens.append(run.take()[0, 0])
         self.logits = np.array(run.text_logits())
@@ -130,7 +130,7 @@ def test_seeds_and_positions_do_not_repeat_each_other(tmp_path, engine):
     run, prompt = lm.converse(Manner(TextSampler(0), Sampler(1.0))), Prompt(lm.config.streams.begin())
     drawn = []
     for seed in range(40):
-        run.begin(seed, prompt, None)
+        run.begin(seed, None)
         for position in range(40):
             run.step(position, prompt.columns[0], np.zeros(0, np.int32))
         drawn.append(run.take()[:, 1:])

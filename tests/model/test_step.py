@@ -1,6 +1,7 @@
 """Steps of a conversation with each engine: in two halves, with an 8-bit cache, with samplers, on any thread."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -266,6 +267,44 @@ def test_two_threads_at_once_are_told(lm, golden, monkeypatch):
     monkeypatch.undo()
     # Nothing was lost by it.
     assert texts + talk(gen, user[:, 1:10])[0] == golden["text_tokens"][1:11].tolist()
+
+
+def test_conversations_with_one_model_do_not_disturb_each_other(lm, golden):
+    """By turns, and on several threads at once, each says what it says alone."""
+    users = [golden["user_codes"][:, 7 * i : 7 * i + 60] for i in range(4)]
+
+    def alone(i):
+        return talk(LmGen(lm, seed=i), users[i])
+
+    wanted = [(text, frames.tolist()) for text, frames in map(alone, range(4))]
+    gens = [LmGen(lm, seed=i) for i in range(4)]
+    steps = [[gen.step(users[i][:, t]) for i, gen in enumerate(gens)] for t in range(60)]
+    for i in range(4):
+        own = [row[i] for row in steps]
+        assert ([s.text_token for s in own], np.array([s.codes for s in own]).T.tolist()) == wanted[i]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(alone, range(4)))
+    assert [(text, frames.tolist()) for text, frames in found] == wanted
+
+
+def test_halves_of_steps_of_several_conversations_may_alternate(tmp_path, engine):
+    """Another conversation steps between the halves of a step."""
+    first = speaker(tmp_path, engine, script=AsSampled(30))
+    wanted = [step.codes for step in iter(first.advance, None)]
+    other = LmGen(first.lm, seed=9)
+    other.step(np.zeros(0, np.int32))
+
+    class Between(AsSampled):
+        def text(self, position, sampled):
+            other.step(np.zeros(0, np.int32))
+            return sampled
+
+    gen = LmGen(first.lm, seed=3, script=Between(30))
+    found = [step.codes for step in iter(gen.advance, None)]
+    assert len(found) == len(wanted) == 30
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a == b).all()
 
 
 def test_logits_before_any_step(lm):

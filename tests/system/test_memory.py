@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from paths import ROOT
+from safetensors.numpy import save_file
 
+from msh_mlx.model.engines import has_gpu
 from msh_mlx.system import memory
 from msh_mlx.weights.safetensors import TensorInfo, TensorWriter
 
@@ -20,13 +21,14 @@ CONFIG = {
 }  # fmt: skip
 MEASURE = """
 import json, resource, sys
-import mlx.core as mx
 import msh_native  # else it counts as memory of loading, which imports it
 import numpy as np
 from pathlib import Path
-from msh_mlx.system.memory import set_limits
-from msh_mlx.weights.checkpoint import load_lm
+from msh_mlx.model.engines import prepare
 from msh_mlx.weights.convert import convert
+from msh_mlx.weights.load import load_lm
+
+what, engine, path, config, extra = sys.argv[1:]
 
 def high_water():
     # Linux's ru_maxrss may be that of the process before it ran this program.
@@ -35,21 +37,21 @@ def high_water():
         return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-def warm(*arrays):  # what MLX and its threads take once is nobody's copy of the weights
-    mx.eval(mx.quantize(mx.ones((64, 64), mx.bfloat16)), mx.ones((64, 64)) @ mx.ones((64, 64)))
+figures = {}
+if engine == "mlx":  # what MLX and its threads take once is nobody's copy of the weights
+    import mlx.core as mx
 
-set_limits()
-warm()
+    prepare(engine)
+    mx.eval(mx.quantize(mx.ones((64, 64), mx.bfloat16)), mx.ones((64, 64)) @ mx.ones((64, 64)))
 before = high_water()
-what, path, config, extra = sys.argv[1:]
 if what == "load":
-    lm = load_lm(path, config, lora=extra or None)
-    from mlx.utils import tree_flatten
-    held = sum(array.nbytes for _, array in tree_flatten(lm.parameters()))
+    lm = load_lm(path, config, engine=engine, lora=extra or None)
+    figures["held"] = lm.weights_bytes
 else:
     convert(path, extra, bits=4, group_size=32, config=config)
-    held = 0
-print(json.dumps({"held": held, "active": mx.get_active_memory(), "peak": mx.get_peak_memory(), "rss": high_water() - before}))
+if engine == "mlx":
+    figures |= {"active": mx.get_active_memory(), "peak": mx.get_peak_memory()}
+print(json.dumps({**figures, "rss": high_water() - before}))
 """
 
 
@@ -90,9 +92,7 @@ def write_model(path, config):
         writer = TensorWriter(file, tensors)
         for name, info in tensors.items():
             bits = rng.integers(0x3C00, 0x3D80, info.shape, np.uint16)  # from 0.008 to 0.06
-            writer.write(name, mx.array(bits | rng.integers(0, 2, info.shape, np.uint16) << 15).view(mx.bfloat16))
-    mx.clear_cache()
-    mx.reset_peak_memory()  # other tests look at it
+            writer.write(name, bits | rng.integers(0, 2, info.shape, np.uint16) << 15)
     return max(info.nbytes for info in tensors.values())
 
 
@@ -102,33 +102,34 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     write_model(folder / "bf16.safetensors", CONFIG)
-    adapters = {}
+    adapters, rng = {}, np.random.default_rng(4)
     for i in range(LAYERS):
-        adapters[f"transformer.layers.{i}.gating.linear_in.lora_A.weight"] = mx.random.normal((8, 512))
-        adapters[f"transformer.layers.{i}.gating.linear_in.lora_B.weight"] = mx.random.normal((2816, 8))
-    mx.save_safetensors(str(folder / "lora.safetensors"), adapters)
-    measured("convert", folder / "bf16.safetensors", folder / "config.json", folder / "q4.safetensors")
+        adapters[f"transformer.layers.{i}.gating.linear_in.lora_A.weight"] = rng.standard_normal((8, 512), np.float32)
+        adapters[f"transformer.layers.{i}.gating.linear_in.lora_B.weight"] = rng.standard_normal((2816, 8), np.float32)
+    save_file(adapters, folder / "lora.safetensors")
+    measured("convert", "none", folder / "bf16.safetensors", folder / "config.json", folder / "q4.safetensors")
     yield folder
     for path in folder.glob("*.safetensors"):
         path.unlink()
 
 
-def measured(what, path, config, extra=""):
-    command = [sys.executable, "-c", MEASURE, what, str(path), str(config), str(extra)]
+def measured(what, engine, path, config, extra=""):
+    command = [sys.executable, "-c", MEASURE, what, engine, str(path), str(config), str(extra)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     figures = json.loads(done.stdout)
-    print(what, path.name, figures)
+    print(what, engine, path.name, figures)
     return figures
 
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kind", ["bf16", "q4"])
-def test_loading_never_holds_two_copies(kind, lora, models):
+def test_loading_never_holds_two_copies(kind, lora, models, engine):
     adapters = models / "lora.safetensors" if lora else ""
-    found = measured("load", models / f"{kind}.safetensors", models / "config.json", adapters)
-    assert found["active"] == pytest.approx(found["held"], rel=0.02)
-    assert found["peak"] <= 1.15 * found["held"]
-    if mx.default_device() == mx.cpu:  # else what is held may be elsewhere
+    found = measured("load", engine, models / f"{kind}.safetensors", models / "config.json", adapters)
+    if engine == "mlx":
+        assert found["active"] == pytest.approx(found["held"], rel=0.02)
+        assert found["peak"] <= 1.15 * found["held"]
+    if engine == "native" or not has_gpu():  # else what is held may be elsewhere
         # The few rows that are merged at a time, and what the allocator keeps of them: the same for a model of any size.
         merging = 16 << 20 if lora else 0
         assert found["rss"] <= 1.15 * found["held"] + merging
@@ -143,15 +144,15 @@ def test_converting_takes_less_than_the_largest_tensor(tmp_path):
     largest = write_model(path, config)
     try:
         assert largest > 100e6
-        found = measured("convert", path, tmp_path / "config.json", tmp_path / "out.safetensors")
+        found = measured("convert", "none", path, tmp_path / "config.json", tmp_path / "out.safetensors")
         assert found["rss"] < 0.75 * largest
-        assert found["peak"] < 0.2 * largest
     finally:
         for file in tmp_path.glob("*.safetensors"):
             file.unlink()
 
 
 def test_the_limits_follow_the_memory(monkeypatch):
+    mx = pytest.importorskip("mlx.core")
     gigabyte = 1 << 30
     assert [memory.cache_limit(n * gigabyte) >> 20 for n in (1, 8, 16, 192)] == [64, 256, 512, 512]
     assert memory.machine_memory() > gigabyte / 2

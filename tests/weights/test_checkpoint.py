@@ -10,17 +10,19 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from engines import load_exact, on_mlx, weights_on_mlx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mimi import Mimi, MimiError
-from mlx.utils import tree_flatten
 from paths import CASES, DEMO, GOLDEN
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
 from msh_mlx.model.families import family_of
-from msh_mlx.weights.checkpoint import default_dtype, open_checkpoint
+from msh_mlx.model.mlx.layers import default_dtype
+from msh_mlx.weights.checkpoint import open_checkpoint
+from msh_mlx.weights.load import load
 from msh_mlx.weights.safetensors import read_header
 
 SMALL = GOLDEN / "lm-small"
@@ -58,8 +60,7 @@ def changed(tmp_path):
 
 def test_both_layouts_give_the_same_weights():
     a, b = (
-        dict(tree_flatten(load_lm(SMALL / f"{name}.safetensors", SMALL / "config.json", mx.float32).parameters()))
-        for name in ("lm_pytorch", "lm_mlx_f32")
+        weights_on_mlx(SMALL / f"{name}.safetensors", SMALL / "config.json") for name in ("lm_pytorch", "lm_mlx_f32")
     )
     assert a.keys() == b.keys()
     for name, array in a.items():
@@ -72,14 +73,13 @@ def test_half_precision_files_are_taken(layout, dtype, tmp_path):
     arrays = mx.load(str(SMALL / f"{layout}.safetensors"))
     path = tmp_path / "half.safetensors"
     mx.save_safetensors(str(path), {name: array.astype(getattr(mx, dtype)) for name, array in arrays.items()})
-    lm = load_lm(path, SMALL / "config.json", mx.float32)
+    lm = on_mlx(path, SMALL / "config.json")
     exact = arrays["text_linear.weight"].astype(getattr(mx, dtype)).astype(mx.float32)
     assert mx.array_equal(lm.text_linear.weight, exact)
 
 
 def test_mixed_quantization_is_read_off_the_tensors(tmp_path):
     """Some weights at 8 bits, some at 4, some not quantized at all, groups of two sizes: as stored, so it is run."""
-    plain = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
     arrays = mx.load(str(QUANT / "lm_mlx_q8.safetensors"))
     q4 = mx.load(str(QUANT / "lm_mlx_q4.safetensors"))
     for part in ("weight", "scales", "biases"):
@@ -87,13 +87,19 @@ def test_mixed_quantization_is_read_off_the_tensors(tmp_path):
     head = [arrays.pop(f"text_linear.{part}") for part in ("weight", "scales", "biases")]
     arrays["text_linear.weight"] = mx.dequantize(*head, group_size=64, bits=8)
     mx.save_safetensors(str(tmp_path / "mixed.safetensors"), arrays)
-    lm = load_lm(tmp_path / "mixed.safetensors", QUANT / "config.json", mx.float32)
+    lm = on_mlx(tmp_path / "mixed.safetensors", QUANT / "config.json")
     assert (lm.text_emb.bits, lm.text_emb.group_size) == (4, 32)
     assert (lm.audio_embs[0].bits, lm.audio_embs[0].group_size) == (8, 64)
     assert not hasattr(lm.text_linear, "bits")
-    logits, exact = (first_logits(one) for one in (lm, plain))
-    # The rows of the text embedding are all that differs: about a 4-bit step of them.
-    assert 0 < np.abs(logits - exact).max() < 0.3
+    for engine in ("mlx", "native"):
+        mixed = load_exact(tmp_path / "mixed.safetensors", QUANT / "config.json", engine)
+        assert mixed.about().bits == (4, 8, 32)
+        logits, exact = (
+            first_logits(one)
+            for one in (mixed, load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", engine))
+        )
+        # The rows of the text embedding are all that differs: about a 4-bit step of them.
+        assert 0 < np.abs(logits - exact).max() < 0.3
 
 
 def first_logits(lm):
@@ -102,15 +108,15 @@ def first_logits(lm):
     return np.array(gen.text_logits)
 
 
-def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path):
+def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path, engine):
     """Embeddings and inputs of the depformer are stacked where they are alike; where they are not, nothing changes."""
     arrays = mx.load(str(QUANT / "lm_mlx_q8.safetensors"))
     for module in ("audio_embs.1", "depformer.slices.1.linear_in"):
         parts = [arrays.pop(f"{module}.{part}") for part in ("weight", "scales", "biases")]
         arrays[f"{module}.weight"] = mx.dequantize(*parts, group_size=64, bits=8)
     mx.save_safetensors(str(tmp_path / "mixed.safetensors"), arrays)
-    lm = load_lm(tmp_path / "mixed.safetensors", QUANT / "config.json", mx.float32)
-    plain = load_lm(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", mx.float32)
+    lm = load_exact(tmp_path / "mixed.safetensors", QUANT / "config.json", engine)
+    plain = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", engine)
     a, b = (LmGen(one, text_sampler=Sampler(0), audio_sampler=Sampler(0)) for one in (lm, plain))
     for t in range(5):
         codes = [(7 * t + k) % 64 for k in range(2)]
@@ -122,16 +128,24 @@ def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path):
 
 def test_dtype_follows_the_device():
     assert default_dtype() == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
-    assert load_lm(MLX_FILE, SMALL / "config.json").text_linear.weight.dtype == default_dtype()
+    assert on_mlx(MLX_FILE, SMALL / "config.json", None).text_linear.weight.dtype == default_dtype()
 
 
-def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch):
+def test_other_dtypes_are_refused(engine):
+    for wrong in ("float64", "int32", "", 4):
+        with pytest.raises(InputError, match="give one of float32, bfloat16, float16"):
+            load_lm(MLX_FILE, SMALL / "config.json", wrong, engine=engine)
+    with pytest.raises(InputError, match="no engine 'torch'; give one of auto, mlx, native"):
+        load_lm(MLX_FILE, SMALL / "config.json", engine="torch")
+
+
+def test_path_may_hold_a_tilde_and_an_at_sign(tmp_path, monkeypatch, engine):
     folder = tmp_path / "models@main"
     folder.mkdir()
     (folder / "lm.safetensors").write_bytes(MLX_FILE.read_bytes())
     (folder / "config.json").write_bytes((SMALL / "config.json").read_bytes())
     monkeypatch.setenv("HOME", str(tmp_path))
-    lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json")
+    lm = load_lm("~/models@main/lm.safetensors", "~/models@main/config.json", engine=engine)
     assert LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0)).step([1, 2, 3, 4]).codes is not None
 
 
@@ -309,7 +323,7 @@ def test_configuration_defaults_and_keys_that_do_not_matter():
 
 
 @pytest.mark.parametrize("name", ["bom", "cardout", "causal", "ctx", "ffnull"])
-def test_what_published_configurations_say(name):
+def test_what_published_configurations_say(name, engine):
     """Keys that mean nothing to the model, nulls and a byte order mark: it runs as without them."""
     path, plain = CASES / f"config_{name}.json", DEMO / "config.json"
     config = LmConfig.from_file(path)
@@ -317,7 +331,8 @@ def test_what_published_configurations_say(name):
     assert config == replace(LmConfig.from_file(plain), **widths)
     tokens = []
     for one in (path, plain):
-        gen = LmGen(load_lm(DEMO / "model.q8.safetensors", one), text_sampler=Sampler(0), audio_sampler=Sampler(0))
+        lm = load_lm(DEMO / "model.q8.safetensors", one, engine=engine)
+        gen = LmGen(lm, text_sampler=Sampler(0), audio_sampler=Sampler(0))
         tokens.append([gen.step([(37 * t + k) % 256 for k in range(8)]).text_token for t in range(8)])
     assert tokens[0] == tokens[1]
 
@@ -446,19 +461,19 @@ def test_files_of_other_families_are_named(changed):
     )
 
 
-def test_a_file_that_takes_the_place_of_the_one_that_was_checked(changed, tmp_path):
+def test_a_file_that_takes_the_place_of_the_one_that_was_checked(changed, tmp_path, engine):
     path = changed()
     checkpoint = open_checkpoint(path, SMALL / "config.json")
-    checkpoint.load()
-    checkpoint.load()  # as often as one likes
+    load(checkpoint, engine)
+    load(checkpoint, engine)  # as often as one likes
     other = tmp_path / "other.safetensors"
     other.write_bytes(path.read_bytes()[:-1] + b"?")
     other.replace(path)
     with pytest.raises(InputError, match=r"changed\.safetensors has changed since it was checked; start again\."):
-        checkpoint.load()
+        load(checkpoint, engine)
     path.unlink()
     with pytest.raises(InputError, match="There is no file"):
-        checkpoint.load()
+        load(checkpoint, engine)
 
 
 def test_a_model_that_is_opened_leaves_nothing_behind():

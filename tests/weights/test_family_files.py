@@ -7,10 +7,11 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from engines import weights_on_mlx
 from paths import DEMO, GOLDEN
 from safetensors.numpy import load_file, save_file
 from shapes import HIBIKI_1B, HIBIKI_ZERO, MOSHI, PERSONAPLEX, STT_1B, STT_1B_HEADS, STT_26B, TTS_16B
+from test_convert import error
 
 from msh_mlx import InputError, LmConfig, load_lm
 from msh_mlx.cli.main import main
@@ -18,6 +19,7 @@ from msh_mlx.model.families import family_of
 from msh_mlx.weights.beside import find_config
 from msh_mlx.weights.checkpoint import describe, open_checkpoint
 from msh_mlx.weights.convert import convert
+from msh_mlx.weights.load import load
 from msh_mlx.weights.lora import read_lora
 from msh_mlx.weights.safetensors import read_header
 
@@ -29,8 +31,7 @@ PERSONA, PERSONA_CONFIG = FAMILIES["personaplex-small"]
 TTS, TTS_CONFIG = FAMILIES["tts-small"]
 
 
-def parameters(path, config, **options):
-    return dict(tree_flatten(load_lm(path, config, mx.float32, **options).parameters()))
+parameters = weights_on_mlx
 
 
 def written(path, arrays):
@@ -52,24 +53,30 @@ def test_what_is_read_is_converted_and_known_again(name, bits, group_size, tmp_p
     assert found.family.title.split()[-1] in describe(read_header(result.path)) or found.family.name == "personaplex"
     assert found.shapes == source.shapes
     # Conditions are float32, as they were; matrices of whole groups are packed; all else is bfloat16.
-    before = load_lm(model, config, mx.bfloat16)
     stored, packed = mx.load(str(result.path)), set()
-    for full, array in tree_flatten(before.parameters()):
+    for full, array in parameters(model, config, "bfloat16").items():
         module, _, part = full.rpartition(".")
         if part in ("scales", "biases"):
             continue
         how = found.quantizations.get(module)
         if module in source.quantizations:  # the demo's, which has 8 bits in groups of 64 already
-            array = mx.concatenate([rows for _, rows in source.rows(module)]).astype(mx.bfloat16)
+            array = mx.array(np.concatenate([rows for _, rows in source.rows(module)])).astype(mx.bfloat16)
         if module == "text_emb" and source.config.model_type == "hibiki":
             assert mx.array_equal(array[2], array[3])
-            array = load_lm(model, {**json.loads(config.read_text()), "model_type": None}, mx.bfloat16).text_emb.weight
+            array = parameters(model, {**json.loads(config.read_text()), "model_type": None}, "bfloat16")[full]
         wide = array.ndim == 2 and part == "weight" and array.shape[1] % group_size == 0
         if bits < 16 and wide and not full.startswith("condition_provider."):
             assert (how.bits, how.group_size) == (bits, group_size), full
             packed.add(module)
             if module not in source.quantizations:
-                array = mx.quantize(array, group_size, bits)[0]
+                parts = [stored[f"{module}.{part}"] for part in ("weight", "scales", "biases")]
+                theirs = mx.quantize(array, group_size, bits)
+                assert mx.array_equal(parts[1], theirs[1]), full
+                assert mx.array_equal(parts[2], theirs[2]), full
+                exact = np.array(array.astype(mx.float32))
+                a, b = (error(array, packing, group_size, bits) for packing in (parts, theirs))
+                assert (a <= b + 1e-7 * np.abs(exact)).all(), full
+                array = parts[0]
         else:
             assert how is None, full
             assert (module in result.unpacked) == (bits < 16 and array.ndim == 2 and "condition" not in full), full
@@ -113,7 +120,7 @@ def test_personaplex_is_known_by_its_name_or_by_its_tensors(said):
     config = {**json.loads(PERSONA_CONFIG.read_text()), **said}
     checkpoint = open_checkpoint(PERSONA, config)
     assert (checkpoint.family.name, checkpoint.config.dep_q) == ("personaplex", 4)
-    assert checkpoint.load(mx.float32).config.user_q == 4
+    assert load(checkpoint, "native").config.user_q == 4
 
 
 def test_a_persona_of_a_model_without_the_second_half_is_known_by_its_name(tmp_path):
@@ -212,13 +219,13 @@ def test_every_weight_is_in_memory_once(name):
     """As many bytes as the file has, without what is not run; in float32, as many as `held_bytes` says."""
     model, config = FAMILIES[name]
     checkpoint = open_checkpoint(model, config)
-    lm = checkpoint.load(mx.float32)
-    held = {id(array): array.nbytes for _, array in tree_flatten(lm.parameters())}
+    parts = parameters(model, config)
+    held = {id(array): array.nbytes for array in parts.values()}
     places = {(info.begin, info.shape): info for info in read_header(model).values()}
-    assert sum(held.values()) == checkpoint.held_bytes(mx.float32)
+    assert sum(held.values()) == checkpoint.held_bytes(4)
     if checkpoint.family.name != "personaplex" and not checkpoint.quantizations:
         # Norms are small, and each slice of the depformer has its own in MLX's layout.
-        norms = [a.nbytes for n, a in tree_flatten(lm.parameters()) if n.startswith("depformer") and ".norm" in n]
+        norms = [a.nbytes for n, a in parts.items() if n.startswith("depformer") and ".norm" in n]
         numbers = sum(int(np.prod(info.shape)) for info in places.values())
         assert 0 <= sum(held.values()) - 4 * numbers <= sum(norms)
 
@@ -269,12 +276,12 @@ def test_adapters_of_every_family(name, tmp_path):
     assert family_of(LmConfig.from_file(merged.config)) == checkpoint.family
 
 
-def test_adapters_for_what_no_model_has_are_refused(tmp_path):
+def test_adapters_for_what_no_model_has_are_refused(tmp_path, engine):
     a, b = adapter(np.random.default_rng(0), 64, 32)
     save_file({"linears.8.lora_A.weight": a, "linears.8.lora_B.weight": b}, tmp_path / "lora.safetensors")
     checkpoint = open_checkpoint(PERSONA, PERSONA_CONFIG, lora=tmp_path / "lora.safetensors")
     with pytest.raises(InputError, match=r"no linear layer linears\.8"):
-        checkpoint.load()
+        load(checkpoint, engine)
     save_file({}, tmp_path / "none.safetensors")
     with pytest.raises(InputError, match="it is empty"):
         read_lora(tmp_path / "none.safetensors", 1.0, {}, ())

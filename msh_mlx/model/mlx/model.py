@@ -115,6 +115,11 @@ class MlxModel:
         return self.config.num_layers * self.module.ring_format(kv_bits).nbytes(positions)
 
     @property
+    def float_bytes(self) -> int:
+        """As `LanguageModel.float_bytes`."""
+        return self.module.out_norm.weight.dtype.size
+
+    @property
     def weights_bytes(self) -> int:
         """As `LanguageModel.weights_bytes`."""
         return sum(array.nbytes for _, array in self.module.named_parameters())

@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine import Manner, Prefilled
-from ..grid import Column, Prompt
-from ..prefill import first_position
+from ..grid import Column
 from ..sampling import mixed_seed
 from .attention import KvRing, capacities
 from .layers import on_cpu
 from .lm import Lm
-from .prefill import read_prompt
 from .step import StepFunction, StepLogits
 
 
@@ -36,9 +34,9 @@ class MlxRun:
         self._form = lm.ring_format(manner.kv_bits, manner.steering.batch)
         self._function = StepFunction(lm, manner.text_sampler, manner.audio_sampler, self._form, manner.steering)
 
-    def begin(self, seed: int, prompt: Prompt, prefilled: Prefilled | None) -> None:
+    def begin(self, seed: int, prefilled: Prefilled | None) -> None:
         """As `Run.begin`."""
-        self._seed, self._prompt, self._prefilled = seed, prompt, prefilled
+        self._seed, self._prefilled = seed, prefilled
         self._said: mx.array | None = None
         self._rings: list[KvRing] = []
         self._started: list[mx.array] = []
@@ -148,13 +146,9 @@ class MlxRun:
         config = self._lm.config
         if self._said is None:
             self._said = mx.full((1 + config.dep_q,), config.card, mx.int32)
-            if not first_position(config, self._prompt):
+            if self._prefilled is None:
                 self._rings = self._empty_rings(capacities(config.context)[0])
             else:
-                if self._prefilled is None:
-                    manner = self._manner
-                    turns = read_prompt(self._lm, self._prompt, manner.kv_bits, manner.steering)
-                    self._prefilled = [done for done in turns if done][-1]
                 # They are kept for the next conversation, too, so the first step copies them.
                 self._rings = list(self._prefilled.state)
         elif position % config.context == (capacity := self._rings[0][0].shape[2]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +10,7 @@ import numpy.typing as npt
 from ..engine import Heard, Manner
 from ..sampling import Sampler, TextSampler
 from ..steering import Steering
-
-if TYPE_CHECKING:
-    from .model import NativeModel
+from .shared import Shared
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -21,11 +18,11 @@ _NOTHING = np.zeros(0, np.int32)
 class NativeListeners:
     """As `Listeners`: each row is a conversation of its own, which begins anew with each stream."""
 
-    def __init__(self, model: NativeModel, rows: int, kv_bits: int | None) -> None:
+    def __init__(self, shared: Shared, rows: int, kv_bits: int | None) -> None:
         self.rows = rows
-        self._model = model
+        self._shared = shared
         manner = Manner(TextSampler(0), Sampler(0), kv_bits, Steering(codebooks=0))
-        self._conversations = [model.conversation(manner) for _ in range(rows)]
+        self._conversations = [shared.conversation(manner) for _ in range(rows)]
         self.reset()
 
     def reset(self) -> None:
@@ -43,15 +40,15 @@ class NativeListeners:
 
     def hear(self, codes: npt.NDArray[np.integer]) -> Heard:
         """As `Listeners.hear`."""
-        config, said, heads = self._model.config, [], []
+        config, said, heads = self._shared.config, [], []
         for column in codes:
             begins = (column == config.card).all(axis=1)
             for row in np.flatnonzero(begins):
                 self._conversations[row].reset(0)
             text = np.where(begins, config.text_card, self._said)
             tokens = np.ascontiguousarray(np.concatenate([text[:, None], column], axis=1), np.int32)
-            with self._model.lock:
-                self._said = self._model.rows.hear(self._conversations, tokens, [_NOTHING] * self.rows)
+            with self._shared.lock:
+                self._said = self._shared.rows.hear(self._conversations, tokens, [_NOTHING] * self.rows)
             said.append(self._said)
             heads.append([conversation.extra_heads() for conversation in self._conversations])
         classes = config.extra_heads_dim if config.extra_heads_num_heads else 0

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engine import Manner, Prefilled
-from ..grid import AS_SAID, Column, Prompt
+from ..grid import AS_SAID, Column
 from ..prefill import first_position
-
-if TYPE_CHECKING:
-    from .model import NativeModel
+from .shared import Shared
 
 
 class NativeRun:
     """As `Run`. Each call computes what it says, and returns when it is done."""
 
-    def __init__(self, model: NativeModel, manner: Manner) -> None:
-        self._model = model
+    def __init__(self, shared: Shared, manner: Manner) -> None:
+        self._shared = shared
         self._manner = manner
-        self._conversation = model.conversation(manner)
+        self._conversation = shared.conversation(manner)
 
-    def begin(self, seed: int, prompt: Prompt, prefilled: Prefilled | None) -> None:
+    def begin(self, seed: int, prefilled: Prefilled | None) -> None:
         """As `Run.begin`."""
         self._conversation.reset(seed)
         self._begun = False
-        self._prompt, self._prefilled = prompt, prefilled
-        self._said = np.full(1 + self._model.config.dep_q, self._model.config.card, np.int32)
+        self._prefilled = prefilled
+        self._said = np.full(1 + self._shared.config.dep_q, self._shared.config.card, np.int32)
         self._taken: list[Column] = []
         self._half: Column | None = None
         self._silent = False  # the newest step has no codes
@@ -58,7 +56,7 @@ class NativeRun:
         if codes:
             self._said = self._speak(token)
         else:
-            self._said = np.array([token, *[0] * self._model.config.dep_q], np.int32)
+            self._said = np.array([token, *[0] * self._shared.config.dep_q], np.int32)
         self._silent = not codes
         self._half = self._said
 
@@ -72,7 +70,7 @@ class NativeRun:
     def fill_window(self) -> None:
         """As `Run.fill_window`."""
         self._conversation.fill_window()
-        self._begun, self._said = True, np.zeros(1 + self._model.config.dep_q, np.int32)
+        self._begun, self._said = True, np.zeros(1 + self._shared.config.dep_q, np.int32)
 
     def warm_up(self, rows: Column | None) -> None:
         """As `Run.warm_up`: there is nothing to do."""
@@ -96,7 +94,7 @@ class NativeRun:
 
     def _newest(self) -> tuple[Any, Any, Any]:
         newest = self._conversation
-        audio = np.zeros((0, self._model.config.card), np.float32) if self._silent else newest.audio_logits()
+        audio = np.zeros((0, self._shared.config.card), np.float32) if self._silent else newest.audio_logits()
         return newest.text_logits(), audio, newest.extra_heads()
 
     def _hear(self, rows: Column, recent: Column) -> int:
@@ -106,22 +104,19 @@ class NativeRun:
         own = len(self._said)
         tokens = np.array(np.broadcast_to(rows, (self._manner.steering.batch, rows.shape[-1])), np.int32)
         tokens[:, :own] = np.where(tokens[:, :own] == AS_SAID, self._said, tokens[:, :own])
-        with self._model.lock:
-            (text,) = self._model.rows.hear([self._conversation], tokens, [np.ascontiguousarray(recent, np.int32)])
+        with self._shared.lock:
+            (text,) = self._shared.rows.hear([self._conversation], tokens, [np.ascontiguousarray(recent, np.int32)])
         return int(text)
 
     def _speak(self, token: int) -> Column:
         """Run the second half. Return what the step has chosen, `[1 + dep_q]`."""
-        with self._model.lock:
-            (codes,) = self._model.rows.speak([self._conversation], np.array([token], np.int32))
+        with self._shared.lock:
+            (codes,) = self._shared.rows.speak([self._conversation], np.array([token], np.int32))
         return np.concatenate([[token], codes]).astype(np.int32)
 
     def _start(self) -> None:
         """Go behind the prompt."""
-        if count := first_position(self._model.config, self._prompt):
-            if self._prefilled is None:
-                manner = self._manner
-                turns = self._model.prefill(self._prompt, manner.kv_bits, manner.steering, count)
-                self._prefilled = [done for done in turns if done][-1]
+        if self._prefilled is not None:
+            count = first_position(self._shared.config, self._prefilled.prompt)
             self._conversation.restore(self._prefilled.state, count)
         self._begun = True

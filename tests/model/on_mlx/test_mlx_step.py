@@ -10,7 +10,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
 from engines import load_exact, seeded
 from paths import ROOT
@@ -234,7 +233,7 @@ def test_memory_stays_flat_beyond_the_window(lm, golden):
     assert max(levels[1:]) <= 1.01 * min(levels[1:])
 
 
-# ---- other forms ---------------------------------------------------------------------------------------------------------------
+# ---- other forms -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_8_bit_cache_of_narrow_heads():
