@@ -30,7 +30,8 @@ pub struct Options {
 pub struct Turn<'a> {
     /// The conversation that goes on.
     pub conversation: &'a mut Conversation,
-    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs it.
+    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs
+    /// it.
     pub tokens: &'a [i32],
     /// Tokens that the repetition penalty counts. Only `hear` needs it.
     pub recent: &'a [i32],
@@ -105,8 +106,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of the
-    /// model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of
+    /// the model's. Nothing has changed then.
     pub fn hear(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let width = 1 + self.model.config.n_q;
@@ -129,7 +130,7 @@ impl Engine {
         let Self { model, kernels, room, logits, h, sampling, .. } = self;
         let (config, dim) = (&model.config, model.config.dim);
         let (h, logits) = (&h[..row * dim], &mut logits[..row * config.text_card_out]);
-        room.products.apply(kernels, &model.text_out, h, dim, Into::Store(logits));
+        room.products.apply(kernels, &model.text_out, h, Into::Store(logits));
         let mut row = 0;
         for turn in turns {
             let conversation = &mut *turn.conversation;
@@ -143,7 +144,7 @@ impl Engine {
             conversation.text_logits.copy_from_slice(given);
             let classes = config.extra_heads_dim.max(1);
             for (head, out) in model.extra_heads.iter().zip(conversation.heads.chunks_exact_mut(classes)) {
-                room.products.apply(kernels, head, &h[row * dim..][..dim], dim, Into::Store(out));
+                room.products.apply(kernels, head, &h[row * dim..][..dim], Into::Store(out));
                 softmax(out);
             }
             let choices = &conversation.choices;
@@ -163,8 +164,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are not
-    /// finite. Nothing has changed then.
+    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are
+    /// not finite. Nothing has changed then.
     pub fn read(&mut self, conversation: &mut Conversation, columns: &[i32], embedded: &[f32]) -> Result<()> {
         let (width, dim) = (1 + self.model.config.n_q, self.model.config.dim);
         let count = columns.len() / width;
@@ -202,13 +203,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens that
-    /// the turns have. They need not be all that heard, nor in the same order.
+    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens
+    /// that the turns have. They need not be all that heard, nor in the same order.
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since it
-    /// last spoke, or a text is not one of the model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since
+    /// it last spoke, or a text is not one of the model's. Nothing has changed then.
     pub fn speak(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let Self { model, kernels, depformer, sampling, order, active, h, .. } = self;
@@ -308,9 +309,10 @@ impl Engine {
                 let Some(cross) = &layer.cross else {
                     return Err(Error::Input("this model attends to no source".into()));
                 };
-                let mut ring = Ring::new(shape);
+                let mut ring = Ring::new(shape)
+                    .ok_or_else(|| Error::Input("the system does not have the memory for the source".into()))?;
                 for (step, x) in source.chunks_exact(dim).enumerate() {
-                    self.room.products.apply(&self.kernels, &cross.keys_values, x, dim, Into::Store(&mut row));
+                    self.room.products.apply(&self.kernels, &cross.keys_values, x, Into::Store(&mut row));
                     let (keys, values) = row.split_at(dim);
                     ring.store(step, keys, values);
                 }
@@ -348,6 +350,7 @@ impl Engine {
         let Self { model, kernels, room, x, h, places, rotation, .. } = self;
         let (model, kernels, places) = (&**model, &*kernels, &**places);
         let (heads, dim, pairs) = (model.heads, model.config.dim, model.heads.dim / 2);
+        let scale = 1.0 / (heads.dim as f32).sqrt();
         let x = &mut x[..rows * dim];
         for (row, rotation) in rotation.chunks_exact_mut(pairs).enumerate().take(rows) {
             turning(&model.frequencies, batch.at(places, row).2, rotation);
@@ -357,39 +360,37 @@ impl Engine {
             for row in 0..rows {
                 let (conversation, track, position) = batch.at(places, row);
                 let ring = &mut conversation.tracks[track].rings[l];
-                let capacity = ring.shape().capacity as u64;
                 let projected = &mut room.projected[row * heads.width()..][..heads.width()];
                 let (turned, values) = projected.split_at_mut(heads.queries() + heads.keys());
                 turn(turned, heads.dim, model.config.rope_concat, &rotation[row * pairs..][..pairs]);
                 let (queries, keys) = turned.split_at_mut(heads.queries());
-                ring.store((position % capacity) as usize, keys, values);
-                let scale = 1.0 / (heads.dim as f32).sqrt();
+                ring.store((position % ring.shape().capacity as u64) as usize, keys, values);
                 queries.iter_mut().for_each(|q| *q *= scale);
-                let filled = (position + 1).min(capacity) as usize;
-                let out = &mut room.attended[row * heads.queries()..][..heads.queries()];
-                kernels.attend_ring(ring, filled, heads.group, queries, out);
+                if batch.one_by_one() {
+                    // Before the next position takes the place of an old one, or is seen too early.
+                    let seen = |_| Some(batch.seen(places, row, l));
+                    let (queries, width) = (&room.projected[row * heads.width()..], heads.queries());
+                    let out = &mut room.attended[row * width..][..width];
+                    kernels.attend_rings(&seen, heads.dim, heads.group, (queries, heads.width()), (out, width));
+                }
+            }
+            if !batch.one_by_one() {
+                let (seen, width) = (|row| Some(batch.seen(places, row, l)), heads.queries());
+                let out = &mut room.attended[..rows * width];
+                kernels.attend_rings(&seen, heads.dim, heads.group, (&room.projected, heads.width()), (out, width));
             }
             room.add_attended(kernels, layer, x, dim, heads);
             if let Some(cross) = &layer.cross {
                 let normed = &mut room.normed[..rows * dim];
                 kernels.layer_norm(x, &cross.norm_weight, &cross.norm_bias, normed);
                 let queries = &mut room.projected[..rows * dim];
-                room.products.apply(kernels, &cross.queries, normed, dim, Into::Store(queries));
-                let scale = 1.0 / (heads.dim as f32).sqrt();
+                room.products.apply(kernels, &cross.queries, normed, Into::Store(queries));
                 queries.iter_mut().for_each(|q| *q *= scale);
-                for row in 0..rows {
-                    let attended = &mut room.attended[row * dim..][..dim];
-                    match &batch.at(places, row).0.cross {
-                        Some(source) => {
-                            let ring = &source.rings[l];
-                            let queries = &room.projected[row * dim..][..dim];
-                            kernels.attend_ring(ring, source.steps, 1, queries, attended);
-                        }
-                        None => attended.fill(0.0),
-                    }
-                }
+                let seen = |row| batch.source(places, row, l);
+                let attended = &mut room.attended[..rows * dim];
+                kernels.attend_rings(&seen, heads.dim, 1, (&room.projected, dim), (attended, dim));
                 let attended = &room.attended[..rows * dim];
-                room.products.apply(kernels, &cross.out, attended, dim, Into::Add(x));
+                room.products.apply(kernels, &cross.out, attended, Into::Add(x));
             }
             room.feed_forward(kernels, layer, x, dim);
         }
@@ -417,6 +418,34 @@ impl Batch<'_, '_> {
             }
             Self::Columns { conversation, track, first } => (&mut **conversation, *track, *first + row as u64),
         }
+    }
+
+    /// Whether rows are positions of one conversation, each of which sees those before it.
+    fn one_by_one(&self) -> bool {
+        matches!(self, Self::Columns { .. })
+    }
+
+    fn conversation(&self, places: &[(usize, usize)], row: usize) -> (&Conversation, usize, u64) {
+        match self {
+            Self::Turns(turns) => {
+                let (turn, track) = places[row];
+                (&*turns[turn].conversation, track, turns[turn].conversation.position)
+            }
+            Self::Columns { conversation, track, first } => (&**conversation, *track, *first + row as u64),
+        }
+    }
+
+    /// The ring of a row in a layer, with how many slots it sees when its position is stored.
+    fn seen(&self, places: &[(usize, usize)], row: usize, layer: usize) -> (&Ring, usize) {
+        let (conversation, track, position) = self.conversation(places, row);
+        let ring = &conversation.tracks[track].rings[layer];
+        (ring, (position + 1).min(ring.shape().capacity as u64) as usize)
+    }
+
+    /// The source that a row attends to in a layer.
+    fn source(&self, places: &[(usize, usize)], row: usize, layer: usize) -> Option<(&Ring, usize)> {
+        let cross = self.conversation(places, row).0.cross.as_ref()?;
+        Some((&cross.rings[layer], cross.steps))
     }
 }
 

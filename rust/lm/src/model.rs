@@ -1,14 +1,27 @@
 //! The weights of a model.
 
+use std::sync::Arc;
+
+use checkpoint::Shared;
 use kernels::{Isa, Kernels};
 
 use crate::config::Config;
 use crate::depformer::Depformer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::source::Source;
+use crate::source::{Source, SourceKey};
 use crate::table::Embedding;
 use crate::transformer::{Heads, Layer};
+
+/// How a model is loaded.
+pub struct Loading<'a> {
+    /// Threads that read.
+    pub threads: usize,
+    /// Bytes of memory that may be taken; none: as many as it needs.
+    pub memory: Option<u64>,
+    /// Called with bytes that were read, from any thread. An error of it ends the loading.
+    pub progress: &'a (dyn Fn(u64) -> Result<()> + Sync),
+}
 
 /// The weights of a model. They do not change, and may be shared by any number of engines.
 #[derive(Debug)]
@@ -28,14 +41,31 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model's weights. All of the source must be used. `progress` is called with bytes that were read, from any
-    /// thread; an error of it ends the loading.
-    pub fn load(
-        config: Config,
-        mut source: Source,
-        threads: usize,
-        progress: &(dyn Fn(u64) -> Result<()> + Sync),
-    ) -> Result<Self> {
+    /// Reads a model's weights. All of the source must be used. While a model of the same files and changes is in use,
+    /// that is given back.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, weights do not fit the configuration or are not finite, or there is too little memory.
+    pub fn load(config: Config, source: Source, loading: &Loading<'_>) -> Result<Arc<Self>> {
+        static MODELS: Shared<(SourceKey, Config), Model> = Shared::new();
+        let key = source.key().map(|key| (key, config.clone()));
+        MODELS.get(key, || Self::read(config, source, loading))
+    }
+
+    fn read(config: Config, mut source: Source, loading: &Loading<'_>) -> Result<Self> {
+        let bytes = source.bytes(&config);
+        if loading.memory.is_some_and(|memory| bytes > memory) {
+            let memory = loading.memory.unwrap_or_default();
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            let what = format!(
+                "the weights take {:.1} GB of memory, and {:.1} GB are free",
+                gigabytes(bytes),
+                gigabytes(memory)
+            );
+            return Err(Error::Input(what));
+        }
+        let Loading { threads, progress, .. } = *loading;
         let kernels = &Kernels::new(Isa::available()[0], threads);
         let (dim, source) = (config.dim, &mut source);
         let heads = Heads { count: config.num_heads, dim: dim / config.num_heads, group: config.kv_repeat };
