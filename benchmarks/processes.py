@@ -81,22 +81,25 @@ class Process:
         self.close()
 
 
-def make_peer(name: str, version: str, others: Sequence[str] = ()) -> Path:
+def make_peer(
+    name: str, version: str, others: Sequence[str] = (), *, package: str | None = None, build: bool = False
+) -> Path:
     """Make an environment in .cache with a package from the index, if it is not there. Return its interpreter.
 
-    `others` are installed, too.
+    `name` is what is imported, and `package` what the index calls it, if that is another name. `others` are installed, too.
+    With `build`, packages may be built here.
     """
-    folder = ROOT / ".cache" / f"peer-{name}"
+    folder, package = ROOT / ".cache" / f"peer-{name}", package or name
     python = folder / "bin" / "python"
-    check = f"import {name}, numpy, importlib.metadata as m; assert m.version('{name}') == {version!r}"
+    check = f"import {name}, numpy, importlib.metadata as m; assert m.version('{package}') == {version!r}"
     if python.exists() and not subprocess.run([python, "-c", check], capture_output=True).returncode:
         return python
-    print(f"Installing {name} {version} in an environment of its own", flush=True)
+    print(f"Installing {package} {version} in an environment of its own", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--only-binary=:all:"]
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     commands: list[list[Any]] = [
         [sys.executable, "-m", "venv", folder],
-        [*pip, f"{name}=={version}", "numpy", *others],
+        [*pip, *([] if build else ["--only-binary=:all:"]), f"{package}=={version}", "numpy", *others],
     ]
     for command in commands:
         result = subprocess.run(command, capture_output=True, text=True)

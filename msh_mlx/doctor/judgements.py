@@ -98,7 +98,8 @@ def judge_engine(engine: str, bandwidth: float, entries: Mapping[str, Entry], li
         least = min(steps.values())
         return Finding("ok", f"{found}: enough for {listed(names)}, at best {frame / least:.1f} times")
     name, step = min(steps.items(), key=lambda item: item[1])
-    advice = f"{name}, the lightest, reads for {1000 * step:.0f} ms of the {1000 * frame:.0f} that a frame lasts; try the demo model."
+    took = f"{1000 * step:.0f} ms of the {1000 * frame:.0f} that a frame lasts"
+    advice = f"{name}, the lightest, reads for {took}; try the demo model."
     return Finding("warning", f"{found}: too slow for the published models", advice)
 
 

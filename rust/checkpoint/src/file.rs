@@ -25,6 +25,7 @@ pub struct File {
     path: PathBuf,
     file: fs::File,
     id: Option<FileId>,
+    size: u64,
     tensors: BTreeMap<String, Tensor>,
     metadata: Option<String>,
 }
@@ -76,7 +77,7 @@ impl File {
                 let mut text = vec![0; length as usize];
                 read_exact_at(&file, &mut text, 8).map_err(cut)?;
                 let Header { tensors, metadata } = Header::parse(path, &text, 8 + length, size)?;
-                Ok(Self { path: path.to_owned(), file, id: FileId::of(path, &meta), tensors, metadata })
+                Ok(Self { path: path.to_owned(), file, id: FileId::of(path, &meta), size, tensors, metadata })
             }
             _ => Err(Error::wrong(path, "is not a safetensors file", "fetch the file again")),
         }
@@ -90,6 +91,11 @@ impl File {
     /// Identifies the file as it was opened. `None`: it had changed within the last second, and may change unseen.
     pub fn id(&self) -> Option<&FileId> {
         self.id.as_ref()
+    }
+
+    /// Its bytes, when it was opened.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// All tensors, by their names.

@@ -10,10 +10,12 @@ mod error;
 mod file;
 mod foreign;
 mod header;
+mod shared;
 mod system;
 
 pub use error::{Error, Result, shown};
 pub use file::{File, NotFinite, Values};
 pub use foreign::foreign;
 pub use header::{Dtype, Pairs, Tensor};
+pub use shared::Shared;
 pub use system::FileId;

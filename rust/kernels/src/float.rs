@@ -2,8 +2,6 @@
 
 use crate::half::{narrow, widen};
 
-/// The largest finite number of half precision.
-const MOST: f32 = 65504.0;
 /// The exponent of numbers that are not finite.
 const INFINITE: u16 = 0x7c00;
 
@@ -51,10 +49,7 @@ impl Float {
         match self {
             Self::F32 => bytes.extend(x.to_le_bytes()),
             Self::F16 => bytes.extend(f32_to_f16(x).to_le_bytes()),
-            Self::Bf16 => {
-                let bits = x.to_bits();
-                bytes.extend((((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16).to_le_bytes());
-            }
+            Self::Bf16 => bytes.extend(((bfloat16(x).to_bits() >> 16) as u16).to_le_bytes()),
         }
     }
 
@@ -64,6 +59,13 @@ impl Float {
         self.encode_onto(x, &mut bytes);
         bytes
     }
+}
+
+/// A finite number rounded to the nearest of bfloat16.
+#[inline]
+pub fn bfloat16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
 }
 
 /// IEEE half precision as float32.
@@ -77,7 +79,7 @@ pub fn f16_to_f32(half: u16) -> f32 {
 /// IEEE half precision of a number, rounded to the nearest; numbers beyond its range become its largest.
 #[inline]
 pub fn f32_to_f16(x: f32) -> u16 {
-    narrow(x.clamp(-MOST, MOST))
+    narrow(x)
 }
 
 #[cfg(test)]

@@ -109,6 +109,8 @@ impl fmt::Display for Dot {
 /// The implementations may use instructions that not every processor has: they may only be reached through
 /// `packed_dispatch!`.
 pub unsafe trait Lanes: Copy {
+    /// Whether there are registers for a few dozen of these.
+    const MANY: bool = false;
     /// All bits 0.
     fn zero() -> Self;
     /// The float in every lane.
@@ -295,6 +297,7 @@ mod x86 {
 
     // SAFETY: every method is inlined.
     unsafe impl Lanes for Avx512x16 {
+        const MANY: bool = true;
         #[inline(always)]
         fn zero() -> Self {
             x86!(Self(_mm512_setzero_si512()))

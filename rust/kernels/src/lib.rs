@@ -20,6 +20,7 @@ mod product;
 mod ring;
 mod rows;
 mod vector;
+mod wide;
 
 use std::fmt;
 
@@ -30,6 +31,7 @@ pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
 pub use pool::Pool;
 pub use product::{Activation, Matrix, Precision, Sink};
 pub use ring::{Held, MOST_DIM, Numbers, Ring, RingShape, Slots};
+pub use wide::Wide;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

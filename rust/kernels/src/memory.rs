@@ -13,8 +13,8 @@ const HUGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Less than this is not worth a place in huge pages.
-const SMALL: usize = 64 << 10;
+/// Less than this is not worth a place beside others.
+const SMALL: usize = 1 << 10;
 
 /// What a thread asks the system for when it needs a place for something smaller; pages that are not used are not there.
 const REGION: usize = 32 << 20;
@@ -56,12 +56,17 @@ impl<T: Plain> Aligned<T> {
 
     /// Zeros, in memory of their own: it is given back when they are dropped.
     pub fn zeroed(len: usize) -> Self {
-        let bytes = Self::bytes(len);
+        Self::try_zeroed(len).unwrap_or_else(|| handle_alloc_error(Layout::new::<T>()))
+    }
+
+    /// The same; none if the system does not have so much.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let bytes = Layout::array::<T>(len).ok()?.size();
         if bytes == 0 {
-            return Self { len, ..Self::empty() };
+            return Some(Self { len, ..Self::empty() });
         }
-        let region = Arc::new(Region::new(bytes));
-        Self { start: region.start.cast(), len, _region: Some(region) }
+        let region = Arc::new(Region::try_new(bytes)?);
+        Some(Self { start: region.start.cast(), len, _region: Some(region) })
     }
 
     /// Zeros beside those that the same thread has made before, in the same huge pages: for the many parts of a model.
@@ -123,19 +128,23 @@ struct Region {
 impl Region {
     /// `bytes` must not be 0.
     fn new(bytes: usize) -> Self {
+        Self::try_new(bytes).unwrap_or_else(|| handle_alloc_error(Layout::new::<u8>()))
+    }
+
+    /// None if the system does not have so much.
+    fn try_new(bytes: usize) -> Option<Self> {
         let align = if bytes >= HUGE { HUGE } else { PLACE };
-        let layout = Layout::from_size_align(bytes, align).expect("numbers fit into memory");
+        let layout = Layout::from_size_align(bytes, align).ok()?;
         // SAFETY: the size is not 0.
         let start = unsafe { if bytes >= HUGE { huge(layout) } else { alloc_zeroed(layout) } };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
+        Some(Self { start: NonNull::new(start)?, layout })
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         let start = self.start.as_ptr();
-        // SAFETY: `new` allocated it with the same layout, in the same way.
+        // SAFETY: `try_new` allocated it with the same layout, in the same way.
         unsafe { if self.layout.size() >= HUGE { free_huge(start, self.layout) } else { dealloc(start, self.layout) } };
     }
 }
@@ -224,6 +233,13 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_system_has_is_refused() {
+        assert!(Aligned::<f32>::try_zeroed(usize::MAX / 2).is_none());
+        assert!(Aligned::<f32>::try_zeroed(1 << 59).is_none());
+        assert!(Aligned::<f32>::try_zeroed(0).is_some_and(|none| none.is_empty()));
+    }
 
     #[test]
     fn places_do_not_overlap_and_outlive_their_thread() {

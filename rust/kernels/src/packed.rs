@@ -7,15 +7,15 @@
 //! holds, from the lowest bits on, the inputs c, c + 4, c + 8, … of the 32 / p that the line has. So a shift and a mask
 //! give four neighbouring inputs as bytes, which one dot product takes.
 //!
-//! The rows are float32, or they are rounded to integers of 8 or 16 bits with a scale per block ([`Way`]); sums of
-//! products are exact then within a block. Each result is computed by the same operations whatever the number of rows or
+//! The rows are float32, or they are rounded to integers of 8 or 16 bits with scales ([`Way`]); sums of
+//! products are exact then as far as a scale goes. Each result is computed by the same operations whatever the number of rows or
 //! threads.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::Kernels;
-use crate::float::Float;
+use crate::float::{Float, bfloat16};
 use crate::lanes::{Dot, Lanes, WIDTH, packed_dispatch};
 use crate::memory::{Aligned, Plain};
 use crate::pool::Pool;
@@ -27,10 +27,10 @@ pub const BLOCK: usize = 32;
 const SHARED_BYTES: usize = 48 << 10;
 
 /// Bytes of packed weights that are read at a time.
-const READ_BYTES: usize = 1 << 20;
+pub(crate) const READ_BYTES: usize = 1 << 20;
 
 /// How far ahead weights are fetched, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// The largest magnitude of 16-bit activations. It is two signed bytes, the upper one counting 128.
 const MOST_16: f32 = 127.0 * 128.0;
@@ -40,11 +40,20 @@ const MOST_16: f32 = 127.0 * 128.0;
 pub enum Way {
     /// In float32: nothing is rounded.
     Float32,
-    /// In integers of 15 bits and a sign, with a scale for every 32 of them.
+    /// In integers of 15 bits and a sign, with a scale for as many of them as the matrix has in a group.
     #[default]
     Int16,
-    /// In integers of 7 bits and a sign, with a scale for every 32 of them.
+    /// In integers of 7 bits and a sign, with scales as those of 15 bits.
     Int8,
+    /// In float32 rounded to bfloat16, as other programs compute: only to compare with that.
+    Bfloat16,
+}
+
+impl Way {
+    /// Whether rows are integers, and not floats.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Int16 | Self::Int8)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +87,7 @@ impl Packed {
         assert!(matches!(bits, 2..=6 | 8), "weights of {bits} bits");
         assert!(group > 0 && group.is_multiple_of(BLOCK) && k.is_multiple_of(group), "groups of {group} in {k}");
         let matrix = Self { n, k, bits, group, float, lines: Aligned::zeroed(0) };
-        let lines = Aligned::zeroed(n.div_ceil(WIDTH) * matrix.panel());
+        let lines = Aligned::beside(n.div_ceil(WIDTH) * matrix.panel());
         Self { lines, ..matrix }
     }
 
@@ -250,17 +259,19 @@ pub struct Inputs {
     floats: Vec<f32>,
     /// Four signed bytes each: `[rows, blocks, planes, 8]`. The first plane counts one, the second 128.
     bytes: Vec<i32>,
-    /// `[rows, blocks]`.
+    /// `[rows, groups]`.
     scales: Vec<f32>,
-    /// The sums of blocks, `[rows, blocks]`.
+    /// The sums of groups, `[rows, groups]`.
     sums: Vec<f32>,
+    /// Numbers that share a scale, as many as share a scale and a bias of the matrix.
+    group: usize,
 }
 
 impl Inputs {
     /// Room for `rows` rows of `k` numbers, so that no more is taken later.
     pub fn with_room(way: Way, rows: usize, k: usize) -> Self {
         let blocks = rows * k.div_ceil(BLOCK);
-        let (floats, bytes) = if way == Way::Float32 { (rows * k, 0) } else { (0, blocks * 16) };
+        let (floats, bytes) = if way.is_whole() { (0, blocks * 16) } else { (rows * k, 0) };
         Self {
             way,
             floats: Vec::with_capacity(floats),
@@ -271,42 +282,45 @@ impl Inputs {
         }
     }
 
-    fn set(&mut self, dot: Dot, x: &[f32], k: usize) {
-        assert!(k.is_multiple_of(BLOCK) && x.len().is_multiple_of(k), "rows of whole blocks");
-        (self.rows, self.k) = (x.len() / k, k);
-        let blocks = x.len() / BLOCK;
-        self.sums.resize(blocks, 0.0);
-        match self.way {
-            Way::Float32 => {
-                self.floats.resize(x.len(), 0.0);
-                self.floats.copy_from_slice(x);
-                for (sum, block) in self.sums.iter_mut().zip(x.chunks_exact(BLOCK)) {
-                    *sum = block.iter().sum();
-                }
+    fn set(&mut self, dot: Dot, x: &[f32], k: usize, group: usize) {
+        assert!(group > 0 && group.is_multiple_of(BLOCK) && k.is_multiple_of(group), "groups of whole blocks");
+        assert!(x.len().is_multiple_of(k), "whole rows");
+        (self.rows, self.k, self.group) = (x.len() / k, k, group);
+        self.sums.resize(x.len() / group, 0.0);
+        if !self.way.is_whole() {
+            self.floats.resize(x.len(), 0.0);
+            self.floats.copy_from_slice(x);
+            if self.way == Way::Bfloat16 {
+                self.floats.iter_mut().for_each(|x| *x = bfloat16(*x));
             }
-            Way::Int16 | Way::Int8 => {
-                let planes = if self.way == Way::Int16 { 2 } else { 1 };
-                self.scales.resize(blocks, 0.0);
-                self.bytes.resize(blocks * planes * 8, 0);
-                let (bytes, scales, sums) = (&mut *self.bytes, &mut *self.scales, &mut *self.sums);
-                packed_dispatch!(dot, round(
-                    x: &[f32], planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]
-                ));
+            for (sum, numbers) in self.sums.iter_mut().zip(self.floats.chunks_exact(group)) {
+                *sum = numbers.iter().sum();
             }
+            return;
         }
+        let planes = if self.way == Way::Int16 { 2 } else { 1 };
+        self.scales.resize(x.len() / group, 0.0);
+        self.bytes.resize(x.len() / BLOCK * planes * 8, 0);
+        let (bytes, scales, sums) = (&mut *self.bytes, &mut *self.scales, &mut *self.sums);
+        packed_dispatch!(dot, round(
+            x: &[f32], group: usize, planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]
+        ));
     }
 }
 
-/// Rounds blocks of numbers to integers.
+/// Rounds groups of numbers to integers. The loops are simple, so that the compiler makes them wide.
 #[inline(always)]
-fn round<L: Lanes>(x: &[f32], planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]) {
+fn round<L: Lanes>(x: &[f32], group: usize, planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]) {
+    // Added to a number, it leaves the nearest whole number in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
     let most = if planes == 2 { MOST_16 } else { 127.0 };
-    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(bytes.chunks_exact_mut(8 * planes));
-    for ((block, bytes), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
-        let mut largest = 0f32;
-        for x in block {
-            largest = largest.max(x.abs());
+    let rows = x.chunks_exact(group).zip(bytes.chunks_exact_mut(group / BLOCK * 8 * planes));
+    for ((numbers, bytes), (scale, sum)) in rows.zip(scales.iter_mut().zip(sums)) {
+        let mut largest = 0;
+        for x in numbers {
+            largest = largest.max(x.to_bits() & 0x7fff_ffff);
         }
+        let largest = f32::from_bits(largest);
         // Below, the reciprocal would not be finite.
         if largest < 1e-30 {
             bytes.fill(0);
@@ -314,24 +328,34 @@ fn round<L: Lanes>(x: &[f32], planes: usize, bytes: &mut [i32], scales: &mut [f3
             continue;
         }
         let by = most / largest;
-        let mut numbers = [0i32; BLOCK];
-        for (number, x) in numbers.iter_mut().zip(block) {
-            *number = (x * by).round_ties_even() as i32;
-        }
         let mut total = 0;
-        for number in &numbers {
-            total += number;
+        for (block, bytes) in numbers.as_chunks::<BLOCK>().0.iter().zip(bytes.chunks_exact_mut(8 * planes)) {
+            let mut whole = [0i32; BLOCK];
+            for (whole, x) in whole.iter_mut().zip(block) {
+                *whole = (x * by + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+            }
+            for number in &whole {
+                total += number;
+            }
+            let mut low = [0u8; BLOCK];
+            let mask = if planes == 2 { 0x7f } else { 0xff };
+            for (low, number) in low.iter_mut().zip(&whole) {
+                *low = (number & mask) as u8;
+            }
+            for (four, byte) in low.as_chunks::<4>().0.iter().zip(bytes.iter_mut()) {
+                *byte = i32::from_le_bytes(*four);
+            }
+            if planes == 2 {
+                for (low, number) in low.iter_mut().zip(&whole) {
+                    *low = (number >> 7) as u8;
+                }
+                for (four, byte) in low.as_chunks::<4>().0.iter().zip(&mut bytes[8..]) {
+                    *byte = i32::from_le_bytes(*four);
+                }
+            }
         }
         *scale = largest / most;
         *sum = *scale * total as f32;
-        for (four, byte) in numbers.as_chunks::<4>().0.iter().zip(bytes.iter_mut()) {
-            *byte = i32::from_le_bytes(four.map(|n| if planes == 2 { n as u8 & 0x7f } else { n as u8 }));
-        }
-        if planes == 2 {
-            for (four, byte) in numbers.as_chunks::<4>().0.iter().zip(&mut bytes[8..]) {
-                *byte = i32::from_le_bytes(four.map(|n| (n >> 7) as u8));
-            }
-        }
     }
 }
 
@@ -344,20 +368,69 @@ pub enum Into<'a> {
     Add(&'a mut [f32]),
 }
 
-struct Task<'a> {
-    w: &'a Packed,
-    x: &'a Inputs,
+/// Where threads put results.
+pub(crate) struct Results {
     out: *mut f32,
     add: bool,
+    n: usize,
 }
 
 // SAFETY: threads write the results of disjoint panels.
-unsafe impl Sync for Task<'_> {}
+unsafe impl Sync for Results {}
+
+impl Results {
+    /// # Panics
+    ///
+    /// There is no room for `rows` rows of `n` results.
+    pub fn new(out: Into<'_>, rows: usize, n: usize) -> Self {
+        let (out, add) = match out {
+            Into::Store(out) => (out, false),
+            Into::Add(out) => (out, true),
+        };
+        assert!(out.len() >= rows * n, "an output is too short");
+        Self { out: out.as_mut_ptr(), add, n }
+    }
+
+    /// Writes the results of a row and a panel.
+    ///
+    /// # Safety
+    /// The row and the panel must exist, and no other thread may write to them.
+    #[inline(always)]
+    pub unsafe fn put<L: Lanes>(&self, row: usize, panel: usize, sum: L) {
+        let width = WIDTH.min(self.n - panel * WIDTH);
+        let mut lanes = [0f32; WIDTH];
+        // SAFETY: the caller's promise: `width` numbers are there.
+        unsafe {
+            sum.store(lanes.as_mut_ptr());
+            let out = std::slice::from_raw_parts_mut(self.out.add(row * self.n + panel * WIDTH), width);
+            for (out, lane) in out.iter_mut().zip(lanes) {
+                *out = if self.add { *out + lane } else { lane };
+            }
+        }
+    }
+}
+
+/// How threads share panels that take so many bytes to work on: the number of parts, and the panels of one.
+pub(crate) fn parts(panels: usize, bytes: usize, threads: usize) -> (usize, usize) {
+    let parts = if bytes < SHARED_BYTES { 1 } else { panels.min(8 * threads) };
+    let chunk = panels.div_ceil(parts.max(1)).max(1);
+    (panels.div_ceil(chunk), chunk)
+}
+
+struct Task<'a> {
+    w: &'a Packed,
+    x: &'a Inputs,
+    results: Results,
+}
 
 impl Kernels {
-    /// Takes `x`, rows of `k` numbers, a multiple of [`BLOCK`], as products with packed weights need them.
-    pub fn round(&self, inputs: &mut Inputs, x: &[f32], k: usize) {
-        inputs.set(self.dot, x, k);
+    /// Takes `x`, rows of as many numbers as `w` has inputs, as products with it need them.
+    ///
+    /// # Panics
+    ///
+    /// The rows are not whole.
+    pub fn round(&self, inputs: &mut Inputs, x: &[f32], w: &Packed) {
+        inputs.set(self.dot, x, w.k, w.group);
     }
 
     /// Multiplies rows with a matrix of packed weights, in the pool's threads.
@@ -366,17 +439,11 @@ impl Kernels {
     ///
     /// The rows do not have as many numbers as the matrix inputs, or there is no room for the results.
     pub fn packed_product(&self, w: &Packed, x: &Inputs, out: Into<'_>) {
-        assert_eq!(x.k, w.k, "rows of another width");
-        let (out, add) = match out {
-            Into::Store(out) => (out, false),
-            Into::Add(out) => (out, true),
-        };
-        assert!(out.len() >= x.rows * w.n, "an output is too short");
-        let task = &Task { w, x, out: out.as_mut_ptr(), add };
+        assert_eq!((x.k, x.group), (w.k, w.group), "rows that were taken for another matrix");
+        let task = &Task { w, x, results: Results::new(out, x.rows, w.n) };
         let (dot, panels) = (self.dot, w.n.div_ceil(WIDTH));
-        let parts = if w.bytes() * x.rows < SHARED_BYTES { 1 } else { panels.min(8 * self.pool.threads()) };
-        let chunk = panels.div_ceil(parts.max(1)).max(1);
-        self.pool.run(panels.div_ceil(chunk), &|i| {
+        let (count, chunk) = parts(panels, w.bytes() * x.rows, self.pool.threads());
+        self.pool.run(count, &|i| {
             let panels = i * chunk..panels.min((i + 1) * chunk);
             packed_dispatch!(dot, multiply(task: &Task<'_>, panels: Range<usize>));
         });
@@ -387,12 +454,12 @@ impl Kernels {
 #[inline(always)]
 fn multiply<L: Lanes>(task: &Task<'_>, panels: Range<usize>) {
     match (task.x.way, task.w.bits) {
-        (Way::Float32, 2) => floats::<L, 2>(task, panels),
-        (Way::Float32, 3) => floats::<L, 3>(task, panels),
-        (Way::Float32, 4) => floats::<L, 4>(task, panels),
-        (Way::Float32, 5) => floats::<L, 5>(task, panels),
-        (Way::Float32, 6) => floats::<L, 6>(task, panels),
-        (Way::Float32, _) => floats::<L, 8>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 2) => floats::<L, 2>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 3) => floats::<L, 3>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 4) => floats::<L, 4>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 5) => floats::<L, 5>(task, panels),
+        (Way::Float32 | Way::Bfloat16, 6) => floats::<L, 6>(task, panels),
+        (Way::Float32 | Way::Bfloat16, _) => floats::<L, 8>(task, panels),
         (Way::Int16, 2) => integers::<L, 2, 2>(task, panels),
         (Way::Int16, 3) => integers::<L, 3, 2>(task, panels),
         (Way::Int16, 4) => integers::<L, 4, 2>(task, panels),
@@ -410,22 +477,49 @@ fn multiply<L: Lanes>(task: &Task<'_>, panels: Range<usize>) {
 
 #[inline(always)]
 fn integers<L: Lanes, const BITS: usize, const PLANES: usize>(task: &Task<'_>, panels: Range<usize>) {
-    for panel in panels {
+    let mut panel = panels.start;
+    while panel < panels.end {
+        // With many registers two panels share what is loaded of several rows.
+        let two = L::MANY && task.x.rows >= 4 && panels.end - panel >= 2;
         let mut row = 0;
         while row < task.x.rows {
-            // SAFETY: the rows and the panel exist.
+            // SAFETY: the rows and the panels exist.
             row += unsafe {
                 match task.x.rows - row {
                     // Only the usual numbers of bits have code for several rows.
-                    1 => tile::<L, BITS, PLANES, 1>(task, panel, row),
-                    8.. if BITS == 4 || BITS == 8 => tile::<L, BITS, PLANES, 8>(task, panel, row),
-                    4.. if BITS == 4 || BITS == 8 => tile::<L, BITS, PLANES, 4>(task, panel, row),
-                    2.. if BITS == 4 || BITS == 8 => tile::<L, BITS, PLANES, 2>(task, panel, row),
-                    _ => tile::<L, BITS, PLANES, 1>(task, panel, row),
+                    8.. if L::MANY && PLANES == 1 && (BITS == 4 || BITS == 8) => {
+                        some::<L, BITS, PLANES, 8>(task, panel, row, two)
+                    }
+                    4.. if BITS == 4 || BITS == 8 => some::<L, BITS, PLANES, 4>(task, panel, row, two),
+                    2.. if BITS == 4 || BITS == 8 => some::<L, BITS, PLANES, 2>(task, panel, row, two),
+                    _ => some::<L, BITS, PLANES, 1>(task, panel, row, two),
                 }
             };
         }
+        panel += if two { 2 } else { 1 };
     }
+}
+
+/// `M` rows with one panel or two. Returns `M`.
+///
+/// # Safety
+/// The rows and the panels must exist.
+#[inline(always)]
+unsafe fn some<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize>(
+    task: &Task<'_>,
+    panel: usize,
+    row: usize,
+    two: bool,
+) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if L::MANY && two {
+            tile::<L, BITS, PLANES, M, 2>(task, panel, row);
+        } else {
+            tile::<L, BITS, PLANES, M, 1>(task, panel, row);
+        }
+    }
+    M
 }
 
 /// Four neighbouring inputs, number `J` of eight, of the 16 outputs of a block, as bytes.
@@ -523,62 +617,71 @@ macro_rules! eight_quads {
     }};
 }
 
-/// `M` rows with a panel, by integers. Returns `M`.
+/// `M` rows with `P` panels, by integers.
 ///
 /// # Safety
-/// The rows and the panel must exist.
+/// The rows and the panels must exist.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize>(
+unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize, const P: usize>(
     task: &Task<'_>,
     panel: usize,
     row: usize,
-) -> usize {
+) {
     let (w, x) = (task.w, task.x);
-    let (blocks, in_group) = (w.k / BLOCK, w.group / BLOCK);
-    let mut sums = [L::zero(); M];
+    let (blocks, groups, in_group) = (w.k / BLOCK, w.k / w.group, w.group / BLOCK);
+    let apart = w.panel() * 64;
+    let mut sums = [[L::zero(); M]; P];
     // SAFETY: the caller's promise; a panel has a record for each group, and a row `PLANES · 8` words for each block.
     unsafe {
         let mut at = w.lines.as_ptr().add(panel * w.panel()).cast::<u8>();
         let bytes = x.bytes.as_ptr().add(row * blocks * PLANES * 8);
-        let (scales, block_sums) = (x.scales.as_ptr().add(row * blocks), x.sums.as_ptr().add(row * blocks));
-        for g in 0..w.k / w.group {
-            let (scale, bias) = heading::<L>(w.float, at);
+        let (scales, totals) = (x.scales.as_ptr().add(row * groups), x.sums.as_ptr().add(row * groups));
+        for g in 0..groups {
+            let head = at;
             at = at.add(64 * w.heading());
-            let mut totals = [0f32; M];
+            let mut ints = [[[L::zero(); PLANES]; M]; P];
             for b in g * in_group..(g + 1) * in_group {
-                let mut ints = [[L::zero(); PLANES]; M];
                 let bytes = bytes.add(b * PLANES * 8);
-                for line in 0..BITS {
-                    L::prefetch(at.wrapping_add(AHEAD + 64 * line));
+                for p in 0..P {
+                    for line in 0..BITS {
+                        L::prefetch(at.wrapping_add(p * apart + AHEAD + 64 * line));
+                    }
                 }
                 eight_quads!(J => {
-                    let four = quad::<L, BITS, J>(at);
-                    for (m, ints) in ints.iter_mut().enumerate() {
-                        for (p, int) in ints.iter_mut().enumerate() {
-                            *int = int.dot(four, *bytes.add(m * blocks * PLANES * 8 + p * 8 + J));
+                    let mut fours = [L::zero(); P];
+                    for (p, four) in fours.iter_mut().enumerate() {
+                        *four = quad::<L, BITS, J>(at.add(p * apart));
+                    }
+                    for m in 0..M {
+                        for plane in 0..PLANES {
+                            let x = *bytes.add(m * blocks * PLANES * 8 + plane * 8 + J);
+                            for (four, ints) in fours.iter().zip(&mut ints) {
+                                ints[m][plane] = ints[m][plane].dot(*four, x);
+                            }
                         }
                     }
                 });
-                for (m, ints) in ints.iter().enumerate() {
-                    let mut sum = ints[0].to_floats();
-                    if PLANES == 2 {
-                        sum = ints[PLANES - 1].to_floats().mul_add(L::splat(128.0), sum);
-                    }
-                    let by = scale.mul(L::splat(*scales.add(m * blocks + b)));
-                    sums[m] = sum.mul_add(by, sums[m]);
-                    totals[m] += *block_sums.add(m * blocks + b);
-                }
                 at = at.add(64 * BITS);
             }
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum = bias.mul_add(L::splat(total), *sum);
+            for (p, (ints, sums)) in ints.iter().zip(&mut sums).enumerate() {
+                let (scale, bias) = heading::<L>(w.float, head.add(p * apart));
+                for m in 0..M {
+                    let mut sum = ints[m][0].to_floats();
+                    if PLANES == 2 {
+                        sum = ints[m][PLANES - 1].to_floats().mul_add(L::splat(128.0), sum);
+                    }
+                    let by = scale.mul(L::splat(*scales.add(m * groups + g)));
+                    sums[m] = sum.mul_add(by, sums[m]);
+                    sums[m] = bias.mul_add(L::splat(*totals.add(m * groups + g)), sums[m]);
+                }
             }
         }
-        for (m, sum) in sums.iter().enumerate() {
-            finish(task, row + m, panel, *sum);
+        for (p, sums) in sums.iter().enumerate() {
+            for (m, sum) in sums.iter().enumerate() {
+                task.results.put(row + m, panel + p, *sum);
+            }
         }
     }
-    M
 }
 
 #[inline(always)]
@@ -605,16 +708,15 @@ fn floats<L: Lanes, const BITS: usize>(task: &Task<'_>, panels: Range<usize>) {
 #[inline(always)]
 unsafe fn float_tile<L: Lanes, const BITS: usize, const M: usize>(task: &Task<'_>, panel: usize, row: usize) -> usize {
     let (w, x) = (task.w, task.x);
-    let (blocks, in_group) = (w.k / BLOCK, w.group / BLOCK);
+    let (groups, in_group) = (w.k / w.group, w.group / BLOCK);
     let mut sums = [L::zero(); M];
     // SAFETY: the caller's promise; a panel has a record for each group, and a row 32 numbers for each block.
     unsafe {
         let mut at = w.lines.as_ptr().add(panel * w.panel()).cast::<u8>();
-        let (floats, block_sums) = (x.floats.as_ptr().add(row * w.k), x.sums.as_ptr().add(row * blocks));
-        for g in 0..w.k / w.group {
+        let (floats, totals) = (x.floats.as_ptr().add(row * w.k), x.sums.as_ptr().add(row * groups));
+        for g in 0..groups {
             let (scale, bias) = heading::<L>(w.float, at);
             at = at.add(64 * w.heading());
-            let mut totals = [0f32; M];
             for b in g * in_group..(g + 1) * in_group {
                 // Two sums each, so that one does not wait for the other.
                 let mut parts = [[L::zero(); 2]; M];
@@ -644,38 +746,18 @@ unsafe fn float_tile<L: Lanes, const BITS: usize, const M: usize>(task: &Task<'_
                 });
                 for (m, parts) in parts.iter().enumerate() {
                     sums[m] = parts[0].add(parts[1]).mul_add(scale, sums[m]);
-                    totals[m] += *block_sums.add(m * blocks + b);
                 }
                 at = at.add(64 * BITS);
             }
-            for (sum, total) in sums.iter_mut().zip(totals) {
-                *sum = bias.mul_add(L::splat(total), *sum);
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum = bias.mul_add(L::splat(*totals.add(m * groups + g)), *sum);
             }
         }
         for (m, sum) in sums.iter().enumerate() {
-            finish(task, row + m, panel, *sum);
+            task.results.put(row + m, panel, *sum);
         }
     }
     M
-}
-
-/// Writes the results of a row and a panel.
-///
-/// # Safety
-/// The row and the panel must exist.
-#[inline(always)]
-unsafe fn finish<L: Lanes>(task: &Task<'_>, row: usize, panel: usize, sum: L) {
-    let n = task.w.n;
-    let width = WIDTH.min(n - panel * WIDTH);
-    let mut lanes = [0f32; WIDTH];
-    // SAFETY: the caller's promise: `width` numbers are there.
-    unsafe {
-        sum.store(lanes.as_mut_ptr());
-        let out = std::slice::from_raw_parts_mut(task.out.add(row * n + panel * WIDTH), width);
-        for (out, lane) in out.iter_mut().zip(lanes) {
-            *out = if task.add { *out + lane } else { lane };
-        }
-    }
 }
 
 #[cfg(test)]
@@ -684,6 +766,7 @@ mod tests {
     use crate::Isa;
 
     const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
+    const WAYS: [Way; 4] = [Way::Float32, Way::Int16, Way::Int8, Way::Bfloat16];
 
     /// A matrix with seeded weights, and the same weights in float64, `[n, k]`.
     fn matrix(n: usize, k: usize, bits: usize, group: usize, float: Float, seed: u64) -> (Packed, Vec<f64>) {
@@ -750,20 +833,21 @@ mod tests {
         (0..m * k).map(|_| 4.0 * random.f32() - 2.0).collect()
     }
 
-    fn inputs(way: Way, dot: Dot, x: &[f32], k: usize) -> Inputs {
+    fn inputs(way: Way, dot: Dot, x: &[f32], k: usize, group: usize) -> Inputs {
         let mut inputs = Inputs::with_room(way, x.len() / k, k);
-        inputs.set(dot, x, k);
+        inputs.set(dot, x, k, group);
         inputs
     }
 
     /// What the rows are after rounding, in float64.
     fn rounded(inputs: &Inputs) -> Vec<f64> {
-        if inputs.way == Way::Float32 {
+        if !inputs.way.is_whole() {
             return inputs.floats.iter().map(|x| f64::from(*x)).collect();
         }
         let planes = if inputs.way == Way::Int16 { 2 } else { 1 };
         let mut out = Vec::new();
-        for (bytes, scale) in inputs.bytes.chunks_exact(8 * planes).zip(&inputs.scales) {
+        for (block, bytes) in inputs.bytes.chunks_exact(8 * planes).enumerate() {
+            let scale = &inputs.scales[block * BLOCK / inputs.group];
             for i in 0..BLOCK {
                 let byte = |plane: usize| i64::from(bytes[8 * plane + i / 4].to_le_bytes()[i % 4] as i8);
                 let n = if planes == 2 { byte(0) + 128 * byte(1) } else { byte(0) };
@@ -776,7 +860,7 @@ mod tests {
     #[test]
     fn agrees_with_float64() {
         for dot in Dot::available() {
-            for (bits, way) in BITS.into_iter().flat_map(|b| [Way::Float32, Way::Int16, Way::Int8].map(|w| (b, w))) {
+            for (bits, way) in BITS.into_iter().flat_map(|b| WAYS.map(|w| (b, w))) {
                 for (n, k, group, float, m) in [
                     (16, 32, 32, Float::F32, 1),
                     (40, 128, 64, Float::F16, 2),
@@ -787,7 +871,7 @@ mod tests {
                 ] {
                     let (packed, weights) = matrix(n, k, bits, group, float, 1);
                     let x = rows(m, k, 2);
-                    let inputs = inputs(way, dot, &x, k);
+                    let inputs = inputs(way, dot, &x, k, group);
                     let exact = rounded(&inputs);
                     let mut out = vec![7.0; m * n];
                     product(dot, 2, &packed, &inputs, Into::Store(&mut out));
@@ -811,21 +895,24 @@ mod tests {
     #[test]
     fn rounds_to_the_nearest() {
         for dot in Dot::available() {
-            let mut x = rows(3, 96, 5);
-            x[..32].fill(0.0);
-            x[32..64].iter_mut().for_each(|x| *x *= 1e-20);
-            x[64..96].iter_mut().for_each(|x| *x *= 1e20);
-            for (way, most) in [(Way::Int16, MOST_16), (Way::Int8, 127.0)] {
-                let inputs = inputs(way, dot, &x, 96);
+            let mut x = rows(3, 256, 5);
+            x[..128].fill(0.0);
+            x[128..256].iter_mut().for_each(|x| *x *= 1e-20);
+            x[256..384].iter_mut().for_each(|x| *x *= 1e20);
+            for (way, most, group) in [(Way::Int16, MOST_16), (Way::Int8, 127.0)]
+                .into_iter()
+                .flat_map(|(w, m)| [32, 64, 128].map(|g| (w, m, g)))
+            {
+                let inputs = inputs(way, dot, &x, 256, group);
                 for (i, (got, want)) in rounded(&inputs).iter().zip(&x).enumerate() {
-                    let block = &x[i / BLOCK * BLOCK..][..BLOCK];
-                    let step = f64::from(block.iter().fold(0f32, |a, b| a.max(b.abs()))) / f64::from(most);
+                    let numbers = &x[i / group * group..][..group];
+                    let step = f64::from(numbers.iter().fold(0f32, |a, b| a.max(b.abs()))) / f64::from(most);
                     assert!((got - f64::from(*want)).abs() <= 0.501 * step, "{dot} {way:?} {i}: {got} for {want}");
                 }
-                for (b, sum) in inputs.sums.iter().enumerate() {
-                    let want: f64 = rounded(&inputs)[b * BLOCK..][..BLOCK].iter().sum();
-                    let size: f64 = rounded(&inputs)[b * BLOCK..][..BLOCK].iter().map(|x| x.abs()).sum();
-                    assert!((f64::from(*sum) - want).abs() <= 1e-6 * size, "{dot} {way:?} {b}");
+                for (g, sum) in inputs.sums.iter().enumerate() {
+                    let all = &rounded(&inputs)[g * group..][..group];
+                    let (want, size): (f64, f64) = (all.iter().sum(), all.iter().map(|x| x.abs()).sum());
+                    assert!((f64::from(*sum) - want).abs() <= 1e-6 * size, "{dot} {way:?} {g}");
                 }
             }
         }
@@ -845,7 +932,7 @@ mod tests {
                     for sign in [1.0, -1.0] {
                         let x = vec![sign; k];
                         let mut out = vec![0.0; n];
-                        product(dot, 1, &packed, &inputs(way, dot, &x, k), Into::Store(&mut out));
+                        product(dot, 1, &packed, &inputs(way, dot, &x, k, group), Into::Store(&mut out));
                         let want = sign * (k * ((1 << bits) - 1)) as f32;
                         for got in &out {
                             assert!((got - want).abs() <= 1e-5 * want.abs(), "{dot} {bits} {way:?}: {got} for {want}");
@@ -866,10 +953,10 @@ mod tests {
                 let x = rows(16, k, 4);
                 for way in [Way::Float32, Way::Int16, Way::Int8] {
                     let mut all = vec![0.0; 16 * n];
-                    product(dot, 3, &packed, &inputs(way, dot, &x, k), Into::Store(&mut all));
+                    product(dot, 3, &packed, &inputs(way, dot, &x, k, 64), Into::Store(&mut all));
                     for (first, m) in [(0, 1), (3, 2), (5, 3), (1, 7), (8, 8), (2, 13)] {
                         let mut some = vec![0.0; m * n];
-                        let part = inputs(way, dot, &x[first * k..(first + m) * k], k);
+                        let part = inputs(way, dot, &x[first * k..(first + m) * k], k, 64);
                         product(dot, 1, &packed, &part, Into::Store(&mut some));
                         assert_eq!(some, all[first * n..(first + m) * n], "{dot} {bits} {way:?} {first} {m}");
                     }

@@ -109,21 +109,21 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring that holds nothing.
-    pub fn new(shape: RingShape) -> Self {
-        let numbers = shape.heads * shape.positions() * shape.padded();
+    /// A ring that holds nothing; none if the system does not have the memory.
+    pub fn new(shape: RingShape) -> Option<Self> {
+        let numbers = shape.heads.checked_mul(shape.positions())?.checked_mul(shape.padded())?;
         let (floats, halves, bytes, scales) = match shape.held {
             Held::F32 => (numbers, 0, 0, 0),
             Held::F16 => (0, numbers, 0, 0),
             Held::Bytes => (0, 0, numbers, shape.heads * shape.positions() * shape.groups()),
         };
-        Self {
+        Some(Self {
             shape,
-            floats: [Aligned::zeroed(floats), Aligned::zeroed(floats)],
-            halves: [Aligned::zeroed(halves), Aligned::zeroed(halves)],
-            bytes: [Aligned::zeroed(bytes), Aligned::zeroed(bytes)],
-            scales: [Aligned::zeroed(scales), Aligned::zeroed(scales)],
-        }
+            floats: [Aligned::try_zeroed(floats)?, Aligned::try_zeroed(floats)?],
+            halves: [Aligned::try_zeroed(halves)?, Aligned::try_zeroed(halves)?],
+            bytes: [Aligned::try_zeroed(bytes)?, Aligned::try_zeroed(bytes)?],
+            scales: [Aligned::try_zeroed(scales)?, Aligned::try_zeroed(scales)?],
+        })
     }
 
     /// Its sizes.
@@ -178,9 +178,9 @@ impl Ring {
 }
 
 impl Ring {
-    /// A ring with the same first `filled` slots.
-    pub fn copy(&self, filled: usize) -> Self {
-        let mut new = Self::new(self.shape);
+    /// A ring with the same first `filled` slots; none if the system does not have the memory.
+    pub fn copy(&self, filled: usize) -> Option<Self> {
+        let mut new = Self::new(self.shape)?;
         let (padded, positions, groups) = (self.shape.padded(), self.shape.positions(), self.shape.groups());
         let slots = filled.next_multiple_of(WIDTH);
         for h in 0..self.shape.heads {
@@ -197,7 +197,7 @@ impl Ring {
                 }
             }
         }
-        new
+        Some(new)
     }
 
     /// What the first `filled` slots hold: keys, values, and their scales if they are held in bytes.
@@ -307,23 +307,44 @@ struct Head<'a> {
 pub const MOST_DIM: usize = 512;
 
 impl Kernels {
-    /// Attends from queries to the first `filled` slots of a ring, whose order does not matter.
+    /// Attends from the queries of some rows, each to the first slots of a ring, whose order does not matter.
     ///
-    /// `queries` are `[heads · group, dim]`, scaled; query head h sees the keys and values of head `h / group`. `out` has the
-    /// same shape. Heads are shared by the threads.
+    /// `seen` gives the ring of a row, and how many of its slots are filled; none: the row's result is 0. All rings have heads
+    /// of the same size and number. Row r's queries, `[heads · group, dim]`, scaled, begin at `queries[r · stride]`; query head h
+    /// sees the keys and values of head `h / group`. `out` is `[rows, heads · group, dim]`. Threads share the heads of all rows.
     ///
     /// # Panics
     ///
     /// Nothing is filled, or shapes do not fit.
-    pub fn attend_ring(&self, ring: &Ring, filled: usize, group: usize, queries: &[f32], out: &mut [f32]) {
-        let RingShape { heads, dim, capacity, .. } = ring.shape;
-        assert!((1..=capacity).contains(&filled) && dim <= MOST_DIM, "a ring that holds something");
-        assert!(queries.len() == heads * group * dim && out.len() == queries.len(), "a query for each head");
-        let work = filled * ring.shape.bytes_a_position();
-        let one =
-            |h: usize, out: &mut [f32]| self.attend_head(ring, filled, h / group, &queries[h * dim..][..dim], out);
+    pub fn attend_rings<'a>(
+        &self,
+        seen: &(dyn Fn(usize) -> Option<(&'a Ring, usize)> + Sync),
+        dim: usize,
+        group: usize,
+        (queries, stride): (&[f32], usize),
+        (out, width): (&mut [f32], usize),
+    ) {
+        assert!(dim <= MOST_DIM && width.is_multiple_of(dim) && out.len().is_multiple_of(width), "heads of a row");
+        let (rows, heads) = (out.len() / width, width / dim);
+        assert!(rows == 0 || queries.len() >= (rows - 1) * stride + width, "a query for each head");
+        let mut work = 0;
+        for (ring, filled) in (0..rows).filter_map(seen) {
+            let shape = ring.shape;
+            assert!((1..=shape.capacity).contains(&filled), "a ring that holds something");
+            assert!(shape.dim == dim && shape.heads * group == heads, "a ring of another shape");
+            work += filled * shape.bytes_a_position();
+        }
+        let one = |i: usize, out: &mut [f32]| {
+            let (row, h) = (i / heads, i % heads);
+            match seen(row) {
+                Some((ring, filled)) => {
+                    self.attend_head(ring, filled, h / group, &queries[row * stride + h * dim..][..dim], out);
+                }
+                None => out.fill(0.0),
+            }
+        };
         if work < SHARED_BYTES {
-            out.chunks_exact_mut(dim).enumerate().for_each(|(h, out)| one(h, out));
+            out.chunks_exact_mut(dim).enumerate().for_each(|(i, out)| one(i, out));
         } else {
             self.pool().pieces(out, dim, one);
         }
@@ -412,7 +433,7 @@ fn scores<L: Lanes>(head: &Head<'_>, begin: usize, out: &mut [f32]) {
     for (b, out) in out.chunks_exact_mut(WIDTH).enumerate() {
         let block = first + b;
         let mut score = L::zero();
-        // SAFETY: `attend_ring` has checked that these positions exist; a block has `width · 16` numbers, and `out` 16.
+        // SAFETY: `attend_rings` has checked that these positions exist; a block has `width · 16` numbers, and `out` 16.
         unsafe {
             if shape.held == Held::F32 {
                 let keys = head.ring.floats[0].as_ptr().add(block * WIDTH * width).cast();
@@ -495,7 +516,7 @@ fn columns<L: Lanes, const N: usize>(
     let (width, groups) = (shape.padded(), shape.groups());
     let first = head.head * shape.positions() + begin;
     let mut parts = [L::zero(); N];
-    // SAFETY: `attend_ring` has checked that these positions exist; a row has `width` numbers, as many as `sums`.
+    // SAFETY: `attend_rings` has checked that these positions exist; a row has `width` numbers, as many as `sums`.
     unsafe {
         for (j, part) in parts.iter_mut().enumerate() {
             *part = L::load(sums.as_ptr().add(at + j * WIDTH).cast()).mul(L::splat(keep));
@@ -538,7 +559,7 @@ mod tests {
 
     /// A ring that was filled, perhaps several times over, and what it was given: keys and values `[slots, heads, dim]`.
     fn ring(shape: RingShape, stored: usize) -> (Ring, [Vec<f32>; 2]) {
-        let mut ring = Ring::new(shape);
+        let mut ring = Ring::new(shape).unwrap();
         let width = shape.heads * shape.dim;
         let mut given = [vec![0.0; shape.capacity * width], vec![0.0; shape.capacity * width]];
         for p in 0..stored {
@@ -549,6 +570,11 @@ mod tests {
             given[1][slot * width..][..width].copy_from_slice(&v);
         }
         (ring, given)
+    }
+
+    fn attend(kernels: &Kernels, ring: &Ring, filled: usize, group: usize, queries: &[f32], out: &mut [f32]) {
+        let width = out.len();
+        kernels.attend_rings(&|_| Some((ring, filled)), ring.shape.dim, group, (queries, width), (out, width));
     }
 
     /// Number `i` of a key and of a value, as the ring holds them.
@@ -587,7 +613,7 @@ mod tests {
                     let queries: Vec<f32> = numbers(heads * group * dim, 9).iter().map(|x| x * 1.5).collect();
                     let mut out = vec![0.0; queries.len()];
                     let kernels = Kernels::with_dot(Isa::available()[0], dot, 2);
-                    kernels.attend_ring(&ring, filled, group, &queries, &mut out);
+                    attend(&kernels, &ring, filled, group, &queries, &mut out);
                     for h in 0..heads * group {
                         let rows: Vec<Vec<[f64; 2]>> =
                             (0..filled).map(|s| (0..dim).map(|i| held(&ring, s, h / group, i)).collect()).collect();
@@ -622,14 +648,38 @@ mod tests {
     }
 
     #[test]
+    fn what_no_system_has_is_refused() {
+        let shape = RingShape { heads: 1 << 20, dim: 512, capacity: 1 << 24, held: Held::F32 };
+        assert!(Ring::new(shape).is_none());
+    }
+
+    /// Three rows at once, one of which sees nothing, with room between their queries.
+    #[test]
+    fn rows_do_not_change_each_other() {
+        let shape = RingShape { heads: 2, dim: 40, capacity: 300, held: Held::F16 };
+        let rings = [ring(shape, 200).0, ring(RingShape { capacity: 700, held: Held::Bytes, ..shape }, 700).0];
+        let (queries, width) = (numbers(3 * 200, 3), 160);
+        let seen = |row: usize| [Some((&rings[0], 200)), None, Some((&rings[1], 700))][row];
+        let kernels = Kernels::new(Isa::available()[0], 3);
+        let mut all = vec![7.0; 3 * width];
+        kernels.attend_rings(&seen, 40, 2, (&queries, 200), (&mut all, width));
+        for (row, filled) in [(0, 200), (2, 700)] {
+            let mut one = vec![0.0; width];
+            attend(&kernels, &rings[row / 2], filled, 2, &queries[row * 200..][..width], &mut one);
+            assert_eq!(one, all[row * width..][..width]);
+        }
+        assert_eq!(all[width..2 * width], vec![0.0; width]);
+    }
+
+    #[test]
     fn threads_change_no_bit() {
         for held in [Held::F32, Held::F16, Held::Bytes] {
             let shape = RingShape { heads: 8, dim: 64, capacity: 500, held };
             let (ring, _) = ring(shape, 777);
             let queries = numbers(8 * 64, 3);
             let (mut one, mut three) = (vec![0.0; 512], vec![0.0; 512]);
-            Kernels::new(Isa::available()[0], 1).attend_ring(&ring, 500, 1, &queries, &mut one);
-            Kernels::new(Isa::available()[0], 3).attend_ring(&ring, 500, 1, &queries, &mut three);
+            attend(&Kernels::new(Isa::available()[0], 1), &ring, 500, 1, &queries, &mut one);
+            attend(&Kernels::new(Isa::available()[0], 3), &ring, 500, 1, &queries, &mut three);
             assert_eq!(one, three);
         }
     }

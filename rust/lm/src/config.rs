@@ -59,7 +59,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a configuration with the keys of a `config.json`. Keys that the model does not need are left out of account.
+    /// Reads a configuration with the keys of a `config.json`. Keys that the model does not need are left out of
+    /// account.
     pub fn from_json(text: &str) -> Result<Self> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| Error::Config(format!("it is not JSON ({error})")))?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kernels::{Held, Ring, RingShape, Slots};
 
-use crate::engine::Model;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::sampling::{Noise, Sampler, TextSampler};
 
 /// What the layers' attention to a source sees: keys and values that do not change. Conversations may share it.
@@ -127,9 +127,12 @@ impl Conversation {
             held: choices.held,
         };
         let rows = choices.rows();
-        let track = |_| Track { rings: (0..config.num_layers).map(|_| Ring::new(shape)).collect(), added: None };
+        let track = |_| {
+            let rings: Option<Vec<Ring>> = (0..config.num_layers).map(|_| Ring::new(shape)).collect();
+            rings.map(|rings| Track { rings, added: None }).ok_or_else(too_large)
+        };
         Ok(Self {
-            tracks: (0..rows).map(track).collect(),
+            tracks: (0..rows).map(track).collect::<Result<_>>()?,
             position: 0,
             cross: None,
             noise: Noise::new(choices.seed, 0),
@@ -176,8 +179,8 @@ impl Conversation {
         rings.map(|ring| self.filled() * ring.shape().bytes_a_position()).sum()
     }
 
-    /// Forgets all that was heard and said. What is added to the input, and the source, stay. A seed takes the place of the
-    /// one before.
+    /// Forgets all that was heard and said. What is added to the input, and the source, stay. A seed takes the place of
+    /// the one before.
     pub fn reset(&mut self, seed: Option<u64>) {
         self.choices.seed = seed.unwrap_or(self.choices.seed);
         self.position = 0;
@@ -253,14 +256,18 @@ impl Conversation {
     }
 
     /// Another conversation that goes on from here, on its own. Only what is filled is copied.
-    pub fn copy(&self) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The system does not have the memory.
+    pub fn copy(&self) -> Result<Self> {
         let filled = self.filled();
-        let track = |track: &Track| Track {
-            rings: track.rings.iter().map(|ring| ring.copy(filled)).collect(),
-            added: track.added.clone(),
+        let track = |track: &Track| {
+            let rings: Option<Vec<Ring>> = track.rings.iter().map(|ring| ring.copy(filled)).collect();
+            rings.map(|rings| Track { rings, added: track.added.clone() }).ok_or_else(too_large)
         };
-        Self {
-            tracks: self.tracks.iter().map(track).collect(),
+        Ok(Self {
+            tracks: self.tracks.iter().map(track).collect::<Result<_>>()?,
             model: Arc::clone(&self.model),
             cross: self.cross.clone(),
             noise: self.noise.clone(),
@@ -269,11 +276,11 @@ impl Conversation {
             audio_logits: self.audio_logits.clone(),
             heads: self.heads.clone(),
             ..*self
-        }
+        })
     }
 
-    /// The keys and values of all positions that are filled: for each row, for each layer, keys and values, and scales of
-    /// both where they are held in bytes.
+    /// The keys and values of all positions that are filled: for each row, for each layer, keys and values, and scales
+    /// of both where they are held in bytes.
     pub fn save(&self) -> Vec<Slots> {
         let filled = self.filled();
         self.tracks.iter().flat_map(|track| &track.rings).flat_map(|ring| ring.save(filled)).collect()
@@ -309,6 +316,10 @@ impl Choices {
     fn rows(&self) -> usize {
         if self.guidance.is_some() { 2 } else { 1 }
     }
+}
+
+fn too_large() -> Error {
+    Error::Input("the system does not have the memory for the keys and values of a whole window".into())
 }
 
 /// Refuses numbers that are not finite.

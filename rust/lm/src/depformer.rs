@@ -116,8 +116,9 @@ impl Depformer {
         self.codebooks.first().is_none_or(|codebook| codebook.embedding.knows(token))
     }
 
-    /// Chooses the codes of some rows. `h`, `[rows, dim]`, is the temporal transformer's output. `active` are the rows of each
-    /// codebook: the first so many, never more than for the codebook before. The text tokens are in [`State::begin`].
+    /// Chooses the codes of some rows. `h`, `[rows, dim]`, is the temporal transformer's output. `active` are the rows
+    /// of each codebook: the first so many, never more than for the codebook before. The text tokens are in
+    /// [`State::begin`].
     pub fn run(
         &self,
         kernels: &Kernels,
@@ -134,7 +135,7 @@ impl Depformer {
             }
             let slice = &self.slices[self.numbers[k]];
             let x = &mut state.x[..rows * dim];
-            state.room.products.apply(kernels, &slice.input, &h[..rows * width], width, Into::Store(x));
+            state.room.products.apply(kernels, &slice.input, &h[..rows * width], Into::Store(x));
             for (row, x) in x.chunks_exact_mut(dim).enumerate() {
                 codebook.embedding.add(kernels, &mut state.room.products, state.previous[row], &mut state.short, x);
             }
@@ -152,7 +153,7 @@ impl Depformer {
                 None => normed.copy_from_slice(x),
             }
             let logits = &mut state.logits[..rows * codebook.out.outputs()];
-            state.room.products.apply(kernels, &codebook.out, normed, dim, Into::Store(logits));
+            state.room.products.apply(kernels, &codebook.out, normed, Into::Store(logits));
             choose(k, logits, &mut state.previous[..rows]);
         }
     }

@@ -4,98 +4,13 @@ use std::sync::Arc;
 
 use kernels::{Dot, Held, Into, Isa, Kernels, Ring, RingShape, Way};
 
-use crate::config::Config;
 use crate::conversation::{Conversation, Cross, finite};
-use crate::depformer::{self, Depformer};
+use crate::depformer;
 use crate::error::{Error, Result};
-use crate::linear::{Linear, Products};
+use crate::linear::Products;
+use crate::model::Model;
 use crate::sampling::{self, Noise};
-use crate::source::Source;
-use crate::table::Embedding;
-use crate::transformer::{Heads, Layer, NORM_EPS, Room};
-
-/// The weights of a model. They do not change, and may be shared by any number of engines.
-#[derive(Debug)]
-pub struct Model {
-    config: Config,
-    heads: Heads,
-    text: Embedding,
-    audio: Vec<Embedding>,
-    layers: Vec<Layer>,
-    out_norm: Vec<f32>,
-    text_out: Linear,
-    extra_heads: Vec<Linear>,
-    depformer: Option<Depformer>,
-    /// Of the rotary embedding, radians per step, one per pair of a head.
-    frequencies: Vec<f64>,
-    hidden: usize,
-}
-
-impl Model {
-    /// Reads a model's weights. All of the source must be used. `progress` is called with bytes that were read, from any
-    /// thread; an error of it ends the loading.
-    pub fn load(
-        config: Config,
-        mut source: Source,
-        threads: usize,
-        progress: &(dyn Fn(u64) -> Result<()> + Sync),
-    ) -> Result<Self> {
-        let kernels = &Kernels::new(Isa::available()[0], threads);
-        let (dim, source) = (config.dim, &mut source);
-        let heads = Heads { count: config.num_heads, dim: dim / config.num_heads, group: config.kv_repeat };
-        let rows = config.text_card + 1;
-        // A text with two streams has short rows of the full width.
-        let mut text =
-            Embedding::load(source, "text_emb", rows, dim, None, config.demux_second_stream, kernels, progress)?;
-        text.replace(source.replaced())?;
-        let audio = (0..config.n_q)
-            .map(|k| {
-                let name = format!("audio_embs.{k}");
-                Embedding::load(source, &name, config.card + 1, dim, None, false, kernels, progress)
-            })
-            .collect::<Result<_>>()?;
-        let layers = (0..config.num_layers)
-            .map(|i| {
-                let name = format!("transformer.layers.{i}");
-                Layer::load(source, &name, dim, heads, config.cross_attention, kernels, progress)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let out_norm = source.vector("out_norm", dim, progress)?;
-        let text_out = Linear::load(source, "text_linear", config.text_card_out, dim, kernels, progress)?;
-        let extra_heads = (0..config.extra_heads)
-            .map(|i| Linear::load(source, &format!("extra_heads.{i}"), config.extra_heads_dim, dim, kernels, progress))
-            .collect::<Result<_>>()?;
-        let depformer =
-            if config.dep_q > 0 { Some(Depformer::load(source, &config, kernels, progress)?) } else { None };
-        source.finish()?;
-        let frequency = |i: usize| config.max_period.powf(-2.0 * i as f64 / heads.dim as f64);
-        let frequencies = (0..heads.dim / 2).map(frequency).collect();
-        let hidden = layers.iter().map(|layer| layer.hidden).max().unwrap_or(0);
-        Ok(Self { config, heads, text, audio, layers, out_norm, text_out, extra_heads, depformer, frequencies, hidden })
-    }
-
-    /// Its sizes.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The bytes of its weights in memory.
-    pub fn held_bytes(&self) -> usize {
-        let embeddings = self.text.bytes() + self.audio.iter().map(Embedding::bytes).sum::<usize>();
-        embeddings + self.temporal_bytes() + self.depformer.as_ref().map_or(0, Depformer::held_bytes)
-    }
-
-    /// The bytes of weights that a step with all codebooks reads; rows of embeddings are not counted.
-    pub fn step_bytes(&self) -> usize {
-        self.temporal_bytes() + self.depformer.as_ref().map_or(0, |depformer| depformer.bytes(self.config.dep_q))
-    }
-
-    fn temporal_bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>()
-            + self.text_out.bytes()
-            + self.extra_heads.iter().map(Linear::bytes).sum::<usize>()
-    }
-}
+use crate::transformer::{NORM_EPS, Room};
 
 /// How an engine computes.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +30,8 @@ pub struct Options {
 pub struct Turn<'a> {
     /// The conversation that goes on.
     pub conversation: &'a mut Conversation,
-    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs it.
+    /// What it reads: a column of tokens for each of its rows, `[rows, 1 + n_q]`. −1 adds nothing. Only `hear` needs
+    /// it.
     pub tokens: &'a [i32],
     /// Tokens that the repetition penalty counts. Only `hear` needs it.
     pub recent: &'a [i32],
@@ -190,8 +106,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of the
-    /// model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's, or a token is not one of
+    /// the model's. Nothing has changed then.
     pub fn hear(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let width = 1 + self.model.config.n_q;
@@ -214,7 +130,7 @@ impl Engine {
         let Self { model, kernels, room, logits, h, sampling, .. } = self;
         let (config, dim) = (&model.config, model.config.dim);
         let (h, logits) = (&h[..row * dim], &mut logits[..row * config.text_card_out]);
-        room.products.apply(kernels, &model.text_out, h, dim, Into::Store(logits));
+        room.products.apply(kernels, &model.text_out, h, Into::Store(logits));
         let mut row = 0;
         for turn in turns {
             let conversation = &mut *turn.conversation;
@@ -228,7 +144,7 @@ impl Engine {
             conversation.text_logits.copy_from_slice(given);
             let classes = config.extra_heads_dim.max(1);
             for (head, out) in model.extra_heads.iter().zip(conversation.heads.chunks_exact_mut(classes)) {
-                room.products.apply(kernels, head, &h[row * dim..][..dim], dim, Into::Store(out));
+                room.products.apply(kernels, head, &h[row * dim..][..dim], Into::Store(out));
                 softmax(out);
             }
             let choices = &conversation.choices;
@@ -248,8 +164,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are not
-    /// finite. Nothing has changed then.
+    /// The prompt does not fit into the window with what was read, a token is not one of the model's, or numbers are
+    /// not finite. Nothing has changed then.
     pub fn read(&mut self, conversation: &mut Conversation, columns: &[i32], embedded: &[f32]) -> Result<()> {
         let (width, dim) = (1 + self.model.config.n_q, self.model.config.dim);
         let count = columns.len() / width;
@@ -287,13 +203,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens that
-    /// the turns have. They need not be all that heard, nor in the same order.
+    /// Takes conversations through the second half of a step: the depformer chooses their codes, with the text tokens
+    /// that the turns have. They need not be all that heard, nor in the same order.
     ///
     /// # Errors
     ///
-    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since it
-    /// last spoke, or a text is not one of the model's. Nothing has changed then.
+    /// There are more rows than the engine has room for, a conversation is another model's or has heard nothing since
+    /// it last spoke, or a text is not one of the model's. Nothing has changed then.
     pub fn speak(&mut self, turns: &mut [Turn<'_>]) -> Result<()> {
         self.place(turns)?;
         let Self { model, kernels, depformer, sampling, order, active, h, .. } = self;
@@ -393,9 +309,10 @@ impl Engine {
                 let Some(cross) = &layer.cross else {
                     return Err(Error::Input("this model attends to no source".into()));
                 };
-                let mut ring = Ring::new(shape);
+                let mut ring = Ring::new(shape)
+                    .ok_or_else(|| Error::Input("the system does not have the memory for the source".into()))?;
                 for (step, x) in source.chunks_exact(dim).enumerate() {
-                    self.room.products.apply(&self.kernels, &cross.keys_values, x, dim, Into::Store(&mut row));
+                    self.room.products.apply(&self.kernels, &cross.keys_values, x, Into::Store(&mut row));
                     let (keys, values) = row.split_at(dim);
                     ring.store(step, keys, values);
                 }
@@ -433,6 +350,7 @@ impl Engine {
         let Self { model, kernels, room, x, h, places, rotation, .. } = self;
         let (model, kernels, places) = (&**model, &*kernels, &**places);
         let (heads, dim, pairs) = (model.heads, model.config.dim, model.heads.dim / 2);
+        let scale = 1.0 / (heads.dim as f32).sqrt();
         let x = &mut x[..rows * dim];
         for (row, rotation) in rotation.chunks_exact_mut(pairs).enumerate().take(rows) {
             turning(&model.frequencies, batch.at(places, row).2, rotation);
@@ -442,39 +360,37 @@ impl Engine {
             for row in 0..rows {
                 let (conversation, track, position) = batch.at(places, row);
                 let ring = &mut conversation.tracks[track].rings[l];
-                let capacity = ring.shape().capacity as u64;
                 let projected = &mut room.projected[row * heads.width()..][..heads.width()];
                 let (turned, values) = projected.split_at_mut(heads.queries() + heads.keys());
                 turn(turned, heads.dim, model.config.rope_concat, &rotation[row * pairs..][..pairs]);
                 let (queries, keys) = turned.split_at_mut(heads.queries());
-                ring.store((position % capacity) as usize, keys, values);
-                let scale = 1.0 / (heads.dim as f32).sqrt();
+                ring.store((position % ring.shape().capacity as u64) as usize, keys, values);
                 queries.iter_mut().for_each(|q| *q *= scale);
-                let filled = (position + 1).min(capacity) as usize;
-                let out = &mut room.attended[row * heads.queries()..][..heads.queries()];
-                kernels.attend_ring(ring, filled, heads.group, queries, out);
+                if batch.one_by_one() {
+                    // Before the next position takes the place of an old one, or is seen too early.
+                    let seen = |_| Some(batch.seen(places, row, l));
+                    let (queries, width) = (&room.projected[row * heads.width()..], heads.queries());
+                    let out = &mut room.attended[row * width..][..width];
+                    kernels.attend_rings(&seen, heads.dim, heads.group, (queries, heads.width()), (out, width));
+                }
+            }
+            if !batch.one_by_one() {
+                let (seen, width) = (|row| Some(batch.seen(places, row, l)), heads.queries());
+                let out = &mut room.attended[..rows * width];
+                kernels.attend_rings(&seen, heads.dim, heads.group, (&room.projected, heads.width()), (out, width));
             }
             room.add_attended(kernels, layer, x, dim, heads);
             if let Some(cross) = &layer.cross {
                 let normed = &mut room.normed[..rows * dim];
                 kernels.layer_norm(x, &cross.norm_weight, &cross.norm_bias, normed);
                 let queries = &mut room.projected[..rows * dim];
-                room.products.apply(kernels, &cross.queries, normed, dim, Into::Store(queries));
-                let scale = 1.0 / (heads.dim as f32).sqrt();
+                room.products.apply(kernels, &cross.queries, normed, Into::Store(queries));
                 queries.iter_mut().for_each(|q| *q *= scale);
-                for row in 0..rows {
-                    let attended = &mut room.attended[row * dim..][..dim];
-                    match &batch.at(places, row).0.cross {
-                        Some(source) => {
-                            let ring = &source.rings[l];
-                            let queries = &room.projected[row * dim..][..dim];
-                            kernels.attend_ring(ring, source.steps, 1, queries, attended);
-                        }
-                        None => attended.fill(0.0),
-                    }
-                }
+                let seen = |row| batch.source(places, row, l);
+                let attended = &mut room.attended[..rows * dim];
+                kernels.attend_rings(&seen, heads.dim, 1, (&room.projected, dim), (attended, dim));
                 let attended = &room.attended[..rows * dim];
-                room.products.apply(kernels, &cross.out, attended, dim, Into::Add(x));
+                room.products.apply(kernels, &cross.out, attended, Into::Add(x));
             }
             room.feed_forward(kernels, layer, x, dim);
         }
@@ -502,6 +418,34 @@ impl Batch<'_, '_> {
             }
             Self::Columns { conversation, track, first } => (&mut **conversation, *track, *first + row as u64),
         }
+    }
+
+    /// Whether rows are positions of one conversation, each of which sees those before it.
+    fn one_by_one(&self) -> bool {
+        matches!(self, Self::Columns { .. })
+    }
+
+    fn conversation(&self, places: &[(usize, usize)], row: usize) -> (&Conversation, usize, u64) {
+        match self {
+            Self::Turns(turns) => {
+                let (turn, track) = places[row];
+                (&*turns[turn].conversation, track, turns[turn].conversation.position)
+            }
+            Self::Columns { conversation, track, first } => (&**conversation, *track, *first + row as u64),
+        }
+    }
+
+    /// The ring of a row in a layer, with how many slots it sees when its position is stored.
+    fn seen(&self, places: &[(usize, usize)], row: usize, layer: usize) -> (&Ring, usize) {
+        let (conversation, track, position) = self.conversation(places, row);
+        let ring = &conversation.tracks[track].rings[layer];
+        (ring, (position + 1).min(ring.shape().capacity as u64) as usize)
+    }
+
+    /// The source that a row attends to in a layer.
+    fn source(&self, places: &[(usize, usize)], row: usize, layer: usize) -> Option<(&Ring, usize)> {
+        let cross = self.conversation(places, row).0.cross.as_ref()?;
+        Some((&cross.rings[layer], cross.steps))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Linear layers, packed or not.
 
-use kernels::{Inputs, Into, Kernels, Matrix, Packed, Precision, Sink, Way};
+use kernels::{Inputs, Into, Kernels, Packed, Way, Wide};
 
 use crate::error::Result;
 use crate::source::{Progress, Source, Stored, read_packed};
@@ -9,7 +9,7 @@ use crate::source::{Progress, Source, Stored, read_packed};
 #[derive(Debug)]
 pub(crate) enum Linear {
     Packed(Packed),
-    Floats(Matrix),
+    Floats(Wide),
 }
 
 impl Linear {
@@ -29,11 +29,8 @@ impl Linear {
         if let Some(packing) = stored.packing() {
             return Ok(Self::Packed(read_packed(source, stored, &packing, kernels.pool(), progress)?));
         }
-        let mut matrix = Matrix::zeros(stored.columns, stored.rows, None, Precision::Float32);
-        for first in (0..stored.rows).step_by(Matrix::PANEL) {
-            let rows = Matrix::PANEL.min(stored.rows - first);
-            matrix.set_columns(first, 1, &source.rows(stored, first, rows, progress)?);
-        }
+        let mut matrix = Wide::zeros(stored.rows, stored.columns, stored.weight_float()?);
+        matrix.fill(kernels.pool(), |first, rows| source.plain(stored, first, rows, progress))?;
         Ok(Self::Floats(matrix))
     }
 
@@ -41,7 +38,7 @@ impl Linear {
     pub fn outputs(&self) -> usize {
         match self {
             Self::Packed(matrix) => matrix.outputs(),
-            Self::Floats(matrix) => matrix.columns(),
+            Self::Floats(matrix) => matrix.outputs(),
         }
     }
 
@@ -66,20 +63,14 @@ impl Products {
         Self { inputs: Inputs::with_room(way, rows, width) }
     }
 
-    /// Stores or adds `x`, rows of `k` numbers, times a matrix.
-    pub fn apply(&mut self, kernels: &Kernels, linear: &Linear, x: &[f32], k: usize, out: Into<'_>) {
+    /// Stores or adds rows `x` times a matrix.
+    pub fn apply(&mut self, kernels: &Kernels, linear: &Linear, x: &[f32], out: Into<'_>) {
         match linear {
             Linear::Packed(matrix) => {
-                kernels.round(&mut self.inputs, x, k);
+                kernels.round(&mut self.inputs, x, matrix);
                 kernels.packed_product(matrix, &self.inputs, out);
             }
-            Linear::Floats(matrix) => {
-                let sink = match out {
-                    Into::Store(out) => Sink::Store(out),
-                    Into::Add(out) => Sink::Add(out),
-                };
-                kernels.product(x, k, x.len() / k, matrix, sink);
-            }
+            Linear::Floats(matrix) => kernels.wide_product(matrix, x, out),
         }
     }
 }

@@ -29,8 +29,8 @@ pub(crate) fn mixed(x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// Softmax sampling with a temperature, among the tokens that pass every filter, in this order: the `top_k` likeliest; the
-/// likeliest that together reach the probability `top_p`; those with at least the share `min_p` of the likeliest's.
+/// Softmax sampling with a temperature, among the tokens that pass every filter, in this order: the `top_k` likeliest;
+/// the likeliest that together reach the probability `top_p`; those with at least the share `min_p` of the likeliest's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     /// 0 takes the likeliest token, without random numbers.
@@ -182,7 +182,7 @@ mod tests {
         counts
     }
 
-    /// χ² of draws against the softmax of what passes the filters; 99.9 % of seeds stay below 3 · √(2 · df) + df + 6.
+    /// χ² of draws against the softmax of what passes the filters; 99.9 % of seeds stay below 3√(2 · df) + df + 6.
     #[test]
     fn draws_follow_the_softmax() {
         let logits: Vec<f32> = (0..12).map(|i| ((i * 7) % 12) as f32 * 0.4).collect();

@@ -4,14 +4,15 @@
 
 use std::collections::HashMap;
 
-use checkpoint::{Dtype, File, shown};
+use checkpoint::{Dtype, File, FileId, shown};
 use kernels::{Float, Packed, Pool, number};
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::sampling::mixed;
 
 /// A tensor `[rows, columns]`, or some rows of one, in a file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Place {
     /// How its numbers are stored: F32, F16, BF16, or U32 for packed ones.
     pub dtype: Dtype,
@@ -29,7 +30,13 @@ impl Place {
     }
 
     fn row(&self, row: usize) -> u64 {
-        self.begin + (row * self.row_bytes()) as u64
+        self.begin.saturating_add((row * self.row_bytes()) as u64)
+    }
+
+    /// Where it ends in the file; none: beyond every file.
+    fn end(&self) -> Option<u64> {
+        let size = if matches!(self.dtype, Dtype::F16 | Dtype::Bf16) { 2u64 } else { 4 };
+        (self.rows as u64).checked_mul(self.columns as u64)?.checked_mul(size)?.checked_add(self.begin)
     }
 
     fn float(&self) -> Option<Float> {
@@ -43,7 +50,7 @@ impl Place {
 }
 
 /// How a matrix is packed: number n of a row stands for `scale · n + bias`, with a scale and a bias for each group.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Packing {
     /// Bits of a number: 2, 3, 4, 5, 6 or 8.
     pub bits: usize,
@@ -56,7 +63,7 @@ pub struct Packing {
 }
 
 /// A change to a matrix, from the second file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
     /// `scaling · b @ a` is added, with `a` `[rank, columns]` and `b` `[rows, rank]`.
     Adapter {
@@ -72,7 +79,7 @@ pub enum Change {
 }
 
 /// A weight of the model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Module {
     /// Its numbers, packed or not.
     pub weight: Place,
@@ -100,8 +107,8 @@ struct Files {
     replaced: Vec<(usize, usize)>,
 }
 
-/// Seeded random weights, which no file has, for measurements. Their variance is 1 / columns, so that activations stay about
-/// as large from layer to layer; norms have weights 1.
+/// Seeded random weights, which no file has, for measurements. Their variance is 1 / columns, so that activations stay
+/// about as large from layer to layer; norms have weights 1.
 #[derive(Clone, Copy, Debug)]
 pub struct Random {
     /// Bits of a number of all matrices: 2, 3, 4, 5, 6 or 8; 16: they are not packed.
@@ -117,6 +124,25 @@ pub struct Random {
 }
 
 impl Random {
+    /// About as many bytes as all matrices take.
+    fn bytes(&self, config: &Config) -> u64 {
+        let layer = |dim: usize, heads: usize, group: usize, hidden: usize| {
+            dim as f64 * (dim as f64 * (2.0 + 2.0 * (heads / group) as f64 / heads as f64) + 3.0 * hidden as f64)
+        };
+        let (dim, depformer) = (config.dim as f64, config.depformer_dim as f64);
+        let (text, card) = (config.text_card as f64, config.card as f64);
+        let layers = config.num_layers as f64 * layer(config.dim, config.num_heads, config.kv_repeat, self.hidden[0]);
+        let slices = config.owners().len() as f64
+            * config.depformer_num_layers as f64
+            * layer(config.depformer_dim, config.depformer_num_heads, config.depformer_kv_repeat, self.hidden[1]);
+        let rows = dim * (2.0 * text + config.n_q as f64 * card)
+            + depformer * (text + config.dep_q as f64 * (2.0 * card + dim));
+        let scales =
+            if self.bits == 16 { 0.0 } else { 2.0 * 8.0 * self.float.size() as f64 / self.group.max(1) as f64 };
+        let bits = if self.bits == 16 { 8.0 * self.float.size() as f64 } else { self.bits as f64 };
+        ((layers + slices + rows) * (bits + scales) / 8.0) as u64
+    }
+
     fn module(&self, rows: usize, columns: usize) -> Module {
         let dtype = match self.float {
             Float::F32 => Dtype::F32,
@@ -174,6 +200,15 @@ impl Random {
     }
 }
 
+/// Identifies what a source gives.
+#[derive(Debug, PartialEq)]
+pub(crate) struct SourceKey {
+    file: FileId,
+    changes: Option<FileId>,
+    modules: HashMap<String, Module>,
+    replaced: Vec<(usize, usize)>,
+}
+
 /// Rows as they are stored: numbers, packed or not, and, if packed, scales and biases.
 struct Raw {
     words: Vec<u8>,
@@ -185,8 +220,8 @@ struct Raw {
 pub(crate) type Progress<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
 
 impl Source {
-    /// `modules` are in `file`, by the modules' names in MLX's layout; what changes them is in `changes`. `replaced` are rows
-    /// of the text embedding, each with the row that takes its place.
+    /// `modules` are in `file`, by the modules' names in MLX's layout; what changes them is in `changes`. `replaced`
+    /// are rows of the text embedding, each with the row that takes its place.
     pub fn new(
         file: File,
         changes: Option<File>,
@@ -201,15 +236,20 @@ impl Source {
         Self(Origin::Random(random))
     }
 
-    /// The bytes of all weights, as they are stored; 0 if no file has them.
-    pub fn bytes(&self) -> u64 {
-        let Origin::Files(files) = &self.0 else { return 0 };
-        let bytes = |place: &Place| (place.rows * place.row_bytes()) as u64;
-        files
-            .modules
-            .values()
-            .map(|m| bytes(&m.weight) + m.packing.map_or(0, |p| bytes(&p.scales) + bytes(&p.biases)))
-            .sum()
+    /// The bytes of all weights, as they are stored.
+    pub fn bytes(&self, config: &Config) -> u64 {
+        match &self.0 {
+            Origin::Random(random) => random.bytes(config),
+            Origin::Files(files) => {
+                let bytes = |place: &Place| place.end().unwrap_or(u64::MAX).saturating_sub(place.begin);
+                let module = |m: &Module| {
+                    m.packing
+                        .map_or(0, |p| bytes(&p.scales).saturating_add(bytes(&p.biases)))
+                        .saturating_add(bytes(&m.weight))
+                };
+                files.modules.values().map(module).fold(0, u64::saturating_add)
+            }
+        }
     }
 
     /// The rows of the text embedding to replace.
@@ -235,9 +275,44 @@ impl Source {
             Origin::Random(random) => Some(random.module(rows, columns)),
         };
         let Some(module) = module else { return Err(Error::weight(name, "is missing")) };
+        self.check_places(name, &module)?;
         let stored = Stored { name: name.to_owned(), module, first: 0, rows, columns };
         stored.check()?;
         Ok(stored)
+    }
+
+    /// All places of a module must lie in their files.
+    fn check_places(&self, name: &str, module: &Module) -> Result<()> {
+        let Origin::Files(files) = &self.0 else { return Ok(()) };
+        let inside =
+            |place: &Place, file: Option<&File>| place.end().zip(file).is_some_and(|(end, file)| end <= file.size());
+        let (file, changes) = (Some(&files.file), files.changes.as_ref());
+        let packing = module.packing.is_none_or(|p| inside(&p.scales, file) && inside(&p.biases, file));
+        let change = match &module.change {
+            None => true,
+            Some(Change::Adapter { a, b, .. }) => inside(a, changes) && inside(b, changes),
+            Some(Change::Replacement(place)) => inside(place, changes),
+        };
+        if inside(&module.weight, file) && packing && change {
+            Ok(())
+        } else {
+            Err(Error::weight(&shown(name), "lies beyond the end of its file"))
+        }
+    }
+
+    /// Identifies the files and what is read of them; none: they may change unseen, or there are none.
+    pub(crate) fn key(&self) -> Option<SourceKey> {
+        let Origin::Files(files) = &self.0 else { return None };
+        let changes = match &files.changes {
+            None => None,
+            Some(file) => Some(file.id()?.clone()),
+        };
+        Some(SourceKey {
+            file: files.file.id()?.clone(),
+            changes,
+            modules: files.modules.clone(),
+            replaced: files.replaced.clone(),
+        })
     }
 
     /// Takes a vector.
@@ -320,8 +395,23 @@ impl Source {
         Ok(values)
     }
 
-    /// Some rows of a packed matrix, as they are stored: the packed numbers, the scales and the biases. What is changed is
-    /// unpacked, changed, and packed again.
+    /// Some rows of a matrix that is not packed, in the type that they are stored in.
+    pub(crate) fn plain(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Vec<u8>> {
+        let float = stored.weight_float()?;
+        if stored.module.change.is_none() {
+            let words = self.raw(stored, row, rows, progress)?.words;
+            check_finite(&stored.name, &words, &stored.module.weight)?;
+            return Ok(words);
+        }
+        let values = self.rows(stored, row, rows, progress)?;
+        let mut bytes = Vec::with_capacity(values.len() * float.size());
+        values.into_iter().for_each(|value| float.encode_onto(value, &mut bytes));
+        check_finite(&stored.name, &bytes, &Place { dtype: stored.module.weight.dtype, ..stored.module.weight })?;
+        Ok(bytes)
+    }
+
+    /// Some rows of a packed matrix, as they are stored: the packed numbers, the scales and the biases. What is changed
+    /// is unpacked, changed, and packed again.
     pub(crate) fn packed(
         &self,
         stored: &Stored,
@@ -435,12 +525,27 @@ fn floats(name: &str, bytes: &[u8], place: &Place) -> Result<Vec<f32>> {
     }
 }
 
+/// Refuses numbers that are not finite. Without an early end, which the compiler makes wide.
 fn check_finite(name: &str, bytes: &[u8], place: &Place) -> Result<()> {
-    floats(name, bytes, place).map(drop)
+    let halves = |exponent: u16| {
+        let numbers = bytes.as_chunks::<2>().0.iter();
+        numbers.fold(true, |all, b| all & (u16::from_le_bytes(*b) & exponent != exponent))
+    };
+    let finite = match place.float() {
+        Some(Float::F32) => {
+            let numbers = bytes.as_chunks::<4>().0.iter();
+            numbers.fold(true, |all, b| all & f32::from_le_bytes(*b).is_finite())
+        }
+        Some(Float::F16) => halves(0x7c00),
+        Some(Float::Bf16) => halves(0x7f80),
+        None => false,
+    };
+    // To say which number it is.
+    if finite { Ok(()) } else { floats(name, bytes, place).map(drop) }
 }
 
-/// Packs rows of `columns` floats as MLX does: of each group, the number with the largest magnitude and 0 are exact, as far as
-/// the type of scales and biases can hold them. Returns the packed numbers, the scales and the biases.
+/// Packs rows of `columns` floats as MLX does: of each group, the number with the largest magnitude and 0 are exact, as
+/// far as the type of scales and biases can hold them. Returns the packed numbers, the scales and the biases.
 pub fn pack(values: &[f32], columns: usize, bits: usize, group: usize, float: Float) -> [Vec<u8>; 3] {
     let most = ((1u32 << bits) - 1) as f32;
     let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
@@ -500,7 +605,8 @@ pub(crate) fn read_packed(
 mod tests {
     use super::*;
 
-    /// Every number becomes the nearest of those that its group has, and the largest magnitude of a group comes back as it is.
+    /// Every number becomes the nearest of those that its group has, and the largest magnitude of a group comes back as
+    /// it is.
     #[test]
     fn packs_to_the_nearest() {
         let mut random = fastrand::Rng::with_seed(3);

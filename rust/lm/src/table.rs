@@ -1,6 +1,8 @@
 //! Tables of rows that tokens are looked up in.
 
-use kernels::{Float, Into, Kernels, number};
+use std::sync::{Mutex, PoisonError};
+
+use kernels::{Aligned, Float, Into, Kernels, Pool, number};
 
 use crate::error::{Error, Result};
 use crate::linear::{Linear, Products};
@@ -13,7 +15,7 @@ struct Table {
     width: usize,
     float: Float,
     /// Floats, or packed numbers.
-    numbers: Vec<u8>,
+    numbers: Aligned<u8>,
     packing: Option<TablePacking>,
 }
 
@@ -21,39 +23,53 @@ struct Table {
 struct TablePacking {
     bits: usize,
     group: usize,
-    scales: Vec<u8>,
-    biases: Vec<u8>,
+    scales: Aligned<u8>,
+    biases: Aligned<u8>,
 }
 
 /// Rows that are read at a time.
 const PIECE: usize = 256;
 
 impl Table {
-    fn load(source: &mut Source, name: &str, rows: usize, width: usize, progress: Progress<'_>) -> Result<Self> {
+    fn load(
+        source: &mut Source,
+        name: &str,
+        rows: usize,
+        width: usize,
+        pool: &Pool,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
         let stored = source.take(name, rows, width)?;
-        let mut table = Self { rows, width, float: Float::F32, numbers: Vec::new(), packing: None };
-        if let Some(packing) = stored.packing() {
-            let mut found =
-                TablePacking { bits: packing.bits, group: packing.group, scales: Vec::new(), biases: Vec::new() };
-            table.float = stored.scales_float()?;
-            table.numbers.reserve_exact(rows * width * packing.bits / 8);
-            for row in (0..rows).step_by(PIECE) {
-                let [words, scales, biases] = source.packed(&stored, &packing, row, PIECE.min(rows - row), progress)?;
-                table.numbers.extend(words);
-                found.scales.extend(scales);
-                found.biases.extend(biases);
-            }
-            table.packing = Some(found);
-        } else {
-            table.float = stored.weight_float()?;
-            table.numbers.reserve_exact(rows * width * table.float.size());
-            for row in (0..rows).step_by(PIECE) {
-                for value in source.rows(&stored, row, PIECE.min(rows - row), progress)? {
-                    table.float.encode_onto(value, &mut table.numbers);
+        let (float, words, numbers) = match stored.packing() {
+            Some(packing) => (stored.scales_float()?, width * packing.bits / 8, width / packing.group),
+            None => (stored.weight_float()?, width * stored.weight_float()?.size(), 0),
+        };
+        let empty = |row: usize| Aligned::beside(rows * row);
+        let parts = [empty(words), empty(numbers * float.size()), empty(numbers * float.size())];
+        let (source, filled, failed) = (&*source, Mutex::new(parts), Mutex::new(None));
+        pool.run(rows.div_ceil(PIECE), &|piece| {
+            let first = piece * PIECE;
+            let count = PIECE.min(rows - first);
+            let read = match stored.packing() {
+                Some(packing) => source.packed(&stored, &packing, first, count, progress),
+                None => source.plain(&stored, first, count, progress).map(|words| [words, Vec::new(), Vec::new()]),
+            };
+            match read {
+                Ok(read) => {
+                    let mut filled = filled.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (to, from) in filled.iter_mut().zip(read) {
+                        to[first * (from.len() / count)..][..from.len()].copy_from_slice(&from);
+                    }
                 }
+                Err(error) => drop(failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error)),
             }
+        });
+        if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
         }
-        Ok(table)
+        let [numbers, scales, biases] = filled.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let packing = stored.packing().map(|p| TablePacking { bits: p.bits, group: p.group, scales, biases });
+        Ok(Self { rows, width, float, numbers, packing })
     }
 
     fn bytes(&self) -> usize {
@@ -62,7 +78,7 @@ impl Table {
 
     /// Puts row `other` in the place of row `row`.
     fn replace(&mut self, row: usize, other: usize) {
-        let copy = |bytes: &mut Vec<u8>| {
+        let copy = |bytes: &mut Aligned<u8>| {
             let size = bytes.len() / self.rows;
             bytes.copy_within(other * size..(other + 1) * size, row * size);
         };
@@ -87,8 +103,15 @@ impl Table {
             let at = (row * groups + g) * size;
             let scale = self.float.decode_one(&packing.scales[at..at + size]);
             let bias = self.float.decode_one(&packing.biases[at..at + size]);
-            for i in g * packing.group..(g + 1) * packing.group {
-                take(i, scale * number(words, i, packing.bits) as f32 + bias);
+            let mut one = |i: usize, n: u32| take(i, scale * n as f32 + bias);
+            let numbers = g * packing.group..(g + 1) * packing.group;
+            match packing.bits {
+                8 => numbers.clone().zip(&words[numbers]).for_each(|(i, byte)| one(i, u32::from(*byte))),
+                4 => numbers.clone().step_by(2).zip(&words[numbers.start / 2..]).for_each(|(i, byte)| {
+                    one(i, u32::from(byte & 15));
+                    one(i + 1, u32::from(byte >> 4));
+                }),
+                bits => numbers.for_each(|i| one(i, number(words, i, bits))),
             }
         }
     }
@@ -127,10 +150,10 @@ impl Embedding {
             if rank.is_some() {
                 source.take(&format!("{name}.low_rank"), width, short)?; // it is there, and nothing uses it
             }
-            let table = Table::load(source, name, rows, short, progress)?;
+            let table = Table::load(source, name, rows, short, kernels.pool(), progress)?;
             return Ok(Self::Demuxed(EmbeddingTable(table), first, second));
         }
-        let table = EmbeddingTable(Table::load(source, name, rows, short, progress)?);
+        let table = EmbeddingTable(Table::load(source, name, rows, short, kernels.pool(), progress)?);
         if rank.is_none() {
             return Ok(Self::Rows(table));
         }
@@ -174,7 +197,7 @@ impl Embedding {
         let mut through = |table: &EmbeddingTable, linear: &Linear, row: usize, out: &mut [f32]| {
             let width = table.0.width;
             table.0.each(row, |i, value| short[i] = value);
-            products.apply(kernels, linear, &short[..width], width, Into::Add(out));
+            products.apply(kernels, linear, &short[..width], Into::Add(out));
         };
         match self {
             Self::Rows(table) => table.0.each(token, |i, value| out[i] += value),

@@ -150,13 +150,13 @@ impl Room {
         let normed = &mut self.normed[..x.len()];
         kernels.rms_norm(x, &layer.norm1, NORM_EPS, normed);
         let projected = &mut self.projected[..rows * layer.in_proj.outputs()];
-        self.products.apply(kernels, &layer.in_proj, normed, dim, Into::Store(projected));
+        self.products.apply(kernels, &layer.in_proj, normed, Into::Store(projected));
     }
 
     /// `x += out_proj(attended)`.
     pub fn add_attended(&mut self, kernels: &Kernels, layer: &Layer, x: &mut [f32], dim: usize, heads: Heads) {
         let attended = &self.attended[..x.len() / dim * heads.queries()];
-        self.products.apply(kernels, &layer.out_proj, attended, heads.queries(), Into::Add(x));
+        self.products.apply(kernels, &layer.out_proj, attended, Into::Add(x));
     }
 
     /// `x += linear_out(silu(a) · b)`, where `a, b` are the halves of `linear_in(norm2(x))`.
@@ -165,8 +165,8 @@ impl Room {
         let normed = &mut self.normed[..x.len()];
         kernels.rms_norm(x, &layer.norm2, NORM_EPS, normed);
         let (wide, gated) = (&mut self.wide[..rows * 2 * layer.hidden], &mut self.gated[..rows * layer.hidden]);
-        self.products.apply(kernels, &layer.gate_in, normed, dim, Into::Store(wide));
+        self.products.apply(kernels, &layer.gate_in, normed, Into::Store(wide));
         kernels.gate(wide, layer.hidden, gated);
-        self.products.apply(kernels, &layer.gate_out, gated, layer.hidden, Into::Add(x));
+        self.products.apply(kernels, &layer.gate_out, gated, Into::Add(x));
     }
 }

@@ -21,17 +21,19 @@ use crate::{count, with_stream, without_gil};
 /// config : str
 ///     The configuration, as JSON with the keys of a ``config.json``.
 /// modules : dict
-///     For each module's name in MLX's layout ``(weight, packing, change)``. A weight is a place, ``(dtype, rows, columns,
-///     begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it begins at.
-///     Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``, a matrix that
-///     replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or None; its places are in
-///     the file ``lora``.
+///     For each module's name in MLX's layout ``(weight, packing, change)``. A weight is a place, ``(dtype, rows,
+/// columns,     begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it
+/// begins at.     Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``,
+/// a matrix that     replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or
+/// None; its places are in     the file ``lora``.
 /// replaced : list of (int, int)
 ///     Rows of the text embedding, each with the row that takes its place.
 /// lora : str, os.PathLike or None
 ///     The file of the changes.
 /// threads : int or None
 ///     Threads that read; None takes all cores.
+/// memory : int or None
+///     Bytes of memory that the weights may take; None takes what is free, where the system says so.
 /// progress : callable or None
 ///     Called with the fraction of the bytes that have been read. What it raises ends the loading.
 ///
@@ -42,7 +44,7 @@ use crate::{count, with_stream, without_gil};
 /// FileError
 ///     A file is not what it should be.
 /// ModelError
-///     The weights do not fit the configuration, or are not finite numbers.
+///     The weights do not fit the configuration or the memory, or are not finite numbers.
 #[pyclass(module = "msh_native", frozen, name = "Lm")]
 pub struct PyLm(Arc<lm::Model>);
 
@@ -80,6 +82,16 @@ fn module((weight, packing, change): (PyPlace, Option<PyPacking>, Option<PyChang
     Ok(Module { weight: place(weight)?, packing, change })
 }
 
+/// Rows of an engine, at most.
+const MOST_ROWS: usize = 4096;
+
+/// Bytes of memory that can be taken, where Linux says so.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -87,7 +99,9 @@ fn cores() -> usize {
 #[pymethods]
 impl PyLm {
     #[new]
-    #[pyo3(signature = (path, config, modules, *, replaced=vec![], lora=None, threads=None, progress=None))]
+    #[pyo3(signature = (
+        path, config, modules, *, replaced=vec![], lora=None, threads=None, memory=None, progress=None
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -97,6 +111,7 @@ impl PyLm {
         replaced: Vec<(usize, usize)>,
         lora: Option<PathBuf>,
         threads: Option<i64>,
+        memory: Option<u64>,
         progress: Option<Py<PyAny>>,
     ) -> Result<Self, Failure> {
         let config = lm::Config::from_json(config)?;
@@ -105,7 +120,7 @@ impl PyLm {
         without_gil(py, || {
             let lora = lora.as_deref().map(File::open).transpose()?;
             let source = lm::Source::new(File::open(&path)?, lora, modules, replaced);
-            let total = source.bytes().max(1);
+            let total = source.bytes(&config).max(1);
             let done = Mutex::new(0u64);
             let raised = Mutex::new(None);
             let tell = |bytes: u64| {
@@ -124,11 +139,12 @@ impl PyLm {
                     })
                 })
             };
-            let model = lm::Model::load(config, source, threads, &tell);
+            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &tell };
+            let model = lm::Model::load(config, source, &loading);
             if let Ok(Some(error)) = raised.into_inner() {
                 return Err(Failure::Python(error));
             }
-            Ok(Self(Arc::new(model?)))
+            Ok(Self(model?))
         })
     }
 
@@ -146,10 +162,11 @@ impl PyLm {
 
     /// Makes a model of seeded random weights in memory, for measurements.
     ///
-    /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits of all
-    /// matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
+    /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits
+    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
     #[staticmethod]
-    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None))]
+    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None))]
+    #[allow(clippy::too_many_arguments)]
     fn random(
         py: Python<'_>,
         config: &str,
@@ -158,6 +175,7 @@ impl PyLm {
         seed: u64,
         dtype: &str,
         threads: Option<i64>,
+        memory: Option<u64>,
     ) -> Result<Self, Failure> {
         let hidden = lm::Config::hidden_from_json(config)?;
         let config = lm::Config::from_json(config)?;
@@ -174,7 +192,8 @@ impl PyLm {
                 let raised = Python::attach(|py| py.check_signals());
                 raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
             };
-            Ok(Self(Arc::new(lm::Model::load(config, source, threads, &signals)?)))
+            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &signals };
+            Ok(Self(lm::Model::load(config, source, &loading)?))
         })
     }
 
@@ -252,7 +271,8 @@ impl PyLm {
 
     /// Makes an engine: threads and room for up to ``rows`` conversations at once.
     ///
-    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``. ``dot`` is one of
+    /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``, or, only
+    /// to compare with that, rounded to ``"bfloat16"``. ``dot`` is one of
     /// ``dots()``; None takes the fastest.
     #[pyo3(signature = (rows=1, *, activations="int16", threads=None, dot=None))]
     fn engine(
@@ -266,6 +286,7 @@ impl PyLm {
             "float32" => Way::Float32,
             "int16" => Way::Int16,
             "int8" => Way::Int8,
+            "bfloat16" => Way::Bfloat16,
             _ => {
                 let what = format!("activations are {activations}, but float32, int16 or int8 is expected.");
                 return Err(Failure::Value(what));
@@ -278,13 +299,16 @@ impl PyLm {
                 known.ok_or_else(|| Failure::Value(format!("This machine does not have {name}.")))
             })
             .transpose()?;
+        if !(1..=MOST_ROWS).contains(&rows) {
+            return Err(Failure::Value(format!("rows is {rows}, but 1 to {MOST_ROWS} are expected.")));
+        }
         let options = lm::Options { threads, way, dot, rows };
         Ok(PyEngine(Mutex::new(lm::Engine::new(Arc::clone(&self.0), options))))
     }
 }
 
-/// One conversation; made by ``Lm.conversation()``: its keys and values, its position, how it chooses, and the logits of its
-/// newest step. It may be used by one thread at a time.
+/// One conversation; made by ``Lm.conversation()``: its keys and values, its position, how it chooses, and the logits
+/// of its newest step. It may be used by one thread at a time.
 #[pyclass(module = "msh_native", frozen, name = "LmConversation")]
 pub struct PyConversation(Mutex<lm::Conversation>);
 
@@ -329,8 +353,8 @@ impl PyConversation {
         with(py, &self.0, "LmConversation", |conversation| conversation.attend_to(Arc::clone(&source.0)))
     }
 
-    /// Returns the text logits of the newest step, ``[text_card_out] float32``, mixed by guidance, before the sampler changed
-    /// any. Raises ModelError before the first step.
+    /// Returns the text logits of the newest step, ``[text_card_out] float32``, mixed by guidance, before the sampler
+    /// changed any. Raises ModelError before the first step.
     fn text_logits<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
         let logits = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.text_logits()?.to_vec()))?;
         Ok(PyArray1::from_vec(py, logits))
@@ -357,11 +381,12 @@ impl PyConversation {
 
     /// Makes another conversation that goes on from here, on its own. Only the positions filled so far are copied.
     fn copy(&self, py: Python<'_>) -> Result<Self, Failure> {
-        Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| Ok(conversation.copy()))?)))
+        Ok(Self(Mutex::new(with(py, &self.0, "LmConversation", |conversation| conversation.copy())?)))
     }
 
-    /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and values,
-    /// and the scales of both with ``"int8"``, all ``[heads, positions, n]``. Half precision comes as its bits in uint16.
+    /// Returns the keys and values of the positions filled so far, to be kept: for each row, for each layer, keys and
+    /// values, and the scales of both with ``"int8"``, all ``[heads, positions, n]``. Half precision comes as its bits
+    /// in uint16.
     fn state<'py>(&self, py: Python<'py>) -> Result<Vec<Bound<'py, PyAny>>, Failure> {
         let parts = with(py, &self.0, "LmConversation", |conversation| Ok(conversation.save()))?;
         parts
@@ -376,8 +401,8 @@ impl PyConversation {
             .collect()
     }
 
-    /// Goes on at ``position`` with what ``state()`` gave of a conversation of the same model, with as many rows and keys and
-    /// values in the same type.
+    /// Goes on at ``position`` with what ``state()`` gave of a conversation of the same model, with as many rows and
+    /// keys and values in the same type.
     ///
     /// Raises ModelError if it does not fit; the conversation is at its beginning then.
     fn restore(&self, py: Python<'_>, arrays: Vec<Bound<'_, PyAny>>, position: u64) -> Result<(), Failure> {
@@ -432,8 +457,8 @@ fn with<S: Send, T: Send>(
 
 #[pymethods]
 impl PyEngine {
-    /// Takes each conversation through the first half of a step. ``tokens [rows of all, 1 + n_q] int32``; −1 adds nothing.
-    /// ``recent`` are the tokens that each one's repetition penalty counts, or None.
+    /// Takes each conversation through the first half of a step. ``tokens [rows of all, 1 + n_q] int32``; −1 adds
+    /// nothing. ``recent`` are the tokens that each one's repetition penalty counts, or None.
     ///
     /// Returns the text tokens ``[conversations] int32``.
     #[pyo3(signature = (conversations, tokens, recent=None))]
@@ -471,8 +496,8 @@ impl PyEngine {
         Ok(PyArray1::from_vec(py, texts))
     }
 
-    /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``. They need
-    /// not be all that heard.
+    /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``.
+    /// They need not be all that heard.
     ///
     /// Returns the codes ``[conversations, dep_q] int32``; those that are not computed are 0.
     fn speak<'py>(

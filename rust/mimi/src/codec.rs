@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checkpoint::{File, FileId};
+use checkpoint::{File, FileId, Shared};
 use kernels::{Isa, Kernels, Precision, Sink};
 
 use crate::config::Config;
@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::quantizer::{self, Quantizer};
 use crate::scratch::sized;
 use crate::seanet;
-use crate::shared::Shared;
 use crate::tensors::{check, check_kind};
 use crate::transformer::{self, Transformer};
 use crate::weights::Weights;

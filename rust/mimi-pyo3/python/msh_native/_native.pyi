@@ -207,11 +207,19 @@ class Lm:
         replaced: list[tuple[int, int]] = ...,
         lora: str | os.PathLike[str] | None = None,
         threads: int | None = None,
+        memory: int | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Lm: ...
     @staticmethod
     def random(
-        config: str, bits: int, group_size: int = 64, seed: int = 0, dtype: str = "bf16", *, threads: int | None = None
+        config: str,
+        bits: int,
+        group_size: int = 64,
+        seed: int = 0,
+        dtype: str = "bf16",
+        *,
+        threads: int | None = None,
+        memory: int | None = None,
     ) -> Lm: ...
     @property
     def held_bytes(self) -> int: ...

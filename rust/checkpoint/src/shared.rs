@@ -1,24 +1,24 @@
-//! One set of weights for all codecs of a file.
+//! One set of weights for all models of a file.
 //!
-//! While a codec of a file is in use, loading the same file again gives a codec with the same weights. Shared weights are
-//! never written to. They are freed with the last codec that uses them.
+//! While a model of a file is in use, loading the same file again gives a model with the same weights. Shared weights are
+//! never written to. They are freed with the last model that uses them.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::error::Result;
-
 /// The values in use, each with its key.
 #[derive(Debug)]
-pub(crate) struct Shared<K, V>(Mutex<Vec<(K, Weak<V>)>>);
+pub struct Shared<K, V>(Mutex<Vec<(K, Weak<V>)>>);
 
 impl<K: PartialEq, V> Shared<K, V> {
+    /// No values.
+    #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
     /// The living value of `key`, or a new one by `make`. Of two threads that want the same at once, one waits for the
     /// other. Without a key the value is not shared.
-    pub fn get(&self, key: Option<K>, make: impl FnOnce() -> Result<V>) -> Result<Arc<V>> {
+    pub fn get<E>(&self, key: Option<K>, make: impl FnOnce() -> Result<V, E>) -> Result<Arc<V>, E> {
         let Some(key) = key else { return make().map(Arc::new) };
         // What a panic left is whole: a value is entered when it is made.
         let mut living = self.0.lock().unwrap_or_else(PoisonError::into_inner);
