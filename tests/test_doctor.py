@@ -104,7 +104,7 @@ def test_this_machine() -> None:
     assert mimi.kernels() in checks["codec"]["found"]
     assert checks["terminal"]["status"] == "skipped"
     if sys.platform == "linux":
-        assert checks["system"]["status"] == "warning"
+        assert checks["system"]["status"] == "ok"
         assert code == 1
         assert checks["sound"]["status"] == "problem"
         assert checks["speaker"]["status"] == checks["microphone"]["status"] == "skipped"
@@ -325,16 +325,17 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
     for bandwidth, status, found in (
         (most / 0.045, "ok", f"enough for moshiko-q8 and moshiko-q4, at best {most / 0.045 * 0.08 / least:.1f} times"),
         (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
-        (least / 0.046, "warning", "too slow for the published models"),
+        (least / 0.046, "ok", "perhaps enough for moshiko-q4, which is taken on trial"),
+        (least / 0.091, "warning", "too slow for the published models"),
     ):
-        finding = judge_engine("native, AVX2", bandwidth + 1, entries, 0.045, 0.08)
+        finding = judge_engine("native, AVX2", bandwidth + 1, entries, (0.045, 0.09), 0.08)
         assert finding.status == status
         assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
         assert found in finding.found
     assert (
-        finding.advice == "moshiko-q4, the lightest, reads for 46 ms of the 80 that a frame lasts; try the demo model."
+        finding.advice == "moshiko-q4, the lightest, reads for 91 ms of the 80 that a frame lasts; try the demo model."
     )
-    assert judge_engine("MLX", 1e9, {}, 0.045, 0.08).status == "ok"
+    assert judge_engine("MLX", 1e9, {}, (0.045, 0.09), 0.08).status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
 # Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows.
-_TRIAL_LIMIT = 0.09
+TRIAL_LIMIT = 0.09
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
@@ -128,7 +128,7 @@ def triable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest."""
     good = [entry for entry in entries.values() if not entry.is_restricted]
     verdicts = {entry.name: judge(entry, machine) for entry in good}
-    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= _TRIAL_LIMIT]
+    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= TRIAL_LIMIT]
     return sorted(found, key=lambda entry: (not cache.is_on_disk(entry), entry.step_bytes or 0))
 
 
