@@ -160,5 +160,5 @@ expect 'the converted model' converted.jsonl
 for tool in hypothesis pytest safetensors; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
 # From this folder, so that nothing is imported from the checkout.
-clean "$bin/python" -m pytest --quiet -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" \
+clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" \
   "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
