@@ -136,7 +136,8 @@ pub unsafe trait Lanes: Copy {
     /// # Safety
     /// 16 bytes must be there.
     unsafe fn load_i8(from: *const i8) -> Self;
-    /// Each byte shifted to the right by `SHIFT`, then cut by `mask`, which must not have bits that come from a neighbour.
+    /// Each byte shifted to the right by `SHIFT`, then cut by `mask`, which must not have bits that come from a
+    /// neighbour.
     fn field<const SHIFT: i32>(self, mask: u8) -> Self;
     /// `self`, and the bits of `high` shifted to the left by `SHIFT`; no bit may leave its byte.
     fn join<const SHIFT: i32>(self, high: Self) -> Self;

@@ -1,15 +1,15 @@
 //! Products of matrices with packed weights (2 to 8 bits, a scale and a bias for each group of a row) and a few rows.
 //!
-//! Weights stay packed in memory, in *panels* of 16 outputs, so that one register holds the same inputs of 16 outputs. A
-//! panel is one stream of bytes: for each group its 16 scales, its 16 biases, and its blocks of 32 inputs. A block of b
-//! bits takes b lines of 64 bytes. A line belongs to a plane of 4, 2 or 1 bits (8 bits are a plane of their own; 6 bits
-//! are planes of 4 and 2, 5 of 4 and 1, 3 of 2 and 1), and its lane r to output r. In a lane of a plane of p bits, byte c
-//! holds, from the lowest bits on, the inputs c, c + 4, c + 8, … of the 32 / p that the line has. So a shift and a mask
-//! give four neighbouring inputs as bytes, which one dot product takes.
+//! Weights stay packed in memory, in *panels* of 16 outputs, so that one register holds the same inputs of 16 outputs.
+//! A panel is one stream of bytes: for each group its 16 scales, its 16 biases, and its blocks of 32 inputs. A block of
+//! b bits takes b lines of 64 bytes. A line belongs to a plane of 4, 2 or 1 bits (8 bits are a plane of their own; 6
+//! bits are planes of 4 and 2, 5 of 4 and 1, 3 of 2 and 1), and its lane r to output r. In a lane of a plane of p bits,
+//! byte c holds, from the lowest bits on, the inputs c, c + 4, c + 8, … of the 32 / p that the line has. So a shift and
+//! a mask give four neighbouring inputs as bytes, which one dot product takes.
 //!
 //! The rows are float32, or they are rounded to integers of 8 or 16 bits with scales ([`Way`]); sums of
-//! products are exact then as far as a scale goes. Each result is computed by the same operations whatever the number of rows or
-//! threads.
+//! products are exact then as far as a scale goes. Each result is computed by the same operations whatever the number
+//! of rows or threads.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -122,9 +122,9 @@ impl Packed {
         self.k / self.group * self.record()
     }
 
-    /// Fills the matrix, in the pool's threads. `read(first, count)` gives some rows, as three streams of bytes: the packed
-    /// numbers, of which the first is in the lowest bits; the scales; and the biases, each one number of the matrix's type
-    /// for each group. The first error is given back; the matrix is of no use then.
+    /// Fills the matrix, in the pool's threads. `read(first, count)` gives some rows, as three streams of bytes: the
+    /// packed numbers, of which the first is in the lowest bits; the scales; and the biases, each one number of the
+    /// matrix's type for each group. The first error is given back; the matrix is of no use then.
     ///
     /// # Panics
     ///
@@ -257,11 +257,11 @@ pub struct Inputs {
     k: usize,
     /// `[rows, k]`, in the way of float32.
     floats: Vec<f32>,
-    /// Four signed bytes each: `[rows, blocks, planes, 8]`. The first plane counts one, the second 128.
+    /// Four signed bytes each: `[blocks, rows, planes, 8]`. The first plane counts one, the second 128.
     bytes: Vec<i32>,
-    /// `[rows, groups]`.
+    /// `[groups, rows]`.
     scales: Vec<f32>,
-    /// The sums of groups, `[rows, groups]`.
+    /// The sums of groups, `[groups, rows]`.
     sums: Vec<f32>,
     /// Numbers that share a scale, as many as share a scale and a bias of the matrix.
     group: usize,
@@ -293,46 +293,58 @@ impl Inputs {
             if self.way == Way::Bfloat16 {
                 self.floats.iter_mut().for_each(|x| *x = bfloat16(*x));
             }
-            for (sum, numbers) in self.sums.iter_mut().zip(self.floats.chunks_exact(group)) {
-                *sum = numbers.iter().sum();
+            let groups = k / group;
+            for (i, numbers) in self.floats.chunks_exact(group).enumerate() {
+                self.sums[i % groups * self.rows + i / groups] = numbers.iter().sum();
             }
             return;
         }
         let planes = if self.way == Way::Int16 { 2 } else { 1 };
         self.scales.resize(x.len() / group, 0.0);
         self.bytes.resize(x.len() / BLOCK * planes * 8, 0);
-        let (bytes, scales, sums) = (&mut *self.bytes, &mut *self.scales, &mut *self.sums);
+        let (rows, bytes, scales, sums) = (self.rows, &mut *self.bytes, &mut *self.scales, &mut *self.sums);
         packed_dispatch!(dot, round(
-            x: &[f32], group: usize, planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]
+            x: &[f32], rows: usize, group: usize, planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]
         ));
     }
 }
 
 /// Rounds groups of numbers to integers. The loops are simple, so that the compiler makes them wide.
 #[inline(always)]
-fn round<L: Lanes>(x: &[f32], group: usize, planes: usize, bytes: &mut [i32], scales: &mut [f32], sums: &mut [f32]) {
+fn round<L: Lanes>(
+    x: &[f32],
+    rows: usize,
+    group: usize,
+    planes: usize,
+    bytes: &mut [i32],
+    scales: &mut [f32],
+    sums: &mut [f32],
+) {
     // Added to a number, it leaves the nearest whole number in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     let most = if planes == 2 { MOST_16 } else { 127.0 };
-    let rows = x.chunks_exact(group).zip(bytes.chunks_exact_mut(group / BLOCK * 8 * planes));
-    for ((numbers, bytes), (scale, sum)) in rows.zip(scales.iter_mut().zip(sums)) {
+    let groups = x.len() / group / rows.max(1);
+    for (i, numbers) in x.chunks_exact(group).enumerate() {
+        let (row, g) = (i / groups, i % groups);
         let mut largest = 0;
         for x in numbers {
             largest = largest.max(x.to_bits() & 0x7fff_ffff);
         }
         let largest = f32::from_bits(largest);
-        // Below, the reciprocal would not be finite.
-        if largest < 1e-30 {
-            bytes.fill(0);
-            (*scale, *sum) = (0.0, 0.0);
-            continue;
-        }
-        let by = most / largest;
+        // Below, the reciprocal would not be finite. What is not finite makes results that are no numbers.
+        let (by, scale) = match largest {
+            1e-30..=f32::MAX => (most / largest, largest / most),
+            0.0..1e-30 => (0.0, 0.0),
+            _ => (0.0, f32::NAN),
+        };
         let mut total = 0;
-        for (block, bytes) in numbers.as_chunks::<BLOCK>().0.iter().zip(bytes.chunks_exact_mut(8 * planes)) {
+        for (b, block) in numbers.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let bytes = &mut bytes[((g * (group / BLOCK) + b) * rows + row) * 8 * planes..][..8 * planes];
             let mut whole = [0i32; BLOCK];
-            for (whole, x) in whole.iter_mut().zip(block) {
-                *whole = (x * by + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+            if by > 0.0 {
+                for (whole, x) in whole.iter_mut().zip(block) {
+                    *whole = (x * by + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+                }
             }
             for number in &whole {
                 total += number;
@@ -354,8 +366,8 @@ fn round<L: Lanes>(x: &[f32], group: usize, planes: usize, bytes: &mut [i32], sc
                 }
             }
         }
-        *scale = largest / most;
-        *sum = *scale * total as f32;
+        scales[g * rows + row] = scale;
+        sums[g * rows + row] = scale * total as f32;
     }
 }
 
@@ -513,10 +525,12 @@ unsafe fn some<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize>
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        if L::MANY && two {
+        if L::MANY && M >= 4 && two {
             tile::<L, BITS, PLANES, M, 2>(task, panel, row);
         } else {
-            tile::<L, BITS, PLANES, M, 1>(task, panel, row);
+            for panel in panel..if two { panel + 2 } else { panel + 1 } {
+                tile::<L, BITS, PLANES, M, 1>(task, panel, row);
+            }
         }
     }
     M
@@ -628,20 +642,20 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize,
     row: usize,
 ) {
     let (w, x) = (task.w, task.x);
-    let (blocks, groups, in_group) = (w.k / BLOCK, w.k / w.group, w.group / BLOCK);
+    let (rows, groups, in_group) = (x.rows, w.k / w.group, w.group / BLOCK);
     let apart = w.panel() * 64;
     let mut sums = [[L::zero(); M]; P];
     // SAFETY: the caller's promise; a panel has a record for each group, and a row `PLANES · 8` words for each block.
     unsafe {
         let mut at = w.lines.as_ptr().add(panel * w.panel()).cast::<u8>();
-        let bytes = x.bytes.as_ptr().add(row * blocks * PLANES * 8);
-        let (scales, totals) = (x.scales.as_ptr().add(row * groups), x.sums.as_ptr().add(row * groups));
+        let bytes = x.bytes.as_ptr().add(row * PLANES * 8);
+        let (scales, totals) = (x.scales.as_ptr().add(row), x.sums.as_ptr().add(row));
         for g in 0..groups {
             let head = at;
             at = at.add(64 * w.heading());
             let mut ints = [[[L::zero(); PLANES]; M]; P];
             for b in g * in_group..(g + 1) * in_group {
-                let bytes = bytes.add(b * PLANES * 8);
+                let bytes = bytes.add(b * rows * PLANES * 8);
                 for p in 0..P {
                     for line in 0..BITS {
                         L::prefetch(at.wrapping_add(p * apart + AHEAD + 64 * line));
@@ -654,7 +668,7 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize,
                     }
                     for m in 0..M {
                         for plane in 0..PLANES {
-                            let x = *bytes.add(m * blocks * PLANES * 8 + plane * 8 + J);
+                            let x = *bytes.add((m * PLANES + plane) * 8 + J);
                             for (four, ints) in fours.iter().zip(&mut ints) {
                                 ints[m][plane] = ints[m][plane].dot(*four, x);
                             }
@@ -670,9 +684,9 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize,
                     if PLANES == 2 {
                         sum = ints[m][PLANES - 1].to_floats().mul_add(L::splat(128.0), sum);
                     }
-                    let by = scale.mul(L::splat(*scales.add(m * groups + g)));
+                    let by = scale.mul(L::splat(*scales.add(g * rows + m)));
                     sums[m] = sum.mul_add(by, sums[m]);
-                    sums[m] = bias.mul_add(L::splat(*totals.add(m * groups + g)), sums[m]);
+                    sums[m] = bias.mul_add(L::splat(*totals.add(g * rows + m)), sums[m]);
                 }
             }
         }
@@ -708,12 +722,12 @@ fn floats<L: Lanes, const BITS: usize>(task: &Task<'_>, panels: Range<usize>) {
 #[inline(always)]
 unsafe fn float_tile<L: Lanes, const BITS: usize, const M: usize>(task: &Task<'_>, panel: usize, row: usize) -> usize {
     let (w, x) = (task.w, task.x);
-    let (groups, in_group) = (w.k / w.group, w.group / BLOCK);
+    let (rows, groups, in_group) = (x.rows, w.k / w.group, w.group / BLOCK);
     let mut sums = [L::zero(); M];
     // SAFETY: the caller's promise; a panel has a record for each group, and a row 32 numbers for each block.
     unsafe {
         let mut at = w.lines.as_ptr().add(panel * w.panel()).cast::<u8>();
-        let (floats, totals) = (x.floats.as_ptr().add(row * w.k), x.sums.as_ptr().add(row * groups));
+        let (floats, totals) = (x.floats.as_ptr().add(row * w.k), x.sums.as_ptr().add(row));
         for g in 0..groups {
             let (scale, bias) = heading::<L>(w.float, at);
             at = at.add(64 * w.heading());
@@ -750,7 +764,7 @@ unsafe fn float_tile<L: Lanes, const BITS: usize, const M: usize>(task: &Task<'_
                 at = at.add(64 * BITS);
             }
             for (m, sum) in sums.iter_mut().enumerate() {
-                *sum = bias.mul_add(L::splat(*totals.add(m * groups + g)), *sum);
+                *sum = bias.mul_add(L::splat(*totals.add(g * rows + m)), *sum);
             }
         }
         for (m, sum) in sums.iter().enumerate() {
@@ -845,14 +859,16 @@ mod tests {
             return inputs.floats.iter().map(|x| f64::from(*x)).collect();
         }
         let planes = if inputs.way == Way::Int16 { 2 } else { 1 };
+        let (rows, k) = (inputs.rows, inputs.k);
+        let number = |row: usize, i: usize| {
+            let bytes = &inputs.bytes[(i / BLOCK * rows + row) * 8 * planes..];
+            let byte = |plane: usize| i64::from(bytes[8 * plane + i % BLOCK / 4].to_le_bytes()[i % 4] as i8);
+            let n = if planes == 2 { byte(0) + 128 * byte(1) } else { byte(0) };
+            n as f64 * f64::from(inputs.scales[i / inputs.group * rows + row])
+        };
         let mut out = Vec::new();
-        for (block, bytes) in inputs.bytes.chunks_exact(8 * planes).enumerate() {
-            let scale = &inputs.scales[block * BLOCK / inputs.group];
-            for i in 0..BLOCK {
-                let byte = |plane: usize| i64::from(bytes[8 * plane + i / 4].to_le_bytes()[i % 4] as i8);
-                let n = if planes == 2 { byte(0) + 128 * byte(1) } else { byte(0) };
-                out.push(n as f64 * f64::from(*scale));
-            }
+        for row in 0..rows {
+            out.extend((0..k).map(|i| number(row, i)));
         }
         out
     }
@@ -910,10 +926,27 @@ mod tests {
                     assert!((got - f64::from(*want)).abs() <= 0.501 * step, "{dot} {way:?} {i}: {got} for {want}");
                 }
                 for (g, sum) in inputs.sums.iter().enumerate() {
-                    let all = &rounded(&inputs)[g * group..][..group];
+                    let begin = g % 3 * 256 + g / 3 * group;
+                    let all = &rounded(&inputs)[begin..begin + group];
                     let (want, size): (f64, f64) = (all.iter().sum(), all.iter().map(|x| x.abs()).sum());
                     assert!((f64::from(*sum) - want).abs() <= 1e-6 * size, "{dot} {way:?} {g}");
                 }
+            }
+        }
+    }
+
+    /// What is not finite is not hidden.
+    #[test]
+    fn what_is_not_finite_makes_no_numbers() {
+        for (dot, x) in Dot::available().into_iter().flat_map(|dot| [(dot, f32::NAN), (dot, f32::INFINITY)]) {
+            let (packed, _) = matrix(16, 64, 4, 64, Float::F32, 1);
+            let mut row = rows(2, 64, 2);
+            row[70] = x;
+            for way in WAYS {
+                let mut out = vec![0.0; 32];
+                product(dot, 1, &packed, &inputs(way, dot, &row, 64, 64), Into::Store(&mut out));
+                assert!(out[..16].iter().all(|x| x.is_finite()), "{dot} {way:?}");
+                assert!(out[16..].iter().all(|x| !x.is_finite()), "{dot} {way:?}: {out:?}");
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The keys and values of one layer of one conversation, in a ring, and attention over it.
 //!
-//! Slot s of the ring holds one position: position p is in slot `p % capacity`. Attention does not need the order of time,
-//! for a key's rotation says at which position it is. Keys lie in blocks of 16 positions, so that one register holds the
-//! same number of 16 keys; values lie in rows. Both are held in float32, in half precision, or in bytes with a scale for each
-//! group of 64 numbers of a head (all of them, if a head is smaller).
+//! Slot s of the ring holds one position: position p is in slot `p % capacity`. Attention does not need the order of
+//! time, for a key's rotation says at which position it is. Keys lie in blocks of 16 positions, so that one register
+//! holds the same number of 16 keys; values lie in rows. Both are held in float32, in half precision, or in bytes with
+//! a scale for each group of 64 numbers of a head (all of them, if a head is smaller).
 //!
 //! Attention reads keys and values once, some positions at a time: what was summed is made smaller when a larger score
 //! comes (Milakov and Gimelshein 2018).
@@ -309,9 +309,10 @@ pub const MOST_DIM: usize = 512;
 impl Kernels {
     /// Attends from the queries of some rows, each to the first slots of a ring, whose order does not matter.
     ///
-    /// `seen` gives the ring of a row, and how many of its slots are filled; none: the row's result is 0. All rings have heads
-    /// of the same size and number. Row r's queries, `[heads · group, dim]`, scaled, begin at `queries[r · stride]`; query head h
-    /// sees the keys and values of head `h / group`. `out` is `[rows, heads · group, dim]`. Threads share the heads of all rows.
+    /// `seen` gives the ring of a row, and how many of its slots are filled; none: the row's result is 0. All rings
+    /// have heads of the same size and number. Row r's queries, `[heads · group, dim]`, scaled, begin at `queries[r ·
+    /// stride]`; query head h sees the keys and values of head `h / group`. `out` is `[rows, heads · group, dim]`.
+    /// Threads share the heads of all rows.
     ///
     /// # Panics
     ///
@@ -433,7 +434,8 @@ fn scores<L: Lanes>(head: &Head<'_>, begin: usize, out: &mut [f32]) {
     for (b, out) in out.chunks_exact_mut(WIDTH).enumerate() {
         let block = first + b;
         let mut score = L::zero();
-        // SAFETY: `attend_rings` has checked that these positions exist; a block has `width · 16` numbers, and `out` 16.
+        // SAFETY: `attend_rings` has checked that these positions exist; a block has `width · 16` numbers, and `out`
+        // 16.
         unsafe {
             if shape.held == Held::F32 {
                 let keys = head.ring.floats[0].as_ptr().add(block * WIDTH * width).cast();
@@ -557,7 +559,8 @@ mod tests {
     use crate::lanes::Dot;
     use crate::numbers;
 
-    /// A ring that was filled, perhaps several times over, and what it was given: keys and values `[slots, heads, dim]`.
+    /// A ring that was filled, perhaps several times over, and what it was given: keys and values `[slots, heads,
+    /// dim]`.
     fn ring(shape: RingShape, stored: usize) -> (Ring, [Vec<f32>; 2]) {
         let mut ring = Ring::new(shape).unwrap();
         let width = shape.heads * shape.dim;

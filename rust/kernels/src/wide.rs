@@ -1,7 +1,7 @@
 //! Products of matrices of floating-point weights, in the type that their file has, and a few rows in float32.
 //!
-//! Weights lie in panels of 16 outputs: for each input, the numbers of 16 outputs in a row. Each result is computed by the
-//! same operations whatever the number of rows or threads.
+//! Weights lie in panels of 16 outputs: for each input, the numbers of 16 outputs in a row. Each result is computed by
+//! the same operations whatever the number of rows or threads.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -45,8 +45,8 @@ impl Wide {
         WIDTH * self.k * self.float.size()
     }
 
-    /// Fills the matrix, in the pool's threads. `read(first, count)` gives some rows, as numbers of the matrix's type. The
-    /// first error is given back; the matrix is of no use then.
+    /// Fills the matrix, in the pool's threads. `read(first, count)` gives some rows, as numbers of the matrix's type.
+    /// The first error is given back; the matrix is of no use then.
     ///
     /// # Panics
     ///

@@ -487,12 +487,14 @@ impl Stored {
             Some(packing) => {
                 let bits = matches!(packing.bits, 2..=6 | 8);
                 let group = matches!(packing.group, 32 | 64 | 128) && columns.is_multiple_of(packing.group);
-                let packed =
-                    weight.dtype == Dtype::U32 && weight.rows == rows && weight.columns * 32 == columns * packing.bits;
+                let packed = weight.dtype == Dtype::U32
+                    && weight.rows == rows
+                    && weight.columns.checked_mul(32) == columns.checked_mul(packing.bits);
                 let numbers = [packing.scales, packing.biases].iter().all(|place| {
                     place.dtype == packing.scales.dtype
                         && place.float().is_some()
-                        && (place.rows, place.columns * packing.group) == (rows, columns)
+                        && place.rows == rows
+                        && place.columns.checked_mul(packing.group) == Some(columns)
                 });
                 if !(bits && group && packed && numbers) {
                     return other("is packed in another way than its scales and biases say");

@@ -75,7 +75,7 @@ fn adapters_that_do_not_fit_are_refused() {
             0 => a.rows += 1,
             1 => b.columns += 1,
             2 => a.dtype = Dtype::U32,
-            _ => *scaling = f32::MAX,
+            _ => *scaling = f32::INFINITY,
         }
         assert!(made.try_load().is_err(), "{part}");
     }
@@ -137,7 +137,7 @@ fn random_damage_never_panics() {
         names
     };
     let keys: Vec<String> = common::keys().as_object().unwrap().keys().cloned().collect();
-    for i in 0..2000 {
+    for i in 0..250 {
         let made = if random.bool() { &packed } else { &floats };
         let mut modules = made.modules.clone();
         let mut json = made.json.clone();
