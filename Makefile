@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format docs pictures wheels check-wheels check-aarch64 check-floors check-world check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format docs pictures wheels check-wheels check-aarch64 check-windows check-floors check-world check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -68,6 +68,7 @@ lint-python: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(PY) -m mypy --platform win32 --no-warn-unreachable
 	$(PY) -m mypy.stubtest mimi msh_native
 
 lint-rest:
@@ -88,9 +89,9 @@ pictures: setup ## draw the pictures of the terminal and the page in docs/ (with
 	@sh scripts/setup.sh page browsers
 	cd client && npx vite build && MSH_PICTURES=1 npx vitest run --config vite.browser.config.ts tests/chromium.test.ts -t 'a picture of a conversation'
 
-wheels: page ## build the wheels of the extension and the package into dist/
+wheels: page ## build the wheels of the extension and the package into dist/ (WHEEL=… for maturin)
 	rm -rf dist
-	$(PY) -m maturin build --release --locked --out dist -m rust/mimi-pyo3/Cargo.toml
+	$(PY) -m maturin build --release --locked $(WHEEL) --out dist -m rust/mimi-pyo3/Cargo.toml
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist
 
@@ -99,6 +100,10 @@ check-wheels: wheels ## install the wheels into an empty environment, and run th
 
 check-aarch64: page ## test the Rust code and the wheels for aarch64 by QEMU, on an x86-64 Debian machine
 	@sh scripts/check_aarch64.sh
+
+check-windows: setup ## check the Rust code for Windows, and try it with Wine (on Debian, with gcc-mingw-w64-x86-64, wine64 and wine)
+	rustup target add x86_64-pc-windows-gnu
+	@sh scripts/check_windows.sh
 
 check-floors: setup ## test with the oldest packages that pyproject.toml allows, in the oldest supported Python here
 	@sh scripts/check_floors.sh

@@ -55,14 +55,16 @@ export PATH
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 system=$(uname)
+processor=$(uname -m)
 if [ "$system" = Darwin ]; then
   if [ "$(sysctl -n sysctl.proc_translated 2>/dev/null)" = 1 ]; then
     [ -z "${MSH_NATIVE:-}" ] || fail 'This terminal runs under Rosetta and cannot be left; open another one.'
     MSH_NATIVE=1 exec arch -arm64 /bin/sh "$self" "$@"
   fi
-  [ "$(uname -m)" = arm64 ] || fail 'A Mac with Apple silicon (M1 or later) is needed; this one has an Intel processor.'
   version=$(sw_vers -productVersion)
-  [ "${version%%.*}" -ge 14 ] 2>/dev/null || fail "macOS 14 or later is needed; this is macOS $version."
+  if [ "$processor" = arm64 ]; then
+    [ "${version%%.*}" -ge 14 ] 2>/dev/null || fail "macOS 14 or later is needed; this is macOS $version."
+  fi
   for file in "$here" "$self" "$here/local_mlx.py"; do
     if xattr -p com.apple.quarantine "$file" >/dev/null 2>&1; then
       say "Removing the mark of a download (com.apple.quarantine) from $here, so that macOS lets it run."
@@ -105,7 +107,7 @@ fits() { # fits PYTHON: whether an environment can be made from it
   "$1" -c '
 import platform, sys, sysconfig
 fits = (3, 10) <= sys.version_info[:2] <= (3, 14) and not sysconfig.get_config_var("Py_GIL_DISABLED")
-sys.exit(not fits or sys.platform == "darwin" and platform.machine() != "arm64")' >/dev/null 2>&1
+sys.exit(not fits or sys.platform == "darwin" and platform.machine() != sys.argv[1])' "$processor" >/dev/null 2>&1
 }
 
 # Puts one that fits into $python: first those that the shell finds, then where they are installed on a Mac.
@@ -145,15 +147,15 @@ install_python() {
 }
 
 native=''
-[ "$system" != Darwin ] || native=' for Apple silicon'
+[ "$system-$processor" != Darwin-arm64 ] || native=' for Apple silicon'
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
 # Prints the wheels of the extension and the package for this machine, if both are in dist/, here or beside this folder.
 find_wheels() {
   case $system in
-    Darwin) kind='macosx*arm64' ;;
-    *) kind="linux*$(uname -m)" ;;
+    Darwin) kind="macosx*$processor" ;;
+    *) kind="linux*$processor" ;;
   esac
   for folder in dist . ..; do
     extension='' package=''

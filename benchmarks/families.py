@@ -30,12 +30,10 @@ from typing import Any
 import numpy as np
 from lm import PEER_VERSION, SEED
 from processes import ROOT, Process, make_peer
-from word_machine import WAYS
 
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.format import FRAME_SECONDS
-from msh_mlx.model.mlx.layers import default_dtype
 from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path
 
@@ -218,6 +216,7 @@ def depformers(quick: bool, times: int = 9) -> dict[int, float]:
     import mlx.core as mx
 
     from msh_mlx.model.architecture import Architecture
+    from msh_mlx.model.mlx.layers import default_dtype
     from msh_mlx.model.mlx.random import random_model
 
     sizes = {"dim": 64, "num_heads": 2, "depformer_dim": 32, "depformer_num_heads": 2} if quick else {}
@@ -331,8 +330,10 @@ def main() -> int:
     check_outputs([output] if output else [], [])
 
     import mlx.core as mx
+    from word_machine import WAYS
 
     from msh_mlx.library.bandwidth import bandwidth
+    from msh_mlx.model.mlx.layers import default_dtype
 
     # On Linux the library itself comes separately.
     others = [*(["mlx-cpu==0.26.5"] if sys.platform == "linux" else []), "mlx==0.26.5"]

@@ -33,7 +33,6 @@ from processes import ROOT, Process, make_peer
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.format import FRAME_SECONDS
-from msh_mlx.model.mlx.layers import default_dtype
 from msh_mlx.system.newfile import check_outputs
 from msh_mlx.system.places import user_path
 
@@ -292,6 +291,8 @@ def main() -> int:
         if args.peer
         else None
     )
+    from msh_mlx.model.mlx.layers import default_dtype
+
     result: dict[str, list[Contender]] = {}
     for size in args.sizes:
         own = str(default_dtype()).removeprefix("mlx.core.")

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs wheels into an empty environment, as a user without Rust and without this repository would. Plays the demo recording
-# to the demo model there, and compares its words with the expected ones.
+# to the demo model there, and compares its words with the expected ones. Then, on this machine, tries the rest of the family; and
+# without MLX the server with a client, a conversion, and tests of numbers, files and conversations.
 #   check_wheels.sh                 the wheels in dist/, on this machine
 #   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, with QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
 set -eu
@@ -8,7 +9,12 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 place=$(mktemp -d)
-trap 'rm -rf "$place"' EXIT
+server=''
+finish() {
+  [ -z "$server" ] || kill "$server" 2>/dev/null || true
+  rm -rf "$place"
+}
+trap finish EXIT
 trap 'exit 130' INT TERM
 
 cp "$root/requirements.txt" "$root/assets/demo/digits.flac" "$place"
@@ -22,10 +28,14 @@ case ${1:-} in
     cp "$root"/dist/*.whl "$place"
     "$("$python" -c 'import sys; print(sys._base_executable)')" -m venv "$place/venv"
     cd "$place"
-    pip venv/bin/python install --quiet --only-binary :all: --constraint requirements.txt ./*.whl
-    pip venv/bin/python check
-    clean() { env -i HOME="$place" PATH="$place/venv/bin:/usr/bin:/bin" LC_ALL=C.UTF-8 "$@"; }
-    from_wheels() { clean venv/bin/python -I "$@"; }
+    bin=venv/bin
+    [ -d $bin ] || bin=venv/Scripts # on Windows, in Git's shell; there Python needs SYSTEMROOT
+    pip "$bin/python" install --quiet --only-binary :all: --constraint requirements.txt ./*.whl
+    pip "$bin/python" check
+    clean() {
+      env -i HOME="$place" PATH="$place/$bin:/usr/bin:/bin" LC_ALL=C.UTF-8 ${SYSTEMROOT:+SYSTEMROOT="$SYSTEMROOT"} "$@"
+    }
+    from_wheels() { clean "$bin/python" -I "$@"; }
     program() { clean msh-mlx "$@"; }
     ;;
   aarch64)
@@ -112,3 +122,43 @@ if said != expected:
     sys.exit(f"with a role, the wheels say {said}, not {expected}")
 print("from the wheels, with a role:", " ".join(said))
 END
+
+# --- without MLX ------------------------------------------------------------------------------------------------------
+
+# It comes along where it has a GPU.
+pip "$bin/python" uninstall --quiet --yes mlx mlx-metal 2>/dev/null
+from_wheels -c 'import importlib.util, sys; sys.exit("MLX is still there" if importlib.util.find_spec("mlx") else None)'
+expect() { # expect WHAT TRANSCRIPT: the words of the demo
+  from_wheels - "$root/assets/demo/expected.json" "$1" "$2" <<'END'
+import json, sys
+from pathlib import Path
+
+expected = json.loads(Path(sys.argv[1]).read_text())["words"]
+said = [json.loads(line)["text"].strip() for line in Path(sys.argv[3]).read_text().splitlines()]
+if said != expected:
+    sys.exit(f"{sys.argv[2]} says {said}, not {expected}")
+print(f"without MLX, {sys.argv[2]}:", " ".join(said))
+END
+}
+program serve --demo --port 0 --plain --temperature 0 --text-temperature 0 >server.txt &
+server=$!
+address=''
+for _ in $(seq 60); do
+  address=$(sed -n 's/^standalone worker listening on //p' server.txt)
+  [ -z "$address" ] || break
+  sleep 1
+done
+program client --url "$address" --input digits.flac --output client.wav --transcript client.jsonl --tail 2 --plain
+expect 'the server' client.jsonl
+kill -TERM "$server"
+wait "$server" || true
+server=''
+program convert "$root/assets/demo/model.q8.safetensors" model.q6.safetensors --bits 6 --check
+program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors" --tokenizer "$root/assets/demo/tokenizer.model" \
+  --input digits.flac --output reply.wav --transcript converted.jsonl --tail 2 --temperature 0 --text-temperature 0
+expect 'the converted model' converted.jsonl
+for tool in hypothesis pytest safetensors; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
+pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
+# From this folder, so that nothing is imported from the checkout.
+clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" \
+  "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"

@@ -20,6 +20,9 @@ py=$venv/bin/python
 stamps=$venv/.stamps
 manifest=rust/mimi-pyo3/Cargo.toml
 packages='' # system packages to install
+processor=$(uname -m)
+# Under Rosetta it is said to be Intel's.
+[ "$(sysctl -n sysctl.proc_translated 2>/dev/null)" != 1 ] || processor=arm64
 minimum_rust=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' rust/Cargo.toml)
 minimum_rust=${minimum_rust:-1.85}
 
@@ -91,21 +94,27 @@ find_python() {
   die "Python 3.10 to 3.14 is needed; install python3 and python3-venv with your system's packages, or name one with 'make setup PYTHON=/path/to/python3'."
 }
 
-# MLX has wheels for Apple silicon from macOS 14, and for Linux with glibc from 2.35.
+# MLX, which computes on Apple silicon, has wheels for it from macOS 14. Elsewhere the native engine computes the models.
 check_platform() {
-  "$base" -c '
+  [ "$(uname)" != Darwin ] || "$base" -c '
 import platform, sys
-if sys.platform == "darwin":
-    if platform.machine() != "arm64":
-        sys.exit("MLX needs a Python for Apple silicon; this one is for " + platform.machine() + ".")
-    if int(platform.mac_ver()[0].split(".")[0]) < 14:
-        sys.exit("MLX needs macOS 14 or later; this is " + platform.mac_ver()[0] + ".")
-elif sys.platform == "linux":
+if platform.machine() != sys.argv[1]:
+    sys.exit("a Python for " + sys.argv[1] + " is needed; this one is for " + platform.machine() + ".")
+version = platform.mac_ver()[0]
+if platform.machine() == "arm64" and int(version.split(".")[0]) < 14:
+    sys.exit("macOS 14 or later is needed; this is " + version + ".")' "$processor" || exit 1
+}
+
+# Prints why MLX cannot be installed, on Linux, or nothing if it can.
+without_mlx() {
+  "$py" -c '
+import platform, sys
+if sys.platform == "linux":
     name, version = platform.libc_ver()
-    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
-        sys.exit("MLX needs glibc 2.35 or later (Debian 12, Ubuntu 22.04); this is " + (name + " " + version).strip() + ".")
-else:
-    sys.exit("MLX runs on macOS and Linux, not on " + sys.platform + ".")' || exit 1
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < (2, 35):
+        print("it needs glibc 2.35, and this is " + (name + " " + version).strip())
+    elif platform.machine() not in ("x86_64", "aarch64"):
+        print("it has no wheel for " + platform.machine())'
 }
 
 has_ensurepip() { "$base" -c 'import ensurepip, venv' 2>/dev/null; }
@@ -265,7 +274,14 @@ pip() { "$py" -m pip --disable-pip-version-check --no-input "$@"; }
 if [ $do_requirements = yes ]; then
   say 'installing the pinned packages'
   : >$venv/.incomplete
-  pip install -q -r requirements.txt || die 'the packages of requirements.txt could not be installed.'
+  pinned=requirements.txt
+  why=$(without_mlx)
+  if [ -n "$why" ]; then
+    say "MLX is left out: $why; the native engine computes the models"
+    pinned=$stamps/pinned.txt
+    grep -v '^mlx' requirements.txt >$pinned
+  fi
+  pip install -q -r $pinned || die 'the packages of requirements.txt could not be installed.'
   stamp requirements "$requirements"
   rm -f $venv/.incomplete
 fi

@@ -1,5 +1,7 @@
 """Fixtures for tests of several rooms."""
 
+import importlib.util
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,26 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, serve
 from huggingface_hub import constants
+
+# The first lines of tests of the MLX engine's own parts.
+_OF_MLX = re.compile(r"^(import|from) (mlx|msh_mlx\.model\.mlx|msh_mlx\.weights\.onto_mlx)\b", re.MULTILINE)
+_left_out = set[str]()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave the tests of the MLX engine out where MLX is not."""
+    if importlib.util.find_spec("mlx") or not collection_path.match("test_*.py"):
+        return None
+    if not _OF_MLX.search(collection_path.read_text(encoding="utf-8")):
+        return None
+    _left_out.add(collection_path.name)
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if _left_out:
+        terminalreporter.write_line(f"MLX is not here; left out: {', '.join(sorted(_left_out))}")
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +42,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def signals() -> None:
     """Let programs that tests start heed signals, even if the tests ignore them, as under nohup or behind "&"."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

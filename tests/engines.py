@@ -2,10 +2,21 @@
 
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import save_file
 from slow_lm import random_weights
 
 from msh_mlx import LmConfig, load_lm
+
+
+class _Mlx:
+    """The module `mlx.core`. A test that takes something of it is skipped where it is not."""
+
+    def __getattr__(self, name):
+        return getattr(pytest.importorskip("mlx.core"), name)
+
+
+mx = _Mlx()
 
 
 def load_exact(path, config, engine, **options):
@@ -23,14 +34,14 @@ def seeded(folder: Path, config, engine, seed=7):
 
 
 def on_mlx(path, config=None, dtype="float32", **options):
-    """MLX's module of a model."""
+    """MLX's module of a model. Where MLX is not, the test is skipped."""
+    pytest.importorskip("mlx.core")
     return load_lm(path, config, dtype, engine="mlx", **options).module
 
 
 def weights_on_mlx(path, config=None, dtype="float32", **options):
     """All weights of a model as MLX's engine holds them, and those of its conditions, by their names."""
-    import mlx.core as mx
-
+    pytest.importorskip("mlx.core")
     lm = load_lm(path, config, dtype, engine="mlx", **options)
     conditions = {f"condition_provider.{name}": mx.array(array) for name, array in lm.conditions._weights.items()}
     return dict(lm.module.named_parameters()) | conditions

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,7 @@ def test_this_machine() -> None:
     assert mimi.kernels() in checks["codec"]["found"]
     assert checks["terminal"]["status"] == "skipped"
     if sys.platform == "linux":
-        assert checks["system"]["status"] == "warning"
+        assert checks["system"]["status"] == "ok"
         assert code == 1
         assert checks["sound"]["status"] == "problem"
         assert checks["speaker"]["status"] == checks["microphone"]["status"] == "skipped"
@@ -139,6 +140,7 @@ def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
         "huggingface_hub": "disk",
         "sentencepiece": "demo model",
         "psutil": "memory",
+        **({} if find_spec("mlx") else {"numpy": "engine"}),
     }
     name = names.get(package, "mlx")
     assert code == 1
@@ -151,7 +153,7 @@ def test_a_module_that_cannot_be_imported(package: str, tmp_path: Path) -> None:
 
 
 def test_mlx_without_a_compiler(tmp_path: Path) -> None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not find_spec("mlx"):
         pytest.skip("MLX compiles with g++ on Linux only")
     empty = tmp_path / "bin"
     empty.mkdir()
@@ -321,29 +323,32 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
     entries = {name: entry for name, entry in load_catalogue().items() if name in ("moshiko-q4", "moshiko-q8")}
     least, most = sorted(entry.step_bytes or 0 for entry in entries.values())
     for bandwidth, status, found in (
-        (most / 0.045, "ok", f"enough for moshiko-q4 and moshiko-q8, at best {most / 0.045 * 0.08 / least:.1f} times"),
+        (most / 0.045, "ok", f"enough for moshiko-q8 and moshiko-q4, at best {most / 0.045 * 0.08 / least:.1f} times"),
         (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
-        (least / 0.046, "warning", "too slow for the published models"),
+        (least / 0.046, "ok", "perhaps enough for moshiko-q4, which is taken on trial"),
+        (least / 0.091, "warning", "too slow for the published models"),
     ):
-        finding = judge_engine("native, AVX2", bandwidth + 1, entries, 0.045, 0.08)
+        finding = judge_engine("native, AVX2", bandwidth + 1, entries, (0.045, 0.09), 0.08)
         assert finding.status == status
         assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
         assert found in finding.found
     assert (
-        finding.advice == "moshiko-q4, the lightest, reads for 46 ms of the 80 that a frame lasts; try the demo model."
+        finding.advice == "moshiko-q4, the lightest, reads for 91 ms of the 80 that a frame lasts; try the demo model."
     )
-    assert judge_engine("MLX", 1e9, {}, 0.045, 0.08).status == "ok"
+    assert judge_engine("MLX", 1e9, {}, (0.045, 0.09), 0.08).status == "ok"
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "advice"),
     [
         (("darwin", "arm64", "Apple M2", {"macos": "14.5"}), "ok", ""),
-        (("darwin", "arm64", "Apple M2", {"macos": "13.7"}), "problem", "Update to macOS 14"),
+        (("darwin", "arm64", "Apple M2", {"macos": "13.7"}), "warning", "Update to macOS 14"),
         (("darwin", "x86_64", "Apple M2", {"macos": "14.5", "translated": True}), "problem", "arm64"),
-        (("darwin", "x86_64", "Intel Core i7", {"macos": "14.5"}), "problem", "Mac with Apple silicon"),
-        (("linux", "x86_64", "AMD", {}), "warning", "demo"),
-        (("win32", "AMD64", "Intel", {}), "problem", "Linux"),
+        (("darwin", "x86_64", "Intel Core i7", {"macos": "14.5"}), "ok", ""),
+        (("darwin", "x86_64", "Intel Core i7", {"macos": "12.7"}), "ok", ""),
+        (("linux", "x86_64", "AMD", {}), "ok", ""),
+        (("win32", "AMD64", "Intel", {}), "ok", ""),
+        (("freebsd14", "amd64", "Intel", {}), "problem", "Linux"),
     ],
 )
 def test_systems(arguments: Any, status: str, advice: str) -> None:
@@ -360,10 +365,9 @@ def test_systems(arguments: Any, status: str, advice: str) -> None:
         ((3, 14), ("glibc", "2.35"), False, "ok"),
         ((3, 15), ("glibc", "2.40"), False, "warning"),
         ((3, 14), None, True, "problem"),
-        ((3, 12), ("glibc", "2.31"), False, "problem"),
-        ((3, 12), ("glibc", "3.0"), False, "ok"),
-        ((3, 12), ("", ""), False, "warning"),
-        ((3, 12), ("musl", "1.2"), False, "warning"),
+        ((3, 12), ("glibc", "2.31"), False, "ok"),
+        ((3, 12), ("", ""), False, "ok"),
+        ((3, 12), ("musl", "1.2"), False, "ok"),
     ],
 )
 def test_pythons(version: Any, libc: Any, free_threaded: bool, status: str) -> None:

@@ -84,7 +84,16 @@ def test_only_the_engine_of_mlx_needs_mlx():
 def test_everything_else_is_imported_where_mlx_is_not():
     names = [name for name, _ in modules() if not name.startswith("model.mlx.") and name != "weights.onto_mlx"]
     wanted = [f"msh_mlx.{name}" for name in names if name not in ("__init__", "__main__")]
-    code = f"import importlib, sys; sys.modules['mlx'] = None; [importlib.import_module(name) for name in {wanted}]"
+    code = f"""
+import importlib, sys
+sys.modules["mlx"] = None
+for name in {wanted}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # what is for another system
+        if error.name not in ("msvcrt", "termios"):
+            raise
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(wanted) > 100
@@ -97,7 +106,8 @@ def test_no_module_in_rust_uses_itself_by_way_of_others(crate):
     graph = {}
     for path in (crate / "src").rglob("*.rs"):
         name = path.relative_to(crate / "src").with_suffix("").parts[0]
-        graph.setdefault(name, set()).update(re.findall(r"\bcrate::(\w+)", path.read_text(encoding="utf-8")))
+        code = path.read_text(encoding="utf-8").split("#[cfg(test)]")[0]  # tests may use whatever is there
+        graph.setdefault(name, set()).update(re.findall(r"\bcrate::(\w+)", code))
     # Without the module itself, and without names of the crate's root, which only puts the others together.
     graph = {name: (others & graph.keys()) - {name} for name, others in graph.items() if name != "lib"}
     graphlib.TopologicalSorter(graph).prepare()

@@ -111,6 +111,7 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_table_of_memory() -> None:
     """7.69e9 weights of 16 bits; keys and values of 32 layers of 4096 numbers for 3000 steps, of 16 bits."""
+    pytest.importorskip("mlx.core")
     result = run("benchmarks/lm.py", "--memory")
     assert (result.returncode, result.stderr) == (0, "")
     row = re.findall(r"^bf16 +(\d.*)$", result.stdout, re.MULTILINE)[0].split()
@@ -120,6 +121,7 @@ def test_the_table_of_memory() -> None:
 
 def test_the_ways_to_speak() -> None:
     """They say the same, with words that the model knows."""
+    pytest.importorskip("mlx.core")
     result = run("benchmarks/families.py", "--quick", "--no-persona", "--shapes", "tts-demo", "--steps", "1")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.findall(r"^(ours.*?)  ", result.stdout, re.MULTILINE) == [

@@ -207,7 +207,7 @@ def check_engine() -> Finding:
         return Finding("problem", f"the extension msh_native cannot be imported: {error}", AGAIN)
     from ..format import FRAME_SECONDS
     from ..library.bandwidth import bandwidth
-    from ..library.suited import STEP_LIMIT
+    from ..library.suited import STEP_LIMIT, TRIAL_LIMIT
     from ..model.engines import chosen
 
     engine, instructions = chosen("auto"), dots()[0]
@@ -215,7 +215,8 @@ def check_engine() -> Finding:
         advice = "Use a processor with AVX2 and FMA, or one with NEON, as in a Mac with Apple silicon."
         return Finding("warning", "native, plain code: too slow for the published models", advice)
     name = "MLX" if engine == "mlx" else f"native, {instructions}"
-    return judge_engine(name, bandwidth(engine), of_use(load_catalogue(), "conversation"), STEP_LIMIT, FRAME_SECONDS)
+    entries, limits = of_use(load_catalogue(), "conversation"), (STEP_LIMIT, TRIAL_LIMIT)
+    return judge_engine(name, bandwidth(engine), entries, limits, FRAME_SECONDS)
 
 
 def compiler_trouble() -> str | None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
 # Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows.
-_TRIAL_LIMIT = 0.09
+TRIAL_LIMIT = 0.09
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
@@ -128,7 +128,7 @@ def triable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest."""
     good = [entry for entry in entries.values() if not entry.is_restricted]
     verdicts = {entry.name: judge(entry, machine) for entry in good}
-    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= _TRIAL_LIMIT]
+    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= TRIAL_LIMIT]
     return sorted(found, key=lambda entry: (not cache.is_on_disk(entry), entry.step_bytes or 0))
 
 
@@ -205,7 +205,7 @@ def _told(lm: Path, path: Path | None) -> tuple[str, int]:
             config = LmConfig.from_file(path, lora=True)
     with contextlib.suppress(InputError):
         config = as_stored(config, read_header(lm))
-    return family_of(config).name, _kept_bytes(config, 2)
+    return family_of(config).name, _kept_bytes(config, 2, 2)
 
 
 def _models_in(place: Path) -> dict[Path, str]:
@@ -241,24 +241,25 @@ def memory_needed(
 
     With guidance, `guided`, each has two rows of keys and values.
     """
-    item, held = 2, None  # the native engine keeps weights as they are stored
+    # The native engine keeps weights as they are stored, and what cross-attention sees in float32.
+    item, seen, held = 2, 4, None
     if engine == "mlx":
         from ..model.mlx.layers import default_dtype
 
-        item = held = default_dtype().size
-    kept = _kept_bytes(checkpoint.config, item, kv_bits, 2 if guided else 1)
+        item = seen = held = default_dtype().size
+    kept = _kept_bytes(checkpoint.config, item, seen, kv_bits, 2 if guided else 1)
     return checkpoint.held_bytes(held) + conversations * kept + _THE_REST
 
 
-def _kept_bytes(config: Architecture, item: int, kv_bits: int | None = None, rows: int = 1) -> int:
+def _kept_bytes(config: Architecture, item: int, seen: int, kv_bits: int | None = None, rows: int = 1) -> int:
     """Return the bytes of the keys and values of a conversation whose window is full, and of what cross-attention sees.
 
-    Numbers take `item` bytes, or, with 8 bits, one, and the scales and biases of groups.
+    Numbers take `item` bytes, or, with 8 bits, one, and the scales and biases of groups; `seen` bytes in cross-attention.
     """
     width = config.dim // config.kv_repeat
     group = 64 if config.dim // config.num_heads % 64 == 0 else 32
     kept = width + 2 * width // group * item if kv_bits else width * item
-    return config.num_layers * 2 * rows * config.context * kept + source_bytes(config, item)
+    return config.num_layers * 2 * rows * config.context * kept + source_bytes(config, seen)
 
 
 def source_bytes(config: Architecture, item: int) -> int:

@@ -308,7 +308,12 @@ class _Conversation:
 
 @contextlib.contextmanager
 def _awake() -> Iterator[None]:
-    """Keep a Mac awake. It may sleep again when this process ends, even after a crash."""
+    """Keep a Mac or a Windows computer awake. It may sleep again when this process ends, even after a crash."""
+    if sys.platform == "win32":
+        import ctypes
+
+        # ES_CONTINUOUS and ES_SYSTEM_REQUIRED: until this thread ends.
+        ctypes.windll.kernel32.SetThreadExecutionState(0x80000001)
     command = {"darwin": ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]}.get(sys.platform)
     process = None
     if command:

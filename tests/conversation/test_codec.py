@@ -18,6 +18,7 @@ from paths import DEMO, DIGITS, GOLDEN, ROOT
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from slow_mimi import SlowMimi
+from tensors import save_as
 
 from msh_mlx.format import FRAME_SIZE
 
@@ -206,13 +207,9 @@ def unusual(seed):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_unusual_checkpoints_equal_the_slow_version(seed, dtype, tmp_path):
     """Layer scales that differ, unused codebook entries, more than eight codebooks, other sizes, stored types."""
-    import mlx.core as mx
-
     config, made = unusual(seed)
     path = tmp_path / "mimi.safetensors"
-    half = {name: mx.array(array).astype(getattr(mx, dtype)) for name, array in made.items()}
-    mx.save_safetensors(str(path), half, metadata={"config": json.dumps(config)})
-    stored = {name: np.array(array.astype(mx.float32)) for name, array in half.items()}
+    stored = save_as(path, made, dtype, {"config": json.dumps(config)})
     slow = SlowMimi(stored, config)
     codec = mimi.Mimi(path, num_codebooks=11)
     assert codec.config == {**V01, **config}
@@ -262,11 +259,9 @@ def test_weights_in_float16_equal_the_slow_version_with_rounded_ones(golden, tmp
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_file_in_16_bits_loses_nothing_in_float16(dtype, tmp_path, golden):
-    import mlx.core as mx
-
     path = tmp_path / "mimi.safetensors"
     stored = load_file(TINY / "mimi.safetensors")
-    mx.save_safetensors(str(path), {name: mx.array(array).astype(getattr(mx, dtype)) for name, array in stored.items()})
+    save_as(path, stored, dtype)
     float32, float16 = (mimi.Mimi(path, config=TINY_CONFIG, weights=kind) for kind in ("float32", "float16"))
     assert (float32.encode_latent(golden["pcm"]) == float16.encode_latent(golden["pcm"])).all()
     assert (float32.decode(golden["codes"]) == float16.decode(golden["codes"])).all()

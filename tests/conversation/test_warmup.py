@@ -40,7 +40,6 @@ def test_a_trial_leaves_the_session_as_new():
     assert heard(tried) == heard(LOAD())
 
 
-@pytest.mark.parametrize("engine", ["mlx", "native"])
 def test_a_full_window_takes_all_of_its_keys_and_values(engine):
     one = LOAD(engine=engine)
     gen, lm = one._gen, one._gen.lm

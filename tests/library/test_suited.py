@@ -468,6 +468,10 @@ def test_the_memory_of_a_model_that_attends_to_a_voice():
     conditions = sum(array.nbytes for array in lm.conditions._weights.values())
     held = lm.weights_bytes + conditions + lm.kv_bytes(config.context) + seen
     assert library.memory_needed(checkpoint, "mlx") == held + 1_000_000_000
+    native = load_lm(demo / "model.safetensors", demo / "config.json", engine="native")
+    held = native.weights_bytes + native.kv_bytes(config.context) + 2 * 625 * config.num_layers * config.dim * 4
+    assert library.memory_needed(checkpoint, "native") == pytest.approx(held + 1_000_000_000, rel=0, abs=0.05e9)
+    assert library.source_bytes(config, native.float_bytes) == 2 * 625 * config.num_layers * config.dim * 4
 
 
 def test_a_shared_codec_is_of_the_same_family_or_use():

@@ -72,6 +72,16 @@ def test_rows_write_what_they_would_alone(lm, engine):
         )
 
 
+def test_more_rows_than_an_engine_takes_at_once(lm):
+    codes = np.random.default_rng(6).integers(0, CONFIG.card, (5, 150, 3))
+    codes[0] = CONFIG.card
+    heard = lm.listen(150).hear(codes)
+    for first in (0, 60, 100):
+        few = lm.listen(50).hear(codes[:, first : first + 50])
+        np.testing.assert_array_equal(heard.tokens[:, first : first + 50], few.tokens)
+        np.testing.assert_allclose(heard.heads[:, first : first + 50], few.heads, rtol=0, atol=1e-5)
+
+
 def test_a_row_alone_is_a_conversation(lm):
     codes = np.random.default_rng(2).integers(0, CONFIG.card, (60, 3))
     listener = lm.listen()

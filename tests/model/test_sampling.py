@@ -1,10 +1,11 @@
 """Sampling against the distribution that it should have, with each engine."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
-from engines import load_exact
+from engines import load_exact, seeded
 from safetensors.numpy import save_file
 from slow_lm import SlowLm, random_weights
 
@@ -109,6 +110,27 @@ def test_draws_follow_the_distribution(values, fixed, count):
     drawn = model.drawn(Sampler(**values), range(count))
     assert np.abs(model.logits - logits).max() < 1e-5
     assert agrees(drawn, distribution(logits, **values))
+
+
+@pytest.mark.parametrize("values", [{}, VALUES[1], VALUES[5], VALUES[-1]], ids=str)
+def test_codes_follow_the_distribution(values, tmp_path, engine, count):
+    """Of each of two codebooks; the second one's logits follow from what the first one was."""
+    config = {**SIZE, "n_q": 3, "dep_q": 2, "delays": [0] * 4}
+    lm, _ = seeded(tmp_path, config, engine)
+    run, prompt = lm.converse(Manner(TextSampler(0), Sampler(**values))), Prompt(lm.config.streams.begin())
+    drawn, logits = [], {}
+    for seed in range(count):
+        run.begin(seed, None)
+        run.step(0, prompt.columns[0], np.zeros(0, np.int32))
+        first, second = run.take()[0, 1:]
+        drawn.append((first, second))
+        if first not in logits:
+            logits[first] = np.array(run.audio_logits())
+    codes = np.array(drawn)
+    (best, times), *_ = Counter(codes[:, 0].tolist()).most_common()
+    assert agrees(codes[:, 0], distribution(logits[best][0], **values))
+    assert times > count / 20
+    assert agrees(codes[codes[:, 0] == best, 1], distribution(logits[best][1], **values))
 
 
 def test_another_distribution_is_noticed(fixed, count):

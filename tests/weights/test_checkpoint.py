@@ -7,10 +7,9 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from engines import load_exact, on_mlx, weights_on_mlx
+from engines import load_exact, mx, on_mlx, weights_on_mlx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mimi import Mimi, MimiError
@@ -20,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
 from msh_mlx.model.families import family_of
-from msh_mlx.model.mlx.layers import default_dtype
 from msh_mlx.weights.checkpoint import open_checkpoint
 from msh_mlx.weights.load import load
 from msh_mlx.weights.safetensors import read_header
@@ -127,6 +125,9 @@ def test_codebooks_that_are_stored_differently_are_taken_one_by_one(tmp_path, en
 
 
 def test_dtype_follows_the_device():
+    pytest.importorskip("mlx.core")
+    from msh_mlx.model.mlx.layers import default_dtype
+
     assert default_dtype() == (mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
     assert on_mlx(MLX_FILE, SMALL / "config.json", None).text_linear.weight.dtype == default_dtype()
 

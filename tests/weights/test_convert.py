@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from engines import on_mlx, weights_on_mlx
+from engines import mx, on_mlx, weights_on_mlx
 from paths import GOLDEN, ROOT
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file

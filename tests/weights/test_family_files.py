@@ -4,10 +4,9 @@ import json
 import math
 import shutil
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from engines import weights_on_mlx
+from engines import mx, weights_on_mlx
 from paths import DEMO, GOLDEN
 from safetensors.numpy import load_file, save_file
 from shapes import HIBIKI_1B, HIBIKI_ZERO, MOSHI, PERSONAPLEX, STT_1B, STT_1B_HEADS, STT_26B, TTS_16B

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from engines import on_mlx, weights_on_mlx
+from engines import mx, on_mlx, weights_on_mlx
 from paths import CASES, DEMO, DIGITS, GOLDEN
 from safetensors.numpy import save_file
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ..engine import Heard, Manner
 from ..sampling import Sampler, TextSampler
 from ..steering import Steering
-from .shared import Shared
+from .shared import ROWS, Shared
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -47,13 +47,18 @@ class NativeListeners:
                 self._conversations[row].reset(0)
             text = np.where(begins, config.text_card, self._said)
             tokens = np.ascontiguousarray(np.concatenate([text[:, None], column], axis=1), np.int32)
-            with self._shared.lock:
-                self._said = self._shared.rows.hear(self._conversations, tokens, [_NOTHING] * self.rows)
+            self._said = np.concatenate([self._hear(tokens, first) for first in range(0, self.rows, ROWS)])
             said.append(self._said)
             heads.append([conversation.extra_heads() for conversation in self._conversations])
         classes = config.extra_heads_dim if config.extra_heads_num_heads else 0
         shape = (len(codes), self.rows, config.extra_heads_num_heads, classes)
         return Heard(np.array(said, np.int32), np.array(heads, np.float32).reshape(shape))
+
+    def _hear(self, tokens: npt.NDArray[np.int32], first: int) -> npt.NDArray[np.int32]:
+        """Run a step of as many rows as the engine takes at once, from row `first` on."""
+        some = self._conversations[first : first + ROWS]
+        with self._shared.lock:
+            return self._shared.rows.hear(some, tokens[first : first + ROWS], [_NOTHING] * len(some))
 
     def warm_up(self) -> None:
         """As `Listeners.warm_up`: there is nothing to do."""

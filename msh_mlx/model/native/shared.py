@@ -17,7 +17,7 @@ from ..steering import Guidance
 if TYPE_CHECKING:
     import msh_native
 
-_ROWS = CHUNK  # conversations, or columns of a prompt, that are computed at once, at most
+ROWS = CHUNK  # conversations, or columns of a prompt, that are computed at once, at most
 
 
 class Shared:
@@ -29,7 +29,7 @@ class Shared:
     def __init__(self, config: LmConfig, weights: msh_native.Lm, threads: int | None, *, exact: bool) -> None:
         self.config = config
         self.activations = "float32" if exact else "int16"
-        self.rows = weights.engine(_ROWS, activations=self.activations, threads=threads)
+        self.rows = weights.engine(ROWS, activations=self.activations, threads=threads)
         self.lock = Lock()  # of the engine, which works for one thread at a time
         self._weights = weights
         self._floats = "float32" if exact else "float16"

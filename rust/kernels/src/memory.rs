@@ -13,8 +13,8 @@ const HUGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Less than this is not worth a place in huge pages.
-const SMALL: usize = 64 << 10;
+/// Less than this is not worth a place beside others.
+const SMALL: usize = 1 << 10;
 
 /// What a thread asks the system for when it needs a place for something smaller; pages that are not used are not there.
 const REGION: usize = 32 << 20;

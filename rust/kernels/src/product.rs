@@ -25,6 +25,9 @@ const MOST_ROWS: usize = 12;
 /// Weights up to this many bytes stay in the second-level cache while all rows pass by.
 const SMALL_WEIGHTS: usize = 128 * 1024;
 
+/// Parts of a product for each thread: more would share it more evenly, but reading begins anew with each.
+const PARTS: usize = 2;
+
 /// Products with fewer multiplications are not worth waking other threads for.
 const SHARED_WORK: usize = 1 << 17;
 
@@ -66,7 +69,7 @@ impl Stored for Lane {
 }
 
 impl Stored for HalfLane {
-    const FEW: usize = 2;
+    const FEW: usize = 4;
     #[inline(always)]
     fn vector<V: Vector>(&self) -> V {
         V::load_half(&self.0)
@@ -324,7 +327,7 @@ impl Kernels {
         let isa = self.isa;
         let rows_first = w.n == 1 || w.panels.bytes() <= SMALL_WEIGHTS;
         let panels = w.bias.len();
-        let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { 4 * self.pool.threads() };
+        let parts = if m * w.k * w.n < SHARED_WORK { 1 } else { PARTS * self.pool.threads() };
         // Threads share the rows, in whole tiles, when the weights are small, else the columns.
         let (len, unit) = if rows_first { (m, MOST_ROWS) } else { (panels, 1) };
         let chunk = len.div_ceil(parts).next_multiple_of(unit);
@@ -377,8 +380,9 @@ fn tiles<V: Vector, L: Stored>(
         for pass in 0..passes {
             // Tiles of nearly the same height.
             let height = (rows.end - row).div_ceil(passes - pass);
-            // The first passes over some panels ask for the next ones, a panel each, so that reading and computing overlap.
-            let next = if passes > 1 && pass < most_panels { end + pass } else { first };
+            // Each pass over some panels asks for another of the next ones, so that reading and computing overlap. Behind the
+            // last panel lies the model's next matrix, if it was made next.
+            let next = end + pass;
             let mut panel = first;
             while panel < end {
                 let mut wide = most_panels;
@@ -466,6 +470,9 @@ unsafe fn sum_tile<V: Vector, L: Stored>(
 }
 
 /// `M` rows times `P` panels, `[M, P]`. Each sum runs over k in order, whatever the size of the tile.
+///
+/// With `again` the panels are passed several times, and the panel at `ahead`, any address, is asked for meanwhile; else
+/// each panel's own next lanes are.
 ///
 /// # Safety
 /// Rows `row..row + M` and panels `panel..panel + P` must exist.
@@ -677,8 +684,8 @@ mod tests {
                 (3, 17, 33),
                 (5, 64, 8),
                 (16, 300, 160),
-                (2, 700, 200),
-                (30, 700, 200),
+                (2, 300, 250),
+                (30, 300, 250),
                 (40, 24, 32),
                 (9, 7, 1),
             ] {

@@ -84,20 +84,9 @@ impl Kernels {
     }
 }
 
-/// Asks for the cache lines of `len` numbers.
-#[inline(always)]
-fn prefetch<V: Vector>(from: *const f32, len: usize) {
-    let mut at = 0;
-    while at < len {
-        V::prefetch(from.wrapping_add(at));
-        at += LANES;
-    }
-}
-
 #[inline(always)]
 fn distances<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(x.len()).zip(out) {
-        prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), row.len());
         *out = sum_pairs::<V, SQUARED_DIFFERENCE>(x, row);
     }
 }
@@ -179,10 +168,7 @@ fn attend_head<V: Vector>(
     let (first, second) = scores[..parts[0].len() + parts[1].len()].split_at_mut(parts[0].len());
     for (scores, part) in [first, second].into_iter().zip(parts) {
         let rows = &k[part.start * width..part.end * width];
-        for ((score, row), step) in scores.iter_mut().zip(rows.chunks_exact(width)).zip(part.clone()) {
-            // The values are asked for meanwhile.
-            prefetch::<V>(row.as_ptr().wrapping_add(LANES * V::AHEAD), width);
-            prefetch::<V>(v.as_ptr().wrapping_add(step * width), width);
+        for (score, row) in scores.iter_mut().zip(rows.chunks_exact(width)) {
             *score = sum_pairs::<V, DOT>(q, row);
         }
     }

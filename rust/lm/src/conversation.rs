@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kernels::{Held, Ring, RingShape, Slots};
 
-use crate::engine::Model;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::sampling::{Noise, Sampler, TextSampler};
 
 /// What the layers' attention to a source sees: keys and values that do not change. Conversations may share it.

@@ -1,12 +1,14 @@
 //! Encodes and decodes noise frame by frame and prints what a frame takes, by stage: something to run under a profiler.
 //!
-//! `cargo run --release -p mimi --example frames CHECKPOINT [THREADS [FRAMES]]`
+//! `cargo run --release -p mimi --example frames CHECKPOINT [THREADS [FRAMES [KERNELS [float16]]]]`
+//!
+//! KERNELS is an instruction set by its name, such as AVX2.
 
 use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use mimi::{Mimi, Options, StageTimes};
+use mimi::{Isa, Mimi, Options, Precision, StageTimes};
 
 /// Median and least time of a whole frame, then medians by stage, in milliseconds.
 struct Table(Vec<[Duration; 4]>);
@@ -44,7 +46,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = arguments.next().ok_or("the path of a checkpoint is expected")?;
     let threads = arguments.next().map_or(Ok(1), |n| n.parse())?;
     let frames: usize = arguments.next().map_or(Ok(300), |n| n.parse())?;
-    let mimi = Mimi::load(Path::new(&path), &Options { num_threads: Some(threads), ..Options::default() })?;
+    let isa = match arguments.next() {
+        Some(name) => Isa::available().into_iter().find(|isa| isa.to_string() == name).ok_or("no such kernels here")?,
+        None => Isa::available()[0],
+    };
+    let weights = match arguments.next().as_deref() {
+        Some("float16") => Precision::Float16,
+        Some(_) => return Err("float16 is expected after the kernels".into()),
+        None => Precision::Float32,
+    };
+    let options = Options { num_threads: Some(threads), isa: Some(isa), weights, ..Options::default() };
+    let mimi = Mimi::load(Path::new(&path), &options)?;
 
     let mut random = fastrand::Rng::with_seed(1);
     let (mut encoder, mut decoder) = (mimi.encoder(), mimi.decoder());
@@ -61,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             encoding.add(middle - begin, before, encoder.stage_times());
         }
     }
-    println!("milliseconds per frame, {threads} threads, medians of {frames} frames");
+    println!("milliseconds per frame, {isa}, {weights:?}, {threads} threads, medians of {frames} frames");
     encoding.print("encode");
     decoding.print("decode");
     Ok(())

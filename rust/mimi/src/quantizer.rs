@@ -11,7 +11,7 @@ use crate::scratch::sized;
 use crate::weights::Weights;
 
 /// Entries per piece of work when a codebook is searched.
-const PIECE: usize = 128;
+const PIECE: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct Quantizer {

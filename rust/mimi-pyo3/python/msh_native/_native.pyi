@@ -27,6 +27,8 @@ __all__ = [
     "find_not_finite",
     "foreign",
     "kernels",
+    "pack",
+    "read_bandwidth",
     "read_header",
 ]
 
