@@ -225,7 +225,7 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
     return found
 
 
-def measure_differences(steps: int, size: str) -> dict[str, Any]:
+def measure_differences(steps: int, config: dict[str, Any]) -> dict[str, Any]:
     import msh_native
 
     from msh_mlx.library.files import find_demo
@@ -234,9 +234,8 @@ def measure_differences(steps: int, size: str) -> dict[str, Any]:
     files = find_demo()
     demo = cast("NativeModel", load_lm(files.model, files.config, engine="native"))
     result = {"demo": differences("demo model", demo._weights, demo.config.to_dict(), steps)}
-    config = MODELS[size]
     lm = msh_native.Lm.random(json.dumps(config), 4, MLX_GROUP, 7)
-    result[size] = differences(f"random model {size}, 4 bits", lm, config, max(steps // 4, 4))
+    result["random"] = differences("random model, 4 bits", lm, config, max(steps // 4, 4))
     return result
 
 
@@ -282,7 +281,7 @@ def main() -> int:
     print(f"\n{args.long} steps, ten windows, by tenths:")
     print("ms a step " + " ".join(f"{1000 * seconds:.3f}" for seconds in age["seconds"]))
     print("MB at most " + " ".join(f"{peak / 1e6:.1f}" for peak in age["peaks"]))
-    result["differences"] = measure_differences(20 if args.quick else 200, "graph" if args.quick else "1b")
+    result["differences"] = measure_differences(20 if args.quick else 200, QUICK if args.quick else MODELS["1b"])
     if output:
         output.write_text(json.dumps(result, indent=1) + "\n")
     return 0
