@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 from ..errors import InputError
@@ -11,7 +10,7 @@ from ..system.inputs import existing
 from ..system.signals import Signals
 from ..system.streams import check_output
 from .choice import add_weights, named_files
-from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, whole
+from .options import Parser, add_config, add_kv_bits, add_printing, add_quantized, display, print_json, whole
 from .program import import_mlx
 
 
@@ -76,5 +75,8 @@ def run(arguments: list[str], signals: Signals) -> int:
         mimi = load_mimi(codec, num_codebooks=max(lm.config.dep_q, lm.config.user_q)) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
-    print(json.dumps(asdict(outcome), ensure_ascii=False) if args.json else outcome.table())
+    if args.json:
+        print_json(asdict(outcome))
+    else:
+        print(outcome.table())
     return 0
