@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import sys
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -198,10 +199,12 @@ def compare(name: str, contenders: list[Contender], steps: int, quick: bool) -> 
         for contender, worker in zip(contenders, workers, strict=True):
             contender.read = worker.ask("start")["read"]
         block = min(steps, 4)
+        turn = deque(zip(contenders, workers, strict=True))
         while len(contenders[0].times) < steps:
-            for contender, worker in zip(contenders, workers, strict=True):
+            for contender, worker in turn:
                 # A peer's step takes several times as long.
                 contender.times += worker.ask("steps", count=1 if contender.kind == "peer" else block)
+            turn.rotate(1)  # so that none always finds the caches as the same other has left them
         ours = [worker.ask("said") for c, worker in zip(contenders, workers, strict=True) if c.kind != "peer"]
         assert all(said == ours[0] for said in ours), "two ways to run one model say different things"
         for contender, worker in zip(contenders, workers, strict=True):

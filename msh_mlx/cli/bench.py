@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from ..errors import InputError
 from ..library.files import config_for, find_demo
 from ..system.inputs import existing
@@ -18,6 +16,7 @@ from .options import (
     add_printing,
     add_quantized,
     display,
+    print_json,
     whole,
 )
 from .program import import_mlx
@@ -86,5 +85,8 @@ def run(arguments: list[str], signals: Signals) -> int:
         mimi = load_mimi(codec, num_codebooks=codebooks, weights=args.codec_weights) if codec else None
         with shown.progress("Measuring") as progress:
             outcome = measure(lm, name, mimi, steps=args.steps, kv_bits=args.kv_bits, progress=progress)
-    print(json.dumps(outcome.to_dict(), ensure_ascii=False) if args.json else outcome.table())
+    if args.json:
+        print_json(outcome.to_dict())
+    else:
+        print(outcome.table())
     return 0

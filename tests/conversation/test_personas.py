@@ -264,7 +264,7 @@ WRONG_SOUNDS = [
 @pytest.mark.parametrize("sound", WRONG_SOUNDS)
 def test_a_wrong_sound(parts: Parts, sound: object) -> None:
     """A voice from Python is checked before anything is computed."""
-    with pytest.raises(InputError, match="he sound of the voice"):
+    with pytest.raises(InputError, match="sound of the voice"):
         Personas(parts).opening(Persona(sound))
 
 
