@@ -157,7 +157,7 @@ def measure_peers(size: str, peer: Path | None, rounds: int) -> dict[str, float]
             worker = Process(f"moshi-mlx {PEER_VERSION}", peer, LM_WORKER, None, "peer", *files, "bfloat16", bits)
             workers[worker.name] = stack.enter_context(worker)
             worker.ask("start", warm_up=False)
-        ours.ask("begin", threads=os.cpu_count() or 1, activations="int8")
+        ours.ask("begin", threads=os.cpu_count() or 1, activations="int16")
         for _ in range(rounds):
             for name, worker in workers.items():
                 slow = name != "native" and bits < 16
