@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
-# Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows.
+# Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows. Keys
+# and values are up to a quarter of what is read: 8 bits save half of that, and a shorter window nearly all.
 TRIAL_LIMIT = 0.09
+SHORT_TRIAL_LIMIT = 0.105
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
@@ -78,12 +80,12 @@ def room(memory: int) -> int:
     return memory - max(memory // 4, _SYSTEM)
 
 
-def this_machine() -> Machine:
-    """Measure the machine. Takes about a second."""
+def this_machine(engine: str = "auto") -> Machine:
+    """Measure the machine, as `engine` reads its memory. Takes about a second."""
     from ..system.memory import machine_memory
     from .bandwidth import bandwidth
 
-    return Machine(machine_memory(), bandwidth())
+    return Machine(machine_memory(), bandwidth(engine))
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,14 @@ def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
-def triable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
-    """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest."""
+def triable(entries: Mapping[str, Entry], machine: Machine, limit: float = TRIAL_LIMIT) -> list[Entry]:
+    """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest.
+
+    The bytes of a step must be read within `limit` seconds.
+    """
     good = [entry for entry in entries.values() if not entry.is_restricted]
     verdicts = {entry.name: judge(entry, machine) for entry in good}
-    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= TRIAL_LIMIT]
+    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= limit]
     return sorted(found, key=lambda entry: (not cache.is_on_disk(entry), entry.step_bytes or 0))
 
 
