@@ -11,7 +11,8 @@ from engines import load_exact
 from paths import DEMO, ROOT
 
 from msh_mlx import LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
+from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step, random_lm
+from msh_mlx.library.catalogue import load_catalogue
 from msh_mlx.model.families.tts import delay_steps
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
@@ -33,7 +34,7 @@ def test_the_demo_model_without_any_option():
     assert (result.returncode, result.stderr) == (0, "")
     rows = dict(re.findall(r"^\| (\S.*?) +\| (\S.*?) +\|$", result.stdout, re.MULTILINE))
     wanted = ["chip", "memory", "engine", "model", "bits", "step p50 / p95 / p99 (5 steps)", "encode p50 / p95 / p99",
-              "real-time factor", "memory peak", "bytes read a step", "bandwidth reached"]  # fmt: skip
+              "real-time factor", "memory peak", "bytes read a step", "bandwidth reached", "conversations with"]  # fmt: skip
     assert set(wanted) <= set(rows)
     assert rows["model"] == "model.q8.safetensors"
     assert rows["bits"].startswith("8, activations ")
@@ -55,6 +56,10 @@ def test_json_of_a_model_without_a_codec(engine):
     assert figures["share"] == pytest.approx(
         figures["bytes_per_step"] / (figures["step"]["p50"] / 1000) / figures["bandwidth"]
     )
+    assert figures["step_ms"] == figures["step"]["p50"]
+    assert (figures["read_bandwidth"], figures["share_of_bandwidth"]) == (figures["bandwidth"], figures["share"])
+    needed = load_catalogue()["moshiko-q4"].step_bytes
+    assert figures["conversations"]["moshiko-q4"] == pytest.approx(0.08 * figures["bandwidth"] / needed)
 
 
 @pytest.mark.parametrize("name", ["stt", "tts", "persona"])
@@ -149,6 +154,18 @@ def test_random_weights_of_mlx(bits):
 
 def test_the_published_size_is_the_default():
     assert SIZES["7b"] == LmConfig()
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ({"q8": 1.8, "q4": 2.7, "bf16": 1.0}, "q8 (1.8 times) and q4 (2.7 times)"),
+        ({"q8": 0.6, "q4": 0.9}, "perhaps q4, the lightest (0.9 times)"),
+        ({"q8": 0.2, "q4": 0.4}, "none; q4, the lightest (0.4 times)"),
+    ],
+)
+def test_the_models_that_hold_a_conversation(times, says):
+    assert able(times) == says
 
 
 def test_percentiles_are_milliseconds():

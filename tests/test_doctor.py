@@ -49,6 +49,7 @@ from msh_mlx.doctor.judgements import (
 from msh_mlx.doctor.sound import check_echo, check_microphone, check_speaker
 from msh_mlx.errors import MshError
 from msh_mlx.library.catalogue import load_catalogue
+from msh_mlx.library.suited import reading
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure
 from msh_mlx.sound.ends import Level
@@ -322,13 +323,14 @@ def test_judgements_touch_nothing() -> None:
 def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
     entries = {name: entry for name, entry in load_catalogue().items() if name in ("moshiko-q4", "moshiko-q8")}
     least, most = sorted(entry.step_bytes or 0 for entry in entries.values())
+    both = f"to read a step of moshiko-q8 (1.8 times) and moshiko-q4 ({most / 0.045 * 0.08 / least:.1f} times)"
     for bandwidth, status, found in (
-        (most / 0.045, "ok", f"enough for moshiko-q8 and moshiko-q4, at best {most / 0.045 * 0.08 / least:.1f} times"),
-        (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
+        (most / 0.045, "ok", both),
+        (least / 0.045, "ok", "to read a step of moshiko-q4 (1.8 times)"),
         (least / 0.046, "ok", "perhaps enough for moshiko-q4, which is taken on trial"),
         (least / 0.091, "warning", "too slow for the published models"),
     ):
-        finding = judge_engine("native, AVX2", bandwidth + 1, entries, (0.045, 0.09), 0.08)
+        finding = judge_engine("native, AVX2", bandwidth + 1, reading(entries, bandwidth + 1), (0.045, 0.09), 0.08)
         assert finding.status == status
         assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
         assert found in finding.found

@@ -139,7 +139,7 @@ def choose(
 
     Options of sampling that were left out get the values that are usual for the model. `uses` are what the model may be for, as
     `Family.use`; the demo model is of the first. With `in_time`, a model that the user did not name must be able to follow a
-    conversation; without it, the fastest is taken if none is. With `tries`, the caller puts a model on trial if none surely can.
+    conversation; without it, the fastest is taken if none is. With `tries`, a model may be taken on trial if none surely can.
 
     Raises
     ------

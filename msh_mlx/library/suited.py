@@ -120,6 +120,11 @@ def judge(entry: Entry, machine: Machine) -> Verdict:
     return Verdict(fits, None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth)
 
 
+def reading(entries: Mapping[str, Entry], bandwidth: float) -> dict[str, float]:
+    """Return how many seconds the bytes of a step take to read at a bandwidth, for each model of which they are known."""
+    return {entry.name: entry.step_bytes / bandwidth for entry in entries.values() if entry.step_bytes}
+
+
 def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     """List the models, of one use, that suit a machine and that anyone may take: those on disk first, then the best."""
     good = [entry for entry in entries.values() if not entry.is_restricted and judge(entry, machine).suits]
