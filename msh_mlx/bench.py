@@ -44,7 +44,8 @@ def random_lm(
 ) -> LanguageModel:
     """Make a model of seeded random weights for an engine.
 
-    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`.
+    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`. `progress` gets the
+    fraction that has been made.
     """
     if chosen(engine) == "mlx":
         from .model.mlx.layers import default_dtype
@@ -53,7 +54,7 @@ def random_lm(
         return random_model(config, bits, group_size, seed, default_dtype(), progress)
     from .model.native.model import NativeModel
 
-    return NativeModel.random(config, bits, group_size, seed)
+    return NativeModel.random(config, bits, group_size, seed, progress)
 
 
 def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:

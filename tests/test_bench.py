@@ -10,10 +10,11 @@ import pytest
 from engines import load_exact
 from paths import DEMO, ROOT
 
-from msh_mlx import LmConfig, LmGen, Sampler, load_lm
+from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
 from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step, random_lm
 from msh_mlx.library.catalogue import load_catalogue
 from msh_mlx.model.families.tts import delay_steps
+from msh_mlx.weights.checkpoint import open_checkpoint
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
 LIMIT = 60
@@ -98,10 +99,9 @@ def test_wrong_options(options, says):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_bytes_of_a_step_counted_by_hand():
-    pytest.importorskip("mlx.core")
-    lm = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", "mlx")
-    c, module = lm.config, lm.module
+def test_bytes_of_a_step_counted_by_hand(engine):
+    lm = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", engine)
+    c = lm.config
 
     def matrix(rows, columns):
         return rows * columns + 2 * 4 * rows * columns // 64  # a byte each; a scale and a bias, float32, for 64 of them
@@ -109,8 +109,8 @@ def test_bytes_of_a_step_counted_by_hand():
     def layers(count, dim, hidden):
         return count * (matrix(4 * dim, dim) + 3 * matrix(hidden, dim) + 2 * 4 * dim)
 
-    hidden = module.transformer.layers[0].gating.linear_out.weight.shape[1] * 4
-    inner = module.depformer.slices[0].transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    shapes = open_checkpoint(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json").shapes
+    hidden, inner = (shapes[f"{part}transformer.layers.0.gating.linear_out"][1] for part in ("", "depformer.slices.0."))
     wanted = layers(c.num_layers, c.dim, hidden) + 4 * c.dim + matrix(c.text_card, c.dim)
     wanted += (1 + c.n_q) * matrix(1, c.dim)
     d = c.depformer_dim
@@ -135,6 +135,25 @@ def test_random_models_are_seeded_and_keep_their_size(bits, engine):
     assert 0.3 < a.std() < 3
     assert one.about().bits == (bits,) if bits < 16 else True
     assert one.weights_bytes > one.step_bytes > 0
+
+
+def test_making_random_weights_tells_how_far_it_is_and_can_be_ended():
+    told = []
+    random_lm(TINY, 4, 64, 1, "native", told.append)
+    assert told == sorted(told)
+    assert 0 < told[0] < 0.9 < told[-1] <= 1
+
+    def end(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        random_lm(TINY, 4, 64, 1, "native", end)
+
+
+def test_what_is_too_large_for_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("msh_mlx.model.native.model.available_memory", lambda: 10**6)
+    with pytest.raises(InputError, match=r"The weights take 4\.\d GB of memory, and 0\.0 GB are free"):
+        random_lm(SIZES["7b"], 4, 64, 1, "native", lambda _: pytest.fail("something was made"))
 
 
 @pytest.mark.parametrize("bits", [16, 8, 6, 4])
