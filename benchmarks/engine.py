@@ -27,6 +27,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -182,6 +183,7 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
     kept: dict[str, list[list[npt.NDArray[np.float64]]]] = {}
     first: list[int] = []
     found: dict[str, dict[str, float]] = {}
+    times: dict[str, list[float]] = {}
     for way in ("float32", "bfloat16", "int16", "int8"):
         engine = lm.engine(1, activations=way)
         greedy = {"text": (0.0, 0, 1.0, 0.0, 1.0, 0.0), "audio": (0.0, 0, 1.0, 0.0)}
@@ -190,15 +192,20 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
         for step in range(steps):
             cards = [config["text_card"], *[config["card"]] * config["n_q"]]
             tokens = random.integers(0, cards)[None].astype(np.int32)
+            begin = perf_counter()
             text = engine.hear([conversation], tokens)
+            took = perf_counter() - begin
             if way == "float32":
                 first.append(int(text[0]))
             row = [conversation.text_logits().astype(np.float64)]
             if config["dep_q"]:
+                begin = perf_counter()
                 said = engine.speak([conversation], np.array([first[step]], np.int32))[0]
+                took += perf_counter() - begin
                 codes.append(said)
                 row += list(conversation.audio_logits().astype(np.float64))
             rows.append(row)
+            times.setdefault(way, []).append(1000 * took)
         kept[way] = rows
         if way == "float32":
             exact_codes = codes
@@ -216,12 +223,13 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
                 same += float(a.argmax() == b.argmax())
                 count += 1
         found[way] = {"largest": largest, "kl": kl / count, "same": same / count, "spread": spread}
+        found[way]["ms"] = median(times[way])
     del kept
     gc.collect()
-    print(f"\n{name}: logits beside float32, {steps} steps")
-    print(f"{'activations':<14}{'largest difference':>20}{'mean KL':>12}{'same best token':>18}")
+    print(f"\n{name}: logits beside float32, which takes {median(times['float32']):.2f} ms a step; {steps} steps")
+    print(f"{'activations':<14}{'largest difference':>20}{'mean KL':>12}{'same best token':>18}{'ms':>10}")
     for way, figures in found.items():
-        print(f"{way:<14}{figures['largest']:20.4f}{figures['kl']:12.2e}{figures['same']:18.2%}")
+        print(f"{way:<14}{figures['largest']:20.4f}{figures['kl']:12.2e}{figures['same']:18.2%}{figures['ms']:10.2f}")
     return found
 
 

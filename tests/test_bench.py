@@ -63,6 +63,16 @@ def test_json_of_a_model_without_a_codec(engine):
     assert figures["conversations"]["moshiko-q4"] == pytest.approx(0.08 * figures["bandwidth"] / needed)
 
 
+def test_with_the_native_engine_mlx_is_not_imported():
+    code = "import atexit, sys; from msh_mlx.cli.main import main; atexit.register(lambda: print(*sys.modules)); main()"
+    command = [sys.executable, "-c", code, "bench", "--engine", "native", "--steps", "2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert "| real-time factor" in result.stdout
+    modules = result.stdout.splitlines()[-1].split()
+    assert "msh_native" in modules
+    assert "mlx.core" not in modules
+
+
 @pytest.mark.parametrize("name", ["stt", "tts", "persona"])
 def test_models_of_other_families(name):
     model = next((DEMO / name).glob("model.*"))

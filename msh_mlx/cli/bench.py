@@ -55,7 +55,7 @@ def run(arguments: list[str], signals: Signals) -> int:
         raise InputError("--bits is for random weights", "give --size with it")
     if (args.config or args.quantized) and not (args.model or args.variant):
         raise InputError("--config and --quantized are for a model", "give one with --model")
-    import_mlx(signals)
+    import_mlx(signals, args.engine)
     from ..bench import SIZES, measure, random_lm
     from ..conversation.codec import load_mimi
     from ..model.engines import prepare

@@ -148,7 +148,7 @@ def choose(
     MshError
         A file cannot be fetched, or MLX cannot compile on this machine.
     """
-    import_mlx(signals)
+    import_mlx(signals, args.engine)
     from ..library.suited import check_memory, memory_needed
     from ..model.engines import prepare
     from ..system.memory import machine_memory
