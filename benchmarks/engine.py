@@ -9,6 +9,7 @@ The ways take turns, some steps each, so that other load on the machine affects 
 - With --peers: a Llama of 7 B at Q4_0 and Q8_0 through llama.cpp (llama-cpp-python, which is built in an environment in
   .cache, for minutes), with each number of threads; and moshi-mlx with a model of 1 B and one that is all framework
   ("graph": 32 layers, hardly any width). The MLX engine runs these two, too, where MLX is installed.
+- The demo model with its codec, as a conversation runs: milliseconds a frame, and times as fast as real time.
 - Memory and time of a conversation over ten windows.
 - What rounding activations changes: logits of the demo model and of a random one, beside float32.
 
@@ -130,6 +131,13 @@ def report_published(result: dict[str, Any]) -> None:
             f"{name:<44}{1000 * way['seconds']:9.1f}{1000 * way['best']:9.1f}{size / 1e9:11.2f}{speed / 1e9:8.1f}"
             f"{speed / reads:8.2f}"
         )
+    speeds = {name: way["weights"] / way["seconds"] for name, way in result["ways"].items()}
+    if theirs := max((speed for name, speed in speeds.items() if name.startswith("llama.cpp")), default=0):
+        for activations in ACTIVATIONS:
+            ours = max(speeds[f"{activations}, {threads} threads"] for threads in result["bandwidth"])
+            print(
+                f"{activations} reads {ours / theirs:.2f} times as many bytes a second as llama.cpp, each with its best threads"
+            )
     one = result["ways"].get("1 conversations")
     if one:
         for rows in (2, 4, 8):
@@ -164,6 +172,23 @@ def measure_peers(size: str, peer: Path | None, rounds: int) -> dict[str, float]
                 slow = name != "native" and bits < 16
                 times.setdefault(name, []).extend(worker.ask("steps", count=1 if slow else 20)[-20 if slow else -10 :])
     return {name: median(seconds) for name, seconds in times.items()}
+
+
+def measure_demo(frames: int) -> dict[str, float]:
+    """Return the median milliseconds of a frame with the demo model and its codec, by part, and the real-time factor."""
+    from msh_mlx.bench import measure
+    from msh_mlx.conversation.codec import load_mimi
+    from msh_mlx.library.files import find_demo
+    from msh_mlx.weights.load import load_lm
+
+    files = find_demo()
+    lm = load_lm(files.model, files.config, engine="native")
+    mimi = load_mimi(files.mimi, num_codebooks=max(lm.config.dep_q, lm.config.user_q))
+    report = measure(lm, "demo", mimi, steps=frames)
+    assert report.encode is not None
+    assert report.decode is not None
+    parts = {"encode": report.encode.p50, "step": report.step.p50, "decode": report.decode.p50}
+    return {**parts, "real_time": report.real_time}
 
 
 def measure_age(steps: int) -> dict[str, list[float]]:
@@ -285,6 +310,9 @@ def main() -> int:
         ours = result["peers"][size]["native"]
         for name, seconds in result["peers"][size].items():
             print(f"{name:<24}{1000 * seconds:10.2f}{seconds / ours:10.1f}")
+    result["demo"] = demo = measure_demo(20 if args.quick else 1000)
+    print(f"\nthe demo model, {demo['real_time']:.1f} times as fast as real time; ms a frame:")
+    print(" ".join(f"{part} {demo[part]:.2f}" for part in ("encode", "step", "decode")))
     result["age"] = age = measure_age(args.long)
     print(f"\n{args.long} steps, ten windows, by tenths:")
     print("ms a step " + " ".join(f"{1000 * seconds:.3f}" for seconds in age["seconds"]))
