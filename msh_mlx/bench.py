@@ -19,7 +19,6 @@ from .library.catalogue import load_catalogue, of_use
 from .library.suited import STEP_LIMIT, TRIAL_LIMIT, reading, source_bytes
 from .model.config import LmConfig
 from .model.engine import LanguageModel
-from .model.engines import chosen
 from .model.families import family_of, hibiki, tts
 from .model.generate import LmGen
 from .model.steering import NO_STEERING
@@ -32,29 +31,6 @@ SIZES = {
     "7b": LmConfig(),
     "1b": LmConfig(dim=2048, num_layers=16, num_heads=16, max_period=100000.0, text_card=48000),
 }
-
-
-def random_lm(
-    config: LmConfig,
-    bits: int,
-    group_size: int,
-    seed: int,
-    engine: str = "auto",
-    progress: Callable[[float], None] | None = None,
-) -> LanguageModel:
-    """Make a model of seeded random weights for an engine.
-
-    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`. `progress` gets the
-    fraction that has been made.
-    """
-    if chosen(engine) == "mlx":
-        from .model.mlx.layers import default_dtype
-        from .model.mlx.random import random_model
-
-        return random_model(config, bits, group_size, seed, default_dtype(), progress)
-    from .model.native.model import NativeModel
-
-    return NativeModel.random(config, bits, group_size, seed, progress)
 
 
 def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:

@@ -11,8 +11,9 @@ from engines import load_exact
 from paths import DEMO, ROOT
 
 from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step, random_lm
+from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step
 from msh_mlx.library.catalogue import load_catalogue
+from msh_mlx.model.engines import random_lm
 from msh_mlx.model.families.tts import delay_steps
 from msh_mlx.weights.checkpoint import open_checkpoint
 

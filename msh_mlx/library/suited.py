@@ -251,14 +251,11 @@ def memory_needed(
 
     With guidance, `guided`, each has two rows of keys and values.
     """
-    # The native engine keeps weights as they are stored, and what cross-attention sees in float32.
-    item, seen, held = 2, 4, None
-    if engine == "mlx":
-        from ..model.mlx.layers import default_dtype
+    from ..model.engines import sizes
 
-        item = seen = held = default_dtype().size
-    kept = _kept_bytes(checkpoint.config, item, seen, kv_bits, 2 if guided else 1)
-    return checkpoint.held_bytes(held) + conversations * kept + _THE_REST
+    size = sizes(engine)
+    kept = _kept_bytes(checkpoint.config, size.kept, size.seen, kv_bits, 2 if guided else 1)
+    return checkpoint.held_bytes(size.weights) + conversations * kept + _THE_REST
 
 
 def _kept_bytes(config: Architecture, item: int, seen: int, kv_bits: int | None = None, rows: int = 1) -> int:
