@@ -27,6 +27,7 @@ from msh_mlx.cli.doctor import conclusion, show
 from msh_mlx.doctor.checks import (
     all_checks,
     check_demo,
+    check_engine,
     check_files,
     check_mlx,
     check_models,
@@ -338,6 +339,16 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
         finding.advice == "moshiko-q4, the lightest, reads for 91 ms of the 80 that a frame lasts; try the demo model."
     )
     assert judge_engine("MLX", 1e9, {}, (0.045, 0.09), 0.08).status == "ok"
+
+
+def test_a_processor_for_which_there_is_only_plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msh_mlx.model.engines.chosen", lambda _: "native")
+    monkeypatch.setattr("msh_native.dots", lambda: ["portable"])
+    finding = check_engine()
+    assert (finding.status, finding.found) == ("warning", "native, plain code: too slow for the published models")
+    assert finding.advice.startswith("Use a processor with AVX2 and FMA, or one with NEON")
+    monkeypatch.setattr("msh_native.dots", lambda: ["NEON", "portable"])
+    assert check_engine().found.startswith("native, NEON, reads memory with ")
 
 
 @pytest.mark.parametrize(

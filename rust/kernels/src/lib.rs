@@ -5,8 +5,8 @@
 //! each with its reason.
 //!
 //! Each output number is computed by the same sequence of operations whatever the number of rows in the call or of
-//! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
-//! takes no lock.
+//! threads, so a stream cut into other pieces gives the same bits. But for the measurement of memory, a
+//! call of [`Kernels`] or [`Pool`] allocates nothing and takes no lock.
 
 mod bandwidth;
 mod float;
