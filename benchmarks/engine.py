@@ -9,6 +9,7 @@ The ways take turns, some steps each, so that other load on the machine affects 
 - With --peers: a Llama of 7 B at Q4_0 and Q8_0 through llama.cpp (llama-cpp-python, which is built in an environment in
   .cache, for minutes), with each number of threads; and moshi-mlx with a model of 1 B and one that is all framework
   ("graph": 32 layers, hardly any width). The MLX engine runs these two, too, where MLX is installed.
+- The demo model with its codec, as a conversation runs: milliseconds a frame, and times as fast as real time.
 - Memory and time of a conversation over ten windows.
 - What rounding activations changes: logits of the demo model and of a random one, beside float32.
 
@@ -27,6 +28,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -129,6 +131,13 @@ def report_published(result: dict[str, Any]) -> None:
             f"{name:<44}{1000 * way['seconds']:9.1f}{1000 * way['best']:9.1f}{size / 1e9:11.2f}{speed / 1e9:8.1f}"
             f"{speed / reads:8.2f}"
         )
+    speeds = {name: way["weights"] / way["seconds"] for name, way in result["ways"].items()}
+    if theirs := max((speed for name, speed in speeds.items() if name.startswith("llama.cpp")), default=0):
+        for activations in ACTIVATIONS:
+            ours = max(speeds[f"{activations}, {threads} threads"] for threads in result["bandwidth"])
+            print(
+                f"{activations} reads {ours / theirs:.2f} times as many bytes a second as llama.cpp, each with its best threads"
+            )
     one = result["ways"].get("1 conversations")
     if one:
         for rows in (2, 4, 8):
@@ -165,6 +174,23 @@ def measure_peers(size: str, peer: Path | None, rounds: int) -> dict[str, float]
     return {name: median(seconds) for name, seconds in times.items()}
 
 
+def measure_demo(frames: int) -> dict[str, float]:
+    """Return the median milliseconds of a frame with the demo model and its codec, by part, and the real-time factor."""
+    from msh_mlx.bench import measure
+    from msh_mlx.conversation.codec import load_mimi
+    from msh_mlx.library.files import find_demo
+    from msh_mlx.weights.load import load_lm
+
+    files = find_demo()
+    lm = load_lm(files.model, files.config, engine="native")
+    mimi = load_mimi(files.mimi, num_codebooks=max(lm.config.dep_q, lm.config.user_q))
+    report = measure(lm, "demo", mimi, steps=frames)
+    assert report.encode is not None
+    assert report.decode is not None
+    parts = {"encode": report.encode.p50, "step": report.step.p50, "decode": report.decode.p50}
+    return {**parts, "real_time": report.real_time}
+
+
 def measure_age(steps: int) -> dict[str, list[float]]:
     """Return the median seconds of a step, and the peak of memory, in each tenth of a conversation of ten windows."""
     config = {**MODELS["graph"], "context": max(steps // 10, 2)}
@@ -182,6 +208,7 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
     kept: dict[str, list[list[npt.NDArray[np.float64]]]] = {}
     first: list[int] = []
     found: dict[str, dict[str, float]] = {}
+    times: dict[str, list[float]] = {}
     for way in ("float32", "bfloat16", "int16", "int8"):
         engine = lm.engine(1, activations=way)
         greedy = {"text": (0.0, 0, 1.0, 0.0, 1.0, 0.0), "audio": (0.0, 0, 1.0, 0.0)}
@@ -190,15 +217,20 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
         for step in range(steps):
             cards = [config["text_card"], *[config["card"]] * config["n_q"]]
             tokens = random.integers(0, cards)[None].astype(np.int32)
+            begin = perf_counter()
             text = engine.hear([conversation], tokens)
+            took = perf_counter() - begin
             if way == "float32":
                 first.append(int(text[0]))
             row = [conversation.text_logits().astype(np.float64)]
             if config["dep_q"]:
+                begin = perf_counter()
                 said = engine.speak([conversation], np.array([first[step]], np.int32))[0]
+                took += perf_counter() - begin
                 codes.append(said)
                 row += list(conversation.audio_logits().astype(np.float64))
             rows.append(row)
+            times.setdefault(way, []).append(1000 * took)
         kept[way] = rows
         if way == "float32":
             exact_codes = codes
@@ -216,12 +248,13 @@ def differences(name: str, lm: Any, config: Any, steps: int, kv: str = "float32"
                 same += float(a.argmax() == b.argmax())
                 count += 1
         found[way] = {"largest": largest, "kl": kl / count, "same": same / count, "spread": spread}
+        found[way]["ms"] = median(times[way])
     del kept
     gc.collect()
-    print(f"\n{name}: logits beside float32, {steps} steps")
-    print(f"{'activations':<14}{'largest difference':>20}{'mean KL':>12}{'same best token':>18}")
+    print(f"\n{name}: logits beside float32, which takes {median(times['float32']):.2f} ms a step; {steps} steps")
+    print(f"{'activations':<14}{'largest difference':>20}{'mean KL':>12}{'same best token':>18}{'ms':>10}")
     for way, figures in found.items():
-        print(f"{way:<14}{figures['largest']:20.4f}{figures['kl']:12.2e}{figures['same']:18.2%}")
+        print(f"{way:<14}{figures['largest']:20.4f}{figures['kl']:12.2e}{figures['same']:18.2%}{figures['ms']:10.2f}")
     return found
 
 
@@ -277,6 +310,9 @@ def main() -> int:
         ours = result["peers"][size]["native"]
         for name, seconds in result["peers"][size].items():
             print(f"{name:<24}{1000 * seconds:10.2f}{seconds / ours:10.1f}")
+    result["demo"] = demo = measure_demo(20 if args.quick else 1000)
+    print(f"\nthe demo model, {demo['real_time']:.1f} times as fast as real time; ms a frame:")
+    print(" ".join(f"{part} {demo[part]:.2f}" for part in ("encode", "step", "decode")))
     result["age"] = age = measure_age(args.long)
     print(f"\n{args.long} steps, ten windows, by tenths:")
     print("ms a step " + " ".join(f"{1000 * seconds:.3f}" for seconds in age["seconds"]))

@@ -25,7 +25,6 @@ from time import perf_counter
 
 import numpy as np
 
-from msh_mlx.bench import random_lm
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.kept import KeptPrompts
@@ -35,7 +34,7 @@ from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
 from msh_mlx.model.config import LmConfig
 from msh_mlx.model.engine import LanguageModel
-from msh_mlx.model.engines import ENGINES, prepare
+from msh_mlx.model.engines import ENGINES, prepare, random_lm
 from msh_mlx.model.families import family_of, personaplex
 from msh_mlx.model.generate import LmGen
 from msh_mlx.model.grid import Prompt

@@ -19,12 +19,11 @@ from families import SHAPES
 from processes import ROOT
 
 from msh_mlx import LmConfig, load_lm, load_mimi, load_tokenizer
-from msh_mlx.bench import random_lm
 from msh_mlx.cli.options import Parser, whole
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.transcriber import transcribe
 from msh_mlx.format import FRAME_SECONDS, SAMPLE_RATE, Pcm
-from msh_mlx.model.engines import ENGINES, prepare
+from msh_mlx.model.engines import ENGINES, prepare, random_lm
 from msh_mlx.sound.recordings import open_recording
 from msh_mlx.system.newfile import NewFile, check_outputs
 from msh_mlx.system.places import user_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -15,44 +15,22 @@ from . import __version__
 from .conversation.codec import Mimi
 from .format import FRAME_SECONDS
 from .library.bandwidth import bandwidth
-from .library.suited import source_bytes
+from .library.catalogue import load_catalogue, of_use
+from .library.suited import STEP_LIMIT, TRIAL_LIMIT, reading, source_bytes
 from .model.config import LmConfig
 from .model.engine import LanguageModel
-from .model.engines import chosen
 from .model.families import family_of, hibiki, tts
 from .model.generate import LmGen
 from .model.steering import NO_STEERING
 from .system.machine import chip, system
 from .system.memory import machine_memory
-from .system.words import human_size
+from .system.words import human_size, listed
 
 # Models to make with random weights: the published size, 7 B, and the next smaller one.
 SIZES = {
     "7b": LmConfig(),
     "1b": LmConfig(dim=2048, num_layers=16, num_heads=16, max_period=100000.0, text_card=48000),
 }
-
-
-def random_lm(
-    config: LmConfig,
-    bits: int,
-    group_size: int,
-    seed: int,
-    engine: str = "auto",
-    progress: Callable[[float], None] | None = None,
-) -> LanguageModel:
-    """Make a model of seeded random weights for an engine.
-
-    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`.
-    """
-    if chosen(engine) == "mlx":
-        from .model.mlx.layers import default_dtype
-        from .model.mlx.random import random_model
-
-        return random_model(config, bits, group_size, seed, default_dtype(), progress)
-    from .model.native.model import NativeModel
-
-    return NativeModel.random(config, bits, group_size, seed)
 
 
 def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:
@@ -79,6 +57,16 @@ class Percentiles:
     def of(cls, seconds: list[float]) -> Percentiles:
         """Return the percentiles, in milliseconds, of times in seconds."""
         return cls(*(1000 * float(np.percentile(seconds, p)) for p in (50, 95, 99)))
+
+
+def able(times: Mapping[str, float]) -> str:
+    """Say which models hold a conversation, by how many steps of each could be read while a frame lasts."""
+    held = {name: many for name, many in times.items() if many >= FRAME_SECONDS / STEP_LIMIT}
+    if held:
+        return listed(f"{name} ({many:.1f} times)" for name, many in held.items())
+    name, most = max(times.items(), key=lambda item: item[1])
+    perhaps = most >= FRAME_SECONDS / TRIAL_LIMIT
+    return f"{'perhaps' if perhaps else 'none;'} {name}, the lightest ({most:.1f} times)"
 
 
 @dataclass(frozen=True)
@@ -111,6 +99,8 @@ class Report:
     bytes_per_step: int
     bandwidth: float
     share: float
+    # How many steps of each model for conversations could be read at that bandwidth while a frame lasts.
+    conversations: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures; those that tell how near a step comes to the machine's limit also under their own names."""
@@ -140,6 +130,7 @@ class Report:
             ("memory peak", human_size(self.peak, 2)),
             ("bytes read a step", human_size(self.bytes_per_step, 3)),
             ("bandwidth reached", f"{self.share:.0%} of {human_size(self.bandwidth)}/s measured"),
+            ("conversations with", able(self.conversations)),
         ]
 
     def table(self) -> str:
@@ -186,7 +177,7 @@ def measure(
     A codec is measured as far as the model needs it: it does not hear if all codes are its own, and has no voice if none is.
     `progress` gets the fraction that has been done.
     """
-    config = lm.config
+    config, known = lm.config, of_use(load_catalogue(), "conversation")
     reached = bandwidth(lm.about().engine.partition(",")[0])
     rng = np.random.default_rng(0)
     gen, first, step_once = _prepared(lm, kv_bits, steps, rng)
@@ -243,4 +234,5 @@ def measure(
         bytes_per_step=read,
         bandwidth=reached,
         share=read / (step.p50 / 1000) / reached,
+        conversations={name: FRAME_SECONDS / seconds for name, seconds in reading(known, reached).items()},
     )

@@ -157,8 +157,13 @@ program convert "$root/assets/demo/model.q8.safetensors" model.q6.safetensors --
 program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors" --tokenizer "$root/assets/demo/tokenizer.model" \
   --input digits.flac --output reply.wav --transcript converted.jsonl --tail 2 --temperature 0 --text-temperature 0
 expect 'the converted model' converted.jsonl
-for tool in hypothesis pytest safetensors; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
+for tool in hypothesis pyte pytest safetensors; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
+set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
+# The rest of the rooms, where all that they need is set up: on Linux, beside the environment of the repository.
+if [ "$(uname)" = Linux ] && [ -x "$root/.venv/bin/python" ]; then
+  set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation" "$root/tests/live" \
+    "$root/tests/net" "$root/tests/sound" "$root/tests/system"
+fi
 # From this folder, so that nothing is imported from the checkout.
-clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" \
-  "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
+clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" "$@"

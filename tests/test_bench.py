@@ -10,9 +10,12 @@ import pytest
 from engines import load_exact
 from paths import DEMO, ROOT
 
-from msh_mlx import LmConfig, LmGen, Sampler, load_lm
-from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
+from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
+from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step
+from msh_mlx.library.catalogue import load_catalogue
+from msh_mlx.model.engines import random_lm
 from msh_mlx.model.families.tts import delay_steps
+from msh_mlx.weights.checkpoint import open_checkpoint
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
 LIMIT = 60
@@ -33,7 +36,7 @@ def test_the_demo_model_without_any_option():
     assert (result.returncode, result.stderr) == (0, "")
     rows = dict(re.findall(r"^\| (\S.*?) +\| (\S.*?) +\|$", result.stdout, re.MULTILINE))
     wanted = ["chip", "memory", "engine", "model", "bits", "step p50 / p95 / p99 (5 steps)", "encode p50 / p95 / p99",
-              "real-time factor", "memory peak", "bytes read a step", "bandwidth reached"]  # fmt: skip
+              "real-time factor", "memory peak", "bytes read a step", "bandwidth reached", "conversations with"]  # fmt: skip
     assert set(wanted) <= set(rows)
     assert rows["model"] == "model.q8.safetensors"
     assert rows["bits"].startswith("8, activations ")
@@ -55,6 +58,20 @@ def test_json_of_a_model_without_a_codec(engine):
     assert figures["share"] == pytest.approx(
         figures["bytes_per_step"] / (figures["step"]["p50"] / 1000) / figures["bandwidth"]
     )
+    assert figures["step_ms"] == figures["step"]["p50"]
+    assert (figures["read_bandwidth"], figures["share_of_bandwidth"]) == (figures["bandwidth"], figures["share"])
+    needed = load_catalogue()["moshiko-q4"].step_bytes
+    assert figures["conversations"]["moshiko-q4"] == pytest.approx(0.08 * figures["bandwidth"] / needed)
+
+
+def test_with_the_native_engine_mlx_is_not_imported():
+    code = "import atexit, sys; from msh_mlx.cli.main import main; atexit.register(lambda: print(*sys.modules)); main()"
+    command = [sys.executable, "-c", code, "bench", "--engine", "native", "--steps", "2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert "| real-time factor" in result.stdout
+    modules = result.stdout.splitlines()[-1].split()
+    assert "msh_native" in modules
+    assert "mlx.core" not in modules
 
 
 @pytest.mark.parametrize("name", ["stt", "tts", "persona"])
@@ -93,10 +110,9 @@ def test_wrong_options(options, says):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_bytes_of_a_step_counted_by_hand():
-    pytest.importorskip("mlx.core")
-    lm = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", "mlx")
-    c, module = lm.config, lm.module
+def test_bytes_of_a_step_counted_by_hand(engine):
+    lm = load_exact(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json", engine)
+    c = lm.config
 
     def matrix(rows, columns):
         return rows * columns + 2 * 4 * rows * columns // 64  # a byte each; a scale and a bias, float32, for 64 of them
@@ -104,8 +120,8 @@ def test_bytes_of_a_step_counted_by_hand():
     def layers(count, dim, hidden):
         return count * (matrix(4 * dim, dim) + 3 * matrix(hidden, dim) + 2 * 4 * dim)
 
-    hidden = module.transformer.layers[0].gating.linear_out.weight.shape[1] * 4
-    inner = module.depformer.slices[0].transformer.layers[0].gating.linear_out.weight.shape[1] * 4
+    shapes = open_checkpoint(QUANT / "lm_mlx_q8.safetensors", QUANT / "config.json").shapes
+    hidden, inner = (shapes[f"{part}transformer.layers.0.gating.linear_out"][1] for part in ("", "depformer.slices.0."))
     wanted = layers(c.num_layers, c.dim, hidden) + 4 * c.dim + matrix(c.text_card, c.dim)
     wanted += (1 + c.n_q) * matrix(1, c.dim)
     d = c.depformer_dim
@@ -132,6 +148,25 @@ def test_random_models_are_seeded_and_keep_their_size(bits, engine):
     assert one.weights_bytes > one.step_bytes > 0
 
 
+def test_making_random_weights_tells_how_far_it_is_and_can_be_ended():
+    told = []
+    random_lm(TINY, 4, 64, 1, "native", told.append)
+    assert told == sorted(told)
+    assert 0 < told[0] < 0.9 < told[-1] <= 1
+
+    def end(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        random_lm(TINY, 4, 64, 1, "native", end)
+
+
+def test_what_is_too_large_for_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("msh_mlx.model.native.model.available_memory", lambda: 10**6)
+    with pytest.raises(InputError, match=r"The weights take 4\.\d GB of memory, and 0\.0 GB are free"):
+        random_lm(SIZES["7b"], 4, 64, 1, "native", lambda _: pytest.fail("something was made"))
+
+
 @pytest.mark.parametrize("bits", [16, 8, 6, 4])
 def test_random_weights_of_mlx(bits):
     mx = pytest.importorskip("mlx.core")
@@ -149,6 +184,18 @@ def test_random_weights_of_mlx(bits):
 
 def test_the_published_size_is_the_default():
     assert SIZES["7b"] == LmConfig()
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ({"q8": 1.8, "q4": 2.7, "bf16": 1.0}, "q8 (1.8 times) and q4 (2.7 times)"),
+        ({"q8": 0.6, "q4": 0.9}, "perhaps q4, the lightest (0.9 times)"),
+        ({"q8": 0.2, "q4": 0.4}, "none; q4, the lightest (0.4 times)"),
+    ],
+)
+def test_the_models_that_hold_a_conversation(times, says):
+    assert able(times) == says
 
 
 def test_percentiles_are_milliseconds():

@@ -27,6 +27,7 @@ from msh_mlx.cli.doctor import conclusion, show
 from msh_mlx.doctor.checks import (
     all_checks,
     check_demo,
+    check_engine,
     check_files,
     check_mlx,
     check_models,
@@ -49,6 +50,7 @@ from msh_mlx.doctor.judgements import (
 from msh_mlx.doctor.sound import check_echo, check_microphone, check_speaker
 from msh_mlx.errors import MshError
 from msh_mlx.library.catalogue import load_catalogue
+from msh_mlx.library.suited import reading
 from msh_mlx.sound.devices import Device
 from msh_mlx.sound.echo import EchoMeasure
 from msh_mlx.sound.ends import Level
@@ -322,13 +324,14 @@ def test_judgements_touch_nothing() -> None:
 def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
     entries = {name: entry for name, entry in load_catalogue().items() if name in ("moshiko-q4", "moshiko-q8")}
     least, most = sorted(entry.step_bytes or 0 for entry in entries.values())
+    both = f"to read a step of moshiko-q8 (1.8 times) and moshiko-q4 ({most / 0.045 * 0.08 / least:.1f} times)"
     for bandwidth, status, found in (
-        (most / 0.045, "ok", f"enough for moshiko-q8 and moshiko-q4, at best {most / 0.045 * 0.08 / least:.1f} times"),
-        (least / 0.045, "ok", "enough for moshiko-q4, at best 1.8 times"),
+        (most / 0.045, "ok", both),
+        (least / 0.045, "ok", "to read a step of moshiko-q4 (1.8 times)"),
         (least / 0.046, "ok", "perhaps enough for moshiko-q4, which is taken on trial"),
         (least / 0.091, "warning", "too slow for the published models"),
     ):
-        finding = judge_engine("native, AVX2", bandwidth + 1, entries, (0.045, 0.09), 0.08)
+        finding = judge_engine("native, AVX2", bandwidth + 1, reading(entries, bandwidth + 1), (0.045, 0.09), 0.08)
         assert finding.status == status
         assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
         assert found in finding.found
@@ -336,6 +339,16 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
         finding.advice == "moshiko-q4, the lightest, reads for 91 ms of the 80 that a frame lasts; try the demo model."
     )
     assert judge_engine("MLX", 1e9, {}, (0.045, 0.09), 0.08).status == "ok"
+
+
+def test_a_processor_for_which_there_is_only_plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msh_mlx.model.engines.chosen", lambda _: "native")
+    monkeypatch.setattr("msh_native.dots", lambda: ["portable"])
+    finding = check_engine()
+    assert (finding.status, finding.found) == ("warning", "native, plain code: too slow for the published models")
+    assert finding.advice.startswith("Use a processor with AVX2 and FMA, or one with NEON")
+    monkeypatch.setattr("msh_native.dots", lambda: ["NEON", "portable"])
+    assert check_engine().found.startswith("native, NEON, reads memory with ")
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def run(arguments: list[str], signals: Signals) -> int:
         raise InputError("--bits is for random weights", "give --size with it")
     if (args.config or args.quantized) and not (args.model or args.variant):
         raise InputError("--config and --quantized are for a model", "give one with --model")
-    import_mlx(signals)
-    from ..bench import SIZES, measure, random_lm
+    import_mlx(signals, args.engine)
+    from ..bench import SIZES, measure
     from ..conversation.codec import load_mimi
-    from ..model.engines import prepare
+    from ..model.engines import prepare, random_lm
     from ..weights.load import load_lm
 
     check_output()

@@ -127,12 +127,19 @@ def watching(args: argparse.Namespace, signals: Signals) -> Iterator[Watch]:
         yield Watch(progress, shown.say, signals.check)
 
 
-def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TALK, *, in_time: bool = True) -> Choice:
+def choose(
+    args: argparse.Namespace,
+    signals: Signals,
+    uses: Sequence[str] = TALK,
+    *,
+    in_time: bool = True,
+    tries: bool = False,
+) -> Choice:
     """Find the model that the options ask for, fetch missing files, and check that the model can be loaded.
 
     Options of sampling that were left out get the values that are usual for the model. `uses` are what the model may be for, as
     `Family.use`; the demo model is of the first. With `in_time`, a model that the user did not name must be able to follow a
-    conversation; without it, the fastest is taken if none is.
+    conversation; without it, the fastest is taken if none is. With `tries`, a model may be taken on trial if none surely can.
 
     Raises
     ------
@@ -141,14 +148,14 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     MshError
         A file cannot be fetched, or MLX cannot compile on this machine.
     """
-    import_mlx(signals)
+    import_mlx(signals, args.engine)
     from ..library.suited import check_memory, memory_needed
     from ..model.engines import prepare
     from ..system.memory import machine_memory
 
     engine = prepare(args.engine)
     with watching(args, signals) as watch:
-        choice = _chosen(args, uses, in_time, watch)
+        choice = _chosen(args, uses, in_time, tries, watch)
         settle_sampling(args, choice.checkpoint.config)
         if not choice.is_demo:
             guided = getattr(args, "guidance", 1.0) != 1
@@ -162,11 +169,11 @@ def choose(args: argparse.Namespace, signals: Signals, uses: Sequence[str] = TAL
     return choice
 
 
-def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, watch: Watch) -> Choice:
+def _chosen(args: argparse.Namespace, uses: Sequence[str], in_time: bool, tries: bool, watch: Watch) -> Choice:
     persona = _asks_persona(args, uses)  # now: what is wrong about it is said before anything is fetched
     if not args.demo:
         try:
-            return _choose(args, uses, persona, in_time, watch)
+            return _choose(args, uses, persona, in_time, tries, watch)
         except (_NothingSuitsError, UnreachableError) as error:
             if not getattr(args, "or_demo", False) or args.model or args.variant or args.hf_repo:
                 raise
@@ -221,7 +228,9 @@ class _NothingSuitsError(InputError):
     """No model of the catalogue suits this machine."""
 
 
-def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_time: bool, watch: Watch) -> Choice:
+def _choose(
+    args: argparse.Namespace, uses: Sequence[str], persona: bool, in_time: bool, tries: bool, watch: Watch
+) -> Choice:
     from ..library.cache import is_on_disk
     from ..library.suited import load_library, obtain, repository_entry
     from ..model.families import hibiki
@@ -252,7 +261,7 @@ def _choose(args: argparse.Namespace, uses: Sequence[str], persona: bool, in_tim
             raise InputError(f"The catalogue has no model of {args.quantized} bits", "give one with --model")
         entry = next(filter(is_on_disk, fitting), fitting[0])
     else:
-        selection = _best(args, of_first_use, in_time, watch)
+        selection = _best(args, of_first_use, in_time, tries, watch)
         entry = selection.entry
     if entry.use not in uses:  # say so before gigabytes are fetched
         raise _other_use(entry.name, title_of(entry.family), entry.use)
@@ -277,18 +286,21 @@ def _is_of(entry: Entry, repository: str) -> bool:
     return isinstance(lm, HubFile) and lm.repository == repository
 
 
-def _best(args: argparse.Namespace, entries: Mapping[str, Entry], in_time: bool, watch: Watch) -> Selection:
+def _best(
+    args: argparse.Namespace, entries: Mapping[str, Entry], in_time: bool, tries: bool, watch: Watch
+) -> Selection:
     """Choose the best model for this machine."""
     from ..library.cache import is_on_disk
-    from ..library.suited import Selection, suitable, this_machine, triable
+    from ..library.suited import SHORT_TRIAL_LIMIT, STEP_LIMIT, TRIAL_LIMIT, Selection, suitable, this_machine, triable
 
-    machine = this_machine()
+    machine = this_machine(args.engine)
     suited = suitable(entries, machine)
     if not suited:
         # Measure again: other programs may have slowed down the first measurement of the memory.
-        machine = max(machine, this_machine(), key=lambda measured: measured.bandwidth)
+        machine = max(machine, this_machine(args.engine), key=lambda measured: measured.bandwidth)
         suited = suitable(entries, machine)
-    if not suited and in_time and (tried := triable(entries, machine)):
+    limit = (SHORT_TRIAL_LIMIT if args.context else TRIAL_LIMIT) if tries else STEP_LIMIT
+    if not suited and tries and (tried := triable(entries, machine, limit)):
         watch.say(f"The model is {tried[0].name}, on trial: this machine may be fast enough with --kv-bits 8.")
         args.kv_bits = 8
         return Selection(tried[0], [], entries, trial=True)
@@ -297,7 +309,7 @@ def _best(args: argparse.Namespace, entries: Mapping[str, Entry], in_time: bool,
         suited = suitable(entries, replace(machine, bandwidth=math.inf))
         suited.sort(key=lambda entry: (not is_on_disk(entry), entry.step_bytes or 0))
     if not suited:
-        raise _nothing_suits(entries, machine)
+        raise _nothing_suits(entries, machine, limit)
     best = suited[0]
     watch.say(f"The model is {best.name}: {best.about}".rstrip(": ") + ".")
     better = [entry for entry in suited if (entry.bits or 0) > (best.bits or 0)]
@@ -306,8 +318,8 @@ def _best(args: argparse.Namespace, entries: Mapping[str, Entry], in_time: bool,
     return Selection(best, suited, entries)
 
 
-def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSuitsError:
-    from ..library.suited import STEP_LIMIT, judge
+def _nothing_suits(entries: Mapping[str, Entry], machine: Machine, limit: float) -> _NothingSuitsError:
+    from ..library.suited import SHORT_TRIAL_LIMIT, TRIAL_LIMIT, judge
 
     known = [entry for entry in entries.values() if entry.memory and entry.step_bytes and not entry.is_restricted]
     if not known:
@@ -323,11 +335,14 @@ def _nothing_suits(entries: Mapping[str, Entry], machine: Machine) -> _NothingSu
     else:
         what = (
             f"would take {1000 * verdict.step:.0f} ms a step at this machine's memory bandwidth "
-            f"({human_size(machine.bandwidth)}/s), and the limit is {1000 * STEP_LIMIT:.0f} ms"
+            f"({human_size(machine.bandwidth)}/s), and the limit is {1000 * limit:.0f} ms"
         )
+    advice = f"take it all the same with --variant {least.name}, or try --demo"
+    if verdict.fits and limit == TRIAL_LIMIT and verdict.step <= SHORT_TRIAL_LIMIT:
+        advice = f"shorten its window with --context, {advice}"
     return _NothingSuitsError(
         f"No model suits this machine: {least.name}, the lightest, {what}",
-        f"take it all the same with --variant {least.name}, or try --demo",
+        advice,
     )
 
 

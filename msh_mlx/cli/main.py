@@ -139,7 +139,7 @@ def _talk(args: argparse.Namespace, signals: Signals) -> int:
     from ..live.talk import talk
     from ..weights.checkpoint import open_checkpoint
 
-    choice = choose(args, signals)
+    choice = choose(args, signals, tries=True)
     persona = persona_of(args, choice.files, choice.checkpoint.config)
     how = {**sampling(args), **computing(args), "opening": _opening(args, choice, persona)}
     load: Callable[..., Session] = partial(load_session, **how)

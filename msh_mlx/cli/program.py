@@ -33,8 +33,13 @@ def guard(program: Callable[[Signals], int], *, debug: bool = False) -> int:
     return code
 
 
-def import_mlx(signals: Signals) -> None:
-    """Import MLX, where it is. While its native part is imported, an exception of a signal would end the process at once."""
+def import_mlx(signals: Signals, engine: str = "auto") -> None:
+    """Import MLX, where it is, unless another engine is asked for.
+
+    While its native part is imported, an exception of a signal would end the process at once.
+    """
+    if engine == "native":
+        return
     with signals.holding(), contextlib.suppress(ImportError, OSError):
         import mlx.core  # noqa: F401
 

@@ -207,7 +207,7 @@ def check_engine() -> Finding:
         return Finding("problem", f"the extension msh_native cannot be imported: {error}", AGAIN)
     from ..format import FRAME_SECONDS
     from ..library.bandwidth import bandwidth
-    from ..library.suited import STEP_LIMIT, TRIAL_LIMIT
+    from ..library.suited import STEP_LIMIT, TRIAL_LIMIT, reading
     from ..model.engines import chosen
 
     engine, instructions = chosen("auto"), dots()[0]
@@ -215,8 +215,8 @@ def check_engine() -> Finding:
         advice = "Use a processor with AVX2 and FMA, or one with NEON, as in a Mac with Apple silicon."
         return Finding("warning", "native, plain code: too slow for the published models", advice)
     name = "MLX" if engine == "mlx" else f"native, {instructions}"
-    entries, limits = of_use(load_catalogue(), "conversation"), (STEP_LIMIT, TRIAL_LIMIT)
-    return judge_engine(name, bandwidth(engine), entries, limits, FRAME_SECONDS)
+    entries, reached = of_use(load_catalogue(), "conversation"), bandwidth(engine)
+    return judge_engine(name, reached, reading(entries, reached), (STEP_LIMIT, TRIAL_LIMIT), FRAME_SECONDS)
 
 
 def compiler_trouble() -> str | None:

@@ -86,21 +86,19 @@ def judge_memory(available: int, whole: int, entries: Mapping[str, Entry]) -> Fi
 
 
 def judge_engine(
-    engine: str, bandwidth: float, entries: Mapping[str, Entry], limits: tuple[float, float], frame: float
+    engine: str, bandwidth: float, reading: Mapping[str, float], limits: tuple[float, float], frame: float
 ) -> Finding:
     """Judge how fast the engine called `engine` reads memory, in bytes a second, by the needs of models for conversations.
 
-    A model is fast enough if the bytes of a step are read within the first of `limits`, in seconds; up to the second it may
-    be, and is taken on trial. A frame lasts `frame` seconds.
+    `reading` are the seconds in which the bytes of a step of each are read. A model is fast enough if they are within the first
+    of `limits`; up to the second it may be, and is taken on trial. A frame lasts `frame` seconds.
     """
     found = f"{engine}, reads memory with {human_size(bandwidth)}/s"
-    steps = {entry.name: entry.step_bytes / bandwidth for entry in entries.values() if entry.step_bytes}
-    if not steps:
+    if not reading:
         return Finding("ok", found)
-    if names := [name for name, step in steps.items() if step <= limits[0]]:
-        least = min(steps.values())
-        return Finding("ok", f"{found}: enough for {listed(names)}, at best {frame / least:.1f} times")
-    name, step = min(steps.items(), key=lambda item: item[1])
+    if names := [f"{name} ({frame / step:.1f} times)" for name, step in reading.items() if step <= limits[0]]:
+        return Finding("ok", f"{found}: a frame lasts long enough to read a step of {listed(names)}")
+    name, step = min(reading.items(), key=lambda item: item[1])
     if step <= limits[1]:
         return Finding("ok", f"{found}: perhaps enough for {name}, which is taken on trial")
     took = f"{1000 * step:.0f} ms of the {1000 * frame:.0f} that a frame lasts"

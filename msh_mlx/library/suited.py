@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
 
 STEP_LIMIT = 0.045  # seconds; the bytes of a step must be read in this time
-# Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows.
+# Seconds: a model whose step takes at most so long to read may be fast enough with a smaller cache, which a trial shows. Keys
+# and values are up to a quarter of what is read: 8 bits save half of that, and a shorter window nearly all.
 TRIAL_LIMIT = 0.09
+SHORT_TRIAL_LIMIT = 0.105
 SLOW = 0.07  # seconds; a model is too slow if three in four of its steps take longer
 _SYSTEM = 4 << 30  # bytes that the system keeps, at least
 # Bytes that a conversation takes besides weights, keys and values: for the codec, MLX's freed buffers and the program.
@@ -78,12 +80,12 @@ def room(memory: int) -> int:
     return memory - max(memory // 4, _SYSTEM)
 
 
-def this_machine() -> Machine:
-    """Measure the machine. Takes about a second."""
+def this_machine(engine: str = "auto") -> Machine:
+    """Measure the machine, as `engine` reads its memory. Takes about a second."""
     from ..system.memory import machine_memory
     from .bandwidth import bandwidth
 
-    return Machine(machine_memory(), bandwidth())
+    return Machine(machine_memory(), bandwidth(engine))
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,25 @@ def judge(entry: Entry, machine: Machine) -> Verdict:
     return Verdict(fits, None if entry.step_bytes is None else entry.step_bytes / machine.bandwidth)
 
 
+def reading(entries: Mapping[str, Entry], bandwidth: float) -> dict[str, float]:
+    """Return how many seconds the bytes of a step take to read at a bandwidth, for each model of which they are known."""
+    return {entry.name: entry.step_bytes / bandwidth for entry in entries.values() if entry.step_bytes}
+
+
 def suitable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
     """List the models, of one use, that suit a machine and that anyone may take: those on disk first, then the best."""
     good = [entry for entry in entries.values() if not entry.is_restricted and judge(entry, machine).suits]
     return sorted(good, key=lambda entry: (not cache.is_on_disk(entry), -(entry.bits or 0)))
 
 
-def triable(entries: Mapping[str, Entry], machine: Machine) -> list[Entry]:
-    """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest."""
+def triable(entries: Mapping[str, Entry], machine: Machine, limit: float = TRIAL_LIMIT) -> list[Entry]:
+    """List the models, of one use, that anyone may take and that may be fast enough: those on disk first, then the lightest.
+
+    The bytes of a step must be read within `limit` seconds.
+    """
     good = [entry for entry in entries.values() if not entry.is_restricted]
     verdicts = {entry.name: judge(entry, machine) for entry in good}
-    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= TRIAL_LIMIT]
+    found = [entry for entry in good if verdicts[entry.name].fits and (verdicts[entry.name].step or 1) <= limit]
     return sorted(found, key=lambda entry: (not cache.is_on_disk(entry), entry.step_bytes or 0))
 
 
@@ -241,14 +251,11 @@ def memory_needed(
 
     With guidance, `guided`, each has two rows of keys and values.
     """
-    # The native engine keeps weights as they are stored, and what cross-attention sees in float32.
-    item, seen, held = 2, 4, None
-    if engine == "mlx":
-        from ..model.mlx.layers import default_dtype
+    from ..model.engines import sizes
 
-        item = seen = held = default_dtype().size
-    kept = _kept_bytes(checkpoint.config, item, seen, kv_bits, 2 if guided else 1)
-    return checkpoint.held_bytes(held) + conversations * kept + _THE_REST
+    size = sizes(engine)
+    kept = _kept_bytes(checkpoint.config, size.kept, size.seen, kv_bits, 2 if guided else 1)
+    return checkpoint.held_bytes(size.weights) + conversations * kept + _THE_REST
 
 
 def _kept_bytes(config: Architecture, item: int, seen: int, kv_bits: int | None = None, rows: int = 1) -> int:

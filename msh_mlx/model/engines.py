@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, MshError
+
+if TYPE_CHECKING:
+    from .config import LmConfig
+    from .engine import LanguageModel
 
 ENGINES = ("auto", "mlx", "native")
 
@@ -47,6 +54,53 @@ def prepare(engine: str) -> str:
         check_compiling()
         set_limits()
     return name
+
+
+def random_lm(
+    config: LmConfig,
+    bits: int,
+    group_size: int,
+    seed: int,
+    engine: str = "auto",
+    progress: Callable[[float], None] | None = None,
+) -> LanguageModel:
+    """Make a model of seeded random weights for an engine, to be measured.
+
+    `bits` is 16 for weights that are not packed, else the bits of all matrices, in groups of `group_size`. `progress` gets the
+    fraction that has been made.
+
+    Raises
+    ------
+    InputError
+        As `chosen`; or the weights are too large for the memory that is free, with the native engine.
+    """
+    if chosen(engine) == "mlx":
+        from .mlx.layers import default_dtype
+        from .mlx.random import random_model
+
+        return random_model(config, bits, group_size, seed, default_dtype(), progress)
+    from .native.model import NativeModel
+
+    return NativeModel.random(config, bits, group_size, seed, progress)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The bytes of a float in weights (None: as many as in the file), in keys and values, and in what cross-attention sees."""
+
+    weights: int | None
+    kept: int
+    seen: int
+
+
+def sizes(engine: str) -> Sizes:
+    """Return the sizes of numbers with "mlx" or "native"."""
+    if engine == "native":
+        return Sizes(None, 2, 4)
+    from .mlx.layers import default_dtype
+
+    size = default_dtype().size
+    return Sizes(size, size, size)
 
 
 def explain(error: BaseException) -> MshError | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
 from ..model.families.hibiki import replaced_rows
-from ..model.native.model import NativeModel
+from ..model.native.model import NativeModel, described
 from ..model.parameters import CONDITIONS
+from ..system.machine import available_memory
 from .checkpoint import Checkpoint
 from .lora import Adapter, Change
 from .safetensors import TensorInfo
@@ -33,7 +33,8 @@ def load_onto_native(
     Raises
     ------
     InputError
-        The adapters do not fit the model, a file has changed, or a number is not finite.
+        The adapters do not fit the model, a file has changed, a number is not finite, or the weights are too large for the
+        memory that is free.
     """
     from msh_native import FileError, Lm, ModelError
 
@@ -45,15 +46,15 @@ def load_onto_native(
         for module in checkpoint.shapes
         if not module.startswith(CONDITIONS)
     }
-    config = json.dumps(checkpoint.config.to_dict(), default=str)
     try:
         weights = Lm(
             checkpoint.path,
-            config,
+            described(checkpoint.config),
             modules,
             replaced=list(replaced_rows(checkpoint.config).items()),
             lora=checkpoint.lora,
             threads=threads,
+            memory=available_memory(),
             progress=progress,
         )
     except (FileError, ModelError) as error:

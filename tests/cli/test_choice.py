@@ -205,17 +205,51 @@ def test_models_in_weights(place: Place) -> None:
 NEVER = CATALOGUE.replace("step-bytes = 9_000_000", "step-bytes = 900_000_000_000_000_000")
 
 
+def options(**given: Any) -> Namespace:
+    return Namespace(**{"engine": "native", "context": None, "kv_bits": None, **given})
+
+
 def test_a_recording_can_wait(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If no model is fast enough to follow, the fastest that fits in memory is taken for recordings."""
-    monkeypatch.setattr(suited, "this_machine", lambda: suited.Machine(16 << 30, 1e9))
+    monkeypatch.setattr(suited, "this_machine", lambda engine: suited.Machine(16 << 30, 1e9))
     entries = of_use(load_catalogue(), "transcription")
     said: list[str] = []
     watch = Watch(say=said.append)
     with pytest.raises(InputError, match="No model suits this machine: stt-1b"):
-        choice._best(Namespace(), entries, True, watch)
-    best = choice._best(Namespace(), entries, False, watch).entry
+        choice._best(options(), entries, True, False, watch)
+    best = choice._best(options(), entries, False, False, watch).entry
     assert best.step_bytes == min(entry.step_bytes or 0 for entry in entries.values())
     assert said[0].startswith(f"The model is {best.name}: ")
+
+
+def test_what_may_be_fast_enough_is_tried_where_there_is_a_trial(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = of_use(load_catalogue(), "conversation")
+    need, asked, said = entries["moshiko-q4"].step_bytes or 0, [], []
+    watch, seconds = Watch(say=said.append), 0.08
+
+    def machine(engine: str) -> suited.Machine:
+        asked.append(engine)
+        return suited.Machine(16 << 30, need / seconds)
+
+    monkeypatch.setattr(suited, "this_machine", machine)
+    given = options()
+    selection = choice._best(given, entries, True, True, watch)
+    assert (selection.entry.bits, selection.trial, given.kv_bits) == (4, True, 8)
+    assert "on trial" in said[0]
+    assert set(asked) == {"native"}
+    # Where nothing is tried, as in a server, it must surely be fast enough.
+    with pytest.raises(InputError, match=r"would take 80 ms .* the limit is 45 ms"):
+        choice._best(options(), entries, True, False, watch)
+    # A shorter window lets slower machines try, and that is said.
+    seconds = 0.1
+    with pytest.raises(InputError, match=r"would take 100 ms .* the limit is 90 ms") as error:
+        choice._best(options(), entries, True, True, watch)
+    assert error.value.advice.startswith("shorten its window with --context, ")
+    assert choice._best(options(context=60.0), entries, True, True, watch).trial
+    seconds = 0.2
+    with pytest.raises(InputError, match=r"the limit is 105 ms") as error:
+        choice._best(options(context=60.0), entries, True, True, watch)
+    assert "--context" not in error.value.advice
 
 
 def test_nothing_suits(place: Place) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from slow_lm import SlowLm, inputs
 from watched import Watched
 
-from msh_mlx import InputError, LmConfig, LmGen, Sampler
+from msh_mlx import InputError, LmConfig, LmGen, Sampler, load_lm
 
 SMALL = GOLDEN / "lm-small"
 QUANT = GOLDEN / "lm-quant"
@@ -81,6 +81,18 @@ def test_quantized_models_equal_the_reference(bits, group_size, engine):
     golden = load_file(QUANT / f"greedy_q{bits}_first48.safetensors")
     lm = load_exact(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", engine, quantized=bits)
     assert lm.about().bits == (bits,)
+    user = np.random.default_rng(12).integers(0, 64, (2, 160))[:, :47]
+    text, _, _, _, frames = recorded(lm, user)
+    assert (text == golden["text_tokens"]).all()
+    assert (frames == golden["own_codes"]).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_activations_of_16_bits_keep_the_tokens(bits):
+    """The native engine as it is used: activations in 16 bits, keys and values in float16."""
+    golden = load_file(QUANT / f"greedy_q{bits}_first48.safetensors")
+    lm = load_lm(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", engine="native")
+    assert lm.about().dtype == "int16"
     user = np.random.default_rng(12).integers(0, 64, (2, 160))[:, :47]
     text, _, _, _, frames = recorded(lm, user)
     assert (text == golden["text_tokens"]).all()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import InputError
 from ...metrics import peak_resident_bytes
+from ...system.machine import available_memory
 from ..conditions import Conditions
 from ..config import LmConfig
 from ..engine import About, Manner, Prefilled
@@ -64,11 +66,28 @@ class NativeModel:
         self._shared = Shared(config, weights, threads, exact=exact)
 
     @classmethod
-    def random(cls, config: LmConfig, bits: int, group_size: int, seed: int) -> NativeModel:
-        """Make a model of seeded random weights."""
-        from msh_native import Lm
+    def random(
+        cls,
+        config: LmConfig,
+        bits: int,
+        group_size: int,
+        seed: int,
+        progress: Callable[[float], None] | None = None,
+    ) -> NativeModel:
+        """Make a model of seeded random weights. `progress` gets the fraction that has been made.
 
-        weights = Lm.random(described(config), bits, group_size, seed)
+        Raises
+        ------
+        InputError
+            They cannot be packed so, or are too large for the memory that is free.
+        """
+        from msh_native import Lm, ModelError
+
+        memory = available_memory()
+        try:
+            weights = Lm.random(described(config), bits, group_size, seed, memory=memory, progress=progress)
+        except ModelError as error:
+            raise InputError(str(error)) from None
         return cls(config, weights, random_conditions(config, seed), (bits,))
 
     def about(self) -> About:

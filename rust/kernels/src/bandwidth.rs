@@ -25,7 +25,7 @@ impl Kernels {
                 let floats = &memory[i * (PIECE / 4)..][..PIECE / 4];
                 let sum = &mut 0.0;
                 packed_dispatch!(self.dot, sum_up(floats: &[f32], sum: &mut f32));
-                // What is not used need not be computed.
+                // Without this, the compiler could leave out sums that nobody uses.
                 std::hint::black_box(&*sum);
             });
             fastest = fastest.min(begin.elapsed());

@@ -62,7 +62,8 @@ impl Dot {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
-                is_x86_feature_detected!("avx512f")
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vnni")
             }
@@ -740,11 +741,11 @@ mod arm {
         sum
     }
 
-    /// The same where both are signed: what is taken from the weights to make them so is added again.
+    /// The same with products of signed bytes alone. The highest bit of the weights, which a signed byte does not have, is
+    /// multiplied apart, and counts 128.
     #[inline(always)]
     fn signed_products(sum: uint32x4_t, weights: uint32x4_t, x: int8x16_t) -> uint32x4_t {
         let mut sum = sum;
-        // 255 · x = 127 · x + 127 · x + x; the upper half of the weights' range is multiplied apart.
         let (low, high) = neon!({
             let weights = vreinterpretq_u8_u32(weights);
             (vandq_u8(weights, vdupq_n_u8(0x7f)), vshrq_n_u8::<7>(weights))
@@ -767,7 +768,7 @@ mod arm {
         neon!(vaddq_u32(sum, vshlq_n_u32::<7>(upper)))
     }
 
-    /// The same by products of 16 bits.
+    /// The same with products of 16 bits.
     #[inline(always)]
     fn widened_products(sum: uint32x4_t, weights: uint32x4_t, x: int8x16_t) -> uint32x4_t {
         neon!({

@@ -5,8 +5,8 @@
 //! each with its reason.
 //!
 //! Each output number is computed by the same sequence of operations whatever the number of rows in the call or of
-//! threads, so a stream cut into other pieces gives the same bits. A call of [`Kernels`] or [`Pool`] allocates nothing and
-//! takes no lock.
+//! threads, so a stream cut into other pieces gives the same bits. But for the measurement of memory, a
+//! call of [`Kernels`] or [`Pool`] allocates nothing and takes no lock.
 
 mod bandwidth;
 mod float;
@@ -36,7 +36,7 @@ pub use wide::Wide;
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// x86-64 with AVX-512 (F, BW, DQ and VL).
+    /// x86-64 with AVX-512 (F, BW, DQ and VL) besides what AVX2 has.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// x86-64 with AVX2, FMA and F16C.
@@ -70,7 +70,8 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
@@ -104,7 +105,7 @@ impl fmt::Display for Isa {
 macro_rules! dispatch {
     ($isa:expr, $kernel:ident($($arg:ident: $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         fn avx512($($arg: $ty),*) {
             $kernel::<$crate::vector::Avx512>($($arg),*)
         }

@@ -60,7 +60,7 @@ impl Way {
 #[repr(align(64))]
 struct Line([u8; 64]);
 
-// SAFETY: bytes.
+// SAFETY: bytes, aligned to 64.
 unsafe impl Plain for Line {}
 
 /// A matrix of packed weights, `[n, k]`: n outputs, k inputs.

@@ -36,7 +36,7 @@ const SHARED_WORK: usize = 1 << 17;
 #[repr(align(64))]
 struct Lane([f32; NR]);
 
-// SAFETY: floats.
+// SAFETY: floats, aligned to 64.
 unsafe impl Plain for Lane {}
 
 /// The same in float16.
@@ -44,7 +44,7 @@ unsafe impl Plain for Lane {}
 #[repr(align(32))]
 struct HalfLane([u16; NR]);
 
-// SAFETY: integers.
+// SAFETY: integers, aligned to 32.
 unsafe impl Plain for HalfLane {}
 
 /// A row of a panel as it lies in memory.

@@ -8,7 +8,7 @@
 //! Attention reads keys and values once, some positions at a time: what was summed is made smaller when a larger score
 //! comes (Milakov and Gimelshein 2018).
 
-use crate::float::f32_to_f16;
+use crate::half::narrow;
 use crate::lanes::{Lanes, WIDTH, packed_dispatch};
 use crate::memory::Aligned;
 use crate::rows::weigh;
@@ -134,7 +134,7 @@ impl Ring {
     /// Fills all slots with small numbers, to measure a ring that is full.
     pub fn fill(&mut self) {
         self.floats.iter_mut().for_each(|part| part.fill(0.01));
-        self.halves.iter_mut().for_each(|part| part.fill(f32_to_f16(0.01)));
+        self.halves.iter_mut().for_each(|part| part.fill(narrow(0.01)));
         self.bytes.iter_mut().for_each(|part| part.fill(1));
         self.scales.iter_mut().for_each(|part| part.fill(0.01));
     }
@@ -158,7 +158,7 @@ impl Ring {
                     if held == Held::F32 {
                         (self.floats[0][key_at], self.floats[1][value_at]) = (*k, *v);
                     } else {
-                        (self.halves[0][key_at], self.halves[1][value_at]) = (f32_to_f16(*k), f32_to_f16(*v));
+                        (self.halves[0][key_at], self.halves[1][value_at]) = (narrow(*k), narrow(*v));
                     }
                 }
                 continue;
@@ -282,10 +282,12 @@ impl Ring {
     }
 }
 
+/// What a group's bytes count, so that the largest magnitude is 127.
 fn scale(numbers: &[f32]) -> f32 {
     numbers.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0
 }
 
+/// The nearest whole number of scales, of a number that is not larger than 127 of them.
 fn byte(x: f32, scale: f32) -> i32 {
     if scale < 1e-30 { 0 } else { (x / scale).round_ties_even().clamp(-127.0, 127.0) as i32 }
 }
@@ -645,6 +647,44 @@ mod tests {
                             );
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// Keys that are all 0, one that all attention goes to, and the largest and least numbers that a ring holds.
+    #[test]
+    fn extreme_numbers_agree_with_float64() {
+        for (dot, held) in
+            Dot::available().into_iter().flat_map(|d| [Held::F32, Held::F16, Held::Bytes].map(|h| (d, h)))
+        {
+            let (dim, capacity) = (64, 600);
+            let shape = RingShape { heads: 1, dim, capacity, held };
+            let kernels = Kernels::with_dot(Isa::available()[0], dot, 2);
+            for (key_size, query_size, value_size) in
+                [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (60000.0, 1.0, 60000.0), (1.0, 1e20, 1.0), (1e-6, 1e-30, 1e-6)]
+            {
+                let mut ring = Ring::new(shape).unwrap();
+                for slot in 0..capacity {
+                    let some = |seed: usize, size: f32| numbers(dim, seed as u64).iter().map(|x| size * x).collect();
+                    let (k, v): (Vec<f32>, Vec<f32>) = (some(2 * slot, key_size), some(2 * slot + 1, value_size));
+                    ring.store(slot, &k, &v);
+                }
+                let query: Vec<f32> = numbers(dim, 9).iter().map(|x| query_size * x).collect();
+                let mut out = vec![0.0; dim];
+                attend(&kernels, &ring, capacity, 1, &query, &mut out);
+                let found: Vec<Vec<[f64; 2]>> =
+                    (0..capacity).map(|s| (0..dim).map(|i| self::held(&ring, s, 0, i)).collect()).collect();
+                let dots = found.iter().map(|row| row.iter().zip(&query).map(|(k, q)| k[0] * f64::from(*q)).sum());
+                let dots: Vec<f64> = dots.collect();
+                let most = dots.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+                let weights: Vec<f64> = dots.iter().map(|d| (d - most).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for i in 0..dim {
+                    let sum: f64 = found.iter().zip(&weights).map(|(row, w)| w * row[i][1]).sum();
+                    let (got, want) = (f64::from(out[i]), sum / total);
+                    let what = format!("{dot} {held:?} keys {key_size}, query {query_size}, {i}: {got} for {want}");
+                    assert!((got - want).abs() <= 1e-5 * f64::from(value_size), "{what}");
                 }
             }
         }

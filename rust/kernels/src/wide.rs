@@ -210,7 +210,9 @@ mod tests {
                 FLOATS.into_iter().flat_map(|f| [(1, 1, 1), (16, 7, 2), (40, 100, 5), (33, 300, 16)].map(|s| (f, s)))
             {
                 let (wide, weights) = matrix(n, k, float);
-                let x: Vec<f32> = numbers(m * k, 2).iter().map(|x| 1e3 * x).collect();
+                // From row to row other sizes, the largest and the least among them.
+                let size = |row: usize| [1e3, 1e30, 1e-30, 0.0][row % 4];
+                let x: Vec<f32> = numbers(m * k, 2).iter().enumerate().map(|(i, x)| size(i / k) * x).collect();
                 let kernels = Kernels::with_dot(Isa::available()[0], dot, 2);
                 let mut out = vec![7.0; m * n];
                 kernels.wide_product(&wide, &x, Into::Store(&mut out));

@@ -252,7 +252,7 @@ impl Conversation {
     }
 
     fn newest<'a>(&self, numbers: &'a [f32]) -> Result<&'a [f32]> {
-        if self.stepped { Ok(numbers) } else { Err(Error::Input("There was no step yet, and so no logits".into())) }
+        if self.stepped { Ok(numbers) } else { Err(Error::Input("there was no step yet, and so no logits".into())) }
     }
 
     /// Another conversation that goes on from here, on its own. Only what is filled is copied.

@@ -24,11 +24,24 @@ struct Codebook {
     out: Linear,
 }
 
+impl Codebook {
+    /// The bytes of its weights, without those of the embedding.
+    fn bytes(&self) -> usize {
+        self.out.bytes() + self.norm.as_ref().map_or(0, |n| size_of_val(&*n.weight) + size_of_val(&*n.bias))
+    }
+}
+
 /// What codebooks may share.
 #[derive(Debug)]
 struct Slice {
     input: Linear,
     layers: Vec<Layer>,
+}
+
+impl Slice {
+    fn bytes(&self) -> usize {
+        self.input.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>()
+    }
 }
 
 #[derive(Debug)]
@@ -96,20 +109,16 @@ impl Depformer {
         Ok(Self { codebooks, slices, numbers: config.slices.clone(), heads, dim, hidden, widest })
     }
 
-    /// The bytes that `count` codebooks read.
-    pub fn bytes(&self, count: usize) -> usize {
-        let codebooks: usize = self.codebooks[..count].iter().map(|codebook| codebook.out.bytes()).sum();
-        let slices = self.numbers[..count].iter().map(|number| &self.slices[*number]);
-        let slices: usize = slices.map(|s| s.input.bytes() + s.layers.iter().map(Layer::bytes).sum::<usize>()).sum();
-        codebooks + slices
+    /// The bytes that all codebooks of a step read. What they share is read by each.
+    pub fn step_bytes(&self) -> usize {
+        let codebooks: usize = self.codebooks.iter().map(|c| c.bytes() + c.embedding.step_bytes()).sum();
+        codebooks + self.numbers.iter().map(|number| self.slices[*number].bytes()).sum::<usize>()
     }
 
     /// The bytes of all weights.
     pub fn held_bytes(&self) -> usize {
-        let codebooks: usize = self.codebooks.iter().map(|c| c.out.bytes() + c.embedding.bytes()).sum();
-        let slices: usize =
-            self.slices.iter().map(|s| s.input.bytes() + s.layers.iter().map(Layer::bytes).sum::<usize>()).sum();
-        codebooks + slices
+        let codebooks: usize = self.codebooks.iter().map(|c| c.bytes() + c.embedding.bytes()).sum();
+        codebooks + self.slices.iter().map(Slice::bytes).sum::<usize>()
     }
 
     pub fn knows_text(&self, token: i32) -> bool {

@@ -216,7 +216,7 @@ impl Engine {
         let config = &model.config;
         for turn in turns.iter() {
             if !turn.conversation.heard {
-                return Err(Error::Input("A conversation has heard nothing since it last spoke".into()));
+                return Err(Error::Input("a conversation has heard nothing since it last spoke".into()));
             }
             if turn.codes.len() != config.dep_q {
                 return Err(Error::Input(format!("a step has {} codes, not {}", config.dep_q, turn.codes.len())));

@@ -107,18 +107,28 @@ impl Model {
 
     /// The bytes of its weights in memory.
     pub fn held_bytes(&self) -> usize {
-        let embeddings = self.text.bytes() + self.audio.iter().map(Embedding::bytes).sum::<usize>();
-        embeddings + self.temporal_bytes() + self.depformer.as_ref().map_or(0, Depformer::held_bytes)
+        self.embeddings().map(Embedding::bytes).sum::<usize>()
+            + self.layers.iter().map(Layer::bytes).sum::<usize>()
+            + self.heads_bytes()
+            + self.depformer.as_ref().map_or(0, Depformer::held_bytes)
     }
 
-    /// The bytes of weights that a step with all codebooks reads; rows of embeddings are not counted.
+    /// The bytes of weights that a step with all codebooks reads: every matrix once, and a row of each embedding. What
+    /// the attention to a source needs once a conversation is not counted.
     pub fn step_bytes(&self) -> usize {
-        self.temporal_bytes() + self.depformer.as_ref().map_or(0, |depformer| depformer.bytes(self.config.dep_q))
+        self.embeddings().map(Embedding::step_bytes).sum::<usize>()
+            + self.layers.iter().map(Layer::step_bytes).sum::<usize>()
+            + self.heads_bytes()
+            + self.depformer.as_ref().map_or(0, Depformer::step_bytes)
     }
 
-    fn temporal_bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>()
-            + self.text_out.bytes()
-            + self.extra_heads.iter().map(Linear::bytes).sum::<usize>()
+    fn embeddings(&self) -> impl Iterator<Item = &Embedding> {
+        std::iter::once(&self.text).chain(&self.audio)
+    }
+
+    /// The bytes of what follows the layers.
+    fn heads_bytes(&self) -> usize {
+        let extra: usize = self.extra_heads.iter().map(Linear::bytes).sum();
+        size_of_val(&*self.out_norm) + self.text_out.bytes() + extra
     }
 }

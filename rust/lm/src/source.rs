@@ -336,7 +336,11 @@ impl Source {
     /// Some rows of a matrix as they are stored, without changes.
     fn raw(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Raw> {
         let (file, module, first) = match &self.0 {
-            Origin::Random(random) => return Ok(random.stored(stored, row, rows)),
+            Origin::Random(random) => {
+                let raw = random.stored(stored, row, rows);
+                progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
+                return Ok(raw);
+            }
             Origin::Files(files) => (&files.file, &stored.module, stored.first + row),
         };
         let mut raw = Raw { words: read(file, &module.weight, first, rows)?, scales: Vec::new(), biases: Vec::new() };

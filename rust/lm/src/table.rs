@@ -182,6 +182,16 @@ impl Embedding {
         }
     }
 
+    /// The bytes that a step reads: a row, or two, and what makes them longer.
+    pub fn step_bytes(&self) -> usize {
+        let row = |table: &EmbeddingTable| table.0.bytes() / table.0.rows;
+        match self {
+            Self::Rows(table) => row(table),
+            Self::LowRank(table, linear) => row(table) + linear.bytes(),
+            Self::Demuxed(table, first, second) => 2 * row(table) + first.bytes() + second.bytes(),
+        }
+    }
+
     /// Whether a number stands for a row, or for two.
     pub fn knows(&self, token: i32) -> bool {
         let Ok(token) = usize::try_from(token) else { return token == -1 };

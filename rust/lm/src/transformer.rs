@@ -113,10 +113,19 @@ impl Layer {
         })
     }
 
-    /// The bytes of its matrices.
+    /// The bytes of its weights.
     pub fn bytes(&self) -> usize {
-        let cross = self.cross.as_ref().map_or(0, |c| c.queries.bytes() + c.keys_values.bytes() + c.out.bytes());
-        self.in_proj.bytes() + self.out_proj.bytes() + self.gate_in.bytes() + self.gate_out.bytes() + cross
+        self.step_bytes() + self.cross.as_ref().map_or(0, |cross| cross.keys_values.bytes())
+    }
+
+    /// The bytes that a step reads.
+    pub fn step_bytes(&self) -> usize {
+        let cross = self.cross.as_ref().map_or(0, |cross| {
+            let norm = size_of_val(&*cross.norm_weight) + size_of_val(&*cross.norm_bias);
+            cross.queries.bytes() + cross.out.bytes() + norm
+        });
+        let norms = size_of_val(&*self.norm1) + size_of_val(&*self.norm2);
+        self.in_proj.bytes() + self.out_proj.bytes() + self.gate_in.bytes() + self.gate_out.bytes() + norms + cross
     }
 }
 

@@ -22,10 +22,10 @@ use crate::{count, with_stream, without_gil};
 ///     The configuration, as JSON with the keys of a ``config.json``.
 /// modules : dict
 ///     For each module's name in MLX's layout ``(weight, packing, change)``. A weight is a place, ``(dtype, rows,
-/// columns,     begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it
-/// begins at.     Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``,
-/// a matrix that     replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or
-/// None; its places are in     the file ``lora``.
+///     columns, begin)``: its type as in a header, its shape (a vector has one row), and the byte of the file that it
+///     begins at. Packing is ``(bits, group_size, scales, biases)`` with two places, or None. A change is ``(place,)``,
+///     a matrix that replaces the weight, ``(a, b, scaling)``, a product ``scaling · b @ a`` that is added to it, or
+///     None; its places are in the file ``lora``.
 /// replaced : list of (int, int)
 ///     Rows of the text embedding, each with the row that takes its place.
 /// lora : str, os.PathLike or None
@@ -33,7 +33,7 @@ use crate::{count, with_stream, without_gil};
 /// threads : int or None
 ///     Threads that read; None takes all cores.
 /// memory : int or None
-///     Bytes of memory that the weights may take; None takes what is free, where the system says so.
+///     Bytes of memory that the weights may take; None: as many as they need.
 /// progress : callable or None
 ///     Called with the fraction of the bytes that have been read. What it raises ends the loading.
 ///
@@ -85,15 +85,43 @@ fn module((weight, packing, change): (PyPlace, Option<PyPacking>, Option<PyChang
 /// Rows of an engine, at most.
 const MOST_ROWS: usize = 4096;
 
-/// Bytes of memory that can be taken, where Linux says so.
-fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
-}
-
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Loads a model, without the GIL. `progress` gets the fraction of the bytes that have been read, between looks at
+/// signals; what it raises, or a signal does, ends the loading.
+fn load(
+    config: lm::Config,
+    source: lm::Source,
+    threads: usize,
+    memory: Option<u64>,
+    progress: Option<&Py<PyAny>>,
+) -> Result<PyLm, Failure> {
+    let total = source.bytes(&config).max(1);
+    let done = Mutex::new(0u64);
+    let raised = Mutex::new(None);
+    let tell = |bytes: u64| {
+        let Ok(mut done) = done.lock() else { return Ok(()) };
+        *done += bytes;
+        let fraction = (*done as f64 / total as f64).min(1.0);
+        Python::attach(|py| {
+            let told = py.check_signals();
+            let told =
+                told.and_then(|()| progress.map_or(Ok(()), |progress| progress.call1(py, (fraction,)).map(drop)));
+            told.map_err(|error| {
+                if let Ok(mut raised) = raised.lock() {
+                    raised.get_or_insert(error);
+                }
+                lm::Error::Input("the loading was ended".into())
+            })
+        })
+    };
+    let model = lm::Model::load(config, source, &lm::Loading { threads, memory, progress: &tell });
+    match raised.into_inner() {
+        Ok(Some(error)) => Err(Failure::Python(error)),
+        _ => Ok(PyLm(model?)),
+    }
 }
 
 #[pymethods]
@@ -120,31 +148,7 @@ impl PyLm {
         without_gil(py, || {
             let lora = lora.as_deref().map(File::open).transpose()?;
             let source = lm::Source::new(File::open(&path)?, lora, modules, replaced);
-            let total = source.bytes(&config).max(1);
-            let done = Mutex::new(0u64);
-            let raised = Mutex::new(None);
-            let tell = |bytes: u64| {
-                let Ok(mut done) = done.lock() else { return Ok(()) };
-                *done += bytes;
-                let fraction = (*done as f64 / total as f64).min(1.0);
-                Python::attach(|py| {
-                    let told = py.check_signals();
-                    let told =
-                        told.and_then(|()| progress.as_ref().map_or(Ok(()), |p| p.call1(py, (fraction,)).map(drop)));
-                    told.map_err(|error| {
-                        if let Ok(mut raised) = raised.lock() {
-                            raised.get_or_insert(error);
-                        }
-                        lm::Error::Input("the loading was ended".into())
-                    })
-                })
-            };
-            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &tell };
-            let model = lm::Model::load(config, source, &loading);
-            if let Ok(Some(error)) = raised.into_inner() {
-                return Err(Failure::Python(error));
-            }
-            Ok(Self(model?))
+            load(config, source, threads, memory, progress.as_ref())
         })
     }
 
@@ -154,7 +158,7 @@ impl PyLm {
         self.0.held_bytes()
     }
 
-    /// Bytes of weights that a step with all codebooks reads. Rows of embeddings are not counted.
+    /// Bytes of weights that a step with all codebooks reads: every matrix once, and a row of each embedding.
     #[getter]
     fn step_bytes(&self) -> usize {
         self.0.step_bytes()
@@ -163,9 +167,12 @@ impl PyLm {
     /// Makes a model of seeded random weights in memory, for measurements.
     ///
     /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits
-    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
+    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``. ``threads``, ``memory`` and
+    /// ``progress`` are as for a file.
     #[staticmethod]
-    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None))]
+    #[pyo3(signature = (
+        config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None, progress=None
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn random(
         py: Python<'_>,
@@ -176,6 +183,7 @@ impl PyLm {
         dtype: &str,
         threads: Option<i64>,
         memory: Option<u64>,
+        progress: Option<Py<PyAny>>,
     ) -> Result<Self, Failure> {
         let hidden = lm::Config::hidden_from_json(config)?;
         let config = lm::Config::from_json(config)?;
@@ -187,14 +195,7 @@ impl PyLm {
         };
         let threads = threads.map(|n| count("threads", n)).transpose()?.unwrap_or_else(cores);
         let source = lm::Source::random(lm::Random { bits, group: group_size, float, seed, hidden });
-        without_gil(py, || {
-            let signals = |_| {
-                let raised = Python::attach(|py| py.check_signals());
-                raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
-            };
-            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &signals };
-            Ok(Self(lm::Model::load(config, source, &loading)?))
-        })
+        without_gil(py, || load(config, source, threads, memory, progress.as_ref()))
     }
 
     /// Makes a conversation.
@@ -272,8 +273,7 @@ impl PyLm {
     /// Makes an engine: threads and room for up to ``rows`` conversations at once.
     ///
     /// ``activations`` are held in products with packed weights as ``"float32"``, ``"int16"`` or ``"int8"``, or, only
-    /// to compare with that, rounded to ``"bfloat16"``. ``dot`` is one of
-    /// ``dots()``; None takes the fastest.
+    /// to compare with that, rounded to ``"bfloat16"``. ``dot`` is one of ``dots()``; None takes the fastest.
     #[pyo3(signature = (rows=1, *, activations="int16", threads=None, dot=None))]
     fn engine(
         &self,
@@ -544,7 +544,7 @@ impl PyEngine {
             let mut conversation = conversation
                 .0
                 .try_lock()
-                .map_err(|_| lm::Error::Input("The conversation is being used by another thread".into()))?;
+                .map_err(|_| lm::Error::Input("the conversation is being used by another thread".into()))?;
             engine.read(&mut conversation, &columns, &embedded)
         })
     }
@@ -558,7 +558,7 @@ impl PyEngine {
 
 /// Takes the conversations of a step.
 fn locked<'a>(states: &[&'a Mutex<lm::Conversation>]) -> lm::Result<Vec<MutexGuard<'a, lm::Conversation>>> {
-    let busy = || lm::Error::Input("A conversation is being used by another thread, or is there twice".into());
+    let busy = || lm::Error::Input("a conversation is being used by another thread, or is there twice".into());
     states.iter().map(|state| state.try_lock().map_err(|_| busy())).collect()
 }
 
