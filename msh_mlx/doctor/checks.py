@@ -207,7 +207,7 @@ def check_engine() -> Finding:
         return Finding("problem", f"the extension msh_native cannot be imported: {error}", AGAIN)
     from ..format import FRAME_SECONDS
     from ..library.bandwidth import bandwidth
-    from ..library.suited import STEP_LIMIT, TRIAL_LIMIT, reading
+    from ..library.suited import SHORT_TRIAL_LIMIT, STEP_LIMIT, TRIAL_LIMIT, reading
     from ..model.engines import chosen
 
     engine, instructions = chosen("auto"), dots()[0]
@@ -216,7 +216,8 @@ def check_engine() -> Finding:
         return Finding("warning", "native, plain code: too slow for the published models", advice)
     name = "MLX" if engine == "mlx" else f"native, {instructions}"
     entries, reached = of_use(load_catalogue(), "conversation"), bandwidth(engine)
-    return judge_engine(name, reached, reading(entries, reached), (STEP_LIMIT, TRIAL_LIMIT), FRAME_SECONDS)
+    limits = STEP_LIMIT, TRIAL_LIMIT, SHORT_TRIAL_LIMIT
+    return judge_engine(name, reached, reading(entries, reached), limits, FRAME_SECONDS)
 
 
 def compiler_trouble() -> str | None:

@@ -33,7 +33,7 @@ def load(
         return load_onto_mlx(checkpoint, dtype, progress)
     from .onto_native import load_onto_native
 
-    return load_onto_native(checkpoint, exact=dtype == "float32", threads=threads, progress=progress)
+    return load_onto_native(checkpoint, dtype, threads=threads, progress=progress)
 
 
 def load_lm(
@@ -62,7 +62,8 @@ def load_lm(
     dtype
         On MLX, the dtype of the activations and of the weights that are not quantized: "float32", "bfloat16" or "float16";
         None chooses by the device (`default_dtype`). The native engine computes in float32, and keeps weights as they are
-        stored; "float32" also keeps keys and values in it, and activations in products with packed weights.
+        stored. There, "float32" keeps keys and values in it, and activations in products with packed weights; another dtype
+        keeps keys and values in float16; and None goes by the model's numbers: float32 if they are, else float16.
     engine
         "mlx", "native", or "auto": MLX where it has a GPU, else the native engine.
     quantized

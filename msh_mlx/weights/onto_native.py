@@ -21,12 +21,12 @@ _Place = tuple[str, int, int, int]
 
 def load_onto_native(
     checkpoint: Checkpoint,
+    dtype: str | None = None,
     *,
-    exact: bool = False,
     threads: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> NativeModel:
-    """Load the model, with adapters merged. `exact` is as for `NativeModel`.
+    """Load the model, with adapters merged. `dtype` is as for `load_lm`.
 
     `threads` read, and compute afterwards; None: as many as there are cores.
 
@@ -64,7 +64,18 @@ def load_onto_native(
     if progress:
         progress(1.0)
     bits = {_bits(checkpoint, module) for module in checkpoint.matrices if not module.startswith(CONDITIONS)}
-    return NativeModel(checkpoint.config, weights, checkpoint.conditions(), tuple(sorted(bits)), threads, exact)
+    # A model whose numbers are float32 keeps keys and values in it, too: then the tokens are those of other programs.
+    norm = checkpoint.parts("out_norm")["weight"]
+    kept = "float32" if dtype == "float32" or (dtype is None and norm.dtype == "F32") else "float16"
+    return NativeModel(
+        checkpoint.config,
+        weights,
+        checkpoint.conditions(),
+        tuple(sorted(bits)),
+        threads,
+        activations="float32" if dtype == "float32" else "int16",
+        kept=kept,
+    )
 
 
 def _stored(checkpoint: Checkpoint, module: str) -> tuple[_Place, tuple[int, int, _Place, _Place] | None]:

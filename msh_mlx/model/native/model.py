@@ -44,8 +44,10 @@ class NativeModel:
         The bits of the weights in matrices.
     threads
         How many threads compute; None: as many as there are cores.
-    exact
-        Keep keys and values, and activations in products with packed weights, in float32; else in float16 and int16.
+    activations
+        What the inputs of products with packed weights are rounded to: "int16", or "float32", which rounds nothing.
+    kept
+        What keys and values are kept in, unless a conversation has 8 bits for them: "float16" or "float32".
     """
 
     engine = "native"
@@ -57,13 +59,15 @@ class NativeModel:
         conditions: Conditions,
         bits: tuple[int, ...],
         threads: int | None = None,
-        exact: bool = False,
+        *,
+        activations: str = "int16",
+        kept: str = "float16",
     ) -> None:
         self.config = config
         self.conditions = conditions
         self._weights = weights
         self._bits = bits
-        self._shared = Shared(config, weights, threads, exact=exact)
+        self._shared = Shared(config, weights, threads, activations, kept)
 
     @classmethod
     def random(

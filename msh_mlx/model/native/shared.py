@@ -23,16 +23,16 @@ ROWS = CHUNK  # conversations, or columns of a prompt, that are computed at once
 class Shared:
     """The weights, and an engine: its threads, and its room for some rows.
 
-    `exact` is as for `NativeModel`.
+    `activations` and `kept` are as for `NativeModel`.
     """
 
-    def __init__(self, config: LmConfig, weights: msh_native.Lm, threads: int | None, *, exact: bool) -> None:
+    def __init__(self, config: LmConfig, weights: msh_native.Lm, threads: int | None, activations: str, kept: str) -> None:
         self.config = config
-        self.activations = "float32" if exact else "int16"
+        self.activations = activations
         self.rows = weights.engine(ROWS, activations=self.activations, threads=threads)
         self.lock = Lock()  # of the engine, which works for one thread at a time
         self._weights = weights
-        self._floats = "float32" if exact else "float16"
+        self._kept = kept
 
     def conversation(self, manner: Manner) -> msh_native.LmConversation:
         """Make the keys and values of a conversation, with its samplers."""
@@ -62,7 +62,7 @@ class Shared:
         """
         if kv_bits not in (None, 8):
             raise InputError(f"The key/value cache cannot have {kv_bits!r} bits", "give 8, or leave it out")
-        return "int8" if kv_bits else self._floats
+        return "int8" if kv_bits else self._kept
 
 
 def _filters(sampler: Sampler) -> tuple[float, int, float, float]:

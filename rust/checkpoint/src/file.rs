@@ -1,5 +1,6 @@
 //! An open file, and the numbers in it.
 
+use kernels::f16_to_f32;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
@@ -247,19 +248,6 @@ impl Values<'_> {
         }
         Ok(())
     }
-}
-
-/// IEEE half precision, subnormals included.
-fn f16_to_f32(half: u16) -> f32 {
-    let sign = u32::from(half >> 15) << 31;
-    let exponent = u32::from(half >> 10) & 0x1f;
-    let mantissa = u32::from(half) & 0x3ff;
-    let magnitude = match exponent {
-        0 => mantissa as f32 * (-24f32).exp2(),
-        31 => f32::from_bits(0xff << 23 | mantissa << 13),
-        _ => f32::from_bits((exponent + 112) << 23 | mantissa << 13),
-    };
-    f32::from_bits(magnitude.to_bits() | sign)
 }
 
 /// The bits of a float's exponent, all set if it is not finite; `None` for other types.

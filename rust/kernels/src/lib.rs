@@ -24,7 +24,7 @@ mod wide;
 
 use std::fmt;
 
-pub use float::Float;
+pub use float::{Float, f16_to_f32};
 pub use lanes::Dot;
 pub use memory::{Aligned, Plain};
 pub use packed::{BLOCK, Inputs, Into, Packed, Way, number};
