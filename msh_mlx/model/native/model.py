@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import InputError
 from ...metrics import peak_resident_bytes
+from ...system.machine import memory_to_take
 from ..conditions import Conditions
 from ..config import LmConfig
 from ..engine import About, Manner, Prefilled
@@ -65,10 +67,19 @@ class NativeModel:
 
     @classmethod
     def random(cls, config: LmConfig, bits: int, group_size: int, seed: int) -> NativeModel:
-        """Make a model of seeded random weights."""
-        from msh_native import Lm
+        """Make a model of seeded random weights.
 
-        weights = Lm.random(described(config), bits, group_size, seed)
+        Raises
+        ------
+        InputError
+            There is too little memory.
+        """
+        from msh_native import Lm, ModelError
+
+        try:
+            weights = Lm.random(described(config), bits, group_size, seed, memory=memory_to_take())
+        except ModelError as error:
+            raise InputError(str(error)) from None
         return cls(config, weights, random_conditions(config, seed), (bits,))
 
     def about(self) -> About:
@@ -136,7 +147,7 @@ class NativeModel:
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """As `LanguageModel.kv_bytes`."""
-        conversation = self._weights.conversation(kv=self._shared.kept_as(kv_bits))
+        conversation = self._shared.conversation(Manner(TextSampler(0), Sampler(0), kv_bits))
         position = sum(part.shape[0] * part.shape[2] * part.dtype.itemsize for part in conversation.state())
         return int(positions * position)
 

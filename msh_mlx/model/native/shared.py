@@ -35,17 +35,28 @@ class Shared:
         self._floats = "float32" if exact else "float16"
 
     def conversation(self, manner: Manner) -> msh_native.LmConversation:
-        """Make the keys and values of a conversation, with its samplers."""
+        """Make the keys and values of a conversation, with its samplers.
+
+        Raises
+        ------
+        InputError
+            Keys and values cannot have so many bits, or there is too little memory for them.
+        """
+        from msh_native import ModelError
+
         text, audio, steering = manner.text_sampler, manner.audio_sampler, manner.steering
-        conversation = self._weights.conversation(
-            kv=self.kept_as(manner.kv_bits),
-            batch=steering.batch,
-            text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
-            audio=_filters(audio),
-            guidance=_guided(steering.guidance),
-            codebooks=steering.codebooks,
-            padding=self.config.existing_text_padding_id,
-        )
+        try:
+            conversation = self._weights.conversation(
+                kv=self.kept_as(manner.kv_bits),
+                batch=steering.batch,
+                text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
+                audio=_filters(audio),
+                guidance=_guided(steering.guidance),
+                codebooks=steering.codebooks,
+                padding=self.config.existing_text_padding_id,
+            )
+        except ModelError as error:
+            raise InputError(str(error)) from None
         if steering.added is not None:
             conversation.add_to_input(np.ascontiguousarray(steering.added, np.float32))
         if steering.source is not None:

@@ -33,7 +33,7 @@ use crate::{count, with_stream, without_gil};
 /// threads : int or None
 ///     Threads that read; None takes all cores.
 /// memory : int or None
-///     Bytes of memory that the weights may take; None takes what is free, where the system says so.
+///     Bytes of memory that the weights may take; None takes as many as they need.
 /// progress : callable or None
 ///     Called with the fraction of the bytes that have been read. What it raises ends the loading.
 ///
@@ -85,13 +85,6 @@ fn module((weight, packing, change): (PyPlace, Option<PyPacking>, Option<PyChang
 /// Rows of an engine, at most.
 const MOST_ROWS: usize = 4096;
 
-/// Bytes of memory that can be taken, where Linux says so.
-fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(1024 * line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?)
-}
-
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -139,7 +132,7 @@ impl PyLm {
                     })
                 })
             };
-            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &tell };
+            let loading = lm::Loading { threads, memory, progress: &tell };
             let model = lm::Model::load(config, source, &loading);
             if let Ok(Some(error)) = raised.into_inner() {
                 return Err(Failure::Python(error));
@@ -192,7 +185,7 @@ impl PyLm {
                 let raised = Python::attach(|py| py.check_signals());
                 raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
             };
-            let loading = lm::Loading { threads, memory: memory.or_else(free_memory), progress: &signals };
+            let loading = lm::Loading { threads, memory, progress: &signals };
             Ok(Self(lm::Model::load(config, source, &loading)?))
         })
     }
@@ -570,7 +563,8 @@ pub fn dots() -> Vec<String> {
 
 /// Measures how fast ``threads`` threads together read memory, in bytes a second; None takes all cores.
 ///
-/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts.
+/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts. Raises ModelError
+/// if the system does not have so much memory.
 #[pyfunction]
 #[pyo3(signature = (threads=None, size=1 << 28, seconds=0.5))]
 pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds: f64) -> Result<f64, Failure> {
@@ -578,5 +572,5 @@ pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds
     if !(1 << 20..=1 << 34).contains(&size) || !(0.0..=60.0).contains(&seconds) {
         return Err(Failure::Value("size is 1 MiB to 16 GiB, and seconds 0 to 60.".into()));
     }
-    without_gil(py, || Ok(lm::read_bandwidth(threads, size, std::time::Duration::from_secs_f64(seconds))))
+    without_gil(py, || Ok(lm::read_bandwidth(threads, size, std::time::Duration::from_secs_f64(seconds))?))
 }
