@@ -52,7 +52,7 @@ def random_lm(
         return random_model(config, bits, group_size, seed, default_dtype(), progress)
     from .model.native.model import NativeModel
 
-    return NativeModel.random(config, bits, group_size, seed)
+    return NativeModel.random(config, bits, group_size, seed, progress)
 
 
 def bytes_per_step(lm: LanguageModel, positions: float = 0, kv_bits: int | None = None, *, rows: int = 1) -> int:

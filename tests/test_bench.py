@@ -13,6 +13,7 @@ from paths import DEMO, ROOT
 from msh_mlx import LmConfig, LmGen, Sampler, load_lm
 from msh_mlx.bench import SIZES, Percentiles, bytes_per_step, random_lm
 from msh_mlx.model.families.tts import delay_steps
+from msh_mlx.system.signals import Stopped
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
 LIMIT = 60
@@ -155,3 +156,20 @@ def test_percentiles_are_milliseconds():
     assert Percentiles.of([0.001 * n for n in range(101)]) == Percentiles(
         pytest.approx(50), pytest.approx(95), pytest.approx(99)
     )
+
+
+def test_making_weights_tells_how_far_it_is_and_can_be_ended(engine):
+    """As Ctrl-C ends it: by what `progress` raises."""
+    config = LmConfig(dim=256, num_layers=2, num_heads=4, context=10, text_card=2000, card=100, depformer_dim=64)
+    told: list[float] = []
+    random_lm(config, 16, 32, 0, engine, told.append)
+    assert len(told) > 5
+    assert 0 <= min(told) <= max(told) <= 1
+    assert max(told) > 0.8
+
+    def stop(fraction: float) -> None:
+        if fraction > 0.3:
+            raise Stopped(2)
+
+    with pytest.raises(Stopped):
+        random_lm(config, 16, 32, 1, engine, stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,8 +66,15 @@ class NativeModel:
         self._shared = Shared(config, weights, threads, exact=exact)
 
     @classmethod
-    def random(cls, config: LmConfig, bits: int, group_size: int, seed: int) -> NativeModel:
-        """Make a model of seeded random weights.
+    def random(
+        cls,
+        config: LmConfig,
+        bits: int,
+        group_size: int,
+        seed: int,
+        progress: Callable[[float], None] | None = None,
+    ) -> NativeModel:
+        """Make a model of seeded random weights. `progress` gets the fraction that has been made.
 
         Raises
         ------
@@ -77,7 +84,7 @@ class NativeModel:
         from msh_native import Lm, ModelError
 
         try:
-            weights = Lm.random(described(config), bits, group_size, seed, memory=memory_to_take())
+            weights = Lm.random(described(config), bits, group_size, seed, memory=memory_to_take(), progress=progress)
         except ModelError as error:
             raise InputError(str(error)) from None
         return cls(config, weights, random_conditions(config, seed), (bits,))

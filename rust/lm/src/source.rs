@@ -335,8 +335,12 @@ impl Source {
 
     /// Some rows of a matrix as they are stored, without changes.
     fn raw(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Raw> {
+        let told = |raw: Raw| {
+            progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
+            Ok(raw)
+        };
         let (file, module, first) = match &self.0 {
-            Origin::Random(random) => return Ok(random.stored(stored, row, rows)),
+            Origin::Random(random) => return told(random.stored(stored, row, rows)),
             Origin::Files(files) => (&files.file, &stored.module, stored.first + row),
         };
         let mut raw = Raw { words: read(file, &module.weight, first, rows)?, scales: Vec::new(), biases: Vec::new() };
@@ -346,8 +350,7 @@ impl Source {
             check_finite(&stored.name, &raw.scales, &packing.scales)?;
             check_finite(&stored.name, &raw.biases, &packing.biases)?;
         }
-        progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
-        Ok(raw)
+        told(raw)
     }
 
     /// Some rows of a matrix in float32, unpacked and changed.

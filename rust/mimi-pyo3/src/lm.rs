@@ -85,6 +85,39 @@ fn module((weight, packing, change): (PyPlace, Option<PyPacking>, Option<PyChang
 /// Rows of an engine, at most.
 const MOST_ROWS: usize = 4096;
 
+/// Loads a model. Signals are looked at, and `progress` is called, each time that some of it was read.
+fn loaded(
+    config: lm::Config,
+    source: lm::Source,
+    threads: usize,
+    memory: Option<u64>,
+    progress: Option<Py<PyAny>>,
+) -> Result<PyLm, Failure> {
+    let total = source.bytes(&config).max(1);
+    let done = Mutex::new(0u64);
+    let raised = Mutex::new(None);
+    let tell = |bytes: u64| {
+        let Ok(mut done) = done.lock() else { return Ok(()) };
+        *done += bytes;
+        let fraction = (*done as f64 / total as f64).min(1.0);
+        Python::attach(|py| {
+            let told = py.check_signals();
+            let told = told.and_then(|()| progress.as_ref().map_or(Ok(()), |p| p.call1(py, (fraction,)).map(drop)));
+            told.map_err(|error| {
+                if let Ok(mut raised) = raised.lock() {
+                    raised.get_or_insert(error);
+                }
+                lm::Error::Input("the loading was ended".into())
+            })
+        })
+    };
+    let model = lm::Model::load(config, source, &lm::Loading { threads, memory, progress: &tell });
+    if let Ok(Some(error)) = raised.into_inner() {
+        return Err(Failure::Python(error));
+    }
+    Ok(PyLm(model?))
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -113,31 +146,7 @@ impl PyLm {
         without_gil(py, || {
             let lora = lora.as_deref().map(File::open).transpose()?;
             let source = lm::Source::new(File::open(&path)?, lora, modules, replaced);
-            let total = source.bytes(&config).max(1);
-            let done = Mutex::new(0u64);
-            let raised = Mutex::new(None);
-            let tell = |bytes: u64| {
-                let Ok(mut done) = done.lock() else { return Ok(()) };
-                *done += bytes;
-                let fraction = (*done as f64 / total as f64).min(1.0);
-                Python::attach(|py| {
-                    let told = py.check_signals();
-                    let told =
-                        told.and_then(|()| progress.as_ref().map_or(Ok(()), |p| p.call1(py, (fraction,)).map(drop)));
-                    told.map_err(|error| {
-                        if let Ok(mut raised) = raised.lock() {
-                            raised.get_or_insert(error);
-                        }
-                        lm::Error::Input("the loading was ended".into())
-                    })
-                })
-            };
-            let loading = lm::Loading { threads, memory, progress: &tell };
-            let model = lm::Model::load(config, source, &loading);
-            if let Ok(Some(error)) = raised.into_inner() {
-                return Err(Failure::Python(error));
-            }
-            Ok(Self(model?))
+            loaded(config, source, threads, memory, progress)
         })
     }
 
@@ -156,9 +165,12 @@ impl PyLm {
     /// Makes a model of seeded random weights in memory, for measurements.
     ///
     /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits
-    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``.
+    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``. ``progress`` is as for a model
+    /// of a file.
     #[staticmethod]
-    #[pyo3(signature = (config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None))]
+    #[pyo3(signature = (
+        config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None, progress=None
+    ))]
     #[allow(clippy::too_many_arguments)]
     fn random(
         py: Python<'_>,
@@ -169,6 +181,7 @@ impl PyLm {
         dtype: &str,
         threads: Option<i64>,
         memory: Option<u64>,
+        progress: Option<Py<PyAny>>,
     ) -> Result<Self, Failure> {
         let hidden = lm::Config::hidden_from_json(config)?;
         let config = lm::Config::from_json(config)?;
@@ -180,14 +193,7 @@ impl PyLm {
         };
         let threads = threads.map(|n| count("threads", n)).transpose()?.unwrap_or_else(cores);
         let source = lm::Source::random(lm::Random { bits, group: group_size, float, seed, hidden });
-        without_gil(py, || {
-            let signals = |_| {
-                let raised = Python::attach(|py| py.check_signals());
-                raised.map_err(|_| lm::Error::Input("the loading was ended".into()))
-            };
-            let loading = lm::Loading { threads, memory, progress: &signals };
-            Ok(Self(lm::Model::load(config, source, &loading)?))
-        })
+        without_gil(py, || loaded(config, source, threads, memory, progress))
     }
 
     /// Makes a conversation.

@@ -222,6 +222,7 @@ class Lm:
         *,
         threads: int | None = None,
         memory: int | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Lm: ...
     @property
     def held_bytes(self) -> int: ...
