@@ -173,3 +173,8 @@ def test_making_weights_tells_how_far_it_is_and_can_be_ended(engine):
 
     with pytest.raises(Stopped):
         random_lm(config, 16, 32, 1, engine, stop)
+
+
+def test_only_packed_weights_round_activations():
+    about = [random_lm(TINY, bits, 32, 0, "native").about() for bits in (8, 16)]
+    assert [one.dtype for one in about] == ["int16", "float32"]

@@ -93,7 +93,9 @@ class NativeModel:
         """As `LanguageModel.about`."""
         from msh_native import dots
 
-        return About(f"native, {dots()[0]}", "cpu", self._shared.activations, self._bits)
+        # Only products with packed weights round them.
+        activations = self._shared.activations if min(self._bits) < 16 else "float32"
+        return About(f"native, {dots()[0]}", "cpu", activations, self._bits)
 
     def peak_bytes(self) -> int:
         """As `LanguageModel.peak_bytes`: of the process."""
