@@ -27,7 +27,7 @@ def bandwidth(engine: str = "auto", seconds: float = 0.5) -> float:
     try:
         return float(read_bandwidth(None, _SIZE, seconds))
     except ModelError as error:
-        raise MshError(str(error)) from None
+        raise MshError(str(error).removesuffix("."), "close other programs") from None
 
 
 def _on_gpu(seconds: float) -> float:

@@ -67,9 +67,9 @@ def available_memory() -> int:
 
 
 def memory_to_take() -> int:
-    """Return how many bytes of weights can be loaded so that the program is not ended for it, with room for what runs them.
+    """Return how many bytes of weights can be loaded so that the program is not ended for it, with room to run them.
 
-    Linux ends a program that takes more than is available. Other systems page out what other programs hold, and compress it.
+    Linux ends a program that takes more than is available. Other systems page out or compress what others hold.
     """
     memory = available_memory() if sys.platform == "linux" else physical_memory()
     return memory - min(memory // 8, _BESIDE)

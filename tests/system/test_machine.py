@@ -75,7 +75,7 @@ def test_a_limit_counts_where_it_is_less_than_the_machine_has(monkeypatch):
     ("gigabytes", "options", "says"),
     [
         (3, ["--size", "7b"], "The weights take 4.8"),
-        (1.75, ["--size", "1b", "--steps", "1"], "the memory for the keys and values of a whole window."),
+        (1.75, ["--size", "1b", "--steps", "1"], "for the keys and values of a whole window; shorten it, or close other programs."),
     ],
 )
 def test_a_limit_of_addresses_is_an_error_in_one_sentence(gigabytes, options, says):
@@ -92,7 +92,7 @@ def test_a_limit_of_addresses_is_an_error_in_one_sentence(gigabytes, options, sa
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(onto_native, "memory_to_take", lambda: 10_000)
     told, folder = [], GOLDEN / "lm-small"
-    with pytest.raises(InputError, match=r"The weights take 0\.00 GB of memory, and 0\.00 GB can be had\."):
+    with pytest.raises(InputError, match=r"The weights take 0\.00 GB of memory, and 0\.00 GB can be had; close"):
         load_lm(folder / "lm_mlx_f32.safetensors", folder / "config.json", engine="native", progress=told.append)
     assert told == []
     monkeypatch.setattr("msh_mlx.model.native.model.memory_to_take", lambda: 10_000)
@@ -117,5 +117,5 @@ def test_too_little_memory_to_measure_is_an_error(monkeypatch):
         raise msh_native.ModelError("It is too much.")
 
     monkeypatch.setattr(msh_native, "read_bandwidth", none)
-    with pytest.raises(MshError, match=r"^It is too much\.$"):
+    with pytest.raises(MshError, match=r"^It is too much; close other programs\.$"):
         bandwidth.bandwidth()

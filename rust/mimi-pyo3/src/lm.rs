@@ -165,8 +165,8 @@ impl PyLm {
     /// Makes a model of seeded random weights in memory, for measurements.
     ///
     /// ``bits`` is 16 for weights that are not packed, in ``dtype`` (``"f32"``, ``"f16"`` or ``"bf16"``), else the bits
-    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``. ``progress`` is as for a model
-    /// of a file.
+    /// of all matrices, in groups of ``group_size`` whose scales and biases are in ``dtype``. ``progress`` is as for a
+    /// model of a file.
     #[staticmethod]
     #[pyo3(signature = (
         config, bits, group_size=64, seed=0, dtype="bf16", *, threads=None, memory=None, progress=None
@@ -569,8 +569,8 @@ pub fn dots() -> Vec<String> {
 
 /// Measures how fast ``threads`` threads together read memory, in bytes a second; None takes all cores.
 ///
-/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts. Raises ModelError
-/// if the system does not have so much memory.
+/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts. Raises
+/// ModelError if the system does not have so much memory.
 #[pyfunction]
 #[pyo3(signature = (threads=None, size=1 << 28, seconds=0.5))]
 pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds: f64) -> Result<f64, Failure> {
