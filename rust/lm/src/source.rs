@@ -494,14 +494,18 @@ impl Stored {
                 }
             }
             Some(packing) => {
+                let (scales, biases) = (packing.scales.dtype, packing.biases.dtype);
+                if scales != biases {
+                    let what = format!("has scales of type {} and biases of type {}", scales.name(), biases.name());
+                    return Err(Error::weight(&self.name, format!("{what}; one type is expected")));
+                }
                 let bits = matches!(packing.bits, 2..=6 | 8);
                 let group = matches!(packing.group, 32 | 64 | 128) && columns.is_multiple_of(packing.group);
                 let packed = weight.dtype == Dtype::U32
                     && weight.rows == rows
                     && weight.columns.checked_mul(32) == columns.checked_mul(packing.bits);
                 let numbers = [packing.scales, packing.biases].iter().all(|place| {
-                    place.dtype == packing.scales.dtype
-                        && place.float().is_some()
+                    place.float().is_some()
                         && place.rows == rows
                         && place.columns.checked_mul(packing.group) == Some(columns)
                 });

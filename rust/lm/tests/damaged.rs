@@ -53,7 +53,10 @@ fn what_is_missing_surplus_or_of_another_shape_is_named() {
                 refused(&changed(&|m| m.packing.as_mut().unwrap().group = group), "in_proj is packed");
             }
             refused(&changed(&|m| m.packing.as_mut().unwrap().scales.rows = 1), "in_proj is packed");
-            refused(&changed(&|m| m.packing.as_mut().unwrap().biases.dtype = Dtype::F32), "in_proj is packed");
+            refused(
+                &changed(&|m| m.packing.as_mut().unwrap().biases.dtype = Dtype::F32),
+                "in_proj has scales of type F16 and biases of type F32",
+            );
         }
         let mut other = made(kind, false);
         other.replaced = vec![(3, 41)];
