@@ -178,7 +178,6 @@ def measure(
     `progress` gets the fraction that has been done.
     """
     config, known = lm.config, of_use(load_catalogue(), "conversation")
-    reached = bandwidth(lm.about().engine.partition(",")[0])
     rng = np.random.default_rng(0)
     gen, first, step_once = _prepared(lm, kv_bits, steps, rng)
     begin = perf_counter()
@@ -212,6 +211,8 @@ def measure(
     before = first + (config.user_q > 0)  # the priming step of a model that hears
     seen = np.mean([min(before + t + 1, config.context) for t in range(steps)])
     read, about = bytes_per_step(lm, float(seen), kv_bits), lm.about()
+    peak = lm.peak_bytes()  # before the memory that is only there to be read
+    reached = bandwidth(about.engine.partition(",")[0])
     return Report(
         version=__version__,
         chip=chip(),
@@ -229,7 +230,7 @@ def measure(
         decode=spreads.get("decode"),
         real_time=1000 * FRAME_SECONDS / together,
         warm_up=1000 * warm_up,
-        peak=lm.peak_bytes(),
+        peak=peak,
         weights=lm.weights_bytes,
         bytes_per_step=read,
         bandwidth=reached,

@@ -15,6 +15,7 @@ from msh_mlx.bench import SIZES, Percentiles, able, bytes_per_step
 from msh_mlx.library.catalogue import load_catalogue
 from msh_mlx.model.engines import random_lm
 from msh_mlx.model.families.tts import delay_steps
+from msh_mlx.system.signals import Stopped
 from msh_mlx.weights.checkpoint import open_checkpoint
 
 QUANT = ROOT / "tests" / "golden" / "lm-quant"
@@ -148,22 +149,18 @@ def test_random_models_are_seeded_and_keep_their_size(bits, engine):
     assert one.weights_bytes > one.step_bytes > 0
 
 
-def test_making_random_weights_tells_how_far_it_is_and_can_be_ended():
+def test_making_random_weights_tells_how_far_it_is():
     told = []
     random_lm(TINY, 4, 64, 1, "native", told.append)
     assert told == sorted(told)
     assert 0 < told[0] < 0.9 < told[-1] <= 1
 
-    def end(_):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        random_lm(TINY, 4, 64, 1, "native", end)
-
 
 def test_what_is_too_large_for_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("msh_mlx.model.native.model.available_memory", lambda: 10**6)
-    with pytest.raises(InputError, match=r"The weights take 4\.\d GB of memory, and 0\.0 GB are free"):
+    monkeypatch.setattr("msh_mlx.model.native.model.memory_to_take", lambda: 10**6)
+    with pytest.raises(
+        InputError, match=r"The weights take 4\.\d\d GB of memory, and 0\.00 GB can be had; close other programs"
+    ):
         random_lm(SIZES["7b"], 4, 64, 1, "native", lambda _: pytest.fail("something was made"))
 
 
@@ -202,3 +199,25 @@ def test_percentiles_are_milliseconds():
     assert Percentiles.of([0.001 * n for n in range(101)]) == Percentiles(
         pytest.approx(50), pytest.approx(95), pytest.approx(99)
     )
+
+
+def test_making_weights_tells_how_far_it_is_and_can_be_ended(engine):
+    """As Ctrl-C ends it: by what `progress` raises."""
+    config = LmConfig(dim=256, num_layers=2, num_heads=4, context=10, text_card=2000, card=100, depformer_dim=64)
+    told: list[float] = []
+    random_lm(config, 16, 32, 0, engine, told.append)
+    assert len(told) > 5
+    assert 0 <= min(told) <= max(told) <= 1
+    assert max(told) > 0.8
+
+    def stop(fraction: float) -> None:
+        if fraction > 0.3:
+            raise Stopped(2)
+
+    with pytest.raises(Stopped):
+        random_lm(config, 16, 32, 1, engine, stop)
+
+
+def test_only_packed_weights_round_activations():
+    about = [random_lm(TINY, bits, 32, 0, "native").about() for bits in (8, 16)]
+    assert [one.dtype for one in about] == ["int16", "float32"]

@@ -333,7 +333,9 @@ def test_the_engine_is_judged_by_the_models_for_conversations() -> None:
         (least / 0.091, "ok", "perhaps enough for moshiko-q4 with a shorter window (--context), on trial"),
         (least / 0.106, "warning", "too slow for the published models"),
     ):
-        finding = judge_engine("native, AVX2", bandwidth + 1, reading(entries, bandwidth + 1), (0.045, 0.09, 0.105), 0.08)
+        finding = judge_engine(
+            "native, AVX2", bandwidth + 1, reading(entries, bandwidth + 1), (0.045, 0.09, 0.105), 0.08
+        )
         assert finding.status == status
         assert finding.found.startswith(f"native, AVX2, reads memory with {human_size(bandwidth + 1)}/s: ")
         assert found in finding.found

@@ -13,8 +13,10 @@ from ..errors import InputError
 from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..model.architecture import Architecture
 from ..system.inputs import check_file
+from ..system.machine import memory_to_take
 from ..system.places import user_path
-from ..weights.kinds import check_mimi
+from ..system.words import human_size
+from ..weights.kinds import check_mimi, kind_of
 from ..weights.safetensors import read_header
 
 __all__ = ["Decoder", "Encoder", "Mimi", "check_codec", "check_pcm", "load_mimi"]
@@ -35,10 +37,16 @@ def load_mimi(
     Raises
     ------
     InputError
-        The file cannot be read or is not a Mimi checkpoint, or an argument is out of range; the message says which.
+        The file cannot be read or is not a Mimi checkpoint, an argument is out of range, or there is too little memory; the
+        message says which.
     """
     path = user_path(path)
     check_file(path)
+    size, free = path.stat().st_size, memory_to_take()
+    need = size // 2 if weights == "float16" else size
+    if need > free and kind_of(read_header(path)) == "mimi":  # another file is refused by its kind
+        what = f"The codec takes {human_size(need)} of memory, and {human_size(free)} can be had"
+        raise InputError(what, "close other programs")
     if isinstance(config, str | os.PathLike):
         config = user_path(config)
         check_file(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
+from ..errors import MshError
 from ..model.engines import has_gpu
 
 _SIZE = 1 << 28  # bytes
@@ -13,12 +14,20 @@ def bandwidth(engine: str = "auto", seconds: float = 0.5) -> float:
     """Measure how fast an engine can read memory, in bytes a second: `seconds` long, the fastest of at least five times.
 
     The native engine reads with as many threads as it computes with. MLX sums on its GPU; without one, the native threads read.
+
+    Raises
+    ------
+    MshError
+        There is too little memory.
     """
     if engine != "native" and has_gpu():
         return _on_gpu(seconds)
-    from msh_native import read_bandwidth
+    from msh_native import ModelError, read_bandwidth
 
-    return float(read_bandwidth(None, _SIZE, seconds))
+    try:
+        return float(read_bandwidth(None, _SIZE, seconds))
+    except ModelError as error:
+        raise MshError(str(error).removesuffix("."), "close other programs") from None
 
 
 def _on_gpu(seconds: float) -> float:

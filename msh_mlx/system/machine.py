@@ -5,9 +5,17 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _ANSWER = 2.0  # seconds that a command of the system may take
+_BESIDE = 128 << 20  # bytes that threads, their stacks and their room take besides weights, at most
+# Files of a group of processes, in the second version and in the first: its limit of memory, what it has taken; and how
+# `memory.stat` calls what is kept of files.
+_NAMES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def chip() -> str:
@@ -44,17 +52,69 @@ def is_translated() -> bool:
 
 
 def physical_memory() -> int:
-    """Return the machine's memory in bytes."""
+    """Return the machine's memory in bytes, or what a group of processes, such as a container, may take of it."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    return min([int(psutil.virtual_memory().total), *(most for most, _ in _group_limits())])
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory a program can take now before the system has to page out."""
+    """Return how many bytes of memory a program can take now before the system has to page out, or forbids it."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    left = [most - used for most, used in (*_group_limits(), *_process_limits())]
+    return max(0, min([int(psutil.virtual_memory().available), *left]))
+
+
+def memory_to_take() -> int:
+    """Return how many bytes of weights can be loaded so that the program is not ended for it, with room to run them.
+
+    Linux ends a program that takes more than is available. Other systems page out or compress what others hold.
+    """
+    memory = available_memory() if sys.platform == "linux" else physical_memory()
+    return memory - min(memory // 8, _BESIDE)
+
+
+def _process_limits() -> Iterator[tuple[int, int]]:
+    """Yield the limit of this process's addresses (`ulimit -v`) and how many it has, in bytes."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    import psutil
+
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        yield most, psutil.Process().memory_info().vms
+
+
+def _group_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """Yield the limit of each group of processes that this one is in, and what the group has taken, in bytes.
+
+    What the system keeps of files that were read is not counted: it is given up where memory is short.
+    """
+    if sys.platform != "linux":
+        return
+    for line in _lines(root / "proc/self/cgroup"):
+        controllers, path = line.split(":", 2)[1:]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Of version 2 there is one hierarchy, without a name. A container may see its own group as the root.
+        limit, usage, kept = _NAMES[bool(controllers)]
+        folder = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        for group in [folder.joinpath(*Path(path).parts[1:n]) for n in range(1, 1 + len(Path(path).parts))]:
+            most, used = ((_lines(group / name) or [""])[0] for name in (limit, usage))
+            files = [line.split()[1] for line in _lines(group / "memory.stat") if line.startswith(f"{kept} ")]
+            if most.isdecimal() and used.isdecimal():
+                yield int(most), int(used) - int(*files)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a small file; none if it is not there."""
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def output_of(*command: str) -> str:

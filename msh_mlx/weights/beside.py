@@ -18,7 +18,7 @@ def names_in(values: Mapping[str, Any]) -> dict[str, str]:
 
 def config_beside(model: Path) -> Path:
     """Return the path of the configuration of this model's file alone: model.json for model.safetensors."""
-    return model.with_suffix(".json")
+    return model.parent / f"{model.stem}.json"  # also of a folder without a name, such as "/"
 
 
 def is_merged(model: Path) -> bool:
@@ -31,7 +31,7 @@ def is_merged(model: Path) -> bool:
 
 def find_config(model: Path) -> Path | None:
     """Find the configuration beside a model: the one with its own name, else the folder's `config.json`, else None."""
-    for path in (config_beside(model), model.with_name("config.json")):
+    for path in (config_beside(model), model.parent / "config.json"):
         if path.is_file():
             return path
     return None

@@ -36,6 +36,7 @@ GROUP_SIZES = (32, 64, 128)
 _LARGE = "transformer.layers.0.gating.linear_in"  # one of the modules that hold most of the weights
 _CHUNK = 1 << 20  # weights that are changed or unpacked at a time
 _COMPARED = 1 << 24  # bytes that are compared at a time
+_LARGEST = float(np.finfo(np.float32).max) / 2  # of a changed weight: packing takes the difference of two
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"} | {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -165,7 +166,7 @@ class Checkpoint:
         Raises
         ------
         InputError
-            A number is not finite after the change.
+            A number is not finite after the change, or too large to be packed.
         """
         rows, columns = self.shapes[module]
         how, parts = self.quantizations.get(module), self.parts(module)
@@ -175,9 +176,9 @@ class Checkpoint:
             values = unpacked(weight, as_float32(rest[0]), as_float32(rest[1]), how) if how else as_float32(weight)
             if change:
                 values = change.merge(values, row)
-            if change and not np.isfinite(values).all():
+            if change and not (np.abs(values) <= _LARGEST).all():
                 raise InputError(
-                    f"{change.path} makes numbers of {module} infinite or NaN",
+                    f"{change.path} makes numbers of {module} too large, infinite or NaN",
                     "give another file, or --lora-scaling",
                 )
             yield row, values

@@ -170,7 +170,7 @@ def read_lora(
                     f"{path} does not fit the model: it has no linear layer {module}, which {name} is for."
                 )
             rank, (rows, columns) = info.shape[0], _shape(places, shapes)
-            if info.shape[1] != columns:
+            if info.shape[1] != columns or not rank:
                 raise InputError(f"{path}: {name} has shape {list(info.shape)}", f"[rank, {columns}] is expected")
             b = header[other]
             _check_shape(path, other, b, (rows * len(places), rank))

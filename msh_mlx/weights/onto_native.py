@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..model.families.hibiki import replaced_rows
 from ..model.native.model import NativeModel, described
 from ..model.parameters import CONDITIONS
-from ..system.machine import available_memory
+from ..system.machine import memory_to_take
 from .checkpoint import Checkpoint
 from .lora import Adapter, Change
 from .safetensors import TensorInfo
@@ -54,7 +54,7 @@ def load_onto_native(
             replaced=list(replaced_rows(checkpoint.config).items()),
             lora=checkpoint.lora,
             threads=threads,
-            memory=available_memory(),
+            memory=memory_to_take(),
             progress=progress,
         )
     except (FileError, ModelError) as error:

@@ -20,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 from slow_mimi import SlowMimi
 from tensors import save_as
 
+from msh_mlx.conversation.codec import load_mimi
+from msh_mlx.errors import InputError
 from msh_mlx.format import FRAME_SIZE
 
 TINY = GOLDEN / "mimi-tiny"
@@ -689,3 +691,14 @@ def test_types_that_are_not_read_are_named(dtype, bits, stored_anew, tmp_path):
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + more)
     with pytest.raises(mimi.MimiError, match=f"`{odd}` has the type {dtype}, but F32, BF16 or F16 is expected"):
         mimi.Mimi(str(path), config=str(TINY / "config.json"))
+
+
+def test_too_little_memory_is_said_before_it_is_taken(monkeypatch):
+    path = DEMO / "mimi.safetensors"
+    monkeypatch.setattr("msh_mlx.conversation.codec.memory_to_take", lambda: path.stat().st_size * 2 // 3)
+    with pytest.raises(InputError, match=r"^The codec takes .* of memory, and .* can be had; close other programs\.$"):
+        load_mimi(path)
+    assert load_mimi(path, weights="float16").weights == "float16"
+    monkeypatch.setattr("msh_mlx.conversation.codec.memory_to_take", lambda: 1000)
+    with pytest.raises(InputError, match="it is a Moshi language model"):
+        load_mimi(GOLDEN / "lm-small" / "lm_mlx_f32.safetensors")

@@ -31,8 +31,8 @@ MLX_FILE = SMALL / "lm_mlx_f32.safetensors"
 def test_a_model_too_large_for_the_memory_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "lm.safetensors"  # a file of its own, of which no weights are held yet
     path.write_bytes(MLX_FILE.read_bytes())
-    monkeypatch.setattr("msh_mlx.weights.onto_native.available_memory", lambda: 100_000)
-    with pytest.raises(InputError, match=r"The weights take \d\.\d GB of memory, and 0\.0 GB are free\."):
+    monkeypatch.setattr("msh_mlx.weights.onto_native.memory_to_take", lambda: 100_000)
+    with pytest.raises(InputError, match=r"The weights take \d\.\d\d GB of memory, and 0\.00 GB can be had; close"):
         load_lm(path, SMALL / "config.json", engine="native", progress=lambda _: pytest.fail("something was read"))
 
 

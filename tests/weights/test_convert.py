@@ -286,3 +286,12 @@ def test_commands_of_every_program(program):
         [sys.executable, *program, "convert", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.startswith("usage: msh-mlx convert")
+
+
+@pytest.mark.parametrize("folder", ["/", ".", ""])
+def test_a_folder_without_a_name_of_its_own_is_refused(folder):
+    """What lies beside a file is looked for before the file is opened."""
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+        convert(PYTORCH, folder, bits=8, config=CONFIG)
+    with pytest.raises(InputError, match="is a folder; give the file in it"):
+        load_lm(PYTORCH, CONFIG, lora=folder, engine="native")

@@ -308,10 +308,14 @@ def test_wrong_files(adapters, tmp_path, engine):
     )
     for scaling in (float("nan"), 1e39, True):
         assert "of the adapters is not a number from -1e9 to 1e9" in says(good, lora_scaling=scaling)
+    none = {a: np.zeros((0, 64), np.float32), b: np.zeros((96, 0), np.float32)}
+    assert f"{a} has shape [0, 64]; [rank, 64] is expected" in says(good, none)
     huge = np.full((96, 4), 3e38, np.float32)
-    sentence = says(good, {b: huge}, lora_scaling=100.0)
-    assert "text_linear" in sentence
-    assert "infinite or NaN" in sentence
+    for changed, scaling in (({b: huge}, 100.0), ({b: np.inf * huge}, 1.0), ({b: np.nan * huge}, 1.0)):
+        sentence = says(good, changed, lora_scaling=scaling)
+        assert sentence.endswith(
+            "lora.safetensors makes numbers of text_linear too large, infinite or NaN; give another file, or --lora-scaling."
+        )
     assert f"{b} is of type F64" in says(good, {b: np.zeros((96, 4), np.float64)})
     assert "text_emb.weight has shape [96, 64]; [97, 64] is expected" in says(
         good, {"text_emb.weight": np.zeros((96, 64), np.float32)}

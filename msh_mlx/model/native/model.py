@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...metrics import peak_resident_bytes
-from ...system.machine import available_memory
+from ...system.machine import memory_to_take
 from ..conditions import Conditions
 from ..config import LmConfig
 from ..engine import About, Manner, Prefilled
@@ -87,7 +87,7 @@ class NativeModel:
         """
         from msh_native import Lm, ModelError
 
-        memory = available_memory()
+        memory = memory_to_take()
         try:
             weights = Lm.random(described(config), bits, group_size, seed, memory=memory, progress=progress)
         except ModelError as error:
@@ -98,7 +98,9 @@ class NativeModel:
         """As `LanguageModel.about`."""
         from msh_native import dots
 
-        return About(f"native, {dots()[0]}", "cpu", self._shared.activations, self._bits)
+        # Only products with packed weights round them.
+        activations = self._shared.activations if min(self._bits) < 16 else "float32"
+        return About(f"native, {dots()[0]}", "cpu", activations, self._bits)
 
     def peak_bytes(self) -> int:
         """As `LanguageModel.peak_bytes`: of the process."""
@@ -159,7 +161,7 @@ class NativeModel:
 
     def kv_bytes(self, positions: int, kv_bits: int | None = None) -> int:
         """As `LanguageModel.kv_bytes`."""
-        conversation = self._weights.conversation(kv=self._shared.kept_as(kv_bits))
+        conversation = self._shared.conversation(Manner(TextSampler(0), Sampler(0), kv_bits))
         position = sum(part.shape[0] * part.shape[2] * part.dtype.itemsize for part in conversation.state())
         return int(positions * position)
 

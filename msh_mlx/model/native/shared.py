@@ -26,7 +26,9 @@ class Shared:
     `activations` and `kept` are as for `NativeModel`.
     """
 
-    def __init__(self, config: LmConfig, weights: msh_native.Lm, threads: int | None, activations: str, kept: str) -> None:
+    def __init__(
+        self, config: LmConfig, weights: msh_native.Lm, threads: int | None, activations: str, kept: str
+    ) -> None:
         self.config = config
         self.activations = activations
         self.rows = weights.engine(ROWS, activations=self.activations, threads=threads)
@@ -35,17 +37,28 @@ class Shared:
         self._kept = kept
 
     def conversation(self, manner: Manner) -> msh_native.LmConversation:
-        """Make the keys and values of a conversation, with its samplers."""
+        """Make the keys and values of a conversation, with its samplers.
+
+        Raises
+        ------
+        InputError
+            Keys and values cannot have so many bits, or there is too little memory for them.
+        """
+        from msh_native import ModelError
+
         text, audio, steering = manner.text_sampler, manner.audio_sampler, manner.steering
-        conversation = self._weights.conversation(
-            kv=self.kept_as(manner.kv_bits),
-            batch=steering.batch,
-            text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
-            audio=_filters(audio),
-            guidance=_guided(steering.guidance),
-            codebooks=steering.codebooks,
-            padding=self.config.existing_text_padding_id,
-        )
+        try:
+            conversation = self._weights.conversation(
+                kv=self.kept_as(manner.kv_bits),
+                batch=steering.batch,
+                text=(*_filters(text), text.repetition_penalty, text.padding_bonus),
+                audio=_filters(audio),
+                guidance=_guided(steering.guidance),
+                codebooks=steering.codebooks,
+                padding=self.config.existing_text_padding_id,
+            )
+        except ModelError as error:
+            raise InputError(str(error)) from None
         if steering.added is not None:
             conversation.add_to_input(np.ascontiguousarray(steering.added, np.float32))
         if steering.source is not None:

@@ -11,9 +11,9 @@ const PIECE: usize = 1 << 20;
 
 impl Kernels {
     /// Reads `size` bytes of memory with all threads, again and again for `time`, and at least five times. Returns the bytes a
-    /// second of the fastest time.
-    pub fn read_bandwidth(&self, size: usize, time: Duration) -> f64 {
-        let mut memory = Aligned::<f32>::zeroed(size / size_of::<f32>());
+    /// second of the fastest time; none if the system does not have so much memory.
+    pub fn read_bandwidth(&self, size: usize, time: Duration) -> Option<f64> {
+        let mut memory = Aligned::<f32>::try_zeroed(size / size_of::<f32>())?;
         memory.fill(1.0); // pages that were never written to are all the same one
         let (memory, pieces) = (&*memory, size / PIECE);
         let begin = Instant::now();
@@ -30,7 +30,7 @@ impl Kernels {
             });
             fastest = fastest.min(begin.elapsed());
         }
-        (pieces * PIECE) as f64 / fastest.as_secs_f64()
+        Some((pieces * PIECE) as f64 / fastest.as_secs_f64())
     }
 }
 
@@ -66,8 +66,9 @@ mod tests {
             packed_dispatch!(dot, sum_up(floats: &[f32], sum: &mut f32));
             assert_eq!(*sum, 1024.0, "{dot}");
             // More than a byte, less than a terabyte a second.
-            let read = kernels.read_bandwidth(4 << 20, Duration::ZERO);
+            let read = kernels.read_bandwidth(4 << 20, Duration::ZERO).unwrap();
             assert!((1.0..1e12).contains(&read), "{dot}: {read}");
+            assert_eq!(kernels.read_bandwidth(1 << 60, Duration::ZERO), None);
         }
     }
 }

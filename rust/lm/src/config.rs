@@ -134,9 +134,8 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let heads = |dim: usize, heads: usize, group: usize| {
-            dim.is_multiple_of(heads) && heads.is_multiple_of(group) && dim / heads <= kernels::MOST_DIM
-        };
+        let heads = |dim: usize, heads: usize, group: usize| dim.is_multiple_of(heads) && heads.is_multiple_of(group);
+        let narrow = |dim: usize, heads: usize| dim / heads <= kernels::MOST_DIM;
         let owned = self.owners().iter().all(|owner| *owner < self.slices.len());
         let checks = [
             (heads(self.dim, self.num_heads, self.kv_repeat), "its dim, num_heads and kv_repeat"),
@@ -144,6 +143,10 @@ impl Config {
             (
                 heads(self.depformer_dim, self.depformer_num_heads, self.depformer_kv_repeat),
                 "its depformer_dim, depformer_num_heads and depformer_kv_repeat",
+            ),
+            (
+                narrow(self.dim, self.num_heads) && narrow(self.depformer_dim, self.depformer_num_heads),
+                "its widths and numbers of heads, which make heads that are too wide,",
             ),
             (self.dep_q <= self.n_q, "its dep_q and n_q"),
             (self.text_card_out <= self.text_card, "its text_card_out and text_card"),
@@ -228,6 +231,8 @@ mod tests {
             ("dim", 0.into(), "its dim is 0"),
             ("dim", 66.into(), "its dim, num_heads"),
             ("num_heads", 64.into(), "odd width"),
+            ("dim", 4096.into(), "too wide"),
+            ("depformer_dim", 2048.into(), "too wide"),
             ("max_period", (-1).into(), "its max_period"),
             ("dep_q", 17.into(), "its dep_q and n_q"),
             ("text_card_out", 51.into(), "text_card_out"),

@@ -319,7 +319,8 @@ impl Choices {
 }
 
 fn too_large() -> Error {
-    Error::Input("the system does not have the memory for the keys and values of a whole window".into())
+    let what = "the system does not have the memory for the keys and values of a whole window";
+    Error::Input(format!("{what}; shorten it, or close other programs"))
 }
 
 /// Refuses numbers that are not finite.

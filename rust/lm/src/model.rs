@@ -59,7 +59,8 @@ impl Model {
             let memory = loading.memory.unwrap_or_default();
             let gigabytes = |bytes: u64| bytes as f64 / 1e9;
             let what = format!(
-                "the weights take {:.1} GB of memory, and {:.1} GB are free",
+                "the weights take {:.2} GB of memory, and {:.2} GB can be had; close other programs, or take a smaller \
+                 model",
                 gigabytes(bytes),
                 gigabytes(memory)
             );

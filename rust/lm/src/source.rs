@@ -335,12 +335,12 @@ impl Source {
 
     /// Some rows of a matrix as they are stored, without changes.
     fn raw(&self, stored: &Stored, row: usize, rows: usize, progress: Progress<'_>) -> Result<Raw> {
+        let told = |raw: Raw| {
+            progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
+            Ok(raw)
+        };
         let (file, module, first) = match &self.0 {
-            Origin::Random(random) => {
-                let raw = random.stored(stored, row, rows);
-                progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
-                return Ok(raw);
-            }
+            Origin::Random(random) => return told(random.stored(stored, row, rows)),
             Origin::Files(files) => (&files.file, &stored.module, stored.first + row),
         };
         let mut raw = Raw { words: read(file, &module.weight, first, rows)?, scales: Vec::new(), biases: Vec::new() };
@@ -350,8 +350,7 @@ impl Source {
             check_finite(&stored.name, &raw.scales, &packing.scales)?;
             check_finite(&stored.name, &raw.biases, &packing.biases)?;
         }
-        progress((raw.words.len() + raw.scales.len() + raw.biases.len()) as u64)?;
-        Ok(raw)
+        told(raw)
     }
 
     /// Some rows of a matrix in float32, unpacked and changed.
@@ -377,24 +376,31 @@ impl Source {
             Origin::Files(files) => files.changes.as_ref(),
             Origin::Random(_) => None,
         };
-        match (module.change, changes) {
-            (None, _) => {}
-            (Some(Change::Replacement(place)), Some(file)) => {
-                values = floats(&stored.name, &read(file, &place, first, rows)?, &place)?;
+        let Some(change) = module.change else { return Ok(values) };
+        let Some(file) = changes else {
+            return Err(Error::weight(&stored.name, "has a change, and no file that it is in"));
+        };
+        match change {
+            Change::Replacement(place) => {
+                values = float_of(&stored.name, &place)?.decode(&read(file, &place, first, rows)?)
             }
-            (Some(Change::Adapter { a, b, scaling }), Some(file)) => {
-                let left = floats(&stored.name, &read(file, &b, first, rows)?, &b)?;
-                let right = floats(&stored.name, &read(file, &a, 0, a.rows)?, &a)?;
+            Change::Adapter { a, b, scaling } => {
+                let left = float_of(&stored.name, &b)?.decode(&read(file, &b, first, rows)?);
+                let right = float_of(&stored.name, &a)?.decode(&read(file, &a, 0, a.rows)?);
                 for (values, left) in values.chunks_exact_mut(stored.columns).zip(left.chunks_exact(b.columns)) {
                     for (by, row) in left.iter().zip(right.chunks_exact(a.columns)) {
                         values.iter_mut().zip(row).for_each(|(value, x)| *value += scaling * by * x);
                     }
                 }
-                if !values.iter().all(|x| x.is_finite()) {
-                    return Err(Error::weight(&stored.name, "has numbers that the adapters make infinite or NaN"));
-                }
             }
-            (Some(_), None) => return Err(Error::weight(&stored.name, "has a change, and no file that it is in")),
+        }
+        let held = if module.packing.is_some() { stored.scales_float()? } else { stored.weight_float()? };
+        // Packing takes the difference of two numbers, which is finite, too.
+        let most = if held == Float::F16 { 65504.0 } else { f32::MAX / 2.0 };
+        if !values.iter().all(|x| x.abs() <= most) {
+            let what = format!("makes numbers of {} too large, infinite or NaN", shown(&stored.name));
+            let wrong = checkpoint::Error::wrong(file.path(), what, "give another file, or --lora-scaling");
+            return Err(Error::File(wrong));
         }
         Ok(values)
     }
@@ -410,7 +416,6 @@ impl Source {
         let values = self.rows(stored, row, rows, progress)?;
         let mut bytes = Vec::with_capacity(values.len() * float.size());
         values.into_iter().for_each(|value| float.encode_onto(value, &mut bytes));
-        check_finite(&stored.name, &bytes, &Place { dtype: stored.module.weight.dtype, ..stored.module.weight })?;
         Ok(bytes)
     }
 
@@ -472,7 +477,7 @@ impl Stored {
     }
 
     fn float_of(&self, place: &Place) -> Result<Float> {
-        place.float().ok_or_else(|| Error::weight(&self.name, format!("is of type {}", place.dtype.name())))
+        float_of(&self.name, place)
     }
 
     fn check(&self) -> Result<()> {
@@ -489,14 +494,18 @@ impl Stored {
                 }
             }
             Some(packing) => {
+                let (scales, biases) = (packing.scales.dtype, packing.biases.dtype);
+                if scales != biases {
+                    let what = format!("has scales of type {} and biases of type {}", scales.name(), biases.name());
+                    return Err(Error::weight(&self.name, format!("{what}; one type is expected")));
+                }
                 let bits = matches!(packing.bits, 2..=6 | 8);
                 let group = matches!(packing.group, 32 | 64 | 128) && columns.is_multiple_of(packing.group);
                 let packed = weight.dtype == Dtype::U32
                     && weight.rows == rows
                     && weight.columns.checked_mul(32) == columns.checked_mul(packing.bits);
                 let numbers = [packing.scales, packing.biases].iter().all(|place| {
-                    place.dtype == packing.scales.dtype
-                        && place.float().is_some()
+                    place.float().is_some()
                         && place.rows == rows
                         && place.columns.checked_mul(packing.group) == Some(columns)
                 });
@@ -513,6 +522,7 @@ impl Stored {
             Some(Change::Adapter { a, b, .. }) => {
                 (b.rows, a.columns) == (rows, columns)
                     && a.rows == b.columns
+                    && a.rows > 0
                     && a.float().is_some()
                     && b.float().is_some()
             }
@@ -521,10 +531,13 @@ impl Stored {
     }
 }
 
+fn float_of(name: &str, place: &Place) -> Result<Float> {
+    place.float().ok_or_else(|| Error::weight(name, format!("is of type {}", place.dtype.name())))
+}
+
 /// Floats of what a file holds, finite ones.
 fn floats(name: &str, bytes: &[u8], place: &Place) -> Result<Vec<f32>> {
-    let float = place.float().ok_or_else(|| Error::weight(name, format!("is of type {}", place.dtype.name())))?;
-    let values = float.decode(bytes);
+    let values = float_of(name, place)?.decode(bytes);
     match values.iter().position(|x| !x.is_finite()) {
         None => Ok(values),
         Some(at) => Err(Error::weight(&shown(name), format!("holds {}; finite numbers are expected", values[at]))),

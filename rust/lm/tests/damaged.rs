@@ -53,7 +53,10 @@ fn what_is_missing_surplus_or_of_another_shape_is_named() {
                 refused(&changed(&|m| m.packing.as_mut().unwrap().group = group), "in_proj is packed");
             }
             refused(&changed(&|m| m.packing.as_mut().unwrap().scales.rows = 1), "in_proj is packed");
-            refused(&changed(&|m| m.packing.as_mut().unwrap().biases.dtype = Dtype::F32), "in_proj is packed");
+            refused(
+                &changed(&|m| m.packing.as_mut().unwrap().biases.dtype = Dtype::F32),
+                "in_proj has scales of type F16 and biases of type F32",
+            );
         }
         let mut other = made(kind, false);
         other.replaced = vec![(3, 41)];
@@ -67,7 +70,7 @@ fn what_is_missing_surplus_or_of_another_shape_is_named() {
 
 #[test]
 fn adapters_that_do_not_fit_are_refused() {
-    for part in 0..4 {
+    for part in 0..5 {
         let mut made = made(Kind::Floats(Float::F32), true);
         let module = made.modules.values_mut().find(|m| matches!(m.change, Some(Change::Adapter { .. }))).unwrap();
         let Some(Change::Adapter { a, b, scaling }) = &mut module.change else { unreachable!() };
@@ -75,9 +78,35 @@ fn adapters_that_do_not_fit_are_refused() {
             0 => a.rows += 1,
             1 => b.columns += 1,
             2 => a.dtype = Dtype::U32,
+            3 => (a.rows, b.columns) = (0, 0),
             _ => *scaling = f32::INFINITY,
         }
         assert!(made.try_load().is_err(), "{part}");
+    }
+}
+
+/// float16 would hold them as its largest number, and a scale in float32 would be infinite.
+#[test]
+fn adapters_that_make_numbers_too_large_are_refused_with_their_name() {
+    for (kind, factor) in [
+        (Kind::Packed(4, 32, Float::F16), 1e9),
+        (Kind::Floats(Float::F16), 1e9),
+        (Kind::Packed(4, 32, Float::Bf16), f32::INFINITY),
+        (Kind::Packed(4, 32, Float::F32), f32::INFINITY),
+        (Kind::Floats(Float::F32), f32::NAN),
+    ] {
+        let mut made = made(kind, true);
+        let named = made.modules.iter_mut().find_map(|(name, module)| match &mut module.change {
+            Some(Change::Adapter { scaling, .. }) => {
+                *scaling = factor;
+                Some(name.clone())
+            }
+            _ => None,
+        });
+        let message = made.try_load().map(drop).unwrap_err().to_string();
+        let file = made.changes.as_ref().unwrap().0.display();
+        let what = format!("{file} makes numbers of {} too large, infinite or NaN; ", named.unwrap());
+        assert!(message.starts_with(&what), "{kind:?}: {message}");
     }
 }
 

@@ -570,7 +570,8 @@ pub fn dots() -> Vec<String> {
 
 /// Measures how fast ``threads`` threads together read memory, in bytes a second; None takes all cores.
 ///
-/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts.
+/// ``size`` bytes are read again and again for ``seconds``, at least five times; the fastest time counts. Raises
+/// ModelError if the system does not have so much memory.
 #[pyfunction]
 #[pyo3(signature = (threads=None, size=1 << 28, seconds=0.5))]
 pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds: f64) -> Result<f64, Failure> {
@@ -578,5 +579,5 @@ pub fn read_bandwidth(py: Python<'_>, threads: Option<i64>, size: usize, seconds
     if !(1 << 20..=1 << 34).contains(&size) || !(0.0..=60.0).contains(&seconds) {
         return Err(Failure::Value("size is 1 MiB to 16 GiB, and seconds 0 to 60.".into()));
     }
-    without_gil(py, || Ok(lm::read_bandwidth(threads, size, std::time::Duration::from_secs_f64(seconds))))
+    without_gil(py, || Ok(lm::read_bandwidth(threads, size, std::time::Duration::from_secs_f64(seconds))?))
 }
