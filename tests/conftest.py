@@ -1,5 +1,7 @@
 """Fixtures for tests of several rooms."""
 
+from __future__ import annotations
+
 import importlib.util
 import re
 import signal
