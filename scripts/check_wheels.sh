@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs wheels into an empty environment, as a user without Rust and without this repository would. Plays the demo recording
 # to the demo model there, and compares its words with the expected ones. Then, on this machine, tries the rest of the family; and
-# without MLX the server with a client, a conversion, and tests of numbers, files and conversations.
+# without MLX the server with a client, a conversion, and the tests of all rooms that need no sound device. WITHOUT_NETWORK may
+# hold a command that runs these tests without a network.
 #   check_wheels.sh                 the wheels in dist/, on this machine
 #   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, with QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
 set -eu
@@ -32,8 +33,10 @@ case ${1:-} in
     [ -d $bin ] || bin=venv/Scripts # on Windows, in Git's shell; there Python needs SYSTEMROOT
     pip "$bin/python" install --quiet --only-binary :all: --constraint requirements.txt ./*.whl
     pip "$bin/python" check
+    around=''
     clean() {
-      env -i HOME="$place" PATH="$place/$bin:/usr/bin:/bin" LC_ALL=C.UTF-8 ${SYSTEMROOT:+SYSTEMROOT="$SYSTEMROOT"} "$@"
+      # shellcheck disable=SC2086 # a command and its options
+      $around env -i HOME="$place" PATH="$place/$bin:/usr/bin:/bin" LC_ALL=C.UTF-8 ${SYSTEMROOT:+SYSTEMROOT="$SYSTEMROOT"} "$@"
     }
     from_wheels() { clean "$bin/python" -I "$@"; }
     program() { clean msh-mlx "$@"; }
@@ -166,4 +169,5 @@ if [ "$(uname)" = Linux ] && [ -x "$root/.venv/bin/python" ]; then
     "$root/tests/net" "$root/tests/sound" "$root/tests/system"
 fi
 # From this folder, so that nothing is imported from the checkout.
+around=${WITHOUT_NETWORK:-}
 clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" "$@"
