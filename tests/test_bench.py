@@ -149,13 +149,6 @@ def test_random_models_are_seeded_and_keep_their_size(bits, engine):
     assert one.weights_bytes > one.step_bytes > 0
 
 
-def test_making_random_weights_tells_how_far_it_is():
-    told = []
-    random_lm(TINY, 4, 64, 1, "native", told.append)
-    assert told == sorted(told)
-    assert 0 < told[0] < 0.9 < told[-1] <= 1
-
-
 def test_what_is_too_large_for_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr("msh_mlx.model.native.model.memory_to_take", lambda: 10**6)
     with pytest.raises(

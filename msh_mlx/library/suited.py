@@ -253,7 +253,7 @@ def memory_needed(
     """
     from ..model.engines import sizes
 
-    size = sizes(engine)
+    size = sizes(engine, wide=checkpoint.is_wide)
     kept = _kept_bytes(checkpoint.config, size.kept, size.seen, kv_bits, 2 if guided else 1)
     return checkpoint.held_bytes(size.weights) + conversations * kept + _THE_REST
 

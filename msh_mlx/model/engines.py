@@ -93,10 +93,10 @@ class Sizes:
     seen: int
 
 
-def sizes(engine: str) -> Sizes:
-    """Return the sizes of numbers with "mlx" or "native"."""
+def sizes(engine: str, *, wide: bool) -> Sizes:
+    """Return the sizes of numbers with "mlx" or "native". `wide`: the model's numbers are float32."""
     if engine == "native":
-        return Sizes(None, 2, 4)
+        return Sizes(None, 4 if wide else 2, 4)
     from .mlx.layers import default_dtype
 
     size = default_dtype().size

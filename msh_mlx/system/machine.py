@@ -104,9 +104,9 @@ def _group_limits(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
         folder = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         for group in [folder.joinpath(*Path(path).parts[1:n]) for n in range(1, 1 + len(Path(path).parts))]:
             most, used = ((_lines(group / name) or [""])[0] for name in (limit, usage))
-            files = [line.split()[1] for line in _lines(group / "memory.stat") if line.startswith(f"{kept} ")]
+            files = [int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{kept} ")]
             if most.isdecimal() and used.isdecimal():
-                yield int(most), int(used) - int(*files)
+                yield int(most), int(used) - sum(files)
 
 
 def _lines(path: Path) -> list[str]:

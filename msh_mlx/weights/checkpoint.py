@@ -103,6 +103,11 @@ class Checkpoint:
             return {"": self.tensors[module]}
         return {name: self.tensors[f"{module}.{name}"] for name in names}
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the model's numbers are float32. Its last norm tells: norms are never packed."""
+        return self.parts("out_norm")["weight"].dtype == "F32"
+
     def held_bytes(self, item: int | None = None) -> int:
         """Return the bytes that the weights take in memory, with `item` bytes for each float; None: as they are stored."""
         total = 0

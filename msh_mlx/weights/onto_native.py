@@ -65,8 +65,7 @@ def load_onto_native(
         progress(1.0)
     bits = {_bits(checkpoint, module) for module in checkpoint.matrices if not module.startswith(CONDITIONS)}
     # A model whose numbers are float32 keeps keys and values in it, too: then the tokens are those of other programs.
-    norm = checkpoint.parts("out_norm")["weight"]
-    kept = "float32" if dtype == "float32" or (dtype is None and norm.dtype == "F32") else "float16"
+    kept = "float32" if dtype == "float32" or (dtype is None and checkpoint.is_wide) else "float16"
     return NativeModel(
         checkpoint.config,
         weights,

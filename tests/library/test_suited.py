@@ -458,6 +458,14 @@ def test_the_memory_that_a_model_needs(engine):
             assert needed == pytest.approx(weights + caches * cache + 1_000_000_000, **near)
 
 
+def test_the_memory_of_a_model_in_float32(engine):
+    """Keys and values are float32, too."""
+    files = GOLDEN / "lm-small" / "lm_mlx_f32.safetensors", GOLDEN / "lm-small" / "config.json"
+    lm, checkpoint = load_lm(*files, engine=engine), open_checkpoint(*files)
+    one, two = (library.memory_needed(checkpoint, engine, conversations=count) for count in (1, 2))
+    assert two - one == lm.kv_bytes(lm.config.context)
+
+
 def test_the_memory_of_a_model_that_attends_to_a_voice():
     mx = pytest.importorskip("mlx.core")
     demo = DEMO / "tts"

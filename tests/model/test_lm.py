@@ -88,11 +88,13 @@ def test_quantized_models_equal_the_reference(bits, group_size, engine):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_activations_of_16_bits_keep_the_tokens(bits):
-    """The native engine as it is used: activations in 16 bits, keys and values in float16."""
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_activations_of_16_bits_keep_the_tokens(bits, dtype):
+    """The native engine as it is used: activations in 16 bits, keys and values in float32, as this model is, or in float16."""
     golden = load_file(QUANT / f"greedy_q{bits}_first48.safetensors")
-    lm = load_lm(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", engine="native")
+    lm = load_lm(QUANT / f"lm_mlx_q{bits}.safetensors", QUANT / "config.json", dtype, engine="native")
     assert lm.about().dtype == "int16"
+    assert lm.kv_bytes(1) == lm.config.num_layers * 2 * lm.config.dim * (2 if dtype else 4)
     user = np.random.default_rng(12).integers(0, 64, (2, 160))[:, :47]
     text, _, _, _, frames = recorded(lm, user)
     assert (text == golden["text_tokens"]).all()
