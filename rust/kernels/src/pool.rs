@@ -48,6 +48,8 @@ struct Shared {
     job: AtomicPtr<()>,
     /// Worker i has set bit i and sleeps, or is about to. A thread that clears it must wake the worker.
     asleep: AtomicU64,
+    /// How many workers have begun.
+    begun: AtomicUsize,
     failed: AtomicBool,
     stop: AtomicBool,
 }
@@ -110,6 +112,7 @@ impl Shared {
     }
 
     fn work(&self, index: usize) {
+        self.begun.fetch_add(1, Ordering::Release);
         let mut idle = 0;
         while !self.stop.load(Ordering::Relaxed) {
             if self.help() {
@@ -161,16 +164,21 @@ impl Pool {
             done: Apart(AtomicUsize::new(0)),
             job: AtomicPtr::new(ptr::null_mut()),
             asleep: AtomicU64::new(0),
+            begun: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..threads.min(MOST_WORKERS + 1))
+        let workers: Vec<_> = (1..threads.min(MOST_WORKERS + 1))
             .map_while(|i| {
                 let shared = Arc::clone(&shared);
                 // Where the system gives no more threads, the caller works with fewer.
                 thread::Builder::new().name(format!("kernels-{i}")).spawn(move || shared.work(i - 1)).ok()
             })
             .collect();
+        // A thread that begins allocates, which is not to happen in a step.
+        while shared.begun.load(Ordering::Acquire) < workers.len() {
+            thread::yield_now();
+        }
         Self {
             shared,
             workers,

@@ -60,8 +60,6 @@ fn main() {
         let mut codes = [[0; 3]; 2];
         // Past the window of 6 steps, with pauses in which the workers fall asleep.
         for round in 0..33 {
-            // The threads of a new engine allocate when they begin, which may be late.
-            let begun = round >= 3;
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             let [first, second] = &mut all[..] else { return };
             let [one, other] = &mut codes;
@@ -72,8 +70,8 @@ fn main() {
             ];
             engine.hear(&mut turns).unwrap();
             engine.speak(&mut turns).unwrap();
-            assert!(!begun || ALLOCATIONS.load(Ordering::Relaxed) == before, "{way:?}, round {round}");
-            std::thread::sleep(std::time::Duration::from_millis(if begun { round as u64 % 3 } else { 20 }));
+            assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "{way:?}, round {round}");
+            std::thread::sleep(std::time::Duration::from_millis(round as u64 % 3));
         }
     }
     println!("no step allocated anything");
