@@ -30,7 +30,7 @@ Samples = npt.NDArray[np.int16]
 _HEADER = 44  # bytes
 _LIMIT = 0xFFFFFFFF  # bytes of a file, where WAV ends
 _QUEUE = 1_500  # events that may wait for the disk: a minute
-_RESERVE = 1_000_000_000  # bytes that temporary files leave free
+_RESERVE = 200_000_000  # bytes that temporary files leave free: half an hour of recording
 _BLOCK = 64  # frames that are copied at once
 
 _Recorded = Ready | Heard | Said | SpokeWord
