@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..conditions import Conditions
-from ..engine import About, Manner, Prefilled
+from ..engine import About, Manner, NextStep, Prefilled
 from ..grid import Prompt
 from ..prefill import first_position
 from ..steering import Steering
@@ -62,6 +62,11 @@ class MlxModel:
     def converse(self, manner: Manner) -> MlxRun:
         """As `LanguageModel.converse`."""
         return MlxRun(self.module, manner)
+
+    def step(self, steps: Sequence[NextStep]) -> None:
+        """As `LanguageModel.step`: one after the other, with the numbers of each alone."""
+        for step in steps:
+            step.run.step(step.position, step.column, step.recent)
 
     def listen(self, rows: int = 1, kv_bits: int | None = None) -> MlxListeners:
         """As `LanguageModel.listen`."""
