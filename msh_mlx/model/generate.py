@@ -355,8 +355,8 @@ class LmGen:
 def step_together(steps: Sequence[tuple[LmGen, npt.ArrayLike]]) -> list[Step]:
     """Take a step of each of several conversations with one model, with one pass over its weights.
 
-    Each conversation gives its own codes, as for `LmGen.step`, and gets its step. All else is each one's own, too: seed, samplers,
-    position, prompt, steering. Which conversations step together may change from step to step.
+    Each conversation gives its own codes, as for `LmGen.step`, and gets its step. Seed, samplers, position, prompt and steering
+    are each one's own, too. Which conversations step together may change from step to step.
 
     With the native engine, a conversation says the same as by `LmGen.step`, bit for bit. `MlxModel.step` says what holds there.
 
