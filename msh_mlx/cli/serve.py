@@ -413,7 +413,7 @@ class _Program:
         from ..net.server import Server
 
         args = self.args
-        model = SharedModel(kv_bits=args.kv_bits)
+        model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
         what = settings(args, self.choice.files, self.names, static)
         server = Server(model, what, partial(samplers, args), self._log)
         await server.listen(sock, context)

@@ -1,4 +1,4 @@
-"""One client of the server, on a websocket; its session runs in a `Pipeline`, as in a live conversation."""
+"""One client of the server, on a websocket; its conversation is a `Pooled` one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
-from ..conversation.live import DELAY_LIMIT, NullSink
-from ..conversation.pipeline import Pipeline
-from ..conversation.session import Session
+from ..conversation.live import DELAY_LIMIT
+from ..conversation.pooled import Pooled
+from ..conversation.shared import Seat
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Dropped, Event, Failed, Ready, Said, Spoke
 from ..format import SAMPLE_RATE, Pcm
@@ -70,7 +70,7 @@ class End(Exception):  # noqa: N818 — most ends are not errors
 class NetworkSource:
     """The user's sound from the network, as a `Source`. The event loop's thread writes it, the encoder's thread reads it.
 
-    If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
+    `watch` is called when sound has come. If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
     """
 
     def __init__(self, longest: float, now: Callable[[], float] = monotonic) -> None:
@@ -80,6 +80,7 @@ class NetworkSource:
         self._samples = 0
         self._changed = threading.Condition()
         self._cut = False
+        self.watch: Callable[[], None] = lambda: None
         self.refused = 0.0
         self._under_way = 0.0  # seconds of sound that were read and not answered, at the last call of `early`
         self._pieces: deque[float] = deque(maxlen=_PIECES)  # seconds of sound
@@ -103,6 +104,7 @@ class NetworkSource:
             self._changed.notify()
         if self.backlog() > self._longest:
             self.refused += self.trim(self._longest / 2)
+        self.watch()
 
     def early(self, under_way: float | None = None) -> float:
         """Return how much sound, in seconds, may wait without being late: it came in one piece, or ahead of the clock.
@@ -180,7 +182,7 @@ class Connection:
         self.begun: float | None = None  # when the session began
         self.steps = 0
         self.words = 0
-        self.pipeline: Pipeline | None = None
+        self.pipeline: Pooled | None = None
         self._metrics = Metrics()
         self._ws = ws
         self._transport = transport
@@ -253,10 +255,10 @@ class Connection:
 
     # ---- the conversation ------------------------------------------------------------------------------------------------
 
-    async def run(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> End:
+    async def run(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Seat]) -> End:
         """Serve the client until the conversation ends, and return why.
 
-        `wait` waits for the client's turn; then `make` makes the session, on another thread.
+        `wait` waits for the client's turn; then `make` makes its seat, on another thread.
         """
         jobs = [asyncio.ensure_future(job) for job in (self._read(), self._write(), self._talk(wait, make))]
         try:
@@ -301,10 +303,10 @@ class Connection:
             reason = (end.sentence or end.kind).encode()[:120].decode(errors="ignore")
             await self._ws.close(code=end.code, message=reason.encode())
 
-    async def _talk(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Session]) -> None:
+    async def _talk(self, wait: Callable[[Connection], Awaitable[None]], make: Callable[[], Seat]) -> None:
         await wait(self)
         try:
-            session = await asyncio.to_thread(make)
+            seat = await asyncio.to_thread(make)
         except InputError:  # it is what the client asks for, and not the model
             raise
         except Exception as error:
@@ -312,10 +314,9 @@ class Connection:
             return
         self.begun = perf_counter()
         self.send(self._about)
-        self.pipeline = Pipeline(
-            lambda *_: session,
+        self.pipeline = Pooled(
+            seat,
             self._source,
-            NullSink(),
             self._observe,
             delay_limit=DELAY_LIMIT if self._parameters.realtime else math.inf,
             early=self._source.early,

@@ -28,7 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
-from ..conversation.shared import SharedModel
+from ..conversation.shared import SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
@@ -51,6 +51,7 @@ _TOO_MANY = "Too many headers"  # the beginning of aiohttp's error for more than
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
 
 # Our page loads everything from its own server, and connects to servers that the user names.
@@ -252,8 +253,19 @@ class _Figures(Collector):
         self.dropped = PrometheusCounter(
             "msh_dropped_seconds", "sound of users that came too late and was dropped", registry=self._registry
         )
-        step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
-        model.on_step = step.observe
+        step = "msh_step_seconds", "time of a step, for all conversations in it"
+        self._step = Histogram(*step, buckets=_STEP_BUCKETS, registry=self._registry)
+        size = "msh_batch_size", "conversations in a step"
+        self._size = Histogram(*size, buckets=_SIZE_BUCKETS, registry=self._registry)
+        wait = "msh_wait_seconds", "how long a frame waited for its step"
+        self._wait = Histogram(*wait, buckets=_STEP_BUCKETS, registry=self._registry)
+        model.on_tick = self._add
+
+    def _add(self, tick: Tick) -> None:
+        self._step.observe(tick.seconds)
+        self._size.observe(tick.size)
+        for wait in tick.waits:
+            self._wait.observe(wait)
 
     def collect(self) -> Iterator[Metric]:
         sessions, waiting, connections = self._server.figures()
@@ -619,7 +631,7 @@ class Server:
         self._connections[connection] = address
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
         try:
-            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add, persona=persona)
+            make = partial(self._model.seat, **self._samplers(parameters), tokens=kept.add, persona=persona)
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
