@@ -227,7 +227,7 @@ class StepFunction:
         draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        wanted = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
+        wanted = adjusted(self._text_sampler, text_logits, recent[None], config.existing_text_padding_id)
         text = choose(self._text_sampler, wanted, text_noise)
         return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
