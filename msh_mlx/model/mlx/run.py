@@ -95,7 +95,7 @@ class MlxRun:
         values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
         self._heard, self._half = (h, noise, logits, heads), None
         if before:
-            self._newest = before.logits
+            self._newest, self._row = before.logits, 0
         return int(values[0]), values[1:] if before else None
 
     def speak(self, token: int, codes: bool) -> None:
@@ -114,7 +114,7 @@ class MlxRun:
         half, self._half = self._half, None
         if half is None:
             return None
-        self._newest = half.logits
+        self._newest, self._row = half.logits, 0
         return to_host(half.said)
 
     def fill_window(self) -> None:

@@ -234,9 +234,7 @@ class StepFunction:
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
         lm, guidance = self._lm, self._steering.guidance
         audio_logits: list[mx.array] = []
-        if not self._codebooks:
-            return text.astype(mx.int32), audio_logits
-        parts = mx.split(noise, self._codebooks)
+        parts = mx.split(noise, max(1, self._codebooks))
 
         def chosen(logits: mx.array, k: int) -> mx.array:
             if guidance:
@@ -244,6 +242,6 @@ class StepFunction:
             audio_logits.append(logits)
             return choose(self._audio_sampler, logits, parts[k])
 
-        codes = lm.depformer(h, text, chosen, self._codebooks)
+        codes = lm.depformer(h, text, chosen, self._codebooks) if self._codebooks else []
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits
