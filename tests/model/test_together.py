@@ -104,9 +104,14 @@ def test_every_manner_beside_every_other(tmp_path: Path, engine: str) -> None:
         {"steering": Steering(told, guidance=Guidance(1.5))},
         {"steering": Steering(told, guidance=Guidance(2.0, text=False), codebooks=1)},
         {"steering": Steering(codebooks=0)},
+        # Each kind again, with other numbers.
         {},
-        free,
+        {"text_sampler": Sampler(0.6, top_k=6, top_p=0.8), "audio_sampler": Sampler(0.7, min_p=0.1)},
+        {"text_sampler": replace(wordy, repetition_penalty=1.2, padding_bonus=0.5)},
+        {"kv_bits": 8},
         {"steering": Steering(told[1:])},
+        {"steering": Steering(codebooks=0)},
+        {"text_sampler": GREEDY, "audio_sampler": Sampler(0, top_k=3)},
     ]
     users = [random.integers(-1, lm.config.card, (2, 26 + i)) for i in range(len(manners))]
 

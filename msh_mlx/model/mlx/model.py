@@ -24,6 +24,7 @@ from .listen import MlxListeners
 from .lm import Lm
 from .prefill import prefilled, read_prompt
 from .run import MlxRun
+from .together import Together
 
 # The types of numpy that arrays are written as. It has no bfloat16, so that is written as its bits.
 _NUMBERS: dict[mx.Dtype, Any] = {
@@ -43,6 +44,7 @@ class MlxModel:
         self.module = module
         self.config = module.config
         self.conditions = conditions
+        self._together = Together(module)
 
     def about(self) -> About:
         """As `LanguageModel.about`."""
@@ -64,9 +66,13 @@ class MlxModel:
         return MlxRun(self.module, manner)
 
     def step(self, steps: Sequence[NextStep]) -> None:
-        """As `LanguageModel.step`: one after the other, with the numbers of each alone."""
-        for step in steps:
-            step.run.step(step.position, step.column, step.recent)
+        """As `LanguageModel.step`, for conversations of one kind, as `Together` says; others step one after the other.
+
+        A conversation that is beside others gets the same random numbers as alone. But MLX multiplies a matrix by several rows
+        in another order than by one. So logits may differ in the last bits; then a token differs where two of them were as
+        good as equal, and with it what follows. With the same neighbours a conversation says the same again.
+        """
+        self._together.step(steps)
 
     def listen(self, rows: int = 1, kv_bits: int | None = None) -> MlxListeners:
         """As `LanguageModel.listen`."""
