@@ -28,15 +28,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
+from ..conversation.session import Session
 from ..conversation.shared import SharedModel
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
+from .chat import Chat
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .visitor import Network, Origin, Visitor, is_among
+from .wire import AiohttpWire
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least: a collection stops everything for some milliseconds
@@ -542,12 +545,35 @@ class Server:
             self._refuse("parameters", 400, str(error))
         self._check_loaded()
         persona = self._persona(parameters)
+        about = describe_server(parameters, *self._settings.about)
+        ignored = unknown_parameters(request.query, self._meaningless)
+        if parameters.stats:
+            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
+
+        def make(wire: AiohttpWire) -> Connection:
+            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self._fail)
+
+        return await self._open(request, visitor, make, ignored)
+
+    async def _open(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        make: Callable[[AiohttpWire], Connection],
+        ignored: list[str],
+        protocols: Collection[str] = (),
+    ) -> web.StreamResponse:
+        """Open a websocket, and serve the connection that `make` makes of it; or say why not.
+
+        `ignored` are parameters that mean nothing here, for the log; `protocols` are subprotocols, the best first.
+        """
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
             autoping=False,  # pings count as messages
             max_msg_size=4 * self._settings.limits.message,
             compress=False,
             timeout=_GOODBYE,
+            protocols=protocols,
         )
         if request.method != "GET" or not ws.can_prepare(request):
             sentence = "This address is for websockets."
@@ -563,7 +589,7 @@ class Server:
             self._counts["lost"] += 1
             return web.Response()
         _gate(request).talks = True
-        await self._serve(request, ws, parameters, persona, visitor.address)
+        await self._serve(make(AiohttpWire(ws, request.transport)), visitor.address, ignored)
         return ws
 
     def _check_loaded(self) -> None:
@@ -600,26 +626,17 @@ class Server:
         }
         return web.json_response(voices, dumps=partial(dumps, ensure_ascii=False))
 
-    async def _serve(
-        self,
-        request: web.Request,
-        ws: web.WebSocketResponse,
-        parameters: ChatParameters,
-        persona: Persona | None,
-        address: str,
-    ) -> None:
+    async def _serve(self, connection: Connection, address: str, ignored: list[str]) -> None:
         settings = self._settings
-        about = describe_server(parameters, *settings.about)
-        ignored = unknown_parameters(request.query, self._meaningless)
-        if parameters.stats:
-            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
-        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+
+        def make(parameters: ChatParameters, persona: Persona | None) -> Session:
+            return self._model.session(**self._samplers(parameters), tokens=kept.add, persona=persona)
+
         try:
-            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add, persona=persona)
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
@@ -634,13 +651,13 @@ class Server:
                 self._active.discard(connection)
                 self._admit()
         summary = self._summary(connection, address, end, begin)
-        if persona and persona.name:
-            summary["voice"] = persona.name
+        if connection.persona and connection.persona.name:
+            summary["voice"] = connection.persona.name
         if ignored:
             summary["ignored"] = ", ".join(ignored)
         self._tell(summary)
         if connection.begun:
-            asked = {name: value for name, value in vars(parameters).items() if name not in _SECRET}
+            asked = {name: value for name, value in vars(connection.parameters).items() if name not in _SECRET}
             try:
                 kept.finish(summary | {"parameters": asked})
             except MshError as error:

@@ -674,7 +674,7 @@ async def test_a_reader_that_does_not_read_is_closed(model, digits):
             )
             await eventually(lambda: server._connections)
             (connection,) = server._connections
-            connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            connection._wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             encoder = OpusEncoder()
             await asyncio.sleep(0.2)
             while not server.log:
