@@ -33,13 +33,13 @@ MakeSession: TypeAlias = Callable[[ChatParameters, "Persona | None"], Session]
 _FADE_IN = 120  # samples, 5 ms, where sound was left out
 _STATS_EVERY = 2.0  # seconds
 _PING_EVERY = 4.0  # seconds without another message, after which a ping is sent
-_AHEAD = 2.0  # seconds of sound that may wait for the model before reading stops
+AHEAD = 2.0  # seconds of sound that may wait for the model before reading stops
 _LONGEST = 60.0  # seconds of live sound that may wait, whatever the model does
 _PIECES = 16  # the last pieces of sound; the largest shows how much a client sends at once
 _IDLE = 0.16  # seconds of sound: if no more waits, the model keeps up
 _APART = 0.1  # seconds between two pieces that count as separate
 _GAP = 0.25  # seconds without sound, after which silence may take its place
-_UNREAD = 5.0  # seconds for which early live sound is left unread, at most: other messages may come behind it
+UNREAD = 5.0  # seconds for which early live sound is left unread, at most: other messages may come behind it
 _BURST = 2  # seconds of messages at the highest rate that may come at once
 # Messages without a meaning here, and bytes in them, that may come with no sound for `_NO_SOUND` seconds from the first on.
 _MEANINGLESS = 16, 4096
@@ -375,8 +375,8 @@ class Connection(ABC):
     async def _until_there_is_room(self) -> None:
         """Stop reading while enough sound waits for the model and none of it is late."""
         source, begin, live = self._source, monotonic(), self.parameters.realtime
-        while source.backlog() > _AHEAD or (not live and self.unsent > self._limits.unsent // 2):
-            if live and (source.early() < _AHEAD or monotonic() - begin > _UNREAD):
+        while source.backlog() > AHEAD or (not live and self.unsent > self._limits.unsent // 2):
+            if live and (source.early() < AHEAD or monotonic() - begin > UNREAD):
                 return
             await asyncio.sleep(0.01)
 

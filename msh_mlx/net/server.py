@@ -1,4 +1,4 @@
-"""The server: conversations at `/api/chat`, the page, `/health` and `/metrics`."""
+"""The server: conversations at `/api/chat` and `/v1/realtime`, the page, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
+from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
 from .visitor import Network, Origin, Visitor, is_among
 from .wire import AiohttpWire
 
@@ -319,6 +320,9 @@ class Server:
                 self._chat,
                 "a conversation by websocket: Opus in Ogg, text and more, both ways",
             ),
+            "/v1/realtime": _Route(
+                ("GET", "HEAD"), self._realtime, "a conversation by websocket, in OpenAI's protocol: events in JSON"
+            ),
             "/api/voices": _Route(
                 ("GET", "HEAD"),
                 self._voices,
@@ -440,7 +444,7 @@ class Server:
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
 
-    def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
+    def _check_origin(self, origin: str | None, visitor: Visitor, *, json: bool = False) -> None:
         if origin is None or self._is_friend(origin):
             return
         page = Origin.parse(origin)
@@ -453,6 +457,7 @@ class Server:
             403,
             f"Pages of {shown!r} may not use this server, which was asked for as {asked!r}; start it with --allow-origin "
             f"{shown}, or see docs/proxy.md if a proxy is in between.",
+            json=json,
         )
 
     def _is_friend(self, origin: str | None) -> bool:
@@ -464,17 +469,22 @@ class Server:
             sentence = f"{path} does not answer {shortened(request.method, _SHOWN)}; use {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
-    def _check_token(self, request: web.Request) -> None:
+    def _check_token(self, request: web.Request, *, json: bool = False) -> None:
         token = self._settings.token
         if token is None:
             return
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
-            given = request.query.get("worker_auth_id", "")
+            named = [name for name in _subprotocols(request) if name.startswith(TOKEN_PROTOCOL)] if json else []
+            given = named[0].removeprefix(TOKEN_PROTOCOL) if named else request.query.get("worker_auth_id", "")
         if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server needs a token."
             self._refuse(
-                "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
+                "token",
+                401,
+                f"{sentence} Ask whoever started the server for it.",
+                {"WWW-Authenticate": "Bearer"},
+                json=json,
             )
 
     def _refuse(
@@ -521,7 +531,10 @@ class Server:
         file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
         if not file:
             if is_interface:
-                where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
+                where = (
+                    "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol, and at "
+                    "/v1/realtime, in OpenAI's."
+                )
             elif static:
                 where = "here; the page is at /. A proxy with a base path must remove it from the address."
             else:
@@ -536,15 +549,7 @@ class Server:
         A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
         the reason may be the origin, and browsers always send that with POST, but not with GET.
         """
-        self._check_origin(request.headers.get("Origin"), visitor)
-        self._check_token(request)
-        try:
-            parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
-            self._samplers(parameters)
-        except (ProtocolError, InputError) as error:
-            self._refuse("parameters", 400, str(error))
-        self._check_loaded()
-        persona = self._persona(parameters)
+        parameters, persona = self._asked(request, visitor)
         about = describe_server(parameters, *self._settings.about)
         ignored = unknown_parameters(request.query, self._meaningless)
         if parameters.stats:
@@ -554,6 +559,43 @@ class Server:
             return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self._fail)
 
         return await self._open(request, visitor, make, ignored)
+
+    async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Hold a conversation in OpenAI's protocol, or answer why not. Programs must name a model, so any name will do."""
+        parameters, persona = self._asked(request, visitor, json=True)
+        if request.query.get("intent", "") == "transcription":
+            sentence = (
+                "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
+            )
+            self._refuse("parameters", 400, sentence, json=True)
+        beta = BETA_HEADER in request.headers.get("OpenAI-Beta", "") or BETA_PROTOCOL in _subprotocols(request)
+
+        def refused() -> None:
+            self._counts["event"] += 1
+
+        def make(wire: AiohttpWire) -> Connection:
+            settings, personas = self._settings, self._model.personas
+            model = settings.about[0] or settings.about[2]
+            given = (wire, parameters, persona, settings.limits, self._fail, refused)
+            return Realtime(*given, model=model, personas=personas, beta=beta)
+
+        known = {"model", "intent", "call_id"}
+        ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
+        return await self._open(request, visitor, make, ignored, PROTOCOLS)
+
+    def _asked(
+        self, request: web.Request, visitor: Visitor, *, json: bool = False
+    ) -> tuple[ChatParameters, Persona | None]:
+        """Return what the address of a conversation asks for, or refuse it."""
+        self._check_origin(request.headers.get("Origin"), visitor, json=json)
+        self._check_token(request, json=json)
+        try:
+            parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
+            self._samplers(parameters)
+        except (ProtocolError, InputError) as error:
+            self._refuse("parameters", 400, str(error), json=json)
+        self._check_loaded(json=json)
+        return parameters, self._persona(parameters, json=json)
 
     async def _open(
         self,
@@ -592,9 +634,9 @@ class Server:
         await self._serve(make(AiohttpWire(ws, request.transport)), visitor.address, ignored)
         return ws
 
-    def _check_loaded(self) -> None:
+    def _check_loaded(self, *, json: bool = False) -> None:
         if not self.ready:
-            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.", json=json)
 
     @property
     def _meaningless(self) -> tuple[str, ...]:
@@ -605,13 +647,13 @@ class Server:
         # Published pages name a voice always. It is left out where there are none.
         return () if personas.names else ("voice_prompt",)
 
-    def _persona(self, parameters: ChatParameters) -> Persona | None:
+    def _persona(self, parameters: ChatParameters, *, json: bool = False) -> Persona | None:
         """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
         personas = self._model.personas
         try:
             return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
         except InputError as error:
-            self._refuse("parameters", 400, str(error))
+            self._refuse("parameters", 400, str(error), json=json)
 
     async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
         """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
@@ -783,6 +825,12 @@ class _File(web.FileResponse):
 def _gate(request: web.BaseRequest) -> _Gate:
     assert isinstance(request.protocol, _Gate)
     return request.protocol
+
+
+def _subprotocols(request: web.BaseRequest) -> list[str]:
+    """Return the subprotocols that a client of a websocket offers."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+    return [name.strip() for name in offered.split(",")]
 
 
 def _inside(folder: Path, name: str) -> Path | None:

@@ -364,8 +364,7 @@ async def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/v1/realtime", 404),
-        ("WS", "/v1/realtime?model=gpt-realtime", 404),
+        ("WS", "/v1/realtime/x", 404),
         ("WS", "/api/asr-streaming", 404),
         ("WS", "/api/tts_streaming", 404),
         ("POST", "/v1/audio/speech", 404),
@@ -398,7 +397,7 @@ async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_pa
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
     assert path.partition("?")[0] in body["error"]["message"]
-    assert set(body["served"]) == {"/api/chat", "/api/voices", "/health", "/metrics"}
+    assert set(body["served"]) == {"/api/chat", "/v1/realtime", "/api/voices", "/health", "/metrics"}
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
