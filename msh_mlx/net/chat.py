@@ -10,8 +10,7 @@ from typing import Any
 
 from ..conversation.personas import Persona
 from ..errors import ProtocolError
-from ..events import Failed
-from ..format import Pcm
+from ..events import Failed, Said
 from .connection import Connection, End, Limits, MakeSession
 from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
 from .opus import OpusDecoder, OpusEncoder
@@ -139,8 +138,8 @@ class Chat(Connection):
 
     # ---- the way out -----------------------------------------------------------------------------------------------------
 
-    def _coded(self, texts: list[str], pcm: Pcm) -> Callable[[], None]:
-        datas = [*(encode(Text(text)) for text in texts), encode(Audio(self._encoder.encode(pcm)))]
+    def _coded(self, said: Said, texts: list[str]) -> Callable[[], None]:
+        datas = [*(encode(Text(text)) for text in texts), encode(Audio(self._encoder.encode(said.pcm)))]
         return partial(self._send, datas)
 
     def _renew(self) -> None:

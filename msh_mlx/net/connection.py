@@ -478,7 +478,7 @@ class Connection(ABC):
             while self._texts and self._texts[0][0] <= event.index:
                 texts.append(self._texts.popleft()[1])
             words = sum(text.startswith(" ") for text in texts)
-            self._on_loop(self._said, self._coded(texts, event.pcm), words, len(event.pcm) / SAMPLE_RATE)
+            self._on_loop(self._said, self._coded(event, texts), words, len(event.pcm) / SAMPLE_RATE)
         elif isinstance(event, Ready):
             self._texts.clear()
             self._drops.clear()
@@ -488,8 +488,8 @@ class Connection(ABC):
             self._on_loop(self._failed, event)
 
     @abstractmethod
-    def _coded(self, texts: list[str], pcm: Pcm) -> Callable[[], None]:
-        """Take a frame's texts and sound, on a thread of the pipeline; return how to send them."""
+    def _coded(self, said: Said, texts: list[str]) -> Callable[[], None]:
+        """Take a frame's sound and texts, on a thread of the pipeline; return how to send them."""
 
     def _renew(self) -> None:
         """Begin anew with the coding of sound, on a thread of the pipeline."""

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 
 from ..conversation.personas import Persona
 from ..conversation.served import ServedPersonas
-from ..events import Event, Failed, Heard
+from ..events import Event, Failed, Heard, Said
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from ..system.words import shortened
 from .connection import AHEAD, UNREAD, Connection, End, Limits, MakeSession
@@ -112,6 +113,8 @@ class Realtime(Connection):
         self._response: Response | None = None
         self._writer = SoundWriter(self._settings.output_format)
         self._withholds = False  # until the model pauses
+        # Frames without an answer yet, each with where it ends in the client's sound. Used by the pipeline's threads alone.
+        self._heard: deque[tuple[Heard, float]] = deque()
         self._obey: dict[str, Callable[[Json], None]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -346,9 +349,12 @@ class Realtime(Connection):
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, Heard):
-            self._on_loop(self._user_says, event.pcm, self._source.position)
+            self._heard.append((event, self._source.position))
         else:
             super()._observe(event)
+
+    def _renew(self) -> None:
+        self._heard.clear()
 
     def _user_says(self, pcm: Pcm, end: float) -> None:
         for found in self._detector.hear(pcm, end) if self._detector else ():
@@ -367,8 +373,17 @@ class Realtime(Connection):
 
     # ---- the model's voice -----------------------------------------------------------------------------------------------
 
-    def _coded(self, texts: list[str], pcm: Pcm) -> Callable[[], None]:
-        return partial(self._model_says, texts, pcm)
+    def _coded(self, said: Said, texts: list[str]) -> Callable[[], None]:
+        # What the user says is looked at when the model has answered it: so the order of events does not depend on chance.
+        heard = []
+        while self._heard and self._heard[0][0].index <= said.index:
+            heard.append(self._heard.popleft())
+        return partial(self._exchange, heard, texts, said.pcm)
+
+    def _exchange(self, heard: list[tuple[Heard, float]], texts: list[str], pcm: Pcm) -> None:
+        for event, end in heard:
+            self._user_says(event.pcm, end)
+        self._model_says(texts, pcm)
 
     def _model_says(self, texts: list[str], pcm: Pcm) -> None:
         speaks = self._voice.say(texts, pcm)

@@ -322,6 +322,7 @@ async def test_conversations_are_fresh_and_alike(model, digits):
 
         async def once():
             async with Client(server, **FILE) as client:
+                await client.until("session.created")
                 return await client.dialogue(digits[: 56 * FRAME_SIZE], 1)
 
         first = await once()
