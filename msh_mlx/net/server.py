@@ -1,4 +1,4 @@
-"""The server: conversations at `/api/chat`, the page, `/health` and `/metrics`."""
+"""The server: conversations at `/api/chat` and `/v1/realtime`, the page, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
-from ..conversation.shared import SharedModel, Tick
+from ..conversation.shared import Seat, SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
+from .chat import Chat
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
 from .messages import MetaData
 from .parameters import ChatParameters, describe_server, unknown_parameters
+from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
 from .visitor import Network, Origin, Visitor, is_among
+from .wire import AiohttpWire
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least: a collection stops everything for some milliseconds
@@ -328,6 +331,9 @@ class Server:
                 self._chat,
                 "a conversation by websocket: Opus in Ogg, text and more, both ways",
             ),
+            "/v1/realtime": _Route(
+                ("GET", "HEAD"), self._realtime, "a conversation by websocket, in OpenAI's protocol: events in JSON"
+            ),
             "/api/voices": _Route(
                 ("GET", "HEAD"),
                 self._voices,
@@ -449,7 +455,7 @@ class Server:
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
 
-    def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
+    def _check_origin(self, origin: str | None, visitor: Visitor, *, json: bool = False) -> None:
         if origin is None or self._is_friend(origin):
             return
         page = Origin.parse(origin)
@@ -462,6 +468,7 @@ class Server:
             403,
             f"Pages of {shown!r} may not use this server, which was asked for as {asked!r}; start it with --allow-origin "
             f"{shown}, or see docs/proxy.md if a proxy is in between.",
+            json=json,
         )
 
     def _is_friend(self, origin: str | None) -> bool:
@@ -473,17 +480,22 @@ class Server:
             sentence = f"{path} does not answer {shortened(request.method, _SHOWN)}; use {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
-    def _check_token(self, request: web.Request) -> None:
+    def _check_token(self, request: web.Request, *, json: bool = False) -> None:
         token = self._settings.token
         if token is None:
             return
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
-            given = request.query.get("worker_auth_id", "")
+            named = [name for name in _subprotocols(request) if name.startswith(TOKEN_PROTOCOL)] if json else []
+            given = named[0].removeprefix(TOKEN_PROTOCOL) if named else request.query.get("worker_auth_id", "")
         if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server needs a token."
             self._refuse(
-                "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
+                "token",
+                401,
+                f"{sentence} Ask whoever started the server for it.",
+                {"WWW-Authenticate": "Bearer"},
+                json=json,
             )
 
     def _refuse(
@@ -530,7 +542,10 @@ class Server:
         file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
         if not file:
             if is_interface:
-                where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
+                where = (
+                    "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol, and at "
+                    "/v1/realtime, in OpenAI's."
+                )
             elif static:
                 where = "here; the page is at /. A proxy with a base path must remove it from the address."
             else:
@@ -545,21 +560,73 @@ class Server:
         A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
         the reason may be the origin, and browsers always send that with POST, but not with GET.
         """
-        self._check_origin(request.headers.get("Origin"), visitor)
-        self._check_token(request)
+        parameters, persona = self._asked(request, visitor)
+        about = describe_server(parameters, *self._settings.about)
+        ignored = unknown_parameters(request.query, self._meaningless)
+        if parameters.stats:
+            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
+
+        def make(wire: AiohttpWire) -> Connection:
+            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self._fail)
+
+        return await self._open(request, visitor, make, ignored)
+
+    async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Hold a conversation in OpenAI's protocol, or answer why not. Programs must name a model, so any name will do."""
+        parameters, persona = self._asked(request, visitor, json=True)
+        if request.query.get("intent", "") == "transcription":
+            sentence = (
+                "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
+            )
+            self._refuse("parameters", 400, sentence, json=True)
+        beta = BETA_HEADER in request.headers.get("OpenAI-Beta", "") or BETA_PROTOCOL in _subprotocols(request)
+
+        def refused() -> None:
+            self._counts["event"] += 1
+
+        def make(wire: AiohttpWire) -> Connection:
+            settings, personas = self._settings, self._model.personas
+            model = settings.about[0] or settings.about[2]
+            given = (wire, parameters, persona, settings.limits, self._fail, refused)
+            return Realtime(*given, model=model, personas=personas, beta=beta)
+
+        known = {"model", "intent", "call_id"}
+        ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
+        return await self._open(request, visitor, make, ignored, PROTOCOLS)
+
+    def _asked(
+        self, request: web.Request, visitor: Visitor, *, json: bool = False
+    ) -> tuple[ChatParameters, Persona | None]:
+        """Return what the address of a conversation asks for, or refuse it."""
+        self._check_origin(request.headers.get("Origin"), visitor, json=json)
+        self._check_token(request, json=json)
         try:
             parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
             self._samplers(parameters)
         except (ProtocolError, InputError) as error:
-            self._refuse("parameters", 400, str(error))
-        self._check_loaded()
-        persona = self._persona(parameters)
+            self._refuse("parameters", 400, str(error), json=json)
+        self._check_loaded(json=json)
+        return parameters, self._persona(parameters, json=json)
+
+    async def _open(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        make: Callable[[AiohttpWire], Connection],
+        ignored: list[str],
+        protocols: Collection[str] = (),
+    ) -> web.StreamResponse:
+        """Open a websocket, and serve the connection that `make` makes of it; or say why not.
+
+        `ignored` are parameters that mean nothing here, for the log; `protocols` are subprotocols, the best first.
+        """
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
             autoping=False,  # pings count as messages
             max_msg_size=4 * self._settings.limits.message,
             compress=False,
             timeout=_GOODBYE,
+            protocols=protocols,
         )
         if request.method != "GET" or not ws.can_prepare(request):
             sentence = "This address is for websockets."
@@ -575,12 +642,12 @@ class Server:
             self._counts["lost"] += 1
             return web.Response()
         _gate(request).talks = True
-        await self._serve(request, ws, parameters, persona, visitor.address)
+        await self._serve(make(AiohttpWire(ws, request.transport)), visitor.address, ignored)
         return ws
 
-    def _check_loaded(self) -> None:
+    def _check_loaded(self, *, json: bool = False) -> None:
         if not self.ready:
-            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.", json=json)
 
     @property
     def _meaningless(self) -> tuple[str, ...]:
@@ -591,13 +658,13 @@ class Server:
         # Published pages name a voice always. It is left out where there are none.
         return () if personas.names else ("voice_prompt",)
 
-    def _persona(self, parameters: ChatParameters) -> Persona | None:
+    def _persona(self, parameters: ChatParameters, *, json: bool = False) -> Persona | None:
         """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
         personas = self._model.personas
         try:
             return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
         except InputError as error:
-            self._refuse("parameters", 400, str(error))
+            self._refuse("parameters", 400, str(error), json=json)
 
     async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
         """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
@@ -612,26 +679,17 @@ class Server:
         }
         return web.json_response(voices, dumps=partial(dumps, ensure_ascii=False))
 
-    async def _serve(
-        self,
-        request: web.Request,
-        ws: web.WebSocketResponse,
-        parameters: ChatParameters,
-        persona: Persona | None,
-        address: str,
-    ) -> None:
+    async def _serve(self, connection: Connection, address: str, ignored: list[str]) -> None:
         settings = self._settings
-        about = describe_server(parameters, *settings.about)
-        ignored = unknown_parameters(request.query, self._meaningless)
-        if parameters.stats:
-            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
-        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+
+        def make(parameters: ChatParameters, persona: Persona | None) -> Seat:
+            return self._model.seat(**self._samplers(parameters), tokens=kept.add, persona=persona)
+
         try:
-            make = partial(self._model.seat, **self._samplers(parameters), tokens=kept.add, persona=persona)
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
@@ -646,13 +704,13 @@ class Server:
                 self._active.discard(connection)
                 self._admit()
         summary = self._summary(connection, address, end, begin)
-        if persona and persona.name:
-            summary["voice"] = persona.name
+        if connection.persona and connection.persona.name:
+            summary["voice"] = connection.persona.name
         if ignored:
             summary["ignored"] = ", ".join(ignored)
         self._tell(summary)
         if connection.begun:
-            asked = {name: value for name, value in vars(parameters).items() if name not in _SECRET}
+            asked = {name: value for name, value in vars(connection.parameters).items() if name not in _SECRET}
             try:
                 kept.finish(summary | {"parameters": asked})
             except MshError as error:
@@ -778,6 +836,12 @@ class _File(web.FileResponse):
 def _gate(request: web.BaseRequest) -> _Gate:
     assert isinstance(request.protocol, _Gate)
     return request.protocol
+
+
+def _subprotocols(request: web.BaseRequest) -> list[str]:
+    """Return the subprotocols that a client of a websocket offers."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+    return [name.strip() for name in offered.split(",")]
 
 
 def _inside(folder: Path, name: str) -> Path | None:

@@ -380,8 +380,7 @@ async def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/v1/realtime", 404),
-        ("WS", "/v1/realtime?model=gpt-realtime", 404),
+        ("WS", "/v1/realtime/x", 404),
         ("WS", "/api/asr-streaming", 404),
         ("WS", "/api/tts_streaming", 404),
         ("POST", "/v1/audio/speech", 404),
@@ -414,7 +413,7 @@ async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_pa
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
     assert path.partition("?")[0] in body["error"]["message"]
-    assert set(body["served"]) == {"/api/chat", "/api/voices", "/health", "/metrics"}
+    assert set(body["served"]) == {"/api/chat", "/v1/realtime", "/api/voices", "/health", "/metrics"}
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
@@ -690,7 +689,7 @@ async def test_a_reader_that_does_not_read_is_closed(model, digits):
             )
             await eventually(lambda: server._connections)
             (connection,) = server._connections
-            connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            connection._wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             encoder = OpusEncoder()
             await asyncio.sleep(0.2)
             while not server.log:
