@@ -48,6 +48,7 @@ PROTOCOLS = "realtime", BETA_PROTOCOL  # subprotocols, the best first
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # what a browser's token stands behind, as a subprotocol
 
 _PATIENCE = round(5.0 / FRAME_SECONDS)  # frames for which a response that was asked for waits for the model to speak
+_ENDING = 3  # frames of the model's silence, after which the user's voice ends a response
 _LEAST = 0.1  # seconds of sound that can be committed
 _EARLY_EVENTS = 64  # that are kept while the client waits in line
 _LONGEST_ID = 64  # characters
@@ -99,7 +100,7 @@ class Realtime(Connection):
         # The session is made when it is known what is asked for: after the first update, or when sound comes.
         self._wanted = asyncio.Event()
         self._was_wanted = False
-        self._sound_came = False
+        self._sound_came = False  # whether the model hears, or will
         self._hears = False  # whether sound goes to the model
         self._held: list[Pcm] = []  # sound that came before
         self._held_seconds = 0.0
@@ -205,8 +206,15 @@ class Realtime(Connection):
             self._refuse(RefusedError("event_too_large", sentence), None)
         elif self._created:
             self._take(data)
-        elif len(self._early) < _EARLY_EVENTS and '"input_audio_buffer.append"' not in data:
-            self._early.append(data)  # sound before the client's turn is not heard
+        elif '"input_audio_buffer.append"' in data:
+            pass  # sound before the client's turn is not heard
+        elif len(self._early) < _EARLY_EVENTS:
+            self._early.append(data)
+        else:
+            sentence = (
+                f"More than {_EARLY_EVENTS} events came before the session was created; wait for session.created."
+            )
+            self._refuse(RefusedError("too_early", sentence), None)
 
     def _take(self, text: str) -> None:
         event_id = None
@@ -362,10 +370,10 @@ class Realtime(Connection):
             if isinstance(found, SpeechBegan):
                 self._turn = new_id("item")
                 self._emit("input_audio_buffer.speech_started", audio_start_ms=at, item_id=self._turn)
-                if self._response and self._response.item and self._settings.detection:
-                    if self._voice.silent:
+                if self._response and self._response.item:
+                    if self._voice.silent >= _ENDING:
                         self._finish("completed")
-                    elif self._settings.detection.interrupts:
+                    elif self._settings.detection and self._settings.detection.interrupts:
                         self._break_off("turn_detected")
             elif self._turn:
                 self._emit("input_audio_buffer.speech_stopped", audio_end_ms=at, item_id=self._turn)
@@ -492,6 +500,7 @@ class Realtime(Connection):
                     f"The model speaks by itself, and response.{shortened(name, 40)} cannot be asked for; leave it out."
                 )
                 raise RefusedError(UNABLE, sentence, f"response.{shortened(name, 40)}")
+        self._sound_came = True  # from here on, the model hears at least silence
         self._want()
         self._open(response)
 
