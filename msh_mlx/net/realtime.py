@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import json
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,37 +17,29 @@ from typing import Any
 
 import numpy as np
 
-from ..conversation.personas import Persona
-from ..conversation.served import ServedPersonas
-from ..events import Event, Failed, Heard, Said
+from ..events import Event, Heard, Said
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from ..system.words import shortened
-from .connection import AHEAD, UNREAD, Connection, End, Limits, MakeSeat
-from .parameters import ChatParameters
+from .connection import AHEAD, UNREAD, Connection, MakeSeat
 from .realtime_events import (
     Item,
-    Items,
     Json,
     RefusedError,
     Response,
-    error_event,
-    event_name,
     needed,
     new_id,
-    read_event,
     typed,
 )
-from .realtime_settings import UNABLE, Asked, RealtimeSettings, Updater, format_form
-from .realtime_sound import ModelVoice, SoundReader, SoundWriter, SpeechBegan
-from .wire import Wire
+from .realtime_session import RealtimeSession
+from .realtime_settings import UNABLE, RealtimeSettings, Updater, format_form
+from .realtime_sound import ModelVoice, SoundWriter
 
 BETA_HEADER, BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
 PROTOCOLS = "realtime", BETA_PROTOCOL  # subprotocols, the best first
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # what a browser's token stands behind, as a subprotocol
 
 _PATIENCE = round(5.0 / FRAME_SECONDS)  # frames for which a response that was asked for waits for the model to speak
-_LEAST = 0.1  # seconds of sound that can be committed
-_EARLY_EVENTS = 64  # that are kept while the client waits in line
+_ENDING = 3  # frames of the model's silence, after which the user's voice ends a response
 _LONGEST_ID = 64  # characters
 _NOTHING = np.zeros(0, np.float32)
 # What a response may be asked for besides its form: what is so anyway.
@@ -64,50 +54,18 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Realtime(Connection):
-    """A client of `/v1/realtime`.
+class Realtime(RealtimeSession):
+    """A client of `/v1/realtime` that talks with the model; the parameters are those of `RealtimeSession`."""
 
-    `model` is what clients are told of the model's name, and `personas` are those that they can choose, or None. With `beta`,
-    the events have the names and forms of OpenAI's beta. `refused` is called with each event that is refused.
-    """
-
-    beginning = "session.created"
-
-    def __init__(
-        self,
-        wire: Wire,
-        parameters: ChatParameters,
-        persona: Persona | None,
-        limits: Limits,
-        fail: Callable[[Failed], None],
-        refused: Callable[[], None],
-        *,
-        model: str,
-        personas: ServedPersonas | None,
-        beta: bool,
-    ) -> None:
-        super().__init__(wire, parameters, persona, limits, fail, by_turns=True)
-        self._refused = refused
-        self._model = model
-        self._personas = personas
-        self._beta = beta
-        self._name, self._conversation = new_id("sess"), new_id("conv")
-        self._settings = RealtimeSettings(Asked(parameters.voice_prompt, parameters.text_prompt), persona)
-        self._defaults = parameters
-        self._created = False
-        self._early: list[str] = []  # events that came before the client's turn
-        # The session is made when it is known what is asked for: after the first update, or when sound comes.
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._defaults = self.parameters
+        # The model's session is made when it is known what is asked for: after the first update, or when sound comes.
         self._wanted = asyncio.Event()
         self._was_wanted = False
-        self._sound_came = False
         self._hears = False  # whether sound goes to the model
         self._held: list[Pcm] = []  # sound that came before
         self._held_seconds = 0.0
-        self._reader = SoundReader(self._settings.input_format)
-        self._buffered = 0.0  # seconds of sound since the last commit or clear
-        self._detector = self._settings.detection.voice() if self._settings.detection else None
-        self._turn: str | None = None  # the id of the item that the user's turn becomes
-        self._items = Items()
         self._voice = ModelVoice()
         self._before: Pcm | None = None  # the frame before the model began to speak
         self._response: Response | None = None
@@ -115,15 +73,9 @@ class Realtime(Connection):
         self._withholds = False  # until the model pauses
         # Frames without an answer yet, each with where it ends in the client's sound. Used by the pipeline's threads alone.
         self._heard: deque[tuple[Heard, float]] = deque()
-        self._obey: dict[str, Callable[[Json], None]] = {
-            "session.update": self._update,
-            "input_audio_buffer.append": self._append,
-            "input_audio_buffer.commit": self._commit,
-            "input_audio_buffer.clear": self._clear,
+        self._obey |= {
             "conversation.item.create": self._create_item,
-            "conversation.item.retrieve": self._retrieve,
             "conversation.item.truncate": self._truncate,
-            "conversation.item.delete": self._delete,
             "response.create": self._create_response,
             "response.cancel": self._cancel,
         }
@@ -144,16 +96,6 @@ class Realtime(Connection):
                 self._start(seat)
             del seat
 
-    def _begin(self) -> None:
-        """Tell the client that its turn has come, and take the events that it sent before."""
-        self._listens = self._created = True
-        self._listens_since = monotonic()
-        self._emit("session.created", session=self._form())
-        self._emit("conversation.created", conversation={"id": self._conversation, "object": "realtime.conversation"})
-        for text in self._early:
-            self._take(text)
-        self._early.clear()
-
     def _want(self, anew: bool = False) -> None:
         """Ask for a session, or for a new one in place of one that has heard nothing yet."""
         if anew or not self._was_wanted:
@@ -170,24 +112,6 @@ class Realtime(Connection):
             self._held.clear()
             self._held_seconds = 0.0
 
-    def _form(self) -> Json:
-        return self._settings.form(self._name, self._model, self.parameters.text_temperature, self._beta)
-
-    # ---- the way out -----------------------------------------------------------------------------------------------------
-
-    def _emit(self, name: str, **values: Any) -> None:
-        """Queue an event, in the client's dialect."""
-        if name := event_name(name, self._beta):
-            self._send([_dumped({"type": name, "event_id": new_id("event"), **values})])
-
-    def _farewell(self, sentence: str, end: End) -> str:
-        own = end.kind in ("failed", "session", "shutdown")
-        return _dumped(error_event(sentence, end.kind, own=own))
-
-    def _refuse(self, error: RefusedError, event_id: str | None) -> None:
-        self._refused()
-        self._send([_dumped(error_event(str(error), error.code, param=error.param, event_id=event_id))])
-
     # ---- the way in ------------------------------------------------------------------------------------------------------
 
     async def _until_there_is_room(self) -> None:
@@ -196,44 +120,7 @@ class Realtime(Connection):
             await asyncio.sleep(0.01)
         await super()._until_there_is_room()
 
-    def _hear(self, data: bytes | str) -> None:
-        if isinstance(data, bytes):
-            sentence = "The message is binary; send events as texts, and sound in them in base64."
-            self._refuse(RefusedError("invalid_message", sentence), None)
-        elif len(data) > self._limits.message:
-            sentence = f"The event has {len(data)} characters; {self._limits.message} are allowed; send less at once."
-            self._refuse(RefusedError("event_too_large", sentence), None)
-        elif self._created:
-            self._take(data)
-        elif len(self._early) < _EARLY_EVENTS and '"input_audio_buffer.append"' not in data:
-            self._early.append(data)  # sound before the client's turn is not heard
-
-    def _take(self, text: str) -> None:
-        event_id = None
-        try:
-            event = read_event(text)
-            if isinstance(name := event.get("event_id"), str):
-                event_id = name
-            if obey := self._obey.get(event["type"]):
-                obey(event)
-            else:
-                shown, known = shortened(event["type"], 60), ", ".join(f"'{name}'" for name in self._obey)
-                raise RefusedError("invalid_value", f"Invalid value: '{shown}'. Supported values are: {known}.", "type")
-        except RefusedError as error:
-            self._refuse(error, event_id)
-
-    def _update(self, event: Json) -> None:
-        updater = Updater(self._settings, self._personas, self._sound_came)
-        updater.update(needed(event, "session", dict))
-        event_id = event.get("event_id")
-        for unable in updater.unable:
-            self._refuse(unable, event_id if isinstance(event_id, str) else None)
-        old, new = self._settings, updater.settings
-        self._settings = new
-        if new.input_format != old.input_format:
-            self._reader = SoundReader(new.input_format)
-        if new.detection != old.detection:
-            self._detector, self._turn = new.detection.voice() if new.detection else None, None
+    def _updated(self, old: RealtimeSettings, new: RealtimeSettings) -> None:
         if new.asked != old.asked:
             self.persona = new.persona
             heat = new.asked.temperature
@@ -241,60 +128,20 @@ class Realtime(Connection):
             if heat is not None:
                 self.parameters = replace(self._defaults, text_temperature=heat, audio_temperature=heat)
         self._want(anew=new.asked != old.asked)
-        self._emit("session.updated", session=self._form())
 
-    def _append(self, event: Json) -> None:
-        self._hear_sound(self._decoded(needed(event, "audio", str), "audio"))
-
-    def _decoded(self, text: str, param: str) -> Pcm:
-        try:
-            data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            raise RefusedError("invalid_value", f"{param} is not valid base64.", param) from None
-        return self._reader.read(data)
-
-    def _hear_sound(self, pcm: Pcm) -> None:
-        seconds = len(pcm) / SAMPLE_RATE
-        if not seconds:
-            return
-        self._sound_came = True
-        self._came(seconds)
-        self._buffered += seconds
+    def _take_sound(self, pcm: Pcm) -> None:
         self._want()
         if self._hears:
             self._source.write(pcm)
         else:
             self._held.append(pcm)
-            self._held_seconds += seconds
+            self._held_seconds += len(pcm) / SAMPLE_RATE
 
-    def _commit(self, _: Json) -> None:
-        if self._buffered < _LEAST:
-            raise RefusedError(
-                "input_audio_buffer_commit_empty",
-                f"The buffer has {1000 * self._buffered:.0f} ms of sound; at least {1000 * _LEAST:.0f} ms are needed.",
-            )
-        self._end_turn()
-
-    def _end_turn(self) -> None:
-        """Make an item of what the user said since the last one."""
-        item = Item("user", self._turn or new_id("item"))
-        self._turn, self._buffered = None, 0.0
-        before = self._items.add(item)
-        self._emit("input_audio_buffer.committed", previous_item_id=before, item_id=item.id)
-        self._tell_item(item, before)
-
-    def _tell_item(self, item: Item, before: str | None) -> None:
-        for name in ("conversation.item.added", "conversation.item.done"):
-            self._emit(name, previous_item_id=before, item=item.form(self._beta))
-
-    def _clear(self, _: Json) -> None:
+    def _drop_sound(self) -> None:
         self._held.clear()
-        self._held_seconds = self._buffered = self._unanswered = 0.0
+        self._held_seconds = 0.0
         if self._hears:
             self._source.trim(0)
-        self._reader = SoundReader(self._settings.input_format)
-        self._detector, self._turn = self._settings.detection.voice() if self._settings.detection else None, None
-        self._emit("input_audio_buffer.cleared")
 
     def _create_item(self, event: Json) -> None:
         given = needed(event, "item", dict)
@@ -321,10 +168,6 @@ class Realtime(Connection):
         self._buffered = 0.0
         self._tell_item(item, before)
 
-    def _retrieve(self, event: Json) -> None:
-        item = self._items.find(event, "item_retrieve_invalid_item_id")
-        self._emit("conversation.item.retrieved", item=item.form(self._beta))
-
     def _truncate(self, event: Json) -> None:
         item = self._items.find(event, "item_truncate_invalid_item_id")
         end = needed(event, "audio_end_ms", int)
@@ -338,13 +181,6 @@ class Realtime(Connection):
         item.seconds, item.text = end / 1000, ""
         self._emit("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=end)
 
-    def _delete(self, event: Json) -> None:
-        item = self._items.find(event, "item_delete_invalid_item_id")
-        if self._response and self._response.item is item:
-            raise RefusedError("invalid_value", "The model is still speaking; cancel the response before.", "item_id")
-        self._items.remove(item)
-        self._emit("conversation.item.deleted", item_id=item.id)
-
     # ---- the user's voice ------------------------------------------------------------------------------------------------
 
     def _observe(self, event: Event) -> None:
@@ -356,20 +192,12 @@ class Realtime(Connection):
     def _renew(self) -> None:
         self._heard.clear()
 
-    def _user_says(self, pcm: Pcm, end: float) -> None:
-        for found in self._detector.hear(pcm, end) if self._detector else ():
-            at = round(1000 * found.at)
-            if isinstance(found, SpeechBegan):
-                self._turn = new_id("item")
-                self._emit("input_audio_buffer.speech_started", audio_start_ms=at, item_id=self._turn)
-                if self._response and self._response.item and self._settings.detection:
-                    if self._voice.silent:
-                        self._finish("completed")
-                    elif self._settings.detection.interrupts:
-                        self._break_off("turn_detected")
-            elif self._turn:
-                self._emit("input_audio_buffer.speech_stopped", audio_end_ms=at, item_id=self._turn)
-                self._end_turn()
+    def _user_began(self) -> None:
+        if self._response and self._response.item:
+            if self._voice.silent >= _ENDING:
+                self._finish("completed")
+            elif self._settings.detection and self._settings.detection.interrupts:
+                self._break_off("turn_detected")
 
     # ---- the model's voice -----------------------------------------------------------------------------------------------
 
@@ -492,6 +320,7 @@ class Realtime(Connection):
                     f"The model speaks by itself, and response.{shortened(name, 40)} cannot be asked for; leave it out."
                 )
                 raise RefusedError(UNABLE, sentence, f"response.{shortened(name, 40)}")
+        self._sound_came = True  # from here on, the model hears at least silence
         self._want()
         self._open(response)
 
@@ -523,7 +352,3 @@ class Realtime(Connection):
 def _has(values: object, kind: str) -> bool:
     """Tell whether something is an object of a type."""
     return isinstance(values, dict) and values.get("type") == kind
-
-
-def _dumped(event: Json) -> str:
-    return json.dumps(event, separators=(",", ":"))  # in ASCII: what the client wrote may be no valid Unicode

@@ -582,6 +582,9 @@ async def test_the_session_is_created_when_the_turn_has_come(model, digits):
             await second.append(np.full(10 * FRAME_SIZE, 0.3, np.float32))
             with pytest.raises(asyncio.TimeoutError):
                 await second.receive(0.3)
+            for _ in range(64):
+                await second.send("input_audio_buffer.clear")
+            assert (await second.error())["code"] == "too_early"
             await first.ws.close()
             await second.until("session.created")
             assert (await second.until("session.updated"))["session"]["output_modalities"] == ["text"]

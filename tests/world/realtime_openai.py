@@ -1,4 +1,4 @@
-"""Talk with a server by OpenAI's package, in its environment: `realtime_openai.py PORT RECORDING now|beta`; print JSON."""
+"""Talk with a server by OpenAI's package, in its environment: `realtime_openai.py PORT RECORDING now|beta`. It prints JSON."""
 
 import asyncio
 import base64

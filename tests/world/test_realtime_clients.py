@@ -77,7 +77,9 @@ def test_openais_agents(port: int, tmp_path: Path) -> None:
 
 
 def test_pipecats_service(port: int) -> None:
-    pipecat = make_peer("pipecat", "1.14.0", ["pipecat-ai[openai]==1.14.0", "soundfile"], package="pipecat-ai")
+    pipecat = make_peer(
+        "pipecat", "1.14.0", ["pipecat-ai[openai]==1.14.0", "soundfile"], package="pipecat-ai", build=True
+    )
     lines = spoken([pipecat, HERE / "realtime_pipecat.py", port, DIGITS])
     names = [line.get("event") for line in lines]
     assert names.count("UserStartedSpeakingFrame") == names.count("UserStoppedSpeakingFrame") == 3
