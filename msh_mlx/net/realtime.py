@@ -35,7 +35,7 @@ from .realtime_settings import UNABLE, RealtimeSettings, Updater, format_form
 from .realtime_sound import ModelVoice, SoundWriter
 
 BETA_HEADER, BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
-PROTOCOLS = "realtime", BETA_PROTOCOL  # subprotocols, the best first
+PROTOCOLS = "realtime", BETA_PROTOCOL  # the subprotocols that are known
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # what a browser's token stands behind, as a subprotocol
 
 _PATIENCE = round(5.0 / FRAME_SECONDS)  # frames for which a response that was asked for waits for the model to speak

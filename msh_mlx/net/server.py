@@ -618,7 +618,7 @@ class Server:
     ) -> web.StreamResponse:
         """Open a websocket, and serve the connection that `make` makes of it; or say why not.
 
-        `ignored` are parameters that mean nothing here, for the log; `protocols` are subprotocols, the best first.
+        `ignored` are parameters that mean nothing here, for the log; `protocols` are the subprotocols that are known.
         """
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
