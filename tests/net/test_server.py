@@ -22,8 +22,10 @@ from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.session import step_together
 from msh_mlx.conversation.shared import SharedModel
+from msh_mlx.conversation.ticks import Costs
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
+from msh_mlx.model.sampling import Sampler
 from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -296,6 +298,20 @@ def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
     for _ in range(250):
         model.replies.add(0.05)
     assert [model.has_room(others) for others in (0, 1, 3, 5)] == [True, False, False, False]
+    model.close()
+
+
+def test_near_the_limit_a_new_conversation_shows_in_what_is_measured_before_the_next_comes(monkeypatch):
+    model = SharedModel()
+    model.load(lambda: load_parts(find_demo(), None))
+    model.replies.add(1.0)  # of those who were there before
+    model.seat(text_sampler=Sampler(0), audio_sampler=Sampler(0), seed=1)
+    assert model.has_room(1)
+    model.costs = Costs()
+    model.costs.measure(1, 0.02)
+    assert not model.has_room(1)
+    monkeypatch.setattr("msh_mlx.conversation.shared._SETTLED", 0.0)
+    assert model.has_room(1)
     model.close()
 
 
