@@ -61,10 +61,15 @@ class Hearing(_Job):
     """A recording that is being written down."""
 
     def __init__(
-        self, shared: SharedTranscriber, number: int, sound: Iterator[Pcm], told: Callable[[Progress], None]
+        self,
+        shared: SharedTranscriber,
+        number: int,
+        sound: Iterator[Pcm],
+        told: Callable[[Progress], None],
+        released: Callable[[], None],
     ) -> None:
         super().__init__(shared)
-        self.number, self.sound = number, sound
+        self.number, self.sound, self.released = number, sound, released
         self._told = told
         self._seconds = 0.0
 
@@ -199,10 +204,17 @@ class SharedTranscriber:
         self._thread.start()
         loaded.result()
 
-    def transcribe(self, sound: Iterator[Pcm], told: Callable[[Progress], None], client: str = "") -> Hearing:
+    def transcribe(
+        self,
+        sound: Iterator[Pcm],
+        told: Callable[[Progress], None],
+        client: str = "",
+        released: Callable[[], None] = lambda: None,
+    ) -> Hearing:
         """Write a recording down. `told` is called on the model's thread with its progress, up to one that has ended.
 
-        `sound` yields as `transcribe` takes it; it is read on other threads. `client` says whose it is.
+        `sound` yields as `transcribe` takes it; it is read on other threads. `client` says whose it is. `released` is called
+        on some thread when `sound` is not read any more.
 
         Raises
         ------
@@ -212,7 +224,7 @@ class SharedTranscriber:
             The model has failed.
         """
         with self._changed:
-            job = Hearing(self, next(self._numbers), sound, told)
+            job = Hearing(self, next(self._numbers), sound, told, released)
             self._join(job, client)
             return job
 
@@ -247,10 +259,13 @@ class SharedTranscriber:
 
     def _leave(self, job: _Job) -> None:
         with self._changed:
+            waits = job in self._places.all() and job not in self._places
             if job in self._places:
                 self._gone.append(job)
             self._places.leave(job)
             self._changed.notify()
+        if waits and isinstance(job, Hearing):
+            job.released()
 
     def _end(self, error: MshError) -> None:
         with self._changed:
@@ -306,6 +321,8 @@ class SharedTranscriber:
                         self._places.leave(hearings[progress.index])
             for progress in told:
                 if hearing := hearings.get(progress.index):
+                    if progress.ended:
+                        hearing.released()
                     hearing.tell(progress)
 
     def _clear(self, rows: Rows) -> None:
@@ -313,6 +330,7 @@ class SharedTranscriber:
         for job in self._gone:
             if isinstance(job, Hearing):
                 rows.leave(job.number)
+                job.released()
             elif isinstance(job, LiveHearing) and job.transcriber:
                 job.transcriber.reset()
                 self._idle.append(job.transcriber)

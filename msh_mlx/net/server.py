@@ -32,9 +32,14 @@ from ..conversation.shared import SharedModel
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
+from . import aiohttp_answers
+from .audio_service import AudioService
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
+from .exchange import Endpoint
 from .messages import MetaData
+from .openai_audio import OpenAiAudio
+from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .visitor import Network, Origin, Visitor, is_among
 
@@ -145,6 +150,10 @@ class _Gate(web.RequestHandler):
         """Note that a request has come."""
         self.asked = True
         self.requests += 1
+        self.since = monotonic()
+
+    def move(self) -> None:
+        """Note that a request that takes its time has moved on."""
         self.since = monotonic()
 
     def end(self) -> None:
@@ -264,6 +273,27 @@ class _Figures(Collector):
         for kind, count in sorted(self._server.errors().items()):
             errors.add_metric([kind], count)
         yield errors
+        yield from self._audio()
+
+    def _audio(self) -> Iterator[Metric]:
+        """Yield the figures of transcription and speech."""
+        audio = self._server.audio
+        requests = CounterMetricFamily(
+            "msh_requests", "transcriptions and speeches, by their end", labels=["kind", "end"]
+        )
+        for (kind, end), count in sorted(audio.counts.items()):
+            requests.add_metric([kind, end], count)
+        yield requests
+        under_way = GaugeMetricFamily(
+            "msh_requests_active", "transcriptions and speeches at the moment", labels=["kind"]
+        )
+        waiting = GaugeMetricFamily("msh_requests_waiting", "those that wait", labels=["kind"])
+        for kind, shared in (("transcription", audio.transcriber), ("speech", audio.speaker)):
+            if shared:
+                active, waits = shared.figures()
+                under_way.add_metric([kind], active)
+                waiting.add_metric([kind], waits)
+        yield from (under_way, waiting)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -282,11 +312,13 @@ class Server:
         Makes the arguments `text_sampler`, `audio_sampler` and `seed` of a session from a client's parameters.
     log
         Called with each event, as a JSON object.
+    audio
+        What there is besides conversations: transcription and speech.
 
     Attributes
     ----------
     ready
-        Whether the model is loaded; before, conversations are refused.
+        Whether the models are loaded; before, conversations are refused.
     failure, failed
         The failure of the model, or None; `failed` is set with it.
     """
@@ -297,8 +329,10 @@ class Server:
         settings: Settings,
         samplers: Samplers,
         log: Callable[[Mapping[str, Any]], None],
+        audio: AudioService | None = None,
     ) -> None:
         self.ready = False
+        self.audio = audio or AudioService()
         self.failure: Failed | None = None
         self.failed = asyncio.Event()
         self._model = model
@@ -324,6 +358,8 @@ class Server:
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
+        for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
+            self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
         self._active: set[Connection] = set()
         self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
@@ -414,7 +450,7 @@ class Server:
             visitor = Visitor.of(request, self._settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
-            if route := self._routes.get(path):
+            if route := self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1]):
                 self._check_method(request, path, route.methods)
                 return await route.answer(request, visitor)
             return self._file(request, path)
@@ -500,6 +536,19 @@ class Server:
         if origin is not None and self._is_friend(origin):
             # Let the page read why it was refused.
             response.headers["Access-Control-Allow-Origin"] = origin
+
+    async def _interface(self, endpoint: Endpoint, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Answer with an endpoint of OpenAI's interfaces, whose clients expect refusals in another form."""
+        try:
+            self._check_origin(request.headers.get("Origin"), visitor)
+            self._check_token(request)
+            self._check_loaded()
+        except _Refused as refused:
+            kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+            error = RefusedError((refused.text or "").strip(), status=refused.status, kind=kind)
+            headers = {name: refused.headers[name] for name in ("WWW-Authenticate",) if name in refused.headers}
+            return web.json_response(error_body(error), status=refused.status, headers=headers)
+        return await aiohttp_answers.answer(request, endpoint, visitor.address, _gate(request).move)
 
     async def _health(self, *_: object) -> web.Response:
         if self.failure or self._stopping:

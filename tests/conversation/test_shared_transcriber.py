@@ -202,12 +202,14 @@ def test_who_leaves_makes_room(parts, shared):
     first = [shared.transcribe(endless(stop), told[i], str(i)) for i in range(3)]
     for one in told[:3]:
         one.next()
-    waiting = shared.transcribe(blocks(SOUND), told[3], "3")
-    gone = shared.transcribe(endless(stop), told[4], "4")
+    released = queue.Queue()
+    waiting = shared.transcribe(blocks(SOUND), told[3], "3", lambda: released.put("3"))
+    gone = shared.transcribe(endless(stop), told[4], "4", lambda: released.put("4"))
     assert sum(shared.figures()) == 5
     with pytest.raises(BusyError, match="try again later"):
         shared.listen(Told(), "5")
     gone.close()
+    assert released.get(timeout=LIMIT) == "4"
     assert sum(shared.figures()) == 4
     first[0].close()
     first[0].close()  # it may do so twice
@@ -215,8 +217,14 @@ def test_who_leaves_makes_room(parts, shared):
     assert told[3].plain() == alone(parts, SOUND)
     assert told[4].queue.empty()
     waiting.close()
+    assert released.get(timeout=LIMIT) == "3"
     for one in first:
         one.close()
+    last = shared.transcribe(endless(stop), told[4], "4", lambda: released.put("last"))
+    told[4].next()
+    last.close()
+    assert released.get(timeout=LIMIT) == "last"
+    assert released.empty()
     assert shared.figures() == (0, 0)
 
 
