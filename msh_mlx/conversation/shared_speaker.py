@@ -148,7 +148,7 @@ class SharedSpeaker:
         on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self.voices: Voices | None = None
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._places: Places[Saying] = Places(places, waiting)
         self._changed = threading.Condition()
         self._closed: MshError | None = None
@@ -227,7 +227,7 @@ class SharedSpeaker:
                 self._turn()
         except Exception as error:
             self._end(MshError(f"The text-to-speech model failed ({type(error).__name__}: {error})."))
-            self._on_failure(error)
+            self.on_failure(error)
 
     def _turn(self) -> None:
         """Wait for something to say, and run a position of each text."""

@@ -111,6 +111,11 @@ class LiveHearing(_Job):
             self.pieces.append(pcm)
             self._shared._changed.notify()
 
+    @property
+    def waiting(self) -> float:
+        """How many seconds of sound wait to be heard."""
+        return self._waiting / SAMPLE_RATE
+
     def flush(self, behind: float = FRAME_SECONDS) -> None:
         """End a turn, as `Transcriber.flush` does: its last words are told with `flushed`.
 
@@ -181,7 +186,7 @@ class SharedTranscriber:
     ) -> None:
         self._rows = rows
         self._kv_bits = kv_bits
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._places: Places[_Job] = Places(rows, waiting)
         self._changed = threading.Condition()
         self._numbers = itertools.count()
@@ -299,7 +304,7 @@ class SharedTranscriber:
                     self._turn(parts, rows, codec)
         except Exception as error:
             self._end(MshError(f"The speech-to-text model failed ({type(error).__name__}: {error})."))
-            self._on_failure(error)
+            self.on_failure(error)
 
     def _turn(self, parts: Parts, rows: Rows, codec: ThreadPoolExecutor) -> None:
         """Wait for something to hear, and hear some of each."""

@@ -88,6 +88,7 @@ Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 class Settings:
     """The settings of a server."""
 
+    conversations: bool = True  # whether there are any
     sessions: int = 1  # how many conversations may run at once
     line: int = 16  # how many clients may wait in line
     connections: int = 64  # how many clients may talk or wait
@@ -358,6 +359,8 @@ class Server:
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
+        if not settings.conversations:
+            del self._routes["/api/chat"], self._routes["/api/voices"]
         for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
             self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
@@ -566,7 +569,9 @@ class Server:
         shown, static, is_interface = shortened(path, _SHOWN), self._settings.static, _is_interface(path)
         file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
         if not file:
-            if is_interface:
+            if not self._settings.conversations:
+                where = "in this server, which holds no conversations; /v1/models lists what it has."
+            elif is_interface:
                 where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
             elif static:
                 where = "here; the page is at /. A proxy with a base path must remove it from the address."
@@ -662,7 +667,7 @@ class Server:
         ignored = unknown_parameters(request.query, self._meaningless)
         if parameters.stats:
             about = MetaData({**about.values, **_told(parameters, persona, ignored)})
-        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self._fail)
+        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self.fail)
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
@@ -768,7 +773,7 @@ class Server:
         if came:
             self._tell_places()
 
-    def _fail(self, failure: Failed) -> None:
+    def fail(self, failure: Failed) -> None:
         """Note a failure: one of the model ends the server, one of the codec only its conversation."""
         if failure.where in ("model", "start"):
             self.failure = self.failure or failure

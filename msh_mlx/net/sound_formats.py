@@ -14,7 +14,7 @@ from ..sound.recordings import to_int16, wav_header
 from .opus import OpusEncoder
 
 _UNBOUNDED = 0xFFFFFFFF - 36  # bytes of sound that a WAV header tells if it does not know how many come
-_PACKET = SAMPLE_RATE // 25
+_SKIPPED, _LATE = 1920, 156  # samples: the pre-skip in the stream's header, and the codec's delay
 
 
 class Encoder(Protocol):
@@ -43,17 +43,24 @@ class _Plain:
 
 
 class _Opus:
-    """Opus in Ogg."""
+    """Opus in Ogg.
+
+    The stream tells players to skip its first 80 ms, and the codec is late by 6.5 ms. Silence in front and behind makes up for
+    both, so that a player plays the sound from its first sample to its last.
+    """
 
     def __init__(self) -> None:
         self._encoder = OpusEncoder()
+        self._front = np.zeros(_SKIPPED - _LATE, np.float32)
 
     def encode(self, pcm: Pcm) -> bytes:
-        return self._encoder.encode(pcm)
+        data = self._encoder.encode(np.concatenate([self._front, pcm]))
+        self._front = self._front[:0]
+        return data
 
     def finish(self) -> bytes:
-        """Return a packet of silence, which also brings out what the codec holds back, on a page that ends the stream."""
-        return last_page(self._encoder.encode(np.zeros(_PACKET, np.float32)))
+        """Return the last page, which ends the stream."""
+        return last_page(self._encoder.encode(np.zeros(_LATE, np.float32)))
 
 
 class _Outlet:
