@@ -14,6 +14,7 @@ from ..sound.recordings import to_int16, wav_header
 from .opus import OpusEncoder
 
 _UNBOUNDED = 0xFFFFFFFF - 36  # bytes of sound that a WAV header tells if it does not know how many come
+_PACKET = SAMPLE_RATE // 25
 _SKIPPED, _LATE = 1920, 156  # samples: the pre-skip in the stream's header, and the codec's delay
 
 
@@ -52,15 +53,17 @@ class _Opus:
     def __init__(self) -> None:
         self._encoder = OpusEncoder()
         self._front = np.zeros(_SKIPPED - _LATE, np.float32)
+        self._samples = 0
 
     def encode(self, pcm: Pcm) -> bytes:
-        data = self._encoder.encode(np.concatenate([self._front, pcm]))
-        self._front = self._front[:0]
-        return data
+        pcm, self._front = np.concatenate([self._front, pcm]), self._front[:0]
+        self._samples += len(pcm)
+        return self._encoder.encode(pcm)
 
     def finish(self) -> bytes:
         """Return the last page, which ends the stream."""
-        return last_page(self._encoder.encode(np.zeros(_LATE, np.float32)))
+        rest = self.encode(np.zeros(-(self._samples + _LATE) % _PACKET, np.float32))
+        return rest + last_page(self.encode(np.zeros(_LATE, np.float32)))
 
 
 class _Outlet:
