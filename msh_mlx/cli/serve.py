@@ -507,8 +507,10 @@ class _Program:
         if _is_loopback(host):
             return
         _, addresses = _own_names(host)
+        if not addresses:  # the host is a name
+            _, addresses = _own_names("")
         beyond = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
-        name = wyoming_name(self.args.instance_name or "msh-mlx", socket.gethostname())
+        name = wyoming_name(self.args.instance_name or "msh-mlx", socket.gethostname(), port)
         try:
             await server.announce(name, beyond, port)
         except (OSError, RuntimeError) as error:

@@ -211,6 +211,7 @@ def _languages(name: str) -> list[str]:
     return match[1].split("_") if match else ["en"]
 
 
-def wyoming_name(name: str, host: str) -> str:
-    """Return the name under which a server is announced on the network."""
-    return re.sub(r"[^\w -]", "-", f"{name} on {host}", flags=re.ASCII)[:60]
+def wyoming_name(name: str, host: str, port: int) -> str:
+    """Return the name under which a server is announced on the network; each port has another."""
+    more = "" if port == WYOMING_PORT else f" {port}"
+    return re.sub(r"[^\w -]", "-", f"{name} on {host}", flags=re.ASCII)[:50] + more

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ from msh_mlx.conversation.shared_transcriber import SharedTranscriber
 from msh_mlx.conversation.transcriber import BEHIND
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.audio_service import AudioLimits, AudioService
-from msh_mlx.net.wyoming_server import WyomingServer
+from msh_mlx.net.wyoming_server import SERVICE, WyomingServer
 
 PCM = soundfile.read(DIGITS, dtype="float32")[0]
 WORDS = json.loads((DEMO / "stt" / "expected.json").read_text())["words"]
@@ -133,18 +134,31 @@ async def eventually(true):
 
 
 async def test_what_there_is(service):
-    async with serving(service, languages=(["en", "fr"], ["en"])) as server:
-        async with AsyncTcpClient("127.0.0.1", server.port) as client:
-            await client.write_event(Describe().event())
-            info = Info.from_event((await read(client, "info"))[0])
-            await client.write_event(Ping("hello").event())
-            assert Pong.from_event((await read(client, "pong"))[0]).text == "hello"
+    languages = ["en", "fr"], ["en"]
+    async with serving(service, languages=languages) as server, AsyncTcpClient("127.0.0.1", server.port) as client:
+        await client.write_event(Describe().event())
+        info = Info.from_event((await read(client, "info"))[0])
+        await client.write_event(Ping("hello").event())
+        assert Pong.from_event((await read(client, "pong"))[0]).text == "hello"
     (asr,), (tts,) = info.asr, info.tts
     assert [(model.name, model.languages) for model in asr.models] == [("demo-stt", ["en", "fr"])]
     assert [(voice.name, voice.languages) for voice in tts.voices] == [("calm", ["en"]), ("brisk", ["en"])]
     assert asr.supports_transcript_streaming
     assert tts.supports_synthesize_streaming
     assert asr.installed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the loopback interface has no multicast")
+async def test_it_is_announced(service):
+    from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+
+    async with serving(service) as server:
+        await server.announce("test of msh-mlx", ["127.0.0.1"], server.port)
+        looking = AsyncZeroconf(interfaces=["127.0.0.1"])
+        info = AsyncServiceInfo(SERVICE, f"test of msh-mlx.{SERVICE}")
+        assert await info.async_request(looking.zeroconf, 10_000)
+        assert (info.parsed_addresses(), info.port) == (["127.0.0.1"], server.port)
+        await looking.async_close()
 
 
 # ---- speech to text ------------------------------------------------------------------------------------------------------
@@ -261,14 +275,15 @@ async def test_a_text_becomes_speech(service):
 
 async def test_a_text_that_comes_in_pieces(service):
     """As Home Assistant sends what a language model writes; the whole text comes, too, for older servers."""
+    text = "three one four nine two six five three eight seven"
     async with serving(service) as server, AsyncTcpClient("127.0.0.1", server.port) as client:
-        await client.write_event(Synthesize("three one four nine two six").event())
+        await client.write_event(Synthesize(text).event())
         whole = await say(client)
         await client.write_event(SynthesizeStart().event())
-        for piece in ("three on", "e four"):
+        for piece in (text[:8], text[8:-12]):
             await client.write_event(SynthesizeChunk(piece).event())
         begin, _ = await read(client, "audio-chunk")  # before the text is complete
-        for event in (SynthesizeChunk(" nine two six"), Synthesize("three one four nine two six"), SynthesizeStop()):
+        for event in (SynthesizeChunk(text[-12:]), Synthesize(text), SynthesizeStop()):
             await client.write_event(event.event())
         _, events = await read(client, "synthesize-stopped")
     assert [event.type for event in events[-2:]] == ["audio-stop", "synthesize-stopped"]
