@@ -604,7 +604,7 @@ class _Program:
         """Print the page's addresses, and for other machines also a QR code."""
         args = self.args
         if not static:
-            if args.static != "none" and self.choice:
+            if args.static != "none" and not args.no_conversations:
                 self._say("There is no page yet: build it with `make page`. Clients can connect.")
             return
         token = f"#worker_auth_id={args.token}" if args.token else ""

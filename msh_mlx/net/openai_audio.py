@@ -23,6 +23,7 @@ from ..conversation.subtitles import cues, srt, until, vtt
 from ..conversation.transcriber import Progress, Transcribed
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
+from ..sound.recordings import Recording, open_sound, resample
 from ..system.inputs import brief
 from ..system.words import listed, printable, shortened
 from .audio_service import AudioService
@@ -108,8 +109,10 @@ class OpenAiAudio:
             form = await read_form(kind, request.body, "file", limits.body)
             try:
                 asked = _Asked(form, self._service)
-                work = _Transcription(self._service, form, request.client, begin)
-            except BaseException:
+                # What is wrong at the beginning of a file is found here, before an answer has begun.
+                recording = await asyncio.to_thread(_opened, form)
+                work = _Transcription(self._service, recording, request.client, begin)
+            except MshError:
                 form.close()
                 raise
             if asked.stream:
@@ -284,31 +287,33 @@ def _segment(number: int, start: float, end: float, text: str) -> dict[str, obje
     }
 
 
+def _opened(form: Form) -> Recording:
+    """Open the recording in a form."""
+    assert form.file
+    return open_sound(form.file, printable(shortened(form.file_name, _NAME)) or "The file")
+
+
 class _Transcription:
     """A recording that is being written down for a client."""
 
-    def __init__(self, service: AudioService, form: Form, client: str, begin: float) -> None:
+    def __init__(self, service: AudioService, recording: Recording, client: str, begin: float) -> None:
         assert service.transcriber
         self._service, self._client, self._begin = service, client, begin
-        self._form = form
         self._told: Inbox[Progress] = Inbox()
         self._words: list[Transcribed] = []
         self._seconds = 0.0
-        self._hearing: Hearing = service.transcriber.transcribe(self._sound(), self._told.put, client, form.close)
+        self._hearing: Hearing = service.transcriber.transcribe(
+            self._sound(recording), self._told.put, client, recording.close
+        )
 
-    def _sound(self) -> Iterator[Pcm]:
+    def _sound(self, recording: Recording) -> Iterator[Pcm]:
         """Decode the recording, on a thread of the model."""
-        from ..sound.recordings import open_sound, resample
-
-        form, most = self._form, self._service.limits.seconds
-        assert form.file
-        name = printable(shortened(form.file_name, _NAME)) or "The file"
-        samples = 0
-        with open_sound(form.file, name) as recording:
+        most, samples = self._service.limits.seconds, 0
+        with recording:
             for block in resample(recording.blocks(), recording.rate, SAMPLE_RATE):
                 samples += len(block)
                 if samples > most * SAMPLE_RATE:
-                    raise InputError(f"{name} lasts more than {most / 3600:g} hours", "send it in parts")
+                    raise InputError(f"{recording.name} lasts more than {most / 3600:g} hours", "send it in parts")
                 yield block
 
     async def _news(self) -> AsyncIterator[list[Transcribed]]:

@@ -527,7 +527,7 @@ class Server:
         sentence = sentence.encode(errors="replace").decode()
         if not json:
             raise _Refused(status, sentence + "\n", "text/plain", headers)
-        served = {path: route.about for path, route in self._routes.items()}
+        served = {path: route.about for path, route in self._routes.items() if not path.endswith("/")}
         # In the form that programs for other interfaces expect.
         body = {"error": {"message": sentence, "type": kind, "code": status}, "served": served}
         raise _Refused(status, dumps(body, indent=1) + "\n", "application/json", headers)

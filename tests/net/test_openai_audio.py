@@ -238,6 +238,7 @@ async def test_wrong_transcriptions_are_refused(service):
 
         await refused(post_nothing(), 400, "There is no file", "file")
         await refused(hear(server, b"", "x.wav"), 400, "x.wav is empty")
+        await refused(hear(server, b"", "x.wav", stream="true"), 400, "x.wav is empty")
         await refused(hear(server, b"not a recording", "b.txt"), 400, "b.txt is not a recording")
         await refused(hear(server, (DEMO.parents[1] / "tests/cases/notes.m4a").read_bytes(), "n.m4a"), 400, "n.m4a")
         await refused(hear(server, DIGITS.read_bytes()[:50_000]), 400, "digits.flac")

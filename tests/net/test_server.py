@@ -398,7 +398,7 @@ async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_pa
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
     assert path.partition("?")[0] in body["error"]["message"]
-    assert set(body["served"]) == {"/api/chat", "/api/voices", "/health", "/metrics"}
+    assert set(body["served"]) == {"/api/chat", "/api/voices", "/health", "/metrics", "/v1/models"}
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
