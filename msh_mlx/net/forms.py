@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -11,6 +12,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..errors import ProtocolError
 from ..system.places import temporary_file
+
+# Its warnings say no more than the answer to the client.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _MOST_FIELDS = 64
 _LONGEST_FIELD = 1 << 16  # bytes
@@ -79,7 +83,7 @@ class _Reader:
     def _header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
         if len(self._key) + len(self._value) > _LONGEST_FIELD:
-            raise ProtocolError("A header in the form is too long.")
+            raise _not_a_form()
 
     def _header_end(self) -> None:
         self._headers[self._key.decode("latin-1").lower()] = self._value.decode("utf-8", "replace")
@@ -144,13 +148,17 @@ async def read_form(kind: str, body: AsyncIterator[bytes], file: str, most: int)
             raise ProtocolError("The form ends too early", "send it to its closing boundary")
     except MultipartParseError:
         form.close()
-        raise ProtocolError("The body is not a form that can be read", "send multipart/form-data") from None
+        raise _not_a_form() from None
     except BaseException:
         form.close()
         raise
     if form.file:
         form.file.seek(0)
     return form
+
+
+def _not_a_form() -> ProtocolError:
+    return ProtocolError("The body is not a form that can be read", "send multipart/form-data")
 
 
 def too_large(most: int) -> TooLargeError:

@@ -277,12 +277,12 @@ class _Talk:
         elif Synthesize.is_type(kind):
             if self._saying is None:  # else the same text came in pieces
                 asked = Synthesize.from_event(event)
-                await self._begin_text(asked.voice, asked.text_format, streams=False)
+                await self._begin_text(asked.voice, event.data.get("text_format"), streams=False)
                 self._feed(asked.text)
                 self._end_text()
         elif SynthesizeStart.is_type(kind):
             started = SynthesizeStart.from_event(event)
-            await self._begin_text(started.voice, started.text_format, streams=True)
+            await self._begin_text(started.voice, event.data.get("text_format"), streams=True)
         elif SynthesizeChunk.is_type(kind):
             self._feed(SynthesizeChunk.from_event(event).text)
         elif SynthesizeStop.is_type(kind):
@@ -343,7 +343,7 @@ class _Talk:
         speaker = self._service.speaker
         if not speaker:
             raise InputError("This server does not speak", "start it with --tts")
-        if form is not None and getattr(form, "value", form) != "text":
+        if form not in (None, "text"):
             raise InputError("The text is not plain text", "send it without markup")
         self._drop()
         await self._free()

@@ -150,14 +150,18 @@ async def test_what_there_is(service):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the loopback interface has no multicast")
 async def test_it_is_announced(service):
-    from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
     async with serving(service) as server:
         await server.announce("test of msh-mlx", ["127.0.0.1"], server.port)
-        looking = AsyncZeroconf(interfaces=["127.0.0.1"])
+        looking, found = AsyncZeroconf(interfaces=["127.0.0.1"]), []
+        handlers = [lambda zeroconf, service_type, name, state_change: found.append(name)]
+        browser = AsyncServiceBrowser(looking.zeroconf, [SERVICE], handlers=handlers)
         info = AsyncServiceInfo(SERVICE, f"test of msh-mlx.{SERVICE}")
+        await eventually(lambda: info.name in found)
         assert await info.async_request(looking.zeroconf, 10_000)
         assert (info.parsed_addresses(), info.port) == (["127.0.0.1"], server.port)
+        await browser.async_cancel()
         await looking.async_close()
 
 
@@ -294,7 +298,7 @@ async def test_wrong_texts_are_told_and_survived(service):
     async with serving(service) as server, AsyncTcpClient("127.0.0.1", server.port) as client:
         for event, sentence in (
             (Synthesize(TEXT, SynthesizeVoice("nobody")), "There is no voice 'nobody'"),
-            (Synthesize(TEXT, text_format="ssml"), "not plain text"),
+            (Event("synthesize", {"text": TEXT, "text_format": "ssml"}), "not plain text"),
             (Synthesize(""), "nothing to say"),
             (Synthesize("☃"), "nothing to say"),
             (Synthesize('<break time="9 weeks"/>'), "is not a pause"),
