@@ -47,7 +47,7 @@ from .options import (
     whole,
 )
 from .persona import add_persona, persona_of, sentences
-from .served_audio import AudioChoice, add_audio, check_audio, choose_audio, model_name, wyoming_name
+from .served_audio import NO_AUDIO, AudioChoice, add_audio, check_audio, choose_audio, model_name, wyoming_name
 from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
-        program = _Program(args, choice, audio, signals, shown, log, names, addresses, wyoming, persona)
+        program = _Program(args, choice, signals, shown, log, names, addresses, persona, audio, wyoming)
         # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
@@ -414,14 +414,14 @@ class _Program:
 
     args: argparse.Namespace
     choice: Choice | None
-    audio: AudioChoice
     signals: Signals
     shown: Display
     log: Log | None
     names: Sequence[str]
     addresses: Sequence[str]
-    wyoming: socket.socket | None = None
     persona: Persona | None = None
+    audio: AudioChoice = NO_AUDIO
+    wyoming: socket.socket | None = None
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
@@ -530,7 +530,7 @@ class _Program:
         if choice := self.choice:
             with self.shown.progress(f"Loading {choice.files.model.name}") as progress:
                 load = partial(load_parts, choice.files, choice.checkpoint, **computing(self.args), progress=progress)
-                model.load(load, partial(self._begin, choice))
+                model.load(load, self._begin)
             names.append(choice.files.model.name)
         if service.transcriber:
             self.audio.load_stt(service.transcriber, self.shown)
@@ -545,13 +545,14 @@ class _Program:
         for sentence in sentences(self.persona) if self.persona else ():
             self._say(sentence)
 
-    def _begin(self, choice: Choice, parts: Parts) -> Opening | ServedPersonas | None:
+    def _begin(self, parts: Parts) -> Opening | ServedPersonas | None:
         """Make what comes before each conversation; None: what is usual for the model."""
         from ..model.families import family_of, personaplex
 
+        assert self.choice
         if family_of(parts.lm.config).name == personaplex.NAME:
-            return self._personas(choice, parts)
-        make = guided_opening(self.args, choice)
+            return self._personas(self.choice, parts)
+        make = guided_opening(self.args, self.choice)
         return make(parts) if make else None
 
     def _personas(self, choice: Choice, parts: Parts) -> ServedPersonas:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,9 +91,9 @@ class AudioChoice:
     """The chosen models; None: there is none. `voices` are files of voices by their names; the first is the usual one."""
 
     args: argparse.Namespace
-    stt: Choice | None
-    tts: Choice | None
-    voices: dict[str, Any]
+    stt: Choice | None = None
+    tts: Choice | None = None
+    voices: dict[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -127,6 +127,9 @@ class AudioChoice:
             given = [] if voice is None else [as_model_takes(voice, parts)]
             speakers[name] = Speaker(parts.lm, parts.mimi, parts.tokenizer, voices=given, kv_bits=self.args.kv_bits)
         return Voices(speakers, next(iter(speakers)))
+
+
+NO_AUDIO = AudioChoice(argparse.Namespace())
 
 
 def choose_audio(args: argparse.Namespace, signals: Signals) -> AudioChoice:
