@@ -78,7 +78,8 @@ class ServerProcess:
     def __init__(self, *options: object, program: Sequence[str] = (str(ROOT / "server_opus.py"),)) -> None:
         self._out = tempfile.NamedTemporaryFile()  # noqa: SIM115
         self._err = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        command = [sys.executable, *program, "--demo", "--port", "0", "--static", "none", "--json", *map(str, options)]
+        own = [] if "--model" in options else ["--demo"]
+        command = [sys.executable, *program, *own, "--port", "0", "--static", "none", "--json", *map(str, options)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err)
         self.port = 0
 

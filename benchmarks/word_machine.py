@@ -109,7 +109,7 @@ class TwoWaits(Another):
         run, script, rings = self._mlx, self._script, self._mlx._rings_for(position)
         assert run._said is not None
         text, h, run._rings, *_, noise = run._function.hear(
-            position, column, run._said, rings, run._key(position), self._gen._words.tokens()
+            position, column, run._said, rings, run.key(position), self._gen._words.tokens()
         )
         del rings  # so that they are changed in place
         token = script.text(position, int(to_host(text)[0]))
@@ -147,7 +147,7 @@ class DeviceSpeech(Another):
         gen, run, rings = self._gen, self._mlx, self._mlx._rings_for(position)
         arrays = run._function._arrays(position, column, gen._words.tokens(), rings)
         function = self._whole if self._script.speaks(position) else self._silent
-        rest = (run._said, rings, run._key(position), run._function._given)
+        rest = (run._said, rings, run.key(position), run._function._given)
         run._said, run._rings, self._state = function(
             mx.array([position]), self._state, self._machine.arrays, *arrays, *rest
         )

@@ -428,7 +428,7 @@ class _Program:
         from ..net.server import Server
 
         args = self.args
-        model = SharedModel(kv_bits=args.kv_bits)
+        model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
         what = settings(args, self.choice.files if self.choice else None, self.names, static)
         service = self._service()
         server = Server(model, what, partial(samplers, args), self._log, service)

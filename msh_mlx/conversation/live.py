@@ -93,6 +93,9 @@ class LiveConversation(ABC):
         quickly and must not change the sound in an event. An exception from it ends the conversation.
     delay_limit
         How old the user's sound may become before the model hears it, in seconds; the oldest sound beyond that is dropped.
+    early
+        Returns how many seconds of the waiting sound do not count as delay, because they came early; its argument is how many
+        seconds of sound have left `source` and are not answered yet.
 
     Attributes
     ----------
@@ -104,7 +107,14 @@ class LiveConversation(ABC):
         Whether the model hears silence in place of the user. The caller may change it at any time.
     """
 
-    def __init__(self, source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        events: Callable[[Event], None],
+        delay_limit: float,
+        early: Callable[[float], float] = lambda _: 0.0,
+    ) -> None:
         self.metrics = Metrics()
         self.failure: Failed | None = None
         self.muted = False
@@ -112,6 +122,8 @@ class LiveConversation(ABC):
         self._sink = sink
         self._events = events
         self._delay_limit = delay_limit
+        self._early = early
+        self._taken = 0  # frames that have left `source`, in all conversations
         self._restart = False
         self._conversation = 0  # 0 until the first begins
         self._words = Words()
@@ -154,6 +166,18 @@ class LiveConversation(ABC):
             pcm = np.zeros_like(pcm)
         self._events(Heard(index, pcm))
         return pcm
+
+    def _keep_up(self, index: int) -> float:
+        """Keep the delay within its limit: drop the oldest sound, before frame `index`. Return how many seconds wait now."""
+        under_way = FRAME_SECONDS * (self._taken - self.metrics.frames)
+        backlog = self._source.backlog()
+        early = self._early(under_way)  # after `backlog`, so that sound that comes in between is not taken for late
+        if backlog + under_way > self._delay_limit + early:
+            # Keep one frame: with less the encoder would have to wait, and more would only add delay.
+            dropped = self._source.trim(max(FRAME_SECONDS, early))
+            backlog -= dropped
+            self._gave_up(index, dropped)
+        return backlog
 
     def _gave_up(self, index: int, seconds: float) -> None:
         """Count `seconds` of the user's sound as dropped, right before frame `index`, and send `Dropped`."""

@@ -114,9 +114,8 @@ class Pipeline(LiveConversation):
     result. So sound that must wait does so in `source`, where it can still be dropped: when the delay passes its limit, the
     oldest goes first. Only `stop` or a failure ends the conversation.
 
-    `make` makes the session; it is called once, on the model thread. `early` returns how many seconds of the waiting sound do
-    not count as delay, because they came early; its argument is how many seconds of sound have left `source` and are not
-    answered yet. It is called on the encoder thread. The other parameters are those of `LiveConversation`.
+    `make` makes the session; it is called once, on the model thread. `early` is called on the encoder thread. The other
+    parameters are those of `LiveConversation`.
     """
 
     def __init__(
@@ -129,8 +128,7 @@ class Pipeline(LiveConversation):
         delay_limit: float = DELAY_LIMIT,
         early: Callable[[float], float] = lambda _: 0.0,
     ) -> None:
-        super().__init__(source, sink, events, delay_limit)
-        self._early = early
+        super().__init__(source, sink, events, delay_limit, early)
         self._make = make
         self._to_model: _Queue[_Envelope[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
         self._to_decoder: _Queue[_Envelope[_Codes | None] | _Restart | _Pause] = _Queue(_QUEUE)
@@ -138,7 +136,6 @@ class Pipeline(LiveConversation):
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._over = False
-        self._taken = 0  # frames, of all conversations
 
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
@@ -263,14 +260,7 @@ class Pipeline(LiveConversation):
 
     def _look_around(self, index: int) -> None:
         """Keep the delay within its limit, and report drops, underruns and queues."""
-        under_way = FRAME_SECONDS * (self._taken - self.metrics.frames)
-        backlog = self._source.backlog()
-        early = self._early(under_way)  # after `backlog`, so that sound that comes in between is not taken for late
-        if backlog + under_way > self._delay_limit + early:
-            # Keep one frame: with less the encoder would have to wait, and more would only add delay.
-            dropped = self._source.trim(max(FRAME_SECONDS, early))
-            backlog -= dropped
-            self._gave_up(index, dropped)
+        backlog = self._keep_up(index)
         self._tell_queues(backlog, *(FRAME_SECONDS * len(queue) for queue in (self._to_model, self._to_decoder)))
 
     # ---- the decoder thread ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
@@ -12,6 +13,7 @@ import sentencepiece
 
 from ..errors import InputError
 from ..format import Pcm
+from ..model import generate
 from ..model.engine import LanguageModel, Prefilled
 from ..model.families import family_of
 from ..model.families.hibiki import END
@@ -286,3 +288,21 @@ class Session:
     def reset_decoder(self) -> None:
         """Reset the state of `decode`; a part of `reset`."""
         self._decoder.reset()
+
+
+def step_together(steps: Sequence[tuple[Session, npt.NDArray[np.uint32]]]) -> list[tuple[Step, str]]:
+    """Pass the codes of one frame to each of several sessions with one model, in one pass over its weights.
+
+    Each session has its own codes, and the result is what `Session.step` returns for each. A session says what it says alone;
+    `model.generate.step_together` says how exactly.
+
+    Raises
+    ------
+    InputError
+        Sessions are of different models, one is there twice, or codes are as `Session.step` refuses them. No session has
+        changed then.
+    InUseError
+        Another thread is in the middle of a step of one of them. No session has changed then.
+    """
+    done = generate.step_together([(session._gen, codes) for session, codes in steps])
+    return [session._handed(step) for (session, _), step in zip(steps, done, strict=True)]

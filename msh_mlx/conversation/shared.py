@@ -1,12 +1,16 @@
-"""`SharedModel`: one set of weights for several conversations, whose steps take turns on one thread."""
+"""`SharedModel`: one set of weights for several conversations, which are stepped together on one thread."""
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
 from time import perf_counter, sleep
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +22,8 @@ from ..model.sampling import Sampler
 from ..system.threads import exists
 from .personas import Persona
 from .served import ServedPersonas
-from .session import Opening, Parts, Session
+from .session import Opening, Parts, Session, step_together
+from .ticks import Arrivals, Costs, begin_tick
 
 # Called with the tokens of one step: the user's codes `[K]`, the text token, and Moshi's codes `[K]`, or None while there are
 # none.
@@ -27,37 +32,102 @@ Tokens = Callable[[npt.NDArray[np.uint32], int, "npt.NDArray[np.uint32] | None"]
 T = TypeVar("T")
 
 _WARM_UP = 25  # frames
-_ROOM = 0.75  # of a frame's 80 ms: what the steps of all conversations may take; the codec needs time, too
+_MEASURED = 5  # steps of each number of conversations, beforehand
+_ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A step of several conversations: how many, and in seconds how long it took and how long each frame had waited for it."""
+
+    size: int
+    seconds: float
+    waits: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """A conversation's place at a model: its session, whose steps the model makes together with those of others.
+
+    `tokens` is called with the tokens of each step.
+    """
+
+    model: SharedModel
+    session: Session
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step has given: `begin` and `end` are its time, by `perf_counter`."""
+
+    step: Step
+    text: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Codes of a conversation that wait for a tick, since when, and who takes what comes of it."""
+
+    seat: Seat
+    codes: npt.NDArray[np.uint32]
+    since: float
+    done: Callable[[Stepped], None]
+    failed: Callable[[BaseException], None]
 
 
 class SharedModel:
-    """Weights, codec and tokenizer, and the one thread that does all work of MLX, first come, first served.
+    """Weights, codec and tokenizer for several conversations, and the threads that work for all of them.
 
-    A conversation asks for one step at a time. So all conversations take turns: each waits for at most one step of every other.
+    One thread does all work with the model. Conversations whose frames are there step together, in a tick (`begin_tick`). Other
+    work, such as reading a prompt, takes turns with the ticks. The threads of `pool` encode and decode; there are as many as
+    processors, however many conversations there are.
+
+    `sessions` is how many conversations there may be: for so many, `load` measures what a step costs.
 
     Attributes
     ----------
-    step
-        How long the steps took, without the wait for their turn.
-    on_step
-        Called with the time of each step, in seconds, on the model's thread.
+    costs
+        How long a step takes, by how many conversations it serves.
+    replies
+        How long it took from the end of a user's frame to the answer, in live conversations.
+    sound
+        How much time of a processor a frame took besides the model. Like `replies` it is added to under `lock`.
+    on_tick
+        Called with each `Tick`, on the model's thread.
     personas
         The personas that can be chosen, once the model is loaded; None if it takes none.
     """
 
-    def __init__(self, *, kv_bits: int | None = None, on_step: Callable[[float], None] = lambda _: None) -> None:
-        self.step = Durations()
-        self.on_step = on_step
+    def __init__(
+        self, *, kv_bits: int | None = None, sessions: int = 1, on_tick: Callable[[Tick], None] = lambda _: None
+    ) -> None:
+        self.costs = Costs()
+        self.replies = Durations()
+        self.sound = Durations()
+        self.lock = threading.Lock()
+        self.on_tick = on_tick
+        self.personas: ServedPersonas | None = None
+        self.workers = max(2, os.cpu_count() or 1)
+        self.pool = ThreadPoolExecutor(self.workers, "msh-codec")
         self._kv_bits = kv_bits
+        self._sessions = sessions
         self._parts: Parts | None = None
         self._opening: Opening | None = None
-        self.personas: ServedPersonas | None = None
-        self._thread = ThreadPoolExecutor(1, "msh-model")
+        self._changed = threading.Condition()
+        self._turns: deque[Callable[[], None]] = deque()
+        self._waiting: list[_Waiting] = []
+        self._arrivals = Arrivals()
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name="msh-model", daemon=True)
+        self._thread.start()
 
     def load(
         self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas | None] = lambda _: None
     ) -> None:
-        """Load with `load`, and warm up with a conversation of two seconds, so that later ones are fast from the beginning.
+        """Load with `load`, warm up, so that conversations are fast from the beginning, and measure what their steps cost.
 
         `begin` makes of the parts what comes before each conversation: an opening for all, or personas to choose from. None is
         as for `Session`.
@@ -75,16 +145,50 @@ class SharedModel:
                 self.personas = opening
                 opening = opening.personas.opening(opening.default)
             self._opening = opening
-            session = Session(parts.lm, parts.mimi, parts.tokenizer, seed=0, kv_bits=self._kv_bits, opening=opening)
+            self._parts = parts
+            session = self._new_session(seed=0)
             session.warm_up()
             silence = np.zeros(session.frame_size, np.float32)
-            for _ in range(_WARM_UP):
-                self.step.add(session.push(silence).timings.step)
-            self._parts = parts
+            steps = [session.push(silence).timings.step for _ in range(_WARM_UP)]
+            self.costs.measure(1, median(steps))
+            self._measure_together(session)
 
         self.take_turn(work)
 
-    def session(
+    def _new_session(
+        self,
+        text_sampler: Sampler | None = None,
+        audio_sampler: Sampler | None = None,
+        seed: int | None = None,
+        opening: Opening | None = None,
+    ) -> Session:
+        parts = self._parts
+        assert parts
+        return Session(
+            parts.lm,
+            parts.mimi,
+            parts.tokenizer,
+            text_sampler=text_sampler,
+            audio_sampler=audio_sampler,
+            seed=seed,
+            kv_bits=self._kv_bits,
+            opening=opening or self._opening,
+        )
+
+    def _measure_together(self, first: Session) -> None:
+        """Measure steps of 2, 4, 8 and more conversations, up to those that may come or that no frame's time is enough for."""
+        sessions = [first]
+        codes = first.encode(np.zeros(first.frame_size, np.float32))
+        while len(sessions) < self._sessions and self.costs.expected(len(sessions)) < FRAME_SECONDS:
+            sessions += [self._new_session(seed=0) for _ in range(min(len(sessions), self._sessions - len(sessions)))]
+            times = []
+            for _ in range(1 + _MEASURED):  # the first also primes
+                begin = perf_counter()
+                step_together([(session, codes) for session in sessions])
+                times.append(perf_counter() - begin)
+            self.costs.measure(len(sessions), median(times[1:]))
+
+    def seat(
         self,
         *,
         text_sampler: Sampler,
@@ -92,46 +196,69 @@ class SharedModel:
         seed: int | None,
         tokens: Tokens | None = None,
         persona: Persona | None = None,
-    ) -> Session:
+    ) -> Seat:
         """Make a session in fresh state, ready for its first step.
 
         The arguments are as for `Session`; `tokens` is called with the tokens of each step. The prompt of `persona` is read
-        now, unless it was read before. Meanwhile, the steps of other conversations have their turns.
+        now, unless it was read before. Meanwhile, other conversations go on.
 
         Raises
         ------
         InputError
             The seed is wrong, or the persona does not fit the model.
         """
-        parts, opening = self._parts, self._opening
-        assert parts
+        opening = self._opening
         if self.personas:
             opening = self.in_turns(self.personas.opening_in_turns(persona or self.personas.default))
-        options = {
-            "text_sampler": text_sampler,
-            "audio_sampler": audio_sampler,
-            "seed": seed,
-            "kv_bits": self._kv_bits,
-            "opening": opening,
-        }
-        session = self.take_turn(lambda: _TakesTurns(self, parts, tokens, options))
-        session.reset_model()
-        return session
+        session = self.take_turn(lambda: self._new_session(text_sampler, audio_sampler, seed, opening))
+        self.take_turn(session.reset_model)
+        return Seat(self, session, tokens)
 
     def has_room(self, others: int) -> bool:
-        """Return whether one more conversation beside `others` leaves all in real time; the first always has room."""
-        return others == 0 or (others + 1) * self.step.recent(95) <= _ROOM * FRAME_SECONDS
+        """Return whether one more conversation beside `others` leaves all in real time; the first always has room.
+
+        It goes by what was measured: a step of all of them with the work on their sound, and the answers of those who talk.
+        """
+        if others == 0:
+            return True
+        with self.lock:
+            sound, reply = self.sound.recent(50), self.replies.recent(95)
+        need = self.costs.expected(others + 1) + (others + 1) * sound / self.workers
+        return max(need, reply * (others + 1) / others) <= _ROOM * FRAME_SECONDS
 
     def close(self) -> None:
-        """End the thread, and wait until the system has ended it, too."""
-        thread = self._thread.submit(threading.current_thread).result()
-        self._thread.shutdown()
-        while exists(thread):
+        """End the threads, and wait until the system has ended them, too."""
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        codec = list(self.pool._threads)
+        self.pool.shutdown()
+        self._thread.join()
+        while any(exists(thread) for thread in (self._thread, *codec)):
             sleep(0.001)
+
+    # ---- what the threads of conversations ask for -----------------------------------------------------------------------
+
+    def later(self, work: Callable[[], T]) -> Future[T]:
+        """Do `work` on the model's thread, after what waits there already."""
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        with self._changed:
+            if not self._open:
+                raise RuntimeError("the model is closed")
+            self._turns.append(run)
+            self._changed.notify()
+        return result
 
     def take_turn(self, work: Callable[[], T]) -> T:
         """Do `work` on the model's thread, after what waits there already, and return its result."""
-        return self._thread.submit(work).result()
+        return self.later(work).result()
 
     def in_turns(self, work: Iterator[T | None]) -> T:
         """Do `work` on the model's thread, one part after the other, until it yields a result."""
@@ -139,28 +266,80 @@ class SharedModel:
             pass
         return result
 
+    def step(
+        self,
+        seat: Seat,
+        codes: npt.NDArray[np.uint32],
+        done: Callable[[Stepped], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Let a conversation step with the next tick; then `done` is called, or `failed`, on the model's thread.
 
-class _TakesTurns(Session):
-    """A session that does its work of MLX on the model's thread."""
+        A conversation may ask for the next step when it has got the one before. `codes` are as from `Session.encode`.
+        """
+        now = perf_counter()
+        with self._changed:
+            self._waiting.append(_Waiting(seat, codes, now, done, failed))
+            self._arrivals.came(seat, now)
+            self._changed.notify()
 
-    def __init__(self, model: SharedModel, parts: Parts, tokens: Tokens | None, options: dict[str, Any]) -> None:
-        super().__init__(parts.lm, parts.mimi, parts.tokenizer, **options)
-        self._model = model
-        self._tokens = tokens
+    def leave(self, seat: Seat) -> bool:
+        """Expect no frame of a conversation any more; return whether one waited, which is now given up."""
+        with self._changed:
+            self._arrivals.forget(seat)
+            before = len(self._waiting)
+            self._waiting = [one for one in self._waiting if one.seat is not seat]
+            self._changed.notify()
+            return len(self._waiting) < before
 
-    def step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
-        step, text = self._model.take_turn(lambda: self._timed_step(codes))
-        if self._tokens:
-            self._tokens(codes, step.text_token, step.codes)
-        return step, text
+    # ---- the model's thread ----------------------------------------------------------------------------------------------
 
-    def _timed_step(self, codes: npt.NDArray[np.uint32]) -> tuple[Step, str]:
+    def _run(self) -> None:
+        turn = False  # whether a turn comes before a tick
+        while (work := self._next(turn)) is not None:
+            if isinstance(work, list):
+                self._tick(work)
+                turn = True
+            else:
+                work()
+                turn = False
+            del work  # it may hold the last reference to a session
+
+    def _next(self, turn: bool) -> Callable[[], None] | list[_Waiting] | None:
+        """Wait for the next turn, or the frames of the next tick; None: the model is closed."""
+        with self._changed:
+            while True:
+                if self._turns and (turn or not self._waiting):
+                    return self._turns.popleft()
+                if not self._open:
+                    return None
+                wait = None
+                if self._waiting:
+                    wait = self._begin_tick() - perf_counter()
+                    if wait <= 0:
+                        waiting, self._waiting = self._waiting, []
+                        return waiting
+                    if self._turns:
+                        return self._turns.popleft()
+                self._changed.wait(wait)
+
+    def _begin_tick(self) -> float:
+        waiting = self._waiting
+        others = self._arrivals.without(one.seat for one in waiting)
+        return begin_tick(perf_counter(), [one.since for one in waiting], others, self.costs)
+
+    def _tick(self, waiting: list[_Waiting]) -> None:
         begin = perf_counter()
-        result = super().step(codes)
-        seconds = perf_counter() - begin
-        self._model.step.add(seconds)
-        self._model.on_step(seconds)
-        return result
-
-    def reset_model(self) -> None:
-        self._model.take_turn(super().reset_model)
+        try:
+            results = step_together([(one.seat.session, one.codes) for one in waiting])
+        except BaseException as error:
+            for one in waiting:
+                one.failed(error)
+            return
+        end = perf_counter()
+        self.costs.add(len(waiting), end - begin)
+        self.on_tick(Tick(len(waiting), end - begin, [begin - one.since for one in waiting]))
+        for one, (step, text) in zip(waiting, results, strict=True):
+            if one.seat.tokens:
+                one.seat.tokens(one.codes, step.text_token, step.codes)
+            one.done(Stepped(step, text, begin, end))

@@ -103,6 +103,16 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
+class NextStep:
+    """The next step of one conversation: its run, and what `Run.step` takes."""
+
+    run: Run
+    position: int
+    column: Column
+    recent: Column
+
+
+@dataclass(frozen=True)
 class Heard:
     """What rows write in some steps: `tokens`, `[steps, rows]` int32, and what the extra heads say.
 
@@ -172,6 +182,14 @@ class LanguageModel(Protocol):
         ------
         InputError
             `kv_bits` does not suit the model.
+        """
+
+    def step(self, steps: Sequence[NextStep]) -> None:
+        """Start one step of each of several conversations with this model, in one pass over the weights.
+
+        No run comes twice. What the steps choose comes by each run's `take`, as after `Run.step`. Conversations may be
+        steered and sampled each in its own way, and be at positions of their own. Those that the engine cannot compute
+        together take their steps one after the other.
         """
 
     def listen(self, rows: int = 1, kv_bits: int | None = None) -> Listeners:

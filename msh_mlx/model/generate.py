@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..errors import InputError, InUseError
 from ..system.inputs import brief
 from .architecture import Architecture
-from .engine import LanguageModel, Manner, Prefilled, Run
+from .engine import LanguageModel, Manner, NextStep, Prefilled, Run
 from .families import family_of
 from .grid import Column, Grid, Prompt, Script
 from .prefill import first_position, prefill
@@ -333,8 +333,14 @@ class LmGen:
     def _start(self) -> None:
         """Start the next step."""
         self._read_prompt()
-        self._run.step(self._position, self._grid.column(self._position), self._words.tokens())
+        step = self._next()
+        self._run.step(step.position, step.column, step.recent)
+
+    def _next(self) -> NextStep:
+        """Go to the next position, and return the step there, which has to be started now. The prompt was read."""
+        position = self._position
         self._position += 1
+        return NextStep(self._run, position, self._grid.column(position), self._words.tokens())
 
     def _take(self) -> int:
         """Wait for the steps that were started, remember what they chose, and return the last text token."""
@@ -344,6 +350,47 @@ class LmGen:
             self._grid.say(row[1:])
         self._stepped = True
         return int(rows[-1, 0])
+
+
+def step_together(steps: Sequence[tuple[LmGen, npt.ArrayLike]]) -> list[Step]:
+    """Take a step of each of several conversations with one model, with one pass over its weights.
+
+    Each conversation gives its own codes, as for `LmGen.step`, and gets its step. Seed, samplers, position, prompt and steering
+    are each one's own, too. Which conversations step together may change from step to step.
+
+    With the native engine, a conversation says the same as by `LmGen.step`, bit for bit. `MlxModel.step` says what holds there.
+
+    Raises
+    ------
+    InputError
+        Conversations are of different models, one is there twice, or codes are as `LmGen.step` refuses them. No conversation
+        has changed then.
+    InUseError
+        Another thread is in the middle of a step of one of them. No conversation has changed then.
+    """
+    gens = [gen for gen, _ in steps]
+    codes = [gen._checked(user_codes) for gen, user_codes in steps]
+    if not gens:
+        return []
+    lm = gens[0].lm
+    if any(gen.lm is not lm for gen in gens):
+        raise InputError(
+            "Conversations of different models cannot step together", "step those of each model by themselves"
+        )
+    if len({id(gen) for gen in gens}) < len(gens):
+        raise InputError("A conversation is there twice", "give each one step at a time")
+    with ExitStack() as held:
+        for gen in gens:
+            held.enter_context(one_at_a_time(gen._in_use))
+        new = [gen for gen in gens if gen._position == gen._first]
+        for gen in new:
+            gen._read_prompt()
+        if new:  # nobody waits for the priming steps: the next ones take their results where they are
+            lm.step([gen._next() for gen in new])
+        for gen, heard in zip(gens, codes, strict=True):
+            gen._grid.hear(heard)
+        lm.step([gen._next() for gen in gens])
+        return [Step(gen._take(), gen._grid.frame()) for gen in gens]
 
 
 @dataclass(frozen=True)

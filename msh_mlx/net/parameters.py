@@ -46,7 +46,7 @@ def _words(name: str, text: str) -> str:
     return text
 
 
-def _speech(name: str, text: str) -> str | None:
+def read_role(name: str, text: str) -> str | None:
     """Read a text of people, who may use lines; white space of any kind becomes a space, and white space alone is no text."""
     text = " ".join(text.split())
     if len(text) > PROMPT_LENGTH or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
@@ -101,7 +101,7 @@ class ChatParameters:
     stats: bool = _parameter(False, _flag)
     # For models that are told who they are: the name of a voice, and a role in words. None: as the server was told.
     voice_prompt: str | None = _parameter(None, _words)
-    text_prompt: str | None = _parameter(None, _speech)
+    text_prompt: str | None = _parameter(None, read_role)
 
     @classmethod
     def from_query(

@@ -1,4 +1,4 @@
-"""The server: conversations at `/api/chat`, the page, `/health` and `/metrics`."""
+"""The server: conversations at `/api/chat` and `/v1/realtime`, the page, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
-from ..conversation.shared import SharedModel
+from ..conversation.shared import Seat, SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
 from . import aiohttp_answers
 from .audio_service import AudioService
+from .chat import Chat
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
 from .exchange import Endpoint
@@ -41,7 +42,9 @@ from .messages import MetaData
 from .openai_audio import OpenAiAudio
 from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
+from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
 from .visitor import Network, Origin, Visitor, is_among
+from .wire import AiohttpWire
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least: a collection stops everything for some milliseconds
@@ -56,6 +59,7 @@ _TOO_MANY = "Too many headers"  # the beginning of aiohttp's error for more than
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
 
 # Our page loads everything from its own server, and connects to servers that the user names.
@@ -262,8 +266,19 @@ class _Figures(Collector):
         self.dropped = PrometheusCounter(
             "msh_dropped_seconds", "sound of users that came too late and was dropped", registry=self._registry
         )
-        step = Histogram("msh_step_seconds", "time of a step", buckets=_STEP_BUCKETS, registry=self._registry)
-        model.on_step = step.observe
+        step = "msh_step_seconds", "time of a step, for all conversations in it"
+        self._step = Histogram(*step, buckets=_STEP_BUCKETS, registry=self._registry)
+        size = "msh_batch_size", "conversations in a step"
+        self._size = Histogram(*size, buckets=_SIZE_BUCKETS, registry=self._registry)
+        wait = "msh_wait_seconds", "how long a frame waited for its step"
+        self._wait = Histogram(*wait, buckets=_STEP_BUCKETS, registry=self._registry)
+        model.on_tick = self._add
+
+    def _add(self, tick: Tick) -> None:
+        self._step.observe(tick.seconds)
+        self._size.observe(tick.size)
+        for wait in tick.waits:
+            self._wait.observe(wait)
 
     def collect(self) -> Iterator[Metric]:
         sessions, waiting, connections = self._server.figures()
@@ -351,6 +366,9 @@ class Server:
                 self._chat,
                 "a conversation by websocket: Opus in Ogg, text and more, both ways",
             ),
+            "/v1/realtime": _Route(
+                ("GET", "HEAD"), self._realtime, "a conversation by websocket, in OpenAI's protocol: events in JSON"
+            ),
             "/api/voices": _Route(
                 ("GET", "HEAD"),
                 self._voices,
@@ -360,7 +378,8 @@ class Server:
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
         if not settings.conversations:
-            del self._routes["/api/chat"], self._routes["/api/voices"]
+            for path in ("/api/chat", "/api/voices", "/v1/realtime"):
+                del self._routes[path]
         for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
             self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
@@ -476,7 +495,7 @@ class Server:
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
                 )
 
-    def _check_origin(self, origin: str | None, visitor: Visitor) -> None:
+    def _check_origin(self, origin: str | None, visitor: Visitor, *, json: bool = False) -> None:
         if origin is None or self._is_friend(origin):
             return
         page = Origin.parse(origin)
@@ -489,6 +508,7 @@ class Server:
             403,
             f"Pages of {shown!r} may not use this server, which was asked for as {asked!r}; start it with --allow-origin "
             f"{shown}, or see docs/proxy.md if a proxy is in between.",
+            json=json,
         )
 
     def _is_friend(self, origin: str | None) -> bool:
@@ -500,17 +520,22 @@ class Server:
             sentence = f"{path} does not answer {shortened(request.method, _SHOWN)}; use {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
-    def _check_token(self, request: web.Request) -> None:
+    def _check_token(self, request: web.Request, *, json: bool = False) -> None:
         token = self._settings.token
         if token is None:
             return
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer":
-            given = request.query.get("worker_auth_id", "")
+            named = [name for name in _subprotocols(request) if name.startswith(TOKEN_PROTOCOL)] if json else []
+            given = named[0].removeprefix(TOKEN_PROTOCOL) if named else request.query.get("worker_auth_id", "")
         if not hmac.compare_digest(given.strip().encode(errors="surrogatepass"), token.encode()):
             sentence = "The token is wrong." if given else "This server needs a token."
             self._refuse(
-                "token", 401, f"{sentence} Ask whoever started the server for it.", {"WWW-Authenticate": "Bearer"}
+                "token",
+                401,
+                f"{sentence} Ask whoever started the server for it.",
+                {"WWW-Authenticate": "Bearer"},
+                json=json,
             )
 
     def _refuse(
@@ -572,7 +597,10 @@ class Server:
             if not self._settings.conversations:
                 where = "in this server, which holds no conversations; /v1/models lists what it has."
             elif is_interface:
-                where = "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol."
+                where = (
+                    "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol, and at "
+                    "/v1/realtime, in OpenAI's."
+                )
             elif static:
                 where = "here; the page is at /. A proxy with a base path must remove it from the address."
             else:
@@ -587,21 +615,73 @@ class Server:
         A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
         the reason may be the origin, and browsers always send that with POST, but not with GET.
         """
-        self._check_origin(request.headers.get("Origin"), visitor)
-        self._check_token(request)
+        parameters, persona = self._asked(request, visitor)
+        about = describe_server(parameters, *self._settings.about)
+        ignored = unknown_parameters(request.query, self._meaningless)
+        if parameters.stats:
+            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
+
+        def make(wire: AiohttpWire) -> Connection:
+            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self.fail)
+
+        return await self._open(request, visitor, make, ignored)
+
+    async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Hold a conversation in OpenAI's protocol, or answer why not. Programs must name a model, so any name will do."""
+        parameters, persona = self._asked(request, visitor, json=True)
+        if request.query.get("intent", "") == "transcription":
+            sentence = (
+                "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
+            )
+            self._refuse("parameters", 400, sentence, json=True)
+        beta = BETA_HEADER in request.headers.get("OpenAI-Beta", "") or BETA_PROTOCOL in _subprotocols(request)
+
+        def refused() -> None:
+            self._counts["event"] += 1
+
+        def make(wire: AiohttpWire) -> Connection:
+            settings, personas = self._settings, self._model.personas
+            model = settings.about[0] or settings.about[2]
+            given = (wire, parameters, persona, settings.limits, self.fail, refused)
+            return Realtime(*given, model=model, personas=personas, beta=beta)
+
+        known = {"model", "intent", "call_id"}
+        ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
+        return await self._open(request, visitor, make, ignored, PROTOCOLS)
+
+    def _asked(
+        self, request: web.Request, visitor: Visitor, *, json: bool = False
+    ) -> tuple[ChatParameters, Persona | None]:
+        """Return what the address of a conversation asks for, or refuse it."""
+        self._check_origin(request.headers.get("Origin"), visitor, json=json)
+        self._check_token(request, json=json)
         try:
             parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
             self._samplers(parameters)
         except (ProtocolError, InputError) as error:
-            self._refuse("parameters", 400, str(error))
-        self._check_loaded()
-        persona = self._persona(parameters)
+            self._refuse("parameters", 400, str(error), json=json)
+        self._check_loaded(json=json)
+        return parameters, self._persona(parameters, json=json)
+
+    async def _open(
+        self,
+        request: web.Request,
+        visitor: Visitor,
+        make: Callable[[AiohttpWire], Connection],
+        ignored: list[str],
+        protocols: Collection[str] = (),
+    ) -> web.StreamResponse:
+        """Open a websocket, and serve the connection that `make` makes of it; or say why not.
+
+        `ignored` are parameters that mean nothing here, for the log; `protocols` are the subprotocols that are known.
+        """
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
             autoping=False,  # pings count as messages
             max_msg_size=4 * self._settings.limits.message,
             compress=False,
             timeout=_GOODBYE,
+            protocols=protocols,
         )
         if request.method != "GET" or not ws.can_prepare(request):
             sentence = "This address is for websockets."
@@ -617,12 +697,12 @@ class Server:
             self._counts["lost"] += 1
             return web.Response()
         _gate(request).talks = True
-        await self._serve(request, ws, parameters, persona, visitor.address)
+        await self._serve(make(AiohttpWire(ws, request.transport)), visitor.address, ignored)
         return ws
 
-    def _check_loaded(self) -> None:
+    def _check_loaded(self, *, json: bool = False) -> None:
         if not self.ready:
-            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.")
+            self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.", json=json)
 
     @property
     def _meaningless(self) -> tuple[str, ...]:
@@ -633,13 +713,13 @@ class Server:
         # Published pages name a voice always. It is left out where there are none.
         return () if personas.names else ("voice_prompt",)
 
-    def _persona(self, parameters: ChatParameters) -> Persona | None:
+    def _persona(self, parameters: ChatParameters, *, json: bool = False) -> Persona | None:
         """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
         personas = self._model.personas
         try:
             return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
         except InputError as error:
-            self._refuse("parameters", 400, str(error))
+            self._refuse("parameters", 400, str(error), json=json)
 
     async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
         """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
@@ -654,26 +734,17 @@ class Server:
         }
         return web.json_response(voices, dumps=partial(dumps, ensure_ascii=False))
 
-    async def _serve(
-        self,
-        request: web.Request,
-        ws: web.WebSocketResponse,
-        parameters: ChatParameters,
-        persona: Persona | None,
-        address: str,
-    ) -> None:
+    async def _serve(self, connection: Connection, address: str, ignored: list[str]) -> None:
         settings = self._settings
-        about = describe_server(parameters, *settings.about)
-        ignored = unknown_parameters(request.query, self._meaningless)
-        if parameters.stats:
-            about = MetaData({**about.values, **_told(parameters, persona, ignored)})
-        connection = Connection(ws, request.transport, parameters, about, settings.limits, self._counts, self.fail)
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
+
+        def make(parameters: ChatParameters, persona: Persona | None) -> Seat:
+            return self._model.seat(**self._samplers(parameters), tokens=kept.add, persona=persona)
+
         try:
-            make = partial(self._model.session, **self._samplers(parameters), tokens=kept.add, persona=persona)
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
             end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
@@ -688,13 +759,13 @@ class Server:
                 self._active.discard(connection)
                 self._admit()
         summary = self._summary(connection, address, end, begin)
-        if persona and persona.name:
-            summary["voice"] = persona.name
+        if connection.persona and connection.persona.name:
+            summary["voice"] = connection.persona.name
         if ignored:
             summary["ignored"] = ", ".join(ignored)
         self._tell(summary)
         if connection.begun:
-            asked = {name: value for name, value in vars(parameters).items() if name not in _SECRET}
+            asked = {name: value for name, value in vars(connection.parameters).items() if name not in _SECRET}
             try:
                 kept.finish(summary | {"parameters": asked})
             except MshError as error:
@@ -820,6 +891,12 @@ class _File(web.FileResponse):
 def _gate(request: web.BaseRequest) -> _Gate:
     assert isinstance(request.protocol, _Gate)
     return request.protocol
+
+
+def _subprotocols(request: web.BaseRequest) -> list[str]:
+    """Return the subprotocols that a client of a websocket offers."""
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
+    return [name.strip() for name in offered.split(",")]
 
 
 def _inside(folder: Path, name: str) -> Path | None:

@@ -11,7 +11,7 @@ from talker import Talker
 from test_opus import case, damaged, packets, stream
 from test_server import FILE, GREEDY, digits, eventually, model, serving
 
-from msh_mlx.conversation.session import Session
+from msh_mlx.conversation.session import step_together
 from msh_mlx.events import Said, Spoke
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.address import Address
@@ -152,13 +152,13 @@ async def test_a_page_that_is_lost_in_the_midst_keeps_the_time(model, digits):
 
 async def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, digits, monkeypatch):
     """A model that stands still for a second while a client speaks: the client says so, and the words behind are not early."""
-    step, steps = Session.step, []
+    steps = []
 
-    def slow_once(self, codes):
+    def slow_once(together):
         steps.append(1)
         if len(steps) == 36:  # after two words; what is dropped is silence
             time.sleep(1.2)
-        return step(self, codes)
+        return step_together(together)
 
     pcm = digits[: 76 * FRAME_SIZE].reshape(-1, FRAME_SIZE)
     told = []
@@ -171,7 +171,7 @@ async def test_what_is_dropped_is_told_and_the_words_keep_their_times(model, dig
     async with serving(model) as server:
         expected = await asyncio.to_thread(client, server.port, False)
         assert told == []
-        monkeypatch.setattr(Session, "step", slow_once)
+        monkeypatch.setattr("msh_mlx.conversation.shared.step_together", slow_once)
         said = await asyncio.to_thread(client, server.port, True)
     assert [sum(isinstance(event, Said) for event in each) for each in (said, expected)] == [len(pcm)] * 2
     places = [[(event.index, event.text) for event in each if isinstance(event, Spoke)] for each in (expected, said)]
@@ -316,13 +316,12 @@ def test_what_comes_after_a_pause_begins_anew():
 
 async def test_what_is_dropped_is_in_the_log_for_clients_that_hear_nothing_of_it(model, digits, monkeypatch):
     """Published clients take no message that would not stand in the conversation."""
-    step = Session.step
 
-    def slow(self, codes):
+    def slow(together):
         time.sleep(0.15)
-        return step(self, codes)
+        return step_together(together)
 
-    monkeypatch.setattr(Session, "step", slow)
+    monkeypatch.setattr("msh_mlx.conversation.shared.step_together", slow)
     async with serving(model) as server:
         async with Talker(server.url, stats=None) as talker:
             await talker.until(Handshake)

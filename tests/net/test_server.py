@@ -20,6 +20,7 @@ from yarl import URL
 from msh_mlx import load_mimi, load_tokenizer
 from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
+from msh_mlx.conversation.session import step_together
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
@@ -276,11 +277,26 @@ async def test_the_line_is_told_places_and_let_in_by_turn(model, digits):
 def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     model = SharedModel()
     for _ in range(250):
-        model.step.add(0.025)
+        model.costs.add(1, 0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
     for _ in range(250):
-        model.step.add(0.2)
+        model.costs.add(1, 0.2)
     assert [model.has_room(others) for others in range(2)] == [True, False]
+    model.close()
+
+
+def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
+    model = SharedModel()
+    model.costs.measure(1, 0.02)
+    model.costs.measure(4, 0.026)
+    assert [model.has_room(others) for others in (3, 10, 20, 21)] == [True, True, True, False]  # 2 ms each
+    for _ in range(250):
+        model.sound.add(0.008 * model.workers)
+    assert [model.has_room(others) for others in (1, 3, 4)] == [True, True, False]
+    for _ in range(250):
+        model.replies.add(0.05)
+    assert [model.has_room(others) for others in (0, 1, 3, 5)] == [True, False, False, False]
+    model.close()
 
 
 async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
@@ -364,8 +380,7 @@ async def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/v1/realtime", 404),
-        ("WS", "/v1/realtime?model=gpt-realtime", 404),
+        ("WS", "/v1/realtime/x", 404),
         ("WS", "/api/asr-streaming", 404),
         ("WS", "/api/tts_streaming", 404),
         ("POST", "/v1/audio/speech", 404),
@@ -398,7 +413,7 @@ async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_pa
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
     assert path.partition("?")[0] in body["error"]["message"]
-    assert set(body["served"]) == {"/api/chat", "/api/voices", "/health", "/metrics", "/v1/models"}
+    assert set(body["served"]) == {"/api/chat", "/v1/realtime", "/api/voices", "/health", "/metrics", "/v1/models"}
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
@@ -674,7 +689,7 @@ async def test_a_reader_that_does_not_read_is_closed(model, digits):
             )
             await eventually(lambda: server._connections)
             (connection,) = server._connections
-            connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            connection._wire.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             encoder = OpusEncoder()
             await asyncio.sleep(0.2)
             while not server.log:
@@ -913,10 +928,8 @@ async def test_who_has_paused_has_as_long_as_the_others(model, digits):
 
 async def test_a_slow_model_does_not_make_a_client_silent(model, digits, monkeypatch):
     """All has been sent, and the answers take longer than the limit."""
-    from msh_mlx.conversation.session import Session
-
-    step = Session.step
-    monkeypatch.setattr(Session, "step", lambda *given: (time.sleep(0.3), step(*given))[1])
+    slow = lambda *given: (time.sleep(0.3), step_together(*given))[1]  # noqa: E731
+    monkeypatch.setattr("msh_mlx.conversation.shared.step_together", slow)
     async with serving(model, limits=replace(FEW, idle=0.6, rate=1000)) as server:
         heard = await talk(server.url, digits[: 8 * FRAME_SIZE], **FILE)
     assert len(heard.pcm) == 8

@@ -28,19 +28,21 @@ LONG = 10  # seconds, after which something hangs
 # The server, but its model fails when it is asked for a certain thing so many times: "step" or "prime", counted from loading.
 FAILING = """
 import sys
+from msh_mlx.conversation import shared
 from msh_mlx.model import generate
 from msh_mlx.cli.main import main
 
 name, times, *arguments = sys.argv[1:]
-work, left = getattr(generate.LmGen, name), [int(times)]
+where = shared if name == "step_together" else generate.LmGen
+work, left = getattr(where, name), [int(times)]
 
-def fail(self, *given):
+def fail(*given):
     left[0] -= 1
     if left[0] < 0:
         raise RuntimeError("the weights have melted")
-    return work(self, *given)
+    return work(*given)
 
-setattr(generate.LmGen, name, fail)
+setattr(where, name, fail)
 sys.exit(main(["serve", *arguments]))
 """
 
@@ -116,10 +118,10 @@ def test_a_signal_while_it_loads_ends_it(failing):
         assert process.returncode in (143, -signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("name", "times"), [("step", 60), ("prime", 1)])
+@pytest.mark.parametrize(("name", "times"), [("step_together", 30), ("prime", 1)])
 def test_a_failure_of_the_model_tells_everybody_and_ends_it(name, times, pcm, failing):
     with ServerProcess("--sessions", 2, program=failing(name, times)) as server:
-        if name == "step":
+        if name == "step_together":
             heard, _ = asyncio.run(all_told(server, pcm, lambda: None))
         else:  # at the beginning of a conversation
             heard = [asyncio.run(only_told(server))]

@@ -279,7 +279,7 @@ def test_others_have_their_turns_while_a_prompt_is_read():
 
     def work():
         order.append("part 1")
-        shared._thread.submit(order.append, "a step of another")
+        shared.later(lambda: order.append("a step of another"))
         yield None
         order.append("part 2")
         yield "done"

@@ -290,6 +290,34 @@ def row_caches(
     return [RingCache(ring, form, slot, seen, factors) for ring in rings]
 
 
+class RingsCache:
+    """The key/value caches of one layer, for one position of each of several conversations, whose rings are of one size.
+
+    `rings` has one ring for each conversation, and `attend` replaces them. `slots`, int32 `[conversations, 2]`, and `factors`,
+    `[2, conversations, …]`, are those of each position, from `slots` and `rotation`.
+    """
+
+    def __init__(self, rings: Sequence[KvRing], form: RingFormat, slots: mx.array, factors: mx.array) -> None:
+        self.rings = list(rings)
+        self._form = form
+        self._factors = factors
+        order = mx.arange(rings[0][0].shape[2])
+        own = [row.reshape(-1) for row in mx.split(slots, len(rings))]
+        self._places = [(row[:1], order <= row[1]) for row in own]
+
+    def attend(self, qkv: mx.array) -> mx.array:
+        """Take projected rows, one of each conversation, store their keys and values, and return `[conversations, dim]`."""
+        form, count = self._form, qkv.shape[0]
+        query, new = form.heads.cut(form.turned(qkv, self._factors, count), count)
+        new = new.reshape(2, count, form.heads.shared, 1, form.head_dim)
+        rows = []
+        queries, news = mx.split(query, count), mx.split(new, count, axis=1)
+        for i, (slot, seen) in enumerate(self._places):
+            self.rings[i] = form.store(self.rings[i], news[i].squeeze(1), slot)
+            rows.append(form.attend(queries[i], self.rings[i], seen))
+        return mx.concatenate(rows).astype(qkv.dtype).reshape(count, -1)
+
+
 class PrefillCache:
     """The key/value cache of one layer for several positions at once, which come first in a ring that has not turned.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..conditions import Conditions
-from ..engine import About, Manner, Prefilled
+from ..engine import About, Manner, NextStep, Prefilled
 from ..grid import Prompt
 from ..prefill import first_position
 from ..steering import Steering
@@ -24,6 +24,7 @@ from .listen import MlxListeners
 from .lm import Lm
 from .prefill import prefilled, read_prompt
 from .run import MlxRun
+from .together import Together
 
 # The types of numpy that arrays are written as. It has no bfloat16, so that is written as its bits.
 _NUMBERS: dict[mx.Dtype, Any] = {
@@ -43,6 +44,7 @@ class MlxModel:
         self.module = module
         self.config = module.config
         self.conditions = conditions
+        self._together = Together(module)
 
     def about(self) -> About:
         """As `LanguageModel.about`."""
@@ -62,6 +64,15 @@ class MlxModel:
     def converse(self, manner: Manner) -> MlxRun:
         """As `LanguageModel.converse`."""
         return MlxRun(self.module, manner)
+
+    def step(self, steps: Sequence[NextStep]) -> None:
+        """As `LanguageModel.step`, for conversations of one kind, as `Together` says; others step one after the other.
+
+        A conversation that is beside others gets the same random numbers as alone. But MLX multiplies a matrix by several rows
+        in another order than by one. So logits may differ in the last bits; then a token differs where two of them were as
+        good as equal, and with it what follows. With the same neighbours a conversation says the same again.
+        """
+        self._together.step(steps)
 
     def listen(self, rows: int = 1, kv_bits: int | None = None) -> MlxListeners:
         """As `LanguageModel.listen`."""

@@ -14,7 +14,24 @@ from ..sampling import mixed_seed
 from .attention import KvRing, capacities
 from .layers import on_cpu
 from .lm import Lm
-from .step import StepFunction, StepLogits
+from .step import StepFunction, StepLogits, on_device
+
+
+class Chosen:
+    """What one step has chosen, `[1 + dep_q]`, or several that were computed together, `[conversations, 1 + dep_q]`.
+
+    `said` is on the device, and copied to the host once.
+    """
+
+    def __init__(self, said: mx.array) -> None:
+        self.said = said
+        self._copy: npt.NDArray[np.int32] | None = None
+
+    def on_host(self) -> npt.NDArray[np.int32]:
+        """Wait for the values, and return them."""
+        if self._copy is None:
+            self._copy = to_host(self.said)
+        return self._copy
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,8 @@ class MlxRun:
 
     def __init__(self, lm: Lm, manner: Manner) -> None:
         self._lm = lm
-        self._manner = manner
+        self.manner = manner
+        self.added = on_device(manner.steering.added)
         self._form = lm.ring_format(manner.kv_bits, manner.steering.batch)
         self._function = StepFunction(lm, manner.text_sampler, manner.audio_sampler, self._form, manner.steering)
 
@@ -39,8 +57,9 @@ class MlxRun:
         self._seed, self._prefilled = seed, prefilled
         self._said: mx.array | None = None
         self._rings: list[KvRing] = []
-        self._started: list[mx.array] = []
+        self._started: list[tuple[Chosen, int | None]] = []  # and its row there, if it was not alone
         self._newest: StepLogits | None = None
+        self._row = 0  # of the logits
         self._heard: tuple[mx.array, mx.array, mx.array, list[mx.array]] | None = None
         self._half: _Half | None = None
 
@@ -50,27 +69,33 @@ class MlxRun:
         assert said is not None
         self._newest = None
         self._said, self._rings, self._newest = self._function(
-            position, column, said, rings, self._key(position), recent
+            position, column, said, rings, self.key(position), recent
         )
-        self._started.append(self._said)
+        self._row = 0
+        self._started.append((Chosen(self._said), None))
 
     def take(self) -> npt.NDArray[np.int32]:
         """As `Run.take`."""
         started, self._started = self._started, []
-        return to_host(mx.concatenate(started)).reshape(len(started), -1)
+        if all(row is None for _, row in started):
+            return to_host(mx.concatenate([chosen.said for chosen, _ in started])).reshape(len(started), -1)
+        # The last one first: it waits for all.
+        found = np.stack([np.atleast_2d(chosen.on_host())[row or 0] for chosen, row in reversed(started)])[::-1]
+        self._said = mx.array(found[-1])  # not a part of what others have chosen, which is computed on this thread only
+        return found
 
     def hear(self, position: int, rows: Column, recent: Column) -> tuple[int, Column | None]:
         """As `Run.hear`. It waits once, for both."""
         rings, said, before = self._rings_for(position), self._said, self._half
         assert said is not None
         text, h, self._rings, logits, heads, noise = self._function.hear(
-            position, rows, said, rings, self._key(position), recent
+            position, rows, said, rings, self.key(position), recent
         )
         del rings  # so that they are changed in place
         values = to_host(mx.concatenate([text.astype(mx.int32), *([before.said] if before else [])]))
         self._heard, self._half = (h, noise, logits, heads), None
         if before:
-            self._newest = before.logits
+            self._newest, self._row = before.logits, 0
         return int(values[0]), values[1:] if before else None
 
     def speak(self, token: int, codes: bool) -> None:
@@ -89,7 +114,7 @@ class MlxRun:
         half, self._half = self._half, None
         if half is None:
             return None
-        self._newest = half.logits
+        self._newest, self._row = half.logits, 0
         return to_host(half.said)
 
     def fill_window(self) -> None:
@@ -109,18 +134,18 @@ class MlxRun:
     def text_logits(self) -> mx.array:
         """As `Run.text_logits`, on the device."""
         assert self._newest is not None
-        return self._newest[0][0].astype(mx.float32)
+        return self._newest[0][self._row].astype(mx.float32)
 
     def audio_logits(self) -> mx.array:
         """As `Run.audio_logits`, on the device."""
         assert self._newest is not None
-        logits = self._newest[1]
+        logits = [array[self._row : self._row + 1] for array in self._newest[1]]
         return mx.concatenate(logits).astype(mx.float32) if logits else mx.zeros((0, self._lm.config.card))
 
     def extra_heads(self) -> mx.array:
         """As `Run.extra_heads`, on the device."""
         assert self._newest is not None
-        heads = self._newest[2]
+        heads = [array[self._row : self._row + 1] for array in self._newest[2]]
         return mx.concatenate(heads).astype(mx.float32) if heads else mx.zeros((0, self._lm.config.extra_heads_dim))
 
     @property
@@ -128,10 +153,34 @@ class MlxRun:
         """As `Run.kv_bytes`."""
         return sum(array.nbytes for ring in self._rings for array in ring)
 
+    # What `Together` takes and gives.
+
+    @property
+    def said(self) -> mx.array:
+        """What the newest step has chosen, `[1 + dep_q]` on the device."""
+        assert self._said is not None
+        return self._said
+
+    def give_rings(self, position: int) -> list[KvRing]:
+        """Return the rings, with room for a position, and keep none: so they can be changed in place."""
+        rings = self._rings_for(position)
+        self._newest = None
+        return rings
+
+    def take_result(self, chosen: Chosen, row: int, rings: list[KvRing], logits: StepLogits) -> None:
+        """Take what a step with others has chosen, in a row of its own; the new rings; and the logits of all."""
+        self._said, self._rings, self._newest, self._row = chosen.said[row], rings, logits, row
+        self._started.append((chosen, row))
+
+    def key(self, position: int) -> mx.array:
+        """Make the random key of the step at a position, from the seed and the position."""
+        # Threefry makes unrelated streams of different keys.
+        return mx.random.key(mixed_seed(self._seed, position))
+
     def _compile(self, capacity: int, rows: Column | None, *, run: bool) -> None:
         """Compile a step with rings of some capacity, and perhaps run it."""
         config = self._lm.config
-        recent = np.zeros(self._manner.text_sampler.recent_size, np.int32)
+        recent = np.zeros(self.manner.text_sampler.recent_size, np.int32)
         rest = (mx.zeros((1 + config.dep_q,), mx.int32), self._empty_rings(capacity), mx.random.key(0), recent)
         if rows is None:
             said, *_ = self._function(0, np.zeros(1 + config.n_q, np.int32), *rest)
@@ -159,11 +208,6 @@ class MlxRun:
 
     def _empty_rings(self, capacity: int) -> list[KvRing]:
         return [self._form.empty(capacity) for _ in range(self._lm.config.num_layers)]
-
-    def _key(self, position: int) -> mx.array:
-        """Make the random key of the step at a position, from the seed and the position."""
-        # Threefry makes unrelated streams of different keys.
-        return mx.random.key(mixed_seed(self._seed, position))
 
 
 def to_host(array: mx.array) -> npt.NDArray[np.int32]:

@@ -227,16 +227,14 @@ class StepFunction:
         draws = self._text_noise + self._codebooks * self._audio_noise
         noise = mx.random.gumbel((draws,), key=key) if draws else mx.zeros((0,))
         text_noise, audio_noise = mx.split(noise, [self._text_noise])
-        wanted = adjusted(self._text_sampler, text_logits, recent, config.existing_text_padding_id)
+        wanted = adjusted(self._text_sampler, text_logits, recent[None], config.existing_text_padding_id)
         text = choose(self._text_sampler, wanted, text_noise)
         return text, h, [cache.ring for cache in caches], text_logits, lm.heads(h), audio_noise
 
     def _codes(self, h: mx.array, text: mx.array, noise: mx.array) -> tuple[mx.array, list[mx.array]]:
         lm, guidance = self._lm, self._steering.guidance
         audio_logits: list[mx.array] = []
-        if not self._codebooks:
-            return text.astype(mx.int32), audio_logits
-        parts = mx.split(noise, self._codebooks)
+        parts = mx.split(noise, max(1, self._codebooks))
 
         def chosen(logits: mx.array, k: int) -> mx.array:
             if guidance:
@@ -244,6 +242,6 @@ class StepFunction:
             audio_logits.append(logits)
             return choose(self._audio_sampler, logits, parts[k])
 
-        codes = lm.depformer(h, text, chosen, self._codebooks)
+        codes = lm.depformer(h, text, chosen, self._codebooks) if self._codebooks else []
         more = [mx.zeros((lm.config.dep_q - self._codebooks,), mx.uint32)] if self._codebooks < lm.config.dep_q else []
         return mx.concatenate([text, *codes, *more]).astype(mx.int32), audio_logits

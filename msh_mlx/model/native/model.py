@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from ...metrics import peak_resident_bytes
 from ...system.machine import memory_to_take
 from ..conditions import Conditions
 from ..config import LmConfig
-from ..engine import About, Manner, Prefilled
+from ..engine import About, Manner, NextStep, Prefilled
 from ..grid import Prompt
 from ..prefill import first_position
 from ..randomly import random_conditions
 from ..sampling import Sampler, TextSampler
 from ..steering import NO_STEERING, Steering
 from .listen import NativeListeners
-from .run import NativeRun
+from .run import NativeRun, step_together
 from .shared import Shared
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class NativeModel:
     def converse(self, manner: Manner) -> NativeRun:
         """As `LanguageModel.converse`."""
         return NativeRun(self._shared, manner)
+
+    def step(self, steps: Sequence[NextStep]) -> None:
+        """As `LanguageModel.step`. A conversation says the same, bit for bit, alone and beside any others."""
+        step_together(self._shared, steps)
 
     def listen(self, rows: int = 1, kv_bits: int | None = None) -> NativeListeners:
         """As `LanguageModel.listen`."""

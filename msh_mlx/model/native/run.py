@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..engine import Manner, Prefilled
+from ..engine import Manner, NextStep, Prefilled
 from ..grid import AS_SAID, Column
 from ..prefill import first_position
-from .shared import Shared
+from .shared import ROWS, Shared
 
 
 class NativeRun:
@@ -34,10 +35,7 @@ class NativeRun:
 
     def step(self, position: int, column: Column, recent: Column) -> None:
         """As `Run.step`."""
-        text = self._hear(column, recent)
-        self._said = self._speak(text)
-        self._taken.append(self._said)
-        self._logits = None
+        step_together(self._shared, [NextStep(self, position, column, recent)])
 
     def take(self) -> npt.NDArray[np.int32]:
         """As `Run.take`."""
@@ -99,14 +97,19 @@ class NativeRun:
 
     def _hear(self, rows: Column, recent: Column) -> int:
         """Run the first half of a step on a column `[rows]` or `[batch, rows]`. Return the text that it chose."""
+        tokens = self._read(rows)
+        with self._shared.lock:
+            (text,) = self._shared.rows.hear([self._conversation], tokens, [np.ascontiguousarray(recent, np.int32)])
+        return int(text)
+
+    def _read(self, rows: Column) -> Column:
+        """Return what each row of the batch reads next, `[batch, rows]`, given `[rows]` or `[batch, rows]`."""
         if not self._begun:
             self._start()
         own = len(self._said)
         tokens = np.array(np.broadcast_to(rows, (self._manner.steering.batch, rows.shape[-1])), np.int32)
         tokens[:, :own] = np.where(tokens[:, :own] == AS_SAID, self._said, tokens[:, :own])
-        with self._shared.lock:
-            (text,) = self._shared.rows.hear([self._conversation], tokens, [np.ascontiguousarray(recent, np.int32)])
-        return int(text)
+        return tokens
 
     def _speak(self, token: int) -> Column:
         """Run the second half. Return what the step has chosen, `[1 + dep_q]`."""
@@ -120,3 +123,31 @@ class NativeRun:
             count = first_position(self._shared.config, self._prefilled.prompt)
             self._conversation.restore(self._prefilled.state, count)
         self._begun = True
+
+
+def step_together(shared: Shared, steps: Sequence[NextStep]) -> None:
+    """Compute a step of each of some conversations: all at once, or as many at once as the engine has room for."""
+    some: list[NextStep] = []
+    free = ROWS
+    for step in steps:
+        assert isinstance(step.run, NativeRun)
+        batch = step.run._manner.steering.batch
+        if batch > free:
+            _compute(shared, some)
+            some, free = [], ROWS
+        some.append(step)
+        free -= batch
+    _compute(shared, some)
+
+
+def _compute(shared: Shared, steps: Sequence[NextStep]) -> None:
+    if not steps:
+        return
+    runs = [cast("NativeRun", step.run) for step in steps]
+    tokens = [run._read(step.column) for run, step in zip(runs, steps, strict=True)]
+    recent = [np.ascontiguousarray(step.recent, np.int32) for step in steps]
+    with shared.lock:
+        said = shared.rows.step([run._conversation for run in runs], np.concatenate(tokens), recent)
+    for run, row in zip(runs, said, strict=True):
+        run._said, run._logits = row, None
+        run._taken.append(row)

@@ -469,31 +469,44 @@ impl PyEngine {
         tokens: PyReadonlyArray2<'py, i32>,
         recent: Option<Vec<PyReadonlyArray1<'py, i32>>>,
     ) -> Result<Bound<'py, PyArray1<i32>>, Failure> {
-        let (rows, width) = (tokens.shape()[0], tokens.shape()[1]);
-        let tokens: Vec<i32> = tokens.as_array().iter().copied().collect();
-        let recent: Vec<Vec<i32>> =
-            recent.unwrap_or_default().iter().map(|tokens| tokens.as_array().iter().copied().collect()).collect();
-        if !recent.is_empty() && recent.len() != conversations.len() {
-            return Err(Failure::Value("There must be recent tokens for each conversation.".into()));
-        }
+        let given = Given::new(conversations.len(), &tokens, recent)?;
         let states: Vec<&Mutex<lm::Conversation>> = conversations.iter().map(|c| &c.0).collect();
         let texts = with(py, &self.0, "LmEngine", |engine| {
             let mut guards = locked(&states)?;
-            if guards.iter().map(|guard| guard.rows()).sum::<usize>() != rows {
-                return Err(lm::Error::Input("there must be a column of tokens for each row of a conversation".into()));
-            }
-            let mut rest = &tokens[..];
-            let mut turns: Vec<Turn<'_>> = Vec::with_capacity(guards.len());
-            for (i, guard) in guards.iter_mut().enumerate() {
-                let (tokens, after) = rest.split_at(guard.rows() * width);
-                rest = after;
-                let recent = recent.get(i).map_or(&[][..], |tokens| tokens);
-                turns.push(Turn { conversation: guard, tokens, recent, text: 0, codes: &mut [] });
-            }
+            let mut turns = given.turns(&mut guards, &mut [], 0)?;
             engine.hear(&mut turns)?;
             Ok(turns.iter().map(|turn| turn.text).collect::<Vec<_>>())
         })?;
         Ok(PyArray1::from_vec(py, texts))
+    }
+
+    /// Takes each conversation through a whole step, all together in one pass over the weights. Parameters are those of
+    /// ``hear``.
+    ///
+    /// Returns the text token and the codes of each, ``[conversations, 1 + dep_q] int32``; codes that are not computed
+    /// are 0. They are the same for a conversation alone and beside others. Raises ModelError if a conversation is there
+    /// twice, or a token is not one of the model's; nothing has changed then.
+    #[pyo3(signature = (conversations, tokens, recent=None))]
+    fn step<'py>(
+        &self,
+        py: Python<'py>,
+        conversations: Vec<PyRef<'py, PyConversation>>,
+        tokens: PyReadonlyArray2<'py, i32>,
+        recent: Option<Vec<PyReadonlyArray1<'py, i32>>>,
+    ) -> Result<Bound<'py, PyArray2<i32>>, Failure> {
+        let given = Given::new(conversations.len(), &tokens, recent)?;
+        let states: Vec<&Mutex<lm::Conversation>> = conversations.iter().map(|c| &c.0).collect();
+        let (said, width) = with(py, &self.0, "LmEngine", |engine| {
+            let mut guards = locked(&states)?;
+            let width = engine.model().config().dep_q;
+            let mut codes = vec![0; guards.len() * width];
+            let mut turns = given.turns(&mut guards, &mut codes, width)?;
+            engine.hear(&mut turns)?;
+            engine.speak(&mut turns)?;
+            let said = turns.iter().flat_map(|turn| std::iter::once(turn.text).chain(turn.codes.iter().copied()));
+            Ok((said.collect::<Vec<_>>(), 1 + width))
+        })?;
+        Ok(PyArray1::from_vec(py, said).reshape([states.len(), width])?)
     }
 
     /// Takes conversations through the second half of a step, with their text tokens ``texts [conversations] int32``.
@@ -553,6 +566,55 @@ impl PyEngine {
     fn source(&self, py: Python<'_>, source: PyReadonlyArray2<'_, f32>) -> Result<PySource, Failure> {
         let source: Vec<f32> = source.as_array().iter().copied().collect();
         Ok(PySource(Arc::new(with(py, &self.0, "LmEngine", |engine| engine.source(&source))?)))
+    }
+}
+
+/// What the conversations of a step read.
+struct Given {
+    tokens: Vec<i32>,
+    rows: usize,
+    width: usize,
+    recent: Vec<Vec<i32>>,
+}
+
+impl Given {
+    /// Copies what Python gives, so that the step needs nothing of it.
+    fn new(
+        conversations: usize,
+        tokens: &PyReadonlyArray2<'_, i32>,
+        recent: Option<Vec<PyReadonlyArray1<'_, i32>>>,
+    ) -> Result<Self, Failure> {
+        let (rows, width) = (tokens.shape()[0], tokens.shape()[1]);
+        let tokens = tokens.as_array().iter().copied().collect();
+        let recent: Vec<Vec<i32>> =
+            recent.unwrap_or_default().iter().map(|tokens| tokens.as_array().iter().copied().collect()).collect();
+        if !recent.is_empty() && recent.len() != conversations {
+            return Err(Failure::Value("There must be recent tokens for each conversation.".into()));
+        }
+        Ok(Self { tokens, rows, width, recent })
+    }
+
+    /// The turns of the conversations, each with room for `room` of `codes`.
+    fn turns<'a>(
+        &'a self,
+        guards: &'a mut [MutexGuard<'_, lm::Conversation>],
+        codes: &'a mut [i32],
+        room: usize,
+    ) -> lm::Result<Vec<Turn<'a>>> {
+        if guards.iter().map(|guard| guard.rows()).sum::<usize>() != self.rows {
+            return Err(lm::Error::Input("there must be a column of tokens for each row of a conversation".into()));
+        }
+        let (mut rest, mut codes) = (&self.tokens[..], codes);
+        let mut turns = Vec::with_capacity(guards.len());
+        for (i, guard) in guards.iter_mut().enumerate() {
+            let (tokens, after) = rest.split_at(guard.rows() * self.width);
+            rest = after;
+            let (own, after) = std::mem::take(&mut codes).split_at_mut(room);
+            codes = after;
+            let recent = self.recent.get(i).map_or(&[][..], |tokens| tokens);
+            turns.push(Turn { conversation: guard, tokens, recent, text: 0, codes: own });
+        }
+        Ok(turns)
     }
 }
 

@@ -68,7 +68,7 @@ def test_the_largest_numbers_stay_finite_and_do_what_they_say(dtype):
             sampler = TextSampler(**values, **more)
             recent = np.full(sampler.recent_size, 4, np.int32)
             recent[:1] = 0
-            changed = choosing.adjusted(sampler, logits, mx.array(recent), 2)
+            changed = choosing.adjusted(sampler, logits, mx.array(recent)[None], 2)
             assert mx.isfinite(changed.astype(mx.float32) * 1e6).all().item()
             noise = mx.random.gumbel((noise_size(sampler, 4),), key=mx.random.key(1))
             assert choose(sampler, changed, noise).item() == best, (values, more)
@@ -80,7 +80,7 @@ def adjusted(sampler, logits, recent=()):
     """What a text sampler makes of logits; token 2 is padding."""
     tokens = np.full(sampler.recent_size, len(logits), np.int32)
     tokens[: len(recent)] = recent
-    return np.array(choosing.adjusted(sampler, mx.array([logits], mx.float32), mx.array(tokens), 2))[0]
+    return np.array(choosing.adjusted(sampler, mx.array([logits], mx.float32), mx.array(tokens[None]), 2))[0]
 
 
 def test_repetition_penalty_moves_what_was_said_away():

@@ -23,6 +23,7 @@ from test_step import AsSampled, on_a_thread, speaker, wide
 import msh_mlx
 from msh_mlx import InputError, LmConfig, LmGen, TextSampler
 from msh_mlx.model.conditions import Conditions
+from msh_mlx.model.generate import step_together
 from msh_mlx.model.mlx import run as run_module
 from msh_mlx.model.mlx.attention import Heads, RingFormat
 from msh_mlx.model.mlx.layers import on_cpu
@@ -34,7 +35,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 from lm_worker import Counts
 
 ROOM = Path(msh_mlx.__file__).parent / "model" / "mlx"
-NAMES = ("attention", "choosing", "embeddings", "layers", "listen", "lm", "prefill", "run", "step", "transformer")
+NAMES = (
+    "attention", "choosing", "embeddings", "layers", "listen", "lm", "prefill", "run", "step", "together", "transformer",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,7 @@ def test_only_one_function_brings_values_to_the_host():
         ("prefill.py", "read_prompt"),  # reading a prompt, once, in parts
         ("step.py", "on_device"),  # what steers a conversation, once
         ("listen.py", "hear"),  # many steps at once
+        ("together.py", "step"),  # steps of several kinds, without waiting for them
         ("listen.py", "warm_up"),
     }
     found = []
@@ -125,6 +129,28 @@ def test_a_script_waits_once_a_step(monkeypatch, tmp_path):
     assert [gen.advance().text_token for _ in range(6)] == [step.text_token for step in said[:6]]
 
 
+def test_conversations_that_step_together_wait_once(lm, golden, monkeypatch):
+    """Priming steps and conversations that come later do not wait on their own."""
+    waits = []
+    to_host = run_module.to_host
+    monkeypatch.setattr(run_module, "to_host", lambda array: waits.append(array.shape) or to_host(array))
+    gens, user, row = [LmGen(lm, seed=i) for i in range(5)], golden["user_codes"], 1 + lm.config.dep_q
+    for t in range(3):
+        step_together([(gen, user[:, t]) for gen in gens[:4]])
+    assert waits == [
+        (4, row),
+        (4, row),
+        (4, row),
+        (4, row),
+    ]  # the first two at once: the second is there when the first is
+    waits.clear()
+    with Counts() as counts:
+        step_together([(gen, user[:, 3]) for gen in gens[:4]])
+    assert (counts.syncs, counts.evaluations) == (1, 1)
+    step_together([(gen, user[:, 4]) for gen in gens[1:4]])
+    assert waits == [(4, row), (3, row)]
+
+
 # ---- compiling ---------------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +180,30 @@ def test_warm_up_compiles_all_that_a_conversation_needs(tmp_path):
     gen.reset()
     gen.step([0, 0])
     assert len(traces) == 4
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="MLX compiles with g++ on the CPU")
+def test_what_is_traced_for_conversations_that_step_together(tmp_path):
+    """One function for each number of them and each size of their rings, whatever their numbers are."""
+    lm = wide(tmp_path, "mlx", context=200)
+    samplers = [TextSampler(0.5 + i / 4, 25, repetition_penalty=1.1 + i / 10) for i in range(4)]
+    gens = [LmGen(lm, seed=i, text_sampler=sampler) for i, sampler in enumerate(samplers)]
+    for gen in gens:
+        gen.prime()
+    traces = count_traces(gens[0])
+
+    def traced(count, steps):
+        traces.clear()
+        for t in range(steps):
+            step_together([(gen, [t % 30, 0]) for gen in gens[:count]])
+        return len(traces)
+
+    assert traced(4, 100) == 1
+    assert traced(3, 20) == 1
+    assert traced(4, 20) == 1  # beyond 128 positions, which the fourth has not, in rings of 200
+    assert traced(3, 100) == 1
+    assert traced(4, 100) == 0
+    assert len({gen.kv_bytes for gen in gens}) == 1
 
 
 def test_without_a_compiler_the_answers_are_the_same(lm, golden, monkeypatch):
@@ -204,6 +254,22 @@ def test_the_rings_are_changed_in_place(tmp_path):
     before = mx.get_active_memory()
     for _ in range(5):
         gen.step([0, 0])
+    assert mx.get_peak_memory() - before < held / 2
+
+
+def test_the_rings_of_conversations_that_step_together_are_changed_in_place(tmp_path):
+    lm = wide(tmp_path, "mlx", context=4096)
+    gens = [LmGen(lm, seed=i) for i in range(3)]
+    for gen in gens:
+        gen.fill_window()
+    for _ in range(3):
+        step_together([(gen, [0, 0]) for gen in gens])
+    held = gens[0].kv_bytes
+    assert held == 3 * 2 * 2 * 64 * 4096 * 4
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(5):
+        step_together([(gen, [0, 0]) for gen in gens])
     assert mx.get_peak_memory() - before < held / 2
 
 

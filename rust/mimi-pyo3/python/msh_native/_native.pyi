@@ -278,6 +278,12 @@ class LmEngine:
         tokens: npt.NDArray[np.int32],
         recent: list[npt.NDArray[np.int32]] | None = None,
     ) -> npt.NDArray[np.int32]: ...
+    def step(
+        self,
+        conversations: list[LmConversation],
+        tokens: npt.NDArray[np.int32],
+        recent: list[npt.NDArray[np.int32]] | None = None,
+    ) -> npt.NDArray[np.int32]: ...
     def speak(self, conversations: list[LmConversation], texts: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]: ...
     def read(
         self,
