@@ -124,8 +124,7 @@ class SharedModel:
         self._waiting: list[_Waiting] = []
         self._arrivals = Arrivals()
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="msh-model", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # it starts with its first work
 
     def load(
         self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas | None] = lambda _: None
@@ -241,10 +240,12 @@ class SharedModel:
         with self._changed:
             self._open = False
             self._changed.notify()
-        codec = list(self.pool._threads)
+        threads = list(self.pool._threads)
         self.pool.shutdown()
-        self._thread.join()
-        while any(exists(thread) for thread in (self._thread, *codec)):
+        if self._thread:
+            self._thread.join()
+            threads.append(self._thread)
+        while any(map(exists, threads)):
             sleep(0.001)
 
     # ---- what the threads of conversations ask for -----------------------------------------------------------------------
@@ -262,6 +263,9 @@ class SharedModel:
         with self._changed:
             if not self._open:
                 raise RuntimeError("the model is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="msh-model", daemon=True)
+                self._thread.start()
             self._turns.append(run)
             self._changed.notify()
         return result
