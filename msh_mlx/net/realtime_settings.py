@@ -9,6 +9,7 @@ from typing import Any
 from ..conversation.personas import Persona
 from ..conversation.served import ServedPersonas
 from ..errors import InputError, ProtocolError
+from ..format import SAMPLE_RATE
 from ..model.ranges import TEMPERATURE
 from ..system.words import listed, shortened
 from .parameters import read_role
@@ -129,7 +130,7 @@ class RealtimeSettings:
 
 def format_form(kind: str) -> Json:
     """Return a format of sound as it is sent."""
-    return {"type": kind, "rate": 24000} if kind == PCM else {"type": kind}
+    return {"type": kind, "rate": SAMPLE_RATE} if kind == PCM else {"type": kind}
 
 
 class Updater:
@@ -334,7 +335,7 @@ def _format(value: Any, param: str) -> str:
         return PCM
     given = typed(value, dict, param)
     kind = chosen(given.get("type", PCM), FORMATS, f"{param}.type")
-    rate = 24000 if kind == PCM else 8000
+    rate = SAMPLE_RATE if kind == PCM else 8000
     if given.get("rate") not in (None, rate):
         raise RefusedError("invalid_value", f"{param}.rate is not {rate}, the only rate of {kind}.", f"{param}.rate")
     if others := [name for name in given if name not in ("type", "rate")]:
