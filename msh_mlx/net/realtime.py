@@ -126,7 +126,7 @@ class Realtime(RealtimeSession):
 
     def _hear(self, data: bytes | str) -> None:
         if self.follower:
-            self.follower.keep(data)
+            self.follower._hear(data)
         elif self._transcription and not self._was_wanted and self._asks_for_transcription(data):
             self.follower = self._transcription()
             self.follower.follow(self, str(data))

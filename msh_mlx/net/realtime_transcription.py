@@ -51,7 +51,7 @@ class RealtimeTranscription(RealtimeSession):
         super().__init__(*args, model=service.transcriber_name, personas=None, **options)
         self._service, self._client = service, client
         self._live: LiveHearing | None = None
-        self._late: list[bytes | str] = []
+        self._late: list[bytes | str] = []  # messages that came before there was somebody to hear
         self._came_at = time.monotonic()
         self._told: Inbox[LiveProgress] = Inbox()
         self._rest: Pcm = np.zeros(0, np.float32)  # less than a frame, which the detector has not heard
@@ -68,10 +68,6 @@ class RealtimeTranscription(RealtimeSession):
         """Go on in place of a session that has done nothing yet but for being created; `event` asked for this."""
         self._name, self._created = other._name, other._created
         self._early = [*other._early, event]
-
-    def keep(self, data: bytes | str) -> None:
-        """Take a message that came while the other session was ending."""
-        self._late.append(data)
 
     def inherit(self, other: Connection) -> None:
         """Take what the other session has not sent."""
@@ -121,6 +117,12 @@ class RealtimeTranscription(RealtimeSession):
 
     def _coded(self, said: Said, texts: list[str]) -> Callable[[], None]:
         raise NotImplementedError("Nobody speaks in a session of transcription.")
+
+    def _hear(self, data: bytes | str) -> None:
+        if self._live:
+            super()._hear(data)
+        else:
+            self._late.append(data)
 
     # ---- events ----------------------------------------------------------------------------------------------------------
 
