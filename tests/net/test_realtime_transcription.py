@@ -19,7 +19,6 @@ from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.conversation.shared_transcriber import SharedTranscriber
-from msh_mlx.errors import MshError
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.audio_service import AudioService
@@ -224,6 +223,7 @@ async def test_the_names_of_the_beta(transcriber, digits):
     assert updated["input_audio_transcription"] == {"model": "demo-stt", "language": "en", "prompt": ""}
     assert updated["turn_detection"]["type"] == "server_vad"
     assert client.of("conversation.item.created")
+    assert not client.of(f"{EVENT}.segment")
     assert not client.of("error")
 
 
@@ -359,17 +359,16 @@ async def test_without_a_model_for_it(model):
         assert (await get(f"{server.url}/v1/realtime"))[0] == 404
 
 
-async def test_the_failure_of_the_model_is_told(digits):
+async def test_the_end_of_the_model_is_told(digits):
     shared = SharedTranscriber()
     shared.load(lambda: load_parts(find_demo("transcription")))
     async with serving(shared) as server, Client(server, **ASKED) as client:
         await client.append(digits[: 18 * FRAME_SIZE])
         name = (await client.until(f"{EVENT}.delta"))["item_id"]
-        shared._end(MshError("The speech-to-text model failed."))
+        await asyncio.to_thread(shared.close)
         failed = await client.until(f"{EVENT}.failed")
         error = await client.error()
         assert await client.receive() is None
-    shared.close()
-    assert (failed["item_id"], failed["error"]["message"]) == (name, "The speech-to-text model failed.")
-    assert (error["type"], error["message"]) == ("server_error", "The speech-to-text model failed.")
+    assert (failed["item_id"], failed["error"]["message"]) == (name, "The server is shutting down.")
+    assert (error["type"], error["message"]) == ("server_error", "The server is shutting down.")
     assert client.ws.close_code == 1011
