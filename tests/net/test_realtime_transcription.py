@@ -5,8 +5,10 @@ import base64
 import contextlib
 import json
 import socket
+from dataclasses import replace
 from functools import partial
 
+import aiohttp
 import numpy as np
 import pytest
 from paths import DEMO
@@ -22,6 +24,7 @@ from msh_mlx.conversation.shared_transcriber import SharedTranscriber
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import find_demo
 from msh_mlx.net.audio_service import AudioService
+from msh_mlx.net.connection import Limits
 from msh_mlx.net.realtime_sound import SoundWriter
 from msh_mlx.net.server import Server
 
@@ -42,16 +45,15 @@ def transcriber():
 
 
 @contextlib.asynccontextmanager
-async def serving(transcriber, *options, model=None):
+async def serving(transcriber, *options, model=None, limits=None):
     """A server that writes down; with `model`, it holds a conversation as well."""
     args = serve.parser().parse_args(["--demo", *options, *([] if model else ["--no-conversations"])])
     serve.check(args)
     log = []
     service = AudioService(transcriber, "demo-stt", log=log.append)
-    files = find_demo() if model else None
-    server = Server(
-        model or SharedModel(), serve.settings(args, files), partial(serve.samplers, args), log.append, service
-    )
+    settings = serve.settings(args, find_demo() if model else None)
+    settings = replace(settings, limits=limits or settings.limits)
+    server = Server(model or SharedModel(), settings, partial(serve.samplers, args), log.append, service)
     server.log = log
     sock = socket.create_server(("127.0.0.1", 0))
     server.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -132,9 +134,11 @@ async def test_the_order_of_events_and_the_times_of_words(transcriber, digits):
 
 async def test_in_real_time_words_come_before_the_turn_ends(transcriber, digits):
     async with serving(transcriber) as server, Client(server, **ASKED) as client:
-        for begin in range(0, 40 * FRAME_SIZE, FRAME_SIZE // 2):
+        for begin in range(0, 18 * FRAME_SIZE, FRAME_SIZE // 2):
             await client.append(digits[begin : begin + FRAME_SIZE // 2])
             await asyncio.sleep(0.04)
+        await client.until(f"{EVENT}.delta")
+        await client.append(digits[18 * FRAME_SIZE : 40 * FRAME_SIZE])
         await client.until(f"{EVENT}.completed")
     assert transcripts(client) == TURNS[:1]
     assert client.types().index(f"{EVENT}.delta") < client.types().index(VAD[1])
@@ -212,13 +216,12 @@ async def test_telephone_sound(transcriber, digits, name, old):
 
 
 async def test_the_names_of_the_beta(transcriber, digits):
-    async with serving(transcriber) as server:
-        async with Client(server, {"OpenAI-Beta": "realtime=v1"}, **ASKED) as client:
-            own = {"model": "gpt-4o-transcribe", "language": "en", "prompt": ""}
-            asked = {"input_audio_format": "pcm16", "input_audio_transcription": own, "include": []}
-            await client.send("transcription_session.update", session=asked)
-            updated = (await client.until("transcription_session.updated"))["session"]
-            assert await heard(client, digits[: 56 * FRAME_SIZE], 1) == TURNS[:1]
+    async with serving(transcriber) as server, Client(server, {"OpenAI-Beta": "realtime=v1"}, **ASKED) as client:
+        own = {"model": "gpt-4o-transcribe", "language": "en", "prompt": ""}
+        asked = {"input_audio_format": "pcm16", "input_audio_transcription": own, "include": []}
+        await client.send("transcription_session.update", session=asked)
+        updated = (await client.until("transcription_session.updated"))["session"]
+        assert await heard(client, digits[: 56 * FRAME_SIZE], 1) == TURNS[:1]
     assert client.events[0]["type"] == "transcription_session.created"
     assert updated["input_audio_transcription"] == {"model": "demo-stt", "language": "en", "prompt": ""}
     assert updated["turn_detection"]["type"] == "server_vad"
@@ -343,6 +346,21 @@ async def test_more_sound_at_once_than_can_wait_is_refused(transcriber):
         error = await client.error()
     assert (error["code"], error["param"]) == ("buffer_full", "audio")
     assert "60 s" in error["message"]
+
+
+async def test_the_token_and_the_limits_are_those_of_conversations(transcriber, digits):
+    async with serving(transcriber, "--token", "sk-x", limits=Limits(first=0.1, idle=0.1)) as server:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with Client(server, **ASKED):
+                pass
+        assert refused.value.status == 401
+        for pcm, kind in ((digits[:0], "first"), (digits[:FRAME_SIZE], "idle")):
+            async with Client(server, {"Authorization": "Bearer sk-x"}, **ASKED) as client:
+                await client.append(pcm)
+                assert (await client.error())["code"] == kind
+                assert await client.receive() is None
+            assert client.ws.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
+        assert {kind: server.errors()[kind] for kind in ("token", "first", "idle")} == dict(token=1, first=1, idle=1)
 
 
 async def test_without_a_model_for_it(model):
