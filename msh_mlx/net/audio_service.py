@@ -13,7 +13,7 @@ from ..conversation.shared_speaker import SharedSpeaker
 from ..conversation.shared_transcriber import SharedTranscriber
 
 # OpenAI's own names for models and voices, which many programs send and do not let their users change.
-_TRANSCRIBERS = re.compile(r"whisper-[\w.-]+|gpt-([\w.]+-)*transcribe(-\d{4}-\d\d-\d\d)?")
+_TRANSCRIBERS = re.compile(r"whisper-[\w.-]+|gpt-realtime-whisper|gpt-([\w.]+-)*transcribe(-\d{4}-\d\d-\d\d)?")
 _SPEAKERS = re.compile(r"tts-1(-hd)?(-\d+)?|gpt-([\w.]+-)*tts(-\d{4}-\d\d-\d\d)?")
 _VOICES = frozenset(
     ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")

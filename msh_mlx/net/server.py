@@ -43,6 +43,7 @@ from .openai_audio import OpenAiAudio
 from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
+from .realtime_transcription import RealtimeTranscription
 from .visitor import Network, Origin, Visitor, is_among
 from .wire import AiohttpWire
 
@@ -378,8 +379,12 @@ class Server:
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
         if not settings.conversations:
-            for path in ("/api/chat", "/api/voices", "/v1/realtime"):
+            for path in ("/api/chat", "/api/voices"):
                 del self._routes[path]
+            about = "a transcription by websocket, in OpenAI's protocol: events in JSON"
+            self._routes["/v1/realtime"] = _Route(("GET", "HEAD"), self._realtime, about)
+            if not self.audio.transcriber:
+                del self._routes["/v1/realtime"]
         for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
             self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
@@ -627,9 +632,13 @@ class Server:
         return await self._open(request, visitor, make, ignored)
 
     async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
-        """Hold a conversation in OpenAI's protocol, or answer why not. Programs must name a model, so any name will do."""
+        """Hold a conversation or write down, in OpenAI's protocol, or answer why not.
+
+        Programs must name a model, so any name will do.
+        """
         parameters, persona = self._asked(request, visitor, json=True)
-        if request.query.get("intent", "") == "transcription":
+        transcribes = request.query.get("intent", "") == "transcription" or not self._settings.conversations
+        if transcribes and not self.audio.transcriber:
             sentence = (
                 "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
             )
@@ -640,10 +649,17 @@ class Server:
             self._counts["event"] += 1
 
         def make(wire: AiohttpWire) -> Connection:
-            settings, personas = self._settings, self._model.personas
-            model = settings.about[0] or settings.about[2]
+            settings, personas, service = self._settings, self._model.personas, self.audio
             given = (wire, parameters, persona, settings.limits, self.fail, refused)
-            return Realtime(*given, model=model, personas=personas, beta=beta)
+
+            def transcription() -> RealtimeTranscription:
+                return RealtimeTranscription(*given, beta=beta, service=service, client=visitor.address)
+
+            if transcribes:
+                return transcription()
+            model = settings.about[0] or settings.about[2]
+            more = transcription if service.transcriber else None
+            return Realtime(*given, model=model, personas=personas, beta=beta, transcription=more)
 
         known = {"model", "intent", "call_id"}
         ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
@@ -751,13 +767,26 @@ class Server:
             self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
         finally:
             self._leave_line(connection)
+            follower = (
+                connection.follower if isinstance(connection, Realtime) and end and end.kind == "follower" else None
+            )
             try:
-                await connection.close(end or End("lost"), _GOODBYE)
+                if not follower:
+                    await connection.close(end or End("lost"), _GOODBYE)
             finally:
                 self._connections.pop(connection, None)
                 self._left = True
                 self._active.discard(connection)
                 self._admit()
+        if follower:
+            follower.inherit(connection)
+            await self._serve(follower, address, ignored)
+            return
+        if isinstance(connection, RealtimeTranscription):
+            if end.kind not in _ORDINARY:
+                self._counts[end.kind] += 1
+            connection.note(end)
+            return
         summary = self._summary(connection, address, end, begin)
         if connection.persona and connection.persona.name:
             summary["voice"] = connection.persona.name
