@@ -21,7 +21,7 @@ from .transcriber import Progress, Rows, Transcribed, Transcriber, check_behind
 ROWS = 4  # recordings and streams at once; benchmarks/transcription.py says what more bring
 _STEPS = 4  # steps of recordings between two looks at live streams
 _ONCE = 4 * FRAME_SIZE  # samples of a live stream that are heard at once
-_LONGEST_LIVE = 60.0  # seconds of a live stream that may wait to be heard
+LONGEST_LIVE = 60.0  # seconds of a live stream that may wait to be heard
 
 
 @dataclass
@@ -103,9 +103,9 @@ class LiveHearing(_Job):
         """
         check_pcm(pcm, "sound")
         with self._shared._changed:
-            if self._waiting + len(pcm) > _LONGEST_LIVE * SAMPLE_RATE:
+            if self._waiting + len(pcm) > LONGEST_LIVE * SAMPLE_RATE:
                 raise MshError(
-                    f"More than {_LONGEST_LIVE:.0f} s of sound wait to be heard", "send it as fast as one speaks"
+                    f"More than {LONGEST_LIVE:.0f} s of sound wait to be heard", "send it as fast as one speaks"
                 )
             self._waiting += len(pcm)
             self.pieces.append(pcm)

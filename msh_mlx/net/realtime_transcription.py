@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..conversation.places import BusyError
-from ..conversation.shared_transcriber import LiveHearing, LiveProgress
+from ..conversation.shared_transcriber import LONGEST_LIVE, LiveHearing, LiveProgress
 from ..conversation.transcriber import BEHIND, Transcribed
 from ..errors import MshError
 from ..events import Said
@@ -157,6 +157,15 @@ class RealtimeTranscription(RealtimeSession):
         while self._live and self._live.waiting > AHEAD and not self._wire.closed:
             await asyncio.sleep(_LOOK)
 
+    def _hear_sound(self, pcm: Pcm) -> None:
+        waits = (self._live.waiting if self._live else 0.0) + (len(pcm) + len(self._rest)) / SAMPLE_RATE
+        if waits > LONGEST_LIVE:
+            sentence = (
+                f"With this, more than {LONGEST_LIVE:.0f} s of sound would wait to be heard; send it in smaller pieces."
+            )
+            raise RefusedError("buffer_full", sentence, "audio")
+        super()._hear_sound(pcm)
+
     def _take_sound(self, pcm: Pcm) -> None:
         pcm = np.concatenate([self._rest, pcm])
         whole = len(pcm) // FRAME_SIZE * FRAME_SIZE
@@ -172,12 +181,8 @@ class RealtimeTranscription(RealtimeSession):
         """Let the model hear what came."""
         if self._unheard:
             assert self._live
-            pcm = np.concatenate(self._unheard)
+            self._live.push(np.concatenate(self._unheard))
             self._unheard.clear()
-            try:
-                self._live.push(pcm)
-            except MshError as error:
-                raise RefusedError("buffer_full", f"{error}; this sound was not heard.", "audio") from None
 
     def _push_rest(self) -> None:
         if not len(self._rest):
