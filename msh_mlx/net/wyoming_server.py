@@ -237,7 +237,7 @@ class _Talk:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
-            raise ProtocolError("A line is not JSON; each event begins with one that is.") from None
+            raise ProtocolError("A line is not JSON", "begin each event with one that is") from None
         if not isinstance(values, dict) or not isinstance(values.get("type"), str):
             raise ProtocolError("An event has no type.")
         sizes = []
