@@ -6,6 +6,7 @@ import { askOffer, NO_OFFER } from "./offer";
 import { chooseCodec } from "./opus/choose";
 import { chatAddress, takeToken } from "./protocol";
 import { FIELDS, isValid, PERSONA_LENGTH, parameters, readSettings, type Settings } from "./settings";
+import { Calm } from "./speakers";
 import { explain, isNotice, type Trouble } from "./troubles";
 import * as view from "./view";
 
@@ -143,11 +144,13 @@ function start(): void {
         if (started === conversation) showTrouble(next);
       },
       onText: view.addText,
+      onYou: view.addYou,
       onRenewed: view.addRenewed,
       onMicrophones: () => void listMicrophones(),
     },
   );
   conversation = started;
+  calm = new Calm();
   showPhase();
   requestAnimationFrame(draw);
 }
@@ -157,6 +160,7 @@ function end(): void {
   if (trouble && !(trouble.cause === "full")) showTrouble(null);
 }
 
+let calm = new Calm();
 let shown = 0;
 let told = 0;
 
@@ -164,6 +168,7 @@ function draw(now: number): void {
   if (!conversation) return;
   if (!isOn()) {
     view.showLevels({ you: 0, moshi: 0 }, true);
+    view.showSpeaking(null, null);
     view.showFigures("");
     return;
   }
@@ -172,6 +177,8 @@ function draw(now: number): void {
   shown = now;
   const tell = now - told >= METERS_TOLD_MS;
   view.showLevels(conversation.levels, tell);
+  const speaking = conversation.phase === "talking" ? conversation.speaking : null;
+  view.showSpeaking(speaking, speaking && calm.next(speaking, now / 1000));
   if (tell) {
     told = now;
     const { dropped } = conversation.sound.cushion;

@@ -1,6 +1,7 @@
 // The elements of the page, and writing into them. It decides nothing.
 
 import { findVoice, type Offer } from "./offer";
+import { SENTENCES, type Speaking } from "./speakers";
 import { clock } from "./transcript";
 
 function find<E extends HTMLElement>(id: string): E {
@@ -30,6 +31,8 @@ export const elements = {
 
 const talkLabel = find("talk-label");
 const status = find("status");
+const speaking = find("speaking");
+const speakingTold = find("speaking-told");
 const trouble = find("trouble");
 const persona = find("persona");
 const figures = find("figures");
@@ -70,25 +73,43 @@ function setText(element: HTMLElement, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+let words: HTMLElement | null = null; // of Moshi's last line
+
 export function clearTranscript(): void {
+  words = null;
   transcript.replaceChildren();
 }
 
 export function addText(text: string, seconds: number, beginsLine: boolean): void {
   follow(() => {
-    const last = transcript.lastElementChild?.querySelector("span");
-    if (!beginsLine && last) {
-      last.append(text);
+    if (!beginsLine && words) {
+      words.append(text);
       return;
     }
-    const line = document.createElement("p");
-    const time = document.createElement("time");
-    time.textContent = clock(seconds);
-    const words = document.createElement("span");
+    words = document.createElement("span");
     words.textContent = text.trimStart();
-    line.append(time, words);
-    transcript.append(line);
+    addLine(seconds, words);
   });
+}
+
+/** Marks where the user spoke. A screen reader is not told: they know. */
+export function addYou(seconds: number): void {
+  follow(() => {
+    const mark = document.createElement("em");
+    mark.textContent = "You spoke";
+    const line = addLine(seconds, mark);
+    line.className = "you";
+    line.ariaLive = "off";
+  });
+}
+
+function addLine(seconds: number, content: HTMLElement): HTMLElement {
+  const line = document.createElement("p");
+  const time = document.createElement("time");
+  time.textContent = clock(seconds);
+  line.append(time, content);
+  transcript.append(line);
+  return line;
 }
 
 export function addRenewed(): void {
@@ -115,6 +136,14 @@ export function showLevels(levels: { you: number; moshi: number }, tell: boolean
     meter.style.setProperty("--level", levels[name].toFixed(3));
     if (tell) meter.setAttribute("aria-valuenow", String(Math.round(levels[name] * 100)));
   }
+}
+
+/** Shows who speaks, and tells a screen reader in its own time; null: there is no conversation. */
+export function showSpeaking(state: Speaking | null, told: Speaking | null): void {
+  if (state) document.body.dataset.speaking = state;
+  else delete document.body.dataset.speaking;
+  setText(speaking, state ? SENTENCES[state] : "");
+  setText(speakingTold, told ? SENTENCES[told] : "");
 }
 
 export function showDetails(rows: [name: string, value: string][]): void {

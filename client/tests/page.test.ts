@@ -104,9 +104,33 @@ describe("a conversation", () => {
     await idle(page);
     await until(async () => (await page.getAttribute("#meter-you", "aria-valuenow")) === "0", "the meter falls");
     await until(() => list[0]?.socket.readyState === 3, "the connection is closed");
-    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}four one\n$/);
+    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}four one\n/m);
     const entries = JSON.parse((await save(page, "#save-json")).toString());
-    expect(entries.map((entry: { text: string }) => entry.text)).toEqual([" four", " o", "ne"]);
+    const said = entries.map((entry: { text?: string }) => entry.text).filter(Boolean);
+    expect(said).toEqual([" four", " o", "ne"]);
+  });
+
+  test("shows who speaks, and where the user spoke", async () => {
+    const list = connections(echo);
+    const page = await open();
+    expect(await page.textContent("#speaking")).toBe("");
+    await page.click("#talk");
+    await talking(page);
+    // The recording speaks into the microphone, and the server says the same a little later.
+    await page.waitForSelector("[data-speaking=you] #speaking:text-is('You are speaking.')");
+    await page.waitForSelector("#transcript .you:has-text('You spoke')");
+    await page.waitForSelector("[data-speaking=both] #speaking:text-is('You are both speaking.')");
+    list[0]?.socket.send(text(2, " four"));
+    await page.waitForSelector("#transcript .you + p span:text-is('four')");
+    await page.waitForSelector("#speaking-told:text-is('You are both speaking.')", { state: "attached" });
+    // After the recording, silence.
+    await page.waitForSelector("[data-speaking=nobody] #speaking:text-is('Nobody is speaking.')");
+    await page.waitForSelector("#speaking-told:text-is('Nobody is speaking.')", { state: "attached" });
+    expect(await axe(page)).toEqual([]);
+    await page.click("#talk");
+    await idle(page);
+    await page.waitForSelector("body:not([data-speaking]) #speaking:empty", { state: "attached" });
+    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}— you spoke —\n0:\d\d {2}four\n/);
   });
 
   test("can be had again without reloading", async () => {
@@ -117,7 +141,7 @@ describe("a conversation", () => {
       await talking(page);
       list[round]?.socket.send(text(2, ` round${round}`));
       await page.waitForSelector(`#transcript span:text-is('round${round}')`);
-      expect(await page.locator("#transcript p").count()).toBe(1);
+      expect(await page.locator("#transcript span").count()).toBe(1);
       await until(() => (list[round]?.heard?.samples ?? 0) > 48_000, "sound arrives");
       await page.click("#talk");
       await idle(page);
