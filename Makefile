@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format docs pictures wheels check-wheels check-aarch64 check-windows check-floors check-world check pin clean
+.PHONY: help setup page talk demo serve test test-page test-rust test-python test-live soak lint lint-rust lint-python lint-rest format docs pictures wheels container check-wheels check-aarch64 check-windows check-floors check-world check pin clean
 
 # What the caller's shell has set for another environment must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONUSERBASE CONDA_PREFIX VIRTUAL_ENV
@@ -12,7 +12,7 @@ PY := .venv/bin/python
 CARGO := cargo
 RUST := --manifest-path rust/Cargo.toml --locked
 SHELL_SCRIPTS := scripts/*.sh .ci/run Moshi.command
-# Two linters that are not Python packages; .ci/run installs them.
+# Linters that are not Python packages; .ci/run installs them.
 if-there = @if command -v $(1) >/dev/null; then echo $(1) $(2); $(1) $(2); else echo '$(1) is not installed: skipped'; fi
 
 help: ## list the targets
@@ -74,6 +74,7 @@ lint-python: setup
 lint-rest:
 	$(call if-there,shellcheck,$(SHELL_SCRIPTS))
 	$(call if-there,actionlint,)
+	$(call if-there,hadolint,containers/Containerfile)
 	sh scripts/check_tree.sh
 
 format: setup ## format the sources
@@ -94,6 +95,9 @@ wheels: page ## build the wheels of the extension and the package into dist/ (WH
 	$(PY) -m maturin build --release --locked $(WHEEL) --out dist -m rust/mimi-pyo3/Cargo.toml
 	$(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist
+
+container: ## build the image msh-mlx of the server with Docker, Podman or Buildah (EXTRA=cuda for NVIDIA GPUs)
+	@sh scripts/container.sh $(EXTRA)
 
 check-wheels: wheels ## install the wheels into an empty environment, and run the demo there
 	@sh scripts/check_wheels.sh

@@ -2,7 +2,9 @@
 
 The pipeline runs in this process and, in turns with it, the same frames go through a server on the loopback. Then a client
 connects again and again. Then more and more clients talk in real time, until replies take longer than a frame or sound is
-dropped. The program prints a table; --json keeps the figures. Other load on the machine changes them, so it is printed, too.
+dropped: to a server whose conversations step together, and to one whose steps take turns. --random 1b does so with a model of
+random weights, and the codec of published size. The program prints tables; --json keeps the figures. Other load on the machine
+changes them, so it is printed, too.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import json
 import os
 import platform
 import random
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -23,9 +27,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
+import sentencepiece
 from ends import BLOCK, speech
-from server_soak import DIGITS, TOKEN, Client, ServerProcess
+from server_soak import DIGITS, ROOT, TOKEN, Client, ServerProcess
 
+from msh_mlx.bench import SIZES
 from msh_mlx.cli.options import Parser
 from msh_mlx.cli.program import guard
 from msh_mlx.conversation.live import NullSink
@@ -45,13 +51,17 @@ PACKET = 0.04  # seconds
 TURN = 50  # frames
 VOID = 10  # turns with dropped sound, at most
 HANDSHAKES = 40
-MOST = 16  # clients
+MOST = 16  # clients that come at once, to see how many are let in
+MANY = 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64  # clients
+SHOWN = 16  # clients of which the processor time is shown by part, or as many as there can be
 CROWD = 75  # frames that each of several clients says
 PATIENCE = 3.0  # seconds that a client waits to be let in
 GOAL = 1000 * PACKET + 15  # ms
-OPTIONS = (
-    "--sessions",
-    MOST,
+OPTIONS: tuple[object, ...] = (
+    "--max-connections",
+    2 * MANY[-1],
+    "--max-per-address",
+    2 * MANY[-1],
     "--token",
     TOKEN,
     "--text-temperature",
@@ -63,16 +73,6 @@ OPTIONS = (
     "--seed",
     0,
 )
-# The server, but it lets in every client, whether there is time or not.
-OPEN = """
-import sys
-from msh_mlx.cli import main as cli
-from msh_mlx.conversation import shared
-shared.SharedModel.has_room = lambda *_: True
-sys.exit(cli.main(["serve", *sys.argv[1:]]))
-"""
-
-
 # The time to reply to each frame, and the processor time per second.
 Run: TypeAlias = "tuple[list[float], float]"
 
@@ -294,25 +294,73 @@ async def crowd(server: ServerProcess, count: int, pages: list[bytes]) -> dict[s
     return {"clients": count, "admitted": len(admitted), "dropped_s": dropped, **spread(delays or [float("nan")])}
 
 
-def crowds() -> dict[str, Any]:
-    """Find how many clients the server lets in, and how many the machine could serve."""
-    pages, runs, held = prepared(CROWD), list[dict[str, Any]](), 0
-    with ServerProcess(*OPTIONS) as server:
-        own = asyncio.run(crowd(server, MOST, pages))
-    with ServerProcess(*OPTIONS, program=("-c", OPEN)) as server:
-        for count in range(1, MOST + 1):
+class OpenServer(ServerProcess):
+    """A server that lets in every client, whose conversations step "together" or "apart"."""
+
+    def __init__(self, way: str, *options: object) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._figures = Path(self._folder.name) / "figures.json"
+        super().__init__(*options, program=(str(ROOT / "benchmarks" / "open_server.py"), way, str(self._figures)))
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+        self._folder.cleanup()
+
+    def spent(self) -> dict[str, float]:
+        """Return the processor time of each part so far, in seconds."""
+        return dict(json.loads(self._figures.read_text()))
+
+
+def own_admission(options: Sequence[object], pages: list[bytes]) -> dict[str, Any]:
+    """Let more clients come at once than there is room for."""
+    with ServerProcess("--sessions", MOST, *OPTIONS, *options) as server:
+        return asyncio.run(crowd(server, MOST, pages))
+
+
+def crowds(way: str, options: Sequence[object], pages: list[bytes]) -> dict[str, Any]:
+    """Find how many clients the machine could serve, and what each of them takes."""
+    runs, held = list[dict[str, Any]](), 0
+    most = MOST if options else MANY[-1]  # of a larger model, more would need more memory than there is
+    with OpenServer(way, "--sessions", most, *OPTIONS, *options) as server:
+        memory = psutil.Process(server.process.pid).memory_info().rss
+        for count in (count for count in MANY if count <= most):
             # Take the best of three, so that other load on the machine does not decide.
             tries = []
             for _ in range(3):
-                tries.append(asyncio.run(crowd(server, count, pages)))
+                before, begin = server.spent(), perf_counter()
+                run = asyncio.run(crowd(server, count, pages))
+                after, seconds = server.spent(), perf_counter() - begin
+                run["cpu"] = {part: (after[part] - before.get(part, 0.0)) / seconds / count for part in after}
+                run["memory"] = (psutil.Process(server.process.pid).memory_info().rss - memory) / count
+                tries.append(run)
                 server.calm_down()
-                if fits(tries[-1]):
+                if fits(run):
                     held = count
                     break
             runs.append(min(tries, key=lambda run: (run["dropped_s"], run["p95"])))
             if held < count:
                 break
-    return {"own_admission": own, "held": held, "runs": runs}
+    return {"held": held, "runs": runs}
+
+
+def random_model(size: str, folder: Path) -> list[object]:
+    """Make a model of random weights, 4 bits, with a codec of published size. Return the options that name them."""
+    model, mimi, tokenizer = (folder / name for name in ("model.safetensors", "mimi.safetensors", "tokenizer.model"))
+    for script, path, more in (("make_lm_weights", model, ["--size", size]), ("make_mimi_weights", mimi, [])):
+        subprocess.run([sys.executable, ROOT / "scripts" / f"{script}.py", path, *more], check=True)
+    count = SIZES[size].text_card
+    with tokenizer.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(["a b"]),
+            model_writer=file,
+            model_type="char",
+            vocab_size=count,
+            user_defined_symbols=[f"\u2581{i}" for i in range(count - 6)],  # and a, b, the space, and three others
+            pad_id=3,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return ["--model", model, "--mimi", mimi, "--tokenizer", tokenizer]
 
 
 def fits(run: dict[str, Any]) -> bool:
@@ -326,13 +374,28 @@ def load() -> str:
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument("--random", choices=tuple(SIZES), help="take a model of this size with random weights")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
     result: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "load": [os.getloadavg()]}
-    print(f"The demo model on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)
+    name = f"A model of {args.random} with random weights" if args.random else "The demo model"
+    print(f"{name} on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.random:
+            measure_crowds(result, random_model(args.random, Path(folder)))
+        else:
+            measure_one(result, round(args.seconds / FRAME_SECONDS))
+            measure_crowds(result, [])
+    result["load"].append(os.getloadavg())
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
-    with ServerProcess(*OPTIONS) as server:
-        both = result["delay"] = asyncio.run(compare(server, round(args.seconds / FRAME_SECONDS)))
+
+def measure_one(result: dict[str, Any], frames: int) -> None:
+    """Measure and print what the server adds to a conversation."""
+    with ServerProcess("--sessions", MOST, *OPTIONS) as server:
+        both = result["delay"] = asyncio.run(compare(server, frames))
         connect = result["handshake"] = asyncio.run(handshakes(server))
     print(f"\n{'ms, medians of ' + str(both['turns']) + ' turns':<48}{'p50':>8}{'p95':>8}")
     for name, key in (("reply, pipeline in this process", "alone"), ("reply, through the server with Opus", "server")):
@@ -346,20 +409,35 @@ def main() -> int:
         f"{both['server']['cpu']:.3f} in the server, {both['added_cpu']:+.3f} besides the model; {load()}\n",
         flush=True,
     )
-    many = result["crowds"] = crowds()
-    print(f"{'clients at once':<20}{'p50, ms':>10}{'p95, ms':>10}{'dropped, s':>12}")
-    for run in many["runs"]:
-        print(f"{run['clients']:<20}{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}")
-    own = many["own_admission"]
-    print(f"Conversations that the machine holds within {1000 * FRAME_SECONDS:.0f} ms: {many['held']}")
+
+
+def measure_crowds(result: dict[str, Any], options: Sequence[object]) -> None:
+    """Measure and print how many conversations there can be, and what each takes."""
+    pages = prepared(CROWD)
+    for way in ("together", "apart"):
+        many = result[way] = crowds(way, options, pages)
+        print(f"{f'{way}, clients':<20}{'p50, ms':>10}{'p95, ms':>10}{'dropped, s':>12}{'CPU, s/s':>10}{'MB each':>10}")
+        for run in many["runs"]:
+            figures = f"{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}{run['cpu']['all']:10.3f}"
+            print(f"{run['clients']:<20}{figures}{run['memory'] / 1e6:10.1f}")
+        print(f"Conversations that the machine holds within {1000 * FRAME_SECONDS:.0f} ms: {many['held']}")
+        shown = max(
+            (run for run in many["runs"] if run["clients"] <= min(SHOWN, many["held"])), key=lambda run: run["clients"]
+        )
+        cpu = dict(shown["cpu"])
+        rest = cpu.pop("all") - sum(cpu.values())
+        print(f"Processor time of each of {shown['clients']}, seconds a second: ", end="")
+        print(
+            ", ".join(f"{part} {seconds:.4f}" for part, seconds in cpu.items()),
+            f"network and the rest {rest:.4f}",
+            sep=", ",
+        )
+        print(flush=True)
+    own = result["own_admission"] = own_admission(options, pages)
     print(
         f"Of {MOST} clients at once the server let {own['admitted']} in, with p95 {own['p95']:.1f} ms "
         f"and {own['dropped_s']:.2f} s dropped; {load()}"
     )
-    result["load"].append(os.getloadavg())
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

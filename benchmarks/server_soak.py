@@ -1,9 +1,10 @@
 """Test a server with a thousand clients, most of them ill-behaved: does its memory grow, and does it mix up conversations?
 
-The real server runs on the demo model. Clients play against it, several at once, the same every time for a seed: proper
-conversations, garbage in Ogg, in messages and in HTTP, floods, stalls, half-open connections, closes at any byte. A reply must
-be the same, byte for byte, as that to the same words on a server without other clients. The program prints the kinds of
-clients and how they ended, and exits with 1 if something is wrong.
+The real server runs on the demo models. Clients play against it, several at once, the same every time for a seed: proper
+conversations in its protocol and in OpenAI's, transcription, speech, Wyoming, garbage in Ogg, in messages and in HTTP, floods,
+stalls, half-open connections, closes at any byte. A reply must be the same, byte for byte, as that to the same words on a
+server without other clients. The program prints the kinds of clients and how they ended, and exits with 1 if something is
+wrong.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from urllib.parse import urlencode
 import numpy as np
 import psutil
 import soundfile
+from soak_protocols import Others
 
 from msh_mlx.cli.program import guard
 from msh_mlx.errors import MshError
@@ -51,7 +53,7 @@ IDLE = 2.0  # seconds
 LINE = 2
 HUNG = 60.0  # seconds within which every connection must end
 # How much memory may grow. After the tenth client the allocator's arenas, one per thread, are not full yet.
-MORE_SHARE, MORE_MEMORY = 0.05, 20 << 20
+MORE_SHARE, MORE_MEMORY = 0.05, 40 << 20
 # The same from the middle of a long soak on, when they are full.
 LONG, MORE_THEN = 500, 8 << 20
 BACKGROUND = 8  # slow connections at a time, beside the others
@@ -78,15 +80,21 @@ class ServerProcess:
     def __init__(self, *options: object, program: Sequence[str] = (str(ROOT / "server_opus.py"),)) -> None:
         self._out = tempfile.NamedTemporaryFile()  # noqa: SIM115
         self._err = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        command = [sys.executable, *program, "--demo", "--port", "0", "--static", "none", "--json", *map(str, options)]
+        own = [] if "--model" in options else ["--demo"]
+        command = [sys.executable, *program, *own, "--port", "0", "--static", "none", "--json", *map(str, options)]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err)
         self.port = 0
+        self.wyoming = 0  # the port of that protocol, if it is spoken
 
     def __enter__(self) -> ServerProcess:
         deadline = monotonic() + HUNG
         while not self.port:
             found = re.search(r"listening on https?://\S+:(\d+)", self.printed())
             self.port = int(found[1]) if found else 0
+            if self.port and "--wyoming" in self.process.args:  # type: ignore[operator]
+                found = re.search(r"Wyoming: listening on \S+:(\d+)", self.printed())
+                self.wyoming = int(found[1]) if found else 0
+                self.port = self.port if self.wyoming else 0
             if self.process.poll() is not None or monotonic() > deadline:
                 self.__exit__()
                 raise Wrong(f"The server did not start: {self.complained().strip() or 'it says nothing.'}")
@@ -318,6 +326,28 @@ class Voice:
     reply: list[bytes] = field(default_factory=list)
 
 
+@dataclass
+class Said:
+    """What a server without other clients answers in other protocols."""
+
+    others: Others
+    talk: str = ""
+    words: str = ""
+    words_by_wyoming: str = ""
+
+    async def learn(self) -> None:
+        self.talk = await self.others.talk()
+        self.words = await self.others.transcribe()
+        self.words_by_wyoming = await self.others.transcribe_by_wyoming()
+        await self.others.speak()
+
+
+def others(server: ServerProcess) -> Others:
+    """Return how to speak a server's other protocols, with the first digits of the recording."""
+    pcm, _ = soundfile.read(DIGITS, dtype="float32", stop=40 * FRAME_SIZE)
+    return Others(server.port, server.wyoming, TOKEN, pcm)
+
+
 def voices() -> list[Voice]:
     """Return six speakers who say a digit and wait for the answer, some with greedy and some with random sampling."""
     pcm, _ = soundfile.read(DIGITS, dtype="float32")
@@ -367,8 +397,8 @@ async def learn(port: int, voice: Voice) -> None:
 class Visit:
     """The kinds of clients. Each is a method, which returns how it ended."""
 
-    def __init__(self, port: int, spoken: list[Voice], rng: random.Random) -> None:
-        self._port, self._rng = port, rng
+    def __init__(self, port: int, spoken: list[Voice], rng: random.Random, said: Said) -> None:
+        self._port, self._rng, self._said = port, rng, said
         self._voice = rng.choice(spoken)
         self._clients: list[Client] = []
 
@@ -450,6 +480,26 @@ class Visit:
         if (count := sum(data[0] == 1 for data in client.said)) != most:
             raise Wrong(f"A conversation of {most} steps had {count}.")
         return "ended, 1000"
+
+    # ---- other protocols ----
+
+    async def realtime(self) -> str:
+        return _same(await self._said.others.talk(), self._said.talk)
+
+    async def transcription(self) -> str:
+        return _same(await self._said.others.transcribe(), self._said.words)
+
+    async def wyoming(self) -> str:
+        return _same(await self._said.others.transcribe_by_wyoming(), self._said.words_by_wyoming)
+
+    async def speech(self) -> str:
+        return _same(await self._said.others.speak(self._rng.choice(("wav", "flac", "mp3", "opus"))), "sound")
+
+    async def bad_events(self) -> str:
+        return await self._said.others.bad_events(self._rng)
+
+    async def cut_others(self) -> str:
+        return await self._said.others.cut(self._rng)
 
     # ---- nonsense that must not matter ----
 
@@ -603,8 +653,9 @@ class Visit:
                 (ok, {}, "POST", 426),
                 (ok, {}, "PUT", 405),
                 (ok, {"Origin": "https://example.org"}, "POST", 403),
-                ("/v1/realtime", UPGRADE, "GET", 404),
-                ("/v1/audio/speech", {}, "POST", 404),
+                ("/v1/realtime", UPGRADE, "GET", 401),
+                ("/v1/audio/speech", {}, "POST", 401),
+                ("/v1/responses", {}, "POST", 404),
                 ("/" + "x" * rng.randrange(1, 1000), {}, "GET", 404),
                 ("/" + "x" * rng.randrange(1000, 8000), {}, "GET", 414),
                 ("/" + "x" * rng.randrange(9000, 50_000), {}, "GET", 414),
@@ -714,8 +765,14 @@ class Visit:
         return "closed"
 
 
+def _same(answer: str, expected: str) -> str:
+    if answer != expected:
+        raise Wrong(f"The answer {answer!r} differs from that of a server with nobody else, {expected!r}.")
+    return "the same"
+
+
 SLOW = (Visit.half_open, Visit.drip)
-# The share of each kind, in percent.
+# How often each kind comes, in proportion.
 WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
     Visit.proper: 18,
     Visit.live: 3,
@@ -723,6 +780,12 @@ WEIGHTS: dict[Callable[[Visit], Awaitable[str]], int] = {
     Visit.pause: 4,
     Visit.early: 3,
     Visit.steps: 3,
+    Visit.realtime: 4,
+    Visit.transcription: 4,
+    Visit.wyoming: 3,
+    Visit.speech: 3,
+    Visit.bad_events: 3,
+    Visit.cut_others: 4,
     Visit.nonsense: 5,
     Visit.controls: 3,
     Visit.damaged: 6,
@@ -774,13 +837,13 @@ class Found:
 
 
 async def visit(
-    kind: Callable[[Visit], Awaitable[str]], port: int, spoken: list[Voice], name: str, found: Found
+    kind: Callable[[Visit], Awaitable[str]], port: int, spoken: list[Voice], said: Said, name: str, found: Found
 ) -> None:
     """Play a client. If the line is full, try again."""
 
     async def until_there_is_room() -> str:
         while True:
-            guest = Visit(port, spoken, random.Random(name))
+            guest = Visit(port, spoken, random.Random(name), said)
             try:
                 return await kind(guest)
             except Full:
@@ -800,7 +863,9 @@ async def visit(
     found.outcomes[kind.__name__, outcome] += 1
 
 
-async def come(numbers: Iterator[int], seed: int, port: int, spoken: list[Voice], at_once: int, found: Found) -> None:
+async def come(
+    numbers: Iterator[int], seed: int, port: int, spoken: list[Voice], said: Said, at_once: int, found: Found
+) -> None:
     """Play clients, `at_once` at a time, with slow ones beside them."""
     slow, background = asyncio.Semaphore(BACKGROUND), set[asyncio.Task[None]]()
 
@@ -808,10 +873,10 @@ async def come(numbers: Iterator[int], seed: int, port: int, spoken: list[Voice]
         name = f"{seed}/{number}"
         kind = random.Random(f"{name} who").choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         if kind not in SLOW:
-            await visit(kind, port, spoken, name, found)
+            await visit(kind, port, spoken, said, name, found)
             return
         await slow.acquire()
-        task = asyncio.ensure_future(visit(kind, port, spoken, name, found))
+        task = asyncio.ensure_future(visit(kind, port, spoken, said, name, found))
         background.add(task)
         task.add_done_callback(lambda _: slow.release())
 
@@ -826,17 +891,24 @@ async def come(numbers: Iterator[int], seed: int, port: int, spoken: list[Voice]
 def soak(clients: int, seed: int, at_once: int, tell: Callable[[str], None] = lambda _: None) -> Found:
     """Play all clients against a server, and collect what is wrong with it."""
     spoken, found = voices(), Found()
-    options = ("--sessions", 2, "--line", LINE, "--idle", IDLE, "--token", TOKEN, "--debug")
+    options = ("--sessions", 2, "--line", LINE, "--idle", IDLE, "--token", TOKEN, "--debug", "--wyoming", "127.0.0.1:0")
     with ServerProcess(*options) as server:
         for voice in spoken:
             asyncio.run(learn(server.port, voice))
+        said = Said(others(server))
+        asyncio.run(said.learn())
     if len({tuple(voice.reply) for voice in spoken}) != len(spoken):
         raise Wrong("Two of the voices get the same reply, so that nobody could tell them apart.")
     begin = perf_counter()
     with ServerProcess(*options) as server:
+        again = Said(others(server))
+        asyncio.run(again.learn())  # with it, the server has done each kind of work once
+        if (again.talk, again.words, again.words_by_wyoming) != (said.talk, said.words, said.words_by_wyoming):
+            raise Wrong("Two servers without other clients give different answers.")
+        said.others = again.others
 
         def some(first: int, last: int) -> None:
-            asyncio.run(come(iter(range(first, last)), seed, server.port, spoken, at_once, found))
+            asyncio.run(come(iter(range(first, last)), seed, server.port, spoken, said, at_once, found))
             found.figures = server.calm_down()
             found.usage.append(Usage.of(server.process.pid))
             tell(f"After {last} clients: {found.usage[-1]}")
@@ -845,9 +917,9 @@ def soak(clients: int, seed: int, at_once: int, tell: Callable[[str], None] = la
         for first, last in pairwise(marks):
             some(first, last)
         for voice in spoken:  # a last one each: is everything as in the beginning?
-            again = Voice(voice.pages, voice.parameters)
-            asyncio.run(learn(server.port, again))
-            if again.reply != voice.reply:
+            last = Voice(voice.pages, voice.parameters)
+            asyncio.run(learn(server.port, last))
+            if last.reply != voice.reply:
                 found.wrong.append("after it all, a proper conversation no longer gets the reply of the first")
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(HUNG)

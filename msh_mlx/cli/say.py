@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversation.spoken import Turn, cut, dialogue
 from ..errors import InputError
-from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
+from ..format import FRAME_SECONDS, SAMPLE_RATE
 from ..model.ranges import TEMPERATURE, Range
 from ..system.inputs import brief, check_file, text_pieces
 from ..system.newfile import Output, check_outputs, open_output, output
@@ -26,23 +26,20 @@ from ..system.places import user_path
 from ..system.signals import Signals
 from ..system.streams import StandardOutput
 from ..system.words import printable
-from .choice import Choice, add_model, check_model, choose, watching
+from .choice import add_model, check_model, choose
 from .devices import find_loudspeaker, print_devices
 from .options import Parser, add_engine, add_printing, check_wav, computing, display, whole, within
+from .speech import as_model_takes, find_voices, read_voice
 
 if TYPE_CHECKING:
-    from ..conversation.session import Parts
     from ..conversation.speaker import Speaker, Spoken
     from ..events import Word
-    from ..format import Pcm
     from ..sound.devices import Device
     from .display import Display
 
 _STDIN = "-"
 _STDIN_NAME = "The standard input"
 _SPEED = Range(-20, 20)
-_VOICES = "give the name of one, or a .safetensors file"
-_LONGEST = 15.0  # seconds of a recording for a voice; some 10 s are usual
 _DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 
 
@@ -105,7 +102,7 @@ def run(arguments: list[str], signals: Signals) -> int:
     choice = choose(args, signals, ("speech",))
     if to_file:
         check_outputs([to_file], choice.files.all)
-    voices = [_read_voice(path, choice) for path in _find_voices(args, choice, signals)]
+    voices = [read_voice(path, choice) for path in find_voices(args.voice, args, choice, signals)]
 
     from ..conversation.load import load_parts
     from ..conversation.speaker import SAMPLER, TEXT_SAMPLER, Speaker
@@ -120,7 +117,7 @@ def run(arguments: list[str], signals: Signals) -> int:
             parts.lm,
             parts.mimi,
             parts.tokenizer,
-            voices=[_as_model_takes(voice, parts) for voice in voices],
+            voices=[as_model_takes(voice, parts) for voice in voices],
             text_sampler=text_sampler,
             audio_sampler=Sampler(args.temperature, SAMPLER.top_k),
             seed=args.seed,
@@ -207,75 +204,6 @@ def _text(args: argparse.Namespace, wait: Any) -> Iterator[str]:
 
 def _turns(args: argparse.Namespace, pieces: Iterable[str]) -> Iterable[str | Turn]:
     return dialogue(pieces) if len(args.voice) > 1 else pieces
-
-
-# ---- voices --------------------------------------------------------------------------------------------------------------
-
-
-def _ending(choice: Choice) -> str:
-    """Return what follows the names of published voices for a model: they are of this model alone, or recordings."""
-    config = choice.checkpoint.config
-    if not config.cross_attention or not isinstance(config.model_id, dict):
-        return ""
-    return f".{config.model_id.get('sig')}@{config.model_id.get('epoch')}.safetensors"
-
-
-def _find_voices(args: argparse.Namespace, choice: Choice, signals: Signals) -> list[Path]:
-    """Find the files of the voices, and fetch those that are published and not on disk.
-
-    If none is named, the voice is that of the catalogue, if the model has one there.
-    """
-    from ..library.speech_voices import find_voice, forbidden
-    from ..library.suited import load_library, obtain_file
-
-    entries, ending, files = load_library(args.weights), _ending(choice), choice.files
-    attends = choice.checkpoint.config.cross_attention
-    found = [find_voice(text, files.model, ending) for text in args.voice] or [*filter(None, [files.voices])]
-    paths = []
-    with watching(args, signals) as watch:
-        for voice in found:
-            path = voice if isinstance(voice, Path) else obtain_file(voice, "voice", entries, watch)
-            if isinstance(voice, Path) and attends and path.suffix.lower() != ".safetensors":
-                raise InputError(f"{path} is not a voice of this model, which takes no recordings", _VOICES)
-            if licence := forbidden(voice):
-                watch.say(f"The licence of the voice {path.name}, {licence}, forbids commercial use.")
-            if isinstance(voice, Path) and not attends:
-                watch.say(f"The voice is taken from {path.name}; its speaker must have agreed.")
-            paths.append(path)
-    return paths
-
-
-def _read_voice(path: Path, choice: Choice) -> Any:
-    """Read a voice, before the model is loaded: as the model takes it, or the sound that it goes on from."""
-    if not choice.checkpoint.config.cross_attention:
-        return _sound(path)
-    from ..weights.voice import read_speaker
-
-    return read_speaker(path)
-
-
-def _as_model_takes(voice: Any, parts: Parts) -> Any:
-    """Return a voice in the form that the model takes."""
-    from ..conversation.speaker import voice_codes
-
-    return voice if parts.lm.config.cross_attention else voice_codes(parts.mimi, voice)
-
-
-def _sound(path: Path) -> Pcm:
-    """Read a recording of a voice."""
-    import numpy as np
-
-    from ..sound.recordings import open_recording, read_frames
-
-    frames = []
-    with open_recording(str(path)) as recording:
-        for frame in read_frames(recording, SAMPLE_RATE, FRAME_SIZE):
-            frames.append(frame)
-            if len(frames) * FRAME_SIZE > _LONGEST * SAMPLE_RATE:
-                raise InputError(
-                    f"{recording.name} lasts more than {_LONGEST:g} s, which is too long for a voice", "cut it"
-                )
-    return np.concatenate(frames)
 
 
 # ---- speaking ------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
-from ..system.words import printable
+from ..system.words import listed, printable
 from .choice import Choice, add_model, check_model, choose
 from .options import (
     TOKEN,
@@ -47,6 +47,7 @@ from .options import (
     whole,
 )
 from .persona import add_persona, persona_of, sentences
+from .served_audio import NO_AUDIO, AudioChoice, add_audio, check_audio, choose_audio, model_name, wyoming_name
 from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ if TYPE_CHECKING:
     from ..conversation.shared import SharedModel
     from ..events import Failed
     from ..library.files import ModelFiles
+    from ..net.audio_service import AudioService
     from ..net.parameters import ChatParameters
-    from ..net.server import Settings
+    from ..net.server import Server, Settings
+    from ..net.wyoming_server import WyomingServer
     from ..system.log import Log
     from .display import Display
 
@@ -72,7 +75,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
     if args.server_config:
         apply(read_configuration(user_path(args.server_config)), args)
     check(args)
-    static = _static(args.static)
+    static = None if args.no_conversations and args.static is None else _static(args.static)
     names, addresses = _own_names(args.host)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(contextlib.closing(_bind(args.host, args.port)))
@@ -81,16 +84,20 @@ def run(argv: Sequence[str], signals: Signals) -> int:
             from ..net.tls import server_context
 
             context = server_context(args.ssl, names, addresses)
-        choice = choose(args, signals)
-        persona = persona_of(args, choice.files, choice.checkpoint.config)
-        guided_opening(args, choice)  # it checks --guidance
+        wyoming = stack.enter_context(contextlib.closing(_bind(*args.wyoming))) if args.wyoming else None
+        choice, persona = None, None
+        if not args.no_conversations:
+            choice = choose(args, signals)
+            persona = persona_of(args, choice.files, choice.checkpoint.config)
+            guided_opening(args, choice)  # it checks --guidance
+        audio = choose_audio(args, signals)
         from ..system.log import Log
 
         shown = stack.enter_context(display(args, signals))
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
-        program = _Program(args, choice, signals, shown, log, names, addresses, persona)
+        program = _Program(args, choice, signals, shown, log, names, addresses, persona, audio, wyoming)
         # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
@@ -114,6 +121,7 @@ def parser() -> Parser:
     to.value("--line", "N", "let up to N clients wait for their turn (default: 16)", type=whole(0, 10_001), default=16)
     to.value("--log-dir", "FOLDER", "write a summary (JSON) and the tokens (.npy) of each connection to this folder")
     to.value("--instance-name", "NAME", "tell clients this name of the server (default: msh-mlx)")
+    add_audio(made.group("transcription and speech"))
     to = made.group("network")
     to.value("--token", "TOKEN", f"require this token from every client; better set {TOKEN} in the environment")
     origin = "let pages of another server, such as https://example.org, use this one; can be repeated"
@@ -155,6 +163,7 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
+    check_audio(args)
     if args.ssl is not None:
         args.ssl = named_folder(args.ssl, "--ssl")
     if args.log_dir is not None:
@@ -263,9 +272,11 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
 
 
 def settings(
-    args: argparse.Namespace, files: ModelFiles, names: Sequence[str] = (), static: Path | None = None
+    args: argparse.Namespace, files: ModelFiles | None, names: Sequence[str] = (), static: Path | None = None
 ) -> Settings:
     """Return the settings of a server from the options; `names` are the names of this machine.
+
+    `files` are those of the model of conversations; None: it holds none.
 
     Options of sampling that were left out, and that `choose` has not settled for its model, are as for Moshi.
     """
@@ -302,7 +313,8 @@ def settings(
         static_is_named=static is not None and not (own and static.samefile(own)),
         log_dir=args.log_dir or None,
         defaults=defaults,
-        about=(files.model.name, files.mimi.name, args.instance_name or "msh-mlx"),
+        conversations=files is not None,
+        about=(files.model.name if files else "", files.mimi.name if files else "", args.instance_name or "msh-mlx"),
     )
 
 
@@ -396,17 +408,20 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 class _Program:
     """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it.
 
+    `choice` is None if no conversations are held, and `wyoming` the bound socket of that protocol, if it is spoken.
     `persona` is that of clients that choose none; None: the user named none.
     """
 
     args: argparse.Namespace
-    choice: Choice
+    choice: Choice | None
     signals: Signals
     shown: Display
     log: Log | None
     names: Sequence[str]
     addresses: Sequence[str]
     persona: Persona | None = None
+    audio: AudioChoice = NO_AUDIO
+    wyoming: socket.socket | None = None
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
@@ -414,13 +429,18 @@ class _Program:
 
         args = self.args
         model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
-        what = settings(args, self.choice.files, self.names, static)
-        server = Server(model, what, partial(samplers, args), self._log)
+        what = settings(args, self.choice.files if self.choice else None, self.names, static)
+        service = self._service()
+        server = Server(model, what, partial(samplers, args), self._log, service)
+        self._watch(service, server)
+        wyoming = self._wyoming_server(service)
         await server.listen(sock, context)
         try:
-            await self._while_signals_allow(asyncio.to_thread(self._load, model))
+            await self._while_signals_allow(asyncio.to_thread(self._load, model, service))
             server.ready = True
             self._say_where(sock, context, static)
+            if wyoming:
+                await self._begin_wyoming(wyoming)
             with short_turns():
                 await self._while_signals_allow(server.failed.wait())
             assert server.failure
@@ -431,6 +451,72 @@ class _Program:
         except MshError:
             await server.close("The model failed; the conversation is over.")
             raise
+        finally:
+            if wyoming:
+                await wyoming.close()
+
+    # ---- transcription and speech ----------------------------------------------------------------------------------------
+
+    def _service(self) -> AudioService:
+        """Make what is loaded later: the models of transcription and speech."""
+        from ..conversation.shared_speaker import SharedSpeaker
+        from ..conversation.shared_transcriber import SharedTranscriber
+        from ..net.audio_service import AudioService
+
+        args, audio = self.args, self.audio
+        stt_name, tts_name = audio.names
+        rows = {"rows": args.stt_rows, "waiting": args.line, "kv_bits": args.kv_bits}
+        return AudioService(
+            SharedTranscriber(**rows) if audio.stt else None,
+            stt_name,
+            SharedSpeaker(waiting=args.line) if audio.tts else None,
+            tts_name,
+            model_name(self.choice) if self.choice else None,
+            log=self._log,
+        )
+
+    def _watch(self, service: AudioService, server: Server) -> None:
+        """Let a failure of a model end the server."""
+        from ..events import Failed
+
+        loop = asyncio.get_running_loop()
+
+        def fail(error: BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(server.fail, Failed("model", error))
+
+        if service.transcriber:
+            service.transcriber.on_failure = fail
+        if service.speaker:
+            service.speaker.on_failure = fail
+
+    def _wyoming_server(self, service: AudioService) -> WyomingServer | None:
+        if not self.wyoming:
+            return None
+        from ..net.wyoming_server import WyomingServer
+
+        limits = {"connections": self.args.max_connections, "per_address": self.args.max_per_address}
+        return WyomingServer(service, self.audio.languages, **limits)
+
+    async def _begin_wyoming(self, server: WyomingServer) -> None:
+        """Listen, and announce the server to other machines."""
+        assert self.wyoming
+        await server.listen(self.wyoming)
+        host, port = self.args.wyoming[0], self.wyoming.getsockname()[1]
+        self._say(f"Wyoming: listening on {_bracketed(host or '0.0.0.0')}:{port}")
+        if _is_loopback(host):
+            return
+        _, addresses = _own_names(host)
+        if not addresses:  # the host is a name
+            _, addresses = _own_names("")
+        beyond = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+        name = wyoming_name(self.args.instance_name or "msh-mlx", socket.gethostname(), port)
+        try:
+            await server.announce(name, beyond, port)
+        except (OSError, RuntimeError) as error:
+            self._say(f"The server cannot be announced on the network ({error}); give its address to Home Assistant.")
+        if self.args.token:
+            self._say("Wyoming has no tokens: everybody who can reach this machine can use it.")
 
     async def _while_signals_allow(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -439,16 +525,23 @@ class _Program:
             await asyncio.wait([task], timeout=_LOOK)
         task.result()
 
-    def _load(self, model: SharedModel) -> None:
-        files, checkpoint = self.choice.files, self.choice.checkpoint
-        begin = perf_counter()
-        with self.shown.progress(f"Loading {files.model.name}") as progress:
-            load = partial(load_parts, files, checkpoint, **computing(self.args), progress=progress)
-            model.load(load, self._begin)
+    def _load(self, model: SharedModel, service: AudioService) -> None:
+        begin, names = perf_counter(), []
+        if choice := self.choice:
+            with self.shown.progress(f"Loading {choice.files.model.name}") as progress:
+                load = partial(load_parts, choice.files, choice.checkpoint, **computing(self.args), progress=progress)
+                model.load(load, self._begin)
+            names.append(choice.files.model.name)
+        if service.transcriber:
+            self.audio.load_stt(service.transcriber, self.shown)
+            names.append(service.transcriber_name)
+        if service.speaker:
+            self.audio.load_tts(service.speaker, self.shown)
+            names.append(service.speaker_name)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
-        self._say(f"Loaded {files.model.name} in {perf_counter() - begin:.1f} s")
+        self._say(f"Loaded {listed(names)} in {perf_counter() - begin:.1f} s")
         for sentence in sentences(self.persona) if self.persona else ():
             self._say(sentence)
 
@@ -456,12 +549,13 @@ class _Program:
         """Make what comes before each conversation; None: what is usual for the model."""
         from ..model.families import family_of, personaplex
 
+        assert self.choice
         if family_of(parts.lm.config).name == personaplex.NAME:
-            return self._personas(parts)
+            return self._personas(self.choice, parts)
         make = guided_opening(self.args, self.choice)
         return make(parts) if make else None
 
-    def _personas(self, parts: Parts) -> ServedPersonas:
+    def _personas(self, choice: Choice, parts: Parts) -> ServedPersonas:
         """Make the personas that clients may choose: with the voices that have a name and fit the model."""
         from ..conversation.kept import KeptPrompts
         from ..conversation.personas import Personas
@@ -469,7 +563,7 @@ class _Program:
         from ..library.suited import load_library
         from ..library.voices import known_voices
 
-        args, choice = self.args, self.choice
+        args = self.args
         personas = Personas(parts, kv_bits=args.kv_bits, kept=KeptPrompts.of_user(args.keep_prompts))
         # The catalogue's voices were made for its models, and not for the demo.
         known = known_voices(choice.files.model, () if choice.is_demo else load_library(args.weights).values())
@@ -511,7 +605,7 @@ class _Program:
         """Print the page's addresses, and for other machines also a QR code."""
         args = self.args
         if not static:
-            if args.static != "none":
+            if args.static != "none" and not args.no_conversations:
                 self._say("There is no page yet: build it with `make page`. Clients can connect.")
             return
         token = f"#worker_auth_id={args.token}" if args.token else ""

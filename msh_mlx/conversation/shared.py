@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _WARM_UP = 25  # frames
 _MEASURED = 5  # steps of each number of conversations, beforehand
 _ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
+_SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class SharedModel:
     costs
         How long a step takes, by how many conversations it serves.
     replies
-        How long it took from the end of a user's frame to the answer, in live conversations.
+        How long it took from the end of a user's frame to the answer, in live conversations, since the newest came.
     sound
         How much time of a processor a frame took besides the model. Like `replies` it is added to under `lock`.
     on_tick
@@ -108,6 +110,7 @@ class SharedModel:
         self.replies = Durations()
         self.sound = Durations()
         self.lock = threading.Lock()
+        self._newest = -math.inf  # when the newest conversation came
         self.on_tick = on_tick
         self.personas: ServedPersonas | None = None
         self.workers = max(2, os.cpu_count() or 1)
@@ -121,8 +124,7 @@ class SharedModel:
         self._waiting: list[_Waiting] = []
         self._arrivals = Arrivals()
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="msh-model", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # it starts with its first work
 
     def load(
         self, load: Callable[[], Parts], begin: Callable[[Parts], Opening | ServedPersonas | None] = lambda _: None
@@ -212,29 +214,38 @@ class SharedModel:
             opening = self.in_turns(self.personas.opening_in_turns(persona or self.personas.default))
         session = self.take_turn(lambda: self._new_session(text_sampler, audio_sampler, seed, opening))
         self.take_turn(session.reset_model)
+        with self.lock:
+            self.replies = Durations()  # of all, with the new one
+            self._newest = perf_counter()
         return Seat(self, session, tokens)
 
     def has_room(self, others: int) -> bool:
         """Return whether one more conversation beside `others` leaves all in real time; the first always has room.
 
-        It goes by what was measured: a step of all of them with the work on their sound, and the answers of those who talk.
+        It goes by what was measured: a step of all of them with the work on their sound, and how long those who talk wait for
+        their answers. Where that comes near the limit, a new one is given time to show in the answers before the next comes.
         """
         if others == 0:
             return True
         with self.lock:
-            sound, reply = self.sound.recent(50), self.replies.recent(95)
+            sound, reply, since = self.sound.recent(50), self.replies.recent(95), self._newest
         need = self.costs.expected(others + 1) + (others + 1) * sound / self.workers
-        return max(need, reply * (others + 1) / others) <= _ROOM * FRAME_SECONDS
+        room = _ROOM * FRAME_SECONDS
+        if need > room / 2 and perf_counter() - since < _SETTLED:
+            return False
+        return max(need, reply * (others + 1) / others) <= room
 
     def close(self) -> None:
         """End the threads, and wait until the system has ended them, too."""
         with self._changed:
             self._open = False
             self._changed.notify()
-        codec = list(self.pool._threads)
+        threads = list(self.pool._threads)
         self.pool.shutdown()
-        self._thread.join()
-        while any(exists(thread) for thread in (self._thread, *codec)):
+        if self._thread:
+            self._thread.join()
+            threads.append(self._thread)
+        while any(map(exists, threads)):
             sleep(0.001)
 
     # ---- what the threads of conversations ask for -----------------------------------------------------------------------
@@ -252,6 +263,9 @@ class SharedModel:
         with self._changed:
             if not self._open:
                 raise RuntimeError("the model is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="msh-model", daemon=True)
+                self._thread.start()
             self._turns.append(run)
             self._changed.notify()
         return result

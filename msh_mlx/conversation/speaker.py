@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from ..errors import InputError
+from ..errors import InputError, MshError
 from ..events import Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..model.engine import LanguageModel
@@ -45,6 +45,10 @@ class Spoken:
 
     pcm: Pcm
     words: tuple[Word, ...]
+
+
+class NotYetError(MshError):
+    """The text that comes next has not come yet."""
 
 
 class Speaker:
@@ -142,12 +146,13 @@ class Speaker:
         }
         self.say("")  # checks what is left
 
-    def say(self, text: str | Turn | Iterable[str | Turn]) -> Speech:
+    def say(self, text: str | Turn | Iterable[str | Turn | None]) -> Speech:
         """Say a text, or pieces of one as they come: `str` goes on with the turn before, a `Turn` begins another.
 
         A word is said when some words behind it are known, as many as the model looks ahead, or when the text ends. Text is
         read only when it is needed; `spoken.cut` says how it is cut into words. The speech raises its errors, and an InputError
-        for a turn of a speaker without a voice.
+        for a turn of a speaker without a voice. None among the pieces says that the next one has not come yet. Where it is
+        needed, the speech raises `NotYetError`, and goes on when it is asked again.
         """
         return Speech(self, [text] if isinstance(text, str | Turn) else text)
 
@@ -178,11 +183,14 @@ class Speech(Iterator[Spoken]):
     ----------
     notes
         Sentences on words that the model's tokenizer does not know, which are left out. The caller may take them from here.
+    over
+        Whether it has ended.
     """
 
-    def __init__(self, speaker: Speaker, pieces: Iterable[str | Turn]) -> None:
+    def __init__(self, speaker: Speaker, pieces: Iterable[str | Turn | None]) -> None:
         config = speaker._lm.config
         self.notes: list[str] = []
+        self.over = False
         self._speaker = speaker
         self._in_use = Lock()
         self._parts = cut(pieces)
@@ -225,23 +233,35 @@ class Speech(Iterator[Spoken]):
 
         Raises
         ------
+        NotYetError
+            The text that comes next has not come yet. The speech is as before.
         InputError
             The text is wrong, or cannot be read. The words before can still be heard: the next frames end with them.
         InUseError
             Another thread is using the speech.
         """
+        while (spoken := self.advance()) is None:
+            if self.over:
+                raise StopIteration
+        return spoken
+
+    def advance(self) -> Spoken | None:
+        """Run one position of the model, and return the frame that it completes. None: none yet, or it is `over`.
+
+        Errors are as for the next frame.
+        """
         with one_at_a_time(self._in_use):
-            while (step := self._step()) is not None:
-                if step.codes is None:
-                    continue
-                pcm = self._decoder.step(step.codes[:, None])
-                frame = self._position - self._first - self._dropped
-                if frame >= 0:
-                    return Spoken(pcm, self._words(frame))
-            raise StopIteration
+            step = self._step()
+            self.over = step is None
+            if step is None or step.codes is None:
+                return None
+            pcm = self._decoder.step(step.codes[:, None])
+            frame = self._position - self._first - self._dropped
+            return Spoken(pcm, self._words(frame)) if frame >= 0 else None
 
     def _step(self) -> Step | None:
-        self._read()
+        if not self._read():
+            raise NotYetError("The text that comes next has not come yet.")
         step = self._gen.advance()
         if step is not None:
             self._position += 1
@@ -259,17 +279,22 @@ class Speech(Iterator[Spoken]):
             words.append(Word(round((position - self._dropped) * FRAME_SECONDS, 3), text))
         return tuple(words)
 
-    def _read(self) -> None:
-        """Read as much of the text as the next position needs."""
+    def _read(self) -> bool:
+        """Read as much of the text as the next position needs. Return whether it is there."""
         machine = self._machine
         while self._more and machine.hungry and len(machine.entries) < _AHEAD:
-            part = next(self._parts, None)
-            if part is None:
+            try:
+                part = next(self._parts)
+            except StopIteration:
                 self._more = False
-            elif isinstance(part, Pause):
+                break
+            if part is None:
+                return False
+            if isinstance(part, Pause):
                 self._append(Entry((), round(part.seconds / FRAME_SECONDS)), "")
             elif tokens := self._tokens(part):
                 self._append(entries([tokens], self._speaker._padding)[0], part.text)
+        return True
 
     def _append(self, entry: Entry, text: str) -> None:
         self._machine.entries.append(entry)

@@ -51,8 +51,10 @@ class SpokenWord:
 Part: TypeAlias = SpokenWord | Pause
 
 
-def cut(pieces: Iterable[str | Turn]) -> Iterator[Part]:
+def cut(pieces: Iterable[str | Turn | None]) -> Iterator[Part | None]:
     """Cut text into words and pauses. Each is yielded when it is complete, before the next piece is read.
+
+    None among the pieces says that the next one has not come yet, and is yielded as it is.
 
     Words end at white space, at a colon, and at `<break time="1.5s"/>`, which is a pause (also in ms, and without quotes).
     A new turn ends a word, too. Parentheses are left out, and a typographic apostrophe becomes a plain one: models were
@@ -65,6 +67,9 @@ def cut(pieces: Iterable[str | Turn]) -> Iterator[Part]:
     """
     speaker, rest = 0, ""
     for piece in pieces:
+        if piece is None:
+            yield None
+            continue
         if isinstance(piece, Turn):
             yield from _parts(f"{rest} ", speaker, final=True)
             speaker, rest = piece.speaker, ""

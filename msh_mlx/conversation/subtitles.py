@@ -15,18 +15,18 @@ _PAUSE = 0.6  # seconds between words of two lines; and for which a line stays, 
 
 def srt(words: Iterable[Transcribed]) -> str:
     """Return SRT; without words it is empty."""
-    cues = enumerate(_cues(words), 1)
-    return "\n".join(f"{number}\n{_span(begin, end, ',')}\n{text}\n" for number, (begin, end, text) in cues)
+    numbered = enumerate(cues(words), 1)
+    return "\n".join(f"{number}\n{_span(begin, end, ',')}\n{text}\n" for number, (begin, end, text) in numbered)
 
 
 def vtt(words: Iterable[Transcribed]) -> str:
     """Return WebVTT; without words it has only its first line."""
-    cues = (f"{_span(begin, end, '.')}\n{_escaped(text)}\n" for begin, end, text in _cues(words))
-    return "\n".join(["WEBVTT\n", *cues])
+    shown = (f"{_span(begin, end, '.')}\n{_escaped(text)}\n" for begin, end, text in cues(words))
+    return "\n".join(["WEBVTT\n", *shown])
 
 
-def _cues(words: Iterable[Transcribed]) -> list[tuple[float, float, str]]:
-    """Put words together into lines: when each begins and ends, in seconds, and its text. They do not overlap."""
+def cues(words: Iterable[Transcribed]) -> list[tuple[float, float, str]]:
+    """Put words together into lines, and return when each begins and ends, in seconds, and its text. They do not overlap."""
     lines: list[list[Transcribed]] = []
     for word in words:
         line = lines[-1] if lines else []
@@ -35,7 +35,7 @@ def _cues(words: Iterable[Transcribed]) -> list[tuple[float, float, str]]:
         line.append(word)
     cues = []
     for i, line in enumerate(lines):
-        end = _until(line[-1]) + _PAUSE
+        end = until(line[-1]) + _PAUSE
         if i + 1 < len(lines):
             end = min(end, lines[i + 1][0].start)
         # A blank line would end the subtitle.
@@ -46,12 +46,12 @@ def _cues(words: Iterable[Transcribed]) -> list[tuple[float, float, str]]:
 def _breaks(line: list[Transcribed], word: Transcribed) -> bool:
     """Whether a new line begins with a word. Two lines cannot begin together."""
     full = sum(len(other.text) + 1 for other in line) + len(word.text) > _WIDTH
-    late = word.start - _until(line[-1]) > _PAUSE or word.start - line[0].start > _LONGEST
+    late = word.start - until(line[-1]) > _PAUSE or word.start - line[0].start > _LONGEST
     return word.start > line[0].start and (full or late)
 
 
-def _until(word: Transcribed) -> float:
-    """When a word has been said. The model tells only when the next one begins."""
+def until(word: Transcribed) -> float:
+    """Return when a word has been said, in seconds. The model tells only when the next one begins."""
     longest = word.start + _SPOKEN
     return longest if word.end is None else min(word.end, longest)
 

@@ -137,8 +137,7 @@ class Transcriber:
         InUseError
             Another thread is using the transcriber.
         """
-        if not _BEHIND.has(behind):
-            raise InputError(f"The silence behind the sound is {brief(behind)}", f"{_BEHIND} is expected, in seconds")
+        check_behind(behind)
         with one_at_a_time(self._in_use):
             stream, listener = self._stream.copy(), self._listener.copy()
             stream.end(behind)
@@ -215,39 +214,92 @@ def transcribe(
     InputError
         The model is of another family, or the parts do not belong together.
     """
-    check_parts(lm, mimi, tokenizer)
+    works = Rows(lm, mimi, tokenizer, rows, kv_bits=kv_bits)
     waiting = enumerate(sounds)
-    listeners = lm.listen(rows, kv_bits=kv_bits)
-    streams = [_Stream(lm, mimi, tokenizer) for _ in range(rows)]
-    works: dict[int, _Work] = {}  # by row
     with ThreadPoolExecutor(1, "codec") as codec:
         while True:
-            for row in range(rows):
-                if row not in works and (following := next(waiting, None)) is not None:
-                    streams[row].reset()
-                    works[row] = _Work(following[0], following[1], streams[row])
+            while works.free and (following := next(waiting, None)) is not None:
+                works.join(*following)
             if not works:
                 return
-            given = {row: work.next() for row, work in works.items()}
-            codes = np.zeros((max(map(len, given.values())), rows, lm.config.n_q), np.int32)
-            for row, some in given.items():
-                codes[: len(some), row] = some
-            # A thread, because MLX lets only a few steps wait: the call returns late.
-            prepared = codec.submit(_prepare, list(works.values())) if ahead else None
-            heard = listeners.hear(codes)
-            if prepared:
-                prepared.result()
-            told = {
-                row: works[row].write(heard.tokens[: len(some), row], heard.heads[: len(some), row])
-                for row, some in given.items()
-            }
-            works = {row: work for row, work in works.items() if not told[row].ended}
-            yield list(told.values())
+            yield works.step(codec if ahead else None)
+
+
+class Rows:
+    """Rows of one batch, each of which hears a recording. Recordings join and leave between steps. Its length is their number.
+
+    The arguments are as for `Transcriber`, with the number of rows. `steps` is how many are run at once.
+
+    Raises
+    ------
+    InputError
+        The model is of another family, or the parts do not belong together.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        mimi: Mimi,
+        tokenizer: sentencepiece.SentencePieceProcessor,
+        rows: int,
+        *,
+        steps: int = _STEPS,
+        kv_bits: int | None = None,
+    ) -> None:
+        check_parts(lm, mimi, tokenizer)
+        self._n_q = lm.config.n_q
+        self._steps = steps
+        self._listeners = lm.listen(rows, kv_bits=kv_bits)
+        self._streams = [_Stream(lm, mimi, tokenizer) for _ in range(rows)]
+        self._works: dict[int, _Work] = {}  # by row
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    @property
+    def free(self) -> int:
+        """How many rows are free."""
+        return len(self._streams) - len(self._works)
+
+    def join(self, index: int, sound: Iterator[Pcm]) -> None:
+        """Give a recording a free row. Its progress comes with `index`."""
+        row = next(row for row in range(len(self._streams)) if row not in self._works)
+        self._streams[row].reset()
+        self._works[row] = _Work(index, sound, self._streams[row], self._steps)
+
+    def leave(self, index: int) -> None:
+        """End a recording before its end, if it is here."""
+        self._works = {row: work for row, work in self._works.items() if work.index != index}
+
+    def step(self, codec: ThreadPoolExecutor | None) -> list[Progress]:
+        """Hear some more of all recordings, while `codec` makes the codes of what follows. Those that have ended leave."""
+        works = self._works
+        given = {row: work.next() for row, work in works.items()}
+        codes = np.zeros((max(map(len, given.values())), len(self._streams), self._n_q), np.int32)
+        for row, some in given.items():
+            codes[: len(some), row] = some
+        # A thread, because MLX lets only a few steps wait: the call returns late.
+        prepared = codec.submit(_prepare, list(works.values())) if codec else None
+        heard = self._listeners.hear(codes)
+        if prepared:
+            prepared.result()
+        told = {
+            row: works[row].write(heard.tokens[: len(some), row], heard.heads[: len(some), row])
+            for row, some in given.items()
+        }
+        self._works = {row: work for row, work in works.items() if not told[row].ended}
+        return list(told.values())
 
 
 def _prepare(works: Iterable[_Work]) -> None:
     for work in works:
         work.prepare()
+
+
+def check_behind(behind: float) -> None:
+    """Raise InputError if `behind` cannot be the silence behind a turn."""
+    if not _BEHIND.has(behind):
+        raise InputError(f"The silence behind the sound is {brief(behind)}", f"{_BEHIND} is expected, in seconds")
 
 
 def check_parts(lm: LanguageModel, mimi: Mimi, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
@@ -405,15 +457,16 @@ class _Stream:
 class _Work:
     """One recording on its way through a stream."""
 
-    def __init__(self, index: int, sound: Iterator[Pcm], stream: _Stream) -> None:
-        self._index, self._sound, self._stream = index, sound, stream
+    def __init__(self, index: int, sound: Iterator[Pcm], stream: _Stream, steps: int) -> None:
+        self.index = index
+        self._sound, self._stream, self._steps = sound, stream, steps
         self._ended = False
         self._error: MshError | None = None
 
     def prepare(self) -> None:
         """Get the sound of the next steps, and make their codes."""
         stream = self._stream
-        while not self._ended and stream.frames < _STEPS:
+        while not self._ended and stream.frames < self._steps:
             try:
                 stream.take(next(self._sound))
             except StopIteration:
@@ -422,12 +475,12 @@ class _Work:
                 self._ended, self._error = True, error
             if self._ended:
                 stream.end(BEHIND)
-        stream.prepare(_STEPS)
+        stream.prepare(self._steps)
 
     def next(self) -> npt.NDArray[np.int32]:
         """Return the codes of the next steps, `[n, n_q]`, at least of one."""
         self.prepare()
-        return self._stream.next(_STEPS)
+        return self._stream.next(self._steps)
 
     def write(self, tokens: npt.NDArray[np.int32], heads: npt.NDArray[np.float32]) -> Progress:
         """Take what the model wrote in these steps, and tell the progress."""
@@ -436,4 +489,4 @@ class _Work:
         ended = self._ended and stream.done
         if ended:
             words += stream.close()
-        return Progress(self._index, stream.seconds, words, ended, self._error if ended else None)
+        return Progress(self.index, stream.seconds, words, ended, self._error if ended else None)

@@ -20,7 +20,7 @@ import numpy as np
 from ..events import Event, Heard, Said
 from ..format import FRAME_SECONDS, SAMPLE_RATE, Pcm
 from ..system.words import shortened
-from .connection import AHEAD, UNREAD, Connection, MakeSeat
+from .connection import AHEAD, UNREAD, Connection, End, MakeSeat
 from .realtime_events import (
     Item,
     Json,
@@ -28,14 +28,16 @@ from .realtime_events import (
     Response,
     needed,
     new_id,
+    read_event,
     typed,
 )
 from .realtime_session import RealtimeSession
-from .realtime_settings import UNABLE, RealtimeSettings, Updater, format_form
+from .realtime_settings import TRANSCRIPTION, UNABLE, RealtimeSettings, Updater, format_form
 from .realtime_sound import ModelVoice, SoundWriter
+from .realtime_transcription import RealtimeTranscription
 
 BETA_HEADER, BETA_PROTOCOL = "realtime=v1", "openai-beta.realtime-v1"
-PROTOCOLS = "realtime", BETA_PROTOCOL  # subprotocols, the best first
+PROTOCOLS = "realtime", BETA_PROTOCOL  # the subprotocols that are known
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # what a browser's token stands behind, as a subprotocol
 
 _PATIENCE = round(5.0 / FRAME_SECONDS)  # frames for which a response that was asked for waits for the model to speak
@@ -55,10 +57,18 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 
 
 class Realtime(RealtimeSession):
-    """A client of `/v1/realtime` that talks with the model; the parameters are those of `RealtimeSession`."""
+    """A client of `/v1/realtime` that talks with the model; the parameters are those of `RealtimeSession`.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    `transcription` makes the session of transcription that this one becomes if it is asked for that first thing: `follower`.
+    None: there is no model for that.
+    """
+
+    def __init__(
+        self, *args: Any, transcription: Callable[[], RealtimeTranscription] | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self.follower: RealtimeTranscription | None = None
+        self._transcription = transcription
         self._defaults = self.parameters
         # The model's session is made when it is known what is asked for: after the first update, or when sound comes.
         self._wanted = asyncio.Event()
@@ -113,6 +123,33 @@ class Realtime(RealtimeSession):
             self._held_seconds = 0.0
 
     # ---- the way in ------------------------------------------------------------------------------------------------------
+
+    def _hear(self, data: bytes | str) -> None:
+        if self.follower:
+            self.follower._hear(data)
+        elif self._transcription and not self._was_wanted and self._asks_for_transcription(data):
+            self.follower = self._transcription()
+            self.follower.follow(self, str(data))
+            self.end(End("follower"))
+        else:
+            super()._hear(data)
+
+    def _asks_for_transcription(self, data: bytes | str) -> bool:
+        if not isinstance(data, str) or len(data) > self._limits.message or "transcription" not in data:
+            return False
+        try:
+            event = read_event(data)
+        except RefusedError:
+            return False
+        return event["type"] == "transcription_session.update" or (
+            event["type"] == "session.update" and _has(event.get("session"), TRANSCRIPTION)
+        )
+
+    def _update(self, event: Json) -> None:
+        if self._transcription and _has(event.get("session"), TRANSCRIPTION):
+            sentence = "This is a conversation already; ask for transcription first thing, or by ?intent=transcription."
+            raise RefusedError(UNABLE, sentence, "session.type")
+        super()._update(event)
 
     async def _until_there_is_room(self) -> None:
         begin, live = monotonic(), self.parameters.realtime

@@ -19,6 +19,7 @@ _SHOWN = 60  # characters of what the client wrote
 _IN_BETA = {
     "conversation.item.added": "conversation.item.created",
     "conversation.item.done": "",
+    "conversation.item.input_audio_transcription.segment": "",
     "response.output_audio.delta": "response.audio.delta",
     "response.output_audio.done": "response.audio.done",
     "response.output_audio_transcript.delta": "response.audio_transcript.delta",

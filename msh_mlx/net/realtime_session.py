@@ -164,7 +164,7 @@ class RealtimeSession(Connection):
             self._refuse(error, event_id)
 
     def _update(self, event: Json) -> None:
-        updater = Updater(self._settings, self._personas, self._sound_came)
+        updater = self._updater()
         updater.update(needed(event, "session", dict))
         event_id = event.get("event_id")
         for unable in updater.unable:
@@ -177,6 +177,9 @@ class RealtimeSession(Connection):
             self._detector, self._turn = new.detection.voice() if new.detection else None, None
         self._updated(old, new)
         self._emit("session.updated", session=self._form())
+
+    def _updater(self) -> Updater:
+        return Updater(self._settings, self._personas, self._sound_came)
 
     def _append(self, event: Json) -> None:
         self._hear_sound(self._decoded(needed(event, "audio", str), "audio"))
@@ -203,13 +206,14 @@ class RealtimeSession(Connection):
             )
         self._end_turn()
 
-    def _end_turn(self) -> None:
-        """Make an item of what the user said since the last one."""
+    def _end_turn(self) -> Item:
+        """Make an item of what the user said since the last one, and return it."""
         item = Item("user", self._turn or new_id("item"))
         self._turn, self._buffered = None, 0.0
         before = self._items.add(item)
         self._emit("input_audio_buffer.committed", previous_item_id=before, item_id=item.id)
         self._tell_item(item, before)
+        return item
 
     def _tell_item(self, item: Item, before: str | None) -> None:
         for name in ("conversation.item.added", "conversation.item.done"):
@@ -239,6 +243,8 @@ class RealtimeSession(Connection):
         for found in self._detector.hear(pcm, end) if self._detector else ():
             at = round(1000 * found.at)
             if isinstance(found, SpeechBegan):
+                if self._turn:  # what was said has shown it already
+                    continue
                 self._turn = new_id("item")
                 self._emit("input_audio_buffer.speech_started", audio_start_ms=at, item_id=self._turn)
                 self._user_began()

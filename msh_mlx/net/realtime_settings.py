@@ -9,12 +9,14 @@ from typing import Any
 from ..conversation.personas import Persona
 from ..conversation.served import ServedPersonas
 from ..errors import InputError, ProtocolError
+from ..format import SAMPLE_RATE
 from ..model.ranges import TEMPERATURE
 from ..system.words import listed, shortened
 from .parameters import read_role
 from .realtime_events import Json, RefusedError, chosen, needed, typed
 from .realtime_sound import ALAW, FORMATS, PCM, ULAW, UserVoice
 
+CONVERSATION, TRANSCRIPTION = KINDS = "realtime", "transcription"  # types of sessions
 UNABLE = "unsupported"  # the code of what is right in the protocol, and cannot be done here
 
 _BETA_FORMATS = {"pcm16": PCM, "g711_ulaw": ULAW, "g711_alaw": ALAW}
@@ -37,6 +39,8 @@ _WITHOUT_EFFECT = {
 }
 # Seconds of silence that end a turn.
 _EAGERNESS = {"low": 1.0, "medium": 0.5, "auto": 0.5, "high": 0.3}
+# The same where a model tells pauses, and has not told one.
+_PATIENCE = {"low": 8.0, "medium": 4.0, "auto": 4.0, "high": 2.0}
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,27 @@ class TurnDetection:
 
     def voice(self) -> UserVoice:
         """Make what finds them."""
-        silence = self.silence_ms / 1000 if self.kind == "server_vad" else _EAGERNESS[self.eagerness]
-        return UserVoice(self.threshold, self.padding_ms / 1000, silence)
+        return UserVoice(self.threshold, self.padding_ms / 1000, self.silence())
 
-    def form(self) -> Json:
-        """Return it as it is sent."""
+    def silence(self, *, paused: bool = False) -> float:
+        """Return how many seconds of silence end a turn; with `paused`, if a model tells pauses."""
+        if self.kind == "server_vad":
+            return self.silence_ms / 1000
+        return (_PATIENCE if paused else _EAGERNESS)[self.eagerness]
+
+    def form(self, *, answers: bool = True) -> Json:
+        """Return it as it is sent; with `answers`, with what it says about a model's answers."""
         own: Json = {"eagerness": self.eagerness}
         if self.kind == "server_vad":
             own = {
                 "threshold": self.threshold,
                 "prefix_padding_ms": self.padding_ms,
                 "silence_duration_ms": self.silence_ms,
-                "idle_timeout_ms": None,
             }
+        if not answers:
+            return {"type": self.kind, **own}
+        if self.kind == "server_vad":
+            own["idle_timeout_ms"] = None
         return {"type": self.kind, **own, "create_response": True, "interrupt_response": self.interrupts}
 
 
@@ -87,6 +99,7 @@ class RealtimeSettings:
     input_format: str = PCM
     output_format: str = PCM
     detection: TurnDetection | None = TurnDetection()
+    language: str | None = None  # that the client named
 
     def form(self, name: str, model: str, temperature: float, beta: bool) -> Json:
         """Return the session `name` as it is sent."""
@@ -126,10 +139,33 @@ class RealtimeSettings:
             "include": None,
         }
 
+    def transcription_form(self, name: str, model: str, beta: bool) -> Json:
+        """Return the session of transcription `name` as it is sent."""
+        session: Json = {"id": name, "object": "realtime.transcription_session", "expires_at": None, "include": None}
+        detection = self.detection.form(answers=False) if self.detection else None
+        writes = {"model": model, "language": self.language, "prompt": ""}
+        if beta:
+            names = {kind: old for old, kind in _BETA_FORMATS.items()}
+            return session | {
+                "modalities": ["text"],
+                "input_audio_format": names[self.input_format],
+                "input_audio_transcription": writes,
+                "input_audio_noise_reduction": None,
+                "turn_detection": detection,
+                "client_secret": None,
+            }
+        heard = {
+            "format": format_form(self.input_format),
+            "transcription": writes,
+            "noise_reduction": None,
+            "turn_detection": detection,
+        }
+        return session | {"type": TRANSCRIPTION, "audio": {"input": heard}}
+
 
 def format_form(kind: str) -> Json:
     """Return a format of sound as it is sent."""
-    return {"type": kind, "rate": 24000} if kind == PCM else {"type": kind}
+    return {"type": kind, "rate": SAMPLE_RATE} if kind == PCM else {"type": kind}
 
 
 class Updater:
@@ -220,7 +256,7 @@ class Updater:
     # ---- one by one ------------------------------------------------------------------------------------------------------
 
     def _type(self, value: Any, param: str) -> None:
-        if chosen(value, ("realtime", "transcription"), param) == "transcription":
+        if chosen(value, KINDS, param) == TRANSCRIPTION:
             raise RefusedError(
                 UNABLE, "No speech-to-text model is served here, so there are no transcription sessions.", param
             )
@@ -316,6 +352,55 @@ class Updater:
         return made
 
 
+class TranscriptionUpdater(Updater):
+    """The same for a session of transcription. `served` tells whether a name stands for the model, named `model`."""
+
+    def __init__(self, settings: RealtimeSettings, served: Callable[[str], bool], model: str) -> None:
+        super().__init__(settings, None, begun=False)
+        self._served = served
+        self._model = model
+        self._readers = {
+            "type": self._type,
+            "output_modalities": self._modalities,
+            "audio.input.format": self._readers["audio.input.format"],
+            "audio.input.transcription": self._transcription,
+            "audio.input.turn_detection": self._detection,
+        }
+
+    def _type(self, value: Any, param: str) -> None:
+        if chosen(value, KINDS, param) != TRANSCRIPTION:
+            raise RefusedError(UNABLE, "This is a transcription session; open another one for a conversation.", param)
+
+    def _modalities(self, value: Any, param: str) -> None:
+        for each in typed(value, list, param):
+            chosen(each, ("text", "audio"), param)
+
+    def _transcription(self, value: Any, param: str) -> None:
+        given = {} if value is None else typed(value, dict, param)
+        for name, each in given.items():
+            where = f"{param}.{shortened(name, 40)}"
+            if name not in ("model", "language", "languages", "prompt", "keywords", "delay"):
+                raise RefusedError("unknown_parameter", f"Unknown parameter: '{where}'.", where)
+            if each is None:
+                continue
+            if name in ("languages", "keywords"):
+                typed(each, list, where)
+            else:
+                typed(each, str, where)
+            if name == "model" and not self._served(each):
+                self._cannot(f"There is no model {shortened(each, 60)!r} for transcription; use {self._model}.", where)
+            elif name in ("prompt", "keywords") and each:
+                self._cannot("The model writes down what it hears, and takes no hints; leave them out.", where)
+            elif name == "language":
+                self._set(language=shortened(each, 40))
+
+    def _detected(self, made: TurnDetection, name: str, value: Any, param: str) -> TurnDetection:
+        if name in ("create_response", "interrupt_response"):  # there are no responses
+            typed(value, bool, param)
+            return made
+        return super()._detected(made, name, value, param)
+
+
 def _flat(session: Json) -> Iterator[tuple[str, str, Any]]:
     """Yield the fields of a session: the parameter as the client wrote it, its name today, and its value."""
     for name, value in session.items():
@@ -334,7 +419,7 @@ def _format(value: Any, param: str) -> str:
         return PCM
     given = typed(value, dict, param)
     kind = chosen(given.get("type", PCM), FORMATS, f"{param}.type")
-    rate = 24000 if kind == PCM else 8000
+    rate = SAMPLE_RATE if kind == PCM else 8000
     if given.get("rate") not in (None, rate):
         raise RefusedError("invalid_value", f"{param}.rate is not {rate}, the only rate of {kind}.", f"{param}.rate")
     if others := [name for name in given if name not in ("type", "rate")]:

@@ -109,7 +109,7 @@ class UserVoice:
     def __init__(self, threshold: float, padding: float, silence: float) -> None:
         self._least = _QUIETEST + _RANGE * threshold
         self._padding = padding
-        self._silence = silence
+        self.silence = silence
         self._noise = 0.0
         self._loud: list[bool] = []  # of the recent windows
         self._quiet = 0  # windows since the last loud one
@@ -132,10 +132,14 @@ class UserVoice:
                 began = at - first * _WINDOW / SAMPLE_RATE - self._padding
                 self.speaks = True
                 found.append(SpeechBegan(max(self._ended, began)))
-            elif self.speaks and self._quiet * _WINDOW >= self._silence * SAMPLE_RATE:
-                self.speaks, self._loud, self._ended = False, [], at
+            elif self.speaks and self._quiet * _WINDOW >= self.silence * SAMPLE_RATE:
+                self.end(at)
                 found.append(SpeechEnded(at))
         return found
+
+    def end(self, at: float) -> None:
+        """Take it that the user has ended, `at` seconds after the beginning of the client's sound: somebody knows better."""
+        self.speaks, self._loud, self._ended = False, [], at
 
 
 class ModelVoice:

@@ -32,12 +32,18 @@ from ..conversation.shared import Seat, SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
+from . import aiohttp_answers
+from .audio_service import AudioService
 from .chat import Chat
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
+from .exchange import Endpoint
 from .messages import MetaData
+from .openai_audio import OpenAiAudio
+from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
+from .realtime_transcription import RealtimeTranscription
 from .visitor import Network, Origin, Visitor, is_among
 from .wire import AiohttpWire
 
@@ -87,6 +93,7 @@ Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 class Settings:
     """The settings of a server."""
 
+    conversations: bool = True  # whether there are any
     sessions: int = 1  # how many conversations may run at once
     line: int = 16  # how many clients may wait in line
     connections: int = 64  # how many clients may talk or wait
@@ -149,6 +156,10 @@ class _Gate(web.RequestHandler):
         """Note that a request has come."""
         self.asked = True
         self.requests += 1
+        self.since = monotonic()
+
+    def move(self) -> None:
+        """Note that a request that takes its time has moved on."""
         self.since = monotonic()
 
     def end(self) -> None:
@@ -279,6 +290,27 @@ class _Figures(Collector):
         for kind, count in sorted(self._server.errors().items()):
             errors.add_metric([kind], count)
         yield errors
+        yield from self._audio()
+
+    def _audio(self) -> Iterator[Metric]:
+        """Yield the figures of transcription and speech."""
+        audio = self._server.audio
+        requests = CounterMetricFamily(
+            "msh_requests", "transcriptions and speeches, by their end", labels=["kind", "end"]
+        )
+        for (kind, end), count in sorted(audio.counts.items()):
+            requests.add_metric([kind, end], count)
+        yield requests
+        under_way = GaugeMetricFamily(
+            "msh_requests_active", "transcriptions and speeches at the moment", labels=["kind"]
+        )
+        waiting = GaugeMetricFamily("msh_requests_waiting", "those that wait", labels=["kind"])
+        for kind, shared in (("transcription", audio.transcriber), ("speech", audio.speaker)):
+            if shared:
+                active, waits = shared.figures()
+                under_way.add_metric([kind], active)
+                waiting.add_metric([kind], waits)
+        yield from (under_way, waiting)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -297,11 +329,13 @@ class Server:
         Makes the arguments `text_sampler`, `audio_sampler` and `seed` of a session from a client's parameters.
     log
         Called with each event, as a JSON object.
+    audio
+        What there is besides conversations: transcription and speech.
 
     Attributes
     ----------
     ready
-        Whether the model is loaded; before, conversations are refused.
+        Whether the models are loaded; before, conversations are refused.
     failure, failed
         The failure of the model, or None; `failed` is set with it.
     """
@@ -312,8 +346,10 @@ class Server:
         settings: Settings,
         samplers: Samplers,
         log: Callable[[Mapping[str, Any]], None],
+        audio: AudioService | None = None,
     ) -> None:
         self.ready = False
+        self.audio = audio or AudioService()
         self.failure: Failed | None = None
         self.failed = asyncio.Event()
         self._model = model
@@ -342,6 +378,15 @@ class Server:
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
         }
+        if not settings.conversations:
+            for path in ("/api/chat", "/api/voices"):
+                del self._routes[path]
+            about = "a transcription by websocket, in OpenAI's protocol: events in JSON"
+            self._routes["/v1/realtime"] = _Route(("GET", "HEAD"), self._realtime, about)
+            if not self.audio.transcriber:
+                del self._routes["/v1/realtime"]
+        for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
+            self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
         self._active: set[Connection] = set()
         self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
@@ -432,7 +477,7 @@ class Server:
             visitor = Visitor.of(request, self._settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
-            if route := self._routes.get(path):
+            if route := self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1]):
                 self._check_method(request, path, route.methods)
                 return await route.answer(request, visitor)
             return self._file(request, path)
@@ -512,7 +557,7 @@ class Server:
         sentence = sentence.encode(errors="replace").decode()
         if not json:
             raise _Refused(status, sentence + "\n", "text/plain", headers)
-        served = {path: route.about for path, route in self._routes.items()}
+        served = {path: route.about for path, route in self._routes.items() if not path.endswith("/")}
         # In the form that programs for other interfaces expect.
         body = {"error": {"message": sentence, "type": kind, "code": status}, "served": served}
         raise _Refused(status, dumps(body, indent=1) + "\n", "application/json", headers)
@@ -524,6 +569,19 @@ class Server:
         if origin is not None and self._is_friend(origin):
             # Let the page read why it was refused.
             response.headers["Access-Control-Allow-Origin"] = origin
+
+    async def _interface(self, endpoint: Endpoint, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        """Answer with an endpoint of OpenAI's interfaces, whose clients expect refusals in another form."""
+        try:
+            self._check_origin(request.headers.get("Origin"), visitor)
+            self._check_token(request)
+            self._check_loaded()
+        except _Refused as refused:
+            kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
+            error = RefusedError((refused.text or "").strip(), status=refused.status, kind=kind)
+            headers = {name: refused.headers[name] for name in ("WWW-Authenticate",) if name in refused.headers}
+            return web.json_response(error_body(error), status=refused.status, headers=headers)
+        return await aiohttp_answers.answer(request, endpoint, visitor.address, _gate(request).move)
 
     async def _health(self, *_: object) -> web.Response:
         if self.failure or self._stopping:
@@ -541,7 +599,9 @@ class Server:
         shown, static, is_interface = shortened(path, _SHOWN), self._settings.static, _is_interface(path)
         file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
         if not file:
-            if is_interface:
+            if not self._settings.conversations:
+                where = "in this server, which holds no conversations; /v1/models lists what it has."
+            elif is_interface:
                 where = (
                     "in this server: conversations are held by websocket at /api/chat, in Moshi's protocol, and at "
                     "/v1/realtime, in OpenAI's."
@@ -567,14 +627,18 @@ class Server:
             about = MetaData({**about.values, **_told(parameters, persona, ignored)})
 
         def make(wire: AiohttpWire) -> Connection:
-            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self._fail)
+            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self.fail)
 
         return await self._open(request, visitor, make, ignored)
 
     async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
-        """Hold a conversation in OpenAI's protocol, or answer why not. Programs must name a model, so any name will do."""
+        """Hold a conversation or write down, in OpenAI's protocol, or answer why not.
+
+        Programs must name a model, so any name will do.
+        """
         parameters, persona = self._asked(request, visitor, json=True)
-        if request.query.get("intent", "") == "transcription":
+        transcribes = request.query.get("intent", "") == "transcription" or not self._settings.conversations
+        if transcribes and not self.audio.transcriber:
             sentence = (
                 "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
             )
@@ -585,10 +649,17 @@ class Server:
             self._counts["event"] += 1
 
         def make(wire: AiohttpWire) -> Connection:
-            settings, personas = self._settings, self._model.personas
+            settings, personas, service = self._settings, self._model.personas, self.audio
+            given = (wire, parameters, persona, settings.limits, self.fail, refused)
+
+            def transcription() -> RealtimeTranscription:
+                return RealtimeTranscription(*given, beta=beta, service=service, client=visitor.address)
+
+            if transcribes:
+                return transcription()
             model = settings.about[0] or settings.about[2]
-            given = (wire, parameters, persona, settings.limits, self._fail, refused)
-            return Realtime(*given, model=model, personas=personas, beta=beta)
+            more = transcription if service.transcriber else None
+            return Realtime(*given, model=model, personas=personas, beta=beta, transcription=more)
 
         known = {"model", "intent", "call_id"}
         ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
@@ -618,7 +689,7 @@ class Server:
     ) -> web.StreamResponse:
         """Open a websocket, and serve the connection that `make` makes of it; or say why not.
 
-        `ignored` are parameters that mean nothing here, for the log; `protocols` are subprotocols, the best first.
+        `ignored` are parameters that mean nothing here, for the log; `protocols` are the subprotocols that are known.
         """
         ws = web.WebSocketResponse(
             heartbeat=_HEARTBEAT,
@@ -696,13 +767,26 @@ class Server:
             self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
         finally:
             self._leave_line(connection)
+            follower = (
+                connection.follower if isinstance(connection, Realtime) and end and end.kind == "follower" else None
+            )
             try:
-                await connection.close(end or End("lost"), _GOODBYE)
+                if not follower:
+                    await connection.close(end or End("lost"), _GOODBYE)
             finally:
                 self._connections.pop(connection, None)
                 self._left = True
                 self._active.discard(connection)
                 self._admit()
+        if follower:
+            follower.inherit(connection)
+            await self._serve(follower, address, ignored)
+            return
+        if isinstance(connection, RealtimeTranscription):
+            if end.kind not in _ORDINARY:
+                self._counts[end.kind] += 1
+            connection.note(end)
+            return
         summary = self._summary(connection, address, end, begin)
         if connection.persona and connection.persona.name:
             summary["voice"] = connection.persona.name
@@ -789,7 +873,7 @@ class Server:
         if came:
             self._tell_places()
 
-    def _fail(self, failure: Failed) -> None:
+    def fail(self, failure: Failed) -> None:
         """Note a failure: one of the model ends the server, one of the codec only its conversation."""
         if failure.where in ("model", "start"):
             self.failure = self.failure or failure

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from enum import IntEnum
 from typing import Protocol
 
 from aiohttp import WebSocketError, WSMsgType, web
+from aiohttp.log import ws_logger
+
+# It warns of subprotocols that nobody knows; but browsers send their token as one.
+ws_logger.setLevel(logging.ERROR)
 
 
 class Close(IntEnum):

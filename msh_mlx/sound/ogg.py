@@ -161,7 +161,7 @@ def container(data: bytes) -> str | None:
 
 CAPTURE = b"OggS"  # every page begins with it
 _HEADER = struct.Struct("<4sBBqII4sB")
-_CONTINUED, _FIRST = 1, 2
+_CONTINUED, _FIRST, _LAST = 1, 2, 4
 _BEGINNING = 8  # bytes of a packet that tell whether it is a header
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
@@ -182,6 +182,12 @@ def write_page(packet: bytes, sequence: int, *, granule: int = 0, serial: int = 
     flags = 0 if sequence else _FIRST
     header = _HEADER.pack(CAPTURE, 0, flags, granule, serial, sequence & _MASK, bytes(4), len(lacing))
     page = header + lacing + packet
+    return page[:22] + page_checksum(page) + page[26:]
+
+
+def last_page(page: bytes) -> bytes:
+    """Return a page as the last one of its stream."""
+    page = page[:5] + bytes([page[5] | _LAST]) + page[6:22] + bytes(4) + page[26:]
     return page[:22] + page_checksum(page) + page[26:]
 
 

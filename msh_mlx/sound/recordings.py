@@ -207,6 +207,19 @@ def open_recording(path: str) -> Recording:
         raise
 
 
+def open_sound(file: BinaryIO, name: str) -> Recording:
+    """Open the recording in a file that is open for reading and can seek, as `open_recording` does; it closes the file.
+
+    `name` is its name in messages.
+    """
+    try:
+        return Recording(name, file, _examine(file, name), can_reopen=False)
+    except OSError as error:
+        if isinstance(error, MshError):
+            raise
+        raise cannot_read(name, error) from None
+
+
 def checked(path: str) -> Recording | None:
     """Check a recording before long work; return it, open, if it can be read only once, else None.
 

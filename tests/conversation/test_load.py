@@ -24,6 +24,7 @@ from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.errors import InputError
 from msh_mlx.events import Failed, ModelInUse, Notice, Ready
 from msh_mlx.library.suited import SLOW, Selection, load_library
+from msh_mlx.net.audio_service import AudioService
 from msh_mlx.system.signals import Signals
 from msh_mlx.weights import checkpoint, load, lora
 from msh_mlx.weights.safetensors import read_header
@@ -138,7 +139,7 @@ def test_the_demo_has_no_smaller_model(counts: Counts, monkeypatch: pytest.Monke
 def test_a_server_does_so_too(counts: Counts, precisions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, *_: Any) -> int:
         model = SharedModel()
-        await asyncio.to_thread(self._load, model)
+        await asyncio.to_thread(self._load, model, AudioService())
         model.close()
         return 0
 

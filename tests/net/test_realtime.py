@@ -558,7 +558,7 @@ async def test_it_ends_with_an_event_that_says_why(model):
 # ---- tokens, the line, the address ---------------------------------------------------------------------------------------
 
 
-async def test_a_token_may_be_a_subprotocol_as_browsers_send_it(model):
+async def test_a_token_may_be_a_subprotocol_as_browsers_send_it(model, caplog):
     async with serving(model, "--token", "sk-x") as server:
         protocols = ("realtime", "openai-insecure-api-key.sk-x", "openai-agents-sdk.1")
         async with Client(server, protocols=protocols) as client:
@@ -566,11 +566,16 @@ async def test_a_token_may_be_a_subprotocol_as_browsers_send_it(model):
             assert (await client.receive())["type"] == "session.created"
         async with Client(server, {"Authorization": "Bearer sk-x"}) as client:
             assert (await client.receive())["type"] == "session.created"
+        async with Client(server, protocols=protocols[1:]) as client:
+            assert client.ws.protocol is None
         for headers, named in ((None, ("realtime", "openai-insecure-api-key.no")), ({"Authorization": "Bearer y"}, ())):
             with pytest.raises(aiohttp.WSServerHandshakeError) as error:
                 async with Client(server, headers, named):
                     pass
             assert error.value.status == 401
+    assert "sk-x" not in str(
+        [(record.name, record.getMessage()) for record in caplog.records if "client" not in record.name]
+    )
 
 
 async def test_the_session_is_created_when_the_turn_has_come(model, digits):

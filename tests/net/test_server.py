@@ -22,8 +22,10 @@ from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.session import step_together
 from msh_mlx.conversation.shared import SharedModel
+from msh_mlx.conversation.ticks import Costs
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
+from msh_mlx.model.sampling import Sampler
 from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
@@ -299,6 +301,20 @@ def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
     model.close()
 
 
+def test_near_the_limit_a_new_conversation_shows_in_what_is_measured_before_the_next_comes(monkeypatch):
+    model = SharedModel()
+    model.load(lambda: load_parts(find_demo(), None))
+    model.replies.add(1.0)  # of those who were there before
+    model.seat(text_sampler=Sampler(0), audio_sampler=Sampler(0), seed=1)
+    assert model.has_room(1)
+    model.costs = Costs()
+    model.costs.measure(1, 0.02)
+    assert not model.has_room(1)
+    monkeypatch.setattr("msh_mlx.conversation.shared._SETTLED", 0.0)
+    assert model.has_room(1)
+    model.close()
+
+
 async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
     async with serving(model, "--sessions", "2") as server, Talker(server.url) as first:
         await first.until(Handshake)
@@ -413,7 +429,7 @@ async def test_programs_for_other_interfaces_are_told_what_is_here(model, tmp_pa
     assert headers["Content-Type"].startswith("application/json")
     assert "/api/chat" in body["error"]["message"]
     assert path.partition("?")[0] in body["error"]["message"]
-    assert set(body["served"]) == {"/api/chat", "/v1/realtime", "/api/voices", "/health", "/metrics"}
+    assert set(body["served"]) == {"/api/chat", "/v1/realtime", "/api/voices", "/health", "/metrics", "/v1/models"}
     assert headers.get("Allow") == ("GET, HEAD, POST" if status == 405 else None)
 
 
@@ -499,7 +515,7 @@ async def test_whatever_is_asked_the_answer_and_the_log_are_short(model, request
         found, body = await raw(server, request_ + b"Connection: close\r\n\r\n")
     assert found == status
     assert said in body
-    assert len(body) < 700
+    assert len(body) < 1000
     assert "bytearray" not in body
     assert "Traceback" not in body
     assert server.log == []

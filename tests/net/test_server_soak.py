@@ -87,14 +87,14 @@ def test_the_reply_of_another_is_found():
 
 
 def test_who_comes_is_the_same_every_time(monkeypatch):
-    async def note(kind, port, spoken, name, found):
+    async def note(kind, port, spoken, said, name, found):
         found.outcomes[kind.__name__, name] += 1
 
     monkeypatch.setattr(server_soak, "visit", note)
     came = []
     for at_once in (1, 4):
         found = Found()
-        asyncio.run(come(iter(range(300)), 7, 0, [], at_once, found))
+        asyncio.run(come(iter(range(300)), 7, 0, [], None, at_once, found))
         came.append(found.outcomes)
     assert came[0] == came[1]
     assert {who for who, _ in came[0]} == {kind.__name__ for kind in server_soak.WEIGHTS}

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from processes import make_peer
 
 HERE = Path(__file__).parent
+TURNS = [["four", "one"], ["three"], ["eight", "nine", "zero"]]
+KNOWN = "Event", "Added", "Done", "Segment"  # how the names of the package's classes for events end
 WORDS = json.loads((ROOT / "assets" / "demo" / "expected.json").read_text())["words"]
 LIMIT = 120  # seconds
 AGENTS = "0.20.0"
@@ -34,16 +36,21 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def spoken(command: Sequence[str | Path | int]) -> list[dict[str, Any]]:
-    """Run a client, print its transcript, and return what it told, a line each."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=LIMIT)
-    print(done.stdout, done.stderr[-2000:])
-    assert done.returncode == 0
-    lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    """Run a client that talks, and return what it told, a line each."""
+    lines = told(command)
     assert [line["word"].strip() for line in lines if "word" in line] == WORDS
     assert not [line for line in lines if "error" in line]
     # A response lasts until a second after its last sound.
     assert 3 + 0.4 * len(WORDS) < lines[-1]["seconds"] < 10
     return lines
+
+
+def told(command: Sequence[str | Path | int]) -> list[dict[str, Any]]:
+    """Run a client, print its transcript, and return what it told, a line each."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=LIMIT)
+    print(done.stdout, done.stderr[-2000:])
+    assert done.returncode == 0
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.mark.parametrize("dialect", ["now", "beta"])
@@ -53,6 +60,16 @@ def test_openais_package(port: int, dialect: str) -> None:
     # The package knows each event: it has a class of its own for it.
     assert not [line for line in lines if not str(line.get("class", "Event")).endswith(("Event", "Added", "Done"))]
     assert sum(line.get("event") == "response.done" for line in lines) == 3
+
+
+@pytest.mark.parametrize("dialect", ["now", "beta"])
+def test_openais_package_in_a_session_of_transcription(port: int, dialect: str) -> None:
+    openai = make_peer("openai", "3.57.0", ["websockets", "soundfile"])
+    lines = told([openai, HERE / "transcription_openai.py", port, DIGITS, dialect])
+    assert "".join(line["delta"] for line in lines if "delta" in line) == "".join(" ".join(turn) for turn in TURNS)
+    assert [line["turn"].split() for line in lines if "turn" in line] == TURNS
+    assert not [line for line in lines if not str(line.get("class", "Event")).endswith(KNOWN)]
+    assert not [line for line in lines if "error" in line]
 
 
 def test_openais_agents(port: int, tmp_path: Path) -> None:
