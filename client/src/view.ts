@@ -24,6 +24,7 @@ export const elements = {
   settingsReset: find<HTMLButtonElement>("settings-reset"),
   settingsCancel: find<HTMLButtonElement>("settings-cancel"),
   microphone: find<HTMLSelectElement>("microphone"),
+  model: find<HTMLSelectElement>("model"),
   voice: find<HTMLSelectElement>("voice_prompt"),
   role: find<HTMLTextAreaElement>("text_prompt"),
   fields: find<HTMLDivElement>("fields"),
@@ -37,6 +38,7 @@ const trouble = find("trouble");
 const persona = find("persona");
 const figures = find("figures");
 const transcript = find("transcript");
+const modelField = find("models");
 const voiceField = find("voice");
 const roleField = find("role");
 const settingsError = find("settings-error");
@@ -55,8 +57,11 @@ export function showTrouble(sentence: string, notice: boolean): void {
 }
 
 /** Shows what the user has chosen, so that nobody forgets it. */
-export function showChosen(voice: string, role: string): void {
-  setText(persona, [voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "));
+export function showChosen(model: string, voice: string, role: string): void {
+  setText(
+    persona,
+    [model && `Model: ${model}`, voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "),
+  );
   persona.hidden = persona.textContent === "";
 }
 
@@ -164,6 +169,16 @@ export function showMicrophones(devices: MediaDeviceInfo[], chosen: string): voi
     .map(({ deviceId, label }) => new Option(label, deviceId));
   elements.microphone.replaceChildren(new Option("The system’s choice", ""), ...options);
   elements.microphone.value = options.some(({ value }) => value === chosen) ? chosen : "";
+}
+
+/** Shows the models where there is more than one, and what was chosen before, so that it can be taken back. */
+export function showModels({ models }: Offer, chosen: string): void {
+  const names = chosen === "" || models.includes(chosen) ? models : [...models, chosen];
+  const [first] = models;
+  const none = first === undefined ? "The server’s choice" : `The server’s choice (${first})`;
+  elements.model.replaceChildren(new Option(none, ""), ...names.map((name) => new Option(name)));
+  elements.model.value = chosen;
+  modelField.hidden = names.length < 2 && chosen === "";
 }
 
 /** Shows the fields for what is on offer, and for what was chosen before, so that it can be taken back. */

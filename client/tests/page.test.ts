@@ -325,6 +325,59 @@ describe("settings", () => {
     expect([await page.isVisible("#voice_prompt"), await page.isVisible("#text_prompt")]).toEqual([true, false]);
   });
 
+  test("a model: only where there is more than one, with its own voices and role, from the next conversation on", async () => {
+    connections(echo);
+    const models = ["demo", "persona", "small"];
+    const demo = { prompt: false, voices: [], voice: "", models, model: "demo" };
+    const persona = { prompt: true, voices: ["Anna", "Ben"], voice: "", models, model: "persona" };
+    const small = { prompt: true, voices: ["Ben"], voice: "", models, model: "small" };
+    server.voices = { ...demo, models: ["demo"] };
+    const page = await open();
+    await page.click("#open-settings");
+    await page.waitForTimeout(300);
+    expect(await page.isVisible("#model")).toBe(false);
+    await page.click("#settings-cancel");
+    server.voices = demo;
+    server.voicesOf = { demo, persona, small };
+    await page.click("#open-settings");
+    await page.selectOption("#model", "persona");
+    expect(await page.locator("#model option").allInnerTexts()).toEqual(["The server’s choice (demo)", ...models]);
+    await page.selectOption("#voice_prompt", "Anna");
+    await page.getByLabel("Role").fill("next");
+    expect(await axe(page)).toEqual([]);
+    await page.click("#settings-save");
+    expect(await page.textContent("#persona")).toBe("Model: persona · Voice: Anna · Role: next");
+    const asked = async () => {
+      await page.click("#talk");
+      await talking(page);
+      await page.click("#talk");
+      await idle(page);
+      const query = new URL(server.requests.at(-1) as string, server.url).searchParams;
+      return [query.get("model"), query.get("voice_prompt"), query.get("text_prompt")];
+    };
+    expect(await asked()).toEqual(["persona", "Anna", "next"]);
+    // Another model does not have this voice.
+    await page.reload();
+    await page.click("#open-settings");
+    await page.selectOption("#model", "small");
+    await page.waitForSelector("#voice_prompt:not(:has(option:text-is('Anna')))");
+    await page.click("#settings-save");
+    expect(await asked()).toEqual(["small", null, "next"]);
+    // The model is gone: it is shown, so that it can be taken back.
+    server.voicesOf = {};
+    server.voices = { ...demo, models: ["demo"] };
+    await page.reload();
+    await page.click("#open-settings");
+    await page.waitForSelector("#model option:text-is('The server’s choice (demo)')", { state: "attached" });
+    expect(await page.inputValue("#model")).toBe("small");
+    await page.selectOption("#model", "");
+    await until(() => page.isHidden("#text_prompt"), "the demo takes no role");
+    await page.click("#settings-save");
+    expect(await asked()).toEqual([null, null, null]);
+    await page.click("#open-settings");
+    expect(await page.isVisible("#model")).toBe(false);
+  });
+
   test("a voice and a role fit a phone, in the dark, too", async () => {
     server.voices = { prompt: true, voices: ["Anna"], voice: "" };
     const page = await open({ phone: true, dark: true });

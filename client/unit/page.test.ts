@@ -135,8 +135,11 @@ describe("who speaks", () => {
 
 describe("what the server offers", () => {
   test("is read, and anything else is no offer", () => {
-    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna" };
+    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
     expect(readOffer(offer)).toEqual(offer);
+    const { models, model, ...older } = offer; // of a server that lists no models
+    expect(readOffer(older)).toEqual({ ...older, models: [], model: "" });
+    expect(readOffer({ ...offer, models: ["a", 3], model: 4 })).toEqual({ ...offer, models: ["a"], model: "" });
     expect(readOffer({ prompt: 1, voices: ["a", 2], voice: null })).toEqual({ ...NO_OFFER, voices: ["a"] });
     expect([null, "x", 3, [], {}].map(readOffer)).toEqual(Array(5).fill(NO_OFFER));
   });
@@ -145,6 +148,7 @@ describe("what the server offers", () => {
     const address = (page: string, token: string | null) => voicesAddress(new URL(page), token).href;
     expect(address("https://h:9/base/?text_topk=3#x", "a b")).toBe("https://h:9/base/api/voices?worker_auth_id=a+b");
     expect(address("http://h/?worker_addr=other:8998", null)).toBe("http://other:8998/api/voices");
+    expect(voicesAddress(new URL("http://h/"), null, "a b").href).toBe("http://h/api/voices?model=a+b");
   });
 
   test("has a voice also by the name of its file", () => {
