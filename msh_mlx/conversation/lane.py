@@ -32,9 +32,11 @@ class Lane:
                 self._submit()
 
     def close(self) -> None:
-        """Begin no work any more."""
+        """Begin no work any more. When what has begun has ended, the work and what it refers to are let go."""
         with self._changed:
             self._open = self._again = False
+            if not self._busy:
+                self._work = _nothing
 
     def join(self, timeout: float) -> bool:
         """Wait until the work that has begun has ended; return False if it has not after `timeout` seconds."""
@@ -57,4 +59,10 @@ class Lane:
                 self._busy = self._again and self._open
                 if self._busy:
                     self._submit()
+                elif not self._open:
+                    self._work = _nothing
                 self._changed.notify_all()
+
+
+def _nothing() -> None:
+    pass

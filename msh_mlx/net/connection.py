@@ -78,8 +78,9 @@ class NetworkSource:
     With `by_turns`, the client may send turn by turn, each as fast as it can: what comes at once after a gap was not held up on
     its way.
 
-    While `fills` is set and no sound comes, silence is read in its place: as fast as one speaks, or at once if it is "fast".
-    Somebody has to look at the time `fill_at`.
+    While `fills` is set and no sound comes, silence is read in its place: as fast as one speaks, or, if it is "fast", when all
+    that was read before is `answered`, in frames. So its length does not depend on how fast anything goes. Somebody has to look
+    at the time `fill_at`.
     """
 
     def __init__(self, longest: float, now: Callable[[], float] = monotonic, *, by_turns: bool = False) -> None:
@@ -89,6 +90,8 @@ class NetworkSource:
         self.fills: Literal["no", "live", "fast"] = "no"
         self._came = 0  # samples, in all
         self._last_read = -math.inf  # when a frame was last read
+        self._reads = 0  # frames
+        self.answered = 0  # frames of them
         self._parts: deque[Pcm] = deque()
         self._samples = 0
         self._changed = threading.Condition()
@@ -143,6 +146,7 @@ class NetworkSource:
             pcm = self._take(min(n, self._samples))
             pcm = np.pad(pcm, (0, n - len(pcm)))
             self._last_read = self._now()
+            self._reads += 1
             if self._cut:
                 fade = min(n, _FADE_IN)
                 pcm[:fade] *= np.linspace(0, 1, fade, endpoint=False, dtype=np.float32)
@@ -151,10 +155,14 @@ class NetworkSource:
 
     def fill_at(self, n: int) -> float:
         """Return when silence is read if `n` samples have not come by then; infinite if none is."""
-        if self.fills == "no":
+        if self.fills == "no" or (self.fills == "fast" and self._reads > self.answered):
             return math.inf
         quiet = -math.inf if self._written is None else self._written + _GAP
         return max(quiet, self._last_read + n / SAMPLE_RATE) if self.fills == "live" else quiet
+
+    def begin(self) -> None:
+        """Begin a conversation: of what was read before, nothing is answered any more."""
+        self._reads = self.answered = 0
 
     @property
     def position(self) -> float:
@@ -346,6 +354,7 @@ class Connection(ABC):
 
     def _start(self, seat: Seat) -> None:
         self.begun = self.begun or perf_counter()
+        self._source.begin()
         delay_limit = DELAY_LIMIT if self.parameters.realtime else math.inf
         self.pipeline = Pooled(seat, self._source, self._observe, delay_limit=delay_limit, early=self._source.early)
         self._metrics = self.pipeline.metrics
@@ -518,6 +527,9 @@ class Connection(ABC):
             send()
             if self.steps == self.parameters.max_steps:
                 self.end(End("max_steps", None, Close.OK))
+        self._source.answered += 1
+        if self._source.fills == "fast":
+            self._fill("fast")  # perhaps at once
 
     def _tell_dropped(self, seconds: float) -> None:
         """Say how many seconds of sound were dropped, in all, if the protocol has a message for it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -249,6 +252,25 @@ def test_it_has_no_thread_of_its_own(model: SharedModel, speech: Frames) -> None
     assert threading.active_count() <= max(before, model.workers + 2)
     for talk in talks:
         assert talk.pooled.stop(PATIENT)
+
+
+def test_its_memory_is_free_when_it_has_ended(model: SharedModel, speech: Frames) -> None:
+    """At once, not when Python's collector runs: with a real model it may be gigabytes."""
+    gc.collect()
+    gc.disable()
+    try:
+        talk = Talk(model)
+        talk.tape.give(*speech[:3])
+        talk.answered(3)
+        talk.pooled.reset()
+        eventually(partial(talk.events.__contains__, Ready(2)))
+        session = weakref.ref(talk.seat.session)
+        assert talk.pooled.stop(PATIENT)
+        del talk.pooled, talk.seat  # what has the events and the source may live on
+        eventually(lambda: session() is None)
+        talk.tape.watch()
+    finally:
+        gc.enable()
 
 
 def test_ticks_are_told(model: SharedModel, speech: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
