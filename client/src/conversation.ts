@@ -6,6 +6,7 @@ import { Link } from "./link";
 import { GRANULE_RATE, isPlayable, join, OggReader, OggWriter, packetKind, packetSamples } from "./ogg";
 import type { Codec, PacketDecoder, PacketEncoder } from "./opus/codec";
 import { PACKET_SAMPLES, SAMPLE_RATE } from "./protocol";
+import { ONSET_SECONDS, Speakers, type Speaking } from "./speakers";
 import { Transcript } from "./transcript";
 import { microphoneTrouble, type Trouble } from "./troubles";
 import { Recording } from "./wav";
@@ -26,6 +27,8 @@ export interface ConversationEvents {
   /** null: the trouble is over. */
   onTrouble(trouble: Trouble | null): void;
   onText(text: string, seconds: number, beginsLine: boolean): void;
+  /** The user has begun to speak, and Moshi has said something since they last did. */
+  onYou(seconds: number): void;
   onRenewed(seconds: number): void;
   onMicrophones(): void;
 }
@@ -64,6 +67,7 @@ export class Conversation {
   #full = false;
   #ignored: string[] = []; // parameters that the server does not know
   #notice = ""; // what else it says about them
+  #speakers = new Speakers();
   #gone = false; // there is no microphone at present
 
   /** Must be called in the handler of a gesture. */
@@ -92,6 +96,10 @@ export class Conversation {
   /** How much sound waits to be heard, in seconds. */
   get queued(): number {
     return this.#sound.cushion.fill + this.#sound.outputLatency;
+  }
+
+  get speaking(): Speaking {
+    return this.#speakers.speaking;
   }
 
   set muted(muted: boolean) {
@@ -219,6 +227,7 @@ export class Conversation {
       this.events.onRenewed(this.recording.seconds);
     }
     this.#begun = true;
+    this.#speakers = new Speakers();
     this.#slow = false;
     this.#reader = new OggReader();
     this.#playable = false;
@@ -291,10 +300,13 @@ export class Conversation {
   }
 
   #onSound(heard: Float32Array<ArrayBuffer>, played: Float32Array<ArrayBuffer>): void {
-    this.levels.you = Math.max(level(heard), this.levels.you * METER_FALL);
-    this.levels.moshi = Math.max(level(played), this.levels.moshi * METER_FALL);
+    const [you, moshi] = [level(heard), level(played)];
+    this.levels.you = Math.max(you, this.levels.you * METER_FALL);
+    this.levels.moshi = Math.max(moshi, this.levels.moshi * METER_FALL);
     if (!this.#begun) return;
     this.recording.append(heard, played);
+    const spoke = this.#speakers.hear(you, moshi, heard.length / SAMPLE_RATE);
+    if (spoke && this.#link?.talking) this.#onYou();
     if (this.recording.full && !this.#full) {
       this.#full = true;
       this.events.onTrouble({ cause: "full", hours: RECORDING_HOURS });
@@ -310,6 +322,11 @@ export class Conversation {
         this.#used = 0;
       }
     }
+  }
+
+  #onYou(): void {
+    const seconds = Math.max(0, this.recording.seconds - ONSET_SECONDS);
+    if (this.transcript.markYou(seconds)) this.events.onYou(seconds);
   }
 
   #onPacket(packet: Uint8Array): void {

@@ -2,10 +2,11 @@
 
 import { microphones } from "./audio";
 import { Conversation, type Phase } from "./conversation";
-import { askOffer, NO_OFFER } from "./offer";
+import { askOffer, findVoice, NO_OFFER } from "./offer";
 import { chooseCodec } from "./opus/choose";
 import { chatAddress, takeToken } from "./protocol";
 import { FIELDS, isValid, PERSONA_LENGTH, parameters, readSettings, type Settings } from "./settings";
+import { Calm } from "./speakers";
 import { explain, isNotice, type Trouble } from "./troubles";
 import * as view from "./view";
 
@@ -143,11 +144,13 @@ function start(): void {
         if (started === conversation) showTrouble(next);
       },
       onText: view.addText,
+      onYou: view.addYou,
       onRenewed: view.addRenewed,
       onMicrophones: () => void listMicrophones(),
     },
   );
   conversation = started;
+  calm = new Calm();
   showPhase();
   requestAnimationFrame(draw);
 }
@@ -157,6 +160,7 @@ function end(): void {
   if (trouble && !(trouble.cause === "full")) showTrouble(null);
 }
 
+let calm = new Calm();
 let shown = 0;
 let told = 0;
 
@@ -164,6 +168,7 @@ function draw(now: number): void {
   if (!conversation) return;
   if (!isOn()) {
     view.showLevels({ you: 0, moshi: 0 }, true);
+    view.showSpeaking(null, null);
     view.showFigures("");
     return;
   }
@@ -172,6 +177,8 @@ function draw(now: number): void {
   shown = now;
   const tell = now - told >= METERS_TOLD_MS;
   view.showLevels(conversation.levels, tell);
+  const speaking = conversation.phase === "talking" ? conversation.speaking : null;
+  view.showSpeaking(speaking, speaking && calm.next(speaking, now / 1000));
   if (tell) {
     told = now;
     const { dropped } = conversation.sound.cushion;
@@ -248,8 +255,9 @@ function openSettings(): void {
     input.placeholder = field.shown ? (used == null ? "" : String(used)) : "random";
     input.removeAttribute("aria-invalid");
   }
+  view.showModels(offer, settings.model ?? "");
   view.showPersona(offer, settings.voice_prompt ?? "", settings.text_prompt ?? "");
-  void learnOffer();
+  void learnOffer(settings.model ?? "");
   view.showSettingsError("");
   showDetails();
   void listMicrophones();
@@ -257,12 +265,25 @@ function openSettings(): void {
 }
 
 /** Asks the server again what it offers: meanwhile, it may be another one. */
-async function learnOffer(): Promise<void> {
+async function learnOffer(model: string): Promise<void> {
   const former = offer;
-  offer = await askOffer(rest, token);
+  const answer = await askOffer(rest, token, model);
+  const { open } = elements.settings;
+  if (open && elements.model.value !== model) return; // another one was chosen meanwhile
+  offer = answer;
   // What was chosen or typed while the server was asked stays; and a list that is open now must not close.
-  if (elements.settings.open && JSON.stringify(offer) !== JSON.stringify(former))
-    view.showPersona(offer, elements.voice.value, elements.role.value);
+  if (!open || JSON.stringify(offer) === JSON.stringify(former)) return;
+  view.showModels(offer, model);
+  view.showPersona(offer, elements.voice.value, elements.role.value);
+}
+
+/** Offers what the model has that the user has chosen now. What it does not have is not chosen any more. */
+async function modelChosen(): Promise<void> {
+  const model = elements.model.value;
+  await learnOffer(model);
+  if (elements.model.value !== model) return;
+  const voice = findVoice(offer.voices, elements.voice.value) ?? "";
+  view.showPersona(offer, voice, offer.prompt ? elements.role.value : "");
 }
 
 function saveSettings(event: Event): void {
@@ -280,6 +301,7 @@ function saveSettings(event: Event): void {
     }
     if (text !== "") next[field.name] = text;
   }
+  if (elements.model.value !== "") next.model = elements.model.value;
   if (elements.voice.value !== "") next.voice_prompt = elements.voice.value;
   const role = elements.role.value.trim();
   if (role !== "") next.text_prompt = role;
@@ -289,7 +311,7 @@ function saveSettings(event: Event): void {
 }
 
 function showChosen(): void {
-  view.showChosen(settings.voice_prompt ?? "", settings.text_prompt ?? "");
+  view.showChosen(settings.model ?? "", settings.voice_prompt ?? "", settings.text_prompt ?? "");
 }
 
 elements.talk.addEventListener("click", () => {
@@ -331,8 +353,10 @@ elements.openSettings.addEventListener("click", openSettings);
 elements.settingsForm.addEventListener("submit", saveSettings);
 elements.settingsCancel.addEventListener("click", () => elements.settings.close());
 elements.settingsReset.addEventListener("click", () => {
-  for (const input of [...inputs.values(), elements.voice, elements.role]) input.value = "";
+  for (const input of [...inputs.values(), elements.model, elements.voice, elements.role]) input.value = "";
+  void modelChosen();
 });
+elements.model.addEventListener("change", () => void modelChosen());
 elements.microphone.addEventListener("change", () => {
   microphone = elements.microphone.value;
   store.set("microphone", microphone);
@@ -356,4 +380,4 @@ document.addEventListener("keydown", (event) => {
 showPhase();
 showChosen();
 showTrouble(unable());
-void learnOffer();
+void learnOffer(settings.model ?? "");

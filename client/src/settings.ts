@@ -32,8 +32,8 @@ export const FIELDS: readonly Field[] = [
   { name: "pad_mult", label: "Bonus for silence", whole: false, least: -100, most: 100, shown: true },
 ];
 
-// The voice and the role of the model, for servers that let one choose. They are as in the page of PersonaPlex.
-export const PERSONA = ["voice_prompt", "text_prompt"] as const;
+// The model, its voice and its role, for servers that let one choose. The last two are as in the page of PersonaPlex.
+export const CHOICES = ["model", "voice_prompt", "text_prompt"] as const;
 /** How many characters they may have. */
 export const PERSONA_LENGTH = 1000;
 
@@ -43,7 +43,7 @@ const KEPT: ReadonlySet<string> = new Set([
   "worker_auth_id",
   "stats",
   ...FIELDS.map(({ name }) => name),
-  ...PERSONA,
+  ...CHOICES,
 ]);
 
 export type Settings = Record<string, string>;
@@ -74,7 +74,7 @@ export function readSettings(stored: string | null, page: URLSearchParams): Sett
     }
   };
   for (const field of FIELDS) read(field.name, (text) => isValid(field, text));
-  for (const name of PERSONA) read(name, (text) => text.length <= PERSONA_LENGTH);
+  for (const name of CHOICES) read(name, (text) => text.length <= PERSONA_LENGTH);
   return settings;
 }
 

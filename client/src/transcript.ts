@@ -1,41 +1,61 @@
-// The words of a conversation, piece by piece, and the formats to save them.
+// The words of a conversation, piece by piece, where the user spoke, and the formats to save them.
 
-/** A piece of text, or the beginning of another conversation. Seconds are those of the recording. */
-export type Entry = { seconds: number; text: string } | { seconds: number; renewed: true };
+/**
+ * A piece of Moshi's text, the beginning of what the user said, or the beginning of another conversation. Seconds are those of the
+ * recording.
+ */
+export type Entry =
+  | { seconds: number; text: string }
+  | { seconds: number; you: true }
+  | { seconds: number; renewed: true };
 
 // After such a pause a new line begins.
 export const PAUSE_SECONDS = 2;
 
 export class Transcript {
   readonly entries: Entry[] = [];
+  #last: number | null = null; // seconds of the last piece of Moshi's line; null: the next one begins a line
 
   add(seconds: number, text: string): void {
     this.entries.push({ seconds, text });
+    this.#last = seconds;
   }
 
   renew(seconds: number): void {
     this.entries.push({ seconds, renewed: true });
+    this.#last = null;
   }
 
-  /** Whether a piece at this time would begin a line. */
-  beginsLine(seconds: number): boolean {
+  /** Marks where the user began to speak, once until Moshi's next words; says whether there is a mark more. */
+  markYou(seconds: number): boolean {
     const last = this.entries.at(-1);
-    return last === undefined || "renewed" in last || seconds - last.seconds > PAUSE_SECONDS;
+    if (last && "you" in last) return false;
+    this.entries.push({ seconds, you: true });
+    return true;
+  }
+
+  /** Whether a piece at this time would begin a line. Moshi's line goes on while the user speaks into it. */
+  beginsLine(seconds: number): boolean {
+    return this.#last === null || seconds - this.#last > PAUSE_SECONDS;
   }
 
   /** Lines as they are shown, each with the time when it began. */
   toText(): string {
     const lines: string[] = [];
+    let moshis = 0; // the place of Moshi's last line
     const before = new Transcript();
     for (const entry of this.entries) {
+      const time = clock(entry.seconds);
       if ("renewed" in entry) {
-        lines.push(`${clock(entry.seconds)}  — a new conversation —`);
-      } else if (before.beginsLine(entry.seconds)) {
-        lines.push(`${clock(entry.seconds)}  ${entry.text.trimStart()}`);
+        before.renew(entry.seconds);
+        lines.push(`${time}  — a new conversation —`);
+      } else if ("you" in entry) {
+        lines.push(`${time}  — you spoke —`);
       } else {
-        lines.push(lines.pop() + entry.text);
+        if (before.beginsLine(entry.seconds)) moshis = lines.push(`${time}  ${entry.text.trimStart()}`) - 1;
+        else lines[moshis] += entry.text;
+        before.add(entry.seconds, entry.text);
       }
-      before.entries.push(entry);
     }
     return lines.map((line) => `${line}\n`).join("");
   }

@@ -1,6 +1,7 @@
 // The elements of the page, and writing into them. It decides nothing.
 
 import { findVoice, type Offer } from "./offer";
+import { SENTENCES, type Speaking } from "./speakers";
 import { clock } from "./transcript";
 
 function find<E extends HTMLElement>(id: string): E {
@@ -23,6 +24,7 @@ export const elements = {
   settingsReset: find<HTMLButtonElement>("settings-reset"),
   settingsCancel: find<HTMLButtonElement>("settings-cancel"),
   microphone: find<HTMLSelectElement>("microphone"),
+  model: find<HTMLSelectElement>("model"),
   voice: find<HTMLSelectElement>("voice_prompt"),
   role: find<HTMLTextAreaElement>("text_prompt"),
   fields: find<HTMLDivElement>("fields"),
@@ -30,10 +32,13 @@ export const elements = {
 
 const talkLabel = find("talk-label");
 const status = find("status");
+const speaking = find("speaking");
+const speakingTold = find("speaking-told");
 const trouble = find("trouble");
 const persona = find("persona");
 const figures = find("figures");
 const transcript = find("transcript");
+const modelField = find("models");
 const voiceField = find("voice");
 const roleField = find("role");
 const settingsError = find("settings-error");
@@ -52,8 +57,11 @@ export function showTrouble(sentence: string, notice: boolean): void {
 }
 
 /** Shows what the user has chosen, so that nobody forgets it. */
-export function showChosen(voice: string, role: string): void {
-  setText(persona, [voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "));
+export function showChosen(model: string, voice: string, role: string): void {
+  setText(
+    persona,
+    [model && `Model: ${model}`, voice && `Voice: ${voice}`, role && `Role: ${role}`].filter(Boolean).join(" · "),
+  );
   persona.hidden = persona.textContent === "";
 }
 
@@ -70,25 +78,43 @@ function setText(element: HTMLElement, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+let words: HTMLElement | null = null; // of Moshi's last line
+
 export function clearTranscript(): void {
+  words = null;
   transcript.replaceChildren();
 }
 
 export function addText(text: string, seconds: number, beginsLine: boolean): void {
   follow(() => {
-    const last = transcript.lastElementChild?.querySelector("span");
-    if (!beginsLine && last) {
-      last.append(text);
+    if (!beginsLine && words) {
+      words.append(text);
       return;
     }
-    const line = document.createElement("p");
-    const time = document.createElement("time");
-    time.textContent = clock(seconds);
-    const words = document.createElement("span");
+    words = document.createElement("span");
     words.textContent = text.trimStart();
-    line.append(time, words);
-    transcript.append(line);
+    addLine(seconds, words);
   });
+}
+
+/** Marks where the user spoke. A screen reader is not told: they know. */
+export function addYou(seconds: number): void {
+  follow(() => {
+    const mark = document.createElement("em");
+    mark.textContent = "You spoke";
+    const line = addLine(seconds, mark);
+    line.className = "you";
+    line.ariaLive = "off";
+  });
+}
+
+function addLine(seconds: number, content: HTMLElement): HTMLElement {
+  const line = document.createElement("p");
+  const time = document.createElement("time");
+  time.textContent = clock(seconds);
+  line.append(time, content);
+  transcript.append(line);
+  return line;
 }
 
 export function addRenewed(): void {
@@ -117,6 +143,14 @@ export function showLevels(levels: { you: number; moshi: number }, tell: boolean
   }
 }
 
+/** Shows who speaks, and tells a screen reader in its own time; null: there is no conversation. */
+export function showSpeaking(state: Speaking | null, told: Speaking | null): void {
+  if (state) document.body.dataset.speaking = state;
+  else delete document.body.dataset.speaking;
+  setText(speaking, state ? SENTENCES[state] : "");
+  setText(speakingTold, told ? SENTENCES[told] : "");
+}
+
 export function showDetails(rows: [name: string, value: string][]): void {
   details.replaceChildren(
     ...rows.flatMap(([name, value]) => {
@@ -135,6 +169,16 @@ export function showMicrophones(devices: MediaDeviceInfo[], chosen: string): voi
     .map(({ deviceId, label }) => new Option(label, deviceId));
   elements.microphone.replaceChildren(new Option("The system’s choice", ""), ...options);
   elements.microphone.value = options.some(({ value }) => value === chosen) ? chosen : "";
+}
+
+/** Shows the models where there is more than one, and what was chosen before, so that it can be taken back. */
+export function showModels({ models }: Offer, chosen: string): void {
+  const names = chosen === "" || models.includes(chosen) ? models : [...models, chosen];
+  const [first] = models;
+  const none = first === undefined ? "The server’s choice" : `The server’s choice (${first})`;
+  elements.model.replaceChildren(new Option(none, ""), ...names.map((name) => new Option(name)));
+  elements.model.value = chosen;
+  modelField.hidden = names.length < 2 && chosen === "";
 }
 
 /** Shows the fields for what is on offer, and for what was chosen before, so that it can be taken back. */

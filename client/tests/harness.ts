@@ -53,6 +53,8 @@ export class FakeServer {
   answer = { status: 426, body: "" };
   /** What the server lets clients choose; null for a published server, which does not say. */
   voices: object | null = null;
+  /** What it says about the voices of a model that is named; any other one is unknown, if there are any. */
+  voicesOf: Record<string, object> = {};
   /** Whether websockets come through; if not, they are like any request, as behind a proxy that does not know them. */
   upgrades = true;
   onConnection: (socket: WebSocket, request: IncomingMessage) => void = () => undefined;
@@ -72,6 +74,12 @@ export class FakeServer {
       }
       if (path === "/api/chat") {
         response.writeHead(this.answer.status, { "content-type": "text/plain; charset=utf-8" }).end(this.answer.body);
+        return;
+      }
+      const named = new URL(request.url ?? "/", "http://x").searchParams.get("model");
+      if (path === "/api/voices" && named !== null && this.voices) {
+        const known = this.voicesOf[named];
+        response.writeHead(known ? 200 : 400, { "content-type": "application/json" }).end(JSON.stringify(known ?? {}));
         return;
       }
       if (path === "/api/voices" && this.voices) {

@@ -104,9 +104,33 @@ describe("a conversation", () => {
     await idle(page);
     await until(async () => (await page.getAttribute("#meter-you", "aria-valuenow")) === "0", "the meter falls");
     await until(() => list[0]?.socket.readyState === 3, "the connection is closed");
-    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}four one\n$/);
+    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}four one\n/m);
     const entries = JSON.parse((await save(page, "#save-json")).toString());
-    expect(entries.map((entry: { text: string }) => entry.text)).toEqual([" four", " o", "ne"]);
+    const said = entries.map((entry: { text?: string }) => entry.text).filter(Boolean);
+    expect(said).toEqual([" four", " o", "ne"]);
+  });
+
+  test("shows who speaks, and where the user spoke", async () => {
+    const list = connections(echo);
+    const page = await open();
+    expect(await page.textContent("#speaking")).toBe("");
+    await page.click("#talk");
+    await talking(page);
+    // The recording speaks into the microphone, and the server says the same a little later.
+    await page.waitForSelector("[data-speaking=you] #speaking:text-is('You are speaking.')");
+    await page.waitForSelector("#transcript .you:has-text('You spoke')");
+    await page.waitForSelector("[data-speaking=both] #speaking:text-is('You are both speaking.')");
+    list[0]?.socket.send(text(2, " four"));
+    await page.waitForSelector("#transcript .you + p span:text-is('four')");
+    await page.waitForSelector("#speaking-told:not(:empty)", { state: "attached" });
+    // After the recording, silence.
+    await page.waitForSelector("[data-speaking=nobody] #speaking:text-is('Nobody is speaking.')");
+    await page.waitForSelector("#speaking-told:text-is('Nobody is speaking.')", { state: "attached" });
+    expect(await axe(page)).toEqual([]);
+    await page.click("#talk");
+    await idle(page);
+    await page.waitForSelector("body:not([data-speaking]) #speaking:empty", { state: "attached" });
+    expect((await save(page, "#save-text")).toString()).toMatch(/^0:\d\d {2}— you spoke —\n0:\d\d {2}four\n/);
   });
 
   test("can be had again without reloading", async () => {
@@ -117,7 +141,7 @@ describe("a conversation", () => {
       await talking(page);
       list[round]?.socket.send(text(2, ` round${round}`));
       await page.waitForSelector(`#transcript span:text-is('round${round}')`);
-      expect(await page.locator("#transcript p").count()).toBe(1);
+      expect(await page.locator("#transcript span").count()).toBe(1);
       await until(() => (list[round]?.heard?.samples ?? 0) > 48_000, "sound arrives");
       await page.click("#talk");
       await idle(page);
@@ -299,6 +323,59 @@ describe("settings", () => {
     expect(await page.isVisible("#persona")).toBe(false);
     await page.click("#open-settings");
     expect([await page.isVisible("#voice_prompt"), await page.isVisible("#text_prompt")]).toEqual([true, false]);
+  });
+
+  test("a model: only where there is more than one, with its own voices and role, from the next conversation on", async () => {
+    connections(echo);
+    const models = ["demo", "persona", "small"];
+    const demo = { prompt: false, voices: [], voice: "", models, model: "demo" };
+    const persona = { prompt: true, voices: ["Anna", "Ben"], voice: "", models, model: "persona" };
+    const small = { prompt: true, voices: ["Ben"], voice: "", models, model: "small" };
+    server.voices = { ...demo, models: ["demo"] };
+    const page = await open();
+    await page.click("#open-settings");
+    await page.waitForTimeout(300);
+    expect(await page.isVisible("#model")).toBe(false);
+    await page.click("#settings-cancel");
+    server.voices = demo;
+    server.voicesOf = { demo, persona, small };
+    await page.click("#open-settings");
+    await page.selectOption("#model", "persona");
+    expect(await page.locator("#model option").allInnerTexts()).toEqual(["The server’s choice (demo)", ...models]);
+    await page.selectOption("#voice_prompt", "Anna");
+    await page.getByLabel("Role").fill("next");
+    expect(await axe(page)).toEqual([]);
+    await page.click("#settings-save");
+    expect(await page.textContent("#persona")).toBe("Model: persona · Voice: Anna · Role: next");
+    const asked = async () => {
+      await page.click("#talk");
+      await talking(page);
+      await page.click("#talk");
+      await idle(page);
+      const query = new URL(server.requests.at(-1) as string, server.url).searchParams;
+      return [query.get("model"), query.get("voice_prompt"), query.get("text_prompt")];
+    };
+    expect(await asked()).toEqual(["persona", "Anna", "next"]);
+    // Another model does not have this voice.
+    await page.reload();
+    await page.click("#open-settings");
+    await page.selectOption("#model", "small");
+    await page.waitForSelector("#voice_prompt:not(:has(option:text-is('Anna')))");
+    await page.click("#settings-save");
+    expect(await asked()).toEqual(["small", null, "next"]);
+    // The model is gone: it is shown, so that it can be taken back.
+    server.voicesOf = {};
+    server.voices = { ...demo, models: ["demo"] };
+    await page.reload();
+    await page.click("#open-settings");
+    await page.waitForSelector("#model option:text-is('The server’s choice (demo)')", { state: "attached" });
+    expect(await page.inputValue("#model")).toBe("small");
+    await page.selectOption("#model", "");
+    await until(() => page.isHidden("#text_prompt"), "the demo takes no role");
+    await page.click("#settings-save");
+    expect(await asked()).toEqual([null, null, null]);
+    await page.click("#open-settings");
+    expect(await page.isVisible("#model")).toBe(false);
   });
 
   test("a voice and a role fit a phone, in the dark, too", async () => {

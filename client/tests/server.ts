@@ -12,7 +12,7 @@ export const WORDS: string[] = JSON.parse(readFileSync(join(REPOSITORY, "assets/
 export const REST_MS = 5000;
 
 /** In the page: all words but one are there. */
-export const NEARLY_ALL = `document.querySelector("#transcript").innerText.match(/[a-z]+/g)?.length >= ${WORDS.length - 1}`;
+export const NEARLY_ALL = `[...document.querySelectorAll("#transcript span")].map((span) => span.textContent).join(" ").match(/[a-z]+/g)?.length >= ${WORDS.length - 1}`;
 
 /**
  * How many words must be added, left out or changed to get the digits from what was said. The small model mishears one of them

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { Figures, level } from "../src/figures";
 import { findVoice, NO_OFFER, readOffer, voicesAddress } from "../src/offer";
 import { FIELDS, isValid, parameters, readSettings } from "../src/settings";
+import { Calm, Speakers } from "../src/speakers";
 import { Transcript } from "../src/transcript";
 import { explain, isNotice, microphoneTrouble, refusal, type Trouble } from "../src/troubles";
 import { Recording, toInt16, wavHeader } from "../src/wav";
@@ -52,10 +53,93 @@ describe("the transcript", () => {
   });
 });
 
+describe("where the user spoke", () => {
+  test("is marked once until Moshi's next words, and Moshi's line goes on", () => {
+    const transcript = new Transcript();
+    expect([transcript.markYou(0.5), transcript.markYou(1.5)]).toEqual([true, false]);
+    transcript.add(3, " four");
+    expect(transcript.markYou(3.5)).toBe(true);
+    expect(transcript.beginsLine(4)).toBe(false);
+    transcript.add(4, " one");
+    expect([transcript.markYou(5), transcript.beginsLine(7)]).toEqual([true, true]);
+    transcript.add(7, " three");
+    expect(transcript.toText()).toBe(
+      "0:00  — you spoke —\n0:03  four one\n0:03  — you spoke —\n0:05  — you spoke —\n0:07  three\n",
+    );
+  });
+});
+
+describe("who speaks", () => {
+  /** The states after each stretch of levels [you, moshi, seconds], heard 10 ms at a time; and how often they changed. */
+  function hear(stretches: [number, number, number][]) {
+    const speakers = new Speakers();
+    let changes = 0;
+    let begun = 0;
+    const states = stretches.map(([you, moshi, seconds]) => {
+      for (let piece = 0; piece < Math.round(seconds * 100); piece++) {
+        const before = speakers.speaking;
+        if (speakers.hear(you, moshi, 0.01)) begun++;
+        if (speakers.speaking !== before) changes++;
+      }
+      return speakers.speaking;
+    });
+    return { states, changes, begun };
+  }
+
+  test("is you, Moshi, both, or nobody", () => {
+    const { states, begun } = hear([
+      [0, 0, 1],
+      [0.5, 0, 1],
+      [0.5, 0.6, 1],
+      [0, 0.6, 1],
+      [0, 0, 1],
+    ]);
+    expect(states).toEqual(["nobody", "you", "both", "moshi", "nobody"]);
+    expect(begun).toBe(1);
+  });
+
+  test("does not flicker: not by clicks, by pauses between words, or by levels about the limit", () => {
+    const click: [number, number, number][] = Array(20)
+      .fill([
+        [0.9, 0.9, 0.03],
+        [0, 0, 0.2],
+      ])
+      .flat();
+    expect(hear(click).changes).toBe(0);
+    const words: [number, number, number][] = Array(20)
+      .fill([
+        [0.6, 0, 0.3],
+        [0, 0, 0.4],
+      ])
+      .flat();
+    expect(hear(words)).toMatchObject({ changes: 1, begun: 1 });
+    const about: [number, number, number][] = Array(20)
+      .fill([
+        [0.21, 0, 0.3],
+        [0.12, 0, 0.9],
+      ])
+      .flat();
+    expect(hear(about).changes).toBe(1);
+  });
+
+  test("is told to a screen reader when it has lasted, and not too often", () => {
+    const calm = new Calm();
+    expect([calm.next("nobody", 0), calm.next("nobody", 0.9), calm.next("nobody", 1)]).toEqual([null, null, "nobody"]);
+    // It changes too fast to be told.
+    for (let now = 2; now < 10; now += 0.5) expect(calm.next(now % 1 ? "you" : "moshi", now)).toBe("nobody");
+    expect([calm.next("both", 10), calm.next("both", 11)]).toEqual(["nobody", "both"]);
+    expect([calm.next("you", 12), calm.next("you", 13), calm.next("you", 15.9)]).toEqual(["both", "both", "both"]);
+    expect(calm.next("you", 16)).toBe("you");
+  });
+});
+
 describe("what the server offers", () => {
   test("is read, and anything else is no offer", () => {
-    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna" };
+    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
     expect(readOffer(offer)).toEqual(offer);
+    const { models, model, ...older } = offer; // of a server that lists no models
+    expect(readOffer(older)).toEqual({ ...older, models: [], model: "" });
+    expect(readOffer({ ...offer, models: ["a", 3], model: 4 })).toEqual({ ...offer, models: ["a"], model: "" });
     expect(readOffer({ prompt: 1, voices: ["a", 2], voice: null })).toEqual({ ...NO_OFFER, voices: ["a"] });
     expect([null, "x", 3, [], {}].map(readOffer)).toEqual(Array(5).fill(NO_OFFER));
   });
@@ -64,6 +148,7 @@ describe("what the server offers", () => {
     const address = (page: string, token: string | null) => voicesAddress(new URL(page), token).href;
     expect(address("https://h:9/base/?text_topk=3#x", "a b")).toBe("https://h:9/base/api/voices?worker_auth_id=a+b");
     expect(address("http://h/?worker_addr=other:8998", null)).toBe("http://other:8998/api/voices");
+    expect(voicesAddress(new URL("http://h/"), null, "a b").href).toBe("http://h/api/voices?model=a+b");
   });
 
   test("has a voice also by the name of its file", () => {

@@ -31,6 +31,7 @@ from ..system.places import client_folder, user_path
 from ..system.signals import Signals, Stopped
 from ..system.threads import short_turns
 from ..system.words import listed, printable
+from .also import Talking, add_also, also_options, check_also, check_memory_together, choose_also
 from .choice import Choice, add_model, check_model, choose
 from .options import (
     TOKEN,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from ..net.audio_service import AudioService
     from ..net.parameters import ChatParameters
     from ..net.server import Server, Settings
+    from ..net.talking_models import TalkingModel
     from ..net.wyoming_server import WyomingServer
     from ..system.log import Log
     from .display import Display
@@ -86,10 +88,14 @@ def run(argv: Sequence[str], signals: Signals) -> int:
             context = server_context(args.ssl, names, addresses)
         wyoming = stack.enter_context(contextlib.closing(_bind(*args.wyoming))) if args.wyoming else None
         choice, persona = None, None
+        also: list[Talking] = []
+        others = also_options(args)
         if not args.no_conversations:
             choice = choose(args, signals)
             persona = persona_of(args, choice.files, choice.checkpoint.config)
             guided_opening(args, choice)  # it checks --guidance
+            also = choose_also(others, model_name(choice), signals)
+        warning = check_memory_together([Talking(model_name(choice), args, choice), *also]) if choice and also else None
         audio = choose_audio(args, signals)
         from ..system.log import Log
 
@@ -97,7 +103,9 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
-        program = _Program(args, choice, signals, shown, log, names, addresses, persona, audio, wyoming)
+        program = _Program(args, choice, signals, shown, log, names, addresses, persona, audio, wyoming, also)
+        if warning:
+            shown.say(warning)
         # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
 
@@ -106,6 +114,7 @@ def parser() -> Parser:
     made = Parser(prog="msh-mlx serve", description="Serve conversations to browsers and clients.")
     to = made.group("model")
     add_model(to, served=True)
+    add_also(to)
     add_lora(to)
     to = made.group("server")
     to.value("--host", "ADDRESS", "listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
@@ -164,6 +173,7 @@ def check(args: argparse.Namespace) -> None:
     check_model(args)
     check_lora(args)
     check_audio(args)
+    check_also(args)
     if args.ssl is not None:
         args.ssl = named_folder(args.ssl, "--ssl")
     if args.log_dir is not None:
@@ -409,7 +419,7 @@ class _Program:
     """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it.
 
     `choice` is None if no conversations are held, and `wyoming` the bound socket of that protocol, if it is spoken.
-    `persona` is that of clients that choose none; None: the user named none.
+    `persona` is that of clients that choose none; None: the user named none. `also` are other models of conversations.
     """
 
     args: argparse.Namespace
@@ -422,6 +432,7 @@ class _Program:
     persona: Persona | None = None
     audio: AudioChoice = NO_AUDIO
     wyoming: socket.socket | None = None
+    also: Sequence[Talking] = ()
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
@@ -431,12 +442,13 @@ class _Program:
         model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
         what = settings(args, self.choice.files if self.choice else None, self.names, static)
         service = self._service()
-        server = Server(model, what, partial(samplers, args), self._log, service)
+        also = [self._talking(each) for each in self.also]
+        server = Server(model, what, partial(samplers, args), self._log, service, also)
         self._watch(service, server)
         wyoming = self._wyoming_server(service)
         await server.listen(sock, context)
         try:
-            await self._while_signals_allow(asyncio.to_thread(self._load, model, service))
+            await self._while_signals_allow(asyncio.to_thread(self._load, model, service, also))
             server.ready = True
             self._say_where(sock, context, static)
             if wyoming:
@@ -472,6 +484,7 @@ class _Program:
             SharedSpeaker(waiting=args.line) if audio.tts else None,
             tts_name,
             model_name(self.choice) if self.choice else None,
+            tuple(each.name for each in self.also),
             log=self._log,
         )
 
@@ -525,13 +538,24 @@ class _Program:
             await asyncio.wait([task], timeout=_LOOK)
         task.result()
 
-    def _load(self, model: SharedModel, service: AudioService) -> None:
+    def _talking(self, each: Talking) -> TalkingModel:
+        """Make a model of `--also`, which is loaded later."""
+        from ..conversation.shared import SharedModel
+        from ..net.talking_models import TalkingModel
+
+        shared = SharedModel(kv_bits=each.args.kv_bits, sessions=each.args.sessions)
+        what = settings(each.args, each.choice.files)
+        return TalkingModel(each.name, shared, partial(samplers, each.args), what.defaults, what.about)
+
+    def _load(self, model: SharedModel, service: AudioService, also: Sequence[TalkingModel]) -> None:
         begin, names = perf_counter(), []
-        if choice := self.choice:
+        first = [Talking(self.choice.files.model.name, self.args, self.choice, self.persona)] if self.choice else []
+        for each, shared in zip([*first, *self.also], [model, *(one.shared for one in also)], strict=False):
+            choice = each.choice
             with self.shown.progress(f"Loading {choice.files.model.name}") as progress:
-                load = partial(load_parts, choice.files, choice.checkpoint, **computing(self.args), progress=progress)
-                model.load(load, self._begin)
-            names.append(choice.files.model.name)
+                load = partial(load_parts, choice.files, choice.checkpoint, **computing(each.args), progress=progress)
+                shared.load(load, partial(self._begin, each))
+            names.append(each.name)
         if service.transcriber:
             self.audio.load_stt(service.transcriber, self.shown)
             names.append(service.transcriber_name)
@@ -545,17 +569,16 @@ class _Program:
         for sentence in sentences(self.persona) if self.persona else ():
             self._say(sentence)
 
-    def _begin(self, parts: Parts) -> Opening | ServedPersonas | None:
+    def _begin(self, talking: Talking, parts: Parts) -> Opening | ServedPersonas | None:
         """Make what comes before each conversation; None: what is usual for the model."""
         from ..model.families import family_of, personaplex
 
-        assert self.choice
         if family_of(parts.lm.config).name == personaplex.NAME:
-            return self._personas(self.choice, parts)
-        make = guided_opening(self.args, self.choice)
+            return self._personas(talking, parts)
+        make = guided_opening(talking.args, talking.choice)
         return make(parts) if make else None
 
-    def _personas(self, choice: Choice, parts: Parts) -> ServedPersonas:
+    def _personas(self, talking: Talking, parts: Parts) -> ServedPersonas:
         """Make the personas that clients may choose: with the voices that have a name and fit the model."""
         from ..conversation.kept import KeptPrompts
         from ..conversation.personas import Personas
@@ -563,7 +586,7 @@ class _Program:
         from ..library.suited import load_library
         from ..library.voices import known_voices
 
-        args = self.args
+        args, choice = talking.args, talking.choice
         personas = Personas(parts, kv_bits=args.kv_bits, kept=KeptPrompts.of_user(args.keep_prompts))
         # The catalogue's voices were made for its models, and not for the demo.
         known = known_voices(choice.files.model, () if choice.is_demo else load_library(args.weights).values())
@@ -572,7 +595,7 @@ class _Program:
             personas,
             lambda name, error: self._say(f"The voice {name} is left out: {error}"),
         )
-        return ServedPersonas(personas, self.persona, voices)
+        return ServedPersonas(personas, talking.persona, voices)
 
     # ---- messages --------------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ NO_AUDIO = AudioChoice(argparse.Namespace())
 def choose_audio(args: argparse.Namespace, signals: Signals) -> AudioChoice:
     """Find the models that the options ask for, and fetch missing files; errors are those of `choose`."""
     stt = (
-        choose(_options(args, args.stt, args.stt_rows), signals, ("transcription",), in_time=False)
+        choose(other_options(args, args.stt, args.stt_rows), signals, ("transcription",), in_time=False)
         if args.stt
         else None
     )
@@ -143,7 +143,7 @@ def choose_audio(args: argparse.Namespace, signals: Signals) -> AudioChoice:
     if args.tts:
         from ..library.speech_voices import voices_beside
 
-        options = _options(args, args.tts, 1)
+        options = other_options(args, args.tts, 1)
         tts = choose(options, signals, ("speech",), in_time=False)
         named = [] if args.tts_voice is None else [args.tts_voice]
         beside = voices_beside(tts.files.model)
@@ -161,8 +161,8 @@ def _short(name: str) -> str:
     return Path(name).name.removesuffix(".safetensors") if user_path(name).is_file() else name
 
 
-def _options(args: argparse.Namespace, model: str, rows: int) -> argparse.Namespace:
-    """Return the options by which `choose` finds another model than that of conversations."""
+def other_options(args: argparse.Namespace, model: str, rows: int) -> argparse.Namespace:
+    """Return the options by which `choose` finds another model than that of the usual options."""
     from ..library.suited import load_library
 
     asked: dict[str, Any] = {"model": None, "variant": None, "demo": model == _DEMO}

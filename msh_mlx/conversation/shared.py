@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
@@ -219,21 +219,30 @@ class SharedModel:
             self._newest = perf_counter()
         return Seat(self, session, tokens)
 
-    def has_room(self, others: int) -> bool:
-        """Return whether one more conversation beside `others` leaves all in real time; the first always has room.
+    def has_room(self, others: int, beside: Mapping[SharedModel, int] | None = None) -> bool:
+        """Return whether one more conversation beside `others` leaves all in real time; the first of all always has room.
 
-        It goes by what was measured: a step of all of them with the work on their sound, and how long those who talk wait for
-        their answers. Where that comes near the limit, a new one is given time to show in the answers before the next comes.
+        `beside` says how many talk with other models on this machine: what all take is added up. It goes by what was measured:
+        a step of all of them with the work on their sound, and how long those who talk wait for their answers. Where that comes
+        near the limit, a new one is given time to show in the answers before the next comes.
         """
-        if others == 0:
+        talking = {self: others, **(beside or {})}
+        every = sum(talking.values())
+        if every == 0:
             return True
-        with self.lock:
-            sound, reply, since = self.sound.recent(50), self.replies.recent(95), self._newest
-        need = self.costs.expected(others + 1) + (others + 1) * sound / self.workers
+        figures = [model._figures(count + (model is self), count) for model, count in talking.items()]
+        need, reply, since = sum(f[0] for f in figures), max(f[1] for f in figures), max(f[2] for f in figures)
         room = _ROOM * FRAME_SECONDS
         if need > room / 2 and perf_counter() - since < _SETTLED:
             return False
-        return max(need, reply * (others + 1) / others) <= room
+        return max(need, reply * (every + 1) / every) <= room
+
+    def _figures(self, count: int, talking: int) -> tuple[float, float, float]:
+        """Return what `count` conversations take of a frame's time, how long those who talk wait, and when the newest came."""
+        with self.lock:
+            sound, reply, since = self.sound.recent(50), self.replies.recent(95), self._newest
+        need = self.costs.expected(count) + count * sound / self.workers if count else 0.0
+        return need, reply if talking else 0.0, since
 
     def close(self) -> None:
         """End the threads, and wait until the system has ended them, too."""

@@ -33,7 +33,8 @@ class AudioLimits:
 class AudioService:
     """The models of a server, by their names.
 
-    `conversation` is the name of the model that holds conversations. None, in place of a name or a model: there is none.
+    `conversation` is the name of the model that holds conversations, and `also` are those of others that do. None, in place of
+    a name or a model: there is none.
     `log` is called with each request, as a JSON object.
     """
 
@@ -42,6 +43,7 @@ class AudioService:
     speaker: SharedSpeaker | None = None
     speaker_name: str = ""
     conversation: str | None = None
+    also: tuple[str, ...] = ()
     limits: AudioLimits = field(default_factory=AudioLimits)
     log: Callable[[Mapping[str, Any]], None] = lambda _: None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -52,7 +54,12 @@ class AudioService:
     @property
     def models(self) -> list[str]:
         """The names of all models."""
-        names = [self.conversation, self.transcriber and self.transcriber_name, self.speaker and self.speaker_name]
+        names = [
+            self.conversation,
+            *self.also,
+            self.transcriber and self.transcriber_name,
+            self.speaker and self.speaker_name,
+        ]
         return [name for name in names if isinstance(name, str)]
 
     def transcribes(self, name: str) -> bool:

@@ -9,7 +9,7 @@ import hmac
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -44,6 +44,7 @@ from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
 from .realtime_transcription import RealtimeTranscription
+from .talking_models import Samplers, TalkingModel, TalkingModels
 from .visitor import Network, Origin, Visitor, is_among
 from .wire import AiohttpWire
 
@@ -85,8 +86,6 @@ _HEADERS = {
 
 _ORDINARY = ("closed", "max_steps", "shutdown")  # kinds of ends that are not counted as errors
 _SECRET = ("worker_auth_id", "email", "text_prompt")  # parameters that are not written down
-
-Samplers = Callable[[ChatParameters], "dict[str, Any]"]
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class _Route:
 class _Figures(Collector):
     """The figures in the format of Prometheus."""
 
-    def __init__(self, server: Server, model: SharedModel) -> None:
+    def __init__(self, server: Server, models: TalkingModels) -> None:
         self._server = server
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -273,7 +272,8 @@ class _Figures(Collector):
         self._size = Histogram(*size, buckets=_SIZE_BUCKETS, registry=self._registry)
         wait = "msh_wait_seconds", "how long a frame waited for its step"
         self._wait = Histogram(*wait, buckets=_STEP_BUCKETS, registry=self._registry)
-        model.on_tick = self._add
+        for model in models:
+            model.shared.on_tick = self._add
 
     def _add(self, tick: Tick) -> None:
         self._step.observe(tick.seconds)
@@ -331,6 +331,8 @@ class Server:
         Called with each event, as a JSON object.
     audio
         What there is besides conversations: transcription and speech.
+    also
+        Other models that hold conversations.
 
     Attributes
     ----------
@@ -347,14 +349,16 @@ class Server:
         samplers: Samplers,
         log: Callable[[Mapping[str, Any]], None],
         audio: AudioService | None = None,
+        also: Sequence[TalkingModel] = (),
     ) -> None:
         self.ready = False
         self.audio = audio or AudioService()
         self.failure: Failed | None = None
         self.failed = asyncio.Event()
-        self._model = model
+        name = self.audio.conversation or settings.about[0] or settings.about[2]
+        first = TalkingModel(name, model, samplers, settings.defaults, settings.about)
+        self._models = TalkingModels([first, *also])
         self._settings = settings
-        self._samplers = samplers
         self._log = log
         self._gates = _Gates(
             settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
@@ -373,7 +377,7 @@ class Server:
             "/api/voices": _Route(
                 ("GET", "HEAD"),
                 self._voices,
-                "the voices that a conversation can have, and whether it takes a role in words",
+                "the models of conversations, the voices that one can have, and whether it takes a role in words",
             ),
             "/health": _Route(("GET", "HEAD"), self._health, "whether the server is ready"),
             "/metrics": _Route(("GET", "HEAD"), self._show_metrics, "figures, for Prometheus"),
@@ -388,12 +392,13 @@ class Server:
         for path, (methods, endpoint, about) in OpenAiAudio(self.audio).endpoints().items():
             self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
+        self._asked_for: dict[Connection, TalkingModel] = {}
         self._active: set[Connection] = set()
         self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
         self._counts: Counter[str] = Counter()
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
-        self._figures = _Figures(self, model)
+        self._figures = _Figures(self, self._models)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._clock: asyncio.Task[None] | None = None
@@ -620,23 +625,23 @@ class Server:
         A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
         the reason may be the origin, and browsers always send that with POST, but not with GET.
         """
-        parameters, persona = self._asked(request, visitor)
-        about = describe_server(parameters, *self._settings.about)
-        ignored = unknown_parameters(request.query, self._meaningless)
+        model, parameters, persona = self._asked(request, visitor)
+        about = describe_server(parameters, *model.about)
+        ignored = [name for name in unknown_parameters(request.query, model.meaningless) if name != "model"]
         if parameters.stats:
             about = MetaData({**about.values, **_told(parameters, persona, ignored)})
 
         def make(wire: AiohttpWire) -> Connection:
             return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self.fail)
 
-        return await self._open(request, visitor, make, ignored)
+        return await self._open(request, visitor, make, model, ignored)
 
     async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """Hold a conversation or write down, in OpenAI's protocol, or answer why not.
 
-        Programs must name a model, so any name will do.
+        Programs must name a model, so any name will do; one that is not served stands for the default.
         """
-        parameters, persona = self._asked(request, visitor, json=True)
+        model, parameters, persona = self._asked(request, visitor, json=True)
         transcribes = request.query.get("intent", "") == "transcription" or not self._settings.conversations
         if transcribes and not self.audio.transcriber:
             sentence = (
@@ -649,7 +654,7 @@ class Server:
             self._counts["event"] += 1
 
         def make(wire: AiohttpWire) -> Connection:
-            settings, personas, service = self._settings, self._model.personas, self.audio
+            settings, personas, service = self._settings, model.shared.personas, self.audio
             given = (wire, parameters, persona, settings.limits, self.fail, refused)
 
             def transcription() -> RealtimeTranscription:
@@ -657,33 +662,37 @@ class Server:
 
             if transcribes:
                 return transcription()
-            model = settings.about[0] or settings.about[2]
             more = transcription if service.transcriber else None
-            return Realtime(*given, model=model, personas=personas, beta=beta, transcription=more)
+            return Realtime(*given, model=name, personas=personas, beta=beta, transcription=more)
 
+        # Programs compare it with what they asked for.
+        name = model.name if request.query.get("model") == model.name else model.about[0] or model.about[2]
         known = {"model", "intent", "call_id"}
-        ignored = [name for name in unknown_parameters(request.query, self._meaningless) if name not in known]
-        return await self._open(request, visitor, make, ignored, PROTOCOLS)
+        ignored = [each for each in unknown_parameters(request.query, model.meaningless) if each not in known]
+        return await self._open(request, visitor, make, model, ignored, PROTOCOLS)
 
     def _asked(
         self, request: web.Request, visitor: Visitor, *, json: bool = False
-    ) -> tuple[ChatParameters, Persona | None]:
-        """Return what the address of a conversation asks for, or refuse it."""
+    ) -> tuple[TalkingModel, ChatParameters, Persona | None]:
+        """Return what the address of a conversation asks for, or refuse it. In OpenAI's protocol, `json`, any model will do."""
         self._check_origin(request.headers.get("Origin"), visitor, json=json)
         self._check_token(request, json=json)
+        named = request.query.get("model", "")
         try:
-            parameters = ChatParameters.from_query(request.query, self._settings.defaults, self._meaningless)
-            self._samplers(parameters)
+            model = (self._models.find(named) or self._models.default) if json else self._models.choose(named)
+            parameters = ChatParameters.from_query(request.query, model.defaults, model.meaningless)
+            model.samplers(parameters)
+            self._check_loaded(json=json)
+            return model, parameters, model.persona(parameters)
         except (ProtocolError, InputError) as error:
             self._refuse("parameters", 400, str(error), json=json)
-        self._check_loaded(json=json)
-        return parameters, self._persona(parameters, json=json)
 
     async def _open(
         self,
         request: web.Request,
         visitor: Visitor,
         make: Callable[[AiohttpWire], Connection],
+        model: TalkingModel,
         ignored: list[str],
         protocols: Collection[str] = (),
     ) -> web.StreamResponse:
@@ -713,52 +722,35 @@ class Server:
             self._counts["lost"] += 1
             return web.Response()
         _gate(request).talks = True
-        await self._serve(make(AiohttpWire(ws, request.transport)), visitor.address, ignored)
+        await self._serve(make(AiohttpWire(ws, request.transport)), model, visitor.address, ignored)
         return ws
 
     def _check_loaded(self, *, json: bool = False) -> None:
         if not self.ready:
             self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.", json=json)
 
-    @property
-    def _meaningless(self) -> tuple[str, ...]:
-        """The parameters that change nothing with this model."""
-        personas = self._model.personas
-        if not personas:
-            return "voice_prompt", "text_prompt"
-        # Published pages name a voice always. It is left out where there are none.
-        return () if personas.names else ("voice_prompt",)
-
-    def _persona(self, parameters: ChatParameters, *, json: bool = False) -> Persona | None:
-        """Return the persona that a client asks for; None if the model takes none. Refuse one that cannot be had."""
-        personas = self._model.personas
-        try:
-            return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
-        except InputError as error:
-            self._refuse("parameters", 400, str(error), json=json)
-
     async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
-        """Say what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
+        """Say what a conversation's parameters `model`, `voice_prompt` and `text_prompt` may be."""
         self._check_origin(request.headers.get("Origin"), visitor)
         self._check_token(request)
         self._check_loaded()
-        personas = self._model.personas
-        voices = {
-            "prompt": personas is not None,
-            "voices": personas.names if personas else [],
-            "voice": personas.default.name if personas else "",
-        }
-        return web.json_response(voices, dumps=partial(dumps, ensure_ascii=False))
+        try:
+            model = self._models.choose(request.query.get("model", ""))
+        except InputError as error:
+            self._refuse("parameters", 400, str(error))
+        offer = {**model.voices(), "models": self._models.names, "model": model.name}
+        return web.json_response(offer, dumps=partial(dumps, ensure_ascii=False))
 
-    async def _serve(self, connection: Connection, address: str, ignored: list[str]) -> None:
+    async def _serve(self, connection: Connection, model: TalkingModel, address: str, ignored: list[str]) -> None:
         settings = self._settings
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
+        self._asked_for[connection] = model
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
 
         def make(parameters: ChatParameters, persona: Persona | None) -> Seat:
-            return self._model.seat(**self._samplers(parameters), tokens=kept.add, persona=persona)
+            return model.shared.seat(**model.samplers(parameters), tokens=kept.add, persona=persona)
 
         try:
             end = end or await connection.run(self._wait_in_line, make)
@@ -775,12 +767,13 @@ class Server:
                     await connection.close(end or End("lost"), _GOODBYE)
             finally:
                 self._connections.pop(connection, None)
+                del self._asked_for[connection]
                 self._left = True
                 self._active.discard(connection)
                 self._admit()
         if follower:
             follower.inherit(connection)
-            await self._serve(follower, address, ignored)
+            await self._serve(follower, model, address, ignored)
             return
         if isinstance(connection, RealtimeTranscription):
             if end.kind not in _ORDINARY:
@@ -790,6 +783,8 @@ class Server:
         summary = self._summary(connection, address, end, begin)
         if connection.persona and connection.persona.name:
             summary["voice"] = connection.persona.name
+        if len(self._models.names) > 1:
+            summary["model"] = model.name
         if ignored:
             summary["ignored"] = ", ".join(ignored)
         self._tell(summary)
@@ -860,13 +855,10 @@ class Server:
     def _admit(self) -> None:
         """Admit the clients that are first in line, as long as there is room."""
         came = False
-        while (
-            self._line
-            and not self._stopping
-            and len(self._active) < self._settings.sessions
-            and self._model.has_room(len(self._active))
-        ):
+        while self._line and not self._stopping and len(self._active) < self._settings.sessions:
             first = next(iter(self._line))
+            if not self._models.has_room(self._asked_for[first], [self._asked_for[each] for each in self._active]):
+                break
             self._active.add(first)
             self._line.pop(first).set()
             came = True

@@ -129,7 +129,8 @@ async def test_who_names_no_role_hears_the_servers(digits, recording):
             voices = json.loads((await asked(server, "/api/voices", "GET"))[1])
     assert default.text.split() == WORDS["next"]
     assert own.text.split() == WORDS["repeat"]
-    assert voices == {"prompt": True, "voices": ["some one"], "voice": "some one"}
+    only = {"models": [find_demo().model.name], "model": find_demo().model.name}
+    assert voices == {"prompt": True, "voices": ["some one"], "voice": "some one", **only}
 
 
 async def test_a_prompt_is_read_once_and_the_texts_of_clients_are_not_on_disk(digits, tmp_path, monkeypatch):
@@ -252,10 +253,11 @@ async def test_the_voices_are_listed(model, plain):
             status, text = await asked(server, "/api/voices", "GET")
             listed.append((status, json.loads(text)))
     moshi.close()
+    only = {"models": [find_demo().model.name], "model": find_demo().model.name}
     assert listed == [
-        (200, {"prompt": True, "voices": ["Anna"], "voice": ""}),
-        (200, {"prompt": True, "voices": [], "voice": ""}),
-        (200, {"prompt": False, "voices": [], "voice": ""}),
+        (200, {"prompt": True, "voices": ["Anna"], "voice": "", **only}),
+        (200, {"prompt": True, "voices": [], "voice": "", **only}),
+        (200, {"prompt": False, "voices": [], "voice": "", **only}),
     ]
 
 

@@ -12,6 +12,7 @@ from test_translation import GREEDY, SMALL, folder
 
 from msh_mlx import LmGen
 from msh_mlx.cli import serve
+from msh_mlx.cli.also import Talking
 from msh_mlx.cli.choice import choose
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
@@ -39,7 +40,7 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
         lm.append(parts.lm)
         return parts
 
-    shared.load(load, program._begin)
+    shared.load(load, partial(program._begin, Talking("hibiki", args, choice)))
     server = Server(shared, serve.settings(args, choice.files), partial(serve.samplers, args), lambda _: None)
     sock = socket.create_server(("127.0.0.1", 0))
     await server.listen(sock)

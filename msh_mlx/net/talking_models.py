@@ -1,0 +1,91 @@
+"""The models that hold conversations on one server: choosing one, and room for one more conversation with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..conversation.personas import Persona
+from ..conversation.shared import SharedModel
+from ..errors import InputError
+from ..system.words import listed, shortened
+from .parameters import ChatParameters
+
+# Makes the arguments `text_sampler`, `audio_sampler` and `seed` of a session from a client's parameters.
+Samplers = Callable[[ChatParameters], "dict[str, Any]"]
+
+_SHOWN = 60  # characters of what a client sent
+
+
+@dataclass(frozen=True, eq=False)
+class TalkingModel:
+    """A model that holds conversations, under its name.
+
+    `defaults` are the parameters that a conversation's address does not set, and `about` the names of the model's file, of the
+    codec's file and of the server.
+    """
+
+    name: str
+    shared: SharedModel
+    samplers: Samplers
+    defaults: ChatParameters
+    about: tuple[str, str, str]
+
+    @property
+    def meaningless(self) -> tuple[str, ...]:
+        """The parameters that change nothing with this model."""
+        personas = self.shared.personas
+        if not personas:
+            return "voice_prompt", "text_prompt"
+        # Published pages name a voice always. It is left out where there are none.
+        return () if personas.names else ("voice_prompt",)
+
+    def persona(self, parameters: ChatParameters) -> Persona | None:
+        """Return the persona that a client asks for; None if the model takes none. Raise InputError for one it cannot have."""
+        personas = self.shared.personas
+        return personas.choose(parameters.voice_prompt, parameters.text_prompt) if personas else None
+
+    def voices(self) -> dict[str, Any]:
+        """Return what a conversation's parameters `voice_prompt` and `text_prompt` may be."""
+        personas = self.shared.personas
+        return {
+            "prompt": personas is not None,
+            "voices": personas.names if personas else [],
+            "voice": personas.default.name if personas else "",
+        }
+
+
+class TalkingModels:
+    """All of them; the first is the default."""
+
+    def __init__(self, models: Iterable[TalkingModel]) -> None:
+        self._models = {model.name: model for model in models}
+        self.default = next(iter(self._models.values()))
+
+    def __iter__(self) -> Iterator[TalkingModel]:
+        return iter(self._models.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Return their names, that of the default first."""
+        return list(self._models)
+
+    def find(self, name: str) -> TalkingModel | None:
+        """Return the model of this name, or None."""
+        return self._models.get(name)
+
+    def choose(self, name: str) -> TalkingModel:
+        """Return the model that a client asks for; with an empty name, the default. Raise InputError if there is none."""
+        model = self._models.get(name) if name else self.default
+        if model is None:
+            there = f"there is {listed(self.names)}" if len(self.names) > 1 else f"the only one is {self.default.name}"
+            raise InputError(f"There is no model {shortened(name, _SHOWN)!r} here", there)
+        return model
+
+    def has_room(self, model: TalkingModel, talking: Iterable[TalkingModel]) -> bool:
+        """Return whether one more conversation with `model` leaves all in real time; `talking` are the models of the others."""
+        counts: Mapping[SharedModel, int] = Counter(each.shared for each in talking)
+        beside = {shared: count for shared, count in counts.items() if shared is not model.shared}
+        return model.shared.has_room(counts.get(model.shared, 0), beside)
