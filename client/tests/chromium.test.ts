@@ -1,7 +1,7 @@
 // Whole conversations with the real server and the demo model, in Chromium, whose microphone plays the demo's recording.
 
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { copyFileSync, cpSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Browser, Page } from "playwright-core";
@@ -179,6 +179,31 @@ test("a voice and a role: the page offers what the server has, and the model pla
   await page.waitForSelector("#trouble.notice:has-text('it reads “say each digit plus one”')");
   // The default role would repeat what is heard, which has no five.
   await page.waitForSelector("#transcript:has-text('five')");
+  expect(complaints).toEqual([]);
+});
+
+test("two models: the page talks with the one that was chosen, and says who speaks", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "msh-models-"));
+  const demo = join(REPOSITORY, "assets/demo");
+  cpSync(join(demo, "persona"), join(folder, "echo"), { recursive: true });
+  copyFileSync(join(demo, "mimi.safetensors"), join(folder, "echo", "mimi-demo.safetensors"));
+  const both = await RealServer.start(0, ["--also", join(folder, "echo")]);
+  onTestFinished(async () => {
+    await both.stop();
+    rmSync(folder, { recursive: true });
+  });
+  const { page, complaints } = await openPage(browser, both.url + GREEDY);
+  await page.click("#open-settings");
+  await page.selectOption("#model", "echo");
+  await page.getByLabel("Role").fill("say each digit plus one");
+  await page.click("#settings-save");
+  expect(await page.textContent("#persona")).toBe("Model: echo · Role: say each digit plus one");
+  await page.click("#talk");
+  await page.waitForSelector("[data-speaking=you]");
+  await page.waitForSelector("[data-speaking=moshi]");
+  // The demo model would repeat what is heard, which has no five.
+  await page.waitForSelector("#transcript:has-text('five')");
+  await page.waitForSelector("#transcript .you:has-text('You spoke')");
   expect(complaints).toEqual([]);
 });
 
