@@ -53,7 +53,7 @@ IDLE = 2.0  # seconds
 LINE = 2
 HUNG = 60.0  # seconds within which every connection must end
 # How much memory may grow. After the tenth client the allocator's arenas, one per thread, are not full yet.
-MORE_SHARE, MORE_MEMORY = 0.05, 40 << 20
+MORE_SHARE, MORE_MEMORY = 0.05, 64 << 20
 # The same from the middle of a long soak on, when they are full.
 LONG, MORE_THEN = 500, 8 << 20
 BACKGROUND = 8  # slow connections at a time, beside the others
