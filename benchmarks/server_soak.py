@@ -493,7 +493,7 @@ class Visit:
         return _same(await self._said.others.transcribe_by_wyoming(), self._said.words_by_wyoming)
 
     async def speech(self) -> str:
-        return _same(await self._said.others.speak(self._rng.choice(("wav", "flac", "mp3", "opus"))), "sound")
+        return _same(await self._said.others.speak(self._rng.choice(("wav", "mp3", "opus"))), "sound")
 
     async def bad_events(self) -> str:
         return await self._said.others.bad_events(self._rng)

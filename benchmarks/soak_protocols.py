@@ -24,7 +24,6 @@ from msh_mlx.sound.recordings import to_int16
 PATIENCE = 30.0  # seconds for an answer
 TEXT = "three one four"
 _PIECE = 8 * FRAME_SIZE  # bytes of sound in an event: four frames
-_LONGEST = 20  # seconds of speech
 TRIES = 100  # to get a place, half a second apart
 
 
@@ -87,7 +86,7 @@ class Others:
         )
         if status != 200:
             return _refused(status, answer)
-        sound, _ = soundfile.read(io.BytesIO(answer), frames=_LONGEST * SAMPLE_RATE)  # a stream does not say its length
+        sound, _ = soundfile.read(io.BytesIO(answer))
         return "sound" if len(sound) > SAMPLE_RATE // 2 and np.abs(sound).max() > 0.01 else "silence"
 
     async def transcribe_by_wyoming(self) -> str:
