@@ -242,7 +242,8 @@ async def test_late_audio_is_dropped_and_told(model, digits):
     assert told["backlog_ms"] <= 400
 
 
-async def test_a_file_is_read_no_faster_than_it_is_heard(model, digits):
+async def test_a_file_is_read_no_faster_than_it_is_heard(model, digits, monkeypatch):
+    monkeypatch.setattr("msh_mlx.net.connection._STATS_EVERY", 0.1)
     long = np.tile(digits, 6)[: 60 * SAMPLE_RATE // FRAME_SIZE * FRAME_SIZE]
     async with serving(model) as server, Talker(server.url, **FILE) as talker:
         heard = await talker.converse(long)
