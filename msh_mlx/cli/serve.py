@@ -436,6 +436,7 @@ class _Program:
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
         from ..conversation.shared import SharedModel
+        from ..net.listener import Listener
         from ..net.server import Server
 
         args = self.args
@@ -446,7 +447,8 @@ class _Program:
         server = Server(model, what, partial(samplers, args), self._log, service, also)
         self._watch(service, server)
         wyoming = self._wyoming_server(service)
-        await server.listen(sock, context)
+        listener = Listener(server)
+        await listener.listen(sock, context)
         try:
             await self._while_signals_allow(asyncio.to_thread(self._load, model, service, also))
             server.ready = True
@@ -458,10 +460,10 @@ class _Program:
             assert server.failure
             raise self._sorry(server.failure)
         except Stopped:
-            await server.close("The server is shutting down.")
+            await listener.close("The server is shutting down.")
             raise
         except MshError:
-            await server.close("The model failed; the conversation is over.")
+            await listener.close("The model failed; the conversation is over.")
             raise
         finally:
             if wyoming:

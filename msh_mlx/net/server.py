@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import gc
 import hmac
-import socket
-import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from json import dumps
@@ -18,10 +16,6 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, NoReturn
 
-from aiohttp import WSCloseCode, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import HttpProcessingError
-from aiohttp.http_exceptions import LineTooLong
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -32,12 +26,11 @@ from ..conversation.shared import Seat, SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
-from . import aiohttp_answers
 from .audio_service import AudioService
 from .chat import Chat
 from .connection import Connection, End, Limits
 from .connection_log import ConnectionLog
-from .exchange import Endpoint
+from .exchange import Answer, Endpoint, Opening, Request
 from .messages import MetaData
 from .openai_audio import OpenAiAudio
 from .openai_errors import RefusedError, error_body
@@ -45,24 +38,16 @@ from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
 from .realtime_transcription import RealtimeTranscription
 from .talking_models import Samplers, TalkingModel, TalkingModels
-from .visitor import Network, Origin, Visitor, is_among
-from .wire import AiohttpWire
+from .visitor import Network, Origin, Visitor
+from .wire import Close, Wire
 
 _TICK = 0.25  # seconds
 _COLLECT_EVERY = 10.0  # seconds, at least: a collection stops everything for some milliseconds
-_GOODBYE = 0.7  # seconds for a client to take the last message
-_HEARTBEAT = 20.0  # seconds between two pings of the websocket
-_HEAD_WITHIN = 10.0  # seconds from the connection, or from the last answer on it, to the request
-_TAKEN_WITHIN = 120.0  # seconds for a client to take an answer
-# Connections besides those of conversations: for pages, figures, and what browsers keep open for the next request.
-_SPARE, _SPARE_PER_ADDRESS = 128, 32
-_MAX_LINE, _MAX_FIELD = 8190, 32_768  # bytes of a request's first line, and of a header: with all cookies of a host
-_TOO_MANY = "Too many headers"  # the beginning of aiohttp's error for more than about 128 headers
+GOODBYE = 0.7  # seconds for a client to take the last message
 _MAX_PATH = 1000  # characters
 _SHOWN, _LOGGED = 100, 300  # characters of what a client sent, in an answer and in the log
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-_SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client
 
 # Our page loads everything from its own server, and connects to servers that the user names.
 _OWN_POLICY = (
@@ -111,145 +96,12 @@ class Settings:
     about: tuple[str, str, str] = ("", "", "msh-mlx")
 
 
-class _Gate(web.RequestHandler):
-    """aiohttp's handler of a TCP connection, with or without a request under way; an idle one is closed in time.
-
-    It has a sentence of ours for each request that cannot be read or answered.
-    """
-
-    __slots__ = ("_fault", "_gates", "_way", "address", "asked", "requests", "since", "talks")
-
-    def __init__(
-        self,
-        manager: web.Server,
-        loop: asyncio.AbstractEventLoop,
-        gates: _Gates,
-        fault: Callable[[str, BaseException | None], None],
-    ) -> None:
-        options: dict[str, Any] = {"access_log": None, "max_line_size": _MAX_LINE, "max_field_size": _MAX_FIELD}
-        super().__init__(manager, loop=loop, **options)
-        self._gates = gates
-        self._fault = fault
-        self.address = ""
-        self.since = monotonic()
-        self.asked = False  # whether a request has come
-        self.requests = 0  # requests under way
-        self.talks = False  # whether it holds a conversation, or waits for one
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._way = transport  # aiohttp forgets its own when it closes it, though the client may not have taken all yet
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        super().connection_made(transport)
-        self._gates.add(self)
-
-    def connection_lost(self, error: BaseException | None) -> None:
-        self._gates.remove(self)
-        super().connection_lost(error)
-
-    def begin(self) -> None:
-        """Note that a request has come."""
-        self.asked = True
-        self.requests += 1
-        self.since = monotonic()
-
-    def move(self) -> None:
-        """Note that a request that takes its time has moved on."""
-        self.since = monotonic()
-
-    def end(self) -> None:
-        """Note that a request was answered."""
-        self.requests -= 1
-        self.since = monotonic()
-
-    def drop(self) -> None:
-        """Close the connection at once, whatever is under way."""
-        sock = self._way.get_extra_info("socket")
-        if self.requests and not self.talks and sock is not None:
-            with contextlib.suppress(OSError):  # it is closed already
-                sock.shutdown(socket.SHUT_RDWR)  # this also ends the sending of a file, which asyncio cannot abort
-        else:
-            self._way.abort()
-
-    @property
-    def is_late(self) -> bool:
-        """Return whether the next request, or the end of an answer, is overdue."""
-        patience = _TAKEN_WITHIN if self.requests else _HEAD_WITHIN
-        return not self.talks and monotonic() - self.since > patience
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        answer = super().handle_error(request, status, exc, message)
-        if isinstance(answer, web.Response):
-            if isinstance(exc, LineTooLong) and str(_MAX_LINE) in map(str, exc.args):
-                status, sentence = 414, f"The address is longer than {_MAX_LINE} bytes."
-            elif isinstance(exc, LineTooLong):
-                status, sentence = 431, f"A header of the request is longer than {_MAX_FIELD} bytes."
-            elif isinstance(exc, HttpProcessingError) and exc.message.startswith(_TOO_MANY):
-                status = 431
-                sentence = "The request has more headers than this server reads; send fewer than a hundred."
-            elif status < 500:
-                sentence = "The request is not HTTP that this server can read."
-            else:
-                sentence = "Something unexpected happened in the server."
-            answer.set_status(status)
-            answer.content_type = "text/plain"
-            answer.text = sentence + "\n"
-        return answer
-
-    def log_exception(self, message: str, *_: Any, exc_info: BaseException | None = None) -> None:
-        self._fault(message, exc_info)
-
-
-class _Gates:
-    """All TCP connections: up to `most`, and up to `most_per_address` from an address that is not in one of `proxies`.
-
-    If there are too many, an idle one of the address with the most connections is closed.
-    """
-
-    def __init__(self, most: int, most_per_address: int, proxies: Collection[Network]) -> None:
-        self._most = most
-        self._most_per_address = most_per_address
-        self._proxies = proxies
-        self._gates: set[_Gate] = set()
-
-    def __len__(self) -> int:
-        return len(self._gates)
-
-    def __iter__(self) -> Iterator[_Gate]:
-        return iter(list(self._gates))
-
-    def add(self, gate: _Gate) -> None:
-        """Add a connection. If there are too many, close an idle one for it, or the new one if none is idle."""
-        self._gates.add(gate)
-        same = [other for other in self._gates if other.address == gate.address]
-        if len(same) > self._most_per_address and not is_among(gate.address, self._proxies):
-            self._give_up(same, gate)
-        elif len(self._gates) > self._most:
-            self._give_up(self._gates, gate)
-
-    def remove(self, gate: _Gate) -> None:
-        self._gates.discard(gate)
-
-    def _give_up(self, gates: Iterable[_Gate], new: _Gate) -> None:
-        count = Counter(gate.address for gate in self._gates)
-        idle = [gate for gate in gates if not gate.requests and gate is not new]
-        one = min(idle, key=lambda gate: (-count[gate.address], gate.since), default=new)
-        self.remove(one)
-        one.drop()
-
-
 @dataclass(frozen=True)
 class _Route:
     """A path of the server: its methods, what answers it, and what it is about, for those who ask for an unknown path."""
 
     methods: tuple[str, ...]
-    answer: Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
+    answer: Callable[[Request, Visitor], Awaitable[Answer | Opening]]
     about: str
 
 
@@ -358,11 +210,8 @@ class Server:
         name = self.audio.conversation or settings.about[0] or settings.about[2]
         first = TalkingModel(name, model, samplers, settings.defaults, settings.about)
         self._models = TalkingModels([first, *also])
-        self._settings = settings
+        self.settings = settings
         self._log = log
-        self._gates = _Gates(
-            settings.connections + _SPARE, settings.connections_per_address + _SPARE_PER_ADDRESS, settings.proxies
-        )
         self._origins = [Origin.parse(origin) for origin in settings.origins]
         self._speakers: set[str] = set()  # untrusted proxies that were logged
         self._routes = {
@@ -399,57 +248,38 @@ class Server:
         self._stopping = False
         self._left = False  # whether a client has left since the last collection
         self._figures = _Figures(self, self._models)
-        self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
+        self.open_connections: Callable[[], int] = lambda: len(self._connections)  # who listens may know better
         self._clock: asyncio.Task[None] | None = None
 
     # ---- from the beginning to the end -----------------------------------------------------------------------------------
 
-    async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
-        """Listen on a bound socket; until `ready` is set, clients are asked to come back later."""
-        app = web.Application(client_max_size=1 << 16)
-        app.on_response_prepare.append(self._add_headers)
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, handle_signals=False)
-        await self._runner.setup()
-        manager = self._runner.server
-        assert manager
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Gate(manager, loop, self._gates, self._note_fault),
-            sock=sock,
-            ssl=context,
-            backlog=256,
-            ssl_handshake_timeout=_HEAD_WITHIN if context else None,
-        )
-        self._clock = asyncio.create_task(self._tick())
+    def begin(self) -> None:
+        """Begin to keep time, on the running event loop; until `ready` is set, clients are asked to come back later."""
+        self._clock = self._clock or asyncio.create_task(self._tick())
 
-    async def close(self, sentence: str) -> None:
-        """Send `sentence` to every client, and close all connections, within a second."""
+    async def end(self, sentence: str) -> None:
+        """Send `sentence` to every client, and end all conversations, within a second."""
         self._stopping = True
-        if self._server:
-            self._server.close()
-        kind, code = ("failed", WSCloseCode.INTERNAL_ERROR) if self.failure else ("shutdown", WSCloseCode.GOING_AWAY)
+        kind, code = ("failed", Close.INTERNAL_ERROR) if self.failure else ("shutdown", Close.GOING_AWAY)
         for connection in list(self._connections):
             connection.end(End(kind, sentence, code))
-        deadline = monotonic() + _GOODBYE
+        deadline = monotonic() + GOODBYE
         while self._connections and monotonic() < deadline:
             await asyncio.sleep(0.01)
         if self._clock:
             self._clock.cancel()
-        for gate in self._gates:
-            gate.drop()
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Log an event, with its texts shortened: clients may send anything, and any amount of it."""
         self._log({key: shortened(value, _LOGGED) if isinstance(value, str) else value for key, value in event.items()})
 
-    def _note_fault(self, message: str, error: BaseException | None) -> None:
-        """Take an error of aiohttp's: a request that is not HTTP is counted, another error is logged in one line."""
-        if isinstance(error, HttpProcessingError):
-            self._counts["request"] += 1
-        else:
-            self._tell({"event": "error", "error": f"{type(error).__name__}: {error}" if error else message})
+    def count(self, kind: str) -> None:
+        """Count something that was refused, or faulty."""
+        self._counts[kind] += 1
+
+    def note_error(self, error: BaseException | None, message: str = "") -> None:
+        """Log an unexpected error in one line; `message` says what happened if there is no error."""
+        self._tell({"event": "error", "error": f"{type(error).__name__}: {error}" if error else message})
 
     async def _tick(self) -> None:
         collected = monotonic()
@@ -462,32 +292,40 @@ class Server:
                 self._left, collected = False, monotonic()
             for connection in list(self._connections):
                 connection.tick(len(self._active))
-            for gate in self._gates:
-                if gate.is_late:
-                    # An idle one that was asked before is not an error: a browser has kept it open for more.
-                    if gate.requests or not gate.asked:
-                        self._counts["request"] += 1
-                    gate.drop()
 
     # ---- requests --------------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        gate = _gate(request)
-        gate.begin()
+    async def answer(self, request: Request) -> Answer | Opening:
+        """Answer a request, whatever it is; `headers` must be sent with what is returned."""
         try:
             # A proxy that removes a base path may leave one slash too many.
             path = "/" + request.path.lstrip("/")
             if len(path) > _MAX_PATH:
                 self._refuse("request", 414, f"The path is longer than {_MAX_PATH} characters.")
-            visitor = Visitor.of(request, self._settings.proxies)
+            visitor = Visitor.of(request, self.settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
             if route := self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1]):
                 self._check_method(request, path, route.methods)
-                return await route.answer(request, visitor)
+                return await route.answer(replace(request, path=path, client=visitor.address), visitor)
             return self._file(request, path)
-        finally:
-            gate.end()
+        except _RefusedError as refused:
+            return refused.answer
+        except Exception as error:
+            self.note_error(error)
+            return Answer.of_text("Something unexpected happened in the server.\n", status=500)
+
+    def headers(self, request: Request) -> dict[str, str]:
+        """Return the headers that go with every answer to a request."""
+        headers = {
+            **_HEADERS,
+            "Content-Security-Policy": _NAMED_POLICY if self.settings.static_is_named else _OWN_POLICY,
+        }
+        origin = request.headers.get("origin")
+        if origin is not None and self._is_friend(origin):
+            # Let the page read why it was refused.
+            headers["Access-Control-Allow-Origin"] = origin
+        return headers
 
     def _note_speaker(self, visitor: Visitor) -> None:
         """Log that a proxy is not trusted, so that all its clients count as one: once a proxy, for the first eight."""
@@ -499,7 +337,7 @@ class Server:
     def _check_host(self, visitor: Visitor) -> None:
         """Refuse names that are not ours: another page could have made its own name lead here (DNS rebinding)."""
         for target in visitor.targets:
-            if not target.is_address and target.name not in self._settings.hosts:
+            if not target.is_address and target.name not in self.settings.hosts:
                 name = shortened(target.name, _SHOWN)
                 self._refuse(
                     "host", 421, f"This server does not go by the name {name!r}; start it with --allow-host {name}."
@@ -525,16 +363,16 @@ class Server:
         page = Origin.parse(origin) if origin else None
         return page is not None and page in self._origins
 
-    def _check_method(self, request: web.Request, path: str, methods: tuple[str, ...]) -> None:
+    def _check_method(self, request: Request, path: str, methods: tuple[str, ...]) -> None:
         if request.method not in methods:
             sentence = f"{path} does not answer {shortened(request.method, _SHOWN)}; use {methods[0]}."
             self._refuse("method", 405, sentence, {"Allow": ", ".join(methods)}, json=_is_interface(path))
 
-    def _check_token(self, request: web.Request, *, json: bool = False) -> None:
-        token = self._settings.token
+    def _check_token(self, request: Request, *, json: bool = False) -> None:
+        token = self.settings.token
         if token is None:
             return
-        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             named = [name for name in _subprotocols(request) if name.startswith(TOKEN_PROTOCOL)] if json else []
             given = named[0].removeprefix(TOKEN_PROTOCOL) if named else request.query.get("worker_auth_id", "")
@@ -561,50 +399,41 @@ class Server:
         # The sentence may quote the client, which may send anything.
         sentence = sentence.encode(errors="replace").decode()
         if not json:
-            raise _Refused(status, sentence + "\n", "text/plain", headers)
+            raise _RefusedError(Answer.of_text(sentence + "\n", headers=headers, status=status))
         served = {path: route.about for path, route in self._routes.items() if not path.endswith("/")}
         # In the form that programs for other interfaces expect.
         body = {"error": {"message": sentence, "type": kind, "code": status}, "served": served}
-        raise _Refused(status, dumps(body, indent=1) + "\n", "application/json", headers)
+        raise _RefusedError(Answer.of_text(dumps(body, indent=1) + "\n", "application/json", headers, status))
 
-    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(_HEADERS)
-        response.headers["Content-Security-Policy"] = _NAMED_POLICY if self._settings.static_is_named else _OWN_POLICY
-        origin = request.headers.get("Origin")
-        if origin is not None and self._is_friend(origin):
-            # Let the page read why it was refused.
-            response.headers["Access-Control-Allow-Origin"] = origin
-
-    async def _interface(self, endpoint: Endpoint, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+    async def _interface(self, endpoint: Endpoint, request: Request, visitor: Visitor) -> Answer:
         """Answer with an endpoint of OpenAI's interfaces, whose clients expect refusals in another form."""
         try:
-            self._check_origin(request.headers.get("Origin"), visitor)
+            self._check_origin(request.headers.get("origin"), visitor)
             self._check_token(request)
             self._check_loaded()
-        except _Refused as refused:
-            kind = "authentication_error" if refused.status == 401 else "invalid_request_error"
-            error = RefusedError((refused.text or "").strip(), status=refused.status, kind=kind)
-            headers = {name: refused.headers[name] for name in ("WWW-Authenticate",) if name in refused.headers}
-            return web.json_response(error_body(error), status=refused.status, headers=headers)
-        return await aiohttp_answers.answer(request, endpoint, visitor.address, _gate(request).move)
+        except _RefusedError as refused:
+            status, sentence = refused.answer.status, refused.answer.text.strip()
+            kind = "authentication_error" if status == 401 else "invalid_request_error"
+            error = RefusedError(sentence, status=status, kind=kind)
+            kept = {name: value for name, value in refused.answer.headers.items() if name == "WWW-Authenticate"}
+            return Answer.of_json(error_body(error), status, kept)
+        return await endpoint(request)
 
-    async def _health(self, *_: object) -> web.Response:
+    async def _health(self, *_: object) -> Answer:
         if self.failure or self._stopping:
-            return web.Response(status=503, text="The model failed.\n" if self.failure else "Ending.\n")
-        return web.Response(text="Ready.\n") if self.ready else web.Response(status=503, text="Loading.\n")
+            return Answer.of_text("The model failed.\n" if self.failure else "Ending.\n", status=503)
+        return Answer.of_text("Ready.\n") if self.ready else Answer.of_text("Loading.\n", status=503)
 
-    async def _show_metrics(self, request: web.Request, _: Visitor) -> web.Response:
+    async def _show_metrics(self, request: Request, _: Visitor) -> Answer:
         self._check_token(request)
-        return web.Response(
-            body=self._figures.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        return Answer(200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, self._figures.text())
 
-    def _file(self, request: web.Request, path: str) -> web.FileResponse:
+    def _file(self, request: Request, path: str) -> Answer:
         """Answer with a file of the page, or refuse and say what there is instead."""
-        shown, static, is_interface = shortened(path, _SHOWN), self._settings.static, _is_interface(path)
+        shown, static, is_interface = shortened(path, _SHOWN), self.settings.static, _is_interface(path)
         file = _inside(static, path[1:] or "index.html") if static and not is_interface else None
         if not file:
-            if not self._settings.conversations:
+            if not self.settings.conversations:
                 where = "in this server, which holds no conversations; /v1/models lists what it has."
             elif is_interface:
                 where = (
@@ -617,9 +446,9 @@ class Server:
                 where = "here, and no page; `make page` builds it. Conversations are at /api/chat."
             self._refuse("unknown", 404, f"There is no {shown} {where}", json=is_interface)
         self._check_method(request, shown, ("GET", "HEAD"))
-        return _File(file, headers={"Cache-Control": "no-cache"} if path in ("/", "/index.html") else None)
+        return Answer(200, {"Cache-Control": "no-cache"} if path in ("/", "/index.html") else {}, file)
 
-    async def _chat(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+    async def _chat(self, request: Request, visitor: Visitor) -> Answer | Opening:
         """Hold a conversation, or answer why not.
 
         A page whose websocket did not open asks for the reason with POST, since a browser does not tell it. It must be POST:
@@ -631,30 +460,30 @@ class Server:
         if parameters.stats:
             about = MetaData({**about.values, **_told(parameters, persona, ignored)})
 
-        def make(wire: AiohttpWire) -> Connection:
-            return Chat(wire, parameters, persona, about, self._settings.limits, self._counts, self.fail)
+        def make(wire: Wire) -> Connection:
+            return Chat(wire, parameters, persona, about, self.settings.limits, self._counts, self.fail)
 
-        return await self._open(request, visitor, make, model, ignored)
+        return self._open(request, visitor, make, model, ignored)
 
-    async def _realtime(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+    async def _realtime(self, request: Request, visitor: Visitor) -> Answer | Opening:
         """Hold a conversation or write down, in OpenAI's protocol, or answer why not.
 
         Programs must name a model, so any name will do; one that is not served stands for the default.
         """
         model, parameters, persona = self._asked(request, visitor, json=True)
-        transcribes = request.query.get("intent", "") == "transcription" or not self._settings.conversations
+        transcribes = request.query.get("intent", "") == "transcription" or not self.settings.conversations
         if transcribes and not self.audio.transcriber:
             sentence = (
                 "No speech-to-text model is served here, so there are no transcription sessions; leave intent out."
             )
             self._refuse("parameters", 400, sentence, json=True)
-        beta = BETA_HEADER in request.headers.get("OpenAI-Beta", "") or BETA_PROTOCOL in _subprotocols(request)
+        beta = BETA_HEADER in request.headers.get("openai-beta", "") or BETA_PROTOCOL in _subprotocols(request)
 
         def refused() -> None:
             self._counts["event"] += 1
 
-        def make(wire: AiohttpWire) -> Connection:
-            settings, personas, service = self._settings, model.shared.personas, self.audio
+        def make(wire: Wire) -> Connection:
+            settings, personas, service = self.settings, model.shared.personas, self.audio
             given = (wire, parameters, persona, settings.limits, self.fail, refused)
 
             def transcription() -> RealtimeTranscription:
@@ -669,13 +498,13 @@ class Server:
         name = model.name if request.query.get("model") == model.name else model.about[0] or model.about[2]
         known = {"model", "intent", "call_id"}
         ignored = [each for each in unknown_parameters(request.query, model.meaningless) if each not in known]
-        return await self._open(request, visitor, make, model, ignored, PROTOCOLS)
+        return self._open(request, visitor, make, model, ignored, PROTOCOLS)
 
     def _asked(
-        self, request: web.Request, visitor: Visitor, *, json: bool = False
+        self, request: Request, visitor: Visitor, *, json: bool = False
     ) -> tuple[TalkingModel, ChatParameters, Persona | None]:
         """Return what the address of a conversation asks for, or refuse it. In OpenAI's protocol, `json`, any model will do."""
-        self._check_origin(request.headers.get("Origin"), visitor, json=json)
+        self._check_origin(request.headers.get("origin"), visitor, json=json)
         self._check_token(request, json=json)
         named = request.query.get("model", "")
         try:
@@ -687,51 +516,40 @@ class Server:
         except (ProtocolError, InputError) as error:
             self._refuse("parameters", 400, str(error), json=json)
 
-    async def _open(
+    def _open(
         self,
-        request: web.Request,
+        request: Request,
         visitor: Visitor,
-        make: Callable[[AiohttpWire], Connection],
+        make: Callable[[Wire], Connection],
         model: TalkingModel,
         ignored: list[str],
         protocols: Collection[str] = (),
-    ) -> web.StreamResponse:
-        """Open a websocket, and serve the connection that `make` makes of it; or say why not.
+    ) -> Answer | Opening:
+        """Let a websocket be opened, for the connection that `make` makes of it; or say why not.
 
         `ignored` are parameters that mean nothing here, for the log; `protocols` are the subprotocols that are known.
         """
-        ws = web.WebSocketResponse(
-            heartbeat=_HEARTBEAT,
-            autoping=False,  # pings count as messages
-            max_msg_size=4 * self._settings.limits.message,
-            compress=False,
-            timeout=_GOODBYE,
-            protocols=protocols,
-        )
-        if request.method != "GET" or not ws.can_prepare(request):
+        if not request.opens:
             sentence = "This address is for websockets."
-            if "Sec-WebSocket-Key" in request.headers and "Upgrade" not in request.headers:
+            if "sec-websocket-key" in request.headers and "upgrade" not in request.headers:
                 self._counts["upgrade"] += 1
                 sentence = (
                     "A proxy has removed the header Upgrade of this websocket; docs/proxy.md says how to keep it."
                 )
-            return web.Response(status=426, text=sentence + "\n", headers={"Upgrade": "websocket"})
-        try:
-            await ws.prepare(request)
-        except ConnectionError:  # the client has gone, which aiohttp would report with a traceback
-            self._counts["lost"] += 1
-            return web.Response()
-        _gate(request).talks = True
-        await self._serve(make(AiohttpWire(ws, request.transport)), model, visitor.address, ignored)
-        return ws
+            return Answer.of_text(sentence + "\n", headers={"Upgrade": "websocket"}, status=426)
+
+        async def serve(wire: Wire) -> None:
+            await self._serve(make(wire), model, visitor.address, ignored)
+
+        return Opening(tuple(protocols), 4 * self.settings.limits.message, serve)
 
     def _check_loaded(self, *, json: bool = False) -> None:
         if not self.ready:
             self._refuse("loading", 503, "The model is not loaded yet; try again in a moment.", json=json)
 
-    async def _voices(self, request: web.Request, visitor: Visitor) -> web.Response:
+    async def _voices(self, request: Request, visitor: Visitor) -> Answer:
         """Say what a conversation's parameters `model`, `voice_prompt` and `text_prompt` may be."""
-        self._check_origin(request.headers.get("Origin"), visitor)
+        self._check_origin(request.headers.get("origin"), visitor)
         self._check_token(request)
         self._check_loaded()
         try:
@@ -739,10 +557,10 @@ class Server:
         except InputError as error:
             self._refuse("parameters", 400, str(error))
         offer = {**model.voices(), "models": self._models.names, "model": model.name}
-        return web.json_response(offer, dumps=partial(dumps, ensure_ascii=False))
+        return Answer.of_json(offer)
 
     async def _serve(self, connection: Connection, model: TalkingModel, address: str, ignored: list[str]) -> None:
-        settings = self._settings
+        settings = self.settings
         begin = perf_counter()
         end = self._too_many(address)
         self._connections[connection] = address
@@ -755,7 +573,7 @@ class Server:
         try:
             end = end or await connection.run(self._wait_in_line, make)
         except Exception as error:
-            end = End("failed", "Something unexpected happened; the conversation is over.", WSCloseCode.INTERNAL_ERROR)
+            end = End("failed", "Something unexpected happened; the conversation is over.", Close.INTERNAL_ERROR)
             self._tell({"event": "error", "id": connection.id, "error": f"{type(error).__name__}: {error}"})
         finally:
             self._leave_line(connection)
@@ -764,7 +582,7 @@ class Server:
             )
             try:
                 if not follower:
-                    await connection.close(end or End("lost"), _GOODBYE)
+                    await connection.close(end or End("lost"), GOODBYE)
             finally:
                 self._connections.pop(connection, None)
                 del self._asked_for[connection]
@@ -820,13 +638,11 @@ class Server:
         return summary
 
     def _too_many(self, address: str) -> End | None:
-        settings = self._settings
+        settings = self.settings
         if sum(other == address for other in self._connections.values()) >= settings.connections_per_address:
-            return End("per_address", "There are too many connections from your address.", WSCloseCode.TRY_AGAIN_LATER)
+            return End("per_address", "There are too many connections from your address.", Close.TRY_AGAIN_LATER)
         if len(self._connections) >= settings.connections:
-            return End(
-                "connections", "The server has too many connections; try again later.", WSCloseCode.TRY_AGAIN_LATER
-            )
+            return End("connections", "The server has too many connections; try again later.", Close.TRY_AGAIN_LATER)
         return None
 
     # ---- the line --------------------------------------------------------------------------------------------------------
@@ -837,10 +653,10 @@ class Server:
         if turn.is_set():
             return
         place = len(self._line)
-        if place > self._settings.line:
+        if place > self.settings.line:
             self._leave_line(connection)
             sentence = "The server is busy, and its waiting line is full; try again later."
-            raise End("line_full", sentence, WSCloseCode.TRY_AGAIN_LATER)
+            raise End("line_full", sentence, Close.TRY_AGAIN_LATER)
         connection.tell({"waiting": place})
         await turn.wait()
 
@@ -855,7 +671,7 @@ class Server:
     def _admit(self) -> None:
         """Admit the clients that are first in line, as long as there is room."""
         came = False
-        while self._line and not self._stopping and len(self._active) < self._settings.sessions:
+        while self._line and not self._stopping and len(self._active) < self.settings.sessions:
             first = next(iter(self._line))
             if not self._models.has_room(self._asked_for[first], [self._asked_for[each] for each in self._active]):
                 break
@@ -875,7 +691,7 @@ class Server:
 
     def figures(self) -> tuple[int, int, int]:
         """Return how many conversations, waiting clients and open connections there are now."""
-        return len(self._active), len(self._line), len(self._gates)
+        return len(self._active), len(self._line), self.open_connections()
 
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""
@@ -891,33 +707,17 @@ def _told(parameters: ChatParameters, persona: Persona | None, ignored: list[str
     return told
 
 
-class _Refused(web.HTTPException):
-    def __init__(self, status: int, text: str, kind: str, headers: Mapping[str, str] | None) -> None:
-        self.status_code = status
-        super().__init__(text=text, content_type=kind, headers=dict(headers or {}))
+class _RefusedError(Exception):
+    """The request is refused, with this answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
-class _File(web.FileResponse):
-    """A file. It is sent after the request counts as answered, so it marks the connection as busy until then."""
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        gate = _gate(request)
-        gate.begin()
-        try:
-            return await super().prepare(request)
-        finally:
-            gate.end()
-
-
-def _gate(request: web.BaseRequest) -> _Gate:
-    assert isinstance(request.protocol, _Gate)
-    return request.protocol
-
-
-def _subprotocols(request: web.BaseRequest) -> list[str]:
+def _subprotocols(request: Request) -> list[str]:
     """Return the subprotocols that a client of a websocket offers."""
-    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))
-    return [name.strip() for name in offered.split(",")]
+    return [name.strip() for name in request.headers.get("sec-websocket-protocol", "").split(",")]
 
 
 def _inside(folder: Path, name: str) -> Path | None:

@@ -7,17 +7,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from ..errors import InputError
 from .address import ip_address
+from .exchange import Request
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 # The headers in which proxies describe their clients: three in common use, and that of RFC 7239.
-_FORWARDED = "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"
+_FORWARDED = "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"
+# A pair in the last of them: its value is a token or quoted, and proxies forget to quote addresses with a port.
+_PAIR = re.compile(r"""\s*([!#$%&'*+.^_`|~\w-]+)=("(?:[^"\\]|\\.)*"|[^",;\s]+)\s*""", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,13 @@ class Visitor:
     speaker: str  # the address of a proxy that speaks for a client but is not trusted, or ""
 
     @classmethod
-    def of(cls, request: web.BaseRequest, proxies: Iterable[Network]) -> Visitor:
+    def of(cls, request: Request, proxies: Iterable[Network]) -> Visitor:
         """Return the sender of a request; `proxies` are trusted to describe their clients.
 
         The Host header is always among the targets. If a page has led the browser here under another name (DNS rebinding), this
         header shows that name, and the page cannot change it.
         """
-        peer = _plain(request.remote or "")
+        peer = _plain(request.peer)
         tells = any(name in request.headers for name in _FORWARDED)
         trusted = tells and is_among(peer, proxies)
         told = _told(request) if trusted else {}
@@ -79,12 +80,10 @@ class Visitor:
         targets = []
         if told.get("host"):
             targets.append(Origin.of_host(told["host"], scheme))
-        if (host := request.headers.get("Host")) is not None:
+        if (host := request.headers.get("host")) is not None:
             # A browser names the port, unless it is the scheme's default. If ours is not a default port and the header names
             # none, a proxy has left it out, and only the name can be compared.
-            targets.append(
-                Origin.of_host(host, scheme, port=0 if _own_port(request) in _DEFAULT_PORTS.values() else None)
-            )
+            targets.append(Origin.of_host(host, scheme, port=0 if request.port in _DEFAULT_PORTS.values() else None))
         address = _first_unknown(peer, told.get("for", ""), proxies)
         return cls(address, tuple(targets), peer if tells and not trusted else "")
 
@@ -106,15 +105,15 @@ def is_among(address: str, networks: Iterable[Network]) -> bool:
     return number is not None and any(number in network for network in networks)
 
 
-def _told(request: web.BaseRequest) -> Mapping[str, str]:
+def _told(request: Request) -> Mapping[str, str]:
     """Return what a trusted proxy says of its client, under the keys `for`, `host` and `proto`.
 
     `Forwarded` counts only if the other headers are missing: a proxy that writes those passes on a client's own `Forwarded`.
     """
-    names = {"for": "X-Forwarded-For", "host": "X-Forwarded-Host", "proto": "X-Forwarded-Proto"}
-    told = {key: ",".join(request.headers.getall(name, ())) for key, name in names.items()}
+    names = {"for": "x-forwarded-for", "host": "x-forwarded-host", "proto": "x-forwarded-proto"}
+    told = {key: request.headers.get(name, "") for key, name in names.items()}
     if not any(told.values()):
-        steps = request.forwarded
+        steps = read_forwarded(request.headers.get("forwarded", ""))
         told = {key: ",".join(step.get(key, "") for step in steps) for key in names}
     # Each proxy appends its value, so the first value is about the client.
     return {
@@ -122,6 +121,31 @@ def _told(request: web.BaseRequest) -> Mapping[str, str]:
         "host": told["host"].partition(",")[0].strip(),
         "proto": told["proto"].partition(",")[0].strip().lower(),
     }
+
+
+def read_forwarded(text: str) -> list[dict[str, str]]:
+    """Read the header `Forwarded` (RFC 7239): a mapping for each proxy, with names in lower case and values without quotes.
+
+    What is not as it should be ends a proxy's mapping, and is passed over up to the next comma.
+    """
+    steps: list[dict[str, str]] = [{}]
+    at = 0
+    while at < len(text):
+        if match := _PAIR.match(text, at):
+            value = match[2]
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            steps[-1][match[1].lower()] = value
+            at = match.end()
+        if text[at : at + 1] == ",":
+            steps.append({})
+        elif text[at : at + 1] != ";" and at < len(text):
+            at = text.find(",", at)
+            if at < 0:
+                break
+            steps.append({})
+        at += 1
+    return steps
 
 
 def _first_unknown(peer: str, told: str, proxies: Iterable[Network]) -> str:
@@ -142,8 +166,3 @@ def _plain(text: str) -> str:
         if number := ip_address(candidate):
             return str(number)
     return ""
-
-
-def _own_port(request: web.BaseRequest) -> int | None:
-    name = request.transport.get_extra_info("sockname") if request.transport else None
-    return name[1] if isinstance(name, tuple) else None

@@ -1,23 +1,16 @@
-"""The way to one client: what a live connection needs of a websocket, and the websocket of aiohttp."""
+"""The way to one client: what a live connection needs of a websocket."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from enum import IntEnum
 from typing import Protocol
-
-from aiohttp import WebSocketError, WSMsgType, web
-from aiohttp.log import ws_logger
-
-# It warns of subprotocols that nobody knows; but browsers send their token as one.
-ws_logger.setLevel(logging.ERROR)
 
 
 class Close(IntEnum):
     """The codes with which a websocket is closed here, as RFC 6455 and its registry have them."""
 
     OK = 1000
+    GOING_AWAY = 1001
     UNSUPPORTED_DATA = 1003
     INVALID_TEXT = 1007
     POLICY_VIOLATION = 1008
@@ -60,54 +53,3 @@ class Wire(Protocol):
 
     def abort(self) -> None:
         """End the connection at once, whatever is under way."""
-
-
-class AiohttpWire:
-    """aiohttp's websocket as a `Wire`. It is prepared already, on `transport`; pings are not answered by aiohttp."""
-
-    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport | None) -> None:
-        self._ws = ws
-        self.transport = transport
-
-    async def send(self, data: bytes | str) -> None:
-        """As in `Wire`."""
-        if isinstance(data, str):
-            await self._ws.send_str(data)
-        else:
-            await self._ws.send_bytes(data)
-
-    async def receive(self) -> bytes | str | Sign | None:
-        """As in `Wire`."""
-        message = await self._ws.receive()
-        match message.type:
-            case WSMsgType.BINARY | WSMsgType.TEXT:
-                data: bytes | str = message.data
-                return data
-            case WSMsgType.PING:
-                await self._ws.pong(message.data)
-                return Sign()
-            case WSMsgType.PONG:
-                return Sign()
-            case WSMsgType.ERROR:
-                error: object = message.data
-                raise BrokenError(error.code if isinstance(error, WebSocketError) else None)
-        return None
-
-    async def close(self, code: int, reason: str) -> None:
-        """As in `Wire`."""
-        await self._ws.close(code=code, message=reason.encode())
-
-    @property
-    def closed(self) -> bool:
-        """As in `Wire`."""
-        return self._ws.closed
-
-    @property
-    def unsent(self) -> int:
-        """As in `Wire`."""
-        return self.transport.get_write_buffer_size() if self.transport else 0
-
-    def abort(self) -> None:
-        """As in `Wire`."""
-        if self.transport and not self._ws.closed:
-            self.transport.abort()

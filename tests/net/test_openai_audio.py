@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import aiohttp
+import hosts
 import numpy as np
 import pytest
 import soundfile
@@ -71,14 +72,15 @@ async def serving(service, *options, ready=True):
     server = Server(SharedModel(), serve.settings(args, files), partial(serve.samplers, args), log.append, service)
     server.log = log
     sock = socket.create_server(("127.0.0.1", 0))
-    await server.listen(sock)
+    listener = hosts.host(server)
+    await listener.listen(sock)
     server.ready = ready
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{sock.getsockname()[1]}") as http:
             server.http = http
             yield server
     finally:
-        await server.close("The test is over.")
+        await listener.close("The test is over.")
 
 
 def form(data=None, name="digits.flac", **fields):

@@ -615,7 +615,7 @@ async def test_what_an_address_asks_for(model, query, status, said):
 async def test_the_end_of_the_server_is_told(model):
     async with serving(model) as server, Client(server) as client:
         await client.until("session.created")
-        closing = asyncio.ensure_future(server.close("The server is shutting down."))
+        closing = asyncio.ensure_future(server.end("The server is shutting down."))
         error = await client.error()
         with contextlib.suppress(AssertionError):
             await client.receive()

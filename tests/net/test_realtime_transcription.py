@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import aiohttp
+import hosts
 import numpy as np
 import pytest
 from paths import DEMO
@@ -57,12 +58,13 @@ async def serving(transcriber, *options, model=None, limits=None):
     server.log = log
     sock = socket.create_server(("127.0.0.1", 0))
     server.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    await server.listen(sock)
+    listener = hosts.host(server)
+    await listener.listen(sock)
     server.ready = True
     try:
         yield server
     finally:
-        await server.close("The test is over.")
+        await listener.close("The test is over.")
 
 
 async def figures(server):

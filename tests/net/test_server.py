@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import aiohttp
+import hosts
 import numpy as np
 import pytest
 import soundfile
@@ -27,9 +28,10 @@ from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
 from msh_mlx.model.sampling import Sampler
 from msh_mlx.net.connection import Limits, NetworkSource
+from msh_mlx.net.listener import _Gate, _Gates
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
-from msh_mlx.net.server import Server, _Gate, _Gates
+from msh_mlx.net.server import Server
 from msh_mlx.net.visitor import read_network
 
 GREEDY = {"text_temperature": 0, "audio_temperature": 0, "text_seed": 5, "audio_seed": 5}
@@ -64,12 +66,14 @@ async def serving(model, *options, limits=None, static=None, ready=True, context
     sock = socket.create_server((host, 0))
     server.port = sock.getsockname()[1]
     server.url = f"http{'s' if context else ''}://127.0.0.1:{server.port}"
-    await server.listen(sock, context)
+    listener = hosts.host(server)
+    server.gates = getattr(listener, "_gates", None)
+    await listener.listen(sock, context)
     server.ready = ready
     try:
         yield server
     finally:
-        await server.close("The test is over.")
+        await listener.close("The test is over.")
 
 
 async def alone(model, pcm, **parameters):
@@ -741,7 +745,7 @@ async def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
 
     async with serving(model, static=tmp_path, host="127.0.0.2") as server:
         kept = [await keep(server) for _ in range(140)]
-        assert len(server._gates) == 64  # those of 32 clients, and 32 more
+        assert len(server.gates) == 64  # those of 32 clients, and 32 more
         connector = aiohttp.TCPConnector(local_addr=("127.0.0.1", 0))
         url = server.url.replace("127.0.0.1", "127.0.0.2")
         async with aiohttp.ClientSession(connector=connector) as http:
@@ -770,7 +774,7 @@ async def test_one_conversation_has_its_page(model, tmp_path, digits):
                 await answer.read()
         heard = await talk(server.url, digits[: 3 * FRAME_SIZE], **FILE)
         assert len(heard.pcm) == 3
-        assert len(server._gates) >= 6
+        assert len(server.gates) >= 6
 
 
 class FakeTransport(asyncio.Transport):
@@ -830,27 +834,27 @@ async def test_a_connection_that_is_being_closed_can_still_be_dropped():
 
 
 async def test_who_does_not_take_an_answer_is_left(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("msh_mlx.net.server._TAKEN_WITHIN", 0.3)
-    monkeypatch.setattr("msh_mlx.net.server._SEND_BUFFER", 4096)
+    monkeypatch.setattr("msh_mlx.net.listener._TAKEN_WITHIN", 0.3)
+    monkeypatch.setattr("msh_mlx.net.listener._SEND_BUFFER", 4096)
     (tmp_path / "index.html").write_bytes(bytes(30_000_000))
     async with serving(model, static=tmp_path) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await eventually(lambda: len(server._gates) == 1)
-            await eventually(lambda: len(server._gates) == 0)
+            await eventually(lambda: len(server.gates) == 1)
+            await eventually(lambda: len(server.gates) == 0)
 
 
 async def test_a_kept_connection_that_is_closed_is_not_an_error(model, monkeypatch):
-    monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
+    monkeypatch.setattr("msh_mlx.net.listener._HEAD_WITHIN", 0.2)
     async with serving(model) as server, aiohttp.ClientSession() as http:
         async with http.get(f"{server.url}/health") as answer:
             await answer.read()
-        await eventually(lambda: len(server._gates) == 0)
+        await eventually(lambda: len(server.gates) == 0)
         assert server.errors()["request"] == 0
 
 
 async def test_a_connection_without_a_request_is_closed(model, monkeypatch):
-    monkeypatch.setattr("msh_mlx.net.server._HEAD_WITHIN", 0.2)
+    monkeypatch.setattr("msh_mlx.net.listener._HEAD_WITHIN", 0.2)
     async with serving(model) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /api/chat HTTP/1.1\r\nHost: loc")

@@ -7,6 +7,7 @@ import socket
 from functools import partial
 
 import aiohttp
+import hosts
 import numpy as np
 import pytest
 import soundfile
@@ -87,12 +88,13 @@ async def serving(model, *options):
     server.log = log
     sock = socket.create_server(("127.0.0.1", 0))
     server.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    await server.listen(sock)
+    listener = hosts.host(server)
+    await listener.listen(sock)
     server.ready = True
     try:
         yield server
     finally:
-        await server.close("The test is over.")
+        await listener.close("The test is over.")
 
 
 async def eventually(true):

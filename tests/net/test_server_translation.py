@@ -3,6 +3,7 @@
 import socket
 from functools import partial
 
+import hosts
 import numpy as np
 import pytest
 import soundfile
@@ -43,12 +44,13 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
     shared.load(load, partial(program._begin, Talking("hibiki", args, choice)))
     server = Server(shared, serve.settings(args, choice.files), partial(serve.samplers, args), lambda _: None)
     sock = socket.create_server(("127.0.0.1", 0))
-    await server.listen(sock)
+    listener = hosts.host(server)
+    await listener.listen(sock)
     server.ready = True
     speech = soundfile.read(DIGITS, dtype="float32")[0][: 30 * FRAME_SIZE]
     asked = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0, "text_prompt": "x"}
     heard = await talk(f"http://127.0.0.1:{sock.getsockname()[1]}", speech, **asked)
-    await server.close("The test is over.")
+    await listener.close("The test is over.")
     assert heard.metadata[0]["ignored"] == ["text_prompt"]
     (tokens,) = tmp_path.glob("*.npy")
     rows = np.load(tokens)

@@ -4,6 +4,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from msh_mlx.errors import InputError
+from msh_mlx.net.aiohttp_face import plain
 from msh_mlx.net.visitor import Origin, Visitor, is_among, read_network
 
 PROXIES = [read_network("127.0.0.1"), read_network("10.0.0.0/8"), read_network("fd00::/8")]
@@ -21,7 +22,7 @@ class Transport:
 
 def visit(peer, headers, *, port=9998, proxies=PROXIES):
     request = make_mocked_request("GET", "/api/chat", headers=headers, transport=Transport(peer, port))
-    return Visitor.of(request, proxies)
+    return Visitor.of(plain(request, None), proxies)
 
 
 @pytest.mark.parametrize(
