@@ -15,7 +15,7 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -48,7 +48,8 @@ from .options import (
     whole,
 )
 from .persona import add_persona, persona_of, sentences
-from .served_audio import NO_AUDIO, AudioChoice, add_audio, check_audio, choose_audio, model_name, wyoming_name
+from .ray_options import add_ray, check_ray
+from .served_audio import AudioChoice, add_audio, check_audio, choose_audio, model_name, wyoming_name
 from .translation import add_guidance, guided_opening
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         apply(read_configuration(user_path(args.server_config)), args)
     check(args)
     static = None if args.no_conversations and args.static is None else _static(args.static)
-    names, addresses = _own_names(args.host)
+    names, addresses = own_names(args.host)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(contextlib.closing(_bind(args.host, args.port)))
         context = None
@@ -87,27 +88,54 @@ def run(argv: Sequence[str], signals: Signals) -> int:
 
             context = server_context(args.ssl, names, addresses)
         wyoming = stack.enter_context(contextlib.closing(_bind(*args.wyoming))) if args.wyoming else None
-        choice, persona = None, None
-        also: list[Talking] = []
-        others = also_options(args)
-        if not args.no_conversations:
-            choice = choose(args, signals)
-            persona = persona_of(args, choice.files, choice.checkpoint.config)
-            guided_opening(args, choice)  # it checks --guidance
-            also = choose_also(others, model_name(choice), signals)
-        warning = check_memory_together([Talking(model_name(choice), args, choice), *also]) if choice and also else None
-        audio = choose_audio(args, signals)
+        chosen = choose_models(args, signals)
         from ..system.log import Log
 
         shown = stack.enter_context(display(args, signals))
         signals.end_process = True
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
-        program = _Program(args, choice, signals, shown, log, names, addresses, persona, audio, wyoming, also)
-        if warning:
-            shown.say(warning)
+        program = Program(args, chosen, signals, shown, log, names, addresses, wyoming)
+        if chosen.warning:
+            shown.say(chosen.warning)
+        if args.ray is not None:
+            port = sock.getsockname()[1]
+            sock.close()  # Ray's own processes listen there
+            from .replicas import serve_on_ray
+
+            return serve_on_ray(program, port, static)
         # `asyncio.run` would wait at the end for threads that nothing can interrupt, so do not use it.
         return asyncio.new_event_loop().run_until_complete(program.run(sock, context, static))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is served: the models' files and what the options say about them.
+
+    `conversation` is None if no conversations are held. `persona` is that of clients that choose none; None: the user named
+    none. `also` are other models of conversations. `warning` is a sentence about their memory.
+    """
+
+    conversation: Choice | None
+    persona: Persona | None
+    also: Sequence[Talking]
+    audio: AudioChoice
+    warning: str | None
+
+
+def choose_models(args: argparse.Namespace, signals: Signals) -> Chosen:
+    """Choose and fetch the models that the options name. Raise InputError if something does not fit."""
+    conversation, persona = None, None
+    also: list[Talking] = []
+    others = also_options(args)
+    if not args.no_conversations:
+        conversation = choose(args, signals)
+        persona = persona_of(args, conversation.files, conversation.checkpoint.config)
+        guided_opening(args, conversation)  # it checks --guidance
+        also = choose_also(others, model_name(conversation), signals)
+    together = [Talking(model_name(conversation), args, conversation), *also] if conversation and also else []
+    warning = check_memory_together(together) if together else None
+    return Chosen(conversation, persona, also, choose_audio(args, signals), warning)
 
 
 def parser() -> Parser:
@@ -147,6 +175,7 @@ def parser() -> Parser:
     to.value("--max-per-address", "N", "allow up to N of them from one address (default: 32)", type=many, default=32)
     idle = "end a conversation after this time without sound (default: 60)"
     to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
+    add_ray(made.group("Ray"))
     to = made.group("conversation (where a client does not ask for something else)")
     add_persona(to)
     add_guidance(to)
@@ -174,6 +203,7 @@ def check(args: argparse.Namespace) -> None:
     check_lora(args)
     check_audio(args)
     check_also(args)
+    check_ray(args)
     if args.ssl is not None:
         args.ssl = named_folder(args.ssl, "--ssl")
     if args.log_dir is not None:
@@ -392,7 +422,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _own_names(host: str) -> tuple[list[str], list[str]]:
+def own_names(host: str) -> tuple[list[str], list[str]]:
     """Return the names and addresses under which others may reach a server that listens on `host`."""
     name = socket.gethostname().lower()
     names = ["localhost", name] + ([f"{name}.local"] if "." not in name else [])
@@ -415,44 +445,32 @@ def _own_names(host: str) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True)
-class _Program:
+class Program:
     """The running server, from loading to the end. `names` and `addresses` are those under which others may reach it.
 
-    `choice` is None if no conversations are held, and `wyoming` the bound socket of that protocol, if it is spoken.
-    `persona` is that of clients that choose none; None: the user named none. `also` are other models of conversations.
+    `faults` is where details of unexpected faults go, and `wyoming` the bound socket of that protocol, if it is spoken.
     """
 
     args: argparse.Namespace
-    choice: Choice | None
+    chosen: Chosen
     signals: Signals
     shown: Display
-    log: Log | None
+    faults: Log | None
     names: Sequence[str]
     addresses: Sequence[str]
-    persona: Persona | None = None
-    audio: AudioChoice = NO_AUDIO
     wyoming: socket.socket | None = None
-    also: Sequence[Talking] = ()
 
     async def run(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> int:
-        from ..conversation.shared import SharedModel
         from ..net.listener import Listener
-        from ..net.server import Server
 
-        args = self.args
-        model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
-        what = settings(args, self.choice.files if self.choice else None, self.names, static)
-        service = self._service()
-        also = [self._talking(each) for each in self.also]
-        server = Server(model, what, partial(samplers, args), self._log, service, also)
-        self._watch(service, server)
-        wyoming = self._wyoming_server(service)
+        server, load = self.make(static)
+        wyoming = self._wyoming_server(server.audio)
         listener = Listener(server)
         await listener.listen(sock, context)
         try:
-            await self._while_signals_allow(asyncio.to_thread(self._load, model, service, also))
+            await self._while_signals_allow(asyncio.to_thread(load))
             server.ready = True
-            self._say_where(sock, context, static)
+            self.say_where(sock.getsockname()[1], static)
             if wyoming:
                 await self._begin_wyoming(wyoming)
             with short_turns():
@@ -469,6 +487,20 @@ class _Program:
             if wyoming:
                 await wyoming.close()
 
+    def make(self, static: Path | None) -> tuple[Server, Callable[[], None]]:
+        """Make the server, on the running event loop, and what loads its models; it is ready when they are loaded."""
+        from ..conversation.shared import SharedModel
+        from ..net.server import Server
+
+        args = self.args
+        model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
+        what = settings(args, self.chosen.conversation.files if self.chosen.conversation else None, self.names, static)
+        service = self._service()
+        also = [self._talking(each) for each in self.chosen.also]
+        server = Server(model, what, partial(samplers, args), self.log, service, also)
+        self._watch(service, server)
+        return server, partial(self._load, model, service, also)
+
     # ---- transcription and speech ----------------------------------------------------------------------------------------
 
     def _service(self) -> AudioService:
@@ -477,7 +509,7 @@ class _Program:
         from ..conversation.shared_transcriber import SharedTranscriber
         from ..net.audio_service import AudioService
 
-        args, audio = self.args, self.audio
+        args, audio = self.args, self.chosen.audio
         stt_name, tts_name = audio.names
         rows = {"rows": args.stt_rows, "waiting": args.line, "kv_bits": args.kv_bits}
         return AudioService(
@@ -485,9 +517,9 @@ class _Program:
             stt_name,
             SharedSpeaker(waiting=args.line) if audio.tts else None,
             tts_name,
-            model_name(self.choice) if self.choice else None,
-            tuple(each.name for each in self.also),
-            log=self._log,
+            model_name(self.chosen.conversation) if self.chosen.conversation else None,
+            tuple(each.name for each in self.chosen.also),
+            log=self.log,
         )
 
     def _watch(self, service: AudioService, server: Server) -> None:
@@ -511,27 +543,27 @@ class _Program:
         from ..net.wyoming_server import WyomingServer
 
         limits = {"connections": self.args.max_connections, "per_address": self.args.max_per_address}
-        return WyomingServer(service, self.audio.languages, **limits)
+        return WyomingServer(service, self.chosen.audio.languages, **limits)
 
     async def _begin_wyoming(self, server: WyomingServer) -> None:
         """Listen, and announce the server to other machines."""
         assert self.wyoming
         await server.listen(self.wyoming)
         host, port = self.args.wyoming[0], self.wyoming.getsockname()[1]
-        self._say(f"Wyoming: listening on {_bracketed(host or '0.0.0.0')}:{port}")
+        self.say(f"Wyoming: listening on {_bracketed(host or '0.0.0.0')}:{port}")
         if _is_loopback(host):
             return
-        _, addresses = _own_names(host)
+        _, addresses = own_names(host)
         if not addresses:  # the host is a name
-            _, addresses = _own_names("")
+            _, addresses = own_names("")
         beyond = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
         name = wyoming_name(self.args.instance_name or "msh-mlx", socket.gethostname(), port)
         try:
             await server.announce(name, beyond, port)
         except (OSError, RuntimeError) as error:
-            self._say(f"The server cannot be announced on the network ({error}); give its address to Home Assistant.")
+            self.say(f"The server cannot be announced on the network ({error}); give its address to Home Assistant.")
         if self.args.token:
-            self._say("Wyoming has no tokens: everybody who can reach this machine can use it.")
+            self.say("Wyoming has no tokens: everybody who can reach this machine can use it.")
 
     async def _while_signals_allow(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -551,25 +583,26 @@ class _Program:
 
     def _load(self, model: SharedModel, service: AudioService, also: Sequence[TalkingModel]) -> None:
         begin, names = perf_counter(), []
-        first = [Talking(self.choice.files.model.name, self.args, self.choice, self.persona)] if self.choice else []
-        for each, shared in zip([*first, *self.also], [model, *(one.shared for one in also)], strict=False):
+        mine = self.chosen.conversation
+        first = [Talking(mine.files.model.name, self.args, mine, self.chosen.persona)] if mine else []
+        for each, shared in zip([*first, *self.chosen.also], [model, *(one.shared for one in also)], strict=False):
             choice = each.choice
             with self.shown.progress(f"Loading {choice.files.model.name}") as progress:
                 load = partial(load_parts, choice.files, choice.checkpoint, **computing(each.args), progress=progress)
                 shared.load(load, partial(self._begin, each))
             names.append(each.name)
         if service.transcriber:
-            self.audio.load_stt(service.transcriber, self.shown)
+            self.chosen.audio.load_stt(service.transcriber, self.shown)
             names.append(service.transcriber_name)
         if service.speaker:
-            self.audio.load_tts(service.speaker, self.shown)
+            self.chosen.audio.load_tts(service.speaker, self.shown)
             names.append(service.speaker_name)
         # Else Python's collector would stop all threads again and again to look through what was loaded.
         gc.collect()
         gc.freeze()
-        self._say(f"Loaded {listed(names)} in {perf_counter() - begin:.1f} s")
-        for sentence in sentences(self.persona) if self.persona else ():
-            self._say(sentence)
+        self.say(f"Loaded {listed(names)} in {perf_counter() - begin:.1f} s")
+        for sentence in sentences(self.chosen.persona) if self.chosen.persona else ():
+            self.say(sentence)
 
     def _begin(self, talking: Talking, parts: Parts) -> Opening | ServedPersonas | None:
         """Make what comes before each conversation; None: what is usual for the model."""
@@ -595,32 +628,32 @@ class _Program:
         voices = read_voices(
             {name: voice.path for name, voice in known.items()},
             personas,
-            lambda name, error: self._say(f"The voice {name} is left out: {error}"),
+            lambda name, error: self.say(f"The voice {name} is left out: {error}"),
         )
         return ServedPersonas(personas, talking.persona, voices)
 
     # ---- messages --------------------------------------------------------------------------------------------------------
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Print a line; with --json, print it as an object like the log's."""
         if self.args.json:
-            self._log({"event": "notice", "message": text})
+            self.log({"event": "notice", "message": text})
         else:
             print(printable(text), flush=True)
 
-    def _say_where(self, sock: socket.socket, context: ssl.SSLContext | None, static: Path | None) -> None:
-        args, say = self.args, self._say
-        port = sock.getsockname()[1]
-        scheme = "https" if context else "http"
+    def say_where(self, port: int, static: Path | None) -> None:
+        """Say where the server listens, and who can reach it."""
+        args, say = self.args, self.say
+        scheme = "https" if args.ssl else "http"
         say(f"standalone worker listening on {scheme}://{_bracketed(args.host or '0.0.0.0')}:{port}")
-        if context:
+        if args.ssl:
             from ..net.tls import folder_fingerprint
 
             say(f"SHA-256 of the certificate: {folder_fingerprint(args.ssl)}")
         self._say_page(scheme, port, static)
         if _is_loopback(args.host):
             return
-        if not context:
+        if not args.ssl:
             say("Without --ssl, anybody on the network can listen to conversations,")
             say("and browsers on other machines do not let this page use the microphone.")
         if not args.token:
@@ -631,21 +664,21 @@ class _Program:
         args = self.args
         if not static:
             if args.static != "none" and not args.no_conversations:
-                self._say("There is no page yet: build it with `make page`. Clients can connect.")
+                self.say("There is no page yet: build it with `make page`. Clients can connect.")
             return
         token = f"#worker_auth_id={args.token}" if args.token else ""
         local = _is_loopback(args.host)
         beyond = [address for address in self.addresses if address != "127.0.0.1"] or self.addresses or [args.host]
         pages = [f"{scheme}://{_bracketed(name)}:{port}/{token}" for name in (["localhost"] if local else beyond)]
         for page in pages:
-            self._say(f"Open {page}")
+            self.say(f"Open {page}")
         if not local and not args.json:
             import segno
 
             print()
             segno.make(pages[0], error="l").terminal(sys.stdout, compact=True)
 
-    def _log(self, event: Mapping[str, Any]) -> None:
+    def log(self, event: Mapping[str, Any]) -> None:
         values = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
         if self.args.json:
             line = json.dumps(values, ensure_ascii=False)
@@ -661,7 +694,7 @@ class _Program:
             return failure.error
         if said := explain(failure.error):
             return said
-        path = self.log.write(failure.error) if self.log else None
+        path = self.faults.write(failure.error) if self.faults else None
         details = f"; details are in {path}" if path else ""
         what = f"{type(failure.error).__name__}: {failure.error}".rstrip(".: ")
         return MshError(f"The model failed ({what}), and so the server ends{details}.")

@@ -35,6 +35,7 @@ T = TypeVar("T")
 _WARM_UP = 25  # frames
 _MEASURED = 5  # steps of each number of conversations, beforehand
 _ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
+_MOST = 1000  # conversations, at which counting how many there can be ends
 _SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
 
 
@@ -226,16 +227,33 @@ class SharedModel:
         a step of all of them with the work on their sound, and how long those who talk wait for their answers. Where that comes
         near the limit, a new one is given time to show in the answers before the next comes.
         """
-        talking = {self: others, **(beside or {})}
+        need, reply, since = self._with_one_more(others, beside or {})
+        if need > _ROOM * FRAME_SECONDS / 2 and perf_counter() - since < _SETTLED:
+            return False
+        return max(need, reply) <= _ROOM * FRAME_SECONDS
+
+    def places(self, others: int, beside: Mapping[SharedModel, int] | None = None) -> int:
+        """Return how many conversations with this model there can be, as far as one can tell while there are `others`.
+
+        That is as many as there are if there is no room for one more; else as many as steps and sound leave time for.
+        """
+        limit, count = _ROOM * FRAME_SECONDS, others
+        need, reply, _ = self._with_one_more(others, beside or {})
+        while count < _MOST and max(need, reply if count == others else 0.0) <= limit:
+            count += 1
+            need, _, _ = self._with_one_more(count, beside or {})
+        return max(count, 0 if beside else 1)
+
+    def _with_one_more(self, others: int, beside: Mapping[SharedModel, int]) -> tuple[float, float, float]:
+        """Return what one more beside `others` would make of a frame's time: what all take, and how long each would wait.
+
+        And return when the newest came.
+        """
+        talking = {self: others, **beside}
         every = sum(talking.values())
-        if every == 0:
-            return True
         figures = [model._figures(count + (model is self), count) for model, count in talking.items()]
         need, reply, since = sum(f[0] for f in figures), max(f[1] for f in figures), max(f[2] for f in figures)
-        room = _ROOM * FRAME_SECONDS
-        if need > room / 2 and perf_counter() - since < _SETTLED:
-            return False
-        return max(need, reply * (every + 1) / every) <= room
+        return (need, reply * (every + 1) / every, since) if every else (0.0, 0.0, since)
 
     def _figures(self, count: int, talking: int) -> tuple[float, float, float]:
         """Return what `count` conversations take of a frame's time, how long those who talk wait, and when the newest came."""

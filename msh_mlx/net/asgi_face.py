@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
@@ -27,11 +27,13 @@ _REFUSALS = "websocket.http.response"  # the extension with which a websocket ca
 class AsgiServer:
     """A server as an ASGI application.
 
-    Beside what `Listener` does, the program that hosts it answers pings itself, and limits connections as it likes.
+    The program that hosts it answers pings and limits connections, as `Listener` does otherwise. `beside` runs from the
+    beginning of that program to its end.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, beside: Coroutine[Any, Any, None] | None = None) -> None:
+        self.server = server
+        self._beside = beside
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or take part in the beginning and the end of the program."""
@@ -46,35 +48,39 @@ class AsgiServer:
                 raise ValueError(f"This application does not know the protocol {other!r}.")
 
     async def _live(self, receive: Receive, send: Send) -> None:
+        running: asyncio.Future[None] | None = None
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._server.begin()
+                self.server.begin()
+                running = asyncio.ensure_future(self._beside) if self._beside else None
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self._server.end("The server is shutting down.")
+                if running:
+                    running.cancel()
+                await self.server.end("The server is shutting down.")
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        self._server.begin()
+        self.server.begin()
         client = _Client(receive)
         try:
             asked = _plain(scope, client.body())
-            made = await client.while_there(self._server.answer(asked))
+            made = await client.while_there(self.server.answer(asked))
             assert isinstance(made, Answer)  # nobody asked for a websocket
-            await _send(scope, made, self._server.headers(asked), client, receive, send)
+            await _send(scope, made, self.server.headers(asked), client, receive, send)
         except _GoneError:
             pass
         finally:
             await client.leave()
 
     async def _open(self, scope: Message, receive: Receive, send: Send) -> None:
-        self._server.begin()
+        self.server.begin()
         await receive()  # it says that the client wants to connect
         asked = _plain(scope, _nothing(), opens=True)
-        made = await self._server.answer(asked)
-        headers = self._server.headers(asked)
+        made = await self.server.answer(asked)
+        headers = self.server.headers(asked)
         if isinstance(made, Answer):
             await _refuse(scope, made, headers, send)
             return
@@ -83,7 +89,7 @@ class AsgiServer:
         try:
             await send({"type": "websocket.accept", "subprotocol": chosen, "headers": _encoded(headers)})
         except OSError:
-            self._server.count("lost")
+            self.server.count("lost")
             return
         wire = AsgiWire(receive, send, made.largest)
         await made.serve(wire)

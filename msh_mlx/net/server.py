@@ -249,6 +249,7 @@ class Server:
         self._left = False  # whether a client has left since the last collection
         self._figures = _Figures(self, self._models)
         self.open_connections: Callable[[], int] = lambda: len(self._connections)  # who listens may know better
+        self.all_figures = self._only_own_figures  # one of many servers may know those of the others
         self._clock: asyncio.Task[None] | None = None
 
     # ---- from the beginning to the end -----------------------------------------------------------------------------------
@@ -426,7 +427,7 @@ class Server:
 
     async def _show_metrics(self, request: Request, _: Visitor) -> Answer:
         self._check_token(request)
-        return Answer(200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, self._figures.text())
+        return Answer(200, {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}, await self.all_figures())
 
     def _file(self, request: Request, path: str) -> Answer:
         """Answer with a file of the page, or refuse and say what there is instead."""
@@ -692,6 +693,23 @@ class Server:
     def figures(self) -> tuple[int, int, int]:
         """Return how many conversations, waiting clients and open connections there are now."""
         return len(self._active), len(self._line), self.open_connections()
+
+    def own_figures(self) -> bytes:
+        """Return the figures in the format of Prometheus."""
+        return self._figures.text()
+
+    async def _only_own_figures(self) -> bytes:
+        return self.own_figures()
+
+    def places(self) -> dict[str, float]:
+        """Return how many conversations there can be, as far as was measured; how many places are taken; how many are free.
+
+        A client in the line takes one, too.
+        """
+        active = len(self._active)
+        most = self._models.places([self._asked_for[each] for each in self._active])
+        places, taken = max(active, min(most, self.settings.sessions)), active + len(self._line)
+        return {"places": places, "taken": taken, "free": max(0, places - taken)}
 
     def errors(self) -> Mapping[str, int]:
         """Return the counts of refusals, faults and ends, by kind."""

@@ -84,6 +84,13 @@ class TalkingModels:
             raise InputError(f"There is no model {shortened(name, _SHOWN)!r} here", there)
         return model
 
+    def places(self, talking: Iterable[TalkingModel]) -> int:
+        """Return how many conversations there can be if further ones are with the default model; `talking` are those now."""
+        counts: Mapping[SharedModel, int] = Counter(each.shared for each in talking)
+        own = self.default.shared
+        beside = {shared: count for shared, count in counts.items() if shared is not own}
+        return sum(beside.values()) + own.places(counts.get(own, 0), beside)
+
     def has_room(self, model: TalkingModel, talking: Iterable[TalkingModel]) -> bool:
         """Return whether one more conversation with `model` leaves all in real time; `talking` are the models of the others."""
         counts: Mapping[SharedModel, int] = Counter(each.shared for each in talking)

@@ -94,7 +94,7 @@ def test_without_a_page_nobody_is_sent_there(monkeypatch, capsys):
     for options, said in (([], "There is no page yet: build it with `make page`."), (["--static", "none"], "")):
         args = serve.parser().parse_args(["--demo", "--host", "0.0.0.0", *options])
         serve.check(args)
-        program = serve._Program(args, None, None, None, None, [], ["192.0.2.1"])
+        program = serve.Program(args, None, None, None, None, [], ["192.0.2.1"])
         program._say_page("http", 9998, serve._static(args.static))
         out = capsys.readouterr().out
         assert out.startswith(said)
