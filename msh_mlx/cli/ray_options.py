@@ -27,6 +27,8 @@ def add_ray(to: Group) -> None:
     cpus = "reserve so many processors for each (default: 1)"
     to.value("--replica-cpus", "N", cpus, type=whole(0, 1025))
     to.value("--replica-gpus", "N", "reserve so many GPUs for each (default: 0)", type=whole(0, 65))
+    fewer = "end a process that is not needed any more after this time (default: 60)"
+    to.value("--scale-down-after", "SECONDS", fewer, type=seconds)
     drain = "let conversations go on for this time when their process is to end (default: 3600)"
     to.value("--drain", "SECONDS", drain, type=seconds)
 
@@ -36,7 +38,7 @@ def check_ray(args: argparse.Namespace) -> None:
 
     `replicas` becomes the pair of the least and the most.
     """
-    about = {"replicas": "1", "replica_cpus": 1, "replica_gpus": 0, "drain": 3600.0}
+    about = {"replicas": "1", "replica_cpus": 1, "replica_gpus": 0, "scale_down_after": 60.0, "drain": 3600.0}
     if args.ray is None:
         if given := [name for name in about if getattr(args, name) is not None]:
             raise InputError(f"--{given[0].replace('_', '-')} is about --ray", "give both, or neither")

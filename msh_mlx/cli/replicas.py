@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ _REPORT_LASTS = 10.0  # seconds, after which a process that reports no more coun
 _GOODBYE = 4.0  # seconds for all conversations to end
 _LOOK = 0.25  # seconds between two looks at signals
 _BESIDES = 128  # requests besides conversations that a process may have at once: for pages and figures
-_UPSCALE, _DOWNSCALE = 2.0, 60.0  # seconds for which more or fewer processes must be wanted before their number changes
+_UPSCALE = 2.0  # seconds for which more processes must be wanted before one is started
 
 
 def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
@@ -45,6 +47,8 @@ def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
     except ImportError:
         raise InputError("--ray needs Ray, which is not installed", "pip install 'msh-mlx[ray]' installs it") from None
     args, signals = program.args, program.signals
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # Ray writes there, too: what the processes say
     _connect(args.ray)
     options: dict[str, Any] = {"host": args.host or "0.0.0.0", "port": port, "request_timeout_s": None}
     if args.ssl:
@@ -136,7 +140,7 @@ def application(args: argparse.Namespace, names: Sequence[str], static: Path | N
                 metrics_interval_s=_REPORT_EVERY,
                 look_back_period_s=2 * _REPORT_EVERY,
                 upscale_delay_s=_UPSCALE,
-                downscale_delay_s=_DOWNSCALE,
+                downscale_delay_s=args.scale_down_after,
                 policy=AutoscalingPolicy(policy_function=wanted),
             )
         }

@@ -286,9 +286,11 @@ def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     for _ in range(250):
         model.costs.add(1, 0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
+    assert [model.places(others) for others in range(4)] == [2, 2, 2, 3]
     for _ in range(250):
         model.costs.add(1, 0.2)
     assert [model.has_room(others) for others in range(2)] == [True, False]
+    assert [model.places(others) for others in range(2)] == [1, 1]  # the first of all always has room
     model.close()
 
 
@@ -297,12 +299,15 @@ def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
     model.costs.measure(1, 0.02)
     model.costs.measure(4, 0.026)
     assert [model.has_room(others) for others in (3, 10, 20, 21)] == [True, True, True, False]  # 2 ms each
+    assert [model.places(others) for others in (0, 20, 21)] == [21, 21, 21]
     for _ in range(250):
         model.sound.add(0.008 * model.workers)
     assert [model.has_room(others) for others in (1, 3, 4)] == [True, True, False]
+    assert [model.places(others) for others in (0, 4)] == [4, 4]
     for _ in range(250):
         model.replies.add(0.05)
     assert [model.has_room(others) for others in (0, 1, 3, 5)] == [True, False, False, False]
+    assert [model.places(others) for others in (0, 1, 3, 5)] == [4, 1, 3, 5]
     model.close()
 
 
