@@ -110,7 +110,7 @@ def _seconds(task: str) -> float:
 
 def main(way: str, figures: str, *options: str) -> int:
     """Serve."""
-    admits: Callable[..., bool] = lambda *_: True  # noqa: E731
+    admits: Callable[..., bool] = lambda *_, **__: True  # noqa: E731
     shared.SharedModel.has_room = admits  # type: ignore[method-assign]
     if way == "apart":
         connection.Pooled = apart  # type: ignore[assignment,misc]

@@ -55,7 +55,7 @@ MOST = 16  # clients that come at once, to see how many are let in
 MANY = 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64  # clients
 SHOWN = 16  # clients of which the processor time is shown by part, or as many as there can be
 CROWD = 75  # frames that each of several clients says
-PATIENCE = 3.0  # seconds that a client waits to be let in
+PATIENCE = 8.0  # seconds that a client waits to be let in: they come one after the other
 GOAL = 1000 * PACKET + 15  # ms
 OPTIONS: tuple[object, ...] = (
     "--max-connections",

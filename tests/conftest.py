@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
 import re
 import signal
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from huggingface_hub import constants
 # The first lines of tests of the MLX engine's own parts.
 _OF_MLX = re.compile(r"^(import|from) (mlx|msh_mlx\.model\.mlx|msh_mlx\.weights\.onto_mlx)\b", re.MULTILINE)
 _left_out = set[str]()
+_LIMIT = 60  # seconds until a coroutine that hangs fails, where its module has no LIMIT of its own
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -31,6 +34,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out."""
     if _left_out:
         terminalreporter.write_line(f"MLX is not here; left out: {', '.join(sorted(_left_out))}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    limit = max(_LIMIT, getattr(pyfuncitem.module, "LIMIT", _LIMIT))
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**wanted), limit))
+    return True
 
 
 @pytest.fixture(autouse=True)

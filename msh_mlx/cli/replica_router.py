@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from ray.serve.request_router import FIFOMixin, RequestRouter
@@ -20,6 +21,8 @@ class Router(FIFOMixin, RequestRouter):  # type: ignore[misc]
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Return the processes that a request may go to, those with a free place first."""
-        free = [each for each in candidate_replicas if each.routing_stats.get("free", 1) > 0]
-        full = [each for each in candidate_replicas if each not in free]
+        # In any order: of those with equally much to do, Ray takes the first.
+        candidates = random.sample(candidate_replicas, len(candidate_replicas))
+        free = [each for each in candidates if each.routing_stats.get("free", 1) > 0]
+        full = [each for each in candidates if each not in free]
         return [rank for rank in (free, full) if rank]

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ..errors import InputError, MshError
 from ..system.signals import Signals
 from ..system.threads import short_turns
+from ..system.words import listed
 from .options import display
 from .ray_options import LOCAL
 from .serve import Program, choose_models, own_names
@@ -53,6 +54,11 @@ def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
     options: dict[str, Any] = {"host": args.host or "0.0.0.0", "port": port, "request_timeout_s": None}
     if args.ssl:
         options |= {"ssl_keyfile": str(args.ssl / "key.pem"), "ssl_certfile": str(args.ssl / "cert.pem")}
+    if (status := serve.status()).proxies or status.applications:
+        raise InputError(
+            f"Ray Serve is running in this cluster already, with {listed(status.applications or ['nothing in it'])}",
+            "`serve shutdown` ends it",
+        )
     try:
         with signals.waiting():
             serve.start(proxy_location="EveryNode", http_options=options, logging_config={"enable_access_log": False})
@@ -66,7 +72,7 @@ def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
             sleep(_LOOK)
     finally:
         with signals.holding():
-            _end(args.ray)
+            _end()
             ray.shutdown()
 
 
@@ -86,7 +92,7 @@ def _connect(address: str) -> None:
         raise InputError(f"There is no Ray cluster at {address} ({what})", "`ray start --head` starts one") from None
 
 
-def _end(address: str) -> None:
+def _end() -> None:
     """Tell all clients that the server ends, and end what was started."""
     import ray
     from ray import serve
@@ -99,9 +105,7 @@ def _end(address: str) -> None:
             sleep(_LOOK)
         ray.kill(board)
     with contextlib.suppress(Exception):
-        serve.delete(_NAME, _blocking=False)
-        if address == LOCAL:
-            serve.shutdown()
+        serve.shutdown()
 
 
 def application(args: argparse.Namespace, names: Sequence[str], static: Path | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections import deque
@@ -36,7 +35,8 @@ _WARM_UP = 25  # frames
 _MEASURED = 5  # steps of each number of conversations, beforehand
 _ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
 _MOST = 1000  # conversations, at which counting how many there can be ends
-_SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
+SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
+_AT_ONCE = 4  # conversations that may come within that time, or as many as were there before
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ class SharedModel:
         self.replies = Durations()
         self.sound = Durations()
         self.lock = threading.Lock()
-        self._newest = -math.inf  # when the newest conversation came
         self.on_tick = on_tick
         self.personas: ServedPersonas | None = None
         self.workers = max(2, os.cpu_count() or 1)
@@ -217,20 +216,24 @@ class SharedModel:
         self.take_turn(session.reset_model)
         with self.lock:
             self.replies = Durations()  # of all, with the new one
-            self._newest = perf_counter()
         return Seat(self, session, tokens)
 
-    def has_room(self, others: int, beside: Mapping[SharedModel, int] | None = None) -> bool:
+    def has_room(self, others: int, beside: Mapping[SharedModel, int] | None = None, fresh: int = 0) -> bool:
         """Return whether one more conversation beside `others` leaves all in real time; the first of all always has room.
 
         `beside` says how many talk with other models on this machine: what all take is added up. It goes by what was measured:
-        a step of all of them with the work on their sound, and how long those who talk wait for their answers. Where that comes
-        near the limit, a new one is given time to show in the answers before the next comes.
+        a step of all of them with the work on their sound, and how long those who talk wait for their answers.
+
+        `fresh` of all those have not talked for `SETTLED` seconds and do not show in the answers yet. Where not every cost was
+        foreseen, too many would have come before that is seen. So their number at most doubles in that time, and near the limit
+        they come one by one.
         """
-        need, reply, since = self._with_one_more(others, beside or {})
-        if need > _ROOM * FRAME_SECONDS / 2 and perf_counter() - since < _SETTLED:
+        every = others + sum((beside or {}).values())
+        need, reply = self._with_one_more(others, beside or {})
+        limit = _ROOM * FRAME_SECONDS
+        if fresh and (need > limit / 2 or fresh >= max(_AT_ONCE, every - fresh)):
             return False
-        return max(need, reply) <= _ROOM * FRAME_SECONDS
+        return max(need, reply) <= limit
 
     def places(self, others: int, beside: Mapping[SharedModel, int] | None = None) -> int:
         """Return how many conversations with this model there can be, as far as one can tell while there are `others`.
@@ -238,29 +241,26 @@ class SharedModel:
         That is as many as there are if there is no room for one more; else as many as steps and sound leave time for.
         """
         limit, count = _ROOM * FRAME_SECONDS, others
-        need, reply, _ = self._with_one_more(others, beside or {})
+        need, reply = self._with_one_more(others, beside or {})
         while count < _MOST and max(need, reply if count == others else 0.0) <= limit:
             count += 1
-            need, _, _ = self._with_one_more(count, beside or {})
+            need, _ = self._with_one_more(count, beside or {})
         return max(count, 0 if beside else 1)
 
-    def _with_one_more(self, others: int, beside: Mapping[SharedModel, int]) -> tuple[float, float, float]:
-        """Return what one more beside `others` would make of a frame's time: what all take, and how long each would wait.
-
-        And return when the newest came.
-        """
+    def _with_one_more(self, others: int, beside: Mapping[SharedModel, int]) -> tuple[float, float]:
+        """Return what one more beside `others` would make of a frame's time: what all take, and how long each would wait."""
         talking = {self: others, **beside}
         every = sum(talking.values())
         figures = [model._figures(count + (model is self), count) for model, count in talking.items()]
-        need, reply, since = sum(f[0] for f in figures), max(f[1] for f in figures), max(f[2] for f in figures)
-        return (need, reply * (every + 1) / every, since) if every else (0.0, 0.0, since)
+        need, reply = sum(f[0] for f in figures), max(f[1] for f in figures)
+        return (need, reply * (every + 1) / every) if every else (0.0, 0.0)
 
-    def _figures(self, count: int, talking: int) -> tuple[float, float, float]:
-        """Return what `count` conversations take of a frame's time, how long those who talk wait, and when the newest came."""
+    def _figures(self, count: int, talking: int) -> tuple[float, float]:
+        """Return what `count` conversations take of a frame's time, and how long those who talk wait."""
         with self.lock:
-            sound, reply, since = self.sound.recent(50), self.replies.recent(95), self._newest
+            sound, reply = self.sound.recent(50), self.replies.recent(95)
         need = self.costs.expected(count) + count * sound / self.workers if count else 0.0
-        return need, reply if talking else 0.0, since
+        return need, reply if talking else 0.0
 
     def close(self) -> None:
         """End the threads, and wait until the system has ended them, too."""

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
-from ..conversation.shared import Seat, SharedModel, Tick
+from ..conversation.shared import SETTLED, Seat, SharedModel, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
@@ -673,8 +673,10 @@ class Server:
         """Admit the clients that are first in line, as long as there is room."""
         came = False
         while self._line and not self._stopping and len(self._active) < self.settings.sessions:
-            first = next(iter(self._line))
-            if not self._models.has_room(self._asked_for[first], [self._asked_for[each] for each in self._active]):
+            first, now = next(iter(self._line)), perf_counter()
+            talking = [self._asked_for[each] for each in self._active]
+            fresh = sum(each.begun is None or now - each.begun < SETTLED for each in self._active)
+            if not self._models.has_room(self._asked_for[first], talking, fresh):
                 break
             self._active.add(first)
             self._line.pop(first).set()

@@ -91,8 +91,11 @@ class TalkingModels:
         beside = {shared: count for shared, count in counts.items() if shared is not own}
         return sum(beside.values()) + own.places(counts.get(own, 0), beside)
 
-    def has_room(self, model: TalkingModel, talking: Iterable[TalkingModel]) -> bool:
-        """Return whether one more conversation with `model` leaves all in real time; `talking` are the models of the others."""
+    def has_room(self, model: TalkingModel, talking: Iterable[TalkingModel], fresh: int = 0) -> bool:
+        """Return whether one more conversation with `model` leaves all in real time; `talking` are the models of the others.
+
+        `fresh` of those others have come a short time ago, as for `SharedModel`.
+        """
         counts: Mapping[SharedModel, int] = Counter(each.shared for each in talking)
         beside = {shared: count for shared, count in counts.items() if shared is not model.shared}
-        return model.shared.has_room(counts.get(model.shared, 0), beside)
+        return model.shared.has_room(counts.get(model.shared, 0), beside, fresh)

@@ -311,18 +311,31 @@ def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
     model.close()
 
 
-def test_near_the_limit_a_new_conversation_shows_in_what_is_measured_before_the_next_comes(monkeypatch):
+def test_new_conversations_show_in_what_is_measured_before_many_more_come():
     model = SharedModel()
     model.load(lambda: load_parts(find_demo(), None))
     model.replies.add(1.0)  # of those who were there before
     model.seat(text_sampler=Sampler(0), audio_sampler=Sampler(0), seed=1)
     assert model.has_room(1)
     model.costs = Costs()
-    model.costs.measure(1, 0.02)
-    assert not model.has_room(1)
-    monkeypatch.setattr("msh_mlx.conversation.shared._SETTLED", 0.0)
-    assert model.has_room(1)
+    model.costs.measure(1, 0.001)
+    model.costs.measure(2, 0.001)
+    assert [model.has_room(others, fresh=others) for others in (0, 3, 4)] == [True, True, False]
+    assert [model.has_room(16, fresh=fresh) for fresh in (0, 7, 8)] == [True, True, False]  # twice as many as had settled
+    model.costs.measure(3, 0.02)
+    assert [model.has_room(2, fresh=fresh) for fresh in (0, 1)] == [True, True]
+    model.costs.measure(4, 0.031)
+    assert [model.has_room(3, fresh=fresh) for fresh in (0, 1)] == [True, False]
     model.close()
+
+
+async def test_many_that_come_at_once_are_let_in_one_after_the_other(model, monkeypatch):
+    monkeypatch.setattr("msh_mlx.net.server.SETTLED", 1.0)
+    async with serving(model, "--sessions", "8") as server, contextlib.AsyncExitStack() as stack:
+        talkers = [await stack.enter_async_context(Talker(server.url)) for _ in range(8)]
+        begin = time.monotonic()
+        assert all([await talker.until(Handshake) for talker in talkers])
+        assert time.monotonic() - begin > 0.5  # four at once, and the others when those have settled
 
 
 async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
