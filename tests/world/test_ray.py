@@ -264,6 +264,15 @@ class Caller:
         return self.visit
 
 
+async def calls(url: str, said: list[bytes], count: int) -> list[Caller]:
+    """Let clients come one after the other, so that each finds the process with the fewest."""
+    callers = []
+    for _ in range(count):
+        callers.append(Caller(url, said))
+        await asyncio.wait_for(callers[-1].begun.wait(), LIMIT)
+    return callers
+
+
 async def eventually(true: Callable[[], Any], timeout: float = LIMIT) -> None:
     deadline = time.monotonic() + timeout
     while not await asyncio.to_thread(true):
@@ -345,9 +354,7 @@ async def test_a_process_that_dies_takes_only_its_own(on_ray: Callable[..., Serv
     served = on_ray("--replicas", "2")
     ours = sorted(processes() - before)
     assert len(ours) == 2
-    callers = [Caller(served.url, pages(60)) for _ in range(4)]
-    await asyncio.gather(*(asyncio.wait_for(caller.begun.wait(), LIMIT) for caller in callers))
-    await asyncio.sleep(2)
+    callers = await calls(served.url, pages(60), 4)
     await eventually(lambda: sorted(served.figures("msh_sessions").values()) == [2, 2], 10)
     os.kill(ours[0], signal.SIGKILL)
     killed = time.monotonic()
@@ -381,8 +388,7 @@ async def test_their_number_follows_the_conversations_and_one_that_ends_is_drain
     begin = time.monotonic()
     await eventually(lambda: len(served.figures("msh_sessions")) == 2)
     print(f"a second process was there {time.monotonic() - begin:.1f} s after the first was full")
-    second = [Caller(served.url, said) for _ in range(2)]
-    await asyncio.gather(*(asyncio.wait_for(caller.begun.wait(), LIMIT) for caller in second))
+    second = await calls(served.url, said, 2)
     await eventually(lambda: sorted(served.figures("msh_sessions").values()) == [2, 2], 20)
     # One stays in each process, so that whichever ends has one.
     begin = time.monotonic()
@@ -409,8 +415,7 @@ async def test_their_number_follows_the_conversations_and_one_that_ends_is_drain
 
 async def test_a_node_that_goes_takes_only_its_own(on_ray: Callable[..., Served], nodes: Nodes) -> None:
     served = on_ray("--replicas", "2", "--replica-cpus", "2")  # one on each node
-    callers = [Caller(served.url, pages(90)) for _ in range(4)]
-    await asyncio.gather(*(asyncio.wait_for(caller.begun.wait(), LIMIT) for caller in callers))
+    callers = await calls(served.url, pages(90), 4)
     await eventually(lambda: sorted(served.figures("msh_sessions").values()) == [2, 2], 20)
     await asyncio.to_thread(nodes.do, "remove")
     removed = time.monotonic()
