@@ -143,7 +143,7 @@ def test_a_server_does_so_too(counts: Counts, precisions: list[str], monkeypatch
         model.close()
         return 0
 
-    monkeypatch.setattr(serve._Program, "run", run)
+    monkeypatch.setattr(serve.Program, "run", run)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)  # of this process, too
     # Not by `main`, which a server lets end the process.
     with Signals() as signals:

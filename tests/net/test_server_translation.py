@@ -33,7 +33,7 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
     args = serve.parser().parse_args([*options, "--log-dir", str(tmp_path)])
     serve.check(args)
     choice = choose(args, Signals())
-    program = serve._Program(args, choice, Signals(), None, None, [], [])
+    program = serve.Program(args, choice, Signals(), None, None, [], [])
     shared, lm = SharedModel(), []
 
     def load():
