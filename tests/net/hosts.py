@@ -1,11 +1,17 @@
-"""What hosts a server in tests: aiohttp, as for users, or a program for ASGI applications."""
+"""Servers in tests, and what hosts them: aiohttp, as for users, or a program for ASGI applications."""
 
 import asyncio
+import contextlib
+import socket
+from dataclasses import replace
+from functools import partial
 
 import uvicorn
 
+from msh_mlx.cli import serve
 from msh_mlx.net.asgi_face import AsgiServer
 from msh_mlx.net.listener import Listener
+from msh_mlx.net.server import Server
 
 
 class Uvicorn:
@@ -32,3 +38,40 @@ class Uvicorn:
 
 
 host = Listener  # tests of the ASGI application put `Uvicorn` here
+
+
+def checked(*options):
+    """The options of `msh-mlx serve`, as the command reads and checks them."""
+    args = serve.parser().parse_args(options)
+    serve.check(args)
+    return args
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    model, args, files, service=None, *, limits=None, static=None, ready=True, context=None, address="127.0.0.1"
+):
+    """A server that listens, as `msh-mlx serve` would make it of its options.
+
+    `files` are those of `model`. What the server and `service` log is in `log`. `port` and `url` say where it listens; `gates`
+    are those of its listener, if it has any.
+    """
+    settings = serve.settings(args, files, static=static)
+    if limits:
+        settings = replace(settings, limits=limits)
+    log = []
+    if service:
+        service = replace(service, log=log.append)
+    server = Server(model, settings, partial(serve.samplers, args), log.append, service)
+    server.log = log
+    sock = socket.create_server((address, 0))
+    server.port = sock.getsockname()[1]
+    server.url = f"http{'s' if context else ''}://127.0.0.1:{server.port}"
+    listener = host(server)
+    server.gates = getattr(listener, "_gates", None)
+    await listener.listen(sock, context)
+    server.ready = ready
+    try:
+        yield server
+    finally:
+        await listener.close("The test is over.")

@@ -5,9 +5,7 @@ import base64
 import contextlib
 import io
 import json
-import socket
 from dataclasses import replace
-from functools import partial
 
 import aiohttp
 import hosts
@@ -18,7 +16,6 @@ from paths import DEMO, DIGITS
 from prometheus_client.parser import text_string_to_metric_families
 
 from msh_mlx import Sampler, Speaker, read_speaker
-from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.conversation.shared_speaker import SharedSpeaker, Voices
@@ -27,7 +24,6 @@ from msh_mlx.library.files import find_demo
 from msh_mlx.net.audio_service import AudioLimits, AudioService
 from msh_mlx.net.exchange import Request
 from msh_mlx.net.openai_audio import OpenAiAudio
-from msh_mlx.net.server import Server
 from msh_mlx.net.sound_formats import FORMATS
 from msh_mlx.sound.recordings import open_sound
 
@@ -64,23 +60,13 @@ def service():
 
 @contextlib.asynccontextmanager
 async def serving(service, *options, ready=True):
-    args = serve.parser().parse_args(["--demo", *options])
-    serve.check(args)
-    log = []
-    service = replace(service, log=log.append)
+    args = hosts.checked("--demo", *options)
     files = None if args.no_conversations else find_demo()
-    server = Server(SharedModel(), serve.settings(args, files), partial(serve.samplers, args), log.append, service)
-    server.log = log
-    sock = socket.create_server(("127.0.0.1", 0))
-    listener = hosts.host(server)
-    await listener.listen(sock)
-    server.ready = ready
-    try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{sock.getsockname()[1]}") as http:
-            server.http = http
-            yield server
-    finally:
-        await listener.close("The test is over.")
+    async with (
+        hosts.serving(SharedModel(), args, files, service, ready=ready) as server,
+        aiohttp.ClientSession(server.url) as server.http,
+    ):
+        yield server
 
 
 def form(data=None, name="digits.flac", **fields):

@@ -4,9 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import socket
-from dataclasses import replace
-from functools import partial
 
 import aiohttp
 import hosts
@@ -18,7 +15,6 @@ from test_realtime import WORDS as TURNS
 from test_realtime import Client
 from test_server import FILE, digits, eventually, get, model
 
-from msh_mlx.cli import serve
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.conversation.shared_transcriber import SharedTranscriber
@@ -27,7 +23,6 @@ from msh_mlx.library.files import find_demo
 from msh_mlx.net.audio_service import AudioService
 from msh_mlx.net.connection import Limits
 from msh_mlx.net.realtime_sound import SoundWriter
-from msh_mlx.net.server import Server
 
 __all__ = ["digits", "model"]
 
@@ -45,26 +40,12 @@ def transcriber():
     shared.close()
 
 
-@contextlib.asynccontextmanager
-async def serving(transcriber, *options, model=None, limits=None):
+def serving(transcriber, *options, model=None, limits=None):
     """A server that writes down; with `model`, it holds a conversation as well."""
-    args = serve.parser().parse_args(["--demo", *options, *([] if model else ["--no-conversations"])])
-    serve.check(args)
-    log = []
-    service = AudioService(transcriber, "demo-stt", log=log.append)
-    settings = serve.settings(args, find_demo() if model else None)
-    settings = replace(settings, limits=limits or settings.limits)
-    server = Server(model or SharedModel(), settings, partial(serve.samplers, args), log.append, service)
-    server.log = log
-    sock = socket.create_server(("127.0.0.1", 0))
-    server.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    listener = hosts.host(server)
-    await listener.listen(sock)
-    server.ready = True
-    try:
-        yield server
-    finally:
-        await listener.close("The test is over.")
+    args = hosts.checked("--demo", *options, *([] if model else ["--no-conversations"]))
+    files = find_demo() if model else None
+    service = AudioService(transcriber, "demo-stt")
+    return hosts.serving(model or SharedModel(), args, files, service, limits=limits)
 
 
 async def figures(server):

@@ -7,7 +7,6 @@ import socket
 import ssl
 import time
 from dataclasses import replace
-from functools import partial
 
 import aiohttp
 import hosts
@@ -31,7 +30,6 @@ from msh_mlx.net.connection import Limits, NetworkSource
 from msh_mlx.net.listener import _Gate, _Gates
 from msh_mlx.net.messages import Audio, Control, Error, Handshake, MetaData, Ping, Text, encode
 from msh_mlx.net.opus import OpusDecoder, OpusEncoder
-from msh_mlx.net.server import Server
 from msh_mlx.net.visitor import read_network
 
 GREEDY = {"text_temperature": 0, "audio_temperature": 0, "text_seed": 5, "audio_seed": 5}
@@ -53,27 +51,8 @@ def digits():
     return pcm[: len(pcm) // FRAME_SIZE * FRAME_SIZE]
 
 
-@contextlib.asynccontextmanager
-async def serving(model, *options, limits=None, static=None, ready=True, context=None, host="127.0.0.1"):
-    args = serve.parser().parse_args(["--demo", *options])
-    serve.check(args)
-    settings = serve.settings(args, find_demo(), static=static)
-    if limits:
-        settings = replace(settings, limits=limits)
-    log = []
-    server = Server(model, settings, partial(serve.samplers, args), log.append)
-    server.log = log
-    sock = socket.create_server((host, 0))
-    server.port = sock.getsockname()[1]
-    server.url = f"http{'s' if context else ''}://127.0.0.1:{server.port}"
-    listener = hosts.host(server)
-    server.gates = getattr(listener, "_gates", None)
-    await listener.listen(sock, context)
-    server.ready = ready
-    try:
-        yield server
-    finally:
-        await listener.close("The test is over.")
+def serving(model, *options, **more):
+    return hosts.serving(model, hosts.checked("--demo", *options), find_demo(), **more)
 
 
 async def alone(model, pcm, **parameters):
@@ -321,7 +300,8 @@ def test_new_conversations_show_in_what_is_measured_before_many_more_come():
     model.costs.measure(1, 0.001)
     model.costs.measure(2, 0.001)
     assert [model.has_room(others, fresh=others) for others in (0, 3, 4)] == [True, True, False]
-    assert [model.has_room(16, fresh=fresh) for fresh in (0, 7, 8)] == [True, True, False]  # twice as many as had settled
+    # Twice as many as had settled:
+    assert [model.has_room(16, fresh=fresh) for fresh in (0, 7, 8)] == [True, True, False]
     model.costs.measure(3, 0.02)
     assert [model.has_room(2, fresh=fresh) for fresh in (0, 1)] == [True, True]
     model.costs.measure(4, 0.031)
@@ -761,7 +741,7 @@ async def test_kept_connections_of_one_address_lock_nobody_out(model, tmp_path):
             await reader.readuntil(b"</title>")
         return writer
 
-    async with serving(model, static=tmp_path, host="127.0.0.2") as server:
+    async with serving(model, static=tmp_path, address="127.0.0.2") as server:
         kept = [await keep(server) for _ in range(140)]
         assert len(server.gates) == 64  # those of 32 clients, and 32 more
         connector = aiohttp.TCPConnector(local_addr=("127.0.0.1", 0))

@@ -4,13 +4,13 @@ import json
 import shutil
 
 import aiohttp
+import hosts
 import pytest
 import soundfile
 from paths import DEMO
 from served import serving
 from talker import Talker, talk
 
-from msh_mlx.cli import serve
 from msh_mlx.cli.also import also_options, check_memory_together, choose_also
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.errors import InputError, MshError
@@ -129,9 +129,7 @@ def test_there_is_room_for_what_all_models_take_together():
 
 
 def checked(*options):
-    args = serve.parser().parse_args(["--demo", "--plain", *map(str, options)])
-    serve.check(args)
-    return args
+    return hosts.checked("--demo", "--plain", *map(str, options))
 
 
 def test_the_options_of_the_default_model_alone_are_not_for_the_others(folder, monkeypatch):

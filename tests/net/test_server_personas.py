@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
-from functools import partial
 
 import aiohttp
 import hosts
@@ -15,7 +13,6 @@ from published import client
 from safetensors.numpy import save_file
 from talker import Talker, talk
 
-from msh_mlx.cli import serve
 from msh_mlx.conversation.kept import KeptPrompts
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.personas import Persona, Personas, read_persona, read_sound
@@ -25,7 +22,6 @@ from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
 from msh_mlx.model.prefill import prefill_in_turns
 from msh_mlx.net.messages import Control, Handshake, MetaData, Text, decode
-from msh_mlx.net.server import Server
 
 FILE = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0}
 EXPECTED = json.loads((demo_folder() / "persona/expected.json").read_text())
@@ -79,22 +75,8 @@ def plain():
         yield shared
 
 
-@contextlib.asynccontextmanager
-async def serving(model, *options):
-    args = serve.parser().parse_args(["--demo", *options])
-    serve.check(args)
-    log = []
-    server = Server(model, serve.settings(args, find_demo("persona")), partial(serve.samplers, args), log.append)
-    server.log = log
-    sock = socket.create_server(("127.0.0.1", 0))
-    server.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    listener = hosts.host(server)
-    await listener.listen(sock)
-    server.ready = True
-    try:
-        yield server
-    finally:
-        await listener.close("The test is over.")
+def serving(model, *options):
+    return hosts.serving(model, hosts.checked("--demo", *options), find_demo("persona"))
 
 
 async def eventually(true):

@@ -1,6 +1,5 @@
 """Translations over the network, with Hibiki's small golden model."""
 
-import socket
 from functools import partial
 
 import hosts
@@ -19,7 +18,6 @@ from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.format import FRAME_SIZE
 from msh_mlx.model.families import hibiki
-from msh_mlx.net.server import Server
 from msh_mlx.system.signals import Signals
 
 __all__ = ["folder"]
@@ -30,8 +28,7 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
     files = {"--model": SMALL / "lm.safetensors", "--lm-config": SMALL / "config.json"}
     files |= {"--mimi": folder / "mimi-small.safetensors", "--tokenizer": folder / "tokenizer_small.model"}
     options = [str(each) for option in files.items() for each in option] + ["--guidance", str(coef)]
-    args = serve.parser().parse_args([*options, "--log-dir", str(tmp_path)])
-    serve.check(args)
+    args = hosts.checked(*options, "--log-dir", str(tmp_path))
     choice = choose(args, Signals())
     program = serve.Program(args, choice, Signals(), None, None, [], [])
     shared, lm = SharedModel(), []
@@ -42,15 +39,10 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
         return parts
 
     shared.load(load, partial(program._begin, Talking("hibiki", args, choice)))
-    server = Server(shared, serve.settings(args, choice.files), partial(serve.samplers, args), lambda _: None)
-    sock = socket.create_server(("127.0.0.1", 0))
-    listener = hosts.host(server)
-    await listener.listen(sock)
-    server.ready = True
     speech = soundfile.read(DIGITS, dtype="float32")[0][: 30 * FRAME_SIZE]
     asked = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0, "text_prompt": "x"}
-    heard = await talk(f"http://127.0.0.1:{sock.getsockname()[1]}", speech, **asked)
-    await listener.close("The test is over.")
+    async with hosts.serving(shared, args, choice.files) as server:
+        heard = await talk(server.url, speech, **asked)
     assert heard.metadata[0]["ignored"] == ["text_prompt"]
     (tokens,) = tmp_path.glob("*.npy")
     rows = np.load(tokens)
