@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from ..errors import InputError, MshError
 from ..format import FRAME_SECONDS
 from ..system.inputs import brief
 from ..system.words import listed
-from .places import Places
+from .model_worker import Job, ModelWorker
 from .speaker import NotYetError, Speaker, Speech, Spoken
 
 PLACES = 4  # texts that are said in turns
@@ -53,14 +51,14 @@ class Made:
     error: MshError | None = None
 
 
-class Saying:
+class Saying(Job):
     """A text that is being said. Its methods may be called on any thread, and do not wait."""
 
     def __init__(self, shared: SharedSpeaker, speaker: Speaker, told: Callable[[Made], None]) -> None:
+        super().__init__(shared)
         self.told = told
         self.ahead = 0  # frames that were made and not taken
         self.is_dry = False  # whether all text that has come was said
-        self._shared = shared
         self._speaker = speaker
         self._speech: Speech | None = None
         self._pieces: deque[str] = deque()
@@ -68,25 +66,24 @@ class Saying:
 
     def feed(self, text: str) -> None:
         """Say this, too, behind what came before."""
-        with self._shared._changed:
+        with self._worker._changed:
             self._pieces.append(text)
-            self._shared._changed.notify()
+            self._worker._changed.notify()
 
     def finish(self) -> None:
         """Say that no more text comes."""
-        with self._shared._changed:
+        with self._worker._changed:
             self._ended = True
-            self._shared._changed.notify()
+            self._worker._changed.notify()
 
     def took(self) -> None:
         """Say that a frame was taken. If many are made that nobody takes, the speech waits."""
-        with self._shared._changed:
+        with self._worker._changed:
             self.ahead -= 1
-            self._shared._changed.notify()
+            self._worker._changed.notify()
 
-    def close(self) -> None:
-        """Say no more. Nothing is told any more, but for what is being told at this moment."""
-        self._shared._leave(self)
+    def fail(self, error: MshError) -> None:
+        self.told(Made(ended=True, error=error))
 
     @property
     def is_due(self) -> bool:
@@ -119,11 +116,10 @@ class Saying:
                 yield None
 
 
-class SharedSpeaker:
+class SharedSpeaker(ModelWorker[Saying, Voices]):
     """A text-to-speech model, and the one thread that speaks for all.
 
-    Texts that are said at once take turns, frame by frame. They have some places; who comes later waits in a line, which is
-    fair among clients.
+    Texts that are said at once take turns, frame by frame.
 
     Parameters
     ----------
@@ -132,7 +128,7 @@ class SharedSpeaker:
     waiting
         How many may wait.
     on_failure
-        As for `SharedTranscriber`.
+        As for `ModelWorker`.
 
     Attributes
     ----------
@@ -147,20 +143,8 @@ class SharedSpeaker:
         waiting: int = 16,
         on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
+        super().__init__("text-to-speech", "msh-tts", places, waiting, on_failure)
         self.voices: Voices | None = None
-        self.on_failure = on_failure
-        self._places: Places[Saying] = Places(places, waiting)
-        self._changed = threading.Condition()
-        self._closed: MshError | None = None
-        self._thread: threading.Thread | None = None
-
-    def load(self, load: Callable[[], Voices]) -> None:
-        """Load with `load`, on the thread of the model, and raise what it raises."""
-        loaded: Future[None] = Future()
-        # A daemon: the end of the program does not wait for it.
-        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="msh-tts", daemon=True)
-        self._thread.start()
-        loaded.result()
 
     def say(self, told: Callable[[Made], None], voice: str | None = None, client: str = "") -> Saying:
         """Begin to say a text, which is fed to what is returned. `told` is called on the model's thread, with each frame.
@@ -178,56 +162,18 @@ class SharedSpeaker:
         """
         assert self.voices
         saying = Saying(self, self.voices.choose(voice), told)
-        with self._changed:
-            if self._closed:
-                raise self._closed
-            self._places.join(saying, client)
-            self._changed.notify()
+        self._join(saying, client)
         return saying
-
-    def figures(self) -> tuple[int, int]:
-        """Return how many texts are said now, and how many wait."""
-        with self._changed:
-            return self._places.taken, self._places.waiting
-
-    def close(self) -> None:
-        """End the thread. What is under way is told that it has ended."""
-        self._end(MshError("The server is shutting down."))
-        if self._thread:
-            self._thread.join()
-
-    def _leave(self, saying: Saying) -> None:
-        with self._changed:
-            self._places.leave(saying)
-            self._changed.notify()
-
-    def _end(self, error: MshError) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = error
-            sayings = self._places.all()
-            for saying in sayings:
-                self._places.leave(saying)
-            self._changed.notify()
-        for saying in sayings:
-            saying.told(Made(ended=True, error=error))
 
     # ---- the model's thread ----------------------------------------------------------------------------------------------
 
-    def _run(self, load: Callable[[], Voices], loaded: Future[None]) -> None:
-        try:
-            self.voices = load()
-        except BaseException as error:
-            loaded.set_exception(error)
-            return
-        loaded.set_result(None)
-        try:
-            while not self._closed:
-                self._turn()
-        except Exception as error:
-            self._end(MshError(f"The text-to-speech model failed ({type(error).__name__}: {error})."))
-            self.on_failure(error)
+    def _prepare(self, load: Callable[[], Voices]) -> Callable[[], None]:
+        self.voices = load()
+        return self._work
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._turn()
 
     def _turn(self) -> None:
         """Wait for something to say, and run a position of each text."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from ..errors import MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from .codec import check_pcm
-from .places import Places
+from .model_worker import Job, ModelWorker
 from .session import Parts
 from .transcriber import Progress, Rows, Transcribed, Transcriber, check_behind
 
@@ -42,22 +42,7 @@ class LiveProgress:
     error: MshError | None = None
 
 
-class _Job:
-    """Something that has a place, or waits for one."""
-
-    def __init__(self, shared: SharedTranscriber) -> None:
-        self._shared = shared
-
-    def close(self) -> None:
-        """Give the place up, and hear no more. Nothing is told any more, but for what is being told at this moment."""
-        self._shared._leave(self)
-
-    def fail(self, error: MshError) -> None:
-        """Tell that something failed."""
-        raise NotImplementedError
-
-
-class Hearing(_Job):
+class Hearing(Job):
     """A recording that is being written down."""
 
     def __init__(
@@ -81,7 +66,7 @@ class Hearing(_Job):
         self._told(Progress(self.number, self._seconds, ended=True, error=error))
 
 
-class LiveHearing(_Job):
+class LiveHearing(Job):
     """A live stream that is being written down. Its methods may be called on any thread, and do not wait."""
 
     def __init__(self, shared: SharedTranscriber, told: Callable[[LiveProgress], None]) -> None:
@@ -102,14 +87,14 @@ class LiveHearing(_Job):
             Too much waits already: the sound comes faster than the model hears.
         """
         check_pcm(pcm, "sound")
-        with self._shared._changed:
+        with self._worker._changed:
             if self._waiting + len(pcm) > LONGEST_LIVE * SAMPLE_RATE:
                 raise MshError(
                     f"More than {LONGEST_LIVE:.0f} s of sound wait to be heard", "send it as fast as one speaks"
                 )
             self._waiting += len(pcm)
             self.pieces.append(pcm)
-            self._shared._changed.notify()
+            self._worker._changed.notify()
 
     @property
     def waiting(self) -> float:
@@ -125,9 +110,9 @@ class LiveHearing(_Job):
             `behind` is not a number from 0 to 60.
         """
         check_behind(behind)
-        with self._shared._changed:
+        with self._worker._changed:
             self.pieces.append(float(behind))
-            self._shared._changed.notify()
+            self._worker._changed.notify()
 
     def fail(self, error: MshError) -> None:
         self._told(LiveProgress(0.0, ended=True, error=error))
@@ -156,12 +141,13 @@ class LiveHearing(_Job):
         self._told(LiveProgress(transcriber.seconds, words, transcriber.pause, turn_ended, flushed))
 
 
-class SharedTranscriber:
+class SharedTranscriber(ModelWorker[Hearing | LiveHearing, Parts]):
     """Weights, codec and tokenizer of a speech-to-text model, and the one thread that hears for all.
 
     Recordings are rows of one batch, which they join and leave between steps. A live stream has a `Transcriber` of its own,
-    since it cannot go on before its sound has come; its steps come between those of the batch. Together they have some
-    places; who comes later waits in a line, which is fair among clients. What each hears is what it would hear alone.
+    since it cannot go on before its sound has come; its steps come between those of the batch. Together they have the
+    places. What each hears is what it would hear alone. `load` raises InputError if the parts do not belong together, or are
+    not of a speech-to-text model.
 
     Parameters
     ----------
@@ -172,8 +158,7 @@ class SharedTranscriber:
     kv_bits
         As for `Session`.
     on_failure
-        Called, on the model's thread, with the error when the model fails. All that was under way was told, and nothing more
-        is heard.
+        As for `ModelWorker`.
     """
 
     def __init__(
@@ -184,30 +169,12 @@ class SharedTranscriber:
         kv_bits: int | None = None,
         on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
+        super().__init__("speech-to-text", "msh-stt", rows, waiting, on_failure)
         self._rows = rows
         self._kv_bits = kv_bits
-        self.on_failure = on_failure
-        self._places: Places[_Job] = Places(rows, waiting)
-        self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._closed: MshError | None = None
-        self._gone: list[_Job] = []  # that have left since the last step
+        self._gone: list[Hearing | LiveHearing] = []  # that have left since the last step
         self._idle: list[Transcriber] = []
-        self._thread: threading.Thread | None = None
-
-    def load(self, load: Callable[[], Parts]) -> None:
-        """Load with `load`, on the thread of the model.
-
-        Raises
-        ------
-        InputError
-            The parts do not belong together, or are not of a speech-to-text model; or what `load` raises.
-        """
-        loaded: Future[None] = Future()
-        # A daemon: the end of the program does not wait for it.
-        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="msh-stt", daemon=True)
-        self._thread.start()
-        loaded.result()
 
     def transcribe(
         self,
@@ -228,83 +195,43 @@ class SharedTranscriber:
         MshError
             The model has failed.
         """
-        with self._changed:
-            job = Hearing(self, next(self._numbers), sound, told, released)
-            self._join(job, client)
-            return job
+        job = Hearing(self, next(self._numbers), sound, told, released)
+        self._join(job, client)
+        return job
 
     def listen(self, told: Callable[[LiveProgress], None], client: str = "") -> LiveHearing:
         """Write a live stream down. `told` is called on the model's thread. Errors are those of `transcribe`.
 
         Sound that is pushed before the stream has a place waits for it.
         """
-        with self._changed:
-            job = LiveHearing(self, told)
-            self._join(job, client)
-            return job
+        job = LiveHearing(self, told)
+        self._join(job, client)
+        return job
 
-    def figures(self) -> tuple[int, int]:
-        """Return how many are heard now, and how many wait."""
-        with self._changed:
-            return self._places.taken, self._places.waiting
-
-    def close(self) -> None:
-        """End the thread. What is under way is told that it has ended."""
-        self._end(MshError("The server is shutting down."))
-        if self._thread:
-            self._thread.join()
-
-    # ---- any thread ------------------------------------------------------------------------------------------------------
-
-    def _join(self, job: _Job, client: str) -> None:
-        if self._closed:
-            raise self._closed
-        self._places.join(job, client)
-        self._changed.notify()
-
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Hearing | LiveHearing) -> None:
         with self._changed:
             waits = job in self._places.all() and job not in self._places
             if job in self._places:
                 self._gone.append(job)
-            self._places.leave(job)
-            self._changed.notify()
+            super()._leave(job)
         if waits and isinstance(job, Hearing):
             job.released()
 
-    def _end(self, error: MshError) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = error
-            jobs = self._places.all()
-            for job in jobs:
-                self._places.leave(job)
-            self._changed.notify()
-        for job in jobs:
-            job.fail(error)
-
     # ---- the model's thread ----------------------------------------------------------------------------------------------
 
-    def _run(self, load: Callable[[], Parts], loaded: Future[None]) -> None:
-        try:
-            parts = load()
-            lm, mimi, tokenizer = parts.lm, parts.mimi, parts.tokenizer
-            rows = Rows(lm, mimi, tokenizer, self._rows, steps=_STEPS, kv_bits=self._kv_bits)
-            warm = Transcriber(lm, mimi, tokenizer, kv_bits=self._kv_bits)
-            warm.warm_up()
-            self._idle.append(warm)
-        except BaseException as error:
-            loaded.set_exception(error)
-            return
-        loaded.set_result(None)
-        try:
-            with ThreadPoolExecutor(1, "msh-stt-codec") as codec:
-                while not self._closed:
-                    self._turn(parts, rows, codec)
-        except Exception as error:
-            self._end(MshError(f"The speech-to-text model failed ({type(error).__name__}: {error})."))
-            self.on_failure(error)
+    def _prepare(self, load: Callable[[], Parts]) -> Callable[[], None]:
+        parts = load()
+        lm, mimi, tokenizer = parts.lm, parts.mimi, parts.tokenizer
+        rows = Rows(lm, mimi, tokenizer, self._rows, steps=_STEPS, kv_bits=self._kv_bits)
+        warm = Transcriber(lm, mimi, tokenizer, kv_bits=self._kv_bits)
+        warm.warm_up()
+        self._idle.append(warm)
+        return partial(self._work, parts, rows)
+
+    def _work(self, parts: Parts, rows: Rows) -> None:
+        with ThreadPoolExecutor(1, "msh-stt-codec") as codec:
+            while not self._closed:
+                self._turn(parts, rows, codec)
 
     def _turn(self, parts: Parts, rows: Rows, codec: ThreadPoolExecutor) -> None:
         """Wait for something to hear, and hear some of each."""
