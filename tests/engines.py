@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from paths import DEMO
 from safetensors.numpy import save_file
 from slow_lm import random_weights
 
-from msh_mlx import LmConfig, load_lm
+from msh_mlx import LmConfig, Sampler, Speaker, load_lm, read_speaker
+from msh_mlx.conversation.load import load_parts
+from msh_mlx.conversation.shared_speaker import Voices
+from msh_mlx.library.files import find_demo
 
 
 class _Mlx:
@@ -31,6 +35,18 @@ def seeded(folder: Path, config, engine, seed=7):
     weights = random_weights({**values, "depformer_dim_feedforward": feedforward}, seed)
     save_file(weights, folder / "lm.safetensors")
     return load_exact(folder / "lm.safetensors", config, engine), weights
+
+
+def demo_voices(engine="auto"):
+    """The demo text-to-speech model with its voices, calm and brisk. It speaks greedily."""
+    parts = load_parts(find_demo("speech"), engine=engine)
+    files = {name: DEMO / "tts" / "voices" / f"{name}.d161752e@1.safetensors" for name in ("brisk", "calm")}
+    greedy = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
+    made = {
+        name: Speaker(parts.lm, parts.mimi, parts.tokenizer, voices=[read_speaker(file)], **greedy)
+        for name, file in files.items()
+    }
+    return Voices(made, "calm")
 
 
 def on_mlx(path, config=None, dtype="float32", **options):

@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 import pytest
-from paths import DEMO
+from engines import demo_voices
 
-from msh_mlx import InputError, Sampler, Speaker, Transcriber, read_speaker
+from msh_mlx import InputError, Transcriber
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.places import BusyError
-from msh_mlx.conversation.shared_speaker import SharedSpeaker, Voices
+from msh_mlx.conversation.shared_speaker import SharedSpeaker
 from msh_mlx.conversation.speaker import NotYetError
 from msh_mlx.conversation.transcriber import BEHIND
 from msh_mlx.errors import MshError
@@ -22,14 +22,7 @@ LIMIT = 30  # seconds until a test that hangs fails
 
 @pytest.fixture(scope="module")
 def voices(engine):
-    parts = load_parts(find_demo("speech"), engine=engine)
-    files = {name: DEMO / "tts" / "voices" / f"{name}.d161752e@1.safetensors" for name in ("brisk", "calm")}
-    greedy = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
-    made = {
-        name: Speaker(parts.lm, parts.mimi, parts.tokenizer, voices=[read_speaker(file)], **greedy)
-        for name, file in files.items()
-    }
-    return Voices(made, "calm")
+    return demo_voices(engine)
 
 
 @pytest.fixture

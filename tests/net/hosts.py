@@ -7,9 +7,15 @@ from dataclasses import replace
 from functools import partial
 
 import uvicorn
+from engines import demo_voices
 
 from msh_mlx.cli import serve
+from msh_mlx.conversation.load import load_parts
+from msh_mlx.conversation.shared_speaker import SharedSpeaker
+from msh_mlx.conversation.shared_transcriber import SharedTranscriber
+from msh_mlx.library.files import find_demo
 from msh_mlx.net.asgi_face import AsgiServer
+from msh_mlx.net.audio_service import AudioService
 from msh_mlx.net.listener import Listener
 from msh_mlx.net.server import Server
 
@@ -38,6 +44,17 @@ class Uvicorn:
 
 
 host = Listener  # tests of the ASGI application put `Uvicorn` here
+
+
+@contextlib.contextmanager
+def audio_service(waiting, conversation=None):
+    """The demo models for transcription and speech. Each has two places, and a line for `waiting` more."""
+    transcriber, speaker = SharedTranscriber(rows=2, waiting=waiting), SharedSpeaker(places=2, waiting=waiting)
+    transcriber.load(lambda: load_parts(find_demo("transcription")))
+    speaker.load(demo_voices)
+    yield AudioService(transcriber, "demo-stt", speaker, "demo-tts", conversation)
+    transcriber.close()
+    speaker.close()
 
 
 def checked(*options):

@@ -15,13 +15,9 @@ import soundfile
 from paths import DEMO, DIGITS
 from prometheus_client.parser import text_string_to_metric_families
 
-from msh_mlx import Sampler, Speaker, read_speaker
-from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared import SharedModel
-from msh_mlx.conversation.shared_speaker import SharedSpeaker, Voices
-from msh_mlx.conversation.shared_transcriber import SharedTranscriber
 from msh_mlx.library.files import find_demo
-from msh_mlx.net.audio_service import AudioLimits, AudioService
+from msh_mlx.net.audio_service import AudioLimits
 from msh_mlx.net.exchange import Request
 from msh_mlx.net.openai_audio import OpenAiAudio
 from msh_mlx.net.sound_formats import FORMATS
@@ -35,27 +31,8 @@ STT, TTS = "/v1/audio/transcriptions", "/v1/audio/speech"
 
 @pytest.fixture(scope="module")
 def service():
-    made = AudioService(
-        SharedTranscriber(rows=2, waiting=2), "demo-stt", SharedSpeaker(places=2, waiting=2), "demo-tts", "demo"
-    )
-    made.transcriber.load(lambda: load_parts(find_demo("transcription")))
-
-    def voices():
-        parts = load_parts(find_demo("speech"))
-        files = {name: DEMO / "tts" / "voices" / f"{name}.d161752e@1.safetensors" for name in ("brisk", "calm")}
-        greedy = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
-        return Voices(
-            {
-                name: Speaker(parts.lm, parts.mimi, parts.tokenizer, voices=[read_speaker(file)], **greedy)
-                for name, file in files.items()
-            },
-            "calm",
-        )
-
-    made.speaker.load(voices)
-    yield made
-    made.transcriber.close()
-    made.speaker.close()
+    with hosts.audio_service(waiting=2, conversation="demo") as made:
+        yield made
 
 
 @contextlib.asynccontextmanager

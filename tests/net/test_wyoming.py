@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 
+import hosts
 import numpy as np
 import pytest
 import soundfile
@@ -21,13 +22,11 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 from wyoming.tts import Synthesize, SynthesizeChunk, SynthesizeStart, SynthesizeStop, SynthesizeVoice
 
-from msh_mlx import Sampler, Speaker, Transcriber, read_speaker
+from msh_mlx import Transcriber
 from msh_mlx.conversation.load import load_parts
-from msh_mlx.conversation.shared_speaker import SharedSpeaker, Voices
-from msh_mlx.conversation.shared_transcriber import SharedTranscriber
 from msh_mlx.conversation.transcriber import BEHIND
 from msh_mlx.library.files import find_demo
-from msh_mlx.net.audio_service import AudioLimits, AudioService
+from msh_mlx.net.audio_service import AudioLimits
 from msh_mlx.net.wyoming_server import SERVICE, WyomingServer
 
 PCM = soundfile.read(DIGITS, dtype="float32")[0]
@@ -38,30 +37,8 @@ LIMIT = 30  # seconds
 
 @pytest.fixture(scope="module")
 def service():
-    made = AudioService(
-        SharedTranscriber(rows=2, waiting=1), "demo-stt", SharedSpeaker(places=2, waiting=1), "demo-tts"
-    )
-    made.transcriber.load(lambda: load_parts(find_demo("transcription")))
-
-    def voices():
-        parts = load_parts(find_demo("speech"))
-        greedy = {"text_sampler": Sampler(0), "audio_sampler": Sampler(0)}
-        found = {
-            name: [read_speaker(DEMO / "tts" / "voices" / f"{name}.d161752e@1.safetensors")]
-            for name in ("brisk", "calm")
-        }
-        return Voices(
-            {
-                name: Speaker(parts.lm, parts.mimi, parts.tokenizer, voices=voices, **greedy)
-                for name, voices in found.items()
-            },
-            "calm",
-        )
-
-    made.speaker.load(voices)
-    yield made
-    made.transcriber.close()
-    made.speaker.close()
+    with hosts.audio_service(waiting=1) as made:
+        yield made
 
 
 @contextlib.asynccontextmanager
