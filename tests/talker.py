@@ -1,4 +1,4 @@
-"""A client of the server for tests. It sends a recording, and collects the messages that come back."""
+"""Clients of the server for tests. `Talker` sends a recording, and collects the messages that come back."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -40,21 +40,17 @@ class Heard:
         return "".join(message.text for message in self.of(protocol.Error))
 
 
-class Talker:
-    """One connection: `async with Talker(url, **parameters) as talker`. A parameter that is None is not sent, even `stats`."""
+class WebSocketClient:
+    """One connection, `ws`, while `async with` lasts. `options` are those of aiohttp; one that is None is left out."""
 
-    def __init__(self, url, headers=None, ssl=None, **parameters):
-        self.heard = Heard()
-        self._url = f"{url}/api/chat"
-        sent = {name: str(value) for name, value in {"stats": 1, **parameters}.items() if value is not None}
-        self._options = {"headers": headers, "params": sent, "ssl": ssl}
-        self._decoder = OpusDecoder()
+    def __init__(self, url, **options):
+        self._url = url
+        self._options = {key: value for key, value in options.items() if value is not None}
 
     async def __aenter__(self):
         self._http = aiohttp.ClientSession()
-        options = {key: value for key, value in self._options.items() if value is not None}
         try:
-            self.ws = await self._http.ws_connect(self._url, max_msg_size=0, **options)
+            self.ws = await self._http.ws_connect(self._url, max_msg_size=0, **self._options)
         except BaseException:
             await self._http.close()
             raise
@@ -64,21 +60,36 @@ class Talker:
         await self.ws.close()
         await self._http.close()
 
+    async def receive_data(self, kind, timeout):
+        """Wait for the data of a message, which is of a kind; None when the connection is closed."""
+        message = await self.ws.receive(timeout)
+        if message.type is kind:
+            return message.data
+        assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING), message
+        return None
+
+
+class Talker(WebSocketClient):
+    """One connection: `async with Talker(url, **parameters) as talker`. A parameter that is None is not sent, even `stats`."""
+
+    def __init__(self, url, headers=None, ssl=None, **parameters):
+        sent = {name: str(value) for name, value in {"stats": 1, **parameters}.items() if value is not None}
+        super().__init__(f"{url}/api/chat", headers=headers, params=sent, ssl=ssl)
+        self.heard = Heard()
+        self._decoder = OpusDecoder()
+
     async def receive(self, timeout=10.0):
         """Wait for a message, keep it and return it; None when the connection is closed."""
-        message = await self.ws.receive(timeout)
-        if message.type is not aiohttp.WSMsgType.BINARY:
-            assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING), (
-                message
-            )
+        data = await self.receive_data(aiohttp.WSMsgType.BINARY, timeout)
+        if data is None:
             self.heard.code = self.ws.close_code
             return None
-        read = protocol.decode(message.data)
+        read = protocol.decode(data)
         self.heard.messages.append(read)
         if isinstance(read, protocol.Audio):
             self.heard.pcm.append(self._decoder.decode(read.data))
         if isinstance(read, protocol.Audio | protocol.Text):
-            self.heard.raw.append(message.data)
+            self.heard.raw.append(data)
         return read
 
     async def until(self, kind, timeout=10.0):

@@ -8,6 +8,7 @@ import json
 import aiohttp
 import numpy as np
 import pytest
+from talker import WebSocketClient
 from test_server import FILE, GREEDY, digits, eventually, get, model, serving
 
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
@@ -24,27 +25,13 @@ def pcm16(pcm):
     return base64.b64encode(SoundWriter("audio/pcm").write(pcm)).decode()
 
 
-class Client:
+class Client(WebSocketClient):
     """A client in OpenAI's protocol. `events` are those that came, in order."""
 
     def __init__(self, server, headers=None, protocols=(), **parameters):
-        self._options = {"headers": headers, "protocols": protocols}
-        self._url = f"{server.url}/v1/realtime"
-        self._options["params"] = {"model": "any", **{key: str(value) for key, value in parameters.items()}}
+        params = {"model": "any", **{key: str(value) for key, value in parameters.items()}}
+        super().__init__(f"{server.url}/v1/realtime", headers=headers, protocols=protocols, params=params)
         self.events = []
-
-    async def __aenter__(self):
-        self._http = aiohttp.ClientSession()
-        try:
-            self.ws = await self._http.ws_connect(self._url, max_msg_size=0, **self._options)
-        except BaseException:
-            await self._http.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_):
-        await self.ws.close()
-        await self._http.close()
 
     async def send(self, kind, **values):
         await self.ws.send_str(json.dumps({"type": kind, **values}))
@@ -55,11 +42,10 @@ class Client:
 
     async def receive(self, timeout=10.0):
         """Wait for an event, keep it and return it; None when the connection is closed."""
-        message = await self.ws.receive(timeout)
-        if message.type is not aiohttp.WSMsgType.TEXT:
-            assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
+        data = await self.receive_data(aiohttp.WSMsgType.TEXT, timeout)
+        if data is None:
             return None
-        event = json.loads(message.data)
+        event = json.loads(data)
         assert event["event_id"]
         self.events.append(event)
         return event
