@@ -115,16 +115,19 @@ class Others:
         ]  # fmt: skip
         async with self._http() as http, http.ws_connect(f"{self._base}/realtime", params={"model": "any"}) as ws:
             sent = [rng.choice(wrong) for _ in range(rng.randrange(1, 20))]
-            for text in sent:
-                await ws.send_str(text)
-            errors = 0
+            errors = -1  # before the session is created: then sound is not heard, and not looked at
             while errors < len(sent):
                 message = await ws.receive(PATIENCE)
                 if message.type is not aiohttp.WSMsgType.TEXT:
-                    raise Refused(f"After {errors} errors for {len(sent)} wrong events the connection was closed.")
+                    why = f"{ws.close_code}, {message.extra!r}"
+                    raise Refused(f"After {errors} errors for {len(sent)} wrong events the connection was closed: {why}.")
                 event = json.loads(message.data)
                 if event["type"] == "error" and "line is full" in event["error"]["message"]:
                     return "the line was full"
+                if event["type"] == "session.created":
+                    errors = 0
+                    for text in sent:
+                        await ws.send_str(text)
                 errors += event["type"] == "error"
         return "an error each"
 

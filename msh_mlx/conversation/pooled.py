@@ -72,6 +72,7 @@ class Pooled(LiveConversation):
         self._steps = False  # whether the model has a frame of this conversation, or makes it anew
         self._over = False
         self._index = 0  # of the next frame of this conversation
+        self._said = 0  # frames of all conversations, each counted when its events were sent
         self._fresh: Future[None] | None = None  # when the model's part is in fresh state
         self._work = 0.0  # seconds of a processor that encoding the newest frame took
 
@@ -163,7 +164,7 @@ class Pooled(LiveConversation):
         if self._fresh is None:
             if not self._restart:
                 return False
-            if self._taken > self.metrics.frames:
+            if self._taken > self._said:
                 return True
             self._restart = False
             self._session.reset_encoder()
@@ -242,6 +243,7 @@ class Pooled(LiveConversation):
         pcm = self._session.decode(frame.codes)
         self._worked("decode", frame.index, begin, perf_counter())
         self._says(frame.index, pcm, frame.heard)
+        self._said += 1
         self._measure_frame(frame, self._work + thread_time() - before)
         if more:
             self._mouth.wake()

@@ -191,6 +191,22 @@ def test_a_reset_begins_anew_behind_what_was_said(model: SharedModel, speech: Fr
         assert talk.said() == expected
 
 
+def test_a_reset_waits_until_the_last_frame_was_told(model: SharedModel, speech: Frames) -> None:
+    """Else what the old conversation said last would be taken for the beginning of the new one."""
+    begun_meanwhile: list[int] = []
+
+    def linger(event: Event) -> None:
+        if isinstance(event, Said) and event.index == 2 and not begun_meanwhile:
+            talk.pooled.reset()
+            time.sleep(0.1)
+            begun_meanwhile.append(len(talk.of(Ready)) - 1)
+
+    with Talk(model, on=linger) as talk:
+        talk.tape.give(*speech[:3])
+        eventually(lambda: len(talk.of(Ready)) == 2)
+    assert begun_meanwhile == [0]
+
+
 def test_sound_that_is_late_is_dropped_and_told(model: SharedModel, speech: Frames) -> None:
     with Talk(model) as talk:
         talk.pooled._delay_limit = 0.4
