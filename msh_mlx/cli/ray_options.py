@@ -22,11 +22,11 @@ def add_ray(to: Group) -> None:
         "the cluster at ADDRESS, such as auto or 10.0.0.1:6379"
     )
     to.value("--ray", "ADDRESS", where, nargs="?", const=LOCAL)
-    many = "run so many of these processes, or as many as conversations need, from MIN to MAX (default: 1)"
+    many = "run this many of these processes, or as many as conversations need, from MIN to MAX (default: 1)"
     to.value("--replicas", "N|MIN-MAX", many)
-    cpus = "reserve so many processors for each (default: 1)"
+    cpus = "reserve this many processors for each process (default: 1)"
     to.value("--replica-cpus", "N", cpus, type=whole(0, 1025))
-    to.value("--replica-gpus", "N", "reserve so many GPUs for each (default: 0)", type=whole(0, 65))
+    to.value("--replica-gpus", "N", "reserve this many GPUs for each process (default: 0)", type=whole(0, 65))
     fewer = "end a process that is not needed any more after this time (default: 60)"
     to.value("--scale-down-after", "SECONDS", fewer, type=seconds)
     drain = "let conversations go on for this time when their process is to end (default: 3600)"
@@ -41,8 +41,10 @@ def check_ray(args: argparse.Namespace) -> None:
     about = {"replicas": "1", "replica_cpus": 1, "replica_gpus": 0, "scale_down_after": 60.0, "drain": 3600.0}
     if args.ray is None:
         if given := [name for name in about if getattr(args, name) is not None]:
-            raise InputError(f"--{given[0].replace('_', '-')} is about --ray", "give both, or neither")
+            raise InputError(f"--{given[0].replace('_', '-')} is only for --ray", "give that, too, or leave it out")
         return
+    if not args.ray:
+        raise InputError("--ray has an empty address", "give one, or --ray alone for this machine")
     for name, value in about.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

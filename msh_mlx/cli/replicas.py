@@ -8,9 +8,13 @@ import contextlib
 import io
 import math
 import os
+import random
+import re
+import secrets
+import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -25,7 +29,7 @@ from ..system.threads import short_turns
 from ..system.words import listed
 from .options import display
 from .ray_options import LOCAL
-from .serve import Program, choose_models, own_names
+from .server_program import Program, choose_models, own_names
 
 if TYPE_CHECKING:
     from ..net.asgi_face import AsgiServer
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
 _NAME = "msh-mlx"  # of the application, of its deployment, and of what it keeps in Ray
 _REPORT_EVERY = 1.0  # seconds
 _REPORT_LASTS = 10.0  # seconds, after which a process that reports no more counts as gone
-_GOODBYE = 4.0  # seconds for all conversations to end
+_END_WITHIN = 4.0  # seconds for all conversations to end
+_REACHED_WITHIN = 5.0  # seconds for a cluster to be reached
+_ASK_EVERY = 2.0  # seconds between two looks at how the processes are
+_MOST_AHEAD = 1 << 24  # bytes that a client may send ahead of what was read: Ray takes whatever comes
 _LOOK = 0.25  # seconds between two looks at signals
 _BESIDES = 128  # requests besides conversations that a process may have at once: for pages and figures
 _UPSCALE = 2.0  # seconds for which more processes must be wanted before one is started
@@ -42,6 +49,11 @@ _UPSCALE = 2.0  # seconds for which more processes must be wanted before one is 
 
 def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
     """Serve with Ray until a signal comes or no process can be started, which is raised."""
+    # Ray reads these when it is imported, or hands them to its processes. Who asks for an address is what the connection says,
+    # unless --trusted-proxy names it; no lines are left out that look alike; and its usage is reported to nobody.
+    environment = {"FORWARDED_ALLOW_IPS": "", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         from ray import serve
@@ -50,71 +62,109 @@ def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
     args, signals = program.args, program.signals
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # Ray writes there, too: what the processes say
-    _connect(args.ray)
-    options: dict[str, Any] = {"host": args.host or "0.0.0.0", "port": port, "request_timeout_s": None}
-    if args.ssl:
-        options |= {"ssl_keyfile": str(args.ssl / "key.pem"), "ssl_certfile": str(args.ssl / "cert.pem")}
+    run = secrets.token_hex(4)
+    with signals.waiting():
+        _connect(args.ray)
     if (status := serve.status()).proxies or status.applications:
+        ray.shutdown()
         raise InputError(
             f"Ray Serve is running in this cluster already, with {listed(status.applications or ['nothing in it'])}",
             "`serve shutdown` ends it",
         )
+    options: dict[str, Any] = {"host": args.host or "0.0.0.0", "port": port, "request_timeout_s": None}
+    if args.ssl:
+        options |= {"ssl_keyfile": str(args.ssl / "key.pem"), "ssl_certfile": str(args.ssl / "cert.pem")}
     try:
         with signals.waiting():
-            serve.start(proxy_location="EveryNode", http_options=options, logging_config={"enable_access_log": False})
             try:
-                serve.run(application(args, program.names, static), name=_NAME, route_prefix="/")
+                serve.start(
+                    proxy_location="EveryNode", http_options=options, logging_config={"enable_access_log": False}
+                )
+                serve.run(application(program, static, run), name=_NAME, route_prefix="/")
             except RuntimeError as error:
                 raise MshError(f"Ray could not start the server: {error}") from None
         program.say_where(port, static)
-        while True:
-            signals.check()
-            sleep(_LOOK)
+        return _watch(program)
     finally:
         with signals.holding():
-            _end()
+            _end(run)
             ray.shutdown()
 
 
 def _connect(address: str) -> None:
+    """Start Ray on this machine, or join the cluster at an address. Raise InputError if there is none."""
     import ray
 
-    # Its usage reports would go to another server.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"namespace": _NAME, "logging_level": "warning"}
     if address == LOCAL:
-        ray.init(include_dashboard=False, **options)
-        return
+        options["include_dashboard"] = False
+    elif match := re.fullmatch(r"(?:ray://)?\[?([^\]]+)\]?:([0-9]{1,5})", address):
+        # Ray itself would try for minutes.
+        with contextlib.suppress(OSError), socket.create_connection((match[1], int(match[2])), _REACHED_WITHIN):
+            match = None
+        if match:
+            raise InputError(f"There is no Ray cluster at {address}", "`ray start --head` starts one")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, **options)
-    except (ConnectionError, ValueError) as error:
-        what = str(error).strip().splitlines()[0].rstrip(".")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"There is no Ray cluster at {address} ({what})", "`ray start --head` starts one") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray would end the process without a word to the clients
 
 
-def _end() -> None:
+def _watch(program: Program) -> int:
+    """Wait for a signal, which is raised; say when the server on Ray gets into trouble, and when it is out of it."""
+    from ray import serve
+
+    healthy, asked = True, monotonic()
+    while True:
+        program.signals.check()
+        sleep(_LOOK)
+        if monotonic() - asked < _ASK_EVERY:
+            continue
+        asked = monotonic()
+        with contextlib.suppress(Exception):  # the head of the cluster is busy; it is asked again
+            application = serve.status().applications.get(_NAME)
+            if (application is not None and application.status.value != "UNHEALTHY") != healthy:
+                healthy = not healthy
+                trouble = "A process of the server has failed, and Ray starts another one."
+                program.say("All processes of the server are well again." if healthy else trouble)
+
+
+def _end(run: str) -> None:
     """Tell all clients that the server ends, and end what was started."""
     import ray
     from ray import serve
 
-    with contextlib.suppress(Exception):  # whatever is gone already needs no ending
-        board = _board()
-        ray.get(board.end.remote("The server is shutting down."), timeout=_GOODBYE)
-        deadline = monotonic() + _GOODBYE
-        while monotonic() < deadline and ray.get(board.talking.remote(), timeout=_GOODBYE):
+    deadline = monotonic() + _END_WITHIN
+    board = None
+    try:
+        board = _board(run)
+        ray.get(board.end.remote("The server is shutting down."), timeout=_END_WITHIN)
+        while monotonic() < deadline and ray.get(board.talking.remote(), timeout=_END_WITHIN):
             sleep(_LOOK)
-        ray.kill(board)
-    with contextlib.suppress(Exception):
-        serve.shutdown()
+    except Exception:  # whatever is gone already needs no ending
+        pass
+    finally:
+        with contextlib.suppress(Exception):
+            ray.kill(board)
+        with contextlib.suppress(Exception):
+            serve.delete(_NAME)
+            if not serve.status().applications:
+                serve.shutdown()
 
 
-def application(args: argparse.Namespace, names: Sequence[str], static: Path | None) -> Any:
-    """Make the application of Ray Serve. `names` are those of the machine on which the program was started."""
+def application(program: Program, static: Path | None, run: str) -> Any:
+    """Make the application of Ray Serve. `run` is a name that no other run of the program has."""
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+    args, names, folder = _pinned(program), program.names, Path.cwd()
+
     def build() -> AsgiServer:
-        return _build(args, names, static)
+        return _build(args, names, folder, static, run)
 
     class Replica:
         """A process of the server: what Ray asks of it."""
@@ -127,7 +177,7 @@ def application(args: argparse.Namespace, names: Sequence[str], static: Path | N
                 raise RuntimeError(f"The model failed: {failure.error}")
 
         def record_routing_stats(self) -> dict[str, float]:
-            """Say how many places are free, for `Router`."""
+            """Say how many places are free, for the router."""
             return self.app.server.places()
 
         def record_autoscaling_stats(self) -> dict[str, float]:
@@ -157,11 +207,40 @@ def application(args: argparse.Namespace, names: Sequence[str], static: Path | N
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
         request_router_config=RequestRouterConfig(
-            request_router_class="msh_mlx.cli.replica_router:Router", request_routing_stats_period_s=_REPORT_EVERY
+            request_router_class=_router(), request_routing_stats_period_s=_REPORT_EVERY
         ),
         **count,
     )
     return deployment.bind()
+
+
+def _pinned(program: Program) -> argparse.Namespace:
+    """Return the options, with the model that was chosen here: a process that measures beside others may choose another."""
+    args, chosen = argparse.Namespace(**vars(program.args)), program.chosen.conversation
+    if chosen and chosen.selection:
+        args.variant = chosen.name
+    return args
+
+
+def _router() -> Any:
+    """Return the class that decides which process takes a request. Only where Ray is can there be one."""
+    from ray.serve.request_router import FIFOMixin, RequestRouter
+
+    class Router(FIFOMixin, RequestRouter):  # type: ignore[misc]
+        """Prefers processes that have a free place by their own measurement; Ray takes the one of them with least to do.
+
+        If none has one, the conversation waits in the line of the one with least to do.
+        """
+
+        async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
+            """Return the processes that a request may go to, those with a free place first."""
+            # In any order: of those with equally much to do, Ray takes the first.
+            candidates = random.sample(candidate_replicas, len(candidate_replicas))
+            free = [each for each in candidates if each.routing_stats.get("free", 1) > 0]
+            full = [each for each in candidates if each not in free]
+            return [rank for rank in (free, full) if rank]
+
+    return Router
 
 
 def wanted(context: Any) -> tuple[int, dict[str, Any]]:
@@ -182,10 +261,15 @@ def wanted(context: Any) -> tuple[int, dict[str, Any]]:
 # ---- in a process of the server ------------------------------------------------------------------------------------------
 
 
-def _build(args: argparse.Namespace, names: Sequence[str], static: Path | None) -> AsgiServer:
-    """Load the models, on the event loop of the process, and make the application."""
+def _build(args: argparse.Namespace, names: Sequence[str], folder: Path, static: Path | None, run: str) -> AsgiServer:
+    """Load the models, on the event loop of the process, and make the application.
+
+    `names` are those of the machine on which the program was started, in `folder`: names of files may begin there.
+    """
     from ..net.asgi_face import AsgiServer
 
+    if folder.is_dir():
+        os.chdir(folder)
     signals = Signals()
     here, addresses = own_names(args.host)
     with display(args, signals) as shown:
@@ -194,33 +278,55 @@ def _build(args: argparse.Namespace, names: Sequence[str], static: Path | None) 
         server, load = program.make(static)
         load()
     server.ready = True
-    server.all_figures = partial(_all_figures, server)
-    return AsgiServer(server, _report(server))
+    board = _OtherProcesses(run, server)
+    server.all_figures = board.figures
+    return AsgiServer(server, beside=lambda: _report(server, board), most_ahead=_MOST_AHEAD)
 
 
-async def _report(server: Server) -> None:
-    """Tell this process's figures again and again, and end its conversations when the program ends."""
-    from ray import serve
-
-    own = serve.get_replica_context().replica_id.unique_id
+async def _report(server: Server, board: _OtherProcesses) -> None:
+    """Tell this process's figures again and again; end its conversations when the program ends, or the model has failed."""
     with short_turns():
-        while True:
-            with contextlib.suppress(Exception):  # the board is gone with its machine; another one takes its place
-                sentence = await _board().report.remote(own, server.own_figures(), server.places()["taken"])
-                if sentence:
-                    await server.end(sentence)
-            await asyncio.sleep(_REPORT_EVERY)
+        while not server.failure:
+            if sentence := await board.report():
+                await server.end(sentence)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(server.failed.wait(), _REPORT_EVERY)
+    server.note_error(server.failure.error)
+    await server.end("The model failed; the conversation is over.")
 
 
-async def _all_figures(server: Server) -> bytes:
-    """Return the figures of all processes, told apart by the label `replica`; without the others', our own."""
-    from ray import serve
+class _OtherProcesses:
+    """The way from one process to the board. The board may be gone with its machine; then another one takes its place."""
 
-    own = serve.get_replica_context().replica_id.unique_id
-    texts: Mapping[str, bytes] = {}
-    with contextlib.suppress(Exception):
-        texts = await asyncio.wait_for(_board().figures.remote(), _REPORT_EVERY)
-    return merged({**texts, own: server.own_figures()})
+    def __init__(self, run: str, server: Server) -> None:
+        from ray import serve
+
+        self._run, self._server = run, server
+        self._own = serve.get_replica_context().replica_id.unique_id
+        self._board: Any = None
+
+    async def report(self) -> str | None:
+        """Leave this process's figures; return why all end, or None."""
+        server = self._server
+        taken = server.places()["taken"]
+        sentence: str | None = await self._ask(
+            lambda board: board.report.remote(self._own, server.own_figures(), taken)
+        )
+        return sentence
+
+    async def figures(self) -> bytes:
+        """Return the figures of all processes, told apart by the label `replica`; if there is no board, our own."""
+        texts = await self._ask(lambda board: board.figures.remote()) or {}
+        return merged({**texts, self._own: self._server.own_figures()})
+
+    async def _ask(self, what: Callable[[Any], Any]) -> Any:
+        try:
+            # Finding it waits for Ray, and must not hold up the conversations.
+            self._board = self._board or await asyncio.to_thread(_board, self._run)
+            return await asyncio.wait_for(what(self._board), 2 * _REPORT_EVERY)
+        except Exception:
+            self._board = None
+            return None
 
 
 def merged(texts: Mapping[str, bytes]) -> bytes:
@@ -275,9 +381,10 @@ class Board:
         return self._reports
 
 
-def _board() -> Any:
-    """Return the board, on whatever machine it is."""
+def _board(run: str) -> Any:
+    """Return the board of this run, on whatever machine it is."""
     import ray
 
-    options = {"name": _NAME, "namespace": _NAME, "get_if_exists": True, "num_cpus": 0, "lifetime": "detached"}
+    name = f"{_NAME}-{run}"
+    options = {"name": name, "namespace": _NAME, "get_if_exists": True, "num_cpus": 0, "lifetime": "detached"}
     return ray.remote(Board).options(**options).remote()

@@ -34,7 +34,6 @@ T = TypeVar("T")
 _WARM_UP = 25  # frames
 _MEASURED = 5  # steps of each number of conversations, beforehand
 _ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
-_MOST = 1000  # conversations, at which counting how many there can be ends
 SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
 _AT_ONCE = 4  # conversations that may come within that time, or as many as were there before
 
@@ -235,16 +234,22 @@ class SharedModel:
             return False
         return max(need, reply) <= limit
 
-    def places(self, others: int, beside: Mapping[SharedModel, int] | None = None) -> int:
+    def places(self, others: int, beside: Mapping[SharedModel, int] | None = None, most: int = 1) -> int:
         """Return how many conversations with this model there can be, as far as one can tell while there are `others`.
 
-        That is as many as there are if there is no room for one more; else as many as steps and sound leave time for.
+        That is as many as there are if there is no room for one more; else as many as steps and sound leave time for, up to
+        `most`.
         """
+        beside = beside or {}
+        need, reply = self._with_one_more(others, beside)
         limit, count = _ROOM * FRAME_SECONDS, others
-        need, reply = self._with_one_more(others, beside or {})
-        while count < _MOST and max(need, reply if count == others else 0.0) <= limit:
+        if max(need, reply) > limit:
+            return max(count, 0 if beside else 1)
+        with self.lock:
+            sound = self.sound.recent(50) / self.workers
+        without = sum(model._figures(number, number)[0] for model, number in beside.items())
+        while count < most and without + self.costs.expected(count + 1) + (count + 1) * sound <= limit:
             count += 1
-            need, _ = self._with_one_more(count, beside or {})
         return max(count, 0 if beside else 1)
 
     def _with_one_more(self, others: int, beside: Mapping[SharedModel, int]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -13,7 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.log import ws_logger
 
 from ..errors import MshError
-from .exchange import Opening, Request
+from .exchange import GoneError, Opening, Request, next_piece
 from .server import GOODBYE, Server
 from .wire import BrokenError, Sign
 
@@ -42,10 +43,6 @@ class Busy(Protocol):
         """Note that it was sent."""
 
 
-class _GoneError(Exception):
-    """The client has gone."""
-
-
 async def answer(request: web.Request, server: Server, busy: Busy) -> web.StreamResponse:
     """Let the server answer a request, send what it answers, and cancel that if the client leaves."""
     reading = True
@@ -67,7 +64,7 @@ async def answer(request: web.Request, server: Server, busy: Busy) -> web.Stream
             while not task.done():
                 await asyncio.wait([task], timeout=_LOOK)
                 if request.transport is None or request.transport.is_closing():
-                    raise _GoneError
+                    raise GoneError
                 if not reading:
                     busy.move()
             return task.result()
@@ -80,7 +77,7 @@ async def answer(request: web.Request, server: Server, busy: Busy) -> web.Stream
     headers = server.headers(asked)
     try:
         made = await while_there(server.answer(asked))
-    except (_GoneError, ConnectionError):
+    except (GoneError, ConnectionError):
         return web.Response()
     if isinstance(made, Opening):
         return await _open(request, made, headers, server, busy)
@@ -94,11 +91,11 @@ async def answer(request: web.Request, server: Server, busy: Busy) -> web.Stream
     reading = False
     try:
         await response.prepare(request)
-        while (piece := await while_there(_next(pieces))) is not None:
+        while (piece := await while_there(next_piece(pieces))) is not None:
             await response.write(piece)
             busy.move()
         await response.write_eof()
-    except (_GoneError, ConnectionError):
+    except (GoneError, ConnectionError):
         pass
     except MshError:
         # The answer has begun. A client sees only by a broken end that it is not whole.
@@ -112,6 +109,10 @@ async def answer(request: web.Request, server: Server, busy: Busy) -> web.Stream
 def plain(request: web.BaseRequest, body: AsyncIterator[bytes]) -> Request:
     """Return a request as plain values."""
     ours = request.transport.get_extra_info("sockname") if request.transport else None
+    opens = False
+    if request.method == "GET" and "Upgrade" in request.headers:
+        with contextlib.suppress(ValueError):  # its key has letters that no key has
+            opens = web.WebSocketResponse().can_prepare(request).ok
     return Request(
         request.method,
         request.path,
@@ -120,12 +121,8 @@ def plain(request: web.BaseRequest, body: AsyncIterator[bytes]) -> Request:
         body,
         peer=request.remote or "",
         port=ours[1] if isinstance(ours, tuple) else None,
-        opens=request.method == "GET" and web.WebSocketResponse().can_prepare(request).ok,
+        opens=opens,
     )
-
-
-async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(pieces, None)
 
 
 async def _open(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 from ..errors import MshError
-from .exchange import Answer, Request
+from .exchange import Answer, GoneError, Request, next_piece
 from .server import Server
 from .wire import BrokenError, Close, Sign
 
@@ -28,12 +28,19 @@ class AsgiServer:
     """A server as an ASGI application.
 
     The program that hosts it answers pings and limits connections, as `Listener` does otherwise. `beside` runs from the
-    beginning of that program to its end.
+    beginning of that program to its end. `most_ahead` is for programs that take whatever comes: a client may send so many bytes
+    ahead of what was read.
     """
 
-    def __init__(self, server: Server, beside: Coroutine[Any, Any, None] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        most_ahead: int | None = None,
+    ) -> None:
         self.server = server
         self._beside = beside
+        self._most_ahead = most_ahead
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or take part in the beginning and the end of the program."""
@@ -53,11 +60,12 @@ class AsgiServer:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.server.begin()
-                running = asyncio.ensure_future(self._beside) if self._beside else None
+                running = asyncio.ensure_future(self._beside()) if self._beside else None
                 await send({"type": "lifespan.startup.complete"})
             else:
                 if running:
                     running.cancel()
+                    await asyncio.wait([running])
                 await self.server.end("The server is shutting down.")
                 await send({"type": "lifespan.shutdown.complete"})
                 return
@@ -70,7 +78,7 @@ class AsgiServer:
             made = await client.while_there(self.server.answer(asked))
             assert isinstance(made, Answer)  # nobody asked for a websocket
             await _send(scope, made, self.server.headers(asked), client, receive, send)
-        except _GoneError:
+        except (GoneError, OSError):
             pass
         finally:
             await client.leave()
@@ -82,7 +90,8 @@ class AsgiServer:
         made = await self.server.answer(asked)
         headers = self.server.headers(asked)
         if isinstance(made, Answer):
-            await _refuse(scope, made, headers, send)
+            with contextlib.suppress(OSError):
+                await _refuse(scope, made, headers, send)
             return
         offered = scope.get("subprotocols") or []
         chosen = next((name for name in offered if name in made.protocols), None)
@@ -91,15 +100,12 @@ class AsgiServer:
         except OSError:
             self.server.count("lost")
             return
-        wire = AsgiWire(receive, send, made.largest)
-        await made.serve(wire)
-        if not wire.closed:
-            with contextlib.suppress(ConnectionError):
-                await wire.close(Close.INTERNAL_ERROR, "")
-
-
-class _GoneError(Exception):
-    """The client has gone."""
+        async with _Ahead(receive, self._most_ahead) as ahead:
+            wire = AsgiWire(ahead.receive, send, made.largest)
+            await made.serve(wire)
+            if not wire.closed:
+                with contextlib.suppress(ConnectionError):
+                    await wire.close(Close.INTERNAL_ERROR, "")
 
 
 class _Client:
@@ -111,11 +117,12 @@ class _Client:
 
     async def _listen(self, receive: Receive) -> None:
         """Take what the client sends, until it leaves."""
-        while (message := await receive())["type"] != "http.disconnect":
-            if data := message.get("body", b""):
-                await self._pieces.put(data)
-            if not message.get("more_body", False):
-                await self._pieces.put(None)
+        with contextlib.suppress(Exception):  # what the program raises when it cannot reach the client any more
+            while (message := await receive())["type"] != "http.disconnect":
+                if data := message.get("body", b""):
+                    await self._pieces.put(data)
+                if not message.get("more_body", False):
+                    await self._pieces.put(None)
 
     async def body(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes."""
@@ -123,12 +130,12 @@ class _Client:
             yield data
 
     async def while_there(self, work: Awaitable[T]) -> T:
-        """Wait for `work`; cancel it if the client leaves, and raise `_GoneError`."""
+        """Wait for `work`; cancel it if the client leaves, and raise `GoneError`."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task, self._left], return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise _GoneError
+                raise GoneError
             return task.result()
         finally:
             if not task.done():
@@ -139,6 +146,55 @@ class _Client:
         """End listening."""
         self._left.cancel()
         await asyncio.wait([self._left])
+
+
+class _Ahead:
+    """Reads ahead of a websocket, up to so many bytes. Without a limit it does not: the hosting program holds back the rest."""
+
+    def __init__(self, receive: Receive, most: int | None) -> None:
+        self._receive, self._most = receive, most
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._bytes = 0
+        self._reading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> _Ahead:
+        if self._most is not None:
+            self._reading = asyncio.ensure_future(self._read(self._most))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reading:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def receive(self) -> Message:
+        """Return the next message. Raise BrokenError if the client has sent too much, or the connection is lost."""
+        if self._reading is None:
+            return await self._receive()
+        waiting = asyncio.ensure_future(self._messages.get())
+        try:
+            await asyncio.wait([waiting, self._reading], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                message = waiting.result()
+                self._bytes -= _size(message)
+                return message
+        finally:
+            waiting.cancel()
+        self._reading.result()  # it raises
+        raise BrokenError(None)
+
+    async def _read(self, most: int) -> None:
+        while (message := await self._receive())["type"] != "websocket.disconnect":
+            self._bytes += _size(message)
+            if self._bytes > most:
+                raise BrokenError(Close.TRY_AGAIN_LATER)
+            self._messages.put_nowait(message)
+        self._messages.put_nowait(message)
+        await asyncio.Event().wait()
+
+
+def _size(message: Message) -> int:
+    return len(message.get("bytes") or message.get("text") or b"")
 
 
 class AsgiWire:
@@ -166,7 +222,13 @@ class AsgiWire:
 
     async def receive(self) -> bytes | str | Sign | None:
         """As in `Wire`."""
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except BrokenError:
+            raise
+        except Exception:  # what the program raises when it cannot reach the client any more
+            self._closed = True
+            raise BrokenError(None) from None
         if message["type"] == "websocket.disconnect":
             self._closed = True
             if message.get("code", 1005) not in _ORDERLY:
@@ -175,7 +237,7 @@ class AsgiWire:
         data: bytes | str | None = message.get("bytes")
         if data is None:
             data = message.get("text") or ""
-        if len(data) > self._largest:
+        if len(data if isinstance(data, bytes) else data.encode(errors="replace")) > self._largest:
             raise BrokenError(Close.MESSAGE_TOO_BIG)
         return data
 
@@ -191,7 +253,7 @@ class AsgiWire:
 
     @property
     def unsent(self) -> int:
-        """As in `Wire`: `send` waits until the program has taken a message, so none is here."""
+        """As in `Wire`: what the program has taken is its own to keep."""
         return 0
 
     def abort(self) -> None:
@@ -205,12 +267,14 @@ def _plain(scope: Message, body: AsyncIterator[bytes], *, opens: bool = False) -
         name, text = raw.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     query: dict[str, str] = {}
-    for name, text in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+    for name, text in parse_qsl(scope["query_string"].decode(errors="replace"), keep_blank_values=True):
         query.setdefault(name, text)
-    peer, ours = scope.get("client"), scope.get("server")
+    peer, ours, path, root = scope.get("client"), scope.get("server"), scope["path"], scope.get("root_path", "")
+    if root and (path == root or path.startswith(f"{root}/")):
+        path = path.removeprefix(root)
     return Request(
         scope.get("method", "GET"),
-        scope["path"].removeprefix(scope.get("root_path", "")),
+        path,
         query,
         headers,
         body,
@@ -236,9 +300,13 @@ async def _send(
     """Send an answer; the client may leave while it is made."""
     headers |= made.headers
     if isinstance(made.body, Path):
-        from starlette.responses import FileResponse
+        from starlette.staticfiles import StaticFiles
 
-        await FileResponse(made.body, headers=headers)(scope, receive, send)
+        # It also knows when a client has the file already.
+        folder = StaticFiles(directory=made.body.parent, check_dir=False)
+        response = folder.file_response(made.body, made.body.stat(), scope)
+        response.headers.update(headers)
+        await response(scope, receive, send)
         return
     if isinstance(made.body, bytes):
         headers["Content-Length"] = str(len(made.body))
@@ -248,7 +316,7 @@ async def _send(
     pieces = made.body
     try:
         await send({"type": "http.response.start", "status": made.status, "headers": _encoded(headers)})
-        while (piece := await client.while_there(_next(pieces))) is not None:
+        while (piece := await client.while_there(next_piece(pieces))) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     except MshError:
@@ -257,16 +325,13 @@ async def _send(
         await pieces.aclose()  # type: ignore[attr-defined]
 
 
-async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(pieces, None)
-
-
 async def _refuse(scope: Message, made: Answer, headers: dict[str, str], send: Send) -> None:
     """Refuse a websocket, with the answer where the program can send one."""
     if not isinstance(made.body, bytes):  # a file of the page
         made = Answer.of_text("Websockets are not opened at this address.\n", status=404)
     if _REFUSALS not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": int(Close.POLICY_VIOLATION), "reason": made.text.strip()[:100]})
+        reason = made.text.strip().encode()[:120].decode(errors="ignore")
+        await send({"type": "websocket.close", "code": int(Close.POLICY_VIOLATION), "reason": reason})
         return
     headers |= made.headers
     headers["Content-Length"] = str(len(made.text.encode()))

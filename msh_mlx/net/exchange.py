@@ -79,4 +79,13 @@ class Opening:
     serve: Callable[[Wire], Awaitable[None]]
 
 
+class GoneError(Exception):
+    """The client has gone while an answer was made."""
+
+
+async def next_piece(pieces: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next piece of a body, or None at its end."""
+    return await anext(pieces, None)
+
+
 Endpoint = Callable[[Request], Awaitable[Answer]]

@@ -179,6 +179,7 @@ class Listener:
         """Listen on a bound socket."""
         app = web.Application(client_max_size=1 << 16)
         app.router.add_route("*", "/{path:.*}", self._answer)
+        app.on_response_prepare.append(self._complete)
         runner = web.AppRunner(app, handle_signals=False)
         await runner.setup()
         manager = runner.server
@@ -220,6 +221,11 @@ class Listener:
             self._server.count("request")
         else:
             self._server.note_error(error, message)
+
+    async def _complete(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add the headers of every answer to those that aiohttp makes itself."""
+        for name, value in self._server.headers(aiohttp_face.plain(request, request.content.iter_any())).items():
+            response.headers.setdefault(name, value)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         gate = request.protocol

@@ -242,7 +242,7 @@ class Server:
             self._routes[path] = _Route(methods, partial(self._interface, endpoint), about)
         self._connections: dict[Connection, str] = {}
         self._asked_for: dict[Connection, TalkingModel] = {}
-        self._active: set[Connection] = set()
+        self._active: dict[Connection, float] = {}  # those who were let in, and when
         self._line: dict[Connection, asyncio.Event] = {}  # the clients in line, each with its turn
         self._counts: Counter[str] = Counter()
         self._stopping = False
@@ -297,7 +297,10 @@ class Server:
     # ---- requests --------------------------------------------------------------------------------------------------------
 
     async def answer(self, request: Request) -> Answer | Opening:
-        """Answer a request, whatever it is; `headers` must be sent with what is returned."""
+        """Answer a request, whatever it is; `headers` must be sent with what is returned.
+
+        Raise ConnectionError if the client has gone.
+        """
         try:
             # A proxy that removes a base path may leave one slash too many.
             path = "/" + request.path.lstrip("/")
@@ -312,6 +315,8 @@ class Server:
             return self._file(request, path)
         except _RefusedError as refused:
             return refused.answer
+        except ConnectionError:  # the client has gone
+            raise
         except Exception as error:
             self.note_error(error)
             return Answer.of_text("Something unexpected happened in the server.\n", status=500)
@@ -588,7 +593,7 @@ class Server:
                 self._connections.pop(connection, None)
                 del self._asked_for[connection]
                 self._left = True
-                self._active.discard(connection)
+                self._active.pop(connection, None)
                 self._admit()
         if follower:
             follower.inherit(connection)
@@ -675,10 +680,11 @@ class Server:
         while self._line and not self._stopping and len(self._active) < self.settings.sessions:
             first, now = next(iter(self._line)), perf_counter()
             talking = [self._asked_for[each] for each in self._active]
-            fresh = sum(each.begun is None or now - each.begun < SETTLED for each in self._active)
+            # One that is silent before it begins shows in nothing, and must not keep the others out.
+            fresh = sum(now - (each.begun or came) < SETTLED for each, came in self._active.items())
             if not self._models.has_room(self._asked_for[first], talking, fresh):
                 break
-            self._active.add(first)
+            self._active[first] = now
             self._line.pop(first).set()
             came = True
         if came:
@@ -709,8 +715,12 @@ class Server:
         A client in the line takes one, too.
         """
         active = len(self._active)
-        most = self._models.places([self._asked_for[each] for each in self._active])
-        places, taken = max(active, min(most, self.settings.sessions)), active + len(self._line)
+        if self.failure or self._stopping:
+            places = active
+        else:
+            talking = [self._asked_for[each] for each in self._active]
+            places = max(active, self._models.places(talking, self.settings.sessions))
+        taken = active + len(self._line)
         return {"places": places, "taken": taken, "free": max(0, places - taken)}
 
     def errors(self) -> Mapping[str, int]:

@@ -84,12 +84,12 @@ class TalkingModels:
             raise InputError(f"There is no model {shortened(name, _SHOWN)!r} here", there)
         return model
 
-    def places(self, talking: Iterable[TalkingModel]) -> int:
-        """Return how many conversations there can be if further ones are with the default model; `talking` are those now."""
+    def places(self, talking: Iterable[TalkingModel], most: int) -> int:
+        """Return how many conversations there can be, up to `most`; `talking` are those now, others take the default model."""
         counts: Mapping[SharedModel, int] = Counter(each.shared for each in talking)
         own = self.default.shared
         beside = {shared: count for shared, count in counts.items() if shared is not own}
-        return sum(beside.values()) + own.places(counts.get(own, 0), beside)
+        return sum(beside.values()) + own.places(counts.get(own, 0), beside, most - sum(beside.values()))
 
     def has_room(self, model: TalkingModel, talking: Iterable[TalkingModel], fresh: int = 0) -> bool:
         """Return whether one more conversation with `model` leaves all in real time; `talking` are the models of the others.

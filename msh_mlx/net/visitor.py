@@ -17,8 +17,11 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 # The headers in which proxies describe their clients: three in common use, and that of RFC 7239.
 _FORWARDED = "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"
-# A pair in the last of them: its value is a token or quoted, and proxies forget to quote addresses with a port.
-_PAIR = re.compile(r"""\s*([!#$%&'*+.^_`|~\w-]+)=("(?:[^"\\]|\\.)*"|[^",;\s]+)\s*""", re.ASCII)
+# A pair in the last of them: its value is a token or quoted, and proxies forget to quote addresses with a port. No value that
+# means something has a comma; where a quote is not closed, the next proxy's part must not be taken for a part of it.
+_PAIR = re.compile(
+    r"""[ \t]*([!#$%&'*+.^_`|~\w-]+)=("(?:[^"\\,]|\\[^,])*"|[!#$%&'*+.^_`|~\w:\[\]-]+)[ \t]*""", re.ASCII
+)
 
 
 @dataclass(frozen=True)

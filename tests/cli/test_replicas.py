@@ -26,8 +26,9 @@ def test_options():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--replicas", "2"], "--replicas is about --ray; give both, or neither."),
-        (["--drain", "5"], "--drain is about --ray; give both, or neither."),
+        (["--replicas", "2"], "--replicas is only for --ray; give that, too, or leave it out."),
+        (["--drain", "5"], "--drain is only for --ray; give that, too, or leave it out."),
+        (["--ray", ""], "--ray has an empty address; give one, or --ray alone for this machine."),
         (["--ray", "--replicas", "0"], "--replicas 0 is not a number of processes; give one such as 2, or 1-4."),
         (["--ray", "--replicas", "4-2"], "--replicas 4-2 is not a number of processes; give one such as 2, or 1-4."),
         (["--ray", "--replicas", "x"], "--replicas x is not a number of processes; give one such as 2, or 1-4."),

@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 from paths import DEMO, ROOT
 
-from msh_mlx.cli import serve
+from msh_mlx.cli import serve, server_program
 from msh_mlx.cli.options import settle_sampling
 from msh_mlx.errors import InputError
 from msh_mlx.library.files import find_demo
@@ -94,7 +94,7 @@ def test_without_a_page_nobody_is_sent_there(monkeypatch, capsys):
     for options, said in (([], "There is no page yet: build it with `make page`."), (["--static", "none"], "")):
         args = serve.parser().parse_args(["--demo", "--host", "0.0.0.0", *options])
         serve.check(args)
-        program = serve.Program(args, None, None, None, None, [], ["192.0.2.1"])
+        program = server_program.Program(args, None, None, None, None, [], ["192.0.2.1"])
         program._say_page("http", 9998, serve._static(args.static))
         out = capsys.readouterr().out
         assert out.startswith(said)
@@ -288,8 +288,8 @@ def sampled(*options, **query):
     args = serve.parser().parse_args(["--demo", *options])
     serve.check(args)
     settle_sampling(args, LmConfig())  # as the choice of a model does
-    defaults = serve.settings(args, find_demo()).defaults
-    return serve.samplers(args, ChatParameters.from_query(query, defaults))
+    defaults = server_program.settings(args, find_demo()).defaults
+    return server_program.samplers(args, ChatParameters.from_query(query, defaults))
 
 
 def test_what_clients_ask_for_comes_before_the_options():

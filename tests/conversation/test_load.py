@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from paths import DEMO, DIGITS
 
-from msh_mlx.cli import bench, say, serve, transcribe
+from msh_mlx.cli import bench, say, serve, server_program, transcribe
 from msh_mlx.cli.main import main
 from msh_mlx.conversation import codec
 from msh_mlx.conversation.codec import Mimi
@@ -143,7 +143,7 @@ def test_a_server_does_so_too(counts: Counts, precisions: list[str], monkeypatch
         model.close()
         return 0
 
-    monkeypatch.setattr(serve.Program, "run", run)
+    monkeypatch.setattr(server_program.Program, "run", run)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)  # of this process, too
     # Not by `main`, which a server lets end the process.
     with Signals() as signals:

@@ -9,7 +9,7 @@ from functools import partial
 import uvicorn
 from engines import demo_voices
 
-from msh_mlx.cli import serve
+from msh_mlx.cli import serve, server_program
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.shared_speaker import SharedSpeaker
 from msh_mlx.conversation.shared_transcriber import SharedTranscriber
@@ -29,7 +29,7 @@ class Uvicorn:
     async def listen(self, sock, context=None):
         assert context is None
         config = uvicorn.Config(
-            AsgiServer(self._server), lifespan="on", log_level="warning", ws_max_size=1 << 26, proxy_headers=False
+            AsgiServer(self._server), lifespan="on", log_level="warning", ws_max_size=1 << 26, forwarded_allow_ips=""
         )
         self._program = uvicorn.Server(config)
         self._task = asyncio.create_task(self._program.serve(sockets=[sock]))
@@ -73,13 +73,13 @@ async def serving(
     `files` are those of `model`. What the server and `service` log is in `log`. `port` and `url` say where it listens; `gates`
     are those of its listener, if it has any.
     """
-    settings = serve.settings(args, files, static=static)
+    settings = server_program.settings(args, files, static=static)
     if limits:
         settings = replace(settings, limits=limits)
     log = []
     if service:
         service = replace(service, log=log.append)
-    server = Server(model, settings, partial(serve.samplers, args), log.append, service)
+    server = Server(model, settings, partial(server_program.samplers, args), log.append, service)
     server.log = log
     sock = socket.create_server((address, 0))
     server.port = sock.getsockname()[1]

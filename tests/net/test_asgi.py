@@ -54,7 +54,7 @@ from test_server import (
     test_what_is_not_there_is_a_sentence,
 )
 
-from msh_mlx.net.asgi_face import AsgiServer, AsgiWire
+from msh_mlx.net.asgi_face import AsgiServer, AsgiWire, _Ahead
 from msh_mlx.net.messages import Handshake
 from msh_mlx.net.wire import BrokenError
 
@@ -129,6 +129,37 @@ async def test_headers_that_come_twice_count_as_one(model):
     twice = [(b"host", b"localhost"), (b"Origin", b"http://localhost"), (b"origin", b"http://evil.example")]
     (closed,) = await called(model, {"type": "websocket", "headers": twice})
     assert "may not use this server" in closed["reason"]
+
+
+async def test_a_file_that_the_client_has_is_not_sent_again(model, tmp_path):
+    (tmp_path / "index.html").write_text("page")
+    async with serving(model, static=tmp_path) as server, aiohttp.ClientSession() as http:
+        async with http.get(f"{server.url}/") as answer:
+            assert (answer.status, await answer.text()) == (200, "page")
+            assert answer.headers["Cache-Control"] == "no-cache"
+        headers = {"If-None-Match": answer.headers["ETag"]}
+        async with http.get(f"{server.url}/", headers=headers) as answer:
+            assert (answer.status, await answer.text()) == (304, "")
+
+
+async def test_who_sends_too_much_ahead_is_left():
+    """Where the program takes whatever comes."""
+    messages = asyncio.Queue()
+    async with _Ahead(messages.get, 100) as ahead:
+        for _ in range(3):
+            messages.put_nowait({"type": "websocket.receive", "bytes": bytes(50)})
+            assert len((await ahead.receive())["bytes"]) == 50  # what was read does not count
+        for _ in range(3):
+            messages.put_nowait({"type": "websocket.receive", "text": "x" * 50})
+        await asyncio.sleep(0.05)
+        for _ in range(2):
+            assert (await ahead.receive())["text"]
+        with pytest.raises(BrokenError) as caught:
+            await ahead.receive()
+    assert caught.value.code == 1013
+    async with _Ahead(messages.get, 100) as ahead:
+        messages.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        assert (await ahead.receive())["code"] == 1000
 
 
 async def test_another_protocol_is_an_error(model):

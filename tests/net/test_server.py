@@ -18,11 +18,12 @@ from talker import Talker, talk
 from yarl import URL
 
 from msh_mlx import load_mimi, load_tokenizer
-from msh_mlx.cli import serve
+from msh_mlx.cli import server_program
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.session import step_together
 from msh_mlx.conversation.shared import SharedModel
 from msh_mlx.conversation.ticks import Costs
+from msh_mlx.events import Failed
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.library.files import demo_folder, find_demo
 from msh_mlx.model.sampling import Sampler
@@ -265,11 +266,11 @@ def test_nobody_is_let_in_without_room_in_the_time_of_a_frame():
     for _ in range(250):
         model.costs.add(1, 0.025)
     assert [model.has_room(others) for others in range(4)] == [True, True, False, False]
-    assert [model.places(others) for others in range(4)] == [2, 2, 2, 3]
+    assert [model.places(others, most=100) for others in range(4)] == [2, 2, 2, 3]
     for _ in range(250):
         model.costs.add(1, 0.2)
     assert [model.has_room(others) for others in range(2)] == [True, False]
-    assert [model.places(others) for others in range(2)] == [1, 1]  # the first of all always has room
+    assert [model.places(others, most=100) for others in range(2)] == [1, 1]  # the first of all always has room
     model.close()
 
 
@@ -278,15 +279,15 @@ def test_together_there_is_room_for_more_until_answers_or_sound_take_the_time():
     model.costs.measure(1, 0.02)
     model.costs.measure(4, 0.026)
     assert [model.has_room(others) for others in (3, 10, 20, 21)] == [True, True, True, False]  # 2 ms each
-    assert [model.places(others) for others in (0, 20, 21)] == [21, 21, 21]
+    assert [model.places(others, most=100) for others in (0, 20, 21)] == [21, 21, 21]
     for _ in range(250):
         model.sound.add(0.008 * model.workers)
     assert [model.has_room(others) for others in (1, 3, 4)] == [True, True, False]
-    assert [model.places(others) for others in (0, 4)] == [4, 4]
+    assert [model.places(others, most=100) for others in (0, 4)] == [4, 4]
     for _ in range(250):
         model.replies.add(0.05)
     assert [model.has_room(others) for others in (0, 1, 3, 5)] == [True, False, False, False]
-    assert [model.places(others) for others in (0, 1, 3, 5)] == [4, 1, 3, 5]
+    assert [model.places(others, most=100) for others in (0, 1, 3, 5)] == [4, 1, 3, 5]
     model.close()
 
 
@@ -316,6 +317,49 @@ async def test_many_that_come_at_once_are_let_in_one_after_the_other(model, monk
         begin = time.monotonic()
         assert all([await talker.until(Handshake) for talker in talkers])
         assert time.monotonic() - begin > 0.5  # four at once, and the others when those have settled
+
+
+async def test_who_is_let_in_and_silent_keeps_nobody_out(model, monkeypatch):
+    """In OpenAI's protocol a session is made only when the client wants something."""
+    monkeypatch.setattr("msh_mlx.net.server.SETTLED", 0.5)
+    async with serving(model, "--sessions", "8") as server, contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        for _ in range(4):
+            silent = await stack.enter_async_context(http.ws_connect(f"{server.url}/v1/realtime"))
+            assert (await silent.receive_json(timeout=10))["type"] == "session.created"
+        talker = await stack.enter_async_context(Talker(server.url))
+        assert await talker.until(Handshake)
+
+
+async def test_a_server_that_ends_or_has_failed_has_no_places(model):
+    async with serving(model, "--sessions", "2") as server:
+        assert server.places() == {"places": 2, "taken": 0, "free": 2}
+        async with Talker(server.url) as talker:
+            await talker.until(Handshake)
+            assert server.places() == {"places": 2, "taken": 1, "free": 1}
+            server.failure = Failed("model", RuntimeError("x"))
+            assert server.places() == {"places": 1, "taken": 1, "free": 0}
+            server.failure = None
+    assert server.places()["free"] == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["GET / HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: é"],
+        ["GET /api/chat HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Sec-WebSocket-Key: é"],
+        ["GET /health HTTP/1.1", "Host: localhost", "Expect: foo"],
+    ],
+)
+async def test_odd_requests_get_an_answer_with_all_headers(model, lines):
+    async with serving(model, "--static", "none") as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(("\r\n".join([*lines, "Connection: close"]) + "\r\n\r\n").encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert int(answer.split()[1]) in (404, 417, 426)
+    assert b"X-Content-Type-Options: nosniff" in answer
+    assert not [event for event in server.log if event["event"] == "error"]
 
 
 async def test_a_slow_model_makes_the_second_wait(model, monkeypatch):
@@ -1069,7 +1113,7 @@ async def test_our_page_has_a_strict_policy_and_one_that_the_user_names_a_lenien
         folder.mkdir()
         (folder / "index.html").write_text("<!doctype html><title>x</title>")
     link.symlink_to(ours)
-    monkeypatch.setattr(serve, "client_folder", lambda: ours)
+    monkeypatch.setattr(server_program, "client_folder", lambda: ours)
 
     async def policy(folder):
         async with serving(model, static=folder) as server:

@@ -119,7 +119,7 @@ def test_there_is_room_for_what_all_models_take_together():
     talking = [[], [a], [b], [a, b], [a, a], [b, b], [b, b, b]]
     assert [all_of_them.has_room(a, each) for each in talking] == [True, True, True, False, False, True, False]
     assert [all_of_them.has_room(b, each) for each in talking] == [True, True, True, True, False, True, True]
-    assert [all_of_them.places(each) for each in talking] == [2, 2, 2, 2, 2, 3, 3]
+    assert [all_of_them.places(each, 100) for each in talking] == [2, 2, 2, 2, 2, 3, 3]
     # Those who talk with the other model wait too long already.
     for _ in range(250):
         shared[0].replies.add(0.05)

@@ -11,7 +11,7 @@ from talker import talk
 from test_translation import GREEDY, SMALL, folder
 
 from msh_mlx import LmGen
-from msh_mlx.cli import serve
+from msh_mlx.cli import server_program
 from msh_mlx.cli.also import Talking
 from msh_mlx.cli.choice import choose
 from msh_mlx.conversation.load import load_parts
@@ -30,7 +30,7 @@ async def test_a_translation_is_served_with_its_condition_and_guidance(folder, t
     options = [str(each) for option in files.items() for each in option] + ["--guidance", str(coef)]
     args = hosts.checked(*options, "--log-dir", str(tmp_path))
     choice = choose(args, Signals())
-    program = serve.Program(args, choice, Signals(), None, None, [], [])
+    program = server_program.Program(args, choice, Signals(), None, None, [], [])
     shared, lm = SharedModel(), []
 
     def load():

@@ -44,6 +44,13 @@ def visit(peer, headers, *, port=9998, proxies=PROXIES):
         ("127.0.0.1", {"X-Forwarded-For": ","}, "127.0.0.1"),
         ("fd00::1", {"Forwarded": 'for="[2001:db8::1]:47", for=10.1.2.3;proto=https'}, "2001:db8::1"),
         ("127.0.0.1", {"Forwarded": "for=_hidden"}, "127.0.0.1"),
+        (
+            "127.0.0.1",
+            {"Forwarded": 'for="x, for="192.0.2.1:1234"'},
+            "192.0.2.1",
+        ),  # a quote that its sender did not close
+        ("127.0.0.1", {"Forwarded": 'For="192.0.2.1" ; proto=https'}, "192.0.2.1"),
+        ("127.0.0.1", {"Forwarded": "for==6.6.6.6"}, "127.0.0.1"),
         # A proxy that writes the one header passes the other one on.
         ("127.0.0.1", {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=6.6.6.6;host=localhost"}, "192.0.2.1"),
         ("192.0.2.9", {"X-Forwarded-For": "6.6.6.6"}, "192.0.2.9"),  # nobody's proxy
