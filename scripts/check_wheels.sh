@@ -160,7 +160,7 @@ program convert "$root/assets/demo/model.q8.safetensors" model.q6.safetensors --
 program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors" --tokenizer "$root/assets/demo/tokenizer.model" \
   --input digits.flac --output reply.wav --transcript converted.jsonl --tail 2 --temperature 0 --text-temperature 0
 expect 'the converted model' converted.jsonl
-for tool in hypothesis pyte pytest safetensors wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
+for tool in hypothesis pyte pytest safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
 set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
 # The rest of the rooms, where all that they need is set up: on Linux, beside the environment of the repository.

@@ -46,6 +46,8 @@ def row(action: argparse.Action) -> str:
     """Return the row of an option: how to write it, and what it does."""
     value = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else "")
     value = str(value).replace("|", r"\|") + ("..." if action.nargs in ("+", "*") else "")
+    if action.nargs == "?" and action.option_strings:
+        value = f"[{value}]"
     names = [f"`{name} {value}`" if value else f"`{name}`" for name in action.option_strings] or [f"`{value}`"]
     said = (action.help or "") % {"default": action.default}
     return f"| {', '.join(names)} | {escaped(said)} |"

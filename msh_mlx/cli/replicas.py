@@ -8,7 +8,6 @@ import contextlib
 import io
 import math
 import os
-import random
 import re
 import secrets
 import signal
@@ -207,7 +206,7 @@ def application(program: Program, static: Path | None, run: str) -> Any:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
         request_router_config=RequestRouterConfig(
-            request_router_class=_router(), request_routing_stats_period_s=_REPORT_EVERY
+            request_router_class="msh_mlx.cli.replica_router:Router", request_routing_stats_period_s=_REPORT_EVERY
         ),
         **count,
     )
@@ -220,27 +219,6 @@ def _pinned(program: Program) -> argparse.Namespace:
     if chosen and chosen.selection:
         args.variant = chosen.name
     return args
-
-
-def _router() -> Any:
-    """Return the class that decides which process takes a request. Only where Ray is can there be one."""
-    from ray.serve.request_router import FIFOMixin, RequestRouter
-
-    class Router(FIFOMixin, RequestRouter):  # type: ignore[misc]
-        """Prefers processes that have a free place by their own measurement; Ray takes the one of them with least to do.
-
-        If none has one, the conversation waits in the line of the one with least to do.
-        """
-
-        async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
-            """Return the processes that a request may go to, those with a free place first."""
-            # In any order: of those with equally much to do, Ray takes the first.
-            candidates = random.sample(candidate_replicas, len(candidate_replicas))
-            free = [each for each in candidates if each.routing_stats.get("free", 1) > 0]
-            full = [each for each in candidates if each not in free]
-            return [rank for rank in (free, full) if rank]
-
-    return Router
 
 
 def wanted(context: Any) -> tuple[int, dict[str, Any]]:
