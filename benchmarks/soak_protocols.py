@@ -120,7 +120,9 @@ class Others:
                 message = await ws.receive(PATIENCE)
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     why = f"{ws.close_code}, {message.extra!r}"
-                    raise Refused(f"After {errors} errors for {len(sent)} wrong events the connection was closed: {why}.")
+                    raise Refused(
+                        f"After {errors} errors for {len(sent)} wrong events the connection was closed: {why}."
+                    )
                 event = json.loads(message.data)
                 if event["type"] == "error" and "line is full" in event["error"]["message"]:
                     return "the line was full"
