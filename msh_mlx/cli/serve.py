@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     pass
 
 _PORT = 9998
+_LEAST_IDLE = 1.0  # seconds
 _BLOCK = 4096  # bytes, the least that a file takes on most disks
 
 
@@ -62,7 +63,9 @@ def run(argv: Sequence[str], signals: Signals) -> int:
             from ..net.tls import server_context
 
             context = server_context(args.ssl, names, addresses)
-        wyoming = stack.enter_context(contextlib.closing(_bind(*args.wyoming))) if args.wyoming else None
+        wyoming = (
+            stack.enter_context(contextlib.closing(_bind(*args.wyoming, option="--wyoming"))) if args.wyoming else None
+        )
         chosen = choose_models(args, signals)
         from ..system.log import Log
 
@@ -118,7 +121,7 @@ def parser() -> Parser:
     many = whole(1, 10_001)
     to.value("--max-connections", "N", "allow up to N clients that talk or wait (default: 64)", type=many, default=64)
     to.value("--max-per-address", "N", "allow up to N of them from one address (default: 32)", type=many, default=32)
-    idle = "end a conversation after this time without sound (default: 60)"
+    idle = "end a conversation after this time without sound, at least 1 (default: 60)"
     to.value("--idle", "SECONDS", idle, type=seconds, default=60.0)
     add_ray(made.group("Ray"))
     to = made.group("conversation (where a client does not ask for something else)")
@@ -132,6 +135,13 @@ def parser() -> Parser:
 def check(args: argparse.Namespace) -> None:
     """Check options together, and replace them by what they mean; raise InputError if they do not fit."""
     # Not by the parser: a configuration sets what was not given.
+    for name in ("host", "token", "instance_name"):
+        if getattr(args, name) == "":
+            raise InputError(f"--{name.replace('_', '-')} is empty", "give a value, or leave it out")
+    if "" in args.allow_host:
+        raise InputError("--allow-host is empty", "give a name, or leave it out")
+    if args.idle < _LEAST_IDLE:
+        raise InputError(f"--idle {args.idle:g} is too short to say anything", f"give at least {_LEAST_IDLE:g}")
     args.host = "127.0.0.1" if args.host is None else args.host
     args.port = _PORT if args.port is None else args.port
     args.token = own_token(args)
@@ -256,8 +266,8 @@ def apply(values: Mapping[str, Any], args: argparse.Namespace) -> None:
 # ---- addresses -----------------------------------------------------------------------------------------------------------
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Bind a socket, before anything is loaded, so that a wrong address is reported at once."""
+def _bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Bind a socket, before anything is loaded, so that a wrong address is reported at once. `option` is what gave the port."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -266,11 +276,11 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server(address, family=family, backlog=256, dualstack_ipv6=dual)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"There is no address {host!r} on this machine", "--host 127.0.0.1 always works") from None
+            raise InputError(f"There is no address {host!r} on this machine", "127.0.0.1 always works") from None
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"Port {port} is in use by another program", "take another one with --port") from None
+            raise InputError(f"Port {port} is in use already", f"take another one with {option}") from None
         if error.errno == errno.EACCES:
             what = f"Port {port} may not be used by this user"
-            raise InputError(what, "take one of 1024 or more with --port") from None
+            raise InputError(what, f"take one of 1024 or more with {option}") from None
         reason = os.strerror(error.errno) if error.errno else str(error)  # create_server adds words to strerror
         raise InputError(f"Cannot listen on {host}, port {port}: {reason}", "give --host or --port") from None

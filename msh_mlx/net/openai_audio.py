@@ -488,11 +488,11 @@ class _Speech:
             raise
 
     async def _frames_made(self) -> AsyncIterator[Pcm]:
-        end, notes = "gone", list[str]()
+        end, left_out = "gone", 0
         try:
             while True:
                 made = self._first.pop(0) if self._first else await self._told.get()
-                notes += made.notes
+                left_out += len(made.notes)
                 if made.error:
                     end = _end_of(made.error)
                     raise made.error
@@ -506,8 +506,8 @@ class _Speech:
         finally:
             self._saying.close()
             more: dict[str, object] = {"seconds": round(self._frames * FRAME_SECONDS, 3)}
-            if notes:
-                more["notes"] = " ".join(notes)
+            if left_out:  # not which: the log does not contain what was said
+                more["left_out"] = left_out
             self._service.note("speech", end, self._client, self._begin, **more)
 
     async def sound(self) -> AsyncIterator[bytes]:

@@ -309,6 +309,8 @@ class Server:
             visitor = Visitor.of(request, self.settings.proxies)
             self._note_speaker(visitor)
             self._check_host(visitor)
+            if request.method == "OPTIONS" and (allowed := self._allowed(request)):
+                return allowed
             if route := self._routes.get(path) or self._routes.get(path[: path.rfind("/") + 1]):
                 self._check_method(request, path, route.methods)
                 return await route.answer(replace(request, path=path, client=visitor.address), visitor)
@@ -364,6 +366,18 @@ class Server:
             f"{shown}, or see docs/proxy.md if a proxy is in between.",
             json=json,
         )
+
+    def _allowed(self, request: Request) -> Answer | None:
+        """Answer a browser that asks whether a page may send a request; None: it does not ask, or the page is not allowed."""
+        asked = "access-control-request-method" in request.headers
+        if not (asked and self._is_friend(request.headers.get("origin"))):
+            return None
+        headers = {
+            "Access-Control-Allow-Methods": "GET, HEAD, POST",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type",
+            "Access-Control-Max-Age": "600",
+        }
+        return Answer(204, headers)
 
     def _is_friend(self, origin: str | None) -> bool:
         page = Origin.parse(origin) if origin else None
@@ -498,10 +512,8 @@ class Server:
             if transcribes:
                 return transcription()
             more = transcription if service.transcriber else None
-            return Realtime(*given, model=name, personas=personas, beta=beta, transcription=more)
+            return Realtime(*given, model=model.name, personas=personas, beta=beta, transcription=more)
 
-        # Programs compare it with what they asked for.
-        name = model.name if request.query.get("model") == model.name else model.about[0] or model.about[2]
         known = {"model", "intent", "call_id"}
         ignored = [each for each in unknown_parameters(request.query, model.meaningless) if each not in known]
         return self._open(request, visitor, make, model, ignored, PROTOCOLS)

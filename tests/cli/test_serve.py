@@ -129,14 +129,14 @@ def test_troubles_are_one_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, said = complaint("--demo", "--port", str(port))
-    assert (code, said) == (2, f"Port {port} is in use by another program; take another one with --port.\n")
+    assert (code, said) == (2, f"Port {port} is in use already; take another one with --port.\n")
     (tmp_path / "c.json").write_text('{"asr_delay_in_tokens": 6}')
     (tmp_path / "d.json").write_text("{")
     for options, part in [
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (
             ["--host", "203.0.113.9"],
-            "There is no address '203.0.113.9' on this machine; --host 127.0.0.1 always works.\n",
+            "There is no address '203.0.113.9' on this machine; 127.0.0.1 always works.\n",
         ),
         (["--static", str(tmp_path)], "has no index.html"),
         (["--config", str(tmp_path / "c.json")], "asr_delay_in_tokens"),

@@ -440,6 +440,24 @@ async def test_pages_that_are_allowed_may_read_why_they_were_refused(model):
     assert (allowed, odd[0]) == ([(401, "https://friend.example"), (403, None)], 401)
 
 
+async def test_pages_that_are_allowed_may_ask_before_they_send_a_token(model):
+    """As browsers do: without the token that they ask about."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    async with serving(model, "--allow-origin", "https://friend.example", "--token", "x") as server:
+        for name, expected in (("friend", 204), ("evil", 405)):
+            headers = {"Origin": f"https://{name}.example", **asked}
+            async with (
+                aiohttp.ClientSession() as http,
+                http.options(f"{server.url}/api/chat", headers=headers) as answer,
+            ):
+                assert answer.status == expected
+                told = [answer.headers.get(f"Access-Control-Allow-{what}") for what in ("Origin", "Methods", "Headers")]
+            if name == "friend":
+                assert told == ["https://friend.example", "GET, HEAD, POST", "Authorization, Content-Type"]
+            else:
+                assert told == [None, None, None]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -169,9 +169,7 @@ def complaint(*options):
 def test_a_port_in_use_is_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        assert complaint("--demo", "--port", port) == (
-            f"Port {port} is in use by another program; take another one with --port."
-        )
+        assert complaint("--demo", "--port", port) == (f"Port {port} is in use already; take another one with --port.")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +178,10 @@ def test_a_port_in_use_is_a_sentence():
         (["--host", "no.such.name.invalid"], "There is no address 'no.such.name.invalid' on this machine"),
         (["--sessions", "0"], "--sessions"),
         (["--idle", "never"], "--idle"),
+        (["--idle", "0"], "--idle 0 is too short to say anything; give at least 1."),
+        (["--host", ""], "--host is empty; give a value, or leave it out."),
+        (["--token", ""], "--token is empty; give a value, or leave it out."),
+        (["--allow-host", ""], "--allow-host is empty; give a name, or leave it out."),
         (["--token", "with spaces"], "The token has spaces"),
         (["--allow-origin", "example.org"], "--allow-origin example.org is not an origin"),
         (["--static", "no/such/folder"], "has no index.html"),

@@ -90,9 +90,7 @@ async def test_models_and_their_voices_are_listed(url):
     assert [each["id"] for each in listed] == ["demo", "persona"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "told"), [("persona", "persona"), ("demo", "demo"), ("gpt-realtime", "model.q8.safetensors")]
-)
+@pytest.mark.parametrize(("asked", "told"), [("persona", "persona"), ("demo", "demo"), ("gpt-realtime", "demo")])
 async def test_openais_protocol_takes_the_model_if_it_is_served_and_else_the_default(url, asked, told):
     async with aiohttp.ClientSession() as http, http.ws_connect(f"{url}/v1/realtime", params={"model": asked}) as ws:
         created = await ws.receive_json(timeout=10)
