@@ -63,9 +63,10 @@ def run(argv: Sequence[str], signals: Signals) -> int:
             from ..net.tls import server_context
 
             context = server_context(args.ssl, names, addresses)
-        wyoming = (
-            stack.enter_context(contextlib.closing(_bind(*args.wyoming, option="--wyoming"))) if args.wyoming else None
-        )
+        wyoming = None
+        if args.wyoming:
+            host, port = args.wyoming
+            wyoming = stack.enter_context(contextlib.closing(_bind(host, port, "--wyoming")))
         chosen = choose_models(args, signals)
         from ..system.log import Log
 
