@@ -31,7 +31,8 @@ builtins.__import__ = imported
 keys = sys.modules["msh_mlx.live.terminal_keys"] = types.ModuleType("msh_mlx.live.terminal_keys")
 keys.TerminalKeys = object
 names = [module.name for module in pkgutil.walk_packages(msh_mlx.__path__, "msh_mlx.")]
-left_out = ("msh_mlx.__main__", "msh_mlx.live.console_keys", "msh_mlx.model.mlx", "msh_mlx.weights.onto_mlx")
+left_out = "__main__", "live.console_keys", "model.mlx", "weights.onto_mlx", "cli.replica_router"
+left_out = tuple(f"msh_mlx.{name}" for name in left_out)
 for name in names:
     if not name.startswith(left_out):
         importlib.import_module(name)
