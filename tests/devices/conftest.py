@@ -45,9 +45,15 @@ class VirtualAudio:
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
 
-    def speak(self, pcm: Pcm) -> subprocess.Popen[bytes]:
-        """Play 24 kHz mono into the microphone. The process ends when all is played."""
-        process = subprocess.Popen(["pacat", "--playback", "--device=micsrc", *RAW], stdin=subprocess.PIPE)
+    def speak(self, pcm: Pcm, *, at_once: bool = False) -> subprocess.Popen[bytes]:
+        """Play 24 kHz mono into the microphone. The process ends when all is played; with `at_once`, return when it begins."""
+        command = ["pacat", "--playback", "--device=micsrc", *RAW]
+        if at_once:
+            with tempfile.TemporaryFile() as file:
+                file.write(pcm.astype("<f4").tobytes())
+                file.seek(0)
+                return subprocess.Popen(command, stdin=file)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
         assert process.stdin
         # If it does not fit into PulseAudio's buffer and the pipe, this waits for the rest.
         process.stdin.write(pcm.astype("<f4").tobytes())

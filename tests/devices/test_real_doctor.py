@@ -40,8 +40,8 @@ def examine(*args: str, **env: str) -> tuple[dict[str, Any], int]:
 
 
 def test_a_microphone_that_hears(virtual_audio: VirtualAudio) -> None:
-    sound = (0.1 * np.sin(np.arange(24_000 * 15) * 0.05)).astype(np.float32)
-    speaking = virtual_audio.speak(sound)
+    sound = (0.1 * np.sin(np.arange(24_000 * 60) * 0.05)).astype(np.float32)
+    speaking = virtual_audio.speak(sound, at_once=True)
     try:
         checks, code = examine()
     finally:
