@@ -48,8 +48,8 @@ _UPSCALE = 2.0  # seconds for which more processes must be wanted before one is 
 
 def serve_on_ray(program: Program, port: int, static: Path | None) -> int:
     """Serve with Ray until a signal comes or no process can be started, which is raised."""
-    # Ray reads these when it is imported, or hands them to its processes. Who asks for an address is what the connection says,
-    # unless --trusted-proxy names it; no lines are left out that look alike; and its usage is reported to nobody.
+    # Ray reads these when it is imported, or hands them to its processes: no address of a client is believed but that of its
+    # connection, unless --trusted-proxy names who tells it; lines that look alike are all shown; and no usage is reported.
     environment = {"FORWARDED_ALLOW_IPS": "", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     for name, value in environment.items():
         os.environ.setdefault(name, value)

@@ -224,8 +224,8 @@ class Listener:
 
     async def _complete(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add the headers of every answer to those that aiohttp makes itself."""
-        for name, value in self._server.headers(aiohttp_face.plain(request, request.content.iter_any())).items():
-            response.headers.setdefault(name, value)
+        if "Content-Security-Policy" not in response.headers:
+            response.headers.update(self._server.headers(aiohttp_face.plain(request, request.content.iter_any())))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         gate = request.protocol
