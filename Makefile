@@ -43,8 +43,10 @@ test: test-rust test-python ## run all tests but those that need sound devices (
 test-rust: setup
 	$(CARGO) test $(RUST) -p checkpoint -p echo -p kernels -p lm -p mimi -p rings
 
+# What happens in real time is tested alone, with all processors for itself.
 test-python: setup
-	$(PY) -m pytest --ignore tests/devices --ignore tests/world
+	$(PY) -m pytest --numprocesses 3 --ignore tests/devices --ignore tests/world --ignore tests/net
+	$(PY) -m pytest tests/net
 
 test-live: ## hold conversations on virtual sound devices (on Linux; installs PulseAudio where it may)
 	@sh scripts/setup.sh live virtual
@@ -103,6 +105,7 @@ check-wheels: wheels ## install the wheels into an empty environment, and run th
 	@sh scripts/check_wheels.sh
 
 check-aarch64: page ## test the Rust code and the wheels for aarch64 by QEMU, on an x86-64 Debian machine
+	rustup target add aarch64-unknown-linux-gnu
 	@sh scripts/check_aarch64.sh
 
 check-windows: setup ## check the Rust code for Windows, and try it with Wine (on Debian, with gcc-mingw-w64-x86-64, wine64 and wine)

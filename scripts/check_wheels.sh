@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs wheels into an empty environment, as a user without Rust and without this repository would. Plays the demo recording
 # to the demo model there, and compares its words with the expected ones. Then, on this machine, tries the rest of the family; and
-# without MLX the server with a client, a conversion, and the tests of all rooms that need no sound device. WITHOUT_NETWORK may
+# without MLX the server with a client, a conversion, and the tests of the rooms that load models. WITHOUT_NETWORK may
 # hold a command that runs these tests without a network.
 #   check_wheels.sh                 the wheels in dist/, on this machine
 #   check_wheels.sh aarch64 ROOT    those in dist/aarch64/, with QEMU; ROOT is an arm64 system with Python (check_aarch64.sh)
@@ -160,14 +160,14 @@ program convert "$root/assets/demo/model.q8.safetensors" model.q6.safetensors --
 program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors" --tokenizer "$root/assets/demo/tokenizer.model" \
   --input digits.flac --output reply.wav --transcript converted.jsonl --tail 2 --temperature 0 --text-temperature 0
 expect 'the converted model' converted.jsonl
-for tool in hypothesis pyte pytest safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
+for tool in hypothesis pyte pytest pytest-xdist safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
+# The rooms that load models. The others never ask which engines there are.
 set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
-# The rest of the rooms, where all that they need is set up: on Linux, beside the environment of the repository.
+# The rest of these rooms, where all that they need is set up: on Linux, beside the environment of the repository.
 if [ "$(uname)" = Linux ] && [ -x "$root/.venv/bin/python" ]; then
-  set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation" "$root/tests/live" \
-    "$root/tests/net" "$root/tests/sound" "$root/tests/system"
+  set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation"
 fi
 # From this folder, so that nothing is imported from the checkout.
 around=${WITHOUT_NETWORK:-}
-clean "$bin/python" -m pytest --quiet -rf -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" "$@"
+clean "$bin/python" -m pytest --quiet -rf --numprocesses 3 -p no:cacheprovider --config-file "$root/pyproject.toml" --rootdir "$root" "$@"

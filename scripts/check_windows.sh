@@ -1,7 +1,6 @@
 #!/bin/sh
 # Checks that the Rust code fits Windows, on Linux with Debian's cross compiler, and tries it with Wine where that is.
-#   check_windows.sh quick   the compiler's and clippy's checks alone
-#   check_windows.sh         also the Rust tests, with Wine, and the extension's wheel, which is built into dist/windows
+# Builds the extension's wheel into dist/windows.
 # Needs Rust's standard library for the target (rustup target add x86_64-pc-windows-gnu) and gcc-mingw-w64-x86-64; the tests need
 # Debian's wine64. What Wine does is not what Windows does: only the workflows run there.
 set -eu
@@ -9,7 +8,6 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root"
 target=x86_64-pc-windows-gnu
 cargo clippy --manifest-path rust/Cargo.toml --locked --workspace --all-targets --target $target -- -D warnings
-[ "${1:-}" != quick ] || exit 0
 
 for tool in x86_64-w64-mingw32-gcc wine; do
   command -v $tool >/dev/null || {
