@@ -421,9 +421,8 @@ def measure_crowds(result: dict[str, Any], options: Sequence[object]) -> None:
             figures = f"{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}{run['cpu']['all']:10.3f}"
             print(f"{run['clients']:<20}{figures}{run['memory'] / 1e6:10.1f}")
         print(f"Conversations that the machine holds within {1000 * FRAME_SECONDS:.0f} ms: {many['held']}")
-        shown = max(
-            (run for run in many["runs"] if run["clients"] <= min(SHOWN, many["held"])), key=lambda run: run["clients"]
-        )
+        most = max(1, min(SHOWN, many["held"]))  # of one conversation, even where not even one is held
+        shown = max((run for run in many["runs"] if run["clients"] <= most), key=lambda run: run["clients"])
         cpu = dict(shown["cpu"])
         rest = cpu.pop("all") - sum(cpu.values())
         print(f"Processor time of each of {shown['clients']}, seconds a second: ", end="")
