@@ -188,8 +188,3 @@ def test_files_that_sources_name_are_there():
         if not {"target", "vendor"} & set(source.parts):
             for path in named.findall(text(source)):
                 assert (ROOT / path).exists() or (ROOT / "client" / path).exists(), f"{source}: {path}"
-
-
-def test_tests_that_ci_leaves_out_are_there():
-    (names,) = re.findall(r"--ignore tests/%s ' ([^)]+)\)", text(ROOT / ".ci" / "run"))
-    assert not [name for name in names.split() if not (ROOT / "tests" / name).exists()]
