@@ -78,6 +78,49 @@ class SpokeWord(Event):
 
 
 @dataclass(frozen=True)
+class HeardWord(Event):
+    """A word of the user was written down. `word.start` is in seconds of this conversation."""
+
+    word: Word
+
+
+@dataclass(frozen=True)
+class Turned(Event):
+    """The user has ended a turn, with this `text`, before frame `index`.
+
+    `voice_ended` is when the user's voice was last there, `noticed` when the end was noticed, and `written` when its last words
+    were written, in seconds of `time.perf_counter`.
+    """
+
+    text: str
+    index: int
+    voice_ended: float
+    noticed: float
+    written: float
+
+
+@dataclass(frozen=True)
+class Replied(Event):
+    """The answer to a turn begins to sound.
+
+    `voice_ended`, `noticed` and `written` are those of `Turned`, `thought` is when the language model's first words came,
+    `made` when the first sound of them was made, and `played` when it leaves the loudspeaker.
+    """
+
+    voice_ended: float
+    noticed: float
+    written: float
+    thought: float
+    made: float
+    played: float
+
+    def delays(self) -> dict[str, float]:
+        """Return the times as seconds after `voice_ended`."""
+        names = ("noticed", "written", "thought", "made", "played")
+        return {name: round(getattr(self, name) - self.voice_ended, 4) for name in names}
+
+
+@dataclass(frozen=True)
 class Span(Event):
     """A stage worked on frame `index` from `begin` to `end`, in seconds of `time.perf_counter`.
 

@@ -21,6 +21,7 @@ from ..system.newfile import Output, check_outputs, making, named_folder, output
 from ..system.places import user_path
 from ..system.signals import Signals
 from ..system.words import listed
+from .cascade import add_llm, check_llm, talk_with_llm
 from .choice import add_model, check_model, choose
 from .devices import print_devices, print_latency
 from .options import (
@@ -111,6 +112,7 @@ def parser() -> Parser:
     to.value("--output-dir", "FOLDER", folder)
     to.flag("--stereo", "write two channels: the user on the left, Moshi on the right")
     to.value("--steps", "N", "stop after N steps of 80 ms", type=whole(1))
+    add_llm(parser.group("language model"))
     to = parser.group("conversation")
     add_persona(to)
     add_guidance(to)
@@ -128,6 +130,8 @@ def _converse(args: argparse.Namespace, signals: Signals) -> int:
         return print_devices(args)
     if args.measure_latency:
         return print_latency(args)
+    if args.llm is not None:
+        return talk_with_llm(args, signals)
     return _with_recordings(args, signals) if args.input else _talk(args, signals)
 
 
@@ -212,6 +216,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.list_devices or args.measure_latency:
         return
     check_lora(args)
+    check_llm(args)
     check_model(args)
     if not args.input:
         return

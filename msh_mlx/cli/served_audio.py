@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..conversation.session import Parts
     from ..conversation.shared_speaker import SharedSpeaker, Voices
     from ..conversation.shared_transcriber import SharedTranscriber
+    from ..conversation.speaker import Speaker
     from .display import Display
 
 WYOMING_PORT = 10300
@@ -48,13 +50,9 @@ def add_audio(to: Group) -> None:
 
 def check_audio(args: argparse.Namespace) -> None:
     """Check the options together, and replace them by what they mean; raise InputError if they do not fit."""
+    check_named(args)
     for name in ("stt", "tts"):
-        text = getattr(args, name)
-        if text == "":
-            raise InputError(f"--{name} is empty", "give a model")
-        if text is None and args.demo:
-            setattr(args, name, _DEMO)
-        elif text == _NONE:
+        if getattr(args, name) == _NONE:
             setattr(args, name, None)
     if args.tts_voice is not None and not args.tts:
         raise InputError("--tts-voice is for a model that speaks", "give one with --tts")
@@ -65,6 +63,16 @@ def check_audio(args: argparse.Namespace) -> None:
             raise InputError("--wyoming has nothing to serve", "give --stt or --tts")
         args.wyoming = wyoming_address(args.wyoming, args.host)
         _check_package()
+
+
+def check_named(args: argparse.Namespace) -> None:
+    """Check the names of the models that hear and speak; with --demo the default is the demo model."""
+    for name in ("stt", "tts"):
+        text = getattr(args, name)
+        if text == "":
+            raise InputError(f"--{name} is empty", "give a model")
+        if text is None and args.demo:
+            setattr(args, name, _DEMO)
 
 
 def wyoming_address(text: str, host: str) -> tuple[str, int]:
@@ -111,6 +119,17 @@ class AudioChoice:
             choice = self.stt
             with shown.progress(f"Loading {choice.files.model.name}") as progress:
                 shared.load(partial(_load, self.args, choice, progress))
+
+    def stt_parts(self, progress: Callable[[float], None]) -> Parts:
+        """Load the model that hears."""
+        assert self.stt
+        return _load(self.args, self.stt, progress)
+
+    def speaker(self, progress: Callable[[float], None]) -> Speaker:
+        """Load the model that speaks, with the usual voice."""
+        assert self.tts
+        voices = self._voices(_load(self.args, self.tts, progress))
+        return voices.speakers[voices.default]
 
     def load_tts(self, shared: SharedSpeaker, shown: Display) -> None:
         if self.tts:

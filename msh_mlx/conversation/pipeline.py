@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..events import Event, Failed, Loading
+from ..events import Event, Loading
 from ..format import FRAME_SECONDS
 from ..metrics import Memory
-from ..system.threads import exists
-from .live import DELAY_LIMIT, LiveConversation, Sink, Source
+from .live import DELAY_LIMIT, Sink, Source
+from .on_threads import ClosedError, OnThreads
 
 if TYPE_CHECKING:
     from .session import Session
@@ -31,10 +29,6 @@ _QUEUE = 2  # frames between two stages
 # Seconds that the encoder thread waits for sound or for room, before it looks at delay and queues again.
 _PATIENCE = 0.1
 _PAUSE_AFTER = 3  # reads without sound, after which the microphone counts as paused
-
-
-class _ClosedError(Exception):
-    """The queue is closed; the thread that gets this error ends."""
 
 
 T = TypeVar("T")
@@ -70,7 +64,7 @@ class _Queue(Generic[T]):
             return self._items.popleft()
 
     def close(self) -> None:
-        """Let both threads end: every wait, now or later, raises `_ClosedError`."""
+        """Let both threads end: every wait, now or later, raises `ClosedError`."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
@@ -79,7 +73,7 @@ class _Queue(Generic[T]):
         with self._changed:
             there = self._changed.wait_for(lambda: ready() or not self._open, timeout)
             if not self._open:
-                raise _ClosedError
+                raise ClosedError
             return there
 
 
@@ -107,7 +101,7 @@ class _Pause:
 _Codes = npt.NDArray[np.uint32]
 
 
-class Pipeline(LiveConversation):
+class Pipeline(OnThreads):
     """A conversation between `source` and `sink` on three threads: encoder, model and decoder work at the same time.
 
     The model thread does all work of MLX; it also makes the session. A stage takes a frame only when there is room for the
@@ -133,9 +127,6 @@ class Pipeline(LiveConversation):
         self._to_model: _Queue[_Envelope[_Codes] | _Restart | _Pause] = _Queue(_QUEUE)
         self._to_decoder: _Queue[_Envelope[_Codes | None] | _Restart | _Pause] = _Queue(_QUEUE)
         self._restarted: _Queue[_Restart] = _Queue(1)  # from the decoder thread back to the encoder thread
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._over = False
 
     # ---- what the caller may do, on any thread ---------------------------------------------------------------------------
 
@@ -143,55 +134,9 @@ class Pipeline(LiveConversation):
         """Start the threads, make the session and begin; events report the progress."""
         self._begin_thread("model", self._run_model)
 
-    def stop(self, timeout: float = 1.0) -> bool:
-        self._end()
-        return self.join(timeout)
-
-    def join(self, timeout: float | None = None) -> bool:
-        deadline = math.inf if timeout is None else perf_counter() + timeout
-        for thread in self._threads:  # the first starts the others: the list is complete once it has ended
-            if thread is threading.current_thread():
-                continue
-            thread.join(None if timeout is None else max(0.0, deadline - perf_counter()))
-            while exists(thread):
-                if perf_counter() > deadline:
-                    return False
-                sleep(0.001)
-        return True
-
-    # ---- threads and how they end ----------------------------------------------------------------------------------------
-
-    def _begin_thread(self, name: str, work: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                work()
-            except _ClosedError:
-                pass
-            except BaseException as error:
-                failure = Failed(name if self._conversation else "start", error)
-                if self._end(failure):
-                    with contextlib.suppress(Exception):
-                        self._events(failure)
-
-        thread = threading.Thread(target=run, name=f"msh-{name}", daemon=True)
-        with self._lock:
-            if not self._over:
-                thread.start()
-                self._threads.append(thread)
-
-    def _end(self, failure: Failed | None = None) -> bool:
-        """End all threads and keep `failure`; return False if they were ended before: then `failure` only follows from that."""
-        with self._lock:
-            first, self._over = not self._over, True
-            if first:
-                self.failure = failure
+    def _wake(self) -> None:
         for queue in (self._to_model, self._to_decoder, self._restarted):
             queue.close()
-        return first
-
-    def _check(self) -> None:
-        if self._over:
-            raise _ClosedError
 
     # ---- the model thread ------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,10 @@ from ..system.newfile import check_outputs
 from .background import Background
 
 _TRACKS = {
-    name: number for number, name in enumerate(["start", "encode", "step", "decode", "events", "words"], start=1)
+    name: number
+    for number, name in enumerate(["start", "encode", "step", "decode", "events", "words", "reply"], start=1)
 }
+_STAGES = "end of turn", "last words", "language model", "speech", "loudspeaker"  # of a reply
 _NO_ECHO = -100.0  # dB of full scale, written where the level of the echo is not known
 _QUEUE = 50_000  # events that may wait for the disk
 _BUFFER = 1 << 16  # characters that are written at once
@@ -88,6 +90,12 @@ class Trace:
                 self._span("start", stage, time - seconds, time, {})
             case events.SpokeWord(word):
                 self._instant("words", word.text, time, {"start": word.start})
+            case events.Replied():
+                ends = [event.noticed, event.written, event.thought, event.made, event.played]
+                for name, begin, end in zip(_STAGES, [event.voice_ended, *ends], ends, strict=False):
+                    self._span("reply", name, begin, max(begin, end), {})
+            case events.Turned(text):
+                self._instant("events", "turn", time, {"text": text})
             case events.Ready(conversation):
                 self._instant("events", f"conversation {conversation}", time, {})
             case events.Dropped(index, seconds):

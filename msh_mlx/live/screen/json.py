@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TextIO
 
-from ...events import Dropped, Event, Failed, Loading, Notice, Ready, SpokeWord, Underrun
+from ...events import Dropped, Event, Failed, HeardWord, Loading, Notice, Ready, Replied, SpokeWord, Turned, Underrun
 from .status import Screen, Status, Summary
 
 
@@ -19,6 +19,9 @@ class JsonScreen(Screen):
     - `loading`: `stage`, `seconds` (null when the stage begins)
     - `ready`: `conversation`, counted from 1
     - `word`: `start` (seconds of this conversation), `text`
+    - with a language model, `heard-word`: a word of the user, as `word`; `turn`: the user's turn has ended, `text`; `reply`: an
+      answer begins to sound; so many seconds after the user's voice was last there it was `noticed`, `written`, `thought`,
+      `made` and `played`, as in `Replied`
     - `dropped`: `seconds`; `underrun`: `count` so far
     - `notice`: `kind`, `level`, `message`
     - `status`, about once a second: the fields of `Status`; `echo` has the fields of `EchoState`
@@ -46,6 +49,12 @@ class JsonScreen(Screen):
             self._write("ready", {"conversation": event.conversation})
         elif isinstance(event, SpokeWord):
             self._write("word", asdict(event.word))
+        elif isinstance(event, HeardWord):
+            self._write("heard-word", asdict(event.word))
+        elif isinstance(event, Turned):
+            self._write("turn", {"text": event.text})
+        elif isinstance(event, Replied):
+            self._write("reply", event.delays())
         elif isinstance(event, Dropped):
             self._write("dropped", {"seconds": event.seconds})
         elif isinstance(event, Underrun):

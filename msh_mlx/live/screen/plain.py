@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke
+from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke, Turned
 from ...format import FRAME_SECONDS
 from ...system.words import printable
 from ..keys import KEYS
@@ -62,6 +62,8 @@ class PlainScreen(Screen):
         elif isinstance(event, Ready):
             self._say("Listening" if event.conversation == 1 else "A new conversation")
             self._last_index = 0
+        elif isinstance(event, Turned):
+            self._say(f"{event.index * FRAME_SECONDS:8.2f} s  You: {event.text}")
         elif isinstance(event, Notice):
             self._say(event.message)
         elif isinstance(event, Failed):

@@ -15,7 +15,7 @@ from rich.segment import Segment, SegmentLines
 from rich.style import Style
 from rich.text import Text
 
-from ...events import Event, Failed, Loading, Notice, Ready, Spoke
+from ...events import Event, Failed, Loading, Notice, Ready, Spoke, Turned
 from ...format import FRAME_SECONDS
 from ...system.words import human_size, printable
 from ..keys import KEYS
@@ -34,11 +34,12 @@ class _Glyphs:
     separator: str
     pause: str
     done: str
+    you: str
     wait: str
 
 
-_UNICODE = _Glyphs(" ▏▎▍▌▋▊▉█", "│", " · ", "⋯", "✓", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
-_ASCII = _Glyphs(" #", "|", " | ", "...", "*", "-\\|/")
+_UNICODE = _Glyphs(" ▏▎▍▌▋▊▉█", "│", " · ", "⋯", "✓", "›", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+_ASCII = _Glyphs(" #", "|", " | ", "...", "*", ">", "-\\|/")
 
 _PLAIN = Style.null()
 _DIM = Style(dim=True)
@@ -47,6 +48,7 @@ _GOOD = Style(color="green")
 _LOUD = Style(color="yellow")
 _BAD = Style(color="red", bold=True)
 _HINT = Style(color="yellow")
+_YOU = Style(color="cyan")
 
 _FEW_KEYS = 2  # keys whose help, if it is shown, goes before the last figures when room is short
 
@@ -147,6 +149,11 @@ class LiveScreen(Screen):
             if event.conversation > 1:
                 self._keep("A new conversation", _BOLD)
             self._keep("")
+        elif isinstance(event, Turned):
+            self._end_line()
+            self._last_index = None
+            for line in wrapped(f"{self._glyphs.you} {event.text}", min(self._columns(), self._WIDEST)):
+                self._keep(line, _YOU)
         elif isinstance(event, Notice):
             self._end_line()
             self._keep(event.message, {"warning": _HINT, "error": _BAD}.get(event.level, _DIM))

@@ -1,0 +1,137 @@
+"""A conversation with any language model, between a model that hears and one that speaks: `--llm`.
+
+Heavy modules are imported late, so that help and wrong options are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from contextlib import closing
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..system.signals import Signals
+from ..system.words import listed
+from .options import Group, live_options
+from .persona import prompt_text
+from .served_audio import check_named, choose_audio
+
+if TYPE_CHECKING:
+    from ..conversation.cascade import Cascade, Models
+    from ..conversation.live import Sink, Source
+    from ..events import Event, Loading
+    from ..net.chat_completions import LanguageServer
+
+KEY = "MSH_LLM_KEY"  # of the environment
+_SHOWN = 8  # models that are named
+
+
+def add_llm(to: Group) -> None:
+    """Add the options."""
+    where = (
+        "its address, such as http://127.0.0.1:11434/v1 (default: that of Ollama, LM Studio, mlx_lm or llama.cpp here)"
+    )
+    spoken = "Speech to text hears, and text to speech speaks."
+    answers = f"let the language model on this server answer, over OpenAI's chat completions: {where}. {spoken}"
+    to.value("--llm", "URL", f"{answers} A key is taken from {KEY} of the environment", nargs="?", const="")
+    to.value("--llm-model", "NAME", "ask for this model of the server (default: its first)")
+    to.value(
+        "--stt", "MODEL", "hear with this speech-to-text model: its name in the catalogue, a file, a folder, or demo"
+    )
+    to.value("--tts", "MODEL", "speak with this text-to-speech model, named in the same way")
+
+
+def check_llm(args: argparse.Namespace) -> None:
+    """Check the options together; raise InputError if they do not fit."""
+    if args.llm is None:
+        for name in ("llm_model", "stt", "tts"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} is for a conversation with a language model", "add --llm")
+        return
+    if args.llm:
+        from ..net.chat_completions import server_url
+
+        args.llm = server_url(args.llm)
+    if args.llm_model == "":
+        raise InputError("--llm-model is empty", "give the name of a model")
+    for name in ("input", "model", "variant", "hf_repo", "quantized", "lora", "context"):
+        if getattr(args, name) not in (None, [], False):
+            raise InputError(f"--{name.replace('_', '-')} is not for --llm", "leave one of them out")
+    check_named(args)
+
+
+def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
+    """Hold a live conversation with a language model, and return the exit code."""
+    from ..conversation.cascade import Cascade
+    from ..events import Notice
+    from ..live.talk import talk
+    from ..net.chat_completions import ChatCompletions
+
+    instructions = prompt_text(args)
+    server, sentence = _server(args)
+    args.tts_voice, args.stt_rows = args.voice, 1
+    audio = choose_audio(args, signals)
+
+    def models(events: Callable[[Loading], None], check: Callable[[], None]) -> Models:
+        from ..conversation.cascade import Models
+        from ..conversation.transcriber import Transcriber
+        from ..events import Loading
+
+        begin = perf_counter()
+        events(Loading("loading"))
+        progress: Callable[[float], None] = lambda fraction: events(Loading("loading", fraction=fraction))  # noqa: E731
+        heard = audio.stt_parts(progress)
+        check()
+        mouth = audio.speaker(progress)
+        events(Loading("loading", perf_counter() - begin))
+        events(Loading("warm-up"))
+        begin = perf_counter()
+        ears = Transcriber(heard.lm, heard.mimi, heard.tokenizer, kv_bits=args.kv_bits)
+        ears.warm_up()
+        events(Loading("warm-up", perf_counter() - begin))
+        return Models(ears, mouth)
+
+    with closing(ChatCompletions(server)) as thinker:
+
+        def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Cascade:
+            events(Notice("language-model", sentence))
+            return Cascade(models, thinker, source, sink, events, instructions=instructions, delay_limit=delay_limit)
+
+        return talk(make, live_options(args), signals)
+
+
+def _server(args: argparse.Namespace) -> tuple[LanguageServer, str]:
+    """Find the server and its model. Return them with the sentence that tells the user about them."""
+    from ..net.chat_completions import USUAL, LanguageServer, find_servers, list_models
+
+    name, key = "", os.environ.get(KEY, "")
+    if args.llm:
+        server = LanguageServer(args.llm, args.llm_model or "", key)
+    else:
+        found = find_servers()
+        if not found:
+            places = listed(f"{name} ({url.removesuffix('/v1')})" for name, url in USUAL.items())
+            raise InputError(f"No language model answers here, neither at {places}", "start one, or give its --llm URL")
+        name, server = next(iter(found.items()))
+        server = LanguageServer(server.url, args.llm_model or "", key)
+    models = list_models(server)
+    if args.llm_model and models and args.llm_model not in models:
+        raise InputError(
+            f"The server {server.url} has no model {args.llm_model}",
+            f"it has {_some(models)}; name one with --llm-model",
+        )
+    if not models and not args.llm_model:
+        raise InputError(f"The server {server.url} lists no model", "name one with --llm-model")
+    model = args.llm_model or models[0]
+    others = [other for other in models if other != model]
+    more = f" (there is also {_some(others)}: --llm-model)" if others and not args.llm_model else ""
+    at = f"{name} at {server.url}" if name else server.url
+    return LanguageServer(server.url, model, key), f"The language model is {model}, from {at}{more}."
+
+
+def _some(names: list[Any]) -> str:
+    shown = [str(name) for name in names[:_SHOWN]]
+    return listed(shown) if len(names) <= _SHOWN else f"{', '.join(shown)} and {len(names) - _SHOWN} more"

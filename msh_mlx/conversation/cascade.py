@@ -1,0 +1,375 @@
+"""`Cascade`: a conversation with any language model, between a model that hears and one that speaks."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+
+from ..errors import InputError
+from ..events import Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..metrics import Memory
+from .dialogue import Dialogue, Thinker, Thought, TooLongError
+from .live import DELAY_LIMIT, Sink, Source
+from .on_threads import OnThreads
+from .speaker import NotYetError, Speaker, Speech, Spoken
+from .transcriber import Transcribed, Transcriber
+from .voice_activity import PIECE, VoiceActivity
+
+_PATIENCE = 0.1  # seconds that the thread of the ears waits for sound
+_TICK = 0.005  # seconds between two looks at the loudspeaker's queue
+_AHEAD = 25  # frames of speech that are made before they are played, at most
+_QUEUED = 2 * FRAME_SECONDS  # of speech that waits at the loudspeaker besides its cushion: longer than a frame takes
+_SHORT = 0.2  # seconds of the user's voice that are no word, whatever the ears take them for
+_INTERRUPTED = 0.6  # seconds of the user's voice that end an answer; "mm-hm" is shorter
+_WARM_UP = 4  # steps
+_PART = 0.25  # of a frame that may still be played when it counts as heard
+# What listeners say to show that they listen. These words alone do not end an answer.
+_LISTENING = {
+    "ah",
+    "aha",
+    "hm",
+    "hmm",
+    "huh",
+    "mhm",
+    "mm",
+    "mm-hm",
+    "mm-hmm",
+    "oh",
+    "ok",
+    "okay",
+    "uh-huh",
+    "yeah",
+    "yes",
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The model that hears and the one that speaks, warmed up."""
+
+    ears: Transcriber
+    mouth: Speaker
+
+
+@dataclass
+class _Answer:
+    """An answer on its way: thought, speech, sound. `lock` of the cascade guards all but `thought`."""
+
+    thought: Thought
+    speech: Speech
+    turned: Turned
+    ready: deque[Spoken] = field(default_factory=deque)  # frames that were made, and not handed to the loudspeaker yet
+    handed: deque[Spoken] = field(default_factory=deque)  # frames that wait there, as far as is known
+    at: int | None = None  # the frame of the conversation that comes next; None: the present one
+    said: list[str] = field(default_factory=list)  # the words that were heard
+    thought_at: float | None = None  # when the first words came, by perf_counter
+    begun: bool = False  # whether the first sound was handed over
+    cancelled: bool = False
+
+
+# Makes the models on the thread of the ears; the arguments are as for `MakeSession`.
+MakeModels = Callable[[Callable[[Loading], None], Callable[[], None]], Models]
+
+
+class Cascade(OnThreads):
+    """A conversation between `source` and `sink`: `ears` write down what the user says, `thinker` answers, `mouth` says that.
+
+    One thread hears: it notices the end of the user's turn, has the words behind it written at once, and asks the thinker.
+    Another speaks, while words still come. When the user speaks meanwhile, the voice stops at once; after 0.6 s of the user's
+    voice the answer is given up, and what was not heard of it is not kept. If the user falls silent before, the answer goes on
+    where it stopped.
+
+    Parameters
+    ----------
+    make
+        Makes the models; it is called once, on the thread of the ears.
+    thinker
+        The language model.
+    instructions
+        The system prompt; "": none.
+    source, sink, events, delay_limit
+        As for `LiveConversation`.
+    """
+
+    def __init__(
+        self,
+        make: MakeModels,
+        thinker: Thinker,
+        source: Source,
+        sink: Sink,
+        events: Callable[[Event], None],
+        *,
+        instructions: str = "",
+        delay_limit: float = DELAY_LIMIT,
+    ) -> None:
+        super().__init__(source, sink, events, delay_limit)
+        self._make = make
+        self._thinker = thinker
+        self._dialogue = Dialogue(instructions)
+        self._changed = threading.Condition()  # guards what both threads use
+        self._answer: _Answer | None = None
+        self._held = False  # whether the voice waits for the user
+        self._index = 0  # frames of the user that were heard in this conversation
+        self._heard: list[str] = []  # words of the user's turn so far
+        self._voiced = 0.0  # how long the user spoke, when that was last, in seconds
+        self._voice_ended = 0.0  # when the user's voice was last there, by perf_counter
+
+    def start(self) -> None:
+        """Start the threads, make the models and begin; events report the progress."""
+        self._begin_thread("model", self._run_ears)
+
+    def _wake(self) -> None:
+        with self._changed:
+            if self._answer:
+                self._answer.thought.cancel()
+            self._changed.notify_all()
+
+    # ---- the ears --------------------------------------------------------------------------------------------------------
+
+    def _run_ears(self) -> None:
+        models = self._make(self._events, self._check)
+        self.metrics.memory = Memory.now()
+        self._listen()
+        self._begin_thread("mouth", lambda: self._run_mouth(models.mouth))
+        voice, frame = VoiceActivity(), np.zeros(0, np.float32)
+        while True:
+            self._check()
+            if self._restart:
+                self._start_anew(models.ears)
+                voice, frame = VoiceActivity(), np.zeros(0, np.float32)
+            backlog = self._keep_up(self._index)
+            self._tell_queues(backlog, 0.0, 0.0)
+            pcm = self._source.read(PIECE, _PATIENCE)
+            if pcm is None:
+                continue
+            if self.muted:
+                pcm = np.zeros_like(pcm)
+            voice.hear(pcm)
+            self._voiced = voice.voiced
+            if voice.quiet == 0.0:
+                self._voice_ended = perf_counter() - backlog
+            self._give_way(voice)
+            frame = np.concatenate([frame, pcm])
+            if len(frame) == FRAME_SIZE:
+                self._hear(models, frame)
+                frame = np.zeros(0, np.float32)
+
+    def _start_anew(self, ears: Transcriber) -> None:
+        self._restart = False
+        self._drop_answer()
+        ears.reset()
+        self._sink.clear()
+        self._dialogue.reset()
+        self._heard.clear()
+        self._index = 0
+        self._listen()
+
+    def _hear(self, models: Models, pcm: Pcm) -> None:
+        """Hear a frame, and answer if it ends a turn."""
+        index, ears = self._index, models.ears
+        begin = perf_counter()
+        words = ears.push(self._hears(index, pcm))
+        self._worked("step", index, begin, perf_counter())
+        self._index += 1
+        self._taken += 1
+        self.metrics.frames += 1
+        self._write(words)
+        self._measure(Memory.now)
+        if ears.turn_ended:
+            noticed = perf_counter()
+            self._write(ears.flush())
+            text = "" if self._only_listens() else " ".join(self._heard)
+            self._heard.clear()
+            if text:
+                turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
+                self._events(turned)
+                self._dialogue.say("user", text)
+                self._ask(models.mouth, turned)
+
+    def _write(self, words: list[Transcribed]) -> None:
+        for word in words:
+            self._heard.append(word.text)
+            self._events(HeardWord(Word(word.start, word.text)))
+        # More words before the answer begins: the turn goes on, and the answer would be to half of it.
+        if words and (self._is_early() or not self._only_listens()):
+            self._drop_answer()
+
+    def _is_early(self) -> bool:
+        """Tell whether an answer is on its way, of which nothing was heard yet."""
+        with self._changed:
+            return self._answer is not None and not self._answer.begun
+
+    def _only_listens(self) -> bool:
+        """Tell whether the user's words only show that an answer is heard."""
+        with self._changed:
+            answered = self._answer is not None
+        return answered and (
+            self._voiced < _SHORT or all(word.strip(".,!?…").lower() in _LISTENING for word in self._heard)
+        )
+
+    def _give_way(self, voice: VoiceActivity) -> None:
+        """Be silent while the user speaks, and give the answer up if that lasts."""
+        with self._changed:
+            answer = self._answer
+            if answer is None or not answer.begun:
+                self._held = False
+                return
+            if voice.speaking and not self._held:
+                self._held = True
+                self._take_back(answer)
+            elif self._held and not voice.speaking:
+                self._held = False
+                self._changed.notify_all()
+            lasts = self._held and voice.voiced >= _INTERRUPTED
+        if lasts:
+            self._drop_answer()
+
+    def _take_back(self, answer: _Answer) -> None:
+        """Take what was not played yet back from the loudspeaker."""
+        self._tell_heard(answer)
+        self._sink.clear()
+        self._sink.pause()
+        while answer.handed:
+            answer.ready.appendleft(answer.handed.pop())
+        answer.at = None
+
+    # ---- asking ----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, mouth: Speaker, turned: Turned) -> None:
+        self._drop_answer()
+        thought = Thought(self._thinking)
+        answer = _Answer(thought, mouth.say(thought.pieces()), turned)
+        with self._changed:
+            self._answer, self._held = answer, False
+        self._thinker.ask(self._dialogue.messages, thought)
+
+    def _thinking(self) -> None:
+        """Notice that something came; on a thread of the thinker."""
+        with self._changed:
+            answer = self._answer
+            if answer and answer.thought_at is None and not answer.thought.waits:
+                answer.thought_at = perf_counter()
+            self._changed.notify_all()
+
+    def _drop_answer(self) -> None:
+        """Give up the answer that is on its way, if there is one, and keep what was heard of it."""
+        with self._changed:
+            answer, self._answer, self._held = self._answer, None, False
+            if answer is None:
+                return
+            answer.cancelled = True
+            answer.thought.cancel()
+            if answer.begun:
+                self._take_back(answer)
+            self._changed.notify_all()
+        self._dialogue.say("assistant", " ".join(answer.said))
+
+    # ---- the mouth -------------------------------------------------------------------------------------------------------
+
+    def _run_mouth(self, mouth: Speaker) -> None:
+        speech = mouth.say("one")  # MLX compiles for each thread, and does so now
+        for _ in range(_WARM_UP):
+            speech.advance()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._answer or self._over)
+                answer = self._answer
+            self._check()
+            if answer:
+                self._speak(answer, mouth)
+
+    def _speak(self, answer: _Answer, mouth: Speaker) -> None:
+        """Say an answer, until all of it was heard or it is given up."""
+        wrong: InputError | None = None
+        over = False
+        while not answer.cancelled:
+            self._check()
+            made = False
+            if not over and len(answer.ready) < _AHEAD:
+                try:
+                    begin = perf_counter()
+                    spoken = answer.speech.advance()
+                    self._worked("decode", self._index, begin, perf_counter())
+                    made = True
+                    if spoken:
+                        with self._changed:
+                            answer.ready.append(spoken)
+                    over = answer.speech.over
+                except NotYetError:
+                    pass
+                except InputError as error:
+                    wrong, over = error, True
+            played = self._play(answer)
+            if over and not answer.ready and not answer.handed:
+                break
+            if not made and not played:
+                with self._changed:
+                    self._changed.wait(_TICK if answer.begun else _PATIENCE)
+        else:
+            return
+        self._finish(answer, mouth, wrong)
+
+    def _finish(self, answer: _Answer, mouth: Speaker, wrong: InputError | None) -> None:
+        with self._changed:
+            if self._answer is not answer:
+                return
+            self._answer = None
+            self._sink.pause()
+        self._dialogue.say("assistant", " ".join(answer.said))
+        error = wrong or answer.thought.error
+        while answer.speech.notes:
+            self._events(Notice("unknown-word", answer.speech.notes.pop(0)))
+        if isinstance(error, TooLongError) and not answer.said and self._dialogue.forget():
+            self._events(Notice("forgotten", f"{error.what}; the oldest half of it is forgotten.", "warning"))
+            self._ask(mouth, answer.turned)
+        elif error:
+            self._events(Notice("language-model", str(error), "error"))
+        elif not answer.said:
+            self._events(Notice("no-answer", "The language model answered nothing that can be said.", "warning"))
+
+    def _play(self, answer: _Answer) -> bool:
+        """Tell what was heard, and hand a frame to the loudspeaker if it is time for it; return whether it was."""
+        with self._changed:
+            self._tell_heard(answer)
+            queued = self._sink.queued()
+            if self._held or answer.cancelled or not answer.ready:
+                if answer.begun and not queued:
+                    self._sink.pause()
+                return False
+            cushion = float(self._sink.stats().get("cushion", 0)) / SAMPLE_RATE
+            if answer.begun and queued > cushion + _QUEUED:
+                return False
+            spoken = answer.ready.popleft()
+            answer.handed.append(spoken)
+            self._sink.write(spoken.pcm)
+            first, answer.begun = not answer.begun, True
+        if first:
+            self._tell_reply(answer, perf_counter(), queued)
+        return True
+
+    def _tell_heard(self, answer: _Answer) -> None:
+        """Tell the frames that were played, and the words that begin in them."""
+        waiting = math.ceil(self._sink.queued() / FRAME_SECONDS - _PART)
+        while len(answer.handed) > waiting:
+            spoken = answer.handed.popleft()
+            index = self._index if answer.at is None else answer.at
+            answer.at = index + 1
+            for word in spoken.words:
+                answer.said.append(word.text)
+                self.metrics.words += 1
+                self._events(Spoke(index, f" {word.text}"))
+                self._events(SpokeWord(Word(round(index * FRAME_SECONDS, 3), word.text)))
+            self._events(Said(index, spoken.pcm))
+
+    def _tell_reply(self, answer: _Answer, made: float, queued: float) -> None:
+        turned, thought = answer.turned, answer.thought_at or made
+        self.metrics.reply.add(made - turned.noticed)
+        self.metrics.delay.add(made + queued - turned.voice_ended)
+        self._events(Replied(turned.voice_ended, turned.noticed, turned.written, thought, made, made + queued))

@@ -1,0 +1,259 @@
+"""`ChatCompletions`: a language model on a server that speaks OpenAI's chat completions; and where such servers usually are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from ..conversation.dialogue import Message, Thought, TooLongError
+from ..errors import InputError, MshError
+from ..system.words import shortened
+
+# Where the servers that people use listen, if nobody has told them otherwise.
+USUAL = {
+    "Ollama": "http://127.0.0.1:11434/v1",
+    "LM Studio": "http://127.0.0.1:1234/v1",
+    "mlx_lm.server or llama.cpp": "http://127.0.0.1:8080/v1",
+}
+_CONNECT = 5.0  # seconds for a connection to be made
+_PROBE = 1.0  # seconds for a server on this machine to list its models
+_SILENT = 60.0  # seconds without a word, after which the answer is given up; a model may be loaded first
+_LINE = 1 << 20  # bytes of a line of the answer
+_BODY = 1 << 16  # bytes that are read of an error
+_SENTENCE = 300  # characters of what a server says that are shown
+_TOO_LONG = "context_length_exceeded", "context length", "context size", "context window", "maximum context"
+
+
+@dataclass(frozen=True)
+class LanguageServer:
+    """A server, and the model to ask there.
+
+    `url` is its address with the path to which `/chat/completions` is added. `key` is sent to it; "": none is.
+    """
+
+    url: str
+    model: str = ""
+    key: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that all requests have."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+def server_url(text: str) -> str:
+    """Return the address of a server's API: that of the server alone gets `/v1`.
+
+    Raises
+    ------
+    InputError
+        It is not an address.
+    """
+    parts = None
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        parts.port  # noqa: B018 - raises for a wrong one
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InputError(f"{text} is not the address of a server", "give one like http://127.0.0.1:11434/v1")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def list_models(server: LanguageServer, timeout: float = _CONNECT) -> list[str]:
+    """Return the names of a server's models.
+
+    Raises
+    ------
+    MshError
+        The server cannot be reached, or answers with something else.
+    """
+
+    async def ask() -> list[str]:
+        async with (
+            _session(server, timeout) as session,
+            _request(session.get(f"{server.url}/models"), server) as answer,
+        ):
+            said = await _json(answer, server)
+            try:
+                return [str(model["id"]) for model in said["data"]]
+            except (KeyError, TypeError):
+                raise _odd(server) from None
+
+    return asyncio.run(ask())
+
+
+def find_servers() -> dict[str, LanguageServer]:
+    """Return the servers that listen on this machine where they usually do and have models, by name; `model` is their first."""
+    found = {}
+    for name, url in USUAL.items():
+        with contextlib.suppress(MshError):
+            if models := list_models(LanguageServer(url), _PROBE):
+                found[name] = LanguageServer(url, models[0])
+    return found
+
+
+class ChatCompletions:
+    """Asks a server, on a thread of its own: `Thinker` for a cascade. `close` ends it."""
+
+    def __init__(self, server: LanguageServer, *, silent: float = _SILENT) -> None:
+        self.server = server
+        self._silent = silent
+        self._loop = asyncio.new_event_loop()
+        self._session: aiohttp.ClientSession | None = None
+        self._thread = threading.Thread(target=self._run, name="msh-chat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        with contextlib.suppress(Exception):
+            if self._session:
+                self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+    def close(self) -> None:
+        """End the thread. Answers that are on their way end."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(1.0)
+
+    def ask(self, messages: list[Message], thought: Thought) -> None:
+        """Ask for the answer to a dialogue, and return at once."""
+        task = asyncio.run_coroutine_threadsafe(self._think(messages, thought), self._loop)
+
+        def cancel() -> None:
+            thought.end()
+            task.cancel()
+
+        thought.cancel = cancel
+
+    async def _think(self, messages: list[Message], thought: Thought) -> None:
+        error: MshError | None = None
+        try:
+            async for text in self._answer(messages):
+                thought.add(text)
+        except MshError as raised:
+            error = raised
+        except Exception as raised:  # a fault of ours must not end the conversation in silence
+            error = MshError(f"The answer could not be read ({type(raised).__name__}: {raised}).")
+        thought.end(error)
+
+    async def _answer(self, messages: list[Message]) -> AsyncIterator[str]:
+        server = self.server
+        if self._session is None:
+            self._session = _session(server, None, self._silent)
+        body: dict[str, Any] = {"messages": messages, "stream": True}
+        if server.model:
+            body["model"] = server.model
+        request = self._session.post(f"{server.url}/chat/completions", json=body)
+        async with _request(request, server) as answer:
+            if answer.content_type == "application/json":  # a server that does not stream
+                yield _content(await _json(answer, server), "message", server)
+                return
+            async for said in _events(answer, server):
+                if text := _content(said, "delta", server):
+                    yield text
+
+
+def _session(server: LanguageServer, total: float | None, silent: float | None = None) -> aiohttp.ClientSession:
+    # A proxy of the environment is for what is not on this machine; `trust_env` heeds NO_PROXY.
+    return aiohttp.ClientSession(
+        headers=server.headers,
+        timeout=aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT, sock_read=silent),
+        read_bufsize=_LINE,
+        trust_env=True,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _request(
+    request: contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse], server: LanguageServer
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a request. Raise `MshError` with one sentence for whatever goes wrong, also while the answer is read."""
+    try:
+        async with request as answer:
+            if answer.status != 200:
+                raise await _refusal(answer, server)
+            yield answer
+    except (aiohttp.SocketTimeoutError, asyncio.TimeoutError):
+        raise MshError(
+            f"The language model at {server.url} said nothing for too long", "ask again, or take a smaller model"
+        ) from None
+    except aiohttp.ClientConnectorError:
+        raise MshError(f"Nothing answers at {server.url}", "start the language model's server") from None
+    except aiohttp.ClientError as error:
+        raise MshError(
+            f"The connection to the language model at {server.url} broke off ({type(error).__name__})", "ask again"
+        ) from None
+
+
+async def _refusal(answer: aiohttp.ClientResponse, server: LanguageServer) -> MshError:
+    """Return the error for an answer that is not 200."""
+    body = (await answer.content.read(_BODY)).decode(errors="replace")
+    said = body
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        told = json.loads(body)
+        told = told.get("error", told)
+        said = f"{told.get('code') or ''} {told['message']}" if isinstance(told, dict) else str(told)
+    said = shortened(" ".join(said.split()), _SENTENCE).rstrip(".")
+    if answer.status in (401, 403):
+        return MshError(f"The server {server.url} refuses the key ({answer.status})", "give its key in MSH_LLM_KEY")
+    if answer.status in (400, 413, 500) and any(words in said.lower() for words in _TOO_LONG):
+        return TooLongError("The conversation is longer than the language model can take", "begin a new one")
+    model = f" for the model {server.model}" if server.model else ""
+    return MshError(f"The server {server.url} answers with {answer.status}{model}: {said or answer.reason}.")
+
+
+async def _json(answer: aiohttp.ClientResponse, server: LanguageServer) -> Any:
+    try:
+        return json.loads(await answer.read())
+    except ValueError:
+        raise _odd(server) from None
+
+
+async def _events(answer: aiohttp.ClientResponse, server: LanguageServer) -> AsyncIterator[Any]:
+    """Yield the data of server-sent events, up to `[DONE]`."""
+    seen = False
+    try:
+        async for line in answer.content:
+            name, _, value = line.decode(errors="replace").strip().partition(":")
+            if name != "data":
+                continue
+            if value.strip() == "[DONE]":
+                return
+            try:
+                said = json.loads(value)
+            except ValueError:
+                raise _odd(server) from None
+            seen = True
+            yield said
+    except ValueError:  # a line without end
+        raise _odd(server) from None
+    if not seen:
+        raise _odd(server)
+
+
+def _content(said: Any, part: str, server: LanguageServer) -> str:
+    """Return the text of a chunk ("delta") or of a whole answer ("message"); an error in it is raised."""
+    if isinstance(said, dict) and said.get("error"):
+        told = said["error"]
+        told = told.get("message", "") if isinstance(told, dict) else told
+        raise MshError(f"The language model failed: {shortened(' '.join(str(told).split()), _SENTENCE).rstrip('.')}.")
+    try:
+        choices = said["choices"]
+        content = (choices[0].get(part) or {}).get("content") if choices else None
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise _odd(server) from None
+    return content if isinstance(content, str) else ""
+
+
+def _odd(server: LanguageServer) -> MshError:
+    return MshError(f"What {server.url} answers is not a chat completion", "give the address of such a server")
