@@ -123,13 +123,13 @@ def _server(args: argparse.Namespace) -> tuple[LanguageServer, str]:
             f"The server {server.url} has no model {args.llm_model}",
             f"it has {_some(models)}; name one with --llm-model",
         )
-    if not models and not args.llm_model:
-        raise InputError(f"The server {server.url} lists no model", "name one with --llm-model")
-    model = args.llm_model or models[0]
+    model = args.llm_model or next(iter(models), "")
     others = [other for other in models if other != model]
     more = f" (there is also {_some(others)}: --llm-model)" if others and not args.llm_model else ""
     at = f"{name} at {server.url}" if name else server.url
-    return LanguageServer(server.url, model, key), f"The language model is {model}, from {at}{more}."
+    return LanguageServer(
+        server.url, model, key
+    ), f"The language model is {f'{model} of' if model else 'that of'} {at}{more}."
 
 
 def _some(names: list[Any]) -> str:

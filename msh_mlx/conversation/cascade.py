@@ -22,6 +22,7 @@ from .speaker import NotYetError, Speaker, Speech, Spoken
 from .transcriber import Transcribed, Transcriber
 from .voice_activity import PIECE, VoiceActivity
 
+_READ = FRAME_SIZE // 2  # samples that are read at once: 40 ms, the least that every source gives
 _PATIENCE = 0.1  # seconds that the thread of the ears waits for sound
 _TICK = 0.005  # seconds between two looks at the loudspeaker's queue
 _AHEAD = 25  # frames of speech that are made before they are played, at most
@@ -146,12 +147,13 @@ class Cascade(OnThreads):
                 voice, frame = VoiceActivity(), np.zeros(0, np.float32)
             backlog = self._keep_up(self._index)
             self._tell_queues(backlog, 0.0, 0.0)
-            pcm = self._source.read(PIECE, _PATIENCE)
+            pcm = self._source.read(_READ, _PATIENCE)
             if pcm is None:
                 continue
             if self.muted:
                 pcm = np.zeros_like(pcm)
-            voice.hear(pcm)
+            for at in range(0, _READ, PIECE):
+                voice.hear(pcm[at : at + PIECE])
             self._voiced = voice.voiced
             if voice.quiet == 0.0:
                 self._voice_ended = perf_counter() - backlog

@@ -31,7 +31,7 @@ class Speakable:
         end = max(self._rest.rfind(" "), self._rest.rfind("\n")) + 1
         bracket = self._rest.rfind("[", 0, end)
         link = _LINK.match(self._rest, bracket) if bracket >= 0 else None
-        if 0 <= bracket and end - bracket < _LONGEST and (link is None or link.end() > end):
+        if bracket >= 0 and end - bracket < _LONGEST and (link is None or link.end() > end):
             end = bracket
         if (thoughts := self._rest.find(_OPEN)) >= 0:
             end = min(end, thoughts)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 
 from ..conversation.dialogue import Message, Thought, TooLongError
 from ..errors import InputError, MshError
@@ -57,18 +58,20 @@ def server_url(text: str) -> str:
     InputError
         It is not an address.
     """
-    parts = None
-    with contextlib.suppress(ValueError):
+    wrong = InputError(f"{text} is not the address of a server", "give one like http://127.0.0.1:11434/v1")
+    try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
-        parts.port  # noqa: B018 - raises for a wrong one
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise InputError(f"{text} is not the address of a server", "give one like http://127.0.0.1:11434/v1")
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise wrong
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
 
 def list_models(server: LanguageServer, timeout: float = _CONNECT) -> list[str]:
-    """Return the names of a server's models.
+    """Return the names of a server's models. An empty list: it does not tell, and a request need not name one.
 
     Raises
     ------
@@ -81,6 +84,8 @@ def list_models(server: LanguageServer, timeout: float = _CONNECT) -> list[str]:
             _session(server, timeout) as session,
             _request(session.get(f"{server.url}/models"), server) as answer,
         ):
+            if not await answer.read():  # as from mlx_lm.server, where it has only the model that it was started with
+                return []
             said = await _json(answer, server)
             try:
                 return [str(model["id"]) for model in said["data"]]
@@ -91,12 +96,12 @@ def list_models(server: LanguageServer, timeout: float = _CONNECT) -> list[str]:
 
 
 def find_servers() -> dict[str, LanguageServer]:
-    """Return the servers that listen on this machine where they usually do and have models, by name; `model` is their first."""
+    """Return the servers that listen on this machine where they usually do, by name, with their first model, if they tell one."""
     found = {}
     for name, url in USUAL.items():
         with contextlib.suppress(MshError):
-            if models := list_models(LanguageServer(url), _PROBE):
-                found[name] = LanguageServer(url, models[0])
+            models = list_models(LanguageServer(url), _PROBE)
+            found[name] = LanguageServer(url, models[0] if models else "")
     return found
 
 
@@ -235,7 +240,7 @@ async def _events(answer: aiohttp.ClientResponse, server: LanguageServer) -> Asy
                 raise _odd(server) from None
             seen = True
             yield said
-    except ValueError:  # a line without end
+    except (ValueError, HttpProcessingError):  # a line without end
         raise _odd(server) from None
     if not seen:
         raise _odd(server)

@@ -1,0 +1,240 @@
+"""`ChatCompletions`: answers while they come, and one sentence for whatever a server does."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+from aiohttp import web
+
+from msh_mlx.conversation.dialogue import Thought, TooLongError
+from msh_mlx.errors import InputError, MshError
+from msh_mlx.net import chat_completions
+from msh_mlx.net.chat_completions import ChatCompletions, LanguageServer, find_servers, list_models, server_url
+
+PATIENCE = 10.0  # seconds
+ODD = "What URL answers is not a chat completion; give the address of such a server."
+ASKED = [{"role": "user", "content": "four one"}]
+
+
+def chunk(text):
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n".encode()
+
+
+class Server:
+    """A server of one path, on a thread of its own. `handle` answers `/v1/chat/completions`; `bodies` are what was asked."""
+
+    def __init__(self, handle=None, models=("small", "large"), port=0):
+        self.port = port
+        self.bodies, self.keys, self.gone = [], [], threading.Event()
+        self._handle, self._models = handle, models
+        self._ready, self._stop = threading.Event(), None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    async def _answer(self, request):
+        self.bodies.append(await request.json())
+        self.keys.append(request.headers.get("Authorization"))
+        try:
+            return await self._handle(request)
+        except (ConnectionError, asyncio.CancelledError):
+            self.gone.set()
+            raise
+
+    async def _list(self, request):
+        if self._models is None:
+            return web.Response()
+        return web.json_response({"object": "list", "data": [{"id": name} for name in self._models]})
+
+    async def _run(self):
+        self._stop, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_get("/v1/models", self._list)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self._ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(PATIENCE)
+
+
+def stream(*parts, end=b"data: [DONE]\n\n", pause=0.0):
+    async def handle(request):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for part in parts:
+            await response.write(part if isinstance(part, bytes) else chunk(part))
+            await asyncio.sleep(pause)
+        await response.write(end)
+        return response
+
+    return handle
+
+
+def say(status=200, **body):
+    async def handle(request):
+        return web.json_response(body, status=status)
+
+    return handle
+
+
+def answered(url, *, silent=PATIENCE, key="", model="small"):
+    """Ask once. Return the text, and the error or None."""
+    changed = threading.Event()
+    thought = Thought(changed.set)
+    asking = ChatCompletions(LanguageServer(url, model, key), silent=silent)
+    asking.ask(ASKED, thought)
+    text = []
+    for piece in thought.pieces():
+        if piece is None:
+            assert changed.wait(PATIENCE)
+            changed.clear()
+        else:
+            text.append(piece)
+    asking.close()
+    return "".join(text), thought.error
+
+
+def test_an_answer_comes_word_by_word():
+    with Server(stream(b": hello\n\n", b"event: x\n", "", "Four", " and", " one.")) as server:
+        assert answered(server.url, key="secret") == ("Four and one.", None)
+    assert server.bodies == [{"messages": ASKED, "stream": True, "model": "small"}]
+    assert server.keys == ["Bearer secret"]
+
+
+def test_words_are_there_before_the_answer_ends():
+    with Server(stream("one ", "two", pause=0.3)) as server:
+        changed = threading.Event()
+        thought = Thought(changed.set)
+        asking = ChatCompletions(LanguageServer(server.url))
+        asking.ask(ASKED, thought)
+        assert changed.wait(PATIENCE)
+        assert [next(thought.pieces())] == ["one "]
+        assert next(thought.pieces()) is None
+        asking.close()
+
+
+def test_a_server_that_does_not_stream():
+    with Server(say(choices=[{"message": {"role": "assistant", "content": "Five."}}])) as server:
+        assert answered(server.url) == ("Five.", None)
+
+
+def test_a_cancelled_answer_ends_the_request():
+    with Server(stream("one ", *["two "] * 1000, pause=0.05)) as server:
+        changed = threading.Event()
+        thought = Thought(changed.set)
+        asking = ChatCompletions(LanguageServer(server.url))
+        asking.ask(ASKED, thought)
+        assert changed.wait(PATIENCE)
+        thought.cancel()
+        assert list(thought.pieces())[-1:] in ([], ["one "], ["two "])
+        assert server.gone.wait(PATIENCE)
+        asking.close()
+
+
+async def breaks_off(request):
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(chunk("one "))
+    request.transport.abort()
+    return response
+
+
+async def falls_silent(request):
+    await asyncio.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("handle", "error"),
+    [
+        (
+            say(401, error={"message": "Invalid key"}),
+            "The server URL refuses the key (401); give its key in MSH_LLM_KEY.",
+        ),
+        (
+            say(404, error={"message": "model not found"}),
+            "The server URL answers with 404 for the model small: model not found.",
+        ),
+        (say(500, detail="Memory."), 'The server URL answers with 500 for the model small: {"detail": "Memory."}.'),
+        (say(200, hello="world"), ODD),
+        (stream(b"data: {not json\n\n"), ODD),
+        (stream(b"hello\n\n", end=b"bye\n"), ODD),
+        (stream(b"data: " + b"x" * (3 << 20)), ODD),
+        (stream(b'data: {"choices": "x"}\n\n'), ODD),
+        (stream(b'data: {"error": {"message": "no memory"}}\n\n'), "The language model failed: no memory."),
+        (falls_silent, "The language model at URL said nothing for too long; ask again, or take a smaller model."),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(handle, error):
+    with Server(handle) as server:
+        text, told = answered(server.url, silent=1.0)
+        assert (text, str(told)) == ("", error.replace("URL", server.url))
+
+
+def test_what_came_before_a_break_is_said():
+    with Server(breaks_off) as server:
+        text, error = answered(server.url)
+    assert text == "one "
+    assert str(error).startswith(f"The connection to the language model at {server.url} broke off (")
+
+
+def test_nobody_is_there():
+    with Server() as server:
+        url = server.url
+    assert str(answered(url)[1]) == f"Nothing answers at {url}; start the language model's server."
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": "context_length_exceeded", "message": "Too many tokens."}},
+        {"error": {"message": "the request exceeds the available context size, try increasing it"}},
+        {"error": "This model's maximum context length is 4096 tokens"},
+    ],
+)
+def test_too_long_a_conversation_is_known(body):
+    with Server(say(400, **body)) as server:
+        assert isinstance(answered(server.url)[1], TooLongError)
+
+
+def test_the_models_of_a_server(monkeypatch):
+    with Server() as server, Server(models=None) as empty:
+        assert list_models(LanguageServer(server.url)) == ["small", "large"]
+        assert list_models(LanguageServer(empty.url)) == []
+        monkeypatch.setattr(
+            chat_completions, "USUAL", {"Gone": "http://127.0.0.1:1/v1", "Empty": empty.url, "Here": server.url}
+        )
+        assert find_servers() == {"Empty": LanguageServer(empty.url), "Here": LanguageServer(server.url, "small")}
+    with pytest.raises(MshError, match="Nothing answers"):
+        list_models(LanguageServer(server.url))
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("localhost:8080", "http://localhost:8080/v1"),
+        ("http://localhost:8080/", "http://localhost:8080/v1"),
+        ("https://example.com/api/v1/", "https://example.com/api/v1"),
+        ("http://[::1]:1234/v1/chat/completions", "http://[::1]:1234/v1"),
+    ],
+)
+def test_addresses(text, url):
+    assert server_url(text) == url
+
+
+@pytest.mark.parametrize("text", ["ftp://x", "http://", "http://x:99999", "http://x/v1?a=b", "http://[x"])
+def test_wrong_addresses(text):
+    with pytest.raises(InputError, match="is not the address of a server"):
+        server_url(text)
