@@ -317,13 +317,13 @@ def own_admission(options: Sequence[object], pages: list[bytes]) -> dict[str, An
         return asyncio.run(crowd(server, MOST, pages))
 
 
-def crowds(way: str, options: Sequence[object], pages: list[bytes]) -> dict[str, Any]:
+def crowds(way: str, options: Sequence[object], pages: list[bytes], limit: int) -> dict[str, Any]:
     """Find how many clients the machine could serve, and what each of them takes."""
     runs, held = list[dict[str, Any]](), 0
     most = MOST if options else MANY[-1]  # of a larger model, more would need more memory than there is
     with OpenServer(way, "--sessions", most, *OPTIONS, *options) as server:
         memory = psutil.Process(server.process.pid).memory_info().rss
-        for count in (count for count in MANY if count <= most):
+        for count in (count for count in MANY if count <= min(most, limit)):
             # Take the best of three, so that other load on the machine does not decide.
             tries = []
             for _ in range(3):
@@ -374,6 +374,9 @@ def load() -> str:
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="talk this long each way (default: %(default)s)")
+    parser.add_argument(
+        "--most", type=int, default=MANY[-1], help="let at most so many clients talk at once (default: %(default)s)"
+    )
     parser.add_argument("--random", choices=("1b", "7b"), help="take a model of this size with random weights")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args()
@@ -382,10 +385,10 @@ def main() -> int:
     print(f"{name} on {platform.machine()}, {os.cpu_count()} cores; {load()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.random:
-            measure_crowds(result, random_model(args.random, Path(folder)))
+            measure_crowds(result, random_model(args.random, Path(folder)), args.most)
         else:
             measure_one(result, round(args.seconds / FRAME_SECONDS))
-            measure_crowds(result, [])
+            measure_crowds(result, [], args.most)
     result["load"].append(os.getloadavg())
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
@@ -411,11 +414,11 @@ def measure_one(result: dict[str, Any], frames: int) -> None:
     )
 
 
-def measure_crowds(result: dict[str, Any], options: Sequence[object]) -> None:
+def measure_crowds(result: dict[str, Any], options: Sequence[object], limit: int) -> None:
     """Measure and print how many conversations there can be, and what each takes."""
     pages = prepared(CROWD)
     for way in ("together", "apart"):
-        many = result[way] = crowds(way, options, pages)
+        many = result[way] = crowds(way, options, pages, limit)
         print(f"{f'{way}, clients':<20}{'p50, ms':>10}{'p95, ms':>10}{'dropped, s':>12}{'CPU, s/s':>10}{'MB each':>10}")
         for run in many["runs"]:
             figures = f"{run['p50']:10.1f}{run['p95']:10.1f}{run['dropped_s']:12.2f}{run['cpu']['all']:10.3f}"

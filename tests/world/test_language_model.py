@@ -1,4 +1,4 @@
-"""`local_mlx.py --llm` with mlx_lm.server, on virtual sound devices: turns answered and interrupted, and how long that takes."""
+"""`local_mlx.py --llm` with mlx_lm.server, on virtual devices: turns answered and interrupted, and how long that takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import soundfile
 from devices.conftest import VirtualAudio, virtual_audio  # noqa: F401 - a fixture
 from devices.test_conversation import Talk
 from paths import DIGITS, ROOT
-from processes import make_peer
 
 from msh_mlx.format import SAMPLE_RATE
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from processes import make_peer
 
 VERSION = "0.32.2"
 LIMIT = 60  # seconds until the server is there
@@ -80,8 +82,8 @@ def test_interruptions(url: str, virtual_audio: VirtualAudio, tmp_path: Path) ->
         talk.until_ready()
         for turn in range(5):
             virtual_audio.speak(FOUR_ONE)
-            count = len(talk.words())
-            talk.until(lambda event, before=count: len(talk.words()) >= before + 2 + turn % 3)
+            enough = len(talk.words()) + 2 + turn % 3
+            talk.until(lambda event, enough=enough: len(talk.words()) >= enough)
         talk.stop(signal.SIGINT)
     (folder,) = tmp_path.iterdir()
     sound, _ = soundfile.read(folder / "conversation.wav", dtype="float32")
