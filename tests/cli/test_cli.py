@@ -108,6 +108,13 @@ IO = "--input good.wav --output out.wav"
 
 REFUSED = {
     # what is said: the command
+    "language model's name alone": ("--llm-model a", "add --llm"),
+    "no address of a language model": ("--llm ftp://here --demo", "ftp://here is not the address"),
+    "language model and variant": ("--llm http://127.0.0.1:1 --variant moshiko-q8", "--variant is not for --llm"),
+    "language model and a recording": (
+        "--llm http://127.0.0.1:1 --input recording.wav --output a.wav",
+        "--input is not for --llm",
+    ),
     "no input, but an output": ("--demo --output out.wav", "--input"),
     "codec without a model": (f"--mimi model/q8.safetensors {IO}", "--model"),
     "tokenizer of a variant": (f"--variant moshiko-q8 --tokenizer t.model {IO}", "--tokenizer"),
