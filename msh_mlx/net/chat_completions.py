@@ -96,7 +96,7 @@ def list_models(server: LanguageServer, timeout: float = _CONNECT) -> list[str]:
 
 
 def find_servers() -> dict[str, LanguageServer]:
-    """Return the servers that listen on this machine where they usually do, by name, with their first model, if they tell one."""
+    """Return the servers that listen here where they usually do, by name, with their first model, if they tell one."""
     found = {}
     for name, url in USUAL.items():
         with contextlib.suppress(MshError):
