@@ -119,7 +119,7 @@ class Cascade(OnThreads):
         self._held = False  # whether the voice waits for the user
         self._index = 0  # frames of the user that were heard in this conversation
         self._heard: list[str] = []  # words of the user's turn so far
-        self._voiced = 0.0  # how long the user spoke, when that was last, in seconds
+        self._voice = VoiceActivity()
         self._voice_ended = 0.0  # when the user's voice was last there, by perf_counter
 
     def start(self) -> None:
@@ -139,12 +139,12 @@ class Cascade(OnThreads):
         self.metrics.memory = Memory.now()
         self._listen()
         self._begin_thread("mouth", lambda: self._run_mouth(models.mouth))
-        voice, frame = VoiceActivity(), np.zeros(0, np.float32)
+        voice, frame = self._voice, np.zeros(0, np.float32)
         while True:
             self._check()
             if self._restart:
                 self._start_anew(models.ears)
-                voice, frame = VoiceActivity(), np.zeros(0, np.float32)
+                frame = np.zeros(0, np.float32)
             backlog = self._keep_up(self._index)
             self._tell_queues(backlog, 0.0, 0.0)
             pcm = self._source.read(_READ, _PATIENCE)
@@ -154,10 +154,9 @@ class Cascade(OnThreads):
                 pcm = np.zeros_like(pcm)
             for at in range(0, _READ, PIECE):
                 voice.hear(pcm[at : at + PIECE])
-            self._voiced = voice.voiced
             if voice.quiet == 0.0:
                 self._voice_ended = perf_counter() - backlog
-            self._give_way(voice)
+            self._give_way()
             frame = np.concatenate([frame, pcm])
             if len(frame) == FRAME_SIZE:
                 self._hear(models, frame)
@@ -192,8 +191,11 @@ class Cascade(OnThreads):
             if text:
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)
-                self._dialogue.say("user", text)
-                self._ask(models.mouth, turned)
+                with self._changed:
+                    self._drop_answer()
+                    self._dialogue.say("user", text)
+                    self._ask(models.mouth, turned)
+                self._voice.end()  # what ended the turn does not interrupt the answer
 
     def _write(self, words: list[Transcribed]) -> None:
         for word in words:
@@ -213,11 +215,12 @@ class Cascade(OnThreads):
         with self._changed:
             answered = self._answer is not None
         return answered and (
-            self._voiced < _SHORT or all(word.strip(".,!?…").lower() in _LISTENING for word in self._heard)
+            self._voice.voiced < _SHORT or all(word.strip(".,!?…").lower() in _LISTENING for word in self._heard)
         )
 
-    def _give_way(self, voice: VoiceActivity) -> None:
+    def _give_way(self) -> None:
         """Be silent while the user speaks, and give the answer up if that lasts."""
+        voice = self._voice
         with self._changed:
             answer = self._answer
             if answer is None or not answer.begun:
@@ -245,11 +248,9 @@ class Cascade(OnThreads):
     # ---- asking ----------------------------------------------------------------------------------------------------------
 
     def _ask(self, mouth: Speaker, turned: Turned) -> None:
-        self._drop_answer()
+        """Ask for the answer to the dialogue so far; the caller holds the lock, and no answer is on its way."""
         thought = Thought(self._thinking)
-        answer = _Answer(thought, mouth.say(thought.pieces()), turned)
-        with self._changed:
-            self._answer, self._held = answer, False
+        self._answer, self._held = _Answer(thought, mouth.say(thought.pieces()), turned), False
         self._thinker.ask(self._dialogue.messages, thought)
 
     def _thinking(self) -> None:
@@ -270,8 +271,8 @@ class Cascade(OnThreads):
             answer.thought.cancel()
             if answer.begun:
                 self._take_back(answer)
+            self._dialogue.say("assistant", " ".join(answer.said))
             self._changed.notify_all()
-        self._dialogue.say("assistant", " ".join(answer.said))
 
     # ---- the mouth -------------------------------------------------------------------------------------------------------
 
@@ -319,18 +320,20 @@ class Cascade(OnThreads):
         self._finish(answer, mouth, wrong)
 
     def _finish(self, answer: _Answer, mouth: Speaker, wrong: InputError | None) -> None:
+        error = wrong or answer.thought.error
         with self._changed:
             if self._answer is not answer:
                 return
             self._answer = None
             self._sink.pause()
-        self._dialogue.say("assistant", " ".join(answer.said))
-        error = wrong or answer.thought.error
-        while answer.speech.notes:
-            self._events(Notice("unknown-word", answer.speech.notes.pop(0)))
-        if isinstance(error, TooLongError) and not answer.said and self._dialogue.forget():
+            self._dialogue.say("assistant", " ".join(answer.said))
+            again = isinstance(error, TooLongError) and not answer.said and self._dialogue.forget()
+            if again:
+                self._ask(mouth, answer.turned)
+        for note in answer.speech.notes:
+            self._events(Notice("unknown-word", note))
+        if again and error:
             self._events(Notice("forgotten", f"{error.what}; the oldest half of it is forgotten.", "warning"))
-            self._ask(mouth, answer.turned)
         elif error:
             self._events(Notice("language-model", str(error), "error"))
         elif not answer.said:

@@ -10,7 +10,7 @@ _LIKELY = 0.5  # probability of a pause
 _HELD = 3  # steps for which it must last; a single one is often hasty
 _QUIET = round(1.5 / FRAME_SECONDS)  # frames of quiet that end a turn, where the model does not tell pauses
 FAINT = 0.003  # RMS of a frame, -50 dB of full scale: below it there is no speech
-FAINTER = 0.2  # of the loudest frame of late: below it there is no speech, either
+_FAINTER = 0.2  # of the loudest frame of late: below it there is no speech, either
 _FADING = 0.995  # by which the loudest frame of late counts less with each frame
 
 
@@ -42,7 +42,7 @@ class EndOfTurn:
         """Take whole frames of sound."""
         for level in np.sqrt((pcm.reshape(-1, FRAME_SIZE) ** 2).mean(axis=1)):
             self._loudest = max(float(level), _FADING * self._loudest)
-            if level > max(FAINT, FAINTER * self._loudest):
+            if level > max(FAINT, _FAINTER * self._loudest):
                 self._sound, self._quiet = True, 0
             else:
                 self._quiet += 1

@@ -5,24 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from ..format import SAMPLE_RATE, Pcm
-from .turns import FAINT, FAINTER
+from .turns import FAINT
 
-PIECE = SAMPLE_RATE // 50  # samples that are looked at together: 20 ms
-_FADING = 0.9988  # by which the loudest piece of late counts less with each piece: half of it is left after ten seconds
-_ONSET = 2  # pieces of voice one after the other, with which somebody begins to speak: a click is shorter
+PIECE = SAMPLE_RATE // 100  # samples that are looked at together: 10 ms
+_FAINTER = 0.1  # of the loudest piece of late: what is below is no voice; a word may begin with a faint sound
+_FADING = 0.9993  # by which the loudest piece of late counts less with each piece: half of it is left after ten seconds
+_ONSET = 3  # pieces of voice one after the other, with which somebody begins to speak: a click is shorter
 _GAP = 0.5  # seconds of quiet that end it; between words there is less
 _ABOVE = 3.0  # times the level of the quietest piece of late: what is below is the room's noise
-_RISING = 1.002  # by which the quietest piece of late grows with each piece, so that a louder room is followed
+_RISING = 1.001  # by which the quietest piece of late grows with each piece, so that a louder room is followed
 _PIECE_SECONDS = PIECE / SAMPLE_RATE
 
 
 class VoiceActivity:
-    """Follows the level of the user's sound, piece by piece of 20 ms.
+    """Follows the level of the user's sound, piece by piece of 10 ms.
 
     Attributes
     ----------
     speaking
-        Whether the user speaks: from two pieces of voice on, until 0.5 s of quiet.
+        Whether the user speaks: from three pieces of voice on, until 0.5 s of quiet.
     voiced
         How long there was voice since the user began to speak, in seconds, pauses left out.
     quiet
@@ -36,11 +37,11 @@ class VoiceActivity:
         self.voiced = self.quiet = 0.0
 
     def hear(self, pcm: Pcm) -> None:
-        """Take a piece, `[480]` float32."""
+        """Take a piece, `[240]` float32."""
         level = float(np.sqrt(np.mean(pcm * pcm)))
         self._loudest = max(level, _FADING * self._loudest)
         self._quietest = max(1e-5, min(level, _RISING * self._quietest))
-        if level > max(FAINT, FAINTER * self._loudest, _ABOVE * self._quietest):
+        if level > max(FAINT, _FAINTER * self._loudest, _ABOVE * self._quietest):
             self._in_a_row += 1
             self.quiet = 0.0
             if not self.speaking and self._in_a_row >= _ONSET:
@@ -51,3 +52,9 @@ class VoiceActivity:
             self.quiet += _PIECE_SECONDS
             if self.quiet >= _GAP:
                 self.speaking = False
+
+    def end(self) -> None:
+        """Count the user as silent, until the voice begins anew."""
+        self._in_a_row = 0
+        self.speaking = False
+        self.voiced = 0.0

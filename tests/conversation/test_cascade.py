@@ -31,12 +31,16 @@ def silence(seconds):
 
 
 class Room:
-    """A microphone that plays a sound, and a loudspeaker that is recorded; both go by the samples that were read."""
+    """A microphone that plays a sound, and a loudspeaker that is recorded; both go by the samples that were read.
+
+    Time stands still while `busy` says that there is something to say, and it is not made yet: machines differ.
+    """
 
     def __init__(self, *sounds):
         self.sound = np.concatenate(sounds)
         self.at = 0
         self.over = threading.Event()
+        self.busy = lambda: False
         self._played = []
         self._queue = silence(0)
         self._lock = threading.Lock()
@@ -47,6 +51,8 @@ class Room:
             time.sleep(timeout)
             return None
         time.sleep(n / SAMPLE_RATE / FASTER)
+        while self.queued() < n / SAMPLE_RATE and self.busy():
+            time.sleep(0.001)
         with self._lock:
             out, self._queue = self._queue[:n], self._queue[n:]
             self._played.append(np.concatenate([out, np.zeros(n - len(out), np.float32)]))
@@ -121,12 +127,19 @@ def models():
     return lambda *_: Models(Transcriber(stt, mimi, tokenizer), Speaker(tts, mimi, tokenizer, seed=1))
 
 
+def speaks(cascade):
+    """Whether there is something to be said now, or to be made."""
+    answer = cascade._answer
+    return answer is not None and not cascade._held and not answer.thought.waits and cascade.failure is None
+
+
 class Talked:
     """A conversation that is over: its events, with the second of the sound in which each came."""
 
     def __init__(self, models, room, thinker, instructions=""):
         self.room, self.thinker, self.events = room, thinker, []
         cascade = Cascade(models, thinker, room, room, self._hear, instructions=instructions)
+        room.busy = lambda: speaks(cascade)
         cascade.start()
         assert room.over.wait(PATIENCE)
         assert cascade.stop(PATIENCE)
