@@ -17,7 +17,6 @@ from ..system.signals import Signals
 from ..system.words import listed
 from .options import Group, live_options
 from .persona import prompt_text
-from .served_audio import check_named, choose_audio
 
 if TYPE_CHECKING:
     from ..conversation.cascade import Cascade, Models
@@ -60,6 +59,8 @@ def check_llm(args: argparse.Namespace) -> None:
     for name in ("input", "model", "variant", "hf_repo", "quantized", "lora", "context"):
         if getattr(args, name) not in (None, [], False):
             raise InputError(f"--{name.replace('_', '-')} is not for --llm", "leave one of them out")
+    from .served_audio import check_named
+
     check_named(args)
 
 
@@ -69,6 +70,7 @@ def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
     from ..events import Notice
     from ..live.talk import talk
     from ..net.chat_completions import ChatCompletions
+    from .served_audio import choose_audio
 
     instructions = prompt_text(args)
     server, sentence = _server(args)
