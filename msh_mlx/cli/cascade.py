@@ -116,7 +116,9 @@ def _server(args: argparse.Namespace) -> tuple[LanguageServer, str]:
         found = find_servers()
         if not found:
             places = listed(f"{name} ({url.removesuffix('/v1')})" for name, url in USUAL.items())
-            raise InputError(f"No language model answers here, neither at {places}", "start one, or give its --llm URL")
+            raise InputError(
+                f"No language model answers at the usual addresses: {places}", "start one, or give --llm its URL"
+            )
         name, server = next(iter(found.items()))
         server = LanguageServer(server.url, args.llm_model or "", key)
     models = list_models(server)

@@ -17,6 +17,7 @@ from aiohttp.http import HttpProcessingError
 from ..conversation.dialogue import Message, Thought, TooLongError
 from ..errors import InputError, MshError
 from ..system.words import shortened
+from .tunnel import is_here
 
 # Where the servers that people use listen, if nobody has told them otherwise.
 USUAL = {
@@ -169,12 +170,11 @@ class ChatCompletions:
 
 
 def _session(server: LanguageServer, total: float | None, silent: float | None = None) -> aiohttp.ClientSession:
-    # A proxy of the environment is for what is not on this machine; `trust_env` heeds NO_PROXY.
     return aiohttp.ClientSession(
         headers=server.headers,
         timeout=aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT, sock_read=silent),
         read_bufsize=_LINE,
-        trust_env=True,
+        trust_env=not is_here(urlsplit(server.url).hostname or ""),  # a proxy is for other machines
     )
 
 

@@ -44,7 +44,7 @@ class Proxy:
         """
         proxies = getproxies()
         address = proxies.get("https" if secure else "http") or proxies.get("all")
-        if not address or _is_here(host) or proxy_bypass(server_name(host, port)) or proxy_bypass(host):
+        if not address or is_here(host) or proxy_bypass(server_name(host, port)) or proxy_bypass(host):
             return None
         what = f"The proxy that {'HTTPS_PROXY' if secure else 'HTTP_PROXY'} names"
         try:
@@ -137,7 +137,7 @@ def reason(error: BaseException) -> str:
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
-def _is_here(host: str) -> bool:
+def is_here(host: str) -> bool:
     """Return whether a host is this machine, which a proxy cannot reach for us."""
     number, name = ip_address(host), host.rstrip(".").lower()
     return number.is_loopback if number else name == "localhost" or name.endswith(".localhost")

@@ -209,6 +209,13 @@ def test_too_long_a_conversation_is_known(body):
         assert isinstance(answered(server.url)[1], TooLongError)
 
 
+def test_a_proxy_is_not_for_this_machine(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Server(stream("Four.")) as server:
+        assert answered(server.url) == ("Four.", None)
+
+
 def test_the_models_of_a_server(monkeypatch):
     with Server() as server, Server(models=None) as empty:
         assert list_models(LanguageServer(server.url)) == ["small", "large"]
