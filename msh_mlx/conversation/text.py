@@ -118,6 +118,6 @@ class Words:
         return done
 
 
-def transcript_line(word: Word) -> bytes:
-    """Return a word as a line of a transcript: a JSON object with `start` and `text`."""
-    return json.dumps(asdict(word), ensure_ascii=False).encode() + b"\n"
+def transcript_line(word: Word, **more: str) -> bytes:
+    """Return a word as a line of a transcript: a JSON object with `start`, `text`, and what else there is."""
+    return json.dumps({**asdict(word), **more}, ensure_ascii=False).encode() + b"\n"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..conversation.text import transcript_line
 from ..errors import InputError
-from ..events import Event, Heard, Notice, Ready, Said, SpokeWord, Word
+from ..events import Event, Heard, HeardWord, Notice, Ready, Said, SpokeWord, Word
 from ..format import FRAME_SIZE, SAMPLE_RATE
 from ..sound.recordings import to_int16, wav_header
 from ..system.places import temporary_folder
@@ -33,7 +33,7 @@ _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 200_000_000  # bytes that temporary files leave free: half an hour of recording
 _BLOCK = 64  # frames that are copied at once
 
-_Recorded = Ready | Heard | Said | SpokeWord
+_Recorded = Ready | Heard | Said | SpokeWord | HeardWord
 
 
 class Recorder:
@@ -42,10 +42,11 @@ class Recorder:
     With a folder, everything is written there as it comes. Each conversation gets a folder of its own in it, named by the time
     at which it began, such as `2026-11-22-21.03.05`; if that exists, `-2` and so on is added, so that nothing is overwritten.
     The folder holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left, Moshi on the
-    right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`). Sample n is the same moment in
-    all sound files; frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has
-    silence. The files can be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours),
-    all three continue in `user-part2.wav` and so on.
+    right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`; the user's words, which a
+    conversation with a language model has, have `"speaker": "user"` as well). Sample n is the same moment in all sound files;
+    frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has silence. The files can
+    be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours), all three continue in
+    `user-part2.wav` and so on.
 
     Without a folder, the same goes to unnamed temporary files (350 MB an hour), which vanish with the program; `save` copies
     the current conversation to a folder.
@@ -128,6 +129,9 @@ class Recorder:
         assert self._take
         if isinstance(event, SpokeWord):
             self._take.write_word(event.word)
+            return
+        if isinstance(event, HeardWord):
+            self._take.write_word(event.word, speaker="user")
             return
         part = self._take.write(0 if isinstance(event, Heard) else 1, event.index, to_int16(event.pcm))
         if part and self._parent is not None:
@@ -240,9 +244,9 @@ class _Take:
             begun = self._stereo.write(index, np.stack(both, axis=1))
         return begun
 
-    def write_word(self, word: Word) -> None:
-        """Append a word."""
-        line = transcript_line(word)
+    def write_word(self, word: Word, **more: str) -> None:
+        """Append a word, with what else there is to say of it."""
+        line = transcript_line(word, **more)
         _write_at(self._words, self._words_size, line)
         self._words_size += len(line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from pathlib import Path
@@ -67,6 +68,9 @@ def test_who_speaks_is_let_speak(virtual_audio: VirtualAudio, tmp_path: Path) ->
     assert 2 <= len(kept) <= 6
     assert kept == NUMBERS[: len(kept)]
     (folder,) = tmp_path.iterdir()
+    words = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
+    assert [word["text"] for word in words if word.get("speaker") == "user"] == ["four", "one"] * 2
+    assert [word["text"] for word in words if "speaker" not in word][: len(kept)] == kept
     sound, _ = soundfile.read(folder / "conversation.wav", dtype="float32")
     user, voice = sound.T
     spoken = np.flatnonzero(np.abs(voice) > LOUD)[0]  # the answer has begun

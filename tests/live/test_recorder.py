@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from msh_mlx.errors import InputError
-from msh_mlx.events import Heard, Notice, Ready, Said, Span, SpokeWord, Word
+from msh_mlx.events import Heard, HeardWord, Notice, Ready, Said, Span, SpokeWord, Word
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.live import recorder as module
 from msh_mlx.live.background import Background
@@ -69,6 +69,17 @@ def check(folder: Path, user: np.ndarray, moshi: np.ndarray, words: list[Word] |
     assert np.array_equal(sound(folder / "conversation.wav"), np.stack(expected, axis=1))
     lines = (folder / "transcript.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"start": w.start, "text": w.text} for w in words or []]
+
+
+def test_the_words_of_both(tmp_path: Path) -> None:
+    recorder = Recorder(lambda notice: None, tmp_path)
+    recorder(Ready(1))
+    recorder(HeardWord(Word(0.4, "four")))
+    recorder(SpokeWord(Word(1.2, "five")))
+    assert recorder.close(10)
+    (folder,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
+    assert lines == [{"start": 0.4, "text": "four", "speaker": "user"}, {"start": 1.2, "text": "five"}]
 
 
 def wait(condition: Callable[[], object]) -> None:
