@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..system.signals import Signals
 from ..system.words import listed
-from .options import Group, live_options
+from .options import Group, live_options, seconds
 from .persona import prompt_text
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def add_llm(to: Group) -> None:
     answers = f"let the language model on this server answer, over OpenAI's chat completions: {where}. {spoken}"
     to.value("--llm", "URL", f"{answers} A key is taken from {KEY} of the environment", nargs="?", const="")
     to.value("--llm-model", "NAME", "ask for this model of the server (default: its first)")
+    quiet = "after so many seconds in which nobody speaks, ask the language model all the same (default: never)"
+    to.value("--speak-up", "SECONDS", quiet, type=seconds)
     to.value(
         "--stt", "MODEL", "hear with this speech-to-text model: its name in the catalogue, a file, a folder, or demo"
     )
@@ -46,7 +48,7 @@ def add_llm(to: Group) -> None:
 def check_llm(args: argparse.Namespace) -> None:
     """Check the options together; raise InputError if they do not fit."""
     if args.llm is None:
-        for name in ("llm_model", "stt", "tts"):
+        for name in ("llm_model", "speak_up", "stt", "tts"):
             if getattr(args, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} is for a conversation with a language model", "add --llm")
         return
@@ -100,7 +102,16 @@ def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
 
         def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Cascade:
             events(Notice("language-model", sentence))
-            return Cascade(models, thinker, source, sink, events, instructions=instructions, delay_limit=delay_limit)
+            return Cascade(
+                models,
+                thinker,
+                source,
+                sink,
+                events,
+                instructions=instructions,
+                speak_up=args.speak_up,
+                delay_limit=delay_limit,
+            )
 
         return talk(make, live_options(args), signals)
 

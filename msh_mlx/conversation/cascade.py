@@ -30,6 +30,7 @@ _QUEUED = 2 * FRAME_SECONDS  # of speech that waits at the loudspeaker besides i
 _SHORT = 0.2  # seconds of the user's voice that are no word, whatever the ears take them for
 _INTERRUPTED = 0.6  # seconds of the user's voice that end an answer; "mm-hm" is shorter
 _WARM_UP = 4  # steps
+_NOTHING = "..."  # what the user says by saying nothing
 _PART = 0.25  # of a frame that may still be played when it counts as heard
 # What listeners say to show that they listen. These words alone do not end an answer.
 _LISTENING = {
@@ -95,6 +96,9 @@ class Cascade(OnThreads):
         The language model.
     instructions
         The system prompt; "": none.
+    speak_up
+        After so many seconds in which nobody speaks, the language model is asked all the same, once until the user speaks
+        again; the user's message is "...". None: never.
     source, sink, events, delay_limit
         As for `LiveConversation`.
     """
@@ -108,6 +112,7 @@ class Cascade(OnThreads):
         events: Callable[[Event], None],
         *,
         instructions: str = "",
+        speak_up: float | None = None,
         delay_limit: float = DELAY_LIMIT,
     ) -> None:
         super().__init__(source, sink, events, delay_limit)
@@ -117,6 +122,9 @@ class Cascade(OnThreads):
         self._changed = threading.Condition()  # guards what both threads use
         self._answer: _Answer | None = None
         self._held = False  # whether the voice waits for the user
+        self._patience = None if speak_up is None else math.ceil(speak_up / FRAME_SECONDS)  # frames
+        self._active = 0  # the frame in which somebody last spoke
+        self._spoke_up = False  # since the user last spoke
         self._index = 0  # frames of the user that were heard in this conversation
         self._heard: list[str] = []  # words of the user's turn so far
         self._voice = VoiceActivity()
@@ -169,7 +177,8 @@ class Cascade(OnThreads):
         self._sink.clear()
         self._dialogue.reset()
         self._heard.clear()
-        self._index = 0
+        self._index = self._active = 0
+        self._spoke_up = False
         self._listen()
 
     def _hear(self, models: Models, pcm: Pcm) -> None:
@@ -191,11 +200,25 @@ class Cascade(OnThreads):
             if text:
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)
-                with self._changed:
-                    self._drop_answer()
-                    self._dialogue.say("user", text)
-                    self._ask(models.mouth, turned)
-                self._voice.end()  # what ended the turn does not interrupt the answer
+                self._answer_to(turned, models.mouth)
+                self._spoke_up = False
+        elif self._is_silent():
+            now = perf_counter()
+            self._answer_to(Turned(_NOTHING, self._index, now, now, now), models.mouth)
+            self._spoke_up = True
+
+    def _answer_to(self, turned: Turned, mouth: Speaker) -> None:
+        with self._changed:
+            self._drop_answer()
+            self._dialogue.say("user", turned.text)
+            self._ask(mouth, turned)
+        self._voice.end()  # what ended the turn does not interrupt the answer
+
+    def _is_silent(self) -> bool:
+        """Tell whether it is time to speak up."""
+        if self._voice.speaking or self._answer or self._heard:
+            self._active = self._index
+        return self._patience is not None and not self._spoke_up and self._index - self._active >= self._patience
 
     def _write(self, words: list[Transcribed]) -> None:
         for word in words:

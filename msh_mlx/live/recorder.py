@@ -44,9 +44,9 @@ class Recorder:
     The folder holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left, Moshi on the
     right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`; the user's words, which a
     conversation with a language model has, have `"speaker": "user"` as well). Sample n is the same moment in all sound files;
-    frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has silence. The files can
-    be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours), all three continue in
-    `user-part2.wav` and so on.
+    frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has silence. The files
+    can be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours), all three continue
+    in `user-part2.wav` and so on.
 
     Without a folder, the same goes to unnamed temporary files (350 MB an hour), which vanish with the program; `save` copies
     the current conversation to a folder.

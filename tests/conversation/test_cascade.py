@@ -136,9 +136,9 @@ def speaks(cascade):
 class Talked:
     """A conversation that is over: its events, with the second of the sound in which each came."""
 
-    def __init__(self, models, room, thinker, instructions=""):
+    def __init__(self, models, room, thinker, instructions="", speak_up=None):
         self.room, self.thinker, self.events = room, thinker, []
-        cascade = Cascade(models, thinker, room, room, self._hear, instructions=instructions)
+        cascade = Cascade(models, thinker, room, room, self._hear, instructions=instructions, speak_up=speak_up)
         room.busy = lambda: speaks(cascade)
         cascade.start()
         assert room.over.wait(PATIENCE)
@@ -258,6 +258,13 @@ def test_what_is_too_long_is_shortened(models):
 def test_an_answer_without_words_is_told(models):
     talked = Talked(models, Room(FOUR_ONE, silence(3)), Thinker("** 🙂 **"))
     assert [event.kind for event in talked.of(Notice)] == ["no-answer"]
+
+
+def test_it_speaks_up_once_in_a_silence(models):
+    talked = Talked(models, Room(silence(6), FOUR_ONE, silence(7)), Thinker("nine", "two", "three"), speak_up=2.0)
+    assert [asked[-1] for asked in talked.thinker.asked] == [("user", "..."), ("user", "four one"), ("user", "...")]
+    assert talked.said == "nine two three"
+    assert [event.text for event in talked.of(Turned)] == ["four one"]
 
 
 def test_all_of_the_user_is_told_in_order(models):
