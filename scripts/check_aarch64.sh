@@ -37,9 +37,9 @@ fi
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L $system"
 # The test with all 100,000 damaged files runs only on this machine's own processor.
-DAMAGED_COUNT=3000 cargo test --manifest-path rust/Cargo.toml --locked --target $target -p checkpoint -p kernels -p lm -p mimi
+DAMAGED_COUNT=3000 cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p checkpoint -p kernels -p lm -p mimi
 # The simulations of hours are left out: they would take long, and do not depend on the processor.
-cargo test --manifest-path rust/Cargo.toml --locked --target $target -p echo -p rings --lib --test capture --test canceller --test allocations
+cargo test --manifest-path rust/Cargo.toml --locked --release --target $target -p echo -p rings --lib --test capture --test canceller --test allocations
 
 rm -rf dist/aarch64
 .venv/bin/python -m maturin build --release --locked --target $target --out dist/aarch64 -m rust/mimi-pyo3/Cargo.toml
