@@ -162,7 +162,7 @@ program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors"
 expect 'the converted model' converted.jsonl
 for tool in hypothesis pyte pytest pytest-xdist safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
-# The rooms that load models. The others never ask which engines there are.
+# The rooms below the server and the devices: those above get their models from them.
 set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"
 # The rest of these rooms, where all that they need is set up: on Linux, beside the environment of the repository.
 if [ "$(uname)" = Linux ] && [ -x "$root/.venv/bin/python" ]; then

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..system.signals import Signals
 from ..system.words import listed
-from .options import Group, live_options, seconds
+from .options import Group, Parser, live_options, seconds
 from .persona import prompt_text
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from ..net.chat_completions import LanguageServer
 
 KEY = "MSH_LLM_KEY"  # of the environment
+# Options of a conversation with one model, by their names in argparse.
+_OTHERS = (
+    *("input", "model", "variant", "hf_repo", "or_demo", "quantized", "lora", "context", "guidance", "seed"),
+    *("temperature", "text_temperature", "top_k", "text_top_k", "top_p", "text_top_p", "min_p", "text_min_p"),
+    *("repetition_penalty", "repetition_words", "padding_bonus"),
+)
 _SHOWN = 8  # models that are named
 
 
@@ -45,8 +51,8 @@ def add_llm(to: Group) -> None:
     to.value("--tts", "MODEL", "speak with this text-to-speech model, named in the same way")
 
 
-def check_llm(args: argparse.Namespace) -> None:
-    """Check the options together; raise InputError if they do not fit."""
+def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
+    """Check the options together; raise InputError if they do not fit. `parser` makes what has parsed them."""
     if args.llm is None:
         for name in ("llm_model", "speak_up", "stt", "tts"):
             if getattr(args, name) is not None:
@@ -58,8 +64,9 @@ def check_llm(args: argparse.Namespace) -> None:
         args.llm = server_url(args.llm)
     if args.llm_model == "":
         raise InputError("--llm-model is empty", "give the name of a model")
-    for name in ("input", "model", "variant", "hf_repo", "quantized", "lora", "context"):
-        if getattr(args, name) not in (None, [], False):
+    default = parser().get_default
+    for name in _OTHERS:
+        if getattr(args, name) != default(name):
             raise InputError(f"--{name.replace('_', '-')} is not for --llm", "leave one of them out")
     from .served_audio import check_named
 

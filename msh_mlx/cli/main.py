@@ -216,7 +216,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.list_devices or args.measure_latency:
         return
     check_lora(args)
-    check_llm(args)
+    check_llm(args, parser)
     check_model(args)
     if not args.input:
         return

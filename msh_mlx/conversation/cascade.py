@@ -88,6 +88,8 @@ class Cascade(OnThreads):
     voice the answer is given up, and what was not heard of it is not kept. If the user falls silent before, the answer goes on
     where it stopped.
 
+    In its figures, "step" is how long the ears take for a frame, and "decode" how long the mouth takes for a step.
+
     Parameters
     ----------
     make
@@ -122,7 +124,7 @@ class Cascade(OnThreads):
         self._changed = threading.Condition()  # guards what both threads use
         self._answer: _Answer | None = None
         self._held = False  # whether the voice waits for the user
-        self._patience = None if speak_up is None else math.ceil(speak_up / FRAME_SECONDS)  # frames
+        self._silence = None if speak_up is None else math.ceil(speak_up / FRAME_SECONDS)  # frames
         self._active = 0  # the frame in which somebody last spoke
         self._spoke_up = False  # since the user last spoke
         self._index = 0  # frames of the user that were heard in this conversation
@@ -218,7 +220,7 @@ class Cascade(OnThreads):
         """Tell whether it is time to speak up."""
         if self._voice.speaking or self._answer or self._heard:
             self._active = self._index
-        return self._patience is not None and not self._spoke_up and self._index - self._active >= self._patience
+        return self._silence is not None and not self._spoke_up and self._index - self._active >= self._silence
 
     def _write(self, words: list[Transcribed]) -> None:
         for word in words:

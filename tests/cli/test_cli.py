@@ -110,6 +110,11 @@ REFUSED = {
     # what is said: the command
     "language model's name alone": ("--llm-model a", "add --llm"),
     "no address of a language model": ("--llm ftp://here --demo", "ftp://here is not the address"),
+    "language model and a temperature": (
+        "--llm http://127.0.0.1:1 --demo --temperature 0",
+        "--temperature is not for --llm",
+    ),
+    "language model and a penalty": ("--llm --repetition-penalty 1.2", "--repetition-penalty is not for --llm"),
     "language model and variant": ("--llm http://127.0.0.1:1 --variant moshiko-q8", "--variant is not for --llm"),
     "language model and a recording": (
         "--llm http://127.0.0.1:1 --input recording.wav --output a.wav",

@@ -239,8 +239,8 @@ def test_an_answer_that_has_not_begun_gives_way_to_the_rest_of_the_turn(models):
     assert talked.said == "nine"
 
 
-@pytest.mark.parametrize("error", [MshError("The key is wrong.")])
-def test_an_error_is_told_and_the_conversation_goes_on(models, error):
+def test_an_error_is_told_and_the_conversation_goes_on(models):
+    error = MshError("The key is wrong.")
     talked = Talked(models, Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), Thinker(error, "six"))
     assert [event.message for event in talked.of(Notice)] == ["The key is wrong."]
     assert talked.said == "six"

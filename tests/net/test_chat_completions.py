@@ -139,7 +139,8 @@ def test_a_cancelled_answer_ends_the_request():
         asking.ask(ASKED, thought)
         assert changed.wait(PATIENCE)
         thought.cancel()
-        assert list(thought.pieces())[-1:] in ([], ["one "], ["two "])
+        said = list(thought.pieces())  # ends, though the server has more to say
+        assert len(said) < 100
         assert server.gone.wait(PATIENCE)
         asking.close()
 
