@@ -39,7 +39,7 @@ cp README.md LICENSE "$place"
 "$uv" pip install --quiet --python "$python" --resolution lowest-direct \
   --group "$place/pyproject.toml:dev" --requirement "$place/pyproject.toml"
 printf '%s\n' "$root" "$root/rust/mimi-pyo3/python" >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/here.pth"
-"$uv" pip freeze --quiet --python "$python" | grep -E '^(aiohttp|huggingface-hub|mlx|numpy|sentencepiece|soundfile|sphn)=' | paste -s -d ' ' -
+"$uv" pip freeze --quiet --python "$python" | grep -E '^(aiohttp|huggingface-hub|mlx|numpy|sentencepiece|soundfile)=' | paste -s -d ' ' -
 
 words() { # words FILE: those of a transcript
   "$python" -c 'import json, sys; print(*(json.loads(line)["text"].strip() for line in open(sys.argv[1], encoding="utf-8")))' "$1"

@@ -146,8 +146,6 @@ check_rust() {
 }
 
 check_compilers() {
-  # sphn is built where there is no wheel of it: on Linux for ARM.
-  [ "$(uname -m)" != aarch64 ] || cmake --version >/dev/null 2>&1 || packages="$packages cmake"
   # Rust links with the C compiler; MLX calls the C++ compiler when it compiles a function for the CPU.
   if cc --version >/dev/null 2>&1 && c++ --version >/dev/null 2>&1; then return; fi
   [ "$(uname)" != Darwin ] || die "a C compiler is needed; install it with: xcode-select --install"

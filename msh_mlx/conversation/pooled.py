@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..events import Event, Failed
+from ..format import SAMPLE_RATE
 from .lane import Lane
 from .live import DELAY_LIMIT, LiveConversation, NullSink, Source
 from .shared import Seat, Stepped
@@ -24,7 +25,7 @@ _QUEUE = 2  # frames between two stages
 
 
 class WatchedSource(Source, Protocol):
-    """A source that calls `watch` when sound has come."""
+    """A source that calls `watch` when a frame has come."""
 
     watch: Callable[[], None]
 
@@ -154,7 +155,12 @@ class Pooled(LiveConversation):
         self._worked("encode", self._index, begin, end)
         self._index += 1
         self._step()
-        self._ears.wake()
+        self._hear_more()
+
+    def _hear_more(self) -> None:
+        """Let the ears' lane go on if a whole frame waits; else the source wakes it when one has come."""
+        if self._source.backlog() * SAMPLE_RATE >= self._session.frame_size:
+            self._ears.wake()
 
     def _begins_anew(self) -> bool:
         """Begin a new conversation if that was asked for, behind the last frame of the old one; return whether to wait for it.
@@ -196,7 +202,7 @@ class Pooled(LiveConversation):
             lambda stepped: self._stepped(frame, stepped),
             lambda error: self._step_failed(error),
         )
-        self._ears.wake()
+        self._hear_more()  # there is room for a frame
 
     def _stepped(self, frame: _Frame, stepped: Stepped) -> None:
         try:

@@ -74,7 +74,7 @@ class End(Exception):  # noqa: N818 — most ends are not errors
 class NetworkSource:
     """The user's sound from the network, as a `Source`. The event loop's thread writes it, the encoder's thread reads it.
 
-    `watch` is called when sound has come. If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
+    `watch` is called when a frame has come. If more than `longest` seconds wait, the oldest are dropped; `refused` counts them.
     With `by_turns`, the client may send turn by turn, each as fast as it can: what comes at once after a gap was not held up on
     its way.
 
@@ -121,7 +121,8 @@ class NetworkSource:
             self._changed.notify()
         if self.backlog() > self._longest:
             self.refused += self.trim(self._longest / 2)
-        self.watch()
+        if self._samples >= FRAME_SIZE:
+            self.watch()
 
     def early(self, under_way: float | None = None) -> float:
         """Return how much sound, in seconds, may wait without being late: it came in one piece, or ahead of the clock.
@@ -144,7 +145,8 @@ class NetworkSource:
             if not self._changed.wait_for(lambda: self._samples >= n, patience) and self._now() < fill_at:
                 return None
             pcm = self._take(min(n, self._samples))
-            pcm = np.pad(pcm, (0, n - len(pcm)))
+            if len(pcm) < n:
+                pcm = np.pad(pcm, (0, n - len(pcm)))
             self._last_read = self._now()
             self._reads += 1
             if self._cut:

@@ -1,18 +1,17 @@
 """Opus in Ogg, as on the network: turn sound into bytes and back.
 
-`sphn` encodes and decodes. It gets only packets that were checked here, because it cannot go on after a bad one.
+`msh_native` encodes and decodes packets. The pages around them are written and checked here.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
+import msh_native
 import numpy as np
-import sphn
 
 from ..errors import ProtocolError
-from ..format import SAMPLE_RATE, Pcm
+from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..sound.mixing import Mix
 from ..sound.ogg import (
     GRANULE_RATE,
@@ -23,13 +22,18 @@ from ..sound.ogg import (
     check_head,
     container,
     ogg_codec,
+    opus_head,
     packet_samples,
     write_page,
 )
 
 _RATIO = GRANULE_RATE // SAMPLE_RATE
-# The end of `OpusHead`, and a complete `OpusTags` without any tags.
-_FAMILY, _TAGS = b"\0", b"OpusTags" + bytes(8)
+PACKET = FRAME_SIZE // 2  # samples: 40 ms
+# Without its part for speech, Opus takes a third of the time, and is late by 2.5 ms in place of 6.5. It needs more bits for the
+# same sound, and gets them: benchmarks/opus.py.
+BITRATE, COMPLEXITY = 48_000, 5
+_SERIAL = 42  # of the stream that is written
+_TAGS = b"OpusTags\7\0\0\0msh_mlx\0\0\0\0"  # who wrote it, and no tag
 
 _UNREADABLE = 2.0  # seconds of sound that cannot be decoded, after which that is an error
 _STRAY = 4096  # bytes without a page, besides twice the largest page of the stream, after which that is an error
@@ -39,18 +43,42 @@ _LARGEST_FRAME = 1275  # bytes of an Opus frame in a packet (RFC 6716, section 3
 
 
 class OpusEncoder:
-    """Turns sound into a stream of Ogg pages: headers, then packets of 40 ms, one a page, with granules at 48 kHz."""
+    """Turns sound into a stream of Ogg pages: headers, then packets of 40 ms, one a page, with granules at 48 kHz.
+
+    Attributes
+    ----------
+    delay
+        How many samples at 24 kHz the decoded sound is late. The header says so, too.
+    """
 
     def __init__(self) -> None:
-        self._writer = sphn.OpusStreamWriter(SAMPLE_RATE)
+        self._encoder = msh_native.OpusEncoder(SAMPLE_RATE, bitrate=BITRATE, complexity=COMPLEXITY)
+        self.delay = self._encoder.delay
+        self._waiting = np.zeros(0, np.float32)
+        self._pages = 0  # that were written
+        self._samples = 0  # that were encoded
 
     def encode(self, pcm: Pcm) -> bytes:
         """Take sound, `[n]` float32 at 24 kHz, and return the pages that it completes, or b"".
 
         The first call also returns the headers.
         """
-        # Opus can hold sound above full scale, but some decoders let it wrap around.
-        return bytes(self._writer.append_pcm(np.clip(pcm, -1.0, 1.0)))
+        if len(self._waiting):
+            pcm = np.concatenate([self._waiting, pcm])
+        pages = b""
+        if not self._pages:
+            pages = self._page(opus_head(self.delay * _RATIO, SAMPLE_RATE)) + self._page(_TAGS)
+        whole = len(pcm) - len(pcm) % PACKET
+        for begin in range(0, whole, PACKET):
+            self._samples += PACKET
+            pages += self._page(self._encoder.encode(pcm[begin : begin + PACKET]))
+        self._waiting = pcm[whole:]
+        return pages
+
+    def _page(self, packet: bytes) -> bytes:
+        page = write_page(packet, self._pages, granule=self._samples * _RATIO, serial=_SERIAL)
+        self._pages += 1
+        return page
 
 
 @dataclass
@@ -108,44 +136,6 @@ class _Stream:
         self.begun = self.good = True
 
 
-class _Stereo:
-    """Decodes packets of two channels one by one, at 48 kHz, and mixes them to one channel at 24 kHz.
-
-    `sphn` decodes streams to mono only, and then two channels in opposite phase cancel out. But it decodes whole files with
-    both channels. So each packet is decoded as the end of a file that begins 0.4 s earlier: a decoder remembers no more.
-    """
-
-    _MEMORY = 2 * GRANULE_RATE // 5
-    # A low-pass filter up to 11 kHz. It delays the sound by 1 ms; a resampler for files would hold back up to 40 ms.
-    _TAPS = np.sinc(np.arange(-48, 49) * 0.46) * 0.46 * np.kaiser(97, 7.0)
-
-    def __init__(self, head: bytes) -> None:
-        self._begin = write_page(head, 0) + write_page(_TAGS, 1)
-        self._past: deque[tuple[bytes, int]] = deque()
-        self.mix = Mix(GRANULE_RATE, 2)
-        self._tail = np.zeros(len(self._TAPS) - 1, np.float32)
-
-    def decode(self, packet: bytes, samples: int) -> Pcm:
-        """Return a packet's sound, `[samples / 2]` float32 at 24 kHz; `samples` is its length at 48 kHz.
-
-        Raises
-        ------
-        ValueError
-            The packet cannot be decoded.
-        """
-        packets = [*(past for past, _ in self._past), packet]
-        pages = (write_page(each, number) for number, each in enumerate(packets, 2))
-        pcm, _ = sphn.read_opus_bytes(self._begin + b"".join(pages))
-        self._past.append((packet, samples))
-        while sum(length for _, length in self._past) - self._past[0][1] >= self._MEMORY:
-            self._past.popleft()
-        sound = np.nan_to_num(np.clip(pcm[:, -samples:].T, -1.0, 1.0))
-        mixed = np.concatenate([self._tail, self.mix(sound)])
-        self._tail = mixed[-len(self._tail) :]
-        heard: Pcm = np.convolve(mixed, self._TAPS, "valid")[::_RATIO].astype(np.float32)
-        return heard
-
-
 class OpusDecoder:
     """Turns Ogg pages into sound. Damaged and missing sound becomes silence of the same length.
 
@@ -170,9 +160,8 @@ class OpusDecoder:
         self._splitter = OggSplitter()
         self._stream: _Stream | None = None
         self._foreign: dict[int, str] = {}  # the codecs of other streams, by their numbers
-        self._head = b""
-        self._reader: sphn.OpusStreamReader | None = None
-        self._stereo: _Stereo | None = None
+        self._decoder: msh_native.OpusDecoder | None = None
+        self._mix: Mix | None = None  # of two channels
         self.notes: list[str] = []
         self._pages = 0  # pages that the reader has got
         self._unreadable = 0  # samples at 48 kHz since the last usable page, as far as that is known
@@ -231,9 +220,9 @@ class OpusDecoder:
             check_head(page.first)
             coupled = page.first[18] and page.first[20]
             channels = 1 + coupled if page.first[18] else page.first[9]
-            self._head = page.first[:9] + bytes([channels]) + page.first[10:18] + _FAMILY
-            self._stream, self._reader = _Stream(page.serial, page.sequence), None
-            self._stereo = _Stereo(self._head) if channels == 2 else None
+            self._stream = _Stream(page.serial, page.sequence)
+            self._decoder = msh_native.OpusDecoder(SAMPLE_RATE, channels)
+            self._mix = Mix(SAMPLE_RATE, 2) if channels == 2 else None
             self._foreign.pop(page.serial, None)
         elif page.kind is PageKind.FOREIGN:
             codec = ogg_codec(page.first)
@@ -311,33 +300,21 @@ class OpusDecoder:
         return np.zeros(count, np.float32)
 
     def _sound(self, packet: bytes, samples: int) -> Pcm:
+        assert self._decoder
         try:
-            if self._stereo:
-                pcm = self._stereo.decode(packet, samples)
-                note = self._stereo.mix.note("the audio")  # once
-                if note and note not in self.notes:
-                    self.notes.append(note)
-            else:
-                if self._reader is None:
-                    self._pages = 0
-                    self._reader = sphn.OpusStreamReader(SAMPLE_RATE)
-                    self._append(self._head)
-                    self._append(_TAGS)
-                pcm = np.nan_to_num(np.clip(self._append(packet), -1.0, 1.0))
+            sound = self._decoder.decode(packet)
         except ValueError:
-            # The reader may still hold what it could not decode: the next packet gets a new reader.
-            self._reader = None
             self.faults += 1
             return self._silence(samples, True)
+        if self._mix:
+            pcm = self._mix(sound)
+            note = self._mix.note("the audio")  # once
+            if note and note not in self.notes:
+                self.notes.append(note)
+        else:
+            pcm = sound[:, 0]
         self.heard += len(pcm) / SAMPLE_RATE
         return pcm
-
-    def _append(self, packet: bytes) -> Pcm:
-        """Give the reader a packet in a new page, so that it only ever gets good pages, and return its sound."""
-        assert self._reader
-        page = write_page(packet, self._pages)
-        self._pages += 1
-        return np.asarray(self._reader.append_bytes(page), np.float32)
 
 
 def _bare_samples(data: bytes) -> int:

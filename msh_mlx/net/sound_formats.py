@@ -11,11 +11,9 @@ import soundfile
 from ..format import SAMPLE_RATE, Pcm
 from ..sound.ogg import last_page
 from ..sound.recordings import to_int16, wav_header
-from .opus import OpusEncoder
+from .opus import PACKET, OpusEncoder
 
 _UNBOUNDED = 0xFFFFFFFF - 36  # bytes of sound that a WAV header tells if it does not know how many come
-_PACKET = SAMPLE_RATE // 25
-_SKIPPED, _LATE = 1920, 156  # samples: the pre-skip in the stream's header, and the codec's delay
 
 
 class Encoder(Protocol):
@@ -46,24 +44,22 @@ class _Plain:
 class _Opus:
     """Opus in Ogg.
 
-    The stream tells players to skip its first 80 ms, and the codec is late by 6.5 ms. Silence in front and behind makes up for
-    both, so that a player plays the sound from its first sample to its last.
+    Players leave out the codec's delay in front. Silence behind makes up for it, so that they play the sound to its last sample.
     """
 
     def __init__(self) -> None:
         self._encoder = OpusEncoder()
-        self._front = np.zeros(_SKIPPED - _LATE, np.float32)
         self._samples = 0
 
     def encode(self, pcm: Pcm) -> bytes:
-        pcm, self._front = np.concatenate([self._front, pcm]), self._front[:0]
         self._samples += len(pcm)
         return self._encoder.encode(pcm)
 
     def finish(self) -> bytes:
         """Return the last page, which ends the stream."""
-        rest = self.encode(np.zeros(-(self._samples + _LATE) % _PACKET, np.float32))
-        return rest + last_page(self.encode(np.zeros(_LATE, np.float32)))
+        late = self._encoder.delay
+        rest = self.encode(np.zeros(-(self._samples + late) % PACKET, np.float32))
+        return rest + last_page(self.encode(np.zeros(late, np.float32)))
 
 
 class _Outlet:

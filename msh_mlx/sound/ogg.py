@@ -119,6 +119,14 @@ def ogg_codec(packet: bytes) -> str | None:
     return next((name for start, name in _CODECS.items() if packet.startswith(start)), None)
 
 
+def opus_head(skip: int, rate: int) -> bytes:
+    """Write an `OpusHead` (RFC 7845, section 5.1) for one channel.
+
+    `skip` is how much of the sound's beginning players leave out, in samples at 48 kHz. `rate` is that of the original, in Hz.
+    """
+    return b"OpusHead" + struct.pack("<BBHIhB", 1, 1, skip, rate, 0, 0)
+
+
 def check_head(packet: bytes) -> None:
     """Check in an `OpusHead` (RFC 7845, section 5.1) that one Opus decoder can decode the stream.
 

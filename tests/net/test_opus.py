@@ -1,12 +1,14 @@
 """The decoder of the wire: what can be decoded is heard, what cannot is said, and what is missing keeps its place."""
 
+import io
 import struct
 
+import msh_native
 import numpy as np
 import ogg
 import pytest
 import soundfile
-from paths import CASES
+from paths import CASES, DIGITS
 
 from msh_mlx.errors import ProtocolError
 from msh_mlx.format import SAMPLE_RATE
@@ -70,6 +72,53 @@ def refused(pieces, *, silence=False):
         except ProtocolError as error:
             return str(error), count
     raise AssertionError("it is not refused")
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------------
+
+
+def test_another_decoder_plays_it_from_the_first_sample():
+    """libsndfile heeds the header: what it leaves out in front is the codec's delay."""
+    encoder = OpusEncoder()
+    said = soundfile.read(DIGITS, dtype="float32")[0][: 50 * PACKET]
+    pieces = [encoder.encode(said[begin : begin + 700]) for begin in range(0, len(said), 700)]
+    pages = OggSplitter().feed(b"".join(pieces))
+    assert [page.kind for page in pages[:3]] == [PageKind.HEAD, PageKind.TAGS, PageKind.AUDIO]
+    assert [page.granule for page in pages[2:]] == [2 * PACKET * count for count in range(1, 51)]
+    heard, rate = soundfile.read(io.BytesIO(b"".join(pieces)), dtype="float32")
+    heard = heard[:: rate // SAMPLE_RATE]
+    count = len(said) - encoder.delay
+    assert len(heard) == count
+    assert np.sum((heard - said[:count]) ** 2) < 0.05 * np.sum(said**2)
+
+
+def test_sound_above_full_scale_is_cut_off():
+    loud = 3 * np.sin(np.arange(10 * PACKET) / 9).astype(np.float32)
+    heard = OpusDecoder().decode(OpusEncoder().encode(loud))
+    assert len(heard) == len(loud)
+    assert 0.9 < np.abs(heard[PACKET:]).max() <= 1.0
+    assert np.corrcoef(heard[PACKET:-60], np.clip(loud, -1, 1)[PACKET - 60 : -120])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: msh_native.OpusEncoder(44100, bitrate=48000, complexity=5), "the sample rate"),
+        (lambda: msh_native.OpusEncoder(SAMPLE_RATE, bitrate=0, complexity=5), "the bitrate"),
+        (lambda: msh_native.OpusEncoder(SAMPLE_RATE, bitrate=48000, complexity=11), "the complexity"),
+        (lambda: msh_native.OpusDecoder(44100, 1), "the sample rate"),
+        (lambda: msh_native.OpusDecoder(SAMPLE_RATE, 3), "1 or 2 channels, not 3"),
+        (lambda: msh_native.OpusDecoder(SAMPLE_RATE, 1).decode(b""), "cannot decode"),
+        (lambda: msh_native.OpusDecoder(SAMPLE_RATE, 1).decode(b"\3\0"), "cannot decode"),
+        (
+            lambda: msh_native.OpusEncoder(SAMPLE_RATE, bitrate=48000, complexity=5).encode(np.zeros(7, np.float32)),
+            "so many samples",
+        ),
+    ],
+)
+def test_what_opus_does_not_have_is_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
 
 
 # ---- what can be decoded -------------------------------------------------------------------------------------------------

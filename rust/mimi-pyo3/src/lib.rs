@@ -6,6 +6,7 @@ mod echo;
 mod error;
 mod files;
 mod lm;
+mod opus;
 mod packing;
 mod rings;
 
@@ -61,10 +62,10 @@ fn with_stream<S: Send, T: Send>(
     py: Python<'_>,
     stream: &Mutex<S>,
     name: &str,
-    work: impl FnOnce(&mut S) -> mimi::Result<T> + Send,
+    work: impl FnOnce(&mut S) -> Result<T, Failure> + Send,
 ) -> Result<T, Failure> {
     without_gil(py, || match stream.try_lock() {
-        Ok(mut stream) => Ok(work(&mut stream)?),
+        Ok(mut stream) => work(&mut stream),
         Err(TryLockError::WouldBlock) => Err(Failure::State(format!(
             "This {name} is being used by another thread; give each thread one of its own."
         ))),
@@ -236,7 +237,7 @@ impl Encoder {
     /// when another thread is using the stream.
     fn step<'py>(&self, py: Python<'py>, pcm: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray2<u32>>, Failure> {
         let pcm = arrays::pcm(pcm)?;
-        let codes = with_stream(py, &self.stream, "Encoder", |stream| stream.step(&pcm))?;
+        let codes = with_stream(py, &self.stream, "Encoder", |stream| Ok(stream.step(&pcm)?))?;
         Ok(arrays::to_rows(py, &codes, self.num_codebooks)?)
     }
 
@@ -290,7 +291,7 @@ impl Decoder {
     /// another thread is using the stream.
     fn step<'py>(&self, py: Python<'py>, codes: &Bound<'py, PyAny>) -> Result<Bound<'py, PyArray1<f32>>, Failure> {
         let codes = arrays::codes(codes)?;
-        let pcm = with_stream(py, &self.stream, "Decoder", |stream| stream.step(&codes.values, codes.rows))?;
+        let pcm = with_stream(py, &self.stream, "Decoder", |stream| Ok(stream.step(&codes.values, codes.rows)?))?;
         Ok(PyArray1::from_vec(py, pcm))
     }
 
@@ -336,6 +337,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<echo::Ear>()?;
     module.add_class::<echo::EchoCanceller>()?;
     module.add_class::<echo::VoiceEnhancer>()?;
+    module.add_class::<opus::OpusEncoder>()?;
+    module.add_class::<opus::OpusDecoder>()?;
     module.add_class::<lm::PyLm>()?;
     module.add_class::<lm::PyEngine>()?;
     module.add_class::<lm::PyConversation>()?;

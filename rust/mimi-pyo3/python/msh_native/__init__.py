@@ -7,6 +7,8 @@ Read the sound of a microphone from an ``Ear``, and write the sound of a loudspe
 whatever the rates of the devices. An ear can remove the loudspeaker's echo with an ``EchoCanceller``, and suppress noise and
 control the gain with a ``VoiceEnhancer``.
 
+``OpusEncoder`` and ``OpusDecoder`` turn sound into Opus packets, and back.
+
 ``read_header`` checks a safetensors file and says where its tensors are; ``find_not_finite`` reads all its numbers; ``foreign``
 recognises files that are something else. A file that is not what it should be raises ``FileError``.
 
@@ -26,6 +28,8 @@ from msh_native._native import (
     Mixer,
     ModelError,
     Mouth,
+    OpusDecoder,
+    OpusEncoder,
     Playback,
     VoiceEnhancer,
     dots,
@@ -48,6 +52,8 @@ __all__ = [
     "Mixer",
     "ModelError",
     "Mouth",
+    "OpusDecoder",
+    "OpusEncoder",
     "Playback",
     "VoiceEnhancer",
     "dots",

@@ -21,6 +21,8 @@ __all__ = [
     "Mixer",
     "ModelError",
     "Mouth",
+    "OpusDecoder",
+    "OpusEncoder",
     "Playback",
     "VoiceEnhancer",
     "dots",
@@ -185,6 +187,22 @@ class Ear:
     def heard(self) -> npt.NDArray[np.float32]: ...
     def backlog(self) -> float: ...
     def trim(self, keep: float) -> float: ...
+
+@final
+class OpusEncoder:
+    """Turns mono sound into Opus packets with the least delay."""
+
+    def __new__(cls, sample_rate: int, *, bitrate: int, complexity: int) -> OpusEncoder: ...
+    @property
+    def delay(self) -> int: ...
+    def encode(self, pcm: npt.NDArray[np.float32]) -> bytes: ...
+
+@final
+class OpusDecoder:
+    """Turns Opus packets into sound."""
+
+    def __new__(cls, sample_rate: int, channels: int) -> OpusDecoder: ...
+    def decode(self, packet: bytes) -> npt.NDArray[np.float32]: ...
 
 # A type, rows, columns, and the byte of the file that it begins at.
 _Place = tuple[str, int, int, int]
