@@ -10,7 +10,6 @@ PACKAGE = Path(msh_mlx.__file__).parent
 # The same numbers, of something else.
 OTHERS = {
     "net/server.py": {0.08},  # a bound of a histogram
-    "net/sound_formats.py": {1920},  # samples at 48 kHz that players skip
     "sound/headset.py": {24000},  # a rate of Bluetooth's
     "sound/ogg.py": {1920},  # samples of a packet at 48 kHz
 }

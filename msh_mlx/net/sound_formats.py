@@ -44,7 +44,7 @@ class _Plain:
 class _Opus:
     """Opus in Ogg.
 
-    Players leave out the codec's delay in front. Silence behind makes up for it, so that they play the sound to its last sample.
+    Players leave out the codec's delay in front. Silence behind makes up for it: they play the sound to its last sample.
     """
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ def refused(pieces, *, silence=False):
 
 
 def test_another_decoder_plays_it_from_the_first_sample():
-    """libsndfile heeds the header: what it leaves out in front is the codec's delay."""
+    """It heeds the header: what it leaves out in front is the codec's delay."""
     encoder = OpusEncoder()
     said = soundfile.read(DIGITS, dtype="float32")[0][: 50 * PACKET]
     pieces = [encoder.encode(said[begin : begin + 700]) for begin in range(0, len(said), 700)]
