@@ -115,7 +115,7 @@ check-windows: setup ## check the Rust code for Windows, and try it with Wine (o
 check-floors: setup ## test with the oldest packages that pyproject.toml allows, in the oldest supported Python here
 	@sh scripts/check_floors.sh
 
-check-world: ## try Kyutai's server and client and OpenAI's client with this project's (by hand; fetches gigabytes the first time)
+check-world: ## try servers and clients that others wrote with those of this project (by hand; fetches gigabytes the first time)
 	@sh scripts/setup.sh live virtual
 	$(PY) -m pytest tests/world -rP
 

@@ -31,6 +31,7 @@ _SHORT = 0.2  # seconds of the user's voice that are no word, whatever the ears 
 _INTERRUPTED = 0.6  # seconds of the user's voice that end an answer; "mm-hm" is shorter
 _WARM_UP = 4  # steps
 _NOTHING = "..."  # what the user says by saying nothing
+_SILENT = 0.005  # the loudest sample of a frame in which nobody speaks
 _PART = 0.25  # of a frame that may still be played when it counts as heard
 # What listeners say to show that they listen. These words alone do not end an answer.
 _LISTENING = {
@@ -72,8 +73,14 @@ class _Answer:
     at: int | None = None  # the frame of the conversation that comes next; None: the present one
     said: list[str] = field(default_factory=list)  # the words that were heard
     thought_at: float | None = None  # when the first words came, by perf_counter
+    audible: bool = False  # whether a frame with speech was made
     begun: bool = False  # whether the first sound was handed over
     cancelled: bool = False
+
+    def speaks(self, spoken: Spoken) -> bool:
+        """Tell whether the speech has begun, with this frame at the latest: the silence before it would only add delay."""
+        self.audible = self.audible or bool(spoken.words) or float(np.abs(spoken.pcm).max()) > _SILENT
+        return self.audible
 
 
 # Makes the models on the thread of the ears; the arguments are as for `MakeSession`.
@@ -326,7 +333,7 @@ class Cascade(OnThreads):
                     spoken = answer.speech.advance()
                     self._worked("decode", self._index, begin, perf_counter())
                     made = True
-                    if spoken:
+                    if spoken and answer.speaks(spoken):
                         with self._changed:
                             answer.ready.append(spoken)
                     over = answer.speech.over

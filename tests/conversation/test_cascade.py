@@ -202,6 +202,16 @@ def test_the_stages_of_a_reply_follow_one_another(models):
     assert delays[0] > 0
 
 
+def test_an_answer_begins_with_its_first_word(models):
+    """The silence that the model that speaks makes in front is not played."""
+    first = next(iter(spoken for spoken in models().mouth.say("two") if spoken))
+    assert np.abs(first.pcm).max() < 0.005
+    talked = Talked(models, Room(FOUR_ONE, silence(5)), Thinker("two three"))
+    frame = talked.of(Said)[0]
+    assert np.abs(frame.pcm).max() > 0.02
+    assert talked.of(SpokeWord)[0].word.start == pytest.approx(frame.index * 0.08)
+
+
 def test_who_interrupts_is_heard_and_the_rest_is_forgotten(models):
     begin = 4.6  # seconds, in the middle of the answer
     talked = Talked(models, Room(FOUR_ONE, silence(begin - 2.1), FOUR_ONE, silence(5)), Thinker(NUMBERS, "nine"))
