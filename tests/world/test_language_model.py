@@ -1,4 +1,4 @@
-"""`local_mlx.py --llm` with servers that others wrote, on virtual devices: turns answered and interrupted, and how long it takes.
+"""`local_mlx.py --llm` with servers that others wrote, on virtual devices: answers and interruptions, and how long they take.
 
 Times are measured on the recording, which has both voices on one clock.
 """
