@@ -144,6 +144,28 @@ pub unsafe trait Lanes: Copy {
     fn join<const SHIFT: i32>(self, high: Self) -> Self;
     /// Integers: adds to each lane the four products of `weights`, unsigned bytes, with the signed bytes of `x`.
     fn dot(self, weights: Self, x: i32) -> Self;
+    /// The same for weights below 128, which may be quicker.
+    #[inline(always)]
+    fn dot_low(self, weights: Self, x: i32) -> Self {
+        self.dot(weights, x)
+    }
+    /// Whether pairs of inputs of 16 bits are quicker than two planes of bytes, and than any for weights of 8 bits.
+    const PAIRS: bool = false;
+    /// Writes the 32 inputs of a block, in `PLANES` planes of bytes, as pairs of 16 bits: for each of eight fours the first and
+    /// the third, then for each the second and the fourth.
+    ///
+    /// # Safety
+    /// The planes must be there. It is for those with `PAIRS`.
+    #[inline(always)]
+    unsafe fn pairs<const PLANES: usize>(_: *const i32) -> [i32; 16] {
+        unreachable!()
+    }
+    /// Integers: adds to each lane the four products of `weights`, unsigned bytes, with two pairs of `pairs`. It is for those with
+    /// `PAIRS`.
+    #[inline(always)]
+    fn dot_pairs(self, _weights: Self, _even: i32, _odd: i32) -> Self {
+        unreachable!()
+    }
     /// Floats of signed integers.
     fn to_floats(self) -> Self;
     /// Floats of the bits from `SHIFT` on of each lane, as many as `mask` has.
@@ -380,7 +402,7 @@ mod x86 {
 
     /// Two registers of 256 bits, with `$dot` for four products in each lane of one.
     macro_rules! two_registers {
-        ($(#[$about:meta])* $name:ident, $dot:ident) => {
+        ($(#[$about:meta])* $name:ident, $dot:ident $(, $more:item)*) => {
             $(#[$about])*
             #[derive(Clone, Copy)]
             pub struct $name(__m256i, __m256i);
@@ -498,6 +520,7 @@ mod x86 {
                 fn prefetch(address: *const u8) {
                     x86!(_mm_prefetch::<_MM_HINT_T0>(address.cast()));
                 }
+                $($more)*
             }
         };
     }
@@ -508,7 +531,56 @@ mod x86 {
     }
     two_registers! {
         /// Needs AVX2, FMA and F16C.
-        Avx2x16, four_products
+        Avx2x16, four_products,
+        const PAIRS: bool = true;,
+        #[inline(always)]
+        fn dot_low(self, weights: Self, x: i32) -> Self {
+            let x = x86!(_mm256_set1_epi32(x));
+            x86!(Self(four_low_products(self.0, weights.0, x), four_low_products(self.1, weights.1, x)))
+        },
+        #[inline(always)]
+        unsafe fn pairs<const PLANES: usize>(planes: *const i32) -> [i32; 16] {
+            let mut pairs = [0; 16];
+            x86!({
+                // In 16 bits the bytes of the last plane, the signed one, are worth themselves, or 128 times that.
+                let last = _mm256_loadu_si256(planes.add(8 * (PLANES - 1)).cast());
+                let (mut even, mut odd) = (_mm256_slli_epi16::<8>(last), _mm256_and_si256(last, _mm256_set1_epi16(!0xff)));
+                if PLANES == 2 {
+                    let first = _mm256_loadu_si256(planes.cast());
+                    let low = _mm256_and_si256(first, _mm256_set1_epi16(0xff));
+                    even = _mm256_add_epi16(_mm256_srai_epi16::<1>(even), low);
+                    odd = _mm256_add_epi16(_mm256_srai_epi16::<1>(odd), _mm256_srli_epi16::<8>(first));
+                } else {
+                    (even, odd) = (_mm256_srai_epi16::<8>(even), _mm256_srai_epi16::<8>(odd));
+                }
+                _mm256_storeu_si256(pairs.as_mut_ptr().cast(), even);
+                _mm256_storeu_si256(pairs.as_mut_ptr().add(8).cast(), odd);
+            });
+            pairs
+        },
+        #[inline(always)]
+        fn dot_pairs(self, weights: Self, even: i32, odd: i32) -> Self {
+            x86!({
+                let (even, odd) = (_mm256_set1_epi32(even), _mm256_set1_epi32(odd));
+                Self(four_pair_products(self.0, weights.0, even, odd), four_pair_products(self.1, weights.1, even, odd))
+            })
+        }
+    }
+
+    /// Adds four products of weights below 128 with signed bytes to each lane.
+    #[inline(always)]
+    unsafe fn four_low_products(sum: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        x86!(_mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1))))
+    }
+
+    /// Adds four products of unsigned bytes with numbers of 16 bits to each lane.
+    #[inline(always)]
+    unsafe fn four_pair_products(sum: __m256i, weights: __m256i, even: __m256i, odd: __m256i) -> __m256i {
+        x86!({
+            let first = _mm256_madd_epi16(_mm256_and_si256(weights, _mm256_set1_epi16(0xff)), even);
+            let second = _mm256_madd_epi16(_mm256_srli_epi16::<8>(weights), odd);
+            _mm256_add_epi32(sum, _mm256_add_epi32(first, second))
+        })
     }
 
     /// Adds four products of unsigned with signed bytes to each lane. The sum of two products of bytes of any size does

@@ -644,6 +644,7 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize,
     let (w, x) = (task.w, task.x);
     let (rows, groups, in_group) = (x.rows, w.k / w.group, w.group / BLOCK);
     let apart = w.panel() * 64;
+    let in_pairs = L::PAIRS && (BITS == 8 || PLANES == 2);
     let mut sums = [[L::zero(); M]; P];
     // SAFETY: the caller's promise; a panel has a record for each group, and a row `PLANES · 8` words for each block.
     unsafe {
@@ -661,16 +662,29 @@ unsafe fn tile<L: Lanes, const BITS: usize, const PLANES: usize, const M: usize,
                         L::prefetch(at.wrapping_add(p * apart + AHEAD + 64 * line));
                     }
                 }
+                let mut pairs = [[0; 16]; M];
+                if in_pairs {
+                    for (m, pairs) in pairs.iter_mut().enumerate() {
+                        *pairs = L::pairs::<PLANES>(bytes.add(m * PLANES * 8));
+                    }
+                }
                 eight_quads!(J => {
                     let mut fours = [L::zero(); P];
                     for (p, four) in fours.iter_mut().enumerate() {
                         *four = quad::<L, BITS, J>(at.add(p * apart));
                     }
                     for m in 0..M {
+                        if in_pairs {
+                            for (four, ints) in fours.iter().zip(&mut ints) {
+                                ints[m][0] = ints[m][0].dot_pairs(*four, pairs[m][J], pairs[m][8 + J]);
+                            }
+                            continue;
+                        }
                         for plane in 0..PLANES {
                             let x = *bytes.add((m * PLANES + plane) * 8 + J);
                             for (four, ints) in fours.iter().zip(&mut ints) {
-                                ints[m][plane] = ints[m][plane].dot(*four, x);
+                                let sum = ints[m][plane];
+                                ints[m][plane] = if BITS == 8 { sum.dot(*four, x) } else { sum.dot_low(*four, x) };
                             }
                         }
                     }
