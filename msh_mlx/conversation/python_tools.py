@@ -86,27 +86,32 @@ def _tool(function: Callable[..., Any], loop: LoopThread, path: str) -> Tool:
             "give its arguments types that JSON has, or a name that begins with _",
         ) from None
 
-    def call(arguments: dict[str, Any]) -> Any:
-        try:
-            return checked(**arguments)
-        except ValidationError as error:
-            raise _wrong_arguments(error) from None
+    async def await_it(arguments: dict[str, Any]) -> str:
+        with _telling():
+            return _text(await checked(**arguments))
+
+    def call(arguments: dict[str, Any]) -> str:
+        with _telling():
+            return _text(checked(**arguments))
 
     async def run(arguments: dict[str, Any]) -> str:
         if inspect.iscoroutinefunction(function):
-
-            async def await_it() -> Any:
-                return await call(arguments)
-
-            return _text(await loop.run(await_it()))
-        return await on_thread(lambda: _text(call(arguments)), f"msh-tool-{name}")
+            return await loop.run(await_it(arguments))
+        return await on_thread(lambda: call(arguments), f"msh-tool-{name}")
 
     return Tool(name, inspect.getdoc(function) or "", schema, run)
 
 
-def _wrong_arguments(error: ValidationError) -> ToolFailedError:
-    wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
-    return ToolFailedError(f"The arguments are wrong ({'; '.join(wrong)}).")
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Say in a sentence what is wrong with arguments, and let no function end the program."""
+    try:
+        yield
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
+        raise ToolFailedError(f"The arguments are wrong ({'; '.join(wrong)}).") from None
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ToolFailedError(f"It wanted to end the program ({_told(error)}).") from None
 
 
 def _text(result: Any) -> str:

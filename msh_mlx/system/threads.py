@@ -106,9 +106,7 @@ def on_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
         try:
             result = work()
         except BaseException as raised:
-            # A future takes no StopIteration, and nothing may end the loop.
-            error = raised if isinstance(raised, Exception) and not isinstance(raised, StopIteration) else None
-            error = error or RuntimeError(f"{type(raised).__name__}: {raised}")
+            error = RuntimeError("StopIteration") if isinstance(raised, StopIteration) else raised  # futures take none
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, error)
 
