@@ -137,11 +137,11 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}
 
 
 class Caller(Thinker):
-    """Calls a tool in the middle of its answer. The result comes when `until` has been said, or after half a second."""
+    """Calls a tool in the middle of its answer. The result comes some seconds after `until` has been said."""
 
-    def __init__(self, before, after, *answers, until="", aside=""):
+    def __init__(self, before, after, *answers, until="", aside="", pause=0.0):
         super().__init__(*answers)
-        self.before, self.after, self.until, self.aside = before, after, until, aside
+        self.before, self.after, self.until, self.aside, self.pause = before, after, until, aside, pause
 
     def ask(self, messages, thought):
         if self.asked:
@@ -155,9 +155,10 @@ class Caller(Thinker):
             thought.call(CALL, [result])
             if self.aside:
                 thought.aside(self.aside)
-            end = time.monotonic() + (PATIENCE if self.until else 0.5)
-            while self.until not in self.said() and time.monotonic() < end:
+            end = time.monotonic() + PATIENCE
+            while self.until and self.until not in self.said() and time.monotonic() < end:
                 time.sleep(0.01)
+            time.sleep(self.pause)
             self.before_result = self.said()
             thought.result(result, "5")
             thought.add(self.after)
@@ -327,8 +328,6 @@ def test_a_new_conversation_knows_nothing(models):
 
 # ---- tools -----------------------------------------------------------------------------------------------------------------
 
-RESULT = {"role": "tool", "content": "5", "tool_call_id": "c1"}
-
 
 def test_what_comes_before_a_call_is_said_while_the_tool_runs(models):
     """To its last word, though nobody knows what comes next. The dialogue has all of it in its order."""
@@ -353,7 +352,9 @@ def test_what_is_said_meanwhile_is_heard_and_not_kept(models):
 
 def test_the_recording_has_the_pause_of_a_tool(models):
     """What is said behind it stands where it was heard."""
-    talked = Talked(models, Room(FOUR_ONE, silence(12)), Caller("one two three ", "four five", until="three"))
+    talked = Talked(
+        models, Room(FOUR_ONE, silence(12)), Caller("one two three ", "four five", until="three", pause=0.7)
+    )
     frames = {event.index: event.pcm for event in talked.of(Said)}
     assert len(frames) == len(talked.of(Said))
     played = talked.room.played
@@ -366,10 +367,9 @@ def test_the_recording_has_the_pause_of_a_tool(models):
     assert abs(last[0] - last[1]) < 0.5
 
 
-def test_who_goes_on_before_anything_was_heard_of_the_result(models):
+def test_a_result_of_which_nothing_was_said_is_kept(models):
     """What the tool did was done: the model knows of it when it is asked again."""
     thinker = Caller("", "", "six")
-    thinker.after = ""
     talked = Talked(models, Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), thinker)
     assert talked.said == "six"
     assert [role for role, _ in thinker.asked[1]] == ["user", "assistant", "tool", "assistant", "user"]
