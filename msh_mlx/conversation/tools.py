@@ -117,7 +117,8 @@ class Tools:
         except asyncio.TimeoutError:
             return f"Error: this took longer than {self._limit:g} s, and was given up.", True
         except MshError as error:
-            return f"Error: {shortened(str(error), _SENTENCE)}", True
+            said = shortened(str(error), _SENTENCE)
+            return said if said.startswith("Error") else f"Error: {said}", True
         except Exception as error:
             return f"Error: {shortened(f'{type(error).__name__}: {error}', _SENTENCE)}", True
         if len(result) > _LONGEST:
