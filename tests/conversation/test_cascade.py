@@ -376,6 +376,26 @@ def test_a_result_of_which_nothing_was_said_is_kept(models):
     assert thinker.asked[1][3:] == [("assistant", "..."), ("user", "three")]
 
 
+def test_results_are_kept_where_the_dialogue_is_shortened(models):
+    """The tool is not called again: the model goes on from its result."""
+
+    class Full(Caller):
+        def ask(self, messages, thought):
+            if len(self.asked) != 1:
+                Thinker.ask(self, messages, thought)
+                return
+            self.asked.append([(message["role"], message["content"]) for message in messages])
+            result = {"role": "tool", "content": "5", "tool_call_id": "c1"}
+            thought.call(CALL, [result])
+            thought.end(TooLongError("The conversation is too long", "begin a new one"))
+
+    thinker = Full("", "", "two", "six")
+    talked = Talked(models, Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), thinker)
+    assert talked.said == "two six"
+    assert [event.kind for event in talked.of(Notice)] == ["forgotten"]
+    assert thinker.asked[2] == [("user", "three"), ("assistant", ""), ("tool", "5")]
+
+
 # ---- its parts -------------------------------------------------------------------------------------------------------------
 
 

@@ -348,6 +348,38 @@ def test_a_cancelled_answer_cancels_the_tool():
     assert thought.over
 
 
+def test_several_conversations_share_the_tools():
+    """Each is told of its own calls."""
+
+    async def handle(request):
+        messages = (await request.json())["messages"]
+        number = messages[0]["content"]
+        if len(messages) == 1:
+            return await stream(delta(piece(f'{{"a": {number}, "b": {number}}}', "add", id="c1")))(request)
+        return await stream(messages[-1]["content"])(request)
+
+    thoughts = {}
+    with Server(handle) as server:
+        asking = ChatCompletions(LanguageServer(server.url), Tools([ADD]))
+        for number in range(8):
+            over, told = threading.Event(), []
+            thought = Thought(over.set, told.append)
+            thoughts[number] = thought, over, told
+            asking.ask([{"role": "user", "content": str(number)}], thought)
+        for number, (thought, over, told) in thoughts.items():
+            said = []
+            while not thought.over:
+                for part in thought.pieces():
+                    if part is None:
+                        assert over.wait(PATIENCE)
+                        over.clear()
+                    else:
+                        said.append(part)
+            assert "".join(said) == str(2 * number)
+            assert [event.result for event in told if isinstance(event, Called)] == [str(2 * number)]
+        asking.close()
+
+
 def test_who_waits_long_for_an_answer_is_told_once():
     """But not while a tool runs."""
 
