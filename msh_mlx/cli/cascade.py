@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..system.signals import Signals
+from ..system.streams import only_ours
 from ..system.words import listed
 from .llm_tools import add_tools, check_tools, named_tools
 from .options import Group, Parser, live_options, seconds
@@ -97,7 +98,7 @@ def thinking(args: argparse.Namespace) -> Iterator[tuple[ChatCompletions, list[s
 def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
     """Hold a live conversation with a language model, and return the exit code."""
     instructions = prompt_text(args)
-    with thinking(args) as (thinker, sentences):
+    with thinking(args) as (thinker, sentences), only_ours() if args.tools else nullcontext():
         return _talk(args, signals, thinker, sentences, instructions)
 
 

@@ -79,17 +79,19 @@ def test_who_speaks_is_let_speak(virtual_audio: VirtualAudio, tmp_path: Path) ->
 
 
 TOOLS = """
+import os
 import time
 
 def add(a: int, b: int) -> int:
     print("adding", a, "and", b)
+    os.system("echo this is lost")
     time.sleep(1.2)
     return a + b
 """
 
 
 def test_a_tool_is_called_and_its_result_said(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
-    """What it prints disturbs no line of the output; the filler is said and not kept."""
+    """What it prints, and a program that it starts, disturbs no line of the output; the filler is said and not kept."""
     file = tmp_path / "tools.py"
     file.write_text(TOOLS)
     calls = stream(delta(piece('{"a": 4, ', "add", index=0, id="c1")), delta(piece('"b": 1}', index=0)))
