@@ -75,8 +75,8 @@ def named_tools(args: argparse.Namespace) -> Iterator[tuple[Tools, list[str]]]:
             except ImportError:
                 raise InputError("--mcp needs the package mcp, which is not installed", _INSTALL) from None
             for place, tools in stack.enter_context(McpServers(args.mcp)).tools:
-                said = f"the MCP server {shortened(place, _PLACE)}"
-                sources.append((said, _named(said, tools, args.tool)))
+                place = f"the MCP server {shortened(place, _PLACE)}"
+                sources.append((place, _named(place, tools, args.tool)))
         _check_once(sources)
         for pattern in args.tool:
             if not any(fnmatchcase(tool.name, pattern) for _, tools in sources for tool in tools):

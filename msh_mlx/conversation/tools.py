@@ -121,6 +121,7 @@ class Tools:
             return said if said.startswith("Error") else f"Error: {said}", True
         except Exception as error:
             return f"Error: {shortened(f'{type(error).__name__}: {error}', _SENTENCE)}", True
+        result = result.encode(errors="replace").decode()
         if len(result) > _LONGEST:
             return f"{result[:_LONGEST]}\n(This is cut: the result has {len(result)} characters.)", False
         return result, False
@@ -168,7 +169,13 @@ def _identified(calls: Sequence[ToolCall]) -> list[ToolCall]:
 
 
 def _parsed(arguments: str) -> dict[str, Any]:
-    value = json.loads(arguments) if arguments.strip() else {}
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        value = json.loads(arguments, parse_constant=refuse) if arguments.strip() else {}
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"it is {type(value).__name__}")
     return value

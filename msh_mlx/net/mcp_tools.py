@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import shlex
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import TimeoutError as FuturesTimeoutError
@@ -66,12 +67,12 @@ class McpServers:
     def __init__(self, places: Sequence[str], *, patience: float = _START) -> None:
         self._thread = LoopThread("msh-mcp")
         self._servers = [_Server(place, patience, self._thread) for place in places]
-        self.tools: list[tuple[str, list[Tool]]] = []  # the place and the tools of each
+        self.tools: list[tuple[str, list[Tool]]] = []  # the place, as it may be shown, and the tools of each
 
     def __enter__(self) -> McpServers:
         try:
             waiting = [self._thread.start(server.tools()) for server in self._servers]
-            self.tools = [(server.place, each.result()) for server, each in zip(self._servers, waiting, strict=True)]
+            self.tools = [(server.said, each.result()) for server, each in zip(self._servers, waiting, strict=True)]
         except BaseException:
             self.__exit__()
             raise
@@ -90,10 +91,9 @@ class _Server:
     """One server. Its connection is held by a task of its own, as `mcp` wants it."""
 
     def __init__(self, place: str, patience: float, thread: LoopThread) -> None:
-        self.place = place
+        self.said = _said(place)
         self._patience = patience
         self._thread = thread
-        self._said = shortened(place, _SENTENCE)
         self._url = place if urlsplit(place).scheme in ("http", "https") else ""
         self._command = [] if self._url else _split(place)
         self._client: Client | None = None
@@ -116,7 +116,7 @@ class _Server:
         except asyncio.TimeoutError:
             raise self._slow() from None
         except Exception as error:
-            raise MshError(f"The MCP server {self._said} does not tell its tools ({_told(error)}).") from None
+            raise MshError(f"The MCP server {self.said} does not tell its tools ({_told(error)}).") from None
         return found
 
     def _tool(self, name: str, description: str, schema: dict[str, Any]) -> Tool:
@@ -133,7 +133,8 @@ class _Server:
             if not isinstance(error, MCPError) or error.code == CONNECTION_CLOSED:
                 if self._client is client:
                     self._disconnect()
-                raise MshError(f"The MCP server {self._said} has ended", "the next call tries it again") from None
+                name = client.server_info.name if client.server_info else self.said
+                raise MshError(f"The MCP server {name} has ended", "the next call tries it again") from None
             raise ToolFailedError(_told(error)) from None
         if result.is_error:
             raise ToolFailedError(_text(result))
@@ -198,18 +199,18 @@ class _Server:
         error = None if holding.cancelled() else _cause(holding.exception())
         if isinstance(error, OSError) and not self._url:
             return InputError(
-                f"The MCP server {self._said} cannot be started: {error.strerror or error}", "check the command"
+                f"The MCP server {self.said} cannot be started: {error.strerror or error}", "check the command"
             )
         if isinstance(error, httpx2.TransportError):
-            return MshError(f"No MCP server answers at {self._said}", "start it, or check the address")
+            return MshError(f"No MCP server answers at {self.said}", "start it, or check the address")
         if isinstance(error, MCPError) and error.code == CONNECTION_CLOSED and not self._url:
-            return MshError(f"The MCP server {self._said} ended at its start{self._last_words()}", "try its command")
+            return MshError(f"The MCP server {self.said} ended at its start{self._last_words()}", "try its command")
         what = "address" if self._url else "command"
-        return MshError(f"{self._said} is not an MCP server ({_told(error)})", f"check the {what}")
+        return MshError(f"{self.said} is not an MCP server ({_told(error)})", f"check the {what}")
 
     def _slow(self) -> MshError:
         return MshError(
-            f"The MCP server {self._said} did not answer within {self._patience:g} s{self._last_words()}",
+            f"The MCP server {self.said} did not answer within {self._patience:g} s{self._last_words()}",
             "check that it is one",
         )
 
@@ -219,6 +220,14 @@ class _Server:
         lines = self._errors.read().decode(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "")
         return f" ({shortened(last, _SENTENCE)})" if last else ""
+
+
+def _said(place: str) -> str:
+    """Return a command or an address for a sentence, without what may be secret: passwords and values of variables."""
+    if "://" in place:
+        return shortened(re.sub(r"//[^/@]*@", "//", place).partition("?")[0], _SENTENCE)
+    words = [re.sub(r"(?s)^([-\w]+=).+", r"\1…", word) for word in _split(place)]
+    return shortened(" ".join(words), _SENTENCE)
 
 
 def _split(command: str) -> list[str]:

@@ -282,6 +282,11 @@ def test_calls_run_together():
         (call("nobody"), "Error: there is no tool 'nobody', only good, bad, poor, long and slow."),
         (call("good", "{a: 1}"), "Error: the arguments are not a JSON object (Expecting property name"),
         (call("good", "[1]"), "Error: the arguments are not a JSON object (it is list)."),
+        (call("good", '{"a": NaN}'), "Error: the arguments are not a JSON object (NaN is no number of JSON)."),
+        (
+            call("good", '{"a": ' + "[" * 200_000),
+            "Error: the arguments are not a JSON object (it is nested too deeply).",
+        ),
         (call("bad"), "Error: ValueError: no luck"),
         (call("poor"), "Error: It is closed; come again."),
         (call("long"), f"{'x' * 8000}\n(This is cut: the result has 10000 characters.)"),
