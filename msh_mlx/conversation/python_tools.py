@@ -109,7 +109,7 @@ def _telling() -> Iterator[None]:
         yield
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
-        raise ToolFailedError(f"The arguments are wrong ({'; '.join(wrong)}).") from None
+        raise ToolFailedError(f"The arguments are wrong ({', '.join(wrong)}).") from None
     except (SystemExit, KeyboardInterrupt) as error:
         raise ToolFailedError(f"It wanted to end the program ({_told(error)}).") from None
 
