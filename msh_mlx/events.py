@@ -121,6 +121,28 @@ class Replied(Event):
 
 
 @dataclass(frozen=True)
+class Calling(Event):
+    """The language model calls the tool `name`. `arguments` is their JSON, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Called(Event):
+    """A call of a tool has ended after `seconds`. `result` is the text that the language model gets.
+
+    `failed` says that it is not what the tool returned, but a sentence on what went wrong; an unknown tool was not run.
+    """
+
+    name: str
+    arguments: str
+    result: str
+    failed: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Span(Event):
     """A stage worked on frame `index` from `begin` to `end`, in seconds of `time.perf_counter`.
 

@@ -78,4 +78,4 @@ server=''
 
 # What touches these packages most, and compiles least: MLX makes each of its functions anew here.
 "$python" -m pytest --quiet -p no:cacheprovider tests/test_imports.py tests/weights/test_lora.py tests/model/test_step.py \
-  tests/net/test_tls.py tests/net/test_visitor.py tests/conversation/test_tokenizer.py tests/weights/test_checkpoint.py
+  tests/net/test_tls.py tests/net/test_visitor.py tests/net/test_mcp_tools.py tests/conversation/test_tokenizer.py tests/weights/test_checkpoint.py

@@ -160,7 +160,7 @@ program convert "$root/assets/demo/model.q8.safetensors" model.q6.safetensors --
 program --model model.q6.safetensors --mimi "$root/assets/demo/mimi.safetensors" --tokenizer "$root/assets/demo/tokenizer.model" \
   --input digits.flac --output reply.wav --transcript converted.jsonl --tail 2 --temperature 0 --text-temperature 0
 expect 'the converted model' converted.jsonl
-for tool in hypothesis pyte pytest pytest-xdist safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
+for tool in hypothesis mcp pyte pytest pytest-xdist safetensors starlette uvicorn websockets wyoming zeroconf; do sed -n "s/^$tool==[^ ]*/&/p" requirements.txt; done >tests.txt
 pip "$bin/python" install --quiet --only-binary :all: --requirement tests.txt
 # The rooms below the server and the devices: those above get their models from them.
 set -- "$root/tests/model" "$root/tests/weights" "$root/tests/library" "$root/tests/conversation/test_session.py"

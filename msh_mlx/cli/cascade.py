@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..system.signals import Signals
+from ..system.streams import only_ours
 from ..system.words import listed
+from .llm_tools import add_tools, check_tools, named_tools
 from .options import Group, Parser, live_options, seconds
 from .persona import prompt_text
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ..conversation.cascade import Cascade, Models
     from ..conversation.live import Sink, Source
     from ..events import Event, Loading
-    from ..net.chat_completions import LanguageServer
+    from ..net.chat_completions import ChatCompletions, LanguageServer
 
 KEY = "MSH_LLM_KEY"  # of the environment
 # Options of a conversation with one model, by their names in argparse.
@@ -43,6 +45,7 @@ def add_llm(to: Group) -> None:
     answers = f"let the language model on this server answer, over OpenAI's chat completions: {where}. {spoken}"
     to.value("--llm", "URL", f"{answers} A key is taken from {KEY} of the environment", nargs="?", const="")
     to.value("--llm-model", "NAME", "ask for this model of the server (default: its first)")
+    add_tools(to)
     quiet = "after so many seconds in which nobody speaks, ask the language model all the same (default: never)"
     to.value("--speak-up", "SECONDS", quiet, type=seconds)
     to.value(
@@ -54,8 +57,8 @@ def add_llm(to: Group) -> None:
 def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
     """Check the options together; raise InputError if they do not fit. `parser` makes what has parsed them."""
     if args.llm is None:
-        for name in ("llm_model", "speak_up", "stt", "tts"):
-            if getattr(args, name) is not None:
+        for name in ("llm_model", "tools", "mcp", "tool", "filler", "speak_up", "stt", "tts"):
+            if getattr(args, name) not in (None, []):
                 raise InputError(f"--{name.replace('_', '-')} is for a conversation with a language model", "add --llm")
         return
     if args.llm:
@@ -64,6 +67,7 @@ def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
         args.llm = server_url(args.llm)
     if args.llm_model == "":
         raise InputError("--llm-model is empty", "give the name of a model")
+    check_tools(args)
     default = parser().get_default
     for name in _OTHERS:
         if getattr(args, name) != default(name):
@@ -73,16 +77,39 @@ def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
     check_named(args)
 
 
+@contextmanager
+def thinking(args: argparse.Namespace) -> Iterator[tuple[ChatCompletions, list[str]]]:
+    """Yield the language model of the options, with its tools, for any number of conversations, and what users are told of it.
+
+    Raises
+    ------
+    InputError
+        The model or a tool is not there, or there is no server where they usually are.
+    MshError
+        A server cannot be reached, or answers with something else.
+    """
+    from ..net.chat_completions import ChatCompletions
+
+    server, sentence = _server(args)
+    with named_tools(args) as (tools, told), closing(ChatCompletions(server, tools)) as thinker:
+        yield thinker, [sentence, *told]
+
+
 def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
     """Hold a live conversation with a language model, and return the exit code."""
+    instructions = prompt_text(args)
+    with thinking(args) as (thinker, sentences), only_ours() if args.tools else nullcontext():
+        return _talk(args, signals, thinker, sentences, instructions)
+
+
+def _talk(
+    args: argparse.Namespace, signals: Signals, thinker: ChatCompletions, sentences: list[str], instructions: str
+) -> int:
     from ..conversation.cascade import Cascade
     from ..events import Notice
     from ..live.talk import talk
-    from ..net.chat_completions import ChatCompletions
     from .served_audio import choose_audio
 
-    instructions = prompt_text(args)
-    server, sentence = _server(args)
     args.tts_voice, args.stt_rows = args.voice, 1
     audio = choose_audio(args, signals)
 
@@ -105,22 +132,21 @@ def talk_with_llm(args: argparse.Namespace, signals: Signals) -> int:
         events(Loading("warm-up", perf_counter() - begin))
         return Models(ears, mouth)
 
-    with closing(ChatCompletions(server)) as thinker:
-
-        def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Cascade:
+    def make(source: Source, sink: Sink, events: Callable[[Event], None], delay_limit: float) -> Cascade:
+        for sentence in sentences:
             events(Notice("language-model", sentence))
-            return Cascade(
-                models,
-                thinker,
-                source,
-                sink,
-                events,
-                instructions=instructions,
-                speak_up=args.speak_up,
-                delay_limit=delay_limit,
-            )
+        return Cascade(
+            models,
+            thinker,
+            source,
+            sink,
+            events,
+            instructions=instructions,
+            speak_up=args.speak_up,
+            delay_limit=delay_limit,
+        )
 
-        return talk(make, live_options(args), signals)
+    return talk(make, live_options(args), signals)
 
 
 def _server(args: argparse.Namespace) -> tuple[LanguageServer, str]:

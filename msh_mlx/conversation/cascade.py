@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..events import Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Memory
-from .dialogue import Dialogue, Thinker, Thought, TooLongError
+from .dialogue import NOTHING, Dialogue, Thinker, Thought, TooLongError
 from .live import DELAY_LIMIT, Sink, Source
 from .on_threads import OnThreads
 from .speaker import NotYetError, Speaker, Speech, Spoken
@@ -30,7 +30,6 @@ _QUEUED = 2 * FRAME_SECONDS  # of speech that waits at the loudspeaker besides i
 _SHORT = 0.2  # seconds of the user's voice that are no word, whatever the ears take them for
 _INTERRUPTED = 0.6  # seconds of the user's voice that end an answer; "mm-hm" is shorter
 _WARM_UP = 4  # steps
-_NOTHING = "..."  # what the user says by saying nothing
 _SILENT = 0.005  # the loudest sample of a frame in which nobody speaks
 _PART = 0.25  # of a frame that may still be played when it counts as heard
 # What listeners say to show that they listen. These words alone do not end an answer.
@@ -63,17 +62,25 @@ class Models:
 
 @dataclass
 class _Answer:
-    """An answer on its way: thought, speech, sound. `lock` of the cascade guards all but `thought`."""
+    """An answer on its way: thought, speech, sound. `lock` of the cascade guards all but `thought`.
+
+    `speech` says a part of the thought, and `part` is its number. Frames of sound are kept with that.
+    """
 
     thought: Thought
     speech: Speech
     turned: Turned
-    ready: deque[Spoken] = field(default_factory=deque)  # frames that were made, and not handed to the loudspeaker yet
-    handed: deque[Spoken] = field(default_factory=deque)  # frames that wait there, as far as is known
-    at: int | None = None  # the frame of the conversation that comes next; None: the present one
-    said: list[str] = field(default_factory=list)  # the words that were heard
+    part: int = 0
+    ready: deque[tuple[int, Spoken]] = field(default_factory=deque)  # made, and not handed to the loudspeaker yet
+    handed: deque[tuple[int, Spoken]] = field(default_factory=deque)  # waiting there, as far as is known
+    at: int = 0  # the first frame of the conversation that it has not taken
+    follows: bool = False  # whether the next frame follows the one before, and is not the present one
+    said: defaultdict[int, list[str]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # words that were heard, by part
+    notes: list[str] = field(default_factory=list)  # of the parts before
     thought_at: float | None = None  # when the first words came, by perf_counter
-    audible: bool = False  # whether a frame with speech was made
+    audible: bool = False  # whether a frame of this part was made that is not silent
     begun: bool = False  # whether the first sound was handed over
     cancelled: bool = False
 
@@ -213,7 +220,7 @@ class Cascade(OnThreads):
                 self._spoke_up = False
         elif self._is_silent():
             now = perf_counter()
-            self._answer_to(Turned(_NOTHING, self._index, now, now, now), models.mouth)
+            self._answer_to(Turned(NOTHING, self._index, now, now, now), models.mouth)
             self._spoke_up = True
 
     def _answer_to(self, turned: Turned, mouth: Speaker) -> None:
@@ -275,13 +282,13 @@ class Cascade(OnThreads):
         self._sink.pause()
         while answer.handed:
             answer.ready.appendleft(answer.handed.pop())
-        answer.at = None
+        answer.follows = False
 
     # ---- asking ----------------------------------------------------------------------------------------------------------
 
     def _ask(self, mouth: Speaker, turned: Turned) -> None:
         """Ask for the answer to the dialogue so far; the caller holds the lock, and no answer is on its way."""
-        thought = Thought(self._thinking)
+        thought = Thought(self._thinking, self._events)
         self._answer, self._held = _Answer(thought, mouth.say(thought.pieces()), turned), False
         self._thinker.ask(self._dialogue.messages, thought)
 
@@ -303,7 +310,7 @@ class Cascade(OnThreads):
             answer.thought.cancel()
             if answer.begun:
                 self._take_back(answer)
-            self._dialogue.say("assistant", " ".join(answer.said))
+            self._dialogue.keep(answer.thought.messages(answer.said))
             self._changed.notify_all()
 
     # ---- the mouth -------------------------------------------------------------------------------------------------------
@@ -323,11 +330,10 @@ class Cascade(OnThreads):
     def _speak(self, answer: _Answer, mouth: Speaker) -> None:
         """Say an answer, until all of it was heard or it is given up."""
         wrong: InputError | None = None
-        over = False
         while not answer.cancelled:
             self._check()
             made = False
-            if not over and len(answer.ready) < _AHEAD:
+            if not wrong and len(answer.ready) < _AHEAD and self._has_part(answer, mouth):
                 try:
                     begin = perf_counter()
                     spoken = answer.speech.advance()
@@ -335,13 +341,13 @@ class Cascade(OnThreads):
                     made = True
                     if spoken and answer.speaks(spoken):
                         with self._changed:
-                            answer.ready.append(spoken)
-                    over = answer.speech.over
+                            answer.ready.append((answer.part, spoken))
                 except NotYetError:
                     pass
                 except InputError as error:
-                    wrong, over = error, True
+                    wrong = error
             played = self._play(answer)
+            over = wrong or (answer.speech.over and answer.thought.over)
             if over and not answer.ready and not answer.handed:
                 break
             if not made and not played:
@@ -351,6 +357,15 @@ class Cascade(OnThreads):
             return
         self._finish(answer, mouth, wrong)
 
+    def _has_part(self, answer: _Answer, mouth: Speaker) -> bool:
+        """Tell whether a part of an answer is being said; begin the next one where that has come."""
+        if answer.speech.over and not answer.thought.over and not answer.thought.waits:
+            answer.notes += answer.speech.notes
+            answer.speech = mouth.say(answer.thought.pieces())
+            answer.part += 1
+            answer.audible = False
+        return not answer.speech.over
+
     def _finish(self, answer: _Answer, mouth: Speaker, wrong: InputError | None) -> None:
         error = wrong or answer.thought.error
         with self._changed:
@@ -358,17 +373,19 @@ class Cascade(OnThreads):
                 return
             self._answer = None
             self._sink.pause()
-            self._dialogue.say("assistant", " ".join(answer.said))
-            again = isinstance(error, TooLongError) and not answer.said and self._dialogue.forget()
+            kept = answer.thought.messages(answer.said)
+            said = any(message["role"] == "assistant" and message["content"] for message in kept)
+            self._dialogue.keep(kept)
+            again = isinstance(error, TooLongError) and not said and self._dialogue.forget()
             if again:
                 self._ask(mouth, answer.turned)
-        for note in answer.speech.notes:
+        for note in answer.notes + answer.speech.notes:
             self._events(Notice("unknown-word", note))
         if again and error:
             self._events(Notice("forgotten", f"{error.what}; the oldest half of it is forgotten.", "warning"))
         elif error:
             self._events(Notice("language-model", str(error), "error"))
-        elif not answer.said:
+        elif not said:
             self._events(Notice("no-answer", "The language model answered nothing that can be said.", "warning"))
 
     def _play(self, answer: _Answer) -> bool:
@@ -379,12 +396,13 @@ class Cascade(OnThreads):
             if self._held or answer.cancelled or not answer.ready:
                 if answer.begun and not queued:
                     self._sink.pause()
+                    answer.follows = False
                 return False
             cushion = float(self._sink.stats().get("cushion", 0)) / SAMPLE_RATE
             if answer.begun and queued > cushion + _QUEUED:
                 return False
-            spoken = answer.ready.popleft()
-            answer.handed.append(spoken)
+            part, spoken = answer.ready.popleft()
+            answer.handed.append((part, spoken))
             self._sink.write(spoken.pcm)
             first, answer.begun = not answer.begun, True
         if first:
@@ -395,11 +413,11 @@ class Cascade(OnThreads):
         """Tell the frames that were played, and the words that begin in them."""
         waiting = math.ceil(self._sink.queued() / FRAME_SECONDS - _PART)
         while len(answer.handed) > waiting:
-            spoken = answer.handed.popleft()
-            index = self._index if answer.at is None else answer.at
-            answer.at = index + 1
+            part, spoken = answer.handed.popleft()
+            index = answer.at if answer.follows else max(self._index, answer.at)
+            answer.at, answer.follows = index + 1, True
             for word in spoken.words:
-                answer.said.append(word.text)
+                answer.said[part].append(word.text)
                 self.metrics.words += 1
                 self._events(Spoke(index, f" {word.text}"))
                 self._events(SpokeWord(Word(round(index * FRAME_SECONDS, 3), word.text)))

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 from ..errors import MshError
+from ..events import Event
 from .speakable import Speakable
 
+NOTHING = "..."  # what is said by saying nothing
 
-class Message(TypedDict):
-    """One message of a dialogue, as in OpenAI's chat completions. `role` is "system", "user" or "assistant"."""
 
+class _Said(TypedDict):
     role: str
     content: str
+
+
+class Message(_Said, total=False):
+    """One message of a dialogue, as in OpenAI's chat completions. `role` is "system", "user", "assistant" or "tool".
+
+    `tool_calls` has the calls of tools that the assistant makes. A message of a tool has the result of the call
+    `tool_call_id`.
+    """
+
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
 
 
 class Dialogue:
@@ -40,18 +52,31 @@ class Dialogue:
         text = text.strip()
         if not text:
             return
-        if self._turns and self._turns[-1]["role"] == role:
+        last = self._turns[-1]["role"] if self._turns else ""
+        if last == role:
             text = f"{self._turns.pop()['content']} {text}"
+        elif last == "tool" and role == "user":  # nothing was heard of the answer to the results
+            self._turns.append({"role": "assistant", "content": NOTHING})
         self._turns.append({"role": role, "content": text})
 
+    def keep(self, answer: Sequence[Message]) -> None:
+        """Add what is kept of an answer (`Thought.messages`)."""
+        for message in answer:
+            if "tool_calls" in message or message["role"] == "tool":
+                self._turns.append(message)
+            else:
+                self.say(message["role"], message["content"])
+
     def forget(self) -> bool:
-        """Forget the oldest half of the turns, for a model that takes no more; return False if only the last one is left."""
-        if len(self._turns) < 2:
+        """Forget about the oldest half, for a model that takes no more; return False if only the user's last turn is left.
+
+        What is left begins with a turn of the user's, so that no call of a tool is without its result.
+        """
+        begins = [at for at, message in enumerate(self._turns) if message["role"] == "user"]
+        if len(begins) < 2:
             return False
-        rest = self._turns[(len(self._turns) + 1) // 2 :]
-        while len(rest) > 1 and rest[0]["role"] != "user":
-            rest = rest[1:]
-        self._turns = rest
+        half = (len(self._turns) + 1) // 2
+        self._turns = self._turns[next((at for at in begins if at >= half), begins[-1]) :]
         return True
 
     def reset(self) -> None:
@@ -66,14 +91,20 @@ class TooLongError(MshError):
 class Thought:
     """The answer of a language model while it comes. The thread that gets it adds to it, and another one says it.
 
-    `changed` is called, on the first thread, after each change.
+    It has parts, counted from 0: a call of tools ends one, and what is said while they run is one. Each is said to its end
+    before the next one comes. `changed` is called, on the first thread, after each change. `tell` gets what else there is to
+    tell of this answer: calls of tools, notices.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], tell: Callable[[Event], None] = lambda _: None) -> None:
+        self.tell = tell
         self._changed = changed
         self._lock = threading.Lock()
         self._speakable = Speakable()
-        self._pieces: deque[str] = deque()
+        self._pieces: deque[str | None] = deque()  # None ends a part
+        self._part = 0  # the part to which is added
+        self._begun = False  # whether that has words
+        self._kept: list[int | list[Message]] = []  # the parts that the language model said, and the calls between them
         self._ended = False
         self.error: MshError | None = None
         self.cancel: Callable[[], None] = lambda: None  # asks the server to stop; whoever gets the answer sets it
@@ -81,18 +112,64 @@ class Thought:
     def add(self, text: str) -> None:
         """Add what came."""
         with self._lock:
-            if not self._ended and (said := self._speakable.push(text)):
-                self._pieces.append(said)
+            if not self._ended:
+                self._add(self._speakable.push(text))
         self._changed()
+
+    def aside(self, text: str) -> None:
+        """Say what the language model did not say, as a part of its own, which is not kept."""
+        with self._lock:
+            if not self._ended:
+                self._end_part()
+                self._pieces.append(text)
+                self._begun = True
+                self._end_part()
+        self._changed()
+
+    def call(self, calls: Message, results: Sequence[Message]) -> None:
+        """Say that the language model calls tools, which ends a part. `results` has a message for each call of `calls`.
+
+        They are kept as they are, until `result` brings others.
+        """
+        with self._lock:
+            if not self._ended:
+                self._end_part()
+                self._kept.append([calls, *results])
+        self._changed()
+
+    def result(self, message: Message, text: str) -> None:
+        """Bring the result of a call, for its message."""
+        with self._lock:
+            if not self._ended:
+                message["content"] = text
 
     def end(self, error: MshError | None = None) -> None:
         """Say that all has come, or why the rest does not. Later calls change nothing."""
         with self._lock:
             if not self._ended:
                 self._ended, self.error = True, error
-                if said := self._speakable.flush():
-                    self._pieces.append(said)
+                self._add(self._speakable.flush())
         self._changed()
+
+    def _add(self, said: str) -> None:
+        if said:
+            self._pieces.append(said)
+        if said.strip() and not self._begun:
+            self._begun = True
+            self._kept.append(self._part)
+
+    def _end_part(self) -> None:
+        self._add(self._speakable.flush())
+        if self._begun:
+            self._pieces.append(None)
+            self._part += 1
+            self._begun = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has come so far that can be said."""
+        with self._lock:
+            return self._part == 0 and not self._begun
 
     @property
     def waits(self) -> bool:
@@ -100,14 +177,38 @@ class Thought:
         with self._lock:
             return not self._pieces and not self._ended
 
+    @property
+    def over(self) -> bool:
+        """Whether all was taken, and no more comes."""
+        with self._lock:
+            return not self._pieces and self._ended
+
     def pieces(self) -> Iterator[str | None]:
-        """Yield the text as `Speaker.say` takes it: None where the next piece has not come yet."""
+        """Yield the text of the next part as `Speaker.say` takes it: None where the next piece has not come yet."""
         while True:
             with self._lock:
                 if not self._pieces and self._ended:
                     return
-                piece = self._pieces.popleft() if self._pieces else None
+                waits = not self._pieces
+                piece = None if waits else self._pieces.popleft()
+            if piece is None and not waits:
+                return
             yield piece
+
+    def messages(self, heard: Mapping[int, Sequence[str]]) -> list[Message]:
+        """Return what a dialogue keeps of the answer: calls with their results, and the words that were heard of each part."""
+        with self._lock:
+            kept = list(self._kept)
+        messages: list[Message] = []
+        words: list[str] = []
+        for of in kept:
+            if isinstance(of, int):
+                words += heard.get(of, ())
+                continue
+            calls, *results = of
+            messages += [{**calls, "content": " ".join(words)}, *results]
+            words = []
+        return [*messages, {"role": "assistant", "content": " ".join(words)}] if words else messages
 
 
 class Thinker(Protocol):

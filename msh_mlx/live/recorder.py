@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from ..conversation.text import transcript_line
 from ..errors import InputError
-from ..events import Event, Heard, HeardWord, Notice, Ready, Said, SpokeWord, Word
-from ..format import FRAME_SIZE, SAMPLE_RATE
+from ..events import Called, Event, Heard, HeardWord, Notice, Ready, Said, SpokeWord, Word
+from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from ..sound.recordings import to_int16, wav_header
 from ..system.places import temporary_folder
 from ..system.words import human_size
@@ -33,7 +33,7 @@ _QUEUE = 1_500  # events that may wait for the disk: a minute
 _RESERVE = 200_000_000  # bytes that temporary files leave free: half an hour of recording
 _BLOCK = 64  # frames that are copied at once
 
-_Recorded = Ready | Heard | Said | SpokeWord | HeardWord
+_Recorded = Ready | Heard | Said | SpokeWord | HeardWord | Called
 
 
 class Recorder:
@@ -43,7 +43,8 @@ class Recorder:
     at which it began, such as `2026-11-22-21.03.05`; if that exists, `-2` and so on is added, so that nothing is overwritten.
     The folder holds `user.wav` and `moshi.wav` (24 kHz, mono, 16 bits), `conversation.wav` (the user on the left, Moshi on the
     right) and `transcript.jsonl` (one JSON object a line: `{"start": 1.36, "text": "seven"}`; the user's words, which a
-    conversation with a language model has, have `"speaker": "user"` as well). Sample n is the same moment in all sound files;
+    conversation with a language model has, have `"speaker": "user"` as well, and the results of tools `"speaker": "tool"`, with
+    `name` and `arguments` of the call). Sample n is the same moment in all sound files;
     frame `index` of the events begins at sample 1920 × `index`. Where one side has no sound, the file has silence. The files
     can be read at any time, and a crash loses less than a second. When a file would pass 4 GiB (12 hours), all three continue
     in `user-part2.wav` and so on.
@@ -122,6 +123,10 @@ class Recorder:
             return
         if isinstance(event, Ready):
             self._over = True
+            return
+        if isinstance(event, Called):
+            if self._take and not self._over:  # else it was called in the conversation before
+                self._take.write_call(event)
             return
         # Begin with the first sound or word, so that an empty conversation leaves no files.
         if self._over or not self._take:
@@ -249,6 +254,11 @@ class _Take:
         line = transcript_line(word, **more)
         _write_at(self._words, self._words_size, line)
         self._words_size += len(line)
+
+    def write_call(self, call: Called) -> None:
+        """Append a call of a tool. It began so many seconds before what was written last."""
+        start = max(0.0, round(self.frames * FRAME_SECONDS - call.seconds, 3))
+        self.write_word(Word(start, call.result), speaker="tool", name=call.name, arguments=call.arguments)
 
     def sync(self) -> None:
         """Update the headers to the length so far; raise `RemovedError` if the files were removed from their folder."""

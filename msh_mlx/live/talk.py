@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Lock
 from time import perf_counter
 
 from ..conversation.live import DELAY_LIMIT, MakeConversation
@@ -130,6 +132,7 @@ class _Conversation:
         terminal = terminal_name(os.environ) if sys.platform == "darwin" else None
         self._hints = Hints(terminal=terminal, elsewhere=elsewhere)
         stack.callback(self._show_end)
+        stack.enter_context(contextlib.redirect_stdout(_Printed(self._notify)))
         begin = perf_counter()
         if not elsewhere:
             screen.handle(Loading("files"))
@@ -304,6 +307,26 @@ class _Conversation:
             echo=EchoSummary.of(self._source.figures),
             files=tuple(files),
         )
+
+
+class _Printed(io.TextIOBase):
+    """A standard output that makes a notice of each line: what a tool or a library prints must not disturb the screen."""
+
+    def __init__(self, notify: Callable[[Notice], None]) -> None:
+        self._notify = notify
+        self._lock = Lock()
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._notify(Notice("printed", line))
+        return len(text)
 
 
 @contextlib.contextmanager

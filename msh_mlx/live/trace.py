@@ -17,7 +17,7 @@ from .background import Background
 
 _TRACKS = {
     name: number
-    for number, name in enumerate(["start", "encode", "step", "decode", "events", "words", "reply"], start=1)
+    for number, name in enumerate(["start", "encode", "step", "decode", "events", "words", "reply", "tools"], start=1)
 }
 _STAGES = "end of turn", "last words", "language model", "speech", "loudspeaker"  # of a reply
 _NO_ECHO = -100.0  # dB of full scale, written where the level of the echo is not known
@@ -28,11 +28,11 @@ _BUFFER = 1 << 16  # characters that are written at once
 class Trace:
     """Writes events in the Chrome trace format. Any thread may call `trace(event)`; the call never waits.
 
-    Each stage ("encode", "step", "decode") has a track with a span for every frame. There are tracks for the start, for words
-    and for other events (drops, underruns, notices), and counters for the queues and the echo. Times are microseconds since the
-    trace was opened. The file is written about twice a second. After a crash it lacks only the `]` at its end, and the viewers
-    read it as it is. When the disk is full or too slow, the trace ends with a `Notice` ("trace-ended"), and the conversation
-    goes on.
+    Each stage ("encode", "step", "decode") has a track with a span for every frame. There are tracks for the start, for words,
+    for a language model's replies and calls of tools, and for other events (drops, underruns, notices), and counters for the
+    queues and the echo. Times are microseconds since the trace was opened. The file is written about twice a second. After a
+    crash it lacks only the `]` at its end, and the viewers read it as it is. When the disk is full or too slow, the trace ends
+    with a `Notice` ("trace-ended"), and the conversation goes on.
 
     `path` is the file to write; an existing one is replaced, and an `InputError` says that it cannot be written. `notify` is
     called with the `Notice`, on the trace's thread or on a thread that calls the trace. `queue` is how many events may wait for
@@ -94,6 +94,9 @@ class Trace:
                 ends = [event.noticed, event.written, event.thought, event.made, event.played]
                 for name, begin, end in zip(_STAGES, [event.voice_ended, *ends], ends, strict=False):
                     self._span("reply", name, begin, max(begin, end), {})
+            case events.Called(name, arguments, result, failed, seconds):
+                args = {"arguments": arguments, "result": result, "failed": failed}
+                self._span("tools", name, time - seconds, time, args)
             case events.Turned(text):
                 self._instant("events", "turn", time, {"text": text})
             case events.Ready(conversation):

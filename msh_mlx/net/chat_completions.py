@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +14,12 @@ import aiohttp
 from aiohttp.http import HttpProcessingError
 
 from ..conversation.dialogue import Message, Thought, TooLongError
+from ..conversation.tools import ToolCall, Tools, think
 from ..errors import InputError, MshError
+from ..events import Notice
+from ..system.threads import LoopThread
 from ..system.words import shortened
+from .tool_calls import ToolCalls
 from .tunnel import is_here
 
 # Where the servers that people use listen, if nobody has told them otherwise.
@@ -28,7 +31,9 @@ USUAL = {
 _CONNECT = 5.0  # seconds for a connection to be made
 _PROBE = 1.0  # seconds for a server on this machine to list its models
 _SILENT = 60.0  # seconds without a word, after which the answer is given up; a model may be loaded first
+_SLOW = 5.0  # seconds without a word, after which the user is told
 _LINE = 1 << 20  # bytes of a line of the answer
+_CLOSE = 1.0  # seconds for the connections to be closed
 _BODY = 1 << 16  # bytes that are read of an error
 _SENTENCE = 300  # characters of what a server says that are shown
 _TOO_LONG = "context_length_exceeded", "context length", "context size", "context window", "maximum context"
@@ -107,33 +112,36 @@ def find_servers() -> dict[str, LanguageServer]:
 
 
 class ChatCompletions:
-    """Asks a server, on a thread of its own: `Thinker` for a cascade. `close` ends it."""
+    """Asks a server, on a thread of its own: `Thinker` for any number of conversations. `close` ends it.
 
-    def __init__(self, server: LanguageServer, *, silent: float = _SILENT) -> None:
+    `tools` are what the language model may call. `silent` is after how many seconds without a word an answer is given up, and
+    `slow` after how many the user is told that there is none yet.
+    """
+
+    def __init__(
+        self, server: LanguageServer, tools: Tools | None = None, *, silent: float = _SILENT, slow: float = _SLOW
+    ) -> None:
         self.server = server
+        self._tools = tools or Tools()
         self._silent = silent
-        self._loop = asyncio.new_event_loop()
+        self._slow = slow
         self._session: aiohttp.ClientSession | None = None
-        self._thread = threading.Thread(target=self._run, name="msh-chat", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        with contextlib.suppress(Exception):
-            if self._session:
-                self._loop.run_until_complete(self._session.close())
-        self._loop.close()
+        self._thread = LoopThread("msh-chat")
 
     def close(self) -> None:
         """End the thread. Answers that are on their way end."""
-        with contextlib.suppress(RuntimeError):  # closed before
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(1.0)
+
+        async def close() -> None:
+            if self._session:
+                await self._session.close()
+
+        with contextlib.suppress(Exception):  # closed before, or it takes too long
+            self._thread.start(close()).result(_CLOSE)
+        self._thread.close()
 
     def ask(self, messages: list[Message], thought: Thought) -> None:
         """Ask for the answer to a dialogue, and return at once."""
-        task = asyncio.run_coroutine_threadsafe(self._think(messages, thought), self._loop)
+        task = self._thread.start(self._think(messages, thought))
 
         def cancel() -> None:
             thought.end()
@@ -143,30 +151,56 @@ class ChatCompletions:
 
     async def _think(self, messages: list[Message], thought: Thought) -> None:
         error: MshError | None = None
+        late = f"The language model at {self.server.url} has not answered yet."
+        told = False
+
+        def tell() -> None:
+            nonlocal told
+            if not told:
+                thought.tell(Notice("language-model-slow", late))
+            told = True
+
         try:
-            async for text in self._answer(messages):
-                thought.add(text)
+            await think(lambda messages: self._answer(messages, tell), messages, thought, self._tools)
         except MshError as raised:
             error = raised
         except Exception as raised:  # a fault of ours must not end the conversation in silence
             error = MshError(f"The answer could not be read ({type(raised).__name__}: {raised}).")
-        thought.end(error)
+        finally:
+            thought.end(error)
 
-    async def _answer(self, messages: list[Message]) -> AsyncIterator[str]:
+    async def _answer(
+        self, messages: list[Message], is_late: Callable[[], None]
+    ) -> AsyncIterator[str | list[ToolCall]]:
+        """Ask once. Yield the text as it comes, then the calls of tools, if there are any."""
         server = self.server
         if self._session is None:
             self._session = _session(server, None, self._silent)
         body: dict[str, Any] = {"messages": messages, "stream": True}
         if server.model:
             body["model"] = server.model
-        request = self._session.post(f"{server.url}/chat/completions", json=body)
-        async with _request(request, server) as answer:
-            if answer.content_type == "application/json":  # a server that does not stream
-                yield _content(await _json(answer, server), "message", server)
-                return
-            async for said in _events(answer, server):
-                if text := _content(said, "delta", server):
+        if offered := self._tools.offered:
+            body["tools"] = offered
+        calls = ToolCalls()
+        waiting = asyncio.get_running_loop().call_later(self._slow, is_late)
+        try:
+            request = self._session.post(f"{server.url}/chat/completions", json=body)
+            async with _request(request, server) as answer:
+                if answer.content_type == "application/json":  # a server that does not stream
+                    text = _content(await _json(answer, server), "message", calls, server)
+                    waiting.cancel()
                     yield text
+                else:
+                    async for said in _events(answer, server):
+                        text = _content(said, "delta", calls, server)
+                        if text or calls.calls:
+                            waiting.cancel()
+                        if text:
+                            yield text
+        finally:
+            waiting.cancel()
+        if calls.calls:
+            yield calls.calls
 
 
 def _session(server: LanguageServer, total: float | None, silent: float | None = None) -> aiohttp.ClientSession:
@@ -246,15 +280,17 @@ async def _events(answer: aiohttp.ClientResponse, server: LanguageServer) -> Asy
         raise _odd(server)
 
 
-def _content(said: Any, part: str, server: LanguageServer) -> str:
-    """Return the text of a chunk ("delta") or of a whole answer ("message"); an error in it is raised."""
+def _content(said: Any, part: str, calls: ToolCalls, server: LanguageServer) -> str:
+    """Return the text of a chunk ("delta") or of a whole answer ("message"), and add its calls; an error in it is raised."""
     if isinstance(said, dict) and said.get("error"):
         told = said["error"]
         told = told.get("message", "") if isinstance(told, dict) else told
         raise MshError(f"The language model failed: {shortened(' '.join(str(told).split()), _SENTENCE).rstrip('.')}.")
     try:
         choices = said["choices"]
-        content = (choices[0].get(part) or {}).get("content") if choices else None
+        message = (choices[0].get(part) or {}) if choices else {}
+        content = message.get("content")
+        calls.add(message.get("tool_calls"))
     except (KeyError, TypeError, AttributeError, IndexError):
         raise _odd(server) from None
     return content if isinstance(content, str) else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO
 
 from ..errors import InputError, MshError, write_error
@@ -103,11 +105,37 @@ def _descriptor(stream: TextIO | Any) -> int | None:
         return None
 
 
-def _printing(stream: TextIO | None) -> TextIO:
+def _printing(stream: TextIO | None, descriptor: int = 1) -> TextIO:
     """Return a stream like `stream` on the standard output. Its errors name it, and it takes any character."""
-    file = io.BufferedWriter(NamedFile(1, "wb", _STDOUT_NAME, closefd=False))
+    file = io.BufferedWriter(NamedFile(descriptor, "wb", _STDOUT_NAME, closefd=False))
     encoding = stream.encoding if stream else None
-    return io.TextIOWrapper(file, encoding=encoding, errors="replace", line_buffering=os.isatty(1))
+    return io.TextIOWrapper(file, encoding=encoding, errors="replace", line_buffering=os.isatty(descriptor))
+
+
+@contextlib.contextmanager
+def only_ours() -> Iterator[None]:
+    """While it lasts, only `sys.stdout` writes to the standard output. What programs print that are started meanwhile is lost.
+
+    A console of Windows stays as it is.
+    """
+    before = sys.stdout
+    if _descriptor(before) != 1 or _is_console(before):
+        yield
+        return
+    before.flush()
+    own = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = _printing(before, own)
+    os.dup2(null, 1)
+    os.close(null)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        sys.stdout = before
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def check_output() -> None:

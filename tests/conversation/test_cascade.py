@@ -133,11 +133,47 @@ def speaks(cascade):
     return answer is not None and not cascade._held and not answer.thought.waits and cascade.failure is None
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}
+
+
+class Caller(Thinker):
+    """Calls a tool in the middle of its answer. The result comes some seconds after `until` has been said."""
+
+    def __init__(self, before, after, *answers, until="", aside="", pause=0.0):
+        super().__init__(*answers)
+        self.before, self.after, self.until, self.aside, self.pause = before, after, until, aside, pause
+
+    def ask(self, messages, thought):
+        if self.asked:
+            super().ask(messages, thought)
+            return
+        self.asked.append(messages)
+
+        def think():
+            thought.add(self.before)
+            result = {"role": "tool", "content": "given up", "tool_call_id": "c1"}
+            thought.call(CALL, [result])
+            if self.aside:
+                thought.aside(self.aside)
+            end = time.monotonic() + PATIENCE
+            while self.until and self.until not in self.said() and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(self.pause)
+            self.before_result = self.said()
+            thought.result(result, "5")
+            thought.add(self.after)
+            thought.end()
+
+        thought.cancel = thought.end
+        threading.Thread(target=think, daemon=True).start()
+
+
 class Talked:
     """A conversation that is over: its events, with the second of the sound in which each came."""
 
     def __init__(self, models, room, thinker, instructions="", speak_up=None):
         self.room, self.thinker, self.events = room, thinker, []
+        thinker.said = lambda: [event.word.text for event in self.of(SpokeWord)]
         cascade = Cascade(models, thinker, room, room, self._hear, instructions=instructions, speak_up=speak_up)
         room.busy = lambda: speaks(cascade)
         cascade.start()
@@ -298,6 +334,76 @@ def test_a_new_conversation_knows_nothing(models):
     assert room.over.wait(PATIENCE)
     assert cascade.stop(PATIENCE)
     assert thinker.asked[-1] == [("user", "eight nine zero")]
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_before_a_call_is_said_while_the_tool_runs(models):
+    """To its last word, though nobody knows what comes next. The dialogue has all of it in its order."""
+    thinker = Caller("one two three ", "four five", "six", until="three")
+    talked = Talked(
+        models, Room(SOUND[: round(2.1 * SAMPLE_RATE)], silence(9), SOUND[: 2 * SAMPLE_RATE], silence(4)), thinker
+    )
+    assert thinker.before_result == ["one", "two", "three"]
+    assert talked.said == "one two three four five six"
+    assert thinker.asked[1][:1] == [("user", "four one")]
+    assert [role for role, _ in thinker.asked[1]] == ["user", "assistant", "tool", "assistant", "user"]
+    assert [content for _, content in thinker.asked[1][1:4]] == ["one two three", "5", "four five"]
+
+
+def test_what_is_said_meanwhile_is_heard_and_not_kept(models):
+    thinker = Caller("", "four five", "six", until="two", aside="one two")
+    talked = Talked(models, Room(FOUR_ONE, silence(9), FOUR_ONE, silence(4)), thinker)
+    assert thinker.before_result == ["one", "two"]
+    assert talked.said == "one two four five six"
+    assert thinker.asked[1][1:4] == [("assistant", ""), ("tool", "5"), ("assistant", "four five")]
+
+
+def test_the_recording_has_the_pause_of_a_tool(models):
+    """What is said behind it stands where it was heard."""
+    talked = Talked(
+        models, Room(FOUR_ONE, silence(12)), Caller("one two three ", "four five", until="three", pause=0.7)
+    )
+    frames = {event.index: event.pcm for event in talked.of(Said)}
+    assert len(frames) == len(talked.of(Said))
+    played = talked.room.played
+    recorded = np.zeros(len(played) + SAMPLE_RATE, np.float32)
+    for index, pcm in frames.items():
+        recorded[index * FRAME_SIZE : (index + 1) * FRAME_SIZE] = pcm
+    for sound in (played, recorded[: len(played)]):
+        assert np.abs(sound).max() > 0.01
+    last = [np.flatnonzero(np.abs(sound) > 0.01)[-1] / SAMPLE_RATE for sound in (played, recorded)]
+    assert abs(last[0] - last[1]) < 0.5
+
+
+def test_a_result_of_which_nothing_was_said_is_kept(models):
+    """What the tool did was done: the model knows of it when it is asked again."""
+    thinker = Caller("", "", "six")
+    talked = Talked(models, Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), thinker)
+    assert talked.said == "six"
+    assert [role for role, _ in thinker.asked[1]] == ["user", "assistant", "tool", "assistant", "user"]
+    assert thinker.asked[1][3:] == [("assistant", "..."), ("user", "three")]
+
+
+def test_results_are_kept_where_the_dialogue_is_shortened(models):
+    """The tool is not called again: the model goes on from its result."""
+
+    class Full(Caller):
+        def ask(self, messages, thought):
+            if len(self.asked) != 1:
+                Thinker.ask(self, messages, thought)
+                return
+            self.asked.append([(message["role"], message["content"]) for message in messages])
+            result = {"role": "tool", "content": "5", "tool_call_id": "c1"}
+            thought.call(CALL, [result])
+            thought.end(TooLongError("The conversation is too long", "begin a new one"))
+
+    thinker = Full("", "", "two", "six")
+    talked = Talked(models, Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), thinker)
+    assert talked.said == "two six"
+    assert [event.kind for event in talked.of(Notice)] == ["forgotten"]
+    assert thinker.asked[2] == [("user", "three"), ("assistant", ""), ("tool", "5")]
 
 
 # ---- its parts -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from paths import DIGITS as RECORDING
 from paths import ROOT
-from test_chat_completions import Server, stream
+from test_chat_completions import Server, delta, piece, stream, turns
 from test_conversation import Talk, is_notice
 
 from msh_mlx.format import SAMPLE_RATE
@@ -76,6 +76,49 @@ def test_who_speaks_is_let_speak(virtual_audio: VirtualAudio, tmp_path: Path) ->
     spoken = np.flatnonzero(np.abs(voice) > LOUD)[0]  # the answer has begun
     begin = spoken + np.flatnonzero(np.abs(user[spoken:]) > LOUD)[0]  # the user interrupts
     assert last_loud(voice[: begin + SAMPLE_RATE // 2]) - begin / SAMPLE_RATE < FADED
+
+
+TOOLS = """
+import os
+import time
+
+def add(a: int, b: int) -> int:
+    print("adding", a, "and", b)
+    os.system("echo this is lost")
+    time.sleep(1.2)
+    return a + b
+"""
+
+
+def test_a_tool_is_called_and_its_result_said(virtual_audio: VirtualAudio, tmp_path: Path) -> None:
+    """What it prints, and a program that it starts, disturbs no line of the output; the filler is said and not kept."""
+    file = tmp_path / "tools.py"
+    file.write_text(TOOLS)
+    calls = stream(delta(piece('{"a": 4, ', "add", index=0, id="c1")), delta(piece('"b": 1}', index=0)))
+    with Server(turns(calls, stream("five"), stream("six"))) as server:
+        options = ["--tools", str(file), "--filler", "one", "--record", str(tmp_path / "talks")]
+        with Talk(virtual_audio, command=[*program(server.url), *options]) as talk:
+            talk.until_ready()
+            virtual_audio.speak(FOUR_ONE)
+            talk.until(lambda event: event["event"] == "word" and event["text"] == "five")
+            virtual_audio.speak(FOUR_ONE)
+            talk.until(lambda event: event["event"] == "word" and event["text"] == "six")
+            talk.stop(signal.SIGINT)
+    told = [event for event in talk.events if event["event"] in ("calling", "called", "word", "notice")]
+    kinds = [event.get("text") or event.get("kind") or event["event"] for event in told]
+    order = ["language-model", "language-model", "recording", "calling", "printed", "one", "called", "five", "six"]
+    assert [kind for kind in kinds if kind in order] == order
+    (called,) = (event for event in told if event["event"] == "called")
+    assert (called["name"], called["result"], called["failed"]) == ("add", "5", False)
+    assert 1.2 <= called["seconds"] < 10
+    (printed,) = (event for event in told if event.get("kind") == "printed")
+    assert printed["message"] == "adding 4 and 1"
+    assert [tool["function"]["name"] for tool in server.bodies[0]["tools"]] == ["add"]
+    roles = [(message["role"], message["content"]) for message in server.bodies[2]["messages"]]
+    assert roles[1:4] == [("assistant", ""), ("tool", "5"), ("assistant", "five")]
+    (folder,) = (tmp_path / "talks").iterdir()
+    lines = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines if line.get("speaker") != "user"][:3] == ["one", "5", "five"]
 
 
 def test_a_server_that_is_gone_is_told(virtual_audio: VirtualAudio) -> None:

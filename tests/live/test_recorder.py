@@ -21,7 +21,7 @@ import pytest
 import soundfile
 
 from msh_mlx.errors import InputError
-from msh_mlx.events import Heard, HeardWord, Notice, Ready, Said, Span, SpokeWord, Word
+from msh_mlx.events import Called, Heard, HeardWord, Notice, Ready, Said, Span, SpokeWord, Word
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.live import recorder as module
 from msh_mlx.live.background import Background
@@ -80,6 +80,24 @@ def test_the_words_of_both(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     lines = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
     assert lines == [{"start": 0.4, "text": "four", "speaker": "user"}, {"start": 1.2, "text": "five"}]
+
+
+def test_the_results_of_tools(tmp_path: Path) -> None:
+    """Each where it was called; none of a conversation that is over."""
+    recorder = Recorder(lambda notice: None, tmp_path)
+    recorder(Called("add", "{}", "too early", False, 0.1))
+    recorder(Ready(1))
+    for index in range(25):
+        recorder(Heard(index, np.zeros(FRAME_SIZE, np.float32)))
+    recorder(Called("add", '{"a": 4}', "5", False, 0.5))
+    recorder(SpokeWord(Word(2.4, "five")))
+    recorder(Ready(2))
+    recorder(Called("add", "{}", "too late", True, 0.1))
+    assert recorder.close(10)
+    (folder,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in (folder / "transcript.jsonl").read_text().splitlines()]
+    called = {"start": 1.5, "text": "5", "speaker": "tool", "name": "add", "arguments": '{"a": 4}'}
+    assert lines == [called, {"start": 2.4, "text": "five"}]
 
 
 def wait(condition: Callable[[], object]) -> None:

@@ -25,7 +25,20 @@ from paths import ROOT
 from rich.cells import cell_len
 from rich.console import Console
 
-from msh_mlx.events import Dropped, EchoState, Failed, Loading, Notice, Ready, Spoke, SpokeWord, Underrun, Word
+from msh_mlx.events import (
+    Called,
+    Calling,
+    Dropped,
+    EchoState,
+    Failed,
+    Loading,
+    Notice,
+    Ready,
+    Spoke,
+    SpokeWord,
+    Underrun,
+    Word,
+)
 from msh_mlx.format import FRAME_SECONDS
 from msh_mlx.live.screen.json import JsonScreen
 from msh_mlx.live.screen.open import open_screen
@@ -393,6 +406,48 @@ def test_frames_are_few_and_cheap_to_send() -> None:
             now.now += 1
             screen.tick()
             assert len(terminal._bytes.getvalue()) == before
+
+
+CALLS = [
+    Calling("add", '{"a": 4, "b": "one"}'),
+    Called("add", '{"a": 4, "b": "one"}', "5\n\x1b[2J", False, 0.26),
+    Calling("look", "{not json"),
+    Called("look", "{not json", f"Error: {'x' * 300}", True, 1.0),
+]
+CALL_LINES = [
+    'Calling add(a=4, b="one")',
+    "add: 5 \N{REPLACEMENT CHARACTER}[2J (0.3 s)",
+    "Calling look({not json)",
+    f"look: Error: {'x' * 186}… (1.0 s)",
+]
+
+
+def test_calls_of_tools_stand_between_the_words() -> None:
+    now, terminal = Time(), Terminal(230)
+    with live(terminal, now) as screen:
+        screen.handle(Ready(1))
+        say(screen, now, "one two", 900)
+        for event in CALLS:
+            screen.handle(event)
+        say(screen, now, "three", 910)
+        screen.summary(SUMMARY)
+    assert terminal.lines()[1:7] == ["one two", *CALL_LINES, "three"]
+
+
+def test_calls_of_tools_as_plain_lines_and_as_json() -> None:
+    out = io.StringIO()
+    screen = PlainScreen(Console(file=out, highlight=False))
+    for event in CALLS:
+        screen.handle(event)
+    assert out.getvalue().splitlines() == CALL_LINES
+    out = io.StringIO()
+    for event in CALLS[:2]:
+        JsonScreen(out).handle(event)
+    called = {"name": "add", "arguments": '{"a": 4, "b": "one"}'}
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == [
+        {"event": "calling", **called},
+        {"event": "called", **called, "result": "5\n\x1b[2J", "failed": False, "seconds": 0.26},
+    ]
 
 
 def test_notices_and_new_conversations_stand_between_the_words() -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from msh_mlx.errors import InputError
 from msh_mlx.events import (
+    Called,
     Dropped,
     EchoState,
     Failed,
@@ -102,12 +103,15 @@ def test_everything_else(tmp_path: Path) -> None:
     trace(Underrun(7))
     trace(Notice("device-lost", "“Line” is\ngone.", "warning"))
     trace(SpokeWord(Word(1.36, 'say "\udc80"')))
+    trace(Called("add", '{"a": 4}', "5", False, 0.25))
     trace(Failed("model", RuntimeError("no memory")))
     assert trace.close(10)
     entries = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     names = tracks(entries)
-    (loading,) = (e for e in entries if e["ph"] == "X")
+    loading, called = (e for e in entries if e["ph"] == "X")
     assert (names[loading["tid"]], loading["name"], loading["dur"]) == ("start", "loading", 1.5e6)
+    assert (names[called["tid"]], called["name"], called["dur"]) == ("tools", "add", 0.25e6)
+    assert called["args"] == {"arguments": '{"a": 4}', "result": "5", "failed": False}
     queues, lost, echo, none = (e for e in entries if e["ph"] == "C")
     assert queues["args"] == {"microphone": 10, "model": 80, "decoder": 160, "loudspeaker": 100, "cushion": 80}
     assert lost["args"] == {"dropped ms": 400, "underruns": 7}

@@ -8,7 +8,9 @@ import pytest
 from aiohttp import web
 
 from msh_mlx.conversation.dialogue import Thought, TooLongError
+from msh_mlx.conversation.tools import Tool, Tools
 from msh_mlx.errors import InputError, MshError
+from msh_mlx.events import Called, Notice
 from msh_mlx.net import chat_completions
 from msh_mlx.net.chat_completions import ChatCompletions, LanguageServer, find_servers, list_models, server_url
 
@@ -90,19 +92,20 @@ def say(status=200, **body):
     return handle
 
 
-def answered(url, *, silent=PATIENCE, key="", model="small"):
+def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **options):
     """Ask once. Return the text, and the error or None."""
     changed = threading.Event()
-    thought = Thought(changed.set)
-    asking = ChatCompletions(LanguageServer(url, model, key), silent=silent)
+    thought = Thought(changed.set, tell)
+    asking = ChatCompletions(LanguageServer(url, model, key), tools, **options)
     asking.ask(ASKED, thought)
     text = []
-    for piece in thought.pieces():
-        if piece is None:
-            assert changed.wait(PATIENCE)
-            changed.clear()
-        else:
-            text.append(piece)
+    while not thought.over:
+        for piece in thought.pieces():
+            if piece is None:
+                assert changed.wait(PATIENCE)
+                changed.clear()
+            else:
+                text.append(piece)
     asking.close()
     return "".join(text), thought.error
 
@@ -208,6 +211,196 @@ def test_nobody_is_there():
 def test_too_long_a_conversation_is_known(body):
     with Server(say(400, **body)) as server:
         assert isinstance(answered(server.url)[1], TooLongError)
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------------
+
+
+async def added(arguments):
+    return str(arguments["a"] + arguments["b"])
+
+
+ADD = Tool("add", "Add two numbers.", {"type": "object", "properties": {"a": {"type": "integer"}}}, added)
+
+
+def delta(*calls, **more):
+    """A chunk with pieces of calls."""
+    choice = {"index": 0, "delta": {"role": "assistant", "content": None, "tool_calls": list(calls)}, **more}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+def piece(arguments, name=None, **more):
+    return {**more, "function": {"arguments": arguments, **({"name": name} if name else {})}}
+
+
+FIRST, SECOND = '{"a": 4, "b": 1}', '{"a": 3, "b": 5}'
+DIALECTS = {
+    "OpenAI, in pieces": stream(
+        delta(piece("", "add", index=0, id="c1", type="function")),
+        *(delta(piece(FIRST[at : at + 3], index=0)) for at in range(0, len(FIRST), 3)),
+        delta(piece("", "add", index=1, id="c2", type="function")),
+        *(delta(piece(SECOND[at : at + 5], index=1)) for at in range(0, len(SECOND), 5)),
+        delta(finish_reason="tool_calls"),
+    ),
+    "pieces that come in turns": stream(
+        delta(piece("", "add", index=0, id="c1"), piece("", "add", index=1, id="c2")),
+        delta(piece(FIRST[:5], index=0), piece(SECOND[:7], index=1)),
+        delta(piece(SECOND[7:], index=1), piece(FIRST[5:], index=0)),
+    ),
+    "pieces that repeat the name and the identifier": stream(
+        delta(piece(FIRST[:5], "add", index=0, id="c1")),
+        delta(piece(FIRST[5:], "add", index=0, id="c1")),
+        delta(piece(SECOND, "add", index=1, id="c2")),
+    ),
+    "a name in pieces": stream(
+        delta(piece("", "a", index=0, id="c1")),
+        delta(piece(FIRST, "dd", index=0)),
+        delta(piece(SECOND, "add", index=1, id="c2")),
+    ),
+    "Ollama, whole calls with one index": stream(
+        delta(piece(FIRST, "add", index=0, id="c1", type="function")),
+        delta(piece(SECOND, "add", index=0, id="c2", type="function"), finish_reason="stop"),
+    ),
+    "whole calls without an index, with objects": stream(
+        delta(piece(json.loads(FIRST), "add", id="c1"), piece(json.loads(SECOND), "add", id="c2"))
+    ),
+    "whole calls without an index and an identifier": stream(
+        delta(piece(FIRST, "add"), piece(SECOND, "add")), delta(finish_reason="tool_calls")
+    ),
+    "not streamed": say(
+        choices=[
+            {
+                "finish_reason": "tool_calls",
+                "message": {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [piece(FIRST, "add", id="c1"), piece(SECOND, "add", id="c2")],
+                },
+            }
+        ]
+    ),
+}
+
+
+def turns(*handles):
+    """Handle one request after the other."""
+    rest = list(handles)
+
+    async def handle(request):
+        return await rest.pop(0)(request)
+
+    return handle
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_calls_of_tools_are_read_as_servers_send_them(dialect):
+    told = []
+    with Server(turns(DIALECTS[dialect], stream("Five and eight."))) as server:
+        assert answered(server.url, tools=Tools([ADD]), tell=told.append) == ("Five and eight.", None)
+    first, second = server.bodies
+    function = {"name": "add", "description": "Add two numbers.", "parameters": ADD.parameters}
+    assert first["tools"] == second["tools"] == [{"type": "function", "function": function}]
+    asked, *results = second["messages"][1:]
+    assert (asked["role"], asked["content"]) == ("assistant", "")
+    ids = [call["id"] for call in asked["tool_calls"]]
+    assert len(set(ids)) == 2
+    assert ids == ["c1", "c2"] or dialect == "whole calls without an index and an identifier"
+    assert [json.loads(call["function"]["arguments"]) for call in asked["tool_calls"]] == [
+        json.loads(FIRST),
+        json.loads(SECOND),
+    ]
+    assert results == [
+        {"role": "tool", "content": result, "tool_call_id": id} for result, id in zip(("5", "8"), ids, strict=True)
+    ]
+    assert [event.result for event in told if isinstance(event, Called)] == ["5", "8"]
+
+
+def test_without_tools_none_are_offered():
+    with Server(stream("Four.")) as server:
+        answered(server.url)
+    assert "tools" not in server.bodies[0]
+
+
+def test_what_is_no_call_is_told():
+    with Server(stream(delta("add"))) as server:
+        assert str(answered(server.url)[1]) == ODD.replace("URL", server.url)
+
+
+def test_a_cancelled_answer_cancels_the_tool():
+    begun, ended = threading.Event(), threading.Event()
+
+    async def wait(_):
+        begun.set()
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            ended.set()
+
+    with Server(stream(delta(piece("{}", "wait", id="c1")))) as server:
+        thought = Thought(lambda: None)
+        asking = ChatCompletions(LanguageServer(server.url), Tools([Tool("wait", "", {}, wait)]))
+        asking.ask(ASKED, thought)
+        assert begun.wait(PATIENCE)
+        thought.cancel()
+        assert ended.wait(PATIENCE)
+        asking.close()
+    assert len(server.bodies) == 1
+    assert thought.over
+
+
+def test_several_conversations_share_the_tools():
+    """Each is told of its own calls."""
+
+    async def handle(request):
+        messages = (await request.json())["messages"]
+        number = messages[0]["content"]
+        if len(messages) == 1:
+            return await stream(delta(piece(f'{{"a": {number}, "b": {number}}}', "add", id="c1")))(request)
+        return await stream(messages[-1]["content"])(request)
+
+    thoughts = {}
+    with Server(handle) as server:
+        asking = ChatCompletions(LanguageServer(server.url), Tools([ADD]))
+        for number in range(8):
+            over, told = threading.Event(), []
+            thought = Thought(over.set, told.append)
+            thoughts[number] = thought, over, told
+            asking.ask([{"role": "user", "content": str(number)}], thought)
+        for number, (thought, over, told) in thoughts.items():
+            said = []
+            while not thought.over:
+                for part in thought.pieces():
+                    if part is None:
+                        assert over.wait(PATIENCE)
+                        over.clear()
+                    else:
+                        said.append(part)
+            assert "".join(said) == str(2 * number)
+            assert [event.result for event in told if isinstance(event, Called)] == [str(2 * number)]
+        asking.close()
+
+
+def test_who_waits_long_for_an_answer_is_told_once():
+    """But not while a tool runs."""
+
+    async def slow(_):
+        await asyncio.sleep(0.3)
+        return "5"
+
+    async def late(request):
+        await asyncio.sleep(0.3)
+        return await stream("Five.")(request)
+
+    tools, told = Tools([Tool("slow", "", {}, slow)]), []
+    called = stream(delta(piece("{}", "slow", id="c1")))
+    with Server(turns(called, stream("Five."))) as server:
+        answered(server.url, tools=tools, tell=told.append, slow=0.2)
+    assert not [event for event in told if isinstance(event, Notice)]
+    with Server(turns(late, called, late)) as server:
+        answered(server.url, tools=tools, tell=told.append, slow=0.1)
+        (notice,) = (event for event in told if isinstance(event, Notice))
+        assert notice.message == f"The language model at {server.url} has not answered yet."
+        assert notice.level == "info"
 
 
 def test_a_proxy_is_not_for_this_machine(monkeypatch):

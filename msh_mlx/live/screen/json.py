@@ -9,7 +9,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TextIO
 
-from ...events import Dropped, Event, Failed, HeardWord, Loading, Notice, Ready, Replied, SpokeWord, Turned, Underrun
+from ...events import (
+    Called,
+    Calling,
+    Dropped,
+    Event,
+    Failed,
+    HeardWord,
+    Loading,
+    Notice,
+    Ready,
+    Replied,
+    SpokeWord,
+    Turned,
+    Underrun,
+)
 from .status import Screen, Status, Summary
 
 
@@ -21,7 +35,8 @@ class JsonScreen(Screen):
     - `word`: `start` (seconds of this conversation), `text`
     - with a language model, `heard-word`: a word of the user, as `word`; `turn`: the user's turn has ended, `text`; `reply`: an
       answer begins to sound; so many seconds after the user's voice was last there it was `noticed`, `written`, `thought`,
-      `made` and `played`, as in `Replied`
+      `made` and `played`, as in `Replied`; `calling`: it calls a tool, with the fields of `Calling`; `called`: that call has
+      ended, with the fields of `Called`
     - `dropped`: `seconds`; `underrun`: `count` so far
     - `notice`: `kind`, `level`, `message`
     - `status`, about once a second: the fields of `Status`; `echo` has the fields of `EchoState`
@@ -55,6 +70,10 @@ class JsonScreen(Screen):
             self._write("turn", {"text": event.text})
         elif isinstance(event, Replied):
             self._write("reply", event.delays())
+        elif isinstance(event, Calling):
+            self._write("calling", asdict(event))
+        elif isinstance(event, Called):
+            self._write("called", asdict(event))
         elif isinstance(event, Dropped):
             self._write("dropped", {"seconds": event.seconds})
         elif isinstance(event, Underrun):

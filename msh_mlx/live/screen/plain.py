@@ -9,11 +9,11 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from ...events import EchoState, Event, Failed, Loading, Notice, Ready, Spoke, Turned
+from ...events import Called, Calling, EchoState, Event, Failed, Loading, Notice, Ready, Spoke, Turned
 from ...format import FRAME_SECONDS
 from ...system.words import printable
 from ..keys import KEYS
-from .sentences import echo_line, lost, stage_line, summary_lines
+from .sentences import call_line, echo_line, lost, stage_line, summary_lines
 from .status import Screen, Status, Summary
 
 _SENTENCE_ENDS = tuple(".!?…。！？")
@@ -64,6 +64,8 @@ class PlainScreen(Screen):
             self._last_index = 0
         elif isinstance(event, Turned):
             self._say(f"{event.index * FRAME_SECONDS:8.2f} s  You: {event.text}")
+        elif isinstance(event, Calling | Called):
+            self._say(call_line(event))
         elif isinstance(event, Notice):
             self._say(event.message)
         elif isinstance(event, Failed):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.cells import cell_len, chop_cells
 
-from ...events import EchoState, Loading
-from ...system.words import human_size, printable
+from ...events import Called, Calling, EchoState, Loading
+from ...system.words import human_size, printable, shortened
 from .status import Summary
 
 PAUSE = 2.0  # seconds without a word that are worth showing
+_SHOWN = 200  # characters of a tool's arguments or result
 _STAGES = {
     "files": ("Looking for the files", "Files found"),
     "loading": ("Loading the model", "Model loaded"),
@@ -21,6 +24,18 @@ _STAGES = {
 def stage_line(event: Loading) -> str:
     doing, done = _STAGES.get(event.stage, (event.stage.capitalize(), event.stage.capitalize()))
     return printable(doing if event.seconds is None else f"{done} in {event.seconds:.1f} s")
+
+
+def call_line(event: Calling | Called) -> str:
+    if isinstance(event, Called):
+        return f"{shortened(f'{event.name}: {event.result}', _SHOWN)} ({event.seconds:.1f} s)"
+    arguments = event.arguments
+    try:
+        given = json.loads(arguments)
+        arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
+    except (ValueError, AttributeError):  # shown as it is
+        pass
+    return f"Calling {shortened(f'{event.name}({arguments})', _SHOWN)}"
 
 
 def clock(seconds: float) -> str:

@@ -15,11 +15,11 @@ from rich.segment import Segment, SegmentLines
 from rich.style import Style
 from rich.text import Text
 
-from ...events import Event, Failed, Loading, Notice, Ready, Spoke, Turned
+from ...events import Called, Calling, Event, Failed, Loading, Notice, Ready, Spoke, Turned
 from ...format import FRAME_SECONDS
 from ...system.words import human_size, printable
 from ..keys import KEYS
-from .sentences import PAUSE, Flow, clock, counted, echo_line, stage_line, summary_lines, wrapped
+from .sentences import PAUSE, Flow, call_line, clock, counted, echo_line, stage_line, summary_lines, wrapped
 from .status import Screen, Status, Summary
 
 Line = list[Segment]
@@ -154,6 +154,9 @@ class LiveScreen(Screen):
             self._last_index = None
             for line in wrapped(f"{self._glyphs.you} {event.text}", min(self._columns(), self._WIDEST)):
                 self._keep(line, _YOU)
+        elif isinstance(event, Calling | Called):
+            self._end_line()
+            self._keep(call_line(event), _HINT if isinstance(event, Called) and event.failed else _DIM)
         elif isinstance(event, Notice):
             self._end_line()
             self._keep(event.message, {"warning": _HINT, "error": _BAD}.get(event.level, _DIM))
