@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from ..conversation.personas import Persona
-from ..conversation.served import ServedPersonas
+from ..conversation.served import OfferedPersonas
 from ..events import Failed
 from ..format import SAMPLE_RATE, Pcm
 from ..system.words import shortened
@@ -55,7 +55,7 @@ class RealtimeSession(Connection):
         refused: Callable[[], None],
         *,
         model: str,
-        personas: ServedPersonas | None,
+        personas: OfferedPersonas | None,
         beta: bool,
     ) -> None:
         super().__init__(wire, parameters, persona, limits, fail, by_turns=True)

@@ -18,6 +18,7 @@ from msh_mlx.net.asgi_face import AsgiServer
 from msh_mlx.net.audio_service import AudioService
 from msh_mlx.net.listener import Listener
 from msh_mlx.net.server import Server
+from msh_mlx.net.talking_models import Duplex
 
 
 class Uvicorn:
@@ -79,7 +80,9 @@ async def serving(
     log = []
     if service:
         service = replace(service, log=log.append)
-    server = Server(model, settings, partial(server_program.samplers, args), log.append, service)
+    name = (service and service.conversation) or settings.about[0]
+    talking = Duplex(name, model, partial(server_program.samplers, args), settings.defaults, settings.about)
+    server = Server([talking], settings, log.append, service)
     server.log = log
     sock = socket.create_server((address, 0))
     server.port = sock.getsockname()[1]
