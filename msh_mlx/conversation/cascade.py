@@ -113,6 +113,12 @@ class _Answer:
     begun: bool = False  # whether the first sound was handed over
     cancelled: bool = False
 
+    def cancel(self) -> None:
+        """Stop thinking and speaking."""
+        self.cancelled = True
+        self.thought.cancel()
+        self.speech.close()
+
 
 # Makes the models on the thread of the ears; the arguments are as for `MakeSession`.
 MakeModels = Callable[[Callable[[Loading], None], Callable[[], None]], Models]
@@ -175,9 +181,9 @@ class Cascade(OnThreads):
         """Start the threads, make the models and begin; events report the progress."""
         self._begin_thread("model", self._run_ears)
 
-    def give_up(self) -> None:
-        """Give up the answer that is on its way, if there is one, and keep what was heard of it."""
-        self._drop_answer()
+    def give_up(self) -> bool:
+        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
+        return self._drop_answer()
 
     def answer_now(self) -> None:
         """Answer when all sound that waits was heard, whether the user's turn has ended or not, and even without one."""
@@ -186,7 +192,7 @@ class Cascade(OnThreads):
     def _wake(self) -> None:
         with self._changed:
             if self._answer:
-                self._answer.thought.cancel()
+                self._answer.cancel()
             self._changed.notify_all()
 
     # ---- the ears --------------------------------------------------------------------------------------------------------
@@ -242,14 +248,13 @@ class Cascade(OnThreads):
         self._write(words)
         self._measure(Memory.now)
         now = self._answers_now and self._source.backlog() < FRAME_SECONDS
-        if now:
-            self._answers_now = False
         if now or ears.turn_ended:
             noticed = perf_counter()
             self._write(ears.flush())
             text = "" if self._only_listens() and not now else " ".join(self._heard)
             self._heard.clear()
             if text:
+                self._drop_answer()
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)
                 self._answer_to(turned, models.mouth)
@@ -265,6 +270,7 @@ class Cascade(OnThreads):
         self._answer_to(Turned(_NOTHING, self._index, now, now, now), mouth)
 
     def _answer_to(self, turned: Turned, mouth: Mouth) -> None:
+        self._answers_now = False
         with self._changed:
             self._drop_answer()
             self._dialogue.say("user", turned.text)
@@ -341,19 +347,19 @@ class Cascade(OnThreads):
                 answer.thought_at = perf_counter()
             self._changed.notify_all()
 
-    def _drop_answer(self) -> None:
-        """Give up the answer that is on its way, if there is one, and keep what was heard of it."""
+    def _drop_answer(self) -> bool:
+        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
         with self._changed:
             answer, self._answer, self._held = self._answer, None, False
             if answer is None:
-                return
-            answer.cancelled = True
-            answer.thought.cancel()
+                return False
+            answer.cancel()
             if answer.begun:
                 self._take_back(answer)
             self._dialogue.say("assistant", " ".join(answer.said))
             self._changed.notify_all()
         self._events(Answered(cut=True))
+        return True
 
     # ---- the mouth -------------------------------------------------------------------------------------------------------
 
@@ -371,10 +377,7 @@ class Cascade(OnThreads):
                 answer = self._answer
             self._check()
             if answer:
-                try:
-                    self._speak(answer, mouth)
-                finally:
-                    answer.speech.close()
+                self._speak(answer, mouth)
 
     def _speak(self, answer: _Answer, mouth: Mouth) -> None:
         """Say an answer, until all of it was heard or it is given up."""

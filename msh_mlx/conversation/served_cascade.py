@@ -175,6 +175,7 @@ class ServedCascade(Cascade):
         try:
             super()._run_ears()
         finally:
+            self._wake()  # it gives up an answer that was asked for meanwhile
             if self._ears:
                 self._ears.close()
 

@@ -266,7 +266,7 @@ class SharedTranscriber(ModelWorker[Hearing | LiveHearing, Parts]):
         for job, piece in live:
             begin = perf_counter()
             job.hear(piece)
-            if isinstance(piece, np.ndarray):
+            if isinstance(piece, np.ndarray) and len(piece):
                 self.frames.add((perf_counter() - begin) * FRAME_SIZE / len(piece))
         if len(rows):
             told = rows.step(codec)

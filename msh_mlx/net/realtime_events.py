@@ -156,6 +156,11 @@ class Items:
     def __init__(self) -> None:
         self._items: OrderedDict[str, Item] = OrderedDict()
 
+    @property
+    def newest(self) -> Item | None:
+        """The last item; None: there is none."""
+        return next(reversed(self._items.values()), None)
+
     def add(self, item: Item) -> str | None:
         """Add an item; return the id of the one before."""
         last = self.last

@@ -36,8 +36,9 @@ from .openai_audio import OpenAiAudio
 from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
+from .realtime_cascade import RealtimeCascade
 from .realtime_transcription import RealtimeTranscription
-from .talking_models import TalkingModel, TalkingModels
+from .talking_models import LanguageModel, TalkingModel, TalkingModels
 from .visitor import Network, Origin, Visitor
 from .wire import Close, Wire
 
@@ -504,7 +505,10 @@ class Server:
             if transcribes:
                 return transcription()
             more = transcription if service.transcriber else None
-            return Realtime(*given, model=model.name, personas=personas, beta=beta, transcription=more)
+            options: dict[str, Any] = {"model": model.name, "personas": personas, "beta": beta, "transcription": more}
+            if isinstance(model, LanguageModel):
+                return RealtimeCascade(*given, hears=service.transcriber_name, **options)
+            return Realtime(*given, **options)
 
         known = {"model", "intent", "call_id"}
         ignored = [each for each in unknown_parameters(request.query, model.meaningless) if each not in known]
