@@ -29,6 +29,8 @@ export interface ConversationEvents {
   onText(text: string, seconds: number, beginsLine: boolean): void;
   /** The user has begun to speak, and Moshi has said something since they last did. */
   onYou(seconds: number): void;
+  /** The words of the user's turn so far. */
+  onHeard(words: string, seconds: number, beginsLine: boolean): void;
   onRenewed(seconds: number): void;
   onMicrophones(): void;
 }
@@ -288,7 +290,12 @@ export class Conversation {
   #onMetadata(values: Record<string, unknown>): void {
     this.figures.update(values);
     if (Array.isArray(values.ignored)) this.#ignored = values.ignored.map(String);
-    if (typeof values.notice === "string" && !this.#begun) this.#notice = values.notice;
+    if (typeof values.notice === "string") {
+      if (this.#begun) this.events.onTrouble({ cause: "told", detail: values.notice });
+      else this.#notice = values.notice;
+    }
+    if (typeof values.heard === "string") this.#onHeard(values.heard);
+    if (typeof values.turn === "string") this.transcript.endTurn();
     if (typeof values.waiting === "number") {
       this.#setPhase("waiting");
       this.events.onTrouble({ cause: "waiting", place: values.waiting });
@@ -327,6 +334,12 @@ export class Conversation {
   #onYou(): void {
     const seconds = Math.max(0, this.recording.seconds - ONSET_SECONDS);
     if (this.transcript.markYou(seconds)) this.events.onYou(seconds);
+  }
+
+  #onHeard(word: string): void {
+    const { seconds } = this.recording;
+    const [words, begins] = this.transcript.hear(seconds, word);
+    this.events.onHeard(words, seconds, begins);
   }
 
   #onPacket(packet: Uint8Array): void {

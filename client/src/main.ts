@@ -145,6 +145,7 @@ function start(): void {
       },
       onText: view.addText,
       onYou: view.addYou,
+      onHeard: view.addHeard,
       onRenewed: view.addRenewed,
       onMicrophones: () => void listMicrophones(),
     },

@@ -79,9 +79,10 @@ function setText(element: HTMLElement, text: string): void {
 }
 
 let words: HTMLElement | null = null; // of Moshi's last line
+let yours: HTMLElement | null = null; // of the user's
 
 export function clearTranscript(): void {
-  words = null;
+  words = yours = null;
   transcript.replaceChildren();
 }
 
@@ -100,12 +101,18 @@ export function addText(text: string, seconds: number, beginsLine: boolean): voi
 /** Marks where the user spoke. A screen reader is not told: they know. */
 export function addYou(seconds: number): void {
   follow(() => {
-    const mark = document.createElement("em");
-    mark.textContent = "You spoke";
-    const line = addLine(seconds, mark);
+    yours = document.createElement("em");
+    yours.textContent = "You spoke";
+    const line = addLine(seconds, yours);
     line.className = "you";
     line.ariaLive = "off";
   });
+}
+
+/** Shows the words of the user's turn, on a line of their own or, if it does not begin one, in place of the last mark. */
+export function addHeard(text: string, seconds: number, beginsLine: boolean): void {
+  if (beginsLine) addYou(seconds);
+  follow(() => yours?.replaceChildren(text));
 }
 
 function addLine(seconds: number, content: HTMLElement): HTMLElement {
