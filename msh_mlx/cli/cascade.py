@@ -32,7 +32,7 @@ _OTHERS = (
     *("repetition_penalty", "repetition_words", "padding_bonus"),
 )
 # Those that only a server has, or that its default model alone has.
-_OTHERS_OF_SERVER = "also", "no_conversations", "ray"
+_OTHERS_OF_SERVER = "also", "no_conversations", "ray", "keep_prompts"
 _SHOWN = 8  # models that are named
 
 

@@ -37,7 +37,11 @@ def add_audio(to: Group) -> None:
     """Add the options."""
     named = "its name in the catalogue, a file, a folder, hf:OWNER/NAME/FILE[@REVISION], or demo"
     stt = f"also write down recordings (/v1/audio/transcriptions) with this model: {named}"
-    to.value("--stt", "MODEL", f"{stt}; none is none (default: none; with --demo, the demo model)")
+    to.value(
+        "--stt",
+        "MODEL",
+        f"{stt}; none is none (default: none; with --demo, the demo model; with --llm, one that suits)",
+    )
     many = f"hear up to N recordings and streams at once (default: {_ROWS})"
     to.value("--stt-rows", "N", many, type=whole(1, 65), default=_ROWS)
     to.value("--tts", "MODEL", "also say texts (/v1/audio/speech) with this model, named in the same way")
