@@ -8,6 +8,7 @@ import pytest
 from test_chat_completions import Server, breaks_off, stream
 from test_realtime import Client, pcm16
 from test_served_cascade import FADED, FOUR_ONE, LOUD, NUMBERS, ONSET, PATIENCE, SILENCE, audio, parts, serving
+from test_server import eventually
 
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.realtime_sound import SoundReader
@@ -54,8 +55,10 @@ class Caller(Client):
         return event
 
     def last_loud(self):
-        """When the last loud sound came, by the frames that were sent."""
-        return max(at for at, pcm in self.sound if np.abs(pcm).max() > LOUD)
+        """When the last loud sound was over, by the frames that were sent."""
+        return max(
+            at + np.flatnonzero(np.abs(pcm) > LOUD)[-1] / SAMPLE_RATE for at, pcm in self.sound if pcm.max() > LOUD
+        )
 
 
 def transcript(client):
@@ -109,12 +112,11 @@ async def test_who_interrupts_cancels_the_response(audio):
             done = await caller.until("response.done")
             assert await asyncio.to_thread(llm.gone.wait, PATIENCE)
             last = caller.last_loud()
-            await caller.until("response.created")
+            await eventually(lambda: len(llm.bodies) == 2)
     assert (done["response"]["status"], done["response"]["status_details"]["reason"]) == ("cancelled", "turn_detected")
     assert last - onset < FADED
     kept = llm.bodies[1]["messages"][1]["content"]
     assert done["response"]["output"][0]["content"][0]["transcript"] == kept
-    assert len(caller.of("input_audio_buffer.speech_started")) == 2
 
 
 async def test_a_response_is_cancelled_on_request(audio):
@@ -131,7 +133,7 @@ async def test_a_response_is_cancelled_on_request(audio):
             assert (await caller.error())["code"] == "response_cancel_not_active"
             assert len(caller.sound) == sound
             caller.speak(FOUR_ONE)
-            await caller.until("response.created")
+            await eventually(lambda: len(llm.bodies) == 2)
     assert (done["response"]["status"], done["response"]["status_details"]["reason"]) == (
         "cancelled",
         "client_cancelled",

@@ -38,7 +38,7 @@ ONSET = int(np.argmax(np.abs(FOUR_ONE) > 0.01)) / SAMPLE_RATE
 NUMBERS = "one two three four five six seven eight nine"
 VOICES = "calm", "brisk"
 LOUD = 0.01
-FADED = 0.2  # seconds from the user's voice to the end of the other one
+FADED = 0.25  # seconds from the user's voice to the end of the other one, with what is on its way
 PATIENCE = 10.0
 SILENCE = np.zeros(FRAME_SIZE, np.float32)
 
@@ -60,13 +60,13 @@ def audio(parts):
 
 
 @contextlib.asynccontextmanager
-async def serving(audio, llm, *options, instructions="", silent=PATIENCE):
+async def serving(audio, llm, *options, silent=PATIENCE, **shared):
     """A server as `msh-mlx serve --llm` makes it, which asks `llm`."""
     args = hosts.checked("--demo", "--llm", llm.url, *options)
     settings = server_program.settings(args, find_demo())
     with contextlib.closing(ChatCompletions(LanguageServer(llm.url, "small"), silent=silent)) as thinker:
-        shared = SharedCascade(audio.transcriber, audio.speaker, 2, thinker, instructions=instructions)
-        model = LanguageModel("small", shared, settings.defaults, ("small", "", "here"))
+        cascade = SharedCascade(audio.transcriber, audio.speaker, 2, thinker, **shared)
+        model = LanguageModel("small", cascade, settings.defaults, ("small", "", "here"))
         async with hosts.serving_models([model], settings, audio) as server:
             yield server
     await eventually(lambda: audio.transcriber.figures() == audio.speaker.figures() == (0, 0))
@@ -131,6 +131,15 @@ def words(parts, sound):
     return [word.text for word in ears.push(sound) + ears.flush()]
 
 
+def spoken(audio, voice, text):
+    """What a voice makes of a text, frame by frame: it speaks greedily, and so always in the same way."""
+    return list(audio.speaker.voices.speakers[voice].say(text))
+
+
+def sound_of(frames):
+    return np.concatenate([frame.pcm for frame in frames])
+
+
 def likeness(sound, other):
     """How alike two sounds are at best, from 0 to 1, wherever the second one lies in the first."""
     size = 1 << (len(sound) + len(other)).bit_length()
@@ -164,7 +173,7 @@ async def test_what_is_said_is_answered(audio, parts):
     assert (summary["end"], summary["words"]) == ("closed", 2)
 
 
-async def test_who_interrupts_is_let_speak(audio, parts):
+async def test_who_interrupts_is_let_speak(audio):
     with Server(stream(*(f"{word} " for word in 3 * NUMBERS.split()), pause=0.3)) as llm:
         async with serving(audio, llm) as server, Room(server) as room:
             await room.dump(FOUR_ONE)
@@ -180,7 +189,13 @@ async def test_who_interrupts_is_let_speak(audio, parts):
     assert room.heard.text.split()[: len(kept)] == kept
     assert room.loud(begin - 0.4, begin)
     assert room.last_loud(end) - begin < FADED
-    assert words(parts, room.heard.sound)[: len(kept) - 1] == kept[:-1]  # the last may have been cut
+    # What was heard is what the voice says of all this, up to where it stops; and its words are those that are kept.
+    voice = spoken(audio, "calm", " ".join(3 * NUMBERS.split()))
+    heard, sound = room.heard.sound[: round(room.last_loud(end) * SAMPLE_RATE)], sound_of(voice)
+    first, at = (int(np.argmax(np.abs(each) > LOUD)) for each in (heard, sound))
+    stops = (at + len(heard) - first) / SAMPLE_RATE
+    assert likeness(heard, sound[: round(stops * SAMPLE_RATE)]) > 0.9
+    assert len(kept) - sum(word.start < stops for each in voice for word in each.words) in (0, 1)
 
 
 async def test_a_server_that_breaks_off_or_is_gone_is_told_and_asked_again_when_it_is_back(audio):
@@ -238,10 +253,6 @@ async def test_conversations_do_not_mix(audio):
             await room.pause(0.5)
             return room
 
-    def said(voice, text):
-        """What this voice makes of a text: it speaks greedily."""
-        return np.concatenate([spoken.pcm for spoken in audio.speaker.voices.speakers[voice].say(text)])
-
     systems = "one two three four", "nine eight seven six"
     with Server(answer) as llm:
         async with serving(audio, llm, "--sessions", "2") as server:
@@ -249,7 +260,9 @@ async def test_conversations_do_not_mix(audio):
     for number, (room, system) in enumerate(zip(rooms, systems, strict=True)):
         assert room.heard.text == f" {system}"
         assert room.told("turn") == ["four one"], server.log
-        likenesses = [likeness(room.heard.sound, said(*each)) for each in zip(VOICES, systems, strict=True)]
+        likenesses = [
+            likeness(room.heard.sound, sound_of(spoken(audio, *each))) for each in zip(VOICES, systems, strict=True)
+        ]
         assert max(likenesses) == likenesses[number]
         assert likenesses[number] > 0.9
     assert [len(body["messages"]) for body in llm.bodies] == [2, 2]
@@ -292,6 +305,28 @@ async def test_there_are_as_many_conversations_as_the_ears_have_places(audio):
                 await room.listen(lambda: "two" in room.heard.text)
                 assert threads() == {"msh-model", "msh-mouth", "msh-clock"}
             await eventually(lambda: not threads())
+
+
+def test_there_is_room_for_as_many_as_are_heard_in_time():
+    """60 of the 80 ms are there."""
+    shared = SharedCascade(SharedTranscriber(rows=4), SharedSpeaker(), 4, None)
+    assert [shared.has_room(others) for others in range(5)] == [True, True, True, True, False]
+    assert (shared.places(0, most=9), shared.places(2, most=3)) == (4, 3)
+    for _ in range(250):
+        shared.transcriber.frames.add(0.025)
+    assert [shared.has_room(others) for others in range(3)] == [True, True, False]
+    assert (shared.places(0, most=9), shared.places(3, most=9)) == (2, 3)
+    for _ in range(250):
+        shared.transcriber.frames.add(0.2)
+    assert shared.has_room(0)
+
+
+async def test_it_speaks_up_in_a_silence(audio):
+    with Server(stream("six ")) as llm:
+        async with serving(audio, llm, speak_up=0.5) as server, Room(server) as room:
+            await room.listen(lambda: "six" in room.heard.text)
+    assert llm.bodies[0]["messages"] == [{"role": "user", "content": "..."}]
+    assert room.told("turn") == []
 
 
 async def test_who_leaves_in_the_middle_ends_the_request(audio):
