@@ -14,9 +14,10 @@ const LOUD = 0.02;
 const FADED = 0.5;
 const PATIENCE = { timeout: 30_000 };
 
-/** A language model that answers with known words, one each 100 ms. */
+/** A language model that answers with known words, one each 100 ms, or as a test says. */
 class Llm {
   words = ["two"];
+  odd: ((response: ServerResponse) => Promise<void>)[] = []; // answers before those
   readonly asked: { role: string; content: string }[][] = [];
   cancelled = 0;
   #server: Server | null = null;
@@ -31,7 +32,8 @@ class Llm {
       let body = "";
       for await (const part of request) body += part;
       this.asked.push(JSON.parse(body).messages);
-      await this.#answer(response);
+      const odd = this.odd.shift();
+      await (odd ? odd(response) : this.#answer(response));
     });
     await new Promise<void>((resolve) => server.listen(this.port, "127.0.0.1", resolve));
     this.port = (server.address() as AddressInfo).port;
@@ -45,8 +47,8 @@ class Llm {
         this.cancelled++;
         return;
       }
-      response.write(`data: ${JSON.stringify({ choices: [{ delta: { content: `${word} ` } }] })}\n\n`);
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      response.write(piece(word));
+      await after(100);
     }
     response.end("data: [DONE]\n\n");
   }
@@ -56,6 +58,9 @@ class Llm {
     await new Promise((resolve) => this.#server?.close(resolve));
   }
 }
+
+const after = (milliseconds: number) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+const piece = (word: string) => `data: ${JSON.stringify({ choices: [{ delta: { content: `${word} ` } }] })}\n\n`;
 
 /** Says "four one" after so many seconds each time, counted from the end of the one before. */
 function speech(name: string, ...pauses: number[]): string {
@@ -159,5 +164,33 @@ test("a language model that is gone is told, and asked again when it is back", a
   await llm.start();
   await page.waitForSelector("#transcript span:text-is('two')", PATIENCE);
   expect(await lines(page)).toEqual(["four one", "four one", "two"]);
+  expect(complaints).toEqual([]);
+});
+
+test("a language model that breaks off, sends nonsense, or is slow", async () => {
+  const llm = new Llm();
+  llm.odd = [
+    async (response) => {
+      response.setHeader("content-type", "text/event-stream");
+      response.write(piece("seven"));
+      await after(300);
+      response.destroy();
+    },
+    async (response) => void response.setHeader("content-type", "text/html").end("<p>Welcome!</p>"),
+    async (response) => {
+      response.setHeader("content-type", "text/event-stream");
+      for (const word of ["eight", "nine"]) {
+        await after(1200);
+        response.write(piece(word));
+      }
+      response.end("data: [DONE]\n\n");
+    },
+  ];
+  const { page, complaints } = await talk(speech("odd", 1, 3, 3), llm);
+  await page.waitForSelector("#trouble.notice:has-text('broke off')", PATIENCE);
+  await page.waitForSelector("#trouble.notice:has-text('is not a chat completion')", PATIENCE);
+  await page.waitForSelector("#transcript span:text-is('eight nine')", PATIENCE);
+  expect(await lines(page)).toEqual(["four one", "seven", "four one", "four one", "eight nine"]);
+  expect(llm.asked.at(-1)?.map(({ content }) => content)).toEqual(["four one", "seven", "four one four one"]);
   expect(complaints).toEqual([]);
 });
