@@ -189,7 +189,7 @@ export function showModels({ models }: Offer, chosen: string): void {
 }
 
 /** Shows the fields for what is on offer, and for what was chosen before, so that it can be taken back. */
-export function showPersona({ prompt, voices, voice }: Offer, chosen: string, role: string): void {
+export function showPersona({ prompt, voices, voice, sampling }: Offer, chosen: string, role: string): void {
   const listed = findVoice(voices, chosen) ?? chosen;
   const names = listed === "" || voices.includes(listed) ? voices : [...voices, listed];
   const none = voice === "" ? "The server’s choice" : `The server’s choice (${voice})`;
@@ -198,6 +198,7 @@ export function showPersona({ prompt, voices, voice }: Offer, chosen: string, ro
   elements.role.value = role;
   voiceField.hidden = names.length === 0;
   roleField.hidden = !prompt && role === "";
+  elements.fields.hidden = !sampling;
 }
 
 export function download(content: Blob, name: string): void {

@@ -111,6 +111,7 @@ test("what is said is shown and answered, in a role and a voice of the user's ch
   const { page, complaints } = await talk(speech("once", 1), llm, async (page) => {
     await page.click("#open-settings");
     await page.getByLabel("Role").fill("Be brief.");
+    expect(await page.isVisible("#fields")).toBe(false); // those of sampling change nothing
     await page.selectOption("#voice_prompt", "brisk");
     await page.click("#settings-save");
   });

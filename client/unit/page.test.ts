@@ -162,11 +162,13 @@ describe("who speaks", () => {
 
 describe("what the server offers", () => {
   test("is read, and anything else is no offer", () => {
-    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
-    expect(readOffer(offer)).toEqual(offer);
+    const told = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
+    const offer = { ...told, sampling: true };
+    expect([readOffer(told), readOffer(offer)]).toEqual([offer, offer]);
     const { models, model, ...older } = offer; // of a server that lists no models
     expect(readOffer(older)).toEqual({ ...older, models: [], model: "" });
     expect(readOffer({ ...offer, models: ["a", 3], model: 4 })).toEqual({ ...offer, models: ["a"], model: "" });
+    expect(readOffer({ ...offer, sampling: false })).toEqual({ ...offer, sampling: false });
     expect(readOffer({ prompt: 1, voices: ["a", 2], voice: null })).toEqual({ ...NO_OFFER, voices: ["a"] });
     expect([null, "x", 3, [], {}].map(readOffer)).toEqual(Array(5).fill(NO_OFFER));
   });

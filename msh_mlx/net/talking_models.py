@@ -130,6 +130,9 @@ class LanguageModel(TalkingModel):
         """The parameters that change nothing: those of sampling, and `realtime`, since all of this happens in time."""
         return tuple(each.name for each in fields(ChatParameters) if each.name not in _HEEDED)
 
+    def voices(self) -> dict[str, Any]:
+        return {**super().voices(), "sampling": False}
+
     def seat(self, parameters: ChatParameters, persona: Persona | None, tokens: Tokens) -> Seated:
         personas = self._cascade.personas
 

@@ -5,6 +5,8 @@ The client's microphone and loudspeaker go by one clock, that of the sound: for 
 
 import asyncio
 import contextlib
+import gc
+import json
 import threading
 from functools import partial
 
@@ -21,7 +23,7 @@ from test_server import eventually, get
 from msh_mlx import Transcriber
 from msh_mlx.cli import server_program
 from msh_mlx.conversation.load import load_parts
-from msh_mlx.conversation.served_cascade import SharedCascade
+from msh_mlx.conversation.served_cascade import ServedCascade, SharedCascade
 from msh_mlx.conversation.shared_speaker import SharedSpeaker
 from msh_mlx.conversation.shared_transcriber import SharedTranscriber
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
@@ -161,10 +163,8 @@ async def test_what_is_said_is_answered(audio, parts):
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "four one"},
     ]
-    assert (
-        voices
-        == '{"prompt": true, "voices": ["brisk", "calm"], "voice": "calm", "models": ["small"], "model": "small"}'
-    )
+    offer = {"prompt": True, "voices": ["brisk", "calm"], "voice": "calm", "sampling": False}
+    assert json.loads(voices) == {**offer, "models": ["small"], "model": "small"}
     assert (room.told("heard"), room.told("turn")) == (["four", "one"], ["four one"])
     assert words(parts, room.heard.sound) == ["two", "seven"]
     assert len(room.heard.sound) == len(room.user) * FRAME_SIZE  # silence, too, is sent
@@ -305,6 +305,8 @@ async def test_there_are_as_many_conversations_as_the_ears_have_places(audio):
                 await room.listen(lambda: "two" in room.heard.text)
                 assert threads() == {"msh-model", "msh-mouth", "msh-clock"}
             await eventually(lambda: not threads())
+            gc.collect()
+            assert not [each for each in gc.get_objects() if isinstance(each, ServedCascade)]
 
 
 def test_there_is_room_for_as_many_as_are_heard_in_time():
