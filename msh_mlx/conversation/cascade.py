@@ -189,6 +189,11 @@ class Cascade(OnThreads):
         """Answer when all sound that waits was heard, whether the user's turn has ended or not, and even without one."""
         self._answers_now = True
 
+    def read(self, text: str) -> None:
+        """Take what the user has written. It is answered with what the user says next, or by `answer_now`."""
+        with self._changed:
+            self._dialogue.say("user", text)
+
     def _wake(self) -> None:
         with self._changed:
             if self._answer:
@@ -266,8 +271,10 @@ class Cascade(OnThreads):
             self._spoke_up = True
 
     def _answer_nothing(self, mouth: Mouth) -> None:
+        """Answer without a turn. What the user has said or written before may still wait for an answer."""
         now = perf_counter()
-        self._answer_to(Turned(_NOTHING, self._index, now, now, now), mouth)
+        waits = any(message["role"] == "user" for message in self._dialogue.messages[-1:])
+        self._answer_to(Turned("" if waits else _NOTHING, self._index, now, now, now), mouth)
 
     def _answer_to(self, turned: Turned, mouth: Mouth) -> None:
         self._answers_now = False

@@ -11,10 +11,10 @@ from typing import Any
 from ..conversation.cascade import Cascade
 from ..events import Answered, Event, Heard, HeardWord, Notice, Replied, Said, Turned
 from ..format import Pcm
-from .realtime import Realtime
-from .realtime_events import Item, Json, Response, error_event, new_id
+from .realtime import Realtime, has_type
+from .realtime_events import Item, Json, RefusedError, Response, error_event, needed, new_id
 from .realtime_session import dumped
-from .realtime_settings import RealtimeSettings
+from .realtime_settings import UNABLE, RealtimeSettings
 from .realtime_sound import SpeechBegan
 from .realtime_transcription import EVENT
 
@@ -37,6 +37,7 @@ class RealtimeCascade(Realtime):
         self._position = 0.0  # in the client's sound, up to which it was heard
         self._quiet: float | None = None  # since when the user is silent
         self._committed: deque[Item] = deque()  # turns that the client has ended, until their words have come
+        self._texts_to_read: deque[str] = deque()  # that the client has written
         self._asks = False  # whether a response was asked for before there was somebody to give it
         self._given_up = 0  # answers whose end is known already
         self._failed_answer = False
@@ -66,8 +67,34 @@ class RealtimeCascade(Realtime):
         self._asks = True
         self._ask()
 
+    def _create_item(self, event: Json) -> None:
+        given = needed(event, "item", dict)
+        parts = given.get("content")
+        parts = parts if isinstance(parts, list) else []
+        written, heard = (
+            bool(parts) and all(has_type(part, f"input_{kind}") for part in parts) for kind in ("text", "audio")
+        )
+        if not has_type(given, "message") or given.get("role") != "user" or not (written or heard):
+            sentence = "The only items that can be added are messages of the user, with input_text or input_audio."
+            raise RefusedError(UNABLE, sentence, "item")
+        if heard:
+            super()._create_item(event)
+            return
+        item = self._users_item(event, given)
+        item.written = True
+        item.text = " ".join(needed(part, "text", str, "item.content.") for part in parts)
+        self._tell_item(item, self._items.add(item))
+        self._texts_to_read.append(item.text)
+        self._want()
+        self._ask()
+
     def _ask(self) -> None:
-        if self._asks and self._hears and isinstance(self.pipeline, Cascade):
+        """Hand over what the client has asked for, if there is somebody to answer."""
+        if not (self._hears and isinstance(self.pipeline, Cascade)):
+            return
+        while self._texts_to_read:
+            self.pipeline.read(self._texts_to_read.popleft())
+        if self._asks:
             self._asks = False
             self.pipeline.answer_now()
 

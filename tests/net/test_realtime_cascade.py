@@ -161,6 +161,31 @@ async def test_push_to_talk(audio):
     assert not client.of("input_audio_buffer.speech_started")
 
 
+async def test_what_is_written_is_answered_when_that_is_asked_for(audio):
+    """At once, or with what is said next; and the answer to what had no answer is asked for again."""
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Say two."}]}
+    with Server(stream("two ")) as llm:
+        async with serving(audio, llm) as server, Client(server) as client:
+            await client.send("conversation.item.create", item=item)
+            await client.send("response.create")
+            await client.until("response.done")
+            await client.send("conversation.item.create", item={**item, "id": "more"})
+            await client.append(FOUR_ONE)
+            await client.until("response.done")
+            await client.send("conversation.item.create", item={**item, "role": "system"})
+            assert (await client.error())["code"] == "unsupported"
+            texts = [{"type": "input_text"}], [{"type": "input_text", "text": 3}], [*item["content"], "x"]
+            for content in (None, [], ["x"], [{"type": ["x"]}], [{"type": "input_image"}], *texts):
+                await client.send("conversation.item.create", item={**item, "content": content})
+                assert (await client.error())["type"] == "invalid_request_error"
+    added = client.of("conversation.item.added")
+    assert added[0]["item"]["content"] == [{"type": "input_text", "text": "Say two."}]
+    assert [event["item"]["role"] for event in added] == ["user", "assistant", "user", "user", "assistant"]
+    assert added[2]["item"]["id"] == "more"
+    asked = [[each["content"] for each in body["messages"]] for body in llm.bodies]
+    assert asked == [["Say two."], ["Say two.", "two", "Say two. four one"]]
+
+
 @pytest.mark.parametrize("beta", [False, True])
 async def test_an_error_of_the_language_model_is_told_and_the_session_goes_on(audio, beta):
     headers = {"OpenAI-Beta": "realtime=v1"} if beta else None
