@@ -143,6 +143,13 @@ class Called(Event):
 
 
 @dataclass(frozen=True)
+class Answered(Event):
+    """An answer is over: all of it was heard, or, if it was `cut`, somebody gave it up before."""
+
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Span(Event):
     """A stage worked on frame `index` from `begin` to `end`, in seconds of `time.perf_counter`.
 
@@ -217,7 +224,10 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """A part failed, and the conversation is over. `where` is "encoder", "model", "decoder", "start" or "connection"."""
+    """A part failed, and the conversation is over.
+
+    `where` is "encoder", "model", "decoder", "start", "conversation" or "connection".
+    """
 
     where: str
     error: BaseException

@@ -29,6 +29,10 @@ export interface ConversationEvents {
   onText(text: string, seconds: number, beginsLine: boolean): void;
   /** The user has begun to speak, and Moshi has said something since they last did. */
   onYou(seconds: number): void;
+  /** The words of the user's turn so far. */
+  onHeard(words: string, seconds: number, beginsLine: boolean): void;
+  /** The language model has called a tool. */
+  onTool(call: string, seconds: number): void;
   onRenewed(seconds: number): void;
   onMicrophones(): void;
 }
@@ -288,7 +292,13 @@ export class Conversation {
   #onMetadata(values: Record<string, unknown>): void {
     this.figures.update(values);
     if (Array.isArray(values.ignored)) this.#ignored = values.ignored.map(String);
-    if (typeof values.notice === "string" && !this.#begun) this.#notice = values.notice;
+    if (typeof values.notice === "string") {
+      if (this.#begun) this.events.onTrouble({ cause: "told", detail: values.notice });
+      else this.#notice = values.notice;
+    }
+    if (typeof values.heard === "string") this.#onHeard(values.heard);
+    if (typeof values.turn === "string") this.transcript.endTurn();
+    if (typeof values.tool === "object" && values.tool !== null) this.#onTool(values.tool as Record<string, unknown>);
     if (typeof values.waiting === "number") {
       this.#setPhase("waiting");
       this.events.onTrouble({ cause: "waiting", place: values.waiting });
@@ -327,6 +337,19 @@ export class Conversation {
   #onYou(): void {
     const seconds = Math.max(0, this.recording.seconds - ONSET_SECONDS);
     if (this.transcript.markYou(seconds)) this.events.onYou(seconds);
+  }
+
+  #onHeard(word: string): void {
+    const { seconds } = this.recording;
+    const [words, begins] = this.transcript.hear(seconds, word);
+    this.events.onHeard(words, seconds, begins);
+  }
+
+  #onTool({ name, arguments: given, result }: Record<string, unknown>): void {
+    const { seconds } = this.recording;
+    const call = `${String(name)} ${String(given)}: ${String(result)}`;
+    this.transcript.call(seconds, call);
+    this.events.onTool(call, seconds);
   }
 
   #onPacket(packet: Uint8Array): void {

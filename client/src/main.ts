@@ -145,6 +145,8 @@ function start(): void {
       },
       onText: view.addText,
       onYou: view.addYou,
+      onHeard: view.addHeard,
+      onTool: view.addTool,
       onRenewed: view.addRenewed,
       onMicrophones: () => void listMicrophones(),
     },

@@ -12,20 +12,23 @@ export interface Offer {
   models: string[];
   /** The model that has these voices; "" if the server does not say. */
   model: string;
+  /** Whether the parameters of sampling change anything. */
+  sampling: boolean;
 }
 
-export const NO_OFFER: Offer = { prompt: false, voices: [], voice: "", models: [], model: "" };
+export const NO_OFFER: Offer = { prompt: false, voices: [], voice: "", models: [], model: "", sampling: true };
 const ASK_MS = 5000;
 
 export function readOffer(values: unknown): Offer {
   if (typeof values !== "object" || values === null) return NO_OFFER;
-  const { prompt, voices, voice, models, model } = values as Record<string, unknown>;
+  const { prompt, voices, voice, models, model, sampling } = values as Record<string, unknown>;
   return {
     prompt: prompt === true,
     voices: names(voices),
     voice: typeof voice === "string" ? voice : "",
     models: names(models),
     model: typeof model === "string" ? model : "",
+    sampling: sampling !== false,
   };
 }
 

@@ -79,9 +79,10 @@ function setText(element: HTMLElement, text: string): void {
 }
 
 let words: HTMLElement | null = null; // of Moshi's last line
+let yours: HTMLElement | null = null; // of the user's
 
 export function clearTranscript(): void {
-  words = null;
+  words = yours = null;
   transcript.replaceChildren();
 }
 
@@ -100,11 +101,26 @@ export function addText(text: string, seconds: number, beginsLine: boolean): voi
 /** Marks where the user spoke. A screen reader is not told: they know. */
 export function addYou(seconds: number): void {
   follow(() => {
-    const mark = document.createElement("em");
-    mark.textContent = "You spoke";
-    const line = addLine(seconds, mark);
+    yours = document.createElement("em");
+    yours.textContent = "You spoke";
+    const line = addLine(seconds, yours);
     line.className = "you";
     line.ariaLive = "off";
+  });
+}
+
+/** Shows the words of the user's turn, on a line of their own or, if it does not begin one, in place of the last mark. */
+export function addHeard(text: string, seconds: number, beginsLine: boolean): void {
+  if (beginsLine) addYou(seconds);
+  follow(() => yours?.replaceChildren(text));
+}
+
+/** Shows a tool that the language model has called. */
+export function addTool(call: string, seconds: number): void {
+  follow(() => {
+    const mark = document.createElement("code");
+    mark.textContent = call;
+    addLine(seconds, mark).className = "tool";
   });
 }
 
@@ -182,7 +198,7 @@ export function showModels({ models }: Offer, chosen: string): void {
 }
 
 /** Shows the fields for what is on offer, and for what was chosen before, so that it can be taken back. */
-export function showPersona({ prompt, voices, voice }: Offer, chosen: string, role: string): void {
+export function showPersona({ prompt, voices, voice, sampling }: Offer, chosen: string, role: string): void {
   const listed = findVoice(voices, chosen) ?? chosen;
   const names = listed === "" || voices.includes(listed) ? voices : [...voices, listed];
   const none = voice === "" ? "The server’s choice" : `The server’s choice (${voice})`;
@@ -191,6 +207,7 @@ export function showPersona({ prompt, voices, voice }: Offer, chosen: string, ro
   elements.role.value = role;
   voiceField.hidden = names.length === 0;
   roleField.hidden = !prompt && role === "";
+  elements.fields.hidden = !sampling;
 }
 
 export function download(content: Blob, name: string): void {

@@ -69,6 +69,44 @@ describe("where the user spoke", () => {
   });
 });
 
+describe("what the user said, where the server tells it", () => {
+  test("takes the place of the mark, and Moshi's answer is a line of its own", () => {
+    const transcript = new Transcript();
+    expect(transcript.markYou(0.5)).toBe(true);
+    expect(transcript.hear(1, "four")).toEqual(["four", false]);
+    expect(transcript.markYou(1.2)).toBe(false);
+    expect(transcript.hear(1.5, "one")).toEqual(["four one", false]);
+    transcript.endTurn();
+    transcript.add(2, " two");
+    expect(transcript.hear(2.5, "three")).toEqual(["three", true]); // too soft for a mark
+    expect(transcript.beginsLine(3)).toBe(true);
+    transcript.add(3, " six");
+    transcript.renew(4);
+    expect(transcript.hear(5, "nine")).toEqual(["nine", true]);
+    expect(transcript.toText()).toBe(
+      "0:00  — you: four one —\n0:02  two\n0:02  — you: three —\n0:03  six\n0:04  — a new conversation —\n0:05  — you: nine —\n",
+    );
+  });
+
+  test("is marked again in the next turn, also if nobody has answered", () => {
+    const transcript = new Transcript();
+    expect([transcript.markYou(1), transcript.hear(1, "four")[1]]).toEqual([true, false]);
+    transcript.endTurn();
+    expect([transcript.markYou(5), transcript.hear(6, "one")]).toEqual([true, ["one", false]]);
+  });
+});
+
+describe("a tool that is called", () => {
+  test("is a line of its own", () => {
+    const transcript = new Transcript();
+    transcript.add(1, " let me see");
+    transcript.call(2, "add {}: 5");
+    expect(transcript.beginsLine(2.1)).toBe(true);
+    transcript.add(2.1, " five");
+    expect(transcript.toText()).toBe("0:01  let me see\n0:02  — add {}: 5 —\n0:02  five\n");
+  });
+});
+
 describe("who speaks", () => {
   /** The states after each stretch of levels [you, moshi, seconds], heard 10 ms at a time; and how often they changed. */
   function hear(stretches: [number, number, number][]) {
@@ -135,11 +173,13 @@ describe("who speaks", () => {
 
 describe("what the server offers", () => {
   test("is read, and anything else is no offer", () => {
-    const offer = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
-    expect(readOffer(offer)).toEqual(offer);
+    const told = { prompt: true, voices: ["Anna", "NATF0"], voice: "Anna", models: ["a", "b"], model: "b" };
+    const offer = { ...told, sampling: true };
+    expect([readOffer(told), readOffer(offer)]).toEqual([offer, offer]);
     const { models, model, ...older } = offer; // of a server that lists no models
     expect(readOffer(older)).toEqual({ ...older, models: [], model: "" });
     expect(readOffer({ ...offer, models: ["a", 3], model: 4 })).toEqual({ ...offer, models: ["a"], model: "" });
+    expect(readOffer({ ...offer, sampling: false })).toEqual({ ...offer, sampling: false });
     expect(readOffer({ prompt: 1, voices: ["a", 2], voice: null })).toEqual({ ...NO_OFFER, voices: ["a"] });
     expect([null, "x", 3, [], {}].map(readOffer)).toEqual(Array(5).fill(NO_OFFER));
   });

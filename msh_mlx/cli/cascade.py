@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,22 @@ _OTHERS = (
     *("temperature", "text_temperature", "top_k", "text_top_k", "top_p", "text_top_p", "min_p", "text_min_p"),
     *("repetition_penalty", "repetition_words", "padding_bonus"),
 )
+# Those that only a server has, or that its default model alone has.
+_OTHERS_OF_SERVER = "also", "no_conversations", "ray", "keep_prompts"
 _SHOWN = 8  # models that are named
 
 
 def add_llm(to: Group) -> None:
-    """Add the options."""
+    """Add the options of a conversation here."""
+    add_served_llm(to)
+    to.value(
+        "--stt", "MODEL", "hear with this speech-to-text model: its name in the catalogue, a file, a folder, or demo"
+    )
+    to.value("--tts", "MODEL", "speak with this text-to-speech model, named in the same way")
+
+
+def add_served_llm(to: Group) -> None:
+    """Add the options that count on a server, too, which has others for the models that hear and speak."""
     where = (
         "its address, such as http://127.0.0.1:11434/v1 (default: that of Ollama, LM Studio, mlx_lm or llama.cpp here)"
     )
@@ -48,19 +59,37 @@ def add_llm(to: Group) -> None:
     add_tools(to)
     quiet = "after so many seconds in which nobody speaks, ask the language model all the same (default: never)"
     to.value("--speak-up", "SECONDS", quiet, type=seconds)
-    to.value(
-        "--stt", "MODEL", "hear with this speech-to-text model: its name in the catalogue, a file, a folder, or demo"
-    )
-    to.value("--tts", "MODEL", "speak with this text-to-speech model, named in the same way")
 
 
 def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
     """Check the options together; raise InputError if they do not fit. `parser` makes what has parsed them."""
+    if _is_asked(args, parser, ("stt", "tts"), _OTHERS):
+        from .served_audio import check_named
+
+        check_named(args)
+
+
+def check_served_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
+    """The same for a server. The voice of the answers is also that of /v1/audio/speech."""
+    if not _is_asked(args, parser, (), (*_OTHERS_OF_SERVER, *_OTHERS[1:])):
+        return
+    if args.voice is not None and args.tts_voice is not None:
+        raise InputError("--voice and --tts-voice name the same voice with --llm", "leave one of them out")
+    args.tts_voice = args.tts_voice if args.voice is None else args.voice
+    for name in ("stt", "tts"):
+        if getattr(args, name) == "none":
+            raise InputError(f"--llm needs a model for --{name}", "give one, or leave it out")
+
+
+def _is_asked(
+    args: argparse.Namespace, parser: Callable[[], Parser], own: Sequence[str], others: Sequence[str]
+) -> bool:
+    """Tell whether `--llm` is given, and check it. `own` are options that only go with it, and `others` those that do not."""
     if args.llm is None:
-        for name in ("llm_model", "tools", "mcp", "tool", "filler", "speak_up", "stt", "tts"):
+        for name in ("llm_model", "tools", "mcp", "tool", "filler", "speak_up", *own):
             if getattr(args, name) not in (None, []):
                 raise InputError(f"--{name.replace('_', '-')} is for a conversation with a language model", "add --llm")
-        return
+        return False
     if args.llm:
         from ..net.chat_completions import server_url
 
@@ -69,12 +98,10 @@ def check_llm(args: argparse.Namespace, parser: Callable[[], Parser]) -> None:
         raise InputError("--llm-model is empty", "give the name of a model")
     check_tools(args)
     default = parser().get_default
-    for name in _OTHERS:
+    for name in others:
         if getattr(args, name) != default(name):
             raise InputError(f"--{name.replace('_', '-')} is not for --llm", "leave one of them out")
-    from .served_audio import check_named
-
-    check_named(args)
+    return True
 
 
 @contextmanager
@@ -90,7 +117,7 @@ def thinking(args: argparse.Namespace) -> Iterator[tuple[ChatCompletions, list[s
     """
     from ..net.chat_completions import ChatCompletions
 
-    server, sentence = _server(args)
+    server, sentence = _find(args)
     with named_tools(args) as (tools, told), closing(ChatCompletions(server, tools)) as thinker:
         yield thinker, [sentence, *told]
 
@@ -149,8 +176,16 @@ def _talk(
     return talk(make, live_options(args), signals)
 
 
-def _server(args: argparse.Namespace) -> tuple[LanguageServer, str]:
-    """Find the server and its model. Return them with the sentence that tells the user about them."""
+def _find(args: argparse.Namespace) -> tuple[LanguageServer, str]:
+    """Find the server and its model. Return them with the sentence that tells the user about them.
+
+    Raises
+    ------
+    InputError
+        No server was named, and none is found here; or the server does not have the model.
+    MshError
+        The server cannot be reached, or answers with something else.
+    """
     from ..net.chat_completions import USUAL, LanguageServer, find_servers, list_models
 
     name, key = "", os.environ.get(KEY, "")

@@ -29,8 +29,8 @@ _PROMPT = "tell Moshi its role: who it is, in words; @FILE reads them from a fil
 def add_persona(to: Group) -> None:
     """Add the options of a persona."""
     voice = "give Moshi this voice: a name ('msh-mlx voices' lists them), a file (.pt, .safetensors) or a recording of some 4 s"
-    to.value("--voice", "VOICE", f"{voice}; for PersonaPlex models")
-    to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models")
+    to.value("--voice", "VOICE", f"{voice}; for PersonaPlex models; with --llm, a voice of the model that speaks")
+    to.value("--prompt", "TEXT", f"{_PROMPT}; for PersonaPlex models; with --llm, the system prompt")
     keep = f"keep the prompts that were read, for quick starts, in at most so many bytes on disk (default: {_KEEP}; 0: none)"
     to.value("--keep-prompts", "SIZE", keep, type=byte_count, default=byte_count(_KEEP))
 

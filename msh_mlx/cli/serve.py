@@ -21,6 +21,7 @@ from ..system.newfile import named_folder
 from ..system.places import client_folder, user_path
 from ..system.signals import Signals
 from .also import add_also, check_also
+from .cascade import add_served_llm, check_served_llm, thinking
 from .choice import add_model, check_model
 from .options import (
     TOKEN,
@@ -67,7 +68,10 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         if args.wyoming:
             host, port = args.wyoming
             wyoming = stack.enter_context(contextlib.closing(_bind(host, port, "--wyoming")))
-        chosen = choose_models(args, signals)
+        thinker, told = None, list[str]()
+        if args.llm is not None:
+            thinker, told = stack.enter_context(thinking(args))
+        chosen = choose_models(args, signals, thinker)
         from ..system.log import Log
 
         shown = stack.enter_context(display(args, signals))
@@ -75,8 +79,8 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         signals.defer()
         log = stack.enter_context(Log()) if not args.debug else None
         program = Program(args, chosen, signals, shown, log, names, addresses, wyoming)
-        if chosen.warning:
-            shown.say(chosen.warning)
+        for sentence in [*told, *chosen.notes]:
+            shown.say(sentence)
         if args.ray is not None:
             port = sock.getsockname()[1]
             sock.close()  # Ray's own processes listen there
@@ -93,6 +97,7 @@ def parser() -> Parser:
     add_model(to, served=True)
     add_also(to)
     add_lora(to)
+    add_served_llm(made.group("language model"))
     to = made.group("server")
     to.value("--host", "ADDRESS", "listen on this address; 0.0.0.0 is every network (default: 127.0.0.1)")
     port = f"listen on this port; 0 takes a free one (default: {_PORT})"
@@ -157,6 +162,7 @@ def check(args: argparse.Namespace) -> None:
         args.trusted_proxy = [read_network(text) for text in args.trusted_proxy]
     check_model(args)
     check_lora(args)
+    check_served_llm(args, parser)
     check_audio(args)
     check_also(args)
     check_ray(args)

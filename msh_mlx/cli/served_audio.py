@@ -37,7 +37,11 @@ def add_audio(to: Group) -> None:
     """Add the options."""
     named = "its name in the catalogue, a file, a folder, hf:OWNER/NAME/FILE[@REVISION], or demo"
     stt = f"also write down recordings (/v1/audio/transcriptions) with this model: {named}"
-    to.value("--stt", "MODEL", f"{stt}; none is none (default: none; with --demo, the demo model)")
+    to.value(
+        "--stt",
+        "MODEL",
+        f"{stt}; none is none (default: none; with --demo, the demo model; with --llm, one that suits)",
+    )
     many = f"hear up to N recordings and streams at once (default: {_ROWS})"
     to.value("--stt-rows", "N", many, type=whole(1, 65), default=_ROWS)
     to.value("--tts", "MODEL", "also say texts (/v1/audio/speech) with this model, named in the same way")
@@ -54,15 +58,20 @@ def check_audio(args: argparse.Namespace) -> None:
     for name in ("stt", "tts"):
         if getattr(args, name) == _NONE:
             setattr(args, name, None)
-    if args.tts_voice is not None and not args.tts:
+    if args.tts_voice is not None and not _wants(args, args.tts):
         raise InputError("--tts-voice is for a model that speaks", "give one with --tts")
     if args.no_conversations and not (args.stt or args.tts):
         raise InputError("--no-conversations leaves nothing to serve", "give --stt or --tts")
     if args.wyoming is not None:
-        if not (args.stt or args.tts):
+        if not (_wants(args, args.stt) or _wants(args, args.tts)):
             raise InputError("--wyoming has nothing to serve", "give --stt or --tts")
         args.wyoming = wyoming_address(args.wyoming, args.host)
         _check_package()
+
+
+def _wants(args: argparse.Namespace, model: str | None) -> bool:
+    """Tell whether a model is wanted: it is named, or a conversation with a language model needs one."""
+    return bool(model) or args.llm is not None
 
 
 def check_named(args: argparse.Namespace) -> None:
@@ -155,11 +164,11 @@ def choose_audio(args: argparse.Namespace, signals: Signals) -> AudioChoice:
     """Find the models that the options ask for, and fetch missing files; errors are those of `choose`."""
     stt = (
         choose(other_options(args, args.stt, args.stt_rows), signals, ("transcription",), in_time=False)
-        if args.stt
+        if _wants(args, args.stt)
         else None
     )
     tts, voices = None, {}
-    if args.tts:
+    if _wants(args, args.tts):
         from ..library.speech_voices import voices_beside
 
         options = other_options(args, args.tts, 1)
@@ -180,14 +189,14 @@ def _short(name: str) -> str:
     return Path(name).name.removesuffix(".safetensors") if user_path(name).is_file() else name
 
 
-def other_options(args: argparse.Namespace, model: str, rows: int) -> argparse.Namespace:
-    """Return the options by which `choose` finds another model than that of the usual options."""
+def other_options(args: argparse.Namespace, model: str | None, rows: int) -> argparse.Namespace:
+    """Return the options by which `choose` finds another model than that of the usual options; None: the one that suits."""
     from ..library.suited import load_library
 
     asked: dict[str, Any] = {"model": None, "variant": None, "demo": model == _DEMO}
-    if not asked["demo"]:
+    if model and not asked["demo"]:
         asked["variant" if model in load_library(args.weights) else "model"] = model
-    if asked["model"] and (folder := user_path(model)).is_dir():
+    if model and asked["model"] and (folder := user_path(model)).is_dir():
         asked["model"] = str(_model_in(folder))
     unasked = dict.fromkeys(("hf_repo", "mimi", "tokenizer", "config", "quantized", "context"))
     same = {name: getattr(args, name) for name in ("weights", "plain", "engine", "kv_bits", "codec_weights")}

@@ -13,12 +13,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..conversation.load import load_parts
 from ..errors import MshError
@@ -29,7 +30,7 @@ from ..system.words import listed, printable
 from .also import Talking, also_options, check_memory_together, choose_also
 from .choice import Choice, choose
 from .options import computing, settle_sampling
-from .persona import persona_of, sentences
+from .persona import persona_of, prompt_text, sentences
 from .served_audio import AudioChoice, choose_audio, model_name, wyoming_name
 from .translation import guided_opening
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ..events import Failed
     from ..library.files import ModelFiles
     from ..net.audio_service import AudioService
+    from ..net.chat_completions import ChatCompletions
     from ..net.parameters import ChatParameters
     from ..net.server import Server, Settings
     from ..net.talking_models import TalkingModel
@@ -55,19 +57,24 @@ _LOOK = 0.05  # seconds between two looks at signals
 class Chosen:
     """What is served: the models' files and what the options say about them.
 
-    `conversation` is None if no conversations are held. `persona` is that of clients that choose none; None: the user named
-    none. `also` are other models of conversations. `warning` is a sentence about their memory.
+    `conversation` is None if no conversations are held, or if they are held with a language model, which `thinker` asks.
+    `persona` is that of clients that choose none; None: the user named none. `also` are other models of conversations. `notes`
+    are sentences about the models for the user.
     """
 
     conversation: Choice | None
     persona: Persona | None
     also: Sequence[Talking]
     audio: AudioChoice
-    warning: str | None
+    notes: Sequence[str]
+    thinker: ChatCompletions | None = None
 
 
-def choose_models(args: argparse.Namespace, signals: Signals) -> Chosen:
+def choose_models(args: argparse.Namespace, signals: Signals, thinker: ChatCompletions | None = None) -> Chosen:
     """Choose and fetch the models that the options name. Raise InputError if something does not fit."""
+    if thinker:
+        prompt_text(args)  # what is wrong about it is said before anything is fetched
+        return Chosen(None, None, [], choose_audio(args, signals), [], thinker)
     conversation, persona = None, None
     also: list[Talking] = []
     others = also_options(args)
@@ -78,7 +85,7 @@ def choose_models(args: argparse.Namespace, signals: Signals) -> Chosen:
         also = choose_also(others, model_name(conversation), signals)
     together = [Talking(model_name(conversation), args, conversation), *also] if conversation and also else []
     warning = check_memory_together(together) if together else None
-    return Chosen(conversation, persona, also, choose_audio(args, signals), warning)
+    return Chosen(conversation, persona, also, choose_audio(args, signals), [warning] if warning else [])
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------------
@@ -244,33 +251,45 @@ class Program:
         """Make the server, on the running event loop, and what loads its models; it is ready when they are loaded."""
         from ..conversation.shared import SharedModel
         from ..net.server import Server
+        from ..net.talking_models import Duplex
 
-        args = self.args
-        model = SharedModel(kv_bits=args.kv_bits, sessions=args.sessions)
-        what = settings(args, self.chosen.conversation.files if self.chosen.conversation else None, self.names, static)
+        args, mine = self.args, self.chosen.conversation
+        what = settings(args, mine.files if mine else None, self.names, static)
         service = self._service()
-        also = [self._talking(each) for each in self.chosen.also]
-        server = Server(model, what, partial(samplers, args), self.log, service, also)
+        models: list[TalkingModel] = []
+        shared: list[SharedModel] = []
+        if thinker := self.chosen.thinker:
+            what = replace(what, conversations=True, about=(self.language_name, "", what.about[2]))
+            models.append(self._language_model(thinker, service, what))
+        else:
+            name = model_name(mine) if mine else what.about[2]
+            talking = [(name, args, what)]
+            talking += [(each.name, each.args, settings(each.args, each.choice.files)) for each in self.chosen.also]
+            for name, its, own in talking:
+                shared.append(SharedModel(kv_bits=its.kv_bits, sessions=its.sessions))
+                models.append(Duplex(name, shared[-1], partial(samplers, its), own.defaults, own.about))
+        server = Server(models, what, self.log, service)
         self._watch(service, server)
-        return server, partial(self._load, model, service, also)
+        return server, partial(self._load, shared, service)
 
     # ---- transcription and speech ----------------------------------------------------------------------------------------
 
     def _service(self) -> AudioService:
         """Make what is loaded later: the models of transcription and speech."""
-        from ..conversation.shared_speaker import SharedSpeaker
+        from ..conversation.shared_speaker import PLACES, SharedSpeaker
         from ..conversation.shared_transcriber import SharedTranscriber
         from ..net.audio_service import AudioService
 
         args, audio = self.args, self.chosen.audio
         stt_name, tts_name = audio.names
+        places = max(PLACES, args.sessions) if self.chosen.thinker else PLACES
         rows = {"rows": args.stt_rows, "waiting": args.line, "kv_bits": args.kv_bits}
         return AudioService(
             SharedTranscriber(**rows) if audio.stt else None,
             stt_name,
-            SharedSpeaker(waiting=args.line) if audio.tts else None,
+            SharedSpeaker(places=places, waiting=args.line) if audio.tts else None,
             tts_name,
-            model_name(self.chosen.conversation) if self.chosen.conversation else None,
+            self.language_name or (model_name(self.chosen.conversation) if self.chosen.conversation else None),
             tuple(each.name for each in self.chosen.also),
             log=self.log,
         )
@@ -325,20 +344,29 @@ class Program:
             await asyncio.wait([task], timeout=_LOOK)
         task.result()
 
-    def _talking(self, each: Talking) -> TalkingModel:
-        """Make a model of `--also`, which is loaded later."""
-        from ..conversation.shared import SharedModel
-        from ..net.talking_models import TalkingModel
+    @property
+    def language_name(self) -> str:
+        """The name of the language model for clients; "": there is none. A server that does not tell one has its address."""
+        thinker = self.chosen.thinker
+        return thinker.server.model or urlsplit(thinker.server.url).netloc if thinker else ""
 
-        shared = SharedModel(kv_bits=each.args.kv_bits, sessions=each.args.sessions)
-        what = settings(each.args, each.choice.files)
-        return TalkingModel(each.name, shared, partial(samplers, each.args), what.defaults, what.about)
+    def _language_model(self, thinker: ChatCompletions, service: AudioService, what: Settings) -> TalkingModel:
+        """Make the conversations with a language model, for models that are loaded later."""
+        from ..conversation.served_cascade import SharedCascade
+        from ..net.talking_models import LanguageModel
 
-    def _load(self, model: SharedModel, service: AudioService, also: Sequence[TalkingModel]) -> None:
+        args = self.args
+        assert service.transcriber
+        assert service.speaker
+        options = {"instructions": prompt_text(args), "speak_up": args.speak_up}
+        shared = SharedCascade(service.transcriber, service.speaker, args.stt_rows, thinker, **options)
+        return LanguageModel(self.language_name, shared, what.defaults, what.about)
+
+    def _load(self, models: Sequence[SharedModel], service: AudioService) -> None:
         begin, names = perf_counter(), []
         mine = self.chosen.conversation
         first = [Talking(mine.files.model.name, self.args, mine, self.chosen.persona)] if mine else []
-        for each, shared in zip([*first, *self.chosen.also], [model, *(one.shared for one in also)], strict=False):
+        for each, shared in zip([*first, *self.chosen.also], models, strict=False):
             choice = each.choice
             with self.shown.progress(f"Loading {choice.files.model.name}") as progress:
                 load = partial(load_parts, choice.files, choice.checkpoint, **computing(each.args), progress=progress)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
-from ..errors import InputError
-from ..events import Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
+from ..errors import MshError
+from ..events import Answered, Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Memory
 from .dialogue import NOTHING, Dialogue, Thinker, Thought, TooLongError
 from .live import DELAY_LIMIT, Sink, Source
 from .on_threads import OnThreads
-from .speaker import NotYetError, Speaker, Speech, Spoken
-from .transcriber import Transcribed, Transcriber
+from .speaker import NotYetError, Spoken
+from .transcriber import Transcribed
 from .voice_activity import PIECE, VoiceActivity
 
 _READ = FRAME_SIZE // 2  # samples that are read at once: 40 ms, the least that every source gives
@@ -52,12 +53,49 @@ _LISTENING = {
 }
 
 
+class Ears(Protocol):
+    """What writes down what the user says: a `Transcriber`, or a part of a shared one."""
+
+    @property
+    def turn_ended(self) -> bool:
+        """As of `Transcriber`."""
+
+    def push(self, pcm: Pcm) -> list[Transcribed]:
+        """As of `Transcriber`."""
+
+    def flush(self) -> list[Transcribed]:
+        """As of `Transcriber`."""
+
+    def reset(self) -> None:
+        """As of `Transcriber`."""
+
+
+class Utterance(Protocol):
+    """What is being said: a `Speech`, or a part of what a shared speaker says. Attributes are those of `Speech`."""
+
+    notes: list[str]
+    over: bool
+
+    def advance(self) -> Spoken | None:
+        """As of `Speech`; a speaker that fails raises `MshError`."""
+
+    def close(self) -> None:
+        """Give it up, or what is left of it."""
+
+
+class Mouth(Protocol):
+    """What says the answers: a `Speaker`, or a part of a shared one."""
+
+    def say(self, text: Iterable[str | None]) -> Utterance:
+        """As of `Speaker`."""
+
+
 @dataclass(frozen=True)
 class Models:
     """The model that hears and the one that speaks, warmed up."""
 
-    ears: Transcriber
-    mouth: Speaker
+    ears: Ears
+    mouth: Mouth
 
 
 @dataclass
@@ -68,7 +106,7 @@ class _Answer:
     """
 
     thought: Thought
-    speech: Speech
+    speech: Utterance
     turned: Turned
     part: int = 0
     ready: deque[tuple[int, Spoken]] = field(default_factory=deque)  # made, and not handed to the loudspeaker yet
@@ -88,6 +126,12 @@ class _Answer:
         """Tell whether the speech has begun, with this frame at the latest: the silence before it would only add delay."""
         self.audible = self.audible or bool(spoken.words) or float(np.abs(spoken.pcm).max()) > _SILENT
         return self.audible
+
+    def cancel(self) -> None:
+        """Stop thinking and speaking."""
+        self.cancelled = True
+        self.thought.cancel()
+        self.speech.close()
 
 
 # Makes the models on the thread of the ears; the arguments are as for `MakeSession`.
@@ -141,6 +185,7 @@ class Cascade(OnThreads):
         self._silence = None if speak_up is None else math.ceil(speak_up / FRAME_SECONDS)  # frames
         self._active = 0  # the frame in which somebody last spoke
         self._spoke_up = False  # since the user last spoke
+        self._answers_now = False
         self._index = 0  # frames of the user that were heard in this conversation
         self._heard: list[str] = []  # words of the user's turn so far
         self._voice = VoiceActivity()
@@ -150,10 +195,23 @@ class Cascade(OnThreads):
         """Start the threads, make the models and begin; events report the progress."""
         self._begin_thread("model", self._run_ears)
 
+    def give_up(self) -> bool:
+        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
+        return self._drop_answer()
+
+    def answer_now(self) -> None:
+        """Answer when all sound that waits was heard, whether the user's turn has ended or not, and even without one."""
+        self._answers_now = True
+
+    def read(self, text: str) -> None:
+        """Take what the user has written. It is answered with what the user says next, or by `answer_now`."""
+        with self._changed:
+            self._dialogue.say("user", text)
+
     def _wake(self) -> None:
         with self._changed:
             if self._answer:
-                self._answer.thought.cancel()
+                self._answer.cancel()
             self._changed.notify_all()
 
     # ---- the ears --------------------------------------------------------------------------------------------------------
@@ -186,7 +244,7 @@ class Cascade(OnThreads):
                 self._hear(models, frame)
                 frame = np.zeros(0, np.float32)
 
-    def _start_anew(self, ears: Transcriber) -> None:
+    def _start_anew(self, ears: Ears) -> None:
         self._restart = False
         self._drop_answer()
         ears.reset()
@@ -194,7 +252,7 @@ class Cascade(OnThreads):
         self._dialogue.reset()
         self._heard.clear()
         self._index = self._active = 0
-        self._spoke_up = False
+        self._spoke_up = self._answers_now = False
         self._listen()
 
     def _hear(self, models: Models, pcm: Pcm) -> None:
@@ -208,22 +266,32 @@ class Cascade(OnThreads):
         self.metrics.frames += 1
         self._write(words)
         self._measure(Memory.now)
-        if ears.turn_ended:
+        now = self._answers_now and self._source.backlog() < FRAME_SECONDS
+        if now or ears.turn_ended:
             noticed = perf_counter()
             self._write(ears.flush())
-            text = "" if self._only_listens() else " ".join(self._heard)
+            text = "" if self._only_listens() and not now else " ".join(self._heard)
             self._heard.clear()
             if text:
+                self._drop_answer()
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)
                 self._answer_to(turned, models.mouth)
                 self._spoke_up = False
+            elif now:
+                self._answer_nothing(models.mouth)
         elif self._is_silent():
-            now = perf_counter()
-            self._answer_to(Turned(NOTHING, self._index, now, now, now), models.mouth)
+            self._answer_nothing(models.mouth)
             self._spoke_up = True
 
-    def _answer_to(self, turned: Turned, mouth: Speaker) -> None:
+    def _answer_nothing(self, mouth: Mouth) -> None:
+        """Answer without a turn. What the user has said or written before may still wait for an answer."""
+        now = perf_counter()
+        waits = any(message["role"] == "user" for message in self._dialogue.messages[-1:])
+        self._answer_to(Turned("" if waits else NOTHING, self._index, now, now, now), mouth)
+
+    def _answer_to(self, turned: Turned, mouth: Mouth) -> None:
+        self._answers_now = False
         with self._changed:
             self._drop_answer()
             self._dialogue.say("user", turned.text)
@@ -286,7 +354,7 @@ class Cascade(OnThreads):
 
     # ---- asking ----------------------------------------------------------------------------------------------------------
 
-    def _ask(self, mouth: Speaker, turned: Turned) -> None:
+    def _ask(self, mouth: Mouth, turned: Turned) -> None:
         """Ask for the answer to the dialogue so far; the caller holds the lock, and no answer is on its way."""
         thought = Thought(self._thinking, self._events)
         self._answer, self._held = _Answer(thought, mouth.say(thought.pieces()), turned), False
@@ -300,25 +368,30 @@ class Cascade(OnThreads):
                 answer.thought_at = perf_counter()
             self._changed.notify_all()
 
-    def _drop_answer(self) -> None:
-        """Give up the answer that is on its way, if there is one, and keep what was heard of it."""
+    def _drop_answer(self) -> bool:
+        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
         with self._changed:
             answer, self._answer, self._held = self._answer, None, False
             if answer is None:
-                return
-            answer.cancelled = True
-            answer.thought.cancel()
+                return False
+            answer.cancel()
             if answer.begun:
                 self._take_back(answer)
             self._dialogue.keep(answer.thought.messages(answer.said))
             self._changed.notify_all()
+        self._events(Answered(cut=True))
+        return True
 
     # ---- the mouth -------------------------------------------------------------------------------------------------------
 
-    def _run_mouth(self, mouth: Speaker) -> None:
-        speech = mouth.say("one")  # MLX compiles for each thread, and does so now
+    def _warm_up(self, mouth: Mouth) -> None:
+        """Let the mouth compile: MLX does so for each thread."""
+        speech = mouth.say(["one"])
         for _ in range(_WARM_UP):
             speech.advance()
+
+    def _run_mouth(self, mouth: Mouth) -> None:
+        self._warm_up(mouth)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._answer or self._over)
@@ -327,9 +400,9 @@ class Cascade(OnThreads):
             if answer:
                 self._speak(answer, mouth)
 
-    def _speak(self, answer: _Answer, mouth: Speaker) -> None:
+    def _speak(self, answer: _Answer, mouth: Mouth) -> None:
         """Say an answer, until all of it was heard or it is given up."""
-        wrong: InputError | None = None
+        wrong: MshError | None = None
         while not answer.cancelled:
             self._check()
             made = False
@@ -344,7 +417,7 @@ class Cascade(OnThreads):
                             answer.ready.append((answer.part, spoken))
                 except NotYetError:
                     pass
-                except InputError as error:
+                except MshError as error:
                     wrong = error
             played = self._play(answer)
             over = wrong or (answer.speech.over and answer.thought.over)
@@ -357,7 +430,7 @@ class Cascade(OnThreads):
             return
         self._finish(answer, mouth, wrong)
 
-    def _has_part(self, answer: _Answer, mouth: Speaker) -> bool:
+    def _has_part(self, answer: _Answer, mouth: Mouth) -> bool:
         """Tell whether a part of an answer is being said; begin the next one where that has come."""
         if answer.speech.over and not answer.thought.over and not answer.thought.waits:
             answer.notes += answer.speech.notes
@@ -366,7 +439,7 @@ class Cascade(OnThreads):
             answer.audible = False
         return not answer.speech.over
 
-    def _finish(self, answer: _Answer, mouth: Speaker, wrong: InputError | None) -> None:
+    def _finish(self, answer: _Answer, mouth: Mouth, wrong: MshError | None) -> None:
         error = wrong or answer.thought.error
         with self._changed:
             if self._answer is not answer:
@@ -387,6 +460,8 @@ class Cascade(OnThreads):
             self._events(Notice("language-model", str(error), "error"))
         elif not said:
             self._events(Notice("no-answer", "The language model answered nothing that can be said.", "warning"))
+        if not again:
+            self._events(Answered(cut=False))
 
     def _play(self, answer: _Answer) -> bool:
         """Tell what was heard, and hand a frame to the loudspeaker if it is time for it; return whether it was."""

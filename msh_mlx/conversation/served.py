@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import InputError
 from ..system.words import listed, shortened
@@ -12,6 +13,21 @@ from .personas import Persona, Personas, read_persona, readable
 from .session import Opening
 
 _TOLD, _SHOWN = 30, 40  # voices in a message, and letters of what the client wrote
+
+
+class OfferedPersonas(Protocol):
+    """The personas of a model, whatever it makes of them. Attributes and methods are those of `ServedPersonas`."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the voices, sorted."""
+
+    @property
+    def default(self) -> Persona:
+        """The persona of a client that chooses nothing."""
+
+    def choose(self, voice: str | None = None, text: str | None = None) -> Persona:
+        """Return the persona that a client asks for, or raise InputError."""
 
 
 class ServedPersonas:
@@ -54,10 +70,7 @@ class ServedPersonas:
         """
         persona = self.default
         if voice is not None:
-            named = self._voices.get(voice) or self._voices.get(voice.removesuffix(".pt"))
-            if named is None:
-                raise InputError(f"There is no voice {shortened(voice, _SHOWN)!r} here", self._there_are())
-            persona = replace(named, text=self.default.text)
+            persona = replace(self._voices[find_voice(voice, self._voices)], text=self.default.text)
         if text is not None:
             persona = replace(persona, text=readable(self.personas.tokenizer, text))
         self.personas.check(persona)
@@ -71,11 +84,25 @@ class ServedPersonas:
         """
         return self.personas.opening_in_turns(persona, keep=persona.text == self.default.text)
 
-    def _there_are(self) -> str:
-        names = self.names
-        if len(names) == 1:
-            return f"the only one is {names[0]}"
-        return f"there are {listed([*names[:_TOLD], f'{len(names) - _TOLD} more'] if len(names) > _TOLD else names)}"
+
+def find_voice(voice: str, names: Collection[str]) -> str:
+    """Return the name of a voice that a client asks for, also as the name of its file, with `.pt`.
+
+    Raises
+    ------
+    InputError
+        There is no such voice.
+    """
+    for name in (voice, voice.removesuffix(".pt")):
+        if name in names:
+            return name
+    raise InputError(f"There is no voice {shortened(voice, _SHOWN)!r} here", _there_are(sorted(names)))
+
+
+def _there_are(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"the only one is {names[0]}"
+    return f"there are {listed([*names[:_TOLD], f'{len(names) - _TOLD} more'] if len(names) > _TOLD else names)}"
 
 
 def read_voices(

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _WARM_UP = 25  # frames
 _MEASURED = 5  # steps of each number of conversations, beforehand
-_ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
+ROOM = 0.75  # of a frame's 80 ms: what all conversations may take; the network needs time, too
 SETTLED = 2.0  # seconds after which a new conversation shows in what is measured
 _AT_ONCE = 4  # conversations that may come within that time, or as many as were there before
 
@@ -229,7 +229,7 @@ class SharedModel:
         """
         every = others + sum((beside or {}).values())
         need, reply = self._with_one_more(others, beside or {})
-        limit = _ROOM * FRAME_SECONDS
+        limit = ROOM * FRAME_SECONDS
         if fresh and (need > limit / 2 or fresh >= max(_AT_ONCE, every - fresh)):
             return False
         return max(need, reply) <= limit
@@ -242,7 +242,7 @@ class SharedModel:
         """
         beside = beside or {}
         need, reply = self._with_one_more(others, beside)
-        limit, count = _ROOM * FRAME_SECONDS, others
+        limit, count = ROOM * FRAME_SECONDS, others
         if max(need, reply) > limit:
             return max(count, 0 if beside else 1)
         with self.lock:

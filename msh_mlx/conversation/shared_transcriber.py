@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
 from ..errors import MshError
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
+from ..metrics import Durations
 from .codec import check_pcm
 from .model_worker import Job, ModelWorker
 from .session import Parts
@@ -73,7 +75,8 @@ class LiveHearing(Job):
         super().__init__(shared)
         self._told = told
         self.transcriber: Transcriber | None = None
-        self.pieces: deque[Pcm | float] = deque()  # sound; and where a turn ends, the silence behind it
+        # Sound; where a turn ends, the silence behind it; and None where all before is to be forgotten.
+        self.pieces: deque[Pcm | float | None] = deque()
         self._waiting = 0  # samples
 
     def push(self, pcm: Pcm) -> None:
@@ -114,15 +117,24 @@ class LiveHearing(Job):
             self.pieces.append(float(behind))
             self._worker._changed.notify()
 
+    def reset(self) -> None:
+        """Forget all that was heard, as `Transcriber.reset` does, and what still waits to be. Nothing is told of it."""
+        with self._worker._changed:
+            self._waiting = 0
+            self.pieces.clear()
+            self.pieces.append(None)
+            self._worker._changed.notify()
+
     def fail(self, error: MshError) -> None:
         self._told(LiveProgress(0.0, ended=True, error=error))
 
-    def take(self) -> Pcm | float:
-        """Return what is next to be heard: some sound, or the silence behind a turn."""
-        if isinstance(piece := self.pieces.popleft(), float):
+    def take(self) -> Pcm | float | None:
+        """Return what is next to be heard: some sound, the silence behind a turn, or None, as in `pieces`."""
+        piece = self.pieces.popleft()
+        if not isinstance(piece, np.ndarray):
             return piece
         parts, size = [piece], len(piece)
-        while size < _ONCE and self.pieces and not isinstance(more := self.pieces[0], float):
+        while size < _ONCE and self.pieces and isinstance(more := self.pieces[0], np.ndarray):
             self.pieces.popleft()
             parts.append(more)
             size += len(more)
@@ -132,9 +144,12 @@ class LiveHearing(Job):
         self._waiting -= min(len(pcm), _ONCE)
         return pcm[:_ONCE]
 
-    def hear(self, piece: Pcm | float) -> None:
+    def hear(self, piece: Pcm | float | None) -> None:
         transcriber = self.transcriber
         assert transcriber
+        if piece is None:
+            transcriber.reset()
+            return
         flushed = isinstance(piece, float)
         words = transcriber.flush(piece) if isinstance(piece, float) else transcriber.push(piece)
         turn_ended = not flushed and transcriber.turn_ended
@@ -159,6 +174,11 @@ class SharedTranscriber(ModelWorker[Hearing | LiveHearing, Parts]):
         As for `Session`.
     on_failure
         As for `ModelWorker`.
+
+    Attributes
+    ----------
+    frames
+        How long it takes to hear a frame of a live stream.
     """
 
     def __init__(
@@ -170,6 +190,7 @@ class SharedTranscriber(ModelWorker[Hearing | LiveHearing, Parts]):
         on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         super().__init__("speech-to-text", "msh-stt", rows, waiting, on_failure)
+        self.frames = Durations()
         self._rows = rows
         self._kv_bits = kv_bits
         self._numbers = itertools.count()
@@ -243,7 +264,10 @@ class SharedTranscriber(ModelWorker[Hearing | LiveHearing, Parts]):
             self._admit(parts, rows)
             live = [(job, job.take()) for job in self._places if isinstance(job, LiveHearing) and job.pieces]
         for job, piece in live:
+            begin = perf_counter()
             job.hear(piece)
+            if isinstance(piece, np.ndarray) and len(piece):
+                self.frames.add((perf_counter() - begin) * FRAME_SIZE / len(piece))
         if len(rows):
             told = rows.step(codec)
             with self._changed:

@@ -259,6 +259,10 @@ class Speech(Iterator[Spoken]):
             frame = self._position - self._first - self._dropped
             return Spoken(pcm, self._words(frame)) if frame >= 0 else None
 
+    def close(self) -> None:
+        """End it here. What was not said yet is not said any more."""
+        self.over = True
+
     def _step(self) -> Step | None:
         if not self._read():
             raise NotYetError("The text that comes next has not come yet.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from ..conversation.personas import Persona
 from ..errors import ProtocolError
-from ..events import Failed, Said
+from ..events import Called, Event, Failed, HeardWord, Notice, Said, Turned
 from .connection import Connection, End, Limits, MakeSeat
 from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
 from .opus import OpusDecoder, OpusEncoder
@@ -141,6 +142,19 @@ class Chat(Connection):
     def _coded(self, said: Said, texts: list[str]) -> Callable[[], None]:
         datas = [*(encode(Text(text)) for text in texts), encode(Audio(self._encoder.encode(said.pcm)))]
         return partial(self._send, datas)
+
+    def _observe(self, event: Event) -> None:
+        match event:
+            case HeardWord(word):
+                self._on_loop(self.tell, {"heard": word.text})
+            case Turned(text):
+                self._on_loop(self.tell, {"turn": text})
+            case Called():
+                self._on_loop(self.tell, {"tool": asdict(event)})
+            case Notice(message=sentence):
+                self._on_loop(self.tell, {"notice": sentence})
+            case _:
+                super()._observe(event)
 
     def _renew(self) -> None:
         self._encoder = OpusEncoder()

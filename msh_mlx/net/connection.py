@@ -16,10 +16,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..conversation.live import DELAY_LIMIT
+from ..conversation.live import DELAY_LIMIT, LiveConversation
 from ..conversation.personas import Persona
-from ..conversation.pooled import Pooled
-from ..conversation.shared import Seat
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Dropped, Event, Failed, Ready, Said, Spoke
 from ..format import FRAME_SIZE, SAMPLE_RATE, Pcm
@@ -27,8 +25,10 @@ from ..metrics import Metrics
 from .parameters import ChatParameters
 from .wire import BrokenError, Close, Sign, Wire
 
-# Makes a seat, in fresh state, of what a client asks for. It is called on a thread of its own.
-MakeSeat: TypeAlias = Callable[[ChatParameters, "Persona | None"], Seat]
+# Makes the conversation at a place that a client has got. The arguments are those of `Pooled` behind its seat.
+Seated: TypeAlias = Callable[..., LiveConversation]
+# Makes a place, in fresh state, of what a client asks for. It is called on a thread of its own.
+MakeSeat: TypeAlias = Callable[[ChatParameters, "Persona | None"], Seated]
 
 _LOOK = 0.01  # seconds, at least, between two looks for silence
 _FADE_IN = 120  # samples, 5 ms, where sound was left out
@@ -226,7 +226,7 @@ class Connection(ABC):
         self.begun: float | None = None  # when the session began
         self.steps = 0
         self.words = 0
-        self.pipeline: Pooled | None = None
+        self.pipeline: LiveConversation | None = None
         self._metrics = Metrics()
         self._wire = wire
         self._limits = limits
@@ -344,7 +344,7 @@ class Connection(ABC):
     async def _talk(self, wait: Callable[[Connection], Awaitable[None]], make: MakeSeat) -> None:
         """Wait for the client's turn, and hold its conversation."""
 
-    async def _make(self, make: MakeSeat) -> Seat | None:
+    async def _make(self, make: MakeSeat) -> Seated | None:
         """Make a seat of what the client asks for now. None: that failed, and the conversation is over."""
         try:
             return await asyncio.to_thread(make, self.parameters, self.persona)
@@ -354,11 +354,11 @@ class Connection(ABC):
             self._failed(Failed("model", error))
             return None
 
-    def _start(self, seat: Seat) -> None:
+    def _start(self, seat: Seated) -> None:
         self.begun = self.begun or perf_counter()
         self._source.begin()
         delay_limit = DELAY_LIMIT if self.parameters.realtime else math.inf
-        self.pipeline = Pooled(seat, self._source, self._observe, delay_limit=delay_limit, early=self._source.early)
+        self.pipeline = seat(self._source, self._observe, delay_limit=delay_limit, early=self._source.early)
         self._metrics = self.pipeline.metrics
         self.pipeline.start()
 

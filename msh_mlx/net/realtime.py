@@ -142,11 +142,11 @@ class Realtime(RealtimeSession):
         except RefusedError:
             return False
         return event["type"] == "transcription_session.update" or (
-            event["type"] == "session.update" and _has(event.get("session"), TRANSCRIPTION)
+            event["type"] == "session.update" and has_type(event.get("session"), TRANSCRIPTION)
         )
 
     def _update(self, event: Json) -> None:
-        if self._transcription and _has(event.get("session"), TRANSCRIPTION):
+        if self._transcription and has_type(event.get("session"), TRANSCRIPTION):
             sentence = "This is a conversation already; ask for transcription first thing, or by ?intent=transcription."
             raise RefusedError(UNABLE, sentence, "session.type")
         super()._update(event)
@@ -183,27 +183,30 @@ class Realtime(RealtimeSession):
     def _create_item(self, event: Json) -> None:
         given = needed(event, "item", dict)
         parts = given.get("content")
-        heard = isinstance(parts, list) and parts and all(_has(part, "input_audio") for part in parts)
-        if not _has(given, "message") or given.get("role") != "user" or not heard:
+        heard = isinstance(parts, list) and parts and all(has_type(part, "input_audio") for part in parts)
+        if not has_type(given, "message") or given.get("role") != "user" or not heard:
             sentence = (
                 "The model hears sound, and reads nothing in a conversation; the only items that it takes are messages of the "
                 "user with input_audio. What it should know from the beginning can be in its instructions, if it takes them."
             )
             raise RefusedError(UNABLE, sentence, "item")
-        name = given.get("id")
-        if name is not None and (self._items.has(typed(name, str, "item.id")) or len(name) > _LONGEST_ID):
-            sentence = f"item.id is longer than {_LONGEST_ID} characters, or there is an item with this id already."
-            raise RefusedError("invalid_value", sentence, "item.id")
-        before = event.get("previous_item_id")
-        if before not in (None, self._items.last):
-            raise RefusedError(UNABLE, "Sound can only be added at the end of a conversation.", "previous_item_id")
+        item = self._users_item(event, given)
         pcms = [self._decoded(needed(part, "audio", str, "item.content."), "item.content.audio") for part in parts]
-        item = Item("user", name or new_id("item"))
         before = self._items.add(item)
         for pcm in pcms:
             self._hear_sound(pcm)
         self._buffered = 0.0
         self._tell_item(item, before)
+
+    def _users_item(self, event: Json, given: Json) -> Item:
+        """Make an item of the user as the client wants it. Raise RefusedError if it cannot be."""
+        name = given.get("id")
+        if name is not None and (self._items.has(typed(name, str, "item.id")) or len(name) > _LONGEST_ID):
+            sentence = f"item.id is longer than {_LONGEST_ID} characters, or there is an item with this id already."
+            raise RefusedError("invalid_value", sentence, "item.id")
+        if event.get("previous_item_id") not in (None, self._items.last):
+            raise RefusedError(UNABLE, "Items can only be added at the end of a conversation.", "previous_item_id")
+        return Item("user", name or new_id("item"))
 
     def _truncate(self, event: Json) -> None:
         item = self._items.find(event, "item_truncate_invalid_item_id")
@@ -386,6 +389,6 @@ class Realtime(RealtimeSession):
         return form | {"output_modalities": ["text"] if response.written else ["audio"], "audio": {"output": said}}
 
 
-def _has(values: object, kind: str) -> bool:
+def has_type(values: object, kind: str) -> bool:
     """Tell whether something is an object of a type."""
     return isinstance(values, dict) and values.get("type") == kind

@@ -127,14 +127,16 @@ class Item:
     id: str = field(default_factory=lambda: new_id("item"))
     status: str = "completed"
     text: str | None = None  # what was said; None: nobody knows
-    written: bool = False  # whether the model's message is only text
+    written: bool = False  # whether the message is only text
     seconds: float = 0.0  # of the model's sound
     begun: bool = True  # whether it has content
 
     def form(self, beta: bool) -> Json:
         """Return the item as it is sent."""
         part: Json
-        if self.role == "user":
+        if self.role == "user" and self.written:
+            part = {"type": "input_text", "text": self.text or ""}
+        elif self.role == "user":
             part = {"type": "input_audio", "transcript": self.text}
         elif self.written:
             part = {"type": "text" if beta else "output_text", "text": self.text or ""}
@@ -155,6 +157,11 @@ class Items:
 
     def __init__(self) -> None:
         self._items: OrderedDict[str, Item] = OrderedDict()
+
+    @property
+    def newest(self) -> Item | None:
+        """The last item; None: there is none."""
+        return next(reversed(self._items.values()), None)
 
     def add(self, item: Item) -> str | None:
         """Add an item; return the id of the one before."""

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from ..conversation.personas import Persona
-from ..conversation.served import ServedPersonas
+from ..conversation.served import OfferedPersonas
 from ..events import Failed
 from ..format import SAMPLE_RATE, Pcm
 from ..system.words import shortened
@@ -55,7 +55,7 @@ class RealtimeSession(Connection):
         refused: Callable[[], None],
         *,
         model: str,
-        personas: ServedPersonas | None,
+        personas: OfferedPersonas | None,
         beta: bool,
     ) -> None:
         super().__init__(wire, parameters, persona, limits, fail, by_turns=True)
@@ -118,15 +118,15 @@ class RealtimeSession(Connection):
     def _emit(self, name: str, **values: Any) -> None:
         """Queue an event, in the client's dialect."""
         if name := event_name(name, self._beta):
-            self._send([_dumped({"type": name, "event_id": new_id("event"), **values})])
+            self._send([dumped({"type": name, "event_id": new_id("event"), **values})])
 
     def _farewell(self, sentence: str, end: End) -> str:
         own = end.kind in ("failed", "session", "shutdown")
-        return _dumped(error_event(sentence, end.kind, own=own))
+        return dumped(error_event(sentence, end.kind, own=own))
 
     def _refuse(self, error: RefusedError, event_id: str | None) -> None:
         self._refused()
-        self._send([_dumped(error_event(str(error), error.code, param=error.param, event_id=event_id))])
+        self._send([dumped(error_event(str(error), error.code, param=error.param, event_id=event_id))])
 
     # ---- the way in ------------------------------------------------------------------------------------------------------
 
@@ -253,5 +253,6 @@ class RealtimeSession(Connection):
                 self._end_turn()
 
 
-def _dumped(event: Json) -> str:
+def dumped(event: Json) -> str:
+    """Return an event as it is sent."""
     return json.dumps(event, separators=(",", ":"))  # in ASCII: what the client wrote may be no valid Unicode

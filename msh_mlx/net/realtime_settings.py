@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..conversation.personas import Persona
-from ..conversation.served import ServedPersonas
+from ..conversation.served import OfferedPersonas
 from ..errors import InputError, ProtocolError
 from ..format import SAMPLE_RATE
 from ..model.ranges import TEMPERATURE
@@ -174,7 +174,7 @@ class Updater:
     `personas` are those of the model, or None. `begun` tells whether sound has come: then it is too late for a persona.
     """
 
-    def __init__(self, settings: RealtimeSettings, personas: ServedPersonas | None, begun: bool) -> None:
+    def __init__(self, settings: RealtimeSettings, personas: OfferedPersonas | None, begun: bool) -> None:
         self.settings = settings
         self.unable: list[RefusedError] = []
         self._personas = personas
@@ -242,7 +242,7 @@ class Updater:
             self._set(persona=self._personas.choose(new.voice, new.instructions))
         self._set(asked=new)
 
-    def _takes(self, personas: ServedPersonas, voice: str | None, instructions: str | None, name: str) -> bool:
+    def _takes(self, personas: OfferedPersonas, voice: str | None, instructions: str | None, name: str) -> bool:
         if voice is not None and not personas.names:
             self._cannot("The server has no voices to choose from.", self._params[name])
             return False

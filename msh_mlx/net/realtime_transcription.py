@@ -26,7 +26,7 @@ from .realtime_settings import RealtimeSettings, TranscriptionUpdater, Updater
 from .wire import Close
 
 _LOOK = 0.01  # seconds between two looks whether the sound was heard
-_EVENT = "conversation.item.input_audio_transcription"
+EVENT = "conversation.item.input_audio_transcription"
 _ORDINARY = "closed", "shutdown"  # kinds of ends
 
 
@@ -255,7 +255,7 @@ class RealtimeTranscription(RealtimeSession):
         for word in words:
             delta = f" {word.text}" if spoken else word.text
             spoken.append(word)
-            self._emit(f"{_EVENT}.delta", item_id=name, content_index=0, delta=delta)
+            self._emit(f"{EVENT}.delta", item_id=name, content_index=0, delta=delta)
 
     def _begin_turn(self, word: Transcribed) -> str:
         """Begin a turn with a word: there is no detector, or the word was too soft for it."""
@@ -282,14 +282,14 @@ class RealtimeTranscription(RealtimeSession):
             end = round(turn.end if word.end is None else word.end, 3)
             times = {"start": round(word.start, 3), "end": end}
             own = {"id": new_id("seg"), "item_id": item.id, "content_index": 0}
-            self._emit(f"{_EVENT}.segment", **own, **times, text=word.text, speaker="")
+            self._emit(f"{EVENT}.segment", **own, **times, text=word.text, speaker="")
         usage = {"type": "duration", "seconds": round(turn.seconds, 3)}
         done = {"transcript": item.text, "logprobs": None, "usage": usage}
-        self._emit(f"{_EVENT}.completed", item_id=item.id, content_index=0, **done)
+        self._emit(f"{EVENT}.completed", item_id=item.id, content_index=0, **done)
 
     def _fail_turns(self, sentence: str) -> None:
         error = {"type": "server_error", "code": "failed", "message": sentence, "param": None}
         names = [turn.item.id for turn in self._turns if turn.item]
         for name in [*names, self._turn] if self._turn else names:
-            self._emit(f"{_EVENT}.failed", item_id=name, content_index=0, error=error)
+            self._emit(f"{EVENT}.failed", item_id=name, content_index=0, error=error)
         self._turns.clear()

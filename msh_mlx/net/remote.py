@@ -19,7 +19,7 @@ import numpy as np
 
 from ..conversation.live import DELAY_LIMIT, LiveConversation, Sink, Source
 from ..errors import InputError, MshError, ProtocolError, UnansweredError
-from ..events import Event, Failed, Loading, Notice
+from ..events import Called, Event, Failed, HeardWord, Loading, Notice, Turned, Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
 from ..metrics import Durations, Memory, resident_bytes
 from ..system.words import shortened
@@ -570,13 +570,23 @@ class Remote(LiveConversation):
             self._speaks(index, "")
 
     def _learn(self, values: Mapping[str, Any]) -> None:
-        """Read metadata: notices, our place in line, and figures; ignore the rest, which published servers send."""
+        """Read metadata: notices, the user's words, our place in line, and figures; ignore what published servers send."""
         talk = self._talk
         if isinstance(ignored := values.get("ignored"), list) and ignored:
             names = _line(", ".join(map(str, ignored)))
             self._events(Notice("ignored", f"{self._address} does not know these parameters: {names}."))
         if isinstance(note := values.get("notice"), str):
             self._events(Notice("channels", _line(note), "warning"))
+        if isinstance(word := values.get("heard"), str):
+            self._events(HeardWord(Word(round(talk.sent * FRAME_SECONDS, 3), _line(word))))
+        if isinstance(turn := values.get("turn"), str):
+            now = perf_counter()
+            self._events(Turned(_line(turn), talk.index, now, now, now))
+        if isinstance(tool := values.get("tool"), Mapping):
+            name, arguments, result = (_line(str(tool.get(key, ""))) for key in ("name", "arguments", "result"))
+            self._events(
+                Called(name, arguments, result, tool.get("failed") is True, _number(tool.get("seconds")) or 0.0)
+            )
         place = values.get("waiting")
         if not talk.listening and place is not None and place != talk.waiting:
             talk.waiting = place

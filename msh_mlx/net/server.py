@@ -22,13 +22,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..conversation.personas import Persona
-from ..conversation.shared import SETTLED, Seat, SharedModel, Tick
+from ..conversation.shared import SETTLED, Tick
 from ..errors import InputError, MshError, ProtocolError
 from ..events import Failed
 from ..system.words import shortened
 from .audio_service import AudioService
 from .chat import Chat
-from .connection import Connection, End, Limits
+from .connection import Connection, End, Limits, Seated
 from .connection_log import ConnectionLog
 from .exchange import Answer, Endpoint, Opening, Request
 from .messages import MetaData
@@ -36,8 +36,9 @@ from .openai_audio import OpenAiAudio
 from .openai_errors import RefusedError, error_body
 from .parameters import ChatParameters, describe_server, unknown_parameters
 from .realtime import BETA_HEADER, BETA_PROTOCOL, PROTOCOLS, TOKEN_PROTOCOL, Realtime
+from .realtime_cascade import RealtimeCascade
 from .realtime_transcription import RealtimeTranscription
-from .talking_models import Samplers, TalkingModel, TalkingModels
+from .talking_models import LanguageModel, TalkingModel, TalkingModels
 from .visitor import Network, Origin, Visitor
 from .wire import Close, Wire
 
@@ -169,22 +170,18 @@ class _Figures(Collector):
 
 
 class Server:
-    """Serves conversations with `model`.
+    """Serves conversations with `models`.
 
     Parameters
     ----------
-    model
-        The model; it may be loaded later. The caller sets `ready` when it is loaded.
+    models
+        What holds conversations; the first is the default. They may be loaded later. The caller sets `ready` when they are.
     settings
         The settings of the server.
-    samplers
-        Makes the arguments `text_sampler`, `audio_sampler` and `seed` of a session from a client's parameters.
     log
         Called with each event, as a JSON object.
     audio
         What there is besides conversations: transcription and speech.
-    also
-        Other models that hold conversations.
 
     Attributes
     ----------
@@ -196,20 +193,16 @@ class Server:
 
     def __init__(
         self,
-        model: SharedModel,
+        models: Sequence[TalkingModel],
         settings: Settings,
-        samplers: Samplers,
         log: Callable[[Mapping[str, Any]], None],
         audio: AudioService | None = None,
-        also: Sequence[TalkingModel] = (),
     ) -> None:
         self.ready = False
         self.audio = audio or AudioService()
         self.failure: Failed | None = None
         self.failed = asyncio.Event()
-        name = self.audio.conversation or settings.about[0] or settings.about[2]
-        first = TalkingModel(name, model, samplers, settings.defaults, settings.about)
-        self._models = TalkingModels([first, *also])
+        self._models = TalkingModels(models)
         self.settings = settings
         self._log = log
         self._origins = [Origin.parse(origin) for origin in settings.origins]
@@ -512,7 +505,10 @@ class Server:
             if transcribes:
                 return transcription()
             more = transcription if service.transcriber else None
-            return Realtime(*given, model=model.name, personas=personas, beta=beta, transcription=more)
+            options: dict[str, Any] = {"model": model.name, "personas": personas, "beta": beta, "transcription": more}
+            if isinstance(model, LanguageModel):
+                return RealtimeCascade(*given, hears=service.transcriber_name, **options)
+            return Realtime(*given, **options)
 
         known = {"model", "intent", "call_id"}
         ignored = [each for each in unknown_parameters(request.query, model.meaningless) if each not in known]
@@ -528,7 +524,7 @@ class Server:
         try:
             model = (self._models.find(named) or self._models.default) if json else self._models.choose(named)
             parameters = ChatParameters.from_query(request.query, model.defaults, model.meaningless)
-            model.samplers(parameters)
+            model.check(parameters)
             self._check_loaded(json=json)
             return model, parameters, model.persona(parameters)
         except (ProtocolError, InputError) as error:
@@ -585,8 +581,8 @@ class Server:
         self._asked_for[connection] = model
         kept = ConnectionLog(settings.log_dir, f"{datetime.now():%Y-%m-%d-%H.%M.%S}-{connection.id}")
 
-        def make(parameters: ChatParameters, persona: Persona | None) -> Seat:
-            return model.shared.seat(**model.samplers(parameters), tokens=kept.add, persona=persona)
+        def make(parameters: ChatParameters, persona: Persona | None) -> Seated:
+            return model.seat(parameters, persona, kept.add)
 
         try:
             end = end or await connection.run(self._wait_in_line, make)

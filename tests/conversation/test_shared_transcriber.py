@@ -168,6 +168,25 @@ def test_a_live_stream_tells_turns(parts, shared):
     live.close()
 
 
+def test_a_live_stream_begins_anew(parts, shared):
+    """Nothing of before is heard any more, nor told, and the times begin at 0."""
+    first, told = SOUND[: 2 * SAMPLE_RATE], Told()
+    live = shared.listen(told)
+    live.push(first)
+    told.until(lambda progress: progress.seconds == 2)
+    live.push(SOUND)
+    live.reset()
+    live.push(first)
+    assert live.waiting <= 2
+    told.words.clear()
+    told.until(lambda progress: progress.seconds < 2)  # none between, or one that was being heard
+    told.until(lambda progress: progress.seconds == 2)
+    live.flush(BEHIND)
+    told.until(lambda progress: progress.flushed)
+    assert told.plain()[-2:] == alone(parts, first)
+    live.close()
+
+
 def test_what_is_not_sound_is_refused(shared):
     live = shared.listen(Told())
     with pytest.raises(InputError, match="float32"):

@@ -18,6 +18,7 @@ from msh_mlx.net.asgi_face import AsgiServer
 from msh_mlx.net.audio_service import AudioService
 from msh_mlx.net.listener import Listener
 from msh_mlx.net.server import Server
+from msh_mlx.net.talking_models import Duplex
 
 
 class Uvicorn:
@@ -74,12 +75,22 @@ async def serving(
     are those of its listener, if it has any.
     """
     settings = server_program.settings(args, files, static=static)
+    name = (service and service.conversation) or settings.about[0]
+    talking = Duplex(name, model, partial(server_program.samplers, args), settings.defaults, settings.about)
+    options = {"limits": limits, "ready": ready, "context": context, "address": address}
+    async with serving_models([talking], settings, service, **options) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serving_models(models, settings, service=None, *, limits=None, ready=True, context=None, address="127.0.0.1"):
+    """The same with models of any kind."""
     if limits:
         settings = replace(settings, limits=limits)
     log = []
     if service:
         service = replace(service, log=log.append)
-    server = Server(model, settings, partial(server_program.samplers, args), log.append, service)
+    server = Server(models, settings, log.append, service)
     server.log = log
     sock = socket.create_server((address, 0))
     server.port = sock.getsockname()[1]

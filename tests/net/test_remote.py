@@ -19,7 +19,20 @@ from test_pipeline import Reel, Tape, eventually
 
 from msh_mlx.conversation.recordings import BrokenOffError
 from msh_mlx.errors import InputError, MshError, WriteError, write_error
-from msh_mlx.events import Dropped, Failed, Heard, Loading, Notice, Ready, Said, Spoke, SpokeWord, Word
+from msh_mlx.events import (
+    Dropped,
+    Failed,
+    Heard,
+    HeardWord,
+    Loading,
+    Notice,
+    Ready,
+    Said,
+    Spoke,
+    SpokeWord,
+    Turned,
+    Word,
+)
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE
 from msh_mlx.net import remote, upload
 from msh_mlx.net.address import Address
@@ -235,6 +248,16 @@ def test_the_microphone_is_muted():
     assert np.abs(ours.heard[0]).max() < 1e-4
     assert np.abs(ours.heard[1]).max() > 0.1
     assert [float(np.abs(event.pcm).max()) > 0 for event in run.of(Heard)] == [False, True]
+
+
+def test_the_users_words_are_told_by_a_server_that_hears_them():
+    told = MetaData({"heard": "four"}), MetaData({"heard": "one"}), MetaData({"turn": "four one"})
+    ours = Ours(Handshake(), *told, MetaData({"notice": "Nothing answers."}), MetaData({"heard": 4, "turn": None}))
+    with Server(ours) as server, Run(server.port) as run:
+        eventually(lambda: run.notices("channels"))
+    assert [event.word.text for event in run.of(HeardWord)] == ["four", "one"]
+    assert [event.text for event in run.of(Turned)] == ["four one"]
+    assert run.notices("channels") == ["Nothing answers."]
 
 
 def test_in_line():

@@ -17,7 +17,7 @@ from msh_mlx.errors import InputError, MshError
 from msh_mlx.format import FRAME_SIZE
 from msh_mlx.net.messages import Handshake
 from msh_mlx.net.parameters import ChatParameters
-from msh_mlx.net.talking_models import TalkingModel, TalkingModels
+from msh_mlx.net.talking_models import Duplex, TalkingModels
 from msh_mlx.system.signals import Signals
 
 FILE = {"realtime": 0, "text_temperature": 0, "audio_temperature": 0}
@@ -108,9 +108,7 @@ def test_there_is_room_for_what_all_models_take_together():
         for _ in range(250):
             one.costs.add(1, cost)
     about = ("", "", "")
-    models = [
-        TalkingModel(name, one, lambda _: {}, ChatParameters(), about) for name, one in zip("ab", shared, strict=True)
-    ]
+    models = [Duplex(name, one, lambda _: {}, ChatParameters(), about) for name, one in zip("ab", shared, strict=True)]
     a, b = models
     all_of_them = TalkingModels(models)
     # 60 ms are there.
